@@ -1,0 +1,71 @@
+# QueryWarden. Every target sets up what it needs: `make` alone prints them all.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+.NOTPARALLEL:
+
+BIN := .venv/bin
+# Written last by the installation; older than the lock or the project's metadata means: install again.
+STAMP := .venv/.installed
+
+## Getting started
+
+.PHONY: help
+help: ## Print this list
+	@awk 'BEGIN { FS = ":.*## " } /^## / { printf "\n%s\n", substr($$0, 4) } \
+	     /^[a-z][a-z-]*:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@printf '\nPYTHON=/path/to/python3.12 chooses the interpreter for a new .venv.\n'
+
+.PHONY: install
+install: $(STAMP) ## Set up .venv/ as locked, with .venv/bin/querywarden (needs Python 3.11 or newer)
+
+$(STAMP): requirements/dev.txt requirements/uv.txt requirements/install.sh pyproject.toml
+	@PYTHON="$(PYTHON)" requirements/install.sh
+	@touch $@
+
+.PHONY: demo
+demo: $(STAMP) ## Real thefts against a real model, watched from start to report (ONCE=1: end with the report)
+	@ONCE="$(ONCE)" $(BIN)/python examples/demo.py $(ARGS)
+
+## Checking
+
+.PHONY: test
+test: $(STAMP) ## Every test, against real servers; starts what is missing (ARGS="-k store" for some)
+	@tests/install-servers.sh
+	@$(BIN)/python -m pytest -q -m "not soak" $(ARGS)
+
+.PHONY: lint
+lint: $(STAMP) ## Style, types, who may import whom, unused dependencies
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/deptry .
+
+.PHONY: format
+format: $(STAMP) ## Format the code and fix what ruff can fix
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format .
+
+.PHONY: coverage
+coverage: $(STAMP) ## The tests again, with branch coverage; writes htmlcov/
+	@tests/install-servers.sh
+	@$(BIN)/python -m pytest -q -m "not soak" --cov --cov-report=term --cov-report=html $(ARGS)
+
+.PHONY: soak
+soak: $(STAMP) ## The tests that take minutes to hours
+	@tests/install-servers.sh
+	@$(BIN)/python -m pytest -q -m soak $(ARGS)
+
+## Keeping house
+
+.PHONY: lock
+lock: $(STAMP) ## Pin the dependencies again, with hashes (ARGS=--upgrade for the newest versions)
+	@requirements/lock.sh $(ARGS)
+
+.PHONY: clean
+clean: ## Remove everything that the other targets made, .venv/ too
+	@rm -rf .venv build dist demo-out htmlcov .coverage .coverage.* .deptry_cache .hypothesis .import_linter_cache \
+	    .mypy_cache .pytest_cache .ruff_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
