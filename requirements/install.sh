@@ -4,7 +4,7 @@
 #   requirements/install.sh                             service, tests, linters and the command `querywarden`
 #   PYTHON=/path/to/python3.12 requirements/install.sh  with this interpreter, if .venv/ is yet to be made
 #
-# Packages come from whatever registry pip is set up for. An existing .venv/ is brought to the locked state.
+# Packages come from the index that uv (UV_DEFAULT_INDEX) or else pip (PIP_INDEX_URL, pip.conf) is set up for. An existing .venv/ is brought to the locked state.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -46,6 +46,8 @@ if ! [ -x "$uv" ] || [ "uv==$("$uv" --version | cut -d' ' -f2)" != "$(grep -o '^
     "$python" -m pip --version >/dev/null 2>&1 || "$python" -m ensurepip --upgrade >/dev/null
     "$python" -m pip install --quiet --require-hashes --only-binary :all: -r requirements/uv.txt
 fi
+index=${UV_DEFAULT_INDEX:-${PIP_INDEX_URL:-$("$python" -m pip config get global.index-url 2>/dev/null || true)}}
+[ -z "$index" ] || export UV_DEFAULT_INDEX=$index
 
 "$uv" pip sync --quiet --require-hashes --python "$python" requirements/dev.txt requirements/uv.txt
 # The project itself, editable; its build tools are in the lock too, so nothing unpinned is fetched for it.

@@ -5,12 +5,12 @@
 #   requirements/lock.sh --upgrade     everything to its newest version
 #
 # Writes run.txt (the service), dev.txt (service, tests, linters, build), build.txt (what builds the wheel) and
-# uv.txt (the installer itself), for every supported Python at once. No index is written into them: they install from whatever registry pip or uv is set up for.
+# uv.txt (the installer itself), for every supported Python at once. No index is written into them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 uv=.venv/bin/uv
 
-compile() { # OUT SOURCE... [-- OPTION...]
+compile() { # OUT SOURCE... OPTION...
     local out=$1
     shift
     "$uv" pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
