@@ -1,0 +1,130 @@
+"""Fixtures for everybody: the real servers, each started once a session and only when a test asks for it.
+
+    kafka_bootstrap   "127.0.0.1:port"            session
+    topic             a factory of topics with unique names: ``topic(partitions=4) -> str``
+    redis_url         "redis://127.0.0.1:port/n"  an empty database of its own for each test
+    valkey_url        the same on Valkey
+
+A missing server skips the test with the command that installs it, and fails it under ``CI=true``.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+
+import pytest
+import redis
+from kafka import KafkaAdminClient
+from servers import Kafka, MissingServer, Redis, Server, Valkey
+
+_databases = itertools.count()
+
+
+def _started(kind: type[Server], request: pytest.FixtureRequest) -> Iterator[Server]:
+    try:
+        server = kind()
+    except MissingServer as missing:
+        if os.environ.get("CI") == "true":
+            pytest.fail(str(missing), pytrace=False)
+        pytest.skip(str(missing))
+    try:
+        server.start()
+        yield server
+        server.stop()
+    finally:
+        server.kill()
+        kept = server.keep_log() if request.session.testsfailed else None
+        if kept is not None:
+            request.config.stash.setdefault(_KEPT, []).append(f"{server.name}: {kept}")
+        shutil.rmtree(server.folder, ignore_errors=True)
+
+
+_KEPT = pytest.StashKey[list[str]]()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    for line in config.stash.get(_KEPT, []):
+        terminalreporter.write_line(f"server log kept: {line}")
+
+
+@pytest.fixture(scope="session")
+def kafka_bootstrap(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Address of a real Kafka broker."""
+    running = os.environ.get("QUERYWARDEN_TEST_KAFKA")
+    if running:
+        yield running
+        return
+    for server in _started(Kafka, request):
+        assert isinstance(server, Kafka)
+        yield server.bootstrap
+
+
+@pytest.fixture
+def topic(kafka_bootstrap: str) -> Iterator[Callable[..., str]]:
+    """Factory of topics that nobody else uses; they are deleted afterwards."""
+    admin = KafkaAdminClient(bootstrap_servers=kafka_bootstrap)
+    made: list[str] = []
+
+    def create(partitions: int = 4, **config: str) -> str:
+        name = f"qw-test-{uuid.uuid4().hex[:12]}"
+        options = {"num_partitions": partitions, "replication_factor": 1, "configs": config}
+        admin.create_topics({name: options}, wait_for_metadata=True)
+        made.append(name)
+        return name
+
+    try:
+        yield create
+    finally:
+        if made:
+            admin.delete_topics(made)
+        admin.close()
+
+
+@pytest.fixture(scope="session")
+def redis_server(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Address of a real Redis, shared: tests take `redis_url`."""
+    yield from _address(Redis, "QUERYWARDEN_TEST_REDIS", request)
+
+
+@pytest.fixture(scope="session")
+def valkey_server(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Address of a real Valkey, shared: tests take `valkey_url`."""
+    yield from _address(Valkey, "QUERYWARDEN_TEST_VALKEY", request)
+
+
+def _address(kind: type[Redis], variable: str, request: pytest.FixtureRequest) -> Iterator[str]:
+    running = os.environ.get(variable)
+    if running:
+        yield running.rstrip("/")
+        return
+    for server in _started(kind, request):
+        assert isinstance(server, Redis)
+        yield server.url
+
+
+def _own_database(address: str) -> Iterator[str]:
+    """A database that is empty now, and is emptied again afterwards; never one that held somebody's keys."""
+    with redis.Redis.from_url(address) as client:
+        count = int(client.config_get("databases")["databases"])
+    for _ in range(count):
+        url = f"{address}/{next(_databases) % count}"
+        with redis.Redis.from_url(url) as client:
+            if client.dbsize() == 0:
+                yield url
+                client.flushdb()
+                return
+    raise RuntimeError(f"{address} has no empty database")
+
+
+@pytest.fixture
+def redis_url(redis_server: str) -> Iterator[str]:
+    yield from _own_database(redis_server)
+
+
+@pytest.fixture
+def valkey_url(valkey_server: str) -> Iterator[str]:
+    yield from _own_database(valkey_server)

@@ -1,0 +1,73 @@
+#!/usr/bin/env bash
+# Installs the real servers that the tests need, and says what it installs. Idempotent: a second run downloads nothing.
+#
+#   redis-server                      apt, only if missing
+#   default-jre-headless, maven       apt, only if java or mvn are missing
+#   Apache Kafka broker (45 jars)     Maven Central, into $QUERYWARDEN_CACHE (default ~/.cache/querywarden)
+#
+# Without root and without sudo nothing is installed by apt: what is missing is named and the tests that need it are
+# skipped (with CI=true: this script fails). QUERYWARDEN_TEST_KAFKA and QUERYWARDEN_TEST_REDIS name running servers instead.
+set -euo pipefail
+
+KAFKA_VERSION=4.3.1
+CACHE="${QUERYWARDEN_CACHE:-$HOME/.cache/querywarden}"
+JARS="$CACHE/kafka-$KAFKA_VERSION"
+missing=()
+fresh_lists=""
+
+say() { printf 'install-servers: %s\n' "$*"; }
+
+as_root() {
+    if [ "$(id -u)" = 0 ]; then "$@"; elif command -v sudo >/dev/null && sudo -n true 2>/dev/null; then sudo -n "$@"; else return 77; fi
+}
+
+apt_install() { # package, what for
+    if ! command -v apt-get >/dev/null; then missing+=("$1 ($2): no apt-get here; install it by hand"); return; fi
+    if ! as_root true; then missing+=("$1 ($2): needs root: apt-get install -y --no-install-recommends $1"); return; fi
+    say "installing $1 with apt ($2)"
+    if [ -z "$fresh_lists" ]; then as_root apt-get -qq -o DPkg::Lock::Timeout=300 update || true; fresh_lists=yes; fi
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -y -o DPkg::Lock::Timeout=300 install --no-install-recommends "$1" >/dev/null \
+        || missing+=("$1 ($2): apt-get failed")
+}
+
+if [ -n "${QUERYWARDEN_TEST_REDIS:-}" ]; then say "Redis: using the running server of QUERYWARDEN_TEST_REDIS"
+elif command -v redis-server >/dev/null; then say "Redis: $(redis-server --version | cut -d' ' -f3) is here"
+else apt_install redis-server "the Redis server of the tests"; fi
+
+if [ -n "${QUERYWARDEN_TEST_KAFKA:-}" ]; then
+    say "Kafka: using the running broker of QUERYWARDEN_TEST_KAFKA"
+else
+    command -v java >/dev/null || apt_install default-jre-headless "runs the Kafka broker"
+    if [ -f "$JARS/.complete" ]; then
+        say "Kafka: $KAFKA_VERSION is in $JARS"
+    else
+        command -v mvn >/dev/null || apt_install maven "fetches the Kafka broker"
+        if command -v mvn >/dev/null && command -v java >/dev/null; then
+            say "Kafka: fetching the $KAFKA_VERSION broker (44 MB) to $JARS"
+            mkdir -p "$CACHE"
+            build="$(mktemp -d "$CACHE/kafka-build.XXXXXX")"
+            trap 'rm -rf "$build"' EXIT
+            cat >"$build/pom.xml" <<POM
+<project xmlns="http://maven.apache.org/POM/4.0.0"><modelVersion>4.0.0</modelVersion>
+ <groupId>querywarden</groupId><artifactId>kafka-broker</artifactId><version>1</version><packaging>pom</packaging>
+ <dependencies><dependency><groupId>org.apache.kafka</groupId><artifactId>kafka_2.13</artifactId><version>$KAFKA_VERSION</version></dependency></dependencies>
+</project>
+POM
+            if mvn -q -B -f "$build/pom.xml" dependency:copy-dependencies -DincludeScope=runtime -DoutputDirectory="$build/jars"; then
+                touch "$build/jars/.complete"
+                rm -rf "$JARS"
+                mv "$build/jars" "$JARS"
+            else
+                missing+=("Kafka $KAFKA_VERSION: maven could not fetch it")
+            fi
+        else
+            missing+=("Kafka $KAFKA_VERSION: needs java and mvn")
+        fi
+    fi
+fi
+
+if [ "${#missing[@]}" -gt 0 ]; then
+    for what in "${missing[@]}"; do say "MISSING $what" >&2; done
+    if [ "${CI:-}" = true ]; then exit 1; fi
+    say "tests that need what is missing will be skipped" >&2
+fi
