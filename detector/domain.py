@@ -1,0 +1,218 @@
+"""What a prediction service accepts, and what a simulated world is made of.
+
+Rules of the file:
+
+* A `Domain` is read off a reference matrix: bounds, decimals, coded columns. Everything simulated passes `Domain.emit`,
+  so that thieves and honest clients alike send rows that the service would take: clipped, rounded, known codes only.
+* The grain is the log's rounding grain (decimals), not the lattice that honest values happen to lie on: a service that
+  takes 0.25 takes 0.24.
+* A `Scene` holds four sets that are disjoint by item; who builds it answers for that.
+* Randomness comes in as `rng`, never from a global state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Rows = NDArray[np.float64]
+Predict = Callable[[Rows], Rows]
+"""A victim: (n, d) inputs → (n, c) probabilities."""
+Freshen = Callable[[Rows, np.random.Generator], Rows]
+"""Honest variation: (n, d) items → (n, d) other items of the same population."""
+
+MOST_DECIMALS = 6
+MOST_CODES = 32
+QUANTILES = 101
+
+
+@dataclass(frozen=True, slots=True)
+class Domain:
+    """Bounds and grain of d input columns.
+
+    low, high    (d,) what is accepted; one range for all columns when `homogeneous`
+    decimals     (d,) int, values are rounded to so many digits
+    codes        d entries: known levels of a coded column, else None
+    centre       (d,) mean, `spread` (d,) standard deviation (never 0), `mode` (d,) most frequent value
+    quantiles    (101, d) per-column quantiles that are values of the reference
+    homogeneous  all columns share one unit (pixels, embeddings)
+    unit         rows have Euclidean length 1 (sentence embeddings): emitted rows are scaled to it
+    """
+
+    low: Rows
+    high: Rows
+    decimals: NDArray[np.int64]
+    codes: tuple[Rows | None, ...]
+    centre: Rows
+    spread: Rows
+    mode: Rows
+    quantiles: Rows
+    homogeneous: bool
+    unit: bool
+
+    @classmethod
+    def of(cls, reference: Rows, coded: NDArray[np.bool_] | None = None) -> Domain:
+        """Domain of a reference (n, d).
+
+        `coded` (d,) says which columns are categories; without it, whole-number columns of at most 32 levels are,
+        unless the columns are homogeneous.
+        """
+        rows = np.asarray(reference, dtype=np.float64)
+        if rows.ndim != 2 or not len(rows):
+            raise ValueError("a domain needs a reference of shape (n, d), n >= 1")
+        low, high = rows.min(axis=0), rows.max(axis=0)
+        unit = rows.shape[1] > 1 and bool(np.all(np.abs(np.linalg.norm(rows, axis=1) - 1.0) < 2e-3))
+        homogeneous = unit or _homogeneous(low, high)
+        decimals = np.array([_decimals(column) for column in rows.T], dtype=np.int64)
+        if homogeneous:
+            low, high = (
+                np.full_like(low, -1.0 if unit else low.min()),
+                np.full_like(high, 1.0 if unit else high.max()),
+            )
+            decimals[:] = decimals.max()
+        levels: list[Rows | None] = []
+        modes = np.empty(rows.shape[1])
+        for j, column in enumerate(rows.T):
+            values, counts = np.unique(column, return_counts=True)
+            modes[j] = values[counts.argmax()]
+            few = not homogeneous and decimals[j] == 0 and len(values) <= MOST_CODES
+            levels.append(values if (few if coded is None else bool(coded[j])) else None)
+        spread = rows.std(axis=0)
+        floor = float(spread.mean()) * 0.1 if homogeneous and spread.any() else 1.0
+        positive = np.maximum(spread, floor) if homogeneous else np.where(spread > 0, spread, floor)
+        quantiles = np.quantile(rows, np.linspace(0, 1, QUANTILES), axis=0, method="nearest")
+        centre = rows.mean(axis=0)
+        return cls(low, high, decimals, tuple(levels), centre, positive, modes, quantiles, homogeneous, unit)
+
+    @property
+    def width(self) -> int:
+        """d, the number of columns."""
+        return len(self.low)
+
+    @property
+    def coded(self) -> NDArray[np.bool_]:
+        """(d,) which columns are categories."""
+        return np.array([levels is not None for levels in self.codes], dtype=bool)
+
+    @property
+    def grain(self) -> Rows:
+        """(d,) smallest difference that the service can see."""
+        return np.power(10.0, -self.decimals)
+
+    @property
+    def unit_step(self) -> Rows:
+        """(d,) one whole move of a column: the common range if homogeneous, the standard deviation otherwise."""
+        return (self.high - self.low) if self.homogeneous and not self.unit else self.spread
+
+    def emit(self, rows: Rows) -> Rows:
+        """(n, d) rows as the service accepts them. Idempotent, but for rounding where rows have unit length."""
+        out = np.array(rows, dtype=np.float64, ndmin=2)
+        if self.unit:
+            length = np.linalg.norm(out, axis=1, keepdims=True)
+            out = np.where(length > 1e-12, out / np.maximum(length, 1e-12), 1.0 / np.sqrt(self.width))
+        out = np.clip(out, self.low, self.high)
+        for places in np.unique(self.decimals):
+            columns = self.decimals == places
+            out[:, columns] = np.round(out[:, columns], int(places))
+        for j, levels in enumerate(self.codes):
+            if levels is not None:
+                out[:, j] = levels[np.abs(out[:, j][:, None] - levels).argmin(axis=1)]
+        return out + 0.0  # no negative zeros in a log
+
+    def uniform(self, n: int, rng: np.random.Generator) -> Rows:
+        """(n, d) uniform noise: any accepted number, any known code."""
+        if self.unit:
+            return rng.normal(size=(n, self.width))
+        out = rng.uniform(self.low, self.high, size=(n, self.width))
+        for j, levels in enumerate(self.codes):
+            if levels is not None:
+                out[:, j] = rng.choice(levels, size=n)
+        return out
+
+    def marginal(self, n: int, rng: np.random.Generator) -> Rows:
+        """(n, d) every column drawn from its own distribution, independently of the others."""
+        return np.take_along_axis(self.quantiles, rng.integers(0, QUANTILES, size=(n, self.width)), axis=0)
+
+    def standardise(self, rows: Rows) -> Rows:
+        """(n, d) centred and scaled by column."""
+        out: Rows = (rows - self.centre) / self.spread
+        return out
+
+    def wobble(self, rows: Rows, size: float, rng: np.random.Generator) -> Rows:
+        """(n, d) small honest noise of `size` steps; codes and numbers at a column's mode (empty pixels) stay."""
+        moves = rng.normal(size=rows.shape) * size * self.unit_step
+        return np.where(self.coded | ((rows == self.mode) & (not self.unit)), rows, rows + moves)
+
+
+def _homogeneous(low: Rows, high: Rows) -> bool:
+    if len(low) < 4:
+        return False
+    wide = float((high - low).max())
+    alike = np.abs(low - np.median(low)) <= 0.25 * wide
+    return bool(wide > 0 and alike.mean() >= 0.8 and ((high - low) >= 0.5 * wide).mean() >= 0.5)
+
+
+def _decimals(column: Rows) -> int:
+    """Digits after the point that all values of a column keep, at most 6; values may have passed through float32."""
+    for places in range(MOST_DECIMALS):
+        scaled = column * 10.0**places
+        if np.all(np.abs(scaled - np.round(scaled)) <= 1.2e-7 * np.abs(scaled) + 1e-9):
+            return places
+    return MOST_DECIMALS
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """What a world is made of.
+
+    domain   what the service accepts
+    pool     (m, d) items that honest clients own, `labels` (m,) the victim's classes of them (for class mixes)
+    own      (a, d) in-domain items that thieves own, disjoint from `pool`
+    foreign  (f, d) rows of another domain, mapped to this one's columns
+    freshen  where honest clients get more items than the pool holds; None: blends of near neighbours of one class
+    """
+
+    domain: Domain
+    pool: Rows
+    labels: NDArray[np.int64]
+    own: Rows
+    foreign: Rows
+    freshen: Freshen | None = None
+
+    def items(self, n: int, rng: np.random.Generator, mix: Rows | None = None, repeats: float = 0.0) -> Rows:
+        """(n, d) honest items with class mix `mix` (c,).
+
+        An item that comes up again is sent again with probability `repeats`, else a fresh one like it is sent.
+        """
+        odds = np.ones(len(self.pool)) if mix is None else np.maximum(mix[self.labels], 1e-12)
+        picks = rng.choice(len(self.pool), size=n, p=odds / odds.sum())
+        rows = self.pool[picks].copy()
+        again = np.ones(n, dtype=bool)
+        again[np.unique(picks, return_index=True)[1]] = False
+        fresh = np.flatnonzero(again & (rng.random(n) >= repeats))
+        if len(fresh):
+            rows[fresh] = self.freshen(rows[fresh], rng) if self.freshen else self._blend(picks[fresh], rng)
+        return self.domain.emit(rows)
+
+    def _blend(self, picks: NDArray[np.int64], rng: np.random.Generator) -> Rows:
+        """Items between an item and a near one of its class.
+
+        In tables a number that sits at its column's mode in either is taken from one of them: zeros stay zeros.
+        """
+        domain, rows = self.domain, self.pool[picks]
+        partners = rng.integers(0, len(self.pool), size=(len(picks), 24))
+        gaps = np.full(partners.shape, np.inf)
+        for k in range(partners.shape[1]):
+            apart = domain.standardise(self.pool[partners[:, k]]) - domain.standardise(rows)
+            stranger = self.labels[partners[:, k]] != self.labels[picks]
+            gaps[:, k] = np.square(apart).sum(axis=1) + 1e9 * stranger + 1e12 * (partners[:, k] == picks)
+        other = self.pool[partners[np.arange(len(picks)), gaps.argmin(axis=1)]]
+        share = rng.uniform(0.05, 0.35, size=(len(picks), 1))
+        between: Rows = rows + share * (other - rows)
+        if domain.homogeneous:
+            return between
+        one_of_both = domain.coded | (rows == domain.mode) | (other == domain.mode)
+        return np.where(one_of_both, np.where(rng.random(rows.shape) < share, other, rows), between)
