@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,9 @@ import helm_python as helm
 import kubernetes_validate
 import pytest
 import yaml
+
+from consumers.errors import Refused
+from consumers.secrets import Secrets
 
 CHART = Path(__file__).parent.parent / "helm"
 FOREIGN = {"ScaledObject", "PodMonitor"}
@@ -172,14 +176,14 @@ def test_pods_satisfy_the_restricted_pod_security_standard(documents: list[Docum
         assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.keys()
         allowed = {"configMap", "secret", "emptyDir", "persistentVolumeClaim", "csi"}
         assert {kind for volume in pod["volumes"] for kind in volume if kind != "name"} <= allowed
-        (container,) = pod["containers"]
-        assert container["securityContext"] == {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "runAsNonRoot": True,
-            "capabilities": {"drop": ["ALL"]},
-        }
-        assert all("hostPort" not in port for port in container["ports"])
+        for container in [*pod["initContainers"], *pod["containers"]]:
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
+                "runAsNonRoot": True,
+                "capabilities": {"drop": ["ALL"]},
+            }
+            assert all("hostPort" not in port for port in container.get("ports", []))
 
 
 def test_only_the_two_scratch_folders_can_be_written(documents: list[Document]) -> None:
@@ -189,6 +193,7 @@ def test_only_the_two_scratch_folders_can_be_written(documents: list[Document]) 
         writable = {mount["mountPath"] for mount in mounts if not mount.get("readOnly")}
         assert writable == {"/var/lib/querywarden", "/tmp"}
         assert all(kinds[mount["name"]] == "emptyDir" for mount in mounts if mount["mountPath"] in writable)
+        mounts += pod["initContainers"][0]["volumeMounts"]
         assert kinds.keys() == {mount["name"] for mount in mounts}
         environment = {entry["name"]: entry.get("value") for entry in pod["containers"][0]["env"]}
         assert environment["NUMBA_CACHE_DIR"].startswith("/var/lib/querywarden/")
@@ -210,8 +215,9 @@ def test_probes_ask_the_metrics_port(documents: list[Document]) -> None:
 
 def test_pods_have_limits_spread_and_time_to_drain(documents: list[Document]) -> None:
     for pod in pods(documents).values():
-        resources = pod["containers"][0]["resources"]
-        assert {"cpu", "memory"} == resources["limits"].keys() == resources["requests"].keys()
+        for container in [*pod["initContainers"], *pod["containers"]]:
+            resources = container["resources"]
+            assert {"cpu", "memory"} == resources["limits"].keys() == resources["requests"].keys()
         assert pod["terminationGracePeriodSeconds"] >= 30
         assert {c["topologyKey"] for c in pod["topologySpreadConstraints"]} == {
             "kubernetes.io/hostname",
@@ -274,6 +280,20 @@ def test_the_notes_are_written(values: Values) -> None:
     (notes,) = [text for path, text in rendered.items() if path.endswith("NOTES.txt")]
     assert "kubectl -n security rollout status deployment/" in notes
     assert "<no value>" not in notes
+
+
+def test_the_copied_key_material_is_what_the_service_accepts(documents: list[Document], tmp_path: Path) -> None:
+    mounted = tmp_path / "mounted.json"
+    Secrets.load(mounted, create=True)
+    mounted.chmod(0o440)  # as Kubernetes mounts it under an fsGroup
+    with pytest.raises(Refused):
+        Secrets.load(mounted)
+    own = tmp_path / "own.json"
+    for pod in pods(documents).values():
+        command = pod["initContainers"][0]["command"]
+        assert command[-1] == settings(documents)["secrets"]["file"]
+        subprocess.run([*command[:-2], mounted, own], check=True)
+        assert Secrets.load(own).sampling_key
 
 
 # --- what one value changes

@@ -50,6 +50,15 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- if or .Values.kafka.ca.existingSecret .Values.kafka.ca.existingConfigMap }}true{{ end -}}
 {{- end -}}
 
+{{/* Pod Security Standard "restricted", and a root file system that nobody writes to. */}}
+{{- define "querywarden.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+runAsNonRoot: true
+capabilities:
+  drop: [ALL]
+{{- end -}}
+
 {{/* Helm reads every number as a float; TOML and the service tell 30 from 30.0. JSON strings and lists are TOML too. */}}
 {{- define "querywarden.tomlValue" -}}
 {{- if and (kindIs "float64" .) (eq (floor .) .) -}}{{ printf "%d" (int64 .) }}{{- else -}}{{ toJson . }}{{- end -}}
