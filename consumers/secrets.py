@@ -1,0 +1,170 @@
+"""The three secrets of an installation, in one file that all its processes share.
+
+Rules:
+
+* Created once, mode 0600, atomically: of several processes that start at once exactly one writes it, all read the
+  same.
+* A file that group or others can read is refused; so is one that is damaged. Nothing is ever repaired in silence.
+* Every use of a secret is bound to a tenant: the same client id under two tenants has two unrelated hashes.
+* No secret is shown by `repr`, in an error or in a log. `key_id` is a one-way hash, which the store keeps to notice a
+  mix-up.
+* Sealing is deterministic (the nonce is a keyed hash of the text), so that a replayed profile has the same bytes. It
+  shows which sealed texts of one tenant are equal, which their client hashes show anyway.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import contextlib
+import hashlib
+import hmac
+import json
+import os
+import secrets as entropy
+import stat
+from functools import lru_cache
+from pathlib import Path
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from consumers.errors import CorruptState, Refused
+
+FORMAT = 1
+KEY_BYTES = {"sampling_key": 16, "pepper": 32, "sealing_key": 32}
+"""Name in the file → length of the key."""
+
+_NONCE_BYTES = 12
+_SEAL_VERSION = b"\x01"
+_MAX_FILE_BYTES = 64 * 1024
+_CACHED_CLIENTS = 16_384
+
+
+class Secrets:
+    """Sampling key, pepper and sealing key; see `load`.
+
+    sampling_key  16 bytes, for the keyed hash that decides what is sampled
+    """
+
+    __slots__ = ("_cipher", "_client_hash", "_pepper", "_sealing_key", "_tenant_pepper", "sampling_key")
+
+    def __init__(self, sampling_key: bytes, pepper: bytes, sealing_key: bytes) -> None:
+        for name, key in zip(KEY_BYTES, (sampling_key, pepper, sealing_key), strict=True):
+            if len(key) != KEY_BYTES[name]:
+                raise Refused(f"secrets: {name} must have {KEY_BYTES[name]} bytes, not {len(key)}")
+        self.sampling_key = sampling_key
+        self._pepper = pepper
+        self._sealing_key = sealing_key
+        self._tenant_pepper = lru_cache(maxsize=256)(lambda tenant: _derive(self._pepper, b"client", tenant))
+        self._client_hash = lru_cache(maxsize=_CACHED_CLIENTS)(self._hash_client)
+        self._cipher = lru_cache(maxsize=256)(self._tenant_cipher)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], create: bool = False) -> Secrets:
+        """The secrets in `path`; with `create` they are drawn and written first if there is no such file.
+
+        Raises Refused when the file is missing, readable by group or others, or damaged.
+        """
+        where = Path(path)
+        if create and not where.exists():
+            _write_new(where)
+        return cls(**_read(where))
+
+    @classmethod
+    def draw(cls) -> Secrets:
+        """Fresh secrets that are kept nowhere."""
+        return cls(**{name: entropy.token_bytes(n) for name, n in KEY_BYTES.items()})
+
+    @property
+    def key_id(self) -> str:
+        """16 hex digits that name these secrets and give nothing away about them."""
+        digest = hashlib.blake2b(digest_size=8, person=b"qw-secrets-id")
+        for key in (self.sampling_key, self._pepper, self._sealing_key):
+            digest.update(key)
+        return digest.hexdigest()
+
+    def client_hash(self, tenant: str, client: str) -> str:
+        """Keyed hash of a client id: 128 bits of HMAC-SHA256 under the tenant's pepper, 32 hex digits."""
+        return self._client_hash(tenant, client)
+
+    def seal(self, text: str, tenant: str) -> bytes:
+        """`text` encrypted under the tenant's key: version, nonce (12 bytes), AES-256-GCM ciphertext and tag."""
+        cipher, nonce_key = self._cipher(tenant)
+        plain = text.encode("utf-8", "surrogatepass")
+        nonce = hmac.digest(nonce_key, plain, "sha256")[:_NONCE_BYTES]
+        return _SEAL_VERSION + nonce + cipher.encrypt(nonce, plain, _SEAL_VERSION)
+
+    def unseal(self, sealed: bytes, tenant: str) -> str:
+        """Raises CorruptState when the bytes are damaged or were sealed under other secrets or for another tenant."""
+        if sealed[:1] != _SEAL_VERSION:
+            raise CorruptState("sealed text: unknown version")
+        cipher, _ = self._cipher(tenant)
+        nonce, body = sealed[1 : 1 + _NONCE_BYTES], sealed[1 + _NONCE_BYTES :]
+        try:
+            return cipher.decrypt(nonce, body, _SEAL_VERSION).decode("utf-8", "surrogatepass")
+        except (InvalidTag, ValueError) as error:
+            raise CorruptState("sealed text: damaged, or sealed with other secrets") from error
+
+    def __repr__(self) -> str:
+        return f"Secrets(key_id={self.key_id})"
+
+    def __reduce__(self) -> str:
+        raise TypeError("secrets are not serialised")
+
+    def _hash_client(self, tenant: str, client: str) -> str:
+        return hmac.digest(self._tenant_pepper(tenant), client.encode("utf-8", "surrogatepass"), "sha256")[:16].hex()
+
+    def _tenant_cipher(self, tenant: str) -> tuple[AESGCM, bytes]:
+        return AESGCM(_derive(self._sealing_key, b"seal", tenant)), _derive(self._sealing_key, b"nonce", tenant)
+
+
+def _derive(key: bytes, purpose: bytes, tenant: str) -> bytes:
+    """32 bytes bound to a purpose and a tenant."""
+    return hmac.digest(key, purpose + b"\x00" + tenant.encode("utf-8", "surrogatepass"), "sha256")
+
+
+def _write_new(path: Path) -> None:
+    """Draw secrets and publish them under `path`, unless another process was faster."""
+    keys = {name: base64.b64encode(entropy.token_bytes(n)).decode() for name, n in KEY_BYTES.items()}
+    text = json.dumps({"format": FORMAT, **keys}, indent=1) + "\n"
+    draft = path.with_name(f".{path.name}.{os.getpid()}.{entropy.token_hex(4)}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            with os.fdopen(fd, "w", encoding="ascii") as out:
+                out.write(text)
+                out.flush()
+                os.fsync(out.fileno())
+            # A hard link appears whole or not at all and, unlike a rename, never replaces what another process wrote.
+            with contextlib.suppress(FileExistsError):
+                os.link(draft, path)
+        finally:
+            draft.unlink(missing_ok=True)
+    except OSError as error:
+        raise Refused(f"secrets file {path}: cannot be created: {error.strerror}") from error
+
+
+def _read(path: Path) -> dict[str, bytes]:
+    try:
+        with path.open("rb") as source:
+            mode = stat.S_IMODE(os.fstat(source.fileno()).st_mode)
+            text = source.read(_MAX_FILE_BYTES)
+    except FileNotFoundError as error:
+        raise Refused(f"secrets file {path}: does not exist") from error
+    except OSError as error:
+        raise Refused(f"secrets file {path}: cannot be read: {error.strerror}") from error
+    if mode & 0o077:
+        raise Refused(f"secrets file {path}: mode {mode:04o} lets others use it; run: chmod 600 {path}")
+    try:
+        document = json.loads(text)
+        if document["format"] != FORMAT:
+            raise Refused(f"secrets file {path}: format {document['format']!r}, this version reads format {FORMAT}")
+        keys = {name: base64.b64decode(document[name], validate=True) for name in KEY_BYTES}
+    except (ValueError, TypeError, KeyError, binascii.Error, RecursionError):
+        raise Refused(f"secrets file {path}: damaged or not a secrets file") from None
+    for name, key in keys.items():
+        if len(key) != KEY_BYTES[name]:
+            raise Refused(f"secrets file {path}: {name} must have {KEY_BYTES[name]} bytes")
+    return keys

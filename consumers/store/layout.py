@@ -1,0 +1,126 @@
+"""How both stores name, bound and keep things: one place, so that they cannot differ.
+
+Rules:
+
+* A client is written as ``tenant:model:client``, each part percent-encoded, so that no part can imitate another key.
+* In Redis a cell is all keys under one hash tag. The tag ends in a number that is chosen so that cells spread evenly
+  over the 16,384 slots of a cluster: decision cell v of 32 into its 32nd, partition p of a topic by the bit-reversed
+  order of p (which is even for every number of partitions), files by their hash.
+* What the caller must never send (a bug, hence ValueError) is checked here, before anything reaches a store.
+"""
+
+from __future__ import annotations
+
+import binascii
+import hashlib
+import math
+from functools import lru_cache
+from urllib.parse import quote, unquote
+
+from consumers.errors import CorruptState
+from consumers.store import DECISION_CELLS, Checkpoint, Outcome
+from detector.query import ClientKey
+
+PROFILE_TTL_S = 30 * 86_400
+ALERT_TTL_MS = 30 * 86_400_000
+MAX_OFFSET = 2**53 - 1
+"""Redis keeps scores as doubles; offsets beyond would lose digits."""
+
+LAYOUT = ("schema", "number of decision cells", "secrets")
+"""What a store is made with and must keep for life, in people's words."""
+
+SLOTS = 16_384
+_STRATA_BITS = 6
+
+
+def part_text(part: str) -> str:
+    """A name that may become part of a key: nothing in it can be taken for a separator."""
+    return quote(part, safe="")
+
+
+def client_text(client: ClientKey) -> str:
+    """One unambiguous line for a client key."""
+    return ":".join([part_text(part) for part in client])
+
+
+def client_from_text(text: str) -> ClientKey:
+    """Inverse of `client_text`. Raises CorruptState for anything that `client_text` never wrote."""
+    parts = text.split(":")
+    if len(parts) != 3:
+        raise CorruptState(f"not a client key: {text[:80]!r}")
+    return ClientKey(*(unquote(part) for part in parts))
+
+
+def model_text(tenant: str, model: str) -> str:
+    """One unambiguous line for a model of a tenant: the first two parts of `client_text`."""
+    return f"{part_text(tenant)}:{part_text(model)}"
+
+
+def slot(tag: str) -> int:
+    """Cluster slot of a hash tag (CRC16/XMODEM, as Redis computes it)."""
+    return binascii.crc_hqx(tag.encode(), 0) % SLOTS
+
+
+@lru_cache(maxsize=4096)
+def profile_prefix(cell: str) -> str:
+    """Key prefix of a profile cell: ``qw:{i.<cell>.<n>}:``."""
+    strata = 1 << _STRATA_BITS
+    name, _, number = cell.rpartition(":")
+    start = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=2).digest(), "big")
+    if number.isascii() and number.isdecimal():
+        turn = int(f"{int(number) % strata:0{_STRATA_BITS}b}"[::-1], 2)
+    else:
+        turn = int.from_bytes(hashlib.blake2b(cell.encode(), digest_size=2).digest(), "big")
+    return _spread(f"i.{quote(cell, safe=':')}", (start + turn) % strata, strata)
+
+
+@lru_cache(maxsize=DECISION_CELLS)
+def decision_prefix(cell: int) -> str:
+    """Key prefix of a decision cell: ``qw:{d.<cell>.<n>}:``."""
+    return _spread(f"d.{cell}", cell, DECISION_CELLS)
+
+
+def _spread(name: str, stratum: int, strata: int) -> str:
+    """The first tag ``name.<n>`` whose slot lies in the given one of `strata` equal ranges of slots."""
+    n = 0
+    while slot(f"{name}.{n}") * strata // SLOTS != stratum:
+        n += 1
+    return f"qw:{{{name}.{n}}}:"
+
+
+def layout_differs(name: str, stored: str | None, ours: str) -> str:
+    """One line for a store that was made otherwise."""
+    return f"store: it was made with {name} {stored or 'unknown'}, this process has {ours}"
+
+
+def check_checkpoint(checkpoint: Checkpoint) -> None:
+    """Refuse (ValueError) a checkpoint that would break the protocol whoever the owner is."""
+    before, after = checkpoint.expected_offset or 0, checkpoint.next_offset
+    if not 0 <= before <= after <= MAX_OFFSET:
+        raise ValueError(f"{checkpoint.cell}: a commit cannot go from offset {before} to {after}")
+    # A touch at an offset that readers may have passed already would never be seen.
+    if checkpoint.profiles and after == before:
+        raise ValueError(f"{checkpoint.cell}: profiles changed, but the offset stays at {after}")
+
+
+def check_outcome(outcome: Outcome) -> None:
+    """Refuse (ValueError) an outcome that no store could keep as it is."""
+    check_decision_cell(outcome.cell)
+    for client, row in outcome.rows.items():
+        if not math.isfinite(row.rank):
+            raise ValueError(f"{client.model}/{client.client}: rank {row.rank} is not a number to sort by")
+
+
+def check_limit(limit: int) -> None:
+    if limit < 1:
+        raise ValueError(f"a limit of {limit} clients would never get anywhere")
+
+
+def check_decision_cell(cell: int) -> None:
+    if not 0 <= cell < DECISION_CELLS:
+        raise ValueError(f"there is no decision cell {cell}")
+
+
+def check_lease(lease_ms: int) -> None:
+    if lease_ms <= 0:
+        raise ValueError(f"a lease of {lease_ms} ms is none")

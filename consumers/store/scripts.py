@@ -1,0 +1,140 @@
+"""The Lua scripts of the Redis store: sending them, and what their failures mean.
+
+Rules:
+
+* A script goes by its SHA; ``NOSCRIPT`` means that nothing ran, so the text is sent then, once.
+* Nothing else is ever sent twice: after a timeout or a broken connection the outcome is unknown (`Unavailable`).
+* A reply starts with a word: ``OK``, or the reason why nothing was written (``FENCED``, ``CAS``, ``HELD``).
+* What the server says about itself (out of memory, loading, read-only, resharding) is `Unavailable`: it passes. A
+  refused login or permission is `Refused`: it does not. A key of a foreign type is `CorruptState`. Anything else is a
+  bug and is not caught.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.resources import files
+from typing import Any
+
+from redis import exceptions as failures
+
+from consumers.errors import CorruptState, Fenced, Refused, Rewound, Unavailable
+
+NAMES = (
+    "profile_claim",
+    "profile_load",
+    "profile_commit",
+    "profile_touched",
+    "profile_shards",
+    "decision_claim",
+    "decision_load",
+    "decision_record",
+    "decision_release",
+    "outbox_pending",
+    "outbox_sent",
+    "layout",
+)
+
+TEMPORARY = (
+    "OOM",
+    "MISCONF",
+    "READONLY",
+    "LOADING",
+    "BUSY",
+    "MASTERDOWN",
+    "CLUSTERDOWN",
+    "TRYAGAIN",
+    "MOVED",
+    "ASK",
+    "NOREPLICAS",
+    "UNBLOCKED",
+    "max number of clients",
+)
+"""How an error reply starts whose cause passes by itself."""
+
+FORBIDDEN = ("NOPERM", "NOAUTH", "WRONGPASS", "DENIED")
+
+_BY_TYPE: tuple[tuple[type[Exception] | tuple[type[Exception], ...], Callable[[str], Exception]], ...] = (
+    ((failures.AuthenticationError, failures.AuthorizationError, failures.NoPermissionError), Refused),
+    ((failures.ConnectionError, failures.TimeoutError, failures.OutOfMemoryError, failures.ReadOnlyError), Unavailable),
+    ((failures.ClusterError, failures.AskError, failures.TryAgainError, failures.RedisClusterException), Unavailable),
+    ((failures.InvalidResponse, OSError), Unavailable),
+)
+
+
+def read_scripts() -> dict[str, str]:
+    """Name → text of every script, as shipped beside this module."""
+    folder = files("consumers.store")
+    return {name: (folder / f"{name}.lua").read_text(encoding="utf-8") for name in NAMES}
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Turn the client library's errors into ours."""
+    try:
+        yield
+    except (failures.RedisError, OSError) as error:
+        meaning = _meaning(error)
+        if meaning is None:
+            raise
+        raise meaning from error
+
+
+def _meaning(error: Exception) -> Exception | None:
+    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    for kind, ours in _BY_TYPE:
+        if isinstance(error, kind):
+            return ours(f"redis: {text}")
+    if isinstance(error, failures.ResponseError):
+        if text.startswith(FORBIDDEN):
+            return Refused(f"redis: {text}")
+        if text.startswith(TEMPORARY):
+            return Unavailable(f"redis: {text}")
+        # Redis prefixes what a script raised ("ERR ... WRONGTYPE ...") differently in 7.0 and later.
+        if "WRONGTYPE" in text:
+            return CorruptState(f"redis: {text}")
+    return None
+
+
+def _sha(text: str) -> str:
+    """The server's name for a script; nothing is protected by it."""
+    return hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+
+
+class Scripts:
+    """Runs the scripts on one client.
+
+    client  a `redis.Redis` or `redis.RedisCluster` that retries nothing by itself
+    texts   name → Lua text; each takes exactly one key, which names the cell
+    """
+
+    def __init__(self, client: Any, texts: dict[str, str]) -> None:
+        self._client = client
+        self._texts = texts
+        self._sha = {name: _sha(text) for name, text in texts.items()}
+
+    def run(self, name: str, key: str, arguments: Sequence[str | bytes | int], cell: str = "") -> list[Any]:
+        """The reply without its first word; `cell` names the cell in errors.
+
+        Raises Fenced, Rewound (with the position that the store has), Unavailable, CorruptState, Refused.
+        A reply that starts with HELD is returned whole.
+        """
+        with translated():
+            try:
+                reply = self._client.evalsha(self._sha[name], 1, key, *arguments)
+            except failures.NoScriptError:
+                reply = self._client.eval(self._texts[name], 1, key, *arguments)
+        match reply[0]:
+            case b"OK":
+                return list(reply[1:])
+            case b"HELD":
+                return list(reply)
+            case b"FENCED":
+                raise Fenced(f"{cell}: another process owns this cell")
+            case b"CAS":
+                stored = reply[1] if len(reply) > 1 else None
+                raise Rewound(cell, None if stored is None else int(stored))
+            case word:
+                raise RuntimeError(f"script {name}: unknown reply {word!r}")
