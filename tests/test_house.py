@@ -1,0 +1,255 @@
+"""The rules of the house that no linter knows.
+
+Names and sizes of modules, what may be imported at run time, that the import contracts can fail at all, and that the
+lock is the one that `pyproject.toml` asks for.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+ROOT = Path(__file__).parent.parent
+SCRIPTS = Path(sys.executable).parent
+PACKAGES = ("detector", "consumers")
+BANNED_NAMES = frozenset(
+    "utils util common helpers helper base core manager service data info process handle engine misc shared".split()
+)
+MOST_LINES = 600
+SERVICE = ("consumers.ingest", "consumers.detect", "consumers.cli")
+
+PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
+SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+OTHERS = sorted(
+    path for folder in ("tests", "examples", "benchmarks", "docs") for path in (ROOT / folder).rglob("*.py")
+)
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+# --- modules
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_packages_come_from_this_checkout(package: str) -> None:
+    """`detector` and `consumers` are names that something else could have too."""
+    assert importlib.import_module(package).__file__ == str(ROOT / package / "__init__.py")
+
+
+@pytest.mark.parametrize("path", [*SOURCES, *OTHERS], ids=name_of)
+def test_every_module_opens_with_a_docstring(path: Path) -> None:
+    header = ast.get_docstring(ast.parse(path.read_text()))
+    assert header, f"{name_of(path)} says nothing about itself"
+    assert len(header.splitlines()[0]) >= 10
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_modules_are_named_after_something_of_the_field(path: Path) -> None:
+    words = set(path.relative_to(ROOT).with_suffix("").parts)
+    assert not {word for part in words for word in [part, *part.split("_")]} & BANNED_NAMES
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_modules_are_short_enough_to_be_read(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= MOST_LINES
+
+
+def test_test_folders_have_no_init() -> None:
+    """One would shadow the real package: ``tests/detector/__init__.py`` is ``detector`` to a careless importer."""
+    assert [name_of(path) for path in (ROOT / "tests").rglob("__init__.py")] == []
+
+
+def test_nothing_unpickles() -> None:
+    """Ruff's S301 sees calls; this sees the import, in tests too."""
+    importers = {
+        name_of(path)
+        for path in [*SOURCES, *OTHERS]
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for imported in ([alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""])
+        if imported.split(".")[0] in {"pickle", "cloudpickle", "joblib", "shelve", "marshal", "dill"}
+    }
+    assert importers == set()
+
+
+# --- who may import whom
+
+
+def run_contracts(root: Path) -> subprocess.CompletedProcess[str]:
+    """The import contracts of `root` on the packages in `root`."""
+    command = [str(SCRIPTS / "lint-imports"), "--no-cache", "--config", str(root / "pyproject.toml")]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False, timeout=120)
+
+
+@pytest.fixture
+def copied(tmp_path: Path) -> Path:
+    """The two packages and the contracts, to be spoilt."""
+    for package in PACKAGES:
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    return tmp_path
+
+
+def test_the_import_contracts_hold(copied: Path) -> None:
+    checked = run_contracts(copied)
+    assert checked.returncode == 0, checked.stdout
+    assert re.search(r"Contracts: [6-9] kept, 0 broken", checked.stdout)
+
+
+@pytest.mark.parametrize(
+    ("module", "line", "contract"),
+    [
+        ("detector/query.py", "import consumers.errors", "The shell imports the core"),
+        ("detector/query.py", "import time", "no I/O, clock"),
+        ("detector/query.py", "import logging", "no I/O, clock"),
+        ("detector/query.py", "import redis", "no I/O, clock"),
+        ("detector/query.py", "import detector.features", "The floors of the core"),
+        ("detector/features.py", "import sklearn", "scikit-learn only where models are trained"),
+        ("consumers/errors.py", "import consumers.store", "The floors of the shell"),
+        ("consumers/ingest.py", "import consumers.detect", "The floors of the shell"),
+        ("consumers/ingest.py", "import consumers.store.redis", "Only cli"),
+        ("consumers/detect.py", "import consumers.config", "Only cli"),
+        ("consumers/anything.py", "", "The floors of the shell"),
+        ("detector/anything.py", "", "The floors of the core"),
+    ],
+)
+def test_the_import_contracts_can_fail(copied: Path, module: str, line: str, contract: str) -> None:
+    with (copied / module).open("a") as spoilt:
+        spoilt.write(f"\n{line}\n")
+    checked = run_contracts(copied)
+    assert checked.returncode != 0
+    broken = [reported for reported in checked.stdout.splitlines() if " BROKEN" in reported]
+    assert any(contract in reported for reported in broken), checked.stdout
+
+
+@pytest.mark.parametrize("module", SERVICE)
+def test_the_service_never_loads_scikit_learn(module: str) -> None:
+    """It would cost each process 70 MB and a second; only `fit`, `simulate` and the benchmark pay for it."""
+    code = f"import sys, {module}; print(*sorted({{name.split('.')[0] for name in sys.modules}}))"
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert "consumers" in ran.stdout.split()
+    assert not set(ran.stdout.split()) & {"sklearn", "joblib", "matplotlib"}
+
+
+# --- the distribution
+
+
+def test_the_command_is_installed_and_answers() -> None:
+    (script,) = metadata.entry_points(group="console_scripts", name="querywarden")
+    assert script.value == "consumers.__main__:main"
+    assert callable(script.load())
+    command = [str(SCRIPTS / "querywarden"), "--help"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert ran.returncode == 0, ran.stderr
+    assert "replay" in ran.stdout
+
+
+def test_everything_that_is_not_python_ships_too(tmp_path: Path) -> None:
+    """Lua scripts, templates and type markers are in the wheel, tests are not."""
+    import zipfile
+
+    from hatchling.builders.wheel import WheelBuilder
+
+    wheel = next(WheelBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"]))
+    shipped = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    here = {name_of(path) for package in PACKAGES for path in (ROOT / package).rglob("*") if path.is_file()}
+    assert shipped == {name for name in here if "__pycache__" not in name}
+    assert any(name.endswith(".lua") for name in shipped)
+
+
+def pins(lock: str) -> dict[str, list[Version]]:
+    found: dict[str, list[Version]] = {}
+    for name, version in re.findall(
+        r"^([A-Za-z0-9._-]+)==([^ ;\\]+)", (ROOT / "requirements" / lock).read_text(), flags=re.MULTILINE
+    ):
+        found.setdefault(canonicalize_name(name), []).append(Version(version))
+    return found
+
+
+def asked(*groups: str) -> list[Requirement]:
+    """What `pyproject.toml` asks for: the service's dependencies, or those of some groups."""
+    if not groups:
+        return [Requirement(line) for line in PROJECT["project"]["dependencies"]]
+    lines = [line for group in groups for line in PROJECT["dependency-groups"][group] if isinstance(line, str)]
+    return [Requirement(line) for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("lock", "wanted"),
+    [("run.txt", asked()), ("dev.txt", [*asked(), *asked("test", "lint", "build")]), ("build.txt", asked("build"))],
+    ids=["run.txt", "dev.txt", "build.txt"],
+)
+def test_the_lock_has_what_the_project_asks_for(lock: str, wanted: list[Requirement]) -> None:
+    pinned = pins(lock)
+    stale = [
+        str(r)
+        for r in wanted
+        if not all(v in r.specifier for v in pinned.get(canonicalize_name(r.name), [Version("0")]))
+    ]
+    assert stale == [], "run `make lock`"
+
+
+@pytest.mark.parametrize("lock", ["run.txt", "dev.txt", "build.txt", "uv.txt"])
+def test_every_pin_has_its_hashes_and_no_index(lock: str) -> None:
+    text = (ROOT / "requirements" / lock).read_text()
+    entries = re.split(r"^(?=\S)", text, flags=re.MULTILINE)[1:]
+    assert len(entries) == sum(len(versions) for versions in pins(lock).values())
+    assert all("--hash=sha256:" in entry for entry in entries)
+    assert not re.search(r"https?://|--(extra-)?index|--find-links", text)
+
+
+def test_run_and_dev_agree() -> None:
+    run, dev = pins("run.txt"), pins("dev.txt")
+    assert {name: versions for name, versions in run.items() if dev.get(name) != versions} == {}
+
+
+def test_the_service_runs_at_least_the_oldest_python_it_claims() -> None:
+    assert sys.version_info >= (3, 11)
+    assert PROJECT["project"]["requires-python"] == ">=3.11"
+
+
+# --- the targets
+
+
+def test_help_prints_every_target() -> None:
+    text = (ROOT / "Makefile").read_text()
+    phony = set(re.findall(r"^\.PHONY: (\S+)$", text, flags=re.MULTILINE))
+    printed = subprocess.run(
+        ["make", "--no-print-directory", "help"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert set(re.findall(r"^  make (\S+)", printed.stdout, flags=re.MULTILINE)) == phony
+
+
+def test_every_script_that_a_target_calls_exists() -> None:
+    text = (ROOT / "Makefile").read_text()
+    called = set(
+        re.findall(r"(?<![\w./-])((?:examples|tests|requirements|benchmarks|docs)/[\w./-]+\.(?:py|sh|txt))", text)
+    )
+    assert called >= {"examples/demo.py", "tests/install-servers.sh"}
+    assert sorted(path for path in called if not (ROOT / path).exists()) == []
+
+
+def test_scripts_can_be_run_and_stop_at_errors() -> None:
+    for path in [ROOT / ".ci" / "run", *(ROOT / "requirements").glob("*.sh"), *(ROOT / "tests").glob("*.sh")]:
+        assert os.access(path, os.X_OK), path
+        assert "set -euo pipefail" in path.read_text(), path
