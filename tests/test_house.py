@@ -253,3 +253,19 @@ def test_scripts_can_be_run_and_stop_at_errors() -> None:
     for path in [ROOT / ".ci" / "run", *(ROOT / "requirements").glob("*.sh"), *(ROOT / "tests").glob("*.sh")]:
         assert os.access(path, os.X_OK), path
         assert "set -euo pipefail" in path.read_text(), path
+
+
+def test_the_image_copies_what_exists_and_installs_nothing_unpinned() -> None:
+    """It can't be built where the tests run (no container engine), so what can go stale is checked by reading."""
+    text = re.sub(r"\\\n", " ", (ROOT / "Dockerfile").read_text())
+    stages = re.split(r"^FROM ", text, flags=re.MULTILINE)[1:]
+    copied = [
+        source for line in re.findall(r"^COPY (?!--)(.+)$", text, flags=re.MULTILINE) for source in line.split()[:-1]
+    ]
+    assert {"detector", "consumers"} < set(copied)
+    assert [source for source in copied if not (ROOT / source).exists()] == []
+    installs = re.findall(r"pip install ([^&\n]+)", text)
+    assert len(installs) == 4
+    assert all("--require-hashes" in options or "--no-index" in options for options in installs)
+    assert re.findall(r"^USER (.+)$", stages[-1], flags=re.MULTILINE) == ["10001:10001"]
+    assert 'ENTRYPOINT ["querywarden"]' in stages[-1]
