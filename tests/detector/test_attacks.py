@@ -25,12 +25,14 @@ def images(n: int, rng: np.random.Generator) -> Rows:
     rows = np.zeros((n, 5, 5))
     where = rng.integers(0, 5, n)
     rows[np.arange(n), where] = rng.integers(8, 17, size=(n, 5)) / 16
-    return rows.reshape(n, 25)
+    out: Rows = rows.reshape(n, 25)
+    return out
 
 
 def sentences(n: int, rng: np.random.Generator) -> Rows:
     rows = rng.normal(size=(n, 12)) + 2.0 * np.eye(12)[rng.integers(0, 4, n)]
-    return np.round(rows / np.linalg.norm(rows, axis=1, keepdims=True), 4)
+    out: Rows = np.round(rows / np.linalg.norm(rows, axis=1, keepdims=True), 4)
+    return out
 
 
 def loot_of(kind: str) -> Loot:
