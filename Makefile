@@ -9,6 +9,9 @@ BIN := .venv/bin
 # Written last by the installation; older than the lock or the project's metadata means: install again.
 STAMP := .venv/.installed
 
+# Folders of scripts that hold some.
+SCRIPTS := $(patsubst %/,%,$(sort $(dir $(wildcard examples/*.py benchmarks/*.py docs/*.py notebooks/*.py))))
+
 ## Getting started
 
 .PHONY: help
@@ -39,7 +42,7 @@ test: $(STAMP) ## Every test, against real servers; starts what is missing (ARGS
 lint: $(STAMP) ## Style, types, who may import whom, unused dependencies
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(BIN)/mypy detector consumers tests $(SCRIPTS)
 	$(BIN)/lint-imports
 	$(BIN)/deptry .
 
