@@ -1,0 +1,86 @@
+"""The query log: records in, nothing parsed.
+
+Port `QueryLog` has two implementations, Kafka (`kafka.py`) and files (`files.py`, and `followed.py` for a growing one);
+`tests/consumers/test_log_contract.py` runs on all. Rules:
+
+* A *cell* names one ordered sequence of records: ``topic:partition`` on Kafka, ``files:<content hash>`` for files.
+* An offset is the position of a record in its cell. Where to resume is the store's to say, so a newly assigned
+  cell delivers nothing until `seek` was called for it.
+* `poll` never calls the store and never raises for bad content; content is `formats.py`'s matter.
+* `next_offset` is where to resume after this batch. Offsets may have gaps (transactions, compaction, empty lines). A
+  batch may hold no records at all and only move the offset: transaction markers and empty lines count as read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+MAX_RECORD_BYTES = 1 << 20
+
+
+@dataclass(slots=True)
+class Records:
+    """Consecutive records of one cell, in order.
+
+    values       n raw payloads; an oversize record is given as its first 1 MiB + 1 bytes, so that it is refused by size
+    offsets      (n,) int64
+    next_offset  where to resume after them
+    places       for people: what the dead letter shows ("file.jsonl:12"); empty means ``cell@offset``
+    refused      index → (reason, detail) of values that the log itself could not give (a decompression bomb, a corrupt
+                 batch): one for the whole unreadable stretch, its value is empty; goes to the dead letter unparsed
+    """
+
+    cell: str
+    values: list[bytes]
+    offsets: NDArray[np.int64]
+    next_offset: int
+    places: list[str] = field(default_factory=list)
+    refused: dict[int, tuple[str, str]] = field(default_factory=dict)
+
+    def place(self, i: int) -> str:
+        return self.places[i] if self.places else f"{self.cell}@{int(self.offsets[i])}"
+
+
+@dataclass(slots=True)
+class Poll:
+    """One poll: first what changed in the assignment (`revoked` before `assigned`), then the records.
+
+    assigned  cells that are ours now and wait for `seek`
+    revoked   cells that are no longer ours (revoked or lost): forget their cache and token
+    gaps      (cell, first missing, last missing): retention dropped them before we read them
+    """
+
+    batches: list[Records] = field(default_factory=list)
+    assigned: list[str] = field(default_factory=list)
+    revoked: list[str] = field(default_factory=list)
+    gaps: list[tuple[str, int, int]] = field(default_factory=list)
+
+
+class QueryLog(Protocol):
+    def poll(self, timeout_s: float, max_records: int) -> Poll:
+        """Next records of the assigned cells that were sought; waits at most `timeout_s`."""
+
+    def seek(self, cell: str, offset: int | None) -> int:
+        """Read `cell` from `offset` on (None: where the ``start`` setting says); returns that offset."""
+
+    def pause(self, cell: str) -> None:
+        """Deliver nothing more of the cell until `seek`: for a store that does not answer. Keep polling."""
+
+    def still_ours(self, cell: str) -> bool:
+        """After `Fenced`: does the group still say that the cell is ours? True: claim again; False: await `revoked`."""
+
+    def position(self, cell: str) -> int:
+        """Offset of the next record that `poll` would return for the cell."""
+
+    def ends(self) -> dict[str, int]:
+        """For every cell of the whole log (assigned here or not): the offset after its last record."""
+
+    def commit(self, offsets: Mapping[str, int]) -> None:
+        """Advisory, for lag dashboards; never used to resume. Failures are swallowed and counted."""
+
+    def close(self) -> None: ...

@@ -1,0 +1,252 @@
+"""Query logs in files: .jsonl, .jsonl.gz, .jsonl.zst, .parquet and standard input.
+
+* All files of one call are ONE cell, ``files:<hash of their contents>``: a second run over the same files resumes, a
+  run over other files starts anew. A stream that cannot be read twice (a pipe, standard input) has a random cell.
+* The offset counts lines (Parquet: rows) through all files, empty lines included; `places` tells file and line.
+* Everything is streamed; see `lines.py` for the bounds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import select
+import stat
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import BinaryIO
+
+import numpy as np
+
+from consumers.errors import Fenced, LogTruncated, Refused, WrongUse
+from consumers.log import Poll, Records
+from consumers.log.lines import Lines, gunzip, plain, unzstd
+from consumers.log.parquet import ParquetRows
+
+COUNTED_LINES = 4096
+UNKNOWN_END = 2**63 - 1
+Blocks = Callable[[BinaryIO, str], Iterator[bytes]]
+
+# Suffix → how its bytes become blocks of lines; anything else is told by its first bytes.
+SUFFIXES: dict[str, Blocks] = {".gz": gunzip, ".zst": unzstd, ".zstd": unzstd, ".jsonl": plain, ".ndjson": plain}
+MAGIC: dict[bytes, Blocks] = {b"\x1f\x8b": gunzip, b"\x28\xb5\x2f\xfd": unzstd}
+PARQUET_MAGIC = b"PAR1"
+
+
+class FileLog:
+    """A query log in files, in the order given; ``-`` is standard input.
+
+    Raises WrongUse for a path that isn't there, Refused for one that can't be read. `poll` raises Refused at the end of
+    a truncated or damaged file, after everything that was readable was delivered.
+    """
+
+    def __init__(self, paths: Sequence[str | os.PathLike[str]], stdin: BinaryIO | None = None) -> None:
+        self._paths = [os.fspath(path) for path in paths]
+        self._stdin = stdin or sys.stdin.buffer
+        if not self._paths:
+            raise WrongUse("no log file given")
+        if self._paths.count("-") > 1:
+            raise WrongUse("standard input can be read only once")
+        self._sizes = [_size(path) for path in self._paths]
+        self._once = any(size is None for size in self._sizes)
+        self.cell = "files:" + (secrets.token_hex(8) if self._once else _contents(self._paths))
+        self._assigned = False
+        self._sought = False
+        self._end: int | None = None  # once counted
+        self._rewind()
+
+    def _rewind(self) -> None:
+        self._offset = 0
+        self._file = -1  # index of the file being read
+        self._line = 0  # lines read of it
+        self._raw: BinaryIO | None = None
+        self._rows: Lines | ParquetRows | None = None
+        self._damage: Refused | None = None
+        self.finished = False
+
+    def poll(self, timeout_s: float, max_records: int) -> Poll:
+        """Next lines, at once; only a pipe waits. `finished` tells the end from a pipe with nothing to give."""
+        if not self._assigned:
+            self._assigned = True
+            return Poll(assigned=[self.cell])
+        if not self._sought or self.finished:
+            return Poll()
+        if self._damage is not None:
+            raise self._damage
+        before = self._offset
+        values: list[bytes] = []
+        offsets: list[int] = []
+        places: list[str] = []
+        while len(values) < max_records and self._readable(0.0 if self._offset > before else timeout_s):
+            try:
+                lines = self._take(max_records - len(values))
+            except Refused as damage:
+                self._damage = damage
+                if self._offset > before:
+                    break  # first what was readable; the next poll refuses
+                raise
+            if not lines:
+                break
+            name, first = self._name, self._line - len(lines)
+            for i, value in enumerate(lines):
+                if value and not value.isspace():
+                    values.append(value)
+                    offsets.append(self._offset + i)
+                    places.append(f"{name}:{first + i + 1}")
+            self._offset += len(lines)
+        if self._offset == before:
+            return Poll()
+        return Poll(batches=[Records(self.cell, values, np.array(offsets, np.int64), self._offset, places)])
+
+    def seek(self, cell: str, offset: int | None) -> int:
+        """Read on from line `offset`. Raises LogTruncated when the files hold fewer lines."""
+        self._ours(cell)
+        wanted = offset or 0
+        if wanted < self._offset:
+            if self._once:
+                raise LogTruncated(f"{cell}: standard input and pipes can't be read again from line {wanted}")
+            self._close_file()
+            self._rewind()
+        while self._offset < wanted:
+            skipped = len(self._take(wanted - self._offset))
+            if not skipped:
+                raise LogTruncated(f"{cell}: ends after line {self._offset}, the store is at line {wanted}")
+            self._offset += skipped
+        self._sought = True
+        return wanted
+
+    def pause(self, cell: str) -> None:
+        self._ours(cell)
+        self._sought = False
+
+    def position(self, cell: str) -> int:
+        self._ours(cell)
+        return self._offset
+
+    def ends(self) -> dict[str, int]:
+        """Lines of all files, counted in a pass of its own; a pipe's is `UNKNOWN_END` until it was read."""
+        if self._once:
+            return {self.cell: self._offset if self.finished else UNKNOWN_END}
+        if self._end is None:
+            reader = FileLog(self._paths)
+            self._end = 0
+            try:
+                while taken := len(reader._take(COUNTED_LINES)):
+                    self._end += taken
+            except Refused:
+                pass  # `poll` will say so, when it gets there
+            reader.close()
+        return {self.cell: self._end}
+
+    def fraction_read(self) -> float | None:
+        """How much of the (compressed) bytes was read, 0 to 1, for progress bars; None for a pipe."""
+        if self._once:
+            return None
+        if self.finished:
+            return 1.0
+        sizes = [size or 0 for size in self._sizes]
+        here = min(self._progress(), sizes[self._file]) if self._raw is not None else 0
+        return min(1.0, (sum(sizes[: max(self._file, 0)]) + here) / max(sum(sizes), 1))
+
+    def still_ours(self, cell: str) -> bool:
+        return cell == self.cell
+
+    def commit(self, offsets: Mapping[str, int]) -> None:
+        """Nothing to do: nobody watches the lag of a file."""
+
+    def close(self) -> None:
+        self._close_file()
+
+    @property
+    def _name(self) -> str:
+        path = self._paths[self._file]
+        return "stdin" if path == "-" else os.path.basename(path)
+
+    def _ours(self, cell: str) -> None:
+        if cell != self.cell:
+            raise Fenced(f"{cell}: not a cell of these files")
+
+    def _take(self, n: int) -> list[bytes]:
+        """Up to n lines of one file, going on to the next; none at the end of the last. Does not move the offset."""
+        while True:
+            if self._rows is not None:
+                lines = self._rows.take(n)
+                if lines:
+                    self._line += len(lines)
+                    return lines
+                self._close_file()
+            if self._file + 1 >= len(self._paths):
+                self.finished = True
+                return []
+            self._file += 1
+            self._line = 0
+            self._rows = self._open(self._paths[self._file])
+
+    def _readable(self, timeout_s: float) -> bool:
+        """False when a read would wait for the writer of a pipe for longer than that."""
+        ready = isinstance(self._rows, Lines) and self._rows.ready
+        if self._raw is None or ready or self._sizes[self._file] is not None:
+            return True
+        try:
+            return bool(select.select([self._raw], [], [], timeout_s)[0])
+        except (OSError, ValueError):
+            return True  # in memory
+
+    def _progress(self) -> int:
+        if isinstance(self._rows, ParquetRows):
+            return int(self._rows.fraction * (self._sizes[self._file] or 0))
+        assert self._raw is not None
+        return self._raw.tell()
+
+    def _open(self, path: str) -> Lines | ParquetRows:
+        if path == "-":
+            raw: BinaryIO = self._stdin
+        else:
+            try:
+                raw = open(path, "rb")  # noqa: SIM115  # closed at its end, or by close()
+            except OSError as error:
+                raise Refused(f"{path}: {error.strerror}") from error
+        self._raw = raw
+        suffix = os.path.splitext(path)[1].lower()
+        if suffix == ".parquet":
+            return ParquetRows(raw, self._name)
+        blocks = SUFFIXES.get(suffix)
+        if blocks is None:
+            first = raw.peek(4) if hasattr(raw, "peek") else b""
+            if first.startswith(PARQUET_MAGIC) and self._sizes[self._file] is not None:
+                return ParquetRows(raw, self._name)
+            blocks = next((found for magic, found in MAGIC.items() if first.startswith(magic)), plain)
+        return Lines(blocks(raw, self._name))
+
+    def _close_file(self) -> None:
+        if self._raw is not None and self._raw is not self._stdin:
+            self._raw.close()
+        self._raw = self._rows = None
+
+
+def _size(path: str) -> int | None:
+    """Bytes of a regular file; None for a stream that can be read only once."""
+    if path == "-":
+        return None
+    try:
+        status = os.stat(path)
+    except FileNotFoundError as error:
+        raise WrongUse(f"no such log file: {path}") from error
+    except OSError as error:
+        raise Refused(f"{path}: {error.strerror}") from error
+    if stat.S_ISDIR(status.st_mode):
+        raise WrongUse(f"{path} is a folder, not a log file")
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
+
+
+def _contents(paths: Sequence[str]) -> str:
+    """16 hex digits that change with any byte of the files, and with their order."""
+    whole = hashlib.sha256()
+    for path in paths:
+        try:
+            with open(path, "rb") as file:
+                whole.update(hashlib.file_digest(file, "sha256").digest())
+        except OSError as error:
+            raise Refused(f"{path}: {error.strerror}") from error
+    return whole.hexdigest()[:16]

@@ -1,0 +1,425 @@
+"""The query log in Kafka: one member of a consumer group.
+
+* Where to resume is the store's to say. A newly assigned partition is paused inside the rebalance callback, which does
+  nothing else (store I/O there would block heartbeats), and stays paused until `seek`. Kafka's own committed offsets
+  are written for lag dashboards and never read.
+* Nothing is skipped silently: no automatic offset reset. Records that retention dropped are reported as a gap, and
+  reading goes on at the start of the log; a log that ends before the stored offset is `LogTruncated`.
+* Cooperative rebalancing, committed transactions only, no topic created by reading, checksums verified. Without the
+  ``crc32c`` package kafka-python is twelve times slower and says nothing, so we refuse to start.
+* Batches are read by `batches.py`, in bounded memory.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import time
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import kafka.errors as errors
+import numpy as np
+from kafka import (
+    ConsumerRebalanceListener,
+    KafkaAdminClient,
+    KafkaConsumer,
+    OffsetAndMetadata,
+    TopicPartition,
+)
+from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
+from kafka.record.util import crc32c_c
+
+from consumers.errors import Fenced, LogTruncated, Refused, Unavailable, WrongUse
+from consumers.log import Poll, Records
+from consumers.log.batches import RawRecord, read_bounded
+
+RECONNECT_MS = {"reconnect_backoff_ms": 50, "reconnect_backoff_max_ms": 500}  # the library's 30 s outlast every outage
+POLL_SLICE_S = 0.1  # an assignment is reported at once, not when the poll times out
+COMMIT_EVERY_S = 1.0
+READER = {
+    "enable_auto_commit": False,
+    "auto_offset_reset": "none",
+    "isolation_level": "read_committed",
+    "allow_auto_create_topics": False,
+    "check_crcs": True,
+    "partition_assignment_strategy": (CooperativeStickyAssignor,),
+    "fetch_max_bytes": 16 << 20,
+    "max_partition_fetch_bytes": 1 << 20,
+    "receive_message_max_bytes": 17 << 20,
+    "metadata_max_age_ms": 30_000,
+    "metrics_enabled": False,
+}
+
+
+def connection(
+    bootstrap_servers: str | Sequence[str],
+    *,
+    security_protocol: str | None = None,
+    sasl_mechanism: str = "SCRAM-SHA-512",
+    sasl_username: str | None = None,
+    sasl_password: str | None = None,
+    ssl_cafile: str | None = None,
+    ssl_certfile: str | None = None,
+    ssl_keyfile: str | None = None,
+    client_id: str = "querywarden",
+) -> dict[str, Any]:
+    """How to reach the brokers: arguments that every Kafka client of this project shares.
+
+    On loopback the protocol is PLAINTEXT unless stated; anywhere else it must be stated. Raises Refused if it isn't.
+    """
+    servers = bootstrap_servers.split(",") if isinstance(bootstrap_servers, str) else list(bootstrap_servers)
+    servers = [server.strip() for server in servers if server.strip()]
+    if not servers:
+        raise WrongUse("kafka.bootstrap_servers is empty")
+    if security_protocol is None:
+        remote = [server for server in servers if not _loopback(server)]
+        if remote:
+            raise Refused(f"kafka.security_protocol must be stated for {remote[0]} (SASL_SSL is meant for that)")
+        security_protocol = "PLAINTEXT"
+    arguments: dict[str, Any] = {
+        "bootstrap_servers": servers,
+        "security_protocol": security_protocol,
+        "client_id": client_id,
+        "bootstrap_timeout_ms": 10_000,
+        **RECONNECT_MS,
+    }
+    if security_protocol.startswith("SASL"):
+        arguments |= {
+            "sasl_mechanism": sasl_mechanism,
+            "sasl_plain_username": sasl_username,
+            "sasl_plain_password": sasl_password,
+        }
+    files = {"ssl_cafile": ssl_cafile, "ssl_certfile": ssl_certfile, "ssl_keyfile": ssl_keyfile}
+    return arguments | {name: path for name, path in files.items() if path is not None}
+
+
+def ensure_topics(brokers: Mapping[str, Any], topics: Iterable[str], partitions: int = -1) -> list[str]:
+    """Create those topics that are missing (-1 partitions: the broker's default); returns which were created.
+
+    brokers  what `connection` returned
+    """
+    try:
+        admin = KafkaAdminClient(**brokers)
+    except errors.KafkaError as error:
+        raise _translated(error) from error
+    try:
+        missing = sorted(set(topics) - set(admin.list_topics()))
+        created = []
+        for topic in missing:
+            try:
+                admin.create_topics({topic: {"num_partitions": partitions}}, wait_for_metadata=True)
+            except errors.TopicAlreadyExistsError:
+                continue  # another process was faster
+            created.append(topic)
+        return created
+    except errors.KafkaError as error:
+        raise _translated(error) from error
+    finally:
+        admin.close()
+
+
+class KafkaLog:
+    """Port QueryLog on one topic. Cells are ``topic:partition``.
+
+    brokers            what `connection` returned
+    start              where a cell begins that the store does not know: ``earliest``, ``latest`` or an RFC 3339 time
+    group_instance_id  static membership (the pod's name): a restart within the session time-out moves nothing
+    """
+
+    def __init__(
+        self,
+        brokers: Mapping[str, Any],
+        *,
+        topic: str = "prediction-queries",
+        group_id: str = "querywarden",
+        start: str = "earliest",
+        group_instance_id: str | None = None,
+        max_poll_records: int = 2000,
+        session_timeout_ms: int = 10_000,
+        heartbeat_interval_ms: int = 3_000,
+        max_poll_interval_ms: int = 60_000,
+    ) -> None:
+        _check_checksums()
+        self.topic = topic
+        self.commit_failures = 0
+        self._start_ms = _start(start)
+        self._assignments: deque[tuple[bool, TopicPartition]] = deque()  # filled by the callback, in its thread
+        self._waiting: set[TopicPartition] = set()  # assigned, not sought
+        self._positions: dict[TopicPartition, int] = {}  # of those that were sought
+        self._commits: dict[TopicPartition, int] = {}
+        self._committed_at_s = time.monotonic()
+        settings = {
+            "group_id": group_id,
+            "group_instance_id": group_instance_id,
+            "max_poll_records": max_poll_records,
+            "session_timeout_ms": session_timeout_ms,
+            "heartbeat_interval_ms": heartbeat_interval_ms,
+            "max_poll_interval_ms": max_poll_interval_ms,
+        }
+        try:
+            self._consumer = KafkaConsumer(**READER, **settings, **brokers)
+        except errors.KafkaError as error:
+            raise _translated(error) from error
+        read_bounded(self._consumer)
+        self._consumer.subscribe([topic], listener=_Listener(self._consumer, self._assignments))
+
+    def poll(self, timeout_s: float, max_records: int) -> Poll:
+        """Raises Unavailable, LogTruncated; Refused when the brokers don't let us read."""
+        deadline_s = time.monotonic() + timeout_s
+        while True:
+            poll = Poll()
+            left_s = max(0.0, deadline_s - time.monotonic())
+            fetched = self._fetch(min(left_s, POLL_SLICE_S), max_records, poll)
+            self._reassigned(poll)
+            for tp, records in fetched.items():
+                if tp in self._positions:
+                    poll.batches.append(self._batch(tp, records))
+            poll.batches += self._moved_without_records(set(fetched))
+            if poll.batches or poll.assigned or poll.revoked or poll.gaps or left_s <= POLL_SLICE_S:
+                return poll
+
+    def seek(self, cell: str, offset: int | None) -> int:
+        """Raises Fenced for a cell that is not ours any more, LogTruncated when the log ends before `offset`."""
+        tp = self._ours(cell)
+        try:
+            if offset is None:
+                offset = self._first(tp)
+            elif (end := self._consumer.end_offsets([tp])[tp]) < offset:
+                raise LogTruncated(f"{cell}: the log ends at offset {end}, the store is at {offset}")
+            self._consumer.seek(tp, offset)
+            self._consumer.resume(tp)
+        except errors.KafkaError as error:
+            raise _translated(error) from error
+        except (ValueError, KeyError) as error:  # revoked since the last poll, which will report it
+            raise Fenced(f"{cell}: not assigned any more") from error
+        self._waiting.discard(tp)
+        self._positions[tp] = offset
+        return offset
+
+    def pause(self, cell: str) -> None:
+        """Deliver nothing more of the cell until `seek`; keep polling, or the group takes its partitions away."""
+        tp = self._ours(cell)
+        try:
+            self._consumer.pause(tp)
+        except KeyError:
+            return  # revoked since the last poll
+        self._positions.pop(tp, None)
+        self._waiting.add(tp)
+
+    def position(self, cell: str) -> int:
+        tp = self._ours(cell)
+        if tp not in self._positions:
+            raise Fenced(f"{cell}: `seek` was not called")
+        return self._positions[tp]
+
+    def ends(self) -> dict[str, int]:
+        try:
+            partitions = self._consumer.partitions_for_topic(self.topic) or ()
+            ends = self._consumer.end_offsets([TopicPartition(self.topic, partition) for partition in partitions])
+        except errors.KafkaError as error:
+            raise _translated(error) from error
+        return {_cell(tp): int(end) for tp, end in ends.items()}
+
+    def still_ours(self, cell: str) -> bool:
+        """Ask the group: a commit that it accepts proves that the cell is ours in its present generation."""
+        tp = self._ours(cell)
+        offset = self._commits.get(tp, self._positions.get(tp))
+        if offset is None:
+            return True  # nothing to prove before `seek`
+        try:
+            self._consumer.commit({tp: OffsetAndMetadata(offset, "", -1)}, timeout_ms=5_000)
+        except errors.RetriableError as error:
+            raise _translated(error) from error
+        except errors.KafkaError:
+            return False
+        return True
+
+    def commit(self, offsets: Mapping[str, int]) -> None:
+        for cell, offset in offsets.items():
+            tp = _partition(cell)
+            if tp in self._positions:
+                self._commits[tp] = offset
+        if time.monotonic() - self._committed_at_s >= COMMIT_EVERY_S:
+            self._committed_at_s = time.monotonic()
+            try:
+                self._consumer.commit_async(self._advisory(), callback=self._committed)
+            except errors.KafkaError:
+                self.commit_failures += 1
+
+    def close(self) -> None:
+        if self._commits:
+            try:
+                self._consumer.commit(self._advisory(), timeout_ms=2_000)
+            except errors.KafkaError:
+                self.commit_failures += 1
+        self._commits.clear()
+        self._consumer.close(autocommit=False, timeout_ms=5_000)
+
+    # --- reading
+
+    def _fetch(self, wait_s: float, max_records: int, poll: Poll) -> dict[TopicPartition, list[RawRecord]]:
+        try:
+            fetched: dict[TopicPartition, list[RawRecord]] = self._consumer.poll(int(wait_s * 1000), max_records)
+            return fetched
+        except errors.NoOffsetForPartitionError:
+            return {}  # assigned a moment ago; the callback is about to pause it
+        except errors.OffsetOutOfRangeError as error:
+            self._report_gaps(error.args[0], poll)
+            return {}
+        except errors.KafkaError as error:
+            raise _translated(error) from error
+
+    def _report_gaps(self, positions: Mapping[TopicPartition, int], poll: Poll) -> None:
+        try:
+            starts = self._consumer.beginning_offsets(list(positions))
+        except errors.KafkaError as error:
+            raise _translated(error) from error
+        for tp, offset in positions.items():
+            start = int(starts[tp])
+            if start < offset:
+                raise LogTruncated(f"{_cell(tp)}: the log no longer reaches offset {offset}")
+            try:
+                self._consumer.seek(tp, start)
+            except ValueError:
+                continue  # revoked meanwhile
+            if tp in self._positions:
+                poll.gaps.append((_cell(tp), offset, start - 1))
+
+    def _reassigned(self, poll: Poll) -> None:
+        """What the callback noted, in order: a cell that was lost and regained counts as both."""
+        while self._assignments:
+            assigned, tp = self._assignments.popleft()
+            cell = _cell(tp)
+            if assigned:
+                self._waiting.add(tp)
+                poll.assigned.append(cell)
+                continue
+            self._waiting.discard(tp)
+            self._positions.pop(tp, None)
+            self._commits.pop(tp, None)
+            if cell in poll.assigned:
+                poll.assigned.remove(cell)
+            if cell not in poll.revoked:
+                poll.revoked.append(cell)
+
+    def _batch(self, tp: TopicPartition, records: Sequence[RawRecord]) -> Records:
+        offsets, values, refusals = zip(*records, strict=True)
+        refused = {i: refusal for i, refusal in enumerate(refusals) if refusal is not None}
+        self._positions[tp] = self._next_offset(tp, records[-1].offset + 1)
+        return Records(
+            _cell(tp), list(values), np.array(offsets, np.int64), self._positions[tp], refused=refused
+        )  # fmt: skip
+
+    def _moved_without_records(self, fetched: set[TopicPartition]) -> list[Records]:
+        """Transaction markers, aborted records and gaps move the offset and deliver nothing."""
+        moved = []
+        for tp, before in self._positions.items():
+            if tp in fetched:
+                continue
+            after = self._next_offset(tp, before)
+            if after != before:
+                self._positions[tp] = after
+                moved.append(Records(_cell(tp), [], np.empty(0, np.int64), after))
+        return moved
+
+    def _next_offset(self, tp: TopicPartition, otherwise: int) -> int:
+        """Not last + 1: the library steps over transaction markers and what compaction removed."""
+        try:
+            position = self._consumer.position(tp, timeout_ms=0)
+        except errors.IllegalStateError:
+            return otherwise  # revoked while polling
+        except errors.KafkaError as error:
+            raise _translated(error) from error
+        return otherwise if position is None else int(position)
+
+    def _first(self, tp: TopicPartition) -> int:
+        """Where a cell begins that the store does not know."""
+        if self._start_ms == "earliest":
+            return int(self._consumer.beginning_offsets([tp])[tp])
+        if self._start_ms != "latest":
+            found = self._consumer.offsets_for_times({tp: self._start_ms})[tp]
+            if found is not None:
+                return int(found.offset)
+        return int(self._consumer.end_offsets([tp])[tp])
+
+    def _ours(self, cell: str) -> TopicPartition:
+        tp = _partition(cell)
+        if tp not in self._waiting and tp not in self._positions:
+            raise Fenced(f"{cell}: not assigned to this process")
+        return tp
+
+    def _advisory(self) -> dict[TopicPartition, OffsetAndMetadata]:
+        return {tp: OffsetAndMetadata(offset, "", -1) for tp, offset in self._commits.items()}
+
+    def _committed(self, _offsets: object, response: object) -> None:
+        if isinstance(response, Exception):
+            self.commit_failures += 1
+
+
+class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # untyped library
+    """Runs in the client's thread, between heartbeats: pause, take a note, return."""
+
+    def __init__(self, consumer: KafkaConsumer, notes: deque[tuple[bool, TopicPartition]]) -> None:
+        self._consumer = consumer
+        self._notes = notes
+
+    def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
+        for tp in assigned:
+            self._consumer.pause(tp)
+            self._consumer.seek(tp, 0)  # any position will do: without one the library would look up the committed one
+            self._notes.append((True, tp))
+
+    def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
+        self._notes.extend((False, tp) for tp in revoked)
+
+    def on_partitions_lost(self, lost: Iterable[TopicPartition]) -> None:
+        self._notes.extend((False, tp) for tp in lost)
+
+
+def _check_checksums() -> None:
+    if crc32c_c is None:
+        raise Refused("the package crc32c is missing: reading Kafka would be twelve times slower")
+
+
+def _start(start: str) -> int | str:
+    """``earliest``, ``latest``, or milliseconds since the epoch."""
+    if start in ("earliest", "latest"):
+        return start
+    try:
+        moment = datetime.fromisoformat(start)
+    except ValueError as error:
+        raise WrongUse(f"kafka.start: {start!r} is neither earliest, latest nor an RFC 3339 time") from error
+    return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
+
+
+def _loopback(server: str) -> bool:
+    host = server.rsplit(":", 1)[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _cell(tp: TopicPartition) -> str:
+    return f"{tp.topic}:{tp.partition}"
+
+
+def _partition(cell: str) -> TopicPartition:
+    topic, _, partition = cell.rpartition(":")
+    if not partition.isdigit():
+        raise Fenced(f"{cell}: not a partition")
+    return TopicPartition(topic, int(partition))
+
+
+def _translated(error: errors.KafkaError) -> Unavailable | Refused | LogTruncated:
+    """The library's error as an instruction."""
+    text = str(error) or type(error).__name__
+    if isinstance(error, errors.LogTruncationError):
+        return LogTruncated(text)
+    if isinstance(error, (errors.AuthorizationError, errors.SaslAuthenticationFailedError)):
+        return Refused(f"Kafka does not let us in: {text}")
+    if isinstance(error, errors.KafkaConfigurationError):
+        return Refused(f"Kafka settings: {text}")
+    return Unavailable(f"Kafka: {text}")
