@@ -1,0 +1,282 @@
+"""The baseline of one model: feature map and nulls, fitted from a reference and honest traffic, and its file.
+
+File format (docs/formats.md): ``QWBL``, format version (u16), header length (u32), JSON header, raw little-endian arrays in the
+order of the header, SHA-256 of all before. No pickle, no archive: loading reads numbers and checks them. The file carries
+
+* ``map_id``: identity of the feature map; profiles of another map are not mixed with this one's;
+* ``nulls_version``: identity of the nulls; new nulls keep profiles and restart their marks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detector.calibration import Nulls, Tail, scale_of
+from detector.discriminators import Trees
+from detector.errors import CorruptBaseline, UnfittedModel
+from detector.features import ARRAYS, MEASURES, Column, FeatureMap, Schema
+from detector.fold import Masses
+from detector.profile import Profiles
+from detector.query import QueryBatch
+from detector.signals import FREE, FUSED, SIGNALS, TABLE_VERSION, fuse, masses, measure
+
+MAGIC = b"QWBL"
+FORMAT = 1
+_FRONT = struct.Struct("<4sHI")
+_TREE_ARRAYS = ("roots", "feature", "threshold", "left", "right", "value")
+_NULL_ARRAYS = ("lives", "scale", "ordered", "free")
+PUBLIC_KEY = bytes(16)
+"""Sampling key of calibration: a baseline must not depend on an installation's secrets."""
+
+ODDEST_CLIENTS_LEFT_OUT = 0.15
+HONEST_ODD_SHARE = 0.01
+MIN_CLIENTS = 20
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What honest use of one model looks like. `notes` are sentences for people (where the calibration came from, its limits)."""
+
+    model_id: str
+    map: FeatureMap
+    nulls: Nulls
+    notes: tuple[str, ...] = ()
+    facts: dict[str, float] = field(default_factory=dict)
+
+    @cached_property
+    def map_id(self) -> str:
+        return self.map.map_id
+
+    @cached_property
+    def nulls_version(self) -> str:
+        return self.nulls.version
+
+    @cached_property
+    def table(self) -> Masses:
+        """The signals as the fold needs them, in units of this baseline."""
+        return masses(self.nulls.scale, self.nulls.distinct)
+
+    @cached_property
+    def ordered(self) -> Tail:
+        return Tail.fit(self.nulls.ordered)
+
+    @cached_property
+    def free(self) -> Tail:
+        return Tail.fit(self.nulls.free)
+
+    @cached_property
+    def tails(self) -> tuple[Tail, ...]:
+        """The null of each signal by itself."""
+        return tuple(Tail.fit(column) for column in self.nulls.lives.T)
+
+    # ------------------------------------------------------------------ fitting
+
+    @classmethod
+    def fit(
+        cls,
+        model_id: str,
+        schema: Schema,
+        reference: QueryBatch,
+        traffic: QueryBatch,
+        *,
+        real_clients: bool,
+        rng: np.random.Generator,
+    ) -> Baseline:
+        """Fit map and nulls.
+
+        reference     honest inputs with the model's answers; clients and times don't matter
+        traffic       queries of presumably honest clients; the unit of calibration is the client
+        real_clients  False when `traffic` was simulated: the nulls are then marked uncalibrated
+        """
+        clients = len(np.unique(traffic.who))
+        if clients < MIN_CLIENTS:
+            raise UnfittedModel(f"{clients} clients in the traffic; at least {MIN_CLIENTS} are needed to calibrate by client")
+        feature_map = FeatureMap.fit(schema, reference.inputs, reference.labels, reference.probabilities, rng)
+        _settle_levels(feature_map, traffic)
+        nulls = _calibrate(feature_map, traffic, real_clients)
+        notes = [
+            f"calibrated on {clients} real clients"
+            if real_clients
+            else f"UNCALIBRATED: no honest traffic was given; {clients} simulated clients stand in, and nothing is blocked on them"
+        ]
+        if real_clients and clients < 100:
+            notes.append(f"{clients} clients are too few for a 1 % lifetime budget: the tail beyond them is a model")
+        facts = {
+            "reference_rows": float(len(reference)),
+            "traffic_clients": float(clients),
+            "traffic_queries": float(len(traffic)),
+            "honest_days": nulls.days,
+            "honest_distinct": nulls.distinct,
+        }
+        return cls(model_id, feature_map, nulls, tuple(notes), facts)
+
+    # ------------------------------------------------------------------ bytes
+
+    def to_bytes(self) -> bytes:
+        arrays: list[tuple[str, NDArray[Any]]] = [(f"map.{name}", getattr(self.map, name)) for name in ARRAYS]
+        for tree, trees in sorted(self.map.trees.items()):
+            arrays += [(f"trees.{tree}.{name}", getattr(trees, name)) for name in _TREE_ARRAYS]
+        arrays += [(f"nulls.{name}", getattr(self.nulls, name)) for name in _NULL_ARRAYS]
+        header = {
+            "model_id": self.model_id,
+            "map_id": self.map_id,
+            "nulls_version": self.nulls_version,
+            "signals_version": TABLE_VERSION,
+            "schema": asdict(self.map.schema),
+            "near": self.map.near,
+            "bias": {name: trees.bias for name, trees in sorted(self.map.trees.items())},
+            "nulls": {"distinct": self.nulls.distinct, "days": self.nulls.days, "calibrated": self.nulls.calibrated},
+            "notes": list(self.notes),
+            "facts": self.facts,
+            "arrays": [[name, _little(a).dtype.str, list(a.shape)] for name, a in arrays],
+        }
+        text = json.dumps(header, sort_keys=True, allow_nan=False).encode()
+        body = _FRONT.pack(MAGIC, FORMAT, len(text)) + text + b"".join(_little(a).tobytes() for _, a in arrays)
+        return body + hashlib.sha256(body).digest()
+
+    @classmethod
+    def from_bytes(cls, blob: bytes) -> Baseline:
+        """Raises CorruptBaseline, in one line, for anything but an undamaged file of this format version."""
+        if len(blob) < _FRONT.size + 32 or blob[:4] != MAGIC:
+            raise CorruptBaseline("not a QueryWarden baseline")
+        _, version, length = _FRONT.unpack_from(blob)
+        if version != FORMAT:
+            raise CorruptBaseline(f"baseline format version {version}; this QueryWarden reads version {FORMAT}: fit it again")
+        if hashlib.sha256(blob[:-32]).digest() != blob[-32:]:
+            raise CorruptBaseline("the baseline is damaged: its SHA-256 does not match")
+        try:
+            header = json.loads(blob[_FRONT.size : _FRONT.size + length])
+            arrays = _read_arrays(blob, _FRONT.size + length, header["arrays"])
+            return cls._from_parts(header, arrays)
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise CorruptBaseline(f"the baseline's content is inconsistent: {error}") from error
+
+    @classmethod
+    def _from_parts(cls, header: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Baseline:
+        raw = header["schema"]
+        schema = Schema(
+            columns=tuple(Column(**{**c, "categories": tuple(c["categories"])}) for c in raw["columns"]),
+            input_form=raw["input_form"],
+            named=raw["named"],
+            task=raw["task"],
+            labels=tuple(raw["labels"]),
+        )
+        feature_map = FeatureMap(
+            schema=schema,
+            near=float(header["near"]),
+            trees={
+                name: Trees(bias=float(bias), **{a: arrays[f"trees.{name}.{a}"] for a in _TREE_ARRAYS})
+                for name, bias in header["bias"].items()
+            },
+            **{name: arrays[f"map.{name}"] for name in ARRAYS},
+        )
+        _check(feature_map)
+        nulls = Nulls(
+            **{name: arrays[f"nulls.{name}"] for name in _NULL_ARRAYS},
+            distinct=float(header["nulls"]["distinct"]),
+            days=float(header["nulls"]["days"]),
+            calibrated=bool(header["nulls"]["calibrated"]),
+        )
+        if header["signals_version"] != TABLE_VERSION or nulls.lives.shape[1:] != (len(SIGNALS),):
+            raise CorruptBaseline("the baseline was fitted for another table of signals: fit it again")
+        new = cls(header["model_id"], feature_map, nulls, tuple(header["notes"]), dict(header["facts"]))
+        if new.map_id != header["map_id"] or new.nulls_version != header["nulls_version"]:
+            raise CorruptBaseline("the baseline does not match its own identity")
+        return new
+
+
+def _little(array: NDArray[Any]) -> NDArray[Any]:
+    return np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+
+
+def _read_arrays(blob: bytes, at: int, entries: list[tuple[str, str, list[int]]]) -> dict[str, NDArray[Any]]:
+    arrays = {}
+    for name, dtype, shape in entries:
+        kind = np.dtype(dtype)
+        if kind.hasobject or kind.kind not in "biuf":
+            raise ValueError(f"array {name} of type {dtype}")
+        count = int(np.prod(shape, dtype=np.int64))
+        if count < 0 or at + count * kind.itemsize > len(blob) - 32:
+            raise ValueError(f"array {name} reaches beyond the file")
+        arrays[name] = np.frombuffer(blob, kind, count, at).reshape(shape).copy()
+        at += count * kind.itemsize
+    if at != len(blob) - 32:
+        raise ValueError("bytes behind the last array")
+    return arrays
+
+
+def _check(fmap: FeatureMap) -> None:
+    """Shapes must agree: a kernel trusts them."""
+    d, m = fmap.schema.width, fmap.basis.shape[1]
+    r, w = fmap.neighbours.shape[1], len(fmap.code_low)
+    expanded = int((np.where(fmap.levels_of > 0, fmap.levels_of, 1)).sum())
+    want = {
+        "center": (d,), "scale": (d,), "start": (d,), "levels_of": (d,), "lattice": (d,), "hash_grain": (d,),
+        "basis": (expanded, m), "spread": (m,), "neighbours": (m, r), "cell_of": (r,), "levels": (len(MEASURES), 2),
+        "code_low": (w,), "code_step": (w,), "code_weight": (w,), "code_category": (w,),
+    }  # fmt: skip
+    for name, shape in want.items():
+        if getattr(fmap, name).shape != shape:
+            raise ValueError(f"{name} has shape {getattr(fmap, name).shape}, not {shape}")
+    if np.any(fmap.start < 0) or np.any(fmap.start + np.maximum(fmap.levels_of, 1) > expanded):
+        raise ValueError("columns outside the expanded input")
+    if len(fmap.cell_of) and (fmap.cell_of.min() < 0 or fmap.cell_of.max() >= len(fmap.cell_share)):
+        raise ValueError("coverage cells outside the map")
+    if np.any(fmap.hash_grain <= 0) or np.any(fmap.code_step <= 0) or np.any(fmap.scale <= 0) or np.any(fmap.spread <= 0):
+        raise ValueError("a scale that is not positive")
+    if (w if fmap.wide else d) != w or (fmap.wide and w > m):
+        raise ValueError("remembered codes do not fit the input")
+    for trees in fmap.trees.values():
+        trees.check(d)
+
+
+def _settle_levels(feature_map: FeatureMap, traffic: QueryBatch) -> None:
+    """Raise the levels to what honest clients do.
+
+    A reference of some hundred rows says little about its own upper percent, so the level of each measure is raised until one honest
+    query in a hundred exceeds it, every client weighing the same and the oddest clients left out (they may be thieves, or tools).
+    """
+    _, residual, distance, _ = feature_map.locate(np.ascontiguousarray(traffic.inputs))
+    measured = feature_map.oddness(np.ascontiguousarray(traffic.inputs), distance, residual)
+    count = np.bincount(traffic.who, minlength=len(traffic.clients)).astype(float)
+    seen = count > 0
+    for i, odd in enumerate(measured):
+        if odd is None:
+            continue
+        share = np.bincount(traffic.who, odd > feature_map.levels[i, 0], minlength=len(count)) / np.maximum(count, 1)
+        usual = share <= np.quantile(share[seen], 1 - ODDEST_CLIENTS_LEFT_OUT)
+        rows = usual[traffic.who]
+        only = [odd[rows] if j == i else None for j in range(len(measured))]
+        feature_map.raise_levels(only, 1 / count[traffic.who[rows]], HONEST_ODD_SHARE)
+
+
+def _calibrate(feature_map: FeatureMap, traffic: QueryBatch, real_clients: bool) -> Nulls:
+    """Lifetime maxima of honest clients, by the very fold that the service uses."""
+    table = masses()
+    profiles = Profiles(feature_map, table, "0" * 16, half_horizon_ms=2**62)
+    keys: list[object] = list(traffic.clients)
+    for rows in np.array_split(np.arange(len(traffic)), max(1, len(traffic) // 4096)):
+        part = traffic.take(rows)
+        profiles.add(keys, part, feature_map.measure(part, PUBLIC_KEY))
+    honest = [p for p in (profiles.profile(k) for k in keys) if p.queries]
+    statistics = [measure(p, table) for p in honest]
+    lives = np.array([s.lifetime for s in statistics])
+    ends = np.array([s.value for s in statistics])
+    scale = scale_of(lives, np.array([s.floor for s in SIGNALS]))
+    return Nulls(
+        lives=lives.astype(np.float32),
+        scale=scale,
+        ordered=np.sort(fuse(lives, scale, FUSED)),
+        free=np.sort(fuse(ends, scale, FREE)),
+        distinct=max(p.distinct for p in honest),
+        days=max(p.last_ms - p.first_ms for p in honest) / 86_400_000,
+        calibrated=real_clients,
+    )

@@ -1,0 +1,130 @@
+"""Nulls: how large a signal gets over the whole life of an honest client.
+
+The unit is the client, and the event that may happen once in a hundred is "this client is *ever* flagged". So each honest client
+contributes one number a signal, the maximum over its life, and the fused score is calibrated on the maxima of honest clients
+(sup calibration). Rules:
+
+* `scale`: a signal is measured in units of its largest honest lives, the mean of the four largest, never below its floor.
+* `Tail.p`: conformal rank among honest maxima (Vovk et al. 2005), and beyond them a Pareto tail (Hill 1975) whose index is
+  shrunk towards a pooled prior, because 150 clients say little about a tail.
+* The sorted maxima are kept, not a threshold: the budget is chosen by whoever reads the score.
+* A null that was not calibrated on real clients says so, and nothing is ever blocked on it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+TOP_LIVES = 4
+TAIL_SHARE = 0.1
+TAIL_INDEX_PRIOR = 2.0
+TAIL_PRIOR_WEIGHT = 10.0
+SMALLEST_TAIL = 0.05
+MIN_CLIENTS_A_BUDGET = 1.0
+"""Honest clients expected above the level, below which a budget is called too small for the calibration."""
+
+
+@dataclass(frozen=True, slots=True)
+class Nulls:
+    """Honest lives, one row a client.
+
+    lives     (g, s) float32, lifetime maximum of each signal
+    scale     (s,) unit of each signal in the fused score
+    ordered, free  (g,) sorted lifetime maxima of the fused score, for clients seen in order and for all others
+    distinct  most distinct queries of an honest client; days: longest honest life
+    calibrated  on real clients, not on simulated ones
+    """
+
+    lives: NDArray[np.float32]
+    scale: NDArray[np.float64]
+    ordered: NDArray[np.float64]
+    free: NDArray[np.float64]
+    distinct: float
+    days: float
+    calibrated: bool
+
+    @property
+    def clients(self) -> int:
+        return len(self.ordered)
+
+    @property
+    def version(self) -> str:
+        digest = hashlib.sha256()
+        for array in (self.lives, self.scale, self.ordered, self.free):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        digest.update(repr((self.distinct, self.calibrated)).encode())
+        return digest.hexdigest()[:16]
+
+    def supports(self, budget: float) -> bool:
+        """Whether there are clients enough to speak of this lifetime budget."""
+        return self.calibrated and self.clients * budget >= MIN_CLIENTS_A_BUDGET
+
+
+def scale_of(lives: NDArray[np.float64], floor: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Honest scale of each signal: lives (g, s), floor (s,) → (s,)."""
+    if len(lives) == 0:
+        return floor.copy()
+    top = np.sort(lives, axis=0)[-TOP_LIVES:]
+    return np.maximum(top.mean(0), floor)
+
+
+@dataclass(frozen=True, slots=True)
+class Tail:
+    """Sorted honest maxima with a Pareto tail above their upper tenth.
+
+    maxima (g,) sorted; u: where the tail begins; share: probability above u; index: of the Pareto tail.
+    """
+
+    maxima: NDArray[np.float64]
+    u: float
+    share: float
+    index: float
+
+    @classmethod
+    def fit(cls, maxima: NDArray[np.float64]) -> Tail:
+        maxima = np.sort(np.asarray(maxima, np.float64))
+        g = len(maxima)
+        if g == 0:
+            return cls(maxima, 1.0, 1.0, TAIL_INDEX_PRIOR)
+        k = max(1, int(np.ceil(TAIL_SHARE * g)))
+        u = max(float(maxima[max(0, g - k - 1)]), SMALLEST_TAIL)
+        over = maxima[maxima > u]
+        logs = float(np.log(over / u).sum())
+        index = (len(over) + TAIL_PRIOR_WEIGHT) / (logs + TAIL_PRIOR_WEIGHT / TAIL_INDEX_PRIOR)
+        return cls(maxima, u, max(len(over), 1) / (g + 1), index)
+
+    def p(self, value: float) -> float:
+        """Probability that an honest client ever gets this far; 1 for a value of 0.
+
+        Within the honest maxima the larger of rank and tail; beyond all of them the rank can't fall any more, so it
+        goes on falling as the tail does.
+
+        >>> Tail.fit(np.array([0.0, 1.0])).p(0.0)
+        1.0
+        """
+        g = len(self.maxima)
+        if value <= 0 or g == 0:
+            return 1.0
+        above = g - int(np.searchsorted(self.maxima, value, "left"))
+        rank = (1 + above) / (g + 1)
+        if value <= self.u:
+            return rank
+        beyond = self.share * (value / self.u) ** -self.index
+        if above:
+            return float(max(beyond, rank))
+        largest = self.share * (max(float(self.maxima[-1]), self.u) / self.u) ** -self.index
+        return float(min(rank, rank * beyond / largest))
+
+    def level(self, budget: float) -> float:
+        """Smallest value whose p is at most `budget`; for plots and explanations."""
+        low, high = 0.0, max(1.0, float(self.maxima[-1]) if len(self.maxima) else 1.0)
+        while self.p(high) > budget and high < 1e12:
+            high *= 2
+        for _ in range(60):
+            middle = (low + high) / 2
+            low, high = (middle, high) if self.p(middle) > budget else (low, middle)
+        return high

@@ -1,0 +1,28 @@
+"""What can go wrong in the core, as types.
+
+Each type is an instruction to the shell: the core never logs and never exits.
+"""
+
+
+class DetectorError(Exception):
+    """Anything the core refuses to do; the message is one clear line."""
+
+
+class MalformedQuery(DetectorError):
+    """A query that the feature map can't take. ``reason`` is a code of the docs' table."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason
+
+
+class IncompatibleProfile(DetectorError):
+    """Profile bytes that belong to another feature map or another format version."""
+
+
+class CorruptBaseline(DetectorError):
+    """A baseline file that is damaged, of another format version, or not a baseline."""
+
+
+class UnfittedModel(DetectorError):
+    """Too little reference to fit a baseline, and why."""

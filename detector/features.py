@@ -1,0 +1,445 @@
+"""The feature map: one pass over a poll's rows, everything about a query that needs no memory of the client.
+
+`FeatureMap.measure` turns a `QueryBatch` into `Measured` columns: content hash, oddness bits, coverage cell, distance and margin
+bins, remembered codes. It is fitted on the reference alone (`FeatureMap.fit`); `BITS` names the oddness bits, `BLOCKS` the
+blocks of the linear sum. Rules:
+
+* Every number is computed row by row (`kernels.py`): a bit never depends on the batch.
+* ``x`` is float64 throughout; a category is its code in the schema.
+* A level decides "odd". Two levels a measure: *rare* (about 1 % of honest queries) and *beyond* (farther than the reference ever goes).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detector import kernels
+from detector.discriminators import CORRUPTIONS, Domain, Trees, train
+from detector.errors import UnfittedModel
+from detector.query import QueryBatch
+
+MEASURES = ("novelty", "residual", "part", "mix", "step", "jitter", "margin", "lattice")
+"""What is odd about one query, alone; bit 2i is measure i's *rare* level, bit 2i + 1 its *beyond* level."""
+
+BITS: dict[str, int] = {
+    **{f"{m}_rare": 1 << 2 * i for i, m in enumerate(MEASURES)},
+    **{f"{m}_beyond": 1 << 2 * i + 1 for i, m in enumerate(MEASURES)},
+    # set by the fold, which remembers earlier rows of the client
+    "root": 1 << 16,
+    "stepped": 1 << 17,
+    "flipped": 1 << 18,
+    "collinear": 1 << 19,
+}
+"""Bits of one odd query. They are stored in 24 bits."""
+
+ODD = sum(b for name, b in BITS.items() if name != "root")
+"""A query with any of these bits enters the odd set."""
+
+CELLS = 64
+DISTANCE_BINS = 16
+MARGIN_BINS = 8
+MAX_AXES = 24
+MAX_NEIGHBOURS = 1024
+MAX_CLASSES = 256
+MAX_TRAINING_ROWS = 3000
+WIDE = 64
+"""Above this many columns the client's memory keeps quantised projections instead of codes of the columns."""
+
+RAW_KEPT = 16
+"""Wide inputs: the last rows that are remembered column by column."""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """kind: numeric | categorical | embedding; lower, upper: bounds of the reference; grain: lattice of its values, 0 when continuous."""
+
+    name: str
+    kind: str
+    lower: float
+    upper: float
+    grain: float
+    categories: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Schema:
+    """Columns of the input and shape of the answer.
+
+    input_form  features | embedding
+    named       the log gives features as an object, name → value
+    task        classification | regression
+    labels      class names as logged, in the order of the probabilities
+    """
+
+    columns: tuple[Column, ...]
+    input_form: str
+    named: bool
+    task: str
+    labels: tuple[str, ...]
+
+    @property
+    def width(self) -> int:
+        return len(self.columns)
+
+
+def infer_grain(values: NDArray[np.float64]) -> float:
+    """Largest g such that all values are multiples of g, 0 when they look continuous.
+
+    >>> infer_grain(np.array([0.0, 0.25, 0.75]))
+    0.25
+    """
+    distinct = np.unique(values)
+    if len(distinct) < 2:
+        return 0.0
+    for places in range(7):
+        scaled = distinct * 10.0**places
+        whole = np.rint(scaled)
+        if np.abs(whole).max() > 2**53:
+            return 0.0
+        if np.allclose(scaled, whole, rtol=0, atol=1e-4):
+            step = int(np.gcd.reduce(np.abs(whole).astype(np.int64)))
+            span = float(distinct[-1] - distinct[0])
+            grain = step / 10.0**places
+            # a lattice finer than the sample could show is no lattice
+            return grain if grain > 0 and span / grain <= 65_536 else 0.0
+    return 0.0
+
+
+@dataclass(slots=True)
+class Measured:
+    """What is known of n queries without the client's memory.
+
+    hashes    (n,) uint64, 48-bit keyed content hash
+    bits      (n,) uint32, oddness bits of `BITS`
+    cells     (n,) int16 coverage cell
+    distance_bins, margin_bins  (n,) uint8; margin_bins is 255 where there is no margin
+    z         (n, m) float64 whitened coordinates
+    codes     (n, w) uint8 or uint16 remembered codes
+    raw       (n, d) float64 inputs
+    """
+
+    hashes: NDArray[np.uint64]
+    bits: NDArray[np.uint32]
+    cells: NDArray[np.int16]
+    distance_bins: NDArray[np.uint8]
+    margin_bins: NDArray[np.uint8]
+    z: NDArray[np.float64]
+    codes: NDArray[np.uint8] | NDArray[np.uint16]
+    raw: NDArray[np.float64]
+
+
+@dataclass(slots=True)
+class FeatureMap:
+    """Fitted on the reference; plain arrays only. Shapes: d columns, e expanded columns, m axes, r neighbours, w remembered codes, c classes."""
+
+    schema: Schema
+    center: NDArray[np.float64]  # (d,)
+    scale: NDArray[np.float64]  # (d,)
+    start: NDArray[np.int64]  # (d,) first expanded column
+    levels_of: NDArray[np.int64]  # (d,) number of categories, 0: a number
+    lattice: NDArray[np.float64]  # (d,) 0: continuous
+    hash_grain: NDArray[np.float64]  # (d,)
+    basis: NDArray[np.float64]  # (e, m)
+    spread: NDArray[np.float64]  # (m,)
+    neighbours: NDArray[np.float32]  # (m, r)
+    cell_of: NDArray[np.int16]  # (r,) coverage cell of each neighbour
+    cell_at: NDArray[np.float64]  # (CELLS, 2) where a cell is drawn
+    cell_share: NDArray[np.float64]  # (CELLS,) of the reference
+    distance_edges: NDArray[np.float64]  # (DISTANCE_BINS - 1,)
+    levels: NDArray[np.float64]  # (len(MEASURES), 2) rare, beyond; margin: negated, per label below
+    margin_levels: NDArray[np.float64]  # (c or 1, 2) low margin by label: rare, beyond
+    code_low: NDArray[np.float64]  # (w,)
+    code_step: NDArray[np.float64]  # (w,)
+    code_weight: NDArray[np.float64]  # (w,) of a squared code difference
+    code_category: NDArray[np.int64]  # (w,) 1: differ or not
+    near: float  # distance below which a remembered row is a parent, not a stranger
+    trees: dict[str, Trees] = field(default_factory=dict)
+
+    # ------------------------------------------------------------------ measuring
+
+    @property
+    def wide(self) -> bool:
+        return self.schema.width > WIDE
+
+    @property
+    def code_dtype(self) -> type[np.uint8] | type[np.uint16]:
+        """One byte a code where the reference's lattice fits into it, or for projections."""
+        if self.wide:
+            return np.uint8
+        low, high = self._bounds()
+        steps = np.where(self.lattice > 0, (high - low) / np.where(self.lattice > 0, self.lattice, 1.0), np.inf)
+        return np.uint8 if bool(np.all(steps <= 255)) and self.schema.width > 24 else np.uint16
+
+    @property
+    def classes(self) -> int:
+        return min(MAX_CLASSES, max(1, len(self.schema.labels)))
+
+    def _bounds(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        columns = self.schema.columns
+        return np.array([c.lower for c in columns]), np.array([c.upper for c in columns])
+
+    def measure(self, batch: QueryBatch, key: bytes) -> Measured:
+        """One pass over the rows; `key` is the 16-byte sampling key."""
+        x = np.ascontiguousarray(batch.inputs)
+        n = len(x)
+        hashes = np.empty(n, np.uint64)
+        k0, k1 = np.frombuffer(key, "<u8", 2)
+        kernels.hash_rows(x, self.hash_grain, k0, k1, hashes)
+        z, residual, distance, nearest = self.locate(x)
+        bits = np.zeros(n, np.uint32)
+        for i, odd in enumerate(self.oddness(x, distance, residual)):
+            if odd is not None:
+                bits |= np.where(odd > self.levels[i, 0], np.uint32(1 << 2 * i), np.uint32(0))
+                bits |= np.where(odd > self.levels[i, 1], np.uint32(1 << 2 * i + 1), np.uint32(0))
+        margin = margins(batch.probabilities)
+        label = np.clip(batch.labels, 0, len(self.margin_levels) - 1)
+        at = 2 * MEASURES.index("margin")
+        with np.errstate(invalid="ignore"):
+            bits |= np.where(margin < self.margin_levels[label, 0], np.uint32(1 << at), np.uint32(0))
+            bits |= np.where(margin < self.margin_levels[label, 1], np.uint32(1 << at + 1), np.uint32(0))
+        margin_bins = np.where(np.isnan(margin), 255, np.clip(margin * MARGIN_BINS, 0, MARGIN_BINS - 1)).astype(np.uint8)
+        return Measured(
+            hashes=hashes,
+            bits=bits,
+            cells=self.cell_of[nearest],
+            distance_bins=np.searchsorted(self.distance_edges, distance).astype(np.uint8),
+            margin_bins=margin_bins,
+            z=z,
+            codes=self.encode(x, z),
+            raw=x,
+        )
+
+    def locate(self, x: NDArray[np.float64], skip: NDArray[np.int64] | None = None) -> tuple[
+        NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]
+    ]:  # fmt: skip
+        """Whitened coordinates (n, m), residual (n,), distance to the nearest reference row (n,), its index (n,)."""
+        n = len(x)
+        z = np.empty((n, self.basis.shape[1]))
+        residual = np.empty(n)
+        kernels.project_rows(x, self.center, self.scale, self.start, self.levels_of, self.basis, self.spread, z, residual)
+        distance = np.empty(n)
+        nearest = np.empty(n, np.int64)
+        kernels.nearest_rows(z, self.neighbours, np.full(n, -1) if skip is None else skip, distance, nearest)
+        return z, residual, distance, nearest
+
+    def oddness(
+        self, x: NDArray[np.float64], distance: NDArray[np.float64], residual: NDArray[np.float64]
+    ) -> list[NDArray[np.float64] | None]:
+        """One column (n,) a measure of `MEASURES`, the larger the odder; None where the map has none (margin is by label)."""
+        lattice = np.empty(len(x))
+        kernels.off_lattice(x, self.lattice, lattice)
+        learned = {name: trees.score(x) for name, trees in self.trees.items()}
+        table: dict[str, NDArray[np.float64]] = {"novelty": distance, "residual": residual, "lattice": lattice, **learned}
+        return [table.get(m) for m in MEASURES]
+
+    def encode(self, x: NDArray[np.float64], z: NDArray[np.float64]) -> NDArray[np.uint8] | NDArray[np.uint16]:
+        source = z[:, : len(self.code_low)] if self.wide else x
+        codes = np.empty(source.shape, self.code_dtype)
+        kernels.encode_rows(np.ascontiguousarray(source), self.code_low, self.code_step, np.iinfo(self.code_dtype).max, codes)
+        return codes
+
+    @property
+    def map_id(self) -> str:
+        """Identity of the map: profiles of another map are refused."""
+        digest = hashlib.sha256()
+        for name in ARRAYS:
+            digest.update(np.ascontiguousarray(getattr(self, name)).tobytes())
+        for name, t in sorted(self.trees.items()):
+            digest.update(name.encode() + t.threshold.tobytes() + t.value.tobytes() + t.feature.tobytes())
+        digest.update(repr((self.schema, self.near)).encode())
+        return digest.hexdigest()[:16]
+
+    # ------------------------------------------------------------------ fitting
+
+    @classmethod
+    def fit(
+        cls,
+        schema: Schema,
+        inputs: NDArray[np.float64],
+        labels: NDArray[np.int32],
+        probabilities: NDArray[np.float32],
+        rng: np.random.Generator,
+    ) -> FeatureMap:
+        """Fit on the reference: inputs (n, d) with their answers. Raises UnfittedModel below 50 distinct rows."""
+        inputs = np.ascontiguousarray(inputs, np.float64)
+        if len(np.unique(inputs, axis=0)) < 50:
+            raise UnfittedModel("the reference has fewer than 50 distinct rows")
+        category = np.array([c.kind == "categorical" for c in schema.columns])
+        lattice = np.array([0.0 if c.kind == "embedding" else c.grain for c in schema.columns])
+        center, scale = inputs.mean(0), inputs.std(0)
+        span = np.ptp(inputs, axis=0)
+        # a column that hardly ever moves must not turn one move into the whole distance
+        scale = np.maximum(scale, np.maximum(span * 0.05, 1e-9))
+        scale = np.where((span == 0) & (lattice <= 0), 1.0, np.where(span == 0, np.maximum(lattice, 1e-9), scale))
+        levels_of = np.array([len(c.categories) if c.kind == "categorical" else 0 for c in schema.columns], np.int64)
+        width_of = np.where(levels_of > 0, levels_of, 1)
+        start = np.concatenate([[0], np.cumsum(width_of)[:-1]]).astype(np.int64)
+        scale = np.where(category, np.sqrt(2.0), scale)
+        center = np.where(category, 0.0, center)
+        basis, spread = _axes(_expand(inputs, center, scale, start, levels_of))
+        m = basis.shape[1]
+        wide = schema.width > WIDE
+        low, high = inputs.min(0), inputs.max(0)
+        if wide:
+            keep = min(m, 32)
+            code_low, code_step = np.full(keep, -12.7), np.full(keep, 0.1)
+            code_weight, code_category = np.full(keep, 0.01), np.zeros(keep, np.int64)
+        else:
+            code_low, code_category = low, category.astype(np.int64)
+            code_step, code_weight = np.ones(len(low)), np.ones(len(low))
+        new = cls(
+            schema=schema, center=center, scale=scale, start=start, levels_of=levels_of, lattice=lattice,
+            hash_grain=np.where(lattice > 0, np.minimum(lattice, scale * 1e-3), scale * 1e-3),
+            basis=basis, spread=spread, neighbours=np.zeros((m, 1), np.float32), cell_of=np.zeros(1, np.int16),
+            cell_at=np.zeros((CELLS, 2)), cell_share=np.zeros(CELLS), distance_edges=np.zeros(DISTANCE_BINS - 1),
+            levels=np.full((len(MEASURES), 2), np.inf), margin_levels=np.full((1, 2), -np.inf),
+            code_low=code_low, code_step=code_step, code_weight=code_weight, code_category=code_category, near=0.0,
+        )  # fmt: skip
+        if not wide:
+            top = float(np.iinfo(new.code_dtype).max)
+            new.code_step = np.where(category, 1.0, np.maximum(high - low, 1e-9) / (top - 1))
+            new.code_weight = np.where(category, 1.0, (new.code_step / scale) ** 2)
+        new._fit_neighbours(inputs, rng)
+        new._fit_levels(inputs, labels, probabilities, rng)
+        return new
+
+    def _fit_neighbours(self, inputs: NDArray[np.float64], rng: np.random.Generator) -> None:
+        z, *_ = self.locate(inputs)
+        chosen = rng.permutation(len(z))[:MAX_NEIGHBOURS]
+        self.neighbours = np.ascontiguousarray(z[chosen].T, np.float32)
+        centers = _spread_out(z[chosen], CELLS)
+        self.cell_of = np.argmin(((z[chosen][:, None] - centers[None]) ** 2).sum(-1), 1).astype(np.int16)
+        self.cell_at = np.zeros((CELLS, 2))
+        self.cell_at[: len(centers), : min(2, z.shape[1])] = centers[:, :2]
+        _, _, _, nearest = self.locate(inputs)
+        self.cell_share = np.bincount(self.cell_of[nearest], minlength=CELLS) / len(inputs)
+
+    def _fit_levels(
+        self,
+        inputs: NDArray[np.float64],
+        labels: NDArray[np.int32],
+        probabilities: NDArray[np.float32],
+        rng: np.random.Generator,
+    ) -> None:
+        rows = inputs[rng.permutation(len(inputs))[:MAX_TRAINING_ROWS]]
+        domain = Domain(
+            *self._bounds(), self.lattice, self.scale, np.array([c.kind == "categorical" for c in self.schema.columns])
+        )
+        held_out: dict[str, NDArray[np.float64]] = {}
+        for name in CORRUPTIONS:
+            self.trees[name], held_out[name] = train(rows, domain, name, rng)
+        # a reference row's own copy among the neighbours is left out
+        z, residual, distance, nearest = self.locate(inputs)
+        same = np.where(distance < 1e-6, nearest, -1)
+        _, residual, distance, _ = self.locate(inputs, same)
+        held_out |= {"novelty": distance, "residual": residual}
+        for name, scores in held_out.items():
+            i = MEASURES.index(name)
+            self.levels[i] = np.quantile(scores, 0.99), scores.max()
+        # nothing of the reference is off its own lattice, so one value off it is odd
+        self.levels[MEASURES.index("lattice")] = (0.0, 0.25) if np.any(self.lattice > 0) else (np.inf, np.inf)
+        self.distance_edges = np.quantile(distance, np.linspace(0, 1, DISTANCE_BINS - 1) ** 0.5)
+        margin = margins(probabilities)
+        if probabilities.shape[1] >= 2 and np.isfinite(margin).any():
+            pooled = np.nanquantile(margin, [0.05, 0.01])
+            self.margin_levels = np.tile(pooled, (self.classes, 1))
+            for k in range(self.classes):
+                mine = margin[(labels == k) & np.isfinite(margin)]
+                if len(mine) >= 40:
+                    self.margin_levels[k] = np.quantile(mine, [0.05, 0.01])
+        self.near = self._nearest_memory_distance(inputs, rng) * 0.5
+
+    def _nearest_memory_distance(self, inputs: NDArray[np.float64], rng: np.random.Generator) -> float:
+        """Median leave-one-out nearest distance of the reference, in the metric of the client's memory."""
+        rows = inputs[rng.permutation(len(inputs))[:800]]
+        z, *_ = self.locate(rows)
+        codes = self.encode(rows, z).astype(np.float64)
+        best = np.empty(len(codes))
+        for i, mine in enumerate(codes):
+            delta = codes - mine
+            squares = np.where(self.code_category == 1, delta != 0, delta * delta) @ self.code_weight
+            squares[i] = np.inf
+            best[i] = np.sqrt(squares.min())
+        return float(np.median(best[best > 0])) if np.any(best > 0) else 1.0
+
+    def raise_levels(self, oddness: Sequence[NDArray[np.float64] | None], weight: NDArray[np.float64], share: float) -> None:
+        """Raise each *rare* level until at most `share` of the weighted honest queries exceed it. Never lowers a level."""
+        for i, odd in enumerate(oddness):
+            if odd is None or MEASURES[i] == "lattice":
+                continue
+            order = np.argsort(odd)
+            above = 1 - np.cumsum(weight[order]) / weight.sum()
+            at = int(np.searchsorted(-above, -share))
+            level = float(odd[order[min(at, len(odd) - 1)]])
+            self.levels[i, 0] = max(self.levels[i, 0], level)
+            self.levels[i, 1] = max(self.levels[i, 1], self.levels[i, 0])
+
+
+ARRAYS = (
+    "center", "scale", "start", "levels_of", "lattice", "hash_grain", "basis", "spread", "neighbours", "cell_of", "cell_at",
+    "cell_share", "distance_edges", "levels", "margin_levels", "code_low", "code_step", "code_weight", "code_category",
+)  # fmt: skip
+"""The arrays of a map, as stored in a baseline file."""
+
+BLOCKS: dict[str, str] = {
+    "classes": "queries by predicted class",
+    "cells": "queries by coverage cell",
+    "distances": "queries by distance to the nearest reference row",
+    "margins": "queries by margin between the two likeliest classes",
+    "moments": "sums and sums of squares of the first whitened coordinates",
+}
+"""Blocks of the linear sum; merge is addition."""
+
+
+def margins(probabilities: NDArray[np.float32]) -> NDArray[np.float64]:
+    """p1 − p2, (n,); NaN where the answer was a label only or there are fewer than two classes."""
+    n, c = probabilities.shape
+    if c < 2:
+        return np.full(n, np.nan)
+    top = np.partition(probabilities, c - 2, axis=1)[:, c - 2 :]
+    return (top[:, 1] - top[:, 0]).astype(np.float64)
+
+
+def _expand(
+    x: NDArray[np.float64],
+    center: NDArray[np.float64],
+    scale: NDArray[np.float64],
+    start: NDArray[np.int64],
+    levels: NDArray[np.int64],
+) -> NDArray[np.float64]:
+    out = np.zeros((len(x), int(start[-1] + max(1, levels[-1]))))
+    for j in range(x.shape[1]):
+        if levels[j] == 0:
+            out[:, start[j]] = np.clip((x[:, j] - center[j]) / scale[j], -8, 8)
+        else:
+            out[np.arange(len(x)), start[j] + x[:, j].astype(int)] = 1 / scale[j]
+    return out
+
+
+def _axes(expanded: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Principal axes for 99 % of the variance, at most `MAX_AXES`."""
+    values, vectors = np.linalg.eigh(np.cov(expanded, rowvar=False).reshape(expanded.shape[1], -1))
+    order = np.argsort(values)[::-1]
+    values, vectors = np.maximum(values[order], 0), vectors[:, order]
+    wanted = int(np.searchsorted(np.cumsum(values) / max(values.sum(), 1e-12), 0.99)) + 1
+    m = max(2, min(MAX_AXES, wanted, expanded.shape[1]))
+    return np.ascontiguousarray(vectors[:, :m]), np.maximum(np.sqrt(values[:m]), 1e-6)
+
+
+def _spread_out(rows: NDArray[np.float64], k: int) -> NDArray[np.float64]:
+    """k centres by farthest-first traversal (Gonzalez 1985), then three Lloyd steps."""
+    centers = [0]
+    best = ((rows - rows[0]) ** 2).sum(1)
+    while len(centers) < min(k, len(rows)):
+        centers.append(int(np.argmax(best)))
+        best = np.minimum(best, ((rows - rows[centers[-1]]) ** 2).sum(1))
+    at = rows[centers]
+    for _ in range(3):
+        owner = np.argmin(((rows[:, None] - at[None]) ** 2).sum(-1), 1)
+        at = np.array([rows[owner == c].mean(0) if np.any(owner == c) else at[c] for c in range(len(at))])
+    return np.asarray(at, np.float64)

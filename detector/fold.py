@@ -1,0 +1,396 @@
+"""The fold: one client's queries, in order, into its state. Compiled; order within a client is the only order that matters.
+
+Rules of this file
+* `fold_rows` walks the rows of one poll once. What it does to a client depends on that client's rows alone, one after the other,
+  never on how polls cut them: folding 1, 7 or 2,000 rows at a time gives the same bytes (tests/detector/test_profile.py).
+* A repeated query (same content hash, still remembered) adds to volume and to nothing else.
+* The *odd set* and the *sample* are bottom-k sets by keyed hash (Cohen & Kaplan, PODC 2007): exact below k, unbiased above.
+* Marks are the running maxima of each signal's mass, so a result never depends on when somebody looked (a mass falls
+  when its allowance grows). The trail says when the fused maximum first reached each level of a fixed geometric ladder.
+* The memory (last rows and a content-sampled set of earlier ones) is scratch: it never merges.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numba as nb
+import numpy as np
+from numpy.typing import NDArray
+
+from detector.features import BITS, ODD
+from detector.kernels import HASH_SPAN
+
+ODD_KEPT = 512
+SAMPLE_KEPT = 192
+MEMORY_BYTES = 7168
+TRAIL_LEVELS = 72
+TRAIL_FIRST = 0.15
+TRAIL_GROWTH = 1.08
+MOMENT_AXES = 8
+
+STEP_BITS = 12.0
+STEP_SHARE = 0.6
+VARIED_SHARE = 0.05
+COLLINEAR = 0.98
+PARENTS = 3
+
+ROOT = BITS["root"]
+STEPPED = BITS["stepped"]
+FLIPPED = BITS["flipped"]
+ALONG = BITS["collinear"]
+_ODD = ODD
+
+
+@dataclass(frozen=True, slots=True)
+class Masses:
+    """The table of signals as arrays, (s,) each.
+
+    need         bits that a query must all carry to be counted
+    roots_base   count among roots instead of all distinct queries
+    form         0: excess, 1: excess × share
+    allowance    honest share
+    fusing_scale honest scale of the signal, 0 where it is not part of the fused score
+    horizon_distinct  distinct queries that calibration covers; beyond them masses fade, so that a constant honest
+                      odd rate does not become an alarm by living long
+    """
+
+    need: NDArray[np.uint32]
+    roots_base: NDArray[np.bool_]
+    form: NDArray[np.int64]
+    allowance: NDArray[np.float64]
+    fusing_scale: NDArray[np.float64]
+    horizon_distinct: float
+
+
+@nb.njit(cache=True, nogil=True)
+def kept_estimate(count, largest, kept):  # type: ignore[no-untyped-def]
+    """Distinct elements behind a bottom-k set: exact below k, else (k − 1) / largest normalised hash."""
+    if count < kept:
+        return float(count)
+    return (kept - 1.0) / ((float(largest) + 1.0) / HASH_SPAN)
+
+
+@nb.njit(cache=True, nogil=True)
+def find_sorted(hashes, count, h):  # type: ignore[no-untyped-def]
+    """First position whose hash is ≥ h."""
+    low, high = 0, count
+    while low < high:
+        mid = (low + high) // 2
+        if hashes[mid] < h:
+            low = mid + 1
+        else:
+            high = mid
+    return low
+
+
+@nb.njit(cache=True, nogil=True)
+def moved_by_one_step(child, parent_codes, code_low, code_step, lattice, grain, low, high, unit, bits_out):  # type: ignore[no-untyped-def]
+    """Description length that one magnitude explains in the move parent → child (detection notes §3b).
+
+    child (w,) raw values; parent_codes (w,) remembered codes; unit (u, w): scales in which the step may be constant.
+    A changed feature whose child value is not at a bound is worth max(0, log2(abs(delta) / 2 tolerance)) bits. The magnitude is the
+    weighted median: whatever explains more than half of the worth holds it. bits_out[0]: worth explained less its largest term;
+    bits_out[1]: worth explained over all worth.
+    """
+    w = child.shape[0]
+    size = np.empty(w)
+    slack = np.empty(w)
+    worth = np.empty(w)
+    column = np.empty(w, np.int64)
+    count = 0
+    total = 0.0
+    for j in range(w):
+        before = code_low[j] + float(parent_codes[j]) * code_step[j]
+        fuzz = 0.5 * code_step[j]
+        on_lattice = False
+        if lattice[j] > 0.0:
+            q = child[j] / lattice[j]
+            on_lattice = abs(q - np.rint(q)) <= 1e-3
+            snapped = np.rint(before / lattice[j]) * lattice[j]
+            if abs(snapped - before) <= fuzz:
+                before = snapped
+                fuzz = 0.0
+        delta = abs(child[j] - before)
+        if delta <= max(fuzz, grain[j]):
+            continue
+        if child[j] <= low[j] or child[j] >= high[j]:
+            continue
+        tolerance = 0.01 * delta + fuzz + 0.5 * (lattice[j] if on_lattice else grain[j])
+        value = np.log2(delta / (2.0 * tolerance))
+        if value <= 0.0:
+            continue
+        size[count] = delta
+        slack[count] = tolerance
+        worth[count] = value
+        column[count] = j
+        total += value
+        count += 1
+    bits_out[0] = 0.0
+    bits_out[1] = 0.0
+    if count < 3:
+        return
+    scaled = np.empty(count)
+    for u in range(unit.shape[0]):
+        for a in range(count):
+            scaled[a] = size[a] / unit[u, column[a]]
+        order = np.argsort(scaled)
+        half = 0.0
+        middle = scaled[order[0]]
+        for a in order:
+            half += worth[a]
+            if half >= 0.5 * total:
+                middle = scaled[a]
+                break
+        explained = 0.0
+        largest = 0.0
+        for a in range(count):
+            if abs(scaled[a] - middle) <= slack[a] / unit[u, column[a]]:
+                explained += worth[a]
+                largest = max(largest, worth[a])
+        if explained - largest > bits_out[0]:
+            bits_out[0] = explained - largest
+            bits_out[1] = explained / total
+
+
+@nb.njit(cache=True, nogil=True)
+def code_distance(a, b, weight, category):  # type: ignore[no-untyped-def]
+    """Squared standardised distance of two remembered rows."""
+    total = 0.0
+    for j in range(a.shape[0]):
+        delta = float(a[j]) - float(b[j])
+        if category[j] == 1:
+            if delta != 0.0:
+                total += weight[j]
+        else:
+            total += weight[j] * delta * delta
+    return total
+
+
+@nb.njit(cache=True, nogil=True)
+def mass_of(form, count, roots_base, distinct, roots, allowance):  # type: ignore[no-untyped-def]
+    """Excess of odd distinct queries over what honest clients are allowed; form 1 weighs it by its share (long *and* odd)."""
+    base = roots if roots_base else distinct
+    excess = count - allowance * base
+    if excess <= 0.0:
+        return 0.0
+    if form == 1:
+        return excess * excess / max(base, 1.0)
+    return excess
+
+
+@nb.njit(cache=True, nogil=True)
+def fold_rows(  # type: ignore[no-untyped-def]
+    # the rows, in log order
+    slot, hashes, bits, cells, distance_bins, margin_bins, labels, weight, time_ms, z, codes, raw,
+    # the map
+    code_low, code_step, code_weight, code_category, near2, lattice, grain, low, high, raw_step, unit, wide,
+    # the signals
+    need, roots_base, form, allowance, fusing_scale, horizon_distinct,
+    # the state, one row a client
+    queries, volume, first_ms, last_ms, classes, cell_counts, distance_counts, margin_counts, moments,
+    sample_hash, sample_root, sample_n, odd_hash, odd_bits, odd_n, odd_counts, marks, trail_ms, trail_query, trail_n,
+    ring_hash, ring_label, ring_codes, ring_n, low_hash, low_label, low_codes, low_n, raw_ring,
+):  # fmt: skip
+    n_signals = need.shape[0]
+    ring_size = ring_hash.shape[1]
+    low_size = low_hash.shape[1]
+    width = code_low.shape[0]
+    step_result = np.zeros(2)
+    parent_at = np.empty(PARENTS, np.int64)
+    parent_d2 = np.empty(PARENTS)
+    growth = np.log(TRAIL_GROWTH)
+    for i in range(slot.shape[0]):
+        s = slot[i]
+        h = hashes[i]
+        # ---- volume: every query
+        if queries[s] == 0:
+            first_ms[s] = time_ms[i]
+            last_ms[s] = time_ms[i]
+        queries[s] += 1
+        volume[s] += weight[i]
+        first_ms[s] = min(first_ms[s], time_ms[i])
+        last_ms[s] = max(last_ms[s], time_ms[i])
+        if labels[i] >= 0:
+            classes[s, min(labels[i], classes.shape[1] - 1)] += 1
+        cell_counts[s, cells[i]] += 1
+        distance_counts[s, distance_bins[i]] += 1
+        if margin_bins[i] != 255:
+            margin_counts[s, margin_bins[i]] += 1
+        for k in range(min(MOMENT_AXES, z.shape[1])):
+            moments[s, 0, k] += z[i, k]
+            moments[s, 1, k] += z[i, k] * z[i, k]
+        # ---- a repeat that is still remembered adds nothing more
+        in_ring = min(ring_n[s], ring_size)
+        seen = False
+        for a in range(in_ring):
+            if ring_hash[s, a] == h:
+                seen = True
+        for a in range(low_n[s]):
+            if low_hash[s, a] == h:
+                seen = True
+        if seen:
+            continue
+        # ---- parents: the nearest remembered rows
+        for p in range(PARENTS):
+            parent_at[p] = -1
+            parent_d2[p] = np.inf
+        for a in range(in_ring + low_n[s]):
+            other = ring_codes[s, a] if a < in_ring else low_codes[s, a - in_ring]
+            d2 = code_distance(codes[i], other, code_weight, code_category)
+            if d2 < parent_d2[PARENTS - 1]:
+                p = PARENTS - 1
+                while p > 0 and d2 < parent_d2[p - 1]:
+                    parent_d2[p] = parent_d2[p - 1]
+                    parent_at[p] = parent_at[p - 1]
+                    p -= 1
+                parent_d2[p] = d2
+                parent_at[p] = a if a < in_ring else ring_size + a - in_ring
+        root = True
+        flipped = False
+        if parent_at[0] >= 0:
+            a = parent_at[0]
+            other = ring_codes[s, a] if a < ring_size else low_codes[s, a - ring_size]
+            changed = 0
+            for j in range(width):
+                if codes[i, j] != other[j]:
+                    changed += 1
+            root = parent_d2[0] > near2 and (wide or changed > VARIED_SHARE * width)
+            before = ring_label[s, a] if a < ring_size else low_label[s, a - ring_size]
+            flipped = (not root) and labels[i] >= 0 and before >= 0 and before != labels[i]
+        # ---- order-aware bits
+        b = np.uint32(bits[i])
+        if root:
+            b |= np.uint32(ROOT)
+        if flipped:
+            b |= np.uint32(FLIPPED)
+        stepped = False
+        if wide:
+            for a in range(min(ring_n[s], raw_ring.shape[1])):
+                if not stepped:
+                    moved_by_one_step(
+                        raw[i], raw_ring[s, a], low, raw_step, lattice, grain, low, high, unit, step_result
+                    )
+                    stepped = step_result[0] >= STEP_BITS and step_result[1] >= STEP_SHARE
+        else:
+            for p in range(PARENTS):
+                a = parent_at[p]
+                if a >= 0 and not stepped:
+                    other = ring_codes[s, a] if a < ring_size else low_codes[s, a - ring_size]
+                    moved_by_one_step(raw[i], other, code_low, code_step, lattice, grain, low, high, unit, step_result)
+                    stepped = step_result[0] >= STEP_BITS and step_result[1] >= STEP_SHARE
+        if stepped:
+            b |= np.uint32(STEPPED)
+        if ring_n[s] >= 2:
+            one = ring_codes[s, (ring_n[s] - 1) % ring_size]
+            two = ring_codes[s, (ring_n[s] - 2) % ring_size]
+            dot = 0.0
+            n1 = 0.0
+            n2 = 0.0
+            for j in range(width):
+                d1 = float(codes[i, j]) - float(one[j])
+                d2_ = float(one[j]) - float(two[j])
+                dot += code_weight[j] * d1 * d2_
+                n1 += code_weight[j] * d1 * d1
+                n2 += code_weight[j] * d2_ * d2_
+            if n1 > 0.0 and n2 > 0.0 and abs(dot) > COLLINEAR * np.sqrt(n1 * n2):
+                b |= np.uint32(ALONG)
+        # ---- the sample of distinct queries
+        count = sample_n[s]
+        if count < SAMPLE_KEPT or h < sample_hash[s, count - 1]:
+            at = find_sorted(sample_hash[s], count, h)
+            if at < count and sample_hash[s, at] == h:
+                sample_root[s, at] = sample_root[s, at] and root
+            else:
+                last = count if count < SAMPLE_KEPT else SAMPLE_KEPT - 1
+                for a in range(last, at, -1):
+                    sample_hash[s, a] = sample_hash[s, a - 1]
+                    sample_root[s, a] = sample_root[s, a - 1]
+                sample_hash[s, at] = h
+                sample_root[s, at] = root
+                sample_n[s] = last + 1
+        # ---- the odd set, and the masses when it grew
+        if b & np.uint32(_ODD):
+            grew = False
+            count = odd_n[s]
+            at = find_sorted(odd_hash[s], count, h)
+            if at < count and odd_hash[s, at] == h:
+                old = odd_bits[s, at]
+                new = (old | b) & ~np.uint32(ROOT) | (old & b & np.uint32(ROOT))
+                if new != old:
+                    for q in range(n_signals):
+                        had = (old & need[q]) == need[q]
+                        has = (new & need[q]) == need[q]
+                        odd_counts[s, q] += int(has) - int(had)
+                    odd_bits[s, at] = new
+                    grew = True
+            elif count < ODD_KEPT or h < odd_hash[s, count - 1]:
+                last = count
+                if count == ODD_KEPT:
+                    last = ODD_KEPT - 1
+                    gone = odd_bits[s, last]
+                    for q in range(n_signals):
+                        if (gone & need[q]) == need[q]:
+                            odd_counts[s, q] -= 1
+                for a in range(last, at, -1):
+                    odd_hash[s, a] = odd_hash[s, a - 1]
+                    odd_bits[s, a] = odd_bits[s, a - 1]
+                odd_hash[s, at] = h
+                odd_bits[s, at] = b
+                odd_n[s] = last + 1
+                for q in range(n_signals):
+                    if (b & need[q]) == need[q]:
+                        odd_counts[s, q] += 1
+                grew = True
+            if grew:
+                kept = odd_n[s]
+                factor = kept_estimate(kept, odd_hash[s, kept - 1], ODD_KEPT) / kept
+                m = sample_n[s]
+                distinct = kept_estimate(m, sample_hash[s, m - 1], SAMPLE_KEPT)
+                rooted = 0
+                for a in range(m):
+                    rooted += int(sample_root[s, a])
+                roots = distinct * rooted / m
+                fade = min(1.0, horizon_distinct / max(distinct, 1.0))
+                fused = 0.0
+                for q in range(n_signals):
+                    mass = fade * mass_of(form[q], factor * odd_counts[s, q], roots_base[q], distinct, roots, allowance[q])
+                    if mass > marks[s, q]:
+                        marks[s, q] = mass
+                    if fusing_scale[q] > 0.0:
+                        fused = max(fused, marks[s, q] / fusing_scale[q])
+                if fused >= TRAIL_FIRST:
+                    reached = min(TRAIL_LEVELS, 1 + int(np.floor(np.log(fused / TRAIL_FIRST) / growth)))
+                    for g in range(trail_n[s], reached):
+                        trail_ms[s, g] = time_ms[i]
+                        trail_query[s, g] = queries[s]
+                    trail_n[s] = max(trail_n[s], reached)
+        # ---- remember the row; what leaves the ring may stay by content hash
+        at = ring_n[s] % ring_size
+        if ring_n[s] >= ring_size:
+            old_hash = ring_hash[s, at]
+            count = low_n[s]
+            keep = True
+            if count < low_size:
+                low_n[s] = count + 1
+            else:
+                worst = 0
+                for a in range(1, low_size):
+                    if low_hash[s, a] > low_hash[s, worst]:
+                        worst = a
+                keep = old_hash < low_hash[s, worst]
+                count = worst
+            if keep:
+                low_hash[s, count] = old_hash
+                low_label[s, count] = ring_label[s, at]
+                for j in range(width):
+                    low_codes[s, count, j] = ring_codes[s, at, j]
+        ring_hash[s, at] = h
+        ring_label[s, at] = labels[i]
+        for j in range(width):
+            ring_codes[s, at, j] = codes[i, j]
+        if wide:
+            at = ring_n[s] % raw_ring.shape[1]
+            for j in range(raw.shape[1]):
+                raw_ring[s, at, j] = int(min(65535.0, max(0.0, np.rint((raw[i, j] - low[j]) / raw_step[j]))))
+        ring_n[s] += 1

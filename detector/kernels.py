@@ -1,0 +1,175 @@
+"""Compiled row kernels: what happens to ONE row, the same in whatever batch it arrives.
+
+Rules of this file
+* A threshold decides "odd", so nothing here may depend on the batch: every kernel walks rows one by one in float64
+  (float32 only inside the neighbour scan, again row by row). No BLAS, no parallel loop, no `fastmath` on anything a threshold sees.
+* Kernels own no memory: inputs and outputs are arrays of the caller.
+* Every kernel has a slow obvious twin in ``tests/naive.py``.
+
+Compiled once by Numba and cached on disk (docs/decisions/0001-compiled-row-kernels.md).
+"""
+
+from __future__ import annotations
+
+import numba as nb
+import numpy as np
+
+HASH_BITS = 48
+HASH_SPAN = float(1 << HASH_BITS)
+
+_V0 = np.uint64(0x736F6D6570736575)
+_V1 = np.uint64(0x646F72616E646F6D)
+_V2 = np.uint64(0x6C7967656E657261)
+_V3 = np.uint64(0x7465646279746573)
+_FF = np.uint64(0xFF)
+
+
+@nb.njit(inline="always")
+def _rotl(x, b):  # type: ignore[no-untyped-def]
+    return (x << np.uint64(b)) | (x >> np.uint64(64 - b))
+
+
+@nb.njit(inline="always")
+def _sip_round(v0, v1, v2, v3):  # type: ignore[no-untyped-def]
+    v0 = v0 + v1
+    v1 = _rotl(v1, 13) ^ v0
+    v0 = _rotl(v0, 32)
+    v2 = v2 + v3
+    v3 = _rotl(v3, 16) ^ v2
+    v0 = v0 + v3
+    v3 = _rotl(v3, 21) ^ v0
+    v2 = v2 + v1
+    v1 = _rotl(v1, 17) ^ v2
+    v2 = _rotl(v2, 32)
+    return v0, v1, v2, v3
+
+
+@nb.njit(cache=True, nogil=True)
+def hash_rows(x, grain, k0, k1, out):  # type: ignore[no-untyped-def]
+    """SipHash-1-3 (Aumasson & Bernstein 2012) of each row's canonical codes ``rint(x / grain)`` as little-endian int64.
+
+    x (n, d) float64; grain (d,) float64; k0, k1 the 128-bit key; out (n,) uint64, the upper 48 bits of the hash.
+    """
+    n, d = x.shape
+    length = np.uint64((8 * d) & 0xFF) << np.uint64(56)
+    for i in range(n):
+        v0 = _V0 ^ k0
+        v1 = _V1 ^ k1
+        v2 = _V2 ^ k0
+        v3 = _V3 ^ k1
+        for j in range(d):
+            word = np.uint64(np.int64(np.rint(x[i, j] / grain[j])))
+            v3 ^= word
+            v0, v1, v2, v3 = _sip_round(v0, v1, v2, v3)
+            v0 ^= word
+        v3 ^= length
+        v0, v1, v2, v3 = _sip_round(v0, v1, v2, v3)
+        v0 ^= length
+        v2 ^= _FF
+        for _ in range(3):
+            v0, v1, v2, v3 = _sip_round(v0, v1, v2, v3)
+        out[i] = (v0 ^ v1 ^ v2 ^ v3) >> np.uint64(64 - HASH_BITS)
+
+
+@nb.njit(cache=True, nogil=True)
+def project_rows(x, center, scale, start, levels, basis, spread, out_z, out_residual):  # type: ignore[no-untyped-def]
+    """Whitened principal coordinates of each row and the length of what lies outside them.
+
+    A number is standardised and clipped to ±8; a category (``levels[j] > 0``) is a one-hot block of height ``1 / scale[j]``,
+    an unknown category the zero block. Column j begins at ``start[j]`` of the e expanded columns.
+    basis (e, m) orthonormal; spread (m,) standard deviations; out_z (n, m) float64; out_residual (n,) float64.
+    """
+    n, d = x.shape
+    m = basis.shape[1]
+    acc = np.zeros(m)
+    for i in range(n):
+        acc[:] = 0.0
+        norm = 0.0
+        for j in range(d):
+            e = start[j]
+            if levels[j] == 0:
+                v = min(8.0, max(-8.0, (x[i, j] - center[j]) / scale[j]))
+            else:
+                code = int(x[i, j])
+                if code < 0 or code >= levels[j]:
+                    continue
+                e += code
+                v = 1.0 / scale[j]
+            norm += v * v
+            for k in range(m):
+                acc[k] += v * basis[e, k]
+        inside = 0.0
+        for k in range(m):
+            inside += acc[k] * acc[k]
+            out_z[i, k] = acc[k] / spread[k]
+        out_residual[i] = np.sqrt(max(0.0, norm - inside))
+
+
+@nb.njit(cache=True, nogil=True)
+def nearest_rows(z, reference, skip, out_distance, out_index):  # type: ignore[no-untyped-def]
+    """Distance to, and index of, the nearest reference row.
+
+    z (n, m) float64; reference (m, r) float32, transposed so that the scan runs along memory;
+    skip (n,) int64: index of a reference row to leave out (the row itself), −1 for none.
+    """
+    n, m = z.shape
+    r = reference.shape[1]
+    acc = np.empty(r, np.float32)
+    for i in range(n):
+        acc[:] = np.float32(0.0)
+        for k in range(m):
+            q = np.float32(z[i, k])
+            row = reference[k]
+            for a in range(r):
+                delta = row[a] - q
+                acc[a] += delta * delta
+        best = np.float32(np.inf)
+        at = -1
+        for a in range(r):
+            if acc[a] < best and a != skip[i]:
+                best = acc[a]
+                at = a
+        out_distance[i] = np.sqrt(np.float64(best))
+        out_index[i] = at
+
+
+@nb.njit(cache=True, nogil=True)
+def score_trees(x, roots, bias, feature, threshold, left, right, value, out):  # type: ignore[no-untyped-def]
+    """Sum of leaf values of an additive tree model. A node is a leaf when ``left < 0``.
+
+    x (n, d) float64; roots (t,) first node of each tree; node arrays as in `discriminators.Trees`; out (n,) float64.
+    """
+    for i in range(x.shape[0]):
+        total = bias
+        for t in range(roots.shape[0]):
+            node = roots[t]
+            while left[node] >= 0:
+                node = left[node] if x[i, feature[node]] <= threshold[node] else right[node]
+            total += value[node]
+        out[i] = total
+
+
+@nb.njit(cache=True, nogil=True)
+def encode_rows(x, low, step, top, out):  # type: ignore[no-untyped-def]
+    """Remembered codes: ``rint((x - low) / step)`` clipped to 0..top; x (n, w) float64, out (n, w) uint8 or uint16."""
+    n, w = x.shape
+    for i in range(n):
+        for j in range(w):
+            c = np.rint((x[i, j] - low[j]) / step[j])
+            out[i, j] = int(min(float(top), max(0.0, c)))
+
+
+@nb.njit(cache=True, nogil=True)
+def off_lattice(x, lattice, out):  # type: ignore[no-untyped-def]
+    """Share of the columns with a lattice (``lattice[j] > 0``) whose value is not a multiple of it; 0 where no column has one."""
+    n, d = x.shape
+    for i in range(n):
+        have = 0
+        off = 0
+        for j in range(d):
+            if lattice[j] > 0.0:
+                have += 1
+                q = x[i, j] / lattice[j]
+                if abs(q - np.rint(q)) > 1e-3:
+                    off += 1
+        out[i] = off / have if have > 0 else 0.0

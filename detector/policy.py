@@ -1,0 +1,96 @@
+"""Decisions: clear, watch, throttle, block.
+
+`TRANSITIONS` says which state an assessment asks for; `decide` says how a decision moves there. Rules:
+
+* A state rises at once and falls only when its TTL is over: a score that wavers must not make a gateway flap.
+* watch at p ≤ 5a, throttle at p ≤ a, block at p ≤ a/10 with at least 30 odd distinct queries, a the false-alarm budget.
+* Where the calibration can't support a/10, or is none at all, the state stays at throttle and the reason says why.
+* Returning to clear ends an episode; the next alert of that client is a new finding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from detector.calibration import Nulls
+from detector.scoring import Assessment
+
+STATES = ("clear", "watch", "throttle", "block")
+FLAGGED = ("throttle", "block")
+MODES = ("observe", "alert", "throttle", "block")
+WATCH_FACTOR = 5.0
+BLOCK_FACTOR = 0.1
+MIN_ODD_TO_BLOCK = 30
+TTL_S = {"clear": 0, "watch": 0, "throttle": 86_400, "block": 86_400}
+
+REASONS: dict[str, str] = {
+    "no_evidence": "nothing unusual among honest clients",
+    "unusual": "unusual, but within what honest clients do",
+    "suspicious": "rarer than the false-alarm budget allows an honest client to be",
+    "extraction": "ten times rarer than the budget, with enough odd queries to act on",
+    "too_few_to_block": "as rare as a block asks for, but with too few odd queries to act on",
+    "uncalibrated": "the baseline was not calibrated on real clients, so nothing is blocked",
+    "budget_unsupported": "the baseline knows too few honest clients to support a block at this budget",
+    "holds": "a decision holds until its time is over",
+}
+"""Reason codes and what they mean."""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """budget: lifetime false-alarm budget a, share of honest clients; mode: the strongest state that is enforced."""
+
+    budget: float = 0.01
+    mode: str = "observe"
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """state and why; until_s: when it ends, 0 for never; episode: rises when a client returns to clear; enforced: what gateways do."""
+
+    state: str = "clear"
+    reason: str = "no_evidence"
+    since_s: int = 0
+    until_s: int = 0
+    episode: int = 0
+    enforced: str = "clear"
+
+
+def wanted(assessment: Assessment, nulls: Nulls, policy: Policy) -> tuple[str, str]:
+    """State and reason that an assessment asks for."""
+    for holds, state, reason in TRANSITIONS:
+        if holds(assessment, nulls, policy.budget):
+            return state, reason
+    return "clear", "no_evidence"
+
+
+TRANSITIONS = (
+    (lambda a, n, b: a.p_value > b * WATCH_FACTOR, "clear", "no_evidence"),
+    (lambda a, n, b: a.p_value > b, "watch", "unusual"),
+    (lambda a, n, b: not a.calibrated, "throttle", "uncalibrated"),
+    (lambda a, n, b: a.p_value > b * BLOCK_FACTOR, "throttle", "suspicious"),
+    (lambda a, n, b: a.odd < MIN_ODD_TO_BLOCK, "throttle", "too_few_to_block"),
+    (lambda a, n, b: not n.supports(b * BLOCK_FACTOR), "throttle", "budget_unsupported"),
+    (lambda a, n, b: True, "block", "extraction"),
+)
+"""First row that holds decides: (condition on assessment, nulls, budget), state, reason."""
+
+
+def decide(previous: Decision, assessment: Assessment, nulls: Nulls, policy: Policy, now_s: int) -> Decision:
+    """The next decision of a client. Pure: time comes in as `now_s`, seconds since the epoch."""
+    state, reason = wanted(assessment, nulls, policy)
+    rank, before = STATES.index(state), STATES.index(previous.state)
+    if rank < before and now_s < previous.until_s:
+        return Decision(
+            previous.state, "holds", previous.since_s, previous.until_s, previous.episode, enforce(previous.state, policy.mode)
+        )
+    episode = previous.episode + (1 if state == "clear" and before > 0 else 0)
+    since = previous.since_s if rank == before and previous.since_s else now_s
+    until = now_s + TTL_S[state] if TTL_S[state] else 0
+    return Decision(state, reason, since, until, episode, enforce(state, policy.mode))
+
+
+def enforce(state: str, mode: str) -> str:
+    """What a gateway does: never more than the mode allows; observe and alert enforce nothing."""
+    allowed = {"observe": 0, "alert": 0, "throttle": STATES.index("throttle"), "block": STATES.index("block")}[mode]
+    return STATES[min(allowed, STATES.index(state))]

@@ -1,0 +1,109 @@
+"""Assessment: what one profile says about its client, with reasons.
+
+* `suspicion` = 1 − p, p the lifetime p-value of the fused signals: how rarely an honest client ever gets that far.
+* The fused score is read off a fixed ladder (`fold.TRAIL_GROWTH`), so that the moment a level was reached is exact however
+  the stream was cut into polls.
+* A client seen in several log cells has no order: it is assessed on the order-free block, against that block's own null.
+* "Too little evidence" is no error: suspicion is then simply low.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from detector.baseline import Baseline
+from detector.fold import TRAIL_FIRST, TRAIL_GROWTH, TRAIL_LEVELS
+from detector.profile import Profile
+from detector.signals import FREE, FUSED, SIGNALS, fuse, measure
+
+SHOWN = 0.5
+"""Signals with a p-value up to this are listed as evidence."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """One signal of one client: its mass, how rarely an honest client reaches it, and a sentence."""
+
+    signal: str
+    statistic: float
+    p_value: float
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Assessment:
+    """p_value and suspicion are of the client's whole life; `odd` is the largest number of odd distinct queries behind a shown signal."""
+
+    queries: int
+    distinct: float
+    p_value: float
+    suspicion: float
+    calibrated: bool
+    in_order: bool
+    fused: float
+    odd: float
+    family: str
+    evidence: tuple[Evidence, ...]
+
+
+def ladder(level: float) -> int:
+    """Number of ladder steps at or below a fused score."""
+    if level < TRAIL_FIRST:
+        return 0
+    return min(TRAIL_LEVELS, 1 + int(np.floor(np.log(level / TRAIL_FIRST) / np.log(TRAIL_GROWTH))))
+
+
+def rung(steps: int) -> float:
+    """Fused score of a ladder step."""
+    return TRAIL_FIRST * TRAIL_GROWTH ** (steps - 1)
+
+
+def p_of(fused: float, baseline: Baseline, in_order: bool = True) -> float:
+    """Lifetime p-value of a fused score, read off the ladder."""
+    steps = ladder(fused)
+    tail = baseline.ordered if in_order else baseline.free
+    return tail.p(rung(steps) if steps else fused)
+
+
+def assess(profile: Profile, baseline: Baseline, shards: int = 1) -> Assessment:
+    """Assess a client from its merged profile; `shards` is the number of log cells that it was seen in."""
+    in_order = shards <= 1
+    statistics = measure(profile, baseline.table)
+    use = FUSED if in_order else FREE
+    values = statistics.lifetime if in_order else statistics.value
+    scale = baseline.nulls.scale
+    fused = float(fuse(values, scale, use)) if profile.queries else 0.0
+    p_value = p_of(fused, baseline, in_order)
+    evidence = []
+    listed = [i for i in range(len(SIGNALS)) if (in_order or FREE[i]) and statistics.value[i] > 0]
+    listed.sort(key=lambda i: (-statistics.value[i] / scale[i], SIGNALS[i].name))
+    for i in listed:
+        p = baseline.tails[i].p(float(statistics.value[i]))
+        count, base = int(round(statistics.count[i])), max(1, int(round(statistics.base[i])))
+        most = int(np.ceil(float(baseline.nulls.lives[:, i].max(initial=0.0))))
+        text = SIGNALS[i].text.format(count=f"{count:,}", base=f"{base:,}")
+        text += f"; the excess of {statistics.value[i]:,.0f} compares with {most:,} for the oddest honest client"
+        evidence.append(Evidence(SIGNALS[i].name, float(statistics.value[i]), p, text))
+    strongest = [i for i in listed if use[i]]
+    return Assessment(
+        queries=profile.queries,
+        distinct=profile.distinct,
+        p_value=p_value,
+        suspicion=1.0 - p_value,
+        calibrated=baseline.nulls.calibrated,
+        in_order=in_order,
+        fused=fused,
+        odd=float(statistics.count[strongest[0]]) if strongest else 0.0,
+        family=SIGNALS[strongest[0]].family if strongest and p_value <= SHOWN else "unknown",
+        evidence=tuple(evidence),
+    )
+
+
+def reached(profile: Profile, baseline: Baseline, budget: float) -> tuple[int, int] | None:
+    """When an in-order client's p-value first fell to `budget`: (event time in ms, queries seen); None if the trail does not say."""
+    for steps in range(1, len(profile.trail_ms) + 1):
+        if baseline.ordered.p(rung(steps)) <= budget:
+            return int(profile.trail_ms[steps - 1]), int(profile.trail_query[steps - 1])
+    return None

@@ -1,0 +1,150 @@
+"""Signals: what a client's life as a whole says, as evidence mass.
+
+A signal counts a client's *distinct* queries that carry certain oddness bits, beyond what honest clients are allowed. Honest
+oddities (edge-case tests, what-if sweeps, explainers) are wholly odd but short; a thief needs thousands. So a share is diluted
+by honest cover and a count is not, and the count adds up over partitions, windows and accounts.
+
+Rules of this file
+* One row of `SIGNALS` a signal: the bits asked for, the honest allowance, the base (all distinct queries, or *roots*: queries
+  far from everything remembered of the client), the form, and one sentence for an analyst.
+* Blocks: *ordered* signals need the memory of one shard in log order; *free* ones don't, and serve clients seen in several
+  partitions and campaigns, with a null of their own.
+* What is added here changes the null: bump `TABLE_VERSION`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detector.features import BITS
+from detector.fold import Masses
+from detector.profile import Profile
+
+TABLE_VERSION = 1
+
+EXCESS, DENSE = 0, 1
+
+
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """bits: all needed; allowance: honest share; base: roots | distinct; form: EXCESS or DENSE (excess × share);
+    floor: smallest mass that is worth anything; family: what kind of extraction it hints at; text: for people."""
+
+    name: str
+    bits: tuple[str, ...]
+    allowance: float
+    base: str
+    form: int
+    floor: float
+    block: str
+    family: str
+    text: str
+
+
+def _root(measure: str, family: str, text: str, allowance: float = 0.02, floor: float = 12.0) -> Signal:
+    return Signal(f"{measure}_roots", (f"{measure}_rare", "root"), allowance, "roots", EXCESS, floor, "ordered", family, text)
+
+
+def _dense(measure: str, family: str, text: str) -> Signal:
+    return Signal(f"{measure}_dense", (f"{measure}_rare", "root"), 0.02, "roots", DENSE, 10.0, "ordered", family, text)
+
+
+def _free(measure: str, family: str, text: str, level: str = "rare", allowance: float = 0.02) -> Signal:
+    return Signal(f"{measure}_{level}", (f"{measure}_{level}",), allowance, "distinct", EXCESS, 12.0, "free", family, text)
+
+
+_FAR = "far from everything the model was built on"
+_TEXTS = {
+    "novelty": _FAR,
+    "residual": "outside the directions in which real inputs vary",
+    "part": "break the dependence between your features",
+    "mix": "look like blends of real inputs",
+    "step": "look like real inputs moved by one fixed step",
+    "jitter": "look like real inputs with noise added",
+    "margin": "sit on the model's decision boundary",
+    "lattice": "hold values that your inputs never take",
+}
+_FAMILIES = {
+    "novelty": "out-of-distribution queries",
+    "residual": "out-of-distribution queries",
+    "part": "synthesised queries",
+    "mix": "synthesised queries",
+    "step": "perturbed seeds",
+    "jitter": "perturbed seeds",
+    "margin": "boundary search",
+    "lattice": "synthesised queries",
+}
+
+SIGNALS: tuple[Signal, ...] = (
+    # Orekondy et al. 2019 (KnockoffNets), Correia-Silva et al. 2018 (CopycatCNN): foreign or made-up inputs
+    *(_root(m, _FAMILIES[m], f"{{count}} of {{base}} unrelated queries {_TEXTS[m]}") for m in ("novelty", "residual", "part", "mix")),
+    *(_dense(m, _FAMILIES[m], f"{{count}} of {{base}} unrelated queries {_TEXTS[m]}, and they are most of what it asks")
+      for m in ("novelty", "residual", "part")),
+    # Papernot et al. 2017 (Jacobian-based augmentation), Juuti et al. 2019 (T-RND)
+    *(_root(m, _FAMILIES[m], f"{{count}} of {{base}} unrelated queries {_TEXTS[m]}") for m in ("step", "jitter", "lattice")),
+    Signal("stepped_pairs", ("stepped", "root"), 0.02, "distinct", EXCESS, 6.0, "ordered", "perturbed seeds",
+           "{count} of {base} queries are an earlier query with every feature moved by one and the same step"),
+    # Tramèr et al. 2016, Quiring et al. 2018: boundary and line search
+    _root("margin", _FAMILIES["margin"], f"{{count}} of {{base}} unrelated queries {_TEXTS['margin']}", allowance=0.12),
+    Signal("flipped", ("flipped",), 0.05, "distinct", EXCESS, 30.0, "ordered", "boundary search",
+           "{count} of {base} queries change an earlier query a little and get another answer"),
+    Signal("collinear", ("collinear",), 0.02, "distinct", EXCESS, 30.0, "ordered", "boundary search",
+           "{count} of {base} queries continue along the line of the two before them"),
+    # order-free: the rarest level in the fused score, the wider one only for clients seen in several partitions
+    *(_free(m, _FAMILIES[m], f"{{count}} of {{base}} distinct queries {_TEXTS[m]}, more than any reference row", "beyond", 0.005)
+      for m in ("novelty", "residual", "part", "mix", "step", "jitter")),
+    *(_free(m, _FAMILIES[m], f"{{count}} of {{base}} distinct queries {_TEXTS[m]}")
+      for m in ("novelty", "residual", "part", "mix", "step", "jitter", "lattice")),
+)  # fmt: skip
+
+NAMES = tuple(s.name for s in SIGNALS)
+FREE = np.array([s.block == "free" for s in SIGNALS])
+FUSED = np.array([s.block == "ordered" or s.name.endswith("_beyond") for s in SIGNALS])
+"""Signals that make the fused score of a client seen in log order; FREE ones make that of the others."""
+
+
+def masses(scale: NDArray[np.float64] | None = None, horizon_distinct: float = np.inf) -> Masses:
+    """The table as arrays for the fold. scale (s,): honest scale of each signal; without it the floors stand in."""
+    scale = np.array([s.floor for s in SIGNALS]) if scale is None else scale
+    return Masses(
+        need=np.array([sum(BITS[b] for b in s.bits) for s in SIGNALS], np.uint32),
+        roots_base=np.array([s.base == "roots" for s in SIGNALS]),
+        form=np.array([s.form for s in SIGNALS], np.int64),
+        allowance=np.array([s.allowance for s in SIGNALS]),
+        fusing_scale=np.where(FUSED, scale, 0.0),
+        horizon_distinct=float(horizon_distinct),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """Statistics of one profile, (s,) each.
+
+    value  the signal's mass: the running maximum for ordered signals, the current mass of the merged sets for free ones
+    count  odd distinct queries, estimated; base: what they are counted among
+    """
+
+    value: NDArray[np.float64]
+    count: NDArray[np.float64]
+    base: NDArray[np.float64]
+    lifetime: NDArray[np.float64]
+
+
+def measure(profile: Profile, table: Masses) -> Statistics:
+    """All signals of one profile."""
+    distinct, roots = profile.distinct, profile.roots
+    count = profile.odd_counts(table.need)
+    base = np.where(table.roots_base, roots, distinct)
+    excess = np.maximum(0.0, count - table.allowance * base)
+    now = np.where(table.form == DENSE, excess * excess / np.maximum(base, 1.0), excess)
+    now *= min(1.0, table.horizon_distinct / max(distinct, 1.0))
+    lifetime = np.maximum(now, profile.marks)
+    return Statistics(value=np.where(FREE, now, lifetime), count=count, base=base, lifetime=lifetime)
+
+
+def fuse(values: NDArray[np.float64], scale: NDArray[np.float64], use: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Largest of the signals in units of their honest scale. values (..., s) → (...)."""
+    return np.asarray((values / scale)[..., use].max(-1))
