@@ -75,7 +75,7 @@ def translated() -> Iterator[None]:
     """Turn the client library's errors into ours."""
     try:
         yield
-    except (failures.RedisError, OSError) as error:
+    except (failures.RedisError, failures.RedisClusterException, OSError) as error:
         meaning = _meaning(error)
         if meaning is None:
             raise

@@ -1,0 +1,694 @@
+"""The conformance suite on every store there is: SQLite, Redis, Valkey, a Redis cluster; and what is each one's own.
+
+The suite itself is tested too: on stores that are broken on purpose, it must fail.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sqlite3
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from servers import MissingServer, Redis, free_port, wait_until
+from store_contract import (
+    ALL_CELLS,
+    CELL,
+    StoreContract,
+    alert,
+    client,
+    clients_in,
+    dead,
+    failures,
+    nothing_changes,
+    profiles,
+    row,
+)
+
+from consumers.errors import CorruptState, Fenced, Refused, Rewound, Unavailable, WrongUse
+from consumers.store import DECISION_CELLS, Checkpoint, DecisionClaim, Outcome, Store, decision_cell
+from consumers.store.embedded import EmbeddedStore
+from consumers.store.layout import (
+    ALERT_TTL_MS,
+    PROFILE_TTL_S,
+    client_from_text,
+    client_text,
+    decision_prefix,
+    profile_prefix,
+    slot,
+)
+from consumers.store.redis import RedisStore, connect
+from consumers.store.scripts import NAMES, read_scripts
+
+# --- where stores keep things
+
+
+class SQLiteFile:
+    def __init__(self, path: Path, kind: type[EmbeddedStore] = EmbeddedStore) -> None:
+        self.path, self.kind = path, kind
+
+    def open(self) -> Store:
+        return self.kind(self.path)
+
+    def dump(self) -> object:
+        db = sqlite3.connect(self.path)
+        try:
+            return list(db.iterdump())
+        finally:
+            db.close()
+
+
+class RedisDatabase:
+    def __init__(self, url: str, scripts: dict[str, str] | None = None) -> None:
+        self.url, self.scripts = url, scripts
+        self.opened: list[RedisStore] = []
+        self.raw: Any = redis.Redis.from_url(url)
+
+    def open(self) -> RedisStore:
+        store = connect(self.url, timeout_s=20)
+        if self.scripts is not None:
+            store = RedisStore(redis.Redis.from_url(self.url, socket_timeout=20), scripts=self.scripts)
+        self.opened.append(store)
+        return store
+
+    def all_keys(self) -> list[bytes]:
+        return sorted(self.raw.scan_iter(count=1000))
+
+    def dump(self) -> object:
+        read: dict[bytes, Callable[[bytes], object]] = {
+            b"string": self.raw.get,
+            b"hash": self.raw.hgetall,
+            b"set": self.raw.smembers,
+            b"zset": lambda key: self.raw.zrange(key, 0, -1, withscores=True),
+            b"stream": self.raw.xrange,
+        }
+        found = {}
+        for key in self.all_keys():
+            kind = self.raw.type(key)
+            if kind != b"none":  # expired since
+                found[key] = (kind, read[kind](key), self.raw.ttl(key) >= 0)
+        return found
+
+    def close(self) -> None:
+        for store in self.opened:
+            store.close()
+        self.raw.close()
+
+
+class RedisCluster(RedisDatabase):
+    """Three nodes, all slots: whatever crosses slots fails here."""
+
+    def __init__(self, nodes: list[Redis]) -> None:
+        super().__init__(nodes[0].url)
+        self.raw.close()
+        self.raw = redis.RedisCluster.from_url(nodes[0].url)
+        self.url = nodes[0].url.replace("redis://", "redis+cluster://")
+        self.raw.flushall(target_nodes=redis.RedisCluster.PRIMARIES)
+
+
+# --- the suite on each of them
+
+
+class TestSQLite(StoreContract):
+    @pytest.fixture
+    def backing(self, tmp_path: Path) -> SQLiteFile:
+        return SQLiteFile(tmp_path / "store.sqlite")
+
+
+class TestRedis(StoreContract):
+    @pytest.fixture
+    def backing(self, redis_url: str) -> Iterator[RedisDatabase]:
+        database = RedisDatabase(redis_url)
+        yield database
+        database.close()
+
+
+class TestValkey(StoreContract):
+    @pytest.fixture
+    def backing(self, valkey_url: str) -> Iterator[RedisDatabase]:
+        database = RedisDatabase(valkey_url)
+        yield database
+        database.close()
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[list[Redis]]:
+    nodes = [_own_server("--cluster-enabled", "yes", "--cluster-port", str(free_port())) for _ in range(3)]
+    try:
+        for node in nodes:
+            node.start()
+        first: Any = redis.Redis.from_url(nodes[0].url)
+        for i, node in enumerate(nodes):
+            raw: Any = redis.Redis.from_url(node.url)
+            raw.execute_command("CLUSTER ADDSLOTSRANGE", i * 16384 // 3, (i + 1) * 16384 // 3 - 1)
+            raw.execute_command("CLUSTER SET-CONFIG-EPOCH", i + 1)
+            if i:
+                first.execute_command("CLUSTER MEET", "127.0.0.1", node.port, node.options[-1])
+            raw.close()
+        first.close()
+
+        def agrees(node: Redis) -> bool:
+            raw: Any = redis.Redis.from_url(node.url)
+            state: dict[str, str] = raw.execute_command("CLUSTER INFO")
+            raw.close()
+            return state["cluster_state"] == "ok" and state["cluster_known_nodes"] == "3"
+
+        wait_until(lambda: all(map(agrees, nodes)), what="the cluster")
+        yield nodes
+    finally:
+        for node in nodes:
+            node.kill()
+
+
+class TestCluster(StoreContract):
+    @pytest.fixture
+    def backing(self, cluster: list[Redis]) -> Iterator[RedisCluster]:
+        database = RedisCluster(cluster)
+        yield database
+        database.close()
+
+
+def _own_server(*options: str) -> Redis:
+    try:
+        return Redis(options=options)
+    except MissingServer as missing:
+        if os.environ.get("CI") == "true":
+            pytest.fail(str(missing), pytrace=False)
+        pytest.skip(str(missing))
+
+
+@pytest.fixture
+def own_redis() -> Iterator[Redis]:
+    """A Redis of the test's own, which it may pause, fill up or reconfigure."""
+    server = _own_server()
+    server.start()
+    yield server
+    server.kill()
+
+
+# --- the suite must notice broken stores
+
+
+class TokenIgnored(EmbeddedStore):
+    """Anybody may commit."""
+
+    def commit(self, token: str, checkpoint: Checkpoint) -> None:
+        with self._read() as db:
+            stored = db.execute("SELECT token FROM cells WHERE name = ?", (checkpoint.cell,)).fetchone()
+        super().commit(stored[0] if stored else token, checkpoint)
+
+
+class CommitInTwoSteps(EmbeddedStore):
+    """Profiles first, then the position: a refusal comes too late."""
+
+    def commit(self, token: str, checkpoint: Checkpoint) -> None:
+        with self._write() as db:
+            found = db.execute("SELECT id FROM cells WHERE name = ?", (checkpoint.cell,)).fetchone()
+            if found:
+                self._write_profiles(db, found[0], checkpoint, 2_000_000_000)
+        super().commit(token, checkpoint)
+
+
+class LeaseIgnored(EmbeddedStore):
+    """Every claim succeeds."""
+
+    def claim_decisions(self, cell: int, process: str, token: str, lease_ms: int) -> DecisionClaim:
+        with self._write() as db:
+            db.execute("UPDATE decision_cells SET lease_until_ms = 0")
+        return super().claim_decisions(cell, process, token, lease_ms)
+
+
+@pytest.mark.parametrize("broken", [TokenIgnored, CommitInTwoSteps, LeaseIgnored])
+def test_the_suite_fails_on_a_broken_sqlite_store(broken: type[EmbeddedStore], tmp_path: Path) -> None:
+    numbers = itertools.count()
+    assert failures(lambda: SQLiteFile(tmp_path / f"{next(numbers)}.sqlite", broken), at_most=1)
+
+
+MUTANTS = [
+    # script, text, what it becomes
+    ("profile_claim", "redis.call('HSET', meta, 'tok', token)", "redis.call('HSETNX', meta, 'tok', token)"),
+    ("profile_claim", "HSETNX', meta, 'gen'", "HSET', meta, 'gen'"),
+    ("profile_load", "~= ARGV[1] then", "~= ARGV[1] and false then"),
+    ("profile_load", "~= ARGV[2] then", "~= ARGV[2] and false then"),
+    ("profile_commit", "~= token then", "~= token and false then"),
+    ("profile_commit", "~= expected then", "~= expected and false then"),
+    ("profile_commit", "return {'CAS', offset} end", "redis.call('HSET', meta, 'n:x', 1) return {'CAS', offset} end"),
+    ("profile_commit", "call_in_steps('HDEL'", "local _ = ('HDEL'"),
+    ("profile_commit", "local STEP = 4000", "local STEP = 100000"),
+    ("profile_commit", "HINCRBY', meta, 'd:' .. ARGV[i + 2], 1", "HSET', meta, 'd:' .. ARGV[i + 2], 1"),
+    ("profile_commit", "redis.call('HSET', meta, 'off', next_offset)", ""),
+    ("profile_touched", "if found[j + 1] == found[#found] then break end", ""),
+    ("profile_touched", "elseif found[2] == found[#found] then", "elseif false then"),
+    ("profile_touched", "'(' .. ARGV[i + 1]", "ARGV[i + 1]"),
+    ("profile_touched", "cursor = found[j + 1]", "cursor = offset"),
+    ("decision_claim", "holder ~= process then", "false then"),
+    ("decision_claim", "redis.call('HSET', meta, 'tok', token)", "redis.call('HSETNX', meta, 'tok', token)"),
+    ("decision_load", "~= ARGV[2] then", "~= ARGV[2] and false then"),
+    ("decision_record", "~= token then", "~= token and false then"),
+    ("decision_record", "~= revision then", "~= revision and false then"),
+    ("decision_record", "redis.call('SET', cell .. 'lease', process, 'PX', lease_ms)", ""),
+    ("decision_record", "'ZADD', cell .. 'rank:'", "'ZADD', cell .. 'rank:', 'NX', ARGV[i + 4], ARGV[i]) --"),
+    ("decision_release", "== ARGV[1] then", "~= '' then"),
+    ("outbox_pending", "'sent:' .. ARGV[1]", "'sent:'"),
+    ("outbox_pending", "'mark:' .. ARGV[1]", "'mark:k'"),
+    ("outbox_sent", "if from then redis.call('SET', mark, from) end", "redis.call('SET', mark, ARGV[2])"),
+]
+
+
+@pytest.mark.parametrize(("name", "text", "wrong"), MUTANTS)
+def test_the_suite_fails_on_a_broken_script(name: str, text: str, wrong: str, redis_url: str) -> None:
+    scripts = read_scripts()
+    assert scripts[name].count(text) == 1
+    scripts[name] = scripts[name].replace(text, wrong)
+    databases: list[RedisDatabase] = []
+
+    def fresh() -> RedisDatabase:
+        databases.append(RedisDatabase(redis_url, scripts))
+        databases[-1].raw.flushdb()
+        return databases[-1]
+
+    try:
+        assert failures(fresh, at_most=1)
+    finally:
+        for database in databases:
+            database.close()
+
+
+# --- names
+
+
+def test_client_text_is_reversible() -> None:
+    for key in (client("a:b%c"), client("", "", ""), client("ä\x00\n😀", "t:u", "m m")):
+        assert client_from_text(client_text(key)) == key
+    for foreign in ("", "a", "a:b", "a:b:c:d"):
+        with pytest.raises(CorruptState):
+            client_from_text(foreign)
+
+
+def test_slots_are_those_of_redis(redis_url: str) -> None:
+    assert slot("123456789") == 0x31C3 % 16384  # the check value of the cluster specification
+    assert slot("user1000") == 3443
+
+
+def test_cells_spread_over_the_slots() -> None:
+    def tag(prefix: str) -> str:
+        return prefix[prefix.index("{") + 1 : prefix.index("}")]
+
+    assert [slot(tag(decision_prefix(v))) * DECISION_CELLS // 16384 for v in range(DECISION_CELLS)] == list(range(32))
+    for partitions in (3, 8, 32, 64):
+        shares = Counter(slot(tag(profile_prefix(f"queries:{p}"))) * 3 // 16384 for p in range(partitions))
+        assert max(shares.values()) - min(shares.get(i, 0) for i in range(3)) <= 2, (partitions, shares)
+    names = ["queries:0", "queries:1", "queries:0:1", "files:ab", "a{b}:1", "a}b:1"]
+    assert len({profile_prefix(name) for name in names}) == len(names)
+    for name in names:
+        assert profile_prefix(name).count("{") == profile_prefix(name).count("}") == 1
+
+
+# --- SQLite's own
+
+
+def test_sqlite_forgets_after_thirty_days(tmp_path: Path) -> None:
+    now = [1_700_000_000.0]
+    store = EmbeddedStore(tmp_path / "s.sqlite", now_s=lambda: now[0])
+    store.claim(CELL, "t")
+    store.claim_decisions(4, "p", "t", 60_000)
+    store.record("t", 0, Outcome(4, alerts=[alert("old/0")]), "p", 60_000)
+    store.commit("t", Checkpoint(CELL, None, 5, profiles([client("old")])))
+    now[0] += PROFILE_TTL_S - 60
+    store.commit("t", Checkpoint(CELL, 5, 9, profiles([client("new")])))
+    assert set(store.load(CELL, "t", 9, [client("old"), client("new")])) == {client("old"), client("new")}
+    now[0] += 120
+    assert set(store.load(CELL, "t", 9, [client("old"), client("new")])) == {client("new")}
+    assert set(store.shards(CELL, [client("old"), client("new")]).fields) == {client("new")}
+    assert store.alerts() == []
+    now[0] += 86_400
+    store.commit("t", Checkpoint(CELL, 9, 9))
+    assert [k for t in store.touched(CELL, ALL_CELLS, 10).values() for k in t.clients] == [client("new")]
+    store.record("t", 1, Outcome(4), "p", 60_000)
+    kept = "\n".join(sqlite3.connect(tmp_path / "s.sqlite").iterdump())
+    assert "old" not in kept
+    assert "new" in kept
+
+
+def test_sqlite_file_is_private_and_checked(tmp_path: Path) -> None:
+    path = tmp_path / "s.sqlite"
+    EmbeddedStore(path).prepare("k")
+    assert path.stat().st_mode & 0o077 == 0
+
+    text = tmp_path / "text"
+    text.write_text("not a database, and long enough to be looked at " * 10)
+    with pytest.raises(Refused, match="not a SQLite file"):
+        EmbeddedStore(text)
+
+    foreign = tmp_path / "foreign.sqlite"
+    with sqlite3.connect(foreign) as db:
+        db.execute("CREATE TABLE theirs (x)")
+    db.close()
+    before = foreign.read_bytes()
+    with pytest.raises(Refused, match="another program"):
+        EmbeddedStore(foreign)
+    assert foreign.read_bytes() == before
+
+    with sqlite3.connect(path) as db:
+        db.execute("PRAGMA user_version = 99")
+    db.close()
+    with pytest.raises(Refused, match="schema 99"):
+        EmbeddedStore(path)
+
+    with pytest.raises(Refused):
+        EmbeddedStore(tmp_path / "no folder" / "s.sqlite")
+
+
+def test_sqlite_waits_for_a_lock_and_then_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("consumers.store.embedded._BUSY_TIMEOUT_S", 0.05)
+    store = EmbeddedStore(tmp_path / "s.sqlite")
+    store.claim(CELL, "t")
+    blocker = sqlite3.connect(tmp_path / "s.sqlite", isolation_level=None)
+    blocker.execute("BEGIN IMMEDIATE")
+    with pytest.raises(Unavailable):
+        store.commit("t", Checkpoint(CELL, None, 5))
+    assert store.load(CELL, "t", None, []) == {}  # readers are not held up
+    blocker.execute("ROLLBACK")
+    blocker.close()
+    store.commit("t", Checkpoint(CELL, None, 5))
+    store.close()
+    with pytest.raises(Unavailable, match="closed"):
+        store.claim(CELL, "t")
+
+
+WORKER = """
+import sys
+from consumers.store import Checkpoint
+from consumers.store.embedded import EmbeddedStore
+from detector.query import ClientKey
+path, name = sys.argv[1:]
+store = EmbeddedStore(path)
+store.prepare("k")
+offset = store.claim(name, name).next_offset
+for i in range(30):
+    key = ClientKey("acme", "fraud", f"{name}/{i}")
+    store.commit(name, Checkpoint(name, offset, (offset or 0) + 1, {key: {"h": b"x" * 2000}}))
+    offset = (offset or 0) + 1
+"""
+
+
+def test_sqlite_file_is_shared_by_processes(tmp_path: Path) -> None:
+    """Three processes create the file at once and write side by side."""
+    path = tmp_path / "s.sqlite"
+    command = [sys.executable, "-c", WORKER, str(path)]
+    root = Path(__file__).parents[2]
+    workers = [subprocess.Popen([*command, f"queries:{i}"], cwd=root) for i in range(3)]
+    assert [worker.wait(60) for worker in workers] == [0, 0, 0]
+    store = EmbeddedStore(path)
+    assert [store.claim(f"queries:{i}", "t").next_offset for i in range(3)] == [30, 30, 30]
+    keys = [client(f"queries:1/{i}") for i in range(30)]
+    assert len(store.load("queries:1", "t", 30, keys)) == 30
+
+
+def test_sqlite_survives_a_kill(tmp_path: Path) -> None:
+    """SIGKILL in the middle of committing: what is there is one of the states that were committed."""
+    path = tmp_path / "s.sqlite"
+    body = WORKER.replace("range(30)", "range(100_000)")
+    worker = subprocess.Popen([sys.executable, "-c", body, str(path), "queries:0"], cwd=Path(__file__).parents[2])
+    try:
+
+        def committed() -> bool:
+            return path.exists() and EmbeddedStore(path).shards("queries:0", []).offset > 50
+
+        wait_until(committed)
+    finally:
+        worker.kill()
+        worker.wait(10)
+    store = EmbeddedStore(path)
+    offset = store.claim("queries:0", "t").next_offset
+    assert offset is not None
+    keys = [client(f"queries:0/{i}") for i in range(offset + 5)]
+    assert set(store.load("queries:0", "t", offset, keys)) == set(keys[:offset])
+
+
+# --- Redis' own
+
+
+@pytest.fixture
+def database(redis_url: str) -> Iterator[RedisDatabase]:
+    found = RedisDatabase(redis_url)
+    yield found
+    found.close()
+
+
+def test_every_script_is_shipped() -> None:
+    folder = Path(__file__).parents[2] / "consumers" / "store"
+    assert {path.stem for path in folder.glob("*.lua")} == set(NAMES)
+    assert all(text.startswith("#!lua") for text in read_scripts().values())
+
+
+def test_redis_keys_of_a_cell_share_a_slot(database: RedisDatabase) -> None:
+    store = database.open()
+    store.prepare("k")
+    store.claim(CELL, "t")
+    store.commit("t", Checkpoint(CELL, None, 5, profiles([client(i) for i in range(40)]), [dead(1)], {"n": 1}))
+    store.claim_decisions(4, "p", "t", 60_000)
+    (k,) = clients_in(4, 1)
+    store.record("t", 0, Outcome(4, rows={k: row()}, alerts=[alert("a/0")]), "p", 60_000)
+    store.sent(4, "kafka:x{y}", store.outbox(4, "kafka:x{y}", 1)[0][0], "a/0")
+    outside = {b"qw:layout", b"qw:cells"}
+    tags = {key[: key.index(b"}")] for key in database.all_keys() if key not in outside}
+    assert tags == {prefix.rstrip("}:").encode() for prefix in (profile_prefix(CELL), decision_prefix(4))}
+    assert all(key.startswith(b"qw:") for key in database.all_keys())
+
+
+def test_redis_profiles_expire(database: RedisDatabase) -> None:
+    store = database.open()
+    store.claim(CELL, "t")
+    store.commit("t", Checkpoint(CELL, None, 5, profiles([client(1)])))
+    assert PROFILE_TTL_S - 60 < database.raw.ttl(f"{profile_prefix(CELL)}p:{client_text(client(1))}") <= PROFILE_TTL_S
+
+
+def test_redis_trims_what_is_older_than_thirty_days(database: RedisDatabase) -> None:
+    """Time is moved by writing what a store would have written forty days ago."""
+    store = database.open()
+    store.claim(CELL, "t")
+    keys = clients_in(4, 3)
+    store.commit("t", Checkpoint(CELL, None, 5, profiles(keys[:1])))
+    store.commit("t", Checkpoint(CELL, 5, 10, profiles(keys[1:2])))
+    today = int(database.raw.time()[0]) // 86_400
+    prefix = profile_prefix(CELL)
+    assert database.raw.zrange(f"{prefix}ages", 0, -1, withscores=True) == [(b"5", today)]
+    database.raw.delete(f"{prefix}ages")
+    database.raw.zadd(f"{prefix}ages", {"1": today - 60, "10": today - 40, "11": today - 5})
+    database.raw.hdel(f"{prefix}meta", "day")
+    store.commit("t", Checkpoint(CELL, 10, 15, profiles(keys[2:])))
+    assert store.touched(CELL, {4: 0}, 10)[4].clients == keys[1:]
+    assert [int(offset) for offset in database.raw.zrange(f"{prefix}ages", 0, -1)] == [10, 11, 15]
+
+    store.claim_decisions(4, "p", "t", 60_000)
+    old = int(time.time() * 1000) - ALERT_TTL_MS - 60_000
+    outbox = f"{decision_prefix(4)}outbox"
+    database.raw.xadd(outbox, {"uid": "old/0", "time_ms": 1, "body": "x"}, id=f"{old}-0")
+    database.raw.xadd(outbox, {"uid": "young/0", "time_ms": 2, "body": "x"}, id=f"{old + 3_600_000}-0")
+    store.sent(4, "k", f"{old}-0", "old/0")
+    store.sent(4, "k", f"{old + 3_600_000}-0", "young/0")
+    store.record("t", 0, Outcome(4), "p", 60_000)
+    assert [a.uid for a in store.alerts()] == ["young/0"]
+    store.sent(4, "k", f"{old + 3_600_000}-0", "young/0")
+    assert database.raw.zrange(f"{decision_prefix(4)}sent:k", 0, -1) == [b"young/0"]
+
+
+def test_redis_loads_a_script_that_the_server_lost(database: RedisDatabase) -> None:
+    store = database.open()
+    store.claim(CELL, "t")
+    store.commit("t", Checkpoint(CELL, None, 5))
+    database.raw.script_flush()
+    store.commit("t", Checkpoint(CELL, 5, 9, profiles([client(1)])))
+    assert store.claim(CELL, "t2").next_offset == 9
+
+
+def test_redis_is_never_asked_twice(own_redis: Redis) -> None:
+    """The server stops answering: Unavailable; the commit that was on its way arrives later, once, and is harmless."""
+    store = connect(own_redis.url, timeout_s=0.3)
+    store.claim(CELL, "t1")
+    store.commit("t1", Checkpoint(CELL, None, 5, profiles([client(1)], b"before")))
+    raw = redis.Redis.from_url(own_redis.url)
+    raw.config_resetstat()
+    own_redis.pause()
+    with pytest.raises(Unavailable):
+        store.commit("t1", Checkpoint(CELL, 5, 9, profiles([client(1)], b"after")))
+    own_redis.resume()
+    wait_until(lambda: "cmdstat_evalsha" in raw.info("commandstats"), what="the late commit")
+    assert raw.info("commandstats")["cmdstat_evalsha"]["calls"] == 1
+    assert store.claim(CELL, "t2").next_offset == 9
+    with pytest.raises(Fenced):
+        store.commit("t1", Checkpoint(CELL, 9, 12))
+    assert store.load(CELL, "t2", 9, [client(1)]) == {client(1): {"h": b"after"}}
+
+    own_redis.kill()
+    with pytest.raises(Unavailable):
+        store.commit("t2", Checkpoint(CELL, 9, 12))
+    with pytest.raises(Unavailable):
+        store.cells()
+    own_redis.start()  # with nothing on disk: all is lost, and that is noticed
+    with pytest.raises(Fenced):
+        store.commit("t2", Checkpoint(CELL, 9, 12))
+    raw.close()
+    store.close()
+
+
+def test_redis_that_is_full_is_unavailable_and_unchanged(own_redis: Redis) -> None:
+    backing = RedisDatabase(own_redis.url)
+    store = backing.open()
+    store.claim(CELL, "t")
+    store.commit("t", Checkpoint(CELL, None, 5, profiles([client(1)])))
+    backing.raw.config_set("maxmemory", 1_000)
+    with nothing_changes(backing), pytest.raises(Unavailable, match="maxmemory"):
+        store.commit("t", Checkpoint(CELL, 5, 9, profiles([client(i) for i in range(50)], b"x" * 2000)))
+    assert len(store.load(CELL, "t", 5, [client(1)])) == 1
+    backing.raw.config_set("maxmemory", 0)
+    store.commit("t", Checkpoint(CELL, 5, 9))
+    backing.close()
+
+
+def test_redis_that_may_evict_is_refused(own_redis: Redis) -> None:
+    store = connect(own_redis.url)
+    raw = redis.Redis.from_url(own_redis.url)
+    raw.config_set("maxmemory-policy", "allkeys-lru")
+    with pytest.raises(Refused, match="noeviction"):
+        store.prepare("k")
+    assert raw.dbsize() == 0
+    raw.config_set("maxmemory-policy", "noeviction")
+    store.prepare("k")
+    assert store.warnings == []
+    raw.close()
+    store.close()
+
+
+def test_redis_with_few_rights(own_redis: Redis) -> None:
+    """A user who may only do what the consumers need: checks that are forbidden become warnings."""
+    raw: Any = redis.Redis.from_url(own_redis.url)
+    rights = "+@read +@write +@scripting +@stream +@connection -@dangerous"
+    raw.execute_command("ACL SETUSER", "qw", "on", ">pw", "~qw:*", *rights.split())
+    store = connect(own_redis.url.replace("redis://", "redis://qw:pw@"))
+    store.prepare("k")
+    assert [warning.split()[1] for warning in store.warnings] == ["INFO", "TIME"]
+    store.claim(CELL, "t")
+    (k,) = clients_in(4, 1)
+    store.commit("t", Checkpoint(CELL, None, 5, profiles([k]), [dead(1)], {"n": 1}))
+    store.claim_decisions(4, "p", "t", 60_000)
+    store.record("t", 0, Outcome(4, rows={k: row()}, alerts=[alert("a/0")]), "p", 60_000)
+    store.sent(4, "k", store.outbox(4, "k", 1)[0][0], "a/0")
+    assert list(store.decisions("acme")) == [(k, row())]
+    store.release_decisions(4, "p")
+
+    wrong = connect(own_redis.url.replace("redis://", "redis://qw:canary-3141@"))
+    with pytest.raises(Refused) as refusal:
+        wrong.claim(CELL, "t")
+    assert "canary-3141" not in str(refusal.value)
+    raw.execute_command("ACL SETUSER", "qw", "-evalsha")
+    with pytest.raises(Refused, match="evalsha"):
+        store.commit("t", Checkpoint(CELL, 5, 9))
+    raw.close()
+    wrong.close()
+    store.close()
+
+
+def test_redis_replicas_confirm_the_layout_only(own_redis: Redis) -> None:
+    store = connect(own_redis.url, min_replicas=1)
+    raw = redis.Redis.from_url(own_redis.url)
+    raw.config_set("repl-diskless-sync-delay", 0)
+    with pytest.raises(Unavailable, match="min_replicas"):
+        store.prepare("k")
+    store.claim(CELL, "t")
+    store.commit("t", Checkpoint(CELL, None, 5))
+    replica = _own_server("--replicaof", "127.0.0.1", str(own_redis.port))
+    replica.start()
+    try:
+        wait_until(lambda: raw.info("replication")["connected_slaves"] == 1)
+        wait_until(lambda: raw.info("replication").get("slave0", {}).get("state") == "online")
+        store.prepare("k")
+        raw.config_resetstat()
+        store.commit("t", Checkpoint(CELL, 5, 9))
+        assert "cmdstat_wait" not in raw.info("commandstats")
+        copy = connect(replica.url)
+        with pytest.raises(Unavailable):
+            copy.commit("t", Checkpoint(CELL, 9, 12))
+        raw.close()
+    finally:
+        replica.kill()
+    store.close()
+
+
+@pytest.mark.parametrize("suffix", ["p:acme:fraud:1", "touched:{v}", "dead"])
+def test_redis_key_of_a_foreign_type_is_corrupt_and_changes_nothing(suffix: str, database: RedisDatabase) -> None:
+    store = database.open()
+    store.claim(CELL, "t")
+    store.commit("t", Checkpoint(CELL, None, 5, profiles([client(9)])))
+    key = profile_prefix(CELL) + suffix.format(v=decision_cell(client(1)))
+    database.raw.delete(key)
+    database.raw.set(key, "foreign")
+    with nothing_changes(database), pytest.raises(CorruptState):
+        store.commit("t", Checkpoint(CELL, 5, 9, profiles([client(i) for i in range(8)]), [dead(1)], {"n": 1}))
+
+
+def test_redis_rows_with_missing_fields_are_corrupt(database: RedisDatabase) -> None:
+    store = database.open()
+    (k,) = clients_in(4, 1)
+    store.claim_decisions(4, "p", "t", 60_000)
+    store.record("t", 0, Outcome(4, rows={k: row()}, alerts=[alert("a/0")]), "p", 60_000)
+    database.raw.hdel(f"{decision_prefix(4)}c:{client_text(k)}", "rank")
+    with pytest.raises(CorruptState):
+        store.load_decisions(4, "t", 1, [k])
+    database.raw.xadd(f"{decision_prefix(4)}outbox", {"uid": "x"})
+    with pytest.raises(CorruptState):
+        store.outbox(4, "k", 10)
+
+
+@pytest.mark.parametrize("name", ["profile_commit", "decision_record"])
+def test_redis_scripts_check_their_arguments_first(name: str, database: RedisDatabase) -> None:
+    """Arguments that only a bug could send: an error, and nothing is written."""
+    store = database.open()
+    store.claim(CELL, "t")
+    store.claim_decisions(4, "p", "t", 60_000)
+    key = f"{profile_prefix(CELL) if name.startswith('profile') else decision_prefix(4)}meta"
+    good = {
+        "profile_commit": "t||5|60|1|1|1|a:b:c|4|1|1|n|v|gone|place|1|nan|d|s|h|processed|7",
+        "decision_record": "t|0|p|1000|1000|1|1|1|q:0|g:1|a:b:c|a:b|r|watch|0.5|0|a/0|1|body",
+    }[name].split("|")
+    for cut in range(len(good)):
+        with nothing_changes(database), pytest.raises((redis.exceptions.ResponseError, Fenced, Rewound)):
+            store._scripts.run(name, key, good[:cut])
+    with nothing_changes(database), pytest.raises(redis.exceptions.ResponseError):
+        store._scripts.run(name, key, [*good, "more"])
+    store._scripts.run(name, key, good)
+
+
+def test_redis_lists_a_cell_again_that_the_registry_lost(
+    database: RedisDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = database.open()
+    store.claim(CELL, "t")
+    database.raw.delete("qw:cells")
+    store.commit("t", Checkpoint(CELL, None, 5))
+    assert store.cells() == []
+    monkeypatch.setattr("consumers.store.redis._REGISTER_EVERY_S", 0.0)
+    store.commit("t", Checkpoint(CELL, 5, 9))
+    assert store.cells() == [CELL]
+
+
+def test_connect_refuses_what_it_does_not_know() -> None:
+    for url in ("http://127.0.0.1", "sqlite:///x", "127.0.0.1:6379"):
+        with pytest.raises(WrongUse, match="store.url"):
+            connect(url)
+    with pytest.raises(WrongUse) as error:
+        connect("redis://:canary-2718@127.0.0.1:port")
+    assert "canary-2718" not in str(error.value)
+    with pytest.raises(Unavailable):
+        connect(f"redis+cluster://127.0.0.1:{free_port()}", timeout_s=0.5)
+    with pytest.raises(Unavailable):
+        connect(f"redis://127.0.0.1:{free_port()}", timeout_s=0.5).prepare("k")
