@@ -1,0 +1,230 @@
+"""The report of a replay: one HTML file that stands alone.
+
+Rules of the file:
+
+* No script, style, font or picture from anywhere else; a content security policy in the page says so to the browser.
+* Every word that came from a log (client ids, models, reasons) is escaped by the template; `figures` escapes its own.
+* Truth is shown only where the caller knew it (demo, benchmark), and then the honest clients that were flagged and the
+  thieves that were missed stand as plainly as the successes.
+* The file is written beside its name first, so that a reader never sees half of it.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from consumers import figures
+from consumers.errors import Refused
+from consumers.figures import Point, Trace
+
+FLAGGED = ("throttle", "block")
+MOST_TABLE_ROWS = 200
+MAPS = 4
+WIDE, NARROW = 1080, 340
+STATES = ("clear", "watch", "throttle", "block")
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """One signal of a client: statistic, lifetime p-value (None while uncalibrated), one sentence."""
+
+    signal: str
+    statistic: float
+    p_value: float | None
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ClientRow:
+    """One client as the report shows it.
+
+    suspicion    1 − lifetime p-value, in [0, 1]
+    state        clear | watch | throttle | block
+    reason       why, in words; family: what kind of theft it resembles ("" when unknown)
+    trajectory   (queries seen, suspicion, event time in ms), in time order
+    truth        what it really is, where that is known: a kind; `thief` says which side
+    extraction   (fidelity, low, high) where the baseline has an estimator
+    """
+
+    client_id: str
+    model_id: str
+    queries: int
+    distinct: int
+    suspicion: float
+    state: str
+    reason: str = ""
+    family: str = ""
+    evidence: Sequence[Evidence] = ()
+    trajectory: Sequence[Point] = ()
+    truth: str | None = None
+    thief: bool | None = None
+    extraction: tuple[float, float, float] | None = None
+
+    @property
+    def flagged(self) -> bool:
+        return self.state in FLAGGED
+
+    @property
+    def look(self) -> str:
+        """caught: flagged and not known to be honest; false: flagged but honest; missed: a thief; quiet: the rest."""
+        if self.flagged:
+            return "false" if self.thief is False else "caught"
+        return "missed" if self.thief else "quiet"
+
+
+@dataclass(frozen=True, slots=True)
+class AlertRow:
+    """A state that rose: who, when (event time), to what, after how many queries."""
+
+    client_id: str
+    model_id: str
+    time_ms: int
+    state: str
+    queries_seen: int
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """Coverage cells of one model.
+
+    cells      c centres in the first two whitened components
+    reference  c shares of the reference, summing to 1
+    clients    client id → c shares of its queries
+    """
+
+    model_id: str
+    cells: Sequence[tuple[float, float]]
+    reference: Sequence[float]
+    clients: Mapping[str, Sequence[float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Everything the page shows.
+
+    models        (model id, one line about its baseline)
+    clients       in any order
+    counters      what was read: name → count, shown as given
+    dead_letters  reason → count
+    budget        allowed share of honest clients flagged over their life
+    calibrated    False: scores are not calibrated; `calibration` says in words what they rest on
+    notes         sentences below the title (what this run was, what it can't show)
+    """
+
+    title: str
+    models: Sequence[tuple[str, str]]
+    clients: Sequence[ClientRow]
+    budget: float
+    calibrated: bool
+    calibration: str
+    alerts: Sequence[AlertRow] = ()
+    coverage: Sequence[Coverage] = ()
+    counters: Mapping[str, int] = field(default_factory=dict)
+    dead_letters: Mapping[str, int] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+
+
+def write_report(path: Path, report: Report) -> None:
+    """Write the page. Raises Refused when the file can't be written."""
+    page = render(report)
+    part = path.with_name(path.name + ".part")
+    try:
+        part.write_text(page, encoding="utf-8")
+        os.replace(part, path)
+    except OSError as error:
+        raise Refused(f"{path}: {error.strerror or error}") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def render(report: Report) -> str:
+    """The page as text."""
+    folder = Path(__file__).parent
+    environment = Environment(
+        loader=FileSystemLoader(folder),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(thousands=lambda n: f"{n:,}", p=_p_words, when=figures.when, share=_share_words)
+    script = (folder / "report.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return environment.get_template("report.html.j2").render(
+        report=report, script=script, script_digest=digest, **_view(report)
+    )
+
+
+def _view(report: Report) -> dict[str, Any]:
+    ranked = sorted(report.clients, key=lambda c: (-STATES.index(c.state), -c.suspicion, -c.queries, c.client_id))
+    shown = ranked[:MOST_TABLE_ROWS]
+    shown += [c for c in ranked[MOST_TABLE_ROWS:] if c.look in ("false", "missed")]
+    marks: dict[tuple[str, str], list[tuple[int, str]]] = {}
+    for alert in sorted(report.alerts, key=lambda a: a.time_ms):
+        marks.setdefault((alert.client_id, alert.model_id), []).append((alert.time_ms, alert.state))
+    traces = [
+        Trace(
+            name=c.client_id,
+            note=c.truth or "",
+            look=c.look,
+            points=c.trajectory,
+            marks=marks.get((c.client_id, c.model_id), ()),
+            first_ms=c.trajectory[0][2] if c.trajectory else 0,
+            last_ms=c.trajectory[-1][2] if c.trajectory else 0,
+        )
+        for c in ranked
+    ]
+    flagged = [c for c in ranked if c.flagged]
+    known = any(c.thief is not None for c in ranked)
+    thieves = [c for c in ranked if c.thief]
+    honest = [c for c in ranked if c.thief is False]
+    return {
+        "ranked": shown,
+        "left_out": len(ranked) - len(shown),
+        "flagged": flagged,
+        "truth_known": known,
+        "thieves": thieves,
+        "caught": [c for c in thieves if c.flagged],
+        "honest": honest,
+        "false_alarms": [c for c in honest if c.flagged],
+        "queries": sum(c.queries for c in ranked),
+        "suspicion": [figures.suspicion_figure(traces, report.budget, w, h) for w, h in ((WIDE, 430), (NARROW, 300))],
+        "timeline": [figures.timeline_figure(traces, width) for width in (WIDE, NARROW)],
+        "timeline_rows": figures.MOST_ROWS,
+        "maps": _maps(report, ranked),
+        "quiet_lines": (sum(c.look == "quiet" for c in ranked), figures.MOST_QUIET_LINES),
+    }
+
+
+def _maps(report: Report, ranked: Sequence[ClientRow]) -> list[dict[str, Any]]:
+    """Coverage of the top suspects of each model, and of one quiet client beside them."""
+    panels = []
+    for coverage in report.coverage:
+        of_model = [c for c in ranked if c.model_id == coverage.model_id and c.client_id in coverage.clients]
+        quiet = sorted((c for c in of_model if c.look == "quiet"), key=lambda c: -c.distinct)
+        for client in [c for c in of_model if c.flagged][: MAPS - 1] + quiet[:1]:
+            shares = coverage.clients[client.client_id]
+            svg = figures.coverage_figure(coverage.cells, coverage.reference, shares, client.look, 240)
+            used = sum(share > 0 for share in shares)
+            panels.append({"client": client, "svg": svg, "used": used, "cells": len(shares)})
+    return panels
+
+
+def _p_words(suspicion: float) -> str:
+    """How rare: the p-value behind a suspicion, in two figures."""
+    p = 1.0 - suspicion
+    return (
+        "< 10⁻⁶" if p < figures.LEAST_P else f"{p:.6f}".rstrip("0")[: 8 if p < 0.001 else 6] if p < 0.1 else f"{p:.2f}"
+    )
+
+
+def _share_words(share: float) -> str:
+    return f"{100 * share:.2g}\N{NO-BREAK SPACE}%" if share < 0.1 else f"{100 * share:.0f}\N{NO-BREAK SPACE}%"

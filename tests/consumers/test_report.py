@@ -1,0 +1,191 @@
+"""The report: stands alone, escapes what it shows, and hides neither false alarms nor misses."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from consumers import figures
+from consumers.errors import Refused
+from consumers.report import AlertRow, ClientRow, Coverage, Evidence, Report, render, write_report
+
+EVIL = "\"><script>alert('x')</script>&<b>"
+HOUR_MS = 3_600_000
+START_MS = 1_772_409_600_000
+
+
+class Page(HTMLParser):
+    """Tags, attributes and text; raises on nothing, so the tests below look at nesting too."""
+
+    VOID = ("meta", "br", "line", "circle", "rect", "polyline", "path")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.text: list[str] = []
+        self.scripts: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        (self.scripts if self.open and self.open[-1] == "script" else self.text).append(data)
+
+
+def client(name: str, suspicion: float, state: str, thief: bool | None = None, model: str = "digits") -> ClientRow:
+    steps = [(q, suspicion * q / 900, START_MS + q * HOUR_MS // 10) for q in (1, 30, 300, 900)]
+    evidence = (
+        [Evidence("part mass", 431.5, 0.004, f"431 of 900 queries of {name} are odd.")] if suspicion > 0.9 else []
+    )
+    truth = None if thief is None else ("jbda" if thief else "regular")
+    return ClientRow(
+        name, model, 900, 700, suspicion, state, f"odd: {name}", "knockoff", evidence, steps, truth, thief
+    )  # fmt: skip
+
+
+def report_of(*clients: ClientRow, **more: object) -> Report:
+    alerts = [AlertRow(c.client_id, c.model_id, START_MS + 5 * HOUR_MS, c.state, 300) for c in clients if c.flagged]
+    settings: dict[str, object] = {
+        "title": f"Replay of {EVIL}", "models": [("digits", f"baseline {EVIL}")], "clients": clients, "budget": 0.01,
+        "calibrated": True, "calibration": "On 300 honest clients.", "alerts": alerts,
+    }  # fmt: skip
+    return Report(**{**settings, **more})  # type: ignore[arg-type]
+
+
+CELLS = [(0.0, 0.0), (1.0, 2.0), (-1.0, 0.5)]
+FULL = report_of(
+    client("caught", 0.9995, "block", True), client("wronged", 0.993, "throttle", False),
+    client("slipped", 0.2, "clear", True), client("plain", 0.1, "clear", False), client(EVIL, 0.9999999, "block", True),
+    coverage=[Coverage("digits", CELLS, [0.5, 0.3, 0.2], {"caught": [0, 1, 0], "plain": [0.4, 0.4, 0.2]})],
+    counters={"events": 4500}, dead_letters={"wrong_dimension": 3, EVIL: 1}, notes=[f"A note {EVIL}"],
+)  # fmt: skip
+
+
+def test_the_page_is_well_formed_and_loads_nothing_from_elsewhere() -> None:
+    page = Page(render(FULL))
+    assert page.open == []
+    tags = {tag for tag, _ in page.tags}
+    assert not tags & {"link", "img", "iframe", "object", "embed", "base", "form"}
+    for tag, attributes in page.tags:
+        assert not {"src", "href", "action"} & set(attributes), (tag, attributes)
+        assert not any(name.startswith("on") for name in attributes), (tag, attributes)
+    assert "http" not in render(FULL).replace("http-equiv", "")
+    assert not re.search(r"url\(|@import", render(FULL))
+
+
+def test_only_our_own_script_may_run() -> None:
+    page = Page(render(FULL))
+    policy = next(
+        a["content"] or "" for t, a in page.tags if t == "meta" and a.get("http-equiv") == "Content-Security-Policy"
+    )
+    digest = base64.b64encode(hashlib.sha256("".join(page.scripts).encode()).digest()).decode()
+    assert "default-src 'none'" in policy
+    assert f"script-src 'sha256-{digest}'" in policy
+    assert [tag for tag, _ in page.tags].count("script") == 1
+
+
+def test_names_from_the_log_are_escaped_everywhere() -> None:
+    text = render(FULL)
+    assert EVIL not in text
+    assert text.count("alert(") == text.count("&lt;script&gt;alert(") > 5
+    assert any(EVIL in part for part in Page(text).text)
+
+
+def test_every_figure_is_valid_xml() -> None:
+    drawings = re.findall(r"<svg.*?</svg>", render(FULL), re.DOTALL)
+    assert len(drawings) == 2 + 2 + 2
+    for drawing in drawings:
+        ElementTree.fromstring(drawing)
+
+
+def test_false_alarms_and_misses_stand_beside_the_caught() -> None:
+    page = re.sub(r"\s+", " ", "".join(Page(render(FULL)).text))
+    assert "3 of 5 clients were flagged: 2 of 3 thieving accounts, and 1 of 2 honest clients." in page
+    assert "honest, flagged" in page
+    assert "thief, missed" in page
+    assert "refused: wrong_dimension" in page
+
+
+def test_without_truth_nothing_is_called_thief_or_honest() -> None:
+    text = render(report_of(client("a", 0.999, "block"), client("b", 0.1, "clear")))
+    page = re.sub(r"\s+", " ", "".join(Page(text).text))
+    assert "1 of 2 clients were flagged." in page
+    for words in ("thief,", "thieving", "honest, flagged", "Truth"):
+        assert words not in page
+
+
+def test_clients_are_ranked_by_state_then_suspicion() -> None:
+    rows = [
+        client("low", 0.5, "clear"),
+        client("held", 0.2, "block"),
+        client("high", 0.99, "throttle"),
+        client("mid", 0.96, "watch"),
+    ]
+    order = re.findall(r'<td class="id">(\w+)</td>', render(report_of(*rows)))
+    assert order == ["held", "high", "mid", "low"]
+
+
+def test_uncalibrated_scores_say_so_at_the_top() -> None:
+    text = render(report_of(client("a", 0.5, "clear"), calibrated=False, calibration="Only 12 honest clients."))
+    assert re.search(r'class="note warn"><b>Not calibrated\.</b> Only 12 honest clients\.', text)
+    assert "Not calibrated" not in render(FULL)
+
+
+def test_a_long_table_is_cut_but_keeps_false_alarms_and_misses() -> None:
+    many = [client(f"c{i:04d}", 0.3, "clear", False) for i in range(1500)] + [client("slipped", 0.01, "clear", True)]
+    text = render(report_of(*many))
+    assert "slipped</td>" in text
+    assert text.count('<td class="id">') == 201
+    assert "1,300 quieter clients are left out" in text
+    assert len(text) < 1_500_000
+
+
+def test_an_empty_replay_gives_a_page() -> None:
+    page = "".join(Page(render(report_of())).text)
+    assert "None of 0 clients was flagged" in page
+    assert "nobody was flagged" in page
+
+
+@pytest.mark.parametrize("suspicion", [0.0, 0.5, 1.0, 1.0 - 1e-12])
+def test_depth_is_finite_and_bounded(suspicion: float) -> None:
+    assert 0.0 <= figures.depth(suspicion) <= 6.0
+
+
+def test_two_models_get_a_column() -> None:
+    rows = [client("a", 0.5, "clear"), client("a", 0.6, "clear", model="adult")]
+    text = render(report_of(*rows, models=[("digits", "x"), ("adult", "y")]))
+    assert text.count('data-name="model"') == 2
+
+
+def test_the_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "report.html"
+    write_report(target, FULL)
+    assert target.read_text(encoding="utf-8") == render(FULL)
+    assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
+    with pytest.raises(Refused, match="No such file"):
+        write_report(tmp_path / "nowhere" / "report.html", FULL)
+
+
+def test_time_marks_are_round_and_few() -> None:
+    for hours in (1, 7, 30, 24 * 14, 24 * 400):
+        end_ms = START_MS + hours * HOUR_MS
+        trace = figures.Trace("a", "", "caught", [(1, 0.1, START_MS)], [(START_MS, "block")], START_MS, end_ms)
+        svg = figures.timeline_figure([trace], 900)
+        assert 1 <= svg.count('class="tick"') <= 8
