@@ -34,6 +34,7 @@ from kafka.record.util import crc32c_c
 from consumers.errors import Fenced, LogTruncated, Refused, Unavailable, WrongUse
 from consumers.log import Poll, Records
 from consumers.log.batches import RawRecord, read_bounded
+from consumers.log.joins import complete_joins
 
 RECONNECT_MS = {"reconnect_backoff_ms": 50, "reconnect_backoff_max_ms": 500}  # the library's 30 s outlast every outage
 POLL_SLICE_S = 0.1  # an assignment is reported at once, not when the poll times out
@@ -163,6 +164,7 @@ class KafkaLog:
         except errors.KafkaError as error:
             raise _translated(error) from error
         read_bounded(self._consumer)
+        complete_joins(self._consumer)
         self._consumer.subscribe([topic], listener=_Listener(self._consumer, self._assignments))
 
     def poll(self, timeout_s: float, max_records: int) -> Poll:

@@ -1,0 +1,44 @@
+"""Keeps kafka-python from throwing away a join that finished between two polls.
+
+kafka-python 3.0.12 starts a join in its own thread and looks at it only from `poll`. A join that finished while nobody
+was polling is discarded and started anew, which makes every other member join anew as well. Members that work between
+their polls, as ours do, can chase each other that way for ever: no assignment is ever completed and nothing is read.
+Here the finished join is completed instead, exactly as the library completes one it waited for.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import kafka
+from kafka.coordinator.base import MemberState
+
+from consumers.errors import Refused
+
+SUPPORTED = "3.0."
+
+
+def complete_joins(consumer: kafka.KafkaConsumer) -> None:
+    """Change one consumer, by an explicit call. Raises Refused with a kafka-python whose inside we don't know."""
+    coordinator: Any = getattr(consumer, "_coordinator", None)
+    if not kafka.__version__.startswith(SUPPORTED) or not hasattr(coordinator, "_join_task"):
+        raise Refused(f"kafka-python {kafka.__version__} is not supported: needs {SUPPORTED}x")
+    join = coordinator.join_group_async
+
+    async def join_group_async(timeout_ms: float | None = None) -> bool:
+        task, generation = coordinator._join_task, coordinator._generation
+        finished = task is not None and task.is_done and task.exception is None
+        if not finished or not coordinator.rejoining or generation.generation_id < 0:
+            return bool(await join(timeout_ms=timeout_ms))
+        coordinator._join_task = None
+        with coordinator._lock:
+            coordinator.rejoining = False
+            coordinator.rejoin_needed = False
+            coordinator.state = MemberState.STABLE
+            coordinator._enable_heartbeat()
+        await coordinator._on_join_complete_async(
+            generation.generation_id, generation.member_id, generation.protocol, task.value
+        )
+        return True
+
+    coordinator.join_group_async = join_group_async
