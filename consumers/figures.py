@@ -48,7 +48,7 @@ def depth(suspicion: float) -> float:
 
 
 def suspicion_figure(traces: Sequence[Trace], budget: float, width: int, height: int) -> str:
-    """Suspicion (as −log10 p) against queries (log) for each client, with the thresholds of the budget."""
+    """Suspicion (as −log10 p) against queries (log), as steps, for each client; with the thresholds of the budget."""
     left, right, top, bottom = 46, 70 if width > 500 else 8, 14, 40
     most = max([2.0, *(p[0] for t in traces for p in t.points)])
     steps = [("watch", 5 * budget), ("throttle", budget), ("block", budget / 10)]
@@ -90,7 +90,7 @@ def suspicion_figure(traces: Sequence[Trace], budget: float, width: int, height:
         if not trace.points or (trace.look == "quiet" and quiet > MOST_QUIET_LINES):
             continue
         dots = _thin([(at_x(p[0]), at_y(depth(p[1]))) for p in trace.points])
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in dots)
+        path = "".join(f" {x:.1f},{dots[max(i - 1, 0)][1]:.1f} {x:.1f},{y:.1f}" for i, (x, y) in enumerate(dots))
         title = f"<title>{_hover(trace)}</title>"
         out.append(
             f'<g class="trace {trace.look}">{title}<polyline points="{path}"/>{_marker(trace.look, *dots[-1])}</g>'

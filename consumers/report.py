@@ -49,7 +49,8 @@ class ClientRow:
     suspicion    1 − lifetime p-value, in [0, 1]
     state        clear | watch | throttle | block
     reason       why, in words; family: what kind of theft it resembles ("" when unknown)
-    trajectory   (queries seen, suspicion, event time in ms), in time order
+    trajectory   (queries seen, suspicion, event time in ms) when it reached each height, in time order
+    first_ms     its first query, where known; the first step of the trajectory otherwise
     truth        what it really is, where that is known: a kind; `thief` says which side
     extraction   (fidelity, low, high) where the baseline has an estimator
     """
@@ -67,6 +68,7 @@ class ClientRow:
     truth: str | None = None
     thief: bool | None = None
     extraction: tuple[float, float, float] | None = None
+    first_ms: int = 0
 
     @property
     def flagged(self) -> bool:
@@ -177,7 +179,7 @@ def _view(report: Report) -> dict[str, Any]:
             look=c.look,
             points=c.trajectory,
             marks=marks.get((c.client_id, c.model_id), ()),
-            first_ms=c.trajectory[0][2] if c.trajectory else 0,
+            first_ms=c.first_ms or (c.trajectory[0][2] if c.trajectory else 0),
             last_ms=c.trajectory[-1][2] if c.trajectory else 0,
         )
         for c in ranked

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from consumers.errors import Refused, WrongUse
 from consumers.log.lines import Lines, gunzip, plain, unzstd
 from detector.attacks import ATTACKS, Surrogate
-from detector.domain import Domain, Predict, Rows, Scene
+from detector.domain import Domain, Predict, Rows, Scene, strangers
 from detector.honest import BENIGN
 from detector.worlds import VARIANTS, Interleaved, Stream, interleave, world
 
@@ -188,19 +188,6 @@ def simulate(
     truth = {"model_id": name, "seed": seed, "note": NOTE, "clients": truth_of(streams)}
     write_json(truth_path(out_path), truth)
     return truth
-
-
-def strangers(domain: Domain, rows: Rows, rng: np.random.Generator) -> Rows:
-    """(n, d) stand-ins for rows of another domain: mirrored values, or columns in one other order."""
-    take = rows[rng.permutation(len(rows))[:2000]]
-    if domain.homogeneous:
-        other = take[:, rng.permutation(domain.width)]
-    else:
-        other = domain.low + np.roll((take - domain.low) / np.maximum(domain.high - domain.low, 1e-12), 1, axis=1) * (
-            domain.high - domain.low
-        )
-    mirrored = domain.low + domain.high - take
-    return domain.emit(np.where(rng.random((len(take), 1)) < 0.5, mirrored, other))
 
 
 def truth_of(streams: Sequence[Stream]) -> dict[str, dict[str, Any]]:

@@ -216,3 +216,12 @@ class Scene:
             return between
         one_of_both = domain.coded | (rows == domain.mode) | (other == domain.mode)
         return np.where(one_of_both, np.where(rng.random(rows.shape) < share, other, rows), between)
+
+
+def strangers(domain: Domain, rows: Rows, rng: np.random.Generator, most: int = 2000) -> Rows:
+    """(m, d) stand-ins for rows of another domain, m = min(n, most): mirrored values, or columns in one other order."""
+    take = rows[rng.permutation(len(rows))[:most]]
+    width = np.maximum(domain.high - domain.low, 1e-12)
+    order = rng.permutation(domain.width) if domain.homogeneous else np.roll(np.arange(domain.width), 1)
+    moved = domain.low + ((take - domain.low) / width)[:, order] * width
+    return domain.emit(np.where(rng.random((len(take), 1)) < 0.5, domain.low + domain.high - take, moved))

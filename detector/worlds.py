@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from detector.attacks import Loot, steal
-from detector.domain import Predict, Rows, Scene
+from detector.domain import Domain, Predict, Rows, Scene, strangers
 from detector.honest import BENIGN
 
 DAY_S = 86_400.0
@@ -181,6 +182,23 @@ def world(
         budget = min(budget, most.get(VARIANTS[variant].share, budget))
         streams.extend(theft_streams(family, variant, scene, predict, child, budget, start_s, horizon_s))
     return [streams[i] for i in rng.permutation(len(streams))]
+
+
+def honest_streams(
+    reference: Rows,
+    labels: NDArray[np.integer[Any]],
+    clients: int,
+    rng: np.random.Generator,
+    horizon_s: float = HORIZON_S,
+) -> list[Stream]:
+    """Honest clients only, drawn from a reference (n, d) and its classes (n,), below 0 where there is none."""
+    domain = Domain.of(reference)
+    foreign = strangers(domain, reference, rng)
+    scene = Scene(domain, domain.emit(reference), np.maximum(labels, 0).astype(np.int64), foreign[:0], foreign)
+    kinds = population(clients, rng)
+    return [
+        honest_stream(kind, scene, child, 0.0, horizon_s) for kind, child in zip(kinds, rng.spawn(clients), strict=True)
+    ]
 
 
 def interleave(streams: Sequence[Stream]) -> Interleaved:

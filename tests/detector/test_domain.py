@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from detector.domain import Domain, Scene
+from detector.domain import Domain, Scene, strangers
 
 AGES = np.array([[18, 0, 0.25, 1], [44, 0, 0.5, 3], [71, 2500, 0.75, 1], [30, 0, 0.1, 7]], dtype=np.float64)
 
@@ -84,6 +84,16 @@ def test_items_come_from_the_pool_until_it_runs_dry_and_keep_codes_and_zeros_aft
     assert len(np.unique(fresh, axis=0)) > 2 * len(known)
     assert np.isin(fresh[:, 2], [1, 4, 9]).all()
     assert 0.6 < (fresh[:, 1] == 0).mean() < 0.95
+
+
+def test_strangers_are_accepted_rows_far_from_the_pool() -> None:
+    rng = np.random.default_rng(0)
+    pool = np.stack([rng.integers(18, 30, 200), rng.integers(700, 1000, 200), rng.choice([0, 0, 0, 5], 200)], axis=1)
+    domain = Domain.of(pool.astype(np.float64))
+    rows = strangers(domain, pool.astype(np.float64), rng, most=50)
+    assert rows.shape == (50, 3)
+    np.testing.assert_array_equal(rows, domain.emit(rows))
+    assert not {row.tobytes() for row in rows} <= {row.tobytes() for row in pool.astype(np.float64)}
 
 
 def test_class_mix_steers_the_items() -> None:

@@ -14,6 +14,7 @@ from detector.worlds import (
     Stream,
     clock,
     honest_stream,
+    honest_streams,
     interleave,
     population,
     theft_streams,
@@ -186,6 +187,16 @@ def test_a_world_depends_on_its_seed_only() -> None:
     np.testing.assert_array_equal(first.inputs, again.inputs)
     np.testing.assert_array_equal(first.times_s, again.times_s)
     assert first.clients != other.clients
+
+
+@pytest.mark.parametrize("task", ["classes", "regression"])
+def test_honest_streams_need_a_reference_only(task: str) -> None:
+    labels = SCENE.labels if task == "classes" else np.full(len(SCENE.pool), -1, dtype=np.int32)
+    streams = honest_streams(SCENE.pool, labels, 24, np.random.default_rng(0))
+    assert len(streams) == 24
+    assert {s.role for s in streams} == {"benign"}
+    assert {s.kind for s in streams} == set(BENIGN)
+    assert all(s.inputs.shape == (len(s.times_s), 36) for s in streams)
 
 
 def test_names_say_nothing_of_the_role() -> None:
