@@ -110,7 +110,8 @@ class _BoundedRecords(Fetcher.PartitionRecords):  # type: ignore[misc]  # untype
                 self.next_fetch_offset = base + delta + 1
                 yield RawRecord(base + delta, value, None)
         except _Unreadable as unreadable:
-            yield from self._quarantined(end, *unreadable.args)
+            if self.next_fetch_offset < end:  # else only the batch's count was wrong
+                yield from self._quarantined(end, *unreadable.args)
         self.next_fetch_offset = end
 
     def _old_format(self, batch: Any) -> Iterator[RawRecord]:

@@ -1,0 +1,164 @@
+"""Record batches that are damaged or hostile, without a broker: every mutation is survived, and reading goes on."""
+
+from __future__ import annotations
+
+import random
+import struct
+from collections.abc import Iterator
+
+import pytest
+from kafka import TopicPartition
+from kafka.protocol.consumer import IsolationLevel
+from kafka.record import MemoryRecords, MemoryRecordsBuilder
+from kafka.record.default_records import DefaultRecordBatch
+from kafka.record.util import calc_crc32c
+
+from consumers.log.batches import BATCH_BYTES, CORRUPT, RawRecord, _BoundedRecords
+
+TP = TopicPartition("t", 0)
+CRC_AT = struct.calcsize(">qiib")
+ATTRIBUTES_AT = struct.calcsize(">qiibI")
+
+
+def batch(base: int, values: list[bytes | None], compression: int = 0) -> bytes:
+    """A batch as a broker stores it, starting at offset `base`."""
+    builder = MemoryRecordsBuilder(magic=2, compression_type=compression, batch_size=1 << 20)
+    for i, value in enumerate(values):
+        builder.append(
+            timestamp=1_700_000_000_000 + 1000 * i, key=b"k" * (i % 3) or None, value=value, headers=[("h", b"v")]
+        )
+    builder.close()
+    return struct.pack(">q", base) + bytes(builder.buffer())[8:]
+
+
+def resealed(raw: bytearray) -> bytes:
+    """With the checksum of what it holds now: damage that a checksum does not see."""
+    struct.pack_into(">I", raw, CRC_AT, calc_crc32c(memoryview(raw)[ATTRIBUTES_AT:]))
+    return bytes(raw)
+
+
+class Partition:
+    """Fetches from stored batches as the broker and the fetcher do: from the batch that holds the offset on."""
+
+    def __init__(self, *batches: bytes) -> None:
+        self.batches = batches
+        self.suspects: set[tuple[TopicPartition, int]] = set()
+        self.position = 0
+        self.fetches = 0
+
+    def end(self) -> int:
+        return int(DefaultRecordBatch(self.batches[-1]).next_offset)
+
+    def fetch(self) -> Iterator[RawRecord]:
+        self.fetches += 1
+        wanted = [raw for raw in self.batches if DefaultRecordBatch(raw).next_offset > self.position]
+        part = _BoundedRecords(
+            self.suspects,
+            self.position,
+            TP,
+            MemoryRecords(b"".join(wanted)),
+            isolation_level=IsolationLevel.READ_COMMITTED,
+        )
+        while part.record_iterator is not None:
+            yield from part.take(2)
+            self.position = part.next_fetch_offset
+
+    def read(self, end: int, fetches: int = 20) -> list[RawRecord]:
+        records: list[RawRecord] = []
+        while self.position < end:
+            records += self.fetch()
+            assert self.fetches <= fetches, "no progress"
+        return records
+
+
+VALUES: list[bytes | None] = [b"a" * 200, b"", b"b" * 3000, None, b"c"]
+GIVEN = [b"a" * 200, b"", b"b" * 3000, b"", b"c"]
+
+
+@pytest.mark.parametrize("compression", range(5))
+def test_what_was_written_is_read(compression: int) -> None:
+    log = Partition(batch(0, VALUES, compression), batch(5, VALUES, compression))
+    records = log.read(10)
+    assert [record.offset for record in records] == list(range(10))
+    assert [record.value for record in records] == GIVEN * 2
+    assert all(record.refused is None for record in records)
+
+
+@pytest.mark.parametrize("start", range(5))
+def test_reading_starts_in_the_middle_of_a_batch(start: int) -> None:
+    log = Partition(batch(0, VALUES, 4))
+    log.position = start
+    assert [record.value for record in log.read(5)] == GIVEN[start:]
+
+
+def test_a_checksum_that_fails_once_is_fetched_again() -> None:
+    good = batch(5, VALUES)
+    bad = good[:-1] + bytes([good[-1] ^ 1])
+    log = Partition(batch(0, VALUES), bad, batch(10, VALUES))
+    first = list(log.fetch())
+    assert [record.offset for record in first] == [0, 1, 2, 3, 4]
+    log.batches = (log.batches[0], good, log.batches[2])  # it was the network
+    assert [record.value for record in log.read(15)] == GIVEN * 2
+
+
+def test_a_checksum_that_fails_twice_is_one_refused_record() -> None:
+    good = batch(5, VALUES)
+    bad = good[:-1] + bytes([good[-1] ^ 1])
+    log = Partition(batch(0, VALUES), bad, batch(10, VALUES))
+    records = log.read(15)
+    assert [record.offset for record in records] == [0, 1, 2, 3, 4, 5, 10, 11, 12, 13, 14]
+    assert records[5].refused == (CORRUPT, "offsets 5 to 9: fails its checksum")
+    assert log.fetches == 2
+
+
+def test_a_damaged_header_does_not_decide_how_far_to_skip() -> None:
+    bad = bytearray(batch(5, VALUES))
+    struct.pack_into(">i", bad, struct.calcsize(">qiibIh"), 1_000_000)  # last offset delta, checksum no longer right
+    log = Partition(bytes(bad), batch(10, VALUES))
+    log.batches = (bytes(bad), batch(10, VALUES))
+    assert [record.offset for record in log.read(15)] == [0, 10, 11, 12, 13, 14]
+
+
+@pytest.mark.parametrize("compression", range(5))
+def test_any_mutation_is_survived_and_what_follows_is_read(compression: int) -> None:
+    """300 mutations under a right checksum: never an exception, no offset twice, and the next batch is untouched."""
+    rng = random.Random(compression)
+    for _ in range(300):
+        raw = bytearray(batch(0, VALUES, compression))
+        for _ in range(rng.randint(1, 4)):
+            raw[rng.randrange(61, len(raw))] = rng.randrange(256)
+        log = Partition(resealed(raw), batch(5, [b"intact"]))
+        records = log.read(6)
+        offsets = [record.offset for record in records]
+        assert offsets == sorted(set(offsets))
+        assert records[-1] == RawRecord(5, b"intact", None)
+        refused = [record for record in records if record.refused is not None]
+        assert len(refused) <= 1
+        assert len(records) == 6 or refused, "a record may be missing only when something was refused"
+
+
+def test_a_count_that_lies_changes_nothing() -> None:
+    raw = bytearray(batch(0, VALUES))
+    struct.pack_into(">i", raw, 57, 2_000_000_000)
+    log = Partition(resealed(raw), batch(5, [b"intact"]))
+    records = log.read(6)
+    assert [record.value for record in records] == [*GIVEN, b"intact"], (
+        "after the last record there is nothing to refuse"
+    )
+
+
+def test_snappy_blocks_that_announce_too_much_are_not_believed() -> None:
+    huge = BATCH_BYTES * 8
+    preamble = bytearray()
+    while huge >= 0x80:
+        preamble.append(huge & 0x7F | 0x80)
+        huge >>= 7
+    preamble.append(huge)
+    raw = bytearray(batch(0, [b"x" * 500] * 5, compression=2))
+    raw[61:] = bytes(preamble) + bytes(20)
+    struct.pack_into(">i", raw, 8, len(raw) - 12)
+    log = Partition(resealed(raw), batch(5, [b"intact"]))
+    records = log.read(6)
+    assert records[0].refused is not None
+    assert records[0].refused[0] == "decompression_limit"
+    assert records[-1].value == b"intact"
