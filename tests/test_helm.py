@@ -20,6 +20,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from consumers import config
 from consumers.errors import Refused
 from consumers.secrets import Secrets
 
@@ -40,7 +41,12 @@ VALUES: dict[str, Values] = {
     "everything on": {
         "image": {"repository": "registry.example/querywarden", "digest": "sha256:" + "0" * 64},
         "imagePullSecrets": [{"name": "pull"}],
-        "config": {"mode": "block", "false_alarm_budget": 0.001, "tenant": 'a "quoted" \\ name', "horizon_days": 14},
+        "config": {
+            "mode": "block",
+            "false_alarm_budget": 0.001,
+            "horizon_days": 14,
+            "kafka": {"group_id": 'a "quoted" \\ <name>'},
+        },
         "kafka": {"ca": {"existingConfigMap": "kafka-ca"}},
         "baselines": {"existingConfigMap": "baselines"},
         "keda": {"enabled": True, "lagThreshold": 5_000_000, "authenticationRef": "kafka-auth"},
@@ -53,7 +59,7 @@ VALUES: dict[str, Values] = {
         },
         "podDisruptionBudget": {"maxUnavailable": "50%"},
         "ingest": {
-            "extraEnv": [{"name": "QUERYWARDEN_LOG_LEVEL", "value": "debug"}],
+            "extraEnv": [{"name": "QUERYWARDEN_STORE__TIMEOUT_S", "value": "5"}],
             "podAnnotations": {"example.org/team": "security"},
         },
         "priorityClassName": "important",
@@ -200,9 +206,10 @@ def test_only_the_two_scratch_folders_can_be_written(documents: list[Document]) 
 
 
 def test_probes_ask_the_metrics_port(documents: list[Document]) -> None:
-    port = int(settings(documents)["metrics"]["bind"].rpartition(":")[2])
     for pod in pods(documents).values():
         (container,) = pod["containers"]
+        (bind,) = [e["value"] for e in container["env"] if e["name"] == "QUERYWARDEN_METRICS__BIND"]
+        port = int(bind.removeprefix("0.0.0.0:"))
         assert container["ports"] == [{"name": "metrics", "containerPort": port, "protocol": "TCP"}]
         paths = {probe: container[f"{probe}Probe"]["httpGet"] for probe in ("startup", "liveness", "readiness")}
         assert {probe: get["path"] for probe, get in paths.items()} == {
@@ -249,7 +256,7 @@ def test_secrets_come_by_reference_only(documents: list[Document]) -> None:
 def test_every_file_the_settings_name_is_mounted(documents: list[Document]) -> None:
     written = settings(documents)
     named = [*written["baselines"], written["secrets"]["file"], written["state_dir"]]
-    named += [written["kafka"]["ssl_ca_file"]] if "ssl_ca_file" in written["kafka"] else []
+    named += [written["kafka"]["ssl_cafile"]] if "ssl_cafile" in written["kafka"] else []
     for pod in pods(documents).values():
         folders = [mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]]
         for path in named:
@@ -270,8 +277,27 @@ def test_the_settings_are_the_values(values: Values, documents: list[Document]) 
         "state_dir",
         "metrics.bind",
         "secrets.file",
-        "kafka.ssl_ca_file",
+        "kafka.ssl_cafile",
     }
+
+
+def test_the_service_accepts_its_settings(
+    documents: list[Document], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """File and environment together, as the pod has them; a reference stands for some text."""
+    file = tmp_path / "querywarden.toml"
+    (configmap,) = of_kind(documents, "ConfigMap")
+    file.write_text(configmap["data"]["querywarden.toml"])
+    for pod in pods(documents).values():
+        with monkeypatch.context() as environment:
+            for entry in pod["containers"][0]["env"]:
+                environment.setenv(entry["name"], entry.get("value", "referenced"))
+            loaded = config.load(file)
+        assert loaded.store_url == "referenced"
+        assert loaded.metrics.bind.startswith("0.0.0.0:")
+        assert loaded.baselines == ("/etc/querywarden/baselines",)
+        assert loaded.kafka.security_protocol == settings(documents)["kafka"]["security_protocol"]
+        assert "referenced" not in repr(loaded.store)
 
 
 def test_the_notes_are_written(values: Values) -> None:
@@ -333,7 +359,7 @@ def test_keda_takes_over_the_replicas_of_ingest_only() -> None:
     assert trigger["authenticationRef"] == {"name": "kafka-auth"}
     assert trigger["metadata"] == {
         "bootstrapServers": "kafka:9093",
-        "consumerGroup": "querywarden",
+        "consumerGroup": 'a "quoted" \\ <name>',
         "topic": "prediction-queries",
         "lagThreshold": "5000000",
         "activationLagThreshold": "0",
