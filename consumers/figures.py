@@ -115,7 +115,8 @@ def coverage_figure(
             ring, disc = (max(1.2, min(math.sqrt(area * s / math.pi), size / 4)) for s in (reference, share))
             if share > 0:
                 out.append(f'<circle class="disc {look}" cx="{cx:.1f}" cy="{cy:.1f}" r="{disc:.1f}"/>')
-            out.append(f'<circle class="ring" cx="{cx:.1f}" cy="{cy:.1f}" r="{ring:.1f}"/>')
+            if reference > 0:
+                out.append(f'<circle class="ring" cx="{cx:.1f}" cy="{cy:.1f}" r="{ring:.1f}"/>')
     out.append("</svg>")
     return "".join(out)
 

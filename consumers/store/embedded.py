@@ -22,6 +22,7 @@ import secrets as entropy
 import sqlite3
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,10 @@ _PAGE = 500
 _PURGE_EVERY_S = 86_400
 
 
+class _Connection(sqlite3.Connection):
+    """One that can be referred to weakly."""
+
+
 class EmbeddedStore:
     """The store in the SQLite file `path`, which is created if it is missing.
 
@@ -129,7 +134,8 @@ class EmbeddedStore:
         self._now_s = now_s
         self._local = threading.local()
         self._guard = threading.Lock()
-        self._open: list[sqlite3.Connection] = []
+        # Weak, so that a thread that ends takes its connection along.
+        self._open: weakref.WeakSet[_Connection] = weakref.WeakSet()
         self._closed = False
         self._purged_s: dict[int, float] = {}
         with self._translated(), contextlib.suppress(FileExistsError):
@@ -366,7 +372,7 @@ class EmbeddedStore:
     def close(self) -> None:
         with self._guard:
             self._closed = True
-            for db in self._open:
+            for db in list(self._open):
                 db.close()
             self._open.clear()
 
@@ -398,19 +404,27 @@ class EmbeddedStore:
                 time.sleep(0.01)
 
     def _connection(self) -> sqlite3.Connection:
-        db: sqlite3.Connection | None = getattr(self._local, "db", None)
+        db: _Connection | None = getattr(self._local, "db", None)
         if self._closed:
             raise Unavailable(f"store {self.path}: closed")
         if db is None:
             # Only its own thread uses a connection, but `close` may come from another.
             db = sqlite3.connect(
-                self.path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False, cached_statements=64
+                self.path,
+                timeout=_BUSY_TIMEOUT_S,
+                isolation_level=None,
+                check_same_thread=False,
+                factory=_Connection,
+                cached_statements=64,
             )
             db.execute("PRAGMA synchronous = NORMAL")
             db.execute("PRAGMA temp_store = MEMORY")
+            db.execute("PRAGMA cache_size = -32768")  # 32 MiB
+            # Profiles are rewritten over and over: copying them home every 32 MiB instead of 4 saves a tenth.
+            db.execute("PRAGMA wal_autocheckpoint = 8192")
             self._local.db = db
             with self._guard:
-                self._open.append(db)
+                self._open.add(db)
         return db
 
     @contextlib.contextmanager

@@ -14,6 +14,7 @@ from __future__ import annotations
 import binascii
 import hashlib
 import math
+import re
 from functools import lru_cache
 from urllib.parse import quote, unquote
 
@@ -29,13 +30,16 @@ MAX_OFFSET = 2**53 - 1
 LAYOUT = ("schema", "number of decision cells", "secrets")
 """What a store is made with and must keep for life, in people's words."""
 
+_PLAIN = re.compile(r"[A-Za-z0-9_.~-]*")
+"""What percent-encoding leaves as it is: the usual case, and ten times faster to see than to encode."""
+
 SLOTS = 16_384
 _STRATA_BITS = 6
 
 
 def part_text(part: str) -> str:
     """A name that may become part of a key: nothing in it can be taken for a separator."""
-    return quote(part, safe="")
+    return part if _PLAIN.fullmatch(part) else quote(part, safe="")
 
 
 def client_text(client: ClientKey) -> str:

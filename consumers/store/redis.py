@@ -26,7 +26,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby, islice
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import redis
 from redis.backoff import NoBackoff
@@ -78,6 +78,9 @@ SCHEMES = {
 }
 """Scheme of a store URL → scheme for the client library, whether it is a cluster."""
 
+_FIXED_OPTIONS = frozenset({"decode_responses", "encoding", "encoding_errors", "protocol", "retry_on_timeout"})
+"""Options of the client library that a URL could carry and that would break the protocol."""
+
 _REGISTER_EVERY_S = 30.0
 _PAGE = 500
 _WAIT_MS = 1000
@@ -95,6 +98,8 @@ def connect(url: str, *, timeout_s: float = 2.0, min_replicas: int = 0) -> Redis
     if parts.scheme not in SCHEMES:
         raise WrongUse(f"store.url: unknown scheme {parts.scheme!r}, known are {', '.join(SCHEMES)}")
     scheme, cluster = SCHEMES[parts.scheme]
+    if fixed := sorted(_FIXED_OPTIONS & parse_qs(parts.query).keys()):
+        raise WrongUse(f"store.url: {', '.join(fixed)} cannot be set")
     options: dict[str, Any] = {
         "socket_timeout": timeout_s,
         "socket_connect_timeout": timeout_s,

@@ -1,0 +1,117 @@
+"""Alerts and refused records as Kafka messages.
+
+* An idempotent producer, ``acks=all``: what was acknowledged survives the loss of a broker, once and in order.
+* Key of an alert: its id (``uid`` without the update), so that all updates of one alert are one ordered sequence.
+* Key of a dead letter: its place, so that a redo lands beside its twin.
+* A broker that is away makes `send` and `ship` answer False, never raise; they wait `timeout_s` at most.
+"""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import kafka.errors as errors
+import msgspec
+from kafka import KafkaProducer
+
+from consumers.errors import Refused, Unavailable
+from consumers.store import DeadLetter, OutboxAlert
+
+PRODUCER = {
+    "acks": "all",
+    "enable_idempotence": True,
+    "compression_type": "gzip",
+    "linger_ms": 5,
+    "max_request_size": 2 << 20,
+    "allow_auto_create_topics": False,
+    "metrics_enabled": False,
+}
+
+
+class _Topic:
+    """Messages to one topic. `brokers`: arguments for the client, as the query log's `connection` returns them."""
+
+    def __init__(self, brokers: Mapping[str, Any], topic: str, timeout_s: float) -> None:
+        self.topic = topic
+        self.failures = 0
+        self._timeout_s = timeout_s
+        timeout_ms = int(timeout_s * 1000)
+        try:
+            self._producer = KafkaProducer(
+                **PRODUCER,
+                **brokers,
+                max_block_ms=timeout_ms,
+                request_timeout_ms=timeout_ms,
+                delivery_timeout_ms=timeout_ms + 100,
+            )
+        except (errors.KafkaConfigurationError, errors.SaslAuthenticationFailedError) as error:
+            raise Refused(f"Kafka topic {topic}: {error}") from error
+        except errors.KafkaError as error:
+            raise Unavailable(f"Kafka topic {topic}: {error}") from error
+
+    def produce(self, messages: Sequence[tuple[bytes, bytes]]) -> list[bool]:
+        """(key, value) of each; for each whether it was acknowledged."""
+        deadline_s = time.monotonic() + self._timeout_s
+        sent: list[Any] = []
+        for key, value in messages:
+            try:
+                sent.append(self._producer.send(self.topic, value, key=key))
+            except errors.KafkaError:
+                break  # no metadata: the others would only wait as long again
+        acknowledged = [self._acknowledged(future.get, deadline_s) for future in sent]
+        acknowledged += [False] * (len(messages) - len(sent))
+        self.failures += acknowledged.count(False)
+        return acknowledged
+
+    def close(self) -> None:
+        self._producer.close(timeout=self._timeout_s)
+
+    def _acknowledged(self, get: Callable[..., Any], deadline_s: float) -> bool:
+        try:
+            get(timeout=max(0.0, deadline_s - time.monotonic()))
+        except errors.KafkaError:
+            return False
+        return True
+
+
+class KafkaSink(_Topic):
+    """Sink ``kafka:<topic>``: alerts in the native format, one JSON object a message."""
+
+    def __init__(self, brokers: Mapping[str, Any], topic: str = "extraction-alerts", timeout_s: float = 10.0) -> None:
+        super().__init__(brokers, topic, timeout_s)
+
+    @property
+    def name(self) -> str:
+        return f"kafka:{self.topic}"
+
+    def send(self, alerts: Sequence[OutboxAlert]) -> list[bool]:
+        return self.produce([(alert.uid.rpartition("/")[0].encode(), alert.body) for alert in alerts])
+
+
+class DeadLetterTopic(_Topic):
+    """Refused records for people and for a later replay: place, offset, reason, detail, sha256, head (base64)."""
+
+    def __init__(
+        self, brokers: Mapping[str, Any], topic: str = "prediction-queries.dead-letter", timeout_s: float = 10.0
+    ) -> None:
+        super().__init__(brokers, topic, timeout_s)
+
+    def ship(self, letters: Sequence[DeadLetter]) -> list[bool]:
+        """For each letter whether the topic has it for good."""
+        return self.produce([(letter.place.encode("utf-8", "replace"), _letter(letter)) for letter in letters])
+
+
+def _letter(letter: DeadLetter) -> bytes:
+    return msgspec.json.encode(
+        {
+            "place": letter.place,
+            "offset": letter.offset,
+            "reason": letter.reason,
+            "detail": letter.detail,
+            "sha256": letter.sha256,
+            "head": base64.b64encode(letter.head).decode(),
+        }
+    )

@@ -1,0 +1,646 @@
+"""The command line: the only place that names an adapter and reads settings.
+
+Rules: exit status 0 done, 1 failed, 2 wrong call; an error is one clear line on standard error; progress bars on a terminal, JSON
+log lines otherwise; results on standard output, everything else on standard error. Heavy imports happen inside the command.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import logging
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import structlog
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from consumers import config
+from consumers.errors import QueryWardenError, Refused, WrongUse
+from detector.errors import DetectorError
+
+if TYPE_CHECKING:
+    from consumers import detect as detect_process
+    from consumers import ingest as ingest_process
+    from consumers.alerts import AlertSink
+    from consumers.log import QueryLog
+    from consumers.metrics import Metrics
+    from consumers.store import Store
+    from detector.baseline import Baseline
+
+app = typer.Typer(
+    name="querywarden",
+    help="Flags clients whose prediction queries look like model extraction.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+config_app = typer.Typer(help="Show, check and list settings.", no_args_is_help=True)
+app.add_typer(config_app, name="config")
+
+err = Console(stderr=True, highlight=False)
+out = Console(highlight=False)
+log = logging.getLogger("querywarden.cli")
+
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="Settings file (TOML). The environment wins over it.")]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point; ends the process with the exit status of the contract."""
+    try:
+        code = app(args=list(argv) if argv is not None else None, standalone_mode=False)
+    except typer.Exit as stop:
+        code = stop.exit_code
+    except WrongUse as error:
+        code = _complain(str(error), 2)
+    except (QueryWardenError, DetectorError) as error:
+        code = _complain(str(error), 1)
+    except (KeyboardInterrupt, typer.Abort):
+        code = _complain("interrupted", 130)
+    except BrokenPipeError:
+        code = 141
+    except Exception as error:
+        # the framework's own usage errors carry their exit code and message
+        usage = getattr(error, "format_message", None)
+        if usage is None:
+            raise
+        code = _complain(usage(), 2)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _complain(text: str, code: int) -> int:
+    err.print(Text(f"querywarden: {' '.join(text.split())}", style="red" if err.is_terminal else ""), soft_wrap=True)
+    return code
+
+
+# ------------------------------------------------------------------------------------------------------ commands
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
+    if version:
+        out.print(f"querywarden {importlib.metadata.version('querywarden')}")
+        raise typer.Exit
+
+
+@app.command()
+def fit(
+    out_path: Annotated[Path, typer.Option("--out", help="Where to write the baseline.")],
+    model_id: Annotated[str, typer.Option("--model-id", help="The model that this baseline is for.")],
+    reference: Annotated[Path | None, typer.Option(help="Honest inputs with the model's answers (JSON lines, .gz, .zst, Parquet).")] = None,
+    traffic: Annotated[list[Path] | None, typer.Option(help="A log of presumably honest clients; may be given several times.")] = None,
+    schema: Annotated[Path | None, typer.Option(help="JSON that declares columns: name, kind, lower, upper, grain, categories.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of everything random in the fit.")] = 0,
+) -> None:
+    """Fit a baseline: what honest use of one model looks like."""
+    from consumers import fit as fitting
+    from consumers.log.files import FileLog
+
+    declared = _json_file(schema) if schema else None
+    with _spinner() as say:
+        fitted = fitting.fit(
+            model_id,
+            _file_lines(reference) if reference else None,
+            FileLog([str(p) for p in traffic]) if traffic else None,
+            declared=declared,
+            seed=seed,
+            progress=say,
+        )
+        say("writing")
+        fitting.write_baseline(fitted.baseline, out_path)
+    baseline = fitted.baseline
+    s = baseline.map.schema
+    kinds = {k: sum(c.kind == k for c in s.columns) for k in ("numeric", "categorical", "embedding")}
+    columns = ", ".join(f"{n} {k}" for k, n in kinds.items() if n)
+    err.print(f"schema: {columns}; {s.task}{f' into {len(s.labels)} classes' if s.labels else ''}", soft_wrap=True)
+    for line in fitted.said:
+        err.print(line, soft_wrap=True)
+    out.print(f"{out_path}: baseline for {model_id}, map {baseline.map_id}, nulls {baseline.nulls_version}", soft_wrap=True)
+
+
+@app.command()
+def replay(
+    logs: Annotated[list[str], typer.Argument(help="Query logs in time order (JSON lines, .gz, .zst, Parquet); - reads standard input.")],
+    baseline: Annotated[list[str] | None, typer.Option(help="Baseline file or folder; may be given several times.")] = None,
+    alerts: Annotated[Path | None, typer.Option(help="Write first alerts as JSON lines, in event-time order.")] = None,
+    scores: Annotated[Path | None, typer.Option(help="Write one JSON object a client.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Write an HTML report with plots.")] = None,
+    store: Annotated[Path | None, typer.Option(help="Keep the state in this SQLite file; a log read before is resumed.")] = None,
+    false_alarm_budget: Annotated[float | None, typer.Option(help="Share of honest clients that may be flagged, over their whole life.")] = None,
+    mode: Annotated[str | None, typer.Option(help="observe, alert, throttle or block.")] = None,
+    config_file: ConfigFile = None,
+) -> None:
+    """Read query logs, assess every client, show who looks like a thief and why."""
+    from consumers import replay as replaying
+    from consumers.fit import load_baselines
+    from consumers.log.files import FileLog
+    from consumers.report import write_report
+    from consumers.store.embedded import EmbeddedStore
+
+    settings = config.load(config_file, false_alarm_budget=false_alarm_budget, mode=mode)
+    baselines = load_baselines(baseline or list(settings.baselines))
+    if not baselines:
+        raise WrongUse("no baseline: give --baseline FILE (querywarden fit makes one)")
+    _check_settings(settings, baselines)
+    source = FileLog(logs)
+    with contextlib.ExitStack() as stack:
+        where = store or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="querywarden-"))) / "replay.sqlite"
+        kept = EmbeddedStore(where)
+        stack.callback(kept.close)
+        stack.callback(source.close)
+        ingesting, detecting = _halves(settings, baselines)
+        kept.prepare(ingesting.secrets.key_id)
+        with _bar("replay") as advance:
+            result = replaying.replay(source, kept, ingesting, detecting, progress=advance)
+        rows = [(m, r) for m, r in replaying.ranked(result.scores)]
+        if result.resumed is not None:
+            err.print(f"resumed at line {result.resumed:,}: this log was read before into {where}")
+        if alerts:
+            replaying.write_lines(alerts, result.alerts)
+        if scores:
+            replaying.write_lines(scores, (row.score(model) for model, row in rows))
+        if report:
+            write_report(report, replaying.report_of(result, baselines, settings.false_alarm_budget, title="Replay of " + ", ".join(Path(p).name for p in logs)))
+    _print_ranked([row.score(model) for model, row in rows])
+    _print_counters(result.counters, result.reasons, [(d.place, d.reason, d.detail) for d in result.dead])
+
+
+@app.command()
+def ingest(
+    config_file: ConfigFile = None,
+    until_end: Annotated[bool, typer.Option("--until-end", help="Stop when everything that was in the log at the start is committed.")] = False,
+) -> None:
+    """Fold the query log into profiles, with the offset. Runs until SIGTERM."""
+    settings = _service(config_file)
+    with _stopping() as stop, contextlib.ExitStack() as stack:
+        _ingest(settings, stack, stop, until_end)
+
+
+@app.command()
+def detect(
+    config_file: ConfigFile = None,
+    until_idle: Annotated[bool, typer.Option("--until-idle", help="Stop when no touched client is left.")] = False,
+) -> None:
+    """Assess the clients whose profile changed, decide, alert. Runs until SIGTERM."""
+    settings = _service(config_file)
+    with _stopping() as stop, contextlib.ExitStack() as stack:
+        _detect(settings, stack, stop, until_idle)
+
+
+@app.command()
+def run(
+    config_file: ConfigFile = None,
+    until_end: Annotated[bool, typer.Option("--until-end", help="Stop when everything that was in the log at the start is committed and assessed.")] = False,
+) -> None:
+    """Ingest and detect in one process. Runs until SIGTERM."""
+    settings = _service(config_file)
+    failed: list[BaseException] = []
+    with _stopping() as stop, contextlib.ExitStack() as stack:
+        ended = threading.Event()
+
+        def reading() -> None:
+            try:
+                _ingest(settings, stack, lambda: stop() or bool(failed), until_end)
+            except BaseException as error:
+                failed.append(error)
+            finally:
+                ended.set()
+
+        thread = threading.Thread(target=reading, name="ingest")
+        thread.start()
+        try:
+            _detect(settings, stack, lambda: stop() or ended.is_set(), until_idle=False, serve=False)
+            thread.join()
+            if until_end and not failed and not stop():
+                _detect(settings, stack, stop, until_idle=True, serve=False)
+        except BaseException as error:
+            failed.insert(0, error)
+        finally:
+            thread.join()
+    if failed:
+        raise failed[0]
+
+
+@app.command()
+def clients(
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line, as replay --scores writes.")] = False,
+    model: Annotated[str | None, typer.Option(help="Only this model.")] = None,
+    limit: Annotated[int | None, typer.Option(help="At most so many.")] = None,
+    config_file: ConfigFile = None,
+) -> None:
+    """Clients by suspicion, from the store."""
+    from consumers.detect import stored_decision
+
+    settings = config.load(config_file)
+    with _open_store(settings) as store:
+        rows = [stored_decision(row).score(key.model) for key, row in store.decisions(settings.tenant, model, limit)]
+    _show(rows, as_json, _print_ranked)
+
+
+@app.command()
+def alerts(
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line, as replay --alerts writes.")] = False,
+    updates: Annotated[bool, typer.Option("--updates", help="Later alerts of the same finding too.")] = False,
+    config_file: ConfigFile = None,
+) -> None:
+    """Alerts of the last 30 days, from the store, oldest first."""
+    settings = config.load(config_file)
+    with _open_store(settings) as store:
+        found = [json.loads(alert.body) for alert in store.alerts()]
+    found = sorted((a for a in found if updates or a["update"] == 0), key=lambda a: (a["time"], a["alert_id"], a["update"]))
+    _show(found, as_json, _print_alerts)
+
+
+@app.command()
+def simulate(
+    out_path: Annotated[Path, typer.Option("--out", help="Log to write (.jsonl, .jsonl.gz, .jsonl.zst).")],
+    reference: Annotated[Path, typer.Option(help="Reference that clients and attacks are drawn from.")],
+    clients: Annotated[int, typer.Option(help="Honest clients.")] = 300,
+    attack: Annotated[list[str] | None, typer.Option(help="FAMILY or FAMILY/VARIANT; may be given several times; default: every family.")] = None,
+    model_id: Annotated[str | None, typer.Option(help="Model id of the events; default: the reference's.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+) -> None:
+    """Write a log of simulated honest clients and extraction attacks, and the truth beside it."""
+    from consumers import simulate as simulating
+
+    chosen = {"attacks": attack} if attack else {}
+    with _spinner() as say:
+        say("simulating")
+        truth = simulating.simulate(reference, out_path, model_id=model_id, clients=clients, seed=seed, **chosen)
+    thieves = sum(t["role"] == "attack" for t in truth["clients"].values())
+    out.print(f"{out_path}: {len(truth['clients'])} clients, {thieves} of them accounts of thieves; truth in {simulating.truth_path(out_path)}", soft_wrap=True)
+
+
+@config_app.command("show")
+def config_show(config_file: ConfigFile = None) -> None:
+    """The settings in force, secrets masked."""
+    out.print_json(json.dumps(config.load(config_file).model_dump(mode="json")))
+
+
+@config_app.command("check")
+def config_check(config_file: ConfigFile = None) -> None:
+    """Say whether the settings are well-formed."""
+    config.load(config_file)
+    out.print("settings are well-formed")
+
+
+@config_app.command("schema")
+def config_schema() -> None:
+    """Every setting with its environment variable, default and meaning."""
+    table = Table(box=None, show_header=True)
+    for title in ("TOML", "environment", "default", "meaning"):
+        table.add_column(title)
+    for row in config.rows():
+        table.add_row(*row)
+    out.print(table)
+
+
+# -------------------------------------------------------------------------------------------------------- wiring
+
+
+def _service(config_file: Path | None) -> config.Settings:
+    settings = config.load(config_file)
+    _json_logs()
+    return settings
+
+
+def _halves(settings: config.Settings, baselines: Mapping[str, Baseline]) -> tuple[ingest_process.Ingest, detect_process.Detect]:
+    """The pure halves of ingest and detect, as the settings say."""
+    from consumers import detect as detecting
+    from consumers import ingest as ingesting
+    from consumers.secrets import Secrets
+    from detector.policy import Policy
+
+    secrets = Secrets.load(settings.secrets_path, create=True)
+    reading = ingesting.Ingest(
+        baselines=baselines,
+        secrets=secrets,
+        tenant=settings.tenant,
+        horizon_days=settings.horizon_days,
+        admit_unknown=settings.unknown_models == "ignore",
+    )
+    return reading, detecting.Detect(baselines, secrets, Policy(settings.false_alarm_budget, settings.mode))
+
+
+def _baselines(settings: config.Settings) -> Mapping[str, Baseline]:
+    from consumers.fit import load_baselines
+
+    baselines = load_baselines(settings.baselines)
+    if not baselines:
+        raise WrongUse("no baselines: set QUERYWARDEN_BASELINES or `baselines` to files or folders of *.baseline")
+    _check_settings(settings, baselines)
+    return baselines
+
+
+def _check_settings(settings: config.Settings, baselines: Mapping[str, Baseline]) -> None:
+    """Say in words what the baselines can't support."""
+    for model, baseline in baselines.items():
+        if not baseline.nulls.calibrated:
+            err.print(f"model {model}: UNCALIBRATED, the scores were calibrated on simulated clients only; nothing is blocked", soft_wrap=True)
+        elif not baseline.nulls.supports(settings.false_alarm_budget):
+            err.print(
+                f"model {model}: {baseline.nulls.clients} calibration clients are too few for a lifetime budget of "
+                f"{settings.false_alarm_budget:g}: below {1 / baseline.nulls.clients:.2g} the p-values rest on a tail model",
+                soft_wrap=True,
+            )
+
+
+@contextlib.contextmanager
+def _open_store(settings: config.Settings) -> Iterator[Store]:
+    """The store that `store.url` names."""
+    url = settings.store_url
+    scheme = url.partition(":")[0]
+    store: Store
+    if scheme == "sqlite":
+        from consumers.store.embedded import EmbeddedStore
+
+        path = Path(url.removeprefix("sqlite:///"))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        store = EmbeddedStore(path)
+    elif scheme in ("redis", "rediss", "redis+cluster", "rediss+cluster"):
+        from consumers.store.redis import connect
+
+        store = connect(url, timeout_s=settings.store.timeout_s, min_replicas=settings.store.min_replicas)
+    else:
+        raise WrongUse(f"store.url: unknown scheme {scheme!r} (sqlite, redis, rediss, redis+cluster)")
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+def _kafka(settings: config.Settings) -> dict[str, Any]:
+    from consumers.log import kafka
+
+    k = settings.kafka
+    return kafka.connection(
+        k.bootstrap_servers,
+        security_protocol=k.security_protocol,
+        sasl_mechanism=k.sasl_mechanism,
+        sasl_username=k.sasl_username,
+        sasl_password=k.sasl_password.get_secret_value() if k.sasl_password else None,
+        ssl_cafile=k.ssl_cafile,
+        ssl_certfile=k.ssl_certfile,
+        ssl_keyfile=k.ssl_keyfile,
+    )
+
+
+def _open_log(settings: config.Settings) -> QueryLog:
+    url = settings.log.url
+    if url.startswith("file://"):
+        from consumers.log.followed import FollowedFile
+
+        return FollowedFile(url.removeprefix("file://"))
+    if not url.startswith("kafka:"):
+        raise WrongUse(f"log.url: {url!r} is neither kafka: nor file:///path.jsonl")
+    from consumers.log import kafka
+
+    k = settings.kafka
+    brokers = _kafka(settings)
+    kafka.ensure_topics(brokers, [k.topic, k.dead_letter_topic, k.alerts_topic])
+    return kafka.KafkaLog(
+        brokers,
+        topic=k.topic,
+        group_id=k.group_id,
+        start=k.start,
+        group_instance_id=k.group_instance_id,
+        max_poll_records=k.max_poll_records,
+        session_timeout_ms=k.session_timeout_ms,
+        heartbeat_interval_ms=k.heartbeat_interval_ms,
+        max_poll_interval_ms=k.max_poll_interval_ms,
+    )
+
+
+def _sinks(settings: config.Settings) -> list[AlertSink]:
+    sinks: list[AlertSink] = []
+    if settings.alerts.file:
+        from consumers.alerts.jsonl import JsonLinesSink
+
+        sinks.append(JsonLinesSink(settings.alerts.file))
+    if settings.log.url.startswith("kafka:") and settings.alerts.kafka:
+        from consumers.alerts.kafka import KafkaSink
+        from consumers.log import kafka
+
+        brokers = _kafka(settings)
+        kafka.ensure_topics(brokers, [settings.kafka.alerts_topic])
+        sinks.append(KafkaSink(brokers, settings.kafka.alerts_topic))
+    return sinks
+
+
+def _ingest(settings: config.Settings, stack: contextlib.ExitStack, stop: Callable[[], bool], until_end: bool) -> None:
+    from consumers import ingest as ingesting
+    from consumers.metrics import Metrics
+
+    reading, _ = _halves(settings, _baselines(settings))
+    store = stack.enter_context(_open_store(settings))
+    store.prepare(reading.secrets.key_id)
+    query_log = _open_log(settings)
+    stack.callback(query_log.close)
+    letters = None
+    if settings.log.url.startswith("kafka:"):
+        from consumers.alerts.kafka import DeadLetterTopic
+
+        letters = DeadLetterTopic(_kafka(settings), settings.kafka.dead_letter_topic)
+        stack.callback(letters.close)
+    runner = ingesting.Runner(
+        query_log, store, reading, Metrics(), dead_letters=letters, max_poll_records=settings.kafka.max_poll_records
+    )
+    _serve_metrics(settings, runner.metrics, lambda: runner.ready, stack)
+    log.info("ingest started")
+    ingesting.run(runner, stop, until_end)
+    log.info("ingest stopped", extra={"counters": {c.name: dict(c.counters) for c in runner.cells.values()}})
+
+
+def _detect(
+    settings: config.Settings, stack: contextlib.ExitStack, stop: Callable[[], bool], until_idle: bool, serve: bool = True
+) -> None:
+    from consumers import detect as detecting
+    from consumers.metrics import Metrics
+
+    _, judging = _halves(settings, _baselines(settings))
+    store = stack.enter_context(_open_store(settings))
+    store.prepare(judging.secrets.key_id)
+    sinks = _sinks(settings)
+    for sink in sinks:
+        stack.callback(sink.close)
+    runner = detecting.Runner(store, judging, sinks, Metrics())
+    if serve:
+        _serve_metrics(settings, runner.metrics, lambda: runner.ready, stack)
+    log.info("detect started")
+    detecting.run(runner, stop, until_idle)
+    log.info("detect stopped")
+
+
+def _serve_metrics(settings: config.Settings, metrics: Metrics, ready: Callable[[], bool], stack: contextlib.ExitStack) -> None:
+    if settings.metrics.bind:
+        from consumers.metrics import serve_metrics
+
+        server = serve_metrics(settings.metrics.bind, metrics, ready)
+        stack.callback(server.server_close)
+        stack.callback(server.shutdown)
+        log.info("metrics", extra={"bind": f"{server.server_address[0]}:{server.server_address[1]}"})
+
+
+@contextlib.contextmanager
+def _stopping() -> Iterator[Callable[[], bool]]:
+    """A question that turns true on SIGTERM or SIGINT: finish the batch in hand, commit, leave."""
+    asked = threading.Event()
+    before = {s: signal.signal(s, lambda *_: asked.set()) for s in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield asked.is_set
+    finally:
+        for s, handler in before.items():
+            signal.signal(s, handler)
+
+
+# ------------------------------------------------------------------------------------------------------ what people see
+
+
+def _json_logs() -> None:
+    """One JSON object a line on standard error, control characters escaped."""
+    shared: list[Any] = [
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.ExtraAdder(),
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.format_exc_info,
+                structlog.processors.JSONRenderer(),
+            ],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)
+    logging.getLogger("querywarden").setLevel(logging.INFO)
+
+
+@contextlib.contextmanager
+def _spinner() -> Iterator[Callable[[str], None]]:
+    if not err.is_terminal:
+        yield lambda text: err.print(Text(text + " …"))
+        return
+    with err.status("") as status:
+        yield lambda text: status.update(text + " …")
+
+
+@contextlib.contextmanager
+def _bar(what: str) -> Iterator[Callable[[Any], None]]:
+    """Progress of a replay: a bar on a terminal, a JSON line each tenth otherwise."""
+    if not err.is_terminal:
+        said = [-1]
+
+        def tell(p: Any) -> None:
+            tenth = int((p.fraction or 0) * 10)
+            if tenth > said[0]:
+                said[0] = tenth
+                line = {"event": what, "percent": tenth * 10, "queries": p.queries, "dead": p.dead, "flagged": p.flagged}
+                err.print(Text(json.dumps(line)), soft_wrap=True)
+
+        yield tell
+        return
+    columns = (
+        SpinnerColumn(),
+        TextColumn(what),
+        BarColumn(),
+        TextColumn("{task.fields[queries]:,} queries · {task.fields[flagged]} flagged · {task.fields[dead]:,} refused"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=err, transient=True) as bar:
+        task = bar.add_task(what, total=1.0, queries=0, flagged=0, dead=0)
+
+        def show(p: Any) -> None:
+            bar.update(task, completed=p.fraction or 0.0, queries=p.queries, flagged=p.flagged, dead=p.dead)
+
+        yield show
+
+
+def _show(rows: list[dict[str, Any]], as_json: bool, table: Callable[[list[dict[str, Any]]], None]) -> None:
+    if as_json:
+        for row in rows:
+            sys.stdout.write(json.dumps(row, ensure_ascii=False) + "\n")
+    else:
+        table(rows)
+
+
+_STYLE = {"block": "bold red", "throttle": "red", "watch": "yellow", "clear": ""}
+
+
+def _print_ranked(rows: list[dict[str, Any]], most: int = 20) -> None:
+    table = Table(box=None, header_style="bold")
+    for title, right in (("client", False), ("model", False), ("state", False), ("suspicion", True), ("queries", True), ("why", False)):
+        table.add_column(title, justify="right" if right else "left", overflow="fold")
+    interesting = [r for r in rows if r["state"] != "clear"] or rows[:5]
+    for r in interesting[:most]:
+        why = r["evidence"][0]["text"] if r["evidence"] else "nothing unusual"
+        mark = "" if r["calibrated"] else " (uncalibrated)"
+        table.add_row(
+            Text(r["client_id"]), Text(r["model_id"]), Text(r["state"], style=_STYLE[r["state"]]), f"{r['suspicion']:.4f}{mark}",
+            f"{r['queries']:,}", Text(why),
+        )  # fmt: skip
+    out.print(table)
+    flagged = sum(r["state"] in ("throttle", "block") for r in rows)
+    hidden = max(0, len(interesting) - most)
+    out.print(f"{len(rows):,} clients, {flagged} flagged{f', {hidden} more rows not shown' if hidden else ''}")
+
+
+def _print_alerts(rows: list[dict[str, Any]]) -> None:
+    table = Table(box=None, header_style="bold")
+    for title in ("time", "client", "model", "state", "suspicion", "queries", "resembles", "why"):
+        table.add_column(title, overflow="fold")
+    for a in rows:
+        table.add_row(
+            a["time"], Text(a["client_id"]), Text(a["model_id"]), Text(a["state"], style=_STYLE[a["state"]]), f"{a['suspicion']:.4f}",
+            f"{a['queries_seen']:,}", a["family"], Text(a["evidence"][0]["text"] if a["evidence"] else ""),
+        )  # fmt: skip
+    out.print(table)
+    out.print(f"{len(rows):,} alerts")
+
+
+def _print_counters(counters: Mapping[str, int], reasons: Mapping[str, int], first: Sequence[tuple[str, str, str]]) -> None:
+    out.print(", ".join(f"{name} {count:,}" for name, count in counters.items() if count), style="dim")
+    for reason, count in sorted(reasons.items(), key=lambda r: -r[1]):
+        out.print(Text(f"refused, {reason}: {count:,}"))
+    for place, reason, detail in first:
+        out.print(Text(f"  {place}: {reason}{f' ({detail})' if detail else ''}"), style="dim", soft_wrap=True)
+
+
+def _file_lines(path: Path) -> Iterator[bytes]:
+    from consumers.log.files import FileLog
+
+    source = FileLog([str(path)])
+    try:
+        while not source.finished:
+            poll = source.poll(0.0, 5000)
+            for cell in poll.assigned:
+                source.seek(cell, None)
+            for records in poll.batches:
+                yield from records.values
+    finally:
+        source.close()
+
+
+def _json_file(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise WrongUse(f"{path}: {error.strerror}") from error
+    except ValueError as error:
+        raise Refused(f"{path}: not JSON ({error})") from error

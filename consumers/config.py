@@ -1,0 +1,189 @@
+"""Settings: one frozen tree, from a TOML file and the environment.
+
+Rules: the environment (``QUERYWARDEN_…``, ``__`` between levels) wins over the file; unknown keys are refused; units are in the
+names; secrets are shown masked. Detection thresholds are no settings: they belong to the baseline. docs/settings.md is generated
+from this file.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, EnvSettingsSource, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+
+from consumers.errors import WrongUse
+
+PREFIX = "QUERYWARDEN_"
+
+
+def user_state_dir() -> Path:
+    """The platform's folder for a user's state."""
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "querywarden"
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class StoreSettings(Part):
+    url: SecretStr = Field(SecretStr(""), description="sqlite:///path, redis://, rediss:// or redis+cluster://; empty: SQLite in state_dir")
+    min_replicas: int = Field(0, ge=0, description="replicas that must hold an operator's write (WAIT); 0: none")
+    timeout_s: float = Field(2.0, gt=0, description="how long one call to the store may take")
+
+
+class KafkaSettings(Part):
+    bootstrap_servers: str = Field("127.0.0.1:9092", description="brokers, separated by commas")
+    topic: str = Field("prediction-queries", description="the query log")
+    dead_letter_topic: str = Field("prediction-queries.dead-letter", description="refused records; created if missing")
+    alerts_topic: str = Field("extraction-alerts", description="alerts; created if missing")
+    group_id: str = Field("querywarden", description="consumer group of the ingest processes")
+    group_instance_id: str | None = Field(None, description="static membership: a stable name of this process")
+    start: str = Field("earliest", description="where a partition begins that the store does not know: earliest, latest or an RFC 3339 time")
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] | None = Field(
+        None, description="must be stated for brokers that are not on loopback"
+    )
+    sasl_mechanism: str = Field("SCRAM-SHA-512", description="for SASL protocols")
+    sasl_username: str | None = Field(None, description="for SASL protocols")
+    sasl_password: SecretStr | None = Field(None, description="for SASL protocols")
+    ssl_cafile: str | None = Field(None, description="certificate authority of the brokers")
+    ssl_certfile: str | None = Field(None, description="client certificate")
+    ssl_keyfile: str | None = Field(None, description="key of the client certificate")
+    max_poll_records: int = Field(2000, ge=1, le=100_000, description="records in one poll, and so in one commit")
+    session_timeout_ms: int = Field(10_000, ge=1000, description="a member silent for so long is out of the group")
+    heartbeat_interval_ms: int = Field(3_000, ge=100, description="how often a member says that it lives")
+    max_poll_interval_ms: int = Field(60_000, ge=1000, description="longest time between two polls of a live member")
+
+
+class LogSettings(Part):
+    url: str = Field("kafka:", description="kafka: or file:///path.jsonl (followed as it grows)")
+
+
+class MetricsSettings(Part):
+    bind: str = Field("", description="host:port for /metrics, /healthz and /readyz; empty: off; port 0 picks one and logs it")
+
+
+class SecretsSettings(Part):
+    file: str = Field("", description="sampling key, pepper and sealing key, shared by all processes; empty: secrets.json in state_dir")
+
+
+class AlertSettings(Part):
+    kafka_format: Literal["native"] = Field("native", description="shape of the alerts on Kafka")
+    kafka: bool = Field(True, description="send alerts to kafka.alerts_topic when the log is on Kafka")
+    file: str = Field("", description="also append alerts to this JSON lines file; empty: don't")
+
+
+class HttpSettings(Part):
+    bind: str = Field("127.0.0.1:8080", description="where the demo shows its report; the HTTP service will live here")
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(extra="forbid", frozen=True, env_prefix=PREFIX, env_nested_delimiter="__")
+
+    baselines: tuple[str, ...] = Field((), description="baseline files or folders of *.baseline (environment: separated by colons)")
+    tenant: str = Field("default", min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+$", description="whose clients these are")
+    mode: Literal["observe", "alert", "throttle", "block"] = Field("observe", description="the strongest decision that gateways enforce")
+    false_alarm_budget: float = Field(0.01, gt=0, lt=0.5, description="share of honest clients that may be flagged, over their whole life")
+    horizon_days: float = Field(30.0, ge=1, le=3650, description="how long a query counts: two halves, merged at assessment")
+    unknown_models: Literal["reject", "ignore"] = Field("reject", description="events of a model without a baseline: dead letter, or only counted")
+    state_dir: str = Field("", description="where state is kept that has no other place; empty: the platform's user state folder")
+    store: StoreSettings = StoreSettings()
+    log: LogSettings = LogSettings()
+    kafka: KafkaSettings = KafkaSettings()
+    metrics: MetricsSettings = MetricsSettings()
+    secrets: SecretsSettings = SecretsSettings()
+    alerts: AlertSettings = AlertSettings()
+    http: HttpSettings = HttpSettings()
+
+    @field_validator("baselines", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return tuple(p for p in value.split(":") if p) if isinstance(value, str) else value
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return _Environment(settings_cls), init_settings
+
+    @property
+    def state_path(self) -> Path:
+        return Path(self.state_dir) if self.state_dir else user_state_dir()
+
+    @property
+    def store_url(self) -> str:
+        return self.store.url.get_secret_value() or f"sqlite:///{self.state_path / 'querywarden.sqlite'}"
+
+    @property
+    def secrets_path(self) -> Path:
+        return Path(self.secrets.file) if self.secrets.file else self.state_path / "secrets.json"
+
+
+class _Environment(EnvSettingsSource):
+    """The environment; a list is separated by colons, as in PATH."""
+
+    def prepare_field_value(self, field_name: str, field: Any, value: Any, value_is_complex: bool) -> Any:
+        if field_name == "baselines" and isinstance(value, str):
+            return value
+        return super().prepare_field_value(field_name, field, value, value_is_complex)
+
+
+
+
+def load(path: Path | None = None, **overrides: Any) -> Settings:
+    """Settings of a TOML file and the environment; `overrides` (from the command line) win over both.
+
+    Raises WrongUse in one line for an unknown key, a wrong value, or a variable of the environment that names no setting.
+    """
+    content: dict[str, Any] = {}
+    if path is not None:
+        try:
+            content = tomllib.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise WrongUse(f"{path}: {error.strerror}") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise WrongUse(f"{path}: {error}") from error
+    _refuse_unknown_variables()
+    try:
+        settings = Settings(**content)
+        changed = {k: v for k, v in overrides.items() if v is not None}
+        return settings.model_copy(update=changed) if changed else settings
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(p) for p in first["loc"])
+        raise WrongUse(f"setting {where}: {first['msg']}") from error
+    except Exception as error:  # pydantic-settings wraps what it can't parse in an error of its own
+        if type(error).__name__ != "SettingsError":
+            raise
+        raise WrongUse(f"environment: {error}") from error
+
+
+def rows(model: type[BaseModel] = Settings, above: str = "") -> list[tuple[str, str, str, str]]:
+    """All settings: (TOML name, environment variable, default, description)."""
+    found = []
+    for name, field in model.model_fields.items():
+        full = f"{above}{name}"
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, Part):
+            found += rows(kind, f"{full}.")
+        else:
+            default = field.default.get_secret_value() if isinstance(field.default, SecretStr) else field.default
+            shown = "" if default in ("", None, ()) else str(default)
+            found.append((full, PREFIX + full.replace(".", "__").upper(), shown, field.description or ""))
+    return found
+
+
+def _refuse_unknown_variables() -> None:
+    known = {variable for _, variable, _, _ in rows()}
+    for variable in os.environ:
+        ours = variable.startswith(PREFIX) and not variable.startswith(f"{PREFIX}TEST_") and variable != f"{PREFIX}CACHE"
+        if ours and variable.upper() not in known:
+            raise WrongUse(f"environment: {variable} names no setting (querywarden config schema lists them)")

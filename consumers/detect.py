@@ -1,0 +1,433 @@
+"""Detect: touched clients → assess → decide → store → alert.
+
+Order of effects, for each decision cell that this process holds:
+
+1. claim the cell: lease, fresh token, revision, cursors;
+2. ask every profile cell which clients changed after the cursor;
+3. load their decision rows; read their profile shards in every profile cell that may hold some, each at one offset;
+   an answer of another generation, or older than the cursor to be, is discarded;
+4. `step` (no I/O) → an `Outcome`: rows, alerts, cursors;
+5. record it in one atomic step, alerts into the outbox;
+6. send what the outbox holds, each destination by itself, at least once. Stored before sent.
+
+An alert's id is a keyed hash of tenant, kind, model, client and episode: whatever is computed again gets the same id.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import logging
+import os
+import secrets as entropy
+import socket
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from consumers.errors import CorruptState, Fenced, LeaseHeld, Rewound, Unavailable
+from consumers.metrics import Metrics
+from consumers.secrets import Secrets
+from consumers.store import DECISION_CELLS, Cursor, DecisionClaim, DecisionRow, OutboxAlert, Outcome, Store
+from detector.baseline import Baseline
+from detector.errors import IncompatibleProfile
+from detector.policy import FLAGGED, STATES, Decision, Policy, decide
+from detector.profile import Profile, Shape
+from detector.query import ClientKey
+from detector.scoring import Assessment, assess, reached
+
+if TYPE_CHECKING:
+    from consumers.alerts import AlertSink
+
+log = logging.getLogger("querywarden.detect")
+
+LEASE_MS = 10_000
+TOUCHED_LIMIT = 5_000
+FRAMEWORKS = ("OWASP:ML05:2023", "MITRE-ATLAS:AML.T0024.002", "OWASP-AISVS:C11.3.1", "NIST-AI-100-2:NISTAML.031")
+TRAIL_SHOWN = 64
+
+
+class StoredDecision(msgspec.Struct, frozen=True):
+    """A decision row as the store keeps it (msgpack): decision, assessment, first alert and history.
+
+    trail  [[queries seen, suspicion, event time in ms], …] when the score first reached each level
+    cells  profile cells that hold a shard of the client
+    """
+
+    client_id: str
+    state: str
+    reason: str
+    since_s: int
+    until_s: int
+    episode: int
+    enforced: str
+    queries: int
+    distinct: float
+    suspicion: float
+    p_value: float
+    calibrated: bool
+    in_order: bool
+    family: str
+    evidence: list[dict[str, Any]]
+    trail: list[list[float]]
+    cells: list[str]
+    coverage: list[int]
+    last_ms: int
+    update: int
+    alert: dict[str, Any] | None
+
+    def score(self, model: str) -> dict[str, Any]:
+        """The object of ``--scores`` and ``clients --json``."""
+        return {
+            "client_id": self.client_id,
+            "model_id": model,
+            "queries": self.queries,
+            "suspicion": self.suspicion,
+            "state": self.state,
+            "extraction": None,
+            "campaign_id": None,
+            "evidence": self.evidence,
+            "distinct": self.distinct,
+            "calibrated": self.calibrated,
+            "in_order": self.in_order,
+            "family": self.family,
+            "reason": self.reason,
+            "enforced": self.enforced,
+        }
+
+
+_pack = msgspec.msgpack.Encoder()
+_unpack = msgspec.msgpack.Decoder(StoredDecision)
+
+
+def stored_decision(row: DecisionRow) -> StoredDecision:
+    """Raises CorruptState."""
+    try:
+        return _unpack.decode(row.row)
+    except msgspec.DecodeError as error:
+        raise CorruptState(f"decision row: {error}") from error
+
+
+@dataclass(slots=True)
+class Seen:
+    """A touched client with all that was read of it: its shards by profile cell, its header, its earlier decision."""
+
+    key: ClientKey
+    fields: dict[str, Mapping[str, bytes]]
+    before: StoredDecision | None
+
+
+@dataclass(slots=True)
+class Detect:
+    """The pure half: profiles and earlier decisions in, an outcome out."""
+
+    baselines: Mapping[str, Baseline]
+    secrets: Secrets
+    policy: Policy = field(default_factory=Policy)
+
+    def step(self, cell: int, seen: Iterable[Seen], cursors: Mapping[str, Cursor], now_s: int | None) -> Outcome:
+        """Assess and decide. `now_s` None: the time of the client's last query is now (replay). No I/O."""
+        outcome = Outcome(cell=cell, cursors=dict(cursors))
+        for one in seen:
+            baseline = self.baselines.get(one.key.model)
+            if baseline is None:
+                continue
+            merged = self._merged(one, baseline)
+            if merged is None:
+                continue
+            profile, display = merged
+            assessment = assess(profile, baseline, shards=len(one.fields))
+            before = one.before
+            previous = (
+                Decision(before.state, before.reason, before.since_s, before.until_s, before.episode, before.enforced)
+                if before
+                else Decision()
+            )
+            now = profile.last_ms // 1000 if now_s is None else now_s
+            decision = decide(previous, assessment, baseline.nulls, self.policy, now)
+            row, alert = self._row(one, display, profile, baseline, assessment, decision)
+            outcome.rows[one.key] = DecisionRow(_pack.encode(row), row.state, row.suspicion, row.until_s)
+            if alert is not None:
+                outcome.alerts.append(alert)
+        return outcome
+
+    def _merged(self, one: Seen, baseline: Baseline) -> tuple[Profile, str] | None:
+        shape = Shape.of(baseline.map, len(baseline.table.need))
+        shards: list[tuple[int, Profile]] = []
+        display = None
+        for cell, fields in sorted(one.fields.items()):
+            for name, blob in sorted(fields.items()):
+                if name == "h":
+                    display = self.secrets.unseal(blob, one.key.tenant)
+                elif name.startswith("w:"):
+                    try:
+                        profile = Profile.from_bytes(blob, shape)
+                    except IncompatibleProfile as error:
+                        log.warning("profile not read", extra={"cell": cell, "model": one.key.model, "why": str(error)})
+                        continue
+                    if profile.map_id == baseline.map_id:
+                        shards.append((int(name[2:]), profile))
+        if not shards or display is None:
+            return None
+        newest = max(window for window, _ in shards)
+        merged: Profile | None = None
+        for window, profile in sorted(shards, key=lambda s: s[0]):
+            if window >= newest - 1:
+                merged = profile if merged is None else merged.merge(profile)
+        return (merged, display) if merged is not None else None
+
+    def _row(
+        self, one: Seen, display: str, profile: Profile, baseline: Baseline, assessment: Assessment, decision: Decision
+    ) -> tuple[StoredDecision, OutboxAlert | None]:
+        evidence = [msgspec.to_builtins(e) for e in assessment.evidence]
+        before = one.before
+        same_episode = before is not None and before.episode == decision.episode
+        body = dict(before.alert) if before and same_episode and before.alert else None
+        update = before.update if before and same_episode else -1
+        alert = None
+        flagged = decision.state in FLAGGED
+        risen = before is None or STATES.index(decision.state) > STATES.index(before.state)
+        if flagged and (body is None or risen):
+            update += 1
+            first = reached(profile, baseline, self.policy.budget) if assessment.in_order else None
+            time_ms, queries = first if body is None and first else (profile.last_ms, profile.queries)
+            alert_id = self._alert_id(one.key, decision.episode)
+            body = {
+                "alert_id": alert_id,
+                "time": rfc3339(time_ms),
+                "kind": "client",
+                "client_id": display,
+                "campaign_id": None,
+                "model_id": one.key.model,
+                "state": decision.state,
+                "suspicion": assessment.suspicion,
+                "queries_seen": queries,
+                "extraction": None,
+                "family": assessment.family,
+                "evidence": [e for e in evidence if e["p_value"] <= 0.5][:8] or evidence[:1],
+                "update": update,
+                "calibrated": assessment.calibrated,
+                "reason": decision.reason,
+                "enforced": decision.enforced,
+                "tenant": one.key.tenant,
+                "frameworks": list(FRAMEWORKS),
+            }
+            alert = OutboxAlert(f"{alert_id}/{update}", time_ms, msgspec.json.encode(body))
+        row = StoredDecision(
+            client_id=display,
+            state=decision.state,
+            reason=decision.reason,
+            since_s=decision.since_s,
+            until_s=decision.until_s,
+            episode=decision.episode,
+            enforced=decision.enforced,
+            queries=assessment.queries,
+            distinct=assessment.distinct,
+            suspicion=assessment.suspicion,
+            p_value=assessment.p_value,
+            calibrated=assessment.calibrated,
+            in_order=assessment.in_order,
+            family=assessment.family,
+            evidence=evidence,
+            trail=_trail(profile, baseline, assessment),
+            cells=sorted(one.fields),
+            coverage=profile.cell_counts.tolist(),
+            last_ms=profile.last_ms,
+            update=update,
+            alert=body,
+        )
+        return row, alert
+
+    def _alert_id(self, key: ClientKey, episode: int) -> str:
+        text = "\x00".join((key.tenant, "client", key.model, key.client, str(episode)))
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _trail(profile: Profile, baseline: Baseline, assessment: Assessment) -> list[list[float]]:
+    from detector.scoring import rung
+
+    if not assessment.in_order:
+        return [[profile.queries, assessment.suspicion, profile.last_ms]]
+    points = [
+        [int(q), 1 - baseline.ordered.p(rung(i + 1)), int(ms)]
+        for i, (ms, q) in enumerate(zip(profile.trail_ms.tolist(), profile.trail_query.tolist(), strict=True))
+    ]
+    return [*points[-TRAIL_SHOWN:], [profile.queries, assessment.suspicion, profile.last_ms]]
+
+
+def rfc3339(time_ms: int) -> str:
+    when = dt.datetime.fromtimestamp(time_ms / 1000, dt.timezone.utc)
+    return when.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+@dataclass(slots=True)
+class Held:
+    """A decision cell that this process holds."""
+
+    token: str
+    revision: int
+    cursors: dict[str, Cursor]
+
+
+@dataclass(slots=True)
+class Runner:
+    """The other half: the loop and the I/O."""
+
+    store: Store
+    detect: Detect
+    sinks: Sequence[AlertSink] = ()
+    metrics: Metrics = field(default_factory=Metrics)
+    now_s: Callable[[], int | None] = lambda: int(time.time())
+    sleep: Callable[[float], None] = time.sleep
+    process: str = field(default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}:{entropy.token_hex(4)}")
+    lease_ms: int = LEASE_MS
+    held: dict[int, Held] = field(default_factory=dict)
+    on_outcome: Callable[[Outcome], None] = lambda outcome: None
+    ready: bool = False
+    _renewed_s: float = 0.0
+
+    def turn(self) -> int:
+        """One round over the decision cells; returns the number of clients assessed."""
+        profile_cells = self.store.cells()
+        renew = time.monotonic() - self._renewed_s > self.lease_ms / 3000
+        assessed = 0
+        for cell in range(DECISION_CELLS):
+            if cell not in self.held:
+                self._claim(cell)
+        pending = self._touched(profile_cells)
+        for cell in sorted(self.held):
+            assessed += self._one(cell, pending.get(cell, {}), profile_cells, renew)
+        if renew:
+            self._renewed_s = time.monotonic()
+        self.ready = True
+        self._send()
+        return assessed
+
+    def _claim(self, cell: int) -> None:
+        token = entropy.token_hex(16)
+        try:
+            claim: DecisionClaim = self.store.claim_decisions(cell, self.process, token, self.lease_ms)
+        except LeaseHeld:
+            return
+        self.held[cell] = Held(token, claim.revision, dict(claim.cursors))
+
+    def _touched(self, profile_cells: Sequence[str]) -> dict[int, dict[str, tuple[Cursor, list[ClientKey]]]]:
+        """decision cell → profile cell → (cursor to be, clients changed since)."""
+        found: dict[int, dict[str, tuple[Cursor, list[ClientKey]]]] = {}
+        for name in profile_cells:
+            wanted = {}
+            for cell, held in self.held.items():
+                cursor = held.cursors.get(name)
+                wanted[cell] = cursor.offset if cursor else -1
+            if not wanted:
+                continue
+            for cell, answer in self.store.touched(name, wanted, TOUCHED_LIMIT).items():
+                cursor = self.held[cell].cursors.get(name)
+                if cursor is not None and cursor.generation != answer.generation:
+                    # rebuilt: everything counts as changed
+                    answer = self.store.touched(name, {cell: -1}, TOUCHED_LIMIT)[cell]
+                    cursor = None
+                if cursor is not None and cursor.offset > answer.offset:
+                    continue  # the profile cell was rolled back: its replay will catch up
+                moved = cursor is None or answer.cursor > cursor.offset
+                if answer.clients or moved:
+                    found.setdefault(cell, {})[name] = (Cursor(answer.generation, answer.cursor), answer.clients)
+        return found
+
+    def _one(self, cell: int, pending: Mapping[str, tuple[Cursor, list[ClientKey]]], profile_cells: Sequence[str], renew: bool) -> int:
+        held = self.held[cell]
+        clients = list(dict.fromkeys(k for _, keys in pending.values() for k in keys))
+        if not clients and not renew:
+            return 0
+        try:
+            rows = self.store.load_decisions(cell, held.token, held.revision, clients) if clients else {}
+            seen, valid = self._read(clients, rows, pending, profile_cells)
+            if not valid:
+                return 0
+            cursors = {name: cursor for name, (cursor, _) in pending.items()}
+            outcome = self.detect.step(cell, seen, cursors, self.now_s())
+            held.revision = self.store.record(held.token, held.revision, outcome, self.process, self.lease_ms)
+            held.cursors |= cursors
+        except (Fenced, Rewound):
+            self.held.pop(cell, None)
+            return 0
+        for key, row in outcome.rows.items():
+            self.metrics.add("querywarden_clients_assessed_total", model=key.model)
+            if key not in rows or rows[key].state != row.state:
+                self.metrics.add("querywarden_transitions_total", model=key.model, state=row.state)
+        self.on_outcome(outcome)
+        return len(outcome.rows)
+
+    def _read(
+        self,
+        clients: Sequence[ClientKey],
+        rows: Mapping[ClientKey, DecisionRow],
+        pending: Mapping[str, tuple[Cursor, list[ClientKey]]],
+        profile_cells: Sequence[str],
+    ) -> tuple[list[Seen], bool]:
+        """Shards of the clients from every profile cell; False when an answer is older than the cursor to be."""
+        fields: dict[ClientKey, dict[str, Mapping[str, bytes]]] = {k: {} for k in clients}
+        for name in profile_cells if clients else ():
+            answer = self.store.shards(name, clients)
+            if name in pending:
+                cursor, _ = pending[name]
+                if answer.generation != cursor.generation or answer.offset < cursor.offset:
+                    return [], False
+            for key, values in answer.fields.items():
+                if values:
+                    fields[key][name] = values
+        seen = []
+        for key in clients:
+            before = None
+            if key in rows:
+                try:
+                    before = stored_decision(rows[key])
+                except CorruptState as error:
+                    log.warning("decision row set aside", extra={"why": str(error)})
+            seen.append(Seen(key, fields[key], before))
+        return seen, True
+
+    def _send(self) -> None:
+        for sink in self.sinks:
+            for cell in sorted(self.held):
+                pending = self.store.outbox(cell, sink.name, 100)
+                if not pending:
+                    continue
+                delivered = sink.send([alert for _, alert in pending])
+                for (entry, alert), ok in zip(pending, delivered, strict=True):
+                    self.metrics.add("querywarden_alerts_total", sink=sink.name, outcome="sent" if ok else "failed")
+                    if ok:
+                        self.store.sent(cell, sink.name, entry, alert.uid)
+
+    def release(self) -> None:
+        """Give the cells back, so that another process need not wait for the leases to run out."""
+        for cell in list(self.held):
+            try:
+                self.store.release_decisions(cell, self.process)
+            except Unavailable:
+                return
+            self.held.pop(cell)
+
+
+def run(runner: Runner, stop: Callable[[], bool], until_idle: bool = False, interval_s: float = 0.5) -> None:
+    """Loop until `stop`, or, with `until_idle`, until a whole round found no touched client in the cells it could hold."""
+    failures = 0
+    while not stop():
+        try:
+            assessed = runner.turn()
+            failures = 0
+        except Unavailable as error:
+            failures += 1
+            runner.metrics.add("querywarden_store_unavailable_total", process="detect")
+            log.warning("store unavailable", extra={"why": str(error), "failures": failures})
+            runner.held.clear()
+            runner.sleep(min(5.0, 0.05 * 2 ** min(failures, 7)))
+            continue
+        if until_idle and not assessed and len(runner.held) == DECISION_CELLS:
+            break
+        if not assessed:
+            runner.sleep(interval_s if not until_idle else 0.05)
+    runner.release()

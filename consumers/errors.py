@@ -1,0 +1,71 @@
+"""Errors of the shell; each type tells the process what to do next.
+
+    BadRecord     the record goes to the dead letter, the stream goes on
+    Unavailable   outcome unknown: pause, back off, claim again (never resend the same commit)
+    Fenced        somebody else owns the cell: drop its cache and its token
+    Rewound       the store is at another offset than we thought: claim again, seek there
+    DataGap       the log no longer holds an offset that we still needed
+    LogTruncated  the log ends before the offset that the store has: an operator must decide
+    CorruptState  a stored blob fails its checksum: quarantine it, never crash
+    LeaseHeld     another live detector works on this decision cell
+    WrongUse      the caller's mistake (exit status 2)
+    Refused       a clear refusal at start: secrets, schema, baseline (exit status 1)
+
+Anything else is a bug and ends the process with the position in its message.
+"""
+
+from __future__ import annotations
+
+
+class QueryWardenError(Exception):
+    """Base of all errors below; the message is one clear line."""
+
+
+class BadRecord(QueryWardenError):
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason
+        self.detail = detail
+
+
+class Unavailable(QueryWardenError):
+    pass
+
+
+class Fenced(QueryWardenError):
+    pass
+
+
+class Rewound(QueryWardenError):
+    def __init__(self, cell: str, offset: int | None) -> None:
+        super().__init__(f"{cell}: the store is at offset {offset}")
+        self.cell = cell
+        self.offset = offset
+
+
+class DataGap(QueryWardenError):
+    def __init__(self, cell: str, first: int, last: int) -> None:
+        super().__init__(f"{cell}: offsets {first}..{last} are no longer in the log")
+        self.cell, self.first, self.last = cell, first, last
+
+
+class LogTruncated(QueryWardenError):
+    pass
+
+
+class CorruptState(QueryWardenError):
+    pass
+
+
+class LeaseHeld(QueryWardenError):
+    def __init__(self, cell: int, remaining_ms: int) -> None:
+        super().__init__(f"decision cell {cell} is held for another {remaining_ms} ms")
+        self.remaining_ms = remaining_ms
+
+
+class WrongUse(QueryWardenError):
+    pass
+
+
+class Refused(QueryWardenError):
+    pass

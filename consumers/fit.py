@@ -1,0 +1,260 @@
+"""Fit: reference and honest traffic → a baseline file.
+
+Rules: without traffic it calibrates on simulated clients drawn from the reference and says so; whatever is refused is counted and
+shown; the file appears whole or not at all. The reference's schema is inferred unless a schema file is given (docs/formats.md).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from consumers.errors import Refused, WrongUse
+from consumers.log import QueryLog, Records
+from consumers.log.formats import InputReader, NativeFormat, RawReference, read_reference, reference_batch, stack
+from detector.worlds import honest_streams
+from detector.baseline import Baseline
+from detector.errors import DetectorError
+from detector.features import Column, Schema, infer_grain
+from detector.honest import BENIGN
+from detector.query import QueryBatch
+from detector.worlds import honest_stream, interleave, population
+
+CAP_A_CLIENT = 200
+"""Rows that one client may give to a reference that is derived from traffic."""
+
+SIMULATED_CLIENTS = 400
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """A baseline and what there is to say about it."""
+
+    baseline: Baseline
+    said: list[str]
+
+
+def infer_schema(raw: RawReference, declared: dict[str, Any] | None = None) -> Schema:
+    """Schema of a reference: columns with kind, bounds and grain, task and labels. `declared` wins where it speaks.
+
+    declared: ``{"columns": [{"name", "kind", "lower", "upper", "grain", "categories"}, …]}``, all but name optional.
+    """
+    events = raw.events
+    if not events:
+        raise Refused("the reference holds no usable event")
+    forms = Counter(form for e in events for form in ("features", "embedding", "text") if form in e)
+    if not forms:
+        raise Refused("the reference's events have none of features, embedding or text")
+    form = forms.most_common(1)[0][0]
+    if form == "text":
+        raise Refused("text inputs are not assessed yet: log an embedding beside the text")
+    rows = [e[form] for e in events if form in e]
+    named = isinstance(rows[0], dict)
+    names = list(rows[0]) if named else [f"x{j}" for j in range(len(rows[0]))]
+    if not names:
+        raise Refused("the reference's inputs are empty")
+    given = {c["name"]: c for c in (declared or {}).get("columns", [])}
+    unknown = sorted(set(given) - set(names))
+    if unknown:
+        raise Refused(f"the schema names columns that the reference lacks: {', '.join(unknown[:5])}")
+    columns = []
+    for j, name in enumerate(names):
+        values = [(r.get(name) if isinstance(r, dict) else r[j] if j < len(r) else None) for r in rows]
+        columns.append(_column(name, [v for v in values if v is not None], form, given.get(name, {})))
+    task, labels = _answers([e.get("prediction") or {} for e in events])
+    return Schema(tuple(columns), form, named, task, labels)
+
+
+def _column(name: str, values: Sequence[Any], form: str, given: dict[str, Any]) -> Column:
+    kind = given.get("kind") or ("embedding" if form == "embedding" else "categorical" if _words(values) else "numeric")
+    if kind not in ("numeric", "categorical", "embedding"):
+        raise Refused(f"column {name}: unknown kind {kind!r}")
+    if kind == "categorical":
+        categories = tuple(given.get("categories") or sorted({_name(v) for v in values}))
+        return Column(name, kind, 0.0, float(len(categories) - 1), 1.0, categories)
+    numbers = np.array([v for v in values if isinstance(v, int | float) and not isinstance(v, bool)], np.float64)
+    if not len(numbers) or not np.isfinite(numbers).all():
+        raise Refused(f"column {name}: no finite numbers in the reference")
+    return Column(
+        name=name,
+        kind=kind,
+        lower=float(given.get("lower", numbers.min())),
+        upper=float(given.get("upper", numbers.max())),
+        grain=float(given.get("grain", infer_grain(numbers))),
+    )
+
+
+def _words(values: Sequence[Any]) -> bool:
+    return any(isinstance(v, str) for v in values)
+
+
+def _name(value: Any) -> str:
+    return value if isinstance(value, str) else str(int(value)) if value == int(value) else repr(value)
+
+
+def _answers(predictions: Sequence[dict[str, Any]]) -> tuple[str, tuple[str, ...]]:
+    """Task and class names, in the order of the probabilities where there are some."""
+    scores = [p.get("probabilities") or p.get("logits") for p in predictions]
+    width = max((len(s) for s in scores if s), default=0)
+    labels = [p.get("label") for p in predictions]
+    named = {str(label) for label in labels if label is not None}
+    if not width and not named:
+        return "regression", ()
+    if not width:
+        return "classification", tuple(sorted(named))
+    votes: list[Counter[str]] = [Counter() for _ in range(width)]
+    for label, s in zip(labels, scores, strict=True):
+        if label is not None and s:
+            votes[max(range(width), key=s.__getitem__)][str(label)] += 1
+    return "classification", tuple(v.most_common(1)[0][0] if v else str(k) for k, v in enumerate(votes))
+
+
+def fit(
+    model_id: str,
+    reference: Iterable[bytes] | None,
+    traffic: QueryLog | None,
+    *,
+    declared: dict[str, Any] | None = None,
+    seed: int = 0,
+    progress: Callable[[str], None] = lambda text: None,
+) -> Fitted:
+    """Fit a baseline for one model. Raises Refused with one clear line.
+
+    reference  lines of a reference file; None: derived from the traffic, capped per client
+    traffic    a log of presumably honest clients; None: simulated from the reference
+    """
+    said: list[str] = []
+    rng = np.random.default_rng(seed)
+    lines = list(_read(traffic)) if traffic is not None else []
+    if reference is None:
+        if traffic is None:
+            raise WrongUse("give --reference, --traffic, or both")
+        raw = _derived(lines, model_id)
+        said.append(f"no reference given: derived from the traffic, {len(raw.events):,} rows, at most {CAP_A_CLIENT} of one client")
+    else:
+        progress("reading the reference")
+        raw = read_reference(reference, model_id)
+    _tell(said, "reference", raw.refused)
+    schema = infer_schema(raw, declared)
+    batch, refused = reference_batch(raw, schema)
+    _tell(said, "reference", refused)
+    if traffic is not None:
+        progress("reading the traffic")
+        honest, refused = _decode(lines, model_id, schema)
+        _tell(said, "traffic", refused)
+        if honest is None:
+            raise Refused(f"the traffic holds no usable query of model {model_id}")
+    else:
+        progress("simulating honest clients from the reference")
+        honest = simulated(batch, schema, rng)
+    progress("learning what real inputs look like, calibrating on honest clients")
+    try:
+        baseline = Baseline.fit(model_id, schema, batch, honest, real_clients=traffic is not None, rng=rng)
+    except DetectorError as error:
+        raise Refused(str(error)) from error
+    return Fitted(baseline, [*said, *baseline.notes])
+
+
+def simulated(reference: QueryBatch, schema: Schema, rng: np.random.Generator) -> QueryBatch:
+    """Honest clients of several kinds drawn from the reference, answered as the nearest reference row was."""
+    coded = np.array([c.kind == "categorical" for c in schema.columns])
+    domain = Domain.of(reference.inputs, coded if coded.any() else None)
+    classes = np.maximum(reference.labels, 0).astype(np.int64)
+    scene = Scene(domain, reference.inputs, classes, reference.inputs, reference.inputs)
+    kinds = [kind for kind in BENIGN if kind != "misrouted"]  # nothing foreign is at hand
+    names = population(SIMULATED_CLIENTS, rng, kinds)
+    streams = [honest_stream(kind, scene, child) for kind, child in zip(names, rng.spawn(len(names)), strict=True)]
+    log = interleave(streams)
+    inputs = log.inputs
+    scale = np.maximum(reference.inputs.std(0), 1e-9)
+    table = reference.inputs / scale
+    nearest = np.empty(len(inputs), np.int64)
+    for part in np.array_split(np.arange(len(inputs)), max(1, len(inputs) // 512)):
+        query = inputs[part] / scale
+        nearest[part] = np.argmin((table**2).sum(1) - 2 * query @ table.T, 1)
+    return QueryBatch(
+        log.clients, log.who, inputs, reference.labels[nearest], reference.probabilities[nearest], reference.values[nearest],
+        (log.times_s * 1000).astype(np.int64), np.ones(len(inputs), np.float32), np.arange(len(inputs)),
+    )  # fmt: skip
+
+
+def _read(traffic: QueryLog) -> Iterable[bytes]:
+    while True:
+        poll = traffic.poll(0.0, 5000)
+        for cell in poll.assigned:
+            traffic.seek(cell, None)
+        for records in poll.batches:
+            yield from records.values
+        if not poll.batches and not poll.assigned:
+            return
+
+
+def _derived(lines: Sequence[bytes], model_id: str) -> RawReference:
+    """A reference out of traffic: distinct inputs, every client capped, so that nobody shapes it alone."""
+    raw = read_reference(lines, model_id)
+    seen: set[str] = set()
+    count: Counter[str] = Counter()
+    kept = []
+    for event in raw.events:
+        client = str(event.get("client_id"))
+        text = json.dumps(event.get("features") or event.get("embedding"))
+        if text in seen or count[client] >= CAP_A_CLIENT or event.get("status", 200) not in range(200, 300):
+            continue
+        seen.add(text)
+        count[client] += 1
+        kept.append(event)
+    return RawReference(kept, raw.refused)
+
+
+def _decode(lines: Sequence[bytes], model_id: str, schema: Schema) -> tuple[QueryBatch | None, Counter[str]]:
+    native = NativeFormat({model_id: InputReader(schema)}, admit_unknown=True)
+    batches, refused = [], Counter[str]()
+    for start in range(0, len(lines), 5000):
+        part = list(lines[start : start + 5000])
+        decoded = native.decode(Records("traffic", part, np.arange(start, start + len(part)), start + len(part)))
+        refused.update(letter.reason for letter in decoded.dead)
+        batches += decoded.batches.values()
+    return (stack(batches) if batches else None), refused
+
+
+def _tell(said: list[str], what: str, refused: Counter[str]) -> None:
+    if refused:
+        said.append(f"{what}: {sum(refused.values()):,} refused ({', '.join(f'{k} {v:,}' for k, v in refused.most_common())})")
+
+
+def write_baseline(baseline: Baseline, path: Path) -> None:
+    """Whole or not at all."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        draft.write_bytes(baseline.to_bytes())
+        os.replace(draft, path)
+    except OSError as error:
+        raise Refused(f"{path}: {error.strerror}") from error
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def load_baselines(paths: Sequence[str]) -> dict[str, Baseline]:
+    """Baselines of files and folders, by model id. Raises Refused in one line for a damaged or foreign one."""
+    found: dict[str, Baseline] = {}
+    for path in paths:
+        where = Path(path)
+        files = sorted(where.glob("*.baseline")) if where.is_dir() else [where]
+        for file in files:
+            try:
+                baseline = Baseline.from_bytes(file.read_bytes())
+            except OSError as error:
+                raise Refused(f"{file}: {error.strerror}") from error
+            except DetectorError as error:
+                raise Refused(f"{file}: {error}") from error
+            if baseline.model_id in found:
+                raise Refused(f"{file}: a second baseline for model {baseline.model_id}")
+            found[baseline.model_id] = baseline
+    return found

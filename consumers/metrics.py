@@ -1,0 +1,80 @@
+"""The catalogue of metrics and the small server that shows them.
+
+Rules: never a client, key or event id as a label; base units; names from `METRICS` only. A process that is not asked to serve
+metrics (`metrics.bind` is off) still counts, nobody looks.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+
+METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
+    "querywarden_records_total": ("counter", ("outcome",), "records read from the log: query, dead, unmodelled, denied, failed"),
+    "querywarden_dead_letters_total": ("counter", ("reason",), "refused records by reason code"),
+    "querywarden_unknown_keys_total": ("counter", (), "keys of events that the format does not know"),
+    "querywarden_commits_total": ("counter", ("outcome",), "checkpoints: committed, fenced, rewound, unavailable"),
+    "querywarden_gap_records_total": ("counter", (), "records that the log's retention dropped before they were read"),
+    "querywarden_cells": ("gauge", (), "log cells that this process owns"),
+    "querywarden_profiles_cached": ("gauge", ("model",), "client profiles held in memory"),
+    "querywarden_event_time_seconds": ("gauge", (), "newest event time that was committed"),
+    "querywarden_clients_assessed_total": ("counter", ("model",), "clients assessed"),
+    "querywarden_transitions_total": ("counter", ("model", "state"), "decisions that changed, by new state"),
+    "querywarden_alerts_total": ("counter", ("sink", "outcome"), "alerts handed to a sink: sent, failed"),
+    "querywarden_store_unavailable_total": ("counter", ("process",), "times that the store did not answer"),
+}
+"""name → (kind, labels, help)."""
+
+
+class Metrics:
+    """One process' metrics, in a registry of its own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        kinds = {"counter": Counter, "gauge": Gauge}
+        self._metrics: dict[str, Any] = {
+            name: kinds[kind](name, text, labels, registry=self.registry) for name, (kind, labels, text) in METRICS.items()
+        }
+
+    def add(self, name: str, amount: float = 1, **labels: str) -> None:
+        self._labelled(name, labels).inc(amount)
+
+    def set(self, name: str, value: float, **labels: str) -> None:
+        self._labelled(name, labels).set(value)
+
+    def _labelled(self, name: str, labels: dict[str, str]) -> Any:
+        metric = self._metrics[name]
+        return metric.labels(**labels) if labels else metric
+
+    def text(self) -> bytes:
+        return generate_latest(self.registry)
+
+
+def serve_metrics(bind: str, metrics: Metrics, ready: Callable[[], bool]) -> ThreadingHTTPServer:
+    """Answer /metrics, /healthz and /readyz on ``host:port`` in a thread; port 0 picks one."""
+    host, _, port = bind.rpartition(":")
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            routes: dict[str, Callable[[], tuple[int, bytes]]] = {
+                "/metrics": lambda: (200, metrics.text()),
+                "/healthz": lambda: (200, b"ok\n"),
+                "/readyz": lambda: (200, b"ready\n") if ready() else (503, b"not ready\n"),
+            }
+            status, body = routes.get(self.path, lambda: (404, b"not found\n"))()
+            self.send_response(status)
+            self.send_header("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Probes are not worth a log line."""
+
+    server = ThreadingHTTPServer((host or "127.0.0.1", int(port)), Answer)
+    threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
+    return server

@@ -1,0 +1,221 @@
+"""Replay: the main job on files. Ingest and detect, taking turns, on the embedded store, with the log's own time.
+
+The same step functions as the service; nothing here decides anything. Alerts are written in event-time order at the end, because
+the log is read in the order given and detect runs every few polls.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import itertools
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from consumers import detect, ingest
+from consumers.detect import StoredDecision, stored_decision
+from consumers.errors import Refused
+from consumers.log.files import FileLog
+from consumers.log.formats import Decoded
+from consumers.report import AlertRow, ClientRow, Coverage, Evidence, Report
+from consumers.store import Checkpoint, DeadLetter, Store
+from detector.baseline import Baseline
+from detector.policy import FLAGGED, REASONS
+
+POLLS_A_TURN = 8
+DEAD_LETTERS_SHOWN = 10
+
+
+@dataclass(slots=True)
+class Progress:
+    """What the progress bar shows. fraction: of the log's bytes, None when unknown."""
+
+    fraction: float | None
+    queries: int
+    dead: int
+    flagged: int
+
+
+@dataclass(slots=True)
+class Replayed:
+    """Outcome of a replay.
+
+    scores    one row a client, as stored
+    alerts    first alerts, in event-time order
+    dead      the first refused records; reasons: how many by reason code
+    resumed   offset at which an earlier replay of the same log had stopped, None for a fresh one
+    """
+
+    scores: dict[tuple[str, str], StoredDecision]
+    alerts: list[dict[str, Any]]
+    counters: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)
+    dead: list[DeadLetter] = field(default_factory=list)
+    resumed: int | None = None
+
+
+class _Letters:
+    """Dead letters of a replay stay in the store; this only lets them be listed."""
+
+    def __init__(self) -> None:
+        self.first: list[DeadLetter] = []
+
+    def ship(self, letters: list[DeadLetter]) -> list[bool]:
+        self.first += letters[: max(0, DEAD_LETTERS_SHOWN - len(self.first))]
+        return [True] * len(letters)
+
+
+def replay(
+    log: FileLog,
+    store: Store,
+    ingesting: ingest.Ingest,
+    detecting: detect.Detect,
+    *,
+    progress: Callable[[Progress], None] = lambda p: None,
+    max_poll_records: int = 2000,
+) -> Replayed:
+    """Read the log to its end, assess every client. Raises Refused for a log that can't be read to its end."""
+    reasons: Counter[str] = Counter()
+    flagged: set[tuple[str, ...]] = set()
+
+    def committed(checkpoint: Checkpoint, decoded: Decoded) -> None:
+        reasons.update(letter.reason for letter in decoded.dead)
+
+    def decided(outcome: Any) -> None:
+        for key, row in outcome.rows.items():
+            (flagged.add if row.state in FLAGGED else flagged.discard)(key)
+
+    letters = _Letters()
+    reading = ingest.Runner(
+        log, store, ingesting, dead_letters=letters, max_poll_records=max_poll_records, on_commit=committed
+    )
+    judging = detect.Runner(store, detecting, now_s=lambda: None, on_outcome=decided, lease_ms=3_600_000)
+    resumed = store.claim(log.cell, "0" * 32).next_offset
+    damage: Refused | None = None
+    try:
+        for turn in itertools.count(1):
+            try:
+                reading.turn(0.1)
+            except Refused as error:
+                damage = error  # what was readable counts; the damage is told at the end
+            if turn % POLLS_A_TURN == 0:
+                judging.turn()
+            counters = _counters(reading)
+            progress(Progress(log.fraction_read(), counters["queries"], counters["dead"], len(flagged)))
+            if damage or log.finished:
+                break
+        while judging.turn():
+            pass
+    finally:
+        judging.release()
+    counters = _counters(reading)
+    progress(Progress(1.0, counters["queries"], counters["dead"], len(flagged)))
+    scores = {(k.model, k.client): stored_decision(row) for k, row in store.decisions(ingesting.tenant)}
+    alerts = [body for body in (msgspec.json.decode(a.body) for a in store.alerts()) if body["update"] == 0]
+    alerts.sort(key=lambda a: (a["time"], a["alert_id"]))
+    if damage is not None:
+        raise damage
+    return Replayed(scores, alerts, counters, reasons, letters.first, resumed)
+
+
+def _counters(runner: ingest.Runner) -> Counter[str]:
+    total: Counter[str] = Counter()
+    for cell in runner.cells.values():
+        total += cell.counters
+    return total
+
+
+def ranked(scores: Mapping[tuple[str, str], StoredDecision]) -> list[tuple[str, StoredDecision]]:
+    """(model, decision), most suspicious first."""
+    rows = [(model, row) for (model, _), row in scores.items()]
+    return sorted(rows, key=lambda r: (r[1].p_value, -r[1].queries, r[1].client_id))
+
+
+def write_lines(path: Path, objects: Iterable[Mapping[str, Any]]) -> None:
+    """JSON lines, whole or not at all."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with draft.open("wb") as out:
+            for one in objects:
+                out.write(msgspec.json.encode(one) + b"\n")
+        os.replace(draft, path)
+    except OSError as error:
+        raise Refused(f"{path}: {error.strerror}") from error
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def report_of(
+    result: Replayed,
+    baselines: Mapping[str, Baseline],
+    budget: float,
+    *,
+    title: str = "Replay",
+    truth: Mapping[str, Mapping[str, Any]] | None = None,
+    notes: Iterable[str] = (),
+) -> Report:
+    """What `report.write_report` shows. truth: client → {"role", "kind"}, where it is known."""
+    truth = truth or {}
+    clients = []
+    for model, row in ranked(result.scores):
+        known = truth.get(row.client_id)
+        top = row.evidence[0]["text"] if row.evidence else ""
+        clients.append(
+            ClientRow(
+                client_id=row.client_id,
+                model_id=model,
+                queries=row.queries,
+                distinct=round(row.distinct),
+                suspicion=row.suspicion,
+                state=row.state,
+                reason=top if row.state != "clear" and top else REASONS.get(row.reason, row.reason),
+                family="" if row.family == "unknown" else row.family,
+                evidence=[Evidence(**e) for e in row.evidence[:6]],
+                trajectory=[(int(q), s, int(ms)) for q, s, ms in row.trail],
+                truth=_truth(known),
+                thief=None if known is None else known.get("role") == "attack",
+            )
+        )
+    coverage = []
+    for model, baseline in baselines.items():
+        top = [row for m, row in ranked(result.scores) if m == model][:4]
+        coverage.append(
+            Coverage(
+                model_id=model,
+                cells=[(float(x), float(y)) for x, y in baseline.map.cell_at],
+                reference=baseline.map.cell_share.tolist(),
+                clients={row.client_id: [c / max(1, sum(row.coverage)) for c in row.coverage] for row in top},
+            )
+        )
+    calibrated = all(b.nulls.calibrated for b in baselines.values())
+    return Report(
+        title=title,
+        models=[(m, "; ".join(b.notes)) for m, b in baselines.items()],
+        clients=clients,
+        budget=budget,
+        calibrated=calibrated,
+        calibration="; ".join(n for b in baselines.values() for n in b.notes),
+        alerts=[
+            AlertRow(a["client_id"], a["model_id"], _ms(a["time"]), a["state"], a["queries_seen"]) for a in result.alerts
+        ],
+        coverage=coverage,
+        counters={k: v for k, v in result.counters.items() if v},
+        dead_letters=dict(result.reasons),
+        notes=list(notes),
+    )
+
+
+def _truth(known: Mapping[str, Any] | None) -> str | None:
+    if known is None:
+        return None
+    variant = known.get("variant") or ""
+    return str(known.get("kind") or known.get("family")) + (f" / {variant}" if variant not in ("", "plain") else "")
+
+
+def _ms(time: str) -> int:
+    return round(dt.datetime.fromisoformat(time.replace("Z", "+00:00")).timestamp() * 1000)

@@ -1,0 +1,201 @@
+"""The store: profiles with the offset they reflect, decisions with the profiles they reflect.
+
+Port `Store` has two implementations, Redis (`redis.py` + `*.lua`) and SQLite (`embedded.py`);
+`tests/consumers/store_contract.py` runs on both. The store is blind: it sees bytes, offsets and decisions, never a statistic.
+
+A *profile cell* is one log cell's profiles, under one hash tag; ingest owns it. A *decision cell* (0 ≤ v < `DECISION_CELLS`)
+holds the decisions of the clients that `decision_cell` maps to it; detect owns it. Nothing is written across cells.
+
+The protocol (docs/architecture.md): every claim brings a fresh random token; every read and write of the owner names
+the token and the position it believes in, and is refused with `Fenced` (other token) or `Rewound` (other position) in the same
+atomic step. Written values are absolute, never increments. The position is written last. After an `Unavailable` the outcome is
+unknown: claim again with a new token, never send the same commit again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+from detector.query import ClientKey
+
+DECISION_CELLS = 32
+SCHEMA_VERSION = 1
+
+
+def decision_cell(client: ClientKey) -> int:
+    """Decision cell of a client: the same for every process and every run."""
+    digest = hashlib.blake2b("\x00".join(client).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") % DECISION_CELLS
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """generation: random, new when the cell is rebuilt; next_offset: where to resume, None if nothing is stored."""
+
+    generation: str
+    next_offset: int | None
+    counters: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A refused record: where, why, and enough to recognise it (first 256 bytes only)."""
+
+    place: str
+    offset: int
+    reason: str
+    detail: str
+    sha256: str
+    head: bytes
+
+
+@dataclass(slots=True)
+class Checkpoint:
+    """Everything one ingest step writes to one profile cell, in this order; the offset last.
+
+    profiles   client → absolute fields; a field of None is deleted
+    dead       refused records, for the dead-letter topic
+    counters   absolute values of the cell's counters
+    """
+
+    cell: str
+    expected_offset: int | None
+    next_offset: int
+    profiles: dict[ClientKey, dict[str, bytes | None]] = field(default_factory=dict)
+    dead: list[DeadLetter] = field(default_factory=list)
+    counters: dict[str, int] = field(default_factory=dict)
+
+
+class Touch(NamedTuple):
+    client: ClientKey
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Touched:
+    """Clients of one decision cell changed after a cursor. `cursor` is how far this answer is complete."""
+
+    generation: str
+    offset: int
+    cursor: int
+    clients: list[ClientKey]
+
+
+@dataclass(frozen=True, slots=True)
+class Shards:
+    """Profile fields of some clients in one profile cell, at one offset."""
+
+    generation: str
+    offset: int
+    fields: dict[ClientKey, dict[str, bytes]]
+
+
+class Cursor(NamedTuple):
+    generation: str
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class DecisionClaim:
+    revision: int
+    cursors: Mapping[str, Cursor]
+
+
+@dataclass(frozen=True, slots=True)
+class DecisionRow:
+    """A client's decision as stored.
+
+    row        opaque to the store (detect's encoding: assessment, reason, history)
+    state      clear | watch | throttle | block
+    rank       for "highest first" listings of a model
+    until_s    when a throttle or block ends, 0 for none
+    """
+
+    row: bytes
+    state: str
+    rank: float
+    until_s: int
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxAlert:
+    """An alert as stored before it is sent. `uid` is ``alert_id/update``: receivers de-duplicate on it."""
+
+    uid: str
+    time_ms: int
+    body: bytes
+
+
+@dataclass(slots=True)
+class Outcome:
+    """Everything one detect step writes to one decision cell; the revision last."""
+
+    cell: int
+    cursors: dict[str, Cursor] = field(default_factory=dict)
+    rows: dict[ClientKey, DecisionRow] = field(default_factory=dict)
+    alerts: list[OutboxAlert] = field(default_factory=list)
+
+
+class Store(Protocol):
+    # --- layout and secrets
+    def prepare(self, secrets_id: str) -> None:
+        """Create or check the layout (schema version, number of decision cells, id of the secrets).
+
+        Raises Refused in one line when the stored layout or the secrets id differ.
+        """
+
+    # --- ingest: one profile cell
+    def claim(self, cell: str, token: str) -> Claim: ...
+
+    def load(self, cell: str, token: str, offset: int | None, clients: Sequence[ClientKey]) -> dict[ClientKey, dict[str, bytes]]:
+        """Fields of those clients that are stored. Raises Fenced, Rewound, Unavailable."""
+
+    def commit(self, token: str, checkpoint: Checkpoint) -> None:
+        """Atomic: check token and expected offset, write, offset last. Raises Fenced, Rewound, Unavailable."""
+
+    def dead_letters(self, cell: str, limit: int) -> list[tuple[str, DeadLetter]]:
+        """Refused records not yet shipped, oldest first, with their entry ids."""
+
+    def dead_letters_shipped(self, cell: str, entries: Sequence[str]) -> None: ...
+
+    # --- detect: decision cells
+    def cells(self) -> list[str]:
+        """All profile cells that were ever claimed."""
+
+    def touched(self, cell: str, decision_cells: Mapping[int, int], limit: int) -> dict[int, Touched]:
+        """For each decision cell → cursor: clients changed at an offset above the cursor, oldest first, at most `limit`
+        each. One commit shares one score (its next offset) and is never cut: `cursor` is the highest score returned
+        completely, or the cell's offset when nothing was left out."""
+
+    def shards(self, cell: str, clients: Sequence[ClientKey]) -> Shards: ...
+
+    def claim_decisions(self, cell: int, process: str, token: str, lease_ms: int) -> DecisionClaim:
+        """Raises LeaseHeld while another process' lease lives."""
+
+    def load_decisions(self, cell: int, token: str, revision: int, clients: Sequence[ClientKey]) -> dict[ClientKey, DecisionRow]: ...
+
+    def record(self, token: str, revision: int, outcome: Outcome, process: str, lease_ms: int) -> int:
+        """Atomic: check token and revision; rows, rank, alerts, outbox, cursors; renew the lease; returns revision + 1."""
+
+    def release_decisions(self, cell: int, process: str) -> None:
+        """Give up the lease (only if it is ours)."""
+
+    def outbox(self, cell: int, destination: str, limit: int) -> list[tuple[str, OutboxAlert]]:
+        """Alerts not yet delivered to `destination`, oldest first."""
+
+    def sent(self, cell: int, destination: str, entry: str, uid: str) -> None:
+        """Remember the delivery. Unfenced: at worst a duplicate is sent."""
+
+    # --- readers
+    def decisions(self, tenant: str, model: str | None = None, limit: int | None = None) -> Iterator[tuple[ClientKey, DecisionRow]]:
+        """All decision rows of a tenant, highest rank first within a model."""
+
+    def alerts(self, limit: int | None = None) -> list[OutboxAlert]:
+        """Alerts of the last 30 days, oldest first."""
+
+    def dead_letter_counts(self) -> dict[str, int]: ...
+
+    def close(self) -> None: ...
