@@ -134,7 +134,7 @@ class EmbeddedStore:
         self._now_s = now_s
         self._local = threading.local()
         self._guard = threading.Lock()
-        # Weak, so that a thread that ends takes its connection along.
+        # Weak, so that a thread that ends leaves its connection to the garbage collector.
         self._open: weakref.WeakSet[_Connection] = weakref.WeakSet()
         self._closed = False
         self._purged_s: dict[int, float] = {}

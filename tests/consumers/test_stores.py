@@ -5,11 +5,13 @@ The suite itself is tested too: on stores that are broken on purpose, it must fa
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -226,6 +228,11 @@ class LeaseIgnored(EmbeddedStore):
         return super().claim_decisions(cell, process, token, lease_ms)
 
 
+def test_the_suite_passes_on_a_sound_store_when_run_by_hand(tmp_path: Path) -> None:
+    numbers = itertools.count()
+    assert failures(lambda: SQLiteFile(tmp_path / f"{next(numbers)}.sqlite")) == []
+
+
 @pytest.mark.parametrize("broken", [TokenIgnored, CommitInTwoSteps, LeaseIgnored])
 def test_the_suite_fails_on_a_broken_sqlite_store(broken: type[EmbeddedStore], tmp_path: Path) -> None:
     numbers = itertools.count()
@@ -382,6 +389,42 @@ def test_sqlite_waits_for_a_lock_and_then_says_so(tmp_path: Path, monkeypatch: p
     store.close()
     with pytest.raises(Unavailable, match="closed"):
         store.claim(CELL, "t")
+
+
+def test_sqlite_without_room_is_unavailable_and_unchanged(tmp_path: Path) -> None:
+    backing = SQLiteFile(tmp_path / "s.sqlite")
+    store = EmbeddedStore(backing.path)
+    store.claim(CELL, "t")
+    store.commit("t", Checkpoint(CELL, None, 5, profiles([client(1)])))
+    pages = store._connection().execute("PRAGMA page_count").fetchone()[0]
+    store._connection().execute(f"PRAGMA max_page_count = {pages + 10}")
+    with nothing_changes(backing), pytest.raises(Unavailable, match="full"):
+        store.commit("t", Checkpoint(CELL, 5, 9, profiles([client(i) for i in range(50)], b"x" * 3000)))
+    store._connection().execute("PRAGMA max_page_count = 1000000")
+    store.commit("t", Checkpoint(CELL, 5, 9, profiles([client(i) for i in range(50)], b"x" * 3000)))
+
+
+def test_sqlite_damage_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "s.sqlite"
+    store = EmbeddedStore(path)
+    store.claim(CELL, "t")
+    store.commit("t", Checkpoint(CELL, None, 5, profiles([client(i) for i in range(300)], b"x" * 500)))
+    store.close()
+    whole = path.read_bytes()
+    path.write_bytes(whole[:4096] + b"\xa5" * (len(whole) - 4096))
+    with pytest.raises(CorruptState):
+        EmbeddedStore(path).load(CELL, "t", 5, [client(1)])
+
+
+def test_sqlite_connections_end_with_their_threads(tmp_path: Path) -> None:
+    store = EmbeddedStore(tmp_path / "s.sqlite")
+    store.claim(CELL, "t")
+    for _ in range(20):
+        thread = threading.Thread(target=store.cells)
+        thread.start()
+        thread.join()
+    gc.collect()
+    assert len(store._open) == 1
 
 
 WORKER = """
@@ -685,6 +728,9 @@ def test_connect_refuses_what_it_does_not_know() -> None:
     for url in ("http://127.0.0.1", "sqlite:///x", "127.0.0.1:6379"):
         with pytest.raises(WrongUse, match="store.url"):
             connect(url)
+    for option in ("decode_responses=1", "retry_on_timeout=true&x=1", "protocol=3"):
+        with pytest.raises(WrongUse, match=option.split("=")[0]):
+            connect(f"redis://127.0.0.1/0?{option}")
     with pytest.raises(WrongUse) as error:
         connect("redis://:canary-2718@127.0.0.1:port")
     assert "canary-2718" not in str(error.value)
