@@ -230,7 +230,7 @@ def write_log(
             part = slice(first, first + 4096)
             inputs = log.inputs[part]
             answers = np.round(np.asarray(predict(inputs), dtype=np.float64), 6)
-            stamps = [stamp(t) for t in log.times_s[part].tolist()]
+            stamps = stamp(log.times_s[part])
             likely = answers.argmax(axis=1).tolist()
             lines = []
             for i, (row, answer) in enumerate(zip(inputs.tolist(), answers.tolist(), strict=True)):
@@ -261,10 +261,10 @@ def write_reference(
             sink.write(encode(event) + b"\n")
 
 
-def stamp(time_s: float) -> str:
+def stamp(times_s: Rows) -> list[str]:
     """RFC 3339 with milliseconds, UTC."""
-    moment = dt.datetime.fromtimestamp(round(time_s * 1000) / 1000, dt.UTC)
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    moments = np.round(times_s * 1000).astype(np.int64).astype("datetime64[ms]")
+    return [str(text) for text in np.datetime_as_string(moments, unit="ms", timezone="UTC")]
 
 
 def write_json(path: Path, content: Any) -> None:
