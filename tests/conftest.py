@@ -52,15 +52,21 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 
 @pytest.fixture(scope="session")
-def kafka_bootstrap(request: pytest.FixtureRequest) -> Iterator[str]:
+def kafka_broker(request: pytest.FixtureRequest) -> Iterator[Kafka]:
+    """Our own broker, for tests that pause it; they leave it running. Others take `kafka_bootstrap`."""
+    for server in _started(Kafka, request):
+        assert isinstance(server, Kafka)
+        yield server
+
+
+@pytest.fixture(scope="session")
+def kafka_bootstrap(request: pytest.FixtureRequest) -> str:
     """Address of a real Kafka broker."""
     running = os.environ.get("QUERYWARDEN_TEST_KAFKA")
     if running:
-        yield running
-        return
-    for server in _started(Kafka, request):
-        assert isinstance(server, Kafka)
-        yield server.bootstrap
+        return running
+    broker: Kafka = request.getfixturevalue("kafka_broker")
+    return broker.bootstrap
 
 
 @pytest.fixture

@@ -3,14 +3,15 @@
 * An idempotent producer, ``acks=all``: what was acknowledged survives the loss of a broker, once and in order.
 * Key of an alert: its id (``uid`` without the update), so that all updates of one alert are one ordered sequence.
 * Key of a dead letter: its place, so that a redo lands beside its twin.
-* A broker that is away makes `send` and `ship` answer False, never raise; they wait `timeout_s` at most.
+* A broker that is away makes `send` and `ship` answer False, never raise; they wait about `timeout_s`. The producer is
+  then replaced: after a batch that expired on its way, kafka-python's idempotent producer never sends again.
 """
 
 from __future__ import annotations
 
 import base64
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import kafka.errors as errors
@@ -20,6 +21,7 @@ from kafka import KafkaProducer
 from consumers.errors import Refused, Unavailable
 from consumers.store import DeadLetter, OutboxAlert
 
+CLOSE_S = 1.0
 PRODUCER = {
     "acks": "all",
     "enable_idempotence": True,
@@ -39,14 +41,15 @@ class _Topic:
         self.failures = 0
         self._timeout_s = timeout_s
         timeout_ms = int(timeout_s * 1000)
+        self._settings: dict[str, Any] = {
+            **PRODUCER,
+            **brokers,
+            "max_block_ms": timeout_ms,
+            "request_timeout_ms": timeout_ms,
+            "delivery_timeout_ms": timeout_ms + 100,
+        }
         try:
-            self._producer = KafkaProducer(
-                **PRODUCER,
-                **brokers,
-                max_block_ms=timeout_ms,
-                request_timeout_ms=timeout_ms,
-                delivery_timeout_ms=timeout_ms + 100,
-            )
+            self._producer: KafkaProducer | None = KafkaProducer(**self._settings)
         except (errors.KafkaConfigurationError, errors.SaslAuthenticationFailedError) as error:
             raise Refused(f"Kafka topic {topic}: {error}") from error
         except errors.KafkaError as error:
@@ -56,25 +59,37 @@ class _Topic:
         """(key, value) of each; for each whether it was acknowledged."""
         deadline_s = time.monotonic() + self._timeout_s
         sent: list[Any] = []
-        for key, value in messages:
-            try:
+        try:
+            self._producer = self._producer or KafkaProducer(
+                **self._settings | {"bootstrap_timeout_ms": self._settings["max_block_ms"]}
+            )
+            for key, value in messages:
                 sent.append(self._producer.send(self.topic, value, key=key))
-            except errors.KafkaError:
-                break  # no metadata: the others would only wait as long again
-        acknowledged = [self._acknowledged(future.get, deadline_s) for future in sent]
+        except errors.KafkaError:
+            pass  # no metadata: the others would only wait as long again
+        acknowledged = [_acknowledged(future, deadline_s) for future in sent]
         acknowledged += [False] * (len(messages) - len(sent))
-        self.failures += acknowledged.count(False)
+        if not all(acknowledged):
+            self.failures += acknowledged.count(False)
+            self.close()
         return acknowledged
 
     def close(self) -> None:
-        self._producer.close(timeout=self._timeout_s)
-
-    def _acknowledged(self, get: Callable[..., Any], deadline_s: float) -> bool:
+        producer, self._producer = self._producer, None
+        if producer is None:
+            return
         try:
-            get(timeout=max(0.0, deadline_s - time.monotonic()))
-        except errors.KafkaError:
-            return False
-        return True
+            producer.close(timeout=CLOSE_S)  # what was not acknowledged has expired by then, and is sent again later
+        except errors.KafkaTimeoutError:
+            producer._sender.force_close()
+
+
+def _acknowledged(future: Any, deadline_s: float) -> bool:
+    try:
+        future.get(timeout=max(0.0, deadline_s - time.monotonic()))
+    except errors.KafkaError:
+        return False
+    return True
 
 
 class KafkaSink(_Topic):

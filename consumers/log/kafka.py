@@ -168,7 +168,7 @@ class KafkaLog:
         self._consumer.subscribe([topic], listener=_Listener(self._consumer, self._assignments))
 
     def poll(self, timeout_s: float, max_records: int) -> Poll:
-        """Raises Unavailable, LogTruncated; Refused when the brokers don't let us read."""
+        """Raises LogTruncated; Refused when the brokers don't let us read. Brokers that are away give nothing."""
         deadline_s = time.monotonic() + timeout_s
         while True:
             poll = Poll()
@@ -270,12 +270,16 @@ class KafkaLog:
         except errors.OffsetOutOfRangeError as error:
             self._report_gaps(error.args[0], poll)
             return {}
+        except errors.RetriableError:
+            return {}  # the library reconnects by itself, and says so in its log
         except errors.KafkaError as error:
             raise _translated(error) from error
 
     def _report_gaps(self, positions: Mapping[TopicPartition, int], poll: Poll) -> None:
         try:
             starts = self._consumer.beginning_offsets(list(positions))
+        except errors.RetriableError:
+            return  # the next poll finds the same
         except errors.KafkaError as error:
             raise _translated(error) from error
         for tp, offset in positions.items():
@@ -330,8 +334,8 @@ class KafkaLog:
         """Not last + 1: the library steps over transaction markers and what compaction removed."""
         try:
             position = self._consumer.position(tp, timeout_ms=0)
-        except errors.IllegalStateError:
-            return otherwise  # revoked while polling
+        except (errors.IllegalStateError, errors.RetriableError):
+            return otherwise  # revoked while polling, or the brokers are away
         except errors.KafkaError as error:
             raise _translated(error) from error
         return otherwise if position is None else int(position)
