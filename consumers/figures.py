@@ -90,7 +90,8 @@ def suspicion_figure(traces: Sequence[Trace], budget: float, width: int, height:
         if not trace.points or (trace.look == "quiet" and quiet > MOST_QUIET_LINES):
             continue
         dots = _thin([(at_x(p[0]), at_y(depth(p[1]))) for p in trace.points])
-        path = "".join(f" {x:.1f},{dots[max(i - 1, 0)][1]:.1f} {x:.1f},{y:.1f}" for i, (x, y) in enumerate(dots))
+        before = [at_y(0), *(y for _, y in dots)]
+        path = "".join(f" {x:.1f},{before[i]:.1f} {x:.1f},{y:.1f}" for i, (x, y) in enumerate(dots))
         title = f"<title>{_hover(trace)}</title>"
         out.append(
             f'<g class="trace {trace.look}">{title}<polyline points="{path}"/>{_marker(trace.look, *dots[-1])}</g>'
@@ -106,13 +107,13 @@ def coverage_figure(
     out = [_open(size, size, "Coverage of the input space")]
     if cells:
         xs, ys = [c[0] for c in cells], [c[1] for c in cells]
-        pad = 16
+        pad = 30
         wide, tall = (max(xs) - min(xs)) or 1.0, (max(ys) - min(ys)) or 1.0
         area = size * size / 10
         for (x, y), reference, share in sorted(zip(cells, usual, client, strict=True), key=lambda c: -c[2]):
             cx = pad + (size - 2 * pad) * (x - min(xs)) / wide
             cy = size - pad - (size - 2 * pad) * (y - min(ys)) / tall
-            ring, disc = (max(1.2, min(math.sqrt(area * s / math.pi), size / 4)) for s in (reference, share))
+            ring, disc = (max(1.2, min(math.sqrt(area * s / math.pi), pad)) for s in (reference, share))
             if share > 0:
                 out.append(f'<circle class="disc {look}" cx="{cx:.1f}" cy="{cy:.1f}" r="{disc:.1f}"/>')
             if reference > 0:

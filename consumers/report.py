@@ -172,6 +172,10 @@ def _view(report: Report) -> dict[str, Any]:
     marks: dict[tuple[str, str], list[tuple[int, str]]] = {}
     for alert in sorted(report.alerts, key=lambda a: a.time_ms):
         marks.setdefault((alert.client_id, alert.model_id), []).append((alert.time_ms, alert.state))
+    for client in ranked:
+        marks[client.client_id, client.model_id] = _marks(
+            client, marks.get((client.client_id, client.model_id), []), report
+        )
     traces = [
         Trace(
             name=c.client_id,
@@ -204,6 +208,17 @@ def _view(report: Report) -> dict[str, Any]:
         "maps": _maps(report, ranked),
         "quiet_lines": (sum(c.look == "quiet" for c in ranked), figures.MOST_QUIET_LINES),
     }
+
+
+def _marks(client: ClientRow, alerts: Sequence[tuple[int, str]], report: Report) -> list[tuple[int, str]]:
+    """When each state up to the client's was reached: by its alerts, else where its trajectory passed the threshold."""
+    found = {state: time_ms for time_ms, state in reversed(alerts)}
+    limits = {"watch": 5 * report.budget, "throttle": report.budget, "block": report.budget / 10}
+    for state in STATES[1 : STATES.index(client.state) + 1]:
+        passed = next((p[2] for p in client.trajectory if 1 - p[1] <= limits[state]), None)
+        if passed is not None:
+            found.setdefault(state, passed)
+    return sorted((time_ms, state) for state, time_ms in found.items())
 
 
 def _maps(report: Report, ranked: Sequence[ClientRow]) -> list[dict[str, Any]]:
