@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import atexit
 import base64
 import ctypes
 import os
@@ -67,6 +68,8 @@ class Server:
 
     def __init__(self, folder: Path | None = None, port: int | None = None) -> None:
         self.folder = folder or Path(tempfile.mkdtemp(prefix=f"querywarden-{self.name}-"))
+        if folder is None:
+            atexit.register(self.remove)
         self.port = port or free_port()
         self.log = self.folder / f"{self.name}.log"
         self.process: subprocess.Popen[bytes] | None = None
