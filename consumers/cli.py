@@ -18,14 +18,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import structlog
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
 from rich.text import Text
 
-from consumers import config
+from consumers import config, terminal
 from consumers.errors import QueryWardenError, Refused, WrongUse
 from detector.errors import DetectorError
 
@@ -49,11 +45,11 @@ app = typer.Typer(
 config_app = typer.Typer(help="Show, check and list settings.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 
-err = Console(stderr=True, highlight=False)
-out = Console(highlight=False)
 log = logging.getLogger("querywarden.cli")
 
-ConfigFile = Annotated[Path | None, typer.Option("--config", help="Settings file (TOML). The environment wins over it.")]
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", help="Settings file (TOML). The environment wins over it.")
+]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -80,7 +76,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _complain(text: str, code: int) -> int:
-    err.print(Text(f"querywarden: {' '.join(text.split())}", style="red" if err.is_terminal else ""), soft_wrap=True)
+    terminal.err.print(
+        Text(f"querywarden: {' '.join(text.split())}", style="red" if terminal.err.is_terminal else ""), soft_wrap=True
+    )
     return code
 
 
@@ -90,7 +88,7 @@ def _complain(text: str, code: int) -> int:
 @app.callback(invoke_without_command=True)
 def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
     if version:
-        out.print(f"querywarden {importlib.metadata.version('querywarden')}")
+        terminal.out.print(f"querywarden {importlib.metadata.version('querywarden')}")
         raise typer.Exit
 
 
@@ -98,9 +96,15 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 def fit(
     out_path: Annotated[Path, typer.Option("--out", help="Where to write the baseline.")],
     model_id: Annotated[str, typer.Option("--model-id", help="The model that this baseline is for.")],
-    reference: Annotated[Path | None, typer.Option(help="Honest inputs with the model's answers (JSON lines, .gz, .zst, Parquet).")] = None,
-    traffic: Annotated[list[Path] | None, typer.Option(help="A log of presumably honest clients; may be given several times.")] = None,
-    schema: Annotated[Path | None, typer.Option(help="JSON that declares columns: name, kind, lower, upper, grain, categories.")] = None,
+    reference: Annotated[
+        Path | None, typer.Option(help="Honest inputs with the model's answers (JSON lines, .gz, .zst, Parquet).")
+    ] = None,
+    traffic: Annotated[
+        list[Path] | None, typer.Option(help="A log of presumably honest clients; may be given several times.")
+    ] = None,
+    schema: Annotated[
+        Path | None, typer.Option(help="JSON that declares columns: name, kind, lower, upper, grain, categories.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything random in the fit.")] = 0,
 ) -> None:
     """Fit a baseline: what honest use of one model looks like."""
@@ -108,7 +112,7 @@ def fit(
     from consumers.log.files import FileLog
 
     declared = _json_file(schema) if schema else None
-    with _spinner() as say:
+    with terminal.spinner() as say:
         fitted = fitting.fit(
             model_id,
             _file_lines(reference) if reference else None,
@@ -123,21 +127,34 @@ def fit(
     s = baseline.map.schema
     kinds = {k: sum(c.kind == k for c in s.columns) for k in ("numeric", "categorical", "embedding")}
     columns = ", ".join(f"{n} {k}" for k, n in kinds.items() if n)
-    err.print(f"schema: {columns}; {s.task}{f' into {len(s.labels)} classes' if s.labels else ''}", soft_wrap=True)
+    terminal.err.print(
+        f"schema: {columns}; {s.task}{f' into {len(s.labels)} classes' if s.labels else ''}", soft_wrap=True
+    )
     for line in fitted.said:
-        err.print(line, soft_wrap=True)
-    out.print(f"{out_path}: baseline for {model_id}, map {baseline.map_id}, nulls {baseline.nulls_version}", soft_wrap=True)
+        terminal.err.print(line, soft_wrap=True)
+    terminal.out.print(
+        f"{out_path}: baseline for {model_id}, map {baseline.map_id}, nulls {baseline.nulls_version}", soft_wrap=True
+    )
 
 
 @app.command()
 def replay(
-    logs: Annotated[list[str], typer.Argument(help="Query logs in time order (JSON lines, .gz, .zst, Parquet); - reads standard input.")],
-    baseline: Annotated[list[str] | None, typer.Option(help="Baseline file or folder; may be given several times.")] = None,
+    logs: Annotated[
+        list[str],
+        typer.Argument(help="Query logs in time order (JSON lines, .gz, .zst, Parquet); - reads standard input."),
+    ],
+    baseline: Annotated[
+        list[str] | None, typer.Option(help="Baseline file or folder; may be given several times.")
+    ] = None,
     alerts: Annotated[Path | None, typer.Option(help="Write first alerts as JSON lines, in event-time order.")] = None,
     scores: Annotated[Path | None, typer.Option(help="Write one JSON object a client.")] = None,
     report: Annotated[Path | None, typer.Option(help="Write an HTML report with plots.")] = None,
-    store: Annotated[Path | None, typer.Option(help="Keep the state in this SQLite file; a log read before is resumed.")] = None,
-    false_alarm_budget: Annotated[float | None, typer.Option(help="Share of honest clients that may be flagged, over their whole life.")] = None,
+    store: Annotated[
+        Path | None, typer.Option(help="Keep the state in this SQLite file; a log read before is resumed.")
+    ] = None,
+    false_alarm_budget: Annotated[
+        float | None, typer.Option(help="Share of honest clients that may be flagged, over their whole life.")
+    ] = None,
     mode: Annotated[str | None, typer.Option(help="observe, alert, throttle or block.")] = None,
     config_file: ConfigFile = None,
 ) -> None:
@@ -161,25 +178,35 @@ def replay(
         stack.callback(source.close)
         ingesting, detecting = _halves(settings, baselines)
         kept.prepare(ingesting.secrets.key_id)
-        with _bar("replay") as advance:
+        with terminal.bar("replay") as advance:
             result = replaying.replay(source, kept, ingesting, detecting, progress=advance)
         rows = [(m, r) for m, r in replaying.ranked(result.scores)]
         if result.resumed is not None:
-            err.print(f"resumed at line {result.resumed:,}: this log was read before into {where}")
+            terminal.err.print(f"resumed at line {result.resumed:,}: this log was read before into {where}")
         if alerts:
             replaying.write_lines(alerts, result.alerts)
         if scores:
             replaying.write_lines(scores, (row.score(model) for model, row in rows))
         if report:
-            write_report(report, replaying.report_of(result, baselines, settings.false_alarm_budget, title="Replay of " + ", ".join(Path(p).name for p in logs)))
-    _print_ranked([row.score(model) for model, row in rows])
-    _print_counters(result.counters, result.reasons, [(d.place, d.reason, d.detail) for d in result.dead])
+            write_report(
+                report,
+                replaying.report_of(
+                    result,
+                    baselines,
+                    settings.false_alarm_budget,
+                    title="Replay of " + ", ".join(Path(p).name for p in logs),
+                ),
+            )
+    terminal.print_ranked([row.score(model) for model, row in rows])
+    terminal.print_counters(result.counters, result.reasons, [(d.place, d.reason, d.detail) for d in result.dead])
 
 
 @app.command()
 def ingest(
     config_file: ConfigFile = None,
-    until_end: Annotated[bool, typer.Option("--until-end", help="Stop when everything that was in the log at the start is committed.")] = False,
+    until_end: Annotated[
+        bool, typer.Option("--until-end", help="Stop when everything that was in the log at the start is committed.")
+    ] = False,
 ) -> None:
     """Fold the query log into profiles, with the offset. Runs until SIGTERM."""
     settings = _service(config_file)
@@ -201,7 +228,12 @@ def detect(
 @app.command()
 def run(
     config_file: ConfigFile = None,
-    until_end: Annotated[bool, typer.Option("--until-end", help="Stop when everything that was in the log at the start is committed and assessed.")] = False,
+    until_end: Annotated[
+        bool,
+        typer.Option(
+            "--until-end", help="Stop when everything that was in the log at the start is committed and assessed."
+        ),
+    ] = False,
 ) -> None:
     """Ingest and detect in one process. Runs until SIGTERM."""
     settings = _service(config_file)
@@ -212,7 +244,7 @@ def run(
         def reading() -> None:
             try:
                 _ingest(settings, stack, lambda: stop() or bool(failed), until_end)
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001 — raised again by the caller, in the main thread
                 failed.append(error)
             finally:
                 ended.set()
@@ -224,7 +256,7 @@ def run(
             thread.join()
             if until_end and not failed and not stop():
                 _detect(settings, stack, stop, until_idle=True, serve=False)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 — raised again by the caller, in the main thread
             failed.insert(0, error)
         finally:
             thread.join()
@@ -245,7 +277,7 @@ def clients(
     settings = config.load(config_file)
     with _open_store(settings) as store:
         rows = [stored_decision(row).score(key.model) for key, row in store.decisions(settings.tenant, model, limit)]
-    _show(rows, as_json, _print_ranked)
+    terminal.show(rows, as_json, terminal.print_ranked)
 
 
 @app.command()
@@ -258,8 +290,10 @@ def alerts(
     settings = config.load(config_file)
     with _open_store(settings) as store:
         found = [json.loads(alert.body) for alert in store.alerts()]
-    found = sorted((a for a in found if updates or a["update"] == 0), key=lambda a: (a["time"], a["alert_id"], a["update"]))
-    _show(found, as_json, _print_alerts)
+    found = sorted(
+        (a for a in found if updates or a["update"] == 0), key=lambda a: (a["time"], a["alert_id"], a["update"])
+    )
+    terminal.show(found, as_json, terminal.print_alerts)
 
 
 @app.command()
@@ -267,43 +301,44 @@ def simulate(
     out_path: Annotated[Path, typer.Option("--out", help="Log to write (.jsonl, .jsonl.gz, .jsonl.zst).")],
     reference: Annotated[Path, typer.Option(help="Reference that clients and attacks are drawn from.")],
     clients: Annotated[int, typer.Option(help="Honest clients.")] = 300,
-    attack: Annotated[list[str] | None, typer.Option(help="FAMILY or FAMILY/VARIANT; may be given several times; default: every family.")] = None,
+    attack: Annotated[
+        list[str] | None,
+        typer.Option(help="FAMILY or FAMILY/VARIANT; may be given several times; default: every family."),
+    ] = None,
     model_id: Annotated[str | None, typer.Option(help="Model id of the events; default: the reference's.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
 ) -> None:
     """Write a log of simulated honest clients and extraction attacks, and the truth beside it."""
     from consumers import simulate as simulating
 
-    chosen = {"attacks": attack} if attack else {}
-    with _spinner() as say:
+    chosen = attack or simulating.PLAIN_ATTACKS
+    with terminal.spinner() as say:
         say("simulating")
-        truth = simulating.simulate(reference, out_path, model_id=model_id, clients=clients, seed=seed, **chosen)
+        truth = simulating.simulate(reference, out_path, model_id=model_id, clients=clients, seed=seed, attacks=chosen)
     thieves = sum(t["role"] == "attack" for t in truth["clients"].values())
-    out.print(f"{out_path}: {len(truth['clients'])} clients, {thieves} of them accounts of thieves; truth in {simulating.truth_path(out_path)}", soft_wrap=True)
+    terminal.out.print(
+        f"{out_path}: {len(truth['clients'])} clients, {thieves} of them accounts of thieves; truth in {simulating.truth_path(out_path)}",
+        soft_wrap=True,
+    )
 
 
 @config_app.command("show")
 def config_show(config_file: ConfigFile = None) -> None:
     """The settings in force, secrets masked."""
-    out.print_json(json.dumps(config.load(config_file).model_dump(mode="json")))
+    terminal.out.print_json(json.dumps(config.load(config_file).model_dump(mode="json")))
 
 
 @config_app.command("check")
 def config_check(config_file: ConfigFile = None) -> None:
     """Say whether the settings are well-formed."""
     config.load(config_file)
-    out.print("settings are well-formed")
+    terminal.out.print("settings are well-formed")
 
 
 @config_app.command("schema")
 def config_schema() -> None:
     """Every setting with its environment variable, default and meaning."""
-    table = Table(box=None, show_header=True)
-    for title in ("TOML", "environment", "default", "meaning"):
-        table.add_column(title)
-    for row in config.rows():
-        table.add_row(*row)
-    out.print(table)
+    terminal.print_table(("TOML", "environment", "default", "meaning"), config.rows())
 
 
 # -------------------------------------------------------------------------------------------------------- wiring
@@ -311,11 +346,13 @@ def config_schema() -> None:
 
 def _service(config_file: Path | None) -> config.Settings:
     settings = config.load(config_file)
-    _json_logs()
+    terminal.json_logs()
     return settings
 
 
-def _halves(settings: config.Settings, baselines: Mapping[str, Baseline]) -> tuple[ingest_process.Ingest, detect_process.Detect]:
+def _halves(
+    settings: config.Settings, baselines: Mapping[str, Baseline]
+) -> tuple[ingest_process.Ingest, detect_process.Detect]:
     """The pure halves of ingest and detect, as the settings say."""
     from consumers import detect as detecting
     from consumers import ingest as ingesting
@@ -347,9 +384,12 @@ def _check_settings(settings: config.Settings, baselines: Mapping[str, Baseline]
     """Say in words what the baselines can't support."""
     for model, baseline in baselines.items():
         if not baseline.nulls.calibrated:
-            err.print(f"model {model}: UNCALIBRATED, the scores were calibrated on simulated clients only; nothing is blocked", soft_wrap=True)
+            terminal.err.print(
+                f"model {model}: UNCALIBRATED, the scores were calibrated on simulated clients only; nothing is blocked",
+                soft_wrap=True,
+            )
         elif not baseline.nulls.supports(settings.false_alarm_budget):
-            err.print(
+            terminal.err.print(
                 f"model {model}: {baseline.nulls.clients} calibration clients are too few for a lifetime budget of "
                 f"{settings.false_alarm_budget:g}: below {1 / baseline.nulls.clients:.2g} the p-values rest on a tail model",
                 soft_wrap=True,
@@ -463,7 +503,11 @@ def _ingest(settings: config.Settings, stack: contextlib.ExitStack, stop: Callab
 
 
 def _detect(
-    settings: config.Settings, stack: contextlib.ExitStack, stop: Callable[[], bool], until_idle: bool, serve: bool = True
+    settings: config.Settings,
+    stack: contextlib.ExitStack,
+    stop: Callable[[], bool],
+    until_idle: bool,
+    serve: bool = True,
 ) -> None:
     from consumers import detect as detecting
     from consumers.metrics import Metrics
@@ -482,14 +526,17 @@ def _detect(
     log.info("detect stopped")
 
 
-def _serve_metrics(settings: config.Settings, metrics: Metrics, ready: Callable[[], bool], stack: contextlib.ExitStack) -> None:
+def _serve_metrics(
+    settings: config.Settings, metrics: Metrics, ready: Callable[[], bool], stack: contextlib.ExitStack
+) -> None:
     if settings.metrics.bind:
         from consumers.metrics import serve_metrics
 
         server = serve_metrics(settings.metrics.bind, metrics, ready)
         stack.callback(server.server_close)
         stack.callback(server.shutdown)
-        log.info("metrics", extra={"bind": f"{server.server_address[0]}:{server.server_address[1]}"})
+        host, port = server.server_address[:2]
+        log.info("metrics", extra={"bind": f"{host!s}:{port}"})
 
 
 @contextlib.contextmanager
@@ -502,124 +549,6 @@ def _stopping() -> Iterator[Callable[[], bool]]:
     finally:
         for s, handler in before.items():
             signal.signal(s, handler)
-
-
-# ------------------------------------------------------------------------------------------------------ what people see
-
-
-def _json_logs() -> None:
-    """One JSON object a line on standard error, control characters escaped."""
-    shared: list[Any] = [
-        structlog.stdlib.add_log_level,
-        structlog.stdlib.add_logger_name,
-        structlog.stdlib.ExtraAdder(),
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-    ]
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
-            processors=[
-                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                structlog.processors.format_exc_info,
-                structlog.processors.JSONRenderer(),
-            ],
-        )
-    )
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(logging.WARNING)
-    logging.getLogger("querywarden").setLevel(logging.INFO)
-
-
-@contextlib.contextmanager
-def _spinner() -> Iterator[Callable[[str], None]]:
-    if not err.is_terminal:
-        yield lambda text: err.print(Text(text + " …"))
-        return
-    with err.status("") as status:
-        yield lambda text: status.update(text + " …")
-
-
-@contextlib.contextmanager
-def _bar(what: str) -> Iterator[Callable[[Any], None]]:
-    """Progress of a replay: a bar on a terminal, a JSON line each tenth otherwise."""
-    if not err.is_terminal:
-        said = [-1]
-
-        def tell(p: Any) -> None:
-            tenth = int((p.fraction or 0) * 10)
-            if tenth > said[0]:
-                said[0] = tenth
-                line = {"event": what, "percent": tenth * 10, "queries": p.queries, "dead": p.dead, "flagged": p.flagged}
-                err.print(Text(json.dumps(line)), soft_wrap=True)
-
-        yield tell
-        return
-    columns = (
-        SpinnerColumn(),
-        TextColumn(what),
-        BarColumn(),
-        TextColumn("{task.fields[queries]:,} queries · {task.fields[flagged]} flagged · {task.fields[dead]:,} refused"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=err, transient=True) as bar:
-        task = bar.add_task(what, total=1.0, queries=0, flagged=0, dead=0)
-
-        def show(p: Any) -> None:
-            bar.update(task, completed=p.fraction or 0.0, queries=p.queries, flagged=p.flagged, dead=p.dead)
-
-        yield show
-
-
-def _show(rows: list[dict[str, Any]], as_json: bool, table: Callable[[list[dict[str, Any]]], None]) -> None:
-    if as_json:
-        for row in rows:
-            sys.stdout.write(json.dumps(row, ensure_ascii=False) + "\n")
-    else:
-        table(rows)
-
-
-_STYLE = {"block": "bold red", "throttle": "red", "watch": "yellow", "clear": ""}
-
-
-def _print_ranked(rows: list[dict[str, Any]], most: int = 20) -> None:
-    table = Table(box=None, header_style="bold")
-    for title, right in (("client", False), ("model", False), ("state", False), ("suspicion", True), ("queries", True), ("why", False)):
-        table.add_column(title, justify="right" if right else "left", overflow="fold")
-    interesting = [r for r in rows if r["state"] != "clear"] or rows[:5]
-    for r in interesting[:most]:
-        why = r["evidence"][0]["text"] if r["evidence"] else "nothing unusual"
-        mark = "" if r["calibrated"] else " (uncalibrated)"
-        table.add_row(
-            Text(r["client_id"]), Text(r["model_id"]), Text(r["state"], style=_STYLE[r["state"]]), f"{r['suspicion']:.4f}{mark}",
-            f"{r['queries']:,}", Text(why),
-        )  # fmt: skip
-    out.print(table)
-    flagged = sum(r["state"] in ("throttle", "block") for r in rows)
-    hidden = max(0, len(interesting) - most)
-    out.print(f"{len(rows):,} clients, {flagged} flagged{f', {hidden} more rows not shown' if hidden else ''}")
-
-
-def _print_alerts(rows: list[dict[str, Any]]) -> None:
-    table = Table(box=None, header_style="bold")
-    for title in ("time", "client", "model", "state", "suspicion", "queries", "resembles", "why"):
-        table.add_column(title, overflow="fold")
-    for a in rows:
-        table.add_row(
-            a["time"], Text(a["client_id"]), Text(a["model_id"]), Text(a["state"], style=_STYLE[a["state"]]), f"{a['suspicion']:.4f}",
-            f"{a['queries_seen']:,}", a["family"], Text(a["evidence"][0]["text"] if a["evidence"] else ""),
-        )  # fmt: skip
-    out.print(table)
-    out.print(f"{len(rows):,} alerts")
-
-
-def _print_counters(counters: Mapping[str, int], reasons: Mapping[str, int], first: Sequence[tuple[str, str, str]]) -> None:
-    out.print(", ".join(f"{name} {count:,}" for name, count in counters.items() if count), style="dim")
-    for reason, count in sorted(reasons.items(), key=lambda r: -r[1]):
-        out.print(Text(f"refused, {reason}: {count:,}"))
-    for place, reason, detail in first:
-        out.print(Text(f"  {place}: {reason}{f' ({detail})' if detail else ''}"), style="dim", soft_wrap=True)
 
 
 def _file_lines(path: Path) -> Iterator[bytes]:

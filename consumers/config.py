@@ -13,7 +13,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, EnvSettingsSource, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 from consumers.errors import WrongUse
 
@@ -30,7 +35,9 @@ class Part(BaseModel):
 
 
 class StoreSettings(Part):
-    url: SecretStr = Field(SecretStr(""), description="sqlite:///path, redis://, rediss:// or redis+cluster://; empty: SQLite in state_dir")
+    url: SecretStr = Field(
+        SecretStr(""), description="sqlite:///path, redis://, rediss:// or redis+cluster://; empty: SQLite in state_dir"
+    )
     min_replicas: int = Field(0, ge=0, description="replicas that must hold an operator's write (WAIT); 0: none")
     timeout_s: float = Field(2.0, gt=0, description="how long one call to the store may take")
 
@@ -42,7 +49,10 @@ class KafkaSettings(Part):
     alerts_topic: str = Field("extraction-alerts", description="alerts; created if missing")
     group_id: str = Field("querywarden", description="consumer group of the ingest processes")
     group_instance_id: str | None = Field(None, description="static membership: a stable name of this process")
-    start: str = Field("earliest", description="where a partition begins that the store does not know: earliest, latest or an RFC 3339 time")
+    start: str = Field(
+        "earliest",
+        description="where a partition begins that the store does not know: earliest, latest or an RFC 3339 time",
+    )
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] | None = Field(
         None, description="must be stated for brokers that are not on loopback"
     )
@@ -63,11 +73,16 @@ class LogSettings(Part):
 
 
 class MetricsSettings(Part):
-    bind: str = Field("", description="host:port for /metrics, /healthz and /readyz; empty: off; port 0 picks one and logs it")
+    bind: str = Field(
+        "", description="host:port for /metrics, /healthz and /readyz; empty: off; port 0 picks one and logs it"
+    )
 
 
 class SecretsSettings(Part):
-    file: str = Field("", description="sampling key, pepper and sealing key, shared by all processes; empty: secrets.json in state_dir")
+    file: str = Field(
+        "",
+        description="sampling key, pepper and sealing key, shared by all processes; empty: secrets.json in state_dir",
+    )
 
 
 class AlertSettings(Part):
@@ -83,13 +98,27 @@ class HttpSettings(Part):
 class Settings(BaseSettings):
     model_config = SettingsConfigDict(extra="forbid", frozen=True, env_prefix=PREFIX, env_nested_delimiter="__")
 
-    baselines: tuple[str, ...] = Field((), description="baseline files or folders of *.baseline (environment: separated by colons)")
-    tenant: str = Field("default", min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+$", description="whose clients these are")
-    mode: Literal["observe", "alert", "throttle", "block"] = Field("observe", description="the strongest decision that gateways enforce")
-    false_alarm_budget: float = Field(0.01, gt=0, lt=0.5, description="share of honest clients that may be flagged, over their whole life")
-    horizon_days: float = Field(30.0, ge=1, le=3650, description="how long a query counts: two halves, merged at assessment")
-    unknown_models: Literal["reject", "ignore"] = Field("reject", description="events of a model without a baseline: dead letter, or only counted")
-    state_dir: str = Field("", description="where state is kept that has no other place; empty: the platform's user state folder")
+    baselines: tuple[str, ...] = Field(
+        (), description="baseline files or folders of *.baseline (environment: separated by colons)"
+    )
+    tenant: str = Field(
+        "default", min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+$", description="whose clients these are"
+    )
+    mode: Literal["observe", "alert", "throttle", "block"] = Field(
+        "observe", description="the strongest decision that gateways enforce"
+    )
+    false_alarm_budget: float = Field(
+        0.01, gt=0, lt=0.5, description="share of honest clients that may be flagged, over their whole life"
+    )
+    horizon_days: float = Field(
+        30.0, ge=1, le=3650, description="how long a query counts: two halves, merged at assessment"
+    )
+    unknown_models: Literal["reject", "ignore"] = Field(
+        "reject", description="events of a model without a baseline: dead letter, or only counted"
+    )
+    state_dir: str = Field(
+        "", description="where state is kept that has no other place; empty: the platform's user state folder"
+    )
     store: StoreSettings = StoreSettings()
     log: LogSettings = LogSettings()
     kafka: KafkaSettings = KafkaSettings()
@@ -134,8 +163,6 @@ class _Environment(EnvSettingsSource):
         if field_name == "baselines" and isinstance(value, str):
             return value
         return super().prepare_field_value(field_name, field, value, value_is_complex)
-
-
 
 
 def load(path: Path | None = None, **overrides: Any) -> Settings:
@@ -184,6 +211,8 @@ def rows(model: type[BaseModel] = Settings, above: str = "") -> list[tuple[str, 
 def _refuse_unknown_variables() -> None:
     known = {variable for _, variable, _, _ in rows()}
     for variable in os.environ:
-        ours = variable.startswith(PREFIX) and not variable.startswith(f"{PREFIX}TEST_") and variable != f"{PREFIX}CACHE"
+        ours = (
+            variable.startswith(PREFIX) and not variable.startswith(f"{PREFIX}TEST_") and variable != f"{PREFIX}CACHE"
+        )
         if ours and variable.upper() not in known:
             raise WrongUse(f"environment: {variable} names no setting (querywarden config schema lists them)")

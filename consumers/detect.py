@@ -259,7 +259,7 @@ def _trail(profile: Profile, baseline: Baseline, assessment: Assessment) -> list
 
 
 def rfc3339(time_ms: int) -> str:
-    when = dt.datetime.fromtimestamp(time_ms / 1000, dt.timezone.utc)
+    when = dt.datetime.fromtimestamp(time_ms / 1000, dt.UTC)
     return when.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
@@ -337,7 +337,13 @@ class Runner:
                     found.setdefault(cell, {})[name] = (Cursor(answer.generation, answer.cursor), answer.clients)
         return found
 
-    def _one(self, cell: int, pending: Mapping[str, tuple[Cursor, list[ClientKey]]], profile_cells: Sequence[str], renew: bool) -> int:
+    def _one(
+        self,
+        cell: int,
+        pending: Mapping[str, tuple[Cursor, list[ClientKey]]],
+        profile_cells: Sequence[str],
+        renew: bool,
+    ) -> int:
         held = self.held[cell]
         clients = list(dict.fromkeys(k for _, keys in pending.values() for k in keys))
         if not clients and not renew:

@@ -19,8 +19,8 @@ import numpy as np
 from consumers.errors import Refused, WrongUse
 from consumers.log import QueryLog, Records
 from consumers.log.formats import InputReader, NativeFormat, RawReference, read_reference, reference_batch, stack
-from detector.worlds import honest_streams
 from detector.baseline import Baseline
+from detector.domain import Domain, Scene
 from detector.errors import DetectorError
 from detector.features import Column, Schema, infer_grain
 from detector.honest import BENIGN
@@ -137,7 +137,9 @@ def fit(
         if traffic is None:
             raise WrongUse("give --reference, --traffic, or both")
         raw = _derived(lines, model_id)
-        said.append(f"no reference given: derived from the traffic, {len(raw.events):,} rows, at most {CAP_A_CLIENT} of one client")
+        said.append(
+            f"no reference given: derived from the traffic, {len(raw.events):,} rows, at most {CAP_A_CLIENT} of one client"
+        )
     else:
         progress("reading the reference")
         raw = read_reference(reference, model_id)
@@ -215,7 +217,8 @@ def _derived(lines: Sequence[bytes], model_id: str) -> RawReference:
 
 def _decode(lines: Sequence[bytes], model_id: str, schema: Schema) -> tuple[QueryBatch | None, Counter[str]]:
     native = NativeFormat({model_id: InputReader(schema)}, admit_unknown=True)
-    batches, refused = [], Counter[str]()
+    batches: list[QueryBatch] = []
+    refused = Counter[str]()
     for start in range(0, len(lines), 5000):
         part = list(lines[start : start + 5000])
         decoded = native.decode(Records("traffic", part, np.arange(start, start + len(part)), start + len(part)))
@@ -226,7 +229,9 @@ def _decode(lines: Sequence[bytes], model_id: str, schema: Schema) -> tuple[Quer
 
 def _tell(said: list[str], what: str, refused: Counter[str]) -> None:
     if refused:
-        said.append(f"{what}: {sum(refused.values()):,} refused ({', '.join(f'{k} {v:,}' for k, v in refused.most_common())})")
+        said.append(
+            f"{what}: {sum(refused.values()):,} refused ({', '.join(f'{k} {v:,}' for k, v in refused.most_common())})"
+        )
 
 
 def write_baseline(baseline: Baseline, path: Path) -> None:

@@ -143,7 +143,12 @@ class Ingest:
         )
 
     def _fold(
-        self, cell: Cell, model: str, batch: QueryBatch, keys: list[ClientKey], writes: dict[ClientKey, dict[str, bytes | None]]
+        self,
+        cell: Cell,
+        model: str,
+        batch: QueryBatch,
+        keys: list[ClientKey],
+        writes: dict[ClientKey, dict[str, bytes | None]],
     ) -> None:
         profiles = self.of_model(cell, model)
         ended = profiles.add(list(keys), batch, profiles.map.measure(batch, self.secrets.sampling_key))
@@ -163,9 +168,9 @@ class Ingest:
             if window >= newest - 1:
                 writes[key][f"w:{window}"] = blob
         for key in keys:
-            for name, blob in writes[key].items():
+            for name, written in writes[key].items():
                 if name.startswith("w:"):
-                    (cell.stored[key].add if blob is not None else cell.stored[key].discard)(int(name[2:]))
+                    (cell.stored[key].discard if written is None else cell.stored[key].add)(int(name[2:]))
 
     def trim(self, cell: Cell, keys: Mapping[str, list[ClientKey]]) -> None:
         """Keep the cache bounded: past the limit, forget all but the clients of this poll."""
@@ -312,7 +317,13 @@ class Runner:
     def _count(self, decoded: Decoded) -> None:
         m = self.metrics
         m.add("querywarden_commits_total", outcome="committed")
-        for outcome, name in (("query", "queries"), ("dead", "dead"), ("unmodelled", "unmodelled"), ("denied", "denied"), ("failed", "failed")):
+        for outcome, name in (
+            ("query", "queries"),
+            ("dead", "dead"),
+            ("unmodelled", "unmodelled"),
+            ("denied", "denied"),
+            ("failed", "failed"),
+        ):
             if decoded.counters[name]:
                 m.add("querywarden_records_total", decoded.counters[name], outcome=outcome)
         for letter in decoded.dead:

@@ -14,7 +14,11 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 
 METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
-    "querywarden_records_total": ("counter", ("outcome",), "records read from the log: query, dead, unmodelled, denied, failed"),
+    "querywarden_records_total": (
+        "counter",
+        ("outcome",),
+        "records read from the log: query, dead, unmodelled, denied, failed",
+    ),
     "querywarden_dead_letters_total": ("counter", ("reason",), "refused records by reason code"),
     "querywarden_unknown_keys_total": ("counter", (), "keys of events that the format does not know"),
     "querywarden_commits_total": ("counter", ("outcome",), "checkpoints: committed, fenced, rewound, unavailable"),
@@ -37,7 +41,8 @@ class Metrics:
         self.registry = CollectorRegistry()
         kinds = {"counter": Counter, "gauge": Gauge}
         self._metrics: dict[str, Any] = {
-            name: kinds[kind](name, text, labels, registry=self.registry) for name, (kind, labels, text) in METRICS.items()
+            name: kinds[kind](name, text, labels, registry=self.registry)
+            for name, (kind, labels, text) in METRICS.items()
         }
 
     def add(self, name: str, amount: float = 1, **labels: str) -> None:

@@ -201,7 +201,8 @@ def report_of(
         calibrated=calibrated,
         calibration="; ".join(n for b in baselines.values() for n in b.notes),
         alerts=[
-            AlertRow(a["client_id"], a["model_id"], _ms(a["time"]), a["state"], a["queries_seen"]) for a in result.alerts
+            AlertRow(a["client_id"], a["model_id"], _ms(a["time"]), a["state"], a["queries_seen"])
+            for a in result.alerts
         ],
         coverage=coverage,
         counters={k: v for k, v in result.counters.items() if v},
@@ -218,4 +219,4 @@ def _truth(known: Mapping[str, Any] | None) -> str | None:
 
 
 def _ms(time: str) -> int:
-    return round(dt.datetime.fromisoformat(time.replace("Z", "+00:00")).timestamp() * 1000)
+    return round(dt.datetime.fromisoformat(time).timestamp() * 1000)

@@ -98,7 +98,9 @@ class Baseline:
         """
         clients = len(np.unique(traffic.who))
         if clients < MIN_CLIENTS:
-            raise UnfittedModel(f"{clients} clients in the traffic; at least {MIN_CLIENTS} are needed to calibrate by client")
+            raise UnfittedModel(
+                f"{clients} clients in the traffic; at least {MIN_CLIENTS} are needed to calibrate by client"
+            )
         feature_map = FeatureMap.fit(schema, reference.inputs, reference.labels, reference.probabilities, rng)
         _settle_levels(feature_map, traffic)
         nulls = _calibrate(feature_map, traffic, real_clients)
@@ -149,7 +151,9 @@ class Baseline:
             raise CorruptBaseline("not a QueryWarden baseline")
         _, version, length = _FRONT.unpack_from(blob)
         if version != FORMAT:
-            raise CorruptBaseline(f"baseline format version {version}; this QueryWarden reads version {FORMAT}: fit it again")
+            raise CorruptBaseline(
+                f"baseline format version {version}; this QueryWarden reads version {FORMAT}: fit it again"
+            )
         if hashlib.sha256(blob[:-32]).digest() != blob[-32:]:
             raise CorruptBaseline("the baseline is damaged: its SHA-256 does not match")
         try:
@@ -230,7 +234,12 @@ def _check(fmap: FeatureMap) -> None:
         raise ValueError("columns outside the expanded input")
     if len(fmap.cell_of) and (fmap.cell_of.min() < 0 or fmap.cell_of.max() >= len(fmap.cell_share)):
         raise ValueError("coverage cells outside the map")
-    if np.any(fmap.hash_grain <= 0) or np.any(fmap.code_step <= 0) or np.any(fmap.scale <= 0) or np.any(fmap.spread <= 0):
+    if (
+        np.any(fmap.hash_grain <= 0)
+        or np.any(fmap.code_step <= 0)
+        or np.any(fmap.scale <= 0)
+        or np.any(fmap.spread <= 0)
+    ):
         raise ValueError("a scale that is not positive")
     if (w if fmap.wide else d) != w or (fmap.wide and w > m):
         raise ValueError("remembered codes do not fit the input")

@@ -69,7 +69,8 @@ def scale_of(lives: NDArray[np.float64], floor: NDArray[np.float64]) -> NDArray[
     if len(lives) == 0:
         return floor.copy()
     top = np.sort(lives, axis=0)[-TOP_LIVES:]
-    return np.maximum(top.mean(0), floor)
+    scale: NDArray[np.float64] = np.maximum(top.mean(0), floor)
+    return scale
 
 
 @dataclass(frozen=True, slots=True)

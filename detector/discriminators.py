@@ -28,7 +28,7 @@ Rows = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
-class Domain:
+class Bounds:
     """What a column may hold, for corruption: bounds, lattice (0: continuous), spread, and whether it is a category. All (d,)."""
 
     low: NDArray[np.float64]
@@ -85,35 +85,35 @@ class Trees:
             raise CorruptBaseline("a tree of the baseline does not end or points outside itself")
 
 
-def corrupt_part(rows: Rows, domain: Domain, rng: np.random.Generator) -> Rows:
+def corrupt_part(rows: Rows, bounds: Bounds, rng: np.random.Generator) -> Rows:
     """Half of the columns from another row: marginals stay, dependence breaks."""
     other = rows[rng.permutation(len(rows))]
     return np.where(rng.random(rows.shape) < 0.5, other, rows)
 
 
-def corrupt_mix(rows: Rows, domain: Domain, rng: np.random.Generator) -> Rows:
+def corrupt_mix(rows: Rows, bounds: Bounds, rng: np.random.Generator) -> Rows:
     """Convex combinations of two rows (categories from either)."""
     other = rows[rng.permutation(len(rows))]
     weight = rng.uniform(0.25, 0.75, (len(rows), 1))
     mixed = weight * rows + (1 - weight) * other
-    return domain.admit(np.where(domain.category, np.where(rng.random(rows.shape) < weight, rows, other), mixed))
+    return bounds.admit(np.where(bounds.category, np.where(rng.random(rows.shape) < weight, rows, other), mixed))
 
 
-def corrupt_step(rows: Rows, domain: Domain, rng: np.random.Generator) -> Rows:
+def corrupt_step(rows: Rows, bounds: Bounds, rng: np.random.Generator) -> Rows:
     """Every changed feature moves by one magnitude, as Jacobian-based augmentation does (Papernot et al. 2017, §4)."""
-    unit = np.where(rng.random((len(rows), 1)) < 0.5, domain.spread, (domain.high - domain.low) / 4)
+    unit = np.where(rng.random((len(rows), 1)) < 0.5, bounds.spread, (bounds.high - bounds.low) / 4)
     size = rng.uniform(0.15, 0.8, (len(rows), 1))
     sign = rng.choice([-1.0, 1.0], rows.shape) * (rng.random(rows.shape) < rng.uniform(0.5, 1.0, (len(rows), 1)))
-    return domain.admit(np.where(domain.category, rows, rows + sign * size * unit))
+    return bounds.admit(np.where(bounds.category, rows, rows + sign * size * unit))
 
 
-def corrupt_jitter(rows: Rows, domain: Domain, rng: np.random.Generator) -> Rows:
+def corrupt_jitter(rows: Rows, bounds: Bounds, rng: np.random.Generator) -> Rows:
     """Gaussian noise of .1 to .7 standard deviations on every number."""
-    noise = rng.normal(size=rows.shape) * domain.spread * rng.uniform(0.1, 0.7, (len(rows), 1))
-    return domain.admit(np.where(domain.category, rows, rows + noise))
+    noise = rng.normal(size=rows.shape) * bounds.spread * rng.uniform(0.1, 0.7, (len(rows), 1))
+    return bounds.admit(np.where(bounds.category, rows, rows + noise))
 
 
-CORRUPTIONS: dict[str, Callable[[Rows, Domain, np.random.Generator], Rows]] = {
+CORRUPTIONS: dict[str, Callable[[Rows, Bounds, np.random.Generator], Rows]] = {
     "part": corrupt_part,
     "mix": corrupt_mix,
     "step": corrupt_step,
@@ -121,7 +121,7 @@ CORRUPTIONS: dict[str, Callable[[Rows, Domain, np.random.Generator], Rows]] = {
 }
 
 
-def train(rows: Rows, domain: Domain, corruption: str, rng: np.random.Generator) -> tuple[Trees, NDArray[np.float64]]:
+def train(rows: Rows, bounds: Bounds, corruption: str, rng: np.random.Generator) -> tuple[Trees, NDArray[np.float64]]:
     """Fit one discriminator on the reference.
 
     Returns the model fitted on all rows, and the out-of-fold scores of the reference rows, (n,).
@@ -131,19 +131,19 @@ def train(rows: Rows, domain: Domain, corruption: str, rng: np.random.Generator)
     fold = rng.permutation(len(rows)) % FOLDS
     for f in range(FOLDS):
         inside, outside = rows[fold != f], rows[fold == f]
-        held_out[fold == f] = _boost(inside, make, domain, rng).score(outside)
-    return _boost(rows, make, domain, rng), held_out
+        held_out[fold == f] = _boost(inside, make, bounds, rng).score(outside)
+    return _boost(rows, make, bounds, rng), held_out
 
 
 def _boost(
     rows: Rows,
-    make: Callable[[Rows, Domain, np.random.Generator], Rows],
-    domain: Domain,
+    make: Callable[[Rows, Bounds, np.random.Generator], Rows],
+    bounds: Bounds,
     rng: np.random.Generator,
 ) -> Trees:
     from sklearn.ensemble import HistGradientBoostingClassifier  # only fit pays for this import
 
-    fakes = [make(rows, domain, rng) for _ in range(COPIES)]
+    fakes = [make(rows, bounds, rng) for _ in range(COPIES)]
     x = np.concatenate([*([rows] * COPIES), *fakes])
     y = np.repeat([0, 1], len(rows) * COPIES)
     model = HistGradientBoostingClassifier(

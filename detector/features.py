@@ -19,9 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detector import kernels
-from detector.discriminators import CORRUPTIONS, Domain, Trees, train
+from detector.discriminators import CORRUPTIONS, Bounds, Trees, train
 from detector.errors import UnfittedModel
 from detector.query import QueryBatch
+
+Codes = NDArray[np.uint8 | np.uint16]
 
 MEASURES = ("novelty", "residual", "part", "mix", "step", "jitter", "margin", "lattice")
 """What is odd about one query, alone; bit 2i is measure i's *rare* level, bit 2i + 1 its *beyond* level."""
@@ -37,8 +39,11 @@ BITS: dict[str, int] = {
 }
 """Bits of one odd query. They are stored in 24 bits."""
 
-ODD = sum(b for name, b in BITS.items() if name != "root")
-"""A query with any of these bits enters the odd set."""
+ODD = sum(1 << b for b in range(2 * len(MEASURES)))
+"""A query with any of these bits enters the odd set: it is odd by itself, in whatever order it came."""
+
+PATH = BITS["stepped"] | BITS["flipped"] | BITS["collinear"]
+"""A query with any of these bits enters the path set: it is odd by what came before it."""
 
 CELLS = 64
 DISTANCE_BINS = 16
@@ -129,7 +134,7 @@ class Measured:
     distance_bins: NDArray[np.uint8]
     margin_bins: NDArray[np.uint8]
     z: NDArray[np.float64]
-    codes: NDArray[np.uint8] | NDArray[np.uint16]
+    codes: Codes
     raw: NDArray[np.float64]
 
 
@@ -167,7 +172,7 @@ class FeatureMap:
         return self.schema.width > WIDE
 
     @property
-    def code_dtype(self) -> type[np.uint8] | type[np.uint16]:
+    def code_dtype(self) -> type[np.uint8 | np.uint16]:
         """One byte a code where the reference's lattice fits into it, or for projections."""
         if self.wide:
             return np.uint8
@@ -202,7 +207,9 @@ class FeatureMap:
         with np.errstate(invalid="ignore"):
             bits |= np.where(margin < self.margin_levels[label, 0], np.uint32(1 << at), np.uint32(0))
             bits |= np.where(margin < self.margin_levels[label, 1], np.uint32(1 << at + 1), np.uint32(0))
-        margin_bins = np.where(np.isnan(margin), 255, np.clip(margin * MARGIN_BINS, 0, MARGIN_BINS - 1)).astype(np.uint8)
+        margin_bins = np.where(np.isnan(margin), 255, np.clip(margin * MARGIN_BINS, 0, MARGIN_BINS - 1)).astype(
+            np.uint8
+        )
         return Measured(
             hashes=hashes,
             bits=bits,
@@ -221,7 +228,9 @@ class FeatureMap:
         n = len(x)
         z = np.empty((n, self.basis.shape[1]))
         residual = np.empty(n)
-        kernels.project_rows(x, self.center, self.scale, self.start, self.levels_of, self.basis, self.spread, z, residual)
+        kernels.project_rows(
+            x, self.center, self.scale, self.start, self.levels_of, self.basis, self.spread, z, residual
+        )
         distance = np.empty(n)
         nearest = np.empty(n, np.int64)
         kernels.nearest_rows(z, self.neighbours, np.full(n, -1) if skip is None else skip, distance, nearest)
@@ -234,13 +243,20 @@ class FeatureMap:
         lattice = np.empty(len(x))
         kernels.off_lattice(x, self.lattice, lattice)
         learned = {name: trees.score(x) for name, trees in self.trees.items()}
-        table: dict[str, NDArray[np.float64]] = {"novelty": distance, "residual": residual, "lattice": lattice, **learned}
+        table: dict[str, NDArray[np.float64]] = {
+            "novelty": distance,
+            "residual": residual,
+            "lattice": lattice,
+            **learned,
+        }
         return [table.get(m) for m in MEASURES]
 
-    def encode(self, x: NDArray[np.float64], z: NDArray[np.float64]) -> NDArray[np.uint8] | NDArray[np.uint16]:
+    def encode(self, x: NDArray[np.float64], z: NDArray[np.float64]) -> Codes:
         source = z[:, : len(self.code_low)] if self.wide else x
-        codes = np.empty(source.shape, self.code_dtype)
-        kernels.encode_rows(np.ascontiguousarray(source), self.code_low, self.code_step, np.iinfo(self.code_dtype).max, codes)
+        codes: Codes = np.empty(source.shape, self.code_dtype)
+        kernels.encode_rows(
+            np.ascontiguousarray(source), self.code_low, self.code_step, np.iinfo(self.code_dtype).max, codes
+        )
         return codes
 
     @property
@@ -327,14 +343,14 @@ class FeatureMap:
         rng: np.random.Generator,
     ) -> None:
         rows = inputs[rng.permutation(len(inputs))[:MAX_TRAINING_ROWS]]
-        domain = Domain(
+        bounds = Bounds(
             *self._bounds(), self.lattice, self.scale, np.array([c.kind == "categorical" for c in self.schema.columns])
         )
         held_out: dict[str, NDArray[np.float64]] = {}
         for name in CORRUPTIONS:
-            self.trees[name], held_out[name] = train(rows, domain, name, rng)
+            self.trees[name], held_out[name] = train(rows, bounds, name, rng)
         # a reference row's own copy among the neighbours is left out
-        z, residual, distance, nearest = self.locate(inputs)
+        _, residual, distance, nearest = self.locate(inputs)
         same = np.where(distance < 1e-6, nearest, -1)
         _, residual, distance, _ = self.locate(inputs, same)
         held_out |= {"novelty": distance, "residual": residual}
@@ -367,7 +383,9 @@ class FeatureMap:
             best[i] = np.sqrt(squares.min())
         return float(np.median(best[best > 0])) if np.any(best > 0) else 1.0
 
-    def raise_levels(self, oddness: Sequence[NDArray[np.float64] | None], weight: NDArray[np.float64], share: float) -> None:
+    def raise_levels(
+        self, oddness: Sequence[NDArray[np.float64] | None], weight: NDArray[np.float64], share: float
+    ) -> None:
         """Raise each *rare* level until at most `share` of the weighted honest queries exceed it. Never lowers a level."""
         for i, odd in enumerate(oddness):
             if odd is None or MEASURES[i] == "lattice":

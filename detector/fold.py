@@ -4,7 +4,7 @@ Rules of this file
 * `fold_rows` walks the rows of one poll once. What it does to a client depends on that client's rows alone, one after the other,
   never on how polls cut them: folding 1, 7 or 2,000 rows at a time gives the same bytes (tests/detector/test_profile.py).
 * A repeated query (same content hash, still remembered) adds to volume and to nothing else.
-* The *odd set* and the *sample* are bottom-k sets by keyed hash (Cohen & Kaplan, PODC 2007): exact below k, unbiased above.
+* The *odd set*, the *path set* and the *sample* are bottom-k sets by keyed hash (Cohen & Kaplan, PODC 2007): exact below k, unbiased above.
 * Marks are the running maxima of each signal's mass, so a result never depends on when somebody looked (a mass falls
   when its allowance grows). The trail says when the fused maximum first reached each level of a fixed geometric ladder.
 * The memory (last rows and a content-sampled set of earlier ones) is scratch: it never merges.
@@ -18,12 +18,13 @@ import numba as nb
 import numpy as np
 from numpy.typing import NDArray
 
-from detector.features import BITS, ODD
+from detector.features import BITS, ODD, PATH
 from detector.kernels import HASH_SPAN
 
 ODD_KEPT = 512
+PATH_KEPT = 128
 SAMPLE_KEPT = 192
-MEMORY_BYTES = 7168
+MEMORY_BYTES = 6144
 TRAIL_LEVELS = 72
 TRAIL_FIRST = 0.15
 TRAIL_GROWTH = 1.08
@@ -40,6 +41,7 @@ STEPPED = BITS["stepped"]
 FLIPPED = BITS["flipped"]
 ALONG = BITS["collinear"]
 _ODD = ODD
+_PATH = PATH
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,7 @@ class Masses:
     """The table of signals as arrays, (s,) each.
 
     need         bits that a query must all carry to be counted
+    path         counted in the path set instead of the odd set
     roots_base   count among roots instead of all distinct queries
     form         0: excess, 1: excess × share
     allowance    honest share
@@ -56,6 +59,7 @@ class Masses:
     """
 
     need: NDArray[np.uint32]
+    path: NDArray[np.bool_]
     roots_base: NDArray[np.bool_]
     form: NDArray[np.int64]
     allowance: NDArray[np.float64]
@@ -168,6 +172,44 @@ def code_distance(a, b, weight, category):  # type: ignore[no-untyped-def]
 
 
 @nb.njit(cache=True, nogil=True)
+def keep_marked(hashes, bits, count, kept, h, b, need, mine, counts):  # type: ignore[no-untyped-def]
+    """Put a marked query into a bottom-k set and keep the signals' counts. Returns the set's new size, 0 if nothing changed.
+
+    A member seen again gains bits; it stays a root only while it always was one. mine (s,): signals counted in this set.
+    """
+    at = find_sorted(hashes, count, h)
+    if at < count and hashes[at] == h:
+        old = bits[at]
+        root = np.uint32(ROOT)
+        new = ((old | b) & ~root) | (old & b & root)
+        if new == old:
+            return 0
+        for q in range(need.shape[0]):
+            if mine[q]:
+                counts[q] += int((new & need[q]) == need[q]) - int((old & need[q]) == need[q])
+        bits[at] = new
+        return count
+    if count == kept and h > hashes[count - 1]:
+        return 0
+    last = count
+    if count == kept:
+        last = kept - 1
+        gone = bits[last]
+        for q in range(need.shape[0]):
+            if mine[q] and (gone & need[q]) == need[q]:
+                counts[q] -= 1
+    for a in range(last, at, -1):
+        hashes[a] = hashes[a - 1]
+        bits[a] = bits[a - 1]
+    hashes[at] = h
+    bits[at] = b
+    for q in range(need.shape[0]):
+        if mine[q] and (b & need[q]) == need[q]:
+            counts[q] += 1
+    return last + 1
+
+
+@nb.njit(cache=True, nogil=True)
 def mass_of(form, count, roots_base, distinct, roots, allowance):  # type: ignore[no-untyped-def]
     """Excess of odd distinct queries over what honest clients are allowed; form 1 weighs it by its share (long *and* odd)."""
     base = roots if roots_base else distinct
@@ -186,10 +228,11 @@ def fold_rows(  # type: ignore[no-untyped-def]
     # the map
     code_low, code_step, code_weight, code_category, near2, lattice, grain, low, high, raw_step, unit, wide,
     # the signals
-    need, roots_base, form, allowance, fusing_scale, horizon_distinct,
+    need, path, roots_base, form, allowance, fusing_scale, horizon_distinct,
     # the state, one row a client
     queries, volume, first_ms, last_ms, classes, cell_counts, distance_counts, margin_counts, moments,
-    sample_hash, sample_root, sample_n, odd_hash, odd_bits, odd_n, odd_counts, marks, trail_ms, trail_query, trail_n,
+    sample_hash, sample_root, sample_n, odd_hash, odd_bits, odd_n, path_hash, path_bits, path_n, odd_counts,
+    marks, trail_ms, trail_query, trail_n,
     ring_hash, ring_label, ring_codes, ring_n, low_hash, low_label, low_codes, low_n, raw_ring,
 ):  # fmt: skip
     n_signals = need.shape[0]
@@ -287,13 +330,16 @@ def fold_rows(  # type: ignore[no-untyped-def]
             dot = 0.0
             n1 = 0.0
             n2 = 0.0
+            moved = 0
             for j in range(width):
+                moved += int(codes[i, j] != one[j])
                 d1 = float(codes[i, j]) - float(one[j])
                 d2_ = float(one[j]) - float(two[j])
                 dot += code_weight[j] * d1 * d2_
                 n1 += code_weight[j] * d1 * d1
                 n2 += code_weight[j] * d2_ * d2_
-            if n1 > 0.0 and n2 > 0.0 and abs(dot) > COLLINEAR * np.sqrt(n1 * n2):
+            # a sweep of one feature is what honest what-if tools do
+            if moved >= 2 and n1 > 0.0 and n2 > 0.0 and abs(dot) > COLLINEAR * np.sqrt(n1 * n2):
                 b |= np.uint32(ALONG)
         # ---- the sample of distinct queries
         count = sample_n[s]
@@ -309,42 +355,26 @@ def fold_rows(  # type: ignore[no-untyped-def]
                 sample_hash[s, at] = h
                 sample_root[s, at] = root
                 sample_n[s] = last + 1
-        # ---- the odd set, and the masses when it grew
-        if b & np.uint32(_ODD):
+        # ---- the marked sets, and the masses when one grew
+        if b & np.uint32(_ODD | _PATH):
             grew = False
-            count = odd_n[s]
-            at = find_sorted(odd_hash[s], count, h)
-            if at < count and odd_hash[s, at] == h:
-                old = odd_bits[s, at]
-                new = (old | b) & ~np.uint32(ROOT) | (old & b & np.uint32(ROOT))
-                if new != old:
-                    for q in range(n_signals):
-                        had = (old & need[q]) == need[q]
-                        has = (new & need[q]) == need[q]
-                        odd_counts[s, q] += int(has) - int(had)
-                    odd_bits[s, at] = new
+            if b & np.uint32(_ODD):
+                size = keep_marked(odd_hash[s], odd_bits[s], odd_n[s], ODD_KEPT, h, b, need, ~path, odd_counts[s])
+                if size > 0:
+                    odd_n[s] = size
                     grew = True
-            elif count < ODD_KEPT or h < odd_hash[s, count - 1]:
-                last = count
-                if count == ODD_KEPT:
-                    last = ODD_KEPT - 1
-                    gone = odd_bits[s, last]
-                    for q in range(n_signals):
-                        if (gone & need[q]) == need[q]:
-                            odd_counts[s, q] -= 1
-                for a in range(last, at, -1):
-                    odd_hash[s, a] = odd_hash[s, a - 1]
-                    odd_bits[s, a] = odd_bits[s, a - 1]
-                odd_hash[s, at] = h
-                odd_bits[s, at] = b
-                odd_n[s] = last + 1
-                for q in range(n_signals):
-                    if (b & need[q]) == need[q]:
-                        odd_counts[s, q] += 1
-                grew = True
+            if b & np.uint32(_PATH):
+                size = keep_marked(path_hash[s], path_bits[s], path_n[s], PATH_KEPT, h, b, need, path, odd_counts[s])
+                if size > 0:
+                    path_n[s] = size
+                    grew = True
             if grew:
-                kept = odd_n[s]
-                factor = kept_estimate(kept, odd_hash[s, kept - 1], ODD_KEPT) / kept
+                odd_factor = 0.0
+                if odd_n[s] > 0:
+                    odd_factor = kept_estimate(odd_n[s], odd_hash[s, odd_n[s] - 1], ODD_KEPT) / odd_n[s]
+                path_factor = 0.0
+                if path_n[s] > 0:
+                    path_factor = kept_estimate(path_n[s], path_hash[s, path_n[s] - 1], PATH_KEPT) / path_n[s]
                 m = sample_n[s]
                 distinct = kept_estimate(m, sample_hash[s, m - 1], SAMPLE_KEPT)
                 rooted = 0
@@ -354,7 +384,8 @@ def fold_rows(  # type: ignore[no-untyped-def]
                 fade = min(1.0, horizon_distinct / max(distinct, 1.0))
                 fused = 0.0
                 for q in range(n_signals):
-                    mass = fade * mass_of(form[q], factor * odd_counts[s, q], roots_base[q], distinct, roots, allowance[q])
+                    seen_odd = (path_factor if path[q] else odd_factor) * odd_counts[s, q]
+                    mass = fade * mass_of(form[q], seen_odd, roots_base[q], distinct, roots, allowance[q])
                     if mass > marks[s, q]:
                         marks[s, q] = mass
                     if fusing_scale[q] > 0.0:

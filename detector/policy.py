@@ -82,7 +82,12 @@ def decide(previous: Decision, assessment: Assessment, nulls: Nulls, policy: Pol
     rank, before = STATES.index(state), STATES.index(previous.state)
     if rank < before and now_s < previous.until_s:
         return Decision(
-            previous.state, "holds", previous.since_s, previous.until_s, previous.episode, enforce(previous.state, policy.mode)
+            previous.state,
+            "holds",
+            previous.since_s,
+            previous.until_s,
+            previous.episode,
+            enforce(previous.state, policy.mode),
         )
     episode = previous.episode + (1 if state == "clear" and before > 0 else 0)
     since = previous.since_s if rank == before and previous.since_s else now_s

@@ -1,7 +1,8 @@
 """Profiles: what is kept of a client. A sum, sets, marks and a memory.
 
 * **Sum**: linear counts and moments; merge is ``+``.
-* **Sets**: the *sample* of distinct queries and the *odd set*, bottom-k by keyed content hash; merge is union, keep k.
+* **Sets**: the *sample* of distinct queries, the *odd set* (odd by themselves) and the *path set* (odd by what came before them),
+  bottom-k by keyed content hash; merge is union, keep k.
 * **Marks and trail**: running maxima of the signals' masses and when the fused one first reached each level; merge is
   maximum and earliest. They belong to one table of signals and one set of nulls (`nulls_version`).
 * **Memory**: remembered rows of one shard, scratch; `merge` drops it.
@@ -17,6 +18,7 @@ import struct
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +29,7 @@ from detector.fold import (
     MEMORY_BYTES,
     MOMENT_AXES,
     ODD_KEPT,
+    PATH_KEPT,
     SAMPLE_KEPT,
     TRAIL_LEVELS,
     Masses,
@@ -36,10 +39,10 @@ from detector.fold import (
 from detector.query import QueryBatch
 
 FORMAT = 1
-_HEAD = struct.Struct("<2sB8s8siqdqqHHBIHH")
+_HEAD = struct.Struct("<2sB8s8siqdqqHHHBIHB")
 _ROOT = np.uint32(1 << 16)
 
-Array = NDArray[np.generic]
+Array = NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +91,9 @@ LAYOUT: dict[str, tuple[str, Callable[[Shape], tuple[int, ...]]]] = {
     "odd_hash": ("<u8", lambda s: (ODD_KEPT,)),
     "odd_bits": ("<u4", lambda s: (ODD_KEPT,)),
     "odd_n": ("<i8", lambda s: ()),
+    "path_hash": ("<u8", lambda s: (PATH_KEPT,)),
+    "path_bits": ("<u4", lambda s: (PATH_KEPT,)),
+    "path_n": ("<i8", lambda s: ()),
     "odd_counts": ("<i8", lambda s: (s.signals,)),
     # marks
     "marks": ("<f8", lambda s: (s.signals,)),
@@ -112,7 +118,7 @@ MEMORY = ("ring_hash", "ring_label", "ring_codes", "ring_n", "low_hash", "low_la
 
 @dataclass(slots=True)
 class Profile:
-    """One client's state, trimmed: sets hold only what is filled. `memory` is None once merged."""
+    """One client's state, trimmed: sets hold only what is filled. `memory` is None once merged; `parts`: how many were merged."""
 
     map_id: str
     nulls_version: str
@@ -130,10 +136,13 @@ class Profile:
     sample_root: NDArray[np.bool_]
     odd_hash: NDArray[np.uint64]
     odd_bits: NDArray[np.uint32]
+    path_hash: NDArray[np.uint64]
+    path_bits: NDArray[np.uint32]
     marks: NDArray[np.float64]
     trail_ms: NDArray[np.int64]
     trail_query: NDArray[np.int64]
     memory: dict[str, Array] | None = field(default=None, repr=False)
+    parts: int = 1
 
     @classmethod
     def empty(cls, map_id: str, nulls_version: str, classes: int, signals: int) -> Profile:
@@ -142,6 +151,7 @@ class Profile:
             np.zeros(classes, np.int64), np.zeros(CELLS, np.int64), np.zeros(DISTANCE_BINS, np.int64),
             np.zeros(MARGIN_BINS, np.int64), np.zeros((2, MOMENT_AXES)),
             np.zeros(0, np.uint64), np.zeros(0, bool), np.zeros(0, np.uint64), np.zeros(0, np.uint32),
+            np.zeros(0, np.uint64), np.zeros(0, np.uint32),
             np.zeros(signals), np.zeros(0, np.int64), np.zeros(0, np.int64),
         )  # fmt: skip
 
@@ -159,13 +169,17 @@ class Profile:
         m = len(self.sample_hash)
         return self.distinct * int(self.sample_root.sum()) / m if m else 0.0
 
-    def odd_counts(self, need: NDArray[np.uint32]) -> NDArray[np.float64]:
-        """Distinct queries that carry all bits of each mask, (s,)."""
-        m = len(self.odd_hash)
-        if not m:
-            return np.zeros(len(need))
-        factor = float(kept_estimate(m, self.odd_hash[-1], ODD_KEPT)) / m
-        return factor * ((self.odd_bits[:, None] & need) == need).sum(0)
+    def odd_counts(self, table: Masses) -> NDArray[np.float64]:
+        """Distinct queries that carry all bits of each signal, (s,)."""
+        out = np.zeros(len(table.need))
+        for hashes, bits, kept, mine in (
+            (self.odd_hash, self.odd_bits, ODD_KEPT, ~table.path),
+            (self.path_hash, self.path_bits, PATH_KEPT, table.path),
+        ):
+            if len(hashes):
+                factor = float(kept_estimate(len(hashes), hashes[-1], kept)) / len(hashes)
+                out += np.where(mine, factor * ((bits[:, None] & table.need) == table.need).sum(0), 0.0)
+        return out
 
     # ------------------------------------------------------------------ algebra
 
@@ -176,11 +190,12 @@ class Profile:
         if not self.queries or not other.queries:
             full = other if other.queries else self
             return _replace(full, memory=None)
-        sample_hash, (sample_root,) = _union(
+        sample_hash, sample_root = _union(
             SAMPLE_KEPT, (self.sample_hash, self.sample_root), (other.sample_hash, other.sample_root)
         )
-        odd_hash, (odd_any, odd_all) = _union(
-            ODD_KEPT, (self.odd_hash, self.odd_bits), (other.odd_hash, other.odd_bits), bits=True
+        odd_hash, odd_bits = _union_marked(ODD_KEPT, (self.odd_hash, self.odd_bits), (other.odd_hash, other.odd_bits))
+        path_hash, path_bits = _union_marked(
+            PATH_KEPT, (self.path_hash, self.path_bits), (other.path_hash, other.path_bits)
         )
         same = self.nulls_version == other.nulls_version
         newer = self if self.last_ms >= other.last_ms else other
@@ -199,13 +214,16 @@ class Profile:
             margin_counts=self.margin_counts + other.margin_counts,
             moments=self.moments + other.moments,
             sample_hash=sample_hash,
-            sample_root=sample_root.astype(bool),
+            sample_root=sample_root,
             odd_hash=odd_hash,
-            odd_bits=((odd_any & ~_ROOT) | (odd_all & _ROOT)).astype(np.uint32),
+            odd_bits=odd_bits,
+            path_hash=path_hash,
+            path_bits=path_bits,
             marks=np.maximum(self.marks, other.marks) if same else newer.marks,
             trail_ms=trail[0],
             trail_query=trail[1],
             memory=None,
+            parts=self.parts + other.parts,
         )
 
     # ------------------------------------------------------------------ bytes
@@ -215,16 +233,22 @@ class Profile:
         memory = self.memory
         head = _HEAD.pack(
             b"QP", FORMAT, bytes.fromhex(self.map_id), bytes.fromhex(self.nulls_version), self.window, self.queries, self.volume,
-            self.first_ms, self.last_ms, len(self.sample_hash), len(self.odd_hash), len(self.trail_ms),
+            self.first_ms, self.last_ms, len(self.sample_hash), len(self.odd_hash), len(self.path_hash), len(self.trail_ms),
             int(memory["ring_n"]) if memory else 0, int(memory["low_n"]) if memory else 0, 1 if memory else 0,
         )  # fmt: skip
         parts = [head]
-        for counts in (self.classes, self.cell_counts, self.distance_counts, self.margin_counts):
-            parts.append(_pack_counts(counts))
-        parts.append(self.moments.astype("<f8").tobytes() if self.queries > 1 else self.moments[0].astype("<f8").tobytes())
+        parts += [_pack_counts(c) for c in (self.classes, self.cell_counts, self.distance_counts, self.margin_counts)]
+        parts.append(
+            self.moments.astype("<f8").tobytes() if self.queries > 1 else self.moments[0].astype("<f8").tobytes()
+        )
         parts += [_pack_hashes(self.sample_hash), np.packbits(self.sample_root).tobytes()]
-        parts += [_pack_hashes(self.odd_hash), self.odd_bits.astype("<u4").view(np.uint8).reshape(-1, 4)[:, :3].tobytes()]
-        parts += [_pack_sparse(self.marks), self.trail_ms.astype("<i8").tobytes(), self.trail_query.astype("<u4").tobytes()]
+        for hashes, bits in ((self.odd_hash, self.odd_bits), (self.path_hash, self.path_bits)):
+            parts += [_pack_hashes(hashes), bits.astype("<u4").view(np.uint8).reshape(-1, 4)[:, :3].tobytes()]
+        parts += [
+            _pack_sparse(self.marks),
+            self.trail_ms.astype("<i8").tobytes(),
+            self.trail_query.astype("<u4").tobytes(),
+        ]
         if memory:
             rows = min(int(memory["ring_n"]), len(memory["ring_hash"]))
             low = int(memory["low_n"])
@@ -240,15 +264,34 @@ class Profile:
     @classmethod
     def from_bytes(cls, blob: bytes, shape: Shape) -> Profile:
         """Raises IncompatibleProfile for anything that `to_bytes` of this format did not write."""
-        if len(blob) < _HEAD.size + 4 or blob[:2] != b"QP" or zlib.crc32(blob[:-4]) != int.from_bytes(blob[-4:], "little"):
+        if (
+            len(blob) < _HEAD.size + 4
+            or blob[:2] != b"QP"
+            or zlib.crc32(blob[:-4]) != int.from_bytes(blob[-4:], "little")
+        ):
             raise IncompatibleProfile("not a profile, or damaged")
         if blob[2] != FORMAT:
             raise IncompatibleProfile(f"profile format {blob[2]}, this version reads {FORMAT}")
-        (_, _, map_id, nulls, window, queries, volume, first, last, n_sample, n_odd, n_trail, ring_n, low_n, has) = _HEAD.unpack(
-            blob[: _HEAD.size]
-        )
+        (
+            _,
+            _,
+            map_id,
+            nulls,
+            window,
+            queries,
+            volume,
+            first,
+            last,
+            n_sample,
+            n_odd,
+            n_path,
+            n_trail,
+            ring_n,
+            low_n,
+            has,
+        ) = _HEAD.unpack(blob[: _HEAD.size])
         at = _Reader(blob, _HEAD.size)
-        counts = [at.counts(n) for n in (shape.classes, CELLS, DISTANCE_BINS, MARGIN_BINS)]
+        counts: list[Any] = [at.counts(n) for n in (shape.classes, CELLS, DISTANCE_BINS, MARGIN_BINS)]
         moments = np.zeros((2, MOMENT_AXES))
         if queries > 1:
             moments[:] = at.array("<f8", (2, MOMENT_AXES))
@@ -257,8 +300,8 @@ class Profile:
             moments[1] = moments[0] ** 2
         sample_hash = at.hashes(n_sample)
         sample_root = np.unpackbits(at.array("u1", ((n_sample + 7) // 8,)), count=n_sample).astype(bool)
-        odd_hash = at.hashes(n_odd)
-        odd_bits = at.array("u1", (n_odd, 3)).astype(np.uint32) @ np.array([1, 1 << 8, 1 << 16], np.uint32)
+        odd_hash, odd_bits = at.marked(n_odd)
+        path_hash, path_bits = at.marked(n_path)
         marks = at.sparse(shape.signals)
         trail_ms = at.array("<i8", (n_trail,)).astype(np.int64)
         trail_query = at.array("<u4", (n_trail,)).astype(np.int64)
@@ -278,7 +321,7 @@ class Profile:
         at.end()
         return cls(
             map_id.hex(), nulls.hex(), window, queries, volume, first, last, *counts, moments,
-            sample_hash, sample_root, odd_hash, odd_bits, marks, trail_ms, trail_query, memory,
+            sample_hash, sample_root, odd_hash, odd_bits, path_hash, path_bits, marks, trail_ms, trail_query, memory,
         )  # fmt: skip
 
 
@@ -288,7 +331,9 @@ class Profiles:
     `keys` are whatever names a client (hashable). A client unknown here starts empty: load what is stored first.
     """
 
-    def __init__(self, feature_map: FeatureMap, table: Masses, nulls_version: str, half_horizon_ms: int, capacity: int = 64) -> None:
+    def __init__(
+        self, feature_map: FeatureMap, table: Masses, nulls_version: str, half_horizon_ms: int, capacity: int = 64
+    ) -> None:
         self.map = feature_map
         self.table = table
         self.map_id = feature_map.map_id
@@ -298,7 +343,10 @@ class Profiles:
         self.rows: dict[object, int] = {}
         self._free: list[int] = []
         self._window = np.full(capacity, -1, np.int64)
-        self._state = {name: np.zeros((capacity, *shape(self.shape)), _dtype(name, self.shape)) for name, (_, shape) in LAYOUT.items()}
+        self._state = {
+            name: np.zeros((capacity, *shape(self.shape)), _dtype(name, self.shape))
+            for name, (_, shape) in LAYOUT.items()
+        }
         low, high = feature_map._bounds()
         self._step = np.maximum(high - low, 1e-9) / 65534.0
         unit = [np.ones(len(low))]
@@ -328,15 +376,30 @@ class Profiles:
             raise IncompatibleProfile(f"profile of map {profile.map_id}, this baseline is {self.map_id}")
         state = self._state
         self._window[row] = profile.window
-        for name in ("queries", "volume", "first_ms", "last_ms", "classes", "cell_counts", "distance_counts", "margin_counts", "moments"):
+        for name in (
+            "queries",
+            "volume",
+            "first_ms",
+            "last_ms",
+            "classes",
+            "cell_counts",
+            "distance_counts",
+            "margin_counts",
+            "moments",
+        ):
             state[name][row] = getattr(profile, name)
-        for kind, names in (("sample", ("sample_hash", "sample_root")), ("odd", ("odd_hash", "odd_bits"))):
+        for kind, names in (
+            ("sample", ("sample_hash", "sample_root")),
+            ("odd", ("odd_hash", "odd_bits")),
+            ("path", ("path_hash", "path_bits")),
+        ):
             count = len(getattr(profile, names[0]))
             state[f"{kind}_n"][row] = count
             for name in names:
                 state[name][row, :count] = getattr(profile, name)
-        need = self.table.need
-        state["odd_counts"][row] = ((profile.odd_bits[:, None] & need) == need).sum(0)
+        need, path = self.table.need, self.table.path
+        held = [((bits[:, None] & need) == need).sum(0) for bits in (profile.odd_bits, profile.path_bits)]
+        state["odd_counts"][row] = np.where(path, held[1], held[0])
         if profile.nulls_version == self.nulls_version:
             state["marks"][row] = profile.marks
             count = len(profile.trail_ms)
@@ -421,13 +484,13 @@ class Profiles:
             of(batch.weight), of(batch.time_ms), of(m.z), of(m.codes), of(m.raw),
             fmap.code_low, fmap.code_step, fmap.code_weight, fmap.code_category, fmap.near**2, fmap.lattice, fmap.hash_grain,
             self._low, self._step_high, self._step, self._unit, fmap.wide,
-            t.need, t.roots_base, t.form, t.allowance, t.fusing_scale, t.horizon_distinct,
+            t.need, t.path, t.roots_base, t.form, t.allowance, t.fusing_scale, t.horizon_distinct,
             *self._state.values(),
         )  # fmt: skip
 
     def _profile(self, row: int, memory: bool) -> Profile:
         state = self._state
-        n_sample, n_odd, n_trail = (int(state[f"{k}_n"][row]) for k in ("sample", "odd", "trail"))
+        n_sample, n_odd, n_path, n_trail = (int(state[f"{k}_n"][row]) for k in ("sample", "odd", "path", "trail"))
         return Profile(
             map_id=self.map_id,
             nulls_version=self.nulls_version,
@@ -436,11 +499,16 @@ class Profiles:
             volume=float(state["volume"][row]),
             first_ms=int(state["first_ms"][row]),
             last_ms=int(state["last_ms"][row]),
-            **{n: state[n][row].copy() for n in ("classes", "cell_counts", "distance_counts", "margin_counts", "moments")},
+            **{
+                n: state[n][row].copy()
+                for n in ("classes", "cell_counts", "distance_counts", "margin_counts", "moments")
+            },
             sample_hash=state["sample_hash"][row, :n_sample].copy(),
             sample_root=state["sample_root"][row, :n_sample].copy(),
             odd_hash=state["odd_hash"][row, :n_odd].copy(),
             odd_bits=state["odd_bits"][row, :n_odd].copy(),
+            path_hash=state["path_hash"][row, :n_path].copy(),
+            path_bits=state["path_bits"][row, :n_path].copy(),
             marks=state["marks"][row].copy(),
             trail_ms=state["trail_ms"][row, :n_trail].copy(),
             trail_query=state["trail_query"][row, :n_trail].copy(),
@@ -458,7 +526,9 @@ def _replace(profile: Profile, **changes: object) -> Profile:
     return Profile(**{**fields, **changes})
 
 
-def _running_maximum(slots: NDArray[np.int64], window: NDArray[np.int64], stored: NDArray[np.int64]) -> NDArray[np.int64]:
+def _running_maximum(
+    slots: NDArray[np.int64], window: NDArray[np.int64], stored: NDArray[np.int64]
+) -> NDArray[np.int64]:
     """Window in which each row is counted: never earlier than the client's newest so far."""
     window = np.maximum(window, stored[slots])
     if (window == window[0]).all():
@@ -470,20 +540,26 @@ def _running_maximum(slots: NDArray[np.int64], window: NDArray[np.int64], stored
 
 
 def _union(
-    kept: int, one: tuple[NDArray[np.uint64], Array], two: tuple[NDArray[np.uint64], Array], bits: bool = False
-) -> tuple[NDArray[np.uint64], tuple[Array, ...]]:
-    """The smallest `kept` hashes of both sets, with the marks of both: AND, or (OR, AND) for bits."""
-    hashes = np.concatenate([one[0], two[0]])
-    marks = np.concatenate([one[1], two[1]])
-    smallest, at = np.unique(hashes, return_inverse=True)
-    smallest = smallest[:kept]
-    every = np.full(len(np.unique(at)), np.iinfo(np.uint32).max if bits else True, marks.dtype)
-    np.bitwise_and.at(every, at, marks)
-    if not bits:
-        return smallest, (every[:kept],)
-    some = np.zeros_like(every)
-    np.bitwise_or.at(some, at, marks)
-    return smallest, (some[:kept], every[:kept])
+    kept: int, one: tuple[NDArray[np.uint64], NDArray[np.bool_]], two: tuple[NDArray[np.uint64], NDArray[np.bool_]]
+) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
+    """The smallest `kept` hashes of both sets; a mark stays where both have it."""
+    smallest, at = np.unique(np.concatenate([one[0], two[0]]), return_inverse=True)
+    every = np.ones(len(smallest), bool)
+    np.logical_and.at(every, at, np.concatenate([one[1], two[1]]))
+    return smallest[:kept], every[:kept]
+
+
+def _union_marked(
+    kept: int, one: tuple[NDArray[np.uint64], NDArray[np.uint32]], two: tuple[NDArray[np.uint64], NDArray[np.uint32]]
+) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
+    """The smallest `kept` hashes of both sets; bits are OR-ed, the root bit AND-ed."""
+    smallest, at = np.unique(np.concatenate([one[0], two[0]]), return_inverse=True)
+    bits = np.concatenate([one[1], two[1]])
+    some = np.zeros(len(smallest), np.uint32)
+    every = np.full(len(smallest), np.iinfo(np.uint32).max, np.uint32)
+    np.bitwise_or.at(some, at, bits)
+    np.bitwise_and.at(every, at, bits)
+    return smallest[:kept], ((some & ~_ROOT) | (every & _ROOT))[:kept].astype(np.uint32)
 
 
 def _earliest(one: Profile, two: Profile) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -537,6 +613,10 @@ class _Reader:
         out = np.zeros((count, 8), np.uint8)
         out[:, :6] = self.array("u1", (count, 6))
         return out.reshape(-1).view("<u8").astype(np.uint64)
+
+    def marked(self, count: int) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
+        hashes = self.hashes(count)
+        return hashes, self.array("u1", (count, 3)).astype(np.uint32) @ np.array([1, 1 << 8, 1 << 16], np.uint32)
 
     def counts(self, width: int) -> NDArray[np.int64]:
         (code,) = self.array("u1", (1,)).tolist()

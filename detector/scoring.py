@@ -81,7 +81,7 @@ def assess(profile: Profile, baseline: Baseline, shards: int = 1) -> Assessment:
     listed.sort(key=lambda i: (-statistics.value[i] / scale[i], SIGNALS[i].name))
     for i in listed:
         p = baseline.tails[i].p(float(statistics.value[i]))
-        count, base = int(round(statistics.count[i])), max(1, int(round(statistics.base[i])))
+        count, base = round(float(statistics.count[i])), max(1, round(float(statistics.base[i])))
         most = int(np.ceil(float(baseline.nulls.lives[:, i].max(initial=0.0))))
         text = SIGNALS[i].text.format(count=f"{count:,}", base=f"{base:,}")
         text += f"; the excess of {statistics.value[i]:,.0f} compares with {most:,} for the oddest honest client"

@@ -19,11 +19,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from detector.features import BITS
+from detector.features import BITS, PATH
 from detector.fold import Masses
 from detector.profile import Profile
 
-TABLE_VERSION = 1
+TABLE_VERSION = 2
 
 EXCESS, DENSE = 0, 1
 
@@ -45,7 +45,9 @@ class Signal:
 
 
 def _root(measure: str, family: str, text: str, allowance: float = 0.02, floor: float = 12.0) -> Signal:
-    return Signal(f"{measure}_roots", (f"{measure}_rare", "root"), allowance, "roots", EXCESS, floor, "ordered", family, text)
+    return Signal(
+        f"{measure}_roots", (f"{measure}_rare", "root"), allowance, "roots", EXCESS, floor, "ordered", family, text
+    )
 
 
 def _dense(measure: str, family: str, text: str) -> Signal:
@@ -53,7 +55,9 @@ def _dense(measure: str, family: str, text: str) -> Signal:
 
 
 def _free(measure: str, family: str, text: str, level: str = "rare", allowance: float = 0.02) -> Signal:
-    return Signal(f"{measure}_{level}", (f"{measure}_{level}",), allowance, "distinct", EXCESS, 12.0, "free", family, text)
+    return Signal(
+        f"{measure}_{level}", (f"{measure}_{level}",), allowance, "distinct", EXCESS, 12.0, "free", family, text
+    )
 
 
 _FAR = "far from everything the model was built on"
@@ -109,8 +113,10 @@ FUSED = np.array([s.block == "ordered" or s.name.endswith("_beyond") for s in SI
 def masses(scale: NDArray[np.float64] | None = None, horizon_distinct: float = np.inf) -> Masses:
     """The table as arrays for the fold. scale (s,): honest scale of each signal; without it the floors stand in."""
     scale = np.array([s.floor for s in SIGNALS]) if scale is None else scale
+    need = np.array([sum(BITS[b] for b in s.bits) for s in SIGNALS], np.uint32)
     return Masses(
-        need=np.array([sum(BITS[b] for b in s.bits) for s in SIGNALS], np.uint32),
+        need=need,
+        path=(need & np.uint32(PATH)) != 0,
         roots_base=np.array([s.base == "roots" for s in SIGNALS]),
         form=np.array([s.form for s in SIGNALS], np.int64),
         allowance=np.array([s.allowance for s in SIGNALS]),
@@ -136,12 +142,13 @@ class Statistics:
 def measure(profile: Profile, table: Masses) -> Statistics:
     """All signals of one profile."""
     distinct, roots = profile.distinct, profile.roots
-    count = profile.odd_counts(table.need)
+    count = profile.odd_counts(table)
     base = np.where(table.roots_base, roots, distinct)
     excess = np.maximum(0.0, count - table.allowance * base)
     now = np.where(table.form == DENSE, excess * excess / np.maximum(base, 1.0), excess)
     now *= min(1.0, table.horizon_distinct / max(distinct, 1.0))
-    lifetime = np.maximum(now, profile.marks)
+    # the marks of one unmerged stream are exact at every query; only a merge can raise a mass beyond them
+    lifetime = profile.marks if profile.parts == 1 else np.maximum(now, profile.marks)
     return Statistics(value=np.where(FREE, now, lifetime), count=count, base=base, lifetime=lifetime)
 
 

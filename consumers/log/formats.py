@@ -106,10 +106,7 @@ class InputReader:
         if raw is None:
             other = [k for k in ("features", "embedding", "text") if k in event]
             raise MalformedQuery("unsupported_input" if other else "missing_input", ", ".join(other))
-        if self.schema.named or self._codes:
-            values = self._coded(raw)
-        else:
-            values = _numbers.decode(raw)
+        values = self._coded(raw) if self.schema.named or self._codes else _numbers.decode(raw)
         if len(values) != self.width:
             raise MalformedQuery("wrong_dimension", f"{len(values)} columns, not {self.width}")
         return values

@@ -1,7 +1,7 @@
 """The store: profiles with the offset they reflect, decisions with the profiles they reflect.
 
 Port `Store` has two implementations, Redis (`redis.py` + `*.lua`) and SQLite (`embedded.py`);
-`tests/consumers/store_contract.py` runs on both. The store is blind: it sees bytes, offsets and decisions, never a statistic.
+`tests/store_contract.py` runs on both. The store is blind: it sees bytes, offsets and decisions, never a statistic.
 
 A *profile cell* is one log cell's profiles, under one hash tag; ingest owns it. A *decision cell* (0 ≤ v < `DECISION_CELLS`)
 holds the decisions of the clients that `decision_cell` maps to it; detect owns it. Nothing is written across cells.
@@ -150,7 +150,9 @@ class Store(Protocol):
     # --- ingest: one profile cell
     def claim(self, cell: str, token: str) -> Claim: ...
 
-    def load(self, cell: str, token: str, offset: int | None, clients: Sequence[ClientKey]) -> dict[ClientKey, dict[str, bytes]]:
+    def load(
+        self, cell: str, token: str, offset: int | None, clients: Sequence[ClientKey]
+    ) -> dict[ClientKey, dict[str, bytes]]:
         """Fields of those clients that are stored. Raises Fenced, Rewound, Unavailable."""
 
     def commit(self, token: str, checkpoint: Checkpoint) -> None:
@@ -175,7 +177,9 @@ class Store(Protocol):
     def claim_decisions(self, cell: int, process: str, token: str, lease_ms: int) -> DecisionClaim:
         """Raises LeaseHeld while another process' lease lives."""
 
-    def load_decisions(self, cell: int, token: str, revision: int, clients: Sequence[ClientKey]) -> dict[ClientKey, DecisionRow]: ...
+    def load_decisions(
+        self, cell: int, token: str, revision: int, clients: Sequence[ClientKey]
+    ) -> dict[ClientKey, DecisionRow]: ...
 
     def record(self, token: str, revision: int, outcome: Outcome, process: str, lease_ms: int) -> int:
         """Atomic: check token and revision; rows, rank, alerts, outbox, cursors; renew the lease; returns revision + 1."""
@@ -190,7 +194,9 @@ class Store(Protocol):
         """Remember the delivery. Unfenced: at worst a duplicate is sent."""
 
     # --- readers
-    def decisions(self, tenant: str, model: str | None = None, limit: int | None = None) -> Iterator[tuple[ClientKey, DecisionRow]]:
+    def decisions(
+        self, tenant: str, model: str | None = None, limit: int | None = None
+    ) -> Iterator[tuple[ClientKey, DecisionRow]]:
         """All decision rows of a tenant, highest rank first within a model."""
 
     def alerts(self, limit: int | None = None) -> list[OutboxAlert]:

@@ -1,0 +1,162 @@
+"""What people see on a terminal: tables, progress, log lines.
+
+Rules: results go to standard output, everything else to standard error; a bar on a terminal, JSON lines otherwise; whatever came from
+a log is printed as text, never as markup.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import structlog
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+err = Console(stderr=True, highlight=False)
+out = Console(highlight=False)
+
+
+def print_table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    table = Table(box=None, header_style="bold")
+    for title in titles:
+        table.add_column(title, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    out.print(table)
+
+
+def json_logs() -> None:
+    """One JSON object a line on standard error, control characters escaped."""
+    shared: list[Any] = [
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.ExtraAdder(),
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.format_exc_info,
+                structlog.processors.JSONRenderer(),
+            ],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)
+    logging.getLogger("querywarden").setLevel(logging.INFO)
+
+
+@contextlib.contextmanager
+def spinner() -> Iterator[Callable[[str], None]]:
+    if not err.is_terminal:
+        yield lambda text: err.print(Text(text + " …"))
+        return
+    with err.status("") as status:
+        yield lambda text: status.update(text + " …")
+
+
+@contextlib.contextmanager
+def bar(what: str) -> Iterator[Callable[[Any], None]]:
+    """Progress of a replay: a bar on a terminal, a JSON line each tenth otherwise."""
+    if not err.is_terminal:
+        said = [-1]
+
+        def tell(p: Any) -> None:
+            tenth = int((p.fraction or 0) * 10)
+            if tenth > said[0]:
+                said[0] = tenth
+                line = {
+                    "event": what,
+                    "percent": tenth * 10,
+                    "queries": p.queries,
+                    "dead": p.dead,
+                    "flagged": p.flagged,
+                }
+                err.print(Text(json.dumps(line)), soft_wrap=True)
+
+        yield tell
+        return
+    columns = (
+        SpinnerColumn(),
+        TextColumn(what),
+        BarColumn(),
+        TextColumn("{task.fields[queries]:,} queries · {task.fields[flagged]} flagged · {task.fields[dead]:,} refused"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=err, transient=True) as bar:
+        task = bar.add_task(what, total=1.0, queries=0, flagged=0, dead=0)
+
+        def show(p: Any) -> None:
+            bar.update(task, completed=p.fraction or 0.0, queries=p.queries, flagged=p.flagged, dead=p.dead)
+
+        yield show
+
+
+def show(rows: list[dict[str, Any]], as_json: bool, table: Callable[[list[dict[str, Any]]], None]) -> None:
+    if as_json:
+        for row in rows:
+            sys.stdout.write(json.dumps(row, ensure_ascii=False) + "\n")
+    else:
+        table(rows)
+
+
+_STYLE = {"block": "bold red", "throttle": "red", "watch": "yellow", "clear": ""}
+
+
+def print_ranked(rows: list[dict[str, Any]], most: int = 20) -> None:
+    table = Table(box=None, header_style="bold")
+    for title, right in (
+        ("client", False),
+        ("model", False),
+        ("state", False),
+        ("suspicion", True),
+        ("queries", True),
+        ("why", False),
+    ):
+        table.add_column(title, justify="right" if right else "left", overflow="fold")
+    interesting = [r for r in rows if r["state"] != "clear"] or rows[:5]
+    for r in interesting[:most]:
+        why = r["evidence"][0]["text"] if r["evidence"] else "nothing unusual"
+        mark = "" if r["calibrated"] else " (uncalibrated)"
+        table.add_row(
+            Text(r["client_id"]), Text(r["model_id"]), Text(r["state"], style=_STYLE[r["state"]]), f"{r['suspicion']:.4f}{mark}",
+            f"{r['queries']:,}", Text(why),
+        )  # fmt: skip
+    out.print(table)
+    flagged = sum(r["state"] in ("throttle", "block") for r in rows)
+    hidden = max(0, len(interesting) - most)
+    out.print(f"{len(rows):,} clients, {flagged} flagged{f', {hidden} more rows not shown' if hidden else ''}")
+
+
+def print_alerts(rows: list[dict[str, Any]]) -> None:
+    table = Table(box=None, header_style="bold")
+    for title in ("time", "client", "model", "state", "suspicion", "queries", "resembles", "why"):
+        table.add_column(title, overflow="fold")
+    for a in rows:
+        table.add_row(
+            a["time"], Text(a["client_id"]), Text(a["model_id"]), Text(a["state"], style=_STYLE[a["state"]]), f"{a['suspicion']:.4f}",
+            f"{a['queries_seen']:,}", a["family"], Text(a["evidence"][0]["text"] if a["evidence"] else ""),
+        )  # fmt: skip
+    out.print(table)
+    out.print(f"{len(rows):,} alerts")
+
+
+def print_counters(
+    counters: Mapping[str, int], reasons: Mapping[str, int], first: Sequence[tuple[str, str, str]]
+) -> None:
+    out.print(", ".join(f"{name} {count:,}" for name, count in counters.items() if count), style="dim")
+    for reason, count in sorted(reasons.items(), key=lambda r: -r[1]):
+        out.print(Text(f"refused, {reason}: {count:,}"))
+    for place, reason, detail in first:
+        out.print(Text(f"  {place}: {reason}{f' ({detail})' if detail else ''}"), style="dim", soft_wrap=True)
