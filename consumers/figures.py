@@ -91,11 +91,10 @@ def suspicion_figure(traces: Sequence[Trace], budget: float, width: int, height:
             continue
         dots = _thin([(at_x(p[0]), at_y(depth(p[1]))) for p in trace.points])
         before = [at_y(0), *(y for _, y in dots)]
-        path = "".join(f" {x:.1f},{before[i]:.1f} {x:.1f},{y:.1f}" for i, (x, y) in enumerate(dots))
+        steps_up = "".join(f" {x:.1f},{before[i]:.1f} {x:.1f},{y:.1f}" for i, (x, y) in enumerate(dots))
+        line = f'<polyline points="{steps_up}"/>' if len(dots) > 1 else ""  # one point: nobody knows when it rose
         title = f"<title>{_hover(trace)}</title>"
-        out.append(
-            f'<g class="trace {trace.look}">{title}<polyline points="{path}"/>{_marker(trace.look, *dots[-1])}</g>'
-        )
+        out.append(f'<g class="trace {trace.look}">{title}{line}{_marker(trace.look, *dots[-1])}</g>')
     out.append("</svg>")
     return "".join(out)
 
@@ -212,7 +211,7 @@ def _moments(begin_ms: int, end_ms: int, most: int) -> list[tuple[int, str]]:
 
 def _marker(look: str, x: float, y: float) -> str:
     if look == "quiet":
-        return ""
+        return f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="1.6"/>'
     if look == "false":
         return f'<rect class="dot" x="{x - 4:.1f}" y="{y - 4:.1f}" width="8" height="8"/>'
     if look == "missed":
