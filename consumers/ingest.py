@@ -34,7 +34,8 @@ from consumers.secrets import Secrets
 from consumers.store import Checkpoint, DeadLetter, Store
 from detector.baseline import Baseline
 from detector.errors import IncompatibleProfile
-from detector.profile import Profile, Profiles, Shape
+from detector.profile import Profile, Shape
+from detector.profiles import Profiles
 from detector.query import ClientKey, QueryBatch
 
 log = logging.getLogger("querywarden.ingest")

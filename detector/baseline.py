@@ -24,7 +24,7 @@ from detector.discriminators import Trees
 from detector.errors import CorruptBaseline, UnfittedModel
 from detector.features import ARRAYS, MEASURES, Column, FeatureMap, Schema
 from detector.fold import Masses
-from detector.profile import Profiles
+from detector.profiles import Profiles
 from detector.query import QueryBatch
 from detector.signals import FREE, FUSED, SIGNALS, TABLE_VERSION, fuse, masses, measure
 

@@ -8,15 +8,14 @@
 * **Memory**: remembered rows of one shard, scratch; `merge` drops it.
 
 Merge of (sum, sets, marks, trail) is associative, commutative, has the empty profile as zero, and on the sum and the sets equals the
-profile of the unsplit stream (float sums within 1e-9). `Profiles` keeps one row a client in flat arrays and folds a whole poll
-of many clients in one compiled call; `Profile` is one client's state by itself, for storage, merging and assessment.
+profile of the unsplit stream (float sums within 1e-9). `Profile` is one client's state by itself, for storage, merging and assessment.
 """
 
 from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detector.errors import IncompatibleProfile
-from detector.features import CELLS, DISTANCE_BINS, MARGIN_BINS, RAW_KEPT, FeatureMap, Measured
+from detector.features import CELLS, DISTANCE_BINS, MARGIN_BINS, RAW_KEPT, FeatureMap
 from detector.fold import (
     MEMORY_BYTES,
     MOMENT_AXES,
@@ -33,10 +32,8 @@ from detector.fold import (
     SAMPLE_KEPT,
     TRAIL_LEVELS,
     Masses,
-    fold_rows,
     kept_estimate,
 )
-from detector.query import QueryBatch
 
 FORMAT = 1
 _HEAD = struct.Struct("<2sB8s8siqdqqHHHBIHB")
@@ -291,7 +288,8 @@ class Profile:
             has,
         ) = _HEAD.unpack(blob[: _HEAD.size])
         at = _Reader(blob, _HEAD.size)
-        counts: list[Any] = [at.counts(n) for n in (shape.classes, CELLS, DISTANCE_BINS, MARGIN_BINS)]
+        classes, cells = at.counts(shape.classes), at.counts(CELLS)
+        distances, margin_counts = at.counts(DISTANCE_BINS), at.counts(MARGIN_BINS)
         moments = np.zeros((2, MOMENT_AXES))
         if queries > 1:
             moments[:] = at.array("<f8", (2, MOMENT_AXES))
@@ -307,7 +305,7 @@ class Profile:
         trail_query = at.array("<u4", (n_trail,)).astype(np.int64)
         memory = None
         if has:
-            memory = {name: np.zeros(LAYOUT[name][1](shape), _dtype(name, shape)) for name in MEMORY}
+            memory = {name: np.zeros(LAYOUT[name][1](shape), dtype_of(name, shape)) for name in MEMORY}
             rows = min(ring_n, shape.ring)
             memory["ring_n"] = np.array(ring_n)
             memory["low_n"] = np.array(low_n)
@@ -319,204 +317,13 @@ class Profile:
                 kept = min(ring_n, RAW_KEPT)
                 memory["raw_ring"][:kept] = at.array("<u2", (kept, shape.raw))
         at.end()
-        return cls(
+        return cls(  # the shapes come from the table above
             map_id.hex(), nulls.hex(), window, queries, volume, first, last, *counts, moments,
             sample_hash, sample_root, odd_hash, odd_bits, path_hash, path_bits, marks, trail_ms, trail_query, memory,
         )  # fmt: skip
 
 
-class Profiles:
-    """Many clients' profiles in flat arrays, one row each, for ingest.
-
-    `keys` are whatever names a client (hashable). A client unknown here starts empty: load what is stored first.
-    """
-
-    def __init__(
-        self, feature_map: FeatureMap, table: Masses, nulls_version: str, half_horizon_ms: int, capacity: int = 64
-    ) -> None:
-        self.map = feature_map
-        self.table = table
-        self.map_id = feature_map.map_id
-        self.nulls_version = nulls_version
-        self.half_horizon_ms = half_horizon_ms
-        self.shape = Shape.of(feature_map, len(table.need))
-        self.rows: dict[object, int] = {}
-        self._free: list[int] = []
-        self._window = np.full(capacity, -1, np.int64)
-        self._state = {
-            name: np.zeros((capacity, *shape(self.shape)), _dtype(name, self.shape))
-            for name, (_, shape) in LAYOUT.items()
-        }
-        low, high = feature_map._bounds()
-        self._step = np.maximum(high - low, 1e-9) / 65534.0
-        unit = [np.ones(len(low))]
-        if np.ptp(feature_map.scale) > 0.5 * feature_map.scale.max():
-            unit += [np.maximum(high - low, 1e-9), feature_map.scale]
-        self._unit = np.stack(unit)
-        self._low, self._high = low, high
-        # a step is a matter of numbers: a moved category explains nothing
-        category = np.array([c.kind == "categorical" for c in feature_map.schema.columns])
-        self._step_high = np.where(category, -np.inf, high)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __contains__(self, key: object) -> bool:
-        return key in self.rows
-
-    def put(self, key: object, profile: Profile | None) -> None:
-        """Take over a stored profile (None: start empty). One of another map or of other nulls keeps only what still holds."""
-        row = self._row(key)
-        for array in self._state.values():
-            array[row] = 0
-        self._window[row] = -1
-        if profile is None:
-            return
-        if profile.map_id != self.map_id:
-            raise IncompatibleProfile(f"profile of map {profile.map_id}, this baseline is {self.map_id}")
-        state = self._state
-        self._window[row] = profile.window
-        for name in (
-            "queries",
-            "volume",
-            "first_ms",
-            "last_ms",
-            "classes",
-            "cell_counts",
-            "distance_counts",
-            "margin_counts",
-            "moments",
-        ):
-            state[name][row] = getattr(profile, name)
-        for kind, names in (
-            ("sample", ("sample_hash", "sample_root")),
-            ("odd", ("odd_hash", "odd_bits")),
-            ("path", ("path_hash", "path_bits")),
-        ):
-            count = len(getattr(profile, names[0]))
-            state[f"{kind}_n"][row] = count
-            for name in names:
-                state[name][row, :count] = getattr(profile, name)
-        need, path = self.table.need, self.table.path
-        held = [((bits[:, None] & need) == need).sum(0) for bits in (profile.odd_bits, profile.path_bits)]
-        state["odd_counts"][row] = np.where(path, held[1], held[0])
-        if profile.nulls_version == self.nulls_version:
-            state["marks"][row] = profile.marks
-            count = len(profile.trail_ms)
-            state["trail_n"][row] = count
-            state["trail_ms"][row, :count] = profile.trail_ms
-            state["trail_query"][row, :count] = profile.trail_query
-        for name, values in (profile.memory or {}).items():
-            state[name][row] = values
-
-    def drop(self, key: object) -> None:
-        """Forget a client (it is stored elsewhere)."""
-        row = self.rows.pop(key, None)
-        if row is not None:
-            self._free.append(row)
-
-    def add(self, keys: list[object], batch: QueryBatch, measured: Measured) -> dict[tuple[object, int], bytes]:
-        """Fold the rows of one poll; keys (g,) name the clients of `batch.clients`.
-
-        Returns profiles of windows that ended within this poll: (key, window) → bytes, without their memory.
-        """
-        slots = np.array([self._row(k) for k in keys], np.int64)[batch.who]
-        window = batch.time_ms // self.half_horizon_ms
-        effective = _running_maximum(slots, window, self._window)
-        ended: dict[tuple[object, int], bytes] = {}
-        values = np.unique(effective)
-        for value in values.tolist():
-            rows = np.flatnonzero(effective == value)
-            self._turn(np.unique(slots[rows]), value, ended)
-            self._fold(slots[rows], batch, measured, rows if len(values) > 1 else None)
-        return ended
-
-    def profile(self, key: object) -> Profile:
-        """A copy of one client's state."""
-        return self._profile(self.rows[key], memory=True)
-
-    def windows(self, keys: Iterable[object]) -> list[int]:
-        return [int(self._window[self.rows[k]]) for k in keys]
-
-    # ------------------------------------------------------------------ rows of the arrays
-
-    def _row(self, key: object) -> int:
-        row = self.rows.get(key)
-        if row is None:
-            if not self._free:
-                self._grow()
-            row = self._free.pop()
-            self.rows[key] = row
-            for array in self._state.values():
-                array[row] = 0
-            self._window[row] = -1
-        return row
-
-    def _grow(self) -> None:
-        used = len(self.rows)
-        capacity = len(self._window)
-        if used < capacity:
-            self._free = list(range(capacity - 1, used - 1, -1))
-            return
-        for name, array in self._state.items():
-            self._state[name] = np.concatenate([array, np.zeros_like(array)])
-        self._window = np.concatenate([self._window, np.full(capacity, -1, np.int64)])
-        self._free = list(range(2 * capacity - 1, capacity - 1, -1))
-
-    def _turn(self, slots: NDArray[np.int64], window: int, ended: dict[tuple[object, int], bytes]) -> None:
-        late = slots[(self._window[slots] < window) & (self._window[slots] >= 0)]
-        if len(late):
-            names = {row: key for key, row in self.rows.items()}
-            for row in late.tolist():
-                ended[names[row], int(self._window[row])] = self._profile(row, memory=False).to_bytes()
-                for name, array in self._state.items():
-                    if name not in MEMORY:
-                        array[row] = 0
-        self._window[slots] = window
-
-    def _fold(self, slots: NDArray[np.int64], batch: QueryBatch, m: Measured, rows: NDArray[np.intp] | None) -> None:
-        def of(array: Array) -> Array:
-            return array if rows is None else array[rows]
-
-        fmap, t = self.map, self.table
-        fold_rows(
-            slots, of(m.hashes), of(m.bits), of(m.cells), of(m.distance_bins), of(m.margin_bins), of(batch.labels),
-            of(batch.weight), of(batch.time_ms), of(m.z), of(m.codes), of(m.raw),
-            fmap.code_low, fmap.code_step, fmap.code_weight, fmap.code_category, fmap.near**2, fmap.lattice, fmap.hash_grain,
-            self._low, self._step_high, self._step, self._unit, fmap.wide,
-            t.need, t.path, t.roots_base, t.form, t.allowance, t.fusing_scale, t.horizon_distinct,
-            *self._state.values(),
-        )  # fmt: skip
-
-    def _profile(self, row: int, memory: bool) -> Profile:
-        state = self._state
-        n_sample, n_odd, n_path, n_trail = (int(state[f"{k}_n"][row]) for k in ("sample", "odd", "path", "trail"))
-        return Profile(
-            map_id=self.map_id,
-            nulls_version=self.nulls_version,
-            window=int(self._window[row]),
-            queries=int(state["queries"][row]),
-            volume=float(state["volume"][row]),
-            first_ms=int(state["first_ms"][row]),
-            last_ms=int(state["last_ms"][row]),
-            **{
-                n: state[n][row].copy()
-                for n in ("classes", "cell_counts", "distance_counts", "margin_counts", "moments")
-            },
-            sample_hash=state["sample_hash"][row, :n_sample].copy(),
-            sample_root=state["sample_root"][row, :n_sample].copy(),
-            odd_hash=state["odd_hash"][row, :n_odd].copy(),
-            odd_bits=state["odd_bits"][row, :n_odd].copy(),
-            path_hash=state["path_hash"][row, :n_path].copy(),
-            path_bits=state["path_bits"][row, :n_path].copy(),
-            marks=state["marks"][row].copy(),
-            trail_ms=state["trail_ms"][row, :n_trail].copy(),
-            trail_query=state["trail_query"][row, :n_trail].copy(),
-            memory={n: state[n][row].copy() for n in MEMORY} if memory else None,
-        )
-
-
-def _dtype(name: str, shape: Shape) -> np.dtype[np.generic]:
+def dtype_of(name: str, shape: Shape) -> np.dtype[np.generic]:
     kind = LAYOUT[name][0]
     return np.dtype(shape.code if kind == "code" else kind)
 
@@ -524,19 +331,6 @@ def _dtype(name: str, shape: Shape) -> np.dtype[np.generic]:
 def _replace(profile: Profile, **changes: object) -> Profile:
     fields = {name: getattr(profile, name) for name in Profile.__dataclass_fields__}
     return Profile(**{**fields, **changes})
-
-
-def _running_maximum(
-    slots: NDArray[np.int64], window: NDArray[np.int64], stored: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    """Window in which each row is counted: never earlier than the client's newest so far."""
-    window = np.maximum(window, stored[slots])
-    if (window == window[0]).all():
-        return window
-    order = np.argsort(slots, kind="stable")
-    lifted = window[order] - window.min() + slots[order] * (np.ptp(window) + 1)
-    window[order] = np.maximum.accumulate(lifted) - slots[order] * (np.ptp(window) + 1) + window.min()
-    return window
 
 
 def _union(
