@@ -140,7 +140,10 @@ class Measured:
 
 @dataclass(slots=True)
 class FeatureMap:
-    """Fitted on the reference; plain arrays only. Shapes: d columns, e expanded columns, m axes, r neighbours, w remembered codes, c classes."""
+    """Fitted on the reference; plain arrays only.
+
+    Shapes: d columns, e expanded columns, m axes, r neighbours, w remembered codes, c classes.
+    """
 
     schema: Schema
     center: NDArray[np.float64]  # (d,)

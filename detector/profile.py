@@ -317,8 +317,9 @@ class Profile:
                 kept = min(ring_n, RAW_KEPT)
                 memory["raw_ring"][:kept] = at.array("<u2", (kept, shape.raw))
         at.end()
-        return cls(  # the shapes come from the table above
-            map_id.hex(), nulls.hex(), window, queries, volume, first, last, *counts, moments,
+        return cls(
+            map_id.hex(), nulls.hex(), window, queries, volume, first, last,
+            classes, cells, distances, margin_counts, moments,
             sample_hash, sample_root, odd_hash, odd_bits, path_hash, path_bits, marks, trail_ms, trail_query, memory,
         )  # fmt: skip
 
