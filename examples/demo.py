@@ -207,22 +207,21 @@ def watch(baseline: Baseline, log_path: Path, show: Show) -> replay.Replayed:
         store.close()
 
 
-def print_table(result: replay.Replayed, streams: Sequence[Stream], copied: dict[str, tuple[float, float]]) -> None:
+def print_table(result: replay.Replayed, streams: Sequence[Stream], copied: Mapping[str, tuple[float, float]]) -> None:
     """The ranked table: every flagged client with what it really is, and the thieves that were missed."""
     by_name = {s.client: s for s in streams}
     alarm_at = {alert["client_id"]: int(alert["queries_seen"]) for alert in result.alerts}
+    wide = console.width >= 120
     table = Table(header_style="bold", box=None, pad_edge=False)
-    for name, right in (
-        ("client", False),
-        ("state", False),
-        ("what it really is", False),
-        ("p", True),
-        ("queries", True),
-    ):
-        table.add_column(name, justify="right" if right else "left", no_wrap=True)
-    for name in ("alarm at\nquery", "copied\nat alarm", "copied\nin the end"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("why", overflow="fold", min_width=24)
+    titles = ("client", "what it really is", "queries", "alarm at\nquery", "copied\nat alarm", "copied\nin the end")
+    for i, title in enumerate(titles):
+        table.add_column(title, justify="right" if i > 1 else "left", no_wrap=True)
+    if wide:
+        for title in ("state", "p", "why"):
+            table.add_column(title, overflow="fold", no_wrap=title != "why")
+    else:
+        table.title, table.title_justify = "(each client's reason follows below)", "left"
+    reasons: list[Text] = []
     for _, row in replay.ranked(result.scores):
         stream, flagged = by_name[row.client_id], row.state in FLAGGED
         thief = stream.role == "attack"
@@ -233,13 +232,16 @@ def print_table(result: replay.Replayed, streams: Sequence[Stream], copied: dict
             (("", "red") if flagged else ("MISSED: ", "bold magenta")) if thief else ("HONEST: ", "bold yellow")
         )
         early, late = copied.get(row.client_id, (float("nan"), float("nan")))
+        why = row.evidence[0]["text"] if row.evidence else "nothing unusual"
         table.add_row(
-            Text(row.client_id), row.state, Text(mark + kind, style=style), f"{row.p_value:.2g}", f"{row.queries:,}",
+            Text(row.client_id), Text(mark + kind, style=style), f"{row.queries:,}",
             f"{alarm_at[row.client_id]:,}" if flagged else "–", "–" if np.isnan(early) else f"{early:.0%}",
-            "–" if np.isnan(late) else f"{late:.0%}",
-            Text(row.evidence[0]["text"] if row.evidence else "nothing unusual"),
+            "–" if np.isnan(late) else f"{late:.0%}", *([row.state, f"{row.p_value:.2g}", Text(why)] if wide else []),
         )  # fmt: skip
+        reasons.append(Text(f"{row.client_id} {row.state}, p {row.p_value:.2g}: {why}"))
     console.print(table)
+    for reason in [] if wide else [Text(), *reasons]:
+        console.print(reason)
 
 
 def print_verdict(result: replay.Replayed, streams: Sequence[Stream]) -> None:
