@@ -233,10 +233,11 @@ def print_table(result: replay.Replayed, streams: Sequence[Stream], copied: Mapp
         )
         early, late = copied.get(row.client_id, (float("nan"), float("nan")))
         why = row.evidence[0]["text"] if row.evidence else "nothing unusual"
+        more = [Text(row.state), Text(f"{row.p_value:.2g}"), Text(why)] if wide else []
         table.add_row(
             Text(row.client_id), Text(mark + kind, style=style), f"{row.queries:,}",
             f"{alarm_at[row.client_id]:,}" if flagged else "–", "–" if np.isnan(early) else f"{early:.0%}",
-            "–" if np.isnan(late) else f"{late:.0%}", *([row.state, f"{row.p_value:.2g}", Text(why)] if wide else []),
+            "–" if np.isnan(late) else f"{late:.0%}", *more,
         )  # fmt: skip
         reasons.append(Text(f"{row.client_id} {row.state}, p {row.p_value:.2g}: {why}"))
     console.print(table)
