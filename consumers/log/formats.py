@@ -46,11 +46,11 @@ REASONS: dict[str, str] = {
     "malformed_client": "client_id is empty, over 256 bytes, or holds control characters",
     "missing_model": "there is no model_id",
     "unknown_model": "no baseline was loaded for this model_id",
-    "bad_timestamp": "timestamp is missing or not RFC 3339 with an offset",
+    "bad_timestamp": "timestamp is missing, not RFC 3339 with an offset, or outside the years 1970 to 9999",
     "missing_input": "there is none of features, embedding or text",
     "unsupported_input": "the input has another form than the baseline's (text is not assessed yet)",
     "missing_prediction": "a successful query without a prediction",
-    "bad_sampled_fraction": "sampled_fraction is not in (0, 1]",
+    "bad_sampled_fraction": "sampled_fraction is not in [1e-9, 1]",
     "unreadable_batch": "the log could not give the records of a batch (corrupt, or a decompression bomb)",
 }
 """Reason codes of the dead letter and what they mean."""
@@ -61,7 +61,13 @@ KNOWN_KEYS = frozenset(
 MAX_ABSOLUTE = 1e12
 MAX_CLIENT_BYTES = 256
 HEAD_BYTES = 256
+LEAST_FRACTION = 1e-9
+"""A smaller sampled fraction would make one row stand for more queries than a float32 volume can tell apart."""
+TIMES_MS = range(253_402_214_400_000)
+"""Event times that we take, in ms: from 1970 to the last day but one of 9999; what lies beyond can't be printed."""
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff]")
+_PERSONAL = re.compile(rb"""(client_id["']?\s*[:=]\s*)("(?:[^"\\]|\\.)*"?|[^,}\]]*)""", re.DOTALL)
+_METADATA = re.compile(rb"""(metadata["']?\s*[:=]).*""", re.DOTALL)
 
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _string = msgspec.json.Decoder(str)
@@ -214,6 +220,10 @@ class _Columns:
         )
 
 
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises for bytes that are no JSON for us: malformed, not UTF-8, nested too deeply."""
+
+
 class NativeFormat:
     """Decoder of the native event for a set of models.
 
@@ -244,9 +254,11 @@ class NativeFormat:
             except MalformedQuery as error:
                 out.dead.append(_dead(records, i, error.reason, str(error).partition(": ")[2]))
             except msgspec.ValidationError as error:
-                out.dead.append(_dead(records, i, "wrong_type", str(error)))
-            except msgspec.DecodeError as error:
-                out.dead.append(_dead(records, i, *_why_not_json(value, str(error))))
+                # "Number out of range", "Integer value out of range": more than a double or 4,300 digits hold
+                reason = "not_finite" if "out of range" in str(error) else "wrong_type"
+                out.dead.append(_dead(records, i, reason, str(error)))
+            except UNREADABLE as error:
+                out.dead.append(_dead(records, i, *_why_not_json(value, _cause(error))))
         counters["dead"] += len(out.dead)
         out.batches = {model: c.batch(self.readers[model]) for model, c in columns.items()}
         counters["queries"] += sum(len(b) for b in out.batches.values())
@@ -329,7 +341,10 @@ def _time_ms(event: Mapping[str, msgspec.Raw]) -> int:
         raise BadRecord("bad_timestamp") from None
     if when.tzinfo is None:
         raise BadRecord("bad_timestamp", "no offset")
-    return round(when.timestamp() * 1000)
+    time_ms = round(when.timestamp() * 1000)
+    if time_ms not in TIMES_MS:
+        raise BadRecord("bad_timestamp", "outside the years 1970 to 9999")
+    return time_ms
 
 
 def _weight(event: Mapping[str, msgspec.Raw]) -> float:
@@ -337,7 +352,7 @@ def _weight(event: Mapping[str, msgspec.Raw]) -> float:
     if raw is None:
         return 1.0
     fraction = _number.decode(raw)
-    if not 0 < fraction <= 1:
+    if not LEAST_FRACTION <= fraction <= 1:
         raise BadRecord("bad_sampled_fraction")
     return 1 / fraction
 
@@ -350,8 +365,14 @@ def _dead(records: Records, i: int, reason: str, detail: str) -> DeadLetter:
         reason=reason,
         detail=_UNPRINTABLE.sub("?", detail)[:200],
         sha256=hashlib.sha256(value).hexdigest(),
-        head=value[:HEAD_BYTES],
+        head=_METADATA.sub(rb"\1 ...", _PERSONAL.sub(rb"\1...", value[:HEAD_BYTES])),
     )
+
+
+def _cause(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    return "not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
 
 
 def _why_not_json(value: bytes, detail: str) -> tuple[str, str]:
@@ -394,8 +415,8 @@ def read_reference(lines: Iterable[bytes], model_id: str) -> RawReference:
             continue
         try:
             event = decoder.decode(line)
-        except msgspec.DecodeError as error:
-            refused[_why_not_json(line, str(error))[0]] += 1
+        except UNREADABLE as error:
+            refused[_why_not_json(line, _cause(error))[0]] += 1
             continue
         if event.get("model_id", model_id) != model_id:
             refused["unknown_model"] += 1
