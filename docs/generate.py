@@ -1,0 +1,258 @@
+"""Writes the tables of the docs from the code: what is between ``<!-- generated: name -->`` and ``<!-- end -->``.
+
+    python docs/generate.py           rewrite what is out of date
+    python docs/generate.py --check   say what is out of date, exit status 1 if anything is
+
+Rules: one function a table, listed in `TABLES`; a table states nothing that the code does not; running twice changes
+nothing. `tests/test_docs.py` runs the check, so a new setting, metric, signal or reason code is documented or the tests fail.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import tomllib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import typer.main
+
+from consumers import cli, config
+from consumers.log import formats
+from consumers.metrics import METRICS
+from detector import fold, policy
+from detector.attacks import ATTACKS
+from detector.calibration import TOP_LIVES
+from detector.discriminators import CORRUPTIONS
+from detector.features import BITS, BLOCKS, MEASURES
+from detector.honest import BENIGN
+from detector.signals import DENSE, SIGNALS
+from detector.worlds import VARIANTS
+
+ROOT = Path(__file__).resolve().parent.parent
+REGION = re.compile(r"(<!-- generated: ([a-z-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; a bar in a cell is escaped."""
+    lines = [titles, ["---"] * len(titles), *rows]
+    return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
+
+
+def code(text: str) -> str:
+    return f"`{text}`" if text else ""
+
+
+def settings() -> str:
+    rows = [(code(toml), code(variable), code(default), text) for toml, variable, default, text in config.rows()]
+    return table(("TOML", "environment", "default", "meaning"), rows)
+
+
+def metrics() -> str:
+    rows = [(code(name), kind, ", ".join(labels), text) for name, (kind, labels, text) in METRICS.items()]
+    return table(("metric", "kind", "labels", "meaning"), rows)
+
+
+def dead_letter_reasons() -> str:
+    return table(("reason", "the record was refused because"), [(code(k), v) for k, v in formats.REASONS.items()])
+
+
+def decision_reasons() -> str:
+    return table(("reason", "meaning"), [(code(k), v) for k, v in policy.REASONS.items()])
+
+
+MEASURE_TEXTS = {
+    "novelty": "distance to the nearest reference row, in whitened principal coordinates",
+    "residual": "length of what lies outside the reference's principal axes",
+    "margin": "p₁ − p₂ of the answer, low for its label",
+    "lattice": "share of columns whose value is no multiple of the column's grain",
+}
+"""Measures that no corruption explains."""
+
+PATH_TEXTS = {
+    "far": "far from every remembered query of its client, and more than a few features differ",
+    "root": "far from every remembered query of its client, and shares no improbable values with one",
+    "stepped": "a remembered query moved by one magnitude (description length)",
+    "flipped": "near a remembered query, and gets another label",
+    "collinear": "on the line of the two queries before it, several features moving",
+}
+
+
+def described(names: Iterable[str], texts: Mapping[str, str]) -> list[tuple[str, str]]:
+    """(name, text). Raises ValueError for a name without words."""
+    missing = [name for name in names if name not in texts]
+    if missing:
+        raise ValueError(f"docs/generate.py: say in words what {', '.join(missing)} is")
+    return [(name, texts[name]) for name in names]
+
+
+def measures() -> str:
+    texts = dict(MEASURE_TEXTS)
+    for name, corrupt in CORRUPTIONS.items():
+        (first, *_) = (corrupt.__doc__ or "").splitlines()
+        texts[name] = f"discriminator of rows corrupted so: {first[0].lower()}{first[1:].rstrip('.')}"
+    rows = [(code(m), f"{code(m + '_rare')}, {code(m + '_beyond')}", text) for m, text in described(MEASURES, texts)]
+    return table(("measure", "bits", "what it is"), rows)
+
+
+def path_bits() -> str:
+    of_path = [name for name in BITS if name.rpartition("_")[0] not in MEASURES]
+    return table(
+        ("bit", "set when the query is"), [(code(name), text) for name, text in described(of_path, PATH_TEXTS)]
+    )
+
+
+def signals() -> str:
+    forms = {DENSE: "excess × share"}
+    rows = [
+        (
+            code(s.name), " ".join(code(b) for b in s.bits), f"{s.allowance:.1%} of {s.base}", forms.get(s.form, "excess"), s.block,
+            s.family, s.text.format(count="*n*", base="*m*"),
+        )
+        for s in SIGNALS
+    ]  # fmt: skip
+    return table(("signal", "bits", "allowance", "form", "block", "resembles", "sentence"), rows)
+
+
+def blocks() -> str:
+    return table(("block", "what is added up"), [(code(k), v) for k, v in BLOCKS.items()])
+
+
+def sizes() -> str:
+    rows = [
+        ("odd set", f"{fold.ODD_KEPT} smallest hashes, with their bits"),
+        ("path set", f"{fold.PATH_KEPT} smallest hashes, with their bits"),
+        ("sample of distinct queries", f"{fold.SAMPLE_KEPT} smallest hashes, with the root mark"),
+        ("memory of a shard", f"{fold.MEMORY_BYTES:,} bytes of codes and hashes, 48 to 256 rows"),
+        (
+            "trail",
+            f"{fold.TRAIL_LEVELS} levels from {fold.TRAIL_FIRST:g}, each {fold.TRAIL_GROWTH - 1:.0%} above the last",
+        ),
+        ("scale of a signal", f"mean of the {TOP_LIVES} largest honest lives, never below the signal's floor"),
+    ]
+    return table(("part", "size"), rows)
+
+
+def states() -> str:
+    budget = {
+        "clear": "otherwise",
+        "watch": f"p ≤ {policy.WATCH_FACTOR:g} a",
+        "throttle": "p ≤ a",
+        "block": f"p ≤ {policy.BLOCK_FACTOR:g} a, at least {policy.MIN_ODD_TO_BLOCK} odd distinct queries, calibration supports it",
+    }
+    lasts = {name: f"{policy.TTL_S[name] // 3600} h" if policy.TTL_S[name] else "–" for name in policy.STATES}
+    rows = [(code(s), budget[s], lasts[s], "yes" if s in policy.FLAGGED else "no") for s in policy.STATES]
+    return table(("state", "asked for at", "lasts at least", "flagged"), rows)
+
+
+def thefts() -> str:
+    seen = {True: "yes", False: "**no**"}
+    return table(
+        ("family", "by content", "what it sends"), [(code(k), seen[a.visible], a.text) for k, a in ATTACKS.items()]
+    )
+
+
+def variants() -> str:
+    def how(name: str) -> str:
+        v = VARIANTS[name]
+        parts = [f"{v.share:.0%} of the traffic is theft"] if v.share < 1 else []
+        parts += (
+            [f"{v.accounts} accounts, {'one after the other' if v.handover else 'in turn'}"] if v.accounts > 1 else []
+        )
+        parts += ["over the whole horizon"] if v.slow else []
+        return "; ".join(parts) or "one account, nothing hidden"
+
+    return table(("variant", "how it is hidden"), [(code(name), how(name)) for name in VARIANTS])
+
+
+def honest() -> str:
+    return table(("kind", "share", "what it does"), [(code(k), f"{b.share:.0%}", b.text) for k, b in BENIGN.items()])
+
+
+def floors(contract: str) -> str:
+    """The layers of an import contract, top first; what is in brackets may be missing."""
+    project: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    (layers,) = [c["layers"] for c in project["tool"]["importlinter"]["contracts"] if c["id"] == contract]
+    package = {"core-floors": "detector", "shell-floors": "consumers"}[contract]
+    lines = []
+    for layer in layers:
+        names = re.findall(r"[a-z_]+", layer)
+        here = [n for n in names if (ROOT / package / f"{n}.py").exists() or (ROOT / package / n).is_dir()]
+        if here:
+            lines.append("  ".join(here))
+    return "```text\n" + "\n".join(lines) + "\n```\n"
+
+
+def commands() -> str:
+    """Every command with its arguments, options and help."""
+    root = typer.main.get_command(cli.app)
+    out: list[str] = []
+
+    def tell(path: str, command: Any) -> None:
+        for name, sub in getattr(command, "commands", {}).items():
+            full = f"{path} {name}"
+            if getattr(sub, "commands", None):
+                tell(full, sub)
+                continue
+            out.append(f"### {full}\n\n{' '.join(str(sub.help).split())}\n\n")
+            rows = [(code(_spelling(p)), "yes" if p.required else "", _meaning(p)) for p in sub.params]
+            out.append(table(("argument", "required", "meaning"), rows) + "\n" if rows else "")
+
+    tell("querywarden", root)
+    return "".join(out)
+
+
+def _spelling(parameter: Any) -> str:
+    if not parameter.opts[0].startswith("-"):
+        return str(parameter.name).upper()
+    return str(parameter.opts[0]) + ("" if parameter.is_flag else f" {str(parameter.opts[0]).lstrip('-').upper()}")
+
+
+def _meaning(parameter: Any) -> str:
+    default = parameter.default
+    text = parameter.help or ""
+    return text if default in (None, False, ()) else f"{text} Default: `{default}`."
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "blocks": blocks,
+    "commands": commands,
+    "core-floors": lambda: floors("core-floors"),
+    "dead-letter-reasons": dead_letter_reasons,
+    "decision-reasons": decision_reasons,
+    "honest": honest,
+    "measures": measures,
+    "metrics": metrics,
+    "path-bits": path_bits,
+    "settings": settings,
+    "shell-floors": lambda: floors("shell-floors"),
+    "signals": signals,
+    "sizes": sizes,
+    "states": states,
+    "thefts": thefts,
+    "variants": variants,
+}
+
+
+def render(text: str) -> str:
+    """A page with its generated regions written anew. Raises KeyError for a region that no table makes."""
+    return REGION.sub(lambda m: f"{m[1]}\n{TABLES[m[2]]()}\n{m[4]}", text)
+
+
+def main(argv: Sequence[str]) -> int:
+    stale = 0
+    for page in PAGES:
+        old = page.read_text(encoding="utf-8")
+        new = render(old)
+        if new != old:
+            stale += 1
+            print(f"{page.relative_to(ROOT)}: {'out of date' if '--check' in argv else 'written'}")
+            if "--check" not in argv:
+                page.write_text(new, encoding="utf-8")
+    return 1 if stale and "--check" in argv else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
