@@ -22,7 +22,7 @@ import typer
 from rich.text import Text
 
 from consumers import config, terminal
-from consumers.errors import QueryWardenError, Refused, WrongUse
+from consumers.errors import CorruptState, QueryWardenError, Refused, WrongUse
 from detector.errors import DetectorError
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from consumers.alerts import AlertSink
     from consumers.log import QueryLog
     from consumers.metrics import Metrics
+    from consumers.secrets import Secrets
     from consumers.store import Store
     from detector.baseline import Baseline
 
@@ -180,7 +181,7 @@ def replay(
         kept.prepare(ingesting.secrets.key_id)
         with terminal.bar("replay") as advance:
             result = replaying.replay(source, kept, ingesting, detecting, progress=advance)
-        rows = [(m, r) for m, r in replaying.ranked(result.scores)]
+        rows = replaying.ranked(result.scores)
         if result.resumed is not None:
             terminal.err.print(f"resumed at line {result.resumed:,}: this log was read before into {where}")
         if alerts:
@@ -209,9 +210,11 @@ def ingest(
     ] = False,
 ) -> None:
     """Fold the query log into profiles, with the offset. Runs until SIGTERM."""
+    from consumers.metrics import Metrics
+
     settings = _service(config_file)
     with _stopping() as stop, contextlib.ExitStack() as stack:
-        _ingest(settings, stack, stop, until_end)
+        _ingest(settings, stack, stop, until_end, Metrics())
 
 
 @app.command()
@@ -220,9 +223,11 @@ def detect(
     until_idle: Annotated[bool, typer.Option("--until-idle", help="Stop when no touched client is left.")] = False,
 ) -> None:
     """Assess the clients whose profile changed, decide, alert. Runs until SIGTERM."""
+    from consumers.metrics import Metrics
+
     settings = _service(config_file)
     with _stopping() as stop, contextlib.ExitStack() as stack:
-        _detect(settings, stack, stop, until_idle)
+        _detect(settings, stack, stop, until_idle, Metrics())
 
 
 @app.command()
@@ -236,14 +241,17 @@ def run(
     ] = False,
 ) -> None:
     """Ingest and detect in one process. Runs until SIGTERM."""
+    from consumers.metrics import Metrics
+
     settings = _service(config_file)
     failed: list[BaseException] = []
+    metrics = Metrics()
     with _stopping() as stop, contextlib.ExitStack() as stack:
         ended = threading.Event()
 
         def reading() -> None:
             try:
-                _ingest(settings, stack, lambda: stop() or bool(failed), until_end)
+                _ingest(settings, stack, lambda: stop() or bool(failed), until_end, metrics)
             except BaseException as error:  # noqa: BLE001 — raised again by the caller, in the main thread
                 failed.append(error)
             finally:
@@ -252,10 +260,10 @@ def run(
         thread = threading.Thread(target=reading, name="ingest")
         thread.start()
         try:
-            _detect(settings, stack, lambda: stop() or ended.is_set(), until_idle=False, serve=False)
+            _detect(settings, stack, lambda: stop() or ended.is_set(), False, metrics, serve=False)
             thread.join()
             if until_end and not failed and not stop():
-                _detect(settings, stack, stop, until_idle=True, serve=False)
+                _detect(settings, stack, stop, True, metrics, serve=False)
         except BaseException as error:  # noqa: BLE001 — raised again by the caller, in the main thread
             failed.insert(0, error)
         finally:
@@ -272,11 +280,16 @@ def clients(
     config_file: ConfigFile = None,
 ) -> None:
     """Clients by suspicion, from the store."""
-    from consumers.detect import stored_decision
+    from consumers.detect import ranked, stored_decision
 
     settings = config.load(config_file)
+    found = []
     with _open_store(settings) as store:
-        rows = [stored_decision(row).score(key.model) for key, row in store.decisions(settings.tenant, model, limit)]
+        secrets = _secrets_of(settings, store)
+        for key, row in store.decisions(settings.tenant, model, limit):
+            with _set_aside():
+                found.append((key.model, stored_decision(row, secrets, key.tenant)))
+    rows = [row.score(name) for name, row in ranked(found)]
     terminal.show(rows, as_json, terminal.print_ranked)
 
 
@@ -287,9 +300,15 @@ def alerts(
     config_file: ConfigFile = None,
 ) -> None:
     """Alerts of the last 30 days, from the store, oldest first."""
+    from consumers.detect import stored_alert
+
     settings = config.load(config_file)
+    found = []
     with _open_store(settings) as store:
-        found = [json.loads(alert.body) for alert in store.alerts()]
+        secrets = _secrets_of(settings, store)
+        for alert in store.alerts():
+            with _set_aside():
+                found.append(stored_alert(alert, secrets))
     found = sorted(
         (a for a in found if updates or a["update"] == 0), key=lambda a: (a["time"], a["alert_id"], a["update"])
     )
@@ -396,6 +415,24 @@ def _check_settings(settings: config.Settings, baselines: Mapping[str, Baseline]
             )
 
 
+def _secrets_of(settings: config.Settings, store: Store) -> Secrets:
+    """The secrets, checked against the store: with others nothing in it could be read."""
+    from consumers.secrets import Secrets
+
+    secrets = Secrets.load(settings.secrets_path, create=True)
+    store.prepare(secrets.key_id)
+    return secrets
+
+
+@contextlib.contextmanager
+def _set_aside() -> Iterator[None]:
+    """One damaged row must not hide the others: say so and go on."""
+    try:
+        yield
+    except CorruptState as error:
+        _complain(f"set aside: {error}", 1)
+
+
 @contextlib.contextmanager
 def _open_store(settings: config.Settings) -> Iterator[Store]:
     """The store that `store.url` names."""
@@ -478,9 +515,14 @@ def _sinks(settings: config.Settings) -> list[AlertSink]:
     return sinks
 
 
-def _ingest(settings: config.Settings, stack: contextlib.ExitStack, stop: Callable[[], bool], until_end: bool) -> None:
+def _ingest(
+    settings: config.Settings,
+    stack: contextlib.ExitStack,
+    stop: Callable[[], bool],
+    until_end: bool,
+    metrics: Metrics,
+) -> None:
     from consumers import ingest as ingesting
-    from consumers.metrics import Metrics
 
     reading, _ = _halves(settings, _baselines(settings))
     store = stack.enter_context(_open_store(settings))
@@ -494,7 +536,7 @@ def _ingest(settings: config.Settings, stack: contextlib.ExitStack, stop: Callab
         letters = DeadLetterTopic(_kafka(settings), settings.kafka.dead_letter_topic)
         stack.callback(letters.close)
     runner = ingesting.Runner(
-        query_log, store, reading, Metrics(), dead_letters=letters, max_poll_records=settings.kafka.max_poll_records
+        query_log, store, reading, metrics, dead_letters=letters, max_poll_records=settings.kafka.max_poll_records
     )
     _serve_metrics(settings, runner.metrics, lambda: runner.ready, stack)
     log.info("ingest started")
@@ -507,10 +549,10 @@ def _detect(
     stack: contextlib.ExitStack,
     stop: Callable[[], bool],
     until_idle: bool,
+    metrics: Metrics,
     serve: bool = True,
 ) -> None:
     from consumers import detect as detecting
-    from consumers.metrics import Metrics
 
     _, judging = _halves(settings, _baselines(settings))
     store = stack.enter_context(_open_store(settings))
@@ -518,7 +560,7 @@ def _detect(
     sinks = _sinks(settings)
     for sink in sinks:
         stack.callback(sink.close)
-    runner = detecting.Runner(store, judging, sinks, Metrics())
+    runner = detecting.Runner(store, judging, sinks, metrics)
     if serve:
         _serve_metrics(settings, runner.metrics, lambda: runner.ready, stack)
     log.info("detect started")
@@ -532,7 +574,12 @@ def _serve_metrics(
     if settings.metrics.bind:
         from consumers.metrics import serve_metrics
 
-        server = serve_metrics(settings.metrics.bind, metrics, ready)
+        try:
+            server = serve_metrics(settings.metrics.bind, metrics, ready)
+        except ValueError as error:
+            raise WrongUse(f"metrics.bind: {error}") from error
+        except OSError as error:
+            raise Refused(f"metrics.bind: {settings.metrics.bind}: {error.strerror or error}") from error
         stack.callback(server.server_close)
         stack.callback(server.shutdown)
         host, port = server.server_address[:2]

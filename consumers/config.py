@@ -10,9 +10,9 @@ from __future__ import annotations
 import os
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, TypeAdapter, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -181,16 +181,29 @@ def load(path: Path | None = None, **overrides: Any) -> Settings:
     _refuse_unknown_variables()
     try:
         settings = Settings(**content)
-        changed = {k: v for k, v in overrides.items() if v is not None}
+        changed = {k: _checked(k, v) for k, v in overrides.items() if v is not None}
         return settings.model_copy(update=changed) if changed else settings
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(p) for p in first["loc"])
-        raise WrongUse(f"setting {where}: {first['msg']}") from error
+        raise _wrong(error) from error
     except Exception as error:  # pydantic-settings wraps what it can't parse in an error of its own
         if type(error).__name__ != "SettingsError":
             raise
         raise WrongUse(f"environment: {error}") from error
+
+
+def _checked(name: str, value: Any) -> Any:
+    """The value of one setting by the rules of its field."""
+    field = Settings.model_fields[name]
+    try:
+        return TypeAdapter(Annotated[field.annotation, field]).validate_python(value)  # type: ignore[arg-type]
+    except ValidationError as error:
+        raise _wrong(error, name) from error
+
+
+def _wrong(error: ValidationError, *above: str) -> WrongUse:
+    first = error.errors(include_input=False)[0]
+    where = ".".join(str(p) for p in (*above, *first["loc"]))
+    return WrongUse(f"setting {where}: {first['msg']}")
 
 
 def rows(model: type[BaseModel] = Settings, above: str = "") -> list[tuple[str, str, str, str]]:

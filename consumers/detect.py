@@ -10,15 +10,18 @@ Order of effects, for each decision cell that this process holds:
 5. record it in one atomic step, alerts into the outbox;
 6. send what the outbox holds, each destination by itself, at least once. Stored before sent.
 
-An alert's id is a keyed hash of tenant, kind, model, client and episode: whatever is computed again gets the same id.
+An alert's id is a hash of tenant, kind, model, keyed hash of the client and episode: whatever is computed again gets the same id.
+Client ids are sealed in everything that is stored: rows and outbox hold no id in clear, sinks and readers get it back.
 """
 
 from __future__ import annotations
 
+import base64
 import datetime as dt
 import hashlib
 import logging
 import os
+import random
 import secrets as entropy
 import socket
 import time
@@ -48,6 +51,7 @@ LEASE_MS = 10_000
 TOUCHED_LIMIT = 5_000
 FRAMEWORKS = ("OWASP:ML05:2023", "MITRE-ATLAS:AML.T0024.002", "OWASP-AISVS:C11.3.1", "NIST-AI-100-2:NISTAML.031")
 TRAIL_SHOWN = 64
+ALERTS_AT_ONCE = 100
 
 
 class StoredDecision(msgspec.Struct, frozen=True):
@@ -103,12 +107,43 @@ _pack = msgspec.msgpack.Encoder()
 _unpack = msgspec.msgpack.Decoder(StoredDecision)
 
 
-def stored_decision(row: DecisionRow) -> StoredDecision:
-    """Raises CorruptState."""
+def stored_decision(row: DecisionRow, secrets: Secrets, tenant: str) -> StoredDecision:
+    """The row as it was before it was stored. Raises CorruptState."""
     try:
-        return _unpack.decode(row.row)
-    except msgspec.DecodeError as error:
+        sealed = _unpack.decode(row.row)
+    except (msgspec.DecodeError, ValueError) as error:
         raise CorruptState(f"decision row: {error}") from error
+    return _renamed(sealed, _unsealed(sealed.client_id, secrets, tenant))
+
+
+def stored_alert(alert: OutboxAlert, secrets: Secrets) -> dict[str, Any]:
+    """The alert as its receivers see it. Raises CorruptState."""
+    try:
+        body: dict[str, Any] = msgspec.json.decode(alert.body)
+        return body | {"client_id": _unsealed(body["client_id"], secrets, body["tenant"])}
+    except (msgspec.DecodeError, ValueError, KeyError, TypeError) as error:
+        raise CorruptState(f"alert {alert.uid}: {error}") from error
+
+
+def ranked(rows: Iterable[tuple[str, StoredDecision]]) -> list[tuple[str, StoredDecision]]:
+    """(model, decision), most suspicious first: the order of ``--scores`` and ``clients``."""
+    return sorted(rows, key=lambda r: (r[1].p_value, -r[1].queries, r[1].client_id))
+
+
+def _sealed(client_id: str, secrets: Secrets, tenant: str) -> str:
+    return base64.b64encode(secrets.seal(client_id, tenant)).decode()
+
+
+def _unsealed(sealed: str, secrets: Secrets, tenant: str) -> str:
+    try:
+        return secrets.unseal(base64.b64decode(sealed, validate=True), tenant)
+    except ValueError as error:
+        raise CorruptState(f"sealed client id: {error}") from error
+
+
+def _renamed(row: StoredDecision, client_id: str) -> StoredDecision:
+    alert = None if row.alert is None else row.alert | {"client_id": client_id}
+    return msgspec.structs.replace(row, client_id=client_id, alert=alert)
 
 
 @dataclass(slots=True)
@@ -149,7 +184,8 @@ class Detect:
             now = profile.last_ms // 1000 if now_s is None else now_s
             decision = decide(previous, assessment, baseline.nulls, self.policy, now)
             row, alert = self._row(one, display, profile, baseline, assessment, decision)
-            outcome.rows[one.key] = DecisionRow(_pack.encode(row), row.state, row.suspicion, row.until_s)
+            kept = _renamed(row, _sealed(display, self.secrets, one.key.tenant))
+            outcome.rows[one.key] = DecisionRow(_pack.encode(kept), row.state, row.suspicion, row.until_s)
             if alert is not None:
                 outcome.alerts.append(alert)
         return outcome
@@ -161,7 +197,10 @@ class Detect:
         for cell, fields in sorted(one.fields.items()):
             for name, blob in sorted(fields.items()):
                 if name == "h":
-                    display = self.secrets.unseal(blob, one.key.tenant)
+                    try:
+                        display = self.secrets.unseal(blob, one.key.tenant)
+                    except CorruptState as error:
+                        log.warning("header not read", extra={"cell": cell, "model": one.key.model, "why": str(error)})
                 elif name.startswith("w:"):
                     try:
                         profile = Profile.from_bytes(blob, shape)
@@ -215,7 +254,8 @@ class Detect:
                 "tenant": one.key.tenant,
                 "frameworks": list(FRAMEWORKS),
             }
-            alert = OutboxAlert(f"{alert_id}/{update}", time_ms, msgspec.json.encode(body))
+            kept = body | {"client_id": _sealed(display, self.secrets, one.key.tenant)}
+            alert = OutboxAlert(f"{alert_id}/{update}", time_ms, msgspec.json.encode(kept))
         row = StoredDecision(
             client_id=display,
             state=decision.state,
@@ -282,6 +322,7 @@ class Runner:
     metrics: Metrics = field(default_factory=Metrics)
     now_s: Callable[[], int | None] = lambda: int(time.time())
     sleep: Callable[[float], None] = time.sleep
+    rng: random.Random = field(default_factory=random.Random)
     process: str = field(default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}:{entropy.token_hex(4)}")
     lease_ms: int = LEASE_MS
     held: dict[int, Held] = field(default_factory=dict)
@@ -289,8 +330,8 @@ class Runner:
     ready: bool = False
     _renewed_s: float = 0.0
 
-    def turn(self) -> int:
-        """One round over the decision cells; returns the number of clients assessed."""
+    def turn(self, stop: Callable[[], bool] = lambda: False) -> int:
+        """One round over the decision cells, left between two cells on `stop`; returns the number of clients looked at."""
         profile_cells = self.store.cells()
         renew = time.monotonic() - self._renewed_s > self.lease_ms / 3000
         assessed = 0
@@ -299,6 +340,8 @@ class Runner:
                 self._claim(cell)
         pending = self._touched(profile_cells)
         for cell in sorted(self.held):
+            if stop():
+                break
             assessed += self._one(cell, pending.get(cell, {}), profile_cells, renew)
         if renew:
             self._renewed_s = time.monotonic()
@@ -365,7 +408,7 @@ class Runner:
             if key not in rows or rows[key].state != row.state:
                 self.metrics.add("querywarden_transitions_total", model=key.model, state=row.state)
         self.on_outcome(outcome)
-        return len(outcome.rows)
+        return len(clients)
 
     def _read(
         self,
@@ -390,7 +433,7 @@ class Runner:
             before = None
             if key in rows:
                 try:
-                    before = stored_decision(rows[key])
+                    before = stored_decision(rows[key], self.detect.secrets, key.tenant)
                 except CorruptState as error:
                     log.warning("decision row set aside", extra={"why": str(error)})
             seen.append(Seen(key, fields[key], before))
@@ -399,14 +442,29 @@ class Runner:
     def _send(self) -> None:
         for sink in self.sinks:
             for cell in sorted(self.held):
-                pending = self.store.outbox(cell, sink.name, 100)
-                if not pending:
-                    continue
-                delivered = sink.send([alert for _, alert in pending])
-                for (entry, alert), ok in zip(pending, delivered, strict=True):
-                    self.metrics.add("querywarden_alerts_total", sink=sink.name, outcome="sent" if ok else "failed")
-                    if ok:
-                        self.store.sent(cell, sink.name, entry, alert.uid)
+                while self._deliver(sink, cell):
+                    pass
+
+    def _deliver(self, sink: AlertSink, cell: int) -> bool:
+        """Some alerts of a cell; True when all were taken and there may be more."""
+        pending = []
+        for entry, alert in self.store.outbox(cell, sink.name, ALERTS_AT_ONCE):
+            try:
+                body = msgspec.json.encode(stored_alert(alert, self.detect.secrets))
+            except CorruptState as error:
+                log.warning("alert set aside", extra={"why": str(error)})
+                self.store.sent(cell, sink.name, entry, alert.uid)
+                continue
+            pending.append((entry, OutboxAlert(alert.uid, alert.time_ms, body)))
+        if not pending:
+            return False
+        delivered = sink.send([alert for _, alert in pending])
+        kind = sink.name.partition(":")[0]
+        for (entry, alert), ok in zip(pending, delivered, strict=True):
+            self.metrics.add("querywarden_alerts_total", sink=kind, outcome="sent" if ok else "failed")
+            if ok:
+                self.store.sent(cell, sink.name, entry, alert.uid)
+        return all(delivered) and len(pending) == ALERTS_AT_ONCE
 
     def release(self) -> None:
         """Give the cells back, so that another process need not wait for the leases to run out."""
@@ -419,11 +477,15 @@ class Runner:
 
 
 def run(runner: Runner, stop: Callable[[], bool], until_idle: bool = False, interval_s: float = 0.5) -> None:
-    """Loop until `stop`, or, with `until_idle`, until a whole round found no touched client in the cells it could hold."""
+    """Loop until `stop`, or, with `until_idle`, until a whole round over all cells found no touched client.
+
+    Two processes that are both told to stop when idle may each hold some cells: the idle one lets go of its own, so that
+    one of them comes to see all.
+    """
     failures = 0
     while not stop():
         try:
-            assessed = runner.turn()
+            assessed = runner.turn(stop)
             failures = 0
         except Unavailable as error:
             failures += 1
@@ -434,6 +496,9 @@ def run(runner: Runner, stop: Callable[[], bool], until_idle: bool = False, inte
             continue
         if until_idle and not assessed and len(runner.held) == DECISION_CELLS:
             break
-        if not assessed:
-            runner.sleep(interval_s if not until_idle else 0.05)
+        if not assessed and until_idle:
+            runner.release()
+            runner.sleep(runner.rng.uniform(0.05, 0.3))
+        elif not assessed:
+            runner.sleep(interval_s)
     runner.release()

@@ -9,13 +9,15 @@ Order of effects, for each cell and poll (docs/architecture.md):
 5. commit it in one atomic step: fence, profiles, dead letters, counters, offset;
 6. ship dead letters, then the advisory commit to the log.
 
-`Fenced` drops the cell; `Rewound` claims again and seeks; `Unavailable` pauses, backs off and claims again: a commit whose outcome is
-unknown is never sent twice. The cache holds what was committed and nothing else, so dropping it is always safe.
+`Fenced` drops the cell; `Rewound` claims again and seeks; `Unavailable` pauses, backs off once a turn and claims again: a commit whose
+outcome is unknown is never sent twice. The cache holds what was committed and nothing else, so dropping it is always safe.
+Ready means: joined the group, and the store answers. A replica that no cell was left for is ready too.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import random
 import secrets as entropy
 import time
@@ -43,6 +45,12 @@ log = logging.getLogger("querywarden.ingest")
 MS_A_DAY = 86_400_000
 MAX_CACHED = 4096
 BACK_OFF_S = (0.05, 5.0)
+BEACON_S = 5.0
+"""How often the store is asked for a sign of life when there is nothing to write."""
+
+LETTERS = 1000
+LETTERS_KEPT = 500
+"""Dead letters of a cell that stay in the store when there is no topic to ship them to; the others are only counted."""
 COUNTED = ("produced", "queries", "dead", "unmodelled", "denied", "failed", "gap")
 
 
@@ -196,6 +204,9 @@ class Runner:
     """The other half: the loop and the I/O.
 
     clock, sleep, rng  injected, so that the simulation owns time
+    dead_letters       where refused records are shipped to; None: the first of each cell stay in the store
+    unshipped          cells that may hold dead letters which were not handed on yet
+    silent             why this turn got no answer from store or log; None: it did
     """
 
     log: QueryLog
@@ -211,49 +222,86 @@ class Runner:
     on_commit: Callable[[Checkpoint, Decoded], None] = lambda checkpoint, decoded: None
     cells: dict[str, Cell] = field(default_factory=dict)
     waiting: set[str] = field(default_factory=set)
+    unshipped: set[str] = field(default_factory=set)
     failures: int = 0
     ready: bool = False
+    silent: Unavailable | None = None
+    _answered_s: float = -math.inf
 
     def turn(self, timeout_s: float) -> int:
-        """One poll and what follows from it; returns the number of records committed."""
+        """One poll and what follows from it; returns the number of records committed. Raises what only an operator can mend."""
+        self.silent = None
+        try:
+            return self._turn(timeout_s)
+        except Unavailable as error:
+            self.silent = error
+            return 0
+        finally:
+            if self.silent is not None:
+                self.ready = False
+                self.back_off(self.silent)
+
+    def _turn(self, timeout_s: float) -> int:
         poll = self.log.poll(timeout_s, self.max_poll_records)
         for name in poll.revoked:
             self.cells.pop(name, None)
             self.waiting.discard(name)
+            self.unshipped.discard(name)
         self.waiting.update(poll.assigned)
         for cell, first, last in poll.gaps:
             log.error("data gap", extra={"cell": cell, "first": first, "last": last})
             self.metrics.add("querywarden_gap_records_total", last - first + 1)
             if cell in self.cells:
                 self.cells[cell].counters["gap"] += last - first + 1
-        for name in sorted(self.waiting):
-            self._claim(name)
+        # in any order, up to the first that gets no answer: many cells of a store that is away must not hold up the poll
+        waiting = sorted(self.waiting)
+        for name in self.rng.sample(waiting, len(waiting)):
+            if not self._claim(name):
+                break
         committed = sum(self._batch(records) for records in poll.batches)
+        for name in sorted(self.unshipped):
+            if not self._ship(name):
+                break
+        self._beacon()
         self.metrics.set("querywarden_cells", len(self.cells))
-        self.ready = self.ready or bool(self.cells)
+        self.ready = self.silent is None and self.log.joined()
         if committed or poll.batches:
             self.log.commit({c.name: c.offset for c in self.cells.values() if c.offset is not None})
         return committed
 
-    def _claim(self, name: str) -> None:
+    def _beacon(self) -> None:
+        """An idle replica asks the store for a sign of life."""
+        if self.silent is None and self.clock() - self._answered_s >= BEACON_S:
+            self.store.cells()
+            self._heard()
+
+    def _heard(self) -> None:
+        self._answered_s = self.clock()
+        self.failures = 0
+
+    def _claim(self, name: str) -> bool:
+        """False when the store or the log does not answer."""
         token = self.new_token()
         try:
             claim = self.store.claim(name, token)
             offset = self.log.seek(name, claim.next_offset)
         except Unavailable as error:
-            self._back_off(error)
-            return
+            self.silent = error
+            return False
         except Fenced:
             self.waiting.discard(name)  # the log says that the cell is gone; it will tell when it is back
-            return
+            return True
         except LogTruncated:
             self.waiting.discard(name)
             raise
-        self.failures = 0
+        self._heard()
         self.waiting.discard(name)
+        # an earlier owner may have left some
+        self.unshipped.add(name)
         # the position in memory is the store's: None until the first commit, whatever the log started at
         self.cells[name] = Cell(name, token, claim.next_offset, Counter(claim.counters))
         log.info("cell claimed", extra={"cell": name, "offset": offset})
+        return True
 
     def _batch(self, records: Records) -> int:
         cell = self.cells.get(records.cell)
@@ -267,7 +315,9 @@ class Runner:
             checkpoint = self.ingest.step(cell, decoded, keys, records.next_offset)
             self.store.commit(cell.token, checkpoint)
         except Fenced:
-            self._lost(cell, "fenced", again=self.log.still_ours(cell.name))
+            self._lost(cell, "fenced", again=True)
+            if not self._still_ours(cell.name):
+                self.waiting.discard(cell.name)
             return 0
         except Rewound as error:
             log.warning("store is elsewhere", extra={"cell": cell.name, "offset": error.offset})
@@ -275,45 +325,67 @@ class Runner:
             return 0
         except Unavailable as error:
             self._lost(cell, "unavailable", again=True)
-            self._back_off(error)
+            self.silent = error
             return 0
+        self._heard()
         cell.offset = checkpoint.next_offset
         cell.counters += decoded.counters
         self._count(decoded)
         self.ingest.trim(cell, keys)
         self.on_commit(checkpoint, decoded)
         if checkpoint.dead:
-            self._ship(cell)
+            self.unshipped.add(cell.name)
         return len(records.values)
+
+    def _still_ours(self, name: str) -> bool:
+        try:
+            return self.log.still_ours(name)
+        except Fenced:
+            return False
+        except Unavailable:
+            return True  # who knows: claim again, at worst the other one is fenced in turn
 
     def _lost(self, cell: Cell, outcome: str, again: bool) -> None:
         """Forget the cell: what is in memory may not be what is stored."""
         self.metrics.add("querywarden_commits_total", outcome=outcome)
         self.cells.pop(cell.name, None)
-        self.log.pause(cell.name)
+        try:
+            self.log.pause(cell.name)
+        except Fenced:
+            return  # revoked since the poll, which will say so
         if again:
             self.waiting.add(cell.name)
 
-    def _back_off(self, error: Unavailable) -> None:
+    def back_off(self, error: Unavailable) -> None:
         """Full jitter (Brooker 2015): the store is not hammered by processes in step."""
         self.failures += 1
         self.metrics.add("querywarden_store_unavailable_total", process="ingest")
         if self.failures in (1, 10) or self.failures % 100 == 0:
-            log.warning("store unavailable", extra={"why": str(error), "failures": self.failures})
+            log.warning("store or log unavailable", extra={"why": str(error), "failures": self.failures})
         low, high = BACK_OFF_S
         self.sleep(self.rng.uniform(low, min(high, low * 2 ** min(self.failures, 10))))
 
-    def _ship(self, cell: Cell) -> None:
-        if self.dead_letters is None:
-            return
+    def _ship(self, name: str) -> bool:
+        """Hand on the cell's dead letters. False: some were not taken, and are tried again with a later turn."""
         try:
-            pending = self.store.dead_letters(cell.name, 1000)
-            delivered = self.dead_letters.ship([letter for _, letter in pending])
-            done = [entry for (entry, _), ok in zip(pending, delivered, strict=True) if ok]
-            if done:
-                self.store.dead_letters_shipped(cell.name, done)
+            while True:
+                pending = self.store.dead_letters(name, LETTERS)
+                letters = [letter for _, letter in pending]
+                if self.dead_letters is None:
+                    delivered = [i >= LETTERS_KEPT for i in range(len(letters))]
+                else:
+                    delivered = self.dead_letters.ship(letters) if letters else []
+                done = [entry for (entry, _), ok in zip(pending, delivered, strict=True) if ok]
+                if done:
+                    self.store.dead_letters_shipped(name, done)
+                if self.dead_letters is not None and len(done) < len(pending):
+                    return False
+                if len(pending) < LETTERS:
+                    self.unshipped.discard(name)
+                    return True
         except Unavailable as error:
-            log.warning("dead letters wait", extra={"cell": cell.name, "why": str(error)})
+            log.warning("dead letters wait", extra={"cell": name, "why": str(error)})
+            return False
 
     def _count(self, decoded: Decoded) -> None:
         m = self.metrics
@@ -337,8 +409,14 @@ class Runner:
 
 def run(runner: Runner, stop: Callable[[], bool], until_end: bool = False, poll_timeout_s: float = 0.2) -> None:
     """Loop until `stop`, or, with `until_end`, until everything that was in the log at the start is committed by somebody."""
-    ends = runner.log.ends() if until_end else {}
+    ends: Mapping[str, int] | None = None if until_end else {}
     while not stop():
+        if ends is None:
+            try:
+                ends = runner.log.ends()
+            except Unavailable as error:
+                runner.back_off(error)
+                continue
         committed = runner.turn(poll_timeout_s)
         if until_end and not committed and _reached(runner, ends):
             return

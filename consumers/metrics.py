@@ -60,8 +60,13 @@ class Metrics:
 
 
 def serve_metrics(bind: str, metrics: Metrics, ready: Callable[[], bool]) -> ThreadingHTTPServer:
-    """Answer /metrics, /healthz and /readyz on ``host:port`` in a thread; port 0 picks one."""
+    """Answer /metrics, /healthz and /readyz on ``host:port`` in a thread; port 0 picks one.
+
+    Raises ValueError for an address that is none, OSError for one that can't be had.
+    """
     host, _, port = bind.rpartition(":")
+    if not port.isdecimal() or int(port) > 65_535:
+        raise ValueError(f"{bind!r} is not host:port")
 
     class Answer(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

@@ -80,6 +80,9 @@ class QueryLog(Protocol):
     def ends(self) -> dict[str, int]:
         """For every cell of the whole log (assigned here or not): the offset after its last record."""
 
+    def joined(self) -> bool:
+        """Whether this process takes part in reading: a member of the group, even one that no cell was left for."""
+
     def commit(self, offsets: Mapping[str, int]) -> None:
         """Advisory, for lag dashboards; never used to resume. Failures are swallowed and counted."""
 

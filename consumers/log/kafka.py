@@ -238,6 +238,9 @@ class KafkaLog:
             return False
         return True
 
+    def joined(self) -> bool:
+        return bool(self._consumer._coordinator.stable())
+
     def commit(self, offsets: Mapping[str, int]) -> None:
         for cell, offset in offsets.items():
             tp = _partition(cell)

@@ -263,7 +263,8 @@ def test_columns_of_a_plain_event() -> None:
     assert batch.time_ms.tolist() == [1772442000250]
     assert batch.weight.tolist() == [1.0]
     assert batch.offsets.tolist() == [10]
-    assert (batch.inputs.dtype, batch.probabilities.dtype) == (np.float64, np.float32)
+    assert batch.inputs.dtype == np.dtype(np.float64)
+    assert batch.probabilities.dtype == np.dtype(np.float32)
 
 
 def test_models_are_kept_apart_and_clients_in_order_of_appearance() -> None:
