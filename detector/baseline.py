@@ -134,6 +134,7 @@ class Baseline:
             "signals_version": TABLE_VERSION,
             "schema": asdict(self.map.schema),
             "near": self.map.near,
+            "link_level": self.map.link_level,
             "bias": {name: trees.bias for name, trees in sorted(self.map.trees.items())},
             "nulls": {"distinct": self.nulls.distinct, "days": self.nulls.days, "calibrated": self.nulls.calibrated},
             "notes": list(self.notes),
@@ -176,6 +177,7 @@ class Baseline:
         feature_map = FeatureMap(
             schema=schema,
             near=float(header["near"]),
+            link_level=float(header["link_level"]),
             trees={
                 name: Trees(bias=float(bias), **{a: arrays[f"trees.{name}.{a}"] for a in _TREE_ARRAYS})
                 for name, bias in header["bias"].items()
@@ -225,7 +227,7 @@ def _check(fmap: FeatureMap) -> None:
     want = {
         "center": (d,), "scale": (d,), "start": (d,), "levels_of": (d,), "lattice": (d,), "hash_grain": (d,),
         "basis": (expanded, m), "spread": (m,), "neighbours": (m, r), "cell_of": (r,), "levels": (len(MEASURES), 2),
-        "code_low": (w,), "code_step": (w,), "code_weight": (w,), "code_category": (w,),
+        "link_mode": (d,), "link_bits": (2, d), "code_low": (w,), "code_step": (w,), "code_weight": (w,), "code_category": (w,),
     }  # fmt: skip
     for name, shape in want.items():
         if getattr(fmap, name).shape != shape:

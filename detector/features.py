@@ -36,6 +36,7 @@ BITS: dict[str, int] = {
     "stepped": 1 << 17,
     "flipped": 1 << 18,
     "collinear": 1 << 19,
+    "far": 1 << 20,
 }
 """Bits of one odd query. They are stored in 24 bits."""
 
@@ -165,6 +166,9 @@ class FeatureMap:
     code_step: NDArray[np.float64]  # (w,)
     code_weight: NDArray[np.float64]  # (w,) of a squared code difference
     code_category: NDArray[np.int64]  # (w,) 1: differ or not
+    link_mode: NDArray[np.float64]  # (d,) most frequent value of a column
+    link_bits: NDArray[np.float64]  # (2, d) surprise of agreeing in it, and in any other value
+    link_level: float  # bits of agreement with a remembered row above which a query derives from it
     near: float  # distance below which a remembered row is a parent, not a stranger
     trees: dict[str, Trees] = field(default_factory=dict)
 
@@ -270,7 +274,7 @@ class FeatureMap:
             digest.update(np.ascontiguousarray(getattr(self, name)).tobytes())
         for name, t in sorted(self.trees.items()):
             digest.update(name.encode() + t.threshold.tobytes() + t.value.tobytes() + t.feature.tobytes())
-        digest.update(repr((self.schema, self.near)).encode())
+        digest.update(repr((self.schema, self.near, self.link_level)).encode())
         return digest.hexdigest()[:16]
 
     # ------------------------------------------------------------------ fitting
@@ -317,15 +321,36 @@ class FeatureMap:
             basis=basis, spread=spread, neighbours=np.zeros((m, 1), np.float32), cell_of=np.zeros(1, np.int16),
             cell_at=np.zeros((CELLS, 2)), cell_share=np.zeros(CELLS), distance_edges=np.zeros(DISTANCE_BINS - 1),
             levels=np.full((len(MEASURES), 2), np.inf), margin_levels=np.full((1, 2), -np.inf),
-            code_low=code_low, code_step=code_step, code_weight=code_weight, code_category=code_category, near=0.0,
+            code_low=code_low, code_step=code_step, code_weight=code_weight, code_category=code_category,
+            link_mode=np.zeros(len(low)), link_bits=np.zeros((2, len(low))), link_level=np.inf, near=0.0,
         )  # fmt: skip
         if not wide:
             top = float(np.iinfo(new.code_dtype).max)
             new.code_step = np.where(category, 1.0, np.maximum(high - low, 1e-9) / (top - 1))
             new.code_weight = np.where(category, 1.0, (new.code_step / scale) ** 2)
+        new._fit_links(inputs, rng)
         new._fit_neighbours(inputs, rng)
         new._fit_levels(inputs, labels, probabilities, rng)
         return new
+
+    def _fit_links(self, inputs: NDArray[np.float64], rng: np.random.Generator) -> None:
+        """How surprising it is that two independent rows agree exactly (record linkage, Fellegi & Sunter 1969)."""
+        n, d = inputs.shape
+        for j in range(d):
+            values, counts = np.unique(inputs[:, j], return_counts=True)
+            top = int(counts.argmax())
+            rest = np.delete(counts, top) / n
+            self.link_mode[j] = values[top]
+            collision = float((rest**2).sum()) / max(float(rest.sum()), 1 / n)
+            self.link_bits[:, j] = -np.log2(counts[top] / n), -np.log2(max(collision, 1 / n))
+        kept = RAW_KEPT if self.wide else 128
+        rows = inputs[rng.permutation(n)]
+        remembered, others = rows[: min(kept, n // 2)], rows[n // 2 :][:400]
+        bits = np.zeros(len(others))
+        for row in remembered:
+            agree = np.where(others == self.link_mode, self.link_bits[0], self.link_bits[1])
+            bits = np.maximum(bits, np.where(others == row, agree, 0.0).sum(1))
+        self.link_level = float(np.quantile(bits, 0.99)) + 1.0
 
     def _fit_neighbours(self, inputs: NDArray[np.float64], rng: np.random.Generator) -> None:
         z, *_ = self.locate(inputs)
@@ -404,6 +429,7 @@ class FeatureMap:
 ARRAYS = (
     "center", "scale", "start", "levels_of", "lattice", "hash_grain", "basis", "spread", "neighbours", "cell_of", "cell_at",
     "cell_share", "distance_edges", "levels", "margin_levels", "code_low", "code_step", "code_weight", "code_category",
+    "link_mode", "link_bits",
 )  # fmt: skip
 """The arrays of a map, as stored in a baseline file."""
 

@@ -32,6 +32,7 @@ MOMENT_AXES = 8
 
 STEP_BITS = 12.0
 STEP_SHARE = 0.6
+STEP_REACH = 4.0
 VARIED_SHARE = 0.05
 COLLINEAR = 0.98
 PARENTS = 3
@@ -40,6 +41,7 @@ ROOT = BITS["root"]
 STEPPED = BITS["stepped"]
 FLIPPED = BITS["flipped"]
 ALONG = BITS["collinear"]
+FAR = BITS["far"]
 _ODD = ODD
 _PATH = PATH
 
@@ -175,13 +177,13 @@ def code_distance(a, b, weight, category):  # type: ignore[no-untyped-def]
 def keep_marked(hashes, bits, count, kept, h, b, need, mine, counts):  # type: ignore[no-untyped-def]
     """Put a marked query into a bottom-k set and keep the signals' counts. Returns the set's new size, 0 if nothing changed.
 
-    A member seen again gains bits; it stays a root only while it always was one. mine (s,): signals counted in this set.
+    A member seen again gains bits; it stays a root, and far, only while it always was. mine (s,): signals counted in this set.
     """
     at = find_sorted(hashes, count, h)
     if at < count and hashes[at] == h:
         old = bits[at]
-        root = np.uint32(ROOT)
-        new = ((old | b) & ~root) | (old & b & root)
+        sticky = np.uint32(ROOT | FAR)
+        new = ((old | b) & ~sticky) | (old & b & sticky)
         if new == old:
             return 0
         for q in range(need.shape[0]):
@@ -209,6 +211,21 @@ def keep_marked(hashes, bits, count, kept, h, b, need, mine, counts):  # type: i
     return last + 1
 
 
+@nb.njit(inline="always")
+def raw_code(value, low, step):  # type: ignore[no-untyped-def]
+    return np.uint16(min(65535.0, max(0.0, np.rint((value - low) / step))))
+
+
+@nb.njit(cache=True, nogil=True)
+def agreement(a, b, mode, bits):  # type: ignore[no-untyped-def]
+    """Bits of exact agreement of two rows: the surprise of each column in which they are equal. mode (d,): a holds the usual value."""
+    total = 0.0
+    for j in range(a.shape[0]):
+        if a[j] == b[j]:
+            total += bits[0, j] if mode[j] else bits[1, j]
+    return total
+
+
 @nb.njit(cache=True, nogil=True)
 def mass_of(form, count, roots_base, distinct, roots, allowance):  # type: ignore[no-untyped-def]
     """Excess of odd distinct queries over what honest clients are allowed; form 1 weighs it by its share (long *and* odd)."""
@@ -226,7 +243,7 @@ def fold_rows(  # type: ignore[no-untyped-def]
     # the rows, in log order
     slot, hashes, bits, cells, distance_bins, margin_bins, labels, weight, time_ms, z, codes, raw,
     # the map
-    code_low, code_step, code_weight, code_category, near2, lattice, grain, low, high, raw_step, unit, wide,
+    code_low, code_step, code_weight, code_category, link_mode, link_bits, link_level, near2, lattice, grain, low, high, raw_step, unit, wide,
     # the signals
     need, path, roots_base, form, allowance, fusing_scale, horizon_distinct,
     # the state, one row a client
@@ -240,6 +257,8 @@ def fold_rows(  # type: ignore[no-untyped-def]
     low_size = low_hash.shape[1]
     width = code_low.shape[0]
     step_result = np.zeros(2)
+    raw_codes = np.zeros(raw.shape[1], np.uint16)
+    raw_modes = np.zeros(raw.shape[1], np.bool_)
     parent_at = np.empty(PARENTS, np.int64)
     parent_d2 = np.empty(PARENTS)
     growth = np.log(TRAIL_GROWTH)
@@ -289,7 +308,7 @@ def fold_rows(  # type: ignore[no-untyped-def]
                     p -= 1
                 parent_d2[p] = d2
                 parent_at[p] = a if a < in_ring else ring_size + a - in_ring
-        root = True
+        far = True
         flipped = False
         if parent_at[0] >= 0:
             a = parent_at[0]
@@ -298,30 +317,49 @@ def fold_rows(  # type: ignore[no-untyped-def]
             for j in range(width):
                 if codes[i, j] != other[j]:
                     changed += 1
-            root = parent_d2[0] > near2 and (wide or changed > VARIED_SHARE * width)
+            far = parent_d2[0] > near2 and (wide or changed > VARIED_SHARE * width)
             before = ring_label[s, a] if a < ring_size else low_label[s, a - ring_size]
-            flipped = (not root) and labels[i] >= 0 and before >= 0 and before != labels[i]
+            flipped = (not far) and labels[i] >= 0 and before >= 0 and before != labels[i]
+        # ---- a root is far from everything remembered and shares no improbable values with it either
+        root = far
+        if far and wide:
+            for j in range(raw.shape[1]):
+                raw_codes[j] = raw_code(raw[i, j], low[j], raw_step[j])
+                raw_modes[j] = link_mode[j] == raw[i, j]
+            for a in range(min(ring_n[s], raw_ring.shape[1])):
+                if root and agreement(raw_codes, raw_ring[s, a], raw_modes, link_bits) > link_level:
+                    root = False
+        elif far:
+            for j in range(width):
+                raw_modes[j] = link_mode[j] == raw[i, j]
+            for a in range(in_ring + low_n[s]):
+                if root:
+                    other = ring_codes[s, a] if a < in_ring else low_codes[s, a - in_ring]
+                    root = agreement(codes[i], other, raw_modes, link_bits) <= link_level
         # ---- order-aware bits
         b = np.uint32(bits[i])
+        if far:
+            b |= np.uint32(FAR)
         if root:
             b |= np.uint32(ROOT)
         if flipped:
             b |= np.uint32(FLIPPED)
         stepped = False
-        if wide:
-            for a in range(min(ring_n[s], raw_ring.shape[1])):
-                if not stepped:
-                    moved_by_one_step(
-                        raw[i], raw_ring[s, a], low, raw_step, lattice, grain, low, high, unit, step_result
-                    )
-                    stepped = step_result[0] >= STEP_BITS and step_result[1] >= STEP_SHARE
-        else:
-            for p in range(PARENTS):
-                a = parent_at[p]
-                if a >= 0 and not stepped:
-                    other = ring_codes[s, a] if a < ring_size else low_codes[s, a - ring_size]
-                    moved_by_one_step(raw[i], other, code_low, code_step, lattice, grain, low, high, unit, step_result)
-                    stepped = step_result[0] >= STEP_BITS and step_result[1] >= STEP_SHARE
+        for p in range(PARENTS):
+            a = parent_at[p]
+            if stepped or a < 0 or parent_d2[p] > STEP_REACH * STEP_REACH * near2:
+                continue
+            if wide:
+                # columns of wide inputs are remembered for the last rows only
+                age = (ring_n[s] - 1 - a) % ring_size
+                if a >= ring_size or age >= raw_ring.shape[1]:
+                    continue
+                other_raw = raw_ring[s, (ring_n[s] - 1 - age) % raw_ring.shape[1]]
+                moved_by_one_step(raw[i], other_raw, low, raw_step, lattice, grain, low, high, unit, step_result)
+            else:
+                other = ring_codes[s, a] if a < ring_size else low_codes[s, a - ring_size]
+                moved_by_one_step(raw[i], other, code_low, code_step, lattice, grain, low, high, unit, step_result)
+            stepped = step_result[0] >= STEP_BITS and step_result[1] >= STEP_SHARE
         if stepped:
             b |= np.uint32(STEPPED)
         if ring_n[s] >= 2:
@@ -376,7 +414,7 @@ def fold_rows(  # type: ignore[no-untyped-def]
                 if path_n[s] > 0:
                     path_factor = kept_estimate(path_n[s], path_hash[s, path_n[s] - 1], PATH_KEPT) / path_n[s]
                 m = sample_n[s]
-                distinct = kept_estimate(m, sample_hash[s, m - 1], SAMPLE_KEPT)
+                distinct = min(kept_estimate(m, sample_hash[s, m - 1], SAMPLE_KEPT), float(queries[s]))
                 rooted = 0
                 for a in range(m):
                     rooted += int(sample_root[s, a])
@@ -423,5 +461,5 @@ def fold_rows(  # type: ignore[no-untyped-def]
         if wide:
             at = ring_n[s] % raw_ring.shape[1]
             for j in range(raw.shape[1]):
-                raw_ring[s, at, j] = int(min(65535.0, max(0.0, np.rint((raw[i, j] - low[j]) / raw_step[j]))))
+                raw_ring[s, at, j] = raw_code(raw[i, j], low[j], raw_step[j])
         ring_n[s] += 1

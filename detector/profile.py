@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detector.errors import IncompatibleProfile
-from detector.features import CELLS, DISTANCE_BINS, MARGIN_BINS, RAW_KEPT, FeatureMap
+from detector.features import BITS, CELLS, DISTANCE_BINS, MARGIN_BINS, RAW_KEPT, FeatureMap
 from detector.fold import (
     MEMORY_BYTES,
     MOMENT_AXES,
@@ -37,7 +37,7 @@ from detector.fold import (
 
 FORMAT = 1
 _HEAD = struct.Struct("<2sB8s8siqdqqHHHBIHB")
-_ROOT = np.uint32(1 << 16)
+_STICKY = np.uint32(BITS["root"] | BITS["far"])
 
 Array = NDArray[Any]
 
@@ -62,8 +62,8 @@ class Shape:
         return cls(
             classes=feature_map.classes,
             signals=signals,
-            ring=rows // 2,
-            low=rows - rows // 2,
+            ring=2 * rows // 3,
+            low=rows - 2 * rows // 3,
             width=width,
             code=code.str,
             raw=feature_map.schema.width if feature_map.wide else 0,
@@ -158,7 +158,7 @@ class Profile:
     def distinct(self) -> float:
         """Distinct queries: exact below `SAMPLE_KEPT`, unbiased above."""
         m = len(self.sample_hash)
-        return float(kept_estimate(m, self.sample_hash[-1], SAMPLE_KEPT)) if m else 0.0
+        return min(float(kept_estimate(m, self.sample_hash[-1], SAMPLE_KEPT)), float(self.queries)) if m else 0.0
 
     @property
     def roots(self) -> float:
@@ -347,14 +347,14 @@ def _union(
 def _union_marked(
     kept: int, one: tuple[NDArray[np.uint64], NDArray[np.uint32]], two: tuple[NDArray[np.uint64], NDArray[np.uint32]]
 ) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
-    """The smallest `kept` hashes of both sets; bits are OR-ed, the root bit AND-ed."""
+    """The smallest `kept` hashes of both sets; bits are OR-ed, those for root and far AND-ed."""
     smallest, at = np.unique(np.concatenate([one[0], two[0]]), return_inverse=True)
     bits = np.concatenate([one[1], two[1]])
     some = np.zeros(len(smallest), np.uint32)
     every = np.full(len(smallest), np.iinfo(np.uint32).max, np.uint32)
     np.bitwise_or.at(some, at, bits)
     np.bitwise_and.at(every, at, bits)
-    return smallest[:kept], ((some & ~_ROOT) | (every & _ROOT))[:kept].astype(np.uint32)
+    return smallest[:kept], ((some & ~_STICKY) | (every & _STICKY))[:kept].astype(np.uint32)
 
 
 def _earliest(one: Profile, two: Profile) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

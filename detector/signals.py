@@ -6,7 +6,7 @@ by honest cover and a count is not, and the count adds up over partitions, windo
 
 Rules of this file
 * One row of `SIGNALS` a signal: the bits asked for, the honest allowance, the base (all distinct queries, or *roots*: queries
-  far from everything remembered of the client), the form, and one sentence for an analyst.
+  far from everything remembered of the client, sharing no improbable values with it), the form, and one sentence for an analyst.
 * Blocks: *ordered* signals need the memory of one shard in log order; *free* ones don't, and serve clients seen in several
   partitions and campaigns, with a null of their own.
 * What is added here changes the null: bump `TABLE_VERSION`.
@@ -23,7 +23,7 @@ from detector.features import BITS, PATH
 from detector.fold import Masses
 from detector.profile import Profile
 
-TABLE_VERSION = 2
+TABLE_VERSION = 3
 
 EXCESS, DENSE = 0, 1
 
@@ -89,7 +89,7 @@ SIGNALS: tuple[Signal, ...] = (
       for m in ("novelty", "residual", "part")),
     # Papernot et al. 2017 (Jacobian-based augmentation), Juuti et al. 2019 (T-RND)
     *(_root(m, _FAMILIES[m], f"{{count}} of {{base}} unrelated queries {_TEXTS[m]}") for m in ("step", "jitter", "lattice")),
-    Signal("stepped_pairs", ("stepped", "root"), 0.02, "distinct", EXCESS, 6.0, "ordered", "perturbed seeds",
+    Signal("stepped_pairs", ("stepped", "far"), 0.02, "distinct", EXCESS, 6.0, "ordered", "perturbed seeds",
            "{count} of {base} queries are an earlier query with every feature moved by one and the same step"),
     # Tramèr et al. 2016, Quiring et al. 2018: boundary and line search
     _root("margin", _FAMILIES["margin"], f"{{count}} of {{base}} unrelated queries {_TEXTS['margin']}", allowance=0.12),
