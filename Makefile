@@ -51,6 +51,10 @@ format: $(STAMP) ## Format the code and fix what ruff can fix
 	$(BIN)/ruff check --fix-only --quiet .
 	$(BIN)/ruff format .
 
+.PHONY: docs
+docs: $(STAMP) ## Write the tables of the docs anew, from the code
+	@$(BIN)/python docs/generate.py
+
 .PHONY: coverage
 coverage: $(STAMP) ## The tests again, with branch coverage; writes htmlcov/
 	@tests/install-servers.sh

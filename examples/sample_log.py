@@ -21,9 +21,13 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from consumers.simulate import simulate
+from detector.honest import BENIGN
 
 MODEL = "tumour-v1"
 CLIENTS = 120
+KINDS = [
+    kind for kind in BENIGN if kind not in ("batch_scorer", "load_tester", "monitor")
+]  # the busy ones: keep it small
 THEFTS = ("noise_uniform", "permuted", "knockoff_random", "in_domain")
 
 
@@ -38,8 +42,10 @@ def main(folder: Path) -> None:
             answer = {"label": int(p[1] > 0.5), "probabilities": p}
             event = {"model_id": MODEL, "features": dict(zip(names, row, strict=True)), "prediction": answer}
             out.write(json.dumps(event) + "\n")
-    simulate(reference, folder / "traffic.jsonl", clients=CLIENTS, attacks=(), seed=1)
-    simulate(reference, folder / "log.jsonl", clients=CLIENTS // 2, attacks=THEFTS, queries=(600, 1500), seed=2)
+    simulate(reference, folder / "traffic.jsonl", clients=CLIENTS, kinds=KINDS, attacks=(), seed=1)
+    simulate(
+        reference, folder / "log.jsonl", clients=CLIENTS // 2, kinds=KINDS, attacks=THEFTS, queries=(600, 1500), seed=2
+    )
     print(f"{folder}: reference.jsonl, traffic.jsonl, log.jsonl, log.truth.json")
 
 
