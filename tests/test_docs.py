@@ -33,10 +33,11 @@ from consumers.alerts.kafka import _letter
 from consumers.detect import FRAMEWORKS
 from consumers.log import formats
 from consumers.metrics import METRICS
-from consumers.store import DeadLetter, Store
+from consumers.store import DECISION_CELLS, DeadLetter, Store
 from consumers.store.redis import connect
-from detector import policy
+from detector import calibration, fold, policy
 from detector.features import BITS, MEASURES
+from detector.kernels import HASH_BITS
 from detector.signals import NAMES
 
 ROOT = Path(__file__).parent.parent
@@ -139,6 +140,22 @@ def test_every_command_and_option_is_documented_and_has_help() -> None:
         for parameter in command.params:
             assert parameter.help, (path, parameter.name)
             assert parameter.opts[0].lstrip("-").upper() in section.upper()
+
+
+def test_the_figures_in_the_prose_are_those_of_the_code() -> None:
+    phrases = {
+        "docs/theory.md": (
+            f"{1 / (fold.SAMPLE_KEPT - 2) ** 0.5:.1%}".replace("%", f" % for the sample (k = {fold.SAMPLE_KEPT})"),
+            f"{1 / (fold.ODD_KEPT - 2) ** 0.5:.1%}".replace("%", f" % for the odd set (k = {fold.ODD_KEPT})"),
+            f"cut to {HASH_BITS} bits",
+            f"a prior of {calibration.TAIL_INDEX_PRIOR:g} with the weight of",
+        ),
+        "docs/detection.md": (f"At least {fold.STEP_BITS:g} bits and {fold.STEP_SHARE * 100:g} % of all worth",),
+        "docs/operations.md": (f"fewer than {policy.MIN_ODD_TO_BLOCK} odd queries",),
+        "docs/architecture.md": (f"the {DECISION_CELLS} decision cells",),
+    }
+    assert (calibration.TAIL_PRIOR_WEIGHT, calibration.TAIL_SHARE) == (10, 0.1)  # "ten clients", "the upper tenth"
+    assert [(page, p) for page, those in phrases.items() for p in those if p not in text_of(ROOT / page)] == []
 
 
 # --- links, pictures, names
@@ -276,15 +293,15 @@ def blocks_of(heading: str) -> list[str]:
     return [body for language, body in BLOCK.findall(section) if language == "bash"]
 
 
-def run_blocks(blocks: list[str], folder: Path) -> str:
-    """Run them as one script that stops at the first error; returns what was printed."""
+def run_blocks(blocks: list[str], folder: Path, state: Path) -> str:
+    """Run them as one script that stops at the first error; returns what was printed. `state`: the user's state folder."""
     script = "\n".join(["set -euo pipefail", *blocks])
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("QUERYWARDEN_") or k == "QUERYWARDEN_CACHE"}
     environment = {
         **inherited,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
-        "XDG_STATE_HOME": str(folder / "xdg"),
+        "XDG_STATE_HOME": str(state),
         "OMP_NUM_THREADS": "1",
         "COLUMNS": "200",
     }
@@ -301,7 +318,7 @@ def sampled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("quickstart")
     (folder / "examples").symlink_to(ROOT / "examples")
     assert blocks_of("Before") == ["make install\nsource .venv/bin/activate\n"]  # what these tests have done already
-    return folder / "demo-out" / "quickstart", run_blocks(blocks_of("A log in files"), folder)
+    return folder / "demo-out" / "quickstart", run_blocks(blocks_of("A log in files"), folder, folder / "state")
 
 
 def objects(path: Path) -> list[dict[str, Any]]:
@@ -368,11 +385,14 @@ def test_the_quick_start_on_kafka_and_redis_does_what_it_says(
         .replace("prediction-queries", topic)
         for block in blocks_of("Kafka and Redis on one machine")
     ]
-    printed = run_blocks(blocks, folder)
+    printed = run_blocks(blocks, folder, folder.parents[1] / "state")
     assert "settings are well-formed" in printed
     replayed = {alert["client_id"]: alert for alert in objects(folder / "alerts.jsonl")}
     served = {alert["client_id"]: alert for alert in objects(folder / "alerts-from-kafka.jsonl")}
     assert set(served) == set(replayed)
+    scores = {row["client_id"]: row["suspicion"] for row in objects(folder / "scores.jsonl")}
+    again = {row["client_id"]: row["suspicion"] for row in objects(folder / "scores-from-kafka.jsonl")}
+    assert again == pytest.approx(scores, abs=1e-6)
 
 
 class _Limited:
