@@ -116,6 +116,14 @@ def test_every_setting_metric_signal_and_reason_is_documented() -> None:
     assert [name for name in names if f"`{name}`" not in text] == []
 
 
+def test_no_page_names_a_metric_or_a_variable_that_does_not_exist() -> None:
+    text = everything()
+    variables = {variable for _, variable, _, _ in config.rows()}
+    assert set(re.findall(r"`(querywarden_[a-z_]+)", text)) <= set(METRICS)
+    named_variables = set(re.findall(r"QUERYWARDEN_[A-Z_]+[A-Z]", text))
+    assert {v for v in named_variables if not v.startswith("QUERYWARDEN_TEST_")} <= variables | {"QUERYWARDEN_CACHE"}
+
+
 def all_commands() -> dict[tuple[str, ...], Any]:
     found: dict[tuple[str, ...], Any] = {}
 
