@@ -334,21 +334,27 @@ class FeatureMap:
         return new
 
     def _fit_links(self, inputs: NDArray[np.float64], rng: np.random.Generator) -> None:
-        """How surprising it is that two independent rows agree exactly (record linkage, Fellegi & Sunter 1969)."""
+        """How surprising it is that two independent rows agree exactly (record linkage, Fellegi & Sunter 1969).
+
+        A bound surprises nobody, whoever asks: an image of anything may be black or white in a corner.
+        """
         n, d = inputs.shape
         for j in range(d):
             values, counts = np.unique(inputs[:, j], return_counts=True)
             top = int(counts.argmax())
-            rest = np.delete(counts, top) / n
+            rest = np.delete(counts, top)
+            collision = float((rest**2).sum()) / max(float(rest.sum()) ** 2, 1.0)
             self.link_mode[j] = values[top]
-            collision = float((rest**2).sum()) / max(float(rest.sum()), 1 / n)
-            self.link_bits[:, j] = -np.log2(counts[top] / n), -np.log2(max(collision, 1 / n))
+            # what the reference hardly ever held can't be called rare: its k other rows vouch for log2(k + 1) bits at most
+            self.link_bits[:, j] = -np.log2(counts[top] / n), -np.log2(max(collision, 1 / (rest.sum() + 1)))
         kept = RAW_KEPT if self.wide else 128
         rows = inputs[rng.permutation(n)]
         remembered, others = rows[: min(kept, n // 2)], rows[n // 2 :][:400]
+        agree = np.where(others == self.link_mode, self.link_bits[0], self.link_bits[1])
+        low, high = self._bounds()
+        agree[(others <= low) | (others >= high)] = 0.0
         bits = np.zeros(len(others))
         for row in remembered:
-            agree = np.where(others == self.link_mode, self.link_bits[0], self.link_bits[1])
             bits = np.maximum(bits, np.where(others == row, agree, 0.0).sum(1))
         self.link_level = float(np.quantile(bits, 0.99)) + 1.0
 

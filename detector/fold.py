@@ -217,19 +217,18 @@ def raw_code(value, low, step):  # type: ignore[no-untyped-def]
 
 
 @nb.njit(cache=True, nogil=True)
-def agreement(a, b, mode, bits):  # type: ignore[no-untyped-def]
-    """Bits of exact agreement of two rows: the surprise of each column in which they are equal. mode (d,): a holds the usual value."""
+def agreement(a, b, surprise):  # type: ignore[no-untyped-def]
+    """Bits of exact agreement of two rows: the surprise, (d,), of each column in which they are equal."""
     total = 0.0
     for j in range(a.shape[0]):
         if a[j] == b[j]:
-            total += bits[0, j] if mode[j] else bits[1, j]
+            total += surprise[j]
     return total
 
 
 @nb.njit(cache=True, nogil=True)
-def mass_of(form, count, roots_base, distinct, roots, allowance):  # type: ignore[no-untyped-def]
+def mass_of(form, count, base, allowance):  # type: ignore[no-untyped-def]
     """Excess of odd distinct queries over what honest clients are allowed; form 1 weighs it by its share (long *and* odd)."""
-    base = roots if roots_base else distinct
     excess = count - allowance * base
     if excess <= 0.0:
         return 0.0
@@ -243,7 +242,8 @@ def fold_rows(  # type: ignore[no-untyped-def]
     # the rows, in log order
     slot, hashes, bits, cells, distance_bins, margin_bins, labels, weight, time_ms, z, codes, raw,
     # the map
-    code_low, code_step, code_weight, code_category, link_mode, link_bits, link_level, near2, lattice, grain, low, high, raw_step, unit, wide,
+    code_low, code_step, code_weight, code_category, link_mode, link_bits, link_level, near2,
+    lattice, grain, low, high, top, raw_step, unit, wide,
     # the signals
     need, path, roots_base, form, allowance, fusing_scale, horizon_distinct,
     # the state, one row a client
@@ -258,7 +258,7 @@ def fold_rows(  # type: ignore[no-untyped-def]
     width = code_low.shape[0]
     step_result = np.zeros(2)
     raw_codes = np.zeros(raw.shape[1], np.uint16)
-    raw_modes = np.zeros(raw.shape[1], np.bool_)
+    surprise = np.zeros(raw.shape[1])
     parent_at = np.empty(PARENTS, np.int64)
     parent_d2 = np.empty(PARENTS)
     growth = np.log(TRAIL_GROWTH)
@@ -322,20 +322,20 @@ def fold_rows(  # type: ignore[no-untyped-def]
             flipped = (not far) and labels[i] >= 0 and before >= 0 and before != labels[i]
         # ---- a root is far from everything remembered and shares no improbable values with it either
         root = far
+        if far:
+            for j in range(raw.shape[1]):
+                usual = 0 if raw[i, j] == link_mode[j] else 1
+                surprise[j] = 0.0 if raw[i, j] <= low[j] or raw[i, j] >= top[j] else link_bits[usual, j]
         if far and wide:
             for j in range(raw.shape[1]):
                 raw_codes[j] = raw_code(raw[i, j], low[j], raw_step[j])
-                raw_modes[j] = link_mode[j] == raw[i, j]
             for a in range(min(ring_n[s], raw_ring.shape[1])):
-                if root and agreement(raw_codes, raw_ring[s, a], raw_modes, link_bits) > link_level:
-                    root = False
+                root = root and agreement(raw_codes, raw_ring[s, a], surprise) <= link_level
         elif far:
-            for j in range(width):
-                raw_modes[j] = link_mode[j] == raw[i, j]
             for a in range(in_ring + low_n[s]):
                 if root:
                     other = ring_codes[s, a] if a < in_ring else low_codes[s, a - in_ring]
-                    root = agreement(codes[i], other, raw_modes, link_bits) <= link_level
+                    root = agreement(codes[i], other, surprise) <= link_level
         # ---- order-aware bits
         b = np.uint32(bits[i])
         if far:
@@ -422,8 +422,9 @@ def fold_rows(  # type: ignore[no-untyped-def]
                 fade = min(1.0, horizon_distinct / max(distinct, 1.0))
                 fused = 0.0
                 for q in range(n_signals):
-                    seen_odd = (path_factor if path[q] else odd_factor) * odd_counts[s, q]
-                    mass = fade * mass_of(form[q], seen_odd, roots_base[q], distinct, roots, allowance[q])
+                    base = roots if roots_base[q] else distinct
+                    seen_odd = min(base, (path_factor if path[q] else odd_factor) * odd_counts[s, q])
+                    mass = fade * mass_of(form[q], seen_odd, base, allowance[q])
                     if mass > marks[s, q]:
                         marks[s, q] = mass
                     if fusing_scale[q] > 0.0:

@@ -179,7 +179,7 @@ class Profiles:
             of(batch.weight), of(batch.time_ms), of(m.z), of(m.codes), of(m.raw),
             fmap.code_low, fmap.code_step, fmap.code_weight, fmap.code_category,
             fmap.link_mode, fmap.link_bits, fmap.link_level, fmap.near**2, fmap.lattice, fmap.hash_grain,
-            self._low, self._step_high, self._step, self._unit, fmap.wide,
+            self._low, self._step_high, self._high, self._step, self._unit, fmap.wide,
             t.need, t.path, t.roots_base, t.form, t.allowance, t.fusing_scale, t.horizon_distinct,
             *self._state.values(),
         )  # fmt: skip

@@ -81,9 +81,7 @@ def assess(profile: Profile, baseline: Baseline, shards: int = 1) -> Assessment:
     listed.sort(key=lambda i: (-statistics.value[i] / scale[i], SIGNALS[i].name))
     for i in listed:
         p = baseline.tails[i].p(float(statistics.value[i]))
-        # both are estimates for heavy clients; a part is never shown as more than its whole
-        base = max(1, round(float(statistics.base[i])))
-        count = min(base, round(float(statistics.count[i])))
+        base, count = max(1, round(float(statistics.base[i]))), round(float(statistics.count[i]))
         most = int(np.ceil(float(baseline.nulls.lives[:, i].max(initial=0.0))))
         text = SIGNALS[i].text.format(count=f"{count:,}", base=f"{base:,}")
         text += f"; the excess of {statistics.value[i]:,.0f} compares with {most:,} for the oddest honest client"

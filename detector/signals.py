@@ -23,7 +23,7 @@ from detector.features import BITS, PATH
 from detector.fold import Masses
 from detector.profile import Profile
 
-TABLE_VERSION = 3
+TABLE_VERSION = 4
 
 EXCESS, DENSE = 0, 1
 
@@ -142,8 +142,9 @@ class Statistics:
 def measure(profile: Profile, table: Masses) -> Statistics:
     """All signals of one profile."""
     distinct, roots = profile.distinct, profile.roots
-    count = profile.odd_counts(table)
     base = np.where(table.roots_base, roots, distinct)
+    # both are estimates for heavy clients; a part is never more than its whole
+    count = np.minimum(profile.odd_counts(table), base)
     excess = np.maximum(0.0, count - table.allowance * base)
     now = np.where(table.form == DENSE, excess * excess / np.maximum(base, 1.0), excess)
     now *= min(1.0, table.horizon_distinct / max(distinct, 1.0))
