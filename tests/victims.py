@@ -19,7 +19,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # boosting on few rows: threads o
 
 from consumers import fit
 from consumers.log.formats import RawReference, read_reference, reference_batch
-from consumers.simulate import START_S, Columns, truth_of, write_log, write_reference
+from consumers.simulate import Columns, truth_of, write_log, write_reference
 from detector.baseline import Baseline
 from detector.domain import Domain, Rows, Scene, strangers
 from detector.query import QueryBatch
@@ -30,6 +30,8 @@ WIDTH = 10
 CLASSES = ["approve", "refer", "refuse"]
 COLUMNS = Columns("features", None, (None,) * WIDTH)
 DAY_S = 86_400.0
+START_S = 1_773_014_400.0
+"""2026-03-09T00:00:00Z: a log of 14 days lies within one half-horizon window (15 days, counted from the epoch)."""
 CALM = ("regular", "light", "entity_stream", "what_if", "load_tester", "monitor")
 """Honest kinds that are hardly odd: calibrated on them, a thousand queries of a thief are enough to be seen."""
 
