@@ -120,27 +120,37 @@ def write_lines(path: Path, lines: Iterable[bytes]) -> Path:
 @functools.cache
 def baseline() -> Baseline:
     """Calibrated on 220 honest clients."""
-    honest = interleave(streams(220, seed=101, kinds=CALM, start_s=START_S - 30 * DAY_S))
+    return _fitted(WIDTH, 220)
+
+
+@functools.cache
+def narrow_baseline() -> Baseline:
+    """The same model id, but four columns: a baseline whose profiles the other can't read."""
+    return _fitted(4, 60)
+
+
+def _fitted(width: int, clients: int) -> Baseline:
+    honest = interleave(streams(clients, seed=101, kinds=CALM, start_s=START_S - 30 * DAY_S))
     answers = predict(honest.inputs)
-    raw: RawReference = read_reference(_reference_lines(), MODEL)
+    raw: RawReference = read_reference(_reference_lines(width), MODEL)
     schema = fit.infer_schema(raw)
     reference, _ = reference_batch(raw, schema)
     traffic = QueryBatch(
-        honest.clients, honest.who, honest.inputs, answers.argmax(axis=1).astype(np.int32),
+        honest.clients, honest.who, np.ascontiguousarray(honest.inputs[:, :width]), answers.argmax(axis=1).astype(np.int32),
         np.round(answers, 6).astype(np.float32), np.full(len(answers), np.nan),
         np.round(honest.times_s * 1000).astype(np.int64), np.ones(len(answers), np.float32), np.arange(len(answers)),
     )  # fmt: skip
     return Baseline.fit(MODEL, schema, reference, traffic, real_clients=True, rng=np.random.default_rng(5))
 
 
-def _reference_lines() -> list[bytes]:
+def _reference_lines(width: int) -> list[bytes]:
     rows = reference_rows()
     answers = predict(rows)
     return [
         json.dumps(
             {
                 "model_id": MODEL,
-                "features": [float(v) for v in row],
+                "features": [float(v) for v in row[:width]],
                 "prediction": {
                     "label": CLASSES[int(p.argmax())],
                     "probabilities": [round(float(v), 6) for v in p],
