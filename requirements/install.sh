@@ -49,7 +49,7 @@ fi
 index=${UV_DEFAULT_INDEX:-${PIP_INDEX_URL:-$("$python" -m pip config get global.index-url 2>/dev/null || true)}}
 [ -z "$index" ] || export UV_DEFAULT_INDEX=$index
 
-"$uv" pip sync --quiet --require-hashes --python "$python" requirements/dev.txt requirements/uv.txt
+"$uv" pip sync --quiet --compile-bytecode --require-hashes --python "$python" requirements/dev.txt requirements/uv.txt
 # The project itself, editable; its build tools are in the lock too, so nothing unpinned is fetched for it.
 "$uv" pip install --quiet --no-deps --no-build-isolation --python "$python" --editable .
 echo "install: .venv is as locked ($(grep -c '==' requirements/dev.txt) packages); try .venv/bin/querywarden --help"
