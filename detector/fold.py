@@ -371,6 +371,8 @@ def fold_rows(  # type: ignore[no-untyped-def]
             moved = 0
             for j in range(width):
                 moved += int(codes[i, j] != one[j])
+                if code_category[j] == 1:
+                    continue  # the order of its codes means nothing
                 d1 = float(codes[i, j]) - float(one[j])
                 d2_ = float(one[j]) - float(two[j])
                 dot += code_weight[j] * d1 * d2_
@@ -381,7 +383,7 @@ def fold_rows(  # type: ignore[no-untyped-def]
                 b |= np.uint32(ALONG)
         # ---- the sample of distinct queries
         count = sample_n[s]
-        if count < SAMPLE_KEPT or h < sample_hash[s, count - 1]:
+        if count < SAMPLE_KEPT or h <= sample_hash[s, count - 1]:
             at = find_sorted(sample_hash[s], count, h)
             if at < count and sample_hash[s, at] == h:
                 sample_root[s, at] = sample_root[s, at] and root

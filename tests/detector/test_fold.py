@@ -1,0 +1,439 @@
+"""The fold equals its slow twin in every field, whatever polls cut the stream and whoever else is in them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import naive
+import numpy as np
+import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from references import DAY_MS, KEY, REFERENCES, batch_of, fitted_baseline, fitted_map, life
+
+from detector.features import BITS, CELLS, DISTANCE_BINS, MARGIN_BINS, ODD, FeatureMap, Measured
+from detector.fold import (
+    SAMPLE_KEPT,
+    TRAIL_LEVELS,
+    Masses,
+    find_sorted,
+    keep_marked,
+    kept_estimate,
+    mass_of,
+    moved_by_one_step,
+)
+from detector.profile import Profile, Shape
+from detector.profiles import Profiles
+from detector.query import QueryBatch
+
+FOREVER = 2**62
+NULLS = "00" * 8
+
+
+def table_of(fmap: FeatureMap, table: Masses) -> Profiles:
+    return Profiles(fmap, table, NULLS, FOREVER, capacity=2)
+
+
+def way_of(fmap: FeatureMap, table: Masses) -> naive.Way:
+    """The settings of a map and a table of signals, as the twin wants them."""
+    shape = Shape.of(fmap, len(table.need))
+    columns = fmap.schema.columns
+    low, high = [c.lower for c in columns], [c.upper for c in columns]
+    ranges = [max(b - a, 1e-9) for a, b in zip(low, high, strict=True)]
+    units = [[1.0] * len(low)]
+    if max(fmap.scale) - min(fmap.scale) > 0.5 * max(fmap.scale):
+        units += [ranges, fmap.scale.tolist()]
+    raw_step = [r / 65534.0 for r in ranges]
+    return naive.Way(
+        masses=[
+            naive.Mass(int(need), bool(path), bool(roots), bool(form), float(allowance), float(scale))
+            for need, path, roots, form, allowance, scale in zip(
+                table.need, table.path, table.roots_base, table.form, table.allowance, table.fusing_scale, strict=True
+            )
+        ],
+        horizon_distinct=table.horizon_distinct,
+        columns=naive.Columns(
+            code_low=low if fmap.wide else fmap.code_low.tolist(),
+            code_step=raw_step if fmap.wide else fmap.code_step.tolist(),
+            lattice=fmap.lattice.tolist(),
+            grain=fmap.hash_grain.tolist(),
+            low=low,
+            high=[-np.inf if c.kind == "categorical" else c.upper for c in columns],
+            units=units,
+        ),
+        weight=fmap.code_weight.tolist(),
+        category=fmap.code_category.tolist(),
+        near=fmap.near,
+        link_mode=fmap.link_mode.tolist(),
+        link_bits=(fmap.link_bits[0].tolist(), fmap.link_bits[1].tolist()),
+        link_level=fmap.link_level,
+        top=high,
+        wide=fmap.wide,
+        classes=fmap.classes,
+        ring=shape.ring,
+        low=shape.low,
+        raw_step=raw_step,
+    )
+
+
+def asks(batch: QueryBatch, m: Measured) -> list[naive.Ask]:
+    return [
+        naive.Ask(
+            hash=int(m.hashes[i]),
+            bits=int(m.bits[i]),
+            cell=int(m.cells[i]),
+            distance_bin=int(m.distance_bins[i]),
+            margin_bin=int(m.margin_bins[i]),
+            label=int(batch.labels[i]),
+            weight=float(batch.weight[i]),
+            time_ms=int(batch.time_ms[i]),
+            z=m.z[i].tolist(),
+            codes=tuple(m.codes[i].tolist()),
+            raw=tuple(m.raw[i].tolist()),
+        )
+        for i in range(len(batch))
+    ]
+
+
+def check(profile: Profile, twin: naive.NaiveClient) -> None:
+    """Every field: counts, sets, marks, trail, memory. Sets and counts exactly."""
+    assert profile.queries == twin.queries
+    assert profile.volume == pytest.approx(twin.volume, rel=1e-12)
+    assert (profile.first_ms, profile.last_ms) == (min(twin.times), max(twin.times))
+    assert profile.classes.tolist() == twin.classes
+    assert profile.cell_counts.tolist() == twin.cells
+    assert profile.distance_counts.tolist() == twin.distances
+    assert profile.margin_counts.tolist() == twin.margins
+    assert profile.moments.ravel().tolist() == pytest.approx([*twin.moments[0], *twin.moments[1]], rel=1e-9, abs=1e-9)
+    assert dict(zip(profile.sample_hash.tolist(), profile.sample_root.tolist(), strict=True)) == twin.sample
+    assert dict(zip(profile.odd_hash.tolist(), profile.odd_bits.tolist(), strict=True)) == twin.odd
+    assert dict(zip(profile.path_hash.tolist(), profile.path_bits.tolist(), strict=True)) == twin.path
+    for hashes in (profile.sample_hash, profile.odd_hash, profile.path_hash):
+        assert hashes.tolist() == sorted(set(hashes.tolist()))
+    assert profile.marks.tolist() == pytest.approx(twin.marks, rel=1e-9, abs=1e-9)
+    assert list(zip(profile.trail_ms.tolist(), profile.trail_query.tolist(), strict=True)) == twin.trail
+    memory = profile.memory
+    assert memory is not None
+    assert int(memory["ring_n"]) == twin.remembered
+    assert int(memory["low_n"]) == len(twin.low)
+    for kind, rows in (("ring", twin.ring), ("low", twin.low)):
+        n = len(rows)
+        assert memory[f"{kind}_hash"][:n].tolist() == [r.hash for r in rows]
+        assert memory[f"{kind}_label"][:n].tolist() == [r.label for r in rows]
+        assert memory[f"{kind}_codes"][:n].tolist() == [list(r.codes) for r in rows]
+
+
+def both(
+    fmap: FeatureMap, table: Masses, batch: QueryBatch, measured: Measured, cuts: list[int]
+) -> tuple[Profile, naive.NaiveClient]:
+    profiles = table_of(fmap, table)
+    for rows in np.split(np.arange(len(batch)), cuts):
+        profiles.add(["a"], batch.take(rows), rows_of(measured, rows)) if len(rows) else None
+    twin = naive.NaiveClient(way_of(fmap, table))
+    for q in asks(batch, measured):
+        twin.ask(q)
+    return profiles.profile("a"), twin
+
+
+def rows_of(m: Measured, rows: NDArray[np.intp]) -> Measured:
+    return Measured(
+        m.hashes[rows], m.bits[rows], m.cells[rows], m.distance_bins[rows], m.margin_bins[rows], m.z[rows], m.codes[rows], m.raw[rows]
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------ equal to the twin
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_a_whole_life_equals_the_twin(name: str) -> None:
+    baseline = fitted_baseline(name)
+    batch = life(name, 500, np.random.default_rng(20))
+    measured = baseline.map.measure(batch, KEY)
+    profile, twin = both(baseline.map, baseline.table, batch, measured, [7, 8, 200])
+    check(profile, twin)
+    seen = 0
+    for bits in profile.path_bits.tolist():
+        seen |= bits
+    expected = ("stepped", "collinear") if name == "prices" else ("stepped", "flipped", "collinear")
+    assert all(seen & BITS[b] for b in expected), "the stream does not exercise the path"
+    assert len(profile.trail_ms) > 3
+
+
+def small_table(rng: np.random.Generator) -> Masses:
+    need = np.array(
+        [BITS["novelty_rare"] | BITS["root"], BITS["part_rare"], BITS["stepped"] | BITS["root"], BITS["flipped"], BITS["mix_beyond"]],
+        np.uint32,
+    )  # fmt: skip
+    return Masses(
+        need=need,
+        path=np.array([False, False, True, True, False]),
+        roots_base=np.array([True, False, False, False, True]),
+        form=np.array([1, 0, 0, 0, 0], np.int64),
+        allowance=rng.uniform(0, 0.1, 5),
+        fusing_scale=np.array([3.0, 0.0, 5.0, 7.0, 2.0]),
+        horizon_distinct=float(rng.choice([300.0, np.inf])),
+    )
+
+
+def invented(
+    fmap: FeatureMap, n: int, rng: np.random.Generator, alphabet: int, contents: int
+) -> tuple[QueryBatch, Measured]:
+    """Queries on few code values and few contents, so that ties, repeats and re-appearances abound; bits, labels and bins at random."""
+    width, d = len(fmap.code_low), fmap.schema.width
+    content_hash = np.unique(rng.integers(0, 2**48, contents, np.uint64))
+    rng.shuffle(content_hash)
+    codes = rng.integers(0, alphabet, (contents, width))
+    raw = (
+        np.stack([fmap.code_low + c * fmap.code_step for c in codes]) if width == d else rng.normal(size=(contents, d))
+    )
+    at = rng.integers(0, contents, n)
+    batch = QueryBatch(
+        clients=["a"],
+        who=np.zeros(n, np.int32),
+        inputs=raw[at],
+        labels=rng.integers(-1, 4, n).astype(np.int32),
+        probabilities=np.zeros((n, 0), np.float32),
+        values=np.full(n, np.nan),
+        time_ms=rng.integers(0, 10**9, n),
+        weight=np.ones(n, np.float32),
+        offsets=np.arange(n),
+    )
+    bits = np.where(rng.random(n) < 0.4, rng.integers(0, ODD + 1, n), 0).astype(np.uint32)
+    measured = Measured(
+        hashes=content_hash[at],
+        bits=bits,
+        cells=rng.integers(0, CELLS, n).astype(np.int16),
+        distance_bins=rng.integers(0, DISTANCE_BINS, n).astype(np.uint8),
+        margin_bins=rng.choice([*range(MARGIN_BINS), 255], n).astype(np.uint8),
+        z=rng.normal(size=(n, 3)),
+        codes=codes[at].astype(fmap.code_dtype),
+        raw=raw[at],
+    )
+    return batch, measured
+
+
+@settings(max_examples=16, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+@given(
+    st.integers(0, 2**32),
+    st.sampled_from([2, 3, 60]),
+    st.sampled_from([5, 60, 230, 3000]),
+    st.lists(st.integers(0, 400), max_size=4),
+    st.sampled_from(["prices", "people"]),
+)
+def test_invented_lives_equal_the_twin(seed: int, alphabet: int, contents: int, cuts: list[int], name: str) -> None:
+    """Ties in distance, repeats, contents that come back after they were forgotten, the same content with other bits."""
+    rng = np.random.default_rng(seed)
+    fmap = replace(fitted_map(name), near=float(rng.choice([0.0, 0.05, 3.0])))
+    batch, measured = invented(fmap, 400, rng, alphabet, contents)
+    check(*both(fmap, small_table(rng), batch, measured, sorted(cuts)))
+
+
+def test_sets_that_overflow_equal_the_twin() -> None:
+    """More odd queries and paths than the sets keep, and contents that come back from beyond the memory."""
+    rng = np.random.default_rng(3)
+    fmap = replace(fitted_map("prices"), near=0.01)
+    batch, measured = invented(fmap, 2600, rng, 4, 1500)
+    measured.bits |= np.uint32(BITS["part_rare"])
+    profile, twin = both(fmap, small_table(rng), batch, measured, [1000])
+    check(profile, twin)
+    assert (len(profile.sample_hash), len(profile.odd_hash), len(profile.path_hash)) == (192, 512, 128)
+
+
+def test_the_largest_hash_of_a_full_sample_stays_a_root_only_if_it_always_was_one() -> None:
+    """A content that comes back after it was forgotten, now near to something remembered: it is no root any more, wherever it sorts."""
+    fmap = replace(fitted_map("prices"), near=1e6)
+    batch, measured = invented(fmap, 300, np.random.default_rng(4), 60, 300)
+    largest = 10_000
+    # 192 distinct ones fill the sample; fillers with larger hashes push the first out of the memory; then it comes back
+    measured.hashes[:] = [largest, *range(1, 192), *range(20_000, 20_107), largest]
+    profile, twin = both(fmap, small_table(np.random.default_rng(5)), batch, measured, [])
+    assert len(profile.sample_hash) == SAMPLE_KEPT
+    assert profile.sample_hash[-1] == largest
+    check(profile, twin)
+    assert not profile.sample_root[-1]
+
+
+def test_a_category_has_no_direction() -> None:
+    """A client that goes to and fro between the first and the last of many categories does not walk along a line."""
+    fmap = fitted_map("people")
+    assert fmap.code_category.any()
+    widest = int(np.argmax(fmap.levels_of))
+    x = np.tile(fmap.center, (12, 1))
+    x[:, 4:7] += np.random.default_rng(6).normal(size=(12, 3)) * fmap.scale[4:7]
+    x[:, widest] = np.tile([0, fmap.levels_of[widest] - 1], 6)
+    # as far apart as forty categories would be
+    far_apart = replace(fmap, code_weight=np.where(fmap.code_category == 1, 50.0, fmap.code_weight))
+    profiles = table_of(far_apart, fitted_baseline("people").table)
+    batch = batch_of(x)
+    profiles.add(["a"], batch, fmap.measure(batch, KEY))
+    along = profiles.profile("a").path_bits & np.uint32(BITS["collinear"])
+    assert np.count_nonzero(along) <= 2
+
+
+# ------------------------------------------------------------------ parts
+
+
+def stepped(child: list[float], codes: list[int], of: naive.Columns) -> tuple[float, float]:
+    out = np.zeros(2)
+    moved_by_one_step(
+        np.array(child), np.array(codes), np.array(of.code_low), np.array(of.code_step), np.array(of.lattice), np.array(of.grain),
+        np.array(of.low), np.array(of.high), np.array(of.units), out,
+    )  # fmt: skip
+    return float(out[0]), float(out[1])
+
+
+@settings(max_examples=120, deadline=None)
+@given(st.integers(0, 2**32))
+def test_description_lengths_equal_the_twin(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    w = int(rng.integers(1, 12))
+    lattice = rng.choice([0.0, 1.0, 0.25], w)
+    low, high = np.full(w, -10.0), np.full(w, 10.0)
+    of = naive.Columns(
+        code_low=low.tolist(),
+        code_step=[20 / 65534] * w if rng.random() < 0.5 else [20 / 254] * w,
+        lattice=lattice.tolist(),
+        grain=np.where(lattice > 0, lattice, 1e-3).tolist(),
+        low=low.tolist(),
+        high=np.where(rng.random(w) < 0.1, -np.inf, high).tolist(),
+        units=[[1.0] * w, rng.uniform(0.5, 2, w).tolist()],
+    )
+    parent = np.where(lattice > 0, np.rint(rng.uniform(-9, 9, w)), rng.uniform(-9, 9, w))
+    size = float(rng.choice([0.5, 1.0, 2.0]))
+    free = rng.random(w) < rng.choice([0.0, 0.3])
+    moved = rng.choice([-1.0, 0.0, 1.0], w, p=[0.45, 0.1, 0.45]) * np.where(free, rng.uniform(0, 4, w), size)
+    child = np.clip(parent + moved * rng.choice([np.ones(w), np.array(of.units[1])]), low, high)
+    codes = naive.encode(parent.tolist(), of.code_low, of.code_step, 65535)
+    assert stepped(child.tolist(), codes, of) == pytest.approx(
+        naive.one_step(child.tolist(), codes, of), rel=1e-9, abs=1e-9
+    )
+
+
+def plain(w: int) -> naive.Columns:
+    """Continuous columns in [−10, 10] remembered in 65,535 steps."""
+    return naive.Columns([-10.0] * w, [20 / 65534] * w, [0.0] * w, [1e-3] * w, [-10.0] * w, [10.0] * w, [[1.0] * w])
+
+
+def test_one_magnitude_in_ten_columns_is_a_step_and_ten_magnitudes_are_none() -> None:
+    of = plain(10)
+    codes = naive.encode([0.0] * 10, of.code_low, of.code_step, 65535)
+    alike = stepped([0.5, -0.5] * 5, codes, of)
+    mixed = stepped([0.1 * 1.5**k for k in range(10)], codes, of)
+    assert alike[0] > 30
+    assert alike[1] == pytest.approx(1.0)
+    assert mixed[0] < 12
+    assert mixed[1] < 0.6
+
+
+def test_moves_to_a_bound_and_moves_of_less_than_three_columns_explain_nothing() -> None:
+    of = plain(4)
+    codes = naive.encode([9.5, 9.5, 9.5, 0.0], of.code_low, of.code_step, 65535)
+    assert stepped([10.0, 10.0, 10.0, 0.5], codes, of) == (0.0, 0.0)
+    assert stepped([9.0, 9.0, 9.5, 0.0], codes, of) == (0.0, 0.0)
+    assert stepped([9.0, 9.0, 9.0, 0.0], codes, of)[0] > 0
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 50), min_size=1, unique=True), st.integers(0, 51))
+def test_find_sorted_is_the_first_at_or_above(hashes: list[int], h: int) -> None:
+    ordered = sorted(hashes)
+    at = find_sorted(np.array([*ordered, 0, 0], np.uint64), len(ordered), np.uint64(h))
+    assert at == sum(value < h for value in ordered)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 15)), max_size=60), st.integers(1, 8))
+def test_marked_sets_keep_the_smallest_and_count_what_they_hold(stream: list[tuple[int, int]], kept: int) -> None:
+    root = BITS["root"]
+    need = np.array([1, 2 | 1, 4, root | 1], np.uint32)
+    mine = np.array([True, True, False, True])
+    hashes, bits, counts = np.zeros(kept, np.uint64), np.zeros(kept, np.uint32), np.zeros(4, np.int64)
+    size = 0
+    twin: dict[int, int] = {}
+    for h, b in stream:
+        b = b & 7 | (root if b & 8 else 0)
+        before = dict(twin)
+        naive._mark(twin, kept, h, b)
+        grown = keep_marked(hashes, bits, size, kept, np.uint64(h), np.uint32(b), need, mine, counts)
+        assert bool(grown) == (twin != before)
+        size = grown or size
+        assert dict(zip(hashes[:size].tolist(), bits[:size].tolist(), strict=True)) == twin
+        held = [sum(v & int(n) == n for v in twin.values()) if m else 0 for n, m in zip(need, mine, strict=True)]
+        assert counts.tolist() == held
+
+
+def test_masses_are_excess_and_share_weighted_excess_and_never_negative() -> None:
+    assert mass_of(0, 30.0, 1000.0, 0.02) == pytest.approx(10.0)
+    assert mass_of(1, 30.0, 100.0, 0.02) == pytest.approx(28.0**2 / 100)
+    assert mass_of(0, 19.0, 1000.0, 0.02) == 0.0
+    assert mass_of(1, 0.0, 0.0, 0.02) == 0.0
+
+
+def test_the_estimate_of_a_set_that_is_not_full_is_its_size() -> None:
+    assert kept_estimate(5, np.uint64(2**47), 6) == 5.0
+    assert kept_estimate(6, np.uint64(2**47 - 1), 6) == pytest.approx(10.0)
+
+
+# ------------------------------------------------------------------ polls and other clients
+
+
+def folded(name: str, batch: QueryBatch, size: int, half_horizon_ms: int = FOREVER) -> dict[object, bytes]:
+    """Every client's bytes after a stream cut into polls of `size` rows, windows that ended included."""
+    baseline = fitted_baseline(name)
+    profiles = Profiles(baseline.map, baseline.table, baseline.nulls_version, half_horizon_ms, capacity=2)
+    ended: dict[object, bytes] = {}
+    for start in range(0, len(batch), size):
+        part = batch.take(np.arange(start, min(len(batch), start + size)))
+        ended |= dict(profiles.add(list(batch.clients), part, baseline.map.measure(part, KEY)).items())
+    return ended | {key: profiles.profile(key).to_bytes() for key in batch.clients}
+
+
+@pytest.mark.parametrize("name", ["people", "texts"])
+@pytest.mark.parametrize("half_horizon_ms", [FOREVER, DAY_MS // 3])
+def test_polls_of_1_7_and_2000_give_the_same_bytes(name: str, half_horizon_ms: int) -> None:
+    batch = life(name, 1500, np.random.default_rng(30))
+    batch.clients = ["a", "b", "c"]
+    batch.who = np.random.default_rng(31).integers(0, 3, 1500).astype(np.int32)
+    whole = folded(name, batch, 2000, half_horizon_ms)
+    assert folded(name, batch, 7, half_horizon_ms) == whole
+    assert folded(name, batch, 1, half_horizon_ms) == whole
+    assert (len(whole) > 3) == (half_horizon_ms != FOREVER)
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.integers(0, 2**32))
+def test_how_clients_interleave_does_not_matter(seed: int) -> None:
+    """Each client's own order is kept; who else comes when is shuffled, or nobody else comes at all."""
+    rng = np.random.default_rng(seed)
+    batch = life("people", 240, np.random.default_rng(32))
+    batch.clients = ["a", "b", "c", "d"]
+    batch.who = np.random.default_rng(33).integers(0, 4, 240).astype(np.int32)
+    whole = folded("people", batch, 100)
+    queues = [np.flatnonzero(batch.who == k).tolist() for k in range(4)]
+    turns = rng.permutation(batch.who)
+    shuffled = np.array([queues[k].pop(0) for k in turns])
+    assert folded("people", batch.take(shuffled), 37) == whole
+    alone = batch.take(np.flatnonzero(batch.who == 2))
+    assert folded("people", alone, 50)["c"] == whole["c"]
+
+
+def test_the_order_of_a_clients_own_queries_does_matter() -> None:
+    """Otherwise the tests above would prove nothing: paths are read off the order."""
+    batch = life("people", 240, np.random.default_rng(34))
+    backwards = replace(batch, time_ms=batch.time_ms.copy())
+    backwards = backwards.take(np.arange(240)[::-1])
+    assert folded("people", batch, 240) != folded("people", backwards, 240)
+
+
+def test_the_trail_never_grows_past_its_last_level() -> None:
+    fmap = fitted_map("prices")
+    rng = np.random.default_rng(8)
+    batch, measured = invented(fmap, 1200, rng, 60, 100_000)
+    measured.bits[:] = BITS["novelty_rare"]
+    table = replace(small_table(rng), fusing_scale=np.full(5, 1e-3), horizon_distinct=np.inf)
+    profiles = table_of(fmap, table)
+    profiles.add(["a"], batch, measured)
+    trail = profiles.profile("a").trail_query
+    assert len(trail) == TRAIL_LEVELS
+    assert (np.diff(trail) >= 0).all()

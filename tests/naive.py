@@ -1,0 +1,474 @@
+"""Slow, obvious twins of the compiled kernels and of the fold: plain Python, one row at a time, no arrays.
+
+Rules of this file
+* Written from what the docstrings promise, not from the kernels' loops: sets are dicts, memory is a list of rows, counts are counted
+  afresh each time. Where a promise leaves the order of a float sum open, the twin adds in column order.
+* Constants that are settings of the method (how many are kept, the ladder) are imported; algorithms are not.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from struct import pack, unpack
+
+from detector.features import BITS, CELLS, DISTANCE_BINS, MARGIN_BINS, ODD, PATH, RAW_KEPT
+from detector.fold import (
+    COLLINEAR,
+    MOMENT_AXES,
+    ODD_KEPT,
+    PARENTS,
+    PATH_KEPT,
+    SAMPLE_KEPT,
+    STEP_BITS,
+    STEP_REACH,
+    STEP_SHARE,
+    TRAIL_FIRST,
+    TRAIL_GROWTH,
+    TRAIL_LEVELS,
+    VARIED_SHARE,
+)
+
+Row = Sequence[float]
+_MASK = (1 << 64) - 1
+
+
+# ------------------------------------------------------------------ hashing
+
+
+def siphash(message: bytes, key: bytes, compressions: int, finalisations: int) -> int:
+    """SipHash-c-d (Aumasson & Bernstein 2012, §2) of a message under a 16-byte key."""
+    k0, k1 = int.from_bytes(key[:8], "little"), int.from_bytes(key[8:], "little")
+    v = [
+        k0 ^ int.from_bytes(b"somepseu", "big"),
+        k1 ^ int.from_bytes(b"dorandom", "big"),
+        k0 ^ int.from_bytes(b"lygenera", "big"),
+        k1 ^ int.from_bytes(b"tedbytes", "big"),
+    ]
+    padded = message + bytes(7 - len(message) % 8) + bytes([len(message) % 256])
+    for at in range(0, len(padded), 8):
+        word = int.from_bytes(padded[at : at + 8], "little")
+        v[3] ^= word
+        for _ in range(compressions):
+            _sip_round(v)
+        v[0] ^= word
+    v[2] ^= 0xFF
+    for _ in range(finalisations):
+        _sip_round(v)
+    return v[0] ^ v[1] ^ v[2] ^ v[3]
+
+
+def _sip_round(v: list[int]) -> None:
+    def left(x: int, by: int) -> int:
+        return (x << by | x >> (64 - by)) & _MASK
+
+    # the figure of §2: two ARX half rounds, columns (0, 1) and (2, 3), then (2, 1) and (0, 3)
+    for a, b, c, d, turn_b, turn_d in ((0, 1, 2, 3, 13, 16), (2, 1, 0, 3, 17, 21)):
+        v[a] = (v[a] + v[b]) & _MASK
+        v[c] = (v[c] + v[d]) & _MASK
+        v[b] = left(v[b], turn_b) ^ v[a]
+        v[d] = left(v[d], turn_d) ^ v[c]
+        v[a] = left(v[a], 32)
+
+
+def content_hash(row: Row, grain: Row, key: bytes) -> int:
+    """Upper 48 bits of SipHash-1-3 of the row's codes, value over grain rounded half to even, as little-endian int64."""
+    codes = [round(x / g) for x, g in zip(row, grain, strict=True)]
+    return siphash(b"".join(c.to_bytes(8, "little", signed=True) for c in codes), key, 1, 3) >> 16
+
+
+# ------------------------------------------------------------------ one row
+
+
+def expand(row: Row, center: Row, scale: Row, levels: Sequence[int]) -> list[float]:
+    """Numbers standardised and clipped to ±8, categories one-hot of height 1 / scale; an unknown category is all zero."""
+    out: list[float] = []
+    for x, c, s, count in zip(row, center, scale, levels, strict=True):
+        if count == 0:
+            out.append(max(-8.0, min(8.0, (x - c) / s)))
+        else:
+            out += [1.0 / s if int(x) == level else 0.0 for level in range(count)]
+    return out
+
+
+def project(expanded: Row, basis: Sequence[Row], spread: Row) -> tuple[list[float], float]:
+    """Whitened coordinates, and the length of what the axes do not hold."""
+    inside = [math.fsum(v * axes[k] for v, axes in zip(expanded, basis, strict=True)) for k in range(len(spread))]
+    outside = math.fsum(v * v for v in expanded) - math.fsum(a * a for a in inside)
+    return [a / s for a, s in zip(inside, spread, strict=True)], math.sqrt(max(0.0, outside))
+
+
+def nearest(z: Row, reference: Sequence[Row], skip: int) -> tuple[float, int]:
+    """Euclidean distance and index of the nearest reference row, the first of equals; `skip` is left out."""
+    best, at = math.inf, -1
+    for i, other in enumerate(reference):
+        squares = math.fsum((a - b) ** 2 for a, b in zip(z, other, strict=True))
+        if i != skip and squares < best:
+            best, at = squares, i
+    return math.sqrt(best), at
+
+
+def single(x: float) -> float:
+    """Nearest float32."""
+    return float(unpack("<f", pack("<f", x))[0])
+
+
+@dataclass
+class Node:
+    """A tree as objects: a leaf has no children."""
+
+    feature: int = 0
+    threshold: float = 0.0
+    left: Node | None = None
+    right: Node | None = None
+    value: float = 0.0
+
+
+def walk(tree: Node, row: Row) -> float:
+    """Value of the leaf that the row falls into; left when at most the threshold."""
+    if tree.left is None or tree.right is None:
+        return tree.value
+    return walk(tree.left if row[tree.feature] <= tree.threshold else tree.right, row)
+
+
+def encode(row: Row, low: Row, step: Row, top: int) -> list[int]:
+    """Steps above low, rounded half to even, within 0..top."""
+    return [max(0, min(top, round((x - a) / s))) for x, a, s in zip(row, low, step, strict=True)]
+
+
+def is_multiple(x: float, of: float) -> bool:
+    """Within a thousandth of a step."""
+    return abs(x / of - round(x / of)) <= 1e-3
+
+
+def off_lattice(row: Row, lattice: Row) -> float:
+    """Share of the columns with a lattice that lie off it."""
+    having = [(x, g) for x, g in zip(row, lattice, strict=True) if g > 0]
+    return sum(not is_multiple(x, g) for x, g in having) / len(having) if having else 0.0
+
+
+def code_distance(a: Sequence[int], b: Sequence[int], weight: Row, category: Sequence[int]) -> float:
+    """Squared standardised distance of two remembered rows; categories are equal or not."""
+    total = 0.0
+    for x, y, w, is_category in zip(a, b, weight, category, strict=True):
+        total += w * (float(x != y) if is_category else float(x - y) ** 2)
+    return total
+
+
+# ------------------------------------------------------------------ one step explains many moves
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What the description length needs of each column."""
+
+    code_low: Row
+    code_step: Row
+    lattice: Row
+    grain: Row
+    low: Row
+    high: Row
+    units: Sequence[Row]
+
+
+def one_step(child: Row, parent_codes: Sequence[int], of: Columns) -> tuple[float, float]:
+    """Bits explained by one magnitude less the largest term, and the share of all bits that it explains."""
+    moves: list[tuple[int, float, float, float]] = []
+    for j, value in enumerate(child):
+        fuzz = of.code_step[j] / 2
+        before = of.code_low[j] + parent_codes[j] * of.code_step[j]
+        if of.lattice[j] > 0:
+            # the parent's value is known exactly when only one lattice point is near enough to be it
+            snapped = round(before / of.lattice[j]) * of.lattice[j]
+            if abs(snapped - before) <= fuzz:
+                before, fuzz = snapped, 0.0
+        size = abs(value - before)
+        at_a_bound = value <= of.low[j] or value >= of.high[j]
+        if size <= max(fuzz, of.grain[j]) or at_a_bound:
+            continue
+        rounding = of.lattice[j] if of.lattice[j] > 0 and is_multiple(value, of.lattice[j]) else of.grain[j]
+        tolerance = 0.01 * size + fuzz + rounding / 2
+        worth = math.log2(size / (2 * tolerance))
+        if worth > 0:
+            moves.append((j, size, tolerance, worth))
+    if len(moves) < 3:
+        return 0.0, 0.0
+    total = sum(worth for *_, worth in moves)
+    best = (0.0, 0.0)
+    for unit in of.units:
+        magnitude = _weighted_median([(size / unit[j], worth) for j, size, _, worth in moves])
+        explained = [w for j, size, slack, w in moves if abs(size / unit[j] - magnitude) <= slack / unit[j]]
+        bits = sum(explained) - max(explained, default=0.0)
+        if bits > best[0]:
+            best = (bits, sum(explained) / total)
+    return best
+
+
+def _weighted_median(weighted: Iterable[tuple[float, float]]) -> float:
+    ordered = sorted(weighted)
+    half, total = 0.0, 0.0
+    for _, weight in weighted:
+        total += weight
+    for value, weight in ordered:
+        half += weight
+        if half >= 0.5 * total:
+            return value
+    return ordered[0][0]
+
+
+# ------------------------------------------------------------------ the fold
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One measured query."""
+
+    hash: int
+    bits: int
+    cell: int
+    distance_bin: int
+    margin_bin: int
+    label: int
+    weight: float
+    time_ms: int
+    z: Row
+    codes: tuple[int, ...]
+    raw: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Mass:
+    """One signal, as the fold needs it."""
+
+    need: int
+    path: bool
+    roots_base: bool
+    dense: bool
+    allowance: float
+    fusing_scale: float
+
+
+@dataclass(frozen=True)
+class Way:
+    """Everything that is the same for all clients of a map."""
+
+    masses: Sequence[Mass]
+    horizon_distinct: float
+    columns: Columns
+    weight: Row
+    category: Sequence[int]
+    near: float
+    link_mode: Row
+    link_bits: tuple[Row, Row]
+    link_level: float
+    top: Row
+    wide: bool
+    classes: int
+    ring: int
+    low: int
+    raw_step: Row
+
+
+def estimate(hashes: Iterable[int], kept: int) -> float:
+    """Distinct elements behind a bottom-k set: those seen while there are fewer than k, else (k − 1) / U of the k-th."""
+    ordered = sorted(hashes)
+    if len(ordered) < kept:
+        return float(len(ordered))
+    return (kept - 1) / ((ordered[-1] + 1) / 2**48)
+
+
+@dataclass
+class NaiveClient:
+    """One client, everything written out."""
+
+    way: Way
+    queries: int = 0
+    volume: float = 0.0
+    times: list[int] = field(default_factory=list)
+    classes: list[int] = field(default_factory=list)
+    cells: list[int] = field(default_factory=lambda: [0] * CELLS)
+    distances: list[int] = field(default_factory=lambda: [0] * DISTANCE_BINS)
+    margins: list[int] = field(default_factory=lambda: [0] * MARGIN_BINS)
+    moments: list[list[float]] = field(default_factory=lambda: [[0.0] * MOMENT_AXES, [0.0] * MOMENT_AXES])
+    sample: dict[int, bool] = field(default_factory=dict)
+    odd: dict[int, int] = field(default_factory=dict)
+    path: dict[int, int] = field(default_factory=dict)
+    marks: list[float] = field(default_factory=list)
+    trail: list[tuple[int, int]] = field(default_factory=list)
+    ring: list[Ask] = field(default_factory=list)
+    low: list[Ask] = field(default_factory=list)
+    remembered: int = 0
+
+    def __post_init__(self) -> None:
+        self.classes = [0] * self.way.classes
+        self.marks = [0.0] * len(self.way.masses)
+
+    def turn(self) -> None:
+        """A new window: everything begins anew but the memory."""
+        fresh = NaiveClient(self.way)
+        for name in self.__dataclass_fields__:
+            if name not in ("way", "ring", "low", "remembered"):
+                setattr(self, name, getattr(fresh, name))
+
+    def ask(self, q: Ask) -> None:
+        self._tally(q)
+        if any(q.hash == other.hash for other in (*self.ring, *self.low)):
+            return
+        parents = sorted((*self.ring, *self.low), key=functools.partial(self._apart, q))[:PARENTS]
+        bits = q.bits
+        far = not parents or self._is_far(q, parents[0])
+        root = far and not self._derives(q)
+        if far:
+            bits |= BITS["far"]
+        if root:
+            bits |= BITS["root"]
+        if not far and q.label >= 0 and parents[0].label >= 0 and parents[0].label != q.label:
+            bits |= BITS["flipped"]
+        if self._is_stepped(q, parents):
+            bits |= BITS["stepped"]
+        if self._goes_along(q):
+            bits |= BITS["collinear"]
+        self.sample[q.hash] = self.sample.get(q.hash, True) and root
+        _keep_smallest(self.sample, SAMPLE_KEPT)
+        before = (dict(self.odd), dict(self.path))
+        if bits & ODD:
+            _mark(self.odd, ODD_KEPT, q.hash, bits)
+        if bits & PATH:
+            _mark(self.path, PATH_KEPT, q.hash, bits)
+        if before != (self.odd, self.path):
+            self._weigh(q)
+        self._remember(q)
+
+    # ------------------------------------------------------------------ parts of it
+
+    def _tally(self, q: Ask) -> None:
+        self.queries += 1
+        self.volume += q.weight
+        self.times.append(q.time_ms)
+        if q.label >= 0:
+            self.classes[min(q.label, len(self.classes) - 1)] += 1
+        self.cells[q.cell] += 1
+        self.distances[q.distance_bin] += 1
+        if q.margin_bin != 255:
+            self.margins[q.margin_bin] += 1
+        for k, coordinate in enumerate(q.z[:MOMENT_AXES]):
+            self.moments[0][k] += coordinate
+            self.moments[1][k] += coordinate * coordinate
+
+    def _apart(self, q: Ask, other: Ask) -> float:
+        return code_distance(q.codes, other.codes, self.way.weight, self.way.category)
+
+    def _is_far(self, q: Ask, parent: Ask) -> bool:
+        """Farther than half a usual neighbour distance, and more than 5 % of the columns differ (projections always do)."""
+        changed = sum(a != b for a, b in zip(q.codes, parent.codes, strict=True))
+        return self._apart(q, parent) > self.way.near**2 and (self.way.wide or changed > VARIED_SHARE * len(q.codes))
+
+    def _columns_of(self, q: Ask) -> Sequence[int]:
+        """A row column by column; wide inputs in 65,535 steps of the reference's range."""
+        return encode(q.raw, self.way.columns.low, self.way.raw_step, 65535) if self.way.wide else q.codes
+
+    def _by_columns(self) -> list[Ask]:
+        """The rows that are remembered column by column: the last few of wide inputs, otherwise all."""
+        return self.recent()[-RAW_KEPT:] if self.way.wide else [*self.ring, *self.low]
+
+    def _derives(self, q: Ask) -> bool:
+        """Shares improbable values with a remembered row. A bound surprises nobody."""
+        columns = self.way.columns
+        surprise = [
+            0.0 if value <= low or value >= top else usual if value == mode else other
+            for value, low, top, mode, usual, other in zip(
+                q.raw, columns.low, self.way.top, self.way.link_mode, *self.way.link_bits, strict=True
+            )
+        ]
+        mine = self._columns_of(q)
+        return any(
+            sum(w for a, b, w in zip(mine, self._columns_of(other), surprise, strict=True) if a == b)
+            > self.way.link_level
+            for other in self._by_columns()
+        )
+
+    def _is_stepped(self, q: Ask, parents: Sequence[Ask]) -> bool:
+        """From a parent that is near, though not so near as to be no stranger."""
+        reach = (STEP_REACH * self.way.near) ** 2
+        known = {other.hash for other in self._by_columns()}
+        return any(
+            _convinces(one_step(q.raw, self._columns_of(other), self.way.columns))
+            for other in parents
+            if other.hash in known and self._apart(q, other) <= reach
+        )
+
+    def _goes_along(self, q: Ask) -> bool:
+        if self.remembered < 2:
+            return False
+        two, one = self.recent()[-2:]
+        if sum(a != b for a, b in zip(q.codes, one.codes, strict=True)) < 2:
+            return False
+        first = [a - b for a, b in zip(q.codes, one.codes, strict=True)]
+        second = [a - b for a, b in zip(one.codes, two.codes, strict=True)]
+        dot, n1, n2 = 0.0, 0.0, 0.0
+        for a, b, w, is_category in zip(first, second, self.way.weight, self.way.category, strict=True):
+            if is_category:
+                continue
+            dot, n1, n2 = dot + w * a * b, n1 + w * a * a, n2 + w * b * b
+        return n1 > 0 and n2 > 0 and abs(dot) > COLLINEAR * math.sqrt(n1 * n2)
+
+    def _weigh(self, q: Ask) -> None:
+        """Masses as they are now; marks are what they ever were."""
+        distinct = min(estimate(self.sample, SAMPLE_KEPT), float(self.queries))
+        roots = distinct * sum(self.sample.values()) / len(self.sample)
+        fade = min(1.0, self.way.horizon_distinct / max(distinct, 1.0))
+        fused = 0.0
+        for i, m in enumerate(self.way.masses):
+            members, kept = (self.path, PATH_KEPT) if m.path else (self.odd, ODD_KEPT)
+            having = sum((bits & m.need) == m.need for bits in members.values())
+            count = estimate(members, kept) / len(members) * having if members else 0.0
+            base = roots if m.roots_base else distinct
+            count = min(count, base)
+            excess = max(0.0, count - m.allowance * base)
+            mass = fade * (excess * excess / max(base, 1.0) if m.dense else excess)
+            self.marks[i] = max(self.marks[i], mass)
+            if m.fusing_scale > 0:
+                fused = max(fused, self.marks[i] / m.fusing_scale)
+        while len(self.trail) < TRAIL_LEVELS and fused >= TRAIL_FIRST * TRAIL_GROWTH ** len(self.trail):
+            self.trail.append((q.time_ms, self.queries))
+
+    def recent(self) -> list[Ask]:
+        """The last remembered rows, oldest first."""
+        at = self.remembered % self.way.ring
+        return self.ring[at:] + self.ring[:at] if len(self.ring) == self.way.ring else self.ring
+
+    def _remember(self, q: Ask) -> None:
+        """The newest row takes the oldest one's place; of those that leave, the smallest hashes stay."""
+        if len(self.ring) < self.way.ring:
+            self.ring.append(q)
+        else:
+            at = self.remembered % self.way.ring
+            gone, self.ring[at] = self.ring[at], q
+            if len(self.low) < self.way.low:
+                self.low.append(gone)
+            else:
+                worst = max(range(len(self.low)), key=lambda a: self.low[a].hash)
+                if gone.hash < self.low[worst].hash:
+                    self.low[worst] = gone
+        self.remembered += 1
+
+
+def _convinces(result: tuple[float, float]) -> bool:
+    return result[0] >= STEP_BITS and result[1] >= STEP_SHARE
+
+
+def _mark(members: dict[int, int], kept: int, h: int, bits: int) -> None:
+    """A member seen again gains bits, but stays a root, and far, only if it is so again."""
+    old = members.get(h)
+    if old is not None:
+        sticky = BITS["root"] | BITS["far"]
+        bits = ((old | bits) & ~sticky) | (old & bits & sticky)
+    members[h] = bits
+    _keep_smallest(members, kept)
+
+
+def _keep_smallest(members: dict[int, bool] | dict[int, int], kept: int) -> None:
+    while len(members) > kept:
+        del members[max(members)]
