@@ -109,7 +109,11 @@ def event(row: Sequence[float] | Rows, **changes: Any) -> dict[str, Any]:
 
 
 def line(row: Sequence[float] | Rows, **changes: Any) -> bytes:
-    return json.dumps(event(row, **changes)).encode()
+    return encoded(event(row, **changes))
+
+
+def encoded(event: dict[str, Any]) -> bytes:
+    return json.dumps(event).encode()
 
 
 def write_lines(path: Path, lines: Iterable[bytes]) -> Path:
