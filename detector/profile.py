@@ -195,7 +195,7 @@ class Profile:
             PATH_KEPT, (self.path_hash, self.path_bits), (other.path_hash, other.path_bits)
         )
         same = self.nulls_version == other.nulls_version
-        newer = self if self.last_ms >= other.last_ms else other
+        newer = max(self, other, key=lambda p: (p.last_ms, p.nulls_version))
         trail = _earliest(self, other) if same else (newer.trail_ms, newer.trail_query)
         return Profile(
             map_id=self.map_id,
@@ -287,6 +287,8 @@ class Profile:
             low_n,
             has,
         ) = _HEAD.unpack(blob[: _HEAD.size])
+        if n_sample > SAMPLE_KEPT or n_odd > ODD_KEPT or n_path > PATH_KEPT or n_trail > TRAIL_LEVELS or low_n > shape.low:
+            raise IncompatibleProfile("profile holds more than this map's profiles do")
         at = _Reader(blob, _HEAD.size)
         classes, cells = at.counts(shape.classes), at.counts(CELLS)
         distances, margin_counts = at.counts(DISTANCE_BINS), at.counts(MARGIN_BINS)

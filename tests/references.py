@@ -14,11 +14,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.datasets import load_breast_cancer, load_digits
-from threadpoolctl import threadpool_limits
 
 from detector import discriminators
 from detector.baseline import Baseline
-from detector.features import Column, FeatureMap, Schema, infer_grain
+from detector.features import CELLS, DISTANCE_BINS, MARGIN_BINS, ODD, Column, FeatureMap, Measured, Schema, infer_grain
 from detector.query import UNKNOWN_LABEL, QueryBatch
 
 Rows = NDArray[np.float64]
@@ -185,8 +184,7 @@ def quick_training() -> Iterator[None]:
     before = discriminators.ROUNDS
     discriminators.ROUNDS = ROUNDS
     try:
-        with threadpool_limits(1):
-            yield
+        yield
     finally:
         discriminators.ROUNDS = before
 
@@ -252,3 +250,46 @@ def life(name: str, n: int, rng: np.random.Generator) -> QueryBatch:
     batch.time_ms = START_MS + np.cumsum(rng.integers(0, 60_000, n))
     batch.weight = rng.choice(np.array([1, 1, 1, 10], np.float32), n)
     return batch
+
+
+def invented(
+    fmap: FeatureMap, n: int, rng: np.random.Generator, alphabet: int, contents: int
+) -> tuple[QueryBatch, Measured]:
+    """Queries on few code values and few contents, so that ties, repeats and re-appearances abound; bits, labels and bins at random."""
+    width, d = len(fmap.code_low), fmap.schema.width
+    content_hash = np.unique(rng.integers(0, 2**48, contents, np.uint64))
+    rng.shuffle(content_hash)
+    codes = rng.integers(0, alphabet, (contents, width))
+    raw = (
+        np.stack([fmap.code_low + c * fmap.code_step for c in codes]) if width == d else rng.normal(size=(contents, d))
+    )
+    at = rng.integers(0, contents, n)
+    batch = QueryBatch(
+        clients=["a"],
+        who=np.zeros(n, np.int32),
+        inputs=raw[at],
+        labels=rng.integers(-1, 4, n).astype(np.int32),
+        probabilities=np.zeros((n, 0), np.float32),
+        values=np.full(n, np.nan),
+        time_ms=rng.integers(0, 10**9, n),
+        weight=np.ones(n, np.float32),
+        offsets=np.arange(n),
+    )
+    bits = np.where(rng.random(n) < 0.4, rng.integers(0, ODD + 1, n), 0).astype(np.uint32)
+    measured = Measured(
+        hashes=content_hash[at],
+        bits=bits,
+        cells=rng.integers(0, CELLS, n).astype(np.int16),
+        distance_bins=rng.integers(0, DISTANCE_BINS, n).astype(np.uint8),
+        margin_bins=rng.choice([*range(MARGIN_BINS), 255], n).astype(np.uint8),
+        z=rng.normal(size=(n, 3)),
+        codes=codes[at].astype(fmap.code_dtype),
+        raw=raw[at],
+    )
+    return batch, measured
+
+
+def rows_of(m: Measured, rows: NDArray[np.intp]) -> Measured:
+    return Measured(
+        m.hashes[rows], m.bits[rows], m.cells[rows], m.distance_bins[rows], m.margin_bins[rows], m.z[rows], m.codes[rows], m.raw[rows]
+    )  # fmt: skip

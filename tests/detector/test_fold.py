@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
-from references import DAY_MS, KEY, REFERENCES, batch_of, fitted_baseline, fitted_map, life
+from references import DAY_MS, KEY, REFERENCES, batch_of, fitted_baseline, fitted_map, invented, life, rows_of
 
-from detector.features import BITS, CELLS, DISTANCE_BINS, MARGIN_BINS, ODD, FeatureMap, Measured
+from detector.features import BITS, FeatureMap, Measured
 from detector.fold import (
     SAMPLE_KEPT,
     TRAIL_LEVELS,
@@ -136,12 +135,6 @@ def both(
     return profiles.profile("a"), twin
 
 
-def rows_of(m: Measured, rows: NDArray[np.intp]) -> Measured:
-    return Measured(
-        m.hashes[rows], m.bits[rows], m.cells[rows], m.distance_bins[rows], m.margin_bins[rows], m.z[rows], m.codes[rows], m.raw[rows]
-    )  # fmt: skip
-
-
 # ------------------------------------------------------------------ equal to the twin
 
 
@@ -174,43 +167,6 @@ def small_table(rng: np.random.Generator) -> Masses:
         fusing_scale=np.array([3.0, 0.0, 5.0, 7.0, 2.0]),
         horizon_distinct=float(rng.choice([300.0, np.inf])),
     )
-
-
-def invented(
-    fmap: FeatureMap, n: int, rng: np.random.Generator, alphabet: int, contents: int
-) -> tuple[QueryBatch, Measured]:
-    """Queries on few code values and few contents, so that ties, repeats and re-appearances abound; bits, labels and bins at random."""
-    width, d = len(fmap.code_low), fmap.schema.width
-    content_hash = np.unique(rng.integers(0, 2**48, contents, np.uint64))
-    rng.shuffle(content_hash)
-    codes = rng.integers(0, alphabet, (contents, width))
-    raw = (
-        np.stack([fmap.code_low + c * fmap.code_step for c in codes]) if width == d else rng.normal(size=(contents, d))
-    )
-    at = rng.integers(0, contents, n)
-    batch = QueryBatch(
-        clients=["a"],
-        who=np.zeros(n, np.int32),
-        inputs=raw[at],
-        labels=rng.integers(-1, 4, n).astype(np.int32),
-        probabilities=np.zeros((n, 0), np.float32),
-        values=np.full(n, np.nan),
-        time_ms=rng.integers(0, 10**9, n),
-        weight=np.ones(n, np.float32),
-        offsets=np.arange(n),
-    )
-    bits = np.where(rng.random(n) < 0.4, rng.integers(0, ODD + 1, n), 0).astype(np.uint32)
-    measured = Measured(
-        hashes=content_hash[at],
-        bits=bits,
-        cells=rng.integers(0, CELLS, n).astype(np.int16),
-        distance_bins=rng.integers(0, DISTANCE_BINS, n).astype(np.uint8),
-        margin_bins=rng.choice([*range(MARGIN_BINS), 255], n).astype(np.uint8),
-        z=rng.normal(size=(n, 3)),
-        codes=codes[at].astype(fmap.code_dtype),
-        raw=raw[at],
-    )
-    return batch, measured
 
 
 @settings(max_examples=16, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
