@@ -35,6 +35,7 @@ STEP_SHARE = 0.6
 STEP_REACH = 4.0
 VARIED_SHARE = 0.05
 COLLINEAR = 0.98
+RETURN = 0.1
 PARENTS = 3
 
 ROOT = BITS["root"]
@@ -378,8 +379,10 @@ def fold_rows(  # type: ignore[no-untyped-def]
                 dot += code_weight[j] * d1 * d2_
                 n1 += code_weight[j] * d1 * d1
                 n2 += code_weight[j] * d2_ * d2_
-            # a sweep of one feature is what honest what-if tools do
-            if moved >= 2 and n1 > 0.0 and n2 > 0.0 and abs(dot) > COLLINEAR * np.sqrt(n1 * n2):
+            # a sweep of one feature is what honest what-if tools do; and a return to where the client was before is two entities
+            # that take turns, not a search along a line
+            returned = n1 + n2 + 2.0 * dot < RETURN * n1
+            if moved >= 2 and n1 > 0.0 and n2 > 0.0 and not returned and abs(dot) > COLLINEAR * np.sqrt(n1 * n2):
                 b |= np.uint32(ALONG)
         # ---- the sample of distinct queries
         count = sample_n[s]

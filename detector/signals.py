@@ -23,7 +23,7 @@ from detector.features import BITS, PATH
 from detector.fold import Masses
 from detector.profile import Profile
 
-TABLE_VERSION = 4
+TABLE_VERSION = 5
 
 EXCESS, DENSE = 0, 1
 

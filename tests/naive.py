@@ -21,6 +21,7 @@ from detector.fold import (
     ODD_KEPT,
     PARENTS,
     PATH_KEPT,
+    RETURN,
     SAMPLE_KEPT,
     STEP_BITS,
     STEP_REACH,
@@ -412,6 +413,8 @@ class NaiveClient:
             if is_category:
                 continue
             dot, n1, n2 = dot + w * a * b, n1 + w * a * a, n2 + w * b * b
+        if n1 + n2 + 2 * dot < RETURN * n1:
+            return False
         return n1 > 0 and n2 > 0 and abs(dot) > COLLINEAR * math.sqrt(n1 * n2)
 
     def _weigh(self, q: Ask) -> None:
