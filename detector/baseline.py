@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from detector.calibration import Nulls, Tail, scale_of
 from detector.discriminators import Trees
 from detector.errors import CorruptBaseline, UnfittedModel
-from detector.features import ARRAYS, MEASURES, Column, FeatureMap, Schema
+from detector.features import ARRAYS, CELLS, DISTANCE_BINS, MEASURES, Column, FeatureMap, Schema
 from detector.fold import Masses
 from detector.profiles import Profiles
 from detector.query import QueryBatch
@@ -33,6 +34,10 @@ FORMAT = 1
 _FRONT = struct.Struct("<4sHI")
 _TREE_ARRAYS = ("roots", "feature", "threshold", "left", "right", "value")
 _NULL_ARRAYS = ("lives", "scale", "ordered", "free")
+_TYPES = ("<f8", "<f4", "<i8", "<i4", "<i2")
+_OF_TYPE = {"start": "<i8", "levels_of": "<i8", "code_category": "<i8", "neighbours": "<f4", "cell_of": "<i2"}
+"""Types of a map's arrays; all others are float64."""
+_UNBOUNDED = ("levels", "margin_levels")
 PUBLIC_KEY = bytes(16)
 """Sampling key of calibration: a baseline must not depend on an installation's secrets."""
 
@@ -158,11 +163,17 @@ class Baseline:
         if hashlib.sha256(blob[:-32]).digest() != blob[-32:]:
             raise CorruptBaseline("the baseline is damaged: its SHA-256 does not match")
         try:
-            header = json.loads(blob[_FRONT.size : _FRONT.size + length])
+            header = json.loads(blob[_FRONT.size : _FRONT.size + length], parse_constant=_no_number)
+            if header["signals_version"] != TABLE_VERSION:
+                raise CorruptBaseline(
+                    f"the baseline was fitted for another table of signals, version {header['signals_version']}; "
+                    f"this QueryWarden has version {TABLE_VERSION}: fit it again"
+                )
             arrays = _read_arrays(blob, _FRONT.size + length, header["arrays"])
             return cls._from_parts(header, arrays)
-        except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise CorruptBaseline(f"the baseline's content is inconsistent: {error}") from error
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
+            said = " ".join(str(error).split())[:200]
+            raise CorruptBaseline(f"the baseline's content is inconsistent: {said}") from error
 
     @classmethod
     def _from_parts(cls, header: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Baseline:
@@ -184,16 +195,16 @@ class Baseline:
             },
             **{name: arrays[f"map.{name}"] for name in ARRAYS},
         )
-        _check(feature_map)
+        _check_map(feature_map)
         nulls = Nulls(
             **{name: arrays[f"nulls.{name}"] for name in _NULL_ARRAYS},
             distinct=float(header["nulls"]["distinct"]),
             days=float(header["nulls"]["days"]),
             calibrated=bool(header["nulls"]["calibrated"]),
         )
-        if header["signals_version"] != TABLE_VERSION or nulls.lives.shape[1:] != (len(SIGNALS),):
-            raise CorruptBaseline("the baseline was fitted for another table of signals: fit it again")
-        new = cls(header["model_id"], feature_map, nulls, tuple(header["notes"]), dict(header["facts"]))
+        _check_nulls(nulls)
+        facts = {str(name): float(value) for name, value in header["facts"].items()}
+        new = cls(str(header["model_id"]), feature_map, nulls, tuple(map(str, header["notes"])), facts)
         if new.map_id != header["map_id"] or new.nulls_version != header["nulls_version"]:
             raise CorruptBaseline("the baseline does not match its own identity")
         return new
@@ -206,9 +217,9 @@ def _little(array: NDArray[Any]) -> NDArray[Any]:
 def _read_arrays(blob: bytes, at: int, entries: list[tuple[str, str, list[int]]]) -> dict[str, NDArray[Any]]:
     arrays = {}
     for name, dtype, shape in entries:
-        kind = np.dtype(dtype)
-        if kind.hasobject or kind.kind not in "biuf":
+        if dtype not in _TYPES:
             raise ValueError(f"array {name} of type {dtype}")
+        kind = np.dtype(dtype)
         count = int(np.prod(shape, dtype=np.int64))
         if count < 0 or at + count * kind.itemsize > len(blob) - 32:
             raise ValueError(f"array {name} reaches beyond the file")
@@ -219,34 +230,78 @@ def _read_arrays(blob: bytes, at: int, entries: list[tuple[str, str, list[int]]]
     return arrays
 
 
-def _check(fmap: FeatureMap) -> None:
-    """Shapes must agree: a kernel trusts them."""
-    d, m = fmap.schema.width, fmap.basis.shape[1]
-    r, w = fmap.neighbours.shape[1], len(fmap.code_low)
-    expanded = int((np.where(fmap.levels_of > 0, fmap.levels_of, 1)).sum())
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} in the header")
+
+
+def _refuse(faults: Iterable[tuple[bool, str]]) -> None:
+    for found, fault in faults:
+        if found:
+            raise ValueError(fault)
+
+
+def _check_map(fmap: FeatureMap) -> None:
+    """Types and shapes must agree, and no index may leave its array: compiled kernels trust them and check nothing."""
+    columns = fmap.schema.columns
+    levels = np.array([len(c.categories) if c.kind == "categorical" else 0 for c in columns], np.int64)
+    width = np.maximum(levels, 1)
+    d, m, r = len(columns), fmap.basis.shape[1], fmap.neighbours.shape[1]
+    w = min(m, 32) if fmap.wide else d
+    k = len(fmap.margin_levels)
     want = {
         "center": (d,), "scale": (d,), "start": (d,), "levels_of": (d,), "lattice": (d,), "hash_grain": (d,),
-        "basis": (expanded, m), "spread": (m,), "neighbours": (m, r), "cell_of": (r,), "levels": (len(MEASURES), 2),
+        "basis": (int(width.sum()), m), "spread": (m,), "neighbours": (m, r), "cell_of": (r,), "cell_at": (CELLS, 2),
+        "cell_share": (CELLS,), "distance_edges": (DISTANCE_BINS - 1,), "levels": (len(MEASURES), 2), "margin_levels": (k, 2),
         "link_mode": (d,), "link_bits": (2, d), "code_low": (w,), "code_step": (w,), "code_weight": (w,), "code_category": (w,),
     }  # fmt: skip
-    for name, shape in want.items():
-        if getattr(fmap, name).shape != shape:
-            raise ValueError(f"{name} has shape {getattr(fmap, name).shape}, not {shape}")
-    if np.any(fmap.start < 0) or np.any(fmap.start + np.maximum(fmap.levels_of, 1) > expanded):
-        raise ValueError("columns outside the expanded input")
-    if len(fmap.cell_of) and (fmap.cell_of.min() < 0 or fmap.cell_of.max() >= len(fmap.cell_share)):
-        raise ValueError("coverage cells outside the map")
-    if (
-        np.any(fmap.hash_grain <= 0)
-        or np.any(fmap.code_step <= 0)
-        or np.any(fmap.scale <= 0)
-        or np.any(fmap.spread <= 0)
-    ):
-        raise ValueError("a scale that is not positive")
-    if (w if fmap.wide else d) != w or (fmap.wide and w > m):
-        raise ValueError("remembered codes do not fit the input")
+    for name in ARRAYS:
+        array, kind = getattr(fmap, name), _OF_TYPE.get(name, "<f8")
+        _refuse(
+            (
+                (array.shape != want[name], f"{name} has shape {array.shape}, not {want[name]}"),
+                (array.dtype != kind, f"{name} is of type {array.dtype}, not {kind}"),
+                (bool(np.isnan(array).any()), f"{name} holds a value that is no number"),
+                (name not in _UNBOUNDED and not np.isfinite(array).all(), f"{name} holds a value that is not finite"),
+            )
+        )
+    bounds = np.array([(c.lower, c.upper, c.grain) for c in columns], np.float64).reshape(d, 3)
+    positive = (fmap.hash_grain, fmap.code_step, fmap.scale, fmap.spread)
+    cells = (int(fmap.cell_of.min(initial=0)), int(fmap.cell_of.max(initial=0)))
+    start = np.concatenate([[0], np.cumsum(width)[:-1]])
+    _refuse(
+        (
+            (min(d, m, r, k) < 1, "a map without columns, axes, neighbours or margins"),
+            (bool(np.any(fmap.levels_of != levels) or np.any(fmap.start != start)), "columns do not fit the schema"),
+            (not np.isfinite(bounds).all() or bool(np.any(bounds[:, 0] > bounds[:, 1])), "a column without bounds"),
+            (cells[0] < 0 or cells[1] >= CELLS, "coverage cells outside the map"),
+            (any(bool(np.any(a <= 0)) for a in positive), "a scale that is not positive"),
+            (
+                not 0 <= fmap.near < np.inf or not np.isfinite(fmap.link_level),
+                "no distance between parents and strangers",
+            ),
+        )
+    )
     for trees in fmap.trees.values():
         trees.check(d)
+
+
+def _check_nulls(nulls: Nulls) -> None:
+    g, s = len(nulls.ordered), len(SIGNALS)
+    want = {"lives": ("<f4", (g, s)), "scale": ("<f8", (s,)), "ordered": ("<f8", (g,)), "free": ("<f8", (g,))}
+    for name, (kind, shape) in want.items():
+        array = getattr(nulls, name)
+        _refuse(
+            (
+                (array.shape != shape or array.dtype != kind, f"nulls: {name} has shape {array.shape}, not {shape}"),
+                (not np.isfinite(array).all() or bool(np.any(array < 0)), f"nulls: {name} holds what is no mass"),
+            )
+        )
+    _refuse(
+        (
+            (bool(np.any(nulls.scale <= 0)), "nulls: a scale that is not positive"),
+            (not 0 <= nulls.distinct < np.inf or not 0 <= nulls.days < np.inf, "nulls: lives without a length"),
+        )
+    )
 
 
 def _settle_levels(feature_map: FeatureMap, traffic: QueryBatch) -> None:

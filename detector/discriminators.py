@@ -71,8 +71,12 @@ class Trees:
         inner = self.left >= 0
         at = np.arange(q)
         sizes = {len(a) for a in (self.feature, self.threshold, self.left, self.right, self.value)}
+        whole = (self.roots, self.feature, self.left, self.right)
         ok = (
             sizes == {q}
+            and all(a.ndim == 1 and a.dtype == np.int32 for a in whole)
+            and all(a.ndim == 1 and a.dtype == np.float64 for a in (self.threshold, self.value))
+            and bool(np.isfinite(self.bias))
             and bool(np.all((self.roots >= 0) & (self.roots < q)))
             and bool(np.all(self.left[inner] > at[inner]))
             and bool(np.all(self.right[inner] > at[inner]))
