@@ -72,6 +72,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         usage = getattr(error, "format_message", None)
         if usage is None:
             raise
+        if type(error).__name__ == "NoArgsIsHelpError":
+            terminal.err.print(Text(usage()), soft_wrap=True)
+            sys.exit(2)
         code = _complain(usage(), 2)
     sys.exit(code if isinstance(code, int) else 0)
 
@@ -112,6 +115,7 @@ def fit(
     from consumers import fit as fitting
     from consumers.log.files import FileLog
 
+    _check_folders(out_path)
     declared = _json_file(schema) if schema else None
     with terminal.spinner() as say:
         fitted = fitting.fit(
@@ -166,6 +170,7 @@ def replay(
     from consumers.report import write_report
     from consumers.store.embedded import EmbeddedStore
 
+    _check_folders(alerts, scores, report, store)
     settings = config.load(config_file, false_alarm_budget=false_alarm_budget, mode=mode)
     baselines = load_baselines(baseline or list(settings.baselines))
     if not baselines:
@@ -611,6 +616,13 @@ def _file_lines(path: Path) -> Iterator[bytes]:
                 yield from records.values
     finally:
         source.close()
+
+
+def _check_folders(*paths: Path | None) -> None:
+    """Where results go must be there before the work begins, not after it."""
+    for path in paths:
+        if path is not None and not path.absolute().parent.is_dir():
+            raise WrongUse(f"{path}: no such folder")
 
 
 def _json_file(path: Path) -> Any:

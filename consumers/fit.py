@@ -12,8 +12,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 
 from consumers.errors import Refused, WrongUse
@@ -48,19 +49,19 @@ def infer_schema(raw: RawReference, declared: dict[str, Any] | None = None) -> S
     """
     events = raw.events
     if not events:
-        raise Refused("the reference holds no usable event")
-    forms = Counter(form for e in events for form in ("features", "embedding", "text") if form in e)
+        raise Refused(f"the reference holds no usable event{_reasons(raw.refused)}")
+    forms = Counter(form for e in events for form in ("features", "embedding", "text") if e.get(form) is not None)
     if not forms:
         raise Refused("the reference's events have none of features, embedding or text")
     form = forms.most_common(1)[0][0]
     if form == "text":
         raise Refused("text inputs are not assessed yet: log an embedding beside the text")
-    rows = [e[form] for e in events if form in e]
+    rows = [e[form] for e in events if e.get(form) is not None]
     named = isinstance(rows[0], dict)
     names = list(rows[0]) if named else [f"x{j}" for j in range(len(rows[0]))]
     if not names:
         raise Refused("the reference's inputs are empty")
-    given = {c["name"]: c for c in (declared or {}).get("columns", [])}
+    given = _columns_of(declared)
     unknown = sorted(set(given) - set(names))
     if unknown:
         raise Refused(f"the schema names columns that the reference lacks: {', '.join(unknown[:5])}")
@@ -70,6 +71,30 @@ def infer_schema(raw: RawReference, declared: dict[str, Any] | None = None) -> S
         columns.append(_column(name, [v for v in values if v is not None], form, given.get(name, {})))
     task, labels = _answers([e.get("prediction") or {} for e in events])
     return Schema(tuple(columns), form, named, task, labels)
+
+
+class _Declared(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    name: str
+    kind: str | None = None
+    lower: float | None = None
+    upper: float | None = None
+    grain: Annotated[float, msgspec.Meta(ge=0)] | None = None
+    categories: list[str] | None = None
+
+
+class _SchemaFile(msgspec.Struct, forbid_unknown_fields=True):
+    columns: list[_Declared] = []
+
+
+def _columns_of(declared: object) -> dict[str, dict[str, Any]]:
+    """What a schema file says, by column. Raises Refused in one line."""
+    if declared is None:
+        return {}
+    try:
+        file = msgspec.convert(declared, _SchemaFile)
+    except msgspec.ValidationError as error:
+        raise Refused(f"schema: {error}") from error
+    return {c.name: {k: v for k, v in msgspec.structs.asdict(c).items() if v is not None} for c in file.columns}
 
 
 def _column(name: str, values: Sequence[Any], form: str, given: dict[str, Any]) -> Column:
@@ -82,11 +107,14 @@ def _column(name: str, values: Sequence[Any], form: str, given: dict[str, Any]) 
     numbers = np.array([v for v in values if isinstance(v, int | float) and not isinstance(v, bool)], np.float64)
     if not len(numbers) or not np.isfinite(numbers).all():
         raise Refused(f"column {name}: no finite numbers in the reference")
+    lower, upper = float(given.get("lower", numbers.min())), float(given.get("upper", numbers.max()))
+    if lower > upper:
+        raise Refused(f"column {name}: lower bound {lower:g} above upper bound {upper:g}")
     return Column(
         name=name,
         kind=kind,
-        lower=float(given.get("lower", numbers.min())),
-        upper=float(given.get("upper", numbers.max())),
+        lower=lower,
+        upper=upper,
         grain=float(given.get("grain", infer_grain(numbers))),
     )
 
@@ -147,6 +175,8 @@ def fit(
     schema = infer_schema(raw, declared)
     batch, refused = reference_batch(raw, schema)
     _tell(said, "reference", refused)
+    if not len(batch):
+        raise Refused(f"no row of the reference can be used{_reasons(refused)}")
     if traffic is not None:
         progress("reading the traffic")
         honest, refused = _decode(lines, model_id, schema)
@@ -157,6 +187,8 @@ def fit(
         progress("simulating honest clients from the reference")
         honest = simulated(batch, schema, rng)
     progress("learning what real inputs look like, calibrating on honest clients")
+    # boosting on some thousand rows: threads cost more than they give, eight times the work where cores are shared
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     try:
         baseline = Baseline.fit(model_id, schema, batch, honest, real_clients=traffic is not None, rng=rng)
     except DetectorError as error:
@@ -189,12 +221,13 @@ def simulated(reference: QueryBatch, schema: Schema, rng: np.random.Generator) -
 
 def _read(traffic: QueryLog) -> Iterable[bytes]:
     while True:
-        poll = traffic.poll(0.0, 5000)
+        poll = traffic.poll(1.0, 5000)
         for cell in poll.assigned:
             traffic.seek(cell, None)
         for records in poll.batches:
             yield from records.values
-        if not poll.batches and not poll.assigned:
+        # nothing for the moment is the end of a file, but not of a pipe
+        if not poll.batches and not poll.assigned and all(traffic.position(c) >= e for c, e in traffic.ends().items()):
             return
 
 
@@ -229,9 +262,11 @@ def _decode(lines: Sequence[bytes], model_id: str, schema: Schema) -> tuple[Quer
 
 def _tell(said: list[str], what: str, refused: Counter[str]) -> None:
     if refused:
-        said.append(
-            f"{what}: {sum(refused.values()):,} refused ({', '.join(f'{k} {v:,}' for k, v in refused.most_common())})"
-        )
+        said.append(f"{what}: {sum(refused.values()):,} refused{_reasons(refused)}")
+
+
+def _reasons(refused: Counter[str]) -> str:
+    return f" ({', '.join(f'{k} {v:,}' for k, v in refused.most_common())})" if refused else ""
 
 
 def write_baseline(baseline: Baseline, path: Path) -> None:

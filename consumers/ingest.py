@@ -411,13 +411,13 @@ def run(runner: Runner, stop: Callable[[], bool], until_end: bool = False, poll_
     """Loop until `stop`, or, with `until_end`, until everything that was in the log at the start is committed by somebody."""
     ends: Mapping[str, int] | None = None if until_end else {}
     while not stop():
-        if ends is None:
+        committed = runner.turn(poll_timeout_s)
+        if ends is None:  # after the first poll: only then a followed file knows its cell
             try:
                 ends = runner.log.ends()
             except Unavailable as error:
                 runner.back_off(error)
                 continue
-        committed = runner.turn(poll_timeout_s)
         if until_end and not committed and _reached(runner, ends):
             return
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -18,6 +19,14 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
+
+_FORMATTING = re.compile("[\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
+
+
+def plain(text: str) -> Text:
+    """Text of a log: no markup, and no character that turns or hides what stands beside it."""
+    return Text(_FORMATTING.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
+
 
 err = Console(stderr=True, highlight=False)
 out = Console(highlight=False)
@@ -130,8 +139,8 @@ def print_ranked(rows: list[dict[str, Any]], most: int = 20) -> None:
         why = r["evidence"][0]["text"] if r["evidence"] else "nothing unusual"
         mark = "" if r["calibrated"] else " (uncalibrated)"
         table.add_row(
-            Text(r["client_id"]), Text(r["model_id"]), Text(r["state"], style=_STYLE[r["state"]]), f"{r['suspicion']:.4f}{mark}",
-            f"{r['queries']:,}", Text(why),
+            plain(r["client_id"]), plain(r["model_id"]), Text(r["state"], style=_STYLE[r["state"]]), f"{r['suspicion']:.4f}{mark}",
+            f"{r['queries']:,}", plain(why),
         )  # fmt: skip
     out.print(table)
     flagged = sum(r["state"] in ("throttle", "block") for r in rows)
@@ -145,7 +154,7 @@ def print_alerts(rows: list[dict[str, Any]]) -> None:
         table.add_column(title, overflow="fold")
     for a in rows:
         table.add_row(
-            a["time"], Text(a["client_id"]), Text(a["model_id"]), Text(a["state"], style=_STYLE[a["state"]]), f"{a['suspicion']:.4f}",
+            a["time"], plain(a["client_id"]), plain(a["model_id"]), Text(a["state"], style=_STYLE[a["state"]]), f"{a['suspicion']:.4f}",
             f"{a['queries_seen']:,}", a["family"], Text(a["evidence"][0]["text"] if a["evidence"] else ""),
         )  # fmt: skip
     out.print(table)
@@ -159,4 +168,4 @@ def print_counters(
     for reason, count in sorted(reasons.items(), key=lambda r: -r[1]):
         out.print(Text(f"refused, {reason}: {count:,}"))
     for place, reason, detail in first:
-        out.print(Text(f"  {place}: {reason}{f' ({detail})' if detail else ''}"), style="dim", soft_wrap=True)
+        out.print(plain(f"  {place}: {reason}{f' ({detail})' if detail else ''}"), style="dim", soft_wrap=True)

@@ -90,6 +90,18 @@ class _Prediction(msgspec.Struct):
 _prediction = msgspec.json.Decoder(_Prediction)
 
 
+class _ReferenceEvent(msgspec.Struct):
+    """Types of a reference's fields, where it has them: what a schema can be inferred from."""
+
+    features: list[float | str] | dict[str, float | str] | None = None
+    embedding: list[float] | None = None
+    text: str | None = None
+    prediction: _Prediction | None = None
+
+
+_typed = msgspec.json.Decoder(_ReferenceEvent)
+
+
 class InputReader:
     """Turns one event's input and prediction into a row of a schema. Built once a model."""
 
@@ -254,9 +266,7 @@ class NativeFormat:
             except MalformedQuery as error:
                 out.dead.append(_dead(records, i, error.reason, str(error).partition(": ")[2]))
             except msgspec.ValidationError as error:
-                # "Number out of range", "Integer value out of range": more than a double or 4,300 digits hold
-                reason = "not_finite" if "out of range" in str(error) else "wrong_type"
-                out.dead.append(_dead(records, i, reason, str(error)))
+                out.dead.append(_dead(records, i, _mistyped(error), str(error)))
             except UNREADABLE as error:
                 out.dead.append(_dead(records, i, *_why_not_json(value, _cause(error))))
         counters["dead"] += len(out.dead)
@@ -369,6 +379,11 @@ def _dead(records: Records, i: int, reason: str, detail: str) -> DeadLetter:
     )
 
 
+def _mistyped(error: msgspec.ValidationError) -> str:
+    """msgspec says "(Number|Integer value) out of range" of what a double, or 4,300 digits, can't hold."""
+    return "not_finite" if "out of range" in str(error) else "wrong_type"
+
+
 def _cause(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "nested too deeply"
@@ -415,6 +430,10 @@ def read_reference(lines: Iterable[bytes], model_id: str) -> RawReference:
             continue
         try:
             event = decoder.decode(line)
+            _typed.decode(line)
+        except msgspec.ValidationError as error:
+            refused[_mistyped(error)] += 1
+            continue
         except UNREADABLE as error:
             refused[_why_not_json(line, _cause(error))[0]] += 1
             continue
