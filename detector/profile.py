@@ -287,7 +287,13 @@ class Profile:
             low_n,
             has,
         ) = _HEAD.unpack(blob[: _HEAD.size])
-        if n_sample > SAMPLE_KEPT or n_odd > ODD_KEPT or n_path > PATH_KEPT or n_trail > TRAIL_LEVELS or low_n > shape.low:
+        if (
+            n_sample > SAMPLE_KEPT
+            or n_odd > ODD_KEPT
+            or n_path > PATH_KEPT
+            or n_trail > TRAIL_LEVELS
+            or low_n > shape.low
+        ):
             raise IncompatibleProfile("profile holds more than this map's profiles do")
         at = _Reader(blob, _HEAD.size)
         classes, cells = at.counts(shape.classes), at.counts(CELLS)

@@ -401,6 +401,7 @@ class NaiveClient:
         )
 
     def _goes_along(self, q: Ask) -> bool:
+        """Moves along the line of the last move, in two columns at least, and not back to where it came from."""
         if self.remembered < 2:
             return False
         two, one = self.recent()[-2:]
@@ -408,14 +409,12 @@ class NaiveClient:
             return False
         first = [a - b for a, b in zip(q.codes, one.codes, strict=True)]
         second = [a - b for a, b in zip(one.codes, two.codes, strict=True)]
-        dot, n1, n2 = 0.0, 0.0, 0.0
+        dot, n1, n2, back = 0.0, 0.0, 0.0, 0.0
         for a, b, w, is_category in zip(first, second, self.way.weight, self.way.category, strict=True):
-            if is_category:
-                continue
-            dot, n1, n2 = dot + w * a * b, n1 + w * a * a, n2 + w * b * b
-        if n1 + n2 + 2 * dot < RETURN * n1:
-            return False
-        return n1 > 0 and n2 > 0 and abs(dot) > COLLINEAR * math.sqrt(n1 * n2)
+            if not is_category:
+                dot, n1, n2, back = dot + w * a * b, n1 + w * a * a, n2 + w * b * b, back + w * (a + b) ** 2
+        returned = back < RETURN * n1
+        return n1 > 0 and n2 > 0 and not returned and abs(dot) > COLLINEAR * math.sqrt(n1 * n2)
 
     def _weigh(self, q: Ask) -> None:
         """Masses as they are now; marks are what they ever were."""

@@ -209,7 +209,7 @@ def fitted_map(name: str) -> FeatureMap:
 
 
 def life(name: str, n: int, rng: np.random.Generator) -> QueryBatch:
-    """One client's n queries that touch everything: honest rows and repeats, what-if moves, noise, one-magnitude steps, lines, rubbish."""
+    """One client that does everything: honest rows and repeats, what-if moves, noise, one-magnitude steps, lines, turns, rubbish."""
     reference = reference_of(name)
     x = reference.traffic.inputs
     columns = reference.schema.columns
@@ -219,7 +219,7 @@ def life(name: str, n: int, rng: np.random.Generator) -> QueryBatch:
     rows: list[Rows] = []
     while len(rows) < n:
         seed = x[rng.integers(len(x))].copy()
-        kind = rng.integers(8)
+        kind = rng.integers(9)
         if kind == 0 and rows:
             rows += [rows[rng.integers(len(rows))]] * int(rng.integers(1, 4))
         elif kind == 1:
@@ -240,6 +240,10 @@ def life(name: str, n: int, rng: np.random.Generator) -> QueryBatch:
             rows.append(rng.uniform(low - 0.2 * spread, high + 0.2 * spread))
         elif kind == 6:
             rows += [low, high, np.where(rng.random(len(seed)) < 0.5, low, seed)]
+        elif kind == 7:
+            # two entities that take turns, each changing a little
+            other = x[rng.integers(len(x))]
+            rows += [who + rng.normal(size=len(seed)) * spread * 0.02 for who in (seed, other, seed, other)]
         else:
             rows.append(seed)
     made = np.array(rows[:n])
