@@ -1,4 +1,4 @@
-"""The command line: the only place that names an adapter and reads settings.
+"""The command line: arguments in, tables and exit statuses out. What is opened for a command is `wiring`'s matter.
 
 Rules: exit status 0 done, 1 failed, 2 wrong call; an error is one clear line on standard error; progress bars on a terminal, JSON
 log lines otherwise; results on standard output, everything else on standard error. Heavy imports happen inside the command.
@@ -14,26 +14,19 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
 
-from consumers import config, terminal
+from consumers import config, terminal, wiring
 from consumers.errors import CorruptState, QueryWardenError, Refused, WrongUse
 from detector.errors import DetectorError
 
 if TYPE_CHECKING:
-    from consumers import detect as detect_process
-    from consumers import ingest as ingest_process
-    from consumers.alerts import AlertSink
-    from consumers.log import QueryLog
-    from consumers.metrics import Metrics
-    from consumers.secrets import Secrets
-    from consumers.store import Store
-    from detector.baseline import Baseline
+    pass
 
 app = typer.Typer(
     name="querywarden",
@@ -120,7 +113,7 @@ def fit(
     with terminal.spinner() as say:
         fitted = fitting.fit(
             model_id,
-            _file_lines(reference) if reference else None,
+            wiring.file_lines(reference) if reference else None,
             FileLog([str(p) for p in traffic]) if traffic else None,
             declared=declared,
             seed=seed,
@@ -175,14 +168,14 @@ def replay(
     baselines = load_baselines(baseline or list(settings.baselines))
     if not baselines:
         raise WrongUse("no baseline: give --baseline FILE (querywarden fit makes one)")
-    _check_settings(settings, baselines)
+    wiring.say_limits(settings, baselines)
     source = FileLog(logs)
     with contextlib.ExitStack() as stack:
         where = store or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="querywarden-"))) / "replay.sqlite"
         kept = EmbeddedStore(where)
         stack.callback(kept.close)
         stack.callback(source.close)
-        ingesting, detecting = _halves(settings, baselines)
+        ingesting, detecting = wiring.halves(settings, baselines)
         kept.prepare(ingesting.secrets.key_id)
         with terminal.bar("replay") as advance:
             result = replaying.replay(source, kept, ingesting, detecting, progress=advance)
@@ -219,7 +212,7 @@ def ingest(
 
     settings = _service(config_file)
     with _stopping() as stop, contextlib.ExitStack() as stack:
-        _ingest(settings, stack, stop, until_end, Metrics())
+        wiring.run_ingest(settings, stack, stop, until_end, Metrics())
 
 
 @app.command()
@@ -232,7 +225,7 @@ def detect(
 
     settings = _service(config_file)
     with _stopping() as stop, contextlib.ExitStack() as stack:
-        _detect(settings, stack, stop, until_idle, Metrics())
+        wiring.run_detect(settings, stack, stop, until_idle, Metrics())
 
 
 @app.command()
@@ -256,7 +249,7 @@ def run(
 
         def reading() -> None:
             try:
-                _ingest(settings, stack, lambda: stop() or bool(failed), until_end, metrics)
+                wiring.run_ingest(settings, stack, lambda: stop() or bool(failed), until_end, metrics)
             except BaseException as error:  # noqa: BLE001 — raised again by the caller, in the main thread
                 failed.append(error)
             finally:
@@ -265,10 +258,10 @@ def run(
         thread = threading.Thread(target=reading, name="ingest")
         thread.start()
         try:
-            _detect(settings, stack, lambda: stop() or ended.is_set(), False, metrics, serve=False)
+            wiring.run_detect(settings, stack, lambda: stop() or ended.is_set(), False, metrics, serve=False)
             thread.join()
             if until_end and not failed and not stop():
-                _detect(settings, stack, stop, True, metrics, serve=False)
+                wiring.run_detect(settings, stack, stop, True, metrics, serve=False)
         except BaseException as error:  # noqa: BLE001 — raised again by the caller, in the main thread
             failed.insert(0, error)
         finally:
@@ -289,8 +282,8 @@ def clients(
 
     settings = config.load(config_file)
     found = []
-    with _open_store(settings) as store:
-        secrets = _secrets_of(settings, store)
+    with wiring.open_store(settings) as store:
+        secrets = wiring.secrets_of(settings, store)
         for key, row in store.decisions(settings.tenant, model, limit):
             with _set_aside():
                 found.append((key.model, stored_decision(row, secrets, key.tenant)))
@@ -309,8 +302,8 @@ def alerts(
 
     settings = config.load(config_file)
     found = []
-    with _open_store(settings) as store:
-        secrets = _secrets_of(settings, store)
+    with wiring.open_store(settings) as store:
+        secrets = wiring.secrets_of(settings, store)
         for alert in store.alerts():
             with _set_aside():
                 found.append(stored_alert(alert, secrets))
@@ -365,68 +358,13 @@ def config_schema() -> None:
     terminal.print_table(("TOML", "environment", "default", "meaning"), config.rows())
 
 
-# -------------------------------------------------------------------------------------------------------- wiring
+# ------------------------------------------------------------------------------------------------------- pieces
 
 
 def _service(config_file: Path | None) -> config.Settings:
     settings = config.load(config_file)
     terminal.json_logs()
     return settings
-
-
-def _halves(
-    settings: config.Settings, baselines: Mapping[str, Baseline]
-) -> tuple[ingest_process.Ingest, detect_process.Detect]:
-    """The pure halves of ingest and detect, as the settings say."""
-    from consumers import detect as detecting
-    from consumers import ingest as ingesting
-    from consumers.secrets import Secrets
-    from detector.policy import Policy
-
-    secrets = Secrets.load(settings.secrets_path, create=True)
-    reading = ingesting.Ingest(
-        baselines=baselines,
-        secrets=secrets,
-        tenant=settings.tenant,
-        horizon_days=settings.horizon_days,
-        admit_unknown=settings.unknown_models == "ignore",
-    )
-    return reading, detecting.Detect(baselines, secrets, Policy(settings.false_alarm_budget, settings.mode))
-
-
-def _baselines(settings: config.Settings) -> Mapping[str, Baseline]:
-    from consumers.fit import load_baselines
-
-    baselines = load_baselines(settings.baselines)
-    if not baselines:
-        raise WrongUse("no baselines: set QUERYWARDEN_BASELINES or `baselines` to files or folders of *.baseline")
-    _check_settings(settings, baselines)
-    return baselines
-
-
-def _check_settings(settings: config.Settings, baselines: Mapping[str, Baseline]) -> None:
-    """Say in words what the baselines can't support."""
-    for model, baseline in baselines.items():
-        if not baseline.nulls.calibrated:
-            terminal.err.print(
-                f"model {model}: UNCALIBRATED, the scores were calibrated on simulated clients only; nothing is blocked",
-                soft_wrap=True,
-            )
-        elif not baseline.nulls.supports(settings.false_alarm_budget):
-            terminal.err.print(
-                f"model {model}: {baseline.nulls.clients} calibration clients are too few for a lifetime budget of "
-                f"{settings.false_alarm_budget:g}: below {1 / baseline.nulls.clients:.2g} the p-values rest on a tail model",
-                soft_wrap=True,
-            )
-
-
-def _secrets_of(settings: config.Settings, store: Store) -> Secrets:
-    """The secrets, checked against the store: with others nothing in it could be read."""
-    from consumers.secrets import Secrets
-
-    secrets = Secrets.load(settings.secrets_path, create=True)
-    store.prepare(secrets.key_id)
-    return secrets
 
 
 @contextlib.contextmanager
@@ -439,159 +377,6 @@ def _set_aside() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _open_store(settings: config.Settings) -> Iterator[Store]:
-    """The store that `store.url` names."""
-    url = settings.store_url
-    scheme = url.partition(":")[0]
-    store: Store
-    if scheme == "sqlite":
-        from consumers.store.embedded import EmbeddedStore
-
-        path = Path(url.removeprefix("sqlite:///"))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        store = EmbeddedStore(path)
-    elif scheme in ("redis", "rediss", "redis+cluster", "rediss+cluster"):
-        from consumers.store.redis import connect
-
-        store = connect(url, timeout_s=settings.store.timeout_s, min_replicas=settings.store.min_replicas)
-    else:
-        raise WrongUse(f"store.url: unknown scheme {scheme!r} (sqlite, redis, rediss, redis+cluster)")
-    try:
-        yield store
-    finally:
-        store.close()
-
-
-def _kafka(settings: config.Settings) -> dict[str, Any]:
-    from consumers.log import kafka
-
-    k = settings.kafka
-    return kafka.connection(
-        k.bootstrap_servers,
-        security_protocol=k.security_protocol,
-        sasl_mechanism=k.sasl_mechanism,
-        sasl_username=k.sasl_username,
-        sasl_password=k.sasl_password.get_secret_value() if k.sasl_password else None,
-        ssl_cafile=k.ssl_cafile,
-        ssl_certfile=k.ssl_certfile,
-        ssl_keyfile=k.ssl_keyfile,
-    )
-
-
-def _open_log(settings: config.Settings) -> QueryLog:
-    url = settings.log.url
-    if url.startswith("file://"):
-        from consumers.log.followed import FollowedFile
-
-        return FollowedFile(url.removeprefix("file://"))
-    if not url.startswith("kafka:"):
-        raise WrongUse(f"log.url: {url!r} is neither kafka: nor file:///path.jsonl")
-    from consumers.log import kafka
-
-    k = settings.kafka
-    brokers = _kafka(settings)
-    kafka.ensure_topics(brokers, [k.topic, k.dead_letter_topic, k.alerts_topic])
-    return kafka.KafkaLog(
-        brokers,
-        topic=k.topic,
-        group_id=k.group_id,
-        start=k.start,
-        group_instance_id=k.group_instance_id,
-        max_poll_records=k.max_poll_records,
-        session_timeout_ms=k.session_timeout_ms,
-        heartbeat_interval_ms=k.heartbeat_interval_ms,
-        max_poll_interval_ms=k.max_poll_interval_ms,
-    )
-
-
-def _sinks(settings: config.Settings) -> list[AlertSink]:
-    sinks: list[AlertSink] = []
-    if settings.alerts.file:
-        from consumers.alerts.jsonl import JsonLinesSink
-
-        sinks.append(JsonLinesSink(settings.alerts.file))
-    if settings.log.url.startswith("kafka:") and settings.alerts.kafka:
-        from consumers.alerts.kafka import KafkaSink
-        from consumers.log import kafka
-
-        brokers = _kafka(settings)
-        kafka.ensure_topics(brokers, [settings.kafka.alerts_topic])
-        sinks.append(KafkaSink(brokers, settings.kafka.alerts_topic))
-    return sinks
-
-
-def _ingest(
-    settings: config.Settings,
-    stack: contextlib.ExitStack,
-    stop: Callable[[], bool],
-    until_end: bool,
-    metrics: Metrics,
-) -> None:
-    from consumers import ingest as ingesting
-
-    reading, _ = _halves(settings, _baselines(settings))
-    store = stack.enter_context(_open_store(settings))
-    store.prepare(reading.secrets.key_id)
-    query_log = _open_log(settings)
-    stack.callback(query_log.close)
-    letters = None
-    if settings.log.url.startswith("kafka:"):
-        from consumers.alerts.kafka import DeadLetterTopic
-
-        letters = DeadLetterTopic(_kafka(settings), settings.kafka.dead_letter_topic)
-        stack.callback(letters.close)
-    runner = ingesting.Runner(
-        query_log, store, reading, metrics, dead_letters=letters, max_poll_records=settings.kafka.max_poll_records
-    )
-    _serve_metrics(settings, runner.metrics, lambda: runner.ready, stack)
-    log.info("ingest started")
-    ingesting.run(runner, stop, until_end)
-    log.info("ingest stopped", extra={"counters": {c.name: dict(c.counters) for c in runner.cells.values()}})
-
-
-def _detect(
-    settings: config.Settings,
-    stack: contextlib.ExitStack,
-    stop: Callable[[], bool],
-    until_idle: bool,
-    metrics: Metrics,
-    serve: bool = True,
-) -> None:
-    from consumers import detect as detecting
-
-    _, judging = _halves(settings, _baselines(settings))
-    store = stack.enter_context(_open_store(settings))
-    store.prepare(judging.secrets.key_id)
-    sinks = _sinks(settings)
-    for sink in sinks:
-        stack.callback(sink.close)
-    runner = detecting.Runner(store, judging, sinks, metrics)
-    if serve:
-        _serve_metrics(settings, runner.metrics, lambda: runner.ready, stack)
-    log.info("detect started")
-    detecting.run(runner, stop, until_idle)
-    log.info("detect stopped")
-
-
-def _serve_metrics(
-    settings: config.Settings, metrics: Metrics, ready: Callable[[], bool], stack: contextlib.ExitStack
-) -> None:
-    if settings.metrics.bind:
-        from consumers.metrics import serve_metrics
-
-        try:
-            server = serve_metrics(settings.metrics.bind, metrics, ready)
-        except ValueError as error:
-            raise WrongUse(f"metrics.bind: {error}") from error
-        except OSError as error:
-            raise Refused(f"metrics.bind: {settings.metrics.bind}: {error.strerror or error}") from error
-        stack.callback(server.server_close)
-        stack.callback(server.shutdown)
-        host, port = server.server_address[:2]
-        log.info("metrics", extra={"bind": f"{host!s}:{port}"})
-
-
-@contextlib.contextmanager
 def _stopping() -> Iterator[Callable[[], bool]]:
     """A question that turns true on SIGTERM or SIGINT: finish the batch in hand, commit, leave."""
     asked = threading.Event()
@@ -601,21 +386,6 @@ def _stopping() -> Iterator[Callable[[], bool]]:
     finally:
         for s, handler in before.items():
             signal.signal(s, handler)
-
-
-def _file_lines(path: Path) -> Iterator[bytes]:
-    from consumers.log.files import FileLog
-
-    source = FileLog([str(path)])
-    try:
-        while not source.finished:
-            poll = source.poll(0.0, 5000)
-            for cell in poll.assigned:
-                source.seek(cell, None)
-            for records in poll.batches:
-                yield from records.values
-    finally:
-        source.close()
 
 
 def _check_folders(*paths: Path | None) -> None:

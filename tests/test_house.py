@@ -30,7 +30,7 @@ BANNED_NAMES = frozenset(
     "utils util common helpers helper base core manager service data info process handle engine misc shared".split()
 )
 MOST_LINES = 600
-SERVICE = ("consumers.ingest", "consumers.detect", "consumers.cli")
+SERVICE = ("consumers.ingest", "consumers.detect", "consumers.wiring", "consumers.cli")
 
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))

@@ -1,0 +1,251 @@
+"""Settings → adapters: the only place that names an adapter.
+
+Rules: nothing is decided here. A scheme of a URL picks an adapter, settings become its arguments, `stack` closes what was opened. An
+adapter is imported when it is asked for, so that a replay needs no Kafka and a service no SQLite.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from consumers import config, terminal
+from consumers.errors import Refused, WrongUse
+
+if TYPE_CHECKING:
+    from consumers import detect as detect_process
+    from consumers import ingest as ingest_process
+    from consumers.alerts import AlertSink
+    from consumers.log import QueryLog
+    from consumers.metrics import Metrics
+    from consumers.secrets import Secrets
+    from consumers.store import Store
+    from detector.baseline import Baseline
+
+log = logging.getLogger("querywarden.wiring")
+
+
+def halves(
+    settings: config.Settings, baselines: Mapping[str, Baseline]
+) -> tuple[ingest_process.Ingest, detect_process.Detect]:
+    """The pure halves of ingest and detect, as the settings say."""
+    from consumers import detect as detecting
+    from consumers import ingest as ingesting
+    from consumers.secrets import Secrets
+    from detector.policy import Policy
+
+    secrets = Secrets.load(settings.secrets_path, create=True)
+    reading = ingesting.Ingest(
+        baselines=baselines,
+        secrets=secrets,
+        tenant=settings.tenant,
+        horizon_days=settings.horizon_days,
+        admit_unknown=settings.unknown_models == "ignore",
+    )
+    return reading, detecting.Detect(baselines, secrets, Policy(settings.false_alarm_budget, settings.mode))
+
+
+def baselines_of(settings: config.Settings) -> Mapping[str, Baseline]:
+    from consumers.fit import load_baselines
+
+    baselines = load_baselines(settings.baselines)
+    if not baselines:
+        raise WrongUse("no baselines: set QUERYWARDEN_BASELINES or `baselines` to files or folders of *.baseline")
+    say_limits(settings, baselines)
+    return baselines
+
+
+def say_limits(settings: config.Settings, baselines: Mapping[str, Baseline]) -> None:
+    """Say in words what the baselines can't support."""
+    for model, baseline in baselines.items():
+        if not baseline.nulls.calibrated:
+            terminal.err.print(
+                f"model {model}: UNCALIBRATED, the scores were calibrated on simulated clients only; nothing is blocked",
+                soft_wrap=True,
+            )
+        elif not baseline.nulls.supports(settings.false_alarm_budget):
+            terminal.err.print(
+                f"model {model}: {baseline.nulls.clients} calibration clients are too few for a lifetime budget of "
+                f"{settings.false_alarm_budget:g}: below {1 / baseline.nulls.clients:.2g} the p-values rest on a tail model",
+                soft_wrap=True,
+            )
+
+
+def secrets_of(settings: config.Settings, store: Store) -> Secrets:
+    """The secrets, checked against the store: with others nothing in it could be read."""
+    from consumers.secrets import Secrets
+
+    secrets = Secrets.load(settings.secrets_path, create=True)
+    store.prepare(secrets.key_id)
+    return secrets
+
+
+@contextlib.contextmanager
+def open_store(settings: config.Settings) -> Iterator[Store]:
+    """The store that `store.url` names."""
+    url = settings.store_url
+    scheme = url.partition(":")[0]
+    store: Store
+    if scheme == "sqlite":
+        from consumers.store.embedded import EmbeddedStore
+
+        path = Path(url.removeprefix("sqlite:///"))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        store = EmbeddedStore(path)
+    elif scheme in ("redis", "rediss", "redis+cluster", "rediss+cluster"):
+        from consumers.store.redis import connect
+
+        store = connect(url, timeout_s=settings.store.timeout_s, min_replicas=settings.store.min_replicas)
+    else:
+        raise WrongUse(f"store.url: unknown scheme {scheme!r} (sqlite, redis, rediss, redis+cluster)")
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+def kafka_connection(settings: config.Settings) -> dict[str, Any]:
+    from consumers.log import kafka
+
+    k = settings.kafka
+    return kafka.connection(
+        k.bootstrap_servers,
+        security_protocol=k.security_protocol,
+        sasl_mechanism=k.sasl_mechanism,
+        sasl_username=k.sasl_username,
+        sasl_password=k.sasl_password.get_secret_value() if k.sasl_password else None,
+        ssl_cafile=k.ssl_cafile,
+        ssl_certfile=k.ssl_certfile,
+        ssl_keyfile=k.ssl_keyfile,
+    )
+
+
+def open_log(settings: config.Settings) -> QueryLog:
+    url = settings.log.url
+    if url.startswith("file://"):
+        from consumers.log.followed import FollowedFile
+
+        return FollowedFile(url.removeprefix("file://"))
+    if not url.startswith("kafka:"):
+        raise WrongUse(f"log.url: {url!r} is neither kafka: nor file:///path.jsonl")
+    from consumers.log import kafka
+
+    k = settings.kafka
+    brokers = kafka_connection(settings)
+    kafka.ensure_topics(brokers, [k.topic, k.dead_letter_topic, k.alerts_topic])
+    return kafka.KafkaLog(
+        brokers,
+        topic=k.topic,
+        group_id=k.group_id,
+        start=k.start,
+        group_instance_id=k.group_instance_id,
+        max_poll_records=k.max_poll_records,
+        session_timeout_ms=k.session_timeout_ms,
+        heartbeat_interval_ms=k.heartbeat_interval_ms,
+        max_poll_interval_ms=k.max_poll_interval_ms,
+    )
+
+
+def open_sinks(settings: config.Settings) -> list[AlertSink]:
+    sinks: list[AlertSink] = []
+    if settings.alerts.file:
+        from consumers.alerts.jsonl import JsonLinesSink
+
+        sinks.append(JsonLinesSink(settings.alerts.file))
+    if settings.log.url.startswith("kafka:") and settings.alerts.kafka:
+        from consumers.alerts.kafka import KafkaSink
+        from consumers.log import kafka
+
+        brokers = kafka_connection(settings)
+        kafka.ensure_topics(brokers, [settings.kafka.alerts_topic])
+        sinks.append(KafkaSink(brokers, settings.kafka.alerts_topic))
+    return sinks
+
+
+def run_ingest(
+    settings: config.Settings,
+    stack: contextlib.ExitStack,
+    stop: Callable[[], bool],
+    until_end: bool,
+    metrics: Metrics,
+) -> None:
+    from consumers import ingest as ingesting
+
+    reading, _ = halves(settings, baselines_of(settings))
+    store = stack.enter_context(open_store(settings))
+    store.prepare(reading.secrets.key_id)
+    query_log = open_log(settings)
+    stack.callback(query_log.close)
+    letters = None
+    if settings.log.url.startswith("kafka:"):
+        from consumers.alerts.kafka import DeadLetterTopic
+
+        letters = DeadLetterTopic(kafka_connection(settings), settings.kafka.dead_letter_topic)
+        stack.callback(letters.close)
+    runner = ingesting.Runner(
+        query_log, store, reading, metrics, dead_letters=letters, max_poll_records=settings.kafka.max_poll_records
+    )
+    _serve_metrics(settings, runner.metrics, lambda: runner.ready, stack)
+    log.info("ingest started")
+    ingesting.run(runner, stop, until_end)
+    log.info("ingest stopped", extra={"counters": {c.name: dict(c.counters) for c in runner.cells.values()}})
+
+
+def run_detect(
+    settings: config.Settings,
+    stack: contextlib.ExitStack,
+    stop: Callable[[], bool],
+    until_idle: bool,
+    metrics: Metrics,
+    serve: bool = True,
+) -> None:
+    from consumers import detect as detecting
+
+    _, judging = halves(settings, baselines_of(settings))
+    store = stack.enter_context(open_store(settings))
+    store.prepare(judging.secrets.key_id)
+    sinks = open_sinks(settings)
+    for sink in sinks:
+        stack.callback(sink.close)
+    runner = detecting.Runner(store, judging, sinks, metrics)
+    if serve:
+        _serve_metrics(settings, runner.metrics, lambda: runner.ready, stack)
+    log.info("detect started")
+    detecting.run(runner, stop, until_idle)
+    log.info("detect stopped")
+
+
+def _serve_metrics(
+    settings: config.Settings, metrics: Metrics, ready: Callable[[], bool], stack: contextlib.ExitStack
+) -> None:
+    if settings.metrics.bind:
+        from consumers.metrics import serve_metrics
+
+        try:
+            server = serve_metrics(settings.metrics.bind, metrics, ready)
+        except ValueError as error:
+            raise WrongUse(f"metrics.bind: {error}") from error
+        except OSError as error:
+            raise Refused(f"metrics.bind: {settings.metrics.bind}: {error.strerror or error}") from error
+        stack.callback(server.server_close)
+        stack.callback(server.shutdown)
+        host, port = server.server_address[:2]
+        log.info("metrics", extra={"bind": f"{host!s}:{port}"})
+
+
+def file_lines(path: Path) -> Iterator[bytes]:
+    from consumers.log.files import FileLog
+
+    source = FileLog([str(path)])
+    try:
+        while not source.finished:
+            poll = source.poll(0.0, 5000)
+            for cell in poll.assigned:
+                source.seek(cell, None)
+            for records in poll.batches:
+                yield from records.values
+    finally:
+        source.close()
