@@ -413,7 +413,7 @@ def test_a_reference_counts_what_it_refuses_and_keeps_the_rest() -> None:
         b'{"features": [1, 2], "prediction": {"label": "no"}}',
     ]
     found = read_reference(lines, "plain")
-    assert found.refused == {"unknown_model": 1, "not_finite": 1, "not_json": 2}
+    assert found.refused == {"unknown_model": 1, "not_finite": 1, "not_json": 1, "wrong_type": 1}
     batch, refused = reference_batch(found, PLAIN)
     assert batch.inputs.tolist() == [[1, 2, 3], [4, 5, 6]]
     assert batch.labels.tolist() == [1, 0]
