@@ -65,7 +65,7 @@ def wanted(assessment: Assessment, nulls: Nulls, policy: Policy) -> tuple[str, s
 
 
 TRANSITIONS = (
-    (lambda a, n, b: a.p_value > b * WATCH_FACTOR, "clear", "no_evidence"),
+    (lambda a, n, b: not a.p_value <= b * WATCH_FACTOR, "clear", "no_evidence"),  # no number is no evidence either
     (lambda a, n, b: a.p_value > b, "watch", "unusual"),
     (lambda a, n, b: not a.calibrated, "throttle", "uncalibrated"),
     (lambda a, n, b: a.p_value > b * BLOCK_FACTOR, "throttle", "suspicious"),
