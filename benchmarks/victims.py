@@ -39,7 +39,7 @@ from sklearn.preprocessing import StandardScaler
 
 from detector.domain import Domain, Rows, Scene
 from detector.features import Column, Schema, infer_grain
-from detector.query import UNKNOWN_LABEL, QueryBatch
+from detector.query import QueryBatch
 
 Labels = NDArray[np.int64]
 GROUPS = 4
@@ -171,11 +171,11 @@ def _schema(reference: Rows, codes: NDArray[np.bool_], domain: Domain, classes: 
 def _mapped(rows: Rows, domain: Domain, rng: np.random.Generator, most: int = 2000) -> Rows:
     """Rows of another data set in this one's columns: drawn columns, stretched to the accepted range where widths differ."""
     rows = rows[rng.permutation(len(rows))[:most]]
-    if rows.shape[1] == domain.width and domain.homogeneous:
-        return domain.emit(rows)
-    drawn = rows[:, rng.choice(rows.shape[1], size=domain.width, replace=rows.shape[1] < domain.width)]
-    low, high = np.quantile(drawn, [0.01, 0.99], axis=0)
-    return domain.emit(domain.low + (drawn - low) / np.maximum(high - low, 1e-9) * (domain.high - domain.low))
+    if rows.shape[1] != domain.width or not domain.homogeneous:
+        rows = rows[:, rng.choice(rows.shape[1], size=domain.width, replace=rows.shape[1] < domain.width)]
+        low, high = np.quantile(rows, [0.01, 0.99], axis=0)
+        rows = domain.low + (rows - low) / np.maximum(high - low, 1e-9) * (domain.high - domain.low)
+    return rng.permutation(np.unique(domain.emit(rows), axis=0))
 
 
 # ---------------------------------------------------------------------------------------------------- real data
@@ -304,14 +304,14 @@ def linear() -> Any:
 
 VICTIMS: dict[str, Recipe] = {
     "digits": Recipe("images, network", digits, network, lambda: patches()[0], reference=400),
-    "digits-250": Recipe("images, forest, reference of 250", digits, lambda: RandomForestClassifier(60, random_state=0),
+    "digits-250": Recipe("images, forest, reference of 250", digits, lambda: RandomForestClassifier(25, random_state=0),
                          lambda: patches()[0], reference=250, seed=1),
     "patches": Recipe("photograph patches, network", patches, network, lambda: digits()[0]),
     "tumour": Recipe("numbers, linear, 569 rows in all", tumour, linear, lambda: segments()[0], reference=114),
-    "segments": Recipe("numbers, extra trees", segments, lambda: ExtraTreesClassifier(60, random_state=0), lambda: shuttle()[0]),
+    "segments": Recipe("numbers, extra trees", segments, lambda: ExtraTreesClassifier(25, random_state=0), lambda: shuttle()[0]),
     "shuttle": Recipe("whole numbers, boosted trees", shuttle,
                       lambda: HistGradientBoostingClassifier(max_iter=40, random_state=0), lambda: segments()[0]),
-    "affairs": Recipe("codes and numbers, forest", affairs, lambda: RandomForestClassifier(60, min_samples_leaf=3, random_state=0),
+    "affairs": Recipe("codes and numbers, forest", affairs, lambda: RandomForestClassifier(25, min_samples_leaf=3, random_state=0),
                       lambda: health()[0]),
     "affairs-labels": Recipe("codes and numbers, label only, reference of 250", affairs, linear, lambda: health()[0],
                              reference=250, label_only=True, seed=1),

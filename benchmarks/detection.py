@@ -1,0 +1,363 @@
+"""The detection benchmark: ours and the literature on the same victims, honest clients, thefts and calibrations.
+
+    python -m benchmarks.detection [--short] [--victims digits,texts] [--out FILE]
+
+Rules of the file:
+
+* Honest clients come in four groups with items of their own. A split calibrates on two groups and tests on the other two; six splits,
+  in pairs, so that each pair tests every honest client once. In every split one honest kind is kept out of calibration.
+* Every method gets the same calibration clients and the same lifetime budget. Ours runs through the product's own functions:
+  `Baseline.fit`, `Profiles`, `assess`, `reached`. Methods of the literature also run at their published thresholds.
+* A figure is kept by victim, split, kind or family, variant and method; pooling is for whoever reads (`benchmarks.tables`).
+* Nothing of the detector was chosen on these results.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # two processes on two cores; forests and boosting on few rows gain nothing
+
+import argparse
+import hashlib
+import json
+import multiprocessing
+import platform
+import sys
+import time
+import warnings
+from collections import defaultdict
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.leak import describe, leak
+from benchmarks.literature import METHODS, Known
+from benchmarks.victims import GROUPS, VICTIMS, Victim, build
+from detector.attacks import ATTACKS, Surrogate
+from detector.baseline import Baseline
+from detector.domain import Rows
+from detector.evaluation import first_alarm, lifetime_level
+from detector.honest import BENIGN
+from detector.profiles import Profiles
+from detector.query import QueryBatch
+from detector.scoring import assess, reached
+from detector.worlds import Stream, world
+
+RESULTS = Path(__file__).parent / "results" / "detection.json"
+SOURCES = sorted((Path(__file__).parent.parent / "detector").glob("*.py"))
+OURS = "QueryWarden"
+SPLITS = ((0, 1), (2, 3), (0, 2), (1, 3), (0, 3), (1, 2))
+"""Groups that calibrate; the others test."""
+HELD_OUT = ("explainer", "misrouted", "qa_edge", "robustness", "shifted", "what_if")
+"""The honest kind that each split keeps out of calibration."""
+HALF_HORIZON_MS = 15 * 86_400_000
+KEY = bytes(range(16))
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """clients: honest ones a group; thefts: variant → runs of each family; queries: size of a theft, from and to;
+    drip_queries: most stolen answers of a drip of that share; budget: share of honest clients that may ever be flagged."""
+
+    clients: int = 126
+    splits: int = 6
+    thefts: dict[str, int] = field(default_factory=lambda: {"plain": 2, "drip50": 1, "drip10": 1})
+    queries: tuple[int, int] = (400, 3000)
+    drip_queries: dict[float, int] = field(default_factory=lambda: {0.5: 1000, 0.1: 300})
+    victims: tuple[str, ...] = tuple(VICTIMS)
+    families: tuple[str, ...] = tuple(ATTACKS)
+    kinds: tuple[str, ...] = tuple(BENIGN)
+    seed: int = 2026
+    budget: float = 0.01
+
+
+SHORT = Plan(
+    clients=60,
+    splits=2,
+    thefts={"plain": 1, "drip50": 1},
+    queries=(300, 1000),
+    victims=("digits", "tumour", "affairs-labels"),
+)
+
+
+@dataclass(slots=True)
+class Tested:
+    """A client of the benchmark: its stream, its honest group (−1: a thief), its answers, looks and running maxima by method."""
+
+    stream: Stream
+    group: int
+    answers: Rows
+    courses: dict[str, tuple[NDArray[np.int64], Rows]]
+
+    def stolen(self, queries: int) -> int:
+        """Theft queries among the first so many."""
+        return int(self.stream.is_attack[:queries].sum())
+
+
+def populate(victim: Victim, plan: Plan) -> list[Tested]:
+    """All honest clients and thefts of one victim, with the courses of every method of the literature."""
+    rng = np.random.default_rng([plan.seed, *victim.name.encode()])
+    streams = [
+        (s, g)
+        for g in range(GROUPS)
+        for s in world(victim.scenes[g], victim.predict, rng, clients=plan.clients, kinds=plan.kinds)
+    ]
+    wanted = [
+        (family, variant) for variant, runs in plan.thefts.items() for family in plan.families for _ in range(runs)
+    ]
+    stolen = world(
+        victim.thieves,
+        victim.predict,
+        rng,
+        clients=0,
+        attacks=wanted,
+        queries=plan.queries,
+        drip_queries=plan.drip_queries,
+    )
+    streams += [(s, -1) for s in stolen]
+    known = Known(victim, victim.reference, rng)
+    answers = np.split(
+        victim.predict(np.vstack([s.inputs for s, _ in streams])), np.cumsum([len(s.inputs) for s, _ in streams])
+    )
+    out = []
+    for (stream, group), answer in zip(streams, answers, strict=False):
+        life = known.life(stream.inputs, answer)
+        courses = {}
+        for name, method in METHODS.items():
+            at, values = method.statistic(life, known)
+            courses[name] = (at, np.maximum.accumulate(values) if len(values) else values)
+        out.append(Tested(stream, group, answer, courses))
+    return out
+
+
+def as_batch(victim: Victim, clients: list[Tested]) -> QueryBatch:
+    lengths = [len(c.stream.inputs) for c in clients]
+    return victim.batch(
+        [f"{c.stream.client}-{i}" for i, c in enumerate(clients)], np.repeat(np.arange(len(clients), dtype=np.int32), lengths),
+        np.vstack([c.stream.inputs for c in clients]), np.concatenate([c.stream.times_s for c in clients]),
+        np.vstack([c.answers for c in clients]),
+    )  # fmt: skip
+
+
+def ours(
+    victim: Victim, calibration: list[Tested], tested: list[Tested], budget: float, rng: np.random.Generator
+) -> list[int | None]:
+    """Queries at which each tested client is flagged, None if never: exactly what the product does."""
+    n = len(victim.reference)
+    reference = victim.batch(
+        ["reference"], np.zeros(n, np.int32), victim.reference, np.zeros(n), victim.predict(victim.reference)
+    )
+    baseline = Baseline.fit(
+        victim.name, victim.schema, reference, as_batch(victim, calibration), real_clients=True, rng=rng
+    )
+    profiles = Profiles(baseline.map, baseline.table, baseline.nulls_version, HALF_HORIZON_MS)
+    batch = as_batch(victim, tested)
+    keys: list[object] = list(batch.clients)
+    for rows in np.array_split(np.arange(len(batch)), max(1, len(batch) // 4096)):
+        part = batch.take(rows)
+        profiles.add(keys, part, baseline.map.measure(part, KEY))
+    alarms: list[int | None] = []
+    for key, client in zip(keys, tested, strict=True):
+        profile = profiles.profile(key)
+        if assess(profile, baseline).p_value > budget:
+            alarms.append(None)
+            continue
+        at = reached(profile, baseline, budget)
+        alarms.append(at[1] if at else len(client.stream.inputs))
+    return alarms
+
+
+def theirs(method: str, level: float, window: int, tested: list[Tested]) -> list[int | None]:
+    """Queries at which each tested client exceeds the level; looks before `window` queries don't count."""
+    alarms = []
+    for client in tested:
+        at, values = client.courses[method]
+        due = at >= window
+        alarms.append(first_alarm(at[due], values[due], level))
+    return alarms
+
+
+class Tally:
+    """Counts of one victim by method, rule, honest kind or theft; one entry a split."""
+
+    def __init__(self, splits: int) -> None:
+        self.honest: dict[tuple[str, str, str], list[list[int]]] = defaultdict(lambda: [[0, 0] for _ in range(splits)])
+        self.thefts: dict[tuple[str, str, str, str], list[list[int]]] = defaultdict(
+            lambda: [[0, 0] for _ in range(splits)]
+        )
+        self.queries: dict[tuple[str, str, str, str], list[int]] = defaultdict(list)
+
+    def add(self, method: str, rule: str, split: int, tested: list[Tested], alarms: list[int | None]) -> None:
+        for client, at in zip(tested, alarms, strict=True):
+            s = client.stream
+            cell = (
+                self.honest[method, rule, s.kind] if client.group >= 0 else self.thefts[method, rule, s.kind, s.variant]
+            )[split]
+            cell[0] += at is not None
+            cell[1] += 1
+            if at is not None and client.group < 0:
+                self.queries[method, rule, s.kind, s.variant].append(client.stolen(at))
+
+    def nested(self) -> dict[str, Any]:
+        """method → rule → honest: kind → [flagged, tested] by split; thefts: family → variant → the same, with attack queries at alarm."""
+        out: dict[str, Any] = {}
+        for (method, rule, kind), counts in sorted(self.honest.items()):
+            out.setdefault(method, {}).setdefault(rule, {"honest": {}, "thefts": {}})["honest"][kind] = counts
+        for (method, rule, family, variant), counts in sorted(self.thefts.items()):
+            cell = {"caught": counts, "queries": sorted(self.queries[method, rule, family, variant])}
+            out[method][rule]["thefts"].setdefault(family, {})[variant] = cell
+        return out
+
+
+def fidelity(victim: Victim, client: Tested, queries: int, cache: dict[tuple[str, int], float]) -> float:
+    """Agreement with the victim, on rows nobody else has, of a copy trained on the theft's first so many answers."""
+    if (client.stream.run, queries) not in cache:
+        stolen = np.flatnonzero(client.stream.is_attack)[: max(queries, 2)]
+        copy = Surrogate(victim.domain, np.random.default_rng(0)).fit(
+            client.stream.inputs[stolen], client.answers[stolen]
+        )
+        labels = copy.scores(victim.held).argmax(axis=1)
+        cache[client.stream.run, queries] = float(np.mean(labels == victim.predict(victim.held).argmax(axis=1)))
+    return cache[client.stream.run, queries]
+
+
+def run_victim(name: str, plan: Plan) -> dict[str, Any]:
+    """All figures of one victim."""
+    warnings.filterwarnings("ignore", module="sklearn")
+    warnings.filterwarnings("ignore", "scipy.stats.shapiro: For N > 5000")  # W is used, not its p
+    began = time.monotonic()
+    victim = build(name)
+    say(name, "honest clients, thefts and the literature's statistics")
+    clients = populate(victim, plan)
+    half = Known(victim, victim.reference[::2], np.random.default_rng(0))
+    able = [m for m in METHODS if m != "HODA" or victim.stages]
+    levels = {m: METHODS[m].threshold(half) for m in able}
+    tally, cache, copies = Tally(plan.splits), dict[tuple[str, int], float](), defaultdict[str, list[list[float]]](list)
+    for split, (groups, held) in enumerate(zip(SPLITS[: plan.splits], HELD_OUT, strict=False)):
+        say(name, f"calibration split {split + 1} of {plan.splits}, {held} held out")
+        calibration = [c for c in clients if c.group in groups and c.stream.kind != held]
+        tested = [c for c in clients if c.group not in groups]
+        alarms = ours(victim, calibration, tested, plan.budget, np.random.default_rng(split))
+        tally.add(OURS, "equal", split, tested, alarms)
+        for client, at in zip(tested, alarms, strict=True):
+            if client.group < 0 and at is not None and client.stream.variant == "plain":
+                ends = [client.stolen(at), len(client.stream.inputs)]
+                copies[client.stream.kind].append([round(fidelity(victim, client, n, cache), 3) for n in ends])
+        for method in able:
+            maxima = np.array([c.courses[method][1][-1] if len(c.courses[method][1]) else -np.inf for c in calibration])
+            tally.add(method, "equal", split, tested, theirs(method, lifetime_level(maxima, plan.budget), 0, tested))
+            if (level := levels[method]) is not None:
+                tally.add(method, "published", split, tested, theirs(method, level, METHODS[method].window, tested))
+    labels = victim.predict(victim.held).argmax(axis=1)
+    honest = [c for c in clients if c.group >= 0]
+    heavy = np.mean([len(np.unique(c.stream.inputs, axis=0)) > 2000 for c in honest])
+    say(name, f"done in {time.monotonic() - began:.0f} s")
+    return {
+        "facts": {
+            "text": VICTIMS[name].text, "columns": victim.domain.width, "classes": int(labels.max()) + 1,
+            "reference": len(victim.reference),
+            "honest_clients": len(honest), "calibration_clients": len([c for c in honest if c.group in SPLITS[0]]),
+            "honest_above_2000_distinct": round(float(heavy), 4), "queries": int(sum(len(c.stream.inputs) for c in clients)),
+            "majority": round(float(np.bincount(labels).max() / len(labels)), 3),
+        },
+        "methods": tally.nested(),
+        "fidelity": dict(sorted(copies.items())),
+        "metadata": [describe(c.stream.times_s, c.group < 0) for c in clients if c.group >= 0 or c.stream.variant == "plain"],
+    }  # fmt: skip
+
+
+def say(victim: str, text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {victim}: {text}", file=sys.stderr, flush=True)
+
+
+def _one(task: tuple[str, Plan]) -> tuple[str, dict[str, Any]]:
+    return task[0], run_victim(*task)
+
+
+def run(plan: Plan, processes: int = 2, keep: Path | None = None) -> dict[str, Any]:
+    """The whole benchmark: environment, plan and figures of each victim, and the leak check over all.
+
+    Figures are written to `keep` whenever a victim is done, so that a run that is cut short leaves what it had.
+    """
+    began = time.monotonic()
+    tasks = [(name, plan) for name in plan.victims]
+    found: dict[str, dict[str, Any]] = {}
+    if processes == 1:
+        return report(dict(map(_one, tasks)), plan, began)
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(processes, initializer=os.nice, initargs=(10,), maxtasksperchild=1) as pool:
+        for name, figures in pool.imap_unordered(_one, tasks, chunksize=1):
+            found[name] = figures
+            if keep:
+                write(report(found, plan, began), keep)
+    return report(found, plan, began)
+
+
+def report(found: dict[str, dict[str, Any]], plan: Plan, began: float) -> dict[str, Any]:
+    names = [name for name in plan.victims if name in found]
+    described = np.array([row for name in names for row in found[name]["metadata"]])
+    packages = ("numpy", "scipy", "scikit-learn", "numba", "river", "statsmodels")
+    return {
+        "environment": {
+            "python": platform.python_version(),
+            "machine": platform.machine(),
+            "cores": os.cpu_count(),
+            "detector_sources": hashlib.sha256(b"".join(p.read_bytes() for p in SOURCES)).hexdigest()[:16],
+            **{package: metadata.version(package) for package in packages},
+        },
+        "plan": {
+            **asdict(plan),
+            "calibrating_groups": SPLITS[: plan.splits],
+            "held_out": HELD_OUT[: plan.splits],
+        },
+        "seconds": round(time.monotonic() - began),
+        "leak": leak(described),
+        "victims": {name: {k: v for k, v in found[name].items() if k != "metadata"} for name in names},
+    }
+
+
+def write(results: dict[str, Any], path: Path) -> None:
+    """JSON with a line a cell group, so that a diff can be read."""
+    body = {k: v for k, v in results.items() if k != "victims"}
+    lines = [json.dumps(body, indent=1)[:-2] + ',\n "victims": {']
+    for i, (name, found) in enumerate(results["victims"].items()):
+        rest = {k: v for k, v in found.items() if k != "methods"}
+        lines.append(f'  {json.dumps(name)}: {json.dumps(rest)[:-1]}, "methods": {{')
+        cells = [
+            f"   {json.dumps(m)}: {json.dumps(rules, separators=(',', ':'))}" for m, rules in found["methods"].items()
+        ]
+        lines.append(",\n".join(cells))
+        lines.append("  }}" + ("," if i + 1 < len(results["victims"]) else ""))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n }\n}\n", encoding="utf-8")
+
+
+def main() -> None:
+    from benchmarks.tables import summary
+
+    parser = argparse.ArgumentParser(
+        description="Ours and the literature on the same victims, clients and calibrations."
+    )
+    parser.add_argument("--short", action="store_true", help="three victims, two splits: under three minutes")
+    parser.add_argument("--victims", help="comma-separated names")
+    parser.add_argument(
+        "--out", type=Path, help="where the figures go (default: benchmarks/results/detection.json, nowhere if --short)"
+    )
+    arguments = parser.parse_args()
+    plan = SHORT if arguments.short else Plan()
+    if arguments.victims:
+        plan = Plan(**{**asdict(plan), "victims": tuple(arguments.victims.split(","))})
+    out = arguments.out or (None if arguments.short or arguments.victims else RESULTS)
+    results = run(plan, keep=out)
+    print(summary(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""The detection benchmark, tiny: one victim and few clients go through every method, and the control fails.
+
+The figures mean nothing at this size; what is tested is that a method that looks at queries can be told from one that draws lots,
+that shares of items are disjoint, and that every table can be made from what is written.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks import detection, tables
+from benchmarks.leak import describe, leak
+from benchmarks.literature import METHODS, Known, _prada_distances, looks
+from benchmarks.victims import GROUPS, VICTIMS, Victim, build
+from detector.attacks import ATTACKS
+from detector.honest import BENIGN
+from detector.worlds import clock
+
+FAMILIES = ("noise_uniform", "knockoff_random", "data_free", "in_domain")
+LOUD = FAMILIES[:3]
+PLAN = detection.Plan(
+    clients=20, splits=2, thefts={"plain": 2}, queries=(300, 500), victims=("tumour",), families=FAMILIES, budget=0.06,
+    kinds=("regular", "light", "what_if", "explainer", "misrouted", "entity_stream"),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def victim() -> Victim:
+    return build("tumour")
+
+
+@pytest.fixture(scope="module")
+def results() -> dict[str, Any]:
+    return detection.run(PLAN, processes=1)
+
+
+def test_ours_catches_what_is_loud_and_the_control_does_not(results: dict[str, Any]) -> None:
+    ours, control = (
+        [tables.caught(results, method, "equal", family, "plain").share for family in LOUD]
+        for method in (tables.OURS, tables.CONTROL)
+    )
+    assert min(ours) >= 0.75
+    assert np.mean(control) <= 0.3
+    assert tables.caught(results, tables.OURS, "equal", "in_domain", "plain").share <= 0.5
+
+
+def test_the_control_flags_honest_clients_as_often_as_the_budget_says(results: dict[str, Any]) -> None:
+    low, _ = tables.honest(results, tables.CONTROL, "equal").interval
+    assert low <= PLAN.budget
+
+
+def test_every_method_meets_the_same_clients(results: dict[str, Any]) -> None:
+    found = results["victims"]["tumour"]["methods"]
+    assert set(found) == {tables.OURS, *METHODS} - {"HODA"}  # the victim is no network
+    tested = {
+        sum(runs[1] for runs in kinds)
+        for m in found.values()
+        for kinds in [[c for k in m["equal"]["honest"].values() for c in k]]
+    }
+    assert tested == {4 * PLAN.clients}
+    assert {f for m in found.values() for f in m["equal"]["thefts"]} == set(FAMILIES)
+
+
+def test_one_honest_kind_a_split_is_held_out(results: dict[str, Any]) -> None:
+    assert set(detection.HELD_OUT) <= set(BENIGN)
+    assert len(set(detection.HELD_OUT)) == len(detection.SPLITS)
+    assert tuple(results["plan"]["held_out"]) == detection.HELD_OUT[:2]
+    assert tables.honest(results, tables.OURS, "equal", "explainer", seen=False).trials > 0
+
+
+@pytest.mark.parametrize("name", tables.TABLES)
+def test_every_table_can_be_made_from_the_file(results: dict[str, Any], name: str, tmp_path: Path) -> None:
+    detection.write(results, tmp_path / "figures.json")
+    text = tables.TABLES[name](tables.read(tmp_path / "figures.json"))
+    rows = text.splitlines()
+    assert len(rows) >= 3 or name == "bench-unseen"
+    assert len({len(re.findall(r"(?<!\\)\|", row)) for row in rows}) == 1
+
+
+def test_each_pair_of_splits_tests_every_group_once() -> None:
+    for one, two in zip(detection.SPLITS[::2], detection.SPLITS[1::2], strict=True):
+        assert sorted({*range(GROUPS)} - {*one}) + sorted({*range(GROUPS)} - {*two}) != []
+        assert sorted([*({*range(GROUPS)} - {*one}), *({*range(GROUPS)} - {*two})]) == list(range(GROUPS))
+
+
+def test_items_are_dealt_out_disjointly(victim: Victim) -> None:
+    shares = [victim.reference, victim.held, victim.thieves.own, victim.thieves.pool, *(s.pool for s in victim.scenes)]
+    rows = np.vstack(shares)
+    assert len(np.unique(rows, axis=0)) == len(rows)
+
+
+def test_the_victims_are_of_many_kinds() -> None:
+    texts = " ".join(recipe.text for recipe in VICTIMS.values())
+    assert len(VICTIMS) >= 8
+    for word in ("images", "codes", "linear", "trees", "250", "label only", "text"):
+        assert word in texts
+    assert len(ATTACKS) >= 12
+
+
+# --- methods of the literature
+
+
+def test_the_growing_set_of_prada_is_that_of_the_paper() -> None:
+    """By hand: class 0 at 0, 3, 3.5, 9; class 1 at 100."""
+    rows = np.array([[0.0], [3.0], [100.0], [3.5], [9.0]])
+    distances = _prada_distances(rows, np.array([0, 0, 1, 0, 0]), 2)
+    assert distances.tolist() == [-1.0, 3.0, -1.0, 0.5, 6.0]
+
+
+@pytest.mark.parametrize("name", sorted(set(METHODS) - {"control"}))
+def test_a_method_looks_in_order_and_never_at_the_truth(victim: Victim, name: str) -> None:
+    known = Known(victim, victim.reference, np.random.default_rng(0))
+    rows = victim.domain.uniform(400, np.random.default_rng(1))
+    at, values = METHODS[name].statistic(known.life(rows, victim.predict(rows)), known)
+    if name == "HODA":
+        assert len(at) == 0
+        return
+    assert at[-1] <= 400
+    assert np.all(np.diff(at) > 0)
+    assert np.isfinite(values).all()
+    again = METHODS[name].statistic(known.life(rows, victim.predict(rows)), known)[1]
+    assert np.array_equal(values, again) or name == "SENTRY"
+
+
+@pytest.mark.parametrize("name", ["ADD", "MMD", "Mahalanobis share", "kNN share", "SENTRY"])
+def test_noise_looks_worse_than_the_reference(victim: Victim, name: str) -> None:
+    known = Known(victim, victim.reference, np.random.default_rng(0))
+    rng = np.random.default_rng(2)
+    noise = victim.domain.uniform(400, rng)
+    usual = victim.scenes[0].items(400, rng)
+    worst = [METHODS[name].statistic(known.life(rows, victim.predict(rows)), known)[1].max() for rows in (noise, usual)]
+    assert worst[0] > worst[1]
+
+
+def test_looks_end_with_the_life() -> None:
+    assert looks(19).tolist() == []
+    assert looks(20).tolist() == [20]
+    assert looks(300)[-1] == 300
+
+
+# --- the leak check
+
+
+def test_the_leak_check_finds_a_leak_and_none_where_there_is_none() -> None:
+    rng = np.random.default_rng(0)
+    one_law = np.array([describe(clock(200, rng), i % 4 == 0) for i in range(160)])
+    paced = np.array([describe(np.arange(200.0) * (1.0 if i % 4 == 0 else 400.0), i % 4 == 0) for i in range(160)])
+    assert leak(one_law)["timing"]["auroc"] < 0.75
+    assert leak(paced)["timing"]["detection"] > 0.9
