@@ -65,6 +65,10 @@ soak: $(STAMP) ## The tests that take minutes to hours
 	@tests/install-servers.sh
 	@$(BIN)/python -m pytest -q -m soak $(ARGS)
 
+.PHONY: bench-detection
+bench-detection: $(STAMP) ## Ours and the literature on ten victims, about 25 minutes (SHORT=1: three victims, no file)
+	@nice -n 10 $(BIN)/python -m benchmarks.detection $(if $(SHORT),--short) $(ARGS)
+
 ## Keeping house
 
 .PHONY: lock

@@ -151,6 +151,7 @@ def overview(results: Results) -> str:
             (
                 f"**{name}**" if method == OURS else name,
                 percent(honest(results, method, "equal")),
+                *(percent(honest(results, method, "equal", seen=seen)) for seen in (True, False)),
                 *(share(mean_caught(results, method, "equal", v)) for v in variants(results)),
                 percent(honest(results, method, "published")),
                 share(mean_caught(results, method, "published", "plain")),
@@ -158,7 +159,9 @@ def overview(results: Results) -> str:
         )
     titles = (
         "method",
-        "false alarms, equal budget",
+        "false alarms",
+        "of known kinds",
+        "of the kind held out",
         *variants(results),
         "false alarms as published",
         "plain as published",

@@ -9,6 +9,8 @@ nothing. `tests/test_docs.py` runs the check, so a new setting, metric, signal o
 
 from __future__ import annotations
 
+import functools
+import importlib
 import re
 import sys
 import tomllib
@@ -216,6 +218,17 @@ def _meaning(parameter: Any) -> str:
     return text if default in (None, False, ()) else f"{text} Default: `{default}`."
 
 
+def figures() -> dict[str, Callable[[], str]]:
+    """The tables of the detection benchmark, from its committed figures; benchmarks/ is a folder of scripts, not installed."""
+    sys.path.insert(0, str(ROOT))
+    try:
+        tables = importlib.import_module("benchmarks.tables")
+    finally:
+        sys.path.remove(str(ROOT))
+    results = tables.read()
+    return {name: functools.partial(make, results) for name, make in tables.TABLES.items()}
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "blocks": blocks,
     "commands": commands,
@@ -233,6 +246,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "states": states,
     "thefts": thefts,
     "variants": variants,
+    **figures(),
 }
 
 

@@ -24,7 +24,7 @@ from detector.worlds import clock
 FAMILIES = ("noise_uniform", "knockoff_random", "data_free", "in_domain")
 LOUD = FAMILIES[:3]
 PLAN = detection.Plan(
-    clients=20, splits=2, thefts={"plain": 2}, queries=(300, 500), victims=("tumour",), families=FAMILIES, budget=0.06,
+    clients=20, splits=1, thefts={"plain": 2}, queries=(300, 500), victims=("tumour",), families=FAMILIES, budget=0.06,
     kinds=("regular", "light", "what_if", "explainer", "misrouted", "entity_stream"),
 )  # fmt: skip
 
@@ -62,14 +62,14 @@ def test_every_method_meets_the_same_clients(results: dict[str, Any]) -> None:
         for m in found.values()
         for kinds in [[c for k in m["equal"]["honest"].values() for c in k]]
     }
-    assert tested == {4 * PLAN.clients}
+    assert tested == {2 * PLAN.clients}
     assert {f for m in found.values() for f in m["equal"]["thefts"]} == set(FAMILIES)
 
 
 def test_one_honest_kind_a_split_is_held_out(results: dict[str, Any]) -> None:
     assert set(detection.HELD_OUT) <= set(BENIGN)
     assert len(set(detection.HELD_OUT)) == len(detection.SPLITS)
-    assert tuple(results["plan"]["held_out"]) == detection.HELD_OUT[:2]
+    assert tuple(results["plan"]["held_out"]) == detection.HELD_OUT[:1]
     assert tables.honest(results, tables.OURS, "equal", "explainer", seen=False).trials > 0
 
 
@@ -84,7 +84,6 @@ def test_every_table_can_be_made_from_the_file(results: dict[str, Any], name: st
 
 def test_each_pair_of_splits_tests_every_group_once() -> None:
     for one, two in zip(detection.SPLITS[::2], detection.SPLITS[1::2], strict=True):
-        assert sorted({*range(GROUPS)} - {*one}) + sorted({*range(GROUPS)} - {*two}) != []
         assert sorted([*({*range(GROUPS)} - {*one}), *({*range(GROUPS)} - {*two})]) == list(range(GROUPS))
 
 
