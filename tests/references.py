@@ -257,13 +257,13 @@ def life(name: str, n: int, rng: np.random.Generator) -> QueryBatch:
 
 
 def invented(
-    fmap: FeatureMap, n: int, rng: np.random.Generator, alphabet: int, contents: int
+    fmap: FeatureMap, n: int, rng: np.random.Generator, alphabet: int, contents: int, stride: int = 1
 ) -> tuple[QueryBatch, Measured]:
     """Queries on few code values and few contents, so that ties, repeats and re-appearances abound; bits, labels and bins at random."""
     width, d = len(fmap.code_low), fmap.schema.width
     content_hash = np.unique(rng.integers(0, 2**48, contents, np.uint64))
     rng.shuffle(content_hash)
-    codes = rng.integers(0, alphabet, (contents, width))
+    codes = 1000 + rng.integers(0, alphabet, (contents, width)) * stride
     raw = (
         np.stack([fmap.code_low + c * fmap.code_step for c in codes]) if width == d else rng.normal(size=(contents, d))
     )

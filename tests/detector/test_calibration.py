@@ -81,15 +81,25 @@ def test_p_never_rises_with_the_value(maxima: list[float], values: list[float]) 
 
 @settings(max_examples=100, deadline=None)
 @given(MAXIMA, st.floats(0, 60))
-def test_within_the_honest_maxima_p_is_never_below_the_rank(maxima: list[float], value: float) -> None:
+def test_within_the_honest_maxima_p_is_the_larger_of_rank_and_tail(maxima: list[float], value: float) -> None:
     tail = Tail.fit(np.array(maxima))
     rank = (1 + sum(m >= value for m in maxima)) / (len(maxima) + 1)
     if value <= 0:
         assert tail.p(value) == 1.0
     elif value <= max(maxima):
-        assert tail.p(value) >= rank - 1e-12
+        beyond = tail.share * (value / tail.u) ** -tail.index if value > tail.u else 0.0
+        assert tail.p(value) == pytest.approx(max(rank, beyond))
     else:
         assert tail.p(value) <= 1 / (len(maxima) + 1) + 1e-12
+
+
+def test_among_the_largest_honest_maxima_the_tail_may_ask_for_more_than_the_rank() -> None:
+    tail = Tail.fit(np.random.default_rng(66).exponential(1.0, 500))
+    largest = [v for v in tail.maxima.tolist() if v > tail.u]
+    ranks = [(len(largest) - i + 1) / 501 for i in range(len(largest))]
+    beyond = [tail.share * (v / tail.u) ** -tail.index for v in largest]
+    assert any(b > r for b, r in zip(beyond, ranks, strict=True))
+    assert [tail.p(v) for v in largest] == pytest.approx([max(b, r) for b, r in zip(beyond, ranks, strict=True)])
 
 
 @settings(max_examples=80, deadline=None)

@@ -109,7 +109,7 @@ def part(seed: int, contents: int, n: int) -> Profile:
     measured.hashes = shared[np.random.default_rng(seed).integers(0, len(shared), n)]
     profiles = table_of("prices")
     profiles.add(["a"], batch, measured)
-    return profiles.profile("a")
+    return replace(profiles.profile("a"), window=seed)
 
 
 PARTS = st.builds(part, st.integers(0, 8), st.sampled_from([40, 900, 4000]), st.sampled_from([1, 3, 150, 1100]))

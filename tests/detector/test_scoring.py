@@ -127,6 +127,16 @@ def test_the_moment_is_the_first_query_at_which_a_look_would_have_seen_it(name: 
     assert reached(last, baseline, 0.0) is None
 
 
+def test_a_moment_is_read_off_the_first_rung_that_is_rare_enough() -> None:
+    baseline = fitted_baseline("people")
+    trailed = replace(empty("people"), trail_ms=np.array([5, 6, 9]), trail_query=np.array([1, 2, 4]))
+    p = [baseline.ordered.p(rung(steps)) for steps in (1, 2, 3)]
+    assert p[0] > p[2]
+    assert reached(trailed, baseline, p[0]) == (5, 1)
+    assert reached(trailed, baseline, p[2]) in ((6, 2), (9, 4))
+    assert reached(trailed, baseline, p[2] / 2) is None
+
+
 def test_honest_cover_does_not_take_suspicion_back() -> None:
     """Masses fall when the allowance grows, marks don't: a thief can't dilute what it did."""
     name = "people"
