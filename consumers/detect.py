@@ -191,10 +191,12 @@ class Detect:
         return outcome
 
     def _merged(self, one: Seen, baseline: Baseline) -> tuple[Profile, str] | None:
+        """The client over one horizon: the long span of each profile cell, or the short one where the client went quiet there."""
         shape = Shape.of(baseline.map, len(baseline.table.need))
-        shards: list[tuple[int, Profile]] = []
+        cells: list[dict[int, Profile]] = []
         display = None
         for cell, fields in sorted(one.fields.items()):
+            spans: dict[int, Profile] = {}
             for name, blob in sorted(fields.items()):
                 if name == "h":
                     try:
@@ -208,14 +210,17 @@ class Detect:
                         log.warning("profile not read", extra={"cell": cell, "model": one.key.model, "why": str(error)})
                         continue
                     if profile.map_id == baseline.map_id:
-                        shards.append((int(name[2:]), profile))
-        if not shards or display is None:
+                        spans[int(name[2:])] = profile
+            if spans:
+                cells.append(spans)
+        if not cells or display is None:
             return None
-        newest = max(window for window, _ in shards)
+        newest = max(max(spans) for spans in cells)
         merged: Profile | None = None
-        for window, profile in sorted(shards, key=lambda s: s[0]):
-            if window >= newest - 1:
-                merged = profile if merged is None else merged.merge(profile)
+        for spans in cells:
+            started = min((start for start in spans if start >= newest - 1), default=None)
+            if started is not None:
+                merged = spans[started] if merged is None else merged.merge(spans[started])
         return (merged, display) if merged is not None else None
 
     def _row(

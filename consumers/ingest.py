@@ -64,7 +64,7 @@ class DeadLetterShip(Protocol):
 class Cell:
     """What this process knows of one log cell that it owns: exactly what was committed.
 
-    stored  client → windows that the store holds; sealed: clients whose header is stored
+    stored  client → spans that the store holds, by first window; sealed: clients whose header is stored
     """
 
     name: str
@@ -113,21 +113,18 @@ class Ingest:
         """Put loaded profiles into the cache. A profile of an older map, or a damaged one, is set aside and begun anew."""
         for key in wanted:
             fields = loaded.get(key, {})
-            windows = {int(name[2:]): blob for name, blob in fields.items() if name.startswith("w:")}
+            blobs = {int(name[2:]): blob for name, blob in fields.items() if name.startswith("w:")}
             profiles = self.of_model(cell, key.model)
-            newest = max(windows, default=None)
-            profile = None
-            if newest is not None:
-                try:
-                    profile = Profile.from_bytes(windows[newest], profiles.shape)
-                    profiles.put(key, profile)
-                except IncompatibleProfile as error:
-                    log.warning("profile set aside", extra={"cell": cell.name, "model": key.model, "why": str(error)})
-                    profile = None
-            if profile is None:
+            spans: list[Profile] = []
+            try:
+                # the long span began first; one alone is a life that began within it
+                spans = [Profile.from_bytes(blobs[start], profiles.shape) for start in sorted(blobs)[-2:]]
+                profiles.put(key, spans[0] if spans else None, spans[1] if len(spans) > 1 else None)
+            except IncompatibleProfile as error:
+                log.warning("profile set aside", extra={"cell": cell.name, "model": key.model, "why": str(error)})
                 profiles.put(key, None)
             if fields:
-                cell.stored[key] = set(windows)
+                cell.stored[key] = set(blobs)
 
     def of_model(self, cell: Cell, model: str) -> Profiles:
         profiles = cell.profiles.get(model)
@@ -160,26 +157,16 @@ class Ingest:
         writes: dict[ClientKey, dict[str, bytes | None]],
     ) -> None:
         profiles = self.of_model(cell, model)
-        ended = profiles.add(list(keys), batch, profiles.map.measure(batch, self.secrets.sampling_key))
-        for key, display, window in zip(keys, batch.clients, profiles.windows(keys), strict=True):
-            fields: dict[str, bytes | None] = {f"w:{window}": profiles.profile(key).to_bytes()}
+        profiles.add(list(keys), batch, profiles.map.measure(batch, self.secrets.sampling_key))
+        for key, display in zip(keys, batch.clients, strict=True):
+            fields: dict[str, bytes | None] = {f"w:{span.window}": span.to_bytes() for span in profiles.spans(key)}
+            kept = {int(name[2:]) for name in fields}
             stored = cell.stored.get(key)
             if stored is None:
-                stored = cell.stored[key] = set()
                 fields["h"] = self.secrets.seal(display, self.tenant)
-            for old in stored:
-                if old < window - 1:
-                    fields[f"w:{old}"] = None
+            fields |= {f"w:{start}": None for start in sorted((stored or set()) - kept)}
+            cell.stored[key] = kept
             writes[key] = fields
-        for (owner, window), blob in ended.items():
-            key = owner  # type: ignore[assignment]
-            (newest,) = profiles.windows([key])
-            if window >= newest - 1:
-                writes[key][f"w:{window}"] = blob
-        for key in keys:
-            for name, written in writes[key].items():
-                if name.startswith("w:"):
-                    (cell.stored[key].discard if written is None else cell.stored[key].add)(int(name[2:]))
 
     def trim(self, cell: Cell, keys: Mapping[str, list[ClientKey]]) -> None:
         """Keep the cache bounded: past the limit, forget all but the clients of this poll."""

@@ -247,8 +247,8 @@ def fold_rows(  # type: ignore[no-untyped-def]
     lattice, grain, low, high, top, raw_step, unit, wide,
     # the signals
     need, path, roots_base, form, allowance, fusing_scale, horizon_distinct,
-    # the state, one row a client
-    queries, volume, first_ms, last_ms, classes, cell_counts, distance_counts, margin_counts, moments,
+    # the state, one row a client; all but the memory twice: the long span, and the short one that will follow it
+    both, queries, volume, first_ms, last_ms, classes, cell_counts, distance_counts, margin_counts, moments,
     sample_hash, sample_root, sample_n, odd_hash, odd_bits, odd_n, path_hash, path_bits, path_n, odd_counts,
     marks, trail_ms, trail_query, trail_n,
     ring_hash, ring_label, ring_codes, ring_n, low_hash, low_label, low_codes, low_n, raw_ring,
@@ -267,22 +267,24 @@ def fold_rows(  # type: ignore[no-untyped-def]
         s = slot[i]
         h = hashes[i]
         # ---- volume: every query
-        if queries[s] == 0:
-            first_ms[s] = time_ms[i]
-            last_ms[s] = time_ms[i]
-        queries[s] += 1
-        volume[s] += weight[i]
-        first_ms[s] = min(first_ms[s], time_ms[i])
-        last_ms[s] = max(last_ms[s], time_ms[i])
-        if labels[i] >= 0:
-            classes[s, min(labels[i], classes.shape[1] - 1)] += 1
-        cell_counts[s, cells[i]] += 1
-        distance_counts[s, distance_bins[i]] += 1
-        if margin_bins[i] != 255:
-            margin_counts[s, margin_bins[i]] += 1
-        for k in range(min(MOMENT_AXES, z.shape[1])):
-            moments[s, 0, k] += z[i, k]
-            moments[s, 1, k] += z[i, k] * z[i, k]
+        spans = 2 if both[s] else 1
+        for v in range(spans):
+            if queries[s, v] == 0:
+                first_ms[s, v] = time_ms[i]
+                last_ms[s, v] = time_ms[i]
+            queries[s, v] += 1
+            volume[s, v] += weight[i]
+            first_ms[s, v] = min(first_ms[s, v], time_ms[i])
+            last_ms[s, v] = max(last_ms[s, v], time_ms[i])
+            if labels[i] >= 0:
+                classes[s, v, min(labels[i], classes.shape[2] - 1)] += 1
+            cell_counts[s, v, cells[i]] += 1
+            distance_counts[s, v, distance_bins[i]] += 1
+            if margin_bins[i] != 255:
+                margin_counts[s, v, margin_bins[i]] += 1
+            for k in range(min(MOMENT_AXES, z.shape[1])):
+                moments[s, v, 0, k] += z[i, k]
+                moments[s, v, 1, k] += z[i, k] * z[i, k]
         # ---- a repeat that is still remembered adds nothing more
         in_ring = min(ring_n[s], ring_size)
         seen = False
@@ -384,62 +386,69 @@ def fold_rows(  # type: ignore[no-untyped-def]
             returned = n1 + n2 + 2.0 * dot < RETURN * n1
             if moved >= 2 and n1 > 0.0 and n2 > 0.0 and not returned and abs(dot) > COLLINEAR * np.sqrt(n1 * n2):
                 b |= np.uint32(ALONG)
-        # ---- the sample of distinct queries
-        count = sample_n[s]
-        if count < SAMPLE_KEPT or h <= sample_hash[s, count - 1]:
-            at = find_sorted(sample_hash[s], count, h)
-            if at < count and sample_hash[s, at] == h:
-                sample_root[s, at] = sample_root[s, at] and root
-            else:
-                last = count if count < SAMPLE_KEPT else SAMPLE_KEPT - 1
-                for a in range(last, at, -1):
-                    sample_hash[s, a] = sample_hash[s, a - 1]
-                    sample_root[s, a] = sample_root[s, a - 1]
-                sample_hash[s, at] = h
-                sample_root[s, at] = root
-                sample_n[s] = last + 1
-        # ---- the marked sets, and the masses when one grew
-        if b & np.uint32(_ODD | _PATH):
-            grew = False
-            if b & np.uint32(_ODD):
-                size = keep_marked(odd_hash[s], odd_bits[s], odd_n[s], ODD_KEPT, h, b, need, ~path, odd_counts[s])
-                if size > 0:
-                    odd_n[s] = size
-                    grew = True
-            if b & np.uint32(_PATH):
-                size = keep_marked(path_hash[s], path_bits[s], path_n[s], PATH_KEPT, h, b, need, path, odd_counts[s])
-                if size > 0:
-                    path_n[s] = size
-                    grew = True
-            if grew:
-                odd_factor = 0.0
-                if odd_n[s] > 0:
-                    odd_factor = kept_estimate(odd_n[s], odd_hash[s, odd_n[s] - 1], ODD_KEPT) / odd_n[s]
-                path_factor = 0.0
-                if path_n[s] > 0:
-                    path_factor = kept_estimate(path_n[s], path_hash[s, path_n[s] - 1], PATH_KEPT) / path_n[s]
-                m = sample_n[s]
-                distinct = min(kept_estimate(m, sample_hash[s, m - 1], SAMPLE_KEPT), float(queries[s]))
-                rooted = 0
-                for a in range(m):
-                    rooted += int(sample_root[s, a])
-                roots = distinct * rooted / m
-                fade = min(1.0, horizon_distinct / max(distinct, 1.0))
-                fused = 0.0
-                for q in range(n_signals):
-                    base = roots if roots_base[q] else distinct
-                    seen_odd = min(base, (path_factor if path[q] else odd_factor) * odd_counts[s, q])
-                    mass = fade * mass_of(form[q], seen_odd, base, allowance[q])
-                    if mass > marks[s, q]:
-                        marks[s, q] = mass
-                    if fusing_scale[q] > 0.0:
-                        fused = max(fused, marks[s, q] / fusing_scale[q])
-                if fused >= TRAIL_FIRST:
-                    reached = min(TRAIL_LEVELS, 1 + int(np.floor(np.log(fused / TRAIL_FIRST) / growth)))
-                    for g in range(trail_n[s], reached):
-                        trail_ms[s, g] = time_ms[i]
-                        trail_query[s, g] = queries[s]
-                    trail_n[s] = max(trail_n[s], reached)
+        for v in range(spans):
+            # ---- the sample of distinct queries
+            count = sample_n[s, v]
+            if count < SAMPLE_KEPT or h <= sample_hash[s, v, count - 1]:
+                at = find_sorted(sample_hash[s, v], count, h)
+                if at < count and sample_hash[s, v, at] == h:
+                    sample_root[s, v, at] = sample_root[s, v, at] and root
+                else:
+                    last = count if count < SAMPLE_KEPT else SAMPLE_KEPT - 1
+                    for a in range(last, at, -1):
+                        sample_hash[s, v, a] = sample_hash[s, v, a - 1]
+                        sample_root[s, v, a] = sample_root[s, v, a - 1]
+                    sample_hash[s, v, at] = h
+                    sample_root[s, v, at] = root
+                    sample_n[s, v] = last + 1
+            # ---- the marked sets, and the masses when one grew
+            if b & np.uint32(_ODD | _PATH):
+                grew = False
+                if b & np.uint32(_ODD):
+                    size = keep_marked(
+                        odd_hash[s, v], odd_bits[s, v], odd_n[s, v], ODD_KEPT, h, b, need, ~path, odd_counts[s, v]
+                    )
+                    if size > 0:
+                        odd_n[s, v] = size
+                        grew = True
+                if b & np.uint32(_PATH):
+                    size = keep_marked(
+                        path_hash[s, v], path_bits[s, v], path_n[s, v], PATH_KEPT, h, b, need, path, odd_counts[s, v]
+                    )
+                    if size > 0:
+                        path_n[s, v] = size
+                        grew = True
+                if grew:
+                    odd_factor = 0.0
+                    if odd_n[s, v] > 0:
+                        odd_factor = kept_estimate(odd_n[s, v], odd_hash[s, v, odd_n[s, v] - 1], ODD_KEPT) / odd_n[s, v]
+                    path_factor = 0.0
+                    if path_n[s, v] > 0:
+                        path_factor = (
+                            kept_estimate(path_n[s, v], path_hash[s, v, path_n[s, v] - 1], PATH_KEPT) / path_n[s, v]
+                        )
+                    m = sample_n[s, v]
+                    distinct = min(kept_estimate(m, sample_hash[s, v, m - 1], SAMPLE_KEPT), float(queries[s, v]))
+                    rooted = 0
+                    for a in range(m):
+                        rooted += int(sample_root[s, v, a])
+                    roots = distinct * rooted / m
+                    fade = min(1.0, horizon_distinct / max(distinct, 1.0))
+                    fused = 0.0
+                    for q in range(n_signals):
+                        base = roots if roots_base[q] else distinct
+                        seen_odd = min(base, (path_factor if path[q] else odd_factor) * odd_counts[s, v, q])
+                        mass = fade * mass_of(form[q], seen_odd, base, allowance[q])
+                        if mass > marks[s, v, q]:
+                            marks[s, v, q] = mass
+                        if fusing_scale[q] > 0.0:
+                            fused = max(fused, marks[s, v, q] / fusing_scale[q])
+                    if fused >= TRAIL_FIRST:
+                        reached = min(TRAIL_LEVELS, 1 + int(np.floor(np.log(fused / TRAIL_FIRST) / growth)))
+                        for g in range(trail_n[s, v], reached):
+                            trail_ms[s, v, g] = time_ms[i]
+                            trail_query[s, v, g] = queries[s, v]
+                        trail_n[s, v] = max(trail_n[s, v], reached)
         # ---- remember the row; what leaves the ring may stay by content hash
         at = ring_n[s] % ring_size
         if ring_n[s] >= ring_size:

@@ -35,7 +35,7 @@ from detector.fold import (
     kept_estimate,
 )
 
-FORMAT = 1
+FORMAT = 2
 _HEAD = struct.Struct("<2sB8s8siqdqqHHHBIHB")
 _STICKY = np.uint32(BITS["root"] | BITS["far"])
 
@@ -115,7 +115,12 @@ MEMORY = ("ring_hash", "ring_label", "ring_codes", "ring_n", "low_hash", "low_la
 
 @dataclass(slots=True)
 class Profile:
-    """One client's state, trimmed: sets hold only what is filled. `memory` is None once merged; `parts`: how many were merged."""
+    """One client's state, trimmed: sets hold only what is filled.
+
+    window  the half-horizon window in which its span began
+    memory  remembered rows, None once merged and for the short span
+    parts   how many profiles were merged
+    """
 
     map_id: str
     nulls_version: str

@@ -306,13 +306,6 @@ class NaiveClient:
         self.classes = [0] * self.way.classes
         self.marks = [0.0] * len(self.way.masses)
 
-    def turn(self) -> None:
-        """A new window: everything begins anew but the memory."""
-        fresh = NaiveClient(self.way)
-        for name in self.__dataclass_fields__:
-            if name not in ("way", "ring", "low", "remembered"):
-                setattr(self, name, getattr(fresh, name))
-
     def ask(self, q: Ask) -> None:
         self._tally(q)
         if any(q.hash == other.hash for other in (*self.ring, *self.low)):

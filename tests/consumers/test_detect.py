@@ -187,9 +187,6 @@ def test_looking_often_or_once_gives_the_same(
     assert moments[0] == moments[1]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="marks and trail are kept a window: a merge across two windows depends on the look"
-)
 def test_looking_often_or_once_gives_the_same_across_the_end_of_a_window(
     new_store: NewStore, tmp_path: Path, baseline: Baseline, judging: Detect, secrets: Secrets
 ) -> None:

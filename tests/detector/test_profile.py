@@ -26,7 +26,7 @@ from references import (
 from detector.errors import IncompatibleProfile
 from detector.features import BITS, ODD
 from detector.fold import ODD_KEPT, PATH_KEPT, SAMPLE_KEPT, kept_estimate
-from detector.profile import MEMORY, Profile, Shape
+from detector.profile import FORMAT, MEMORY, Profile, Shape
 from detector.profiles import Profiles
 from detector.query import QueryBatch
 from detector.signals import FREE
@@ -53,13 +53,11 @@ def table_of(name: str, half_horizon_ms: int = FOREVER, capacity: int = 2) -> Pr
     return Profiles(baseline.map, baseline.table, baseline.nulls_version, half_horizon_ms, capacity)
 
 
-def fold(profiles: Profiles, batch: QueryBatch, size: int = 2000, key: bytes = KEY) -> dict[tuple[object, int], bytes]:
-    """Fold a stream in polls of `size` rows; returns the windows that ended."""
-    ended: dict[tuple[object, int], bytes] = {}
+def fold(profiles: Profiles, batch: QueryBatch, size: int = 2000, key: bytes = KEY) -> None:
+    """Fold a stream in polls of `size` rows."""
     for start in range(0, len(batch), size):
         part = batch.take(np.arange(start, min(len(batch), start + size)))
-        ended |= profiles.add(list(batch.clients), part, profiles.map.measure(part, key))
-    return ended
+        profiles.add(list(batch.clients), part, profiles.map.measure(part, key))
 
 
 def profile_of(name: str, batch: QueryBatch, key: bytes = KEY) -> Profile:
@@ -216,17 +214,23 @@ def test_merged_shards_equal_the_unsplit_stream_in_all_that_needs_no_order(seed:
 
 @pytest.mark.parametrize("name", REFERENCES)
 @pytest.mark.parametrize("polls", [1, 90, 2000])
-def test_merged_windows_equal_the_unsplit_stream_bits_of_order_too(name: str, polls: int) -> None:
-    """A window keeps the memory of the one before, so even roots and paths are those of the unsplit stream."""
+def test_a_span_is_what_its_own_rows_give_with_the_memory_of_those_before(name: str, polls: int) -> None:
+    """Nothing is merged over time: marks and trail too are those of one fold over exactly the rows of the span's windows."""
     batch = stream(name) if polls > 1 else stream(name).take(np.arange(150))
-    whole = unsplit(name) if polls > 1 else profile_of(name, batch)
-    profiles = table_of(name, half_horizon_ms=3_600_000)
-    ended = fold(profiles, batch, polls)
-    assert len(ended) >= (1 if polls == 1 else 7)
-    windows = [Profile.from_bytes(blob, profiles.shape) for blob in ended.values()] + [profiles.profile("client 0")]
-    merged = functools.reduce(Profile.merge, windows)
-    assert differences(merged, whole, (*SUMS, *SETS)) == []
-    assert all(w.memory is None for w in windows[:-1])
+    half = int(np.ptp(batch.time_ms)) // 7
+    profiles = table_of(name, half_horizon_ms=half)
+    fold(profiles, batch, polls)
+    window = batch.time_ms // half
+    assert window.max() >= window.min() + 2
+    spans = profiles.spans("client 0")
+    assert [span.window for span in spans] == [window.max() - 1, window.max()]
+    assert [span.memory is None for span in spans] == [False, True]
+    for span in spans:
+        before = profile_of(name, batch.take(np.flatnonzero(window < span.window)))
+        alone = table_of(name)
+        alone.put("client 0", replace(empty(name), nulls_version=alone.nulls_version, memory=before.memory))
+        fold(alone, batch.take(np.flatnonzero(window >= span.window)))
+        assert differences(span, alone.profile("client 0"), (*SUMS, *SETS, *MARKS)) == []
 
 
 # ------------------------------------------------------------------ bytes
@@ -274,16 +278,15 @@ def test_a_client_that_is_stored_and_loaded_goes_on_as_if_it_never_left(
 ) -> None:
     batch = stream(name).take(np.arange(400))
     whole = table_of(name, half_horizon_ms)
-    ended = fold(whole, batch)
-    stored: bytes | None = None
-    mine: dict[tuple[object, int], bytes] = {}
+    fold(whole, batch)
+    stored: list[bytes] = []
     for rows in np.split(np.arange(400), sorted(cuts)):
         profiles = table_of(name, half_horizon_ms)
-        profiles.put("client 0", None if stored is None else Profile.from_bytes(stored, profiles.shape))
-        mine |= fold(profiles, batch.take(rows))
-        stored = profiles.profile("client 0").to_bytes()
-    assert stored == whole.profile("client 0").to_bytes()
-    assert mine == ended
+        spans = [Profile.from_bytes(blob, profiles.shape) for blob in stored]
+        profiles.put("client 0", spans[0] if spans else None, spans[1] if len(spans) > 1 else None)
+        fold(profiles, batch.take(rows))
+        stored = [span.to_bytes() for span in profiles.spans("client 0")]
+    assert stored == [span.to_bytes() for span in whole.spans("client 0")]
 
 
 def small() -> bytes:
@@ -331,7 +334,7 @@ def sealed(body: bytes) -> bytes:
 def test_another_format_version_is_refused_by_both_numbers() -> None:
     body = bytearray(small()[:-4])
     body[2] = 9
-    with pytest.raises(IncompatibleProfile, match=r"format 9.*reads 1"):
+    with pytest.raises(IncompatibleProfile, match=rf"format 9.*reads {FORMAT}"):
         Profile.from_bytes(sealed(bytes(body)), shape_of("prices"))
 
 
@@ -431,48 +434,47 @@ def at_days(days: list[float]) -> QueryBatch:
     return batch_of(rows, time_ms=np.array([START_MS // DAY_MS * DAY_MS + int(d * DAY_MS) for d in days]))
 
 
-def test_a_row_of_a_new_window_ends_the_old_one() -> None:
+def spans_of(profiles: Profiles, client: str = "client 0") -> list[tuple[int, int]]:
+    """(first window, counted from the stream's first; queries) of each span."""
+    return [(span.window - START_MS // DAY_MS, span.queries) for span in profiles.spans(client)]
+
+
+@pytest.mark.parametrize(
+    ("days", "spans"),
+    [
+        ([0.1, 0.2], [(0, 2)]),  # a life that began in the current window: both spans would be equal
+        ([0.1, 0.2, 1.1], [(0, 3), (1, 1)]),
+        ([0.1, 0.2, 1.1, 2.5, 2.6], [(1, 3), (2, 2)]),
+        ([0.1, 0.2, 1.1, 3.5, 3.6], [(3, 2)]),  # nothing in the window before: begun anew
+    ],
+)
+@pytest.mark.parametrize("size", [1, 2, 100])
+def test_the_long_span_covers_the_window_before_and_the_current_one(
+    days: list[float], spans: list[tuple[int, int]], size: int
+) -> None:
     profiles = table_of("people", DAY_MS)
-    ended = fold(profiles, at_days([0.1, 0.2, 1.1, 3.5, 3.6]))
-    first = START_MS // DAY_MS
-    assert [window for _, window in ended] == [first, first + 1]
-    assert [Profile.from_bytes(b, profiles.shape).queries for b in ended.values()] == [2, 1]
-    now = profiles.profile("client 0")
-    assert (now.window, now.queries) == (first + 3, 2)
-    assert profiles.windows(["client 0"]) == [first + 3]
-    assert now.memory is not None
-    assert int(now.memory["ring_n"]) == 5
+    fold(profiles, at_days(days), size)
+    assert spans_of(profiles) == spans
+    memory = profiles.profile("client 0").memory
+    assert memory is not None
+    assert int(memory["ring_n"]) == len(days)
 
 
 @pytest.mark.parametrize("size", [1, 2, 100])
 def test_a_late_row_counts_in_the_newest_window(size: int) -> None:
     profiles = table_of("people", DAY_MS)
-    ended = fold(profiles, at_days([0.1, 1.1, 0.2, 1.2, 0.3]), size)
-    (blob,) = ended.values()
-    assert Profile.from_bytes(blob, profiles.shape).queries == 1
-    now = profiles.profile("client 0")
-    assert now.queries == 4
-    assert now.first_ms == START_MS // DAY_MS * DAY_MS + int(0.2 * DAY_MS)
+    fold(profiles, at_days([0.1, 1.1, 0.2, 1.2, 0.3]), size)
+    assert spans_of(profiles) == [(0, 5), (1, 4)]
+    assert profiles.spans("client 0")[1].first_ms == START_MS // DAY_MS * DAY_MS + int(0.2 * DAY_MS)
 
 
-def test_a_window_ends_for_its_own_client_only() -> None:
-    batch = at_days([0.1, 0.2, 5.1, 0.3])
+def test_a_window_begins_for_its_own_client_only() -> None:
+    batch = at_days([0.1, 0.2, 1.1, 0.3])
     batch.clients, batch.who = ["a", "b"], np.array([0, 1, 0, 1], np.int32)
     profiles = table_of("people", DAY_MS)
-    ended = fold(profiles, batch)
-    assert [key for key, _ in ended] == ["a"]
-    assert profiles.profile("b").queries == 2
-
-
-def test_a_loaded_window_ends_as_it_would_have() -> None:
-    profiles = table_of("people", DAY_MS)
-    fold(profiles, at_days([0.1, 0.2]))
-    blob = profiles.profile("client 0").to_bytes()
-    again = table_of("people", DAY_MS)
-    again.put("client 0", Profile.from_bytes(blob, again.shape))
-    ended = fold(again, at_days([2.5]))
-    assert [window for _, window in ended] == [START_MS // DAY_MS]
-    assert again.profile("client 0").queries == 1
+    fold(profiles, batch)
+    assert spans_of(profiles, "a") == [(0, 2), (1, 1)]
+    assert spans_of(profiles, "b") == [(0, 2)]
 
 
 # ------------------------------------------------------------------ estimates
