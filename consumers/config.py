@@ -111,7 +111,7 @@ class Settings(BaseSettings):
         0.01, gt=0, lt=0.5, description="share of honest clients that may be flagged, over their whole life"
     )
     horizon_days: float = Field(
-        30.0, ge=1, le=3650, description="how long a query counts at most; at least half of it: spans of two half-horizons, one begun every half"
+        30.0, ge=1, le=3650, description="how long a query counts at most; for at least half of it it does"
     )
     unknown_models: Literal["reject", "ignore"] = Field(
         "reject", description="events of a model without a baseline: dead letter, or only counted"
