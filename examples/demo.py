@@ -35,7 +35,7 @@ from scipy import ndimage
 from sklearn.datasets import load_digits, load_sample_images
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.neural_network import MLPClassifier
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+from threadpoolctl import threadpool_limits
 
 from consumers import detect, fit, ingest, replay
 from consumers.log.files import FileLog
