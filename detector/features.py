@@ -185,6 +185,7 @@ class FeatureMap:
             return np.uint8
         low, high = self._bounds()
         steps = np.where(self.lattice > 0, (high - low) / np.where(self.lattice > 0, self.lattice, 1.0), np.inf)
+        steps = np.where(high > low, steps, 0.0)  # a constant column fits into anything
         return np.uint8 if bool(np.all(steps <= 255)) and self.schema.width > 24 else np.uint16
 
     @property
