@@ -79,7 +79,9 @@ class Domain:
             values, counts = np.unique(column, return_counts=True)
             modes[j] = values[counts.argmax()]
             few = not homogeneous and decimals[j] == 0 and len(values) <= MOST_CODES
-            levels.append(values if (few if coded is None else bool(coded[j])) else None)
+            # as the service would round them: a level that rounding moves could never be sent twice
+            codes = np.unique(np.round(values, int(decimals[j])) + 0.0)
+            levels.append(codes if (few if coded is None else bool(coded[j])) else None)
         spread = rows.std(axis=0)
         floor = float(spread.mean()) * 0.1 if homogeneous and spread.any() else 1.0
         positive = np.maximum(spread, floor) if homogeneous else np.where(spread > 0, spread, floor)

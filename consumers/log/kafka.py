@@ -49,7 +49,7 @@ READER = {
     "fetch_max_bytes": 16 << 20,
     "max_partition_fetch_bytes": 1 << 20,
     "receive_message_max_bytes": 17 << 20,
-    "metadata_max_age_ms": 30_000,
+    "metadata_max_age_ms": 5_000,  # a topic or partition that is new is noticed within so long
     "metrics_enabled": False,
 }
 

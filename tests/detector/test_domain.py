@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -60,6 +60,7 @@ def test_no_reference_no_domain(bad: np.ndarray) -> None:
 
 
 @settings(deadline=None, max_examples=60)
+@example(np.array([[-2e-39, 0, 0, 0], [2, 0, 0, 0], *([[0] * 4] * 5)], dtype=np.float64), np.ones((5, 4)))
 @given(
     arrays(np.float64, (7, 4), elements=st.floats(-1e6, 1e6, allow_nan=False)),
     arrays(np.float64, (5, 4), elements=st.floats(-1e9, 1e9)),
