@@ -40,7 +40,7 @@ from detector.errors import IncompatibleProfile
 from detector.policy import FLAGGED, STATES, Decision, Policy, decide
 from detector.profile import Profile, Shape
 from detector.query import ClientKey
-from detector.scoring import Assessment, assess, reached
+from detector.scoring import Assessment, assess, reached, rung
 
 if TYPE_CHECKING:
     from consumers.alerts import AlertSink
@@ -292,8 +292,6 @@ class Detect:
 
 
 def _trail(profile: Profile, baseline: Baseline, assessment: Assessment) -> list[list[float]]:
-    from detector.scoring import rung
-
     if not assessment.in_order:
         return [[profile.queries, assessment.suspicion, profile.last_ms]]
     points = [

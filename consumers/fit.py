@@ -187,8 +187,6 @@ def fit(
         progress("simulating honest clients from the reference")
         honest = simulated(batch, schema, rng)
     progress("learning what real inputs look like, calibrating on honest clients")
-    # boosting on some thousand rows: threads cost more than they give, eight times the work where cores are shared
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     try:
         baseline = Baseline.fit(model_id, schema, batch, honest, real_clients=traffic is not None, rng=rng)
     except DetectorError as error:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -191,7 +191,7 @@ class Profile:
             raise IncompatibleProfile(f"profiles of maps {self.map_id} and {other.map_id} do not merge")
         if not self.queries or not other.queries:
             full = other if other.queries else self
-            return _replace(full, memory=None)
+            return replace(full, memory=None)
         sample_hash, sample_root = _union(
             SAMPLE_KEPT, (self.sample_hash, self.sample_root), (other.sample_hash, other.sample_root)
         )
@@ -340,11 +340,6 @@ class Profile:
 def dtype_of(name: str, shape: Shape) -> np.dtype[np.generic]:
     kind = LAYOUT[name][0]
     return np.dtype(shape.code if kind == "code" else kind)
-
-
-def _replace(profile: Profile, **changes: object) -> Profile:
-    fields = {name: getattr(profile, name) for name in Profile.__dataclass_fields__}
-    return Profile(**{**fields, **changes})
 
 
 def _union(
