@@ -278,7 +278,7 @@ def clients(
     config_file: ConfigFile = None,
 ) -> None:
     """Clients by suspicion, from the store."""
-    from consumers.detect import ranked, stored_decision
+    from consumers.findings import ranked, stored_decision
 
     settings = config.load(config_file)
     found = []
@@ -298,7 +298,7 @@ def alerts(
     config_file: ConfigFile = None,
 ) -> None:
     """Alerts of the last 30 days, from the store, oldest first."""
-    from consumers.detect import stored_alert
+    from consumers.findings import stored_alert
 
     settings = config.load(config_file)
     found = []

@@ -16,8 +16,6 @@ Client ids are sealed in everything that is stored: rows and outbox hold no id i
 
 from __future__ import annotations
 
-import base64
-import datetime as dt
 import hashlib
 import logging
 import os
@@ -27,11 +25,20 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from consumers.errors import CorruptState, Fenced, LeaseHeld, Rewound, Unavailable
+from consumers.findings import (
+    FRAMEWORKS,
+    StoredDecision,
+    packed_alert,
+    packed_decision,
+    rfc3339,
+    stored_alert,
+    stored_decision,
+)
 from consumers.metrics import Metrics
 from consumers.secrets import Secrets
 from consumers.store import DECISION_CELLS, Cursor, DecisionClaim, DecisionRow, OutboxAlert, Outcome, Store
@@ -49,101 +56,8 @@ log = logging.getLogger("querywarden.detect")
 
 LEASE_MS = 10_000
 TOUCHED_LIMIT = 5_000
-FRAMEWORKS = ("OWASP:ML05:2023", "MITRE-ATLAS:AML.T0024.002", "OWASP-AISVS:C11.3.1", "NIST-AI-100-2:NISTAML.031")
 TRAIL_SHOWN = 64
 ALERTS_AT_ONCE = 100
-
-
-class StoredDecision(msgspec.Struct, frozen=True):
-    """A decision row as the store keeps it (msgpack): decision, assessment, first alert and history.
-
-    trail  [[queries seen, suspicion, event time in ms], …] when the score first reached each level
-    cells  profile cells that hold a shard of the client
-    """
-
-    client_id: str
-    state: str
-    reason: str
-    since_s: int
-    until_s: int
-    episode: int
-    enforced: str
-    queries: int
-    distinct: float
-    suspicion: float
-    p_value: float
-    calibrated: bool
-    in_order: bool
-    family: str
-    evidence: list[dict[str, Any]]
-    trail: list[list[float]]
-    cells: list[str]
-    coverage: list[int]
-    last_ms: int
-    update: int
-    alert: dict[str, Any] | None
-
-    def score(self, model: str) -> dict[str, Any]:
-        """The object of ``--scores`` and ``clients --json``."""
-        return {
-            "client_id": self.client_id,
-            "model_id": model,
-            "queries": self.queries,
-            "suspicion": self.suspicion,
-            "state": self.state,
-            "extraction": None,
-            "campaign_id": None,
-            "evidence": self.evidence,
-            "distinct": self.distinct,
-            "calibrated": self.calibrated,
-            "in_order": self.in_order,
-            "family": self.family,
-            "reason": self.reason,
-            "enforced": self.enforced,
-        }
-
-
-_pack = msgspec.msgpack.Encoder()
-_unpack = msgspec.msgpack.Decoder(StoredDecision)
-
-
-def stored_decision(row: DecisionRow, secrets: Secrets, tenant: str) -> StoredDecision:
-    """The row as it was before it was stored. Raises CorruptState."""
-    try:
-        sealed = _unpack.decode(row.row)
-    except (msgspec.DecodeError, ValueError) as error:
-        raise CorruptState(f"decision row: {error}") from error
-    return _renamed(sealed, _unsealed(sealed.client_id, secrets, tenant))
-
-
-def stored_alert(alert: OutboxAlert, secrets: Secrets) -> dict[str, Any]:
-    """The alert as its receivers see it. Raises CorruptState."""
-    try:
-        body: dict[str, Any] = msgspec.json.decode(alert.body)
-        return body | {"client_id": _unsealed(body["client_id"], secrets, body["tenant"])}
-    except (msgspec.DecodeError, ValueError, KeyError, TypeError) as error:
-        raise CorruptState(f"alert {alert.uid}: {error}") from error
-
-
-def ranked(rows: Iterable[tuple[str, StoredDecision]]) -> list[tuple[str, StoredDecision]]:
-    """(model, decision), most suspicious first: the order of ``--scores`` and ``clients``."""
-    return sorted(rows, key=lambda r: (r[1].p_value, -r[1].queries, r[1].client_id))
-
-
-def _sealed(client_id: str, secrets: Secrets, tenant: str) -> str:
-    return base64.b64encode(secrets.seal(client_id, tenant)).decode()
-
-
-def _unsealed(sealed: str, secrets: Secrets, tenant: str) -> str:
-    try:
-        return secrets.unseal(base64.b64decode(sealed, validate=True), tenant)
-    except ValueError as error:
-        raise CorruptState(f"sealed client id: {error}") from error
-
-
-def _renamed(row: StoredDecision, client_id: str) -> StoredDecision:
-    alert = None if row.alert is None else row.alert | {"client_id": client_id}
-    return msgspec.structs.replace(row, client_id=client_id, alert=alert)
 
 
 @dataclass(slots=True)
@@ -184,8 +98,7 @@ class Detect:
             now = profile.last_ms // 1000 if now_s is None else now_s
             decision = decide(previous, assessment, baseline.nulls, self.policy, now)
             row, alert = self._row(one, display, profile, baseline, assessment, decision)
-            kept = _renamed(row, _sealed(display, self.secrets, one.key.tenant))
-            outcome.rows[one.key] = DecisionRow(_pack.encode(kept), row.state, row.suspicion, row.until_s)
+            outcome.rows[one.key] = packed_decision(row, self.secrets, one.key.tenant)
             if alert is not None:
                 outcome.alerts.append(alert)
         return outcome
@@ -259,8 +172,7 @@ class Detect:
                 "tenant": one.key.tenant,
                 "frameworks": list(FRAMEWORKS),
             }
-            kept = body | {"client_id": _sealed(display, self.secrets, one.key.tenant)}
-            alert = OutboxAlert(f"{alert_id}/{update}", time_ms, msgspec.json.encode(kept))
+            alert = packed_alert(body, time_ms, self.secrets)
         row = StoredDecision(
             client_id=display,
             state=decision.state,
@@ -299,11 +211,6 @@ def _trail(profile: Profile, baseline: Baseline, assessment: Assessment) -> list
         for i, (ms, q) in enumerate(zip(profile.trail_ms.tolist(), profile.trail_query.tolist(), strict=True))
     ]
     return [*points[-TRAIL_SHOWN:], [profile.queries, assessment.suspicion, profile.last_ms]]
-
-
-def rfc3339(time_ms: int) -> str:
-    when = dt.datetime.fromtimestamp(time_ms / 1000, dt.UTC)
-    return when.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 @dataclass(slots=True)

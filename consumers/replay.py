@@ -17,9 +17,9 @@ from typing import Any
 
 import msgspec
 
-from consumers import detect, ingest
-from consumers.detect import StoredDecision, stored_alert, stored_decision
+from consumers import detect, findings, ingest
 from consumers.errors import Refused
+from consumers.findings import StoredDecision, stored_alert, stored_decision
 from consumers.log.files import FileLog
 from consumers.log.formats import Decoded
 from consumers.report import AlertRow, ClientRow, Coverage, Evidence, Report
@@ -127,7 +127,7 @@ def _counters(runner: ingest.Runner) -> Counter[str]:
 
 def ranked(scores: Mapping[tuple[str, str], StoredDecision]) -> list[tuple[str, StoredDecision]]:
     """(model, decision), most suspicious first."""
-    return detect.ranked((model, row) for (model, _), row in scores.items())
+    return findings.ranked((model, row) for (model, _), row in scores.items())
 
 
 def write_lines(path: Path, objects: Iterable[Mapping[str, Any]]) -> None:

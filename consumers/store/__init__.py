@@ -10,12 +10,19 @@ The protocol (docs/architecture.md): every claim brings a fresh random token; ev
 the token and the position it believes in, and is refused with `Fenced` (other token) or `Rewound` (other position) in the same
 atomic step. Written values are absolute, never increments. The position is written last. After an `Unavailable` the outcome is
 unknown: claim again with a new token, never send the same commit again.
+
+What people decide cannot be rebuilt from the log. It lives in one more cell, the *operator cell*: entries of some kinds (a manual
+decision, an allow-list entry, a verdict, a note, an API key), each change with its audit rows in the same atomic step, refused with
+`Rewound` when somebody else changed the cell in between. Nobody who owns another cell is disturbed by it.
+
+Gateways read `restrictions` once and `changes` from then on; a position too old to be continued from is answered with None.
+Whoever else writes to an owned cell (`erase`, `erase_decisions`, `reset`) invalidates its owner in the same step.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -33,11 +40,21 @@ def decision_cell(client: ClientKey) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """generation: random, new when the cell is rebuilt; next_offset: where to resume, None if nothing is stored."""
+    """What the owner of a profile cell must know.
+
+    generation   random, new when the cell is rebuilt
+    next_offset  where to resume, None if nothing is stored
+    attempts     how often the cell was claimed at this offset since the last commit moved it, this claim included
+    erased       client → offset below which its queries are skipped for good
+    sketch       as the last checkpoint left it; opaque
+    """
 
     generation: str
     next_offset: int | None
     counters: Mapping[str, int] = field(default_factory=dict)
+    attempts: int = 1
+    erased: Mapping[ClientKey, int] = field(default_factory=dict)
+    sketch: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +76,7 @@ class Checkpoint:
     profiles   client → absolute fields; a field of None is deleted
     dead       refused records, for the dead-letter topic
     counters   absolute values of the cell's counters
+    sketch     what else the owner keeps about the cell as a whole; None: unchanged
     """
 
     cell: str
@@ -67,6 +85,7 @@ class Checkpoint:
     profiles: dict[ClientKey, dict[str, bytes | None]] = field(default_factory=dict)
     dead: list[DeadLetter] = field(default_factory=list)
     counters: dict[str, int] = field(default_factory=dict)
+    sketch: bytes | None = None
 
 
 class Touch(NamedTuple):
@@ -112,12 +131,14 @@ class DecisionRow:
     state      clear | watch | throttle | block
     rank       for "highest first" listings of a model
     until_s    when a throttle or block ends, 0 for none
+    enforced   what gateways do: `state`, or less
     """
 
     row: bytes
     state: str
     rank: float
     until_s: int
+    enforced: str = "clear"
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +158,49 @@ class Outcome:
     cursors: dict[str, Cursor] = field(default_factory=dict)
     rows: dict[ClientKey, DecisionRow] = field(default_factory=dict)
     alerts: list[OutboxAlert] = field(default_factory=list)
+
+
+class Restriction(NamedTuple):
+    """What a gateway needs of a decision. In an answer of `changes`, state *clear* or *watch* lifts an earlier one."""
+
+    client: ClientKey
+    state: str
+    enforced: str
+    until_s: int
+
+
+class Entry(NamedTuple):
+    """Something an operator keeps.
+
+    kind       decision | allow | verdict | note | key | breaker | … ; the store does not care
+    key        unique within tenant and kind
+    value      opaque; in an answer of `operator_changes`, empty: dropped
+    expires_s  when it ends by itself, 0 for never; readers never see an expired entry
+    """
+
+    tenant: str
+    kind: str
+    key: str
+    value: bytes
+    expires_s: int = 0
+
+
+@dataclass(slots=True)
+class Operation:
+    """One change of the operator cell: entries put, (tenant, kind, key) dropped, audit rows appended. All or nothing."""
+
+    puts: list[Entry] = field(default_factory=list)
+    drops: list[tuple[str, str, str]] = field(default_factory=list)
+    audit: list[bytes] = field(default_factory=list)
+
+
+class Exported(NamedTuple):
+    """One item of a snapshot: which table of which cell, its key, its value. Only the store gives them a meaning."""
+
+    table: str
+    cell: str
+    key: bytes
+    value: bytes
 
 
 class Store(Protocol):
@@ -203,5 +267,44 @@ class Store(Protocol):
         """Alerts of the last 30 days, oldest first."""
 
     def dead_letter_counts(self) -> dict[str, int]: ...
+
+    # --- gateways
+    def restrictions(self) -> tuple[dict[int, str], list[Restriction]]:
+        """Every client that is throttled or blocked, and for each decision cell the position in its feed that the answer
+        reflects at least: reading `changes` from there misses nothing."""
+
+    def changes(self, positions: Mapping[int, str], limit: int) -> tuple[dict[int, str], list[Restriction]] | None:
+        """What changed after those positions, oldest first within a cell, at most `limit` a cell, and the new positions.
+        None when a feed no longer goes back that far: read `restrictions` again."""
+
+    # --- operators
+    def operate(self, revision: int, operation: Operation) -> int:
+        """Atomic: check the revision, write entries and audit rows; returns revision + 1. Raises Rewound, Unavailable."""
+
+    def operator_entries(self, kind: str, tenant: str | None = None) -> tuple[int, list[Entry]]:
+        """The revision, and the entries of a kind that have not expired, by tenant and key."""
+
+    def operator_changes(self, after: int, limit: int) -> tuple[int, list[Entry]] | None:
+        """Puts and drops of the revisions above `after`, oldest first, and the revision they reach (one is never cut).
+        None when they no longer go back that far."""
+
+    def audit_rows(self, after: int, limit: int) -> list[tuple[int, bytes]]:
+        """Audit rows numbered above `after` (the first is 1), in order."""
+
+    # --- upkeep: each of these invalidates the owner of the cell it changes
+    def erase(self, cell: str, clients: Sequence[ClientKey]) -> None:
+        """Drop these clients' profiles and remember the cell's offset: below it their queries are never counted again."""
+
+    def erase_decisions(self, cell: int, clients: Sequence[ClientKey], alerts: Sequence[str]) -> None:
+        """Drop rows, restrictions and ranks of these clients, and stored alerts by `alert_id`."""
+
+    def reset(self, cell: str, offset: int | None) -> None:
+        """Drop the cell's profiles; a new generation begins at `offset` (None: as if never read). What was erased stays so."""
+
+    def export(self) -> Iterator[Exported]:
+        """Everything, cell by cell, each cell as of one moment."""
+
+    def restore(self, items: Iterable[Exported]) -> None:
+        """Fill an empty store (Refused when it is not): positions as exported, new generations, no owners."""
 
     def close(self) -> None: ...

@@ -16,8 +16,9 @@ import pytest
 import victims
 
 from consumers import detect, ingest
-from consumers.detect import Detect, Runner, Seen, StoredDecision, stored_alert, stored_decision
+from consumers.detect import Detect, Runner, Seen
 from consumers.errors import CorruptState, Fenced, LeaseHeld, Rewound, Unavailable
+from consumers.findings import StoredDecision, rfc3339, stored_alert, stored_decision
 from consumers.log.files import FileLog
 from consumers.metrics import METRICS, Metrics, serve_metrics
 from consumers.secrets import Secrets
@@ -130,7 +131,7 @@ def test_an_alert_says_when_who_why_and_how_sure(
         assert alert["model_id"] == victims.MODEL
         assert alert["tenant"] == "default"
         assert 0 < alert["queries_seen"] <= row.queries
-        assert detect.rfc3339(row.last_ms) >= alert["time"] >= "2026-03-09"
+        assert rfc3339(row.last_ms) >= alert["time"] >= "2026-03-09"
         assert alert["suspicion"] >= 1 - BUDGET
         assert alert["calibrated"] is True
         assert alert["enforced"] == "clear", "mode observe enforces nothing"
@@ -195,7 +196,7 @@ def test_looking_often_or_once_gives_the_same_across_the_end_of_a_window(
     noise = victims.domain().emit(victims.domain().uniform(400, rng))
 
     def flagged_at(first_ms: int, rows: Any, poll: int) -> list[int]:
-        stamps = (detect.rfc3339(first_ms + i * 60_000) for i in range(len(rows)))
+        stamps = (rfc3339(first_ms + i * 60_000) for i in range(len(rows)))
         lines = [victims.line(row, timestamp=stamp) for row, stamp in zip(rows, stamps, strict=True)]
         log = victims.write_lines(tmp_path / "log.jsonl", lines)
         store = new_store()
