@@ -173,6 +173,20 @@ class Detect:
                 "frameworks": list(FRAMEWORKS),
             }
             alert = packed_alert(body, time_ms, self.secrets)
+        elif before and before.alert and decision.state == "clear":  # the episode is over: close its finding
+            closing = before.alert | {
+                "time": rfc3339(profile.last_ms),
+                "state": decision.state,
+                "was": before.alert["state"],
+                "resolved": True,
+                "suspicion": assessment.suspicion,
+                "queries_seen": profile.queries,
+                "evidence": evidence[:1],
+                "update": before.update + 1,
+                "reason": decision.reason,
+                "enforced": decision.enforced,
+            }
+            alert = packed_alert(closing, profile.last_ms, self.secrets)
         row = StoredDecision(
             client_id=display,
             state=decision.state,

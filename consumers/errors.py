@@ -7,6 +7,7 @@
     DataGap       the log no longer holds an offset that we still needed
     LogTruncated  the log ends before the offset that the store has: an operator must decide
     CorruptState  a stored blob fails its checksum: quarantine it, never crash
+    Undeliverable the receiver refuses this alert for good: set it aside, go on with the next
     LeaseHeld     another live detector works on this decision cell
     WrongUse      the caller's mistake (exit status 2)
     Refused       a clear refusal at start: secrets, schema, baseline (exit status 1)
@@ -61,6 +62,10 @@ class LeaseHeld(QueryWardenError):
     def __init__(self, cell: int, remaining_ms: int) -> None:
         super().__init__(f"decision cell {cell} is held for another {remaining_ms} ms")
         self.remaining_ms = remaining_ms
+
+
+class Undeliverable(QueryWardenError):
+    pass
 
 
 class WrongUse(QueryWardenError):

@@ -1,18 +1,22 @@
 """Alert sinks: where an alert goes once the store holds it.
 
-Port `AlertSink` has two implementations, a JSON lines file (`jsonl.py`) and a Kafka topic (`kafka.py`). Rules:
+Port `AlertSink`; every implementation is one file, named by one row of `consumers.destinations.SINKS`. Rules:
 
 * At least once. An alert leaves the store's outbox only after `send` said True for it; a receiver de-duplicates on
   ``uid``, which a redo repeats.
-* `send` answers alert by alert and does not raise when the receiver is away: what was not taken is sent again later.
+* Progress or an exception. `send` answers alert by alert; where it stopped, the rest is False and is sent again. When it could
+  not even take the first one it may say why: `Unavailable` (away or overloaded: back off, send again) or `Undeliverable`
+  (this first alert is refused for good: set it aside, go on with the next).
 * Sinks see bytes. What an alert says was decided before it was stored.
+* No secret (key, token, the path of a URL that is one) appears in `name`, in an error or in a log line.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from consumers.errors import Unavailable, Undeliverable
 from consumers.store import OutboxAlert
 
 
@@ -22,6 +26,23 @@ class AlertSink(Protocol):
         """The destination in the store's ledger of what was sent: keep it, or everything is sent again."""
 
     def send(self, alerts: Sequence[OutboxAlert]) -> list[bool]:
-        """For each alert whether the receiver has it for good. Order is kept among those that were taken."""
+        """For each alert whether the receiver has it for good. Order is kept among those that were taken.
+
+        Raises Unavailable or Undeliverable, about the first alert, when it took none.
+        """
 
     def close(self) -> None: ...
+
+
+def one_by_one(alerts: Sequence[OutboxAlert], send: Callable[[OutboxAlert], None]) -> list[bool]:
+    """`AlertSink.send` by way of a function that takes one alert or raises Unavailable or Undeliverable."""
+    taken = 0
+    for alert in alerts:
+        try:
+            send(alert)
+        except (Unavailable, Undeliverable):
+            if not taken:
+                raise
+            break
+        taken += 1
+    return [i < taken for i in range(len(alerts))]

@@ -252,8 +252,11 @@ def test_a_decision_holds_for_its_time_and_a_new_finding_is_a_new_episode(
     held, none = decided(lenient, filled, key, row, 2000)
     assert (held.state, held.reason, held.until_s, none) == ("throttle", "holds", row.until_s, [])
     assert held.alert == row.alert
-    over, none = decided(lenient, filled, key, held, row.until_s)
-    assert (over.state, over.episode, over.alert, none) == ("clear", 1, None, [])
+    over, closing = decided(lenient, filled, key, held, row.until_s)
+    assert (over.state, over.episode, over.alert) == ("clear", 1, None)
+    told = [(a["alert_id"], a["update"], a["state"], a["was"], a["resolved"]) for a in closing]
+    assert told == [(sent[0]["alert_id"], 1, "clear", "throttle", True)], "the end of an episode closes its finding, once"
+    assert decided(lenient, filled, key, over, row.until_s + 5)[1] == []
     again, new = decided(judging, filled, key, over, row.until_s + 10)
     assert (again.state, again.episode) == ("throttle", 1)
     assert [a["update"] for a in new] == [0]
