@@ -263,6 +263,9 @@ class Store(Protocol):
     ) -> Iterator[tuple[ClientKey, DecisionRow]]:
         """All decision rows of a tenant, highest rank first within a model."""
 
+    def decided(self, clients: Sequence[ClientKey]) -> dict[ClientKey, DecisionRow]:
+        """Decision rows of those clients that have one, for readers who own nothing."""
+
     def alerts(self, limit: int | None = None) -> list[OutboxAlert]:
         """Alerts of the last 30 days, oldest first."""
 

@@ -357,6 +357,9 @@ class EmbeddedStore:
             for start in range(0, len(clients), _PAGE):
                 yield from self._rows(clients[start : start + _PAGE])
 
+    def decided(self, clients: Sequence[ClientKey]) -> dict[ClientKey, DecisionRow]:
+        return dict(self._rows([client_text(client) for client in clients]))
+
     def alerts(self, limit: int | None = None) -> list[OutboxAlert]:
         with self._read() as db:
             rows = db.execute(

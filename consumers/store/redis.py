@@ -265,6 +265,9 @@ class RedisStore:
             rows = self._ranked(name)
             yield from rows if limit is None else islice(rows, limit)
 
+    def decided(self, clients: Sequence[ClientKey]) -> dict[ClientKey, DecisionRow]:
+        return dict(self._rows([(decision_cell(client), client_text(client)) for client in clients]))
+
     def alerts(self, limit: int | None = None) -> list[OutboxAlert]:
         found: list[OutboxAlert] = []
         with translated():
