@@ -95,6 +95,46 @@ class HttpSettings(Part):
     bind: str = Field("127.0.0.1:8080", description="where the demo shows its report; the HTTP service will live here")
 
 
+class GatewaySettings(Part):
+    identity_headers: tuple[str, ...] = Field(
+        ("x-api-key", "x-consumer-id", "authorization"),
+        description="headers whose value is what the query log calls a client (authorization: a bearer token); all present ones count",
+    )
+    client_map: str = Field(
+        "", description="JSON file: hash of a header's value (querywarden gateway hash) to client id; empty: none"
+    )
+    model_header: str = Field(
+        "x-querywarden-model", description="names the model that is asked; the gateway must set it"
+    )
+    default_model: str = Field(
+        "*", description="the model where the header is absent; *: the most severe over all models"
+    )
+    routes: dict[str, Literal["open", "closed"]] = Field(
+        {"/": "open"}, description="path prefix: whether clients that cannot be known pass (the longest prefix decides)"
+    )
+    degrade: dict[Literal["clear", "watch", "throttle"], str] = Field(
+        {}, description='what X-QueryWarden-Degrade asks of the model server, by decision: {"watch": "round=2"}'
+    )
+    throttle_per_s: float = Field(0.0, ge=0, description="requests a second that a throttled client gets through")
+    refresh_s: float = Field(0.25, gt=0, le=0.5, description="how often changes are read from the store")
+    full_sync_s: float = Field(300.0, ge=1, description="how often everything is read from the store")
+    event_followers: int = Field(64, ge=1, le=10_000, description="how many may follow /v1/decisions/events at once")
+    grpc_bind: str = Field("", description="host:port of the gRPC ext_authz service (extra grpc); empty: off")
+
+
+class RespondersSettings(Part):
+    every_s: float = Field(0.5, gt=0, le=1, description="how often what changed is pushed")
+    verify_s: float = Field(60.0, ge=1, description="how often the targets are compared with what they should hold")
+    haproxy_socket: str = Field(
+        "", description="HAProxy's runtime socket (path or host:port); empty: nothing is pushed"
+    )
+    haproxy_map: str = Field("", description="the map as HAProxy's configuration names it")
+    crowdsec_url: str = Field("", description="CrowdSec's local API; empty: nothing is pushed")
+    crowdsec_machine: str = Field("querywarden", description="machine id of the watcher")
+    crowdsec_password: SecretStr = Field(SecretStr(""), description="password of the watcher")
+    crowdsec_bouncer_key: SecretStr = Field(SecretStr(""), description="key of a bouncer, to verify what was pushed")
+
+
 class Settings(BaseSettings):
     model_config = SettingsConfigDict(extra="forbid", frozen=True, env_prefix=PREFIX, env_nested_delimiter="__")
 
@@ -126,6 +166,8 @@ class Settings(BaseSettings):
     secrets: SecretsSettings = SecretsSettings()
     alerts: AlertSettings = AlertSettings()
     http: HttpSettings = HttpSettings()
+    gateway: GatewaySettings = GatewaySettings()
+    responders: RespondersSettings = RespondersSettings()
 
     @field_validator("baselines", mode="before")
     @classmethod

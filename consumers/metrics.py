@@ -30,6 +30,27 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "querywarden_transitions_total": ("counter", ("model", "state"), "decisions that changed, by new state"),
     "querywarden_alerts_total": ("counter", ("sink", "outcome"), "alerts handed to a sink: sent, failed"),
     "querywarden_store_unavailable_total": ("counter", ("process",), "times that the store did not answer"),
+    "querywarden_authz_answers_total": (
+        "counter",
+        ("decision", "cause"),
+        "answers to gateways; cause: known, anonymous (no identity in the request), unsynced (store not read yet), unauthorized",
+    ),
+    "querywarden_restrictions": (
+        "gauge",
+        ("origin", "state"),
+        "restrictions that gateways enforce; origin: detected, operator",
+    ),
+    "querywarden_restrictions_stale_seconds": ("gauge", (), "since when the store did not answer; 0: it does"),
+    "querywarden_restrictions_held": (
+        "gauge",
+        (),
+        "1 while the breaker keeps detected restrictions from being enforced",
+    ),
+    "querywarden_responder_pushes_total": (
+        "counter",
+        ("target", "outcome"),
+        "pushes to gateways: done, failed, repaired (the target held something else)",
+    ),
 }
 """name → (kind, labels, help)."""
 

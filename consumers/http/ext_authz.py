@@ -1,0 +1,84 @@
+"""Envoy's gRPC authorization service (``envoy.service.auth.v3``), the same answers as ``/v1/authz``. Extra ``[grpc]``.
+
+Rules: the request's headers and path are those of the checked request; the gateway's own credential comes in the call's metadata
+(`initial_metadata` of Envoy's `grpc_service`). Status OK lets pass and sets the decision's headers for the model server,
+overwriting a client's forged ones; anything else is refused with the status and headers of the HTTP answer.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+from consumers.errors import Refused
+from consumers.http.gateway import Answer, Gateway
+
+if TYPE_CHECKING:
+    import grpc
+
+_OK, _PERMISSION_DENIED, _UNAUTHENTICATED = 0, 7, 16
+_FORGEABLE = ["x-querywarden-decision", "x-querywarden-degrade"]
+
+
+def serve_ext_authz(bind: str, gateway: Gateway, threads: int = 4) -> tuple[grpc.Server, int]:
+    """Start the service on ``host:port``; port 0 picks one. Returns the server (`stop` it) and its port.
+
+    Raises Refused when the extra is not installed or the address can't be had.
+    """
+    try:
+        import grpc
+        from envoy.service.auth.v3 import external_auth_pb2 as messages
+        from envoy.service.auth.v3 import external_auth_pb2_grpc as stubs
+    except ImportError as error:
+        raise Refused(f"gateway.grpc_bind: install querywarden[grpc] ({error})") from error
+
+    class Authorization(stubs.AuthorizationServicer):  # type: ignore[misc]  # the stubs have no types
+        def Check(self, request: Any, context: Any) -> Any:
+            asked = request.attributes.request.http
+            headers = [(name.lower().encode(), value.encode()) for name, value in asked.headers.items()]
+            answer = gateway.call(_scope(context), headers, asked.path.partition("?")[0])
+            return _response(messages, answer)
+
+    server = grpc.server(
+        ThreadPoolExecutor(threads, thread_name_prefix="ext-authz"), options=[("grpc.so_reuseport", 0)]
+    )
+    stubs.add_AuthorizationServicer_to_server(Authorization(), server)
+    try:
+        port = server.add_insecure_port(bind)
+    except RuntimeError as error:
+        raise Refused(f"gateway.grpc_bind: {bind}: {error}") from error
+    server.start()
+    return server, port
+
+
+def _scope(context: Any) -> dict[str, Any]:
+    """The call as the credential check sees a request."""
+    metadata = context.invocation_metadata()
+    headers = [(name.encode(), value.encode() if isinstance(value, str) else value) for name, value in metadata]
+    host, _, port = context.peer().removeprefix("ipv4:").removeprefix("ipv6:").rpartition(":")
+    client = (host.strip("[]").replace("%5B", "").replace("%5D", ""), int(port)) if port.isdecimal() else None
+    return {"type": "http", "method": "POST", "path": "/v1/authz", "headers": headers, "client": client}
+
+
+def _response(messages: Any, answer: Answer) -> Any:
+    response = messages.CheckResponse()
+    if answer.status == 200:
+        response.status.code = _OK
+        target = response.ok_response
+        named = {name for name, _ in answer.headers()}
+        target.headers_to_remove.extend(name for name in _FORGEABLE if name not in named)
+    else:
+        response.status.code = _UNAUTHENTICATED if answer.status == 401 else _PERMISSION_DENIED
+        target = response.denied_response
+        target.status.code = answer.status
+        target.body = answer.body().decode()
+        _add(target, "content-type", "application/problem+json")
+    for name, value in answer.headers():
+        _add(target, name, value)
+    return response
+
+
+def _add(target: Any, name: str, value: str) -> None:
+    option = target.headers.add()
+    option.header.key, option.header.value = name, value
+    option.append_action = option.OVERWRITE_IF_EXISTS_OR_ADD

@@ -1,0 +1,222 @@
+"""``ANY /v1/authz[/…]``: may this request pass? Answered from memory, as a raw ASGI route.
+
+Rules:
+
+* No answer waits for anything: not for the store, not for another process, not for the request's body.
+* 200 lets pass, 403 is a block, 429 a throttle; every answer says ``X-QueryWarden-Decision`` (clear, watch, throttle or block) and
+  nothing of the detection behind it. Refusals carry ``Retry-After``.
+* A throttled client may get `throttle_per_s` requests through; with 0 (the default) none.
+* ``X-QueryWarden-Degrade`` asks the model server to answer with less, where the settings say so.
+* Who cannot be known – no identity in the request, or nothing was read from the store yet – passes on routes that are *open* and
+  is refused on those that are *closed*; both are counted. The longest configured prefix of the path decides.
+* The gateway's own credential is checked by `caller`, which says whose clients these are.
+"""
+
+from __future__ import annotations
+
+import math
+import posixpath
+import threading
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+from urllib.parse import unquote
+
+from consumers.http.identities import Identities
+from consumers.metrics import Metrics
+from consumers.restrictions import BLOCK, CLEAR, EVERY_MODEL, NOTHING, THROTTLE, Restrictions, Standing
+from detector.policy import STATES
+
+PREFIX = "/v1/authz"
+LONGEST_RETRY_S = 86_400
+_FOR_EVER_RETRY_S = 3600
+_UNKNOWN_RETRY_S = 1
+_BUCKETS = 65_536
+_ORIGINAL_PATH = (b"x-original-uri", b"x-forwarded-uri")
+_TITLES = {
+    401: ("unauthorized", "This gateway's credential is missing or not valid."),
+    403: ("blocked", "This client may not query this model at present."),
+    429: ("throttled", "This client may query this model only slowly at present."),
+}
+
+Scope = dict[str, Any]
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+Headers = Iterable[tuple[bytes, bytes]]
+Caller = Callable[[Scope], str | None]
+"""The tenant that a request's gateway credential is good for, or None. Must not block."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What the settings say about answers.
+
+    model_header   names the model that is asked; where it is absent `default_model`, ``*`` the most severe over all
+    routes         prefix of the path → open | closed, for clients that cannot be known
+    degrade        decision → what to ask of the model server
+    throttle_per_s requests a second that a throttled client gets through
+    """
+
+    model_header: str = "x-querywarden-model"
+    default_model: str = EVERY_MODEL
+    routes: Mapping[str, str] = field(default_factory=lambda: {"/": "open"})
+    degrade: Mapping[str, str] = field(default_factory=dict)
+    throttle_per_s: float = 0.0
+
+
+class Answer(NamedTuple):
+    """status: of HTTP; cause: known | anonymous | unsynced | unauthorized (for the metric, not for the caller)."""
+
+    status: int
+    decision: str
+    cause: str
+    retry_after_s: int = 0
+    degrade: str = ""
+
+    def headers(self) -> list[tuple[str, str]]:
+        """What an answer says in headers, over HTTP and gRPC."""
+        found = [("x-querywarden-decision", self.decision)]
+        if self.degrade:
+            found.append(("x-querywarden-degrade", self.degrade))
+        if self.retry_after_s:
+            found.append(("retry-after", str(self.retry_after_s)))
+        return found
+
+    def body(self) -> bytes:
+        """A problem (RFC 9457); empty when the request may pass."""
+        if self.status == 200:
+            return b""
+        name, text = _TITLES[self.status]
+        return b'{"type":"urn:querywarden:%s","title":"%s","status":%d}' % (name.encode(), text.encode(), self.status)
+
+
+class Gateway:
+    """The route; an ASGI application by itself."""
+
+    def __init__(
+        self,
+        view: Restrictions,
+        identities: Identities,
+        caller: Caller,
+        metrics: Metrics,
+        rules: Rules | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._view = view
+        self._identities = identities
+        self._caller = caller
+        self._metrics = metrics
+        self._rules = rules or Rules()
+        self._clock = clock
+        self._model_header = self._rules.model_header.lower().encode("latin-1")
+        self._routes = sorted(self._rules.routes.items(), key=lambda r: -len(r[0]))
+        self._lock = threading.Lock()  # gRPC answers from threads; held for a few additions only
+        self._buckets: dict[tuple[str, str], tuple[float, float]] = {}
+        self._counted: Counter[tuple[str, str]] = Counter()
+        self._flushed: Counter[tuple[str, str]] = Counter()
+        self._messages: dict[Answer, tuple[dict[str, Any], dict[str, Any]]] = {}
+
+    @staticmethod
+    def matches(path: str) -> bool:
+        return path == PREFIX or path.startswith(PREFIX + "/")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        answer = self.call(scope, scope["headers"], scope["path"][len(PREFIX) :])
+        start, body = self._messages.get(answer) or self._message(answer)
+        await send(start)
+        await send(body)
+
+    def call(self, scope: Scope, headers: Headers, path: str) -> Answer:
+        """The counted answer to a gateway (`scope`: its call, with its credential) about a request's headers and path."""
+        tenant = self._caller(scope)
+        answer = Answer(401, "clear", "unauthorized") if tenant is None else self.answer(tenant, headers, path)
+        with self._lock:
+            self._counted[answer.decision, answer.cause] += 1
+        return answer
+
+    def answer(self, tenant: str, headers: Headers, path: str) -> Answer:
+        """The answer to a request of a gateway of `tenant`: its headers (names in lower case) and original path."""
+        now_s = self._clock()
+        clients = self._identities.of(tenant, headers)
+        if not clients:
+            return self._unknown("anonymous", headers, path)
+        if not self._view.synced:
+            return self._unknown("unsynced", headers, path)
+        models = [v.decode("latin-1") for n, v in headers if n == self._model_header] or [self._rules.default_model]
+        worst, who = NOTHING, clients[0]
+        for client in clients:
+            for model in models:
+                standing = self._view.standing(tenant, client, model, now_s)
+                if standing.level > worst.level:
+                    worst, who = standing, client
+        return self._known(worst, (tenant, who), now_s)
+
+    def flush(self) -> None:
+        """Hand the counters to the metrics; called by the refresher, not by answers."""
+        for labels, total in list(self._counted.items()):
+            if new := total - self._flushed[labels]:
+                decision, cause = labels
+                self._metrics.add("querywarden_authz_answers_total", new, decision=decision, cause=cause)
+                self._flushed[labels] = total
+
+    def _known(self, standing: Standing, key: tuple[str, str], now_s: float) -> Answer:
+        decision = STATES[standing.level]
+        degrade = self._rules.degrade.get(decision, "")
+        if standing.level < THROTTLE:
+            return Answer(200, decision, "known", degrade=degrade)
+        left_s = math.ceil(standing.until_s - now_s) if standing.until_s else _FOR_EVER_RETRY_S
+        retry_after_s = max(1, min(left_s, LONGEST_RETRY_S))
+        if standing.level == BLOCK:
+            return Answer(403, decision, "known", retry_after_s)
+        if self._rules.throttle_per_s > 0:
+            wait_s = self._wait(key, now_s)
+            if wait_s <= 0:
+                return Answer(200, decision, "known", degrade=degrade)
+            retry_after_s = min(retry_after_s, math.ceil(wait_s))
+        return Answer(429, decision, "known", retry_after_s)
+
+    def _wait(self, key: tuple[str, str], now_s: float) -> float:
+        """Take a token from the client's bucket; how long to wait for the next one, 0 when there was one."""
+        rate = self._rules.throttle_per_s
+        room = max(1.0, rate)
+        with self._lock:
+            tokens, last_s = self._buckets.pop(key, (room, now_s))
+            tokens = min(room, tokens + max(0.0, now_s - last_s) * rate)
+            if len(self._buckets) >= _BUCKETS:
+                del self._buckets[next(iter(self._buckets))]
+            self._buckets[key] = (tokens - 1 if tokens >= 1 else tokens, now_s)
+        return 0.0 if tokens >= 1 else (1 - tokens) / rate
+
+    def _unknown(self, cause: str, headers: Headers, path: str) -> Answer:
+        if self._closed(path or _original_path(headers)):
+            return Answer(403, STATES[BLOCK], cause, _UNKNOWN_RETRY_S)
+        return Answer(200, STATES[CLEAR], cause)
+
+    def _closed(self, path: str) -> bool:
+        path = posixpath.normpath("/" + path.lstrip("/"))
+        for prefix, rule in self._routes:
+            if path == prefix or path.startswith(prefix.rstrip("/") + "/"):
+                return rule == "closed"
+        return False
+
+    def _message(self, answer: Answer) -> tuple[dict[str, Any], dict[str, Any]]:
+        body = answer.body()
+        headers = [(n.encode(), v.encode("latin-1")) for n, v in answer.headers()]
+        headers.append((b"content-length", b"%d" % len(body)))
+        if body:
+            headers.append((b"content-type", b"application/problem+json"))
+        start = {"type": "http.response.start", "status": answer.status, "headers": headers}
+        messages = start, {"type": "http.response.body", "body": body}
+        if answer.status == 200:  # few of them, and nearly all answers
+            self._messages[answer] = messages
+        return messages
+
+
+def _original_path(headers: Headers) -> str:
+    """The path that a gateway which always asks at the same address names in a header."""
+    for name, value in headers:
+        if name in _ORIGINAL_PATH:
+            return unquote(value.decode("latin-1").partition("?")[0])
+    return ""

@@ -1,0 +1,290 @@
+"""Who is restricted, in the memory of the process that answers gateways.
+
+Rules:
+
+* An answer never waits: it reads dictionaries that one thread (refresher.py) changes. Store down, slow or paused: the
+  last known restrictions hold until their own end, and `stale_since_s` says since when nothing new was learned.
+* What an operator decided beats what was detected; what is said of one model beats what is said of all (``*``); an
+  allow-list entry beats both. A simulated decision is never enforced.
+* Detected restrictions are enforced as far as detect's breaker, this process' breaker and the model's mode allow. A
+  flagged client that is not enforced shows as *watch*, in mode observe as *clear*. Operators' decisions always count.
+* Every change of what is enforced gets a number, for readers who follow (`Restrictions.since`); the numbers begin anew,
+  under another epoch, with the process.
+* The changing thread works in small slices, so that the answering thread gets the interpreter whenever it wants it.
+"""
+
+from __future__ import annotations
+
+import heapq
+import logging
+import secrets
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypeAlias, TypeVar
+
+import msgspec
+
+from consumers.store import Entry, Restriction
+from detector.policy import STATES
+
+log = logging.getLogger("querywarden.restrictions")
+
+EVERY_MODEL = "*"
+CLEAR, WATCH, THROTTLE, BLOCK = range(len(STATES))
+KEPT_CHANGES = 20_000
+"""How many changes a reader may fall behind before it must begin again."""
+
+_CAPS = {"observe": CLEAR, "alert": WATCH, "throttle": THROTTLE, "block": BLOCK}
+OPERATOR_KINDS = ("decision", "allow")
+_SLICE = 200
+_PAUSE_S = 0.0001
+
+Key: TypeAlias = tuple[str, str]
+"""(tenant, client hash)"""
+
+V = TypeVar("V")
+
+
+class Standing(NamedTuple):
+    """What holds for a client. level: index in STATES; until_s: its end, 0 for none; origin: detected | operator."""
+
+    level: int
+    until_s: int = 0
+    origin: str = "detected"
+
+
+class Change(NamedTuple):
+    """A restriction that began, changed or (`lifted`) ended, for one model or ``*``."""
+
+    number: int
+    tenant: str
+    model: str
+    client: str
+    standing: Standing
+    lifted: bool
+
+
+class _Said(NamedTuple):
+    """An operator's decision."""
+
+    level: int
+    until_s: int
+    simulated: bool
+
+
+class _Value(msgspec.Struct):
+    """The value of a *decision* entry, as far as gateways care."""
+
+    state: str = "clear"
+    until_s: int = 0
+    simulated: bool = False
+
+
+_decode = msgspec.json.Decoder(_Value)
+NOTHING = Standing(CLEAR)
+
+_Detected = tuple[tuple[str, int, int, int], ...]
+"""(model, level of the state, level enforced, until_s), …: plain tuples, which the garbage collector leaves alone."""
+
+
+@dataclass(slots=True)
+class _Tables:
+    """Everything known, by (tenant, client) and then model."""
+
+    detected: dict[Key, _Detected] = field(default_factory=dict)
+    said: dict[Key, dict[str, _Said]] = field(default_factory=dict)
+    allowed: dict[Key, dict[str, int]] = field(default_factory=dict)
+
+
+class Restrictions:
+    """The view; `standing` may be called from any thread, everything that changes it from one.
+
+    mode, modes  the strongest state that is enforced, and for some models another
+    counts       restrictions in force by (origin, state)
+    """
+
+    def __init__(self, mode: str = "observe", modes: Mapping[str, str] | None = None) -> None:
+        self._cap = _CAPS[mode]
+        self._caps = {model: _CAPS[m] for model, m in (modes or {}).items()}
+        self._tables = _Tables()
+        self._published: dict[Key, dict[str, Standing]] = {}
+        self._ends: list[tuple[int, Key]] = []
+        self._changes: deque[Change] = deque(maxlen=KEPT_CHANGES)
+        self.epoch = secrets.token_hex(4)
+        self.number = 0
+        self.synced = False
+        self.stale_since_s: float | None = None
+        self.held = False
+        self.counts = Counter[tuple[str, str]]()
+
+    # ------------------------------------------------------------------------------------------------- asking
+
+    def standing(self, tenant: str, client: str, model: str | None, now_s: float) -> Standing:
+        """What holds for a client on a model; None or ``*``: the most severe over all models."""
+        key = (tenant, client)
+        tables = self._tables
+        if key not in tables.detected and key not in tables.said:
+            return NOTHING
+        if model is not None and model != EVERY_MODEL:
+            return self._of_model(tables, key, model, now_s)
+        models = {m for m, *_ in tables.detected.get(key, ())} | {EVERY_MODEL, *tables.said.get(key, ())}
+        return max((self._of_model(tables, key, m, now_s) for m in models), key=lambda s: s.level)
+
+    def enforced(self, now_s: float) -> Iterator[tuple[Key, str, Standing]]:
+        """Every restriction in force: ((tenant, client), model or ``*``, standing)."""
+        for key, models in list(self._published.items()):
+            for model, standing in models.items():
+                if not standing.until_s or standing.until_s > now_s:
+                    yield key, model, standing
+
+    def since(self, number: int, epoch: str) -> list[Change] | None:
+        """Changes after a number, oldest first; None when they are not known any more: read `enforced` again."""
+        if epoch != self.epoch or number > self.number:
+            return None
+        if number == self.number:
+            return []
+        kept = list(self._changes)
+        if not kept or kept[0].number > number + 1:
+            return None
+        return kept[number - kept[0].number + 1 :]
+
+    def _of_model(self, tables: _Tables, key: Key, model: str, now_s: float) -> Standing:
+        if (allowed := tables.allowed.get(key)) and any(
+            m in allowed and (not allowed[m] or allowed[m] > now_s) for m in (model, EVERY_MODEL)
+        ):
+            return NOTHING
+        if said := tables.said.get(key):
+            for m in (model, EVERY_MODEL):
+                if (one := said.get(m)) and not one.simulated and (not one.until_s or one.until_s > now_s):
+                    return Standing(one.level, one.until_s, "operator")
+        for m, state, enforced, until_s in tables.detected.get(key, ()):
+            if m == model and (not until_s or until_s > now_s):
+                cap = self._caps.get(model, self._cap)
+                level = WATCH if self.held else min(enforced, cap)
+                return Standing(min(cap, WATCH) if level < THROTTLE <= state else level, until_s)
+        return NOTHING
+
+    # ----------------------------------------------------------------------------------------------- learning
+
+    def replace(
+        self, restrictions: Iterable[Restriction], decisions: Iterable[Entry], allowed: Iterable[Entry], now_s: float
+    ) -> None:
+        """Everything, as a full sync found it."""
+        tables = _Tables()
+        for r in _slices(restrictions):
+            _put(tables.detected, r)
+        for entry in decisions:
+            _said(tables, entry)
+        for entry in allowed:
+            _said(tables, entry)
+        self._tables = tables
+        self.publish(now_s)
+        self.synced = True
+
+    def learn(self, restrictions: Iterable[Restriction], entries: Iterable[Entry], now_s: float) -> None:
+        """What changed since."""
+        tables, touched = self._tables, set()
+        for r in _slices(restrictions):
+            _put(tables.detected, r)
+            touched.add((r.client.tenant, r.client.client))
+        for entry in entries:
+            if entry.kind in OPERATOR_KINDS:
+                touched.add(_said(tables, entry))
+        for key in _slices(touched):
+            self._publish(key, now_s)
+
+    def publish(self, now_s: float) -> None:
+        """Number everything that differs from what was published; needed when a rule changed, not a client."""
+        tables, self._ends = self._tables, []
+        for key in _slices({*tables.detected, *tables.said, *self._published}):
+            self._publish(key, now_s)
+
+    def hold(self, held: bool, now_s: float) -> None:
+        """Enforce nothing that was only detected (the breaker is open), or again."""
+        if held != self.held:
+            self.held = held
+            self.publish(now_s)
+
+    def expire(self, now_s: float) -> None:
+        """Publish what ended by itself."""
+        while self._ends and self._ends[0][0] <= now_s:
+            self._publish(heapq.heappop(self._ends)[1], now_s)
+
+    def _publish(self, key: Key, now_s: float) -> None:
+        tables = self._tables
+        models = {m for m, *_ in tables.detected.get(key, ())} | {*tables.said.get(key, ())}
+        found = {m: self._of_model(tables, key, m, now_s) for m in models}
+        after = {m: s for m, s in found.items() if s.level >= THROTTLE}
+        before = self._published.get(key, {})
+        for model in [*before, *(m for m in after if m not in before)]:
+            if before.get(model) != after.get(model):
+                standing = after.get(model) or before[model]
+                change = Change(self.number + 1, key[0], model, key[1], standing, model not in after)
+                self._changes.append(change)
+                for one, step in ((before.get(model), -1), (after.get(model), 1)):
+                    if one is not None:
+                        self.counts[one.origin, STATES[one.level]] += step
+                self.number = change.number
+        if after:
+            self._published[key] = after
+        else:
+            self._published.pop(key, None)
+        self._remember_ends(key, tables, now_s)
+
+    def _remember_ends(self, key: Key, tables: _Tables, now_s: float) -> None:
+        ends = [until_s for *_, until_s in tables.detected.get(key, ())]
+        ends += [one.until_s for one in tables.said.get(key, {}).values()]
+        ends += tables.allowed.get(key, {}).values()
+        if coming := [until_s for until_s in ends if until_s > now_s]:
+            heapq.heappush(self._ends, (min(coming), key))
+
+
+def _slices(items: Iterable[V]) -> Iterator[V]:
+    """The items, with a pause now and then in which other threads run."""
+    for n, item in enumerate(items, 1):
+        yield item
+        if not n % _SLICE:
+            time.sleep(_PAUSE_S)
+
+
+def _put(detected: dict[Key, _Detected], r: Restriction) -> None:
+    key = (sys.intern(r.client.tenant), r.client.client)
+    others = tuple(entry for entry in detected.get(key, ()) if entry[0] != r.client.model)
+    state = STATES.index(r.state)
+    if state >= THROTTLE:
+        detected[key] = (*others, (sys.intern(r.client.model), state, STATES.index(r.enforced), r.until_s))
+    elif others:
+        detected[key] = others
+    else:
+        detected.pop(key, None)
+
+
+def _said(tables: _Tables, entry: Entry) -> Key:
+    """Take in an operator's entry; its key is ``<model>|<client hash>``."""
+    model, _, client = entry.key.rpartition("|")
+    key, model = (entry.tenant, client), model or EVERY_MODEL
+    if entry.kind == "allow":
+        _drop_or_set(tables.allowed, key, model, entry.expires_s if entry.value else None)
+        return key
+    one = None
+    if entry.value:
+        try:
+            value = _decode.decode(entry.value)
+            one = _Said(STATES.index(value.state), value.until_s or entry.expires_s, value.simulated)
+        except (msgspec.DecodeError, ValueError):
+            log.error("an operator's decision cannot be read and is not enforced", extra={"model": model})
+    _drop_or_set(tables.said, key, model, one)
+    return key
+
+
+def _drop_or_set(table: dict[Key, dict[str, V]], key: Key, model: str, value: V | None) -> None:
+    kept = {m: v for m, v in table.get(key, {}).items() if m != model}
+    if value is not None:
+        kept[model] = value
+    if kept:
+        table[key] = kept
+    else:
+        table.pop(key, None)
