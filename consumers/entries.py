@@ -1,0 +1,180 @@
+"""What operators keep in the store's operator cell: entries as values, and the way to bytes and back.
+
+An entry's value is one JSON object with a ``format``; another format than ours is `CorruptState`, unknown fields are skipped. Client
+ids and notes are sealed, never in clear. The kinds:
+
+    kind         key                          value                 ends
+    decision     <model or *>|<client hash>   Ruling                with until_s
+    allow        <model or *>|<client hash>   Allowance             with its own end, or never
+    verdict      <alert id>                   Verdict               never: it enters the next calibration
+    note         <model>|<client hash>|<id>   Note                  after a year
+    key          <public prefix>              ApiKey                with its own end
+    breaker      reset                        Reset                 after a day
+    idempotency  <hash of the request's key>  Answered              after a day
+    audit        head                         audit.Head            never
+
+Whoever enforces reads *decision* and *allow* (`ruling`, `allowance`): an allow-list entry beats a decision, a decision beats what was
+detected, what is said of one model beats what is said of all (``*``), a simulated decision is only shown.
+"""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import msgspec
+
+from consumers.errors import CorruptState
+from consumers.secrets import Secrets
+from consumers.store import Entry
+
+FORMAT = 1
+EVERY_MODEL = "*"
+STATES = ("clear", "throttle", "block")
+"""What an operator may decide; *clear* releases a client whatever was detected."""
+VERDICTS = ("true_positive", "false_positive")
+
+
+@dataclass(frozen=True, slots=True)
+class Ruling:
+    """An operator's decision. client: keyed hash; sealed_id: the client's id, sealed, empty when only the hash was known."""
+
+    client: str
+    model: str
+    state: str
+    until_s: int
+    simulated: bool
+    reason: str
+    note: str
+    actor: str
+    at_s: int
+    sealed_id: str = ""
+    format: int = FORMAT
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """An allow-list entry. until_s: 0 for never; origin: operator | verdict."""
+
+    client: str
+    model: str
+    until_s: int
+    reason: str
+    actor: str
+    at_s: int
+    origin: str = "operator"
+    sealed_id: str = ""
+    format: int = FORMAT
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What an analyst found: true_positive | false_positive."""
+
+    alert_id: str
+    verdict: str
+    note: str
+    actor: str
+    at_s: int
+    model: str = ""
+    client: str = ""
+    format: int = FORMAT
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Words about a client; sealed_text holds them sealed."""
+
+    id: str
+    client: str
+    model: str
+    sealed_text: str
+    actor: str
+    at_s: int
+    format: int = FORMAT
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """An API key, without the key: digest is HMAC-SHA256 of it, in hex."""
+
+    prefix: str
+    digest: str
+    name: str
+    role: str
+    created_s: int
+    expires_s: int
+    actor: str
+    format: int = FORMAT
+
+
+@dataclass(frozen=True, slots=True)
+class Reset:
+    """The breaker was closed by hand."""
+
+    actor: str
+    at_s: int
+    reason: str
+    format: int = FORMAT
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """The answer to a request that may come again. request: hash of what was asked; body: JSON text."""
+
+    request: str
+    status: int
+    body: str
+    format: int = FORMAT
+
+
+Value = TypeVar("Value")
+
+
+def entry_key(model: str, client: str) -> str:
+    """Key of a decision or an allow-list entry. A client hash holds no bar; a model may."""
+    return f"{model}|{client}"
+
+
+def packed(value: object) -> bytes:
+    return msgspec.json.encode(value)
+
+
+def unpacked(entry: Entry, kind: type[Value]) -> Value:
+    """Raises CorruptState."""
+    try:
+        value = msgspec.json.decode(entry.value, type=kind)
+    except (msgspec.DecodeError, ValueError) as error:
+        raise CorruptState(f"entry {entry.kind}: {error}") from error
+    if (found := getattr(value, "format", FORMAT)) != FORMAT:
+        raise CorruptState(f"entry {entry.kind}: format {found}, this version reads format {FORMAT}")
+    return value
+
+
+def ruling(entry: Entry) -> Ruling:
+    """The value of a *decision* entry. Raises CorruptState."""
+    return unpacked(entry, Ruling)
+
+
+def allowance(entry: Entry) -> Allowance:
+    """The value of an *allow* entry. Raises CorruptState."""
+    return unpacked(entry, Allowance)
+
+
+def sealed(text: str, secrets: Secrets, tenant: str) -> str:
+    return base64.b64encode(secrets.seal(text, tenant)).decode()
+
+
+def unsealed(text: str, secrets: Secrets, tenant: str) -> str:
+    """Raises CorruptState."""
+    try:
+        return secrets.unseal(base64.b64decode(text, validate=True), tenant) if text else ""
+    except ValueError as error:
+        raise CorruptState(f"sealed text: {error}") from error
+
+
+def plain_object(value: Any) -> dict[str, Any]:
+    """A value of this file as JSON would show it."""
+    found: dict[str, Any] = msgspec.to_builtins(value)
+    return found

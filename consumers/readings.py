@@ -1,0 +1,664 @@
+"""What the store says, as people and programs read it: API, dashboard and command line share it.
+
+Rules:
+
+* One `Readings` reads for one tenant; nothing of another tenant is ever seen, whatever is asked for. What isn't there is None.
+* Values are frozen and typed. Client ids are unsealed here and nowhere above.
+* Pages have an opaque cursor that names the last row shown (keyset), never a number of rows: rows that come or change in between
+  neither repeat nor hide others. The order is total: equal values are ordered by the client's hash.
+* A damaged row is set aside and logged; it hides no other.
+* What needs a look at every row (counts, campaigns) is remembered for `REMEMBERED_S`.
+"""
+
+from __future__ import annotations
+
+import base64
+import heapq
+import logging
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import msgspec
+
+from consumers import entries
+from consumers.errors import CorruptState, Unavailable, WrongUse
+from consumers.findings import StoredDecision, rfc3339, stored_alert, stored_decision
+from consumers.secrets import Secrets
+from consumers.store import DecisionRow, Store
+from consumers.store.layout import client_text
+from detector.baseline import Baseline
+from detector.query import ClientKey
+
+log = logging.getLogger("querywarden.readings")
+
+REMEMBERED_S = 5.0
+MOST_ROWS = 1000
+"""Rows of a page at most."""
+SORTS = ("suspicion", "queries", "exposure", "last_seen")
+_HASH = re.compile(r"[0-9a-f]{32}")
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """One signal: its statistic, how rarely an honest client reaches it in its whole life, and a sentence."""
+
+    signal: str
+    statistic: float
+    p_value: float
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Exposure:
+    """Fidelity that a copy could have by now, with its interval; shares of honest inputs."""
+
+    fidelity: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """A client of a model as last assessed. client_key: keyed hash of the id, safe in addresses; until_s: 0 for no end."""
+
+    client_id: str
+    client_key: str
+    model_id: str
+    queries: int
+    distinct: float
+    suspicion: float
+    p_value: float
+    calibrated: bool
+    in_order: bool
+    state: str
+    reason: str
+    enforced: str
+    since_s: int
+    until_s: int
+    last_seen_ms: int
+    family: str
+    extraction: Exposure | None
+    campaign_id: str | None
+    evidence: tuple[Evidence, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TrailPoint:
+    """When suspicion first reached a level."""
+
+    queries: int
+    suspicion: float
+    time_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class StateChange:
+    """A change of state."""
+
+    time_s: int
+    state: str
+    reason: str
+    suspicion: float
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorDecision:
+    """What an operator decided for a client, on one model or on all (``*``). A simulated one is only shown."""
+
+    client_id: str
+    client_key: str
+    model_id: str
+    state: str
+    until_s: int
+    simulated: bool
+    reason: str
+    note: str
+    actor: str
+    at_s: int
+
+
+@dataclass(frozen=True, slots=True)
+class Allowed:
+    """A client that is never throttled or blocked. until_s: 0 for ever; origin: operator | verdict."""
+
+    client_id: str
+    client_key: str
+    model_id: str
+    until_s: int
+    reason: str
+    actor: str
+    at_s: int
+    origin: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What an analyst found about an alert."""
+
+    alert_id: str
+    verdict: str
+    note: str
+    actor: str
+    at_s: int
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Words that somebody left about a client."""
+
+    id: str
+    text: str
+    actor: str
+    at_s: int
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """A finding as last sent. time: RFC 3339, of the event; update: 0 for the first; verdict: None until an analyst gave one."""
+
+    alert_id: str
+    time: str
+    kind: str
+    client_id: str | None
+    client_key: str | None
+    members: tuple[str, ...]
+    campaign_id: str | None
+    model_id: str
+    state: str
+    suspicion: float
+    queries_seen: int
+    extraction: Exposure | None
+    family: str
+    evidence: tuple[Evidence, ...]
+    update: int
+    calibrated: bool
+    reason: str
+    enforced: str
+    resolved: bool
+    frameworks: tuple[str, ...]
+    verdict: Verdict | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ClientDetail:
+    """Everything known of one client of one model.
+
+    in_force   what gateways do: the allow-list, then the operator, then detection (`client.enforced`)
+    coverage   queries by coverage cell of the baseline
+    links      keyed hashes of what ties accounts together; witnesses: event ids that the evidence rests on
+    """
+
+    client: Client
+    in_force: str
+    trail: tuple[TrailPoint, ...]
+    history: tuple[StateChange, ...]
+    coverage: tuple[int, ...]
+    links: tuple[str, ...]
+    witnesses: tuple[str, ...]
+    alert_id: str | None
+    decision: OperatorDecision | None
+    allowed: Allowed | None
+    verdict: Verdict | None
+    notes: tuple[Note, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model and its clients by state. calibrated: None without a baseline; last_seen_ms: newest query, 0 for none."""
+
+    model_id: str
+    clients: int
+    watch: int
+    throttle: int
+    block: int
+    last_seen_ms: int
+    has_baseline: bool
+    calibrated: bool | None
+    calibration_clients: int | None
+    map_id: str | None
+    nulls_version: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Campaign:
+    """Accounts that act as one. suspicion and exposure are the highest among them."""
+
+    campaign_id: str
+    model_id: str
+    members: tuple[Client, ...]
+    queries: int
+    suspicion: float
+    state: str
+    first_s: int
+    last_seen_ms: int
+    links: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """store: whether it answers; the rest is None when it doesn't. dead_letters: refused records by reason."""
+
+    store: bool
+    cells: int | None
+    models: int | None
+    clients: int | None
+    dead_letters: Mapping[str, int] | None
+    newest_ms: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class ClientPage:
+    """items, and the cursor of the next page, None at the end."""
+
+    items: tuple[Client, ...]
+    next: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class AlertPage:
+    """items, newest first, and the cursor of the next page, None at the end."""
+
+    items: tuple[Alert, ...]
+    next: str | None
+
+
+class _Glance(msgspec.Struct):
+    """The little of a row that sorting and counting need, read without unsealing."""
+
+    queries: int = 0
+    last_ms: int = 0
+    extraction: dict[str, float] | None = None
+    campaign_id: str | None = None
+
+
+class _Place(NamedTuple):
+    """Where a row stands in an order: the higher value first, equal ones by client."""
+
+    value: float
+    client: str
+
+    def before(self, other: _Place) -> bool:
+        return (-self.value, self.client) < (-other.value, other.client)
+
+
+_glance = msgspec.msgpack.Decoder(_Glance)
+_VALUES: Mapping[str, Callable[[_Glance], float]] = {
+    "queries": lambda g: float(g.queries),
+    "exposure": lambda g: g.extraction["fidelity"] if g.extraction else -1.0,
+    "last_seen": lambda g: float(g.last_ms),
+}
+
+
+@dataclass(slots=True)
+class Readings:
+    """Reads one tenant of a store. now_s: seconds since the epoch."""
+
+    store: Store
+    secrets: Secrets
+    tenant: str = "default"
+    now_s: Callable[[], float] = time.time
+    baselines: Mapping[str, Baseline] = field(default_factory=dict)
+    _kept: dict[str, tuple[float, Any]] = field(default_factory=dict)
+
+    def of(self, tenant: str) -> Readings:
+        """The same for another tenant."""
+        return self if tenant == self.tenant else replace(self, tenant=tenant, _kept={})
+
+    # ---------------------------------------------------------------------------------------- models and clients
+
+    def models(self) -> tuple[Model, ...]:
+        """Models that have clients or a baseline, by name."""
+        found: tuple[Model, ...] = self._remembered("models", self._count_models)
+        return found
+
+    def model(self, model: str) -> Model | None:
+        return next((m for m in self.models() if m.model_id == model), None)
+
+    def clients(
+        self,
+        model: str,
+        *,
+        sort: str = "suspicion",
+        min_suspicion: float = 0.0,
+        state: str | None = None,
+        cursor: str | None = None,
+        limit: int = 100,
+    ) -> ClientPage:
+        """A page of a model's clients, highest first. Raises WrongUse for a cursor or a sort that is none."""
+        if sort not in SORTS:
+            raise WrongUse(f"sort: {', '.join(SORTS)}")
+        limit = _limited(limit)
+        after = _place(cursor, sort)
+        rows = (
+            (key, row)
+            for key, row in self.store.decisions(self.tenant, model)
+            if row.rank >= min_suspicion and state in (None, row.state)
+        )
+        places = ((_Place(self._value(row, sort), client_text(key)), key, row) for key, row in rows)
+        wanted = (p for p in places if after is None or after.before(p[0]))
+        if sort == "suspicion":  # the store's own order: the first rows are enough
+            chosen = [p for p, _ in zip(wanted, range(limit + 1), strict=False)]
+        else:
+            chosen = heapq.nsmallest(limit + 1, wanted, key=lambda p: (-p[0].value, p[0].client))
+        items = [self._client(key, row) for _, key, row in chosen[:limit]]
+        last = _cursor(sort, chosen[limit - 1][0]) if len(chosen) > limit else None
+        return ClientPage(tuple(c for c in items if c is not None), last)
+
+    def key_of(self, model: str, client: str) -> ClientKey:
+        """Key of a client that is named by its id or by its `client_key`; a 32-digit hash that is a client's wins."""
+        if _HASH.fullmatch(client):
+            key = ClientKey(self.tenant, model, client)
+            if model == entries.EVERY_MODEL or self.store.decided([key]):
+                return key
+        return ClientKey(self.tenant, model, self.secrets.client_hash(self.tenant, client))
+
+    def client(self, model: str, client: str) -> ClientDetail | None:
+        """One client, named by its id or its `client_key`."""
+        key = self.key_of(model, client)
+        row = self.store.decided([key]).get(key)
+        stored = self._stored(key, row) if row is not None else None
+        if stored is None:
+            return None
+        alert_id = stored.alert["alert_id"] if stored.alert else None
+        decision = self._of_client(self.decisions(simulated=True), key)
+        allowed = self._of_client(self.allowlist(), key)
+        operator = decision.state if decision and not decision.simulated else None
+        detected = stored.enforced if not stored.until_s or stored.until_s > self.now_s() else "clear"
+        return ClientDetail(
+            client=_seen(key, stored),
+            in_force="clear" if allowed else operator or detected,
+            trail=tuple(TrailPoint(int(q), float(s), int(ms)) for q, s, ms in stored.trail),
+            history=tuple(StateChange(int(h[0]), str(h[1]), str(h[2]), float(h[3])) for h in stored.history),
+            coverage=tuple(stored.coverage),
+            links=tuple(stored.links),
+            witnesses=tuple(stored.witnesses),
+            alert_id=alert_id,
+            decision=decision,
+            allowed=allowed,
+            verdict=self.verdicts().get(alert_id) if alert_id else None,
+            notes=self.notes(key),
+        )
+
+    # ------------------------------------------------------------------------------------- alerts and campaigns
+
+    def alerts(
+        self,
+        *,
+        model: str | None = None,
+        state: str | None = None,
+        client: str | None = None,
+        updates: bool = False,
+        cursor: str | None = None,
+        limit: int = 100,
+    ) -> AlertPage:
+        """A page of findings of the last 30 days, newest first: each as last sent, or with `updates` each time it was sent."""
+        limit = _limited(limit)
+        after = _place(cursor, "alerts")
+        found: dict[str, tuple[_Place, dict[str, Any]]] = {}
+        for stored in self.store.alerts():
+            body = self._body(stored)
+            if body is None or (model is not None and body["model_id"] != model):
+                continue
+            if client is not None and client not in (body.get("client_id"), self._hash_of(body)):
+                continue
+            name = stored.uid if updates else body["alert_id"]
+            if name not in found or found[name][1]["update"] <= body["update"]:
+                found[name] = (_Place(float(stored.time_ms), stored.uid), body)
+        chosen = heapq.nsmallest(
+            limit + 1,
+            (p for p in found.values() if (after is None or after.before(p[0])) and state in (None, p[1]["state"])),
+            key=lambda p: (-p[0].value, p[0].client),
+        )
+        verdicts = self.verdicts()
+        items = tuple(self._alert(body, verdicts) for _, body in chosen[:limit])
+        return AlertPage(items, _cursor("alerts", chosen[limit - 1][0]) if len(chosen) > limit else None)
+
+    def alert(self, alert_id: str) -> Alert | None:
+        """One finding as last sent."""
+        bodies = [b for b in map(self._body, self.store.alerts()) if b is not None and b["alert_id"] == alert_id]
+        return self._alert(max(bodies, key=lambda b: b["update"]), self.verdicts()) if bodies else None
+
+    def campaigns(self) -> tuple[Campaign, ...]:
+        """Groups of accounts that act as one, most suspicious first."""
+        found: tuple[Campaign, ...] = self._remembered("campaigns", self._find_campaigns)
+        return found
+
+    def campaign(self, campaign_id: str) -> Campaign | None:
+        return next((c for c in self.campaigns() if c.campaign_id == campaign_id), None)
+
+    # ------------------------------------------------------------------------------------------------ operators
+
+    def decisions(self, *, simulated: bool = False) -> tuple[OperatorDecision, ...]:
+        """Operators' decisions that hold now, newest first; with `simulated` dry runs too."""
+        kept = [r for _, r in self._entries("decision", entries.Ruling) if simulated or not r.simulated]
+        return tuple(
+            OperatorDecision(
+                self._unsealed(r.sealed_id), r.client, r.model, r.state, r.until_s, r.simulated, r.reason, r.note,
+                r.actor, r.at_s,
+            )
+            for r in sorted(kept, key=lambda r: (-r.at_s, r.client, r.model))
+        )  # fmt: skip
+
+    def allowlist(self) -> tuple[Allowed, ...]:
+        """Allow-list entries that hold now, newest first."""
+        kept = [a for _, a in self._entries("allow", entries.Allowance)]
+        return tuple(
+            Allowed(self._unsealed(a.sealed_id), a.client, a.model, a.until_s, a.reason, a.actor, a.at_s, a.origin)
+            for a in sorted(kept, key=lambda a: (-a.at_s, a.client, a.model))
+        )
+
+    def verdicts(self) -> dict[str, Verdict]:
+        """Verdicts by alert."""
+        return {
+            v.alert_id: Verdict(v.alert_id, v.verdict, v.note, v.actor, v.at_s)
+            for _, v in self._entries("verdict", entries.Verdict)
+        }
+
+    def notes(self, key: ClientKey) -> tuple[Note, ...]:
+        """Notes about a client, oldest first."""
+        mine = [n for _, n in self._entries("note", entries.Note) if (n.model, n.client) == (key.model, key.client)]
+        return tuple(
+            Note(n.id, self._unsealed(n.sealed_text), n.actor, n.at_s)
+            for n in sorted(mine, key=lambda n: (n.at_s, n.id))
+        )
+
+    # --------------------------------------------------------------------------------------------------- health
+
+    def health(self) -> Health:
+        """Whether the store answers, and what it holds for this tenant."""
+        try:
+            models = self.models()
+            return Health(
+                store=True,
+                cells=len(self.store.cells()),
+                models=len(models),
+                clients=sum(m.clients for m in models),
+                dead_letters=self.store.dead_letter_counts(),
+                newest_ms=max((m.last_seen_ms for m in models), default=0),
+            )
+        except Unavailable:
+            return Health(False, None, None, None, None, None)
+
+    # --------------------------------------------------------------------------------------------------- inside
+
+    def _remembered(self, name: str, find: Callable[[], Any]) -> Any:
+        now = time.monotonic()
+        if name not in self._kept or now - self._kept[name][0] > REMEMBERED_S:
+            self._kept[name] = (now, find())
+        return self._kept[name][1]
+
+    def _count_models(self) -> tuple[Model, ...]:
+        counts: dict[str, dict[str, int]] = {model: {} for model in self.baselines}
+        for key, row in self.store.decisions(self.tenant):
+            mine = counts.setdefault(key.model, {})
+            mine[row.state] = mine.get(row.state, 0) + 1
+            mine["last"] = max(mine.get("last", 0), self._glance(row).last_ms)
+        return tuple(
+            Model(
+                model, sum(n for state, n in mine.items() if state != "last"), mine.get("watch", 0),
+                mine.get("throttle", 0), mine.get("block", 0), mine.get("last", 0), b is not None,
+                b.nulls.calibrated if b else None, b.nulls.clients if b else None, b.map_id if b else None,
+                str(b.nulls_version) if b else None,
+            )
+            for model, mine in sorted(counts.items())
+            for b in [self.baselines.get(model)]
+        )  # fmt: skip
+
+    def _find_campaigns(self) -> tuple[Campaign, ...]:
+        groups: dict[tuple[str, str], list[tuple[ClientKey, StoredDecision]]] = {}
+        for key, row in self.store.decisions(self.tenant):
+            name = self._glance(row).campaign_id
+            if name and (stored := self._stored(key, row)):
+                groups.setdefault((name, key.model), []).append((key, stored))
+        found = []
+        for (name, model), rows in groups.items():
+            rows.sort(key=lambda r: (-r[1].suspicion, r[0].client))
+            links = {link for _, row in rows for link in row.links}
+            first = [row.since_s for _, row in rows if row.since_s]
+            found.append(
+                Campaign(
+                    name, model, tuple(_seen(key, row) for key, row in rows), sum(row.queries for _, row in rows),
+                    rows[0][1].suspicion, rows[0][1].state, min(first, default=0), max(row.last_ms for _, row in rows),
+                    tuple(sorted(links)),
+                )
+            )  # fmt: skip
+        return tuple(sorted(found, key=lambda c: (-c.suspicion, c.campaign_id)))
+
+    def _value(self, row: DecisionRow, sort: str) -> float:
+        return row.rank if sort == "suspicion" else _VALUES[sort](self._glance(row))
+
+    def _glance(self, row: DecisionRow) -> _Glance:
+        try:
+            return _glance.decode(row.row)
+        except (msgspec.DecodeError, ValueError):
+            return _Glance()
+
+    def _stored(self, key: ClientKey, row: DecisionRow) -> StoredDecision | None:
+        try:
+            return stored_decision(row, self.secrets, key.tenant)
+        except CorruptState as error:
+            log.warning("decision row set aside", extra={"model": key.model, "why": str(error)})
+            return None
+
+    def _client(self, key: ClientKey, row: DecisionRow) -> Client | None:
+        stored = self._stored(key, row)
+        return _seen(key, stored) if stored else None
+
+    def _body(self, stored: Any) -> dict[str, Any] | None:
+        try:
+            body = stored_alert(stored, self.secrets)
+        except CorruptState as error:
+            log.warning("alert set aside", extra={"why": str(error)})
+            return None
+        return body if body["tenant"] == self.tenant else None
+
+    def _hash_of(self, body: Mapping[str, Any]) -> str | None:
+        client = body.get("client_id")
+        return self.secrets.client_hash(self.tenant, client) if client is not None else None
+
+    def _alert(self, body: Mapping[str, Any], verdicts: Mapping[str, Verdict]) -> Alert:
+        return Alert(
+            alert_id=body["alert_id"],
+            time=body["time"],
+            kind=body["kind"],
+            client_id=body.get("client_id"),
+            client_key=self._hash_of(body),
+            members=tuple(body.get("members") or ()),
+            campaign_id=body.get("campaign_id"),
+            model_id=body["model_id"],
+            state=body["state"],
+            suspicion=body["suspicion"],
+            queries_seen=body["queries_seen"],
+            extraction=_exposure(body.get("extraction")),
+            family=body["family"],
+            evidence=_evidence(body["evidence"]),
+            update=body["update"],
+            calibrated=body.get("calibrated", False),
+            reason=body.get("reason", ""),
+            enforced=body.get("enforced", "clear"),
+            resolved=body.get("resolved", False),
+            frameworks=tuple(body.get("frameworks") or ()),
+            verdict=verdicts.get(body["alert_id"]),
+        )
+
+    def _entries(self, kind: str, as_type: type[entries.Value]) -> Iterator[tuple[str, entries.Value]]:
+        for entry in self.store.operator_entries(kind, self.tenant)[1]:
+            try:
+                yield entry.key, entries.unpacked(entry, as_type)
+            except CorruptState as error:
+                log.warning("entry set aside", extra={"kind": kind, "why": str(error)})
+
+    def _unsealed(self, text: str) -> str:
+        try:
+            return entries.unsealed(text, self.secrets, self.tenant)
+        except CorruptState:
+            return ""
+
+    def _of_client(self, found: tuple[Any, ...], key: ClientKey) -> Any:
+        """The entry of a client: for its model, else for every model."""
+        mine = {one.model_id: one for one in found if one.client_key == key.client}
+        return mine.get(key.model) or mine.get(entries.EVERY_MODEL)
+
+
+def _seen(key: ClientKey, row: StoredDecision) -> Client:
+    return Client(
+        client_id=row.client_id,
+        client_key=key.client,
+        model_id=key.model,
+        queries=row.queries,
+        distinct=row.distinct,
+        suspicion=row.suspicion,
+        p_value=row.p_value,
+        calibrated=row.calibrated,
+        in_order=row.in_order,
+        state=row.state,
+        reason=row.reason,
+        enforced=row.enforced,
+        since_s=row.since_s,
+        until_s=row.until_s,
+        last_seen_ms=row.last_ms,
+        family=row.family,
+        extraction=_exposure(row.extraction),
+        campaign_id=row.campaign_id,
+        evidence=_evidence(row.evidence),
+    )
+
+
+def _evidence(rows: list[dict[str, Any]]) -> tuple[Evidence, ...]:
+    return tuple(Evidence(e["signal"], e["statistic"], e["p_value"], e["text"]) for e in rows)
+
+
+def _exposure(found: Mapping[str, float] | None) -> Exposure | None:
+    return Exposure(found["fidelity"], found["low"], found["high"]) if found else None
+
+
+def _limited(limit: int) -> int:
+    if not 1 <= limit <= MOST_ROWS:
+        raise WrongUse(f"limit: 1 to {MOST_ROWS}")
+    return limit
+
+
+def _cursor(order: str, place: _Place) -> str:
+    return base64.urlsafe_b64encode(msgspec.json.encode([order, place.value, place.client])).decode().rstrip("=")
+
+
+def _place(cursor: str | None, order: str) -> _Place | None:
+    """Raises WrongUse for a text that is no cursor of this order."""
+    if cursor is None:
+        return None
+    try:
+        raw = base64.b64decode(cursor.encode("ascii") + b"=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
+        found, value, client = msgspec.json.decode(raw, type=tuple[str, float, str])
+    except (ValueError, msgspec.DecodeError):
+        raise WrongUse("cursor: not one that was given out here") from None
+    if found != order:
+        raise WrongUse(f"cursor: it belongs to another order ({found[:20]!r})")
+    return _Place(value, client)
+
+
+def when(time_s: int) -> str:
+    """RFC 3339 of a time in seconds; empty for 0, which means never."""
+    return rfc3339(time_s * 1000) if time_s else ""
