@@ -118,6 +118,18 @@ def failures(fresh: Callable[[], Backing], at_most: int | None = None) -> list[s
 class StoreContract:
     """Inherit, and provide the fixture ``backing``."""
 
+    # --- who lives
+
+    def test_detectors_are_counted_while_they_say_that_they_live(self, backing: Backing) -> None:
+        one, other = backing.open(), backing.open()
+        assert [one.attend("a", 60_000), other.attend("b", 60_000), one.attend("a", 60_000)] == [1, 2, 2]
+        assert [one.attend("a", 0), other.attend("c", 1)] == [1, 2]
+        time.sleep(0.05)
+        assert other.attend("b", 60_000) == 1
+
+    def test_pressure_is_a_share(self, backing: Backing) -> None:
+        assert 0.0 <= backing.open().pressure() <= 1.5
+
     # --- layout and secrets
 
     def test_prepare_accepts_the_same_layout_again(self, backing: Backing) -> None:

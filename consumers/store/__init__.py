@@ -251,6 +251,9 @@ class Store(Protocol):
     def release_decisions(self, cell: int, process: str) -> None:
         """Give up the lease (only if it is ours)."""
 
+    def attend(self, process: str, duration_ms: int) -> int:
+        """Say that a detector lives and will for so long (0: it leaves); returns how many live. Cells are shared by it."""
+
     def outbox(self, cell: int, destination: str, limit: int) -> list[tuple[str, OutboxAlert]]:
         """Alerts not yet delivered to `destination`, oldest first."""
 
@@ -270,6 +273,9 @@ class Store(Protocol):
         """Alerts of the last 30 days, oldest first."""
 
     def dead_letter_counts(self) -> dict[str, int]: ...
+
+    def pressure(self) -> float:
+        """Share of its memory that the fullest server uses, 0 where there is no limit."""
 
     # --- gateways
     def restrictions(self) -> tuple[dict[int, str], list[Restriction]]:

@@ -82,6 +82,7 @@ CREATE TABLE IF NOT EXISTS dead_counts (
 CREATE TABLE IF NOT EXISTS decision_cells (
     cell INTEGER PRIMARY KEY, token TEXT NOT NULL, revision INTEGER NOT NULL, process TEXT,
     lease_until_ms INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS detectors (process TEXT PRIMARY KEY, until_ms INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS cursors (
     cell INTEGER, profile_cell TEXT, generation TEXT NOT NULL, next_offset INTEGER NOT NULL,
     PRIMARY KEY (cell, profile_cell)) WITHOUT ROWID;
@@ -305,6 +306,14 @@ class EmbeddedStore:
                 (cell, process),
             )
 
+    def attend(self, process: str, duration_ms: int) -> int:
+        now_ms = int(self._now_s() * 1000)
+        with self._write() as db:
+            db.execute("DELETE FROM detectors WHERE process = ? OR until_ms <= ?", (process, now_ms))
+            if duration_ms:
+                db.execute("INSERT INTO detectors VALUES (?, ?)", (process, now_ms + duration_ms))
+            return int(db.execute("SELECT COUNT(*) FROM detectors").fetchone()[0])
+
     def outbox(self, cell: int, destination: str, limit: int) -> list[tuple[str, OutboxAlert]]:
         with self._read() as db:
             rows = db.execute(
@@ -371,6 +380,9 @@ class EmbeddedStore:
     def dead_letter_counts(self) -> dict[str, int]:
         with self._read() as db:
             return dict(db.execute("SELECT reason, sum(value) FROM dead_counts GROUP BY reason").fetchall())
+
+    def pressure(self) -> float:
+        return 0.0
 
     def close(self) -> None:
         with self._guard:

@@ -70,6 +70,7 @@ from detector.query import ClientKey
 
 LAYOUT_KEY = "qw:layout"
 CELLS_KEY = "qw:cells"
+DETECTORS_KEY = "qw:detectors"
 SCHEMES = {
     "redis": ("redis", False),
     "rediss": ("rediss", False),
@@ -248,6 +249,9 @@ class RedisStore:
     def release_decisions(self, cell: int, process: str) -> None:
         self._scripts.run("decision_release", _decision_meta(cell), [process])
 
+    def attend(self, process: str, duration_ms: int) -> int:
+        return int(self._scripts.run("attend", DETECTORS_KEY, [process, duration_ms])[0])
+
     def outbox(self, cell: int, destination: str, limit: int) -> list[tuple[str, OutboxAlert]]:
         entries = self._scripts.run("outbox_pending", _decision_meta(cell), [part_text(destination), limit])
         return [(_text(entry), _alert(dict(_pairs(fields)))) for entry, fields in entries]
@@ -286,6 +290,15 @@ class RedisStore:
                 meta = self._client.hgetall(_profile_meta(cell))
             counts.update({_text(k)[2:]: int(v) for k, v in meta.items() if k.startswith(b"d:")})
         return dict(counts)
+
+    def pressure(self) -> float:
+        shares = [0.0]
+        with translated():
+            for server in self._servers():
+                memory = self._client.info("memory", **server)
+                if memory.get("maxmemory"):
+                    shares.append(memory["used_memory"] / memory["maxmemory"])
+        return max(shares)
 
     def close(self) -> None:
         self._client.close()

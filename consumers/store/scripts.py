@@ -32,6 +32,7 @@ NAMES = (
     "decision_load",
     "decision_record",
     "decision_release",
+    "attend",
     "outbox_pending",
     "outbox_sent",
     "layout",
