@@ -25,14 +25,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias, TypeVar
 
-import msgspec
-
+from consumers.entries import EVERY_MODEL, allowance, ruling
+from consumers.errors import CorruptState
 from consumers.store import Entry, Restriction
 from detector.policy import STATES
 
 log = logging.getLogger("querywarden.restrictions")
 
-EVERY_MODEL = "*"
 CLEAR, WATCH, THROTTLE, BLOCK = range(len(STATES))
 KEPT_CHANGES = 20_000
 """How many changes a reader may fall behind before it must begin again."""
@@ -75,15 +74,6 @@ class _Said(NamedTuple):
     simulated: bool
 
 
-class _Value(msgspec.Struct):
-    """The value of a *decision* entry, as far as gateways care."""
-
-    state: str = "clear"
-    until_s: int = 0
-    simulated: bool = False
-
-
-_decode = msgspec.json.Decoder(_Value)
 NOTHING = Standing(CLEAR)
 
 _Detected = tuple[tuple[str, int, int, int], ...]
@@ -263,20 +253,24 @@ def _put(detected: dict[Key, _Detected], r: Restriction) -> None:
 
 
 def _said(tables: _Tables, entry: Entry) -> Key:
-    """Take in an operator's entry; its key is ``<model>|<client hash>``."""
+    """Take in an operator's entry; one that cannot be read is reported and counts as dropped."""
     model, _, client = entry.key.rpartition("|")
-    key, model = (entry.tenant, client), model or EVERY_MODEL
-    if entry.kind == "allow":
-        _drop_or_set(tables.allowed, key, model, entry.expires_s if entry.value else None)
-        return key
-    one = None
+    key = (entry.tenant, client)
+    ruled: _Said | None = None
+    allowed_until_s: int | None = None
     if entry.value:
         try:
-            value = _decode.decode(entry.value)
-            one = _Said(STATES.index(value.state), value.until_s or entry.expires_s, value.simulated)
-        except (msgspec.DecodeError, ValueError):
-            log.error("an operator's decision cannot be read and is not enforced", extra={"model": model})
-    _drop_or_set(tables.said, key, model, one)
+            if entry.kind == "allow":
+                allowed_until_s = allowance(entry).until_s or entry.expires_s
+            else:
+                value = ruling(entry)
+                ruled = _Said(STATES.index(value.state), value.until_s or entry.expires_s, value.simulated)
+        except (CorruptState, ValueError) as error:
+            log.error("an operator's entry cannot be read and does not count", extra={"error": str(error)})
+    if entry.kind == "allow":
+        _drop_or_set(tables.allowed, key, model, allowed_until_s)
+    else:
+        _drop_or_set(tables.said, key, model, ruled)
     return key
 
 

@@ -22,7 +22,8 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any, NamedTuple
 
-from consumers.restrictions import BLOCK, EVERY_MODEL, Change, Restrictions, Standing
+from consumers.entries import EVERY_MODEL
+from consumers.restrictions import BLOCK, Change, Restrictions, Standing
 from detector.query import ClientKey
 
 SCOPE = "ApiKey"

@@ -24,9 +24,10 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
+from consumers.entries import EVERY_MODEL
 from consumers.http.identities import Identities
 from consumers.metrics import Metrics
-from consumers.restrictions import BLOCK, CLEAR, EVERY_MODEL, NOTHING, THROTTLE, Restrictions, Standing
+from consumers.restrictions import BLOCK, CLEAR, NOTHING, THROTTLE, Restrictions, Standing
 from detector.policy import STATES
 
 PREFIX = "/v1/authz"
@@ -190,7 +191,9 @@ class Gateway:
         return 0.0 if tokens >= 1 else (1 - tokens) / rate
 
     def _unknown(self, cause: str, headers: Headers, path: str) -> Answer:
-        if self._closed(path or _original_path(headers)):
+        # A client may add such a header too: one closed route among them is enough.
+        paths = [path] if path else _original_paths(headers)
+        if any(self._closed(one) for one in paths):
             return Answer(403, STATES[BLOCK], cause, _UNKNOWN_RETRY_S)
         return Answer(200, STATES[CLEAR], cause)
 
@@ -214,9 +217,7 @@ class Gateway:
         return messages
 
 
-def _original_path(headers: Headers) -> str:
-    """The path that a gateway which always asks at the same address names in a header."""
-    for name, value in headers:
-        if name in _ORIGINAL_PATH:
-            return unquote(value.decode("latin-1").partition("?")[0])
-    return ""
+def _original_paths(headers: Headers) -> list[str]:
+    """Where the request wants to go, as a gateway says it that always asks at the same address; ``/`` if none does."""
+    said = [v.decode("latin-1") for name, v in headers if name in _ORIGINAL_PATH]
+    return [unquote(uri.partition("?")[0]) for uri in said] or ["/"]
