@@ -124,7 +124,6 @@ class Answered:
     """The answer to a request that may come again. request: hash of what was asked; body: JSON text."""
 
     request: str
-    status: int
     body: str
     format: int = FORMAT
 

@@ -10,6 +10,8 @@
     Undeliverable the receiver refuses this alert for good: set it aside, go on with the next
     LeaseHeld     another live detector works on this decision cell
     WrongUse      the caller's mistake (exit status 2)
+    Missing       nothing of that name is there, or none that the caller may know of
+    Conflict      what is asked contradicts what is there
     Refused       a clear refusal at start: secrets, schema, baseline (exit status 1)
 
 Anything else is a bug and ends the process with the position in its message.
@@ -69,6 +71,14 @@ class Undeliverable(QueryWardenError):
 
 
 class WrongUse(QueryWardenError):
+    pass
+
+
+class Missing(QueryWardenError):
+    pass
+
+
+class Conflict(QueryWardenError):
     pass
 
 

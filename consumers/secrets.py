@@ -88,6 +88,10 @@ class Secrets:
         """Keyed hash of a client id: 128 bits of HMAC-SHA256 under the tenant's pepper, 32 hex digits."""
         return self._client_hash(tenant, client)
 
+    def derived(self, purpose: str) -> bytes:
+        """32 bytes for one purpose (digests of API keys, signatures); no purpose gives another's away."""
+        return _derive(self._pepper, b"purpose", purpose)
+
     def seal(self, text: str, tenant: str) -> bytes:
         """`text` encrypted under the tenant's key: version, nonce (12 bytes), AES-256-GCM ciphertext and tag."""
         cipher, nonce_key = self._cipher(tenant)

@@ -1,0 +1,435 @@
+"""What operators may do to the store: decide, allow, judge, note, make keys. Entries and their meaning: `entries`.
+
+Rules:
+
+* Each operation is one atomic step: its entries, its audit row, the signed head, and the answer to its idempotency key. When somebody else
+  changed the operator cell in between, it is planned anew on what is there now.
+* A decision ends: at most `longest_s` from now, one day by default. Nobody is locked out for ever by a slip.
+* A dry run (`simulated`) is stored, shown and audited like the real one, and enforced nowhere.
+* An idempotency key holds for a day, for one credential and one operation. The same key with another request is a `Conflict`.
+* The answer is what was stored; keys of the API are shown once and stored as a digest only.
+
+Errors: `WrongUse` for a value out of bounds, `Missing` and `Conflict` for what is there or not, `Unavailable` when the store is silent
+(the outcome is unknown: send it again with the same idempotency key).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import random
+import re
+import secrets as entropy
+import string
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+from consumers import audit, entries
+from consumers.entries import Allowance, Answered, ApiKey, Note, Reset, Ruling, Verdict
+from consumers.errors import Conflict, CorruptState, Missing, Refused, Rewound, Unavailable, WrongUse
+from consumers.findings import rfc3339
+from consumers.secrets import Secrets
+from consumers.store import Entry, Operation, Store
+from detector.query import ClientKey
+
+log = logging.getLogger("querywarden.operate")
+
+DAY_S = 86_400
+FALSE_POSITIVE_DAYS = 30
+LONGEST_WORDS = 2000
+MOST_NOTES = 100
+LIVE_KEYS = 2
+NOTE_KEPT_S = 365 * DAY_S
+ROLES = ("gateway", "viewer", "analyst", "operator", "admin", "ingest")
+_TRIES = 50
+_BASE62 = string.digits + string.ascii_letters
+_NAME = re.compile(r"[A-Za-z0-9._@-]{1,64}")
+_MODEL = re.compile(r"[^\x00-\x1f\x7f|]{1,256}")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """Who acts. name: of the credential, never a secret; ip, request_id: for the audit log."""
+
+    name: str
+    role: str
+    tenant: str
+    ip: str = ""
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """Whom an operation is about: a client by hash, on one model or on all (``*``), with its id where that is known."""
+
+    client: str
+    model: str
+    client_id: str = ""
+
+
+@dataclass(slots=True)
+class _Plan(Generic[T]):
+    """One operation: what it changes, what it says of itself, what it answers."""
+
+    answer: T
+    about: str
+    before: object = None
+    puts: list[Entry] = field(default_factory=list)
+    drops: list[tuple[str, str, str]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Operations:
+    """What may be done, on one store.
+
+    longest_s  how long a decision may hold
+    mirror     the copy of the audit log that this process keeps, None for none
+    env        goes into API keys, so that a test key is seen to be one
+    """
+
+    store: Store
+    secrets: Secrets
+    now_s: Callable[[], float] = time.time
+    mirror: audit.Mirror | None = None
+    longest_s: int = DAY_S
+    env: str = "live"
+    sleep: Callable[[float], None] = time.sleep
+    seal: audit.Seal = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.seal = audit.Seal(self.secrets)
+
+    def subject(self, tenant: str, model: str, client_id: str) -> Subject:
+        """A client named by its id."""
+        return Subject(self.secrets.client_hash(tenant, client_id), model, client_id)
+
+    # ------------------------------------------------------------------------------------------------- decisions
+
+    def decide(
+        self,
+        actor: Actor,
+        subject: Subject,
+        state: str,
+        *,
+        ttl_s: int = DAY_S,
+        reason: str = "",
+        note: str = "",
+        simulated: bool = False,
+        once: str | None = None,
+    ) -> Ruling:
+        """Block, throttle or clear a client for a while. once: idempotency key."""
+        if state not in entries.STATES:
+            raise WrongUse(f"state: {', '.join(entries.STATES)}")
+        if not 1 <= ttl_s <= self.longest_s:
+            raise WrongUse(f"ttl_s: 1 to {self.longest_s}")
+        _check(subject, reason, note)
+        asked = (subject, state, ttl_s, reason, note, simulated)
+
+        def plan() -> _Plan[Ruling]:
+            now = int(self.now_s())
+            made = Ruling(
+                subject.client, subject.model, state, now + ttl_s, simulated, reason, note, actor.name, now,
+                self._sealed(subject, actor.tenant),
+            )  # fmt: skip
+            key = entries.entry_key(subject.model, subject.client)
+            plan = _Plan(
+                made,
+                f"client:{subject.client} model:{subject.model}",
+                self._entry("decision", key, actor.tenant, Ruling),
+            )
+            if state == "clear" and subject.model == entries.EVERY_MODEL and not simulated:
+                mine = self._of_client("decision", subject.client, actor.tenant)
+                plan.drops = [(actor.tenant, "decision", other) for other in mine if other != key]
+            plan.puts = [Entry(actor.tenant, "decision", key, entries.packed(made), made.until_s)]
+            return plan
+
+        action = f"decision.{state}{'.simulated' if simulated else ''}"
+        return self._apply(actor, action, plan, Ruling, once, asked)
+
+    def withdraw(self, actor: Actor, subject: Subject, *, once: str | None = None) -> Ruling:
+        """Take an operator's decision back: what was detected holds again. Raises Missing."""
+
+        def plan() -> _Plan[Ruling]:
+            key = entries.entry_key(subject.model, subject.client)
+            before = self._entry("decision", key, actor.tenant, Ruling)
+            if before is None:
+                raise Missing("no decision of an operator for this client and model")
+            return _Plan(
+                before,
+                f"client:{subject.client} model:{subject.model}",
+                before,
+                drops=[(actor.tenant, "decision", key)],
+            )
+
+        return self._apply(actor, "decision.withdraw", plan, Ruling, once, (subject,))
+
+    # ------------------------------------------------------------------------------------------------ allow-list
+
+    def allow(
+        self, actor: Actor, subject: Subject, *, ttl_s: int = 0, reason: str = "", once: str | None = None
+    ) -> Allowance:
+        """Never throttle or block this client; ttl_s 0: until it is removed."""
+        if ttl_s < 0:
+            raise WrongUse("ttl_s: 0 or more")
+        _check(subject, reason)
+
+        def plan() -> _Plan[Allowance]:
+            now = int(self.now_s())
+            made = Allowance(
+                subject.client, subject.model, now + ttl_s if ttl_s else 0, reason, actor.name, now, "operator",
+                self._sealed(subject, actor.tenant),
+            )  # fmt: skip
+            key = entries.entry_key(subject.model, subject.client)
+            before = self._entry("allow", key, actor.tenant, Allowance)
+            put = Entry(actor.tenant, "allow", key, entries.packed(made), made.until_s)
+            return _Plan(made, f"client:{subject.client} model:{subject.model}", before, [put])
+
+        return self._apply(actor, "allow.add", plan, Allowance, once, (subject, ttl_s, reason))
+
+    def disallow(self, actor: Actor, subject: Subject, *, once: str | None = None) -> Allowance:
+        """Take a client off the allow-list. Raises Missing."""
+
+        def plan() -> _Plan[Allowance]:
+            key = entries.entry_key(subject.model, subject.client)
+            before = self._entry("allow", key, actor.tenant, Allowance)
+            if before is None:
+                raise Missing("this client is not on the allow-list for this model")
+            return _Plan(
+                before, f"client:{subject.client} model:{subject.model}", before, drops=[(actor.tenant, "allow", key)]
+            )
+
+        return self._apply(actor, "allow.remove", plan, Allowance, once, (subject,))
+
+    # ----------------------------------------------------------------------------------------- verdicts and notes
+
+    def judge(
+        self,
+        actor: Actor,
+        alert_id: str,
+        verdict: str,
+        subject: Subject | None,
+        *,
+        note: str = "",
+        once: str | None = None,
+    ) -> Verdict:
+        """An analyst's verdict. A false positive puts the alert's client on the allow-list for 30 days; another verdict takes it off."""
+        if verdict not in entries.VERDICTS:
+            raise WrongUse(f"verdict: {', '.join(entries.VERDICTS)}")
+        _check(None, note)
+
+        def plan() -> _Plan[Verdict]:
+            now = int(self.now_s())
+            model, client = (subject.model, subject.client) if subject else ("", "")
+            made = Verdict(alert_id, verdict, note, actor.name, now, model, client)
+            before = self._entry("verdict", alert_id, actor.tenant, Verdict)
+            plan = _Plan(
+                made, f"alert:{alert_id}", before, [Entry(actor.tenant, "verdict", alert_id, entries.packed(made))]
+            )
+            if subject is not None:
+                self._allow_by_verdict(plan, actor, subject, made, now)
+            return plan
+
+        return self._apply(actor, f"verdict.{verdict}", plan, Verdict, once, (alert_id, verdict, note))
+
+    def _allow_by_verdict(self, plan: _Plan[Verdict], actor: Actor, subject: Subject, made: Verdict, now: int) -> None:
+        key = entries.entry_key(subject.model, subject.client)
+        listed = self._entry("allow", key, actor.tenant, Allowance)
+        if made.verdict == "false_positive":
+            until = now + FALSE_POSITIVE_DAYS * DAY_S
+            if listed is None or (listed.until_s and listed.until_s < until):
+                words = f"false positive: alert {made.alert_id}"
+                sealed = self._sealed(subject, actor.tenant)
+                allowed = Allowance(subject.client, subject.model, until, words, actor.name, now, "verdict", sealed)
+                plan.puts.append(Entry(actor.tenant, "allow", key, entries.packed(allowed), until))
+        elif listed is not None and listed.origin == "verdict":
+            plan.drops.append((actor.tenant, "allow", key))
+
+    def note(self, actor: Actor, key: ClientKey, text: str, *, once: str | None = None) -> Note:
+        """Leave words about a client; kept for a year. Raises Conflict when there are too many."""
+        if not text.strip():
+            raise WrongUse("text: nothing was written")
+        _check(None, text)
+
+        def plan() -> _Plan[Note]:
+            now = int(self.now_s())
+            above = f"{key.model}|{key.client}|"
+            mine = [e for e in self._all("note", actor.tenant) if e.key.startswith(above)]
+            if len(mine) >= MOST_NOTES:
+                raise Conflict(f"{MOST_NOTES} notes about this client already")
+            sealed = entries.sealed(text, self.secrets, actor.tenant)
+            made = Note(entropy.token_hex(8), key.client, key.model, sealed, actor.name, now)
+            put = Entry(actor.tenant, "note", above + made.id, entries.packed(made), now + NOTE_KEPT_S)
+            return _Plan(made, f"client:{key.client} model:{key.model}", puts=[put])
+
+        return self._apply(actor, "note.add", plan, Note, once, (key, text))
+
+    # ------------------------------------------------------------------------------------------ keys and the rest
+
+    def create_key(
+        self, actor: Actor, name: str, role: str, *, ttl_s: int = 365 * DAY_S, once: str | None = None
+    ) -> tuple[ApiKey, str | None]:
+        """A new API key and its text, which is never shown again (None when an idempotency key brought the first answer back).
+
+        At most two keys of a name live at once: the old and the new one of a rotation. Raises Conflict.
+        """
+        if role not in ROLES:
+            raise WrongUse(f"role: {', '.join(ROLES)}")
+        if not _NAME.fullmatch(name):
+            raise WrongUse("name: letters, digits and . _ @ - only, at most 64")
+        if not 1 <= ttl_s <= 3650 * DAY_S:
+            raise WrongUse("ttl_s: 1 s to ten years")
+        shown: list[str] = []
+
+        def plan() -> _Plan[ApiKey]:
+            now = int(self.now_s())
+            live = [k for k in self._keys(actor.tenant) if k.name == name]
+            if len(live) >= LIVE_KEYS:
+                raise Conflict(f"{LIVE_KEYS} keys of that name are live; revoke one first")
+            prefix, text = new_key(self.env)
+            shown[:] = [text]
+            made = ApiKey(prefix, key_digest(self.secrets, text), name, role, now, now + ttl_s, actor.name)
+            put = Entry(actor.tenant, "key", prefix, entries.packed(made), made.expires_s)
+            return _Plan(made, f"key:{prefix} name:{name} role:{role}", puts=[put])
+
+        made = self._apply(actor, "key.create", plan, ApiKey, once, (name, role, ttl_s))
+        fresh = shown and shown[0].split("_")[2] == made.prefix
+        return made, shown[0] if fresh else None
+
+    def revoke_key(self, actor: Actor, prefix: str, *, once: str | None = None) -> ApiKey:
+        """End a key at once. Raises Missing."""
+
+        def plan() -> _Plan[ApiKey]:
+            before = self._entry("key", prefix, actor.tenant, ApiKey)
+            if before is None:
+                raise Missing("no live key has this prefix")
+            return _Plan(before, f"key:{prefix} name:{before.name}", before, drops=[(actor.tenant, "key", prefix)])
+
+        return self._apply(actor, "key.revoke", plan, ApiKey, once, (prefix,))
+
+    def keys(self, tenant: str) -> tuple[ApiKey, ...]:
+        """Live keys of a tenant, by name and age."""
+        return tuple(sorted(self._keys(tenant), key=lambda k: (k.name, k.created_s, k.prefix)))
+
+    def reset_breaker(self, actor: Actor, reason: str = "", *, once: str | None = None) -> Reset:
+        """Close the breaker by hand: enforcement begins anew."""
+        _check(None, reason)
+
+        def plan() -> _Plan[Reset]:
+            now = int(self.now_s())
+            made = Reset(actor.name, now, reason)
+            put = Entry(actor.tenant, "breaker", "reset", entries.packed(made), now + DAY_S)
+            return _Plan(made, "breaker", puts=[put])
+
+        return self._apply(actor, "breaker.reset", plan, Reset, once, (reason,))
+
+    def record(self, actor: Actor, action: str, about: str) -> None:
+        """An audit row without a change: for what others do (erase, restore, sign in)."""
+        self._apply(actor, action, lambda: _Plan(None, about), type(None), None, ())
+
+    # ---------------------------------------------------------------------------------------------------- inside
+
+    def _apply(
+        self, actor: Actor, action: str, plan: Callable[[], _Plan[T]], kind: type[T], once: str | None, asked: object
+    ) -> T:
+        digest = audit.fingerprint([action, asked])
+        answer_key = audit.fingerprint([actor.name, actor.role, once]) if once else ""
+        for attempt in range(_TRIES):
+            revision, head = audit.stored_head(self.store)
+            if answer_key and (before := self._answered(actor.tenant, answer_key, digest)) is not None:
+                return msgspec.json.decode(before.body, type=kind)
+            planned = plan()
+            operation = self._operation(actor, action, planned, head)
+            if answer_key:
+                kept = Answered(digest, msgspec.json.encode(planned.answer).decode())
+                ends = int(self.now_s()) + DAY_S
+                operation.puts.append(Entry(actor.tenant, "idempotency", answer_key, entries.packed(kept), ends))
+            try:
+                self.store.operate(revision, operation)
+            except Rewound:
+                self.sleep(random.uniform(0, 0.002 * (attempt + 1)))  # noqa: S311 — spreads retries, hides nothing
+                continue
+            self._copy()
+            return planned.answer
+        raise Unavailable("the operator cell changes faster than this could be written; try again")
+
+    def _operation(self, actor: Actor, action: str, planned: _Plan[T], head: audit.Head | None) -> Operation:
+        now = self.now_s()
+        n, previous = (head.n, head.hash) if head else (0, audit.GENESIS)
+        if head is not None and not self.seal.holds(head):
+            log.error("the head of the audit log carries a wrong signature; run: querywarden audit verify")
+        row: Mapping[str, Any] = {
+            "n": n + 1,
+            "ts": rfc3339(int(now * 1000)),
+            "tenant": actor.tenant,
+            "actor": actor.name,
+            "role": actor.role,
+            "ip": actor.ip,
+            "action": action,
+            "object": planned.about,
+            "before": audit.fingerprint(planned.before),
+            "after": audit.fingerprint(planned.answer if planned.puts else None),
+            "request_id": actor.request_id,
+            "prev": previous,
+        }
+        line, digest = audit.chained(previous, row)
+        puts = [*planned.puts, audit.packed_head(self.seal.head(n + 1, digest, int(now)))]
+        return Operation(puts=puts, drops=list(planned.drops), audit=[line])
+
+    def _copy(self) -> None:
+        if self.mirror is not None:
+            try:
+                self.mirror.catch_up(self.store, self.seal)
+            except (Unavailable, Refused, CorruptState) as error:
+                log.error("the copy of the audit log is behind", extra={"why": str(error)})
+
+    def _answered(self, tenant: str, key: str, digest: str) -> Answered | None:
+        before = self._entry("idempotency", key, tenant, Answered)
+        if before is not None and before.request != digest:
+            raise Conflict("this idempotency key was used for another request")
+        return before
+
+    def _all(self, kind: str, tenant: str) -> list[Entry]:
+        now = self.now_s()
+        return [e for e in self.store.operator_entries(kind, tenant)[1] if not e.expires_s or e.expires_s > now]
+
+    def _entry(self, kind: str, key: str, tenant: str, as_type: type[entries.Value]) -> entries.Value | None:
+        return next((entries.unpacked(e, as_type) for e in self._all(kind, tenant) if e.key == key), None)
+
+    def _of_client(self, kind: str, client: str, tenant: str) -> list[str]:
+        return [e.key for e in self._all(kind, tenant) if e.key.rpartition("|")[2] == client]
+
+    def _keys(self, tenant: str) -> list[ApiKey]:
+        return [entries.unpacked(e, ApiKey) for e in self._all("key", tenant)]
+
+    def _sealed(self, subject: Subject, tenant: str) -> str:
+        return entries.sealed(subject.client_id, self.secrets, tenant) if subject.client_id else ""
+
+
+def new_key(env: str) -> tuple[str, str]:
+    """Public prefix and text of a fresh key: ``qw_<env>_<8>_<43>``, 256 bits."""
+    prefix = "".join(entropy.choice(_BASE62) for _ in range(8))
+    return prefix, f"qw_{env}_{prefix}_{''.join(entropy.choice(_BASE62) for _ in range(43))}"
+
+
+def key_digest(secrets: Secrets, text: str) -> str:
+    """What is stored of a key. It has 256 random bits, so one keyed hash is enough."""
+    return hmac.digest(secrets.derived("api-key"), text.encode("utf-8", "surrogatepass"), hashlib.sha256).hex()
+
+
+def without_digest(key: ApiKey) -> ApiKey:
+    """The key as it may be shown."""
+    return replace(key, digest="")
+
+
+def _check(subject: Subject | None, *words: str) -> None:
+    if subject is not None and subject.model != entries.EVERY_MODEL and not _MODEL.fullmatch(subject.model):
+        raise WrongUse("model_id: 1 to 256 characters, no control characters and no bar")
+    if any(len(text) > LONGEST_WORDS for text in words):
+        raise WrongUse(f"at most {LONGEST_WORDS} characters")
