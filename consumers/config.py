@@ -85,10 +85,83 @@ class SecretsSettings(Part):
     )
 
 
+class SinkSettings(Part):
+    """What every sink can be told; a sink is on when its address is filled in."""
+
+    min_severity: Literal["medium", "high", "critical"] = Field(
+        "medium", description="only findings at least so severe: uncalibrated medium, throttle high, block critical"
+    )
+    kinds: Literal["all", "client", "campaign"] = Field("all", description="only findings of this kind")
+    per_day: int = Field(0, ge=0, description="alerts a day (UTC); what is over goes into a digest; 0: no limit")
+    digest_minutes: float = Field(60.0, gt=0, description="how long alerts over the limit are gathered")
+
+
+class WebhookSettings(SinkSettings):
+    url: SecretStr = Field(SecretStr(""), description="https address that alerts are posted to, signed; empty: off")
+    keys: SecretStr = Field(
+        SecretStr(""), description="whsec_<base64 of 24 to 64 bytes>; two, separated by a space, while they are rotated"
+    )
+    format: Literal["native", "ocsf"] = Field("native", description="shape of the alert in the body's `data`")
+    allow: str = Field(
+        "", description="networks and hosts inside that may be reached, and by http; separated by spaces; empty: none"
+    )
+
+
+class AlertmanagerSettings(SinkSettings):
+    url: SecretStr = Field(SecretStr(""), description="address of the Alertmanager, without the API's path; empty: off")
+    token: SecretStr = Field(SecretStr(""), description="bearer token; empty: none")
+    firing_hours: float = Field(24.0, gt=0, description="how long after its last news a finding fires")
+    resend_s: float = Field(60.0, gt=0, description="how often open findings are sent again")
+
+
+class PagerDutySettings(SinkSettings):
+    routing_key: SecretStr = Field(
+        SecretStr(""), description="integration key of the service, Events API v2; empty: off"
+    )
+    url: str = Field("https://events.pagerduty.com/v2/enqueue", description="the Events API; another for the EU region")
+    allow: str = Field("", description="as alerts.webhook.allow")
+    per_day: int = Field(50, ge=0, description="incidents a day (UTC); what is over goes into a digest; 0: no limit")
+
+
+class NotifySettings(SinkSettings):
+    urls: SecretStr = Field(
+        SecretStr(""),
+        description="Slack, Teams, e-mail, …: Apprise URLs, separated by spaces; extra [notify]; empty: off",
+    )
+    per_day: int = Field(100, ge=0, description="messages a day (UTC); what is over goes into a digest; 0: no limit")
+
+
+class SplunkSettings(SinkSettings):
+    url: SecretStr = Field(SecretStr(""), description="HTTP Event Collector, without a path; empty: off")
+    token: SecretStr = Field(SecretStr(""), description="token of the collector")
+    index: str = Field("", description="index; empty: the token's default")
+    format: Literal["native", "ocsf"] = Field("native", description="shape of the event")
+
+
+class SyslogSettings(SinkSettings):
+    url: str = Field("", description="udp://, tcp:// or tls://host:port; RFC 5424 with a CEF text; empty: off")
+
+
+class EcsSettings(SinkSettings):
+    url: SecretStr = Field(SecretStr(""), description="index or data stream of Elasticsearch; empty: off")
+    api_key: SecretStr = Field(SecretStr(""), description="API key, as Elasticsearch encodes it; empty: none")
+    file: str = Field("", description="instead: append ECS documents to this JSON lines file")
+
+
 class AlertSettings(Part):
-    kafka_format: Literal["native"] = Field("native", description="shape of the alerts on Kafka")
+    kafka_format: Literal["native", "ocsf"] = Field(
+        "native", description="shape of the alerts on Kafka; ocsf: Detection Finding 1.8.0 as a CloudEvent"
+    )
     kafka: bool = Field(True, description="send alerts to kafka.alerts_topic when the log is on Kafka")
     file: str = Field("", description="also append alerts to this JSON lines file; empty: don't")
+    dashboard_url: str = Field("", description="where people find the dashboard; goes with what is sent to them")
+    webhook: WebhookSettings = WebhookSettings()
+    alertmanager: AlertmanagerSettings = AlertmanagerSettings()
+    pagerduty: PagerDutySettings = PagerDutySettings()
+    notify: NotifySettings = NotifySettings()
+    splunk: SplunkSettings = SplunkSettings()
+    syslog: SyslogSettings = SyslogSettings()
+    ecs: EcsSettings = EcsSettings()
 
 
 class HttpSettings(Part):

@@ -29,6 +29,11 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "querywarden_clients_assessed_total": ("counter", ("model",), "clients assessed"),
     "querywarden_transitions_total": ("counter", ("model", "state"), "decisions that changed, by new state"),
     "querywarden_alerts_total": ("counter", ("sink", "outcome"), "alerts handed to a sink: sent, failed"),
+    "querywarden_alerts_capped_total": (
+        "counter",
+        ("sink",),
+        "alerts over a sink's limit of the day, told in a digest",
+    ),
     "querywarden_store_unavailable_total": ("counter", ("process",), "times that the store did not answer"),
     "querywarden_authz_answers_total": (
         "counter",

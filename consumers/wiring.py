@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from consumers import config, terminal
-from consumers.errors import Refused, WrongUse
+from consumers.errors import CorruptState, Refused, WrongUse
 
 if TYPE_CHECKING:
     from consumers import detect as detect_process
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from consumers.log import QueryLog
     from consumers.metrics import Metrics
     from consumers.secrets import Secrets
-    from consumers.store import Store
+    from consumers.store import OutboxAlert, Store
     from detector.baseline import Baseline
 
 log = logging.getLogger("querywarden.wiring")
@@ -149,7 +149,9 @@ def open_log(settings: config.Settings) -> QueryLog:
     )
 
 
-def open_sinks(settings: config.Settings) -> list[AlertSink]:
+def open_sinks(settings: config.Settings, metrics: Metrics | None = None) -> list[AlertSink]:
+    from consumers import destinations
+
     sinks: list[AlertSink] = []
     if settings.alerts.file:
         from consumers.alerts.jsonl import JsonLinesSink
@@ -161,8 +163,25 @@ def open_sinks(settings: config.Settings) -> list[AlertSink]:
 
         brokers = kafka_connection(settings)
         kafka.ensure_topics(brokers, [settings.kafka.alerts_topic])
-        sinks.append(KafkaSink(brokers, settings.kafka.alerts_topic))
-    return sinks
+        sinks.append(KafkaSink(brokers, settings.kafka.alerts_topic, form=settings.alerts.kafka_format))
+    return sinks + destinations.configured(settings.alerts, metrics, lambda: stored_alerts(settings))
+
+
+def stored_alerts(settings: config.Settings) -> list[OutboxAlert]:
+    """Alerts of the last 30 days as their receivers see them, oldest first; what can't be read is left out."""
+    import msgspec
+
+    from consumers.findings import stored_alert
+    from consumers.store import OutboxAlert
+
+    found = []
+    with open_store(settings) as store:
+        secrets = secrets_of(settings, store)
+        for alert in store.alerts():
+            with contextlib.suppress(CorruptState):
+                body = msgspec.json.encode(stored_alert(alert, secrets))
+                found.append(OutboxAlert(alert.uid, alert.time_ms, body))
+    return found
 
 
 def run_ingest(
@@ -203,13 +222,17 @@ def run_detect(
     serve: bool = True,
 ) -> None:
     from consumers import detect as detecting
+    from consumers.alerts.rounds import Rounds
 
     _, judging = halves(settings, baselines_of(settings))
     store = stack.enter_context(open_store(settings))
     store.prepare(judging.secrets.key_id)
-    sinks = open_sinks(settings)
+    sinks = open_sinks(settings, metrics)
     for sink in sinks:
         stack.callback(sink.close)
+    rounds = Rounds(sinks, settings.alerts.alertmanager.resend_s)
+    stack.callback(rounds.stop)
+    rounds.start()
     runner = detecting.Runner(store, judging, sinks, metrics)
     if serve:
         _serve_metrics(settings, runner.metrics, lambda: runner.ready, stack)

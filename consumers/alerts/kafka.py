@@ -18,9 +18,12 @@ import kafka.errors as errors
 import msgspec
 from kafka import KafkaProducer
 
-from consumers.errors import Refused, Unavailable
+from consumers.alerts.envelope import kafka_message
+from consumers.alerts.finding import finding
+from consumers.errors import Refused, Unavailable, Undeliverable
 from consumers.store import DeadLetter, OutboxAlert
 
+Message = tuple[bytes, bytes, list[tuple[str, bytes]]]
 CLOSE_S = 1.0
 PRODUCER = {
     "acks": "all",
@@ -55,16 +58,16 @@ class _Topic:
         except errors.KafkaError as error:
             raise Unavailable(f"Kafka topic {topic}: {error}") from error
 
-    def produce(self, messages: Sequence[tuple[bytes, bytes]]) -> list[bool]:
-        """(key, value) of each; for each whether it was acknowledged."""
+    def produce(self, messages: Sequence[Message]) -> list[bool]:
+        """(key, value, headers) of each; for each whether it was acknowledged."""
         deadline_s = time.monotonic() + self._timeout_s
         sent: list[Any] = []
         try:
             self._producer = self._producer or KafkaProducer(
                 **self._settings | {"bootstrap_timeout_ms": self._settings["max_block_ms"]}
             )
-            for key, value in messages:
-                sent.append(self._producer.send(self.topic, value, key=key))
+            for key, value, headers in messages:
+                sent.append(self._producer.send(self.topic, value, key=key, headers=headers))
         except errors.KafkaError:
             pass  # no metadata: the others would only wait as long again
         acknowledged = [_acknowledged(future, deadline_s) for future in sent]
@@ -93,9 +96,16 @@ def _acknowledged(future: Any, deadline_s: float) -> bool:
 
 
 class KafkaSink(_Topic):
-    """Sink ``kafka:<topic>``: alerts in the native format, one JSON object a message."""
+    """Sink ``kafka:<topic>``, one JSON object a message. `form`: native, or ocsf in a CloudEvents envelope (binary mode)."""
 
-    def __init__(self, brokers: Mapping[str, Any], topic: str = "extraction-alerts", timeout_s: float = 10.0) -> None:
+    def __init__(
+        self,
+        brokers: Mapping[str, Any],
+        topic: str = "extraction-alerts",
+        timeout_s: float = 10.0,
+        form: str = "native",
+    ) -> None:
+        self._form = form
         super().__init__(brokers, topic, timeout_s)
 
     @property
@@ -103,7 +113,20 @@ class KafkaSink(_Topic):
         return f"kafka:{self.topic}"
 
     def send(self, alerts: Sequence[OutboxAlert]) -> list[bool]:
-        return self.produce([(alert.uid.rpartition("/")[0].encode(), alert.body) for alert in alerts])
+        messages: list[Message] = []
+        for alert in alerts:
+            try:
+                messages.append(self._message(alert))
+            except Undeliverable:
+                if not messages:
+                    raise
+                break
+        return self.produce(messages) + [False] * (len(alerts) - len(messages))
+
+    def _message(self, alert: OutboxAlert) -> Message:
+        if self._form == "native":
+            return alert.uid.rpartition("/")[0].encode(), alert.body, []
+        return kafka_message(finding(alert), self._form)
 
 
 class DeadLetterTopic(_Topic):
@@ -116,7 +139,7 @@ class DeadLetterTopic(_Topic):
 
     def ship(self, letters: Sequence[DeadLetter]) -> list[bool]:
         """For each letter whether the topic has it for good."""
-        return self.produce([(letter.place.encode("utf-8", "replace"), _letter(letter)) for letter in letters])
+        return self.produce([(letter.place.encode("utf-8", "replace"), _letter(letter), []) for letter in letters])
 
 
 def _letter(letter: DeadLetter) -> bytes:

@@ -1,0 +1,141 @@
+"""Which alerts a sink gets, and how many a day.
+
+Rules:
+
+* A filter looks at the severity and the kind of the finding; the end of a finding passes where its beginning did.
+* `per_day` caps the first alerts and updates of one UTC day. What is over the cap counts as taken and goes into one digest message
+  every `digest_s`, and on `close`; the store keeps every alert, whatever a sink was spared. The end of a finding that was told of is
+  never capped; the end of one that was not goes into the digest.
+* The count and the digest are this process': a process that is killed takes a digest with it that was not sent yet.
+* A sink that has a `summary` gets the digest; of the others the capped alerts are only counted.
+"""
+
+from __future__ import annotations
+
+import collections
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from consumers.alerts import AlertSink
+from consumers.alerts.finding import KINDS, SEVERITIES, Finding, finding, visible
+from consumers.errors import Unavailable, Undeliverable
+from consumers.store import OutboxAlert
+
+DAY_S = 86_400
+MODELS_SHOWN = 10
+REMEMBERED = 100_000
+
+
+class CappedSink:
+    """`sink` behind a filter and a cap. `per_day` 0: no cap."""
+
+    def __init__(
+        self,
+        sink: AlertSink,
+        *,
+        min_severity: str = SEVERITIES[0],
+        kinds: Sequence[str] = KINDS,
+        per_day: int = 0,
+        digest_s: float = 3600.0,
+        on_capped: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.sink = sink
+        self._wanted = frozenset(SEVERITIES[SEVERITIES.index(min_severity) :])
+        self._kinds = frozenset(kinds)
+        self._per_day, self._digest_s = per_day, digest_s
+        self._summary: Callable[[str, str], Any] | None = getattr(sink, "summary", None)
+        self._on_capped = on_capped
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._day, self._sent = 0, 0
+        self._spared: collections.OrderedDict[str, None] = collections.OrderedDict()
+        self._digest: list[Finding] = []
+        self._digest_since_s = 0.0
+
+    @property
+    def name(self) -> str:
+        return self.sink.name
+
+    def send(self, alerts: Sequence[OutboxAlert]) -> list[bool]:
+        with self._lock:
+            taken = 0
+            for alert in alerts:
+                try:
+                    found = finding(alert)
+                    if self._passes(found) and not self._over(found):
+                        if not self.sink.send([alert])[0]:
+                            break
+                        self._count(found)
+                except (Unavailable, Undeliverable):
+                    if not taken:
+                        raise
+                    break
+                taken += 1
+            return [i < taken for i in range(len(alerts))]
+
+    def refresh(self) -> int:
+        """Send the digest when it is due, and what the sink itself repeats; returns how many alerts that was about."""
+        with self._lock:
+            due = self._digest and self._clock() >= self._digest_since_s + self._digest_s
+            told = self._send_digest() if due else 0
+        again = getattr(self.sink, "refresh", None)
+        return told + (again() if again is not None else 0)
+
+    def close(self) -> None:
+        try:
+            with self._lock:
+                self._send_digest()
+        except (Unavailable, Undeliverable):
+            pass  # the alerts themselves are in the store
+        finally:
+            self.sink.close()
+
+    def _passes(self, found: Finding) -> bool:
+        return found.severity in self._wanted and found.kind in self._kinds
+
+    def _over(self, found: Finding) -> bool:
+        """Whether it goes into the digest instead."""
+        if not self._per_day:
+            return False
+        day = int(self._clock() // DAY_S)
+        if day != self._day:
+            self._day, self._sent = day, 0
+        if found.resolved and found.alert_id not in self._spared:
+            return False
+        if not found.resolved and self._sent < self._per_day:
+            self._spared.pop(found.alert_id, None)
+            return False
+        if not self._digest:
+            self._digest_since_s = self._clock()
+        self._digest.append(found)
+        self._on_capped()
+        self._spared[found.alert_id] = None
+        while len(self._spared) > REMEMBERED:
+            self._spared.popitem(last=False)
+        return True
+
+    def _count(self, found: Finding) -> None:
+        if not found.resolved:
+            self._sent += 1
+
+    def _send_digest(self) -> int:
+        if not self._digest or self._summary is None:
+            told, self._digest = 0, []
+            return told
+        self._summary(*digest(self._digest))
+        told, self._digest = len(self._digest), []
+        return told
+
+
+def digest(held: Sequence[Finding]) -> tuple[str, str]:
+    """(title, text) of the message that stands for many alerts."""
+    kinds = collections.Counter(found.activity for found in held)
+    lines = [f"{count} {activity}" for activity, count in kinds.most_common()]
+    models = collections.Counter(visible(found.model_id) for found in held)
+    lines += [f"{model}: {count}" for model, count in models.most_common(MODELS_SHOWN)]
+    worst = max(held, key=lambda found: (SEVERITIES.index(found.severity), found.suspicion))
+    lines.append(f"the gravest: {worst.text}")
+    return f"{len(held)} more alerts over today's limit", "\n".join(lines)

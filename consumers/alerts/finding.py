@@ -1,0 +1,133 @@
+"""An alert as the sinks read it: our native JSON, its place in the life of the finding, a severity, a sentence.
+
+Rules:
+
+* A finding keeps one id (`alert_id`) for life; each message about it is an update of that id: created, then updated, then closed.
+* `severity` follows what was decided: block critical, throttle high, throttle on an uncalibrated baseline medium. A closed
+  finding keeps the severity that it had, so that who was told of it is told of its end.
+* Unknown fields are ignored, so that an older sink reads a newer alert; a body without the required ones is `Undeliverable`.
+* Text that a client chose goes through `visible` before it meets a person: no control, bidi or invisible character survives.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import unicodedata
+from typing import Any, Literal
+
+import msgspec
+
+from consumers.errors import Undeliverable
+from consumers.store import OutboxAlert
+
+Activity = Literal["created", "updated", "closed"]
+SEVERITIES = ("medium", "high", "critical")
+KINDS = ("client", "campaign")
+VERDICTS = ("true_positive", "false_positive")
+SHOWN = 256
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """What a person said about the finding."""
+
+    verdict: str
+    by: str = ""
+    note: str = ""
+
+
+class Finding(msgspec.Struct, frozen=True, kw_only=True):
+    """One alert; the names are those of the native format. `time_ms` is the time of what it says, not of sending."""
+
+    alert_id: str
+    time: str
+    kind: str = "client"
+    client_id: str | None = None
+    members: list[str] = []
+    campaign_id: str | None = None
+    model_id: str
+    state: str
+    was: str | None = None
+    resolved: bool = False
+    suspicion: float = 0.0
+    queries_seen: int = 0
+    extraction: dict[str, float | None] | None = None
+    family: str = ""
+    evidence: list[dict[str, Any]] = []
+    update: int = 0
+    calibrated: bool = True
+    reason: str = ""
+    enforced: str = "clear"
+    tenant: str = "default"
+    verdict: Verdict | str | None = None
+    sources: list[str] = []
+    native: dict[str, Any] = {}
+    time_ms: int = 0
+
+    @property
+    def uid(self) -> str:
+        return f"{self.alert_id}/{self.update}"
+
+    @property
+    def activity(self) -> Activity:
+        if self.resolved:
+            return "closed"
+        return "updated" if self.update else "created"
+
+    @property
+    def severity(self) -> str:
+        """medium | high | critical."""
+        worst = self.was if self.resolved and self.was else self.state
+        if worst == "block":
+            return "critical"
+        return "high" if self.calibrated else "medium"
+
+    @property
+    def subject(self) -> str:
+        """The client, or the campaign; as its client wrote it, so not fit to be shown."""
+        return self.client_id or self.campaign_id or "unknown"
+
+    @property
+    def judged(self) -> Verdict | None:
+        return Verdict(self.verdict) if isinstance(self.verdict, str) else self.verdict
+
+    @property
+    def title(self) -> str:
+        end = {"created": "", "updated": " (update)", "closed": " (resolved)"}[self.activity]
+        return f"Model extraction suspected: {visible(self.model_id)}{end}"
+
+    @property
+    def text(self) -> str:
+        """One sentence for people; safe to show as plain text."""
+        who = f"{self.kind} {visible(self.subject)}"
+        if self.resolved:
+            return f"{who} of {visible(self.model_id)} is clear again after {self.queries_seen} queries"
+        copied = (self.extraction or {}).get("fidelity")
+        much = f", could copy {copied:.0%} of the model" if isinstance(copied, float) else ""
+        why = visible(str(self.evidence[0].get("text", ""))) if self.evidence else self.reason
+        return f"{who}: {self.state} after {self.queries_seen} queries, suspicion {self.suspicion:.4f}{much}. {why}"
+
+
+_decode = msgspec.json.Decoder(Finding)
+
+
+def finding(alert: OutboxAlert) -> Finding:
+    """The alert of an outbox entry. Raises Undeliverable for a body that is none."""
+    try:
+        found = _decode.decode(alert.body)
+        time_ms = round(dt.datetime.fromisoformat(found.time).timestamp() * 1000)
+        return msgspec.structs.replace(found, native=msgspec.json.decode(alert.body), time_ms=time_ms)
+    except (msgspec.DecodeError, ValueError, OverflowError) as error:
+        raise Undeliverable(f"alert {alert.uid}: {error}") from error
+
+
+_HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+
+
+def visible(text: str, limit: int = SHOWN) -> str:
+    r"""Text with every control, format (bidi, zero-width), line-separating and unassigned character written as ``\uXXXX``.
+
+    >>> visible("a\r\nb\u202ec")
+    'a\\u000d\\u000ab\\u202ec'
+    """
+    shown = text if len(text) <= limit else text[: limit - 1] + "…"
+    return "".join(f"\\u{ord(c):04x}" if unicodedata.category(c) in _HIDDEN else c for c in shown)

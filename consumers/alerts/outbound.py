@@ -1,0 +1,267 @@
+"""HTTP out of the house: to the receivers of alerts, and to nowhere else.
+
+An address that somebody else can choose must not turn us into their way into the network. Rules:
+
+* https. Plain http only to what the allow-list names (tests, an Alertmanager beside us).
+* The host is resolved for each new connection, **every** answer is checked, and the connection goes to the checked address: what
+  the name means a moment later does not matter. TLS still asks for the certificate of the name.
+* Only global unicast passes: no loopback, private, link-local, metadata, carrier-grade NAT, documentation, multicast or reserved
+  address, and no IPv6 form that hides an IPv4 one (mapped, compatible, NAT64, 6to4, Teredo). What is meant to be inside is named
+  in the allow-list by network or by host name.
+* No redirects, no proxies from the environment, no credentials in URLs, at most 5 s in all and 64 KB of answer.
+* 2xx is taken; 408, 425, 429, 3xx and 5xx are `Unavailable`, other 4xx `Undeliverable`. An error names the host and the status:
+  never the path, a header or the answer's text.
+"""
+
+from __future__ import annotations
+
+import http.client
+import ipaddress
+import re
+import socket
+import ssl
+import threading
+import time
+import urllib.parse
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from consumers.errors import Refused, Unavailable, Undeliverable
+
+DEADLINE_S = 5.0
+ANSWER_BYTES = 64 * 1024
+IDLE_S = 20.0
+AGAIN = {408, 425, 429}
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+Resolve = Callable[[str, int], Sequence[str]]
+
+GLOBAL_V6 = ipaddress.IPv6Network("2000::/3")
+CLOSED: tuple[Network, ...] = tuple(
+    ipaddress.ip_network(net)
+    for net in (
+        "168.63.129.16/32",  # a metadata service on a public address
+        "192.88.99.0/24",  # relays of 6to4
+        "2001::/23",  # Teredo and other protocol assignments
+        "2002::/16",  # 6to4: an IPv4 address inside
+        "3fff::/20", "2001:db8::/32",  # documentation
+    )
+)  # fmt: skip
+"""Global by the registry, closed here."""
+METADATA = frozenset(
+    ipaddress.ip_address(a) for a in ("169.254.169.254", "100.100.100.200", "168.63.129.16", "fd00:ec2::254")
+)
+"""Never, whatever the allow-list says: a cloud's metadata service hands out credentials."""
+
+
+def resolve(host: str, port: int) -> Sequence[str]:
+    """All addresses of a host."""
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(where[0]) for *_, where in found))
+
+
+def is_open(address: Address) -> bool:
+    """Whether anybody may reach it: global unicast without another address inside."""
+    if address.is_multicast or not address.is_global or any(address in net for net in CLOSED):
+        return False
+    return address.version == 4 or address in GLOBAL_V6
+
+
+@dataclass(frozen=True, slots=True)
+class Allowed:
+    """What the allow-list names: networks and host names that may be private and spoken to in plain http."""
+
+    networks: tuple[Network, ...] = ()
+    hosts: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, text: str) -> Allowed:
+        """Networks (``10.1.0.0/16``, ``127.0.0.1``) and host names, separated by spaces. Raises Refused."""
+        networks: list[Network] = []
+        hosts = set()
+        for word in text.split():
+            try:
+                networks.append(ipaddress.ip_network(word))
+            except ValueError:
+                if not re.fullmatch(r"[A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9])?", word):
+                    raise Refused(f"allow-list: {word!r} is neither a network nor a host name") from None
+                hosts.add(word.lower())
+        return cls(tuple(networks), frozenset(hosts))
+
+    def has(self, host: str, address: Address) -> bool:
+        named = host.lower() in self.hosts or any(address in net for net in self.networks)
+        return named and address not in METADATA
+
+
+class Answered(Undeliverable):
+    """Refused for good by an answer with this status."""
+
+    def __init__(self, text: str, status: int) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+class Target:
+    """One URL, looked at before anything is sent: `scheme`, `host`, `port`, `path` (with the query)."""
+
+    def __init__(self, url: str, what: str) -> None:
+        if re.search(r"[\x00-\x20\x7f-\uffff\\]", url):
+            raise Refused(f"{what}: the URL has characters that a URL may not have")
+        try:
+            parts = urllib.parse.urlsplit(url)
+            port = parts.port
+        except ValueError as error:
+            raise Refused(f"{what}: not a URL") from error
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise Refused(f"{what}: the URL must be https://host/…")
+        if parts.username is not None or parts.password is not None:
+            raise Refused(f"{what}: no credentials in a URL")
+        self.scheme, self.host = parts.scheme, parts.hostname
+        self.port = port or (443 if parts.scheme == "https" else 80)
+        self.path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+
+    @property
+    def authority(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == (443 if self.scheme == "https" else 80) else f"{host}:{self.port}"
+
+
+class Outbound:
+    """POST to one target. `context`: TLS settings (tests bring their own authority). `lookup`: the resolver.
+
+    Raises Refused for a URL that can't be right.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        what: str,
+        allow: Allowed | None = None,
+        deadline_s: float = DEADLINE_S,
+        context: ssl.SSLContext | None = None,
+        lookup: Resolve = resolve,
+    ) -> None:
+        self.target = Target(url, what)
+        self.what = what
+        self._allow = allow or Allowed()
+        self._deadline_s = deadline_s
+        self._context = context or ssl.create_default_context()
+        self._lookup = lookup
+        self._connection: http.client.HTTPConnection | None = None
+        self._used_s = 0.0
+
+    def post(self, body: bytes, headers: Mapping[str, str], path: str | None = None) -> bytes:
+        """The answer's body after a 2xx; `path` instead of the target's. Raises Unavailable, Answered."""
+        kept = self._connection is not None and time.monotonic() - self._used_s < IDLE_S
+        if not kept:
+            self.close()
+        try:
+            try:
+                return self._post(body, headers, path or self.target.path)
+            except (ConnectionError, http.client.RemoteDisconnected):
+                if not kept:
+                    raise
+                self.close()  # an idle connection that the other side gave up; the same id goes again
+                return self._post(body, headers, path or self.target.path)
+        except (Unavailable, Undeliverable):
+            raise
+        except (OSError, http.client.HTTPException) as error:
+            self.close()
+            raise Unavailable(f"{self.what}: {self.target.host}: {type(error).__name__}") from None
+
+    def close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    def _post(self, body: bytes, headers: Mapping[str, str], path: str) -> bytes:
+        end_s = time.monotonic() + self._deadline_s
+        connection = self._connection = self._connection or self._connected(end_s)
+        # A receiver that drips would never run into the time-out of one read: at the deadline the socket is shut.
+        cut = threading.Timer(max(0.0, end_s - time.monotonic()), _shut, [connection])
+        cut.daemon = True
+        cut.start()
+        try:
+            connection.request("POST", path, body, {"Host": self.target.authority} | dict(headers))
+            response = connection.getresponse()
+            answer = response.read(ANSWER_BYTES + 1)
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            cut.cancel()
+        self._used_s = time.monotonic()
+        if len(answer) > ANSWER_BYTES or response.will_close or not response.isclosed():
+            self.close()
+        self._judge(response.status)
+        return answer[:ANSWER_BYTES]
+
+    def _judge(self, status: int) -> None:
+        if 200 <= status < 300:
+            return
+        said = f"{self.what}: {self.target.host} answered {status}"
+        if 400 <= status < 500 and status not in AGAIN:
+            raise Answered(said, status)
+        raise Unavailable(said)
+
+    def _connected(self, end_s: float) -> http.client.HTTPConnection:
+        host, port = self.target.host, self.target.port
+        addresses = self._checked(host, port)
+        failed: OSError | None = None
+        for address in addresses:
+            left_s = end_s - time.monotonic()
+            if left_s <= 0:
+                break
+            try:
+                sock: socket.socket = socket.create_connection((str(address), port), timeout=left_s)
+            except OSError as error:
+                failed = error
+                continue
+            sock.settimeout(max(0.05, end_s - time.monotonic()))
+            connection = http.client.HTTPConnection(host, port)
+            if self.target.scheme == "https":
+                cut = threading.Timer(max(0.0, end_s - time.monotonic()), _shut_socket, [sock])
+                cut.daemon = True
+                cut.start()
+                try:
+                    sock = self._context.wrap_socket(sock, server_hostname=host)
+                except BaseException:
+                    sock.close()
+                    raise
+                finally:
+                    cut.cancel()
+            sock.settimeout(self._deadline_s)
+            connection.sock = sock
+            connection.auto_open = 0  # never by itself: it would resolve the name again
+            return connection
+        raise failed or TimeoutError()
+
+    def _checked(self, host: str, port: int) -> list[Address]:
+        found = []
+        for text in self._lookup(host, port):
+            try:
+                address = ipaddress.ip_address(text.partition("%")[0])
+            except ValueError as error:
+                raise Unavailable(f"{self.what}: {host} has no address that can be checked") from error
+            allowed = self._allow.has(host, address)
+            if not allowed and not is_open(address):
+                raise Unavailable(f"{self.what}: {host} is at an address that alerts may not go to (allow-list)")
+            if not allowed and self.target.scheme != "https":
+                raise Unavailable(f"{self.what}: plain http to {host} is not in the allow-list")
+            found.append(address)
+        if not found:
+            raise Unavailable(f"{self.what}: {host} has no address")
+        return found
+
+
+def _shut(connection: http.client.HTTPConnection) -> None:
+    if connection.sock is not None:
+        _shut_socket(connection.sock)
+
+
+def _shut_socket(sock: socket.socket) -> None:
+    try:
+        sock.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        return  # closed meanwhile

@@ -1,0 +1,107 @@
+"""Findings as a STIX 2.1 bundle, to share with others. Extra ``[stix]``.
+
+Rules: ids are computed from the findings, so that the same findings give the same bundle; a client id is data of a `user-account`
+and, escaped, of an indicator's pattern; only first alerts and the last state of each finding are told. No TAXII.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import uuid
+from collections.abc import Iterable
+from typing import Any
+
+from consumers.alerts import taxonomy
+from consumers.alerts.finding import Finding, visible
+from consumers.errors import Refused
+
+NAMESPACE = uuid.UUID("6f1c0a38-5d0b-5f0e-9c66-2a3f6ad0c0de")
+VALID_FOR = dt.timedelta(days=30)
+
+
+def bundle(findings: Iterable[Finding]) -> str:
+    """The bundle as JSON text, in a fixed order. Raises Refused without the extra."""
+    try:
+        import stix2
+    except ImportError as error:
+        raise Refused("STIX needs the extra: pip install 'querywarden[stix]'") from error
+    newest: dict[str, Finding] = {}
+    first: dict[str, Finding] = {}
+    for found in sorted(findings, key=lambda f: f.update):
+        first.setdefault(found.alert_id, found)
+        newest[found.alert_id] = found
+    if not newest:
+        return json.dumps({"type": "bundle", "id": _id("bundle", "empty"), "objects": []}, indent=1)
+    began = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+    row = taxonomy.EXTRACTION
+    us = stix2.Identity(
+        id=_id("identity", "querywarden"), name="QueryWarden", identity_class="system", created=began, modified=began
+    )
+    pattern = stix2.AttackPattern(
+        id=_id("attack-pattern", row.sub_uid),
+        name=row.sub,
+        created=began,
+        modified=began,
+        created_by_ref=us.id,
+        external_references=[
+            {"source_name": "mitre-atlas", "external_id": uid, "url": f"https://atlas.mitre.org/techniques/{uid}"}
+            for uid in (row.sub_uid, row.uid)
+        ],
+    )
+    objects: dict[str, Any] = {us.id: us, pattern.id: pattern}
+    for alert_id, found in sorted(newest.items()):
+        for thing in _objects(stix2, found, first[alert_id], us.id, pattern.id):
+            objects[thing.id] = thing
+    names = ",".join(f"{f.uid}" for _, f in sorted(newest.items()))
+    made = stix2.Bundle(id=_id("bundle", names), objects=list(objects.values()))
+    return str(made.serialize(pretty=True))
+
+
+def _objects(stix2: Any, found: Finding, first: Finding, us: str, attack: str) -> list[Any]:
+    begun, news = _when(first), max(_when(found), _when(first))
+    accounts = [stix2.UserAccount(user_id=name, account_type="api-client") for name in found.members or [found.subject]]
+    sources = [stix2.IPv6Address(value=ip) if ":" in ip else stix2.IPv4Address(value=ip) for ip in found.sources]
+    seen = stix2.ObservedData(
+        id=_id("observed-data", found.alert_id),
+        created=begun, modified=news, created_by_ref=us,
+        first_observed=begun, last_observed=news,
+        number_observed=max(1, min(found.queries_seen, 999_999_999)),
+        object_refs=[thing.id for thing in (*accounts, *sources)],
+    )  # fmt: skip
+    names = " OR ".join(f"user-account:user_id = '{_literal(name)}'" for name in found.members or [found.subject])
+    until = news if found.resolved else news + VALID_FOR
+    indicator = stix2.Indicator(
+        id=_id("indicator", found.alert_id),
+        created=begun, modified=news, created_by_ref=us,
+        name=found.title, description=found.text,
+        indicator_types=["malicious-activity"],
+        pattern=f"[{names}]", pattern_type="stix",
+        valid_from=begun, valid_until=max(until, begun + dt.timedelta(seconds=1)),
+        confidence=round(100 * min(1.0, max(0.0, found.suspicion))),
+        labels=["model-extraction", f"severity-{found.severity}"],
+    )  # fmt: skip
+    means = stix2.Relationship(
+        id=_id("relationship", found.alert_id), relationship_type="indicates", created=begun, modified=news,
+        created_by_ref=us, source_ref=indicator.id, target_ref=attack,
+    )  # fmt: skip
+    sighting = stix2.Sighting(
+        id=_id("sighting", found.alert_id), created=begun, modified=news, created_by_ref=us, sighting_of_ref=indicator.id,
+        observed_data_refs=[seen.id], first_seen=begun, last_seen=max(news, begun + dt.timedelta(milliseconds=1)),
+        count=max(1, min(found.queries_seen, 999_999_999)), summary=False,
+        description=f"model {visible(found.model_id)}",
+    )  # fmt: skip
+    return [*accounts, *sources, seen, indicator, means, sighting]
+
+
+def _id(kind: str, name: str) -> str:
+    return f"{kind}--{uuid.uuid5(NAMESPACE, f'{kind}:{name}')}"
+
+
+def _when(found: Finding) -> dt.datetime:
+    return dt.datetime.fromtimestamp(found.time_ms / 1000, dt.UTC)
+
+
+def _literal(text: str) -> str:
+    """Inside the quotes of a STIX pattern."""
+    return visible(text).replace("\\", "\\\\").replace("'", "\\'")

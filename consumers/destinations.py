@@ -1,0 +1,141 @@
+"""Settings → alert sinks: the table of the sinks there are.
+
+Rules: a new sink is one file in `consumers/alerts`, one section of settings and one row here. An adapter is imported when its section
+is filled in. Every sink but the plain log of alerts (file, Kafka) stands behind its filter and its cap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, NamedTuple
+
+from consumers import config
+from consumers.alerts.outbound import Allowed
+from consumers.errors import Refused
+
+if TYPE_CHECKING:
+    from consumers.alerts import AlertSink
+    from consumers.metrics import Metrics
+    from consumers.store import OutboxAlert
+
+Stored = Callable[[], "Iterable[OutboxAlert]"]
+INSIDE = "0.0.0.0/0 ::/0"
+"""Allow-list of receivers that an operator names and that live inside: any address, still pinned, still without redirects."""
+
+
+class Sink(NamedTuple):
+    """section: of the settings under ``alerts``; filled: whether it names a receiver; make: the adapter."""
+
+    section: str
+    filled: Callable[[config.AlertSettings], bool]
+    make: Callable[[config.AlertSettings, Stored], AlertSink]
+
+
+def _webhook(a: config.AlertSettings, stored: Stored) -> AlertSink:
+    from consumers.alerts.webhook import WebhookSink
+
+    s = a.webhook
+    allow = Allowed.of(s.allow)
+    return WebhookSink(s.url.get_secret_value(), s.keys.get_secret_value(), allow=allow, form=s.format)
+
+
+def _alertmanager(a: config.AlertSettings, stored: Stored) -> AlertSink:
+    from consumers.alerts.alertmanager import AlertmanagerSink
+
+    s = a.alertmanager
+    return AlertmanagerSink(
+        s.url.get_secret_value(),
+        allow=Allowed.of(INSIDE),
+        firing_s=s.firing_hours * 3600,
+        dashboard_url=a.dashboard_url,
+        headers=_bearer(s.token.get_secret_value()),
+        stored=stored,
+    )
+
+
+def _pagerduty(a: config.AlertSettings, stored: Stored) -> AlertSink:
+    from consumers.alerts.pagerduty import PagerDutySink
+
+    s = a.pagerduty
+    return PagerDutySink(
+        s.routing_key.get_secret_value(), url=s.url, allow=Allowed.of(s.allow), dashboard_url=a.dashboard_url
+    )
+
+
+def _notify(a: config.AlertSettings, stored: Stored) -> AlertSink:
+    from consumers.alerts.notify import NotifySink
+
+    return NotifySink(a.notify.urls.get_secret_value(), dashboard_url=a.dashboard_url)
+
+
+def _splunk(a: config.AlertSettings, stored: Stored) -> AlertSink:
+    from consumers.alerts.splunk import SplunkSink
+
+    s = a.splunk
+    return SplunkSink(
+        s.url.get_secret_value(), s.token.get_secret_value(), index=s.index, form=s.format, allow=Allowed.of(INSIDE)
+    )
+
+
+def _syslog(a: config.AlertSettings, stored: Stored) -> AlertSink:
+    from consumers.alerts.syslog import SyslogSink
+
+    return SyslogSink(a.syslog.url)
+
+
+def _ecs(a: config.AlertSettings, stored: Stored) -> AlertSink:
+    from consumers.alerts.ecs import EcsFileSink, EcsSink
+
+    s = a.ecs
+    if s.file:
+        return EcsFileSink(s.file)
+    return EcsSink(s.url.get_secret_value(), api_key=s.api_key.get_secret_value(), allow=Allowed.of(INSIDE))
+
+
+SINKS: tuple[Sink, ...] = (
+    Sink("webhook", lambda a: bool(a.webhook.url.get_secret_value()), _webhook),
+    Sink("alertmanager", lambda a: bool(a.alertmanager.url.get_secret_value()), _alertmanager),
+    Sink("pagerduty", lambda a: bool(a.pagerduty.routing_key.get_secret_value()), _pagerduty),
+    Sink("notify", lambda a: bool(a.notify.urls.get_secret_value()), _notify),
+    Sink("splunk", lambda a: bool(a.splunk.url.get_secret_value()), _splunk),
+    Sink("syslog", lambda a: bool(a.syslog.url), _syslog),
+    Sink("ecs", lambda a: bool(a.ecs.url.get_secret_value() or a.ecs.file), _ecs),
+)
+
+
+def configured(alerts: config.AlertSettings, metrics: Metrics | None, stored: Stored) -> list[AlertSink]:
+    """The sinks whose sections are filled in, each behind its filter and cap. Raises Refused in one line."""
+    from consumers.alerts.capped import CappedSink
+
+    found: list[AlertSink] = []
+    for row in SINKS:
+        if not row.filled(alerts):
+            continue
+        section: config.SinkSettings = getattr(alerts, row.section)
+        try:
+            sink = row.make(alerts, stored)
+        except Refused as error:
+            raise Refused(f"alerts.{row.section}: {error}") from error
+        found.append(
+            CappedSink(
+                sink,
+                min_severity=section.min_severity,
+                kinds=("client", "campaign") if section.kinds == "all" else (section.kinds,),
+                per_day=section.per_day,
+                digest_s=section.digest_minutes * 60,
+                on_capped=_counter(metrics, row.section),
+            )
+        )
+    return found
+
+
+def _counter(metrics: Metrics | None, section: str) -> Callable[[], None]:
+    if metrics is None:
+        return lambda: None
+    return lambda: metrics.add("querywarden_alerts_capped_total", sink=section)
+
+
+def _bearer(token: str) -> dict[str, str]:
+    if not token.isascii() or not (token or "-").isprintable():
+        raise Refused("token: it must be printable text")
+    return {"Authorization": f"Bearer {token}"} if token else {}
