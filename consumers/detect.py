@@ -245,8 +245,10 @@ class Runner:
     sinks: Sequence[AlertSink] = ()
     metrics: Metrics = field(default_factory=Metrics)
     now_s: Callable[[], int | None] = lambda: int(time.time())
+    clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
     rng: random.Random = field(default_factory=random.Random)
+    new_token: Callable[[], str] = lambda: entropy.token_hex(16)
     process: str = field(default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}:{entropy.token_hex(4)}")
     lease_ms: int = LEASE_MS
     held: dict[int, Held] = field(default_factory=dict)
@@ -257,7 +259,7 @@ class Runner:
     def turn(self, stop: Callable[[], bool] = lambda: False) -> int:
         """One round over the decision cells, left between two cells on `stop`; returns the number of clients looked at."""
         profile_cells = self.store.cells()
-        renew = time.monotonic() - self._renewed_s > self.lease_ms / 3000
+        renew = self.clock() - self._renewed_s > self.lease_ms / 3000
         assessed = 0
         for cell in range(DECISION_CELLS):
             if cell not in self.held:
@@ -268,13 +270,13 @@ class Runner:
                 break
             assessed += self._one(cell, pending.get(cell, {}), profile_cells, renew)
         if renew:
-            self._renewed_s = time.monotonic()
+            self._renewed_s = self.clock()
         self.ready = True
         self._send()
         return assessed
 
     def _claim(self, cell: int) -> None:
-        token = entropy.token_hex(16)
+        token = self.new_token()
         try:
             claim: DecisionClaim = self.store.claim_decisions(cell, self.process, token, self.lease_ms)
         except LeaseHeld:

@@ -13,6 +13,7 @@ profile of the unsplit stream (float sums within 1e-9). `Profile` is one client'
 
 from __future__ import annotations
 
+import math
 import struct
 import zlib
 from collections.abc import Callable
@@ -404,7 +405,7 @@ class _Reader:
         self.stop = len(blob) - 4
 
     def array(self, dtype: str, shape: tuple[int, ...]) -> Array:
-        count = int(np.prod(shape))
+        count = math.prod(shape)
         size = count * np.dtype(dtype).itemsize
         if self.at + size > self.stop:
             raise IncompatibleProfile("profile ends too early")
