@@ -78,10 +78,16 @@ class QueryLog(Protocol):
         """Offset of the next record that `poll` would return for the cell."""
 
     def ends(self) -> dict[str, int]:
-        """For every cell of the whole log (assigned here or not): the offset after its last record."""
+        """For every cell of the whole log (assigned here or not) that holds a record: the offset after its last one."""
 
     def joined(self) -> bool:
         """Whether this process takes part in reading: a member of the group, even one that no cell was left for."""
+
+    def incarnation(self, cell: str) -> int:
+        """Which log the cell's offsets belong to: another number once a topic was deleted and created again; 0: can't tell."""
+
+    def behind(self) -> int:
+        """Records that are known to wait in our cells, without asking anybody."""
 
     def commit(self, offsets: Mapping[str, int]) -> None:
         """Advisory, for lag dashboards; never used to resume. Failures are swallowed and counted."""

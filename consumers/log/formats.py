@@ -51,6 +51,7 @@ REASONS: dict[str, str] = {
     "unsupported_input": "the input has another form than the baseline's (text is not assessed yet)",
     "missing_prediction": "a successful query without a prediction",
     "bad_sampled_fraction": "sampled_fraction is not in [1e-9, 1]",
+    "poison": "the record ended the process that read it, again and again",
     "unreadable_batch": "the log could not give the records of a batch (corrupt, or a decompression bomb)",
 }
 """Reason codes of the dead letter and what they mean."""
@@ -192,12 +193,14 @@ class Decoded:
     """What one batch of records holds.
 
     batches   model id → its queries, in log order
+    events    model id → its event ids: (their JSON texts end to end, where each ends); an empty text: there is none
     dead      refused records
     counters  produced = queries + dead + unmodelled + denied + failed, and unknown_keys
     last_ms   newest event time seen, 0 if none
     """
 
     batches: dict[str, QueryBatch] = field(default_factory=dict)
+    events: dict[str, tuple[bytearray, NDArray[np.int64]]] = field(default_factory=dict)
     dead: list[DeadLetter] = field(default_factory=list)
     counters: Counter[str] = field(default_factory=Counter)
     last_ms: int = 0
@@ -214,6 +217,8 @@ class _Columns:
     time_ms: array[int] = field(default_factory=lambda: array("q"))
     weight: array[float] = field(default_factory=lambda: array("f"))
     offsets: array[int] = field(default_factory=lambda: array("q"))
+    event_ids: bytearray = field(default_factory=bytearray)
+    event_ends: array[int] = field(default_factory=lambda: array("q"))
 
     def batch(self, reader: InputReader) -> QueryBatch:
         n, c = len(self.who), reader.classes
@@ -257,7 +262,10 @@ class NativeFormat:
         for i, value in enumerate(records.values):
             refused = records.refused.get(i)
             if refused is not None:
-                out.dead.append(_dead(records, i, "unreadable_batch", f"{refused[0]}: {refused[1]}"))
+                reason, detail = refused
+                if reason not in REASONS:
+                    reason, detail = "unreadable_batch", f"{reason}: {detail}"
+                out.dead.append(_dead(records, i, reason, detail))
                 continue
             try:
                 self._one(value, int(records.offsets[i]), columns, out)
@@ -271,6 +279,7 @@ class NativeFormat:
                 out.dead.append(_dead(records, i, *_why_not_json(value, _cause(error))))
         counters["dead"] += len(out.dead)
         out.batches = {model: c.batch(self.readers[model]) for model, c in columns.items()}
+        out.events = {model: (c.event_ids, np.frombuffer(c.event_ends, np.int64)) for model, c in columns.items()}
         counters["queries"] += sum(len(b) for b in out.batches.values())
         return out
 
@@ -320,6 +329,10 @@ class NativeFormat:
         mine.time_ms.append(time_ms)
         mine.weight.append(weight)
         mine.offsets.append(offset)
+        event_id = event.get("event_id")
+        if event_id is not None:
+            mine.event_ids += event_id  # as it is written: a producer repeats an event byte by byte
+        mine.event_ends.append(len(mine.event_ids))
         out.last_ms = max(out.last_ms, time_ms)
         if unknown:
             out.counters["unknown_keys"] += len(unknown)

@@ -217,12 +217,14 @@ class KafkaLog:
         return self._positions[tp]
 
     def ends(self) -> dict[str, int]:
+        """A partition whose records have all expired is left out: nobody will ever read it to its end."""
         try:
             partitions = self._consumer.partitions_for_topic(self.topic) or ()
-            ends = self._consumer.end_offsets([TopicPartition(self.topic, partition) for partition in partitions])
+            every = [TopicPartition(self.topic, partition) for partition in partitions]
+            ends, starts = self._consumer.end_offsets(every), self._consumer.beginning_offsets(every)
         except errors.KafkaError as error:
             raise _translated(error) from error
-        return {_cell(tp): int(end) for tp, end in ends.items()}
+        return {_cell(tp): int(end) for tp, end in ends.items() if end > starts[tp]}
 
     def still_ours(self, cell: str) -> bool:
         """Ask the group: a commit that it accepts proves that the cell is ours in its present generation."""
@@ -240,6 +242,22 @@ class KafkaLog:
 
     def joined(self) -> bool:
         return bool(self._consumer._coordinator.stable())
+
+    def incarnation(self, cell: str) -> int:
+        """From the topic's id; brokers older than 2.8 have none."""
+        topic_id = self._consumer._client.cluster.topic_id(self.topic)
+        return 0 if topic_id is None else int(topic_id.int >> 80)  # 48 bits: exact in every store
+
+    def behind(self) -> int:
+        """By the ends that came with the last fetches."""
+        waiting = 0
+        for tp, position in self._positions.items():
+            try:
+                end = self._consumer.highwater(tp)
+            except errors.IllegalStateError:
+                continue  # revoked since the last poll
+            waiting += max(0, (end or 0) - position)
+        return waiting
 
     def commit(self, offsets: Mapping[str, int]) -> None:
         for cell, offset in offsets.items():

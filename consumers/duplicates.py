@@ -1,0 +1,144 @@
+"""Duplicates: queries that a producer sent twice, told by their ``event_id``.
+
+Rules of this file
+* A client's window holds 64-bit keyed hashes of the last event ids that counted: at most `KEPT`, none older than `SPAN_MS` of event
+  time before the newest. An id that the window holds is a duplicate and changes nothing. A query without an id is never one.
+* A false match needs two hashes of 64 bits to be equal: at most 1.4e-17 a query.
+* What is a duplicate depends on the client's earlier queries alone, never on how polls cut them: rows are walked one by one.
+* The window lives in one shard: the same event in two partitions is not noticed (producers key by client).
+* A stored window is field ``e`` of the profile: newest event time, then hashes and times, oldest first. One that cannot be read is
+  begun anew.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+
+import numba as nb
+import numpy as np
+from numpy.typing import NDArray
+
+from detector.kernels import hash_texts
+
+FIELD = "e"
+KEPT = 256
+SPAN_MS = 600_000
+_HEAD = struct.Struct("<BxHxxxxq")  # version, entries, newest event time in ms
+_VERSION = 1
+_NO_ID = (b'""', b"null")
+
+
+def event_hashes(texts: bytearray, ends: NDArray[np.int64], key: bytes) -> NDArray[np.uint64]:
+    """(n,) keyed hashes of n event ids, as JSON texts that lie end to end; 0 where there is none."""
+    out = np.zeros(len(ends), np.uint64)
+    if texts:
+        k0, k1 = np.frombuffer(key, "<u8", 2)
+        hash_texts(np.frombuffer(texts, np.uint8), ends, k0, k1, out)
+        length = np.diff(ends, prepend=0)
+        for i in np.flatnonzero((length == 2) | (length == 4)).tolist():
+            if texts[ends[i] - length[i] : ends[i]] in _NO_ID:
+                out[i] = 0
+    return out
+
+
+@nb.njit(cache=True, nogil=True)
+def _unseen(slots, hashes, time_ms, kept_hash, kept_ms, count, newest, fresh):  # type: ignore[no-untyped-def]
+    """fresh[i]: row i is no duplicate. The windows take up what is fresh."""
+    for i in range(slots.shape[0]):
+        fresh[i] = True
+        h = hashes[i]
+        if h == np.uint64(0):
+            continue
+        c = slots[i]
+        n = count[c]
+        now = max(newest[c], time_ms[i])
+        for j in range(n):
+            if kept_hash[c, j] == h and now - kept_ms[c, j] <= SPAN_MS:
+                fresh[i] = False
+                break
+        if not fresh[i]:
+            continue
+        newest[c] = now
+        kept = 0
+        for j in range(n):  # drop what is too old, close the ranks
+            if now - kept_ms[c, j] <= SPAN_MS:
+                if kept != j:
+                    kept_hash[c, kept] = kept_hash[c, j]
+                    kept_ms[c, kept] = kept_ms[c, j]
+                kept += 1
+        if now - time_ms[i] <= SPAN_MS:
+            if kept == KEPT:
+                for j in range(1, KEPT):
+                    kept_hash[c, j - 1] = kept_hash[c, j]
+                    kept_ms[c, j - 1] = kept_ms[c, j]
+                kept = KEPT - 1
+            kept_hash[c, kept] = h
+            kept_ms[c, kept] = time_ms[i]
+            kept += 1
+        count[c] = kept
+
+
+class Windows:
+    """The windows of many clients in flat arrays, one row each; `rows` names them. An unknown client starts empty."""
+
+    def __init__(self, capacity: int = 64) -> None:
+        self.rows: dict[object, int] = {}
+        self._free = list(range(capacity))
+        self._hash = np.zeros((capacity, KEPT), np.uint64)
+        self._ms = np.zeros((capacity, KEPT), np.int64)
+        self._count = np.zeros(capacity, np.int64)
+        self._newest = np.zeros(capacity, np.int64)
+
+    def unseen(
+        self, keys: Sequence[object], who: NDArray[np.int32], hashes: NDArray[np.uint64], time_ms: NDArray[np.int64]
+    ) -> NDArray[np.bool_]:
+        """Which rows (n,) are no duplicates; keys (g,) are what `who` points into. The windows remember them."""
+        fresh = np.ones(len(who), np.bool_)
+        slots = np.array([self._row(key) for key in keys], np.int64)[who]
+        _unseen(slots, hashes, time_ms, self._hash, self._ms, self._count, self._newest, fresh)
+        return fresh
+
+    def put(self, key: object, blob: bytes | None) -> None:
+        """Take over a stored window; none, or a damaged one, begins anew."""
+        row = self._row(key)
+        self._count[row] = self._newest[row] = 0
+        if blob is None or len(blob) < _HEAD.size:
+            return
+        version, count, newest = _HEAD.unpack_from(blob)
+        if version != _VERSION or count > KEPT or len(blob) != _HEAD.size + 12 * count:
+            return
+        self._hash[row, :count] = np.frombuffer(blob, "<u8", count, _HEAD.size)
+        age = np.frombuffer(blob, "<u4", count, _HEAD.size + 8 * count)
+        self._ms[row, :count] = newest - age.astype(np.int64)
+        self._count[row], self._newest[row] = count, newest
+
+    def blob(self, key: object) -> bytes | None:
+        """The window as it is stored; None while it never held anything."""
+        row = self.rows.get(key)
+        if row is None or not self._count[row]:
+            return None
+        count, newest = int(self._count[row]), int(self._newest[row])
+        age = (newest - self._ms[row, :count]).astype("<u4")
+        return _HEAD.pack(_VERSION, count, newest) + self._hash[row, :count].tobytes() + age.tobytes()
+
+    def drop(self, key: object) -> None:
+        row = self.rows.pop(key, None)
+        if row is not None:
+            self._free.append(row)
+
+    def _row(self, key: object) -> int:
+        row = self.rows.get(key)
+        if row is None:
+            if not self._free:
+                self._grow()
+            row = self.rows[key] = self._free.pop()
+            self._count[row] = self._newest[row] = 0
+        return row
+
+    def _grow(self) -> None:
+        capacity = len(self._count)
+        for name in ("_hash", "_ms", "_count", "_newest"):
+            array = getattr(self, name)
+            setattr(self, name, np.concatenate([array, np.zeros_like(array)]))
+        self._free = list(range(2 * capacity - 1, capacity - 1, -1))

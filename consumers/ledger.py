@@ -1,0 +1,42 @@
+"""The counters of a profile cell, and the equation that they must satisfy. Nothing is silent.
+
+    produced  =  processed + dead + duplicate + erased
+    processed =  queries + denied + failed + unmodelled
+
+* produced    records that were read, each exactly once
+* queries     rows that were folded into a profile; `pooled` of them into the overflow client of their model (admission.py)
+* denied      refused by the prediction service (401, 403, 429): volume; failed: its other failures
+* unmodelled  of a model without a baseline, when the setting ignores those
+* dead        refused records, each one dead letter
+* duplicate   queries whose event_id the client's window still held (duplicates.py)
+* erased      queries of an erased client below the offset up to which it was erased
+* gap         records that the log's retention dropped before they were read: apart, they were never read
+
+Counters are absolute and stored with the profiles in one step, so the equation holds at every moment in every store. Marks are
+kept beside them in the same way; they are numbers that the next owner of the cell must know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+PROCESSED = ("queries", "denied", "failed", "unmodelled")
+APART = ("dead", "duplicate", "erased")
+COUNTERS = ("produced", *PROCESSED, *APART, "pooled", "gap")
+MARKS = ("careful_until", "careful_at", "log_id")
+"""careful_until: below this offset records are folded one by one; careful_at: 1 + offset of the one under way, 0 for none;
+log_id: which incarnation of the log the offset belongs to, 0 for unknown."""
+
+
+def processed(counters: Mapping[str, int]) -> int:
+    return sum(counters.get(name, 0) for name in PROCESSED)
+
+
+def imbalance(counters: Mapping[str, int]) -> int:
+    """Records that were read and are nowhere (above 0), or that count twice (below); 0 in every store, always."""
+    return counters.get("produced", 0) - processed(counters) - sum(counters.get(name, 0) for name in APART)
+
+
+def unbalanced(cells: Iterable[tuple[str, Mapping[str, int]]]) -> dict[str, int]:
+    """Cell → imbalance, of those cells whose counters do not add up."""
+    return {name: off for name, counters in cells if (off := imbalance(counters))}
