@@ -92,6 +92,10 @@ class Secrets:
         """32 bytes for one purpose (digests of API keys, signatures); no purpose gives another's away."""
         return _derive(self._pepper, b"purpose", purpose)
 
+    def edge_key(self, tenant: str) -> bytes:
+        """The key of `client_hash`, for a gateway that looks hashes up itself: who has it can try ids against hashes."""
+        return self._tenant_pepper(tenant)
+
     def seal(self, text: str, tenant: str) -> bytes:
         """`text` encrypted under the tenant's key: version, nonce (12 bytes), AES-256-GCM ciphertext and tag."""
         cipher, nonce_key = self._cipher(tenant)

@@ -1,0 +1,121 @@
+"""Real gateways with the files of examples/gateways: Envoy over HTTP and gRPC, nginx, Caddy. What users were promised, on each.
+
+* clear passes, and the model server hears the decision; a client's own copy of our headers never arrives;
+* a block and a throttle stop, with 403 and 429 and with Retry-After;
+* an operator's decision takes effect within 2 s, its undoing too;
+* QueryWarden down or hanging: requests pass, without any decision; Redis paused: answers keep coming, restrictions hold.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+from gateways.conftest import Backend, or_skip, started
+from gateways.peers import Caddy, Envoy, EnvoyGrpc, Nginx, Peer, ask
+
+TAKES_EFFECT_S = 2.0
+FORGED = {"X-QueryWarden-Decision": "block", "X-QueryWarden-Degrade": "top1", "X-QueryWarden-Model": "another"}
+
+
+@pytest.fixture(scope="module", params=[Envoy, EnvoyGrpc, Nginx, Caddy], ids=lambda kind: kind.name)
+def gateway(request: pytest.FixtureRequest, backend: Backend) -> Iterator[Peer]:
+    yield from started(or_skip(request.param, *backend.ports()))
+
+
+def status(gateway: Peer, client: str) -> int:
+    return ask(gateway.port, {"X-API-Key": client}).status
+
+
+def becomes(gateway: Peer, client: str, wanted: int, within_s: float = TAKES_EFFECT_S) -> float:
+    """Seconds until a client's status is `wanted`; the client asks all the time, as a thief does."""
+    began = time.monotonic()
+    while (found := status(gateway, client)) != wanted:
+        assert time.monotonic() - began < within_s, f"still {found} after {within_s} s"
+        time.sleep(0.02)
+    return time.monotonic() - began
+
+
+def test_a_clear_client_passes_and_the_model_server_hears_the_decision(gateway: Peer) -> None:
+    answer = ask(gateway.port, {"X-API-Key": "honest"})
+    assert answer.status == 200
+    assert answer.getheader("X-Seen-decision") == "clear"
+    assert answer.getheader("X-Seen-degrade") == "round=6"
+    assert b'"label": "fraud"' in answer.content  # type: ignore[attr-defined]
+
+
+def test_what_a_client_claims_never_arrives(gateway: Peer) -> None:
+    for client in ("honest", None):
+        answer = ask(gateway.port, FORGED | ({"X-API-Key": client} if client else {}))
+        assert answer.status == 200
+        assert answer.getheader("X-Seen-decision") == "clear"
+        assert answer.getheader("X-Seen-degrade") in ("round=6", None), "not top1"
+        assert answer.getheader("X-Seen-model") in (None, "fraud-v3")
+
+
+@pytest.mark.parametrize(("state", "wanted"), [("block", 403), ("throttle", 429)])
+def test_restrictions_begin_and_end_within_two_seconds(
+    gateway: Peer, backend: Backend, state: str, wanted: int
+) -> None:
+    client = f"{gateway.name}-{state}"
+    assert status(gateway, client) == 200
+    backend.say(client, state)
+    becomes(gateway, client, wanted)
+    refused = ask(gateway.port, {"X-API-Key": client} | FORGED)
+    assert refused.status == wanted
+    assert 1 <= int(refused.getheader("Retry-After") or 0) <= 60
+    assert refused.getheader("X-Seen-decision") is None, "it did not reach the model server"
+    assert status(gateway, "honest") == 200
+    backend.undo(client)
+    becomes(gateway, client, 200)
+
+
+def test_a_client_cannot_choose_the_model_that_is_asked_about(gateway: Peer, backend: Backend) -> None:
+    client = f"{gateway.name}-model"
+    backend.say(client, "block", model="fraud-v3")
+    backend.say(client, "clear", model="another")
+    becomes(gateway, client, 403)
+    assert ask(gateway.port, {"X-API-Key": client} | FORGED).status == 403
+    backend.undo(client, "fraud-v3")
+    becomes(gateway, client, 200)
+
+
+def test_answers_keep_coming_while_redis_is_paused(gateway: Peer, backend: Backend) -> None:
+    client = f"{gateway.name}-paused"
+    backend.say(client, "block", 600)
+    becomes(gateway, client, 403)
+    backend.redis.pause()
+    try:
+        until_s = time.monotonic() + 1.5
+        while time.monotonic() < until_s:
+            answer = ask(gateway.port, {"X-API-Key": "honest"})
+            assert (answer.status, answer.getheader("X-Seen-decision")) == (200, "clear")
+            assert status(gateway, client) == 403
+    finally:
+        backend.redis.resume()
+    backend.undo(client)
+    becomes(gateway, client, 200, within_s=TAKES_EFFECT_S + 2)
+
+
+@pytest.mark.parametrize("trouble", ["down", "hanging"])
+def test_requests_pass_while_querywarden_does_not_answer(gateway: Peer, backend: Backend, trouble: str) -> None:
+    client = f"{gateway.name}-{trouble}"
+    backend.say(client, "block", 600)
+    becomes(gateway, client, 403)
+    (backend.service.stop if trouble == "down" else backend.service.pause)()
+    try:
+        time.sleep(1.1 if gateway.name == "nginx" else 0)  # its cache of one second
+        for one in ("honest", client):
+            answer = ask(gateway.port, {"X-API-Key": one} | FORGED)
+            assert answer.status == 200
+            assert answer.getheader("X-Seen-decision") is None
+            assert answer.getheader("X-Seen-degrade") is None
+            assert b'"label": "fraud"' in answer.content, "the body was sent once more"  # type: ignore[attr-defined]
+    finally:
+        if trouble == "down":
+            backend.service.start()
+        else:
+            backend.service.resume()
+    becomes(gateway, client, 403, within_s=10)
+    backend.undo(client)
