@@ -1,0 +1,266 @@
+"""A signed, replayable bundle about one client: what was decided, on what, and how to check it.
+
+Rules of the file:
+
+* A zip of plain files. ``manifest.json`` names every member with its SHA-256; ``manifest.sig`` is an Ed25519 signature of its bytes.
+  A member that is missing, changed, doubled or not named makes the bundle worthless, and so does any change of the manifest.
+* Replayable: the profile's bytes are inside. Whoever has the baseline file (the manifest holds its hash) assesses them again and
+  gets the same scores within 1e-9.
+* The client's id is sealed unless it is asked for in clear; the bundle then names the client by its keyed hash.
+* A bundle is hostile until checked: sizes are bounded before anything is unpacked, nothing is written to a path from inside.
+* The same inputs give the same bytes.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from consumers.errors import Refused
+from consumers.findings import StoredDecision
+from consumers.horizon import Span, read_span, together
+from consumers.secrets import Secrets
+from detector.baseline import Baseline
+from detector.errors import IncompatibleProfile
+from detector.scoring import Assessment, assess
+
+FORMAT = 1
+MANIFEST, SIGNATURE = "manifest.json", "manifest.sig"
+MAX_BYTES = 64 * 2**20
+MAX_MEMBERS = 4_096
+SAME = 1e-9
+_EPOCH = (1980, 1, 1, 0, 0, 0)
+
+METHOD = """# What this bundle says, and how to check it
+
+A client of a prediction service was assessed by QueryWarden, which compares the whole of a client's queries with honest use of
+the same model.
+
+* `decision.json` – the decision as it stood, with its reason, evidence and history.
+* `alerts.json` – the findings that were sent, if there were any.
+* `assessment.json` – the assessment of the profile in this bundle, computed when the bundle was made.
+* `profile/*.qp` – the client's profile, one file for each partition of the query log: counts, sets of keyed hashes of its
+  distinct queries with marks for what is odd about them, and running maxima. No query is in it.
+* `audit.jsonl` – what people did about this client, with the hashes that chain it to the audit log.
+
+`suspicion` is one minus the lifetime p-value: how rarely an honest client *ever* gets this far, by the honest clients that the
+baseline was calibrated on (conformal rank, and a Pareto tail beyond them). A state follows from the p-value and the false-alarm
+budget a: watch at 5a, throttle at a, block at a/10 with at least 30 odd distinct queries. It is evidence of behaviour, not of
+intent.
+
+To check: `querywarden verify-evidence FILE --baseline BASELINE`. It checks the signature and every hash, assesses the profile
+again and compares. By hand: SHA-256 of each member against `manifest.json`; Ed25519 over the bytes of `manifest.json` with
+`public_key` (base64, raw), which you should have from somewhere else.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What goes into a bundle.
+
+    client         keyed hash; decision and alerts hold the id in clear, `sealed_id` replaces it unless `clear`
+    baseline_file  bytes of the baseline's file
+    audit          rows of the audit log that are about this client, as stored
+    """
+
+    tenant: str
+    model: str
+    client: str
+    sealed_id: str
+    decision: StoredDecision
+    alerts: Sequence[Mapping[str, Any]]
+    spans: Sequence[Span]
+    baseline: Baseline
+    baseline_file: bytes
+    audit: Sequence[bytes]
+    budget: float
+    made_ms: int
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """A bundle that is whole. signer: fingerprint of the key that signed it; differences: of the scores, empty when they agree."""
+
+    manifest: Mapping[str, Any]
+    signer: str
+    assessed: bool
+    differences: Sequence[str]
+
+
+def signing_key(secrets: Secrets) -> Ed25519PrivateKey:
+    """The installation's evidence key; it follows from the secrets file, so a restored installation signs as before."""
+    return Ed25519PrivateKey.from_private_bytes(secrets.derived("evidence"))
+
+
+def fingerprint(raw: bytes) -> str:
+    """Name of a public key: the first 32 hex digits of its SHA-256."""
+    return hashlib.sha256(raw).hexdigest()[:32]
+
+
+def bundle(case: Case, key: Ed25519PrivateKey, clear: bool = False) -> bytes:
+    """The zip. Raises Refused when there is no profile to put in."""
+    profile = together(case.spans)
+    if profile is None:
+        raise Refused("the store holds no profile of this client for this baseline: there is nothing to replay")
+    assessment = assess(profile, case.baseline, shards=len(case.spans))
+    shown = case.decision.client_id if clear else case.sealed_id
+    decision = _renamed(msgspec.to_builtins(case.decision), shown)
+    members = {
+        "METHOD.md": METHOD.encode(),
+        "decision.json": _json(decision),
+        "alerts.json": _json([_renamed(dict(a), shown) for a in case.alerts]),
+        "assessment.json": _json(_said(assessment)),
+        "audit.jsonl": b"".join(row + b"\n" for row in case.audit),
+    }
+    index = []
+    for i, span in enumerate(sorted(case.spans, key=lambda s: s.cell)):
+        name = f"profile/{i:03}.qp"
+        members[name] = span.blob
+        index.append({"member": name, "cell": span.cell, "window": span.window})
+    raw = key.public_key().public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
+    manifest = {
+        "format": FORMAT,
+        "made_by": f"querywarden {case.version}",
+        "made_ms": case.made_ms,
+        "tenant": case.tenant,
+        "model_id": case.model,
+        "client": case.client,
+        "client_id": shown,
+        "client_id_is": "clear" if clear else "sealed",
+        "false_alarm_budget": case.budget,
+        "baseline": {
+            "map_id": case.baseline.map_id,
+            "nulls_version": case.baseline.nulls_version,
+            "sha256": hashlib.sha256(case.baseline_file).hexdigest(),
+        },
+        "profile": index,
+        "decision_agrees": abs(case.decision.suspicion - assessment.suspicion) <= SAME,
+        "members": {
+            name: {"sha256": hashlib.sha256(body).hexdigest(), "bytes": len(body)} for name, body in members.items()
+        },
+        "public_key": base64.b64encode(raw).decode(),
+    }
+    text = _json(manifest)
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as packed:
+        for name, body in {MANIFEST: text, SIGNATURE: base64.b64encode(key.sign(text)) + b"\n", **members}.items():
+            packed.writestr(zipfile.ZipInfo(name, _EPOCH), body, zipfile.ZIP_DEFLATED)
+    return out.getvalue()
+
+
+def verify(blob: bytes, baseline_file: bytes | None = None, signer: str | None = None) -> Checked:
+    """Check a bundle.
+
+    blob           the zip
+    baseline_file  bytes of the baseline: the profile is then assessed again and the scores are compared
+    signer         fingerprint that the key must have; None: any key, which proves only that nothing changed since
+
+    Raises Refused in one line for a bundle that is not whole, or not signed by `signer`.
+    """
+    members = _members(blob)
+    try:
+        text, signature = members.pop(MANIFEST), base64.b64decode(members.pop(SIGNATURE).strip(), validate=True)
+        manifest: dict[str, Any] = msgspec.json.decode(text)
+        raw = base64.b64decode(manifest["public_key"], validate=True)
+        Ed25519PublicKey.from_public_bytes(raw).verify(signature, text)
+    except KeyError as error:
+        raise Refused(f"evidence: {error.args[0]} is missing") from error
+    except InvalidSignature as error:
+        raise Refused("evidence: the signature does not fit the manifest") from error
+    except (msgspec.DecodeError, ValueError, TypeError) as error:
+        raise Refused("evidence: manifest or signature are damaged") from error
+    if signer is not None and fingerprint(raw) != signer.strip().lower():
+        raise Refused(f"evidence: signed by key {fingerprint(raw)}, not by {signer}")
+    if manifest.get("format") != FORMAT:
+        raise Refused(f"evidence: format {manifest.get('format')!r}, this version reads format {FORMAT}")
+    named = manifest["members"]
+    for name in sorted(named.keys() | members.keys()):
+        if name not in members:
+            raise Refused(f"evidence: {name} is missing")
+        if name not in named:
+            raise Refused(f"evidence: {name} is not named by the manifest")
+        if hashlib.sha256(members[name]).hexdigest() != named[name]["sha256"]:
+            raise Refused(f"evidence: {name} was changed")
+    differences = [] if baseline_file is None else _differences(manifest, members, baseline_file)
+    return Checked(manifest, fingerprint(raw), baseline_file is not None, differences)
+
+
+def _members(blob: bytes) -> dict[str, bytes]:
+    """All members in memory, within bounds. Raises Refused."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(blob)) as packed:
+            entries = packed.infolist()
+            if len(entries) > MAX_MEMBERS or sum(e.file_size for e in entries) > MAX_BYTES:
+                raise Refused(f"evidence: more than {MAX_MEMBERS} members or {MAX_BYTES >> 20} MB")
+            found: dict[str, bytes] = {}
+            for entry in entries:
+                if entry.filename in found:
+                    raise Refused(f"evidence: {entry.filename} is there twice")
+                with packed.open(entry) as member:
+                    found[entry.filename] = member.read(entry.file_size + 1)
+            return found
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, RuntimeError, EOFError, OSError) as error:
+        raise Refused("evidence: not a zip, or damaged") from error
+    except Exception as error:
+        if type(error).__name__ != "error":  # zlib.error
+            raise
+        raise Refused("evidence: not a zip, or damaged") from error
+
+
+def _differences(manifest: Mapping[str, Any], members: Mapping[str, bytes], baseline_file: bytes) -> list[str]:
+    baseline = Baseline.from_bytes(baseline_file)
+    sha = hashlib.sha256(baseline_file).hexdigest()
+    if sha != manifest["baseline"]["sha256"]:
+        raise Refused(
+            f"evidence: it was made with the baseline of SHA-256 {manifest['baseline']['sha256']}, this one has {sha}"
+        )
+    try:
+        spans = [read_span(p["cell"], p["window"], members[p["member"]], baseline) for p in manifest["profile"]]
+    except IncompatibleProfile as error:
+        raise Refused(f"evidence: {error}") from error
+    profile = together(spans)
+    if profile is None:
+        raise Refused("evidence: it holds no profile")
+    now, then = _said(assess(profile, baseline, shards=len(spans))), msgspec.json.decode(members["assessment.json"])
+    return [
+        f"{name}: {then.get(name)!r} in the bundle, {now[name]!r} now"
+        for name in now
+        if not _alike(then.get(name), now[name])
+    ]
+
+
+def _alike(one: Any, two: Any) -> bool:
+    if isinstance(one, (int, float)) and isinstance(two, (int, float)):
+        return abs(one - two) <= SAME * max(1.0, abs(one))
+    if isinstance(one, list) and isinstance(two, list):
+        return len(one) == len(two) and all(map(_alike, one, two))
+    if isinstance(one, dict) and isinstance(two, dict):
+        return one.keys() == two.keys() and all(_alike(one[k], two[k]) for k in one)
+    return bool(one == two)
+
+
+def _said(assessment: Assessment) -> dict[str, Any]:
+    said: dict[str, Any] = msgspec.to_builtins(assessment)
+    return said | {"evidence": list(said["evidence"])}
+
+
+def _renamed(body: dict[str, Any], shown: str) -> dict[str, Any]:
+    renamed = body | {"client_id": shown}
+    if isinstance(body.get("alert"), dict):
+        renamed["alert"] = body["alert"] | {"client_id": shown}
+    return renamed
+
+
+def _json(value: Any) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(value, order="sorted"), indent=1) + b"\n"

@@ -1,0 +1,213 @@
+"""Why a client is where it is, in words and numbers: for the dashboard, `explain` and evidence bundles.
+
+Rules of the file:
+
+* Only what was stored and what the baseline knows is said; nothing is assessed anew.
+* A number never stands alone: rarity is said as one in so many honest clients, a signal beside the honest clients' range.
+* No baseline at hand is no error: what needs it is left out.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from consumers.readings import Alert, ClientDetail
+from detector.baseline import Baseline
+from detector.policy import BLOCK_FACTOR, MIN_ODD_TO_BLOCK, REASONS, STATES, WATCH_FACTOR
+from detector.signals import NAMES
+
+LEAST_P = 1e-9
+MODE_WORDS = {
+    "observe": "gateways enforce nothing",
+    "alert": "alerts go out, gateways enforce nothing",
+    "throttle": "gateways throttle at most",
+    "block": "gateways throttle and block",
+}
+"""Enforcement modes, in words."""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """One signal of a client among honest ones.
+
+    statistic, p_value, text  as stored; value: the statistic in units of its honest scale
+    usual, high, most         median, 99th percentile, maximum of honest lives, in the same units
+    """
+
+    signal: str
+    statistic: float
+    p_value: float
+    text: str
+    value: float
+    usual: float
+    high: float
+    most: float
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One moment of a client's history. look: the state reached, or ``hand`` for what people did."""
+
+    at_ms: int
+    look: str
+    text: str
+
+
+def rarity(p_value: float) -> str:
+    """How rare such a life is among honest clients.
+
+    >>> rarity(0.0004), rarity(0.5), rarity(1.0)
+    ('1 in 2,500', '1 in 2', 'usual')
+    """
+    if not p_value < 0.9:
+        return "usual"
+    if p_value < LEAST_P:
+        return "rarer than 1 in a billion"
+    odds = 1 / p_value
+    coarse = 10 ** max(0, int(math.log10(odds)) - 1)
+    return f"1 in {round(odds / coarse) * coarse:,}"
+
+
+def standings(one: ClientDetail, baseline: Baseline | None) -> list[Standing]:
+    """The client's signals against honest clients, strongest first; empty without a baseline."""
+    found = []
+    for e in one.client.evidence if baseline is not None else ():
+        if baseline is None or e.signal not in NAMES:
+            continue  # stored by a version with another table of signals
+        i = NAMES.index(e.signal)
+        scale = float(baseline.nulls.scale[i])
+        lives = sorted(float(v) / scale for v in baseline.nulls.lives[:, i]) or [0.0]
+        high = lives[min(len(lives) - 1, math.ceil(0.99 * len(lives)))]
+        usual, most = lives[len(lives) // 2], lives[-1]
+        found.append(Standing(e.signal, e.statistic, e.p_value, e.text, e.statistic / scale, usual, high, most))
+    return found
+
+
+def sentence(one: ClientDetail) -> str:
+    """The whole in two or three sentences."""
+    c = one.client
+    said = f"{c.state.capitalize()}: {REASONS.get(c.reason, c.reason)}."
+    rare = rarity(c.p_value)
+    if rare != "usual":
+        said += f" A life like this one is {rare} among honest clients."
+    if c.evidence and c.state != "clear":
+        said += f" Most of all, {c.evidence[0].text}."
+        if c.family not in ("unknown", ""):
+            said += f" That looks like {c.family}."
+    if not c.calibrated:
+        said += " The baseline was calibrated on simulated clients only, so none of these rates was measured."
+    return said
+
+
+def what_would_change(one: ClientDetail, budget: float, mode: str, baseline: Baseline | None) -> list[str]:
+    """What would move the client up or down, and what gateways would do then."""
+    c = one.client
+    limits = {"watch": budget * WATCH_FACTOR, "throttle": budget, "block": budget * BLOCK_FACTOR}
+    above = STATES[STATES.index(c.state) + 1 :]
+    lines = []
+    if c.reason == "uncalibrated":
+        lines.append("Nothing is blocked until the baseline is fitted with the traffic of real clients.")
+    elif c.reason == "too_few_to_block":
+        lines.append(f"With {MIN_ODD_TO_BLOCK} odd distinct queries it would be blocked.")
+    elif c.reason == "budget_unsupported":
+        have = f"; {baseline.nulls.clients:,} are known" if baseline is not None else ""
+        lines.append(
+            f"A block at this budget needs a calibration on {math.ceil(1 / limits['block']):,} honest clients{have}."
+        )
+    elif above:
+        lines.append(
+            f"It rises to {above[0]} when its p-value is {limits[above[0]]:.3g} or less; it is {c.p_value:.2g} now."
+        )
+    else:
+        lines.append("There is no state above this one.")
+    if c.state in ("throttle", "block") and c.until_s:
+        until = moment(c.until_s * 1000)
+        lines.append(f"The decision ends on {until}; it is renewed whenever the client asks while the evidence stands.")
+    if c.state != "clear":
+        lines.append("Evidence goes when its queries leave the horizon (15 to 30 days, unless set otherwise).")
+        lines.append(
+            "A person can release the client or allow-list it; the verdict “false positive” does so for 30 days."
+        )
+    if one.allowed is not None:
+        lines.append("It is on the allow-list, which beats every decision until the entry ends or is undone.")
+    lines.append(f"Mode {mode}: {MODE_WORDS.get(mode, mode)}.")
+    return lines
+
+
+def events(one: ClientDetail, alerts: Iterable[Alert] = ()) -> list[Event]:
+    """What happened, oldest first: first signs, changes of state, alerts, and what people decided, judged and noted."""
+    found = []
+    if one.trail and one.client.evidence:
+        first = one.trail[0]
+        found.append(Event(first.time_ms, "clear", f"first signs, at query {first.queries:,}"))
+    for h in one.history:
+        said = f"{h.state}: {REASONS.get(h.reason, h.reason)} ({rarity(1 - h.suspicion)})"
+        found.append(Event(h.time_s * 1000, h.state, said))
+    if not one.history and one.client.since_s:
+        c = one.client
+        found.append(Event(c.since_s * 1000, c.state, f"{c.state}: {REASONS.get(c.reason, c.reason)}"))
+    for a in alerts:
+        what = "finding closed" if a.resolved else "alert" if not a.update else f"alert, update {a.update}"
+        found.append(Event(milliseconds(a.time), a.state, f"{what}: {a.state} at query {a.queries_seen:,}"))
+    if d := one.decision:
+        dry = " (dry run)" if d.simulated else ""
+        found.append(Event(d.at_s * 1000, "hand", f"{d.actor} decided: {d.state}{dry} – {d.reason}"))
+    if w := one.allowed:
+        found.append(Event(w.at_s * 1000, "hand", f"{w.actor} allow-listed it – {w.reason}"))
+    if v := one.verdict:
+        found.append(Event(v.at_s * 1000, "hand", f"{v.actor} judged: {v.verdict.replace('_', ' ')}"))
+    found += [Event(n.at_s * 1000, "hand", f"{n.actor} noted: {n.text}") for n in one.notes]
+    return sorted(found, key=lambda e: e.at_ms)
+
+
+def account(
+    one: ClientDetail, budget: float, mode: str, baseline: Baseline | None, alerts: Iterable[Alert] = ()
+) -> dict[str, Any]:
+    """Everything above as one JSON object."""
+    c = one.client
+    return {
+        "client_id": c.client_id,
+        "client_key": c.client_key,
+        "model_id": c.model_id,
+        "state": c.state,
+        "reason": c.reason,
+        "in_force": one.in_force,
+        "queries": c.queries,
+        "distinct": c.distinct,
+        "suspicion": c.suspicion,
+        "p_value": c.p_value,
+        "rarity": rarity(c.p_value),
+        "calibrated": c.calibrated,
+        "family": c.family,
+        "extraction": None if c.extraction is None else asdict(c.extraction),
+        "campaign_id": c.campaign_id,
+        "summary": sentence(one),
+        "evidence": [asdict(e) for e in c.evidence],
+        "signals": [asdict(s) for s in standings(one, baseline)],
+        "timeline": [{"time": moment(e.at_ms), "what": e.text} for e in events(one, alerts)],
+        "what_would_change_it": what_would_change(one, budget, mode, baseline),
+        "until": moment(c.until_s * 1000) if c.until_s else None,
+    }
+
+
+def milliseconds(time: str) -> int:
+    """RFC 3339 → ms since the epoch."""
+    return round(dt.datetime.fromisoformat(time).timestamp() * 1000)
+
+
+def moment(time_ms: int) -> str:
+    """``2026-03-02 09:14 UTC``."""
+    return f"{dt.datetime.fromtimestamp(time_ms / 1000, dt.UTC):%Y-%m-%d %H:%M} UTC"
+
+
+def legible(text: str) -> str:
+    r"""`text` with everything invisible written out: control characters, direction marks, zero-width characters, lone surrogates.
+
+    >>> legible("a\u202eb\x00")
+    'a⟨U+202E⟩b⟨U+0000⟩'
+    """
+    return "".join(c if c.isprintable() else f"⟨U+{ord(c):04X}⟩" for c in text)

@@ -1,0 +1,55 @@
+"""A client over one horizon: which of its stored spans count, and what they are together.
+
+Each profile cell keeps at most two spans of a client, named by their first half-horizon window (docs/decisions/0008). Of each cell the
+longest span that began no earlier than one window before the newest counts. Merging in the order of the cells' names makes the result
+the same whoever computes it: detect, an evidence bundle, or somebody who checks one.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from detector.baseline import Baseline
+from detector.errors import IncompatibleProfile
+from detector.profile import Profile, Shape
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """One stored profile: the cell that holds it, its first window, its bytes and what they say."""
+
+    cell: str
+    window: int
+    blob: bytes
+    profile: Profile
+
+
+def read_span(cell: str, window: int, blob: bytes, baseline: Baseline) -> Span:
+    """Raises IncompatibleProfile for bytes that are no profile of this baseline's map."""
+    profile = Profile.from_bytes(blob, Shape.of(baseline.map, len(baseline.table.need)))
+    if profile.map_id != baseline.map_id:
+        raise IncompatibleProfile(f"a profile of map {profile.map_id}, the baseline's is {baseline.map_id}")
+    return Span(cell, window, blob, profile)
+
+
+def spans_in_force(fields: Mapping[str, Mapping[str, bytes]], baseline: Baseline) -> list[Span]:
+    """The spans that count, by cell. fields: profile cell → field → bytes, as the store's shards are."""
+    found: dict[str, list[Span]] = {}
+    for cell, values in sorted(fields.items()):
+        for name, blob in sorted(values.items()):
+            if name.startswith("w:"):
+                try:
+                    found.setdefault(cell, []).append(read_span(cell, int(name[2:]), blob, baseline))
+                except (IncompatibleProfile, ValueError):
+                    continue  # of another map, or damaged: detect has said so
+    newest = max((span.window for spans in found.values() for span in spans), default=0)
+    started = ([span for span in spans if span.window >= newest - 1] for spans in found.values())
+    return [min(spans, key=lambda span: span.window) for spans in started if spans]
+
+
+def together(spans: Sequence[Span] | Iterable[Span]) -> Profile | None:
+    """All spans as one profile; None for none."""
+    profiles = [span.profile for span in sorted(spans, key=lambda span: span.cell)]
+    return functools.reduce(Profile.merge, profiles) if profiles else None

@@ -1,0 +1,208 @@
+"""What people do from the pages: sign in and out, decide, undo, judge, note.
+
+Rules of the file:
+
+* A post is refused (403) before anything else when it comes from another origin, carries no token of its session, or the role may not.
+* The body is a small form; clients are named by hash, and the id that is stored sealed with a decision is read from the store.
+* Every change goes through `operate`, which writes it with its audit row in one step; a form sent twice has one effect (``once``).
+* The answer is a redirect with a code from `pages.SAID`: no words of the request are shown back.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Callable, Mapping
+from urllib.parse import parse_qsl, urlencode
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from consumers.errors import Conflict, Missing, Refused, Unavailable, WrongUse
+from consumers.http.dashboard.pages import ACTS, Dashboard
+from consumers.http.dashboard.session import COOKIE, Visitor, local_path, same_origin
+from consumers.operate import Actor, Operations, Subject
+
+log = logging.getLogger("querywarden.dashboard")
+
+MAX_FORM_BYTES = 16_384
+_ACTS = tuple(act for act, _, _ in ACTS)
+
+Form = Mapping[str, str]
+Act = Callable[[Dashboard, Operations, Actor, Form], tuple[str, str]]
+"""(dashboard, operations, who, form) → (path to go to, code of what to say)."""
+
+
+def routes(dashboard: Dashboard, operations: Operations) -> list[Route]:
+    """The posts."""
+
+    def post(path: str, answer: Callable[[Request, Form], Response]) -> Route:
+        async def handler(request: Request) -> Response:
+            form = await _form(request)
+            return await run_in_threadpool(answer, request, form)
+
+        return Route(f"{dashboard.mounted}{path}", handler, methods=["POST"], include_in_schema=False)
+
+    def guarded(role: str, act: Act) -> Callable[[Request, Form], Response]:
+        return lambda request, form: _acted(dashboard, operations, request, form, role, act)
+
+    return [
+        post("/login", lambda request, form: _login(dashboard, operations, request, form)),
+        post("/logout", lambda request, form: _logout(dashboard, request, form)),
+        post("/act/decide", guarded("operator", _decide)),
+        post("/act/undo", guarded("operator", _undo)),
+        post("/act/verdict", guarded("analyst", _judge)),
+        post("/act/note", guarded("analyst", _note)),
+    ]
+
+
+async def _form(request: Request) -> Form:
+    """The fields of a small form; empty for anything else."""
+    if request.headers.get("content-type", "").partition(";")[0].strip() != "application/x-www-form-urlencoded":
+        return {}
+    body = b""
+    try:
+        async for part in request.stream():
+            body += part
+            if len(body) > MAX_FORM_BYTES:
+                return {}
+        return dict(parse_qsl(body.decode("ascii"), keep_blank_values=True, max_num_fields=20, errors="replace"))
+    except (ValueError, ClientDisconnect):
+        return {}
+
+
+def _acted(d: Dashboard, operations: Operations, request: Request, form: Form, role: str, act: Act) -> Response:
+    try:
+        visitor = d.visitor(request)
+        if not _trusted(d, request, form, visitor):
+            return _forbidden(
+                d,
+                request,
+                visitor,
+                "This form is not one of ours, or too old. Go back, load the page again, and retry.",
+            )
+        if not visitor.signed_in or not visitor.may(role):
+            return _forbidden(d, request, visitor, f"That needs the role {role}.")
+        path, said = act(d, operations, _actor(request, visitor), form)
+    except Missing:
+        path, said = _back(form), "gone"
+    except (WrongUse, Conflict, Refused, KeyError) as error:
+        log.info("refused", extra={"why": type(error).__name__})
+        path, said = _back(form), "refused"
+    except Unavailable as error:
+        log.warning("store unavailable", extra={"why": str(error)})
+        return d.dressed(
+            request,
+            Response(
+                "The store does not answer; nothing was changed for certain. Try again.", 503, media_type="text/plain"
+            ),
+        )
+    mark = "&" if "?" in path else "?"
+    return d.sent_to(request, f"{path}{mark}said={said}")
+
+
+def _decide(d: Dashboard, operations: Operations, who: Actor, form: Form) -> tuple[str, str]:
+    act, reason, ttl_s = form["act"], form.get("reason", "").strip(), _seconds(form.get("ttl_s", ""))
+    if act not in _ACTS or not reason:
+        raise WrongUse("an act and a reason")
+    subject, once = _subject(d, who, form), form.get("once") or None
+    dry = form.get("dry_run") == "1"
+    if act == "allow":
+        if dry:
+            raise WrongUse("allow-listing has no dry run")
+        operations.allow(who, subject, ttl_s=ttl_s, reason=reason, once=once)
+    else:
+        operations.decide(who, subject, act, ttl_s=ttl_s, reason=reason, simulated=dry, once=once)
+    return _client_path(form), "dry" if dry else act
+
+
+def _undo(d: Dashboard, operations: Operations, who: Actor, form: Form) -> tuple[str, str]:
+    subject = Subject(form["client"], form["model"])
+    if form["kind"] == "allow":
+        operations.disallow(who, subject)
+    elif form["kind"] == "decision":
+        operations.withdraw(who, subject)
+    else:
+        raise WrongUse("kind: allow or decision")
+    return "/decisions", "undone"
+
+
+def _judge(d: Dashboard, operations: Operations, who: Actor, form: Form) -> tuple[str, str]:
+    subject = _subject(d, who, form)
+    found = d.readings.of(who.tenant).client(form["model"], form["client"])
+    if found is None or found.alert_id != form["alert"]:
+        raise Missing("this client has no such alert")
+    operations.judge(who, form["alert"], form["verdict"], subject, note=form.get("note", "").strip())
+    return _client_path(form), form["verdict"]
+
+
+def _note(d: Dashboard, operations: Operations, who: Actor, form: Form) -> tuple[str, str]:
+    readings = d.readings.of(who.tenant)
+    if readings.client(form["model"], form["client"]) is None:
+        raise Missing("no such client")
+    operations.note(who, readings.key_of(form["model"], form["client"]), form["text"])
+    return _client_path(form), "noted"
+
+
+def _login(d: Dashboard, operations: Operations, request: Request, form: Form) -> Response:
+    visitor = d.visitor(request)
+    if not _trusted(d, request, form, visitor):
+        return _forbidden(
+            d, request, visitor, "This form is not one of ours, or too old. Load the page again, and retry."
+        )
+    holder = d.keys.holder(form.get("key", "").strip())
+    if holder is None or not Visitor(holder.name, holder.role, holder.tenant, visitor.session).may("viewer"):
+        return d.sent_to(request, "/login?said=wrong-key")
+    session = d.sessions.open(holder.key_id, int(d.now_s()))
+    known = Visitor(holder.name, holder.role, holder.tenant, session)
+    operations.record(_actor(request, known), "dashboard.login", f"key:{holder.key_id}")
+    return d.sent_to(request, local_path(form.get("next", "/")), session)
+
+
+def _logout(d: Dashboard, request: Request, form: Form) -> Response:
+    visitor = d.visitor(request)
+    if not _trusted(d, request, form, visitor):
+        return _forbidden(d, request, visitor, "This form is not one of ours, or too old.")
+    answer = d.sent_to(request, "/login?said=signed-out")
+    answer.delete_cookie(COOKIE, path=d.mounted or "/", httponly=True, samesite="strict")
+    return answer
+
+
+def _trusted(d: Dashboard, request: Request, form: Form, visitor: Visitor) -> bool:
+    headers = request.headers
+    here = same_origin(headers.get("origin"), headers.get("sec-fetch-site"), headers.get("host", ""))
+    kept = d.sessions.read(request.cookies.get(COOKIE), int(d.now_s()))
+    return here and kept is not None and kept == visitor.session and d.sessions.token_fits(kept, form.get("csrf", ""))
+
+
+def _forbidden(d: Dashboard, request: Request, visitor: Visitor, words: str) -> Response:
+    return d.problem(request, visitor, 403, "Not done", words)
+
+
+def _actor(request: Request, visitor: Visitor) -> Actor:
+    ip = request.client.host if request.client else ""
+    return Actor(visitor.name, visitor.role, visitor.tenant, ip, uuid.uuid4().hex)
+
+
+def _subject(d: Dashboard, who: Actor, form: Form) -> Subject:
+    """The client of a form, with the id as the store has it. Raises Missing."""
+    found = d.readings.of(who.tenant).client(form["model"], form["client"])
+    if found is None:
+        raise Missing("no such client")
+    return Subject(found.client.client_key, found.client.model_id, found.client.client_id)
+
+
+def _client_path(form: Form) -> str:
+    return "/client?" + urlencode({"client": form["client"], "model": form["model"]}, errors="surrogatepass")
+
+
+def _back(form: Form) -> str:
+    return _client_path(form) if "client" in form and "model" in form and "kind" not in form else "/decisions"
+
+
+def _seconds(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) < 10):
+        raise WrongUse("ttl_s: a number of seconds")
+    return int(text)

@@ -1,0 +1,144 @@
+"""The health page: is the tap running, does the store answer, where do alerts wait, what was refused.
+
+Rules: a number that this process can't know is left out, never shown as zero; a warning says what to do. Other processes publish their own
+numbers on ``/metrics``; `Pulse` is what `serve` knows of itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from consumers import figures
+from consumers.readings import Readings
+
+QUIET_MS = 15 * 60_000
+"""A log whose newest query is older is called quiet."""
+STALE_S = 5.0
+_QUIET = "A tap that went silent looks like this; so does an old log that was replayed."
+
+
+@dataclass(frozen=True, slots=True)
+class Sink:
+    """Where alerts go: waiting is how many it has not taken yet, None when unknown."""
+
+    name: str
+    waiting: int | None
+    state: str = "taking alerts"
+
+
+@dataclass(frozen=True, slots=True)
+class Pulse:
+    """What `serve` knows beyond the store.
+
+    stale_s   age of the gateway's list of restrictions, None when there is none
+    breaker   "" while the breaker lets blocks through, else why it does not
+    """
+
+    stale_s: float | None = None
+    breaker: str = ""
+    sinks: Sequence[Sink] = ()
+
+
+def health_page(readings: Readings, pulse: Pulse, mode: str, now_ms: int) -> dict[str, Any]:
+    """What the page shows; `answers` is False while the store is silent."""
+    found = readings.health()
+    age = max(0, now_ms - found.newest_ms) if found.newest_ms else None
+    dead = sorted((found.dead_letters or {}).items(), key=lambda d: -d[1])
+    stale = pulse.stale_s is not None and pulse.stale_s > STALE_S
+    quiet = age is not None and age > QUIET_MS
+    facts = [
+        _fact("store", "answers" if found.store else "silent", "", "clear" if found.store else "block"),
+        None if age is None else _fact("newest query", ago(age), "ago", "throttle" if quiet else ""),
+        None
+        if found.clients is None
+        else _fact("clients", f"{found.clients:,}", f"of {_plural(found.models, 'model')}"),
+        None if found.cells is None else _fact("log cells", f"{found.cells:,}", "claimed so far"),
+        None
+        if pulse.stale_s is None
+        else _fact("gateway list", f"{pulse.stale_s:.1f} s", "old", "throttle" if stale else ""),
+        _fact("breaker", "open" if pulse.breaker else "closed", f"mode {mode}", "block" if pulse.breaker else ""),
+        _fact("refused", f"{sum(n for _, n in dead):,}", "records") if dead else None,
+    ]
+    warnings = [
+        _warning(look, title, text)
+        for holds, look, title, text in (
+            (
+                not found.store,
+                "bad",
+                "The store does not answer.",
+                "Ingest and detect wait for it; gateways go on with what they know.",
+            ),
+            (
+                found.cells == 0,
+                "warn",
+                "Nothing was ever read.",
+                "Start querywarden ingest, or replay a log with --store.",
+            ),
+            (
+                quiet,
+                "warn",
+                "The log is quiet.",
+                f"The newest query that was assessed is of {figures.when(found.newest_ms or 0)} UTC. {_QUIET}",
+            ),
+            (
+                stale,
+                "warn",
+                "Gateways decide on an old list.",
+                "The store was not reached lately; blocks and undos wait until it is.",
+            ),
+            (
+                bool(pulse.breaker),
+                "bad",
+                "The breaker is open.",
+                f"{pulse.breaker} New blocks are alerts only until an operator resets it.",
+            ),
+        )
+        if holds
+    ]
+    return {
+        "answers": found.store,
+        "headline": "Something wants a look." if warnings else "Everything that can be seen from here is in order.",
+        "facts": [f for f in facts if f is not None],
+        "warnings": warnings,
+        "counters": _models(readings) if found.store else [],
+        "dead": dead,
+        "sinks": [
+            {"name": s.name, "state": s.state, "waiting": "?" if s.waiting is None else f"{s.waiting:,}"}
+            for s in pulse.sinks
+        ],
+    }
+
+
+def ago(age_ms: int) -> str:
+    """
+    >>> ago(4_200), ago(200_000), ago(90_000_000)
+    ('4 s', '3 min', '25 h')
+    """
+    for limit, unit, name in ((120_000, 1000, "s"), (7_200_000, 60_000, "min"), (172_800_000, 3_600_000, "h")):
+        if age_ms < limit:
+            return f"{age_ms // unit} {name}"
+    return f"{age_ms // 86_400_000:,} days"
+
+
+def _models(readings: Readings) -> list[tuple[str, str]]:
+    """Per model, when its newest query was: the staleness of each tap."""
+    found = []
+    for m in readings.models():
+        newest = figures.when(m.last_seen_ms) if m.last_seen_ms else "never"
+        lacks = "" if m.has_baseline else " – no baseline here"
+        found.append((m.model_id, f"{_plural(m.clients, 'client')}, newest query {newest}{lacks}"))
+    return found
+
+
+def _plural(n: int | None, noun: str) -> str:
+    return f"{n or 0:,} {noun}{'' if n == 1 else 's'}"
+
+
+def _fact(name: str, value: str, unit: str = "", look: str = "") -> dict[str, str]:
+    return {"name": name, "value": value, "unit": unit, "look": look}
+
+
+def _warning(look: str, title: str, text: str) -> dict[str, str]:
+    return {"look": look, "title": title, "text": text}

@@ -1,0 +1,313 @@
+"""The dashboard's pages over HTTP: who may see them, how they are rendered, what every answer carries.
+
+Rules of the file:
+
+* Deny by default: whoever has no session and is not let in as a guest is sent to the login page.
+* Every answer carries the content security policy and is never cached (static files are, by their hash).
+* Autoescape is on, undefined names are errors, and only our own drawings are printed as they are.
+* A store that does not answer gives a page that says so (503), never a stack trace.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import importlib.resources
+import logging
+import secrets as entropy
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import quote
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+from starlette.routing import Route
+
+from consumers import figures
+from consumers.errors import Unavailable
+from consumers.explanation import legible
+from consumers.http.dashboard.health import Pulse, health_page
+from consumers.http.dashboard.session import COOKIE, HOURS, KeyRing, Session, Sessions, Visitor, loopback_host
+from consumers.http.dashboard.views import Filters, Views
+from consumers.readings import Readings
+from detector.baseline import Baseline
+
+log = logging.getLogger("querywarden.dashboard")
+
+PAGES = (
+    ("/", "Suspects"), ("/campaigns", "Campaigns"), ("/models", "Models"), ("/decisions", "Decisions"), ("/alerts", "Alerts"),
+    ("/health", "Health"),
+)  # fmt: skip
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "frame-ancestors 'none'; form-action 'self'; base-uri 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
+)
+HEADERS = {
+    "content-security-policy": POLICY,
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "same-origin",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "permissions-policy": "camera=(), microphone=(), geolocation=()",
+    "cache-control": "no-store",
+}
+SAID: Mapping[str, tuple[str, str]] = {
+    "block": ("good", "Blocked. Gateways know within two seconds."),
+    "throttle": ("good", "Throttled. Gateways know within two seconds."),
+    "clear": ("good", "Released. Gateways know within two seconds."),
+    "allow": ("good", "Allow-listed. Nothing that is detected or decided touches this client until the entry ends."),
+    "dry": ("", "Dry run: it was noted as simulated, and nothing is enforced."),
+    "undone": ("good", "Undone. What was detected is in force again."),
+    "gone": ("", "That entry was gone already."),
+    "true_positive": ("good", "Kept: true positive."),
+    "false_positive": ("good", "Kept: false positive. The client is allow-listed for 30 days."),
+    "noted": ("good", "The note is kept."),
+    "wrong-key": ("bad", "That key is unknown, has ended, or its role may not look here."),
+    "signed-out": ("", "Signed out."),
+    "refused": ("bad", "That was not done: the form was incomplete, or what it asked for is not allowed."),
+}
+"""Codes that a redirect carries, and what they say: no text of a request is ever shown back."""
+TTLS = ((900, "15 minutes"), (3600, "one hour"), (14_400, "4 hours"), (86_400, "one day"))
+"""How long a decision made here may hold; the first three also suit an allow-listing by hand."""
+ACTS = (
+    ("block", "Block", "block"), ("throttle", "Throttle", "throttle"), ("clear", "Release", "clear"), ("allow", "Allow-list", "clear"),
+)  # fmt: skip
+"""What the form of a client offers: (act, label, look)."""
+_STATIC = {"dashboard.css": "text/css", "dashboard.js": "text/javascript", "mark.svg": "image/svg+xml"}
+
+
+@dataclass(frozen=True, slots=True)
+class Dashboard:
+    """Everything the pages need.
+
+    guest   the role of somebody without a session, "" for none; only for requests to a loopback name
+    mounted path that all addresses begin with, "" for the root
+    """
+
+    readings: Readings
+    keys: KeyRing
+    sessions: Sessions
+    baselines: Mapping[str, Baseline] = field(default_factory=dict)
+    mode: str = "observe"
+    budget: float = 0.01
+    guest: str = ""
+    tenant: str = "default"
+    mounted: str = ""
+    pulse: Callable[[], Pulse] = Pulse
+    now_s: Callable[[], float] = time.time
+    environment: Environment = field(default_factory=lambda: templates())
+
+    def visitor(self, request: Request) -> Visitor:
+        """Who asks; with an empty role when nobody is known."""
+        session = self.sessions.read(request.cookies.get(COOKIE), int(self.now_s()))
+        if session is not None and session.key_id:
+            holder = self.keys.still(session.key_id)
+            if holder is not None:
+                return Visitor(holder.name, holder.role, holder.tenant, session)
+        guest = self.guest if loopback_host(request.headers.get("host", "")) else ""
+        if session is None or session.key_id:
+            session = self.sessions.open("", int(self.now_s()))
+        return Visitor("guest", guest, self.tenant, session)
+
+    def views(self, visitor: Visitor) -> Views:
+        return Views(self.readings.of(visitor.tenant), self.baselines, self.mode, self.budget, self.mounted)
+
+    # ---------------------------------------------------------------------------------------------------- answers
+
+    def page(
+        self,
+        request: Request,
+        visitor: Visitor,
+        template: str,
+        title: str,
+        values: Mapping[str, Any],
+        status: int = 200,
+    ) -> Response:
+        look, text = SAID.get(request.query_params.get("said", ""), ("", ""))
+        token = Markup('<input type="hidden" name="csrf" value="{}">').format(self.sessions.token(visitor.session))
+        here = request.url.path.removeprefix(self.mounted) or "/"
+        body = self.environment.get_template(template).render(
+            title=title,
+            at=self.mounted,
+            here=here,
+            pages=PAGES,
+            session=visitor,
+            said={"look": look, "text": text} if text else None,
+            csrf=lambda: token,
+            may={"decide": visitor.may("operator"), "judge": visitor.may("analyst")},
+            hours=HOURS,
+            **values,
+        )
+        return self.dressed(request, HTMLResponse(body, status), visitor.session)
+
+    def problem(self, request: Request, visitor: Visitor, status: int, heading: str, words: str) -> Response:
+        return self.page(request, visitor, "problem.html.j2", heading, {"heading": heading, "words": words}, status)
+
+    def dressed(self, request: Request, response: Response, session: Session | None = None) -> Response:
+        """The answer with the headers that all carry and, if given, the session's cookie."""
+        for name, value in HEADERS.items():
+            response.headers.setdefault(name, value)
+        if session is not None and request.cookies.get(COOKIE) != (cookie := self.sessions.cookie(session)):
+            response.set_cookie(
+                COOKIE, cookie, max_age=HOURS * 3600, path=self.mounted or "/", httponly=True, samesite="strict",
+                secure=request.url.scheme == "https",
+            )  # fmt: skip
+        return response
+
+    def sent_to(self, request: Request, path: str, session: Session | None = None) -> Response:
+        return self.dressed(request, RedirectResponse(f"{self.mounted}{path}", 303), session)
+
+
+Handler = Callable[[Dashboard, Request, Visitor], Response]
+
+
+def routes(dashboard: Dashboard) -> list[Route]:
+    """The pages that are read. Every handler runs in a thread: the store's client blocks."""
+
+    def seen(path: str, handler: Handler) -> Route:
+        async def answer(request: Request) -> Response:
+            return await run_in_threadpool(_guarded, dashboard, request, handler)
+
+        return Route(f"{dashboard.mounted}{path}", answer, methods=["GET"], include_in_schema=False)
+
+    async def static(request: Request) -> Response:
+        name = request.path_params["name"]
+        if name not in _STATIC:
+            return dashboard.dressed(request, Response(status_code=404))
+        body, tag = _FILES[name]
+        headers = {"etag": tag, "cache-control": "no-cache"}
+        if request.headers.get("if-none-match") == tag:
+            return dashboard.dressed(request, Response(status_code=304, headers=headers))
+        return dashboard.dressed(request, Response(body, media_type=_STATIC[name], headers=headers))
+
+    return [
+        Route(f"{dashboard.mounted}/static/{{name}}", static, methods=["GET"], include_in_schema=False),
+        seen("/", _queue),
+        seen("/client", _client),
+        seen("/campaigns", _simple("campaigns.html.j2", "Campaigns", lambda v: v.campaigns())),
+        seen("/campaign", _named("campaign.html.j2", "Campaign", lambda v, name: v.campaign(name))),
+        seen("/models", _simple("models.html.j2", "Models", lambda v: v.models())),
+        seen("/model", _named("model.html.j2", "Model", lambda v, name: v.model(name))),
+        seen("/decisions", _simple("decisions.html.j2", "Decisions", lambda v: v.decisions())),
+        seen("/alerts", _simple("alerts.html.j2", "Alerts", lambda v: v.alerts())),
+        seen("/health", _health),
+        seen("/login", _login),
+        seen("/live/queue", _live_queue),
+        seen("/live/client", _live_client),
+    ]
+
+
+def _guarded(dashboard: Dashboard, request: Request, handler: Handler) -> Response:
+    """The handler's answer, for somebody who may look; else the login page, and a page for what went wrong."""
+    try:
+        visitor = dashboard.visitor(request)
+        if not visitor.may("viewer") and handler is not _login:
+            if "/live/" in request.url.path:
+                return dashboard.dressed(request, JSONResponse({"error": "signed out"}, 401))
+            back = request.url.path.removeprefix(dashboard.mounted) + (
+                f"?{request.url.query}" if request.url.query else ""
+            )
+            return dashboard.sent_to(request, f"/login?next={quote(back, safe='')}")
+        return handler(dashboard, request, visitor)
+    except Unavailable as error:
+        log.warning("store unavailable", extra={"why": str(error)})
+        nobody = Visitor("nobody", "", dashboard.tenant, dashboard.sessions.open("", int(dashboard.now_s())))
+        answer = dashboard.problem(
+            request, nobody, 503, "The store does not answer",
+            "Nothing is lost: ingest and detect wait for it, and gateways go on with what they know. Try again in a few seconds.",
+        )  # fmt: skip
+        del answer.headers["set-cookie"]
+        answer.headers["retry-after"] = "5"
+        return answer
+
+
+def _filters(request: Request) -> Filters:
+    asked = request.query_params
+    page = asked.get("page", "0")
+    return Filters(
+        q=asked.get("q", "").strip()[:256],
+        state=asked.get("state") or "suspects",
+        model=asked.get("model", "")[:256],
+        page=min(int(page), 10_000) if page.isascii() and page.isdecimal() else 0,
+    )
+
+
+def _queue(d: Dashboard, request: Request, visitor: Visitor) -> Response:
+    return d.page(request, visitor, "queue.html.j2", "Suspects", d.views(visitor).queue(_filters(request)))
+
+
+def _live_queue(d: Dashboard, request: Request, visitor: Visitor) -> Response:
+    return d.dressed(request, JSONResponse(d.views(visitor).queue_live(_filters(request))))
+
+
+def _client(d: Dashboard, request: Request, visitor: Visitor) -> Response:
+    found = d.views(visitor).client(request.query_params.get("model", ""), request.query_params.get("client", ""))
+    if found is None:
+        return d.problem(request, visitor, 404, "No such client", "It was never assessed, or was erased since.")
+    values = {"c": found, "ttls": TTLS, "acts": ACTS, "once": entropy.token_urlsafe(18)}
+    return d.page(request, visitor, "client.html.j2", legible(found["client_id"]), values)
+
+
+def _live_client(d: Dashboard, request: Request, visitor: Visitor) -> Response:
+    one = d.readings.of(visitor.tenant).client(
+        request.query_params.get("model", ""), request.query_params.get("client", "")
+    )
+    if one is None:
+        return d.dressed(request, JSONResponse({"error": "no such client"}, 404))
+    return d.dressed(request, JSONResponse({"mark": Views.mark(one)}))
+
+
+def _simple(template: str, title: str, values: Callable[[Views], Mapping[str, Any]]) -> Handler:
+    return lambda d, request, visitor: d.page(request, visitor, template, title, values(d.views(visitor)))
+
+
+def _named(template: str, title: str, values: Callable[[Views, str], Mapping[str, Any] | None]) -> Handler:
+    def answer(d: Dashboard, request: Request, visitor: Visitor) -> Response:
+        name = request.query_params.get("id", "")
+        found = values(d.views(visitor), name)
+        if found is None:
+            return d.problem(request, visitor, 404, f"No such {title.lower()}", "It is not known, or not any more.")
+        return d.page(request, visitor, template, f"{title} {legible(name)}", found)
+
+    return answer
+
+
+def _health(d: Dashboard, request: Request, visitor: Visitor) -> Response:
+    values = health_page(d.readings.of(visitor.tenant), d.pulse(), d.mode, int(d.now_s() * 1000))
+    return d.page(request, visitor, "health.html.j2", "Health", values, 200 if values["answers"] else 503)
+
+
+def _login(d: Dashboard, request: Request, visitor: Visitor) -> Response:
+    return d.page(request, visitor, "login.html.j2", "Sign in", {"next": request.query_params.get("next", "/")[:2000]})
+
+
+def templates() -> Environment:
+    """Jinja with autoescape, strict undefined, and the filters of the pages."""
+    made = Environment(
+        loader=PackageLoader("consumers.http.dashboard"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters.update(
+        legible=legible,
+        thousands=lambda n: f"{n:,.0f}",
+        share=lambda s: f"{100 * s:.2g}\N{NO-BREAK SPACE}%" if s < 0.1 else f"{100 * s:.0f}\N{NO-BREAK SPACE}%",
+        when=lambda ms: figures.when(ms) if ms else "–",
+        iso=lambda ms: dt.datetime.fromtimestamp(ms / 1000, dt.UTC).isoformat(),
+    )
+    return made
+
+
+def _file(name: str) -> tuple[bytes, str]:
+    body = importlib.resources.files("consumers.http.dashboard").joinpath("static", name).read_bytes()
+    return body, f'"{hashlib.sha256(body).hexdigest()[:20]}"'
+
+
+_FILES = {name: _file(name) for name in _STATIC}

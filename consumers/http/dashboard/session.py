@@ -1,0 +1,167 @@
+"""Who sits at the browser: a signed cookie, a token on every form, and where a request came from.
+
+Rules of the file:
+
+* The cookie holds a key's id, never the key; it is signed (HMAC-SHA256), HttpOnly, SameSite=Strict, Secure over TLS, and ends. The key is
+  looked up again at each request, so a revoked one ends its sessions at once.
+* Every form carries a token bound to the cookie; a post without it, or from another origin, is refused before it is read further.
+* Without a session there is a *guest* cookie that signs nothing but the login form: signing somebody else in is an attack too.
+* Comparisons take the same time whatever is wrong, and an error never says what was.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import secrets as entropy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+import msgspec
+
+from consumers import entries
+from consumers.errors import CorruptState
+from consumers.operate import key_digest
+from consumers.secrets import Secrets
+from consumers.store import Entry, Store
+
+COOKIE = "qw_session"
+HOURS = 12
+ROLES = ("viewer", "analyst", "operator", "admin")
+"""Roles that may look, each with all that the ones before it may."""
+
+_TOKEN_BYTES = 18
+
+
+class Session(msgspec.Struct, frozen=True):
+    """A browser's session. `ticket` is random and ties the form tokens to it; `key_id` is empty for a guest."""
+
+    key_id: str
+    ends_s: int
+    ticket: str
+
+
+@dataclass(frozen=True, slots=True)
+class Visitor:
+    """Who looks: `role` is empty for somebody who must sign in first."""
+
+    name: str
+    role: str
+    tenant: str
+    session: Session
+
+    @property
+    def signed_in(self) -> bool:
+        return bool(self.session.key_id)
+
+    def may(self, role: str) -> bool:
+        return self.role in ROLES and ROLES.index(self.role) >= ROLES.index(role)
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Whose key it is."""
+
+    key_id: str
+    name: str
+    role: str
+    tenant: str
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRing:
+    """API keys as the operator cell keeps them. now_s: seconds since the epoch."""
+
+    store: Store
+    secrets: Secrets
+    now_s: Callable[[], float]
+
+    def holder(self, key: str) -> Holder | None:
+        """Whoever shows this key; None for an unknown, revoked or ended one. Raises Unavailable."""
+        digest = key_digest(self.secrets, key)
+        found = None
+        for entry, kept in self._kept():  # all of them, every time: the answer must not depend on where it stands
+            if hmac.compare_digest(kept.digest, digest):
+                found = Holder(kept.prefix, kept.name, kept.role, entry.tenant)
+        return found
+
+    def still(self, key_id: str) -> Holder | None:
+        """Whoever held the key of this id, if it is still good. Raises Unavailable."""
+        return next((Holder(k.prefix, k.name, k.role, e.tenant) for e, k in self._kept() if k.prefix == key_id), None)
+
+    def _kept(self) -> Iterator[tuple[Entry, entries.ApiKey]]:
+        for entry in self.store.operator_entries("key")[1]:
+            try:
+                key = entries.unpacked(entry, entries.ApiKey)
+            except CorruptState:
+                continue
+            if not key.expires_s or key.expires_s > self.now_s():
+                yield entry, key
+
+
+class Sessions:
+    """Makes and checks cookies and form tokens; `key` must be the same in every process that serves the dashboard."""
+
+    __slots__ = ("_csrf_key", "_key")
+
+    def __init__(self, key: bytes) -> None:
+        if len(key) < 16:
+            raise ValueError("a session key of less than 128 bits signs nothing")
+        self._key = hashlib.blake2b(key, digest_size=32, person=b"qw-session").digest()
+        self._csrf_key = hashlib.blake2b(key, digest_size=32, person=b"qw-csrf").digest()
+
+    def open(self, key_id: str, now_s: int) -> Session:
+        return Session(key_id, now_s + HOURS * 3600, entropy.token_urlsafe(_TOKEN_BYTES))
+
+    def cookie(self, session: Session) -> str:
+        body = base64.urlsafe_b64encode(msgspec.json.encode(session)).decode()
+        return f"{body}.{self._sign(body)}"
+
+    def read(self, cookie: str | None, now_s: int) -> Session | None:
+        """The session of a cookie; None for one that is missing, forged, damaged or over."""
+        body, _, signature = (cookie or "").partition(".")
+        if not hmac.compare_digest(self._sign(body).encode(), signature.encode("utf-8", "replace")):
+            return None
+        try:
+            session = msgspec.json.decode(base64.urlsafe_b64decode(body), type=Session)
+        except (msgspec.DecodeError, binascii.Error, ValueError):
+            return None
+        return session if session.ends_s > now_s else None
+
+    def token(self, session: Session) -> str:
+        """The form token of a session."""
+        text = f"{session.key_id}\x00{session.ticket}".encode()
+        return base64.urlsafe_b64encode(hmac.digest(self._csrf_key, text, "sha256")).decode()
+
+    def token_fits(self, session: Session | None, token: str) -> bool:
+        return session is not None and hmac.compare_digest(
+            self.token(session).encode(), token.encode("utf-8", "replace")
+        )
+
+    def _sign(self, body: str) -> str:
+        return base64.urlsafe_b64encode(hmac.digest(self._key, body.encode("utf-8", "replace"), "sha256")).decode()
+
+
+def same_origin(origin: str | None, fetch_site: str | None, host: str) -> bool:
+    """Whether a post came from one of our own pages: what the browser says of itself must not contradict it."""
+    if fetch_site not in (None, "same-origin", "none"):
+        return False
+    return origin is None or urlsplit(origin).netloc.lower() == host.lower() != ""
+
+
+def loopback_host(host: str) -> bool:
+    """Whether a Host header names this machine: a page of another name that resolves here must not read what is open here."""
+    try:
+        name = urlsplit(f"//{host}").hostname
+    except ValueError:
+        return False
+    return name in ("127.0.0.1", "localhost", "::1")
+
+
+def local_path(path: str) -> str:
+    """Where to go after the login: a path of ours, whatever was asked for."""
+    plain = path.startswith("/") and not path.startswith(("//", "/\\")) and path.isprintable() and "\\" not in path
+    return path if plain else "/"

@@ -1,0 +1,556 @@
+"""What each page shows, from readings to plain values: no HTML, no HTTP.
+
+Rules of the file:
+
+* A client is named in addresses by its keyed hash and model, never by its id: addresses end up in logs and histories.
+* Everything is bounded: a page of the queue, linked accounts, alerts; what is left out is counted.
+* Nothing is decided here, and nothing is hidden: a missing baseline or estimator is said, not guessed around.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlencode
+
+from consumers import figures
+from consumers.explanation import (
+    MODE_WORDS,
+    events,
+    legible,
+    milliseconds,
+    rarity,
+    sentence,
+    standings,
+    what_would_change,
+)
+from consumers.figures import Trace
+from consumers.http.dashboard import charts
+from consumers.readings import Campaign, Client, ClientDetail, Model, Readings
+from detector.baseline import Baseline
+from detector.policy import BLOCK_FACTOR, FLAGGED, REASONS, WATCH_FACTOR
+
+PAGE_ROWS = 50
+MOST_SCANNED = 50_000
+"""Rows that a search looks at."""
+MOST_LINKED = 25
+MOST_ALERTS = 200
+MOST_SPOTS = 300
+BIG, SMALL = 760, 340
+STATE_CHOICES = (
+    ("suspects", "suspects"), ("flagged", "throttle and block"), ("block", "block"), ("throttle", "throttle"), ("watch", "watch"),
+    ("clear", "clear"), ("all", "everyone"),
+)  # fmt: skip
+_STATES: Mapping[str, tuple[str, ...]] = {
+    "suspects": ("watch", "throttle", "block"),
+    "flagged": FLAGGED,
+    "all": ("clear", "watch", "throttle", "block"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Filters:
+    """What the queue shows: words in the client id, a state choice, a model ("" for all), a page from 0."""
+
+    q: str = ""
+    state: str = "suspects"
+    model: str = ""
+    page: int = 0
+
+    @property
+    def states(self) -> tuple[str, ...]:
+        return _STATES.get(self.state, (self.state,))
+
+    def address(self, page: int | None = None) -> str:
+        """The query part that shows this."""
+        kept = {"q": self.q, "state": "" if self.state == "suspects" else self.state, "model": self.model}
+        kept["page"] = str(self.page if page is None else page) if (self.page if page is None else page) else ""
+        text = urlencode({name: value for name, value in kept.items() if value}, errors="surrogatepass")
+        return f"?{text}" if text else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Views:
+    """Pages as values. at: where the dashboard is mounted; mode and budget: as detect has them."""
+
+    readings: Readings
+    baselines: Mapping[str, Baseline] = field(default_factory=dict)
+    mode: str = "observe"
+    budget: float = 0.01
+    at: str = ""
+
+    # ------------------------------------------------------------------------------------------------- addresses
+
+    def client_address(self, key: str, model: str) -> str:
+        return f"{self.at}/client?{urlencode({'client': key, 'model': model}, errors='surrogatepass')}"
+
+    def model_address(self, model: str) -> str:
+        return f"{self.at}/model?{urlencode({'id': model}, errors='surrogatepass')}"
+
+    def campaign_address(self, campaign: str) -> str:
+        return f"{self.at}/campaign?{urlencode({'id': campaign}, errors='surrogatepass')}"
+
+    # ----------------------------------------------------------------------------------------------------- queue
+
+    def queue(self, filters: Filters) -> dict[str, Any]:
+        models = self.readings.models()
+        counts = _counts(models)
+        shown = [m for m in models if filters.model in ("", m.model_id)]
+        start = filters.page * PAGE_ROWS
+        if filters.q:
+            found = list(itertools.islice(self._search(shown, filters), MOST_SCANNED))
+            rows, matching = found[start : start + PAGE_ROWS], len(found)
+        else:
+            merged = heapq.merge(*(self._ranked(m.model_id, filters.states) for m in shown), key=_order)
+            rows = list(itertools.islice(merged, start, start + PAGE_ROWS))
+            matching = sum(_counts(shown)[state] for state in filters.states if state in counts)
+        total = sum(counts.values())
+        end = start + len(rows)
+        return {
+            "rows": [self._suspect(c) for c in rows],
+            "blank": _BLANK | {"gauge": charts.gauge(1.0, "clear")},
+            "counts": counts,
+            "headline": _headline(counts, total),
+            "models": [m.model_id for m in models],
+            "filters": filters,
+            "query": filters.address(),
+            "state_choices": STATE_CHOICES,
+            "matching": max(matching, end),
+            "total": total,
+            "previous": f"{self.at}/{filters.address(filters.page - 1)}" if filters.page else "",
+            "next": f"{self.at}/{filters.address(filters.page + 1)}" if matching > end and rows else "",
+            "mode": self.mode,
+            "mode_words": MODE_WORDS.get(self.mode, ""),
+        }
+
+    def queue_live(self, filters: Filters) -> dict[str, Any]:
+        """The same rows as text for the script."""
+        page = self.queue(filters)
+        rows = [
+            {
+                "key": row["key"],
+                "href": row["href"],
+                "client": legible(row["client_id"]),
+                "state": row["state"],
+                "rarity": row["rarity"],
+                "steps": row["steps"],
+                "copied": row["copied"],
+                "queries": f"{row['queries']:,}",
+                "model": legible(row["model"]),
+                "why": legible(row["why"]),
+                "last": figures.when(row["last_ms"]) if row["last_ms"] else "",
+            }
+            for row in page["rows"]
+        ]
+        return {"rows": rows, "facts": {state: f"{n:,}" for state, n in page["counts"].items()}}
+
+    def _suspect(self, c: Client) -> dict[str, Any]:
+        top = c.evidence[0].text if c.evidence else ""
+        return {
+            "key": f"{c.client_key}|{c.model_id}",
+            "href": self.client_address(c.client_key, c.model_id),
+            "client_id": c.client_id,
+            "state": c.state,
+            "rarity": rarity(c.p_value),
+            "steps": charts.steps(c.p_value),
+            "gauge": charts.gauge(c.p_value, c.state),
+            "copied": _copied(c),
+            "queries": c.queries,
+            "model": c.model_id,
+            "why": top if c.state != "clear" and top else REASONS.get(c.reason, c.reason),
+            "last_ms": c.last_seen_ms,
+        }
+
+    def _ranked(self, model: str, states: Sequence[str]) -> Iterator[Client]:
+        """Clients of a model in these states, most suspicious first, read page by page."""
+        cursor = None
+        only = states[0] if len(states) == 1 else None
+        while True:
+            page = self.readings.clients(model, state=only, cursor=cursor, limit=200)
+            yield from (c for c in page.items if c.state in states)
+            if page.next is None or (page.items and page.items[-1].suspicion <= 0 and "clear" not in states):
+                return
+            cursor = page.next
+
+    def _search(self, models: Sequence[Model], filters: Filters) -> Iterator[Client]:
+        words = filters.q.casefold()
+        for c in heapq.merge(*(self._ranked(m.model_id, filters.states) for m in models), key=_order):
+            if words in c.client_id.casefold() or words in legible(c.client_id).casefold() or words == c.client_key:
+                yield c
+
+    # ---------------------------------------------------------------------------------------------------- client
+
+    @staticmethod
+    def mark(one: ClientDetail) -> str:
+        """Changes when there is something new to read about a client."""
+        c = one.client
+        return f"{c.queries}.{c.state}.{c.last_seen_ms}.{one.in_force}.{len(one.notes)}"
+
+    def client(self, model: str, key: str) -> dict[str, Any] | None:
+        one = self.readings.client(model, key)
+        if one is None:
+            return None
+        c, baseline = one.client, self.baselines.get(model)
+        alerts = self.readings.alerts(model=model, client=c.client_key, updates=True, limit=50).items
+        signals = standings(one, baseline)
+        bars = [charts.SignalBar(s.signal, s.value, s.usual, s.high, s.most, s.p_value) for s in signals[:12]]
+        trace = Trace(
+            name=legible(c.client_id),
+            note="",
+            look="caught" if c.state in FLAGGED else "quiet",
+            points=[(t.queries, t.suspicion, t.time_ms) for t in one.trail],
+        )
+        return {
+            "client_id": c.client_id,
+            "key": c.client_key,
+            "model": model,
+            "model_href": self.model_address(model),
+            "mark": self.mark(one),
+            "state": c.state,
+            "allowed": one.allowed,
+            "decided": one.decision.state if one.decision and not one.decision.simulated else "",
+            "sentence": sentence(one),
+            "rarity": rarity(c.p_value),
+            "calibrated": c.calibrated,
+            "extraction": c.extraction,
+            "queries": c.queries,
+            "distinct": round(c.distinct),
+            "effective": {"clear": "let it through", "watch": "let it through"}.get(one.in_force, one.in_force),
+            "effective_words": _in_force_words(one.allowed is not None, one.decision, c, self.mode),
+            "last_ms": c.last_seen_ms,
+            "suspicion_figure": [
+                figures.suspicion_figure([trace], self.budget, w, h) for w, h in ((BIG, 270), (SMALL, 240))
+            ],
+            "signals": signals,
+            "honest": baseline.nulls.clients if baseline else 0,
+            "signals_figure": [charts.signals_figure(bars, w) for w in (BIG, SMALL)],
+            "evidence": c.evidence[:8],
+            "exposure_figure": self._exposure(one.client, alerts),
+            **self._coverage(one.coverage, baseline, trace.look),
+            "linked": self._linked(one.links, c),
+            "campaign": {"id": c.campaign_id, "href": self.campaign_address(c.campaign_id)} if c.campaign_id else None,
+            "verdict": _verdict(one.verdict),
+            "alert_id": one.alert_id,
+            "notes": [{"at_ms": n.at_s * 1000, "by": n.actor, "text": n.text} for n in reversed(one.notes)],
+            "timeline": list(reversed(events(one, alerts))),
+            "change": what_would_change(one, self.budget, self.mode, baseline),
+        }
+
+    def _exposure(self, c: Client, alerts: Sequence[Any]) -> list[str] | None:
+        if c.extraction is None:
+            return None
+        seen = {a.queries_seen: a.extraction for a in alerts if a.extraction is not None} | {c.queries: c.extraction}
+        points = [(q, e.fidelity, e.low, e.high) for q, e in sorted(seen.items())]
+        return [charts.exposure_figure(points, w, h) for w, h in ((BIG // 2, 240), (SMALL, 230))]
+
+    def _coverage(self, counts: Sequence[int], baseline: Baseline | None, look: str) -> dict[str, Any]:
+        if baseline is None or len(counts) != len(baseline.map.cell_share):
+            return {"coverage": None, "cells_used": 0, "cells_all": 0}
+        asked = max(1, sum(counts))
+        cells = [(float(x), float(y)) for x, y in baseline.map.cell_at]
+        shares = [n / asked for n in counts]
+        usual = baseline.map.cell_share.tolist()
+        return {
+            "coverage": figures.coverage_figure(cells, usual, shares, look, 320),
+            "cells_used": sum(n > 0 for n in counts),
+            "cells_all": sum(s > 0 or n > 0 for s, n in zip(usual, counts, strict=True)),
+        }
+
+    def _linked(self, links: Sequence[str], c: Client) -> list[dict[str, Any]]:
+        """Accounts of the same model that share a link, or the campaign; among the most suspicious and the campaign."""
+        mine = set(links)
+        if not mine and not c.campaign_id:
+            return []
+        found: list[dict[str, Any]] = []
+        group = self.readings.campaign(c.campaign_id) if c.campaign_id else None
+        near = {m.client_key: m for m in (group.members if group else ())}
+        for other in itertools.islice(self._ranked(c.model_id, ("watch", "throttle", "block")), 200):
+            near.setdefault(other.client_key, other)
+        near.pop(c.client_key, None)
+        for key, other in near.items():
+            detail = self.readings.client(c.model_id, key) if mine else None
+            shared = len(mine & set(detail.links)) if detail else 0
+            if shared or (c.campaign_id and other.campaign_id == c.campaign_id):
+                found.append(
+                    {
+                        "client_id": other.client_id,
+                        "href": self.client_address(key, c.model_id),
+                        "state": other.state,
+                        "rarity": rarity(other.p_value),
+                        "shared": shared,
+                        "queries": other.queries,
+                    }
+                )
+        return sorted(found, key=lambda a: int(a["shared"]), reverse=True)[:MOST_LINKED]
+
+    # ------------------------------------------------------------------------------------------------- campaigns
+
+    def campaigns(self) -> dict[str, Any]:
+        return {"campaigns": [self._campaign(g) for g in self.readings.campaigns()[:MOST_ALERTS]]}
+
+    def campaign(self, campaign_id: str) -> dict[str, Any] | None:
+        g = self.readings.campaign(campaign_id)
+        if g is None:
+            return None
+        shared: dict[str, list[int]] = {}
+        for i, member in enumerate(g.members[: charts.MOST_NODES]):
+            detail = self.readings.client(g.model_id, member.client_key)
+            for link in detail.links if detail else ():
+                shared.setdefault(link, []).append(i)
+        ties = {name[:12]: members for name, members in shared.items() if len(members) > 1}
+        nodes = [
+            charts.Node(legible(m.client_id), m.state, self.client_address(m.client_key, g.model_id)) for m in g.members
+        ]
+        alert = next(
+            (
+                a
+                for a in self.readings.alerts(limit=1000).items
+                if a.campaign_id == g.campaign_id and a.kind == "campaign"
+            ),
+            None,
+        )
+        return {
+            "g": self._campaign(g)
+            | {
+                "figure": [
+                    charts.campaign_figure(nodes, ties, w, h) for w, h in ((BIG + 320, 440), (SMALL, SMALL))
+                ],
+                "shared": len(ties),
+                "evidence": alert.evidence if alert else (),
+                "extraction": alert.extraction if alert else max(
+                    (m.extraction for m in g.members if m.extraction), key=lambda e: e.fidelity, default=None
+                ),
+            }
+        }  # fmt: skip
+
+    def _campaign(self, g: Campaign) -> dict[str, Any]:
+        members = [self._suspect(m) | {"state": m.state, "queries": m.queries} for m in g.members]
+        worst = g.members[0]
+        return {
+            "id": g.campaign_id,
+            "href": self.campaign_address(g.campaign_id),
+            "state": g.state,
+            "members": members,
+            "rarity": rarity(1 - g.suspicion),
+            "queries": g.queries,
+            "model": g.model_id,
+            "why": worst.evidence[0].text if worst.evidence else REASONS.get(worst.reason, worst.reason),
+            "sentence": f"{len(g.members)} accounts that look like one: together they asked {g.queries:,} queries, the last on "
+            f"{figures.when(g.last_seen_ms)}. The most suspicious of them is in state {worst.state}.",
+        }  # fmt: skip
+
+    # ---------------------------------------------------------------------------------------------------- models
+
+    def models(self) -> dict[str, Any]:
+        return {
+            "models": [
+                {
+                    "id": m.model_id,
+                    "href": self.model_address(m.model_id),
+                    "calibration": self._calibration(m),
+                    "total": m.clients,
+                    "counts": _counts([m]),
+                    "mode": self.mode,
+                }
+                for m in self.readings.models()
+            ]
+        }
+
+    def model(self, model: str) -> dict[str, Any] | None:
+        m, baseline = self.readings.model(model), self.baselines.get(model)
+        if m is None:
+            return None
+        counts = _counts([m])
+        limits = [
+            ("watch", self.budget * WATCH_FACTOR),
+            ("throttle", self.budget),
+            ("block", self.budget * BLOCK_FACTOR),
+        ]
+        reach = {
+            "watch": counts["watch"] + counts["throttle"] + counts["block"],
+            "throttle": counts["throttle"] + counts["block"],
+            "block": counts["block"],
+        }
+        page: dict[str, Any] = {
+            "id": model,
+            "known": baseline is not None,
+            "calibrated": bool(m.calibrated),
+            "calibration": self._calibration(m),
+            "counts": counts,
+            "budget": self.budget,
+            "mode": self.mode,
+            "mode_words": MODE_WORDS.get(self.mode, ""),
+            "figure": None,
+            "facts": [],
+            "limits": [],
+            "expected": [{"state": s, "p": p, "expected": p * m.clients, "seen": reach[s]} for s, p in limits]
+            if m.clients
+            else [],
+            "queue_href": f"{self.at}/{Filters(model=model).address()}",
+        }
+        if baseline is not None:
+            page |= {
+                "figure": self._honest(model, baseline, limits),
+                "facts": _facts(baseline),
+                "limits": self._limits(baseline),
+            }
+        return {"m": page}
+
+    def _honest(self, model: str, baseline: Baseline, limits: Sequence[tuple[str, float]]) -> list[str]:
+        tail = baseline.ordered
+        spots = [
+            (tail.level(c.p_value), c.state)
+            for c in itertools.islice(self._ranked(model, _STATES["all"]), MOST_SPOTS)
+            if c.p_value < 1
+        ]
+        levels = [(state, tail.level(p)) for state, p in limits if p < 1]
+        maxima = tail.maxima.tolist()
+        return [charts.honest_figure(maxima, tail.p, levels, spots, w, h) for w, h in ((BIG + 340, 380), (SMALL, 320))]
+
+    def _calibration(self, m: Model) -> str:
+        baseline = self.baselines.get(m.model_id)
+        if baseline is None:
+            return "no baseline is loaded here"
+        return "; ".join(baseline.notes) or "calibrated"
+
+    def _limits(self, baseline: Baseline) -> list[str]:
+        nulls, said = baseline.nulls, []
+        if nulls.calibrated and not nulls.supports(self.budget * BLOCK_FACTOR):
+            need = round(1 / (self.budget * BLOCK_FACTOR))
+            said.append(
+                f"{nulls.clients:,} honest clients can't support a block at this budget ({need:,} would): nothing is blocked by detection."
+            )
+        if not nulls.calibrated:
+            said.append(
+                "Calibrated on simulated clients: nothing is blocked, and rates are a guess. Fit again with --traffic."
+            )
+        return said
+
+    # -------------------------------------------------------------------------------- decisions, alerts and health
+
+    def decisions(self) -> dict[str, Any]:
+        models = self.readings.models()
+        merged = heapq.merge(*(self._ranked(m.model_id, FLAGGED) for m in models), key=_order)
+        detected = [
+            self._suspect(c) | {"enforced": c.enforced, "since_ms": c.since_s * 1000, "until_ms": c.until_s * 1000}
+            for c in itertools.islice(merged, MOST_ALERTS)
+        ]
+        flagged = sum(_counts(models)[s] for s in FLAGGED)
+        return {
+            "manual": [
+                {
+                    "key": d.model_id,
+                    "client": d.client_key,
+                    "client_id": d.client_id or d.client_key,
+                    "model": d.model_id,
+                    "href": self.client_address(d.client_key, d.model_id),
+                    "state": d.state,
+                    "reason": d.reason + (" (dry run)" if d.simulated else ""),
+                    "by": d.actor,
+                    "until_ms": d.until_s * 1000,
+                }
+                for d in self.readings.decisions(simulated=True)
+            ],
+            "allowed": [
+                {
+                    "key": a.model_id,
+                    "client": a.client_key,
+                    "client_id": a.client_id or a.client_key,
+                    "model": a.model_id,
+                    "href": self.client_address(a.client_key, a.model_id),
+                    "reason": a.reason,
+                    "by": a.actor,
+                    "until_ms": a.until_s * 1000,
+                }
+                for a in self.readings.allowlist()
+            ],
+            "detected": detected,
+            "detected_more": flagged if flagged > len(detected) else 0,
+            "mode_words": f"in mode {self.mode}, {MODE_WORDS.get(self.mode, '')}",
+        }
+
+    def alerts(self) -> dict[str, Any]:
+        page = self.readings.alerts(limit=MOST_ALERTS)
+        return {
+            "alerts": [
+                {
+                    "at_ms": milliseconds(a.time),
+                    "who": a.client_id or f"campaign of {len(a.members)} accounts",
+                    "href": self.client_address(a.client_key, a.model_id) if a.client_key
+                    else self.campaign_address(a.campaign_id) if a.campaign_id else "",
+                    "model": a.model_id,
+                    "state": "clear" if a.resolved else a.state,
+                    "family": a.family,
+                    "queries": a.queries_seen,
+                    "why": a.evidence[0].text if a.evidence else REASONS.get(a.reason, a.reason),
+                    "verdict": (_verdict(a.verdict) or {}).get("words", ""),
+                }
+                for a in page.items
+            ],
+            "more": page.next,
+        }  # fmt: skip
+
+
+def _order(c: Client) -> tuple[float, int, str]:
+    return c.p_value, -c.queries, c.client_key
+
+
+def _counts(models: Sequence[Model]) -> dict[str, int]:
+    flagged = {state: sum(getattr(m, state) for m in models) for state in ("watch", "throttle", "block")}
+    return {"clear": sum(m.clients for m in models) - sum(flagged.values()), **flagged}
+
+
+def _copied(c: Client) -> str:
+    e = c.extraction
+    return "–" if e is None else f"{100 * e.fidelity:.0f} % ({100 * e.low:.0f}–{100 * e.high:.0f})"
+
+
+def _headline(counts: Mapping[str, int], total: int) -> str:
+    flagged, watched = counts["block"] + counts["throttle"], counts["watch"]
+    if not total:
+        return "Clients whose queries look like an attempt to copy a model, most suspicious first."
+    if not flagged and not watched:
+        return f"All {total:,} clients behave as honest clients do."
+    parts = (
+        [f"{flagged:,} of {total:,} clients {'ask' if flagged != 1 else 'asks'} as nobody honest should"]
+        if flagged
+        else []
+    )
+    parts += [f"{watched:,} {'are' if watched != 1 else 'is'} unusual and watched"] if watched else []
+    return "; ".join(parts) + ". Most suspicious first."
+
+
+def _in_force_words(allowed: bool, decision: Any, c: Client, mode: str) -> str:
+    if allowed:
+        return "allow-listed"
+    if decision is not None and not decision.simulated:
+        return f"by hand until {figures.when(decision.until_s * 1000)}" if decision.until_s else "by hand"
+    return f"mode {mode}"
+
+
+def _verdict(verdict: Any) -> dict[str, Any] | None:
+    if verdict is None:
+        return None
+    return {"words": verdict.verdict.replace("_", " "), "by": verdict.actor}
+
+
+def _facts(baseline: Baseline) -> list[tuple[str, str]]:
+    nulls = baseline.nulls
+    return [
+        ("honest clients", f"{nulls.clients:,}"),
+        ("longest honest life", f"{nulls.days:.1f} days, {nulls.distinct:,.0f} distinct queries"),
+        (
+            "reference",
+            f"{baseline.facts.get('reference_rows', 0):,.0f} rows, {len(baseline.map.schema.columns)} columns",
+        ),
+        ("feature map", baseline.map_id),
+        ("nulls", str(baseline.nulls_version)),
+    ]
+
+
+_BLANK: dict[str, Any] = {
+    "key": "", "client_id": "", "state": "clear", "rarity": "", "copied": "", "queries": 0, "model": "", "why": "", "last_ms": 0,
+}  # fmt: skip
