@@ -1,0 +1,142 @@
+"""What a simulated store keeps: cells on nodes, each with one history that a failover can cut.
+
+Rules:
+
+* A state is never changed in place. A write puts a new state and remembers the old one, so that undoing the last k writes of a
+  node – what a failover to a replica that lagged by k does – costs k assignments. Cells of one node roll back together, to one
+  prefix; cells of different nodes independently.
+* `lineage` names the content: every write that changes it draws a new number that no other history ever had. It goes back with a
+  rollback. The oracle uses it to tell by itself, without tokens and offsets, whether a write was built on what it replaced.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from consumers.store import Cursor, DeadLetter, DecisionRow, Entry, OutboxAlert
+from detector.query import ClientKey
+
+Place = tuple[str, str | int]
+"""("profiles", cell name) | ("decisions", cell number) | ("operators", "")"""
+
+
+@dataclass(slots=True)
+class ProfileCell:
+    """profiles: client → (fields, touched at); base: where this generation began to count, None at the log's start.
+
+    epoch counts claims; only weaker variants look at it. untaken: decision cell → touched and not taken yet, likewise.
+    """
+
+    token: str = ""
+    generation: str = ""
+    offset: int | None = None
+    attempts: int = 0
+    sketch: bytes = b""
+    base: int | None = None
+    epoch: int = 0
+    lineage: int = 0
+    counters: dict[str, int] = field(default_factory=dict)
+    profiles: dict[ClientKey, tuple[dict[str, bytes], int]] = field(default_factory=dict)
+    dead: tuple[tuple[int, DeadLetter], ...] = ()
+    letters: int = 0
+    reasons: dict[str, int] = field(default_factory=dict)
+    erased: dict[str, int] = field(default_factory=dict)
+    untaken: frozenset[ClientKey] = frozenset()
+
+    def copy(self) -> ProfileCell:
+        return ProfileCell(
+            self.token, self.generation, self.offset, self.attempts, self.sketch, self.base, self.epoch, self.lineage,
+            self.counters, self.profiles, self.dead, self.letters, self.reasons, self.erased, self.untaken,
+        )  # fmt: skip
+
+
+@dataclass(slots=True)
+class DecisionCell:
+    """alerts: (entry, alert, stored at in ms), oldest first; sent: (destination, uid) → entry; feed: (entry, client, row)."""
+
+    token: str = ""
+    revision: int = 0
+    process: str = ""
+    lease_until_ms: float = 0.0
+    epoch: int = 0
+    lineage: int = 0
+    cursors: dict[str, Cursor] = field(default_factory=dict)
+    rows: dict[ClientKey, DecisionRow] = field(default_factory=dict)
+    alerts: tuple[tuple[int, OutboxAlert, int], ...] = ()
+    entries: int = 0
+    sent: dict[tuple[str, str], int] = field(default_factory=dict)
+    feed: tuple[tuple[int, ClientKey, DecisionRow], ...] = ()
+    feed_generation: str = ""
+    fed: int = 0
+
+    def copy(self) -> DecisionCell:
+        return DecisionCell(
+            self.token, self.revision, self.process, self.lease_until_ms, self.epoch, self.lineage, self.cursors,
+            self.rows, self.alerts, self.entries, self.sent, self.feed, self.feed_generation, self.fed,
+        )  # fmt: skip
+
+
+@dataclass(slots=True)
+class OperatorCell:
+    revision: int = 0
+    gone: int = 0
+    entries: dict[tuple[str, str, str], Entry] = field(default_factory=dict)
+    changes: tuple[tuple[int, Entry], ...] = ()
+    audit: tuple[bytes, ...] = ()
+
+    def copy(self) -> OperatorCell:
+        return OperatorCell(self.revision, self.gone, self.entries, self.changes, self.audit)
+
+
+class Nodes:
+    """Storage of several nodes; `node_of` says where a cell lives."""
+
+    def __init__(self, count: int = 1, node_of: Callable[[Place], int] = lambda place: 0) -> None:
+        self.states: dict[Place, Any] = {}
+        self.layout: dict[str, str] = {}
+        self.detectors: dict[str, float] = {}
+        self._logs: list[list[tuple[Place, Any]]] = [[] for _ in range(count)]
+        self._node_of = node_of
+        self._numbers = itertools.count(1)
+
+    @property
+    def count(self) -> int:
+        return len(self._logs)
+
+    def number(self) -> int:
+        """One that was never given before, in any history."""
+        return next(self._numbers)
+
+    def writes(self, node: int) -> int:
+        return len(self._logs[node])
+
+    def put(self, place: Place, state: Any) -> None:
+        self._logs[self._node_of(place)].append((place, self.states.get(place)))
+        self.states[place] = state
+
+    def roll_back(self, node: int, writes: int) -> int:
+        """Undo the last writes of a node; returns how many there were to undo."""
+        log = self._logs[node]
+        undone = min(writes, len(log))
+        for _ in range(undone):
+            place, before = log.pop()
+            if before is None:
+                del self.states[place]
+            else:
+                self.states[place] = before
+        return undone
+
+    def profile_cell(self, cell: str) -> ProfileCell | None:
+        found: ProfileCell | None = self.states.get(("profiles", cell))
+        return found
+
+    def decision_cell(self, cell: int) -> DecisionCell:
+        found: DecisionCell | None = self.states.get(("decisions", cell))
+        return found or DecisionCell()
+
+    def operators(self) -> OperatorCell:
+        found: OperatorCell | None = self.states.get(("operators", ""))
+        return found or OperatorCell()
