@@ -24,18 +24,46 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 from detector.query import ClientKey
 
 DECISION_CELLS = 32
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 def decision_cell(client: ClientKey) -> int:
     """Decision cell of a client: the same for every process and every run."""
     digest = hashlib.blake2b("\x00".join(client).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") % DECISION_CELLS
+
+
+class Tombstones:
+    """Who was erased from a profile cell, and up to where, without saying who: one-way marks → offsets.
+
+    ``get(client, 0)`` is the offset below which the client's queries are skipped for good.
+    """
+
+    __slots__ = ("_marks",)
+
+    def __init__(self, marks: Mapping[str, int] = MappingProxyType({})) -> None:
+        self._marks = marks
+
+    @staticmethod
+    def mark(client: ClientKey) -> str:
+        """32 hex digits that neither are nor show the client's hash."""
+        text = "\x00".join(client).encode("utf-8", "surrogatepass")
+        return hashlib.blake2b(text, digest_size=16, person=b"qw-erased").hexdigest()
+
+    def get(self, client: ClientKey, default: int = 0) -> int:
+        return self._marks.get(self.mark(client), default) if self._marks else default
+
+    def __contains__(self, client: ClientKey) -> bool:
+        return self.mark(client) in self._marks
+
+    def __len__(self) -> int:
+        return len(self._marks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +73,7 @@ class Claim:
     generation   random, new when the cell is rebuilt
     next_offset  where to resume, None if nothing is stored
     attempts     how often the cell was claimed at this offset since the last commit moved it, this claim included
-    erased       client → offset below which its queries are skipped for good
+    erased       offsets below which some clients' queries are skipped for good
     sketch       as the last checkpoint left it; opaque
     """
 
@@ -53,7 +81,7 @@ class Claim:
     next_offset: int | None
     counters: Mapping[str, int] = field(default_factory=dict)
     attempts: int = 1
-    erased: Mapping[ClientKey, int] = field(default_factory=dict)
+    erased: Tombstones = field(default_factory=Tombstones)
     sketch: bytes = b""
 
 
@@ -195,11 +223,10 @@ class Operation:
 
 
 class Exported(NamedTuple):
-    """One item of a snapshot: which table of which cell, its key, its value. Only the store gives them a meaning."""
+    """One item of a snapshot: which table of which cell, and what. Only the stores give it a meaning (`records.py`)."""
 
     table: str
     cell: str
-    key: bytes
     value: bytes
 
 
@@ -305,7 +332,9 @@ class Store(Protocol):
         """Drop these clients' profiles and remember the cell's offset: below it their queries are never counted again."""
 
     def erase_decisions(self, cell: int, clients: Sequence[ClientKey], alerts: Sequence[str]) -> None:
-        """Drop rows, restrictions and ranks of these clients, and stored alerts by `alert_id`."""
+        """Drop rows, restrictions and ranks of these clients, and stored alerts by `alert_id` with the memory of their
+        delivery. Positions in the cell's feed are void afterwards, so gateways read `restrictions` again: no entry that
+        would name the client has to lift anything."""
 
     def reset(self, cell: str, offset: int | None) -> None:
         """Drop the cell's profiles; a new generation begins at `offset` (None: as if never read). What was erased stays so."""
@@ -315,5 +344,8 @@ class Store(Protocol):
 
     def restore(self, items: Iterable[Exported]) -> None:
         """Fill an empty store (Refused when it is not): positions as exported, new generations, no owners."""
+
+    def scrub(self) -> bool:
+        """Take off the disk what was erased before, as far as a store can; False: the server's operator has to."""
 
     def close(self) -> None: ...

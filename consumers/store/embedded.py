@@ -4,30 +4,25 @@ Rules:
 
 * Every call that writes is one ``BEGIN IMMEDIATE`` transaction, which makes the same checks as the Redis script of
   that name; reads that must agree with each other share one transaction, hence one snapshot (WAL).
-* Several threads and processes may use one file: a connection per thread, a busy timeout between processes. A lock
-  that does not come, a full disk, an I/O error are `Unavailable`; a damaged file is `CorruptState`; another program's
-  file is `Refused` and stays as it was.
-* After a power loss the newest commits may be missing (``synchronous = NORMAL``), never one in the middle: the log
-  replays them.
-* Times are the machine's clock: profiles live 30 days after their last commit, alerts 30 days after they were stored.
-* The file is created readable by its owner only.
+* Several threads and processes may use one file (`sqlite.py`).
+* Times are the machine's clock: profiles live 30 days after their last commit, decisions 30 days after they were last
+  recorded, alerts 30 days after they were stored. What has expired is never shown, and deleted about once a day.
+
+Profile cells, decision cells and what gateways read are here; the operator cell is in `embedded_operators.py`, what
+people do to a store in `embedded_upkeep.py`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import secrets as entropy
 import sqlite3
-import threading
 import time
-import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from consumers.errors import CorruptState, Fenced, LeaseHeld, Refused, Rewound, Unavailable
+from consumers.errors import Fenced, LeaseHeld, Refused, Rewound
 from consumers.store import (
     DECISION_CELLS,
     SCHEMA_VERSION,
@@ -39,12 +34,18 @@ from consumers.store import (
     DecisionRow,
     OutboxAlert,
     Outcome,
+    Restriction,
     Shards,
+    Tombstones,
     Touched,
     decision_cell,
 )
+from consumers.store.embedded_operators import OperatorCell
+from consumers.store.embedded_upkeep import Upkeep
 from consumers.store.layout import (
     ALERT_TTL_MS,
+    DECISION_TTL_S,
+    FEED_ENTRIES,
     LAYOUT,
     PROFILE_TTL_S,
     check_checkpoint,
@@ -54,99 +55,23 @@ from consumers.store.layout import (
     check_outcome,
     client_from_text,
     client_text,
+    concerns_gateways,
+    feed_position,
     layout_differs,
 )
 from detector.query import ClientKey
 
-APPLICATION_ID = 0x51574152
-"""Marks a SQLite file as ours ("QWAR")."""
-
-_TABLES = """
-CREATE TABLE IF NOT EXISTS layout (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS cells (
-    id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, token TEXT NOT NULL, generation TEXT NOT NULL,
-    next_offset INTEGER);
-CREATE TABLE IF NOT EXISTS counters (
-    cell INTEGER, name TEXT, value INTEGER NOT NULL, PRIMARY KEY (cell, name)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS profiles (
-    id INTEGER PRIMARY KEY, cell INTEGER NOT NULL, client TEXT NOT NULL, decision_cell INTEGER NOT NULL,
-    touched INTEGER NOT NULL, expires_s INTEGER NOT NULL, UNIQUE (cell, client));
-CREATE INDEX IF NOT EXISTS profiles_touched ON profiles (cell, decision_cell, touched);
-CREATE TABLE IF NOT EXISTS fields (profile INTEGER, name TEXT, value BLOB NOT NULL, PRIMARY KEY (profile, name));
-CREATE TABLE IF NOT EXISTS dead (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, cell INTEGER NOT NULL, place TEXT NOT NULL, at INTEGER NOT NULL,
-    reason TEXT NOT NULL, detail TEXT NOT NULL, sha256 TEXT NOT NULL, head BLOB NOT NULL);
-CREATE INDEX IF NOT EXISTS dead_cell ON dead (cell, id);
-CREATE TABLE IF NOT EXISTS dead_counts (
-    cell INTEGER, reason TEXT, value INTEGER NOT NULL, PRIMARY KEY (cell, reason)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS decision_cells (
-    cell INTEGER PRIMARY KEY, token TEXT NOT NULL, revision INTEGER NOT NULL, process TEXT,
-    lease_until_ms INTEGER NOT NULL);
-CREATE TABLE IF NOT EXISTS detectors (process TEXT PRIMARY KEY, until_ms INTEGER NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS cursors (
-    cell INTEGER, profile_cell TEXT, generation TEXT NOT NULL, next_offset INTEGER NOT NULL,
-    PRIMARY KEY (cell, profile_cell)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS decisions (
-    client TEXT PRIMARY KEY, cell INTEGER NOT NULL, tenant TEXT NOT NULL, model TEXT NOT NULL,
-    row BLOB NOT NULL, state TEXT NOT NULL, rank REAL NOT NULL, until_s INTEGER NOT NULL);
-CREATE INDEX IF NOT EXISTS decisions_rank ON decisions (tenant, model, rank DESC, client);
-CREATE TABLE IF NOT EXISTS alerts (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, cell INTEGER NOT NULL, uid TEXT NOT NULL, time_ms INTEGER NOT NULL,
-    body BLOB NOT NULL, stored_ms INTEGER NOT NULL);
-CREATE INDEX IF NOT EXISTS alerts_cell ON alerts (cell, id);
-CREATE TABLE IF NOT EXISTS sent (
-    cell INTEGER, destination TEXT, uid TEXT, entry INTEGER NOT NULL,
-    PRIMARY KEY (cell, destination, uid)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS marks (
-    cell INTEGER, destination TEXT, entry INTEGER NOT NULL, PRIMARY KEY (cell, destination)) WITHOUT ROWID;
-"""
-
-_PASSING = {
-    sqlite3.SQLITE_BUSY,
-    sqlite3.SQLITE_LOCKED,
-    sqlite3.SQLITE_FULL,
-    sqlite3.SQLITE_IOERR,
-    sqlite3.SQLITE_NOMEM,
-    sqlite3.SQLITE_INTERRUPT,
-    sqlite3.SQLITE_PROTOCOL,
-}
-_BROKEN = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
-_CLOSED_TO_US = {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH}
-
-_BUSY_TIMEOUT_S = 10.0
+_ROW = "client, row, state, rank, until_s, enforced"
 _PAGE = 500
 _PURGE_EVERY_S = 86_400
 
 
-class _Connection(sqlite3.Connection):
-    """One that can be referred to weakly."""
-
-
-class EmbeddedStore:
-    """The store in the SQLite file `path`, which is created if it is missing.
-
-    now_s  the clock behind leases and retention, seconds since the epoch; processes that share the file must share it
-
-    Raises Refused when the file cannot be opened, is no QueryWarden store, or was written by a newer schema.
-    """
+class EmbeddedStore(OperatorCell, Upkeep):
+    """The store in the SQLite file `path`, which is created if it is missing; see `SQLiteFile`."""
 
     def __init__(self, path: str | os.PathLike[str], *, now_s: Callable[[], float] = time.time) -> None:
-        self.path = Path(path)
-        self._now_s = now_s
-        self._local = threading.local()
-        self._guard = threading.Lock()
-        # Weak, so that a thread that ends leaves its connection to the garbage collector.
-        self._open: weakref.WeakSet[_Connection] = weakref.WeakSet()
-        self._closed = False
-        self._purged_s: dict[int, float] = {}
-        with self._translated(), contextlib.suppress(FileExistsError):
-            os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-        try:
-            with self._write() as db:
-                self._adopt(db)
-            self._switch_to_wal()
-        except CorruptState as error:
-            raise Refused(f"store: {self.path} is not a SQLite file, or is damaged") from error
+        self._purged_s: dict[str, float] = {}
+        super().__init__(path, now_s=now_s)
 
     # --- layout and secrets
 
@@ -165,13 +90,17 @@ class EmbeddedStore:
     def claim(self, cell: str, token: str) -> Claim:
         with self._write() as db:
             db.execute(
-                "INSERT INTO cells (name, token, generation) VALUES (?, ?, ?)"
-                " ON CONFLICT (name) DO UPDATE SET token = excluded.token",
+                "INSERT INTO cells (name, token, generation, attempts) VALUES (?, ?, ?, 1) ON CONFLICT (name)"
+                " DO UPDATE SET token = excluded.token, attempts = attempts + 1",
                 (cell, token, entropy.token_hex(8)),
             )
-            row = db.execute("SELECT id, generation, next_offset FROM cells WHERE name = ?", (cell,)).fetchone()
-            counters = db.execute("SELECT name, value FROM counters WHERE cell = ?", (row[0],)).fetchall()
-        return Claim(row[1], row[2], dict(counters))
+            number, *found = db.execute(
+                "SELECT id, generation, next_offset, attempts, sketch FROM cells WHERE name = ?", (cell,)
+            ).fetchone()
+            counters = db.execute("SELECT name, value FROM counters WHERE cell = ?", (number,)).fetchall()
+            erased = db.execute("SELECT mark, below FROM erased WHERE cell = ?", (number,)).fetchall()
+        generation, offset, attempts, sketch = found
+        return Claim(generation, offset, dict(counters), attempts, Tombstones(dict(erased)), sketch)
 
     def load(
         self, cell: str, token: str, offset: int | None, clients: Sequence[ClientKey]
@@ -198,7 +127,13 @@ class EmbeddedStore:
                 "INSERT INTO counters VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET value = excluded.value",
                 [(cell, name, value) for name, value in checkpoint.counters.items()],
             )
-            db.execute("UPDATE cells SET next_offset = ? WHERE id = ?", (checkpoint.next_offset, cell))
+            if checkpoint.sketch is not None:
+                db.execute("UPDATE cells SET sketch = ? WHERE id = ?", (checkpoint.sketch, cell))
+            db.execute(
+                "UPDATE cells SET next_offset = ?1, attempts = CASE WHEN next_offset IS ?1 THEN attempts ELSE 0 END"
+                " WHERE id = ?2",
+                (checkpoint.next_offset, cell),
+            )
 
     def dead_letters(self, cell: str, limit: int) -> list[tuple[str, DeadLetter]]:
         with self._read() as db:
@@ -263,9 +198,9 @@ class EmbeddedStore:
         with self._read() as db:
             _owned_decisions(db, cell, token, revision)
             rows = db.execute(
-                "SELECT client, row, state, rank, until_s FROM decisions"
-                " WHERE cell = ? AND client IN (SELECT value FROM json_each(?))",
-                (cell, json.dumps([client_text(client) for client in clients])),
+                f"SELECT {_ROW} FROM decisions"  # noqa: S608
+                " WHERE cell = ? AND expires_s > ? AND client IN (SELECT value FROM json_each(?))",
+                (cell, int(self._now_s()), json.dumps([client_text(client) for client in clients])),
             ).fetchall()
         return {client_from_text(row[0]): DecisionRow(*row[1:]) for row in rows}
 
@@ -275,14 +210,7 @@ class EmbeddedStore:
         cell, now_ms = outcome.cell, int(self._now_s() * 1000)
         with self._write() as db:
             _owned_decisions(db, cell, token, revision)
-            db.executemany(
-                "INSERT INTO decisions VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (client) DO UPDATE SET"
-                " row = excluded.row, state = excluded.state, rank = excluded.rank, until_s = excluded.until_s",
-                [
-                    (client_text(c), cell, c.tenant, c.model, row.row, row.state, float(row.rank), row.until_s)
-                    for c, row in outcome.rows.items()
-                ],
-            )
+            self._write_decisions(db, outcome, now_ms // 1000)
             db.executemany(
                 "INSERT INTO alerts (cell, uid, time_ms, body, stored_ms) VALUES (?, ?, ?, ?, ?)",
                 [(cell, alert.uid, alert.time_ms, alert.body, now_ms) for alert in outcome.alerts],
@@ -358,8 +286,9 @@ class EmbeddedStore:
         for name in names:
             with self._read() as db:
                 ranked = db.execute(
-                    "SELECT client FROM decisions WHERE tenant = ? AND model = ? ORDER BY rank DESC, client LIMIT ?",
-                    (tenant, name, -1 if limit is None else max(limit, 0)),
+                    "SELECT client FROM decisions WHERE tenant = ? AND model = ? AND expires_s > ?"
+                    " ORDER BY rank DESC, client LIMIT ?",
+                    (tenant, name, int(self._now_s()), -1 if limit is None else max(limit, 0)),
                 ).fetchall()
             clients = [text for (text,) in ranked]
             # Page by page, each in its own short transaction: a slow reader must not hold the log file of SQLite.
@@ -384,104 +313,84 @@ class EmbeddedStore:
     def pressure(self) -> float:
         return 0.0
 
-    def close(self) -> None:
-        with self._guard:
-            self._closed = True
-            for db in list(self._open):
-                db.close()
-            self._open.clear()
+    # --- gateways
+
+    def restrictions(self) -> tuple[dict[int, str], list[Restriction]]:
+        with self._read() as db:
+            positions = {cell: _position(db, cell) for cell in range(DECISION_CELLS)}
+            rows = db.execute(
+                "SELECT client, state, enforced, until_s FROM decisions WHERE state IN ('throttle', 'block')"
+                " AND (until_s = 0 OR until_s > ?1) AND expires_s > ?1",
+                (int(self._now_s()),),
+            ).fetchall()
+        return positions, [Restriction(client_from_text(client), *rest) for client, *rest in rows]
+
+    def changes(self, positions: Mapping[int, str], limit: int) -> tuple[dict[int, str], list[Restriction]] | None:
+        check_limit(limit)
+        reached, found = dict(positions), list[Restriction]()
+        with self._read() as db:
+            for cell, position in positions.items():
+                generation, after = feed_position(position)
+                stored, gone, last = _feed(db, cell)
+                if generation != stored or not gone <= after <= last:
+                    return None
+                rows = db.execute(
+                    "SELECT id, client, state, enforced, until_s FROM feed WHERE cell = ? AND id > ? ORDER BY id LIMIT ?",
+                    (cell, after, limit),
+                ).fetchall()
+                if rows:
+                    reached[cell] = f"{generation}:{rows[-1][0]}"
+                found += (Restriction(client_from_text(client), *rest) for _, client, *rest in rows)
+        return reached, found
 
     # --- inside
 
-    def _adopt(self, db: sqlite3.Connection) -> None:
-        """Create the tables in an empty file; check the marks of any other."""
-        mark = db.execute("PRAGMA application_id").fetchone()[0]
-        version = db.execute("PRAGMA user_version").fetchone()[0]
-        if mark == 0 and not db.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone():
-            for statement in _TABLES.split(";"):
-                db.execute(statement)
-            db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-        elif mark != APPLICATION_ID:
-            raise Refused(f"store: {self.path} belongs to another program")
-        elif version != SCHEMA_VERSION:
-            raise Refused(f"store: {self.path} has schema {version}, this version works with schema {SCHEMA_VERSION}")
+    def _purge_due(self, what: str, now_s: int) -> bool:
+        """Whether what has expired should be deleted now: once a day is enough, nobody sees it any more."""
+        due = now_s - self._purged_s.get(what, 0.0) >= _PURGE_EVERY_S
+        if due:
+            self._purged_s[what] = now_s
+        return due
 
-    def _switch_to_wal(self) -> None:
-        """Once in the life of a file. It needs the file for itself, and SQLite's busy timeout does not cover that."""
-        for attempt in range(1000):
-            try:
-                self._connection().execute("PRAGMA journal_mode = WAL")
-                return
-            except sqlite3.OperationalError as error:
-                if attempt == 999 or error.sqlite_errorcode & 0xFF not in _PASSING:
-                    raise Unavailable(f"store {self.path}: {error}") from error
-                time.sleep(0.01)
-
-    def _connection(self) -> sqlite3.Connection:
-        db: _Connection | None = getattr(self._local, "db", None)
-        if self._closed:
-            raise Unavailable(f"store {self.path}: closed")
-        if db is None:
-            # Only its own thread uses a connection, but `close` may come from another.
-            db = sqlite3.connect(
-                self.path,
-                timeout=_BUSY_TIMEOUT_S,
-                isolation_level=None,
-                check_same_thread=False,
-                factory=_Connection,
-                cached_statements=64,
+    def _write_decisions(self, db: sqlite3.Connection, outcome: Outcome, now_s: int) -> None:
+        """Rows, and in the feed those that gateways must learn of."""
+        cell = outcome.cell
+        if self._purge_due(f"decisions:{cell}", now_s):
+            db.execute("DELETE FROM decisions WHERE cell = ? AND expires_s <= ?", (cell, now_s))
+        texts = {client_text(client): (client, row) for client, row in outcome.rows.items()}
+        known = {
+            client: standing
+            for client, *standing in db.execute(
+                "SELECT client, state, enforced, until_s FROM decisions WHERE cell = ? AND expires_s > ?"
+                " AND client IN (SELECT value FROM json_each(?))",
+                (cell, now_s, json.dumps(list(texts))),
             )
-            db.execute("PRAGMA synchronous = NORMAL")
-            db.execute("PRAGMA temp_store = MEMORY")
-            db.execute("PRAGMA cache_size = -32768")  # 32 MiB
-            # Profiles are rewritten over and over: copying them home every 32 MiB instead of 4 saves a tenth.
-            db.execute("PRAGMA wal_autocheckpoint = 8192")
-            self._local.db = db
-            with self._guard:
-                self._open.add(db)
-        return db
-
-    @contextlib.contextmanager
-    def _translated(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.Error as error:
-            code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
-            if code in _PASSING or self._closed:
-                raise Unavailable(f"store {self.path}: {error}") from error
-            if code in _BROKEN:
-                raise CorruptState(f"store {self.path}: {error}") from error
-            if code in _CLOSED_TO_US:
-                raise Refused(f"store {self.path}: {error}") from error
-            raise
-        except OSError as error:
-            raise Refused(f"store {self.path}: {error.strerror}") from error
-
-    @contextlib.contextmanager
-    def _transaction(self, begin: str) -> Iterator[sqlite3.Connection]:
-        with self._translated():
-            db = self._connection()
-            db.execute(begin)
-            try:
-                yield db
-                db.execute("COMMIT")
-            finally:
-                if db.in_transaction:
-                    db.execute("ROLLBACK")
-
-    def _write(self) -> contextlib.AbstractContextManager[sqlite3.Connection]:
-        return self._transaction("BEGIN IMMEDIATE")
-
-    def _read(self) -> contextlib.AbstractContextManager[sqlite3.Connection]:
-        return self._transaction("BEGIN")
+        }
+        db.executemany(
+            "INSERT INTO feed (cell, client, state, enforced, until_s) VALUES (?, ?, ?, ?, ?)",
+            [
+                (cell, text, row.state, row.enforced, row.until_s)
+                for text, (_, row) in texts.items()
+                if concerns_gateways(known.get(text), row)
+            ],
+        )
+        db.executemany(
+            "INSERT INTO decisions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (client) DO UPDATE SET"
+            " row = excluded.row, state = excluded.state, rank = excluded.rank, until_s = excluded.until_s,"
+            " enforced = excluded.enforced, expires_s = excluded.expires_s",
+            [
+                (text, cell, client.tenant, client.model, row.row, row.state, float(row.rank), row.until_s,
+                 row.enforced, now_s + DECISION_TTL_S)
+                for text, (client, row) in texts.items()
+            ],
+        )  # fmt: skip
+        _trim_feed(db, cell)
 
     def _write_profiles(self, db: sqlite3.Connection, cell: int, checkpoint: Checkpoint, now_s: int) -> None:
-        if now_s - self._purged_s.get(cell, 0.0) >= _PURGE_EVERY_S:
+        if self._purge_due(f"profiles:{cell}", now_s):
             gone = "SELECT id FROM profiles WHERE cell = ? AND expires_s <= ?"
             db.execute(f"DELETE FROM fields WHERE profile IN ({gone})", (cell, now_s))  # noqa: S608
             db.execute("DELETE FROM profiles WHERE cell = ? AND expires_s <= ?", (cell, now_s))
-            self._purged_s[cell] = now_s
         texts = {client: client_text(client) for client in checkpoint.profiles}
         db.executemany(
             "INSERT INTO profiles (cell, client, decision_cell, touched, expires_s) VALUES (?, ?, ?, ?, ?)"
@@ -519,9 +428,9 @@ class EmbeddedStore:
     def _rows(self, clients: Sequence[str]) -> list[tuple[ClientKey, DecisionRow]]:
         with self._read() as db:
             rows = db.execute(
-                "SELECT client, row, state, rank, until_s FROM decisions"
-                " WHERE client IN (SELECT value FROM json_each(?))",
-                (json.dumps(clients),),
+                f"SELECT {_ROW} FROM decisions"  # noqa: S608
+                " WHERE expires_s > ? AND client IN (SELECT value FROM json_each(?))",
+                (int(self._now_s()), json.dumps(clients)),
             ).fetchall()
         found = {row[0]: DecisionRow(*row[1:]) for row in rows}
         return [(client_from_text(client), found[client]) for client in clients if client in found]
@@ -571,6 +480,29 @@ def _touched(
             rows = [row for row in rows if row[1] < cut]
             reached = rows[-1][1]
     return reached, [client_from_text(client) for client, _ in rows]
+
+
+def _feed(db: sqlite3.Connection, cell: int) -> tuple[str, int, int]:
+    """Of a decision cell's feed: the generation, the last entry that is gone, the last entry."""
+    generation, gone = db.execute("SELECT generation, gone FROM feeds WHERE cell = ?", (cell,)).fetchone() or ("", 0)
+    (last,) = db.execute("SELECT coalesce(max(id), 0) FROM feed WHERE cell = ?", (cell,)).fetchone()
+    return generation, gone, max(last, gone)
+
+
+def _position(db: sqlite3.Connection, cell: int) -> str:
+    generation, _, last = _feed(db, cell)
+    return f"{generation}:{last}"
+
+
+def _trim_feed(db: sqlite3.Connection, cell: int) -> None:
+    (gone,) = db.execute(
+        "SELECT id FROM feed WHERE cell = ? ORDER BY id DESC LIMIT 1 OFFSET ?", (cell, FEED_ENTRIES)
+    ).fetchone() or (None,)
+    if gone is not None:
+        db.execute("DELETE FROM feed WHERE cell = ? AND id <= ?", (cell, gone))
+        db.execute(
+            "INSERT INTO feeds VALUES (?, '', ?) ON CONFLICT (cell) DO UPDATE SET gone = excluded.gone", (cell, gone)
+        )
 
 
 def _mark(db: sqlite3.Connection, cell: int, destination: str) -> int:

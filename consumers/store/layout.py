@@ -15,17 +15,31 @@ import binascii
 import hashlib
 import math
 import re
+from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 from urllib.parse import quote, unquote
 
 from consumers.errors import CorruptState
-from consumers.store import DECISION_CELLS, Checkpoint, Outcome
+from consumers.store import DECISION_CELLS, SCHEMA_VERSION, Checkpoint, DecisionRow, Operation, Outcome
 from detector.query import ClientKey
 
 PROFILE_TTL_S = 30 * 86_400
+DECISION_TTL_S = 30 * 86_400
 ALERT_TTL_MS = 30 * 86_400_000
+FEED_ENTRIES = 10_000
+"""How many changes of a decision cell gateways may fall behind, at least."""
+
+OPERATOR_CHANGES = 10_000
+"""How many changes of the operator cell readers may fall behind, at least."""
+
 MAX_OFFSET = 2**53 - 1
 """Redis keeps scores as doubles; offsets beyond would lose digits."""
+
+OPERATORS = "operators"
+"""Name of the operator cell in errors."""
+
+RESTRICTED = ("throttle", "block")
 
 LAYOUT = ("schema", "number of decision cells", "secrets")
 """What a store is made with and must keep for life, in people's words."""
@@ -92,9 +106,35 @@ def _spread(name: str, stratum: int, strata: int) -> str:
     return f"qw:{{{name}.{n}}}:"
 
 
+def destination_from_text(text: str) -> str:
+    """Inverse of `part_text`."""
+    return unquote(text)
+
+
+def schema_differs(stored: str) -> str:
+    """One line for a store of another schema than ours; an older one that can be upgraded never gets here."""
+    newer = stored.isdecimal() and int(stored) > SCHEMA_VERSION
+    what = "it was written by a newer version, which must be used" if newer else "it cannot be upgraded"
+    return f"store: it has schema {stored or 'unknown'}, this version works with schema {SCHEMA_VERSION}: {what}"
+
+
 def layout_differs(name: str, stored: str | None, ours: str) -> str:
     """One line for a store that was made otherwise."""
     return f"store: it was made with {name} {stored or 'unknown'}, this process has {ours}"
+
+
+def concerns_gateways(before: Sequence[Any] | None, row: DecisionRow) -> bool:
+    """Whether a row must be told to gateways that know the one before it: (state, enforced, until_s), None if none."""
+    state, enforced, until_s = before or ("clear", "clear", 0)
+    if (row.state, row.enforced) != (state, enforced):
+        return True
+    return row.state in RESTRICTED and row.until_s != until_s
+
+
+def feed_position(text: str) -> tuple[str, int]:
+    """Generation of a feed and the last entry that was seen. What no store ever gave is a position in no feed."""
+    generation, _, entry = text.rpartition(":")
+    return (generation, int(entry)) if entry.isdecimal() and len(entry) < 19 else ("-", 0)
 
 
 def check_checkpoint(checkpoint: Checkpoint) -> None:
@@ -113,6 +153,18 @@ def check_outcome(outcome: Outcome) -> None:
     for client, row in outcome.rows.items():
         if not math.isfinite(row.rank):
             raise ValueError(f"{client.model}/{client.client}: rank {row.rank} is not a number to sort by")
+
+
+def check_operation(revision: int, operation: Operation) -> None:
+    """Refuse (ValueError) an operation that no store could keep as it is."""
+    if not 0 <= revision < MAX_OFFSET:
+        raise ValueError(f"there is no revision {revision}")
+    named = [entry[:3] for entry in operation.puts] + list(operation.drops)
+    if len(set(named)) < len(named):
+        raise ValueError("one entry is put or dropped twice in one operation")
+    for entry in operation.puts:
+        if not entry.value:
+            raise ValueError(f"{entry.kind}: an empty value says that an entry was dropped")
 
 
 def check_limit(limit: int) -> None:

@@ -375,7 +375,7 @@ def test_sqlite_file_is_private_and_checked(tmp_path: Path) -> None:
 
 
 def test_sqlite_waits_for_a_lock_and_then_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("consumers.store.embedded._BUSY_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("consumers.store.sqlite._BUSY_TIMEOUT_S", 0.05)
     store = EmbeddedStore(tmp_path / "s.sqlite")
     store.claim(CELL, "t")
     blocker = sqlite3.connect(tmp_path / "s.sqlite", isolation_level=None)
