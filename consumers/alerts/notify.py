@@ -7,6 +7,7 @@ give each its own process, or live with a double.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -36,6 +37,8 @@ class NotifySink:
         except ImportError as error:
             raise Refused("alerts.notify needs the extra: pip install 'querywarden[notify]'") from error
         asset = apprise.AppriseAsset(app_id="QueryWarden", app_desc="QueryWarden", app_url="", plugin_paths=[])
+        for name in ("apprise", "urllib3"):  # they log URLs, which are secrets here, and texts with client ids
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         self._apprise: Any = apprise.Apprise(asset=asset)
         self._text: Any = apprise.NotifyFormat.TEXT
         for at, url in enumerate(urls.split()):
