@@ -355,6 +355,13 @@ class Readings:
                 return key
         return ClientKey(self.tenant, model, self.secrets.client_hash(self.tenant, client))
 
+    def named(self, model: str, client_key: str) -> str | None:
+        """Id of a client by its hash; None when it is not a client of the model."""
+        key = ClientKey(self.tenant, model, client_key)
+        row = self.store.decided([key]).get(key)
+        stored = self._stored(key, row) if row is not None else None
+        return stored.client_id if stored else None
+
     def client(self, model: str, client: str) -> ClientDetail | None:
         """One client, named by its id or its `client_key`."""
         key = self.key_of(model, client)

@@ -1,0 +1,475 @@
+"""The routes of the API: what they take and what they answer. Who may use them is in `access`, what they do in `readings` and `operate`.
+
+Rules:
+
+* A route parses, asks one thing of the layer below, and answers a typed value. Nothing is decided here.
+* Everything is read for the caller's tenant; what belongs to another looks like what isn't there.
+* A client is named by its id or by its `client_key`, the keyed hash that every answer carries: put that into addresses.
+* Lists have a `next` cursor; a page holds at most 1,000 rows.
+* Changes take an ``Idempotency-Key``: the same key, the same answer, one effect, for a day.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, TypeVar
+
+import anyio.to_thread
+import msgspec
+from fastapi import Body, FastAPI, Header, Path, Query, Request
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from consumers import entries, operate, readings
+from consumers.audit import stored_rows
+from consumers.errors import Missing
+from consumers.http import bridge, problems
+from consumers.http.access import methods_by_path
+from consumers.http.auth import KeyRing
+from consumers.http.decisions import DecisionFeed
+from consumers.http.feed import feed_routes
+from consumers.http.routes import Acting, Caller, complete, document, route
+from consumers.operate import Actor, Operations, Subject
+from consumers.readings import Readings
+
+ELSEWHERE = frozenset({("GET", "/healthz"), ("GET", "/readyz"), ("GET", "/metrics"), ("ANY", "/v1/authz")})
+"""Rows whose paths are answered before the API: see `front`."""
+
+MOST_AUDIT_ROWS = 10_000
+_KEPT_TENANTS = 256
+DESCRIPTION = "Clients whose prediction queries look like model extraction: scores, evidence, decisions."
+
+T = TypeVar("T")
+
+Model = Annotated[str, Path(min_length=1, max_length=256)]
+Named = Annotated[str, Path(min_length=1, max_length=1024, description="the client's id or its client_key")]
+Id = Annotated[str, Path(min_length=1, max_length=128)]
+Cursor = Annotated[str | None, Query(max_length=2048, description="next of the page before")]
+Limit = Annotated[int, Query(ge=1, le=readings.MOST_ROWS)]
+Words = Annotated[str, Field(max_length=operate.LONGEST_WORDS)]
+Once = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=128, pattern=r"^[!-~]+$")]
+ModelId = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f|]+$")]
+ClientId = Annotated[str, Field(min_length=1, max_length=256)]
+ClientHash = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+
+
+class Asked(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class AboutClient(Asked):
+    """A client, by id or by hash, on one model or on all (``*``)."""
+
+    model_id: ModelId = entries.EVERY_MODEL
+    client_id: ClientId | None = None
+    client_key: ClientHash | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> AboutClient:
+        if (self.client_id is None) == (self.client_key is None):
+            raise ValueError("give either client_id or client_key")
+        return self
+
+
+class Decide(AboutClient):
+    state: Literal["block", "throttle", "clear"]
+    ttl_s: int = Field(operate.DAY_S, ge=1, le=366 * operate.DAY_S, description="how long it holds")
+    reason: Words = ""
+    note: Words = ""
+    simulated: bool = Field(False, description="a dry run: stored and shown, enforced nowhere")
+
+
+class Allow(AboutClient):
+    ttl_s: int = Field(0, ge=0, le=3650 * operate.DAY_S, description="0: until it is removed")
+    reason: Words = ""
+
+
+class Judge(Asked):
+    verdict: Literal["true_positive", "false_positive"]
+    note: Words = ""
+
+
+class Write(Asked):
+    text: Annotated[str, Field(min_length=1, max_length=operate.LONGEST_WORDS, pattern=r"\S")]
+
+
+class MakeKey(Asked):
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._@-]{1,64}$")]
+    role: Literal["gateway", "viewer", "analyst", "operator", "admin", "ingest"]
+    ttl_s: int = Field(365 * operate.DAY_S, ge=1, le=3650 * operate.DAY_S)
+
+
+class ResetBreaker(Asked):
+    reason: Words = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """An API key. key: its text, only in the answer that made it."""
+
+    prefix: str
+    name: str
+    role: str
+    created_s: int
+    expires_s: int
+    actor: str
+    key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """When suspicion first reached each level, and each change of state."""
+
+    trail: tuple[readings.TrailPoint, ...]
+    history: tuple[readings.StateChange, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """When something was done, and by whom."""
+
+    actor: str
+    at_s: int
+
+
+@dataclass(frozen=True, slots=True)
+class AuditRow:
+    """A row of the audit log. before, after: hashes of what was there and of what is."""
+
+    n: int
+    ts: str
+    actor: str
+    role: str
+    ip: str
+    action: str
+    object: str
+    before: str
+    after: str
+    request_id: str
+    hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class AuditPage:
+    """Rows of one's own tenant; `next` is to be given as `after`."""
+
+    items: tuple[AuditRow, ...]
+    next: int | None
+
+
+@dataclass(slots=True)
+class Api:
+    """What the routes stand on.
+
+    feed     restrictions in force, None without
+    bridge   None where this service does not write the log
+    """
+
+    readings: Readings
+    operations: Operations
+    keys: KeyRing
+    feed: DecisionFeed | None = None
+    bridge: bridge.Bridge | None = None
+    _of: OrderedDict[str, Readings] = field(default_factory=OrderedDict)
+
+    def read(self, tenant: str) -> Readings:
+        """The readings of a tenant, with what they remember."""
+        found = self._of.get(tenant)
+        if found is None:
+            found = self._of[tenant] = self.readings.of(tenant)
+            while len(self._of) > _KEPT_TENANTS:
+                self._of.popitem(last=False)
+        return found
+
+    def subject(self, actor: Actor, about: AboutClient) -> Subject:
+        """Whom it is about. A `client_key` must be that of a client of the tenant: raises Missing."""
+        if about.client_id is not None:
+            return self.operations.subject(actor.tenant, about.model_id, about.client_id)
+        read, key = self.read(actor.tenant), about.client_key or ""
+        everywhere = about.model_id == entries.EVERY_MODEL
+        for model in (m.model_id for m in read.models()) if everywhere else (about.model_id,):
+            client = read.named(model, key)
+            if client is not None:
+                return Subject(key, about.model_id, client)
+        said = {d.client_key: d.client_id for d in read.decisions(simulated=True)}
+        said |= {a.client_key: a.client_id for a in read.allowlist()}
+        if key not in said:
+            raise Missing("no such client")
+        return Subject(key, about.model_id, said[key])
+
+
+def build(api: Api) -> FastAPI:
+    """The application. Raises ValueError when a route is not in the table of access."""
+    version = importlib.metadata.version("querywarden")
+    app = FastAPI(
+        title="QueryWarden",
+        version=version,
+        docs_url=None,
+        redoc_url=None,
+        swagger_ui_oauth2_redirect_url=None,
+        redirect_slashes=False,
+    )
+    problems.install(app, methods_by_path())
+    _models(app, api)
+    _findings(app, api)
+    feed_routes(app, api.feed)
+    _decisions(app, api)
+    _allowlist(app, api)
+    _keys(app, api)
+    _queries(app, api)
+    document(app, DESCRIPTION)
+    complete(app, ELSEWHERE)
+    return app
+
+
+def _models(app: FastAPI, api: Api) -> None:
+    @route(app, "GET", "/v1/models")
+    def models(who: Caller) -> tuple[readings.Model, ...]:
+        return api.read(who.tenant).models()
+
+    @route(app, "GET", "/v1/models/{model_id}")
+    def model(who: Caller, model_id: Model) -> readings.Model:
+        return _there(api.read(who.tenant).model(model_id))
+
+    @route(app, "GET", "/v1/models/{model_id}/clients")
+    def clients(
+        who: Caller,
+        model_id: Model,
+        sort: Annotated[Literal["suspicion", "queries", "exposure", "last_seen"], Query()] = "suspicion",
+        min_suspicion: Annotated[float, Query(ge=0, le=1)] = 0.0,
+        state: Annotated[Literal["clear", "watch", "throttle", "block"] | None, Query()] = None,
+        cursor: Cursor = None,
+        limit: Limit = 100,
+    ) -> readings.ClientPage:
+        read = api.read(who.tenant)
+        _there(read.model(model_id))
+        return read.clients(model_id, sort=sort, min_suspicion=min_suspicion, state=state, cursor=cursor, limit=limit)
+
+    @route(app, "GET", "/v1/models/{model_id}/clients/{client}")
+    def client(who: Caller, model_id: Model, client: Named) -> readings.ClientDetail:
+        return _there(api.read(who.tenant).client(model_id, client))
+
+    @route(app, "GET", "/v1/models/{model_id}/clients/{client}/history")
+    def history(who: Caller, model_id: Model, client: Named) -> History:
+        found = _there(api.read(who.tenant).client(model_id, client))
+        return History(found.trail, found.history)
+
+    @route(app, "POST", "/v1/models/{model_id}/clients/{client}/notes", 409, status_code=201)
+    def note(who: Acting, model_id: Model, client: Named, body: Write, once: Once = None) -> readings.Note:
+        read = api.read(who.tenant)
+        _there(read.client(model_id, client))
+        made = api.operations.note(who, read.key_of(model_id, client), body.text, once=once)
+        return readings.Note(made.id, body.text, made.actor, made.at_s)
+
+    @route(app, "GET", "/v1/health")
+    def health(who: Caller) -> readings.Health:
+        return api.read(who.tenant).health()
+
+
+def _findings(app: FastAPI, api: Api) -> None:
+    @route(app, "GET", "/v1/alerts")
+    def alerts(
+        who: Caller,
+        model_id: Annotated[str | None, Query(max_length=256)] = None,
+        client: Annotated[str | None, Query(max_length=1024, description="id or client_key")] = None,
+        state: Annotated[Literal["clear", "watch", "throttle", "block"] | None, Query()] = None,
+        updates: Annotated[bool, Query(description="each time that a finding was sent, not only the last")] = False,
+        cursor: Cursor = None,
+        limit: Limit = 100,
+    ) -> readings.AlertPage:
+        return api.read(who.tenant).alerts(
+            model=model_id, client=client, state=state, updates=updates, cursor=cursor, limit=limit
+        )
+
+    @route(app, "GET", "/v1/alerts/{alert_id}")
+    def alert(who: Caller, alert_id: Id) -> readings.Alert:
+        return _there(api.read(who.tenant).alert(alert_id))
+
+    @route(app, "POST", "/v1/alerts/{alert_id}/verdict", 409)
+    def verdict(who: Acting, alert_id: Id, body: Judge, once: Once = None) -> readings.Verdict:
+        found = _there(api.read(who.tenant).alert(alert_id))
+        subject = None
+        if found.client_key is not None:
+            subject = Subject(found.client_key, found.model_id, found.client_id or "")
+        made = api.operations.judge(who, alert_id, body.verdict, subject, note=body.note, once=once)
+        return readings.Verdict(made.alert_id, made.verdict, made.note, made.actor, made.at_s)
+
+    @route(app, "GET", "/v1/campaigns")
+    def campaigns(who: Caller) -> tuple[readings.Campaign, ...]:
+        return api.read(who.tenant).campaigns()
+
+    @route(app, "GET", "/v1/campaigns/{campaign_id}")
+    def campaign(who: Caller, campaign_id: Id) -> readings.Campaign:
+        return _there(api.read(who.tenant).campaign(campaign_id))
+
+
+def _decisions(app: FastAPI, api: Api) -> None:
+    @route(app, "GET", "/v1/decisions/operator")
+    def operators(who: Caller) -> tuple[readings.OperatorDecision, ...]:
+        return api.read(who.tenant).decisions(simulated=True)
+
+    @route(app, "POST", "/v1/decisions", 409, status_code=201)
+    def decide(who: Acting, body: Decide, once: Once = None) -> readings.OperatorDecision:
+        subject = api.subject(who, body)
+        made = api.operations.decide(
+            who,
+            subject,
+            body.state,
+            ttl_s=body.ttl_s,
+            reason=body.reason,
+            note=body.note,
+            simulated=body.simulated,
+            once=once,
+        )
+        return _ruled(made, subject)
+
+    @route(app, "DELETE", "/v1/decisions", 409)
+    def release(
+        who: Acting,
+        model_id: Annotated[
+            str, Query(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f|]+$")
+        ] = entries.EVERY_MODEL,
+        client_id: Annotated[str | None, Query(min_length=1, max_length=256)] = None,
+        client_key: Annotated[str | None, Query(pattern=r"^[0-9a-f]{32}$")] = None,
+        withdraw: Annotated[
+            bool, Query(description="take an operator's decision back; what was detected holds again")
+        ] = False,
+        ttl_s: Annotated[
+            int, Query(ge=1, le=366 * operate.DAY_S, description="how long the release holds")
+        ] = operate.DAY_S,
+        reason: Annotated[str, Query(max_length=operate.LONGEST_WORDS)] = "",
+        once: Once = None,
+    ) -> readings.OperatorDecision:
+        subject = api.subject(who, _about(model_id, client_id, client_key))
+        if withdraw:
+            return _ruled(api.operations.withdraw(who, subject, once=once), subject)
+        return _ruled(api.operations.decide(who, subject, "clear", ttl_s=ttl_s, reason=reason, once=once), subject)
+
+    @route(app, "POST", "/v1/breaker/reset", 409)
+    def reset(who: Acting, body: Annotated[ResetBreaker, Body()], once: Once = None) -> Done:
+        made = api.operations.reset_breaker(who, body.reason, once=once)
+        return Done(made.actor, made.at_s)
+
+
+def _allowlist(app: FastAPI, api: Api) -> None:
+    @route(app, "GET", "/v1/allowlist")
+    def allowlist(who: Caller) -> tuple[readings.Allowed, ...]:
+        return api.read(who.tenant).allowlist()
+
+    @route(app, "POST", "/v1/allowlist", 409, status_code=201)
+    def allow(who: Acting, body: Allow, once: Once = None) -> readings.Allowed:
+        subject = api.subject(who, body)
+        return _allowed(api.operations.allow(who, subject, ttl_s=body.ttl_s, reason=body.reason, once=once), subject)
+
+    @route(app, "DELETE", "/v1/allowlist", 409)
+    def disallow(
+        who: Acting,
+        model_id: Annotated[
+            str, Query(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f|]+$")
+        ] = entries.EVERY_MODEL,
+        client_id: Annotated[str | None, Query(min_length=1, max_length=256)] = None,
+        client_key: Annotated[str | None, Query(pattern=r"^[0-9a-f]{32}$")] = None,
+        once: Once = None,
+    ) -> readings.Allowed:
+        subject = api.subject(who, _about(model_id, client_id, client_key))
+        return _allowed(api.operations.disallow(who, subject, once=once), subject)
+
+
+def _keys(app: FastAPI, api: Api) -> None:
+    @route(app, "GET", "/v1/keys")
+    def keys(who: Caller) -> tuple[Key, ...]:
+        return tuple(_key(one) for one in api.operations.keys(who.tenant))
+
+    @route(app, "POST", "/v1/keys", 409, status_code=201)
+    def make(who: Acting, body: MakeKey, once: Once = None) -> Key:
+        made, text = api.operations.create_key(who, body.name, body.role, ttl_s=body.ttl_s, once=once)
+        api.keys.refresh(api.operations.store)
+        return _key(made, text)
+
+    @route(app, "DELETE", "/v1/keys/{prefix}", 409)
+    def revoke(who: Acting, prefix: Id, once: Once = None) -> Key:
+        gone = api.operations.revoke_key(who, prefix, once=once)
+        api.keys.refresh(api.operations.store)
+        return _key(gone)
+
+    @route(app, "GET", "/v1/audit")
+    def audit(who: Caller, after: Annotated[int, Query(ge=0, le=2**53)] = 0, limit: Limit = 100) -> AuditPage:
+        items: list[AuditRow] = []
+        for read, (number, line) in enumerate(stored_rows(api.operations.store, after), 1):
+            row: dict[str, Any] = msgspec.json.decode(line)
+            if row["tenant"] == who.tenant:
+                items.append(AuditRow(**{name: row[name] for name in AuditRow.__dataclass_fields__}))
+            if len(items) == limit or read == MOST_AUDIT_ROWS:
+                return AuditPage(tuple(items), number)
+        return AuditPage(tuple(items), None)
+
+
+def _queries(app: FastAPI, api: Api) -> None:
+    text = {"schema": {"type": "string"}}
+    content = dict.fromkeys((bridge.NDJSON[0], bridge.JSON, bridge.CLOUD_EVENT, bridge.CLOUD_BATCH), text)
+    extra = {"requestBody": {"required": True, "content": {k: {"schema": {}} for k in content}}}
+
+    @route(app, "POST", "/v1/queries", 415, openapi_extra=extra)
+    async def queries(who: Caller, request: Request) -> bridge.Receipt:
+        if api.bridge is None:
+            raise HTTPException(503, "this service does not write the log")
+        if who.tenant != api.bridge.tenant:
+            raise HTTPException(403, "this bridge writes the log of another tenant")
+        try:
+            values = bridge.records(request.headers.get("content-type", ""), request.headers, await request.body())
+            return await anyio.to_thread.run_sync(api.bridge.take, values)
+        except bridge.UnknownType as error:
+            raise HTTPException(415, f"not taken: {str(error)[:100]}") from None
+        except bridge.Unreadable as error:
+            raise HTTPException(400, str(error)) from None
+        except bridge.NotWritten as error:
+            return _not_written(request, error)  # type: ignore[return-value]
+
+
+def _not_written(request: Request, error: bridge.NotWritten) -> Response:
+    missing = [{"where": f"record {i}", "what": "not written"} for i in error.indexes]
+    detail = f"{len(error.indexes)} records were not written, {error.receipt.accepted} were: send those again"
+    request_id = problems.request_id_of(request)
+    headers = {"Retry-After": problems.RETRY_AFTER_S}
+    return problems.problem(503, detail, request_id=request_id, headers=headers, errors=missing)
+
+
+def _there(found: T | None) -> T:
+    """What was found. Raises Missing for nothing."""
+    if found is None:
+        raise Missing("nothing of that name")
+    return found
+
+
+def _about(model_id: str, client_id: str | None, client_key: str | None) -> AboutClient:
+    if (client_id is None) == (client_key is None):
+        raise HTTPException(422, "give either client_id or client_key")
+    return AboutClient(model_id=model_id, client_id=client_id, client_key=client_key)
+
+
+def _ruled(made: entries.Ruling, subject: Subject) -> readings.OperatorDecision:
+    return readings.OperatorDecision(
+        subject.client_id,
+        made.client,
+        made.model,
+        made.state,
+        made.until_s,
+        made.simulated,
+        made.reason,
+        made.note,
+        made.actor,
+        made.at_s,
+    )
+
+
+def _allowed(made: entries.Allowance, subject: Subject) -> readings.Allowed:
+    return readings.Allowed(
+        subject.client_id, made.client, made.model, made.until_s, made.reason, made.actor, made.at_s, made.origin
+    )
+
+
+def _key(made: entries.ApiKey, text: str | None = None) -> Key:
+    return Key(made.prefix, made.name, made.role, made.created_s, made.expires_s, made.actor, text)

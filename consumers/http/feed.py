@@ -1,0 +1,81 @@
+"""Routes of what is enforced, for bouncers: a list, a stream of changes, server-sent events. See `decisions` for what they hold.
+
+Rules: the caller's cursor comes back in ``X-QueryWarden-Cursor`` and in the body; a gateway's credential sees hashes, a person's ids.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Header, Query, Response
+from starlette.exceptions import HTTPException
+from starlette.responses import StreamingResponse
+
+from consumers.http.access import VIEWERS
+from consumers.http.decisions import DecisionFeed, TooManyFollowers
+from consumers.http.routes import Caller, route
+
+CURSOR_HEADER = "X-QueryWarden-Cursor"
+Since = Annotated[str | None, Query(max_length=256, description="cursor of the answer before")]
+Scopes = Annotated[str | None, Query(max_length=256, description="CrowdSec scopes, separated by commas")]
+
+
+def feed_routes(app: FastAPI, feed: DecisionFeed | None) -> None:
+    @route(app, "GET", "/v1/decisions")
+    def listing(
+        who: Caller,
+        response: Response,
+        model: Annotated[str | None, Query(max_length=256)] = None,
+        value: Annotated[str | None, Query(max_length=1024, description="a client's hash, or its id")] = None,
+        scopes: Scopes = None,
+    ) -> list[dict[str, Any]]:
+        there = _there(feed)
+        response.headers[CURSOR_HEADER] = there.cursor
+        return there.listing(who.tenant, named=who.role in VIEWERS, model=model, value=value, scopes=scopes)
+
+    @route(app, "GET", "/v1/decisions/stream", 410)
+    def stream(
+        who: Caller,
+        response: Response,
+        startup: Annotated[bool, Query(description="everything, not only what changed")] = False,
+        since: Since = None,
+        scopes: Scopes = None,
+    ) -> dict[str, Any]:
+        page = _there(feed).page(who.tenant, startup=startup, since=since, named=who.role in VIEWERS, scopes=scopes)
+        if page.status == 410:
+            raise HTTPException(410, "the cursor cannot be continued from: ask with startup=true")
+        if page.status != 200:
+            raise HTTPException(503, "nothing was read from the store yet", {"Retry-After": "1"})
+        response.headers[CURSOR_HEADER] = page.cursor
+        return {**page.body, "cursor": page.cursor}
+
+    @route(
+        app,
+        "GET",
+        "/v1/decisions/events",
+        response_class=StreamingResponse,
+        status_code=200,
+    )
+    async def events(
+        who: Caller,
+        last_event_id: Annotated[str | None, Header(alias="Last-Event-ID", max_length=256)] = None,
+        since: Since = None,
+    ) -> Response:
+        told = _there(feed).events(who.tenant, last_event_id or since, named=who.role in VIEWERS)
+        try:
+            first = await anext(told)
+        except TooManyFollowers:
+            raise HTTPException(503, "too many follow already", {"Retry-After": "5"}) from None
+
+        async def all_of_it() -> Any:
+            yield first
+            async for event in told:
+                yield event
+
+        return StreamingResponse(all_of_it(), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+
+
+def _there(feed: DecisionFeed | None) -> DecisionFeed:
+    if feed is None:
+        raise HTTPException(503, "this service does not follow decisions")
+    return feed
