@@ -5,12 +5,16 @@ Order of effects, for each cell and poll (docs/architecture.md):
 1. a cell is assigned: claim it with a fresh token, seek where the store says;
 2. poll; records below the cell's offset are not ours to count again;
 3. `decode` (no I/O) → which profiles are needed → load what the cache lacks, versioned;
-4. `step` (no I/O) → a `Checkpoint`;
-5. commit it in one atomic step: fence, profiles, dead letters, counters, offset;
+4. `step` (no I/O) → a `Checkpoint`; what was erased, what is a duplicate and who gets no state is settled here, in this order:
+   erased, admission, duplicates;
+5. commit it in one atomic step: fence, profiles, dead letters, counters, sketch, offset;
 6. ship dead letters, then the advisory commit to the log.
 
 `Fenced` drops the cell; `Rewound` claims again and seeks; `Unavailable` pauses, backs off once a turn and claims again: a commit whose
 outcome is unknown is never sent twice. The cache holds what was committed and nothing else, so dropping it is always safe.
+A record that ends the process (a crash of a library, the machine's out-of-memory killer) must not stop its cell. When two processes
+died at an offset, the third folds record by record and, with each commit, notes which one comes next; who finds that note when
+claiming knows which record it was and refuses it with the reason ``poison``. That takes three restarts at most.
 Ready means: joined the group, and the store answers. A replica that no cell was left for is ready too.
 """
 
@@ -24,166 +28,39 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
 
-import numpy as np
-
+from consumers.admission import FULL_SHARE, Admission
+from consumers.alarms import Alarms, Watch
+from consumers.checkpoints import Cell, Ingest, from_offset, shape_of, single
 from consumers.errors import Fenced, LogTruncated, Rewound, Unavailable
+from consumers.letters import DeadLetterShip, Letters
 from consumers.log import QueryLog, Records
-from consumers.log.formats import Decoded, InputReader, NativeFormat
+from consumers.log.formats import Decoded
 from consumers.metrics import Metrics
-from consumers.secrets import Secrets
-from consumers.store import Checkpoint, DeadLetter, Store
-from detector.baseline import Baseline
-from detector.errors import IncompatibleProfile
-from detector.profile import Profile, Shape
-from detector.profiles import Profiles
-from detector.query import ClientKey, QueryBatch
+from consumers.store import Checkpoint, Store
+
+__all__ = ["Cell", "Ingest", "Runner", "run", "shape_of"]
 
 log = logging.getLogger("querywarden.ingest")
 
-MS_A_DAY = 86_400_000
-MAX_CACHED = 4096
 BACK_OFF_S = (0.05, 5.0)
 BEACON_S = 5.0
 """How often the store is asked for a sign of life when there is nothing to write."""
 
-LETTERS = 1000
-LETTERS_KEPT = 500
-"""Dead letters of a cell that stay in the store when there is no topic to ship them to; the others are only counted."""
-COUNTED = ("produced", "queries", "dead", "unmodelled", "denied", "failed", "gap")
-
-
-class DeadLetterShip(Protocol):
-    """Where refused records go besides the store."""
-
-    def ship(self, letters: list[DeadLetter]) -> list[bool]: ...
-
-
-@dataclass(slots=True)
-class Cell:
-    """What this process knows of one log cell that it owns: exactly what was committed.
-
-    stored  client → spans that the store holds, by first window; sealed: clients whose header is stored
-    """
-
-    name: str
-    token: str
-    offset: int | None
-    counters: Counter[str]
-    profiles: dict[str, Profiles] = field(default_factory=dict)
-    stored: dict[ClientKey, set[int]] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
-class Ingest:
-    """The pure half of ingest: everything it needs to turn records into a checkpoint."""
-
-    baselines: Mapping[str, Baseline]
-    secrets: Secrets
-    tenant: str = "default"
-    horizon_days: float = 30.0
-    admit_unknown: bool = False
-    format: NativeFormat = field(init=False)
-
-    def __post_init__(self) -> None:
-        readers = {model: InputReader(baseline.map.schema) for model, baseline in self.baselines.items()}
-        self.format = NativeFormat(readers, self.admit_unknown)
-
-    @property
-    def half_horizon_ms(self) -> int:
-        return int(self.horizon_days * MS_A_DAY / 2)
-
-    def decode(self, cell: Cell, records: Records) -> tuple[Decoded, dict[str, list[ClientKey]]]:
-        """Columns of the records at or above the cell's offset, and the clients of each model's batch."""
-        if cell.offset is not None and len(records.offsets) and records.offsets[0] < cell.offset:
-            records = _from_offset(records, cell.offset)
-        decoded = self.format.decode(records)
-        keys = {
-            model: [ClientKey(self.tenant, model, self.secrets.client_hash(self.tenant, c)) for c in batch.clients]
-            for model, batch in decoded.batches.items()
-        }
-        return decoded, keys
-
-    def missing(self, cell: Cell, keys: Mapping[str, list[ClientKey]]) -> list[ClientKey]:
-        """Clients whose profile is not in the cache."""
-        return [k for model, mine in keys.items() for k in mine if k not in self.of_model(cell, model)]
-
-    def take(self, cell: Cell, loaded: Mapping[ClientKey, Mapping[str, bytes]], wanted: list[ClientKey]) -> None:
-        """Put loaded profiles into the cache. A profile of an older map, or a damaged one, is set aside and begun anew."""
-        for key in wanted:
-            fields = loaded.get(key, {})
-            blobs = {int(name[2:]): blob for name, blob in fields.items() if name.startswith("w:")}
-            profiles = self.of_model(cell, key.model)
-            spans: list[Profile] = []
-            try:
-                # the long span began first; one alone is a life that began within it
-                spans = [Profile.from_bytes(blobs[start], profiles.shape) for start in sorted(blobs)[-2:]]
-                profiles.put(key, spans[0] if spans else None, spans[1] if len(spans) > 1 else None)
-            except IncompatibleProfile as error:
-                log.warning("profile set aside", extra={"cell": cell.name, "model": key.model, "why": str(error)})
-                profiles.put(key, None)
-            if fields:
-                cell.stored[key] = set(blobs)
-
-    def of_model(self, cell: Cell, model: str) -> Profiles:
-        profiles = cell.profiles.get(model)
-        if profiles is None:
-            b = self.baselines[model]
-            profiles = cell.profiles[model] = Profiles(b.map, b.table, b.nulls_version, self.half_horizon_ms)
-        return profiles
-
-    def step(self, cell: Cell, decoded: Decoded, keys: Mapping[str, list[ClientKey]], next_offset: int) -> Checkpoint:
-        """Fold the queries and say what must be written. No I/O; the cache must hold every client of `keys`."""
-        writes: dict[ClientKey, dict[str, bytes | None]] = {}
-        for model, batch in decoded.batches.items():
-            self._fold(cell, model, batch, keys[model], writes)
-        counters = cell.counters + decoded.counters
-        return Checkpoint(
-            cell=cell.name,
-            expected_offset=cell.offset,
-            next_offset=next_offset,
-            profiles=writes,
-            dead=decoded.dead,
-            counters={name: counters[name] for name in COUNTED},
-        )
-
-    def _fold(
-        self,
-        cell: Cell,
-        model: str,
-        batch: QueryBatch,
-        keys: list[ClientKey],
-        writes: dict[ClientKey, dict[str, bytes | None]],
-    ) -> None:
-        profiles = self.of_model(cell, model)
-        profiles.add(list(keys), batch, profiles.map.measure(batch, self.secrets.sampling_key))
-        for key, display in zip(keys, batch.clients, strict=True):
-            fields: dict[str, bytes | None] = {f"w:{span.window}": span.to_bytes() for span in profiles.spans(key)}
-            kept = {int(name[2:]) for name in fields}
-            stored = cell.stored.get(key)
-            if stored is None:
-                fields["h"] = self.secrets.seal(display, self.tenant)
-            fields |= {f"w:{start}": None for start in sorted((stored or set()) - kept)}
-            cell.stored[key] = kept
-            writes[key] = fields
-
-    def trim(self, cell: Cell, keys: Mapping[str, list[ClientKey]]) -> None:
-        """Keep the cache bounded: past the limit, forget all but the clients of this poll."""
-        for model, profiles in cell.profiles.items():
-            if len(profiles) > MAX_CACHED:
-                keep = set(keys.get(model, []))
-                for key in [k for k in profiles.rows if k not in keep]:
-                    profiles.drop(key)
-                    cell.stored.pop(key, None)  # type: ignore[call-overload]
-
-
-def _from_offset(records: Records, offset: int) -> Records:
-    first = int(np.searchsorted(records.offsets, offset))
-    return Records(
-        records.cell, records.values[first:], records.offsets[first:], records.next_offset, records.places[first:],
-        {i - first: why for i, why in records.refused.items() if i >= first},
-    )  # fmt: skip
+OUTCOMES = (
+    ("query", "queries"),
+    ("dead", "dead"),
+    ("unmodelled", "unmodelled"),
+    ("denied", "denied"),
+    ("failed", "failed"),
+    ("duplicate", "duplicate"),
+    ("erased", "erased"),
+)
+"""Label of ``querywarden_records_total`` → counter."""
+CAREFUL_AFTER = 2
+"""So many processes died at an offset before the next one folds record by record."""
+CAREFUL_AT_ONCE = 256
+POISON = ("poison", "the process ended while this record was folded")
 
 
 @dataclass(slots=True)
@@ -192,7 +69,7 @@ class Runner:
 
     clock, sleep, rng  injected, so that the simulation owns time
     dead_letters       where refused records are shipped to; None: the first of each cell stay in the store
-    unshipped          cells that may hold dead letters which were not handed on yet
+    careful_after      so many processes died at an offset before the next folds record by record
     silent             why this turn got no answer from store or log; None: it did
     """
 
@@ -207,13 +84,23 @@ class Runner:
     rng: random.Random = field(default_factory=random.Random)
     new_token: Callable[[], str] = lambda: entropy.token_hex(16)
     on_commit: Callable[[Checkpoint, Decoded], None] = lambda checkpoint, decoded: None
+    careful_after: int = CAREFUL_AFTER
     cells: dict[str, Cell] = field(default_factory=dict)
     waiting: set[str] = field(default_factory=set)
-    unshipped: set[str] = field(default_factory=set)
+    letters: Letters = field(init=False)
+    watch: Watch = field(init=False)
     failures: int = 0
     ready: bool = False
+    full: bool = False
     silent: Unavailable | None = None
     _answered_s: float = -math.inf
+    _pressed_s: float = -math.inf
+    _claims: dict[str, tuple[int | None, int]] = field(default_factory=dict)
+    _marks: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.letters = Letters(self.store, self.dead_letters)
+        self.watch = Watch(Alarms(self.metrics))
 
     def turn(self, timeout_s: float) -> int:
         """One poll and what follows from it; returns the number of records committed. Raises what only an operator can mend."""
@@ -233,11 +120,14 @@ class Runner:
         for name in poll.revoked:
             self.cells.pop(name, None)
             self.waiting.discard(name)
-            self.unshipped.discard(name)
+            self.letters.forget(name)
+        if poll.revoked:
+            self.watch.handed_over()
         self.waiting.update(poll.assigned)
         for cell, first, last in poll.gaps:
             log.error("data gap", extra={"cell": cell, "first": first, "last": last})
             self.metrics.add("querywarden_gap_records_total", last - first + 1)
+            self.watch.gap(self.clock())
             if cell in self.cells:
                 self.cells[cell].counters["gap"] += last - first + 1
         # in any order, up to the first that gets no answer: many cells of a store that is away must not hold up the poll
@@ -245,12 +135,11 @@ class Runner:
         for name in self.rng.sample(waiting, len(waiting)):
             if not self._claim(name):
                 break
+        self._press()
         committed = sum(self._batch(records) for records in poll.batches)
-        for name in sorted(self.unshipped):
-            if not self._ship(name):
-                break
+        self.letters.hand_on()
         self._beacon()
-        self.metrics.set("querywarden_cells", len(self.cells))
+        self._look()
         self.ready = self.silent is None and self.log.joined()
         if committed or poll.batches:
             self.log.commit({c.name: c.offset for c in self.cells.values() if c.offset is not None})
@@ -261,6 +150,26 @@ class Runner:
         if self.silent is None and self.clock() - self._answered_s >= BEACON_S:
             self.store.cells()
             self._heard()
+
+    def _press(self) -> None:
+        """Ask now and then how full the store is."""
+        if self.cells and self.silent is None and self.clock() - self._pressed_s >= BEACON_S:
+            self._pressed_s = self.clock()
+            try:
+                self.full = self.store.pressure() >= FULL_SHARE
+            except Unavailable as error:
+                self.silent = error
+            for cell in self.cells.values():
+                cell.full = self.full
+
+    def _look(self) -> None:
+        """What is shown to operators."""
+        behind = self.log.behind()
+        self.metrics.set("querywarden_cells", len(self.cells))
+        self.metrics.set("querywarden_lag_records", behind)
+        self.watch.alarms.show("store_full", self.full)
+        self.watch.alarms.show("letters_wait", self.letters.fullest() >= 0.8)
+        self.watch.look(self.clock(), behind, self.silent is None)
 
     def _heard(self) -> None:
         self._answered_s = self.clock()
@@ -284,45 +193,113 @@ class Runner:
         self._heard()
         self.waiting.discard(name)
         # an earlier owner may have left some
-        self.unshipped.add(name)
+        self.letters.unshipped.add(name)
         # the position in memory is the store's: None until the first commit, whatever the log started at
-        self.cells[name] = Cell(name, token, claim.next_offset, Counter(claim.counters))
+        cell = Cell(name, token, claim.next_offset, Counter(claim.counters))
+        cell.admission, cell.erased, cell.full = Admission(claim.sketch), claim.erased, self.full
+        self._check_incarnation(cell)
+        self._notice_deaths(cell, claim.attempts)
+        self.cells[name] = cell
         log.info("cell claimed", extra={"cell": name, "offset": offset})
         return True
 
+    def _check_incarnation(self, cell: Cell) -> None:
+        """Raises LogTruncated when the offset belongs to a log that is no more."""
+        known, now = cell.counters["log_id"], self.log.incarnation(cell.name)
+        if known and now and known != now:
+            raise LogTruncated(
+                f"{cell.name}: the topic was deleted and created again; the store's offset belongs to the old one"
+            )
+        cell.counters["log_id"] = now or known
+
+    def _notice_deaths(self, cell: Cell, attempts: int) -> None:
+        """Whether processes died here. A claim that this process made itself, and lived, speaks for nothing."""
+        offset, mine = self._claims.get(cell.name, (None, 0))
+        mine = mine + 1 if mine and offset == cell.offset else 1
+        self._claims[cell.name] = (cell.offset, mine)
+        began = cell.counters["careful_until"] > (cell.offset or 0)
+        cell.careful = began or attempts - mine >= self.careful_after
+        if began and self._marks.get(cell.name) != cell.counters["careful_at"]:
+            cell.suspect = cell.counters["careful_at"]
+        if cell.careful:
+            log.warning("records are folded one by one", extra={"cell": cell.name, "offset": cell.offset})
+
     def _batch(self, records: Records) -> int:
+        """Fold and commit the records of one cell; returns how many."""
         cell = self.cells.get(records.cell)
         if cell is None:
             return 0  # claimed again since the poll: the records come back
+        self._check_incarnation(cell)
+        if not cell.careful:
+            return len(records.values) if self._commit(cell, records) else 0
+        return self._carefully(cell, from_offset(records, cell.offset or 0))
+
+    def _carefully(self, cell: Cell, records: Records) -> int:
+        """One record a commit, each naming the record that is next; the one that a process died at is refused."""
+        if not len(records.offsets):
+            self._commit(cell, records)
+            return 0
+        offsets = [int(offset) for offset in records.offsets]
+        marks = cell.counters
+        if marks["careful_until"] <= (cell.offset or 0):
+            marks["careful_until"] = max(records.next_offset, offsets[0] + self.max_poll_records)
+        if marks["careful_at"] != offsets[0] + 1 or cell.offset is None:
+            empty = Records(cell.name, [], records.offsets[:0], offsets[0])
+            if not self._commit(cell, empty, careful_at=offsets[0] + 1):
+                return 0
+        for i, offset in enumerate(offsets[:CAREFUL_AT_ONCE]):
+            refused = POISON if cell.suspect == offset + 1 else None
+            if refused is not None:
+                log.error("record quarantined", extra={"cell": cell.name, "offset": offset})
+            following = i + 1 < min(len(offsets), CAREFUL_AT_ONCE)
+            if not self._commit(cell, single(records, i, refused), offsets[i + 1] + 1 if following else 0):
+                return i
+        if (cell.offset or 0) >= marks["careful_until"]:
+            cell.careful = False
+        if len(offsets) > CAREFUL_AT_ONCE:
+            try:
+                self.log.seek(cell.name, cell.offset)
+            except (Fenced, Unavailable):
+                self._lost(cell, "unavailable", again=True)
+        return min(len(offsets), CAREFUL_AT_ONCE)
+
+    def _commit(self, cell: Cell, records: Records, careful_at: int = 0) -> bool:
+        """False when nothing, or nobody knows what, was written; the cell is then no longer ours to go on with."""
+        before = cell.counters.copy()
+        cell.counters["careful_at"] = careful_at
+        if careful_at:
+            self._marks[cell.name] = careful_at
         try:
             decoded, keys = self.ingest.decode(cell, records)
             wanted = self.ingest.missing(cell, keys)
             if wanted:
                 self.ingest.take(cell, self.store.load(cell.name, cell.token, cell.offset, wanted), wanted)
             checkpoint = self.ingest.step(cell, decoded, keys, records.next_offset)
+            dropped = len(checkpoint.dead) - self.letters.room(cell.name)
+            if dropped > 0:
+                checkpoint.dead = checkpoint.dead[:-dropped]
             self.store.commit(cell.token, checkpoint)
         except Fenced:
             self._lost(cell, "fenced", again=True)
             if not self._still_ours(cell.name):
                 self.waiting.discard(cell.name)
-            return 0
+            return False
         except Rewound as error:
             log.warning("store is elsewhere", extra={"cell": cell.name, "offset": error.offset})
             self._lost(cell, "rewound", again=True)
-            return 0
+            return False
         except Unavailable as error:
             self._lost(cell, "unavailable", again=True)
             self.silent = error
-            return 0
+            return False
         self._heard()
         cell.offset = checkpoint.next_offset
-        cell.counters += decoded.counters
-        self._count(decoded)
+        cell.counters.update({name: n - cell.counters[name] for name, n in checkpoint.counters.items()})
+        self._count(cell.counters - before, decoded, max(0, dropped))
+        self.letters.wrote(cell.name, len(checkpoint.dead))
         self.ingest.trim(cell, keys)
         self.on_commit(checkpoint, decoded)
-        if checkpoint.dead:
-            self.unshipped.add(cell.name)
-        return len(records.values)
+        return True
 
     def _still_ours(self, name: str) -> bool:
         try:
@@ -352,46 +329,27 @@ class Runner:
         low, high = BACK_OFF_S
         self.sleep(self.rng.uniform(low, min(high, low * 2 ** min(self.failures, 10))))
 
-    def _ship(self, name: str) -> bool:
-        """Hand on the cell's dead letters. False: some were not taken, and are tried again with a later turn."""
-        try:
-            while True:
-                pending = self.store.dead_letters(name, LETTERS)
-                letters = [letter for _, letter in pending]
-                if self.dead_letters is None:
-                    delivered = [i >= LETTERS_KEPT for i in range(len(letters))]
-                else:
-                    delivered = self.dead_letters.ship(letters) if letters else []
-                done = [entry for (entry, _), ok in zip(pending, delivered, strict=True) if ok]
-                if done:
-                    self.store.dead_letters_shipped(name, done)
-                if self.dead_letters is not None and len(done) < len(pending):
-                    return False
-                if len(pending) < LETTERS:
-                    self.unshipped.discard(name)
-                    return True
-        except Unavailable as error:
-            log.warning("dead letters wait", extra={"cell": name, "why": str(error)})
-            return False
-
-    def _count(self, decoded: Decoded) -> None:
+    def _count(self, moved: Mapping[str, int], decoded: Decoded, dropped: int) -> None:
+        """What a commit moved the counters by, for the metrics and the alarms."""
         m = self.metrics
         m.add("querywarden_commits_total", outcome="committed")
-        for outcome, name in (
-            ("query", "queries"),
-            ("dead", "dead"),
-            ("unmodelled", "unmodelled"),
-            ("denied", "denied"),
-            ("failed", "failed"),
-        ):
-            if decoded.counters[name]:
-                m.add("querywarden_records_total", decoded.counters[name], outcome=outcome)
+        for outcome, name in OUTCOMES:
+            if moved.get(name):
+                m.add("querywarden_records_total", moved[name], outcome=outcome)
         for letter in decoded.dead:
             m.add("querywarden_dead_letters_total", reason=letter.reason)
-        if decoded.counters["unknown_keys"]:
-            m.add("querywarden_unknown_keys_total", decoded.counters["unknown_keys"])
+        if dropped:
+            m.add("querywarden_letters_dropped_total", dropped)
+        for metric, count in (
+            ("querywarden_unknown_keys_total", decoded.counters["unknown_keys"]),
+            ("querywarden_duplicate_events_total", moved.get("duplicate", 0)),
+            ("querywarden_pooled_queries_total", moved.get("pooled", 0)),
+        ):
+            if count:
+                m.add(metric, count)
         if decoded.last_ms:
             m.set("querywarden_event_time_seconds", decoded.last_ms / 1000)
+        self.watch.counted(self.clock(), moved, decoded.batches)
 
 
 def run(runner: Runner, stop: Callable[[], bool], until_end: bool = False, poll_timeout_s: float = 0.2) -> None:
@@ -423,8 +381,3 @@ def _reached(runner: Runner, ends: Mapping[str, int]) -> bool:
             except Unavailable:
                 return False
     return True
-
-
-def shape_of(baseline: Baseline) -> Shape:
-    """Shape of the profiles that a baseline gives, for reading what ingest wrote."""
-    return Shape.of(baseline.map, len(baseline.table.need))

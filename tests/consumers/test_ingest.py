@@ -12,6 +12,7 @@ import pytest
 import victims
 
 from consumers import ingest
+from consumers.letters import KEPT
 from consumers.errors import Fenced, LogTruncated, Rewound, Unavailable
 from consumers.ingest import Ingest, Runner
 from consumers.log import Poll
@@ -370,7 +371,7 @@ def test_without_a_topic_the_first_dead_letters_stay_and_all_are_counted(
     store = new_store()
     through(runner(path, store, reading))
     kept = store.dead_letters(store.cells()[0], 10_000)
-    assert [letter.offset for _, letter in kept] == list(range(ingest.LETTERS_KEPT))
+    assert [letter.offset for _, letter in kept] == list(range(KEPT))
     assert store.dead_letter_counts() == {"not_json": 3000}
 
 
@@ -384,7 +385,7 @@ def test_a_trimmed_cache_gives_the_same_profiles(
     whole: dict[str, Mapping[str, bytes]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(ingest, "MAX_CACHED", 5)
+    monkeypatch.setattr("consumers.checkpoints.MAX_CACHED", 5)
     store = new_store()
     faulty = Faulty(store)
     one = runner(log_path(tmp_path), faulty, reading, max_poll_records=11)

@@ -1,0 +1,154 @@
+"""Alarms: what an operator should look at although everything runs. One gauge each, and a log line when it is raised and when it ends.
+
+Rules of this file
+* An alarm is a state, not an event: ``querywarden_alarm{alarm="…"}`` is 1 while it holds. What pages somebody is for the rules of the
+  monitoring to say; no alarm changes what is computed.
+* Rates are over the last minute by the process' own monotonic clock, and need `LEAST_RECORDS` to mean anything.
+* Every process sees its own cells only. A model's log that goes quiet is noticed by the processes that used to read it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter, deque
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from consumers.metrics import Metrics
+
+log = logging.getLogger("querywarden.alarm")
+
+ALARMS: dict[str, str] = {
+    "dead_letters": "over 5 % of the records of the last minute were refused",
+    "duplicates": "over 20 % of the queries of the last minute were duplicates",
+    "new_clients": "new client ids come faster than the admission budget; some have no state of their own",
+    "silent_tap": "a model that was queried in most minutes of an hour has had no query for 10 minutes",
+    "lag": "over 20,000 records have been waiting for 5 minutes",
+    "data_gap": "within the last 10 minutes, records turned out to have been dropped before they were read",
+    "store_full": "the store uses over 85 % of its memory: nobody new gets state of his own",
+    "letters_wait": "dead letters of a cell use over 80 % of their room",
+    "outbox": "alerts that a sink has not taken use over 80 % of their room",
+    "breaker": "too many clients were newly restricted at once: no more are, until an operator resets the breaker",
+}
+"""Alarm → when it is raised."""
+
+LEAST_RECORDS = 100
+DEAD_SHARE = 0.05
+DUPLICATE_SHARE = 0.2
+MINUTE_S = 60.0
+SLOT_S = 5.0
+QUIET_S = 600.0
+HOUR_MINUTES = 60
+BUSY_MINUTES = 30
+WAITING_RECORDS = 20_000
+WAITING_S = 300.0
+GAP_S = 600.0
+
+
+class Alarms:
+    """Which alarms are raised."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self.raised: set[str] = set()
+
+    def show(self, name: str, holds: bool, **figures: Any) -> None:
+        """Raise or end an alarm; `figures` go to the log line of a new one."""
+        if holds == (name in self.raised):
+            return
+        if holds:
+            self.raised.add(name)
+            log.error("alarm: %s", ALARMS[name], extra={"alarm": name, **figures})
+        else:
+            self.raised.discard(name)
+            log.info("alarm ended", extra={"alarm": name})
+        self._metrics.set("querywarden_alarm", float(holds), alarm=name)
+
+
+@dataclass(slots=True)
+class Minute:
+    """Sums over the last minute, in slots of 5 s."""
+
+    slots: deque[tuple[float, Counter[str]]] = field(default_factory=deque)
+
+    def add(self, now_s: float, counts: Mapping[str, int]) -> None:
+        slot = now_s // SLOT_S * SLOT_S
+        if not self.slots or self.slots[-1][0] != slot:
+            self.slots.append((slot, Counter()))
+        self.slots[-1][1].update(counts)
+
+    def sums(self, now_s: float) -> Counter[str]:
+        while self.slots and self.slots[0][0] < now_s - MINUTE_S:
+            self.slots.popleft()
+        total: Counter[str] = Counter()
+        for _, counts in self.slots:
+            total.update(counts)
+        return total
+
+
+@dataclass(slots=True)
+class Watch:
+    """What one ingest process notices about the log that it reads. All times come in as `now_s`, monotonic seconds."""
+
+    alarms: Alarms
+    minute: Minute = field(default_factory=Minute)
+    busy: dict[str, deque[int]] = field(default_factory=dict)
+    last_s: dict[str, float] = field(default_factory=dict)
+    gap_s: float = -GAP_S
+    waiting_since_s: float | None = None
+    shown_s: float = -SLOT_S
+
+    def counted(self, now_s: float, counts: Mapping[str, int], models: Collection[str]) -> None:
+        """A commit moved the counters by so much; it held queries of these models."""
+        self.minute.add(now_s, counts)
+        for model in models:
+            self.last_s[model] = now_s
+            minutes = self.busy.setdefault(model, deque())
+            if not minutes or minutes[-1] != now_s // 60:
+                minutes.append(int(now_s // 60))
+                while minutes[0] <= minutes[-1] - HOUR_MINUTES:
+                    minutes.popleft()
+
+    def gap(self, now_s: float) -> None:
+        self.gap_s = now_s
+
+    def handed_over(self) -> None:
+        """Cells went to another process: who is quiet is for it to say."""
+        self.busy.clear()
+        self.last_s.clear()
+
+    def look(self, now_s: float, behind: int, answered: bool) -> None:
+        """Raise and end alarms, every 5 s at most. answered: store and log do answer, else a quiet log says nothing."""
+        if now_s - self.shown_s < SLOT_S:
+            return
+        self.shown_s = now_s
+        show, sums = self.alarms.show, self.minute.sums(now_s)
+        read, queries = sums["produced"], sums["queries"] + sums["duplicate"]
+        show(
+            "dead_letters", read >= LEAST_RECORDS and sums["dead"] > DEAD_SHARE * read, dead=sums["dead"], records=read
+        )
+        show(
+            "duplicates",
+            queries >= LEAST_RECORDS and sums["duplicate"] > DUPLICATE_SHARE * queries,
+            duplicates=sums["duplicate"],
+            queries=queries,
+        )
+        show("new_clients", sums["pooled"] > 0, queries=sums["pooled"])
+        show("data_gap", now_s - self.gap_s < GAP_S)
+        if behind <= WAITING_RECORDS:
+            self.waiting_since_s = None
+        elif self.waiting_since_s is None:
+            self.waiting_since_s = now_s
+        show("lag", self.waiting_since_s is not None and now_s - self.waiting_since_s >= WAITING_S, records=behind)
+        if answered:
+            quiet = self.quiet(now_s)
+            show("silent_tap", bool(quiet), models=quiet)
+
+    def quiet(self, now_s: float) -> list[str]:
+        """Models whose log went quiet."""
+        return sorted(
+            model
+            for model, last_s in self.last_s.items()
+            if now_s - last_s >= QUIET_S and len(self.busy[model]) >= BUSY_MINUTES
+        )

@@ -1,0 +1,288 @@
+"""Records in, a checkpoint out: the pure half of ingest.
+
+Rules of this file
+* No I/O, no clock, no random numbers: a redo over the same stored state and the same records gives the same checkpoint.
+* A `Cell` is what one process knows of a log cell that it owns: exactly what was committed. After any failure it is thrown away.
+* Of a batch, in this order: what was erased is left out, clients without state are pooled (admission.py), duplicates are left out
+  (duplicates.py), the rest is folded. Every record is counted once (ledger.py).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from consumers.admission import OVERFLOW, OVERFLOW_IDENTITY, Admission, Limits
+from consumers.duplicates import FIELD, Windows, event_hashes
+from consumers.ledger import COUNTERS, MARKS
+from consumers.log import Records
+from consumers.log.formats import Decoded, InputReader, NativeFormat
+from consumers.secrets import Secrets
+from consumers.store import Checkpoint, Tombstones
+from detector.baseline import Baseline
+from detector.errors import IncompatibleProfile
+from detector.profile import Profile, Shape
+from detector.profiles import Profiles
+from detector.query import ClientKey, QueryBatch
+
+log = logging.getLogger("querywarden.ingest")
+
+MS_A_DAY = 86_400_000
+MAX_CACHED = 4096
+
+
+@dataclass(slots=True)
+class Cell:
+    """What this process knows of one log cell that it owns: exactly what was committed.
+
+    stored     client → spans that the store holds, by first window; sealed: clients whose header is stored
+    windows    model → event ids of its clients
+    erased     client → offset below which its queries are skipped
+    full       the store has no room for new clients
+    careful    processes died here: fold record by record
+    suspect    1 + offset of the record that a process died at, 0 for none
+    """
+
+    name: str
+    token: str
+    offset: int | None
+    counters: Counter[str]
+    profiles: dict[str, Profiles] = field(default_factory=dict)
+    windows: dict[str, Windows] = field(default_factory=dict)
+    admission: Admission = field(default_factory=Admission)
+    erased: Tombstones = field(default_factory=Tombstones)
+    full: bool = False
+    careful: bool = False
+    suspect: int = 0
+    stored: dict[ClientKey, set[int]] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Ingest:
+    """The pure half of ingest: everything it needs to turn records into a checkpoint."""
+
+    baselines: Mapping[str, Baseline]
+    secrets: Secrets
+    tenant: str = "default"
+    horizon_days: float = 30.0
+    admit_unknown: bool = False
+    limits: Limits = field(default_factory=Limits)
+    format: NativeFormat = field(init=False)
+
+    def __post_init__(self) -> None:
+        readers = {model: InputReader(baseline.map.schema) for model, baseline in self.baselines.items()}
+        self.format = NativeFormat(readers, self.admit_unknown)
+
+    @property
+    def half_horizon_ms(self) -> int:
+        return int(self.horizon_days * MS_A_DAY / 2)
+
+    def decode(self, cell: Cell, records: Records) -> tuple[Decoded, dict[str, list[ClientKey]]]:
+        """Columns of the records at or above the cell's offset, and the clients of each model's batch."""
+        if cell.offset is not None and len(records.offsets) and records.offsets[0] < cell.offset:
+            records = from_offset(records, cell.offset)
+        decoded = self.format.decode(records)
+        keys = {
+            model: [ClientKey(self.tenant, model, self.secrets.client_hash(self.tenant, c)) for c in batch.clients]
+            for model, batch in decoded.batches.items()
+        }
+        return decoded, keys
+
+    def missing(self, cell: Cell, keys: Mapping[str, list[ClientKey]]) -> list[ClientKey]:
+        """Clients whose profile is not in the cache; the overflow clients too when they may be needed."""
+        wanted = [k for model, mine in keys.items() for k in mine if k not in self.of_model(cell, model)]
+        if wanted and cell.admission.tight(len(wanted), self.limits, cell.full):
+            wanted += [k for k in map(self.overflow, keys) if k not in self.of_model(cell, k.model)]
+        return wanted
+
+    def overflow(self, model: str) -> ClientKey:
+        """The client that takes the queries of those without state."""
+        return ClientKey(self.tenant, model, self.secrets.client_hash(self.tenant, OVERFLOW_IDENTITY))
+
+    def take(self, cell: Cell, loaded: Mapping[ClientKey, Mapping[str, bytes]], wanted: list[ClientKey]) -> None:
+        """Put loaded profiles into the cache. A profile of an older map, or a damaged one, is set aside and begun anew.
+
+        Who is not stored is not put: new clients are those that the cache does not hold.
+        """
+        for key in wanted:
+            fields = loaded.get(key)
+            if not fields:
+                continue
+            if FIELD in fields:
+                self.windows_of(cell, key.model).put(key, fields[FIELD])
+            blobs = {int(name[2:]): blob for name, blob in fields.items() if name.startswith("w:")}
+            profiles = self.of_model(cell, key.model)
+            spans: list[Profile] = []
+            try:
+                # the long span began first; one alone is a life that began within it
+                spans = [Profile.from_bytes(blobs[start], profiles.shape) for start in sorted(blobs)[-2:]]
+                profiles.put(key, spans[0] if spans else None, spans[1] if len(spans) > 1 else None)
+            except IncompatibleProfile as error:
+                log.warning("profile set aside", extra={"cell": cell.name, "model": key.model, "why": str(error)})
+                profiles.put(key, None)
+            cell.stored[key] = set(blobs)
+
+    def of_model(self, cell: Cell, model: str) -> Profiles:
+        profiles = cell.profiles.get(model)
+        if profiles is None:
+            b = self.baselines[model]
+            profiles = cell.profiles[model] = Profiles(b.map, b.table, b.nulls_version, self.half_horizon_ms)
+        return profiles
+
+    def windows_of(self, cell: Cell, model: str) -> Windows:
+        windows = cell.windows.get(model)
+        if windows is None:
+            windows = cell.windows[model] = Windows()
+        return windows
+
+    def step(self, cell: Cell, decoded: Decoded, keys: Mapping[str, list[ClientKey]], next_offset: int) -> Checkpoint:
+        """Fold the queries and say what must be written. No I/O; the cache must hold every stored client of `keys`."""
+        writes: dict[ClientKey, dict[str, bytes | None]] = {}
+        counted = Counter(decoded.counters)
+        for model, batch in decoded.batches.items():
+            hashes = event_hashes(*decoded.events[model], self.secrets.sampling_key)
+            counting, mine, hashes = self._admitted(cell, model, batch, keys[model], hashes, counted)
+            counting, mine = self._unrepeated(cell, model, counting, mine, hashes, counted)
+            if len(counting):
+                self._fold(cell, model, counting, mine, writes)
+        return Checkpoint(
+            cell=cell.name,
+            expected_offset=cell.offset,
+            next_offset=next_offset,
+            profiles=writes,
+            dead=decoded.dead,
+            counters={name: cell.counters[name] + counted[name] for name in COUNTERS}
+            | {name: cell.counters[name] for name in MARKS},
+            sketch=cell.admission.to_bytes() if cell.admission.changed else None,
+        )
+
+    def _admitted(
+        self,
+        cell: Cell,
+        model: str,
+        batch: QueryBatch,
+        keys: list[ClientKey],
+        hashes: NDArray[np.uint64],
+        counted: Counter[str],
+    ) -> tuple[QueryBatch, list[ClientKey], NDArray[np.uint64]]:
+        """Without what was erased, and with the queries of clients that get no state under the overflow client."""
+        if cell.erased:
+            until = np.array([cell.erased.get(key, 0) for key in keys], np.int64)
+            keep = batch.offsets >= until[batch.who]
+            if not keep.all():
+                counted["erased"] += len(keep) - int(keep.sum())
+                counted["queries"] -= len(keep) - int(keep.sum())
+                batch, keys = _compact(batch.take(np.flatnonzero(keep)), keys)
+                hashes = hashes[keep]
+        profiles = self.of_model(cell, model)
+        known = np.array([key in profiles for key in keys], np.bool_)
+        if not known.all():
+            pooled = cell.admission.pooled(
+                [key.client for key in keys],
+                known,
+                batch.who,
+                batch.time_ms,
+                self.half_horizon_ms,
+                self.limits,
+                cell.full,
+            )
+            if pooled.any():
+                counted["pooled"] += int(pooled.sum())
+                who = np.where(pooled, np.int32(len(keys)), batch.who)
+                batch = replace(batch, clients=[*batch.clients, OVERFLOW], who=who)
+                batch, keys = _compact(batch, [*keys, self.overflow(model)])
+        return batch, keys, hashes
+
+    def _unrepeated(
+        self,
+        cell: Cell,
+        model: str,
+        batch: QueryBatch,
+        keys: list[ClientKey],
+        hashes: NDArray[np.uint64],
+        counted: Counter[str],
+    ) -> tuple[QueryBatch, list[ClientKey]]:
+        """Without duplicates."""
+        if not hashes.any():
+            return batch, keys
+        fresh = self.windows_of(cell, model).unseen(keys, batch.who, hashes, batch.time_ms)
+        if fresh.all():
+            return batch, keys
+        repeated = len(fresh) - int(fresh.sum())
+        counted["duplicate"] += repeated
+        counted["queries"] -= repeated
+        return _compact(batch.take(np.flatnonzero(fresh)), keys)
+
+    def _fold(
+        self,
+        cell: Cell,
+        model: str,
+        batch: QueryBatch,
+        keys: list[ClientKey],
+        writes: dict[ClientKey, dict[str, bytes | None]],
+    ) -> None:
+        profiles, windows = self.of_model(cell, model), self.windows_of(cell, model)
+        profiles.add(list(keys), batch, profiles.map.measure(batch, self.secrets.sampling_key))
+        for key, display in zip(keys, batch.clients, strict=True):
+            fields: dict[str, bytes | None] = {f"w:{span.window}": span.to_bytes() for span in profiles.spans(key)}
+            kept = {int(name[2:]) for name in fields}
+            stored = cell.stored.get(key)
+            if stored is None:
+                fields["h"] = self.secrets.seal(display, self.tenant)
+            fields |= {f"w:{start}": None for start in sorted((stored or set()) - kept)}
+            window = windows.blob(key)
+            if window is not None:
+                fields[FIELD] = window
+            cell.stored[key] = kept
+            writes[key] = fields
+
+    def trim(self, cell: Cell, keys: Mapping[str, list[ClientKey]]) -> None:
+        """Keep the cache bounded: past the limit, forget all but the clients of this poll."""
+        for model, profiles in cell.profiles.items():
+            if len(profiles) > MAX_CACHED:
+                keep = set(keys.get(model, []))
+                for key in [k for k in profiles.rows if k not in keep]:
+                    profiles.drop(key)
+                    self.windows_of(cell, model).drop(key)
+                    cell.stored.pop(key, None)  # type: ignore[call-overload]
+
+
+def _compact(batch: QueryBatch, keys: list[ClientKey]) -> tuple[QueryBatch, list[ClientKey]]:
+    """The batch without the clients that have no row left in it."""
+    used = np.unique(batch.who)
+    if len(used) == len(keys):
+        return batch, keys
+    place = np.zeros(len(keys), np.int32)
+    place[used] = np.arange(len(used), dtype=np.int32)
+    clients = [batch.clients[i] for i in used.tolist()]
+    return replace(batch, clients=clients, who=place[batch.who]), [keys[i] for i in used.tolist()]
+
+
+def from_offset(records: Records, offset: int) -> Records:
+    """The records at or above an offset."""
+    first = int(np.searchsorted(records.offsets, offset))
+    return Records(
+        records.cell, records.values[first:], records.offsets[first:], records.next_offset, records.places[first:],
+        {i - first: why for i, why in records.refused.items() if i >= first},
+    )  # fmt: skip
+
+
+def single(records: Records, i: int, refused: tuple[str, str] | None) -> Records:
+    """The i-th record alone; it ends where the next one begins."""
+    last = i + 1 == len(records.values)
+    refusal = refused or records.refused.get(i)
+    return Records(
+        records.cell, records.values[i : i + 1], records.offsets[i : i + 1],
+        records.next_offset if last else int(records.offsets[i + 1]),
+        records.places[i : i + 1], {} if refusal is None else {0: refusal},
+    )  # fmt: skip
+
+
+def shape_of(baseline: Baseline) -> Shape:
+    """Shape of the profiles that a baseline gives, for reading what ingest wrote."""
+    return Shape.of(baseline.map, len(baseline.table.need))
