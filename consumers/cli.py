@@ -103,6 +103,9 @@ def fit(
         Path | None, typer.Option(help="JSON that declares columns: name, kind, lower, upper, grain, categories.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything random in the fit.")] = 0,
+    exposure: Annotated[
+        bool, typer.Option(help="Rehearse thefts, to be able to say how much a client could have copied.")
+    ] = True,
 ) -> None:
     """Fit a baseline: what honest use of one model looks like."""
     from consumers import fit as fitting
@@ -117,6 +120,7 @@ def fit(
             FileLog([str(p) for p in traffic]) if traffic else None,
             declared=declared,
             seed=seed,
+            exposure=exposure,
             progress=say,
         )
         say("writing")

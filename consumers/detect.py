@@ -24,7 +24,7 @@ import secrets as entropy
 import socket
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -44,6 +44,7 @@ from consumers.secrets import Secrets
 from consumers.store import DECISION_CELLS, Cursor, DecisionClaim, DecisionRow, OutboxAlert, Outcome, Store
 from detector.baseline import Baseline
 from detector.errors import IncompatibleProfile
+from detector.extraction import estimate
 from detector.policy import FLAGGED, STATES, Decision, Policy, decide
 from detector.profile import Profile, Shape
 from detector.query import ClientKey
@@ -140,6 +141,8 @@ class Detect:
         self, one: Seen, display: str, profile: Profile, baseline: Baseline, assessment: Assessment, decision: Decision
     ) -> tuple[StoredDecision, OutboxAlert | None]:
         evidence = [msgspec.to_builtins(e) for e in assessment.evidence]
+        copied = estimate(profile, baseline.map, baseline.estimator)
+        extraction = None if copied is None else {name: round(share, 4) for name, share in asdict(copied).items()}
         before = one.before
         same_episode = before is not None and before.episode == decision.episode
         body = dict(before.alert) if before and same_episode and before.alert else None
@@ -162,7 +165,7 @@ class Detect:
                 "state": decision.state,
                 "suspicion": assessment.suspicion,
                 "queries_seen": queries,
-                "extraction": None,
+                "extraction": extraction,
                 "family": assessment.family,
                 "evidence": [e for e in evidence if e["p_value"] <= 0.5][:8] or evidence[:1],
                 "update": update,
@@ -209,6 +212,7 @@ class Detect:
             last_ms=profile.last_ms,
             update=update,
             alert=body,
+            extraction=extraction,
         )
         return row, alert
 

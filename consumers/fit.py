@@ -6,6 +6,7 @@ shown; the file appears whole or not at all. The reference's schema is inferred 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections import Counter
@@ -26,6 +27,7 @@ from detector.errors import DetectorError
 from detector.features import Column, Schema, infer_grain
 from detector.honest import BENIGN
 from detector.query import QueryBatch
+from detector.rehearsal import rehearse
 from detector.worlds import honest_stream, interleave, population
 
 CAP_A_CLIENT = 200
@@ -151,12 +153,14 @@ def fit(
     *,
     declared: dict[str, Any] | None = None,
     seed: int = 0,
+    exposure: bool = True,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Fitted:
     """Fit a baseline for one model. Raises Refused with one clear line.
 
     reference  lines of a reference file; None: derived from the traffic, capped per client
     traffic    a log of presumably honest clients; None: simulated from the reference
+    exposure   also rehearse thefts, so that the service can say how much a client could have copied (some 10 s)
     """
     said: list[str] = []
     rng = np.random.default_rng(seed)
@@ -191,6 +195,12 @@ def fit(
         baseline = Baseline.fit(model_id, schema, batch, honest, real_clients=traffic is not None, rng=rng)
     except DetectorError as error:
         raise Refused(str(error)) from error
+    if exposure:
+        progress("rehearsing thefts, to learn what a copy would be worth")
+        estimator = rehearse(baseline.map, batch, honest, rng)
+        if estimator is None:
+            said.append("no estimate of what could be copied: it needs a classifier and 100 distinct answered rows")
+        baseline = dataclasses.replace(baseline, estimator=estimator)
     return Fitted(baseline, [*said, *baseline.notes])
 
 

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from detector.calibration import Nulls, Tail, scale_of
 from detector.discriminators import Trees
 from detector.errors import CorruptBaseline, UnfittedModel
+from detector.extraction import NAMES, Estimator
 from detector.features import ARRAYS, CELLS, DISTANCE_BINS, MEASURES, Column, FeatureMap, Schema
 from detector.fold import Masses
 from detector.profiles import Profiles
@@ -30,10 +31,11 @@ from detector.query import QueryBatch
 from detector.signals import FREE, FUSED, SIGNALS, TABLE_VERSION, fuse, masses, measure
 
 MAGIC = b"QWBL"
-FORMAT = 1
+FORMAT = 2
 _FRONT = struct.Struct("<4sHI")
 _TREE_ARRAYS = ("roots", "feature", "threshold", "left", "right", "value")
 _NULL_ARRAYS = ("lives", "scale", "ordered", "free")
+_ESTIMATOR_ARRAYS = ("weights", "errors", "sizes", "usual")
 _TYPES = ("<f8", "<f4", "<i8", "<i4", "<i2")
 _OF_TYPE = {"start": "<i8", "levels_of": "<i8", "code_category": "<i8", "neighbours": "<f4", "cell_of": "<i2"}
 """Types of a map's arrays; all others are float64."""
@@ -48,13 +50,18 @@ MIN_CLIENTS = 20
 
 @dataclass(frozen=True)
 class Baseline:
-    """What honest use of one model looks like. `notes` are sentences for people (where the calibration came from, its limits)."""
+    """What honest use of one model looks like.
+
+    notes      sentences for people (where the calibration came from, its limits)
+    estimator  what a copy made of a client's queries would be worth; None: not rehearsed
+    """
 
     model_id: str
     map: FeatureMap
     nulls: Nulls
     notes: tuple[str, ...] = ()
     facts: dict[str, float] = field(default_factory=dict)
+    estimator: Estimator | None = None
 
     @cached_property
     def map_id(self) -> str:
@@ -132,6 +139,8 @@ class Baseline:
         for tree, trees in sorted(self.map.trees.items()):
             arrays += [(f"trees.{tree}.{name}", getattr(trees, name)) for name in _TREE_ARRAYS]
         arrays += [(f"nulls.{name}", getattr(self.nulls, name)) for name in _NULL_ARRAYS]
+        if self.estimator is not None:
+            arrays += [(f"extraction.{name}", getattr(self.estimator, name)) for name in _ESTIMATOR_ARRAYS]
         header = {
             "model_id": self.model_id,
             "map_id": self.map_id,
@@ -144,6 +153,7 @@ class Baseline:
             "nulls": {"distinct": self.nulls.distinct, "days": self.nulls.days, "calibrated": self.nulls.calibrated},
             "notes": list(self.notes),
             "facts": self.facts,
+            "estimator": self.estimator is not None,
             "arrays": [[name, _little(a).dtype.str, list(a.shape)] for name, a in arrays],
         }
         text = json.dumps(header, sort_keys=True, allow_nan=False).encode()
@@ -204,7 +214,11 @@ class Baseline:
         )
         _check_nulls(nulls)
         facts = {str(name): float(value) for name, value in header["facts"].items()}
-        new = cls(str(header["model_id"]), feature_map, nulls, tuple(map(str, header["notes"])), facts)
+        estimator = None
+        if header["estimator"]:
+            estimator = Estimator(**{name: arrays[f"extraction.{name}"] for name in _ESTIMATOR_ARRAYS})
+            _check_estimator(estimator, feature_map)
+        new = cls(str(header["model_id"]), feature_map, nulls, tuple(map(str, header["notes"])), facts, estimator)
         if new.map_id != header["map_id"] or new.nulls_version != header["nulls_version"]:
             raise CorruptBaseline("the baseline does not match its own identity")
         return new
@@ -302,6 +316,23 @@ def _check_nulls(nulls: Nulls) -> None:
             (not 0 <= nulls.distinct < np.inf or not 0 <= nulls.days < np.inf, "nulls: lives without a length"),
         )
     )
+
+
+def _check_estimator(estimator: Estimator, feature_map: FeatureMap) -> None:
+    b = len(estimator.sizes)
+    want = {"weights": (len(NAMES),), "errors": (b, 2), "sizes": (b,), "usual": (feature_map.classes,)}
+    for name, shape in want.items():
+        array = getattr(estimator, name)
+        _refuse(
+            (
+                (
+                    array.shape != shape or array.dtype != "<f8",
+                    f"extraction: {name} has shape {array.shape}, not {shape}",
+                ),
+                (not np.isfinite(array).all(), f"extraction: {name} holds a value that is not finite"),
+            )
+        )
+    _refuse(((b < 1 or bool(np.any(np.diff(estimator.sizes) <= 0)), "extraction: sizes that don't rise"),))
 
 
 def _settle_levels(feature_map: FeatureMap, traffic: QueryBatch) -> None:

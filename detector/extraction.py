@@ -1,0 +1,137 @@
+"""Exposure: how much of the model a client could have copied by now.
+
+Suspicion and exposure are two numbers and never mixed: an honest batch scorer may well hold half of the model. Exposure is the expected
+*fidelity* of a copy trained on what the client asked and was answered: the share of honest inputs on which copy and model agree.
+
+How it is estimated (detection.md's "extracted fidelity"; cf. Kesarwani et al. 2018, who monitor coverage; Juuti et al. 2019, who measure
+copies): when a baseline is fitted, thefts of many families are rehearsed against a stand-in of the model (`rehearsal.py`), copies are
+trained at growing query counts, and their fidelity is regressed on what a profile knows: how many distinct queries, how many of
+them near real inputs, how much of the input space they cover, how evenly the answers spread. Rules:
+
+* Only the linear sum and the sample of a profile are used, so a group's exposure is that of its merged profile.
+* The interval is that of whole families left out, widened by what a stand-in misses of a real model.
+* Below `FEWEST` distinct queries, and where a baseline holds no estimator, there is no estimate: None, never a guess.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import expit, logit
+
+from detector.features import DISTANCE_BINS, FeatureMap
+from detector.profile import Profile
+
+FEWEST = 5
+STAND_IN_ERROR = 0.5
+"""Log odds added to both ends of an interval: how far a rehearsal against a stand-in misses the model itself, on four models whose
+thefts were carried out (docs/detection.md)."""
+INTERVAL = 0.9
+RIDGE = 1.0
+EDGE = 0.004
+"""Fidelities are kept this far from 0 and 1 before their log odds are taken."""
+
+Vector = NDArray[np.float64]
+
+NAMES = (
+    "one",
+    "distinct",
+    "near",
+    "covered",
+    "spread",
+    "alike",
+    "distinct_covered",
+    "distinct_near",
+    "distinct_spread",
+    "distinct_alike",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Exposure:
+    """Expected fidelity of a copy, with the interval that holds for nine unseen thefts of ten; all in [0, 1]."""
+
+    fidelity: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Estimator:
+    """Ridge regression of the fidelity's log odds.
+
+    weights  (f,) of `describe`
+    errors   (b, 2) low and high quantile of the held-out error, by size of the theft (`sizes`), in log odds
+    sizes    (b,) log distinct queries at the middle of each band, rising
+    usual    (c,) how the model's answers to honest inputs spread over the classes
+    """
+
+    weights: Vector
+    errors: Vector
+    sizes: Vector
+    usual: Vector
+
+    @classmethod
+    def fit(cls, described: Vector, fidelity: Vector, family: NDArray[np.int64], usual: Vector) -> Estimator:
+        """described (n, f), fidelity (n,), family (n,): which rows are left out together for the interval."""
+        target = logit(np.clip(fidelity, EDGE, 1 - EDGE))
+        weights = _ridge(described, target)
+        held_out = np.empty(len(target))
+        for one in np.unique(family):
+            out = family == one
+            held_out[out] = described[out] @ _ridge(described[~out], target[~out])
+        error = target - held_out
+        size = described[:, NAMES.index("distinct")]
+        edges = np.quantile(size, np.linspace(0, 1, 5))
+        sizes: list[float] = []
+        errors: list[Vector] = []
+        for low, high in itertools.pairwise(edges):
+            band = (size >= low) & (size <= high)
+            if band.any() and (not sizes or float(size[band].mean()) > sizes[-1]):
+                sizes.append(float(size[band].mean()))
+                errors.append(np.quantile(error[band], [(1 - INTERVAL) / 2, (1 + INTERVAL) / 2]))
+        return cls(weights, np.array(errors), np.array(sizes), usual)
+
+    def estimate(self, described: Vector) -> Exposure:
+        """described (f,) of one profile."""
+        middle = float(described @ self.weights)
+        size = described[NAMES.index("distinct")]
+        low, high = (float(np.interp(size, self.sizes, self.errors[:, side])) for side in (0, 1))
+        low, high = min(low, 0.0) - STAND_IN_ERROR, max(high, 0.0) + STAND_IN_ERROR
+        fidelity, low, high = np.clip(expit(middle + np.array([0.0, low, high])), EDGE, 1 - EDGE).tolist()
+        return Exposure(fidelity, low, high)
+
+
+def _ridge(described: Vector, target: Vector) -> Vector:
+    """Weights (f,); the constant is not shrunk."""
+    shrink = np.full(described.shape[1], RIDGE)
+    shrink[0] = 1e-9
+    return np.asarray(np.linalg.solve(described.T @ described + np.diag(shrink), described.T @ target), np.float64)
+
+
+def describe(profile: Profile, feature_map: FeatureMap, usual: Vector) -> Vector:
+    """What a profile says about a copy made of it, (f,) in the order of `NAMES`."""
+    n = np.log1p(profile.distinct)
+    counts = profile.cell_counts.astype(np.float64)
+    covered = float((feature_map.cell_share * (1.0 - np.exp(-counts / 2.0))).sum())
+    total = max(float(profile.distance_counts.sum()), 1.0)
+    near = float(profile.distance_counts[:NEAR_BINS].sum()) / total
+    classes = np.asarray(profile.classes, np.float64) / max(float(profile.classes.sum()), 1.0)
+    occupied = classes[classes > 0]
+    most = np.log(max(len(classes), 2))
+    spread = float(-(occupied * np.log(occupied)).sum() / most) if len(occupied) else 0.0
+    alike = float(np.minimum(classes, usual).sum())
+    return np.array([1.0, n, near, covered, spread, alike, n * covered, n * near, n * spread, n * alike])
+
+
+NEAR_BINS = DISTANCE_BINS * 3 // 4
+
+
+def estimate(profile: Profile, feature_map: FeatureMap, estimator: Estimator | None) -> Exposure | None:
+    """Exposure of a client or of a group from its merged profile."""
+    if estimator is None or profile.distinct < FEWEST:
+        return None
+    return estimator.estimate(describe(profile, feature_map, estimator.usual))

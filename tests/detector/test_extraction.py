@@ -1,0 +1,135 @@
+"""Exposure: what a copy of a client's queries would be worth, learned on rehearsed thefts."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from references import KEY, answered, fitted_baseline, reference_of
+from scipy.stats import spearmanr
+
+from detector.baseline import Baseline
+from detector.errors import CorruptBaseline
+from detector.extraction import FEWEST, NAMES, Estimator, describe, estimate
+from detector.profile import Profile
+from detector.profiles import Profiles
+from detector.query import QueryBatch
+from detector.rehearsal import rehearse
+from detector.signals import masses
+
+
+def honest(name: str, n: int) -> QueryBatch:
+    """One client with the first n honest rows."""
+    batch = reference_of(name).traffic.take(np.arange(n))
+    return replace(batch, clients=["c"], who=np.zeros(n, np.int32))
+
+
+@functools.cache
+def rehearsed(name: str) -> Estimator:
+    baseline, reference = fitted_baseline(name), reference_of(name)
+    found = rehearse(baseline.map, reference.batch, reference.traffic, np.random.default_rng(3))
+    assert found is not None
+    return found
+
+
+def profile_of(baseline: Baseline, batch: QueryBatch) -> Profile:
+    table = Profiles(baseline.map, masses(), "0" * 16, half_horizon_ms=2**62)
+    table.add(["c"], batch, baseline.map.measure(batch, KEY))
+    return table.profile("c")
+
+
+def told(name: str, estimator: Estimator, batch: QueryBatch) -> float:
+    baseline = fitted_baseline(name)
+    found = estimate(profile_of(baseline, batch), baseline.map, estimator)
+    assert found is not None
+    assert 0 <= found.low <= found.fidelity <= found.high <= 1
+    return found.fidelity
+
+
+def test_more_honest_queries_copy_more_and_noise_copies_less() -> None:
+    estimator, lives = rehearsed("digits"), honest("digits", 400)
+    few, many = (told("digits", estimator, lives.take(np.arange(n))) for n in (10, 400))
+    low, high = lives.inputs.min(0), lives.inputs.max(0)
+    noise = np.random.default_rng(4).uniform(low, high, lives.inputs.shape)
+    assert few < many
+    assert told("digits", estimator, answered(noise, fitted_baseline("digits").map.classes)) < many - 0.2
+
+
+def test_a_group_is_worth_what_its_merged_profile_is() -> None:
+    baseline, estimator = fitted_baseline("digits"), rehearsed("digits")
+    lives = honest("digits", 300)
+    parts = [profile_of(baseline, lives.take(np.arange(i, 300, 3))) for i in range(3)]
+    merged = parts[0].merge(parts[1]).merge(parts[2])
+    whole = estimate(profile_of(baseline, lives), baseline.map, estimator)
+    assert estimate(merged, baseline.map, estimator) == whole
+    alone = [estimate(part, baseline.map, estimator) for part in parts]
+    assert whole is not None
+    assert all(one is not None and one.fidelity < whole.fidelity for one in alone)
+
+
+def test_without_an_estimator_or_with_too_few_queries_there_is_no_estimate() -> None:
+    baseline, estimator = fitted_baseline("digits"), rehearsed("digits")
+    lives = honest("digits", 40)
+    few = profile_of(baseline, lives.take(np.arange(FEWEST - 1)))
+    assert few.distinct < FEWEST
+    assert estimate(few, baseline.map, estimator) is None
+    assert estimate(profile_of(baseline, lives), baseline.map, None) is None
+
+
+def test_regression_has_no_fidelity() -> None:
+    reference = reference_of("prices")
+    assert (
+        rehearse(fitted_baseline("prices").map, reference.batch, reference.traffic, np.random.default_rng(0))
+        is None
+    )
+
+
+def made(rng: np.random.Generator, n: int = 240) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+    """A world in which fidelity follows size and coverage, with noise; eight families."""
+    size = rng.uniform(2, 7, n)
+    near, covered, spread, alike = rng.uniform(0, 1, (4, n))
+    described = np.stack(
+        [np.ones(n), size, near, covered, spread, alike, size * covered, size * near, size * spread, size * alike], 1
+    )
+    odds = 0.4 * (size - 4) + 2 * (covered - 0.5) + rng.normal(0, 0.3, n)
+    return described, 1 / (1 + np.exp(-odds)), np.arange(n) % 8
+
+
+def test_the_interval_holds_what_it_says_and_a_shuffled_control_learns_nothing() -> None:
+    described, fidelity, family = made(np.random.default_rng(7))
+    fresh, truth, _ = made(np.random.default_rng(8), 2000)
+    fitted = Estimator.fit(described, fidelity, family, np.full(2, 0.5))
+    found = [fitted.estimate(row) for row in fresh]
+    inside = np.mean([f.low <= t <= f.high for f, t in zip(found, truth, strict=True)])
+    assert inside >= 0.9
+    assert spearmanr([f.fidelity for f in found], truth)[0] > 0.9
+    shuffled = Estimator.fit(described, np.random.default_rng(9).permutation(fidelity), family, np.full(2, 0.5))
+    assert abs(spearmanr([shuffled.estimate(row).fidelity for row in fresh], truth)[0]) < 0.6
+
+
+def test_description_has_a_name_for_each_number() -> None:
+    baseline = fitted_baseline("digits")
+    profile = profile_of(baseline, honest("digits", 30))
+    described = describe(profile, baseline.map, np.full(baseline.map.classes, 1 / baseline.map.classes))
+    assert described.shape == (len(NAMES),)
+    assert np.isfinite(described).all()
+
+
+def test_the_estimator_survives_the_file_and_a_damaged_one_is_refused() -> None:
+    baseline = replace(fitted_baseline("digits"), estimator=rehearsed("digits"))
+    again = Baseline.from_bytes(baseline.to_bytes())
+    assert again.estimator is not None
+    for name in ("weights", "errors", "sizes", "usual"):
+        np.testing.assert_array_equal(getattr(again.estimator, name), getattr(baseline.estimator, name))
+    good = rehearsed("digits")
+    for broken in (
+        replace(good, weights=good.weights[:-1]),
+        replace(good, sizes=good.sizes[::-1].copy()),
+        replace(good, errors=np.full_like(good.errors, np.nan)),
+        replace(good, usual=good.usual[1:]),
+    ):
+        with pytest.raises(CorruptBaseline, match="extraction"):
+            Baseline.from_bytes(replace(baseline, estimator=broken).to_bytes())
