@@ -40,6 +40,7 @@ GLOBAL_V6 = ipaddress.IPv6Network("2000::/3")
 CLOSED: tuple[Network, ...] = tuple(
     ipaddress.ip_network(net)
     for net in (
+        "192.0.0.0/24",  # protocol assignments
         "168.63.129.16/32",  # a metadata service on a public address
         "192.88.99.0/24",  # relays of 6to4
         "2001::/23",  # Teredo and other protocol assignments
@@ -179,13 +180,16 @@ class Outbound:
         end_s = time.monotonic() + self._deadline_s
         connection = self._connection = self._connection or self._connected(end_s)
         # A receiver that drips would never run into the time-out of one read: at the deadline the socket is shut.
-        cut = threading.Timer(max(0.0, end_s - time.monotonic()), _shut, [connection])
+        late = threading.Event()
+        cut = threading.Timer(max(0.0, end_s - time.monotonic()), _shut, [connection, late])
         cut.daemon = True
         cut.start()
         try:
             connection.request("POST", path, body, {"Host": self.target.authority} | dict(headers))
             response = connection.getresponse()
             answer = response.read(ANSWER_BYTES + 1)
+            if late.is_set():
+                raise TimeoutError
         except BaseException:
             self.close()
             raise
@@ -255,7 +259,8 @@ class Outbound:
         return found
 
 
-def _shut(connection: http.client.HTTPConnection) -> None:
+def _shut(connection: http.client.HTTPConnection, late: threading.Event) -> None:
+    late.set()  # an answer cut short must not pass for a whole one
     if connection.sock is not None:
         _shut_socket(connection.sock)
 
