@@ -25,9 +25,10 @@ Place = tuple[str, str | int]
 
 @dataclass(slots=True)
 class ProfileCell:
-    """profiles: client → (fields, touched at); base: where this generation began to count, None at the log's start.
+    """profiles: client → (fields, touched at); base: where this generation began to count, None: at the log's start.
 
-    epoch counts claims; only weaker variants look at it. untaken: decision cell → touched and not taken yet, likewise.
+    refused: offset → reason of every dead letter of this history, for the oracle. epoch counts claims and untaken names who was
+    touched and not taken yet: only weaker variants look at them.
     """
 
     token: str = ""
@@ -43,13 +44,14 @@ class ProfileCell:
     dead: tuple[tuple[int, DeadLetter], ...] = ()
     letters: int = 0
     reasons: dict[str, int] = field(default_factory=dict)
+    refused: dict[int, str] = field(default_factory=dict)
     erased: dict[str, int] = field(default_factory=dict)
     untaken: frozenset[ClientKey] = frozenset()
 
     def copy(self) -> ProfileCell:
         return ProfileCell(
             self.token, self.generation, self.offset, self.attempts, self.sketch, self.base, self.epoch, self.lineage,
-            self.counters, self.profiles, self.dead, self.letters, self.reasons, self.erased, self.untaken,
+            self.counters, self.profiles, self.dead, self.letters, self.reasons, self.refused, self.erased, self.untaken,
         )  # fmt: skip
 
 

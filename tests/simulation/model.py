@@ -137,6 +137,7 @@ class ModelStore:
             state.dead += tuple(enumerate(checkpoint.dead, state.letters))
             state.letters += len(checkpoint.dead)
             state.reasons = dict(state.reasons)
+            state.refused = state.refused | {letter.offset: letter.reason for letter in checkpoint.dead}
             for letter in checkpoint.dead:
                 state.reasons[letter.reason] = state.reasons.get(letter.reason, 0) + 1
         if checkpoint.counters:

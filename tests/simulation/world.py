@@ -1,0 +1,339 @@
+"""One seed: a log, a store on several nodes, ingest and detect processes, receivers, an operator – and everything that goes wrong.
+
+A run has three parts: faults, while the producer sends its script; the end of faults, when every process is up again; and the
+drain, which must come to rest within `DRAIN_S` of simulated time. Then `oracle.judge` looks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from consumers import detect, ingest
+from consumers import store as port
+from consumers.errors import QueryWardenError, Rewound, Unavailable
+from consumers.store import DeadLetter, Entry, Operation, OutboxAlert
+from simulation import scene
+from simulation.cells import Nodes, Place
+from simulation.faults import Faults
+from simulation.model import ModelStore
+from simulation.processes import Crash, Port, Process
+from simulation.schedule import Schedule
+from simulation.topic import MemberLog, Topic
+
+INGEST, DETECT = 3, 2
+DRAIN_S = 30.0
+MOST_S = 90.0
+"""When the faults end at the latest."""
+
+TraceLine = tuple[float, str, str, Place | None, str]
+
+
+@contextlib.contextmanager
+def decision_cells(count: int) -> Iterator[None]:
+    """A store of so many decision cells: 32 would only make the same runs longer."""
+    before = port.DECISION_CELLS
+    try:
+        port.DECISION_CELLS = detect.DECISION_CELLS = count
+        yield
+    finally:
+        port.DECISION_CELLS = detect.DECISION_CELLS = before
+
+
+class Receiver:
+    """Where alerts go: takes them, or some, or none. Shared by all detect processes."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.taken: Counter[str] = Counter()
+
+
+class Sink:
+    def __init__(self, process: Process, receiver: Receiver) -> None:
+        self._process, self._receiver = process, receiver
+
+    @property
+    def name(self) -> str:
+        return self._receiver.name
+
+    def send(self, alerts: Sequence[OutboxAlert]) -> list[bool]:
+        def take() -> list[bool]:
+            self._receiver.taken.update(alert.uid for alert in alerts)
+            return [True] * len(alerts)
+
+        try:
+            return self._process.effect("send", None, take, sink=True)  # type: ignore[no-any-return]
+        except Unavailable:
+            return [False] * len(alerts)
+
+    def close(self) -> None:
+        pass
+
+
+class Letters:
+    """The dead-letter topic, as one ingest process sees it."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+
+    def ship(self, letters: list[DeadLetter]) -> list[bool]:
+        def take() -> list[bool]:
+            self._process.world.letters.update(letter.place for letter in letters)
+            return [True] * len(letters)
+
+        try:
+            return self._process.effect("ship", None, take, sink=True)  # type: ignore[no-any-return]
+        except Unavailable:
+            return [False] * len(letters)
+
+
+class World:
+    def __init__(
+        self,
+        seed: int,
+        store: Callable[[Nodes, Callable[[], float]], ModelStore] = ModelStore,
+        muted: frozenset[int] = frozenset(),
+        trace: list[TraceLine] | None = None,
+        with_detect: bool | None = None,
+    ) -> None:
+        rng = self.rng = random.Random(f"{seed}/world")
+        self.seed, self.trace = seed, trace
+        self.script = scene.script(rng.randrange(scene.SCRIPTS))
+        self.faults = Faults(seed, muted)
+        self.schedule = Schedule()
+        self.topic = Topic(self.script.cells, random.Random(f"{seed}/topic"))
+        self.decision_cells = rng.choice([1, 2, 2, 3])
+        nodes = rng.randint(2, 4)
+        places: dict[Place, int] = {}
+        where = random.Random(f"{seed}/nodes")
+        self.nodes = Nodes(nodes, lambda place: places.setdefault(place, where.randrange(nodes)))
+        self._places = places
+        self.store = store(self.nodes, self.schedule.wall_s)
+        self.session_s = rng.choice([0.3, 1.0, 2.0])
+        self.lease_ms = rng.choice([500, 2000])
+        self.max_poll = rng.choice([5, 20, 50])
+        self.receivers = [Receiver(f"sim:{i}") for i in range(rng.choice([1, 1, 2]))]
+        self.letters: set[str] = set()
+        self.over = False
+        self.healed = False
+        self.errors: list[str] = []
+        self.stale: list[str] = []
+        self.doubled: list[str] = []
+        self.late = 0
+        self.operated: list[tuple[int, bytes]] = []
+        self.with_detect = rng.random() < 0.5 if with_detect is None else with_detect
+        self._tokens = random.Random(f"{seed}/tokens")
+
+    # --- called by processes
+
+    def note(self, who: str, what: str, place: Place | None = None, hit: str = "") -> None:
+        if self.trace is not None:
+            self.trace.append((self.schedule.now_s, who, what, place, hit))
+
+    def later(self, process: Process, what: str, place: Place | None, call: Callable[[], Any]) -> None:
+        """The call arrives when nobody waits for it any more."""
+        who = process.identity
+        self.late += 1
+
+        def arrive() -> None:
+            self.late -= 1
+            ending = "takes effect"
+            try:
+                call()
+            except QueryWardenError as refusal:
+                ending = f"→ {type(refusal).__name__}"
+            self.note(who, f"late {what} {ending}", place)
+
+        self.schedule.at(self.faults.later_s(), arrive)
+
+    def roll_back(self, place: Place | None = None) -> None:
+        rng = self.faults.rng
+        node = rng.randrange(self.nodes.count) if place is None else self._places.get(place, 0)
+        undone = self.nodes.roll_back(node, self.faults.lag())
+        self.note(f"node {node}", f"fails over, {undone} writes lost")
+
+    def stale_commit(self, who: str, cell: str) -> None:
+        self.note(who, f"STALE COMMIT accepted in {cell}")
+        self.stale.append(f"{who}: {cell}")
+
+    def doubled_alert(self, uid: str) -> None:
+        self.note("outbox", f"UID TWICE {uid}")
+        self.doubled.append(uid)
+
+    def token(self) -> str:
+        return f"{self._tokens.getrandbits(128):032x}"
+
+    # --- processes
+
+    def _ingest(self, process: Process) -> None:
+        log = MemberLog(self.topic, process, process.identity)
+        runner = ingest.Runner(
+            log, Port(process), scene.reading(), metrics=scene.metrics(), dead_letters=Letters(process),
+            max_poll_records=self.max_poll, clock=self.schedule.monotonic, sleep=process.pause,
+            rng=random.Random(f"{self.seed}/{process.identity}"), new_token=self.token,
+        )  # fmt: skip
+        self._run(process, lambda: ingest.run(runner, lambda: self.over))
+
+    def _detect(self, process: Process) -> None:
+        runner = detect.Runner(
+            Port(process), scene.judging(), [Sink(process, r) for r in self.receivers], metrics=scene.metrics(),
+            now_s=lambda: None, clock=self.schedule.monotonic, sleep=process.pause,
+            rng=random.Random(f"{self.seed}/{process.identity}"), new_token=self.token, process=process.identity,
+            lease_ms=self.lease_ms,
+        )  # fmt: skip
+        self._run(process, lambda: detect.run(runner, lambda: self.over, interval_s=0.2))
+
+    def _operator(self, process: Process) -> None:
+        """Changes entries, resets cells, erases clients. An operator repeats what was not confirmed."""
+        rng = random.Random(f"{self.seed}/{process.identity}")
+        own = Port(process)
+        while not self.healed:
+            process.pause(rng.choice([0.1, 0.4, 1.0]))
+            deed = rng.choice(["operate", "reset", "erase"])
+            if self.healed or self.faults.spent or self.faults.numbered(f"operator: {deed}") is None:
+                continue
+            with contextlib.suppress(Unavailable):
+                if deed == "operate":
+                    self._change(own, rng)
+                elif deed == "reset":
+                    own.reset(rng.choice(self.script.cells), rng.choice([None, None, 0, rng.randrange(30)]))
+                else:
+                    self.erase(own, rng.choice(self.script.clients))
+
+    def _change(self, own: Port, rng: random.Random) -> None:
+        row = f"audit {rng.random()}".encode()
+        revision = 0
+        for _ in range(4):
+            try:
+                after = own.operate(
+                    revision, Operation([Entry("default", "note", f"n{rng.randrange(3)}", row)], audit=[row])
+                )
+            except Rewound as error:
+                revision = error.offset or 0
+            else:
+                self.operated.append((after, row))
+                return
+
+    def erase(self, own: Port, client: str) -> None:
+        """Profiles first, then what was decided on them, as the command does."""
+        key = scene.key_of(client)
+        for cell in self.script.cells:
+            own.erase(cell, [key])
+        row = own.decided([key]).get(key)
+        own.erase_decisions(port.decision_cell(key), [key], [] if row is None else [])
+
+    def _run(self, process: Process, body: Callable[[], None]) -> None:
+        try:
+            body()
+        except (Unavailable, Crash):
+            raise Crash from None
+        except Exception as error:
+            self.note(process.identity, f"ENDED {type(error).__name__}: {error}")
+            self.errors.append(f"{process.identity}: {type(error).__name__}: {error}")
+            if len(self.errors) > 20:
+                self.over = True
+            raise Crash from error
+
+    # --- the run
+
+    def run(self) -> None:
+        with decision_cells(self.decision_cells):
+            processes = [Process(self, f"ingest{i}", self._ingest) for i in range(INGEST)]
+            if self.with_detect:
+                processes += [Process(self, f"detect{i}", self._detect) for i in range(DETECT)]
+            if "operator" in self.faults.every_s:
+                processes.append(Process(self, "operator", self._operator))
+            tasks = [self.schedule.spawn(process.live) for process in processes]
+            self._produce(0)
+            for kind in ("rollback", "rebalance", "theft"):
+                if kind in self.faults.every_s:
+                    self._by_itself(kind)
+            self.schedule.run(lambda: self.faults.spent and self._all_sent, MOST_S)
+            self.faults.on = False
+            self.healed = True
+            while not self._all_sent:
+                self._send()
+            self.note("world", "HEALED")
+            self.healed_s = self.schedule.now_s
+            self.drained = self.schedule.run(self._at_rest, self.healed_s + DRAIN_S)
+            self.drained_s = self.schedule.now_s - self.healed_s
+            self.over = True
+            for task in tasks:
+                if not task.dead:
+                    task.throw(Crash)
+
+    _next = 0
+
+    @property
+    def _all_sent(self) -> bool:
+        return self._next == len(self.script.bursts)
+
+    def _send(self) -> None:
+        burst = self.script.bursts[self._next]
+        self._next += 1
+        for sent in burst:
+            self.topic.append(sent.cell, sent.offset, sent.value, sent.end)
+        self.note("producer", f"sends {len(burst)} records")
+
+    def _produce(self, waited: int) -> None:
+        """A burst whenever its share of the faults is spent, or half a second has passed."""
+        if self._all_sent:
+            return
+        share = self.faults.budget * self._next / len(self.script.bursts)
+        if self.faults.count >= share or waited >= 10:
+            self._send()
+            waited = -1
+        self.schedule.at(0.05, lambda: self._produce(waited + 1))
+
+    def _by_itself(self, kind: str) -> None:
+        faults = self.faults
+        if not faults.on:
+            return
+        if not faults.spent and self.schedule.now_s > 0 and faults.numbered(kind):
+            if kind == "rollback":
+                self.roll_back()
+            elif kind == "rebalance":
+                self.topic.rebalance()
+                self.note("group", "rebalances")
+            else:
+                self._theft()
+        self.schedule.at(faults.every_s[kind] * (0.5 + faults.rng.random()), lambda: self._by_itself(kind))
+
+    def _theft(self) -> None:
+        """A lease ends early, as when a node's clock jumps."""
+        v = self.faults.rng.randrange(self.decision_cells)
+        state = self.nodes.decision_cell(v)
+        if state.process:
+            state = state.copy()
+            state.process, state.lease_until_ms = "", 0.0
+            self.nodes.put(("decisions", v), state)
+            self.note("lease", f"of decision cell {v} is lost")
+
+    def _at_rest(self) -> bool:
+        """Everything read, assessed, sent, and nothing on its way."""
+        if self.schedule.steps % 8 or self.late:
+            return False
+        cells = {cell: self.nodes.profile_cell(cell) for cell in self.script.cells}
+        for cell, state in cells.items():
+            end = self.topic.ends[cell]
+            if (end and (state is None or (state.offset or 0) < end)) or (state is not None and state.dead):
+                return False
+        if not self.with_detect:
+            return True
+        for v in range(self.decision_cells):
+            decided = self.nodes.decision_cell(v)
+            for cell, state in cells.items():
+                if state is None:
+                    continue
+                cursor = decided.cursors.get(cell)
+                at = cursor.offset if cursor and cursor.generation == state.generation else -1
+                for client, (_, touched) in state.profiles.items():
+                    if touched > at and port.decision_cell(client) == v:
+                        return False
+            for receiver in self.receivers:
+                if any((receiver.name, alert.uid) not in decided.sent for _, alert, _ in decided.alerts):
+                    return False
+        return True
