@@ -3,6 +3,8 @@
 #
 #   redis-server                      apt, only if missing
 #   default-jre-headless, maven       apt, only if java or mvn are missing
+#   nginx, haproxy, caddy             apt, only if missing
+#   CrowdSec                          apt's package, unpacked into $QUERYWARDEN_CACHE: its own set-up wants the network
 #   Apache Kafka broker (45 jars)     Maven Central, into $QUERYWARDEN_CACHE (default ~/.cache/querywarden)
 #
 # Without root and without sudo nothing is installed by apt: what is missing is named and the tests that need it are
@@ -64,6 +66,28 @@ POM
             missing+=("Kafka $KAFKA_VERSION: needs java and mvn")
         fi
     fi
+fi
+
+# ------------------------------------------------------------------------------------------------------------- gateways
+for gateway in nginx haproxy caddy; do
+    if PATH="$PATH:/usr/sbin" command -v "$gateway" >/dev/null; then say "$gateway is here"
+    else apt_install "$gateway" "the gateway $gateway of the tests"; fi
+done
+
+CROWDSEC="$CACHE/crowdsec-1.4.6"
+if command -v crowdsec >/dev/null || [ -x "$CROWDSEC/usr/bin/crowdsec" ]; then say "CrowdSec is here"
+elif ! command -v apt-get >/dev/null; then missing+=("crowdsec: no apt-get here; install it by hand")
+else
+    say "unpacking CrowdSec into $CROWDSEC"
+    unpacking="$(mktemp -d "${TMPDIR:-/tmp}/querywarden-crowdsec.XXXXXX")"
+    if (cd "$unpacking" && apt-get -qq -o APT::Sandbox::User=root download crowdsec && dpkg -x crowdsec_*.deb files) >/dev/null 2>&1; then
+        mkdir -p "$CACHE"
+        rm -rf "$CROWDSEC"
+        mv "$unpacking/files" "$CROWDSEC"
+    else
+        missing+=("crowdsec: apt-get download failed")
+    fi
+    rm -rf "$unpacking"
 fi
 
 if [ "${#missing[@]}" -gt 0 ]; then

@@ -1,7 +1,7 @@
 """Envoy's gRPC authorization service (``envoy.service.auth.v3``), the same answers as ``/v1/authz``. Extra ``[grpc]``.
 
 Rules: the request's headers and path are those of the checked request; the gateway's own credential comes in the call's metadata
-(`initial_metadata` of Envoy's `grpc_service`). Status OK lets pass and sets the decision's headers for the model server,
+(`initial_metadata` of Envoy's `grpc_service`). Status OK lets pass and sets both headers for the model server,
 overwriting a client's forged ones; anything else is refused with the status and headers of the HTTP answer.
 """
 
@@ -17,11 +17,12 @@ if TYPE_CHECKING:
     import grpc
 
 _OK, _PERMISSION_DENIED, _UNAUTHENTICATED = 0, 7, 16
-_FORGEABLE = ["x-querywarden-decision", "x-querywarden-degrade"]
 
 
 def serve_ext_authz(bind: str, gateway: Gateway, threads: int = 4) -> tuple[grpc.Server, int]:
-    """Start the service on ``host:port``; port 0 picks one. Returns the server (`stop` it) and its port.
+    """Start the service on ``host:port``; port 0 picks one. Returns the server and its port.
+
+    The server ends with its last reference: keep it, `stop` it.
 
     Raises Refused when the extra is not installed or the address can't be had.
     """
@@ -65,8 +66,6 @@ def _response(messages: Any, answer: Answer) -> Any:
     if answer.status == 200:
         response.status.code = _OK
         target = response.ok_response
-        named = {name for name, _ in answer.headers()}
-        target.headers_to_remove.extend(name for name in _FORGEABLE if name not in named)
     else:
         response.status.code = _UNAUTHENTICATED if answer.status == 401 else _PERMISSION_DENIED
         target = response.denied_response

@@ -6,7 +6,7 @@ Rules:
 * 200 lets pass, 403 is a block, 429 a throttle; every answer says ``X-QueryWarden-Decision`` (clear, watch, throttle or block) and
   nothing of the detection behind it. Refusals carry ``Retry-After``.
 * A throttled client may get `throttle_per_s` requests through; with 0 (the default) none.
-* ``X-QueryWarden-Degrade`` asks the model server to answer with less, where the settings say so.
+* ``X-QueryWarden-Degrade`` asks the model server to answer with less, where the settings say so; otherwise *none*.
 * Who cannot be known – no identity in the request, or nothing was read from the store yet – passes on routes that are *open* and
   is refused on those that are *closed*; both are counted. The longest configured prefix of the path decides.
 * The gateway's own credential is checked by `caller`, which says whose clients these are.
@@ -31,6 +31,8 @@ from consumers.restrictions import BLOCK, CLEAR, NOTHING, THROTTLE, Restrictions
 from detector.policy import STATES
 
 PREFIX = "/v1/authz"
+NO_DEGRADE = "none"
+"""Sent always, so that a gateway which copies the header overwrites what a client claims."""
 LONGEST_RETRY_S = 86_400
 _FOR_EVER_RETRY_S = 3600
 _UNKNOWN_RETRY_S = 1
@@ -74,12 +76,12 @@ class Answer(NamedTuple):
     decision: str
     cause: str
     retry_after_s: int = 0
-    degrade: str = ""
+    degrade: str = NO_DEGRADE
 
     def headers(self) -> list[tuple[str, str]]:
         """What an answer says in headers, over HTTP and gRPC."""
         found = [("x-querywarden-decision", self.decision)]
-        if self.degrade:
+        if self.status == 200:
             found.append(("x-querywarden-degrade", self.degrade))
         if self.retry_after_s:
             found.append(("retry-after", str(self.retry_after_s)))
@@ -164,7 +166,7 @@ class Gateway:
 
     def _known(self, standing: Standing, key: tuple[str, str], now_s: float) -> Answer:
         decision = STATES[standing.level]
-        degrade = self._rules.degrade.get(decision, "")
+        degrade = self._rules.degrade.get(decision, NO_DEGRADE)
         if standing.level < THROTTLE:
             return Answer(200, decision, "known", degrade=degrade)
         left_s = math.ceil(standing.until_s - now_s) if standing.until_s else _FOR_EVER_RETRY_S

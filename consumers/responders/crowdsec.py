@@ -61,7 +61,7 @@ class CrowdsecApi:
 
     def held(self) -> dict[str, Standing]:
         if not self._key:
-            self._call("DELETE", f"/v1/decisions?scopes={SCOPE}&origins={ORIGIN}")
+            self._call("DELETE", f"/v1/decisions?scopes={SCOPE}&origin={ORIGIN}")
             return {}
         path = f"/v1/decisions/stream?startup=true&scopes={SCOPE}"
         found = self._call("GET", path, headers={"X-Api-Key": self._key})

@@ -69,7 +69,7 @@ class HaproxyMap:
         if version is None:
             raise Unavailable("haproxy: no new version of the map")
         for lines in _batches(wanted):
-            self._tell(f"add map @{version[1]} {self._map} <<\n{lines}\n")
+            self._tell(f"add map @{version[1]} {self._map} <<\n{lines}")
         self._tell(f"commit map @{version[1]} {self._map}")
 
     def _tell(self, command: str) -> None:

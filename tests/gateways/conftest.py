@@ -43,7 +43,7 @@ class Service(Server):
     def command(self) -> Sequence[str]:
         program = str(Path(__file__).with_name("service.py"))
         where = [self.store_url, str(self.secrets_file), str(self.port), str(self.grpc_port), KEY]
-        return ["env", f"PYTHONPATH={ROOT}", sys.executable, program, *where]
+        return ["env", f"PYTHONPATH={ROOT}:{os.environ.get('PYTHONPATH', '')}", sys.executable, program, *where]
 
     def probe(self) -> bool:
         return _listens(self.port) and _listens(self.grpc_port) and self.synced()

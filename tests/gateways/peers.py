@@ -7,6 +7,7 @@ root (folders for its temporary files).
 from __future__ import annotations
 
 import http.client
+import os
 import shutil
 import subprocess
 import sys
@@ -92,14 +93,11 @@ class Nginx(Peer):
         }
 
     def command(self) -> Sequence[str]:
+        user = "user root; " if os.geteuid() == 0 else ""  # its workers would not be let into our folder
         return [
             self.binary, "-p", str(self.folder), "-c", str(self.config), "-e", "stderr",
-            "-g", f"daemon off; pid {self.folder}/nginx.pid; error_log stderr;",
+            "-g", f"daemon off; {user}pid {self.folder}/nginx.pid; error_log stderr;",
         ]  # fmt: skip
-
-    def remove(self) -> None:
-        super().remove()
-        shutil.rmtree(f"/dev/shm/{self.folder.name}", ignore_errors=True)
 
 
 class Caddy(Peer):

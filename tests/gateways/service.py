@@ -31,10 +31,11 @@ def main(store_url: str, secrets_file: str, port: str, grpc_port: str, key: str)
     rules = Rules(degrade={"watch": "round=1", "clear": "round=6"})
     gateway = Gateway(view, identities, caller, metrics, rules)
     Refresher(store, view, metrics, each_turn=(gateway.flush,)).start()
-    serve_ext_authz(f"127.0.0.1:{grpc_port}", gateway)
+    grpc_server = serve_ext_authz(f"127.0.0.1:{grpc_port}", gateway)[0]
     uvicorn.run(
         gateway, host="127.0.0.1", port=int(port), log_level="warning", loop="uvloop", http="httptools", lifespan="off"
     )
+    grpc_server.stop(None)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
@@ -50,7 +51,7 @@ def test_what_a_client_claims_never_arrives(gateway: Peer) -> None:
         answer = ask(gateway.port, FORGED | ({"X-API-Key": client} if client else {}))
         assert answer.status == 200
         assert answer.getheader("X-Seen-decision") == "clear"
-        assert answer.getheader("X-Seen-degrade") in ("round=6", None), "not top1"
+        assert answer.getheader("X-Seen-degrade") in ("round=6", "none"), "not top1"
         assert answer.getheader("X-Seen-model") in (None, "fraud-v3")
 
 
@@ -87,13 +88,17 @@ def test_answers_keep_coming_while_redis_is_paused(gateway: Peer, backend: Backe
     becomes(gateway, client, 403)
     backend.redis.pause()
     try:
-        until_s = time.monotonic() + 1.5
-        while time.monotonic() < until_s:
-            answer = ask(gateway.port, {"X-API-Key": "honest"})
-            assert (answer.status, answer.getheader("X-Seen-decision")) == (200, "clear")
-            assert status(gateway, client) == 403
+        until_s, found = time.monotonic() + 1.5, Counter[tuple[str, int, str | None]]()
+        while time.monotonic() < until_s or sum(found.values()) < 40:
+            for one in ("honest", client):
+                answer = ask(gateway.port, {"X-API-Key": one})
+                found[one, answer.status, answer.getheader("X-Seen-decision")] += 1
     finally:
         backend.redis.resume()
+    answered = found["honest", 200, "clear"] + found[client, 403, None]
+    late = found["honest", 200, None] + found[client, 200, None]  # a busy machine: no answer in 200 ms, so it passes
+    assert answered + late == sum(found.values()), found
+    assert late <= 0.1 * answered, found
     backend.undo(client)
     becomes(gateway, client, 200, within_s=TAKES_EFFECT_S + 2)
 
@@ -105,7 +110,6 @@ def test_requests_pass_while_querywarden_does_not_answer(gateway: Peer, backend:
     becomes(gateway, client, 403)
     (backend.service.stop if trouble == "down" else backend.service.pause)()
     try:
-        time.sleep(1.1 if gateway.name == "nginx" else 0)  # its cache of one second
         for one in ("honest", client):
             answer = ask(gateway.port, {"X-API-Key": one} | FORGED)
             assert answer.status == 200
