@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from consumers.errors import CorruptState, Fenced, LeaseHeld, Rewound, Unavailable
+from consumers.errors import CorruptState, Fenced, LeaseHeld, Rewound, Unavailable, Undeliverable
 from consumers.findings import (
     FRAMEWORKS,
     StoredDecision,
@@ -337,6 +337,9 @@ class Runner:
             self.metrics.add("querywarden_clients_assessed_total", model=key.model)
             if key not in rows or rows[key].state != row.state:
                 self.metrics.add("querywarden_transitions_total", model=key.model, state=row.state)
+        now_s = self.now_s()
+        for alert in outcome.alerts if now_s is not None else ():
+            self.metrics.observe("querywarden_detection_latency_seconds", max(0.0, now_s - alert.time_ms / 1000))
         self.on_outcome(outcome)
         return len(clients)
 
@@ -388,8 +391,18 @@ class Runner:
             pending.append((entry, OutboxAlert(alert.uid, alert.time_ms, body)))
         if not pending:
             return False
-        delivered = sink.send([alert for _, alert in pending])
         kind = sink.name.partition(":")[0]
+        try:
+            delivered = sink.send([alert for _, alert in pending])
+        except Unavailable as error:
+            log.warning("sink unavailable", extra={"sink": kind, "why": str(error)})
+            delivered = [False] * len(pending)
+        except Undeliverable as error:
+            entry, alert = pending[0]
+            log.error("alert refused for good", extra={"sink": kind, "uid": alert.uid, "why": str(error)})
+            self.metrics.add("querywarden_alerts_total", sink=kind, outcome="refused")
+            self.store.sent(cell, sink.name, entry, alert.uid)
+            return True
         for (entry, alert), ok in zip(pending, delivered, strict=True):
             self.metrics.add("querywarden_alerts_total", sink=kind, outcome="sent" if ok else "failed")
             if ok:

@@ -6,12 +6,13 @@ metrics (`metrics.bind` is off) still counts, nobody looks.
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "querywarden_records_total": (
@@ -22,7 +23,11 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "querywarden_dead_letters_total": ("counter", ("reason",), "refused records by reason code"),
     "querywarden_letters_dropped_total": ("counter", (), "dead letters that found no room to wait; only counted"),
     "querywarden_duplicate_events_total": ("counter", (), "queries that a producer sent twice (same event_id)"),
-    "querywarden_pooled_queries_total": ("counter", (), "queries of clients without state, taken by an overflow client"),
+    "querywarden_pooled_queries_total": (
+        "counter",
+        (),
+        "queries of clients without state, taken by an overflow client",
+    ),
     "querywarden_lag_records": ("gauge", (), "records known to wait in the cells of this process"),
     "querywarden_alarm": ("gauge", ("alarm",), "1 while the alarm is raised (docs/operations.md)"),
     "querywarden_unknown_keys_total": ("counter", (), "keys of events that the format does not know"),
@@ -33,12 +38,28 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "querywarden_event_time_seconds": ("gauge", (), "newest event time that was committed"),
     "querywarden_clients_assessed_total": ("counter", ("model",), "clients assessed"),
     "querywarden_transitions_total": ("counter", ("model", "state"), "decisions that changed, by new state"),
-    "querywarden_alerts_total": ("counter", ("sink", "outcome"), "alerts handed to a sink: sent, failed"),
+    "querywarden_alerts_total": (
+        "counter",
+        ("sink", "outcome"),
+        "alerts handed to a sink: sent, failed, refused (for good)",
+    ),
     "querywarden_alerts_capped_total": (
         "counter",
         ("sink",),
         "alerts over a sink's limit of the day, told in a digest",
     ),
+    "querywarden_detection_latency_seconds": (
+        "histogram",
+        (),
+        "from the query that a finding dates from to the stored alert",
+    ),
+    "querywarden_clients_flagged": (
+        "gauge",
+        ("model", "state"),
+        "clients throttled or blocked now; every detect process counts them all, so take the maximum",
+    ),
+    "querywarden_store_seconds": ("histogram", ("operation",), "calls to the store"),
+    "querywarden_build_info": ("gauge", ("version",), "always 1"),
     "querywarden_store_unavailable_total": ("counter", ("process",), "times that the store did not answer"),
     "querywarden_authz_answers_total": (
         "counter",
@@ -63,6 +84,7 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
     ),
 }
 """name → (kind, labels, help)."""
+BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 
 
 class Metrics:
@@ -70,7 +92,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        kinds = {"counter": Counter, "gauge": Gauge}
+        kinds = {"counter": Counter, "gauge": Gauge, "histogram": functools.partial(Histogram, buckets=BUCKETS_S)}
         self._metrics: dict[str, Any] = {
             name: kinds[kind](name, text, labels, registry=self.registry)
             for name, (kind, labels, text) in METRICS.items()
@@ -81,6 +103,13 @@ class Metrics:
 
     def set(self, name: str, value: float, **labels: str) -> None:
         self._labelled(name, labels).set(value)
+
+    def observe(self, name: str, value: float, **labels: str) -> None:
+        self._labelled(name, labels).observe(value)
+
+    def clear(self, name: str) -> None:
+        """Forget what a gauge said, before it is said anew."""
+        self._metrics[name].clear()
 
     def _labelled(self, name: str, labels: dict[str, str]) -> Any:
         metric = self._metrics[name]

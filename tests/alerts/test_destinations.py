@@ -163,12 +163,13 @@ def test_a_filter_looks_at_severity_and_kind_and_lets_the_end_pass_where_the_beg
     critical = life(3)
     group = alert(4, kind="campaign", client_id=None, campaign_id="c")
     everything = [medium[0], *high, *critical, group]
-    for wanted, uids in [
+    cases: list[tuple[dict[str, Any], list[str]]] = [
         ({}, ["1/0", "2/0", "2/1", "3/0", "3/1", "3/2", "4/0"]),
         ({"min_severity": "high"}, ["2/0", "2/1", "3/0", "3/1", "3/2", "4/0"]),
         ({"min_severity": "critical"}, ["3/1", "3/2"]),
         ({"kinds": ("campaign",)}, ["4/0"]),
-    ]:
+    ]
+    for wanted, uids in cases:
         kept, sink, _ = capped(**wanted)
         assert sink.send(everything) == [True] * 7, "what a sink does not want is none of its business any more"
         assert kept.uids == uids, wanted

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler
+from typing import Any
 
 import pytest
 import trustme
@@ -30,7 +31,7 @@ CLOSED = (
 OPEN = ("8.8.8.8", "1.1.1.1", "93.184.215.14", "172.32.0.1", "100.128.0.1", "2606:4700::1111", "2a00:1450:4001::200e")
 
 
-def outbound(url: str, answers: Sequence[str], allow: str = "", **more: float) -> tuple[Outbound, list[str]]:
+def outbound(url: str, answers: Sequence[str], allow: str = "", **more: Any) -> tuple[Outbound, list[str]]:
     """An Outbound with a resolver that answers so, and the names it was asked."""
     asked: list[str] = []
 
