@@ -10,11 +10,9 @@ import contextlib
 import importlib.metadata
 import json
 import logging
-import signal
 import sys
 import tempfile
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,6 +20,7 @@ import typer
 from rich.text import Text
 
 from consumers import config, terminal, wiring
+from consumers.commands import operators, service
 from consumers.errors import CorruptState, QueryWardenError, Refused, WrongUse
 from detector.errors import DetectorError
 
@@ -38,6 +37,10 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Show, check and list settings.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
+app.command()(service.serve)
+app.command()(operators.doctor)
+for _name, _group in operators.GROUPS.items():
+    app.add_typer(_group, name=_name)
 
 log = logging.getLogger("querywarden.cli")
 
@@ -215,7 +218,7 @@ def ingest(
     from consumers.metrics import Metrics
 
     settings = _service(config_file)
-    with _stopping() as stop, contextlib.ExitStack() as stack:
+    with terminal.stopping() as stop, contextlib.ExitStack() as stack:
         wiring.run_ingest(settings, stack, stop, until_end, Metrics())
 
 
@@ -228,7 +231,7 @@ def detect(
     from consumers.metrics import Metrics
 
     settings = _service(config_file)
-    with _stopping() as stop, contextlib.ExitStack() as stack:
+    with terminal.stopping() as stop, contextlib.ExitStack() as stack:
         wiring.run_detect(settings, stack, stop, until_idle, Metrics())
 
 
@@ -242,36 +245,12 @@ def run(
         ),
     ] = False,
 ) -> None:
-    """Ingest and detect in one process. Runs until SIGTERM."""
+    """Ingest, detect and serve in one process. Runs until SIGTERM."""
     from consumers.metrics import Metrics
 
     settings = _service(config_file)
-    failed: list[BaseException] = []
-    metrics = Metrics()
-    with _stopping() as stop, contextlib.ExitStack() as stack:
-        ended = threading.Event()
-
-        def reading() -> None:
-            try:
-                wiring.run_ingest(settings, stack, lambda: stop() or bool(failed), until_end, metrics)
-            except BaseException as error:  # noqa: BLE001 — raised again by the caller, in the main thread
-                failed.append(error)
-            finally:
-                ended.set()
-
-        thread = threading.Thread(target=reading, name="ingest")
-        thread.start()
-        try:
-            wiring.run_detect(settings, stack, lambda: stop() or ended.is_set(), False, metrics, serve=False)
-            thread.join()
-            if until_end and not failed and not stop():
-                wiring.run_detect(settings, stack, stop, True, metrics, serve=False)
-        except BaseException as error:  # noqa: BLE001 — raised again by the caller, in the main thread
-            failed.insert(0, error)
-        finally:
-            thread.join()
-    if failed:
-        raise failed[0]
+    with terminal.stopping() as stop:
+        service.run_all(settings, stop, until_end, Metrics())
 
 
 @app.command()
@@ -378,18 +357,6 @@ def _set_aside() -> Iterator[None]:
         yield
     except CorruptState as error:
         _complain(f"set aside: {error}", 1)
-
-
-@contextlib.contextmanager
-def _stopping() -> Iterator[Callable[[], bool]]:
-    """A question that turns true on SIGTERM or SIGINT: finish the batch in hand, commit, leave."""
-    asked = threading.Event()
-    before = {s: signal.signal(s, lambda *_: asked.set()) for s in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield asked.is_set
-    finally:
-        for s, handler in before.items():
-            signal.signal(s, handler)
 
 
 def _check_folders(*paths: Path | None) -> None:

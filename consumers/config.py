@@ -164,8 +164,33 @@ class AlertSettings(Part):
     ecs: EcsSettings = EcsSettings()
 
 
+Role = Literal["gateway", "viewer", "analyst", "operator", "admin", "ingest"]
+
+
 class HttpSettings(Part):
-    bind: str = Field("127.0.0.1:8080", description="where the demo shows its report; the HTTP service will live here")
+    bind: str = Field("127.0.0.1:8080", description="host:port of the HTTP service; port 0 picks one and logs it")
+    open_on_loopback: bool = Field(
+        True,
+        description="without any key, token or certificate configured, a service bound to loopback may be looked at from this machine",
+    )
+    metrics: bool = Field(True, description="answer /metrics here too")
+    bridge: bool = Field(True, description="take queries at POST /v1/queries and write them to the log")
+    rate_per_s: float = Field(50.0, ge=0, description="requests a second of one credential; 0: no limit")
+    burst: int = Field(200, ge=1, description="requests of one credential at once")
+    longest_decision_s: int = Field(86_400, ge=60, description="how long an operator's decision may hold")
+    key_env: str = Field("live", pattern=r"^[a-z0-9]{1,16}$", description="second part of API keys: qw_<env>_…")
+    tls_certfile: str = Field("", description="certificate of the service (PEM, with its chain); empty: plain HTTP")
+    tls_keyfile: str = Field("", description="key of the certificate")
+    tls_client_ca: str = Field("", description="who signs client certificates; empty: none are asked for")
+    certificate_roles: dict[str, Role] = Field({}, description="name in a client certificate (DNS, URI, mail) to role")
+    oidc_issuer: str = Field("", description="issuer of bearer tokens; empty: none are taken")
+    oidc_audience: str = Field("querywarden", description="audience that a token must be for")
+    oidc_jwks: str = Field("", description="the issuer's public keys: a file, or an https address")
+    oidc_algorithms: tuple[str, ...] = Field(("RS256", "ES256", "EdDSA"), description="signatures that are taken")
+    oidc_role_claim: str = Field("roles", description="dotted path of the claim that holds roles")
+    oidc_roles: dict[str, Role] = Field({}, description="the issuer's role or group to ours")
+    oidc_tenant_claim: str = Field("", description="dotted path of the claim that holds the tenant; empty: `tenant`")
+    oidc_longest_s: int = Field(3600, ge=60, description="how long a token may be good for")
 
 
 class GatewaySettings(Part):

@@ -356,11 +356,15 @@ class Readings:
         return ClientKey(self.tenant, model, self.secrets.client_hash(self.tenant, client))
 
     def named(self, model: str, client_key: str) -> str | None:
-        """Id of a client by its hash; None when it is not a client of the model."""
+        """Id of a client by its hash, on one model or (``*``) by what an operator said; None when it is not known here."""
         key = ClientKey(self.tenant, model, client_key)
         row = self.store.decided([key]).get(key)
         stored = self._stored(key, row) if row is not None else None
-        return stored.client_id if stored else None
+        if stored is not None:
+            return stored.client_id
+        said = {d.client_key: d.client_id for d in self.decisions(simulated=True)}
+        said |= {a.client_key: a.client_id for a in self.allowlist()}
+        return said.get(client_key) or None
 
     def client(self, model: str, client: str) -> ClientDetail | None:
         """One client, named by its id or its `client_key`."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -22,6 +23,7 @@ from fastapi import Body, FastAPI, Header, Path, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import BaseRoute
 
 from consumers import entries, operate, readings
 from consumers.audit import stored_rows
@@ -190,19 +192,15 @@ class Api:
             return self.operations.subject(actor.tenant, about.model_id, about.client_id)
         read, key = self.read(actor.tenant), about.client_key or ""
         everywhere = about.model_id == entries.EVERY_MODEL
-        for model in (m.model_id for m in read.models()) if everywhere else (about.model_id,):
+        for model in (entries.EVERY_MODEL, *(m.model_id for m in read.models())) if everywhere else (about.model_id,):
             client = read.named(model, key)
             if client is not None:
                 return Subject(key, about.model_id, client)
-        said = {d.client_key: d.client_id for d in read.decisions(simulated=True)}
-        said |= {a.client_key: a.client_id for a in read.allowlist()}
-        if key not in said:
-            raise Missing("no such client")
-        return Subject(key, about.model_id, said[key])
+        raise Missing("no such client")
 
 
-def build(api: Api) -> FastAPI:
-    """The application. Raises ValueError when a route is not in the table of access."""
+def build(api: Api, pages: Sequence[BaseRoute] = ()) -> FastAPI:
+    """The application, with the dashboard's pages. Raises ValueError when a route is not in the table of access."""
     version = importlib.metadata.version("querywarden")
     app = FastAPI(
         title="QueryWarden",
@@ -222,6 +220,7 @@ def build(api: Api) -> FastAPI:
     _queries(app, api)
     document(app, DESCRIPTION)
     complete(app, ELSEWHERE)
+    app.router.routes.extend(pages)  # they ask for a session themselves
     return app
 
 

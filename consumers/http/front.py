@@ -95,7 +95,7 @@ class Front:
     auth: Authenticator
     metrics: Metrics
     ready: Callable[[], str | None]
-    gateway: Application | None = None
+    gateway: Callable[..., Awaitable[None]] | None = None
     is_gateway: Callable[[str], bool] = lambda path: False
     show_metrics: bool = True
     known: Buckets = field(default_factory=lambda: Buckets(50, 200))

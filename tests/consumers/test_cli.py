@@ -30,7 +30,9 @@ from consumers import cli
 
 QUERYWARDEN = Path(sys.executable).with_name("querywarden")
 COMMANDS = ["fit", "replay", "ingest", "detect", "run", "clients", "alerts", "simulate", "config", "config show",
-            "config check", "config schema"]  # fmt: skip
+            "config check", "config schema", "serve", "doctor", "decisions list", "decisions block", "decisions throttle",
+            "decisions release", "allowlist list", "allowlist add", "allowlist remove", "keys create", "keys list", "keys revoke",
+            "audit verify"]  # fmt: skip
 ATTACKS = [("noise_uniform", "plain"), ("jbda", "plain")]
 DRAIN_S = 20
 Topics = Callable[..., str]
@@ -50,7 +52,16 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def environment(state: Path, **more: str) -> dict[str, str]:
     mine = {k: v for k, v in os.environ.items() if not k.startswith("QUERYWARDEN_")}
-    return mine | {"QUERYWARDEN_STATE_DIR": str(state), "OMP_NUM_THREADS": "1", "COLUMNS": "300"} | more
+    return (
+        mine
+        | {
+            "QUERYWARDEN_STATE_DIR": str(state),
+            "QUERYWARDEN_HTTP__BIND": "127.0.0.1:0",
+            "OMP_NUM_THREADS": "1",
+            "COLUMNS": "300",
+        }
+        | more
+    )
 
 
 def run(*arguments: str | Path, state: Path, stdin: bytes = b"", **more: str) -> subprocess.CompletedProcess[bytes]:

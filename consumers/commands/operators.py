@@ -1,0 +1,344 @@
+"""What operators do from the terminal: decisions, allow-list, keys, the audit log, a look for insecure settings.
+
+Rules: these commands work on the store directly, with the secrets file: whoever has both is an administrator, and the audit log names the
+user of the machine. `--json` prints one JSON object a line, as the API would answer it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import re
+import socket
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+import typer
+from rich.text import Text
+
+from consumers import config, terminal, wiring
+from consumers.errors import WrongUse
+
+if TYPE_CHECKING:
+    from consumers.operate import Actor, Operations
+    from consumers.readings import Readings
+
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", help="Settings file (TOML). The environment wins over it.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
+Client = Annotated[str, typer.Argument(help="The client's id, or its hash as listings show it.")]
+ModelOption = Annotated[str, typer.Option("--model", help="Only on this model; *: on all.")]
+For = Annotated[str, typer.Option("--for", help="How long: 90s, 15m, 4h, 7d.")]
+Reason = Annotated[str, typer.Option(help="Why; kept with it.")]
+
+decisions_app = typer.Typer(help="Operators' decisions: list, block, throttle, release.", no_args_is_help=True)
+allowlist_app = typer.Typer(help="Clients that are never throttled or blocked.", no_args_is_help=True)
+keys_app = typer.Typer(help="API keys.", no_args_is_help=True)
+audit_app = typer.Typer(help="The audit log.", no_args_is_help=True)
+GROUPS: Mapping[str, typer.Typer] = {
+    "decisions": decisions_app,
+    "allowlist": allowlist_app,
+    "keys": keys_app,
+    "audit": audit_app,
+}
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+
+
+class _Desk:
+    """A store that is open for an operator."""
+
+    def __init__(self, operations: Operations, readings: Readings, actor: Actor) -> None:
+        self.operations, self.readings, self.actor = operations, readings, actor
+
+    def subject(self, client: str, model: str) -> Any:
+        from consumers.operate import Subject
+
+        key = self.readings.key_of(model, client)
+        return Subject(key.client, model, "" if key.client == client else client)
+
+
+@contextlib.contextmanager
+def _desk(config_file: Path | None) -> Iterator[_Desk]:
+    from consumers.commands.service import operations_of
+    from consumers.operate import Actor
+    from consumers.readings import Readings
+
+    settings = config.load(config_file)
+    with wiring.open_store(settings) as store:
+        secrets = wiring.secrets_of(settings, store)
+        actor = Actor(f"{_user()}@{socket.gethostname()}", "admin", settings.tenant)
+        yield _Desk(operations_of(settings, store, secrets), Readings(store, secrets, settings.tenant), actor)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return "unknown"
+
+
+def seconds(text: str) -> int:
+    """``4h`` → 14,400. Raises WrongUse."""
+    found = re.fullmatch(r"(\d{1,9})([smhd]?)", text.strip())
+    if not found:
+        raise WrongUse(f"{text!r} is no length of time (90s, 15m, 4h, 7d)")
+    return int(found[1]) * _UNITS[found[2] or "s"]
+
+
+def _shown(rows: Sequence[Any], as_json: bool, titles: Sequence[str], cells: Callable[[Any], Sequence[str]]) -> None:
+    terminal.show(
+        [msgspec.to_builtins(row) for row in rows],
+        as_json,
+        lambda _: terminal.print_table(titles, [cells(r) for r in rows]),
+    )
+
+
+def _until(time_s: int) -> str:
+    from consumers.readings import when
+
+    return when(time_s) or "for ever"
+
+
+# ----------------------------------------------------------------------------------------------------- decisions
+
+
+@decisions_app.command("list")
+def decisions_list(as_json: AsJson = False, config_file: ConfigFile = None) -> None:
+    """Operators' decisions that hold, dry runs too, newest first."""
+    with _desk(config_file) as desk:
+        rows = desk.readings.decisions(simulated=True)
+    _shown(
+        rows, as_json, ("client", "model", "state", "until", "by", "reason"),
+        lambda d: (
+            terminal.plain(d.client_id or d.client_key).plain, d.model_id, f"{d.state}{' (dry run)' if d.simulated else ''}",
+            _until(d.until_s), d.actor, terminal.plain(d.reason).plain,
+        ),
+    )  # fmt: skip
+
+
+def _decide(
+    state: str,
+    client: str,
+    model: str,
+    ttl: str,
+    reason: str,
+    note: str,
+    dry: bool,
+    as_json: bool,
+    config_file: Path | None,
+) -> None:
+    with _desk(config_file) as desk:
+        subject = desk.subject(client, model)
+        made = desk.operations.decide(
+            desk.actor, subject, state, ttl_s=seconds(ttl), reason=reason, note=note, simulated=dry
+        )
+        row = next(
+            d
+            for d in desk.readings.decisions(simulated=True)
+            if (d.client_key, d.model_id) == (made.client, made.model)
+        )
+    words = f"{row.state} until {_until(row.until_s)}{', dry run: nothing is enforced' if dry else ''}"
+    _said(row, as_json, words)
+
+
+@decisions_app.command("block")
+def decisions_block(
+    client: Client,
+    model: ModelOption = "*",
+    ttl: For = "24h",
+    reason: Reason = "",
+    note: Annotated[str, typer.Option(help="Longer words, kept with it.")] = "",
+    dry: Annotated[bool, typer.Option("--dry-run", help="Store and show it, enforce nothing.")] = False,
+    as_json: AsJson = False,
+    config_file: ConfigFile = None,
+) -> None:
+    """Block a client for a while."""
+    _decide("block", client, model, ttl, reason, note, dry, as_json, config_file)
+
+
+@decisions_app.command("throttle")
+def decisions_throttle(
+    client: Client,
+    model: ModelOption = "*",
+    ttl: For = "24h",
+    reason: Reason = "",
+    note: Annotated[str, typer.Option(help="Longer words, kept with it.")] = "",
+    dry: Annotated[bool, typer.Option("--dry-run", help="Store and show it, enforce nothing.")] = False,
+    as_json: AsJson = False,
+    config_file: ConfigFile = None,
+) -> None:
+    """Slow a client down for a while."""
+    _decide("throttle", client, model, ttl, reason, note, dry, as_json, config_file)
+
+
+@decisions_app.command("release")
+def decisions_release(
+    client: Client,
+    model: ModelOption = "*",
+    ttl: For = "24h",
+    reason: Reason = "",
+    withdraw: Annotated[
+        bool, typer.Option("--withdraw", help="Only take an operator's decision back; what was detected holds again.")
+    ] = False,
+    as_json: AsJson = False,
+    config_file: ConfigFile = None,
+) -> None:
+    """Let a client through for a while, whatever was detected or decided."""
+    if not withdraw:
+        _decide("clear", client, model, ttl, reason, "", False, as_json, config_file)
+        return
+    with _desk(config_file) as desk:
+        gone = desk.operations.withdraw(desk.actor, desk.subject(client, model))
+    _said(gone, as_json, f"taken back: {gone.state} by {gone.actor}")
+
+
+# ---------------------------------------------------------------------------------------------------- allow-list
+
+
+@allowlist_app.command("list")
+def allowlist_list(as_json: AsJson = False, config_file: ConfigFile = None) -> None:
+    """The allow-list, newest first."""
+    with _desk(config_file) as desk:
+        rows = desk.readings.allowlist()
+    _shown(
+        rows, as_json, ("client", "model", "until", "by", "origin", "reason"),
+        lambda a: (
+            terminal.plain(a.client_id or a.client_key).plain, a.model_id, _until(a.until_s), a.actor, a.origin,
+            terminal.plain(a.reason).plain,
+        ),
+    )  # fmt: skip
+
+
+@allowlist_app.command("add")
+def allowlist_add(
+    client: Client,
+    model: ModelOption = "*",
+    ttl: Annotated[str, typer.Option("--for", help="How long: 30d; 0: until it is removed.")] = "0",
+    reason: Reason = "",
+    as_json: AsJson = False,
+    config_file: ConfigFile = None,
+) -> None:
+    """Never throttle or block this client."""
+    with _desk(config_file) as desk:
+        made = desk.operations.allow(desk.actor, desk.subject(client, model), ttl_s=seconds(ttl), reason=reason)
+    _said(made, as_json, f"on the allow-list until {_until(made.until_s)}" if made.until_s else "on the allow-list")
+
+
+@allowlist_app.command("remove")
+def allowlist_remove(
+    client: Client, model: ModelOption = "*", as_json: AsJson = False, config_file: ConfigFile = None
+) -> None:
+    """Take a client off the allow-list."""
+    with _desk(config_file) as desk:
+        gone = desk.operations.disallow(desk.actor, desk.subject(client, model))
+    _said(gone, as_json, "off the allow-list")
+
+
+# ---------------------------------------------------------------------------------------------------------- keys
+
+
+@keys_app.command("create")
+def keys_create(
+    role: Annotated[str, typer.Option(help="gateway, viewer, analyst, operator, admin or ingest.")],
+    name: Annotated[str, typer.Option(help="Whose it is; two keys of a name may live, for a rotation.")] = "",
+    ttl: Annotated[str, typer.Option("--for", help="How long it is good for.")] = "365d",
+    as_json: AsJson = False,
+    config_file: ConfigFile = None,
+) -> None:
+    """Make an API key. Its text is shown once, on standard output, and stored as a digest only."""
+    from consumers.operate import without_digest
+
+    with _desk(config_file) as desk:
+        made, text = desk.operations.create_key(desk.actor, name or role, role, ttl_s=seconds(ttl))
+    if as_json:
+        terminal.show([{**msgspec.to_builtins(without_digest(made)), "key": text}], True, lambda rows: None)
+        return
+    terminal.out.print(Text(text or ""), soft_wrap=True)
+    terminal.err.print(f"{made.role} key {made.prefix} for {made.name}, until {_until(made.expires_s)}", soft_wrap=True)
+
+
+@keys_app.command("list")
+def keys_list(as_json: AsJson = False, config_file: ConfigFile = None) -> None:
+    """Live API keys."""
+    from consumers.operate import without_digest
+
+    with _desk(config_file) as desk:
+        rows = [without_digest(key) for key in desk.operations.keys(desk.actor.tenant)]
+    _shown(
+        rows, as_json, ("prefix", "name", "role", "until", "made by"),
+        lambda k: (k.prefix, k.name, k.role, _until(k.expires_s), k.actor),
+    )  # fmt: skip
+
+
+@keys_app.command("revoke")
+def keys_revoke(
+    prefix: Annotated[str, typer.Argument(help="The eight characters that `keys list` shows.")],
+    as_json: AsJson = False,
+    config_file: ConfigFile = None,
+) -> None:
+    """End an API key at once: services know within two seconds."""
+    from consumers.operate import without_digest
+
+    with _desk(config_file) as desk:
+        gone = without_digest(desk.operations.revoke_key(desk.actor, prefix))
+    _said(gone, as_json, f"revoked: {gone.name}")
+
+
+# --------------------------------------------------------------------------------------------------------- audit
+
+
+@audit_app.command("verify")
+def audit_verify(
+    anchor: Annotated[
+        list[str] | None, typer.Option(help="number:hash of a head that was logged; may be given several times.")
+    ] = None,
+    as_json: AsJson = False,
+    config_file: ConfigFile = None,
+) -> None:
+    """Check the audit log and this machine's copy: edits, deletions, swaps, a cut-off end. Exit status 1 on findings."""
+    from consumers import audit
+    from consumers.commands.service import mirror_of
+
+    settings = config.load(config_file)
+    with wiring.open_store(settings) as store:
+        secrets = wiring.secrets_of(settings, store)
+        found = audit.verify(store, audit.Seal(secrets), mirror_of(settings), audit.heads_of(anchor or ()))
+    row = {"rows": found.rows, "last": found.last, "findings": found.findings}
+
+    def table(_: Any) -> None:
+        for finding in found.findings:
+            terminal.out.print(Text(finding, style="red"), soft_wrap=True)
+        terminal.out.print(
+            f"{found.rows:,} rows, {len(found.findings) or 'no'} findings, last {found.last}", soft_wrap=True
+        )
+
+    terminal.show([row], as_json, table)
+    if found.findings:
+        raise typer.Exit(1)
+
+
+# -------------------------------------------------------------------------------------------------------- doctor
+
+
+def doctor(as_json: AsJson = False, config_file: ConfigFile = None) -> None:
+    """Look for insecure settings and servers that do not answer. Exit status 1 on findings."""
+    from consumers.commands.findings import examine
+
+    rows = [{"check": name, "ok": not words, "finding": words} for name, words in examine(config.load(config_file))]
+
+    def table(_: Any) -> None:
+        terminal.print_table(
+            ("check", "", "finding"), [(str(r["check"]), "ok" if r["ok"] else "LOOK", str(r["finding"])) for r in rows]
+        )
+
+    terminal.show(rows, as_json, table)
+    if not all(r["ok"] for r in rows):
+        raise typer.Exit(1)
+
+
+def _said(row: Any, as_json: bool, words: str) -> None:
+    terminal.show([msgspec.to_builtins(row)], as_json, lambda _: terminal.out.print(Text(words), soft_wrap=True))

@@ -1,0 +1,360 @@
+"""`serve`, and what `run` starts of it: settings → the service's parts.
+
+Rules: nothing is decided here; a part that fails to start stops the start with one line; `stack` ends what was begun, in reverse order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from consumers import config, terminal, wiring
+from consumers.errors import WrongUse
+
+if TYPE_CHECKING:
+    from consumers.audit import Mirror
+    from consumers.http.auth import Authenticator, KeyRing, Tokens
+    from consumers.http.bridge import Bridge
+    from consumers.http.dashboard.health import Pulse
+    from consumers.http.decisions import DecisionFeed
+    from consumers.http.front import Front
+    from consumers.http.gateway import Gateway
+    from consumers.metrics import Metrics
+    from consumers.operate import Operations
+    from consumers.readings import Readings
+    from consumers.responders import Target
+    from consumers.restrictions import Restrictions
+    from consumers.secrets import Secrets
+    from consumers.serve import Tls
+    from consumers.store import Store
+    from detector.baseline import Baseline
+    from detector.query import ClientKey
+
+log = logging.getLogger("querywarden.serve")
+
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", help="Settings file (TOML). The environment wins over it.")
+]
+
+
+def serve(config_file: ConfigFile = None) -> None:
+    """Answer gateways, dashboards and people over HTTP. Runs until SIGTERM."""
+    from consumers.metrics import Metrics
+
+    settings = config.load(config_file)
+    terminal.json_logs()
+    with terminal.stopping() as stop, contextlib.ExitStack() as stack:
+        run_serve(settings, stack, stop, Metrics())
+
+
+def run_serve(
+    settings: config.Settings, stack: contextlib.ExitStack, stop: Callable[[], bool], metrics: Metrics
+) -> None:
+    """Start everything, answer until `stop`, drain."""
+    from consumers import serve as serving
+
+    tls = tls_of(settings)
+    listener = serving.listen(settings.http.bind)
+    stack.callback(listener.close)
+    front = build_front(settings, stack, metrics)
+    log.info("serve started", extra={"bind": bound(listener), "open": front.auth.is_open()})
+    serving.run(front, listener, stop, tls)
+    log.info("serve stopped")
+
+
+def run_all(settings: config.Settings, stop: Callable[[], bool], until_end: bool, metrics: Metrics) -> None:
+    """Ingest, detect and serve, a thread each; the first that fails ends all. With `until_end`, until all was assessed."""
+    failed: list[BaseException] = []
+    read, assessed = threading.Event(), threading.Event()
+
+    def ending() -> bool:
+        return stop() or bool(failed)
+
+    def started(name: str, work: Callable[[contextlib.ExitStack], None], after: threading.Event) -> threading.Thread:
+        def working() -> None:
+            try:
+                with contextlib.ExitStack() as stack:
+                    work(stack)
+            except BaseException as error:  # noqa: BLE001 — raised again below, in the main thread
+                failed.append(error)
+            finally:
+                after.set()
+
+        thread = threading.Thread(target=working, name=name)
+        thread.start()
+        return thread
+
+    def detecting(stack: contextlib.ExitStack) -> None:
+        wiring.run_detect(settings, stack, lambda: ending() or read.is_set(), False, metrics, serve=False)
+        if until_end and not ending():
+            wiring.run_detect(settings, stack, ending, True, metrics, serve=False)
+
+    threads = [
+        started(
+            "serve", lambda s: run_serve(settings, s, lambda: ending() or assessed.is_set(), metrics), threading.Event()
+        ),
+        started("ingest", lambda s: wiring.run_ingest(settings, s, ending, until_end, metrics), read),
+        started("detect", detecting, assessed),
+    ]
+    for thread in threads:
+        while thread.is_alive():  # in slices, so that the main thread hears signals
+            thread.join(0.2)
+    if failed:
+        raise failed[0]
+
+
+def bound(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"{host}:{port}"
+
+
+def tls_of(settings: config.Settings) -> Tls | None:
+    from consumers.serve import Tls
+
+    http = settings.http
+    if bool(http.tls_certfile) != bool(http.tls_keyfile):
+        raise WrongUse("http.tls_certfile and http.tls_keyfile go together")
+    if (http.tls_client_ca or http.certificate_roles) and not http.tls_certfile:
+        raise WrongUse("http.tls_client_ca and http.certificate_roles need http.tls_certfile")
+    return Tls(http.tls_certfile, http.tls_keyfile, http.tls_client_ca or None) if http.tls_certfile else None
+
+
+def build_front(settings: config.Settings, stack: contextlib.ExitStack, metrics: Metrics) -> Front:
+    """The whole application, its threads started."""
+    from consumers.fit import load_baselines
+    from consumers.http.api import Api, build
+    from consumers.http.auth import KeyRing
+    from consumers.http.dashboard import actions, pages
+    from consumers.http.dashboard.session import Sessions
+    from consumers.http.front import Buckets, Front
+    from consumers.http.gateway import Gateway
+    from consumers.readings import Readings
+    from consumers.restrictions import Restrictions
+
+    store = stack.enter_context(wiring.open_store(settings))
+    secrets = wiring.secrets_of(settings, store)
+    baselines = load_baselines(settings.baselines) if settings.baselines else {}
+    readings = Readings(store, secrets, settings.tenant, baselines=baselines)
+    mirror = mirror_of(settings)
+    operations = operations_of(settings, store, secrets)
+    keys = KeyRing(secrets)
+    tokens = tokens_of(settings)
+    auth = authenticator(settings, keys, tokens)
+    view = Restrictions(settings.mode)
+    gateway = gateway_of(settings, view, secrets, auth, metrics)
+    feed = feed_of(settings, view, readings)
+    _start_keeper(settings, stack, store, secrets, keys, tokens, mirror)
+    _start_refresher(settings, stack, store, view, gateway, metrics)
+    dashboard = pages.Dashboard(
+        readings=readings,
+        auth=auth,
+        sessions=Sessions(secrets.derived("dashboard")),
+        baselines=baselines,
+        mode=settings.mode,
+        budget=settings.false_alarm_budget,
+        pulse=_pulse_of(view),
+    )
+    api = Api(readings, operations, keys, feed, bridge_of(settings, stack, baselines))
+    app = build(api, [*pages.routes(dashboard), *actions.routes(dashboard, operations)])
+
+    def ready() -> str | None:
+        if not keys.loaded:
+            return "API keys were not read yet"
+        return None if view.synced else "restrictions were not read yet"
+
+    http = settings.http
+    return Front(
+        app, auth, metrics, ready, gateway, Gateway.matches, http.metrics, known=Buckets(http.rate_per_s, http.burst)
+    )
+
+
+def operations_of(settings: config.Settings, store: Store, secrets: Secrets) -> Operations:
+    from consumers.operate import Operations
+
+    http = settings.http
+    return Operations(store, secrets, mirror=mirror_of(settings), longest_s=http.longest_decision_s, env=http.key_env)
+
+
+def mirror_of(settings: config.Settings) -> Mirror:
+    from consumers.audit import Mirror
+
+    return Mirror(settings.state_path / "audit.jsonl")
+
+
+def tokens_of(settings: config.Settings) -> Tokens | None:
+    from consumers.http.auth import TokenRules, Tokens
+
+    http = settings.http
+    if not http.oidc_issuer:
+        return None
+    if not http.oidc_jwks:
+        raise WrongUse("http.oidc_issuer needs http.oidc_jwks: where the issuer's public keys are")
+    return Tokens(
+        TokenRules(
+            issuer=http.oidc_issuer,
+            audience=http.oidc_audience,
+            role_claim=http.oidc_role_claim,
+            roles=dict(http.oidc_roles),
+            tenant_claim=http.oidc_tenant_claim,
+            tenant=settings.tenant,
+            longest_s=http.oidc_longest_s,
+            algorithms=http.oidc_algorithms,
+        )
+    )
+
+
+def authenticator(settings: config.Settings, keys: KeyRing, tokens: Tokens | None) -> Authenticator:
+    from consumers.http.auth import Authenticator, Certificates
+    from consumers.serve import is_loopback
+
+    http = settings.http
+    certificates = Certificates(dict(http.certificate_roles), settings.tenant) if http.certificate_roles else None
+    return Authenticator(keys, tokens, certificates, settings.tenant, http.open_on_loopback and is_loopback(http.bind))
+
+
+def gateway_of(
+    settings: config.Settings, view: Restrictions, secrets: Secrets, auth: Authenticator, metrics: Metrics
+) -> Gateway:
+    from consumers.http.gateway import Gateway, Rules
+    from consumers.http.identities import Identities
+
+    g = settings.gateway
+    identities = Identities(g.identity_headers, secrets, Path(g.client_map) if g.client_map else None)
+    rules = Rules(
+        g.model_header,
+        g.default_model,
+        g.routes,
+        {str(state): words for state, words in g.degrade.items()},
+        g.throttle_per_s,
+    )
+    return Gateway(view, identities, auth.gateway, metrics, rules)
+
+
+def feed_of(settings: config.Settings, view: Restrictions, readings: Readings) -> DecisionFeed:
+    from consumers.http.decisions import DecisionFeed
+
+    @functools.lru_cache(maxsize=65_536)
+    def known(key: ClientKey) -> str:
+        name = readings.of(key.tenant).named(key.model, key.client)
+        if name is None:
+            raise KeyError  # not remembered: it may be known later
+        return name
+
+    def name_of(key: ClientKey) -> str | None:
+        try:
+            return known(key)
+        except KeyError:
+            return None
+
+    return DecisionFeed(view, name_of, settings.gateway.event_followers)
+
+
+def bridge_of(
+    settings: config.Settings, stack: contextlib.ExitStack, baselines: Mapping[str, Baseline]
+) -> Bridge | None:
+    from consumers.http.bridge import Bridge
+    from consumers.log.formats import InputReader, NativeFormat
+    from consumers.log.writers import FileWriter, KafkaWriter
+
+    if not settings.http.bridge:
+        return None
+    url = settings.log.url
+    writer: FileWriter | KafkaWriter
+    if url.startswith("file://"):
+        writer = FileWriter(Path(url.removeprefix("file://")))
+    else:
+        writer = KafkaWriter(wiring.kafka_connection(settings), settings.kafka.topic)
+    stack.callback(writer.close)
+    readers = {model: InputReader(baseline.map.schema) for model, baseline in baselines.items()}
+    # Without a baseline at hand only the form is checked here; ingest checks the rest.
+    admit = not readers or settings.unknown_models == "ignore"
+    return Bridge(NativeFormat(readers, admit), writer.write, settings.tenant)
+
+
+def _start_keeper(
+    settings: config.Settings,
+    stack: contextlib.ExitStack,
+    store: Store,
+    secrets: Secrets,
+    keys: KeyRing,
+    tokens: Tokens | None,
+    mirror: Mirror,
+) -> None:
+    from consumers.serve import Keeper
+
+    keeper = Keeper(store, secrets, keys, tokens, settings.http.oidc_jwks, mirror)
+    keeper.start()
+    stack.callback(keeper.stop)
+
+
+def _start_refresher(
+    settings: config.Settings,
+    stack: contextlib.ExitStack,
+    store: Store,
+    view: Restrictions,
+    gateway: Gateway,
+    metrics: Metrics,
+) -> None:
+    from consumers.refresher import Refresher
+
+    g = settings.gateway
+    refresher = Refresher(
+        store, view, metrics, refresh_s=g.refresh_s, full_sync_s=g.full_sync_s, each_turn=(gateway.flush,)
+    )
+    refresher.start()
+    stack.callback(refresher.stop)
+    if g.grpc_bind:
+        from consumers.http.ext_authz import serve_ext_authz
+
+        answering, port = serve_ext_authz(g.grpc_bind, gateway)
+        stack.callback(lambda: answering.stop(5).wait())
+        log.info("ext_authz", extra={"port": port})
+    for target in _targets(settings):
+        from consumers.responders import Responder
+
+        responder = Responder(
+            target,
+            view,
+            settings.tenant,
+            metrics,
+            every_s=settings.responders.every_s,
+            verify_s=settings.responders.verify_s,
+        )
+        responder.start()
+        stack.callback(responder.stop)
+
+
+def _targets(settings: config.Settings) -> Iterator[Target]:
+    r = settings.responders
+    if r.haproxy_socket:
+        from consumers.responders.haproxy import HaproxyMap
+
+        yield HaproxyMap(r.haproxy_socket, r.haproxy_map)
+    if r.crowdsec_url:
+        from consumers.responders.crowdsec import CrowdsecApi
+
+        yield CrowdsecApi(
+            r.crowdsec_url,
+            r.crowdsec_machine,
+            r.crowdsec_password.get_secret_value(),
+            r.crowdsec_bouncer_key.get_secret_value(),
+        )
+
+
+def _pulse_of(view: Restrictions) -> Callable[[], Pulse]:
+    from consumers.http.dashboard.health import Pulse
+
+    def pulse() -> Pulse:
+        stale = time.time() - view.stale_since_s if view.stale_since_s else 0.0
+        return Pulse(stale_s=stale if view.synced else None, breaker="open" if view.held else "")
+
+    return pulse
