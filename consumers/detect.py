@@ -338,8 +338,9 @@ class Runner:
             if key not in rows or rows[key].state != row.state:
                 self.metrics.add("querywarden_transitions_total", model=key.model, state=row.state)
         now_s = self.now_s()
-        for alert in outcome.alerts if now_s is not None else ():
-            self.metrics.observe("querywarden_detection_latency_seconds", max(0.0, now_s - alert.time_ms / 1000))
+        if now_s is not None:
+            for alert in outcome.alerts:
+                self.metrics.observe("querywarden_detection_latency_seconds", max(0.0, now_s - alert.time_ms / 1000))
         self.on_outcome(outcome)
         return len(clients)
 

@@ -84,6 +84,9 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
     ),
 }
 """name → (kind, labels, help)."""
+MAX_SERIES = 1_000
+OTHER = "other"
+"""A metric that would get more series than `MAX_SERIES` counts the rest here: whoever invents label values fills no memory."""
 BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 
 
@@ -92,7 +95,12 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        kinds = {"counter": Counter, "gauge": Gauge, "histogram": functools.partial(Histogram, buckets=BUCKETS_S)}
+        self._series: dict[str, set[tuple[str, ...]]] = {}
+        kinds: dict[str, Callable[..., Any]] = {
+            "counter": Counter,
+            "gauge": Gauge,
+            "histogram": functools.partial(Histogram, buckets=BUCKETS_S),
+        }
         self._metrics: dict[str, Any] = {
             name: kinds[kind](name, text, labels, registry=self.registry)
             for name, (kind, labels, text) in METRICS.items()
@@ -110,10 +118,18 @@ class Metrics:
     def clear(self, name: str) -> None:
         """Forget what a gauge said, before it is said anew."""
         self._metrics[name].clear()
+        self._series.pop(name, None)
 
     def _labelled(self, name: str, labels: dict[str, str]) -> Any:
         metric = self._metrics[name]
-        return metric.labels(**labels) if labels else metric
+        if not labels:
+            return metric
+        series, values = self._series.setdefault(name, set()), tuple(labels.values())
+        if values not in series:
+            if len(series) >= MAX_SERIES:
+                return metric.labels(**dict.fromkeys(labels, OTHER))
+            series.add(values)
+        return metric.labels(**labels)
 
     def text(self) -> bytes:
         return generate_latest(self.registry)

@@ -255,7 +255,9 @@ def test_a_decision_holds_for_its_time_and_a_new_finding_is_a_new_episode(
     over, closing = decided(lenient, filled, key, held, row.until_s)
     assert (over.state, over.episode, over.alert) == ("clear", 1, None)
     told = [(a["alert_id"], a["update"], a["state"], a["was"], a["resolved"]) for a in closing]
-    assert told == [(sent[0]["alert_id"], 1, "clear", "throttle", True)], "the end of an episode closes its finding, once"
+    assert told == [(sent[0]["alert_id"], 1, "clear", "throttle", True)], (
+        "the end of an episode closes its finding, once"
+    )
     assert decided(lenient, filled, key, over, row.until_s + 5)[1] == []
     again, new = decided(judging, filled, key, over, row.until_s + 10)
     assert (again.state, again.episode) == ("throttle", 1)
@@ -583,4 +585,7 @@ def test_an_address_that_is_none_is_a_value_error(bind: str) -> None:
 
 def test_labels_are_never_of_a_client() -> None:
     labels = {label for _, names, _ in METRICS.values() for label in names}
-    assert labels <= {"outcome", "reason", "model", "state", "sink", "process"}
+    assert labels <= {
+        "alarm", "cause", "decision", "model", "operation", "origin", "outcome", "process", "reason", "sink", "state",
+        "target", "version",
+    }  # fmt: skip

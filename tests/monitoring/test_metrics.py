@@ -1,0 +1,46 @@
+"""The catalogue: names and labels as Prometheus wants them, and no way for a client to grow it."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from consumers.metrics import MAX_SERIES, METRICS, Metrics
+
+
+def series(metrics: Metrics, name: str) -> int:
+    return sum(line.startswith(name.encode()) for line in metrics.text().splitlines())
+
+
+@pytest.mark.parametrize("name", list(METRICS))
+def test_a_name_follows_the_rules_of_prometheus(name: str) -> None:
+    kind, labels, text = METRICS[name]
+    assert re.fullmatch(r"querywarden_[a-z0-9_]+", name)
+    assert (kind == "counter") == name.endswith("_total")
+    assert kind != "histogram" or name.endswith(("_seconds", "_bytes"))
+    assert not {"client", "client_id", "key", "event", "event_id", "tenant", "user", "ip", "uid"} & set(labels)
+    assert not re.search(r"_(ms|millis|minutes|kb)(_|$)", name)
+    assert text == text.strip()
+
+
+def test_a_million_ids_make_no_series() -> None:
+    """Even if somebody passed ids as a label: the first thousand are told apart, the rest are `other`."""
+    metrics = Metrics()
+    name = "querywarden_clients_assessed_total"
+    for number in range(MAX_SERIES):
+        metrics.add(name, model=f"m{number}")
+    before = series(metrics, name)
+    for number in range(1_000_000):
+        metrics.add(name, model=f"acct-{number}")
+    assert series(metrics, name) == before + 2  # `other`, its value and its time of creation
+    assert b'model="other"} 1e+06' in metrics.text()
+    metrics.add(name, model="m5")
+    assert b'model="m5"} 2.0' in metrics.text()
+
+
+def test_a_gauge_can_be_said_anew() -> None:
+    metrics = Metrics()
+    metrics.set("querywarden_clients_flagged", 3, model="m", state="block")
+    metrics.clear("querywarden_clients_flagged")
+    assert b"querywarden_clients_flagged{" not in metrics.text()
