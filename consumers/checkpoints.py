@@ -46,6 +46,7 @@ class Cell:
     full       the store has no room for new clients
     careful    processes died here: fold record by record
     suspect    1 + offset of the record that a process died at, 0 for none
+    checked_s  when the store last confirmed token and offset, by the monotonic clock
     """
 
     name: str
@@ -59,6 +60,7 @@ class Cell:
     full: bool = False
     careful: bool = False
     suspect: int = 0
+    checked_s: float = 0.0
     stored: dict[ClientKey, set[int]] = field(default_factory=dict)
 
 

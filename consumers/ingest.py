@@ -45,7 +45,7 @@ log = logging.getLogger("querywarden.ingest")
 
 BACK_OFF_S = (0.05, 5.0)
 BEACON_S = 5.0
-"""How often the store is asked for a sign of life when there is nothing to write."""
+"""How often the store is asked for a sign of life, and whether it still holds a cell as we know it, when there is nothing to write."""
 
 OUTCOMES = (
     ("query", "queries"),
@@ -146,10 +146,25 @@ class Runner:
         return committed
 
     def _beacon(self) -> None:
-        """An idle replica asks the store for a sign of life."""
-        if self.silent is None and self.clock() - self._answered_s >= BEACON_S:
+        """A sign of life from an idle store; and a cell that nobody writes to learns that its store lost a tail: it is read again."""
+        due = self.clock() - BEACON_S
+        if self.silent is None and self._answered_s <= due:
             self.store.cells()
             self._heard()
+        for cell in [c for c in self.cells.values() if c.checked_s <= due]:
+            if self.silent is not None:
+                break
+            self._check(cell)
+
+    def _check(self, cell: Cell) -> None:
+        """Whether the store still is where we think, asked without writing."""
+        try:
+            self.store.load(cell.name, cell.token, cell.offset, [])
+        except (Fenced, Rewound, Unavailable) as error:
+            self._refused(cell, error)
+        else:
+            self._heard()
+            cell.checked_s = self.clock()
 
     def _press(self) -> None:
         """Ask now and then how full the store is."""
@@ -197,6 +212,7 @@ class Runner:
         # the position in memory is the store's: None until the first commit, whatever the log started at
         cell = Cell(name, token, claim.next_offset, Counter(claim.counters))
         cell.admission, cell.erased, cell.full = Admission(claim.sketch), claim.erased, self.full
+        cell.checked_s = self.clock()
         self._check_incarnation(cell)
         self._notice_deaths(cell, claim.attempts)
         self.cells[name] = cell
@@ -279,27 +295,30 @@ class Runner:
             if dropped > 0:
                 checkpoint.dead = checkpoint.dead[:-dropped]
             self.store.commit(cell.token, checkpoint)
-        except Fenced:
-            self._lost(cell, "fenced", again=True)
-            if not self._still_ours(cell.name):
-                self.waiting.discard(cell.name)
-            return False
-        except Rewound as error:
-            log.warning("store is elsewhere", extra={"cell": cell.name, "offset": error.offset})
-            self._lost(cell, "rewound", again=True)
-            return False
-        except Unavailable as error:
-            self._lost(cell, "unavailable", again=True)
-            self.silent = error
+        except (Fenced, Rewound, Unavailable) as error:
+            self._refused(cell, error)
             return False
         self._heard()
-        cell.offset = checkpoint.next_offset
+        cell.offset, cell.checked_s = checkpoint.next_offset, self.clock()
         cell.counters.update({name: n - cell.counters[name] for name, n in checkpoint.counters.items()})
         self._count(cell.counters - before, decoded, max(0, dropped))
         self.letters.wrote(cell.name, len(checkpoint.dead))
         self.ingest.trim(cell, keys)
         self.on_commit(checkpoint, decoded)
         return True
+
+    def _refused(self, cell: Cell, error: Fenced | Rewound | Unavailable) -> None:
+        """The store did not do what we asked for: what we know of the cell may not be so."""
+        if isinstance(error, Fenced):
+            self._lost(cell, "fenced", again=True)
+            if not self._still_ours(cell.name):
+                self.waiting.discard(cell.name)
+        elif isinstance(error, Rewound):
+            log.warning("store is elsewhere", extra={"cell": cell.name, "offset": error.offset})
+            self._lost(cell, "rewound", again=True)
+        else:
+            self._lost(cell, "unavailable", again=True)
+            self.silent = error
 
     def _still_ours(self, name: str) -> bool:
         try:

@@ -222,8 +222,9 @@ class World:
         key = scene.key_of(client)
         for cell in self.script.cells:
             own.erase(cell, [key])
-        row = own.decided([key]).get(key)
-        own.erase_decisions(port.decision_cell(key), [key], [] if row is None else [])
+        # of every episode that there may have been
+        alerts = [scene.judging()._alert_id(key, episode) for episode in range(8)]
+        own.erase_decisions(port.decision_cell(key), [key], alerts)
 
     def _run(self, process: Process, body: Callable[[], None]) -> None:
         try:
