@@ -46,6 +46,9 @@ class Backing(Protocol):
     def dump(self) -> object:
         """Everything that is stored, comparable."""
 
+    def wipe(self) -> None:
+        """Empty it; stores that are open do not survive this."""
+
 
 def client(name: object, tenant: str = "acme", model: str = "fraud") -> ClientKey:
     return ClientKey(tenant, model, str(name))
@@ -101,10 +104,10 @@ def at_once(*calls: Callable[[], object]) -> list[object]:
     return results
 
 
-def failures(fresh: Callable[[], Backing], at_most: int | None = None) -> list[str]:
+def failures(fresh: Callable[[], Backing], at_most: int | None = None, suite: StoreContract | None = None) -> list[str]:
     """Names of the contract's tests that fail, each on storage of its own; stops after `at_most`."""
     failed: list[str] = []
-    suite = StoreContract()
+    suite = suite or StoreContract()
     for name in (name for name in dir(suite) if name.startswith("test_")):
         if at_most is not None and len(failed) >= at_most:
             break

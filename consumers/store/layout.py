@@ -98,6 +98,11 @@ def decision_prefix(cell: int) -> str:
     return _spread(f"d.{cell}", cell, DECISION_CELLS)
 
 
+def operator_prefix() -> str:
+    """Key prefix of the operator cell."""
+    return _spread("o", 0, 1)
+
+
 def _spread(name: str, stratum: int, strata: int) -> str:
     """The first tag ``name.<n>`` whose slot lies in the given one of `strata` equal ranges of slots."""
     n = 0
@@ -106,7 +111,7 @@ def _spread(name: str, stratum: int, strata: int) -> str:
     return f"qw:{{{name}.{n}}}:"
 
 
-def destination_from_text(text: str) -> str:
+def unquoted(text: str) -> str:
     """Inverse of `part_text`."""
     return unquote(text)
 

@@ -9,6 +9,7 @@ if not stored_ms then return redis.error_reply('BADARGS sent') end
 local from = redis.call('GET', mark)
 
 redis.call('ZADD', ledger, stored_ms, ARGV[3])
+redis.call('SADD', cell .. 'destinations', ARGV[1])
 while true do
   local entries = redis.call('XRANGE', outbox, from and '(' .. from or '-', '+', 'COUNT', 100)
   local gap = #entries < 100

@@ -1,10 +1,12 @@
 #!lua
--- Write one ingest step: profiles, touched lists, dead letters, counters, and the offset last.
+-- Write one ingest step: profiles, touched lists, dead letters, counters, sketch, and the offset last.
 -- Everything is checked before the first write: a script is atomic, but what it did before an error stays done.
 -- KEYS  meta
--- ARGV  token, expected offset or '', next offset, profile ttl in s, profiles, dead, counters (three counts), then
+-- ARGV  token, expected offset or '', next offset, profile ttl in s, profiles, dead, counters, sketches (four counts,
+--       the last 0 or 1), then
 --       each profile: client, decision cell, fields to set, fields to delete (counts), set name, value..., deleted name...
 --       each dead letter: place, offset, reason, detail, sha256, head    each counter: name, value
+--       the sketch
 -- Reply {FENCED} | {CAS, offset or nil} | {OK}
 local meta = KEYS[1]
 local cell = string.sub(meta, 1, -5)
@@ -21,8 +23,8 @@ local function call_in_steps(command, key, list, from, to)
   for i = from, to, STEP do redis.call(command, key, unpack(list, i, math.min(i + STEP - 1, to))) end
 end
 
-local n_profiles, n_dead, n_counters = count(ARGV[5]), count(ARGV[6]), count(ARGV[7])
-if not (count(next_offset) and count(ttl_s) and n_profiles and n_dead and n_counters) then
+local n_profiles, n_dead, n_counters, n_sketches = count(ARGV[5]), count(ARGV[6]), count(ARGV[7]), count(ARGV[8])
+if not (count(next_offset) and count(ttl_s) and n_profiles and n_dead and n_counters and n_sketches) then
   return redis.error_reply('BADARGS commit: header')
 end
 
@@ -30,8 +32,8 @@ if redis.call('HGET', meta, 'tok') ~= token then return {'FENCED'} end
 local offset = redis.call('HGET', meta, 'off')
 if (offset or '') ~= expected then return {'CAS', offset} end
 
-local last = #ARGV
-local at = 8
+local last = #ARGV - n_sketches
+local at = 9
 local touched = {}
 for _ = 1, n_profiles do
   local client, v, sets, drops = ARGV[at], count(ARGV[at + 1]), count(ARGV[at + 2]), count(ARGV[at + 3])
@@ -52,12 +54,12 @@ if counters_at + 2 * n_counters ~= last + 1 then return redis.error_reply('BADAR
 for i = counters_at, last, 2 do
   if not count(ARGV[i + 1]) then return redis.error_reply('BADARGS commit: counter') end
 end
-if not (holds(cell .. 'dead', 'stream') and holds(cell .. 'ages', 'zset')) then
-  return redis.error_reply('WRONGTYPE dead or ages')
+if not (holds(cell .. 'dead', 'stream') and holds(cell .. 'ages', 'zset') and holds(cell .. 'sketch', 'string')) then
+  return redis.error_reply('WRONGTYPE dead, ages or sketch')
 end
 
 -- From here on only writes.
-at = 8
+at = 9
 for _ = 1, n_profiles do
   local key, sets, drops = cell .. 'p:' .. ARGV[at], tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3])
   local drops_at = at + 4 + 2 * sets
@@ -98,5 +100,7 @@ for i = dead_at, counters_at - 1, 6 do
   redis.call('HINCRBY', meta, 'd:' .. ARGV[i + 2], 1)
 end
 for i = counters_at, last, 2 do redis.call('HSET', meta, 'n:' .. ARGV[i], ARGV[i + 1]) end
+if n_sketches == 1 then redis.call('SET', cell .. 'sketch', ARGV[#ARGV]) end
+if next_offset ~= expected then redis.call('HDEL', meta, 'tries') end
 redis.call('HSET', meta, 'off', next_offset)
 return {'OK'}

@@ -28,11 +28,21 @@ NAMES = (
     "profile_commit",
     "profile_touched",
     "profile_shards",
+    "profile_erase",
+    "profile_reset",
+    "profile_export",
+    "profile_page",
     "decision_claim",
     "decision_load",
     "decision_record",
     "decision_release",
+    "decision_erase",
+    "decision_export",
+    "decision_page",
+    "decision_upgrade",
     "attend",
+    "operate",
+    "operator_changes",
     "outbox_pending",
     "outbox_sent",
     "layout",
@@ -56,6 +66,10 @@ TEMPORARY = (
 """How an error reply starts whose cause passes by itself."""
 
 FORBIDDEN = ("NOPERM", "NOAUTH", "WRONGPASS", "DENIED")
+
+_WAIT_MS = 1000
+
+_WAIT_MS = 1000
 
 _BY_TYPE: tuple[tuple[type[Exception] | tuple[type[Exception], ...], Callable[[str], Exception]], ...] = (
     ((failures.AuthenticationError, failures.AuthorizationError, failures.NoPermissionError), Refused),
@@ -127,15 +141,51 @@ class Scripts:
                 reply = self._client.evalsha(self._sha[name], 1, key, *arguments)
             except failures.NoScriptError:
                 reply = self._client.eval(self._texts[name], 1, key, *arguments)
-        match reply[0]:
-            case b"OK":
-                return list(reply[1:])
-            case b"HELD":
-                return list(reply)
-            case b"FENCED":
-                raise Fenced(f"{cell}: another process owns this cell")
-            case b"CAS":
-                stored = reply[1] if len(reply) > 1 else None
-                raise Rewound(cell, None if stored is None else int(stored))
-            case word:
-                raise RuntimeError(f"script {name}: unknown reply {word!r}")
+        return _meant(name, reply, cell)
+
+    def run_replicated(
+        self, name: str, key: str, arguments: Sequence[str | bytes | int], replicas: int, cell: str = ""
+    ) -> list[Any]:
+        """As `run`, and wait for that many replicas, on the same connection, as `WAIT` demands.
+
+        Raises Unavailable, too, when they do not confirm within a second; the server itself has the write then.
+        """
+        if replicas < 1:
+            return self.run(name, key, arguments, cell)
+        with translated():
+            reply, confirmed = self._with_wait(key, replicas, "EVALSHA", self._sha[name], arguments)
+            if isinstance(reply, failures.NoScriptError):
+                reply, confirmed = self._with_wait(key, replicas, "EVAL", self._texts[name], arguments)
+            for answer in (reply, confirmed):
+                if isinstance(answer, Exception):
+                    raise answer
+        found = _meant(name, reply, cell)
+        if confirmed < replicas:
+            raise Unavailable(f"redis: {confirmed} replicas confirm, store.min_replicas is {replicas}")
+        return found
+
+    def _with_wait(
+        self, key: str, replicas: int, command: str, script: str, arguments: Sequence[str | bytes | int]
+    ) -> list[Any]:
+        server = self._client
+        if hasattr(server, "get_node_from_key"):  # a cluster: the node that has the key
+            server = server.get_redis_connection(server.get_node_from_key(key))
+        with server.pipeline(transaction=False) as pipe:
+            pipe.execute_command(command, script, 1, key, *arguments)
+            pipe.execute_command("WAIT", replicas, _WAIT_MS)
+            return list(pipe.execute(raise_on_error=False))
+
+
+def _meant(name: str, reply: list[Any], cell: str) -> list[Any]:
+    match reply[0]:
+        case b"OK":
+            return list(reply[1:])
+        case b"HELD":
+            return list(reply)
+        case b"FENCED":
+            raise Fenced(f"{cell}: another process owns this cell")
+        case b"CAS":
+            stored = reply[1] if len(reply) > 1 else None
+            raise Rewound(cell, None if stored is None else int(stored))
+        case word:
+            raise RuntimeError(f"script {name}: unknown reply {word!r}")

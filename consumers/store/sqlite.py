@@ -133,8 +133,11 @@ class SQLiteFile:
         # Weak, so that a thread that ends leaves its connection to the garbage collector.
         self._open: weakref.WeakSet[_Connection] = weakref.WeakSet()
         self._closed = False
-        with self._translated(), contextlib.suppress(FileExistsError):
-            os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+        try:
+            with contextlib.suppress(FileExistsError):
+                os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+        except OSError as error:
+            raise Refused(f"store {self.path}: {error.strerror}") from error
         try:
             with self._write() as db:
                 self._adopt(db)
@@ -198,8 +201,6 @@ class SQLiteFile:
             if code in _CLOSED_TO_US:
                 raise Refused(f"store {self.path}: {error}") from error
             raise
-        except OSError as error:
-            raise Refused(f"store {self.path}: {error.strerror}") from error
 
     @contextlib.contextmanager
     def _transaction(self, begin: str) -> Iterator[sqlite3.Connection]:
