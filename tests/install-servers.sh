@@ -4,6 +4,7 @@
 #   redis-server                      apt, only if missing
 #   default-jre-headless, maven       apt, only if java or mvn are missing
 #   nginx, haproxy, caddy             apt, only if missing
+#   prometheus, -alertmanager         apt, only if missing (with promtool and amtool)
 #   CrowdSec                          apt's package, unpacked into $QUERYWARDEN_CACHE: its own set-up wants the network
 #   Apache Kafka broker (45 jars)     Maven Central, into $QUERYWARDEN_CACHE (default ~/.cache/querywarden)
 #
@@ -89,6 +90,11 @@ else
     fi
     rm -rf "$unpacking"
 fi
+
+for monitor in prometheus prometheus-alertmanager; do
+    if command -v "$monitor" >/dev/null; then say "$monitor is here"
+    else apt_install "$monitor" "the $monitor of the tests"; fi
+done
 
 if [ "${#missing[@]}" -gt 0 ]; then
     for what in "${missing[@]}"; do say "MISSING $what" >&2; done

