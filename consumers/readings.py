@@ -17,7 +17,7 @@ import heapq
 import logging
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -272,6 +272,7 @@ class _Glance(msgspec.Struct):
     last_ms: int = 0
     extraction: dict[str, float] | None = None
     campaign_id: str | None = None
+    links: list[str] = []
 
 
 class _Place(NamedTuple):
@@ -392,6 +393,20 @@ class Readings:
             verdict=self.verdicts().get(alert_id) if alert_id else None,
             notes=self.notes(key),
         )
+
+    def linked(
+        self, model: str, links: Collection[str], limit: int = 1000
+    ) -> tuple[tuple[Client, frozenset[str]], ...]:
+        """Clients of a model that share some of these links, and which; the most suspicious of them, at most `limit`."""
+        wanted, found = frozenset(links), []
+        for key, row in self.store.decisions(self.tenant, model) if wanted else ():
+            shared = wanted.intersection(self._glance(row).links)
+            client = self._client(key, row) if shared else None
+            if client is not None:
+                found.append((client, shared))
+                if len(found) >= limit:
+                    break
+        return tuple(found)
 
     # ------------------------------------------------------------------------------------- alerts and campaigns
 

@@ -22,7 +22,7 @@ from starlette.routing import Route
 
 from consumers.errors import Conflict, Missing, Refused, Unavailable, WrongUse
 from consumers.http.dashboard.pages import ACTS, Dashboard
-from consumers.http.dashboard.session import COOKIE, Visitor, local_path, same_origin
+from consumers.http.dashboard.session import COOKIE, ROLES, Visitor, local_path, same_origin
 from consumers.operate import Actor, Operations, Subject
 
 log = logging.getLogger("querywarden.dashboard")
@@ -83,7 +83,7 @@ def _acted(d: Dashboard, operations: Operations, request: Request, form: Form, r
                 visitor,
                 "This form is not one of ours, or too old. Go back, load the page again, and retry.",
             )
-        if not visitor.signed_in or not visitor.may(role):
+        if not visitor.may(role):
             return _forbidden(d, request, visitor, f"That needs the role {role}.")
         path, said = act(d, operations, _actor(request, visitor), form)
     except Missing:
@@ -152,12 +152,13 @@ def _login(d: Dashboard, operations: Operations, request: Request, form: Form) -
         return _forbidden(
             d, request, visitor, "This form is not one of ours, or too old. Load the page again, and retry."
         )
-    holder = d.keys.holder(form.get("key", "").strip())
-    if holder is None or not Visitor(holder.name, holder.role, holder.tenant, visitor.session).may("viewer"):
+    who = d.auth.keys.check(form.get("key", "").strip())
+    if who is None or who.role not in ROLES:
         return d.sent_to(request, "/login?said=wrong-key")
-    session = d.sessions.open(holder.key_id, int(d.now_s()))
-    known = Visitor(holder.name, holder.role, holder.tenant, session)
-    operations.record(_actor(request, known), "dashboard.login", f"key:{holder.key_id}")
+    key_id = who.id.removeprefix("key:")
+    session = d.sessions.open(key_id, int(d.now_s()))
+    known = Visitor(who.name, who.role, who.tenant, session)
+    operations.record(_actor(request, known), "dashboard.login", f"key:{key_id}")
     return d.sent_to(request, local_path(form.get("next", "/")), session)
 
 

@@ -147,7 +147,7 @@ def honest_figure(
     limits   (state, score at which it begins)
     clients  (score, state) of live clients: the marks below
     """
-    left, right, top, bottom, low, floor = 64 if width > 500 else 40, 20, 24, 66, 0.15, 5
+    left, right, top, bottom, low, floor = 80 if width > 500 else 40, 20, 24, 66, 0.15, 5
     most = max([2.0, *maxima[-1:], *(level for _, level in limits), *(score for score, _ in clients)]) * 1.15
     decades = math.log10(most / low)
 

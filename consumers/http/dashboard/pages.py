@@ -31,9 +31,10 @@ from starlette.routing import Route
 from consumers import figures
 from consumers.errors import Unavailable
 from consumers.explanation import legible
+from consumers.http.auth import Authenticator
 from consumers.http.dashboard.health import Pulse, health_page
-from consumers.http.dashboard.session import COOKIE, HOURS, KeyRing, Session, Sessions, Visitor, loopback_host
-from consumers.http.dashboard.views import Filters, Views
+from consumers.http.dashboard.session import COOKIE, HOURS, ROLES, Session, Sessions, Visitor
+from consumers.http.dashboard.views import Filters, Views, brief
 from consumers.readings import Readings
 from detector.baseline import Baseline
 
@@ -85,34 +86,35 @@ _STATIC = {"dashboard.css": "text/css", "dashboard.js": "text/javascript", "mark
 class Dashboard:
     """Everything the pages need.
 
-    guest   the role of somebody without a session, "" for none; only for requests to a loopback name
-    mounted path that all addresses begin with, "" for the root
+    auth     who calls; a service without any credential may be looked at from its own machine
+    mounted  path that all addresses begin with, "" for the root
     """
 
     readings: Readings
-    keys: KeyRing
+    auth: Authenticator
     sessions: Sessions
     baselines: Mapping[str, Baseline] = field(default_factory=dict)
     mode: str = "observe"
     budget: float = 0.01
-    guest: str = ""
-    tenant: str = "default"
     mounted: str = ""
     pulse: Callable[[], Pulse] = Pulse
     now_s: Callable[[], float] = time.time
     environment: Environment = field(default_factory=lambda: templates())
 
     def visitor(self, request: Request) -> Visitor:
-        """Who asks; with an empty role when nobody is known."""
-        session = self.sessions.read(request.cookies.get(COOKIE), int(self.now_s()))
+        """Who asks: by session, by certificate or token, or from this machine; with an empty role when nobody is known."""
+        now = int(self.now_s())
+        session = self.sessions.read(request.cookies.get(COOKIE), now)
         if session is not None and session.key_id:
-            holder = self.keys.still(session.key_id)
-            if holder is not None:
-                return Visitor(holder.name, holder.role, holder.tenant, session)
-        guest = self.guest if loopback_host(request.headers.get("host", "")) else ""
+            who = self.auth.keys.of_prefix(session.key_id)
+            if who is not None:
+                return Visitor(who.name, who.role, who.tenant, session)
         if session is None or session.key_id:
-            session = self.sessions.open("", int(self.now_s()))
-        return Visitor("guest", guest, self.tenant, session)
+            session = self.sessions.open("", now)
+        who = self.auth.credential(request.scope)
+        if who is not None and who.role in ROLES:
+            return Visitor(who.name, who.role, who.tenant, session)
+        return Visitor("nobody", "", self.auth.tenant, session)
 
     def views(self, visitor: Visitor) -> Views:
         return Views(self.readings.of(visitor.tenant), self.baselines, self.mode, self.budget, self.mounted)
@@ -216,7 +218,7 @@ def _guarded(dashboard: Dashboard, request: Request, handler: Handler) -> Respon
         return handler(dashboard, request, visitor)
     except Unavailable as error:
         log.warning("store unavailable", extra={"why": str(error)})
-        nobody = Visitor("nobody", "", dashboard.tenant, dashboard.sessions.open("", int(dashboard.now_s())))
+        nobody = Visitor("nobody", "", dashboard.auth.tenant, dashboard.sessions.open("", int(dashboard.now_s())))
         answer = dashboard.problem(
             request, nobody, 503, "The store does not answer",
             "Nothing is lost: ingest and detect wait for it, and gateways go on with what they know. Try again in a few seconds.",
@@ -299,6 +301,7 @@ def templates() -> Environment:
         legible=legible,
         thousands=lambda n: f"{n:,.0f}",
         share=lambda s: f"{100 * s:.2g}\N{NO-BREAK SPACE}%" if s < 0.1 else f"{100 * s:.0f}\N{NO-BREAK SPACE}%",
+        brief=brief,
         when=lambda ms: figures.when(ms) if ms else "–",
         iso=lambda ms: dt.datetime.fromtimestamp(ms / 1000, dt.UTC).isoformat(),
     )

@@ -16,17 +16,10 @@ import binascii
 import hashlib
 import hmac
 import secrets as entropy
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 import msgspec
-
-from consumers import entries
-from consumers.errors import CorruptState
-from consumers.operate import key_digest
-from consumers.secrets import Secrets
-from consumers.store import Entry, Store
 
 COOKIE = "qw_session"
 HOURS = 12
@@ -59,47 +52,6 @@ class Visitor:
 
     def may(self, role: str) -> bool:
         return self.role in ROLES and ROLES.index(self.role) >= ROLES.index(role)
-
-
-@dataclass(frozen=True, slots=True)
-class Holder:
-    """Whose key it is."""
-
-    key_id: str
-    name: str
-    role: str
-    tenant: str
-
-
-@dataclass(frozen=True, slots=True)
-class KeyRing:
-    """API keys as the operator cell keeps them. now_s: seconds since the epoch."""
-
-    store: Store
-    secrets: Secrets
-    now_s: Callable[[], float]
-
-    def holder(self, key: str) -> Holder | None:
-        """Whoever shows this key; None for an unknown, revoked or ended one. Raises Unavailable."""
-        digest = key_digest(self.secrets, key)
-        found = None
-        for entry, kept in self._kept():  # all of them, every time: the answer must not depend on where it stands
-            if hmac.compare_digest(kept.digest, digest):
-                found = Holder(kept.prefix, kept.name, kept.role, entry.tenant)
-        return found
-
-    def still(self, key_id: str) -> Holder | None:
-        """Whoever held the key of this id, if it is still good. Raises Unavailable."""
-        return next((Holder(k.prefix, k.name, k.role, e.tenant) for e, k in self._kept() if k.prefix == key_id), None)
-
-    def _kept(self) -> Iterator[tuple[Entry, entries.ApiKey]]:
-        for entry in self.store.operator_entries("key")[1]:
-            try:
-                key = entries.unpacked(entry, entries.ApiKey)
-            except CorruptState:
-                continue
-            if not key.expires_s or key.expires_s > self.now_s():
-                yield entry, key
 
 
 class Sessions:
@@ -150,15 +102,6 @@ def same_origin(origin: str | None, fetch_site: str | None, host: str) -> bool:
     if fetch_site not in (None, "same-origin", "none"):
         return False
     return origin is None or urlsplit(origin).netloc.lower() == host.lower() != ""
-
-
-def loopback_host(host: str) -> bool:
-    """Whether a Host header names this machine: a page of another name that resolves here must not read what is open here."""
-    try:
-        name = urlsplit(f"//{host}").hostname
-    except ValueError:
-        return False
-    return name in ("127.0.0.1", "localhost", "::1")
 
 
 def local_path(path: str) -> str:

@@ -9,6 +9,7 @@ Rules of the file:
 
 from __future__ import annotations
 
+import datetime as dt
 import heapq
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
@@ -141,14 +142,14 @@ class Views:
                 "queries": f"{row['queries']:,}",
                 "model": legible(row["model"]),
                 "why": legible(row["why"]),
-                "last": figures.when(row["last_ms"]) if row["last_ms"] else "",
+                "last": brief(row["last_ms"]),
             }
             for row in page["rows"]
         ]
         return {"rows": rows, "facts": {state: f"{n:,}" for state, n in page["counts"].items()}}
 
     def _suspect(self, c: Client) -> dict[str, Any]:
-        top = c.evidence[0].text if c.evidence else ""
+        top = c.evidence[0].text.partition(";")[0] if c.evidence else ""
         return {
             "key": f"{c.client_key}|{c.model_id}",
             "href": self.client_address(c.client_key, c.model_id),
@@ -260,31 +261,24 @@ class Views:
         }
 
     def _linked(self, links: Sequence[str], c: Client) -> list[dict[str, Any]]:
-        """Accounts of the same model that share a link, or the campaign; among the most suspicious and the campaign."""
-        mine = set(links)
-        if not mine and not c.campaign_id:
-            return []
-        found: list[dict[str, Any]] = []
+        """Accounts of the same model that share a link with this one, or are of its campaign; most shared first."""
+        found = {other.client_key: (other, len(shared)) for other, shared in self.readings.linked(c.model_id, links)}
         group = self.readings.campaign(c.campaign_id) if c.campaign_id else None
-        near = {m.client_key: m for m in (group.members if group else ())}
-        for other in itertools.islice(self._ranked(c.model_id, ("watch", "throttle", "block")), 200):
-            near.setdefault(other.client_key, other)
-        near.pop(c.client_key, None)
-        for key, other in near.items():
-            detail = self.readings.client(c.model_id, key) if mine else None
-            shared = len(mine & set(detail.links)) if detail else 0
-            if shared or (c.campaign_id and other.campaign_id == c.campaign_id):
-                found.append(
-                    {
-                        "client_id": other.client_id,
-                        "href": self.client_address(key, c.model_id),
-                        "state": other.state,
-                        "rarity": rarity(other.p_value),
-                        "shared": shared,
-                        "queries": other.queries,
-                    }
-                )
-        return sorted(found, key=lambda a: int(a["shared"]), reverse=True)[:MOST_LINKED]
+        for member in group.members if group else ():
+            found.setdefault(member.client_key, (member, 0))
+        found.pop(c.client_key, None)
+        nearest = sorted(found.values(), key=lambda f: (-f[1], f[0].p_value, f[0].client_key))[:MOST_LINKED]
+        return [
+            {
+                "client_id": other.client_id,
+                "href": self.client_address(other.client_key, c.model_id),
+                "state": other.state,
+                "rarity": rarity(other.p_value),
+                "shared": shared,
+                "queries": other.queries,
+            }
+            for other, shared in nearest
+        ]
 
     # ------------------------------------------------------------------------------------------------- campaigns
 
@@ -295,11 +289,11 @@ class Views:
         g = self.readings.campaign(campaign_id)
         if g is None:
             return None
+        place = {member.client_key: i for i, member in enumerate(g.members)}
         shared: dict[str, list[int]] = {}
-        for i, member in enumerate(g.members[: charts.MOST_NODES]):
-            detail = self.readings.client(g.model_id, member.client_key)
-            for link in detail.links if detail else ():
-                shared.setdefault(link, []).append(i)
+        for client, links in self.readings.linked(g.model_id, g.links):
+            for link in sorted(links) if client.client_key in place else ():
+                shared.setdefault(link, []).append(place[client.client_key])
         ties = {name[:12]: members for name, members in shared.items() if len(members) > 1}
         nodes = [
             charts.Node(legible(m.client_id), m.state, self.client_address(m.client_key, g.model_id)) for m in g.members
@@ -492,6 +486,12 @@ class Views:
             ],
             "more": page.next,
         }  # fmt: skip
+
+
+def brief(time_ms: int) -> str:
+    """``2 Mar 09:14``, UTC; a dash for never."""
+    moment = dt.datetime.fromtimestamp(time_ms / 1000, dt.UTC)
+    return f"{moment.day} {moment:%b %H:%M}" if time_ms else "–"
 
 
 def _order(c: Client) -> tuple[float, int, str]:
