@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 from types import ModuleType
@@ -18,18 +18,19 @@ import pytest
 from gateways.peers import EXAMPLES
 from servers import MissingServer, Redis, Server, _listens, free_port
 
-from consumers import entries
+from consumers.operate import Actor, Operations, Subject
 from consumers.secrets import Secrets
-from consumers.store import DECISION_CELLS, Entry, Operation, Restriction
+from consumers.store import DecisionRow, Outcome, decision_cell
 from consumers.store.redis import connect
+from detector.query import ClientKey
 
-KEY = "a-key-of-this-gateway"
 TENANT = "default"
+OPERATOR = Actor("someone", "admin", TENANT)
 ROOT = Path(__file__).resolve().parents[2]
 
 
 class Service(Server):
-    """QueryWarden as gateways see it, over a Redis."""
+    """`querywarden serve` as gateways see it, over a Redis, with a gateway's key."""
 
     name = "querywarden"
 
@@ -37,13 +38,36 @@ class Service(Server):
         super().__init__()
         self.grpc_port = free_port()
         self.store_url = store_url
-        self.secrets_file = self.folder / "secrets.json"
-        self.secrets = Secrets.load(self.secrets_file, create=True)
+        secrets_file = self.folder / "secrets.json"
+        self.secrets = Secrets.load(secrets_file, create=True)
+        self.store = connect(store_url, timeout_s=2.0)
+        self.store.prepare(self.secrets.key_id)
+        self.operations = Operations(self.store, self.secrets)
+        _, key = self.operations.create_key(OPERATOR, "test-gateway", "gateway")
+        self.key = str(key)
+        self.settings = self.folder / "settings.toml"
+        self.settings.write_text(
+            f"""\
+state_dir = "{self.folder}"
+mode = "block"
+[secrets]
+file = "{secrets_file}"
+[store]
+url = "{store_url}"
+timeout_s = 1.0
+[http]
+bind = "127.0.0.1:{self.port}"
+[gateway]
+grpc_bind = "127.0.0.1:{self.grpc_port}"
+identity_headers = ["x-api-key"]
+degrade = {{clear = "round=6"}}
+"""
+        )
 
     def command(self) -> Sequence[str]:
-        program = str(Path(__file__).with_name("service.py"))
-        where = [self.store_url, str(self.secrets_file), str(self.port), str(self.grpc_port), KEY]
-        return ["env", f"PYTHONPATH={ROOT}:{os.environ.get('PYTHONPATH', '')}", sys.executable, program, *where]
+        return [
+            "env", f"PYTHONPATH={ROOT}", sys.executable, "-m", "consumers", "serve", "--config", str(self.settings)
+        ]  # fmt: skip
 
     def probe(self) -> bool:
         return _listens(self.port) and _listens(self.grpc_port) and self.synced()
@@ -51,7 +75,7 @@ class Service(Server):
     def synced(self) -> bool:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=2)
         try:
-            connection.request("GET", "/v1/authz", headers={"X-QueryWarden-Key": KEY, "X-API-Key": "probe"})
+            connection.request("GET", "/v1/authz", headers={"X-QueryWarden-Key": self.key, "X-API-Key": "probe"})
             return connection.getresponse().getheader("x-querywarden-degrade") == "round=6"
         except OSError:
             return False
@@ -60,30 +84,31 @@ class Service(Server):
 
 
 class Backend:
-    """A model server, a Redis and QueryWarden; `say` is an operator's decision, written as the API writes it."""
+    """A model server, a Redis and QueryWarden; `say` is what the API and `querywarden decisions` do."""
 
     def __init__(self, redis: Redis, service: Service, model_port: int) -> None:
         self.redis, self.service, self.model_port = redis, service, model_port
-        self.store = connect(redis.url, timeout_s=2.0)
 
     def ports(self) -> tuple[int, int, int, str]:
-        return self.model_port, self.service.port, self.service.grpc_port, KEY
-
-    def hashed(self, client: str) -> str:
-        return self.service.secrets.client_hash(TENANT, client)
+        return self.model_port, self.service.port, self.service.grpc_port, self.service.key
 
     def say(self, client: str, state: str, seconds: int = 60, model: str = "*") -> None:
-        hashed, until_s = self.hashed(client), int(time.time()) + seconds
-        value = entries.Ruling(hashed, model, state, until_s, False, "test", "", "someone", int(time.time()))
-        put = Entry(TENANT, "decision", entries.entry_key(model, hashed), entries.packed(value), until_s)
-        self._operate(Operation(puts=[put]))
+        self.service.operations.decide(OPERATOR, self._subject(client, model), state, ttl_s=seconds, reason="test")
 
     def undo(self, client: str, model: str = "*") -> None:
-        self._operate(Operation(drops=[(TENANT, "decision", entries.entry_key(model, self.hashed(client)))]))
+        self.service.operations.withdraw(OPERATOR, self._subject(client, model))
 
-    def _operate(self, operation: Operation) -> None:
-        revision, _ = self.store.operator_entries("decision")
-        self.store.operate(revision, operation)
+    def detect(self, client: str, state: str, model: str = "fraud-v3") -> None:
+        """A decision as detect records it."""
+        key = ClientKey(TENANT, model, self.service.secrets.client_hash(TENANT, client))
+        cell = decision_cell(key)
+        until_s = int(time.time()) + 60 if state in ("throttle", "block") else 0
+        row = DecisionRow(b"", state, 0.99, until_s, state)
+        claim = self.service.store.claim_decisions(cell, "tests", "tests", 10_000)
+        self.service.store.record("tests", claim.revision, Outcome(cell, rows={key: row}), "tests", 10_000)
+
+    def _subject(self, client: str, model: str) -> Subject:
+        return self.service.operations.subject(TENANT, model, client)
 
 
 def example_module(name: str) -> ModuleType:
@@ -124,7 +149,7 @@ def started(server: Server) -> Iterator[Any]:
         server.remove()
 
 
-def or_skip(kind: type[Server], *arguments: Any, **words: str) -> Server:
+def or_skip(kind: Callable[..., Server], *arguments: Any, **words: str) -> Server:
     """A server that is installed; otherwise skip, or fail under CI=true."""
     try:
         return kind(*arguments, **words)
@@ -138,9 +163,5 @@ def or_skip(kind: type[Server], *arguments: Any, **words: str) -> Server:
 def backend(model_port: int) -> Iterator[Backend]:
     for redis in started(or_skip(Redis)):
         for service in started(Service(redis.url)):
-            backend = Backend(redis, service, model_port)
-            yield backend
-            backend.store.close()
-
-
-__all__ = ["DECISION_CELLS", "KEY", "Restriction"]
+            yield Backend(redis, service, model_port)
+            service.store.close()
