@@ -1,0 +1,147 @@
+"""The ledger: what was sent, written down by us before it is sent. The only oracle; nobody asks the broker.
+
+`Ledger` writes each line to a file, synced, and only then hands it to an idempotent producer that waits for all acknowledgements. A line
+is keyed by its client, so the order of one client's lines in the file is their order in the log. Some lines are spoilt on purpose: the
+ledger knows which, and they must turn up as dead letters.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import victims
+from crash.cluster import PARTITIONS
+from kafka import KafkaAdminClient, KafkaProducer
+
+ATTACKS = [(family, "plain") for family in
+           ("jbda", "noise_uniform", "knockoff_random", "copycat", "mixup", "trnd", "line_search", "in_domain")]  # fmt: skip
+BATCH = 200
+
+logging.getLogger("kafka").setLevel(logging.CRITICAL)  # brokers come and go here: that is the point
+
+
+def write_log(path: Path, clients: int, seed: int) -> Path:
+    """A log of honest clients and thieves, in time order."""
+    victims.log_of(path, victims.streams(clients, ATTACKS, seed=seed, kinds=victims.CALM, queries=(600, 1500)))
+    return path
+
+
+def repeated(path: Path, events: int) -> Iterator[tuple[bytes, bytes]]:
+    """(client, line) of a log, over and over with clients of other names, `events` in all. Times begin anew with each round."""
+    sent, turn = 0, 0
+    while True:
+        with path.open("rb") as lines:
+            for line in lines:
+                if sent == events:
+                    return
+                event: dict[str, Any] = json.loads(line)
+                if turn:
+                    event["client_id"] += f"-{turn}"
+                    event["event_id"] += f"-{turn}"
+                    line = json.dumps(event, separators=(",", ":")).encode()
+                yield event["client_id"].encode(), line.rstrip(b"\n")
+                sent += 1
+        turn += 1
+
+
+def spoilt(line: bytes, rng: random.Random) -> bytes:
+    """The line as no reader may accept it."""
+    ways = (
+        lambda: line[: rng.randrange(1, len(line) - 1)],
+        lambda: line.replace(b'"features":[', b'"features":[NaN,'),
+        lambda: line.replace(b'"features":[', b'"features":[0.5,'),
+        lambda: b"",
+        lambda: b"\xff\xfe" + line,
+    )
+    return rng.choice(ways)()
+
+
+class Ledger:
+    """Sends `lines` at `rate` a second in a thread of its own.
+
+    good, bad  lines sent by client; lines that were spoilt
+    """
+
+    def __init__(
+        self, path: Path, bootstrap: str, topic: str, lines: Iterator[tuple[bytes, bytes]], rate: float, seed: int,
+        partitions: int = PARTITIONS, bad_share: float = 0.002,
+    ) -> None:  # fmt: skip
+        self.path = path
+        self.topic = topic
+        self.rate = rate
+        self.good: Counter[str] = Counter()
+        self.bad = 0
+        self.failed: BaseException | None = None
+        self._lines = lines
+        self._rng = random.Random(seed)
+        self._bad_share = bad_share
+        admin = KafkaAdminClient(bootstrap_servers=bootstrap)
+        admin.create_topics({topic: {"num_partitions": partitions, "replication_factor": 1}}, wait_for_metadata=True)
+        admin.close()
+        self._producer = KafkaProducer(
+            bootstrap_servers=bootstrap, acks="all", enable_idempotence=True, linger_ms=20, max_block_ms=120_000,
+            reconnect_backoff_max_ms=500, compression_type="lz4",
+        )  # fmt: skip
+        self._thread = threading.Thread(target=self._send, name="ledger", daemon=True)
+
+    @property
+    def sent(self) -> int:
+        return self.good.total() + self.bad
+
+    @property
+    def done(self) -> bool:
+        return not self._thread.is_alive()
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def join(self) -> None:
+        """Wait for the last acknowledgement; raises what kept the producer from it."""
+        self._thread.join()
+        if self.failed is not None:
+            raise self.failed
+
+    def _send(self) -> None:
+        try:
+            futures = []
+            began_s = time.monotonic()
+            with self.path.open("wb") as book:
+                for batch in self._batches():
+                    book.write(b"".join(line + b"\n" for _, line in batch))
+                    book.flush()
+                    os.fsync(book.fileno())
+                    futures += [self._producer.send(self.topic, line, key=client) for client, line in batch]
+                    ahead_s = self.sent / self.rate - (time.monotonic() - began_s)
+                    if ahead_s > 0:
+                        time.sleep(ahead_s)
+            self._producer.flush()
+            for future in futures:
+                future.get(timeout=60)
+        except BaseException as error:
+            self.failed = error
+        finally:
+            self._producer.close()
+
+    def _batches(self) -> Iterator[Sequence[tuple[bytes, bytes]]]:
+        batch: list[tuple[bytes, bytes]] = []
+        for client, line in self._lines:
+            if self._rng.random() < self._bad_share:
+                batch.append((client, spoilt(line, self._rng).replace(b"\n", b" ")))
+                self.bad += 1
+            else:
+                batch.append((client, line))
+                self.good[client.decode()] += 1
+            if len(batch) >= BATCH:
+                yield batch
+                batch = []
+        if batch:
+            yield batch

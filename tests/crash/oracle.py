@@ -1,0 +1,203 @@
+"""The oracle: what the store holds against a clean replay of the ledger. Counts and sets exactly, sums within 1e-8, scores within 1e-6."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import redis
+from crash.cluster import QUERYWARDEN, Cluster
+from crash.ledger import Ledger
+
+from consumers.store.embedded import EmbeddedStore
+from consumers.store.layout import client_from_text
+from consumers.store.redis import connect
+from detector.baseline import Baseline
+from detector.profile import Profile, Shape
+from detector.query import ClientKey
+
+FLAGGED = ("throttle", "block")
+CLOSE = 1e-6
+Row = dict[str, Any]
+Spans = Mapping[str, bytes]
+
+
+@dataclass
+class Replayed:
+    """What a clean replay of the ledger says."""
+
+    scores: dict[str, Row]
+    alerts: dict[str, Row]
+    profiles: dict[ClientKey, Spans]
+
+
+@dataclass
+class Verdict:
+    """Zeros, if all is well.
+
+    lost, doubled  queries, summed over clients
+    wrong          clients whose profile differs in anything
+    """
+
+    lost: int = 0
+    doubled: int = 0
+    wrong: list[str] = field(default_factory=list)
+
+
+def called(command: str, *arguments: str, settings: Mapping[str, str]) -> list[Row]:
+    done = subprocess.run(
+        [str(QUERYWARDEN), command, *arguments], env=dict(settings), capture_output=True, timeout=600, check=False
+    )
+    assert done.returncode == 0, done.stderr.decode()[-2000:]
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith(b"{")]
+
+
+def replayed(folder: Path, ledger: Path, baseline: Path, settings: Mapping[str, str]) -> Replayed:
+    """Replay the ledger with the same secrets, so that hashes and ids are the same."""
+    store, scores, alerts = folder / "replay.sqlite", folder / "scores.jsonl", folder / "first.jsonl"
+    called(
+        "replay", str(ledger), "--baseline", str(baseline), "--store", str(store), "--scores", str(scores),
+        "--alerts", str(alerts), settings=settings,
+    )  # fmt: skip
+    found: dict[ClientKey, Spans] = {}
+    kept = EmbeddedStore(store)
+    try:
+        clients = [key for key, _ in kept.decisions("default")]
+        for cell in kept.cells():
+            found |= {key: spans_of(values) for key, values in kept.shards(cell, clients).fields.items() if values}
+    finally:
+        kept.close()
+    return Replayed(rows_of(scores), rows_of(alerts), found)
+
+
+def rows_of(path: Path) -> dict[str, Row]:
+    return {row["client_id"]: row for row in map(json.loads, path.read_bytes().splitlines())}
+
+
+def spans_of(values: Mapping[str, bytes]) -> Spans:
+    return {name: blob for name, blob in values.items() if name.startswith("w:")}
+
+
+def stored(url: str, pattern: str = "qw:{i.*}:p:*") -> dict[ClientKey, Spans]:
+    """Every profile in a Redis. A client in two cells is a mistake of the harness: the ledger is keyed."""
+    found: dict[ClientKey, Spans] = {}
+    with redis.Redis.from_url(url) as client:
+        for key in client.scan_iter(match=pattern, count=1000):
+            name = client_from_text(key.decode().rpartition(":p:")[2])
+            values: Any = client.hgetall(key)
+            assert name not in found, f"{name} is in two cells"
+            found[name] = spans_of({k.decode(): v for k, v in values.items()})
+    return found
+
+
+def differences(left: Profile, right: Profile) -> list[str]:
+    """Fields that differ: numbers that were counted exactly, sums of floats within 1e-8."""
+    found = []
+    for one in fields(Profile):
+        a, b = getattr(left, one.name), getattr(right, one.name)
+        if isinstance(a, dict):
+            same = a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a)
+        elif isinstance(a, float) or (isinstance(a, np.ndarray) and a.dtype.kind == "f"):
+            same = np.shape(a) == np.shape(b) and bool(np.allclose(a, b, rtol=1e-8, atol=1e-12, equal_nan=True))
+        else:
+            same = np.array_equal(a, b)
+        if not same:
+            found.append(one.name)
+    return found
+
+
+def compare(expected: Mapping[ClientKey, Spans], got: Mapping[ClientKey, Spans], shape: Shape) -> Verdict:
+    verdict = Verdict()
+    for client in expected.keys() | got.keys():
+        want, have = expected.get(client, {}), got.get(client, {})
+        gap = _queries(want, shape) - _queries(have, shape)
+        verdict.lost += max(gap, 0)
+        verdict.doubled += max(-gap, 0)
+        if want.keys() != have.keys():
+            verdict.wrong.append(f"{client.client}: spans {sorted(want)} and {sorted(have)}")
+            continue
+        for name in want:
+            differ = differences(Profile.from_bytes(want[name], shape), Profile.from_bytes(have[name], shape))
+            if differ:
+                verdict.wrong.append(f"{client.client}: {', '.join(differ)}")
+    return verdict
+
+
+def _queries(spans: Spans, shape: Shape) -> int:
+    """Queries of the longest span."""
+    return max((Profile.from_bytes(blob, shape).queries for blob in spans.values()), default=0)
+
+
+def shape_of(baseline: Path) -> Shape:
+    read = Baseline.from_bytes(baseline.read_bytes())
+    return Shape.of(read.map, len(read.table.need))
+
+
+# --------------------------------------------------------------------------------------------- the whole judgement
+
+
+def assert_exactly_once(cluster: Cluster, ledger: Ledger, expected: Replayed) -> Verdict:
+    """P1, P5 and P18 on a cluster that has drained; raises AssertionError with what is wrong."""
+    verdict = compare(
+        expected.profiles, stored(f"redis://127.0.0.1:{cluster.store.port}/0"), shape_of(cluster.baseline)
+    )
+    settings = cluster.settings() | {"QUERYWARDEN_STORE__URL": f"redis://127.0.0.1:{cluster.store.port}/0"}
+    scores = {row["client_id"]: row for row in called("clients", "--json", settings=settings)}
+    counted = {client: row["queries"] for client, row in scores.items()}
+    assert counted == dict(ledger.good), _first_difference(ledger.good, counted)
+    assert (verdict.lost, verdict.doubled, verdict.wrong) == (0, 0, [])
+    assert scores.keys() == expected.scores.keys()
+    for client, row in expected.scores.items():
+        assert abs(scores[client]["suspicion"] - row["suspicion"]) <= CLOSE, client
+        assert scores[client]["state"] == row["state"], client
+    assert_alerts(cluster, expected, settings)
+    assert_balance(cluster, ledger)
+    return verdict
+
+
+def assert_alerts(cluster: Cluster, expected: Replayed, settings: Mapping[str, str]) -> None:
+    """Every client that the replay flags was reported under the same id; no update twice in the outbox; all of the outbox was sent."""
+    wanted = {row["alert_id"]: client for client, row in expected.alerts.items()}
+    sent = delivered(cluster.alerts_file)
+    got = {row["alert_id"]: row["client_id"] for row in sent.values()}
+    assert got == wanted, f"missing {wanted.keys() - got.keys()}, unexpected {got.keys() - wanted.keys()}"
+    store = connect(settings["QUERYWARDEN_STORE__URL"])
+    try:
+        outbox = [alert.uid for alert in store.alerts()]
+    finally:
+        store.close()
+    assert len(outbox) == len(set(outbox)), [uid for uid, n in Counter(outbox).items() if n > 1]
+    assert set(outbox) <= sent.keys()
+    assert {row["alert_id"] for row in called("alerts", "--json", settings=settings)} == wanted.keys()
+
+
+def delivered(path: Path) -> dict[str, Row]:
+    """``alert_id/update`` → alert, of what the sink got."""
+    rows = map(json.loads, path.read_bytes().splitlines()) if path.exists() else ()
+    return {f"{row['alert_id']}/{row['update']}": row for row in rows}
+
+
+def assert_balance(cluster: Cluster, ledger: Ledger) -> None:
+    """produced = processed + dead + the rest, in each cell and in all, and equal to what the ledger sent."""
+    total: Counter[str] = Counter()
+    for cell, meta in cluster.metas().items():
+        counts = {name[2:]: int(value) for name, value in meta.items() if name.startswith("n:")}
+        rest = sum(n for name, n in counts.items() if name not in ("produced", "gap"))
+        assert counts.get("produced", 0) == rest, (cell, counts)
+        total.update(counts)
+    assert total["produced"] == ledger.sent
+    assert total["queries"] == ledger.good.total()
+    assert total["dead"] == ledger.bad
+    assert total["gap"] == 0
+
+
+def _first_difference(ledger: Mapping[str, int], counted: Mapping[str, int]) -> str:
+    wrong = {c: (n, counted.get(c, 0)) for c, n in ledger.items() if counted.get(c, 0) != n}
+    wrong |= {c: (0, n) for c, n in counted.items() if c not in ledger}
+    return f"{len(wrong)} clients (ledger, store): {dict(list(wrong.items())[:5])}"
