@@ -278,11 +278,15 @@ def clients(
 def alerts(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line, as replay --alerts writes.")] = False,
     updates: Annotated[bool, typer.Option("--updates", help="Later alerts of the same finding too.")] = False,
+    stix_path: Annotated[
+        Path | None, typer.Option("--stix", help="Write them as a STIX 2.1 bundle instead (extra [stix]).")
+    ] = None,
     config_file: ConfigFile = None,
 ) -> None:
     """Alerts of the last 30 days, from the store, oldest first."""
     from consumers.findings import stored_alert
 
+    _check_folders(stix_path)
     settings = config.load(config_file)
     found = []
     with wiring.open_store(settings) as store:
@@ -293,6 +297,12 @@ def alerts(
     found = sorted(
         (a for a in found if updates or a["update"] == 0), key=lambda a: (a["time"], a["alert_id"], a["update"])
     )
+    if stix_path is not None:
+        from consumers.alerts import stix
+
+        told = stix.write(stix_path, wiring.stored_alerts(settings))
+        terminal.out.print(f"{stix_path}: {told} findings", soft_wrap=True)
+        return
     terminal.show(found, as_json, terminal.print_alerts)
 
 

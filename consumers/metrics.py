@@ -10,6 +10,7 @@ import functools
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import metadata
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -105,6 +106,7 @@ class Metrics:
             name: kinds[kind](name, text, labels, registry=self.registry)
             for name, (kind, labels, text) in METRICS.items()
         }
+        self.set("querywarden_build_info", 1, version=_version())
 
     def add(self, name: str, amount: float = 1, **labels: str) -> None:
         self._labelled(name, labels).inc(amount)
@@ -114,11 +116,6 @@ class Metrics:
 
     def observe(self, name: str, value: float, **labels: str) -> None:
         self._labelled(name, labels).observe(value)
-
-    def clear(self, name: str) -> None:
-        """Forget what a gauge said, before it is said anew."""
-        self._metrics[name].clear()
-        self._series.pop(name, None)
 
     def _labelled(self, name: str, labels: dict[str, str]) -> Any:
         metric = self._metrics[name]
@@ -133,6 +130,13 @@ class Metrics:
 
     def text(self) -> bytes:
         return generate_latest(self.registry)
+
+
+def _version() -> str:
+    try:
+        return metadata.version("querywarden")
+    except metadata.PackageNotFoundError:
+        return "0"
 
 
 def serve_metrics(bind: str, metrics: Metrics, ready: Callable[[], bool]) -> ThreadingHTTPServer:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from consumers import config, terminal
 from consumers.errors import CorruptState, Refused, WrongUse
+from consumers.tracing import spans_of, watched
 
 if TYPE_CHECKING:
     from consumers import detect as detect_process
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from consumers.metrics import Metrics
     from consumers.secrets import Secrets
     from consumers.store import OutboxAlert, Store
+    from consumers.tracing import Spans
     from detector.baseline import Baseline
 
 log = logging.getLogger("querywarden.wiring")
@@ -194,10 +197,13 @@ def run_ingest(
     from consumers import ingest as ingesting
 
     reading, _ = halves(settings, baselines_of(settings))
+    spans = _spans(stack, "querywarden-ingest")
     store = stack.enter_context(open_store(settings))
     store.prepare(reading.secrets.key_id)
+    store = watched(store, "store", spans, _took(metrics))
     query_log = open_log(settings)
     stack.callback(query_log.close)
+    query_log = watched(query_log, "log", spans)
     letters = None
     if settings.log.url.startswith("kafka:"):
         from consumers.alerts.kafka import DeadLetterTopic
@@ -222,15 +228,19 @@ def run_detect(
     serve: bool = True,
 ) -> None:
     from consumers import detect as detecting
-    from consumers.alerts.rounds import Rounds
+    from consumers.alerts.rounds import Census, Rounds
 
     _, judging = halves(settings, baselines_of(settings))
+    spans = _spans(stack, "querywarden-detect")
     store = stack.enter_context(open_store(settings))
     store.prepare(judging.secrets.key_id)
+    store = watched(store, "store", spans, _took(metrics))
     sinks = open_sinks(settings, metrics)
     for sink in sinks:
         stack.callback(sink.close)
-    rounds = Rounds(sinks, settings.alerts.alertmanager.resend_s)
+    census = Census(lambda: open_store(settings), metrics)
+    rounds = Rounds([*sinks, census], settings.alerts.alertmanager.resend_s)
+    sinks = [watched(sink, "sink", spans) for sink in sinks]
     stack.callback(rounds.stop)
     rounds.start()
     runner = detecting.Runner(store, judging, sinks, metrics)
@@ -239,6 +249,16 @@ def run_detect(
     log.info("detect started")
     detecting.run(runner, stop, until_idle)
     log.info("detect stopped")
+
+
+def _spans(stack: contextlib.ExitStack, service: str) -> Spans | None:
+    spans, finish = spans_of(os.environ, service)
+    stack.callback(finish)
+    return spans
+
+
+def _took(metrics: Metrics) -> Callable[[str, float], None]:
+    return lambda name, seconds: metrics.observe("querywarden_store_seconds", seconds, operation=name)
 
 
 def _serve_metrics(

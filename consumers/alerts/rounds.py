@@ -1,4 +1,4 @@
-"""What sinks do by themselves, on a timer: repeat open findings, send digests. One thread for all, apart from detection.
+"""What is done on a timer, apart from detection: repeat open findings, send digests, count the flagged. One thread for all.
 
 Rules: a sink that is away is tried again in the next round, and only that one misses it; `stop` ends the thread within one call
 to a receiver (5 s).
@@ -6,12 +6,16 @@ to a receiver (5 s).
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import logging
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from consumers.errors import Unavailable, Undeliverable
+from consumers.metrics import Metrics
+from consumers.store import Store
 
 log = logging.getLogger("querywarden.alerts")
 
@@ -58,3 +62,22 @@ class Rounds:
             self.once()
             if self._stop.wait(self._every_s):
                 return
+
+
+class Census:
+    """How many clients are throttled or blocked, by model and state, as a gauge. `opened`: a store, for one look."""
+
+    name = "census"
+
+    def __init__(self, opened: Callable[[], contextlib.AbstractContextManager[Store]], metrics: Metrics) -> None:
+        self._opened, self._metrics = opened, metrics
+        self._told: set[tuple[str, str]] = set()
+
+    def refresh(self) -> int:
+        with self._opened() as store:
+            _, found = store.restrictions()
+        counted = collections.Counter((one.client.model, one.state) for one in found)
+        for model, state in self._told | set(counted):
+            self._metrics.set("querywarden_clients_flagged", counted[model, state], model=model, state=state)
+        self._told |= set(counted)
+        return len(found)

@@ -6,15 +6,18 @@ and, escaped, of an indicator's pattern; only first alerts and the last state of
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import json
 import uuid
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from consumers.alerts import taxonomy
-from consumers.alerts.finding import Finding, visible
-from consumers.errors import Refused
+from consumers.alerts.finding import Finding, finding, visible
+from consumers.errors import Refused, Undeliverable
+from consumers.store import OutboxAlert
 
 NAMESPACE = uuid.UUID("6f1c0a38-5d0b-5f0e-9c66-2a3f6ad0c0de")
 VALID_FOR = dt.timedelta(days=30)
@@ -56,6 +59,20 @@ def bundle(findings: Iterable[Finding]) -> str:
     names = ",".join(f"{f.uid}" for _, f in sorted(newest.items()))
     made = stix2.Bundle(id=_id("bundle", names), objects=list(objects.values()))
     return str(made.serialize(pretty=True))
+
+
+def write(path: Path, alerts: Iterable[OutboxAlert]) -> int:
+    """Write the bundle of these alerts; returns the number of findings. Raises Refused."""
+    found = []
+    for alert in alerts:
+        with contextlib.suppress(Undeliverable):
+            found.append(finding(alert))
+    text = bundle(found)
+    try:
+        path.write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise Refused(f"{path}: {error.strerror}") from error
+    return len({one.alert_id for one in found})
 
 
 def _objects(stix2: Any, found: Finding, first: Finding, us: str, attack: str) -> list[Any]:

@@ -37,10 +37,3 @@ def test_a_million_ids_make_no_series() -> None:
     assert b'model="other"} 1e+06' in metrics.text()
     metrics.add(name, model="m5")
     assert b'model="m5"} 2.0' in metrics.text()
-
-
-def test_a_gauge_can_be_said_anew() -> None:
-    metrics = Metrics()
-    metrics.set("querywarden_clients_flagged", 3, model="m", state="block")
-    metrics.clear("querywarden_clients_flagged")
-    assert b"querywarden_clients_flagged{" not in metrics.text()
