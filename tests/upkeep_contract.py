@@ -300,6 +300,17 @@ class WholeContract(StoreContract):
         store.operate(2, Operation([entry("old", "again")]))
         assert store.operator_entries("allow")[1] == [entry("later", expires_s=LATER), entry("old", "again")]
 
+    def test_what_operators_forget_is_told_to_nobody(self, backing: Backing) -> None:
+        store = backing.open()
+        store.operate(0, Operation([entry("model|leaver"), entry("model|stayer")]))
+        store.operate(1, Operation([entry("more")], [("acme", "allow", "model|leaver")], [b"row"], forget=True))
+        assert "leaver" not in str(backing.dump())
+        assert store.operator_entries("allow") == (2, [entry("model|stayer"), entry("more")])
+        assert store.operator_changes(1, 10) is None
+        assert store.operator_changes(2, 10) == (2, [])
+        store.operate(2, Operation([entry("next")]))
+        assert store.operator_changes(2, 10) == (3, [entry("next")])
+
     def test_nobody_is_disturbed_by_operators(self, backing: Backing) -> None:
         store = backing.open()
         store.claim(CELL, "t")

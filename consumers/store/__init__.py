@@ -215,11 +215,15 @@ class Entry(NamedTuple):
 
 @dataclass(slots=True)
 class Operation:
-    """One change of the operator cell: entries put, (tenant, kind, key) dropped, audit rows appended. All or nothing."""
+    """One change of the operator cell: entries put, (tenant, kind, key) dropped, audit rows appended. All or nothing.
+
+    forget  what was dropped is personal: no change up to this one is told any more, readers begin again
+    """
 
     puts: list[Entry] = field(default_factory=list)
     drops: list[tuple[str, str, str]] = field(default_factory=list)
     audit: list[bytes] = field(default_factory=list)
+    forget: bool = False
 
 
 class Exported(NamedTuple):

@@ -18,7 +18,7 @@ class OperatorCell(SQLiteFile):
     def operate(self, revision: int, operation: Operation) -> int:
         check_operation(revision, operation)
         after = revision + 1
-        with self._write() as db:
+        with self._for_good() if operation.forget else self._write() as db:
             stored, gone = _standing(db)
             if stored != revision:
                 raise Rewound(OPERATORS, stored)
@@ -35,6 +35,9 @@ class OperatorCell(SQLiteFile):
                 [(after, number, *entry) for number, entry in enumerate(changes)],
             )
             gone = _trim(db, gone)
+            if operation.forget:
+                db.execute("DELETE FROM operator_changes")
+                gone = after
             number = db.execute("SELECT coalesce(max(number), 0) FROM audit").fetchone()[0]
             db.executemany("INSERT INTO audit VALUES (?, ?)", enumerate(operation.audit, number + 1))
             db.execute("INSERT OR REPLACE INTO operators VALUES (1, ?, ?)", (after, gone))

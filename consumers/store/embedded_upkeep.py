@@ -117,18 +117,6 @@ class Upkeep(SQLiteFile):
             raise Unavailable(f"store {self.path}: in use, so erased data is still in its write-ahead log")
         return True
 
-    @contextlib.contextmanager
-    def _for_good(self) -> Iterator[sqlite3.Connection]:
-        """A transaction whose deletions leave nothing behind."""
-        with self._translated():
-            db = self._connection()
-            db.execute("PRAGMA secure_delete = ON")
-            try:
-                with self._write() as transaction:
-                    yield transaction
-            finally:
-                db.execute("PRAGMA secure_delete = OFF")
-
 
 _FILLED = ("cells", "decision_cells", "decisions", "alerts", "entries", "audit")
 

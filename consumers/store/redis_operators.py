@@ -25,7 +25,7 @@ from consumers.store.scripts import translated
 class OperatorCell(RedisServer):
     def operate(self, revision: int, operation: Operation) -> int:
         check_operation(revision, operation)
-        arguments: list[str | bytes | int] = [revision, int(time.time()), OPERATOR_CHANGES]
+        arguments: list[str | bytes | int] = [revision, int(time.time()), 0 if operation.forget else OPERATOR_CHANGES]
         arguments += [len(operation.puts), len(operation.drops), len(operation.audit)]
         for put in operation.puts:
             arguments += (part_text(put.tenant), part_text(put.kind), part_text(put.key), put.value, put.expires_s)

@@ -160,6 +160,18 @@ class SQLiteFile:
     def _read(self) -> contextlib.AbstractContextManager[sqlite3.Connection]:
         return self._transaction("BEGIN")
 
+    @contextlib.contextmanager
+    def _for_good(self) -> Iterator[sqlite3.Connection]:
+        """A transaction whose deletions leave nothing behind."""
+        with self._translated():
+            db = self._connection()
+            db.execute("PRAGMA secure_delete = ON")
+            try:
+                with self._write() as transaction:
+                    yield transaction
+            finally:
+                db.execute("PRAGMA secure_delete = OFF")
+
     def _connection(self) -> sqlite3.Connection:
         """The calling thread's own."""
         db: _Connection | None = getattr(self._local, "db", None)
