@@ -8,7 +8,11 @@ Order of effects, for each decision cell that this process holds:
    an answer of another generation, or older than the cursor to be, is discarded;
 4. `step` (no I/O) → an `Outcome`: rows, alerts, cursors;
 5. record it in one atomic step, alerts into the outbox;
-6. send what the outbox holds, each destination by itself, at least once. Stored before sent.
+6. send what the outbox holds, each destination by itself, at least once (delivery.py). Stored before sent.
+
+Before anything is recorded, what people said is honoured (overrides.py): nothing is enforced against allow-listed clients, and nothing
+new while the breaker is open. Detectors that live share the cells: none holds more than its part, or takes more while another waits.
+A throttle or block whose time is over falls by itself, without a new query; gateways stop at `until_s` whatever detect does.
 
 An alert's id is a hash of tenant, kind, model, keyed hash of the client and episode: whatever is computed again gets the same id.
 Client ids are sealed in everything that is stored: rows and outbox hold no id in clear, sinks and readers get it back.
@@ -18,6 +22,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 import random
 import secrets as entropy
@@ -25,27 +30,38 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from consumers.errors import CorruptState, Fenced, LeaseHeld, Rewound, Unavailable, Undeliverable
+from consumers.alarms import Alarms
+from consumers.delivery import Courier, Deliveries
+from consumers.errors import CorruptState, Fenced, LeaseHeld, Rewound, Unavailable
 from consumers.findings import (
     FRAMEWORKS,
     StoredDecision,
     packed_alert,
     packed_decision,
     rfc3339,
-    stored_alert,
     stored_decision,
 )
 from consumers.metrics import Metrics
+from consumers.overrides import Overrides
 from consumers.secrets import Secrets
-from consumers.store import DECISION_CELLS, Cursor, DecisionClaim, DecisionRow, OutboxAlert, Outcome, Store
+from consumers.store import (
+    DECISION_CELLS,
+    Cursor,
+    DecisionClaim,
+    DecisionRow,
+    OutboxAlert,
+    Outcome,
+    Store,
+    decision_cell,
+)
 from detector.baseline import Baseline
 from detector.errors import IncompatibleProfile
 from detector.extraction import estimate
-from detector.policy import FLAGGED, STATES, Decision, Policy, decide
+from detector.policy import FLAGGED, STATES, Decision, Policy, decide, lapsed
 from detector.profile import Profile, Shape
 from detector.query import ClientKey
 from detector.scoring import Assessment, assess, reached, rung
@@ -58,7 +74,12 @@ log = logging.getLogger("querywarden.detect")
 LEASE_MS = 10_000
 TOUCHED_LIMIT = 5_000
 TRAIL_SHOWN = 64
-ALERTS_AT_ONCE = 100
+HISTORY_KEPT = 64
+LAPSED_EVERY_S = 60.0
+"""How often decisions are looked for whose time is over."""
+DRAIN_S = 5.0
+RENEWALS = 2
+"""A lease that was renewed so often since shows that its holder has looked at everything since."""
 
 
 @dataclass(slots=True)
@@ -78,7 +99,14 @@ class Detect:
     secrets: Secrets
     policy: Policy = field(default_factory=Policy)
 
-    def step(self, cell: int, seen: Iterable[Seen], cursors: Mapping[str, Cursor], now_s: int | None) -> Outcome:
+    def step(
+        self,
+        cell: int,
+        seen: Iterable[Seen],
+        cursors: Mapping[str, Cursor],
+        now_s: int | None,
+        overrides: Overrides | None = None,
+    ) -> Outcome:
         """Assess and decide. `now_s` None: the time of the client's last query is now (replay). No I/O."""
         outcome = Outcome(cell=cell, cursors=dict(cursors))
         for one in seen:
@@ -98,6 +126,10 @@ class Detect:
             )
             now = profile.last_ms // 1000 if now_s is None else now_s
             decision = decide(previous, assessment, baseline.nulls, self.policy, now)
+            if before is not None and before.queries == assessment.queries:
+                decision = lapsed(previous, decision, now)
+            if overrides is not None:
+                decision = overrides.overruled(one.key, previous, decision, now)
             row, alert = self._row(one, display, profile, baseline, assessment, decision)
             outcome.rows[one.key] = packed_decision(row, self.secrets, one.key.tenant)
             if alert is not None:
@@ -212,6 +244,7 @@ class Detect:
             last_ms=profile.last_ms,
             update=update,
             alert=body,
+            history=_history(before, decision, assessment),
             extraction=extraction,
         )
         return row, alert
@@ -219,6 +252,15 @@ class Detect:
     def _alert_id(self, key: ClientKey, episode: int) -> str:
         text = "\x00".join((key.tenant, "client", key.model, key.client, str(episode)))
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _history(before: StoredDecision | None, decision: Decision, assessment: Assessment) -> list[list[Any]]:
+    """The last changes of state, newest last; a client that was never anything but clear has none."""
+    history = list(before.history) if before else []
+    was = before.state if before else "clear"
+    if decision.state != was:
+        history.append([decision.since_s, decision.state, decision.reason, assessment.suspicion])
+    return history[-HISTORY_KEPT:]
 
 
 def _trail(profile: Profile, baseline: Baseline, assessment: Assessment) -> list[list[float]]:
@@ -242,7 +284,12 @@ class Held:
 
 @dataclass(slots=True)
 class Runner:
-    """The other half: the loop and the I/O."""
+    """The other half: the loop and the I/O.
+
+    now_s      wall clock, for what decisions say; None: each client's own time (replay). clock: monotonic, for everything else
+    balanced   share the cells with the other detectors that live; a run that ends when idle takes what is free instead
+    overrides  what people said; None: nobody is asked
+    """
 
     store: Store
     detect: Detect
@@ -258,34 +305,88 @@ class Runner:
     held: dict[int, Held] = field(default_factory=dict)
     on_outcome: Callable[[Outcome], None] = lambda outcome: None
     ready: bool = False
+    balanced: bool = True
+    overrides: Overrides | None = field(default_factory=Overrides)
+    alarms: Alarms = field(init=False)
+    deliveries: Deliveries = field(init=False)
     _renewed_s: float = 0.0
+    _attended_s: float = -math.inf
+    _lapsed_s: float = -math.inf
+    _share: int = DECISION_CELLS
+    _leases: dict[int, tuple[int, int]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.alarms = Alarms(self.metrics)
+        couriers = [Courier(sink, self.store, self.detect.secrets, self.metrics, self.clock) for sink in self.sinks]
+        self.deliveries = Deliveries(couriers, self.alarms)
 
     def turn(self, stop: Callable[[], bool] = lambda: False) -> int:
         """One round over the decision cells, left between two cells on `stop`; returns the number of clients looked at."""
         profile_cells = self.store.cells()
         renew = self.clock() - self._renewed_s > self.lease_ms / 3000
         assessed = 0
+        self._take_part()
         for cell in range(DECISION_CELLS):
-            if cell not in self.held:
+            if cell not in self.held and len(self.held) < self._share:
                 self._claim(cell)
+        if self.overrides is not None:
+            self.overrides.refresh(self.store)
         pending = self._touched(profile_cells)
+        over = self._over()
         for cell in sorted(self.held):
             if stop():
                 break
-            assessed += self._one(cell, pending.get(cell, {}), profile_cells, renew)
+            assessed += self._one(cell, pending.get(cell, {}), profile_cells, renew, over.get(cell, []))
         if renew:
             self._renewed_s = self.clock()
         self.ready = True
-        self._send()
+        if self.overrides is not None:
+            self.alarms.show("breaker", self.overrides.breaker.open)
+        self.deliveries.offer(self.held)
         return assessed
+
+    def _take_part(self) -> None:
+        """Say that we live; let go of what is more than our part of the cells."""
+        if not self.balanced:
+            self._share = DECISION_CELLS
+            return
+        if self.clock() - self._attended_s >= self.lease_ms / 3000:
+            self._share = math.ceil(DECISION_CELLS / self.store.attend(self.process, self.lease_ms))
+            self._attended_s = self.clock()
+        for cell in sorted(self.held)[self._share :]:
+            self.store.release_decisions(cell, self.process)
+            del self.held[cell]
 
     def _claim(self, cell: int) -> None:
         token = self.new_token()
         try:
             claim: DecisionClaim = self.store.claim_decisions(cell, self.process, token, self.lease_ms)
-        except LeaseHeld:
+        except LeaseHeld as held:
+            before_ms, renewals = self._leases.get(cell, (held.remaining_ms, 0))
+            self._leases[cell] = held.remaining_ms, renewals + (held.remaining_ms > before_ms)
             return
+        self._leases.pop(cell, None)
         self.held[cell] = Held(token, claim.revision, dict(claim.cursors))
+
+    def idle(self) -> bool:
+        """Whether nothing is left to do anywhere: our cells had nothing, and who holds the others has looked at them since."""
+        return all(cell in self.held or self._leases.get(cell, (0, 0))[1] >= RENEWALS for cell in range(DECISION_CELLS))
+
+    def busy(self) -> None:
+        """There was something to do: what the others did before does not count any more."""
+        self._leases.clear()
+
+    def _over(self) -> dict[int, list[ClientKey]]:
+        """decision cell → clients whose throttle or block has come to its end, for they may never ask again."""
+        now_s = self.now_s()
+        if now_s is None or self.clock() - self._lapsed_s < LAPSED_EVERY_S:
+            return {}
+        self._lapsed_s = self.clock()
+        over: dict[int, list[ClientKey]] = {}
+        for restriction in self.store.restrictions()[1]:
+            if 0 < restriction.until_s <= now_s:
+                over.setdefault(decision_cell(restriction.client), []).append(restriction.client)
+        return over
 
     def _touched(self, profile_cells: Sequence[str]) -> dict[int, dict[str, tuple[Cursor, list[ClientKey]]]]:
         """decision cell → profile cell → (cursor to be, clients changed since)."""
@@ -316,9 +417,10 @@ class Runner:
         pending: Mapping[str, tuple[Cursor, list[ClientKey]]],
         profile_cells: Sequence[str],
         renew: bool,
+        over: Sequence[ClientKey] = (),
     ) -> int:
         held = self.held[cell]
-        clients = list(dict.fromkeys(k for _, keys in pending.values() for k in keys))
+        clients = list(dict.fromkeys([*(k for _, keys in pending.values() for k in keys), *over]))
         if not clients and not renew:
             return 0
         try:
@@ -327,7 +429,9 @@ class Runner:
             if not valid:
                 return 0
             cursors = {name: cursor for name, (cursor, _) in pending.items()}
-            outcome = self.detect.step(cell, seen, cursors, self.now_s())
+            outcome = self.detect.step(cell, seen, cursors, self.now_s(), self.overrides)
+            if self.overrides is not None and clients:
+                self.overrides.remember(self.store, clients[0].tenant)
             held.revision = self.store.record(held.token, held.revision, outcome, self.process, self.lease_ms)
             held.cursors |= cursors
         except (Fenced, Rewound):
@@ -373,43 +477,6 @@ class Runner:
             seen.append(Seen(key, fields[key], before))
         return seen, True
 
-    def _send(self) -> None:
-        for sink in self.sinks:
-            for cell in sorted(self.held):
-                while self._deliver(sink, cell):
-                    pass
-
-    def _deliver(self, sink: AlertSink, cell: int) -> bool:
-        """Some alerts of a cell; True when all were taken and there may be more."""
-        pending = []
-        for entry, alert in self.store.outbox(cell, sink.name, ALERTS_AT_ONCE):
-            try:
-                body = msgspec.json.encode(stored_alert(alert, self.detect.secrets))
-            except CorruptState as error:
-                log.warning("alert set aside", extra={"why": str(error)})
-                self.store.sent(cell, sink.name, entry, alert.uid)
-                continue
-            pending.append((entry, OutboxAlert(alert.uid, alert.time_ms, body)))
-        if not pending:
-            return False
-        kind = sink.name.partition(":")[0]
-        try:
-            delivered = sink.send([alert for _, alert in pending])
-        except Unavailable as error:
-            log.warning("sink unavailable", extra={"sink": kind, "why": str(error)})
-            delivered = [False] * len(pending)
-        except Undeliverable as error:
-            entry, alert = pending[0]
-            log.error("alert refused for good", extra={"sink": kind, "uid": alert.uid, "why": str(error)})
-            self.metrics.add("querywarden_alerts_total", sink=kind, outcome="refused")
-            self.store.sent(cell, sink.name, entry, alert.uid)
-            return True
-        for (entry, alert), ok in zip(pending, delivered, strict=True):
-            self.metrics.add("querywarden_alerts_total", sink=kind, outcome="sent" if ok else "failed")
-            if ok:
-                self.store.sent(cell, sink.name, entry, alert.uid)
-        return all(delivered) and len(pending) == ALERTS_AT_ONCE
-
     def release(self) -> None:
         """Give the cells back, so that another process need not wait for the leases to run out."""
         for cell in list(self.held):
@@ -418,31 +485,49 @@ class Runner:
             except Unavailable:
                 return
             self.held.pop(cell)
+        if self.balanced:
+            self._attended_s = -math.inf
+            try:
+                self.store.attend(self.process, 0)
+            except Unavailable:
+                return
 
 
-def run(runner: Runner, stop: Callable[[], bool], until_idle: bool = False, interval_s: float = 0.5) -> None:
-    """Loop until `stop`, or, with `until_idle`, until a whole round over all cells found no touched client.
+def run(
+    runner: Runner, stop: Callable[[], bool], until_idle: bool = False, interval_s: float = 0.5, threads: bool = False
+) -> None:
+    """Loop until `stop`, or, with `until_idle`, until no touched client is left in any cell.
 
     Two processes that are both told to stop when idle may each hold some cells: the idle one lets go of its own, so that
-    one of them comes to see all.
+    one of them comes to see all. Beside a detector that goes on it waits until that one has looked at its cells.
+    threads: a thread for each sink, so that none waits for another.
     """
     failures = 0
-    while not stop():
-        try:
-            assessed = runner.turn(stop)
-            failures = 0
-        except Unavailable as error:
-            failures += 1
-            runner.metrics.add("querywarden_store_unavailable_total", process="detect")
-            log.warning("store unavailable", extra={"why": str(error), "failures": failures})
-            runner.held.clear()
-            runner.sleep(min(5.0, 0.05 * 2 ** min(failures, 7)))
-            continue
-        if until_idle and not assessed and len(runner.held) == DECISION_CELLS:
-            break
-        if not assessed and until_idle:
-            runner.release()
-            runner.sleep(runner.rng.uniform(0.05, 0.3))
-        elif not assessed:
-            runner.sleep(interval_s)
+    runner.balanced = not until_idle
+    if threads:
+        runner.deliveries.start()
+    try:
+        while not stop():
+            try:
+                assessed = runner.turn(stop)
+                failures = 0
+            except Unavailable as error:
+                failures += 1
+                runner.metrics.add("querywarden_store_unavailable_total", process="detect")
+                log.warning("store unavailable", extra={"why": str(error), "failures": failures})
+                runner.held.clear()
+                runner.sleep(min(5.0, 0.05 * 2 ** min(failures, 7)))
+                continue
+            if assessed:
+                runner.busy()
+            elif until_idle:
+                if runner.idle():
+                    break
+                runner.release()
+                runner.sleep(runner.rng.uniform(0.05, 0.3))
+            else:
+                runner.sleep(interval_s)
+        runner.deliveries.drain(DRAIN_S)
+    finally:
+        runner.deliveries.stop(1.0)
     runner.release()

@@ -84,7 +84,9 @@ def replay(
             (flagged.add if row.state in FLAGGED else flagged.discard)(key)
 
     reading = ingest.Runner(log, store, ingesting, max_poll_records=max_poll_records, on_commit=committed)
-    judging = detect.Runner(store, detecting, now_s=lambda: None, on_outcome=decided, lease_ms=3_600_000)
+    judging = detect.Runner(
+        store, detecting, now_s=lambda: None, on_outcome=decided, lease_ms=3_600_000, balanced=False, overrides=None
+    )
     resumed = store.claim(log.cell, "0" * 32).next_offset
     damage: Refused | None = None
     try:

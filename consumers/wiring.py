@@ -247,7 +247,7 @@ def run_detect(
     if serve:
         _serve_metrics(settings, runner.metrics, lambda: runner.ready, stack)
     log.info("detect started")
-    detecting.run(runner, stop, until_idle)
+    detecting.run(runner, stop, until_idle, threads=True)
     log.info("detect stopped")
 
 

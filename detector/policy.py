@@ -3,7 +3,7 @@
 `TRANSITIONS` says which state an assessment asks for; `decide` says how a decision moves there. Rules:
 
 * A state rises at once and falls only when its TTL is over: a score that wavers must not make a gateway flap.
-* watch at p ≤ 5a, throttle at p ≤ a, block at p ≤ a/10 with at least 30 odd distinct queries, a the false-alarm budget.
+* watch at p ≤ 5a, throttle at p ≤ a with at least 8 odd distinct queries, block at p ≤ a/10 with at least 30, a the false-alarm budget.
 * Where the calibration can't support a/10, or is none at all, the state stays at throttle and the reason says why.
 * Returning to clear ends an episode; the next alert of that client is a new finding.
 """
@@ -20,6 +20,7 @@ FLAGGED = ("throttle", "block")
 MODES = ("observe", "alert", "throttle", "block")
 WATCH_FACTOR = 5.0
 BLOCK_FACTOR = 0.1
+MIN_ODD_TO_THROTTLE = 8
 MIN_ODD_TO_BLOCK = 30
 TTL_S = {"clear": 0, "watch": 0, "throttle": 86_400, "block": 86_400}
 
@@ -28,10 +29,14 @@ REASONS: dict[str, str] = {
     "unusual": "unusual, but within what honest clients do",
     "suspicious": "rarer than the false-alarm budget allows an honest client to be",
     "extraction": "ten times rarer than the budget, with enough odd queries to act on",
+    "too_few_to_throttle": "rarer than the budget, but with too few odd queries to act on at all",
     "too_few_to_block": "as rare as a block asks for, but with too few odd queries to act on",
     "uncalibrated": "the baseline was not calibrated on real clients, so nothing is blocked",
     "budget_unsupported": "the baseline knows too few honest clients to support a block at this budget",
     "holds": "a decision holds until its time is over",
+    "expired": "the time of the decision is over, and the client has asked nothing since",
+    "allow_listed": "as suspicious as it says, but the client is on the allow-list, so nothing is enforced",
+    "breaker": "as suspicious as it says, but too many clients were restricted at once, so an operator must look first",
 }
 """Reason codes and what they mean."""
 
@@ -67,6 +72,7 @@ def wanted(assessment: Assessment, nulls: Nulls, policy: Policy) -> tuple[str, s
 TRANSITIONS = (
     (lambda a, n, b: not a.p_value <= b * WATCH_FACTOR, "clear", "no_evidence"),  # no number is no evidence either
     (lambda a, n, b: a.p_value > b, "watch", "unusual"),
+    (lambda a, n, b: not a.odd >= MIN_ODD_TO_THROTTLE, "watch", "too_few_to_throttle"),
     (lambda a, n, b: not a.calibrated, "throttle", "uncalibrated"),
     (lambda a, n, b: a.p_value > b * BLOCK_FACTOR, "throttle", "suspicious"),
     (lambda a, n, b: a.odd < MIN_ODD_TO_BLOCK, "throttle", "too_few_to_block"),
@@ -93,6 +99,18 @@ def decide(previous: Decision, assessment: Assessment, nulls: Nulls, policy: Pol
     since = previous.since_s if rank == before and previous.since_s else now_s
     until = now_s + TTL_S[state] if TTL_S[state] else 0
     return Decision(state, reason, since, until, episode, enforce(state, policy.mode))
+
+
+def lapsed(previous: Decision, decision: Decision, now_s: int) -> Decision:
+    """The decision about a client that asked nothing since the last one: a throttle or block is not renewed, it falls to watch.
+
+    The marks of a profile never fall, so it would be renewed for as long as the profile lives. The episode goes on: one more query that is
+    as suspicious, and the state is back.
+    """
+    over = 0 < previous.until_s <= now_s
+    if over and previous.state in FLAGGED and decision.state in FLAGGED:
+        return Decision("watch", "expired", now_s, 0, previous.episode, "clear")
+    return decision
 
 
 def enforce(state: str, mode: str) -> str:

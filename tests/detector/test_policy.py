@@ -15,6 +15,7 @@ from detector.calibration import Nulls
 from detector.policy import (
     FLAGGED,
     MIN_ODD_TO_BLOCK,
+    MIN_ODD_TO_THROTTLE,
     MODES,
     REASONS,
     STATES,
@@ -24,6 +25,7 @@ from detector.policy import (
     Policy,
     decide,
     enforce,
+    lapsed,
     wanted,
 )
 from detector.scoring import Assessment
@@ -47,6 +49,9 @@ CASES: dict[str, tuple[Assessment, Nulls, str, str]] = {
     "five budgets": (assessment(0.05), nulls(), "watch", "unusual"),
     "just above the budget": (assessment(0.0100001), nulls(), "watch", "unusual"),
     "the budget": (assessment(0.01), nulls(), "throttle", "suspicious"),
+    "the budget, enough odd": (assessment(0.01, MIN_ODD_TO_THROTTLE), nulls(), "throttle", "suspicious"),
+    "certain, too few odd": (assessment(0.0, MIN_ODD_TO_THROTTLE - 0.001), nulls(), "watch", "too_few_to_throttle"),
+    "certain, nobody knows how many odd": (assessment(0.0, float("nan")), nulls(), "watch", "too_few_to_throttle"),
     "just above a tenth": (assessment(0.00100001), nulls(), "throttle", "suspicious"),
     "a tenth": (assessment(0.001), nulls(), "block", "extraction"),
     "a tenth, enough odd": (assessment(0.001, MIN_ODD_TO_BLOCK), nulls(), "block", "extraction"),
@@ -72,10 +77,34 @@ def test_every_row_of_the_table_is_hit_and_every_reason_is_reached() -> None:
     assert hit == set(range(len(TRANSITIONS)))
     reasons = {wanted(a, n, Policy(BUDGET))[1] for a, n, _, _ in CASES.values()}
     held = decide(Decision("block", "extraction", NOW_S, NOW_S + 9), assessment(1.0), nulls(), Policy(BUDGET), NOW_S)
-    assert reasons | {held.reason} == set(REASONS)
+    over = lapsed(Decision("block", "extraction", 5, 9), Decision("throttle", "suspicious", 9, 20), 9)
+    overruled = {"allow_listed", "breaker"}  # by what people said: tests/consumers/test_overrides.py
+    assert reasons | {held.reason, over.reason} | overruled == set(REASONS)
     assert {state for _, state, _ in TRANSITIONS} == set(STATES)
     assert set(TTL_S) == set(STATES)
     assert set(FLAGGED) <= set(STATES)
+
+
+@pytest.mark.parametrize(
+    ("before", "now_s", "after", "state"),
+    [
+        ("block", 99, "block", "block"),  # its time is not over
+        ("block", 100, "block", "watch"),
+        ("throttle", 101, "block", "watch"),
+        ("block", 100, "clear", "clear"),  # it falls further by itself
+        ("watch", 100, "block", "block"),  # it rises
+    ],
+)
+def test_a_restriction_is_not_renewed_for_a_client_that_asked_nothing_since(
+    before: str, now_s: int, after: str, state: str
+) -> None:
+    decision = lapsed(
+        Decision(before, "extraction", 10, 100, 3), Decision(after, "x", now_s, now_s + 50, 3, after), now_s
+    )
+    assert decision.state == state
+    assert decision.episode == 3
+    if (before, state) == ("block", "watch"):
+        assert (decision.reason, decision.until_s, decision.enforced) == ("expired", 0, "clear")
 
 
 P = st.sampled_from([1.0, 0.06, 0.05, 0.02, 0.01, 0.005, 0.001, 1e-6, 0.0])

@@ -1,0 +1,208 @@
+"""Delivery: what the outbox holds, to every sink, each by itself.
+
+Rules of this file
+* At least once, in order within a decision cell: an alert leaves a sink's outbox only after the sink took it.
+* One slow or broken sink delays neither the others nor the detection: in the service each has one thread (`Deliveries.start`), which
+  holds at most `ALERTS_AT_ONCE` alerts in memory. Without threads a turn delivers inline (replay, tests, simulation).
+* A sink that takes nothing is left alone for 1 s, then twice as long each time, at most 5 minutes.
+* An alert that is refused for good (`Undeliverable`) is set aside: counted, its id logged, kept with the store's alerts for 30 days.
+* Nothing waits without a bound: of a decision cell at most `ROOM` alerts wait for a sink. The oldest beyond are set aside in the same way,
+  as dropped; the alarm ``outbox`` is raised from four fifths on.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+
+from consumers.alarms import Alarms
+from consumers.alerts import AlertSink
+from consumers.errors import CorruptState, Unavailable, Undeliverable
+from consumers.findings import stored_alert
+from consumers.metrics import Metrics
+from consumers.secrets import Secrets
+from consumers.store import DECISION_CELLS, OutboxAlert, Store
+
+log = logging.getLogger("querywarden.detect")
+
+ALERTS_AT_ONCE = 100
+BACK_OFF_S = (1.0, 300.0)
+ROOM = 100_000 // DECISION_CELLS
+"""Alerts of a decision cell that may wait for a sink: 100,000 over all cells."""
+MEASURED_EVERY_S = 60.0
+NEARLY_FULL = 0.8
+
+
+@dataclass(slots=True)
+class Courier:
+    """Carries alerts to one sink.
+
+    failures, not_before_s  how often in a row the sink took nothing, and when it is asked again
+    fullest                 share of the room that the fullest cell used when it was last measured
+    """
+
+    sink: AlertSink
+    store: Store
+    secrets: Secrets
+    metrics: Metrics
+    clock: Callable[[], float] = time.monotonic
+    failures: int = 0
+    not_before_s: float = 0.0
+    fullest: float = 0.0
+    _measured_s: float = 0.0
+
+    def deliver(self, cells: Iterable[int]) -> None:
+        """Everything that waits in these cells, until the sink takes no more. Raises Unavailable for the store, never for the sink."""
+        if self.clock() < self.not_before_s:
+            return
+        cells = sorted(cells)
+        failures = self.failures
+        for cell in cells:
+            while self._some(cell):
+                pass
+            if self.failures > failures:
+                break
+            failures = self.failures
+        if self.failures and self.clock() - self._measured_s >= MEASURED_EVERY_S:
+            self._measured_s = self.clock()
+            self.fullest = max((self._bound(cell) for cell in cells), default=0.0)
+        elif not self.failures:
+            self.fullest = 0.0
+
+    def _some(self, cell: int) -> bool:
+        """Some alerts of a cell; True when there may be more to do."""
+        pending = self._pending(cell)
+        if not pending:
+            return False
+        try:
+            delivered = list(self.sink.send([alert for _, alert in pending]))
+        except Undeliverable as error:
+            entry, alert = pending[0]
+            self._set_aside(cell, entry, alert.uid, "refused", str(error))
+            return True
+        except Unavailable as error:
+            log.warning("sink away", extra={"sink": self._kind, "why": str(error), "failures": self.failures + 1})
+            delivered = [False] * len(pending)
+        for (entry, alert), taken in zip(pending, delivered, strict=True):
+            self._count("sent" if taken else "failed")
+            if taken:
+                self.store.sent(cell, self.sink.name, entry, alert.uid)
+        if any(delivered):
+            self.failures = 0
+        else:
+            first, longest = BACK_OFF_S
+            self.not_before_s = self.clock() + min(longest, first * 2 ** min(self.failures, 16))
+            self.failures += 1
+        return any(delivered) and (not all(delivered) or len(pending) == ALERTS_AT_ONCE)
+
+    def _pending(self, cell: int) -> list[tuple[str, OutboxAlert]]:
+        pending = []
+        for entry, alert in self.store.outbox(cell, self.sink.name, ALERTS_AT_ONCE):
+            try:
+                body = msgspec.json.encode(stored_alert(alert, self.secrets))
+            except CorruptState as error:
+                self._set_aside(cell, entry, alert.uid, "refused", str(error))
+                continue
+            pending.append((entry, OutboxAlert(alert.uid, alert.time_ms, body)))
+        return pending
+
+    def _bound(self, cell: int) -> float:
+        """Set aside what is too much; returns the share of the room in use."""
+        waiting = self.store.outbox(cell, self.sink.name, ROOM + ALERTS_AT_ONCE)
+        for entry, alert in waiting[: max(0, len(waiting) - ROOM)]:
+            self._set_aside(cell, entry, alert.uid, "dropped", "no room to wait")
+        return min(1.0, len(waiting) / ROOM)
+
+    def _set_aside(self, cell: int, entry: str, uid: str, outcome: str, why: str) -> None:
+        log.error("alert set aside", extra={"sink": self._kind, "alert": uid, "outcome": outcome, "why": why})
+        self._count(outcome)
+        self.store.sent(cell, self.sink.name, entry, uid)
+
+    def _count(self, outcome: str) -> None:
+        self.metrics.add("querywarden_alerts_total", sink=self._kind, outcome=outcome)
+
+    @property
+    def _kind(self) -> str:
+        return self.sink.name.partition(":")[0]
+
+
+class _Thread(threading.Thread):
+    """Runs one courier; `asked` and `done` count passes."""
+
+    def __init__(self, courier: Courier, cells: Callable[[], frozenset[int]]) -> None:
+        super().__init__(name="delivery", daemon=True)
+        self.courier = courier
+        self.cells = cells
+        self.wake = threading.Event()
+        self.asked = self.done = 0
+        self.ended = False
+        self.error: Exception | None = None
+
+    def run(self) -> None:
+        while not self.ended:
+            self.wake.wait(1.0)
+            self.wake.clear()
+            asked = self.asked
+            try:
+                self.courier.deliver(self.cells())
+            except Unavailable as error:
+                log.warning("alerts wait", extra={"why": str(error)})
+            except Exception as error:  # noqa: BLE001  # a bug: the process must end, and it is the main thread that ends it
+                self.error = error
+                return
+            finally:
+                self.done = asked
+
+
+@dataclass(slots=True)
+class Deliveries:
+    """The couriers of a process. `offer` after every turn; what is not offered any more is not delivered by us."""
+
+    couriers: Sequence[Courier]
+    alarms: Alarms
+    cells: frozenset[int] = frozenset()
+    threads: list[_Thread] = field(default_factory=list)
+
+    def start(self) -> None:
+        """From now on each sink has a thread of its own."""
+        self.threads = [_Thread(courier, lambda: self.cells) for courier in self.couriers]
+        for thread in self.threads:
+            thread.start()
+
+    def offer(self, cells: Iterable[int]) -> None:
+        """These cells are ours. Raises what ended a courier."""
+        self.cells = frozenset(cells)
+        if not self.threads:
+            for courier in self.couriers:
+                courier.deliver(self.cells)
+        for thread in self.threads:
+            if thread.error is not None:
+                raise thread.error
+            thread.asked += 1
+            thread.wake.set()
+        self.alarms.show("outbox", any(courier.fullest >= NEARLY_FULL for courier in self.couriers))
+
+    def drain(self, timeout_s: float) -> None:
+        """Wait until every courier has looked once more, or the time is over."""
+        deadline_s = time.monotonic() + timeout_s
+        for thread in self.threads:
+            thread.asked += 1
+            thread.wake.set()
+        for thread in self.threads:
+            while thread.done < thread.asked and thread.is_alive() and time.monotonic() < deadline_s:
+                time.sleep(0.005)
+
+    def stop(self, timeout_s: float) -> None:
+        """End the threads; one that hangs in its sink is left behind."""
+        deadline_s = time.monotonic() + timeout_s
+        for thread in self.threads:
+            thread.ended = True
+            thread.wake.set()
+        for thread in self.threads:
+            thread.join(max(0.0, deadline_s - time.monotonic()))
+        self.threads = []

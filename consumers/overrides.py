@@ -1,0 +1,127 @@
+"""What people said that detect must honour: the allow-list, which always wins, and the breaker's state.
+
+Rules of this file
+* An allow-listed client is assessed, scored and alerted like any other; nothing is enforced against it (reason ``allow_listed``).
+* While the breaker is open nobody new is restricted (reason ``breaker``). That it opened is an entry of kind *breaker*, key ``tripped``,
+  and holds until one with key ``reset`` is not older; the entry is then dropped.
+* The operator cell is read once, then followed by its changes. It is read before every turn: an entry takes effect with the next
+  assessment, and at once at the gateways, which read the same entries.
+* An entry that cannot be read is passed over with a warning; it never lifts or imposes anything.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field, replace
+
+from consumers.breaker import Breaker
+from consumers.entries import EVERY_MODEL, Reset, entry_key, packed, unpacked
+from consumers.errors import CorruptState, Rewound
+from consumers.store import Entry, Operation, Store
+from detector.policy import STATES, Decision
+from detector.query import ClientKey
+
+log = logging.getLogger("querywarden.detect")
+
+CHANGES_AT_ONCE = 1000
+TRIPPED, RESET = "tripped", "reset"
+
+
+@dataclass(frozen=True, slots=True)
+class Tripped:
+    """The breaker opened. restricted: how many were newly restricted; limit: how many may be."""
+
+    at_s: int
+    restricted: int
+    limit: int
+    format: int = 1
+
+
+@dataclass(slots=True)
+class Overrides:
+    """See above. revision: of the operator cell as far as it was read, None: not read yet."""
+
+    breaker: Breaker = field(default_factory=Breaker)
+    allowed: dict[tuple[str, str], int] = field(default_factory=dict)
+    revision: int | None = None
+    tripped: dict[str, int] = field(default_factory=dict)
+    reset_s: int = 0
+
+    def refresh(self, store: Store) -> None:
+        """Follow the operator cell. Raises Unavailable."""
+        found = None if self.revision is None else store.operator_changes(self.revision, CHANGES_AT_ONCE)
+        if found is None:
+            self.allowed, self.tripped, self.reset_s = {}, {}, 0
+            answers = [store.operator_entries(kind) for kind in ("allow", "breaker")]
+            self.revision = min(revision for revision, _ in answers)
+            entries = [entry for _, answer in answers for entry in answer]
+        else:
+            self.revision, entries = found
+        for entry in entries:
+            self._take(entry)
+        if entries or found is None:
+            self._judge(store)
+
+    def _take(self, entry: Entry) -> None:
+        if entry.kind == "allow":
+            if entry.value:
+                self.allowed[entry.tenant, entry.key] = entry.expires_s
+            else:
+                self.allowed.pop((entry.tenant, entry.key), None)
+        elif entry.kind == "breaker":
+            try:
+                if entry.key == TRIPPED:
+                    self.tripped.pop(entry.tenant, None)
+                    if entry.value:
+                        self.tripped[entry.tenant] = unpacked(entry, Tripped).at_s
+                elif entry.key == RESET and entry.value:
+                    self.reset_s = max(self.reset_s, unpacked(entry, Reset).at_s)
+            except CorruptState as error:
+                log.warning("entry passed over", extra={"why": str(error)})
+
+    def _judge(self, store: Store) -> None:
+        """Open or closed, by what is stored."""
+        over = [tenant for tenant, at_s in self.tripped.items() if at_s <= self.reset_s]
+        if len(over) < len(self.tripped):
+            self.breaker.open = True
+        elif self.breaker.open and self.breaker.tripped_s <= self.reset_s:
+            self.breaker.reset()
+            log.warning("breaker reset")
+        if over:
+            self._write(store, Operation(drops=[(tenant, "breaker", TRIPPED) for tenant in over]))
+
+    def remember(self, store: Store, tenant: str) -> None:
+        """Store that the breaker opened, if it did. Raises Unavailable; another writer in between: with the next turn."""
+        if self.breaker.open and not self.tripped:
+            limit = self.breaker.limit()
+            value = Tripped(int(self.breaker.tripped_s), len(self.breaker.restricted), limit)
+            log.error("breaker opened", extra={"restricted": value.restricted, "limit": limit})
+            self._write(store, Operation(puts=[Entry(tenant, "breaker", TRIPPED, packed(value))]))
+
+    def _write(self, store: Store, operation: Operation) -> None:
+        if self.revision is None:
+            return
+        try:
+            store.operate(self.revision, operation)
+        except Rewound:
+            log.info("operator cell changed meanwhile")  # read again with the next turn, then tried again
+
+    def lists(self, client: ClientKey, now_s: float) -> bool:
+        """Whether the client is allow-listed."""
+        for model in (client.model, EVERY_MODEL):
+            until_s = self.allowed.get((client.tenant, entry_key(model, client.client)))
+            if until_s is not None and (until_s == 0 or now_s < until_s):
+                return True
+        return False
+
+    def overruled(self, client: ClientKey, before: Decision, decision: Decision, now_s: float) -> Decision:
+        """The decision as it may be enforced."""
+        self.breaker.seen(client, now_s)
+        if decision.enforced == "clear":
+            return decision
+        if self.lists(client, now_s):
+            return replace(decision, enforced="clear", reason="allow_listed")
+        rises = STATES.index(decision.enforced) > STATES.index(before.enforced)
+        if rises and not self.breaker.allows(client, now_s):
+            return replace(decision, enforced=before.enforced, reason="breaker")
+        return decision
