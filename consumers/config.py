@@ -167,6 +167,21 @@ class AlertSettings(Part):
 Role = Literal["gateway", "viewer", "analyst", "operator", "admin", "ingest"]
 
 
+class AdmissionSettings(Part):
+    new_clients_an_hour: int = Field(
+        5_000, ge=1, description="new clients that get state at once, in one log cell and hour of event time"
+    )
+    clients: int = Field(100_000, ge=1, description="new clients that get state within a horizon, in one log cell")
+
+
+class BreakerSettings(Part):
+    most: int = Field(
+        20, ge=1, description="newly restricted clients within 10 minutes that open the breaker if exceeded"
+    )
+    share: float = Field(0.01, gt=0, le=1, description="the same as a share of the active clients")
+    least: int = Field(5, ge=1, description="so many are never too many")
+
+
 class HttpSettings(Part):
     bind: str = Field("127.0.0.1:8080", description="host:port of the HTTP service; port 0 picks one and logs it")
     open_on_loopback: bool = Field(
@@ -263,6 +278,8 @@ class Settings(BaseSettings):
     metrics: MetricsSettings = MetricsSettings()
     secrets: SecretsSettings = SecretsSettings()
     alerts: AlertSettings = AlertSettings()
+    admission: AdmissionSettings = AdmissionSettings()
+    breaker: BreakerSettings = BreakerSettings()
     http: HttpSettings = HttpSettings()
     gateway: GatewaySettings = GatewaySettings()
     responders: RespondersSettings = RespondersSettings()

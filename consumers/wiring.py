@@ -37,6 +37,7 @@ def halves(
     """The pure halves of ingest and detect, as the settings say."""
     from consumers import detect as detecting
     from consumers import ingest as ingesting
+    from consumers.admission import Limits
     from consumers.secrets import Secrets
     from detector.policy import Policy
 
@@ -47,6 +48,7 @@ def halves(
         tenant=settings.tenant,
         horizon_days=settings.horizon_days,
         admit_unknown=settings.unknown_models == "ignore",
+        limits=Limits(settings.admission.new_clients_an_hour, settings.admission.clients),
     )
     return reading, detecting.Detect(baselines, secrets, Policy(settings.false_alarm_budget, settings.mode))
 
@@ -228,6 +230,8 @@ def run_detect(
     serve: bool = True,
 ) -> None:
     from consumers import detect as detecting
+    from consumers.breaker import Breaker, Limits
+    from consumers.overrides import Overrides
     from consumers.alerts.rounds import Census, Rounds
 
     _, judging = halves(settings, baselines_of(settings))
@@ -243,7 +247,8 @@ def run_detect(
     sinks = [watched(sink, "sink", spans) for sink in sinks]
     stack.callback(rounds.stop)
     rounds.start()
-    runner = detecting.Runner(store, judging, sinks, metrics)
+    limits = Limits(settings.breaker.most, settings.breaker.share, settings.breaker.least)
+    runner = detecting.Runner(store, judging, sinks, metrics, overrides=Overrides(Breaker(limits)))
     if serve:
         _serve_metrics(settings, runner.metrics, lambda: runner.ready, stack)
     log.info("detect started")
