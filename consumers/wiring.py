@@ -84,8 +84,15 @@ def secrets_of(settings: config.Settings, store: Store) -> Secrets:
     from consumers.secrets import Secrets
 
     secrets = Secrets.load(settings.secrets_path, create=True)
-    store.prepare(secrets.key_id)
+    prepare(store, secrets)
     return secrets
+
+
+def prepare(store: Store, secrets: Secrets) -> None:
+    """Check the store's layout and secrets, and say what could not be checked."""
+    store.prepare(secrets.key_id)
+    for warning in getattr(store, "warnings", ()):
+        log.warning(warning)
 
 
 @contextlib.contextmanager
@@ -201,7 +208,7 @@ def run_ingest(
     reading, _ = halves(settings, baselines_of(settings))
     spans = _spans(stack, "querywarden-ingest")
     store = stack.enter_context(open_store(settings))
-    store.prepare(reading.secrets.key_id)
+    prepare(store, reading.secrets)
     store = watched(store, "store", spans, _took(metrics))
     query_log = open_log(settings)
     stack.callback(query_log.close)
@@ -230,14 +237,14 @@ def run_detect(
     serve: bool = True,
 ) -> None:
     from consumers import detect as detecting
+    from consumers.alerts.rounds import Census, Rounds
     from consumers.breaker import Breaker, Limits
     from consumers.overrides import Overrides
-    from consumers.alerts.rounds import Census, Rounds
 
     _, judging = halves(settings, baselines_of(settings))
     spans = _spans(stack, "querywarden-detect")
     store = stack.enter_context(open_store(settings))
-    store.prepare(judging.secrets.key_id)
+    prepare(store, judging.secrets)
     store = watched(store, "store", spans, _took(metrics))
     sinks = open_sinks(settings, metrics)
     for sink in sinks:
