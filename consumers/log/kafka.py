@@ -405,6 +405,29 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # untyped lib
         self._notes.extend((False, tp) for tp in lost)
 
 
+def offsets_at(brokers: Mapping[str, Any], cells: Iterable[str], start: str) -> dict[str, int]:
+    """Where each cell is at `start` (``earliest``, ``latest`` or an RFC 3339 time); a time after its last record: its end.
+
+    Raises Unavailable, Refused, WrongUse.
+    """
+    moment = _start(start)
+    partitions = {_partition(cell): cell for cell in cells}
+    try:
+        consumer = KafkaConsumer(**brokers)
+        try:
+            found = {tp: int(offset) for tp, offset in consumer.end_offsets(list(partitions)).items()}
+            if moment == "earliest":
+                found = {tp: int(offset) for tp, offset in consumer.beginning_offsets(list(partitions)).items()}
+            elif moment != "latest":
+                dated = consumer.offsets_for_times(dict.fromkeys(partitions, moment))
+                found |= {tp: int(one.offset) for tp, one in dated.items() if one is not None}
+        finally:
+            consumer.close()
+    except errors.KafkaError as error:
+        raise _translated(error) from error
+    return {partitions[tp]: offset for tp, offset in found.items()}
+
+
 def _check_checksums() -> None:
     if crc32c_c is None:
         raise Refused("the package crc32c is missing: reading Kafka would be twelve times slower")

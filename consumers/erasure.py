@@ -1,0 +1,220 @@
+"""One client: everything that is kept about it, as a document, or for good no longer.
+
+Where a client leaves traces: profiles in every cell, a decision row for each model, alerts, what operators wrote, and the first bytes of
+refused records. Rules of erasing:
+
+* Profiles before decisions: whoever assesses at the same time has its record refused, because the second step rewinds it.
+* A tombstone stays in every profile cell, a one-way mark with the cell's offset: what the log still holds below it is skipped for good, by
+  a replay and a rebuild too. Queries that come later are counted again; keeping them away is the gateway's matter.
+* What stays: rows of the audit log that name the client's hash (a chain cannot be cut), numbers that name nobody, and what receivers of
+  alerts keep.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from consumers.errors import CorruptState, Rewound, Unavailable
+from consumers.findings import stored_alert, stored_decision
+from consumers.secrets import Secrets
+from consumers.store import Entry, Operation, Store, decision_cell
+from detector.query import ClientKey
+
+KINDS = ("decision", "allow", "verdict", "note", "idempotency")
+"""Kinds of operator entries that may name a client."""
+
+LETTERS = 100_000
+_TRIES = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A client of one tenant. client_id: empty when only the hash is known and nothing stored tells the id."""
+
+    tenant: str
+    client: str
+    client_id: str
+    models: tuple[str, ...]
+
+    @property
+    def keys(self) -> list[ClientKey]:
+        return [ClientKey(self.tenant, model, self.client) for model in self.models]
+
+
+@dataclass(slots=True)
+class Erased:
+    """What was there: numbers of profiles, decision rows, alerts, operators' entries, dead letters."""
+
+    profiles: int = 0
+    decisions: int = 0
+    alerts: int = 0
+    entries: int = 0
+    letters: int = 0
+    scrubbed: bool = False
+
+
+def models_of(store: Store, tenant: str) -> set[str]:
+    """Models that the tenant has decisions for."""
+    return {key.model for key, _ in store.decisions(tenant, limit=1)}
+
+
+def subject_of(
+    store: Store, secrets: Secrets, tenant: str, client: str, models: Iterable[str], hashed: bool
+) -> Subject:
+    """A client by its id or, with `hashed`, by its hash as listings show it."""
+    known = tuple(sorted(set(models)))
+    if not hashed:
+        return Subject(tenant, secrets.client_hash(tenant, client), client, known)
+    rows = store.decided([ClientKey(tenant, model, client) for model in known])
+    for key, row in rows.items():
+        try:
+            return Subject(tenant, client, stored_decision(row, secrets, key.tenant).client_id, known)
+        except CorruptState:
+            continue
+    return Subject(tenant, client, "", known)
+
+
+def erase(
+    store: Store,
+    secrets: Secrets,
+    subject: Subject,
+    whole: bool = True,
+    say: Callable[[str], None] = lambda text: None,
+) -> Erased:
+    """Forget the client on its models; `whole`: what operators wrote on all models, and refused records, too."""
+    keys, done = subject.keys, Erased()
+    for cell in store.cells():
+        say(cell)
+        done.profiles += len(store.shards(cell, keys).fields)
+        store.erase(cell, keys)
+        if whole:
+            done.letters += _drop_letters(store, cell, subject)
+    say("decisions")
+    alerts = {alert["alert_id"]: alert["model_id"] for alert in _alerts(store, secrets, subject)}
+    done.decisions, done.alerts = len(store.decided(keys)), len(alerts)
+    for v in sorted({decision_cell(key) for key in keys}):
+        mine = [key for key in keys if decision_cell(key) == v]
+        models = {key.model for key in mine}
+        store.erase_decisions(v, mine, [alert for alert, model in alerts.items() if model in models])
+    say("operators' entries")
+    done.entries = _drop_entries(store, subject, whole, set(alerts))
+    say("disk")
+    done.scrubbed = store.scrub()
+    return done
+
+
+def document(store: Store, secrets: Secrets, subject: Subject) -> dict[str, Any]:
+    """Everything that is kept about a client, as JSON; what only we can read, in base64."""
+    keys = subject.keys
+    rows = store.decided(keys)
+    profiles: dict[str, list[dict[str, Any]]] = {}
+    for cell in store.cells():
+        shards = store.shards(cell, keys)
+        for key, fields in shards.fields.items():
+            kept = {name: base64.b64encode(value).decode() for name, value in sorted(fields.items())}
+            profiles.setdefault(key.model, []).append({"cell": cell, "offset": shards.offset, "fields": kept})
+    alerts = list(_alerts(store, secrets, subject))
+    named = {alert["alert_id"] for alert in alerts}
+    return {
+        "client_id": subject.client_id,
+        "client_key": subject.client,
+        "tenant": subject.tenant,
+        "models": [
+            {
+                "model_id": key.model,
+                "decision": _decision(rows[key], secrets, key) if key in rows else None,
+                "profiles": profiles.get(key.model, []),
+            }
+            for key in keys
+            if key in rows or key.model in profiles
+        ],
+        "alerts": alerts,
+        "operators": [
+            {"kind": e.kind, "key": e.key, "expires_s": e.expires_s, "value": _readable(e.value)}
+            for e in _entries(store, subject, named)
+        ],
+        "refused_records": [
+            {"place": letter.place, "reason": letter.reason, "head": base64.b64encode(letter.head).decode()}
+            for cell in store.cells()
+            for _, letter in store.dead_letters(cell, LETTERS)
+            if _names(letter.head + letter.detail.encode(), subject)
+        ],
+    }
+
+
+def _decision(row: Any, secrets: Secrets, key: ClientKey) -> Any:
+    try:
+        return msgspec.to_builtins(stored_decision(row, secrets, key.tenant))
+    except CorruptState as error:
+        return {"damaged": str(error), "state": row.state}
+
+
+def _readable(value: bytes) -> Any:
+    try:
+        return msgspec.json.decode(value)
+    except (msgspec.DecodeError, ValueError):
+        return base64.b64encode(value).decode()
+
+
+def _alerts(store: Store, secrets: Secrets, subject: Subject) -> Iterator[dict[str, Any]]:
+    """Stored alerts about the client on its models."""
+    for alert in store.alerts():
+        try:
+            body = stored_alert(alert, secrets)
+        except CorruptState:
+            continue
+        mine = secrets.client_hash(subject.tenant, body["client_id"]) == subject.client if body["client_id"] else False
+        if mine and body["tenant"] == subject.tenant and body["model_id"] in subject.models:
+            yield body
+
+
+def _names(content: bytes, subject: Subject) -> bool:
+    """Whether a refused record shows the client's id."""
+    return bool(subject.client_id) and subject.client_id.encode("utf-8", "surrogatepass") in content
+
+
+def _drop_letters(store: Store, cell: str, subject: Subject) -> int:
+    mine = [
+        entry
+        for entry, letter in store.dead_letters(cell, LETTERS)
+        if _names(letter.head + letter.detail.encode(), subject)
+    ]
+    if mine:
+        store.dead_letters_shipped(cell, mine)
+    return len(mine)
+
+
+def _entries(store: Store, subject: Subject, alerts: set[str]) -> list[Entry]:
+    """What operators keep that names the client or one of its alerts."""
+    names = [name.encode() for name in (subject.client, *alerts)]
+    return [
+        entry
+        for kind in KINDS
+        for entry in store.operator_entries(kind, subject.tenant)[1]
+        if any(name in entry.value or name in entry.key.encode() for name in names)
+    ]
+
+
+def _drop_entries(store: Store, subject: Subject, whole: bool, alerts: set[str]) -> int:
+    for _ in range(_TRIES):
+        revision, _entries_of_any = store.operator_entries(KINDS[0], subject.tenant)
+        mine = [
+            e for e in _entries(store, subject, alerts) if whole or e.key in alerts or _of_models(e, subject.models)
+        ]
+        if not mine:
+            return 0
+        try:
+            store.operate(revision, Operation(drops=[(e.tenant, e.kind, e.key) for e in mine], forget=True))
+        except Rewound:
+            continue
+        return len(mine)
+    raise Unavailable("the operator cell changes faster than this could be erased; try again")
+
+
+def _of_models(entry: Entry, models: Sequence[str]) -> bool:
+    return any(entry.key.startswith(f"{model}|") for model in models)
