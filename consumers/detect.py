@@ -425,7 +425,7 @@ class Runner:
             return 0
         try:
             rows = self.store.load_decisions(cell, held.token, held.revision, clients) if clients else {}
-            seen, valid = self._read(clients, rows, pending, profile_cells)
+            seen, valid = self._read(clients, rows, pending, profile_cells, held.cursors)
             if not valid:
                 return 0
             cursors = {name: cursor for name, (cursor, _) in pending.items()}
@@ -454,15 +454,26 @@ class Runner:
         rows: Mapping[ClientKey, DecisionRow],
         pending: Mapping[str, tuple[Cursor, list[ClientKey]]],
         profile_cells: Sequence[str],
+        cursors: Mapping[str, Cursor],
     ) -> tuple[list[Seen], bool]:
-        """Shards of the clients from every profile cell; False when an answer is older than the cursor to be."""
+        """Shards of the clients from every profile cell; False when an answer is older than the cursor, or the cursor to be.
+
+        A cell without touched clients may have been rolled back, too: a row that reflects a shard there waits for its replay.
+        """
         fields: dict[ClientKey, dict[str, Mapping[str, bytes]]] = {k: {} for k in clients}
+        behind = set()
         for name in profile_cells if clients else ():
             answer = self.store.shards(name, clients)
             if name in pending:
                 cursor, _ = pending[name]
                 if answer.generation != cursor.generation or answer.offset < cursor.offset:
                     return [], False
+            elif (
+                name in cursors
+                and answer.generation == cursors[name].generation
+                and answer.offset < cursors[name].offset
+            ):
+                behind.add(name)
             for key, values in answer.fields.items():
                 if values:
                     fields[key][name] = values
@@ -474,6 +485,8 @@ class Runner:
                     before = stored_decision(rows[key], self.detect.secrets, key.tenant)
                 except CorruptState as error:
                     log.warning("decision row set aside", extra={"why": str(error)})
+            if before is not None and not behind.isdisjoint(before.cells):
+                return [], False
             seen.append(Seen(key, fields[key], before))
         return seen, True
 
