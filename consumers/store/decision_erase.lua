@@ -1,5 +1,6 @@
 #!lua
--- Drop clients and alerts for good, begin the feed of gateways anew, rewind the owner.
+-- Drop clients and alerts for good, begin the feed of gateways anew, fence the owner: a revision alone
+-- would not do, a failover takes it back and the next change issues it again.
 -- KEYS  meta   ARGV  new generation of the feed, clients (count), then each client: client, tenant:model    alert id...
 -- Reply {OK}
 local meta = KEYS[1]
@@ -33,5 +34,6 @@ end
 redis.call('DEL', cell .. 'feed')
 redis.call('HDEL', meta, 'cut')
 redis.call('HSET', meta, 'feed', ARGV[1])
+redis.call('HDEL', meta, 'tok')
 redis.call('HINCRBY', meta, 'rev', 1)
 return {'OK'}

@@ -2,7 +2,7 @@
 
 Rules:
 
-* Whoever owned the cell that is changed is fenced (profile cells, by a new token) or rewound (decision cells, by a new revision).
+* Whoever owned the cell that is changed is fenced, by a new token: a new revision alone would be issued again after a lost tail.
 * What is deleted for good is overwritten (``secure_delete``); older copies in pages that are free by now go with `scrub`.
 * `export` reads one transaction, so the whole store as of one moment. What it gives is described in `records.py`.
 """
@@ -76,7 +76,9 @@ class Upkeep(SQLiteFile):
                     "DELETE FROM alerts WHERE cell = ?1 AND substr(uid, 1, length(?2)) = ?2", (cell, f"{alert}/")
                 )
                 db.execute("DELETE FROM sent WHERE cell = ?1 AND substr(uid, 1, length(?2)) = ?2", (cell, f"{alert}/"))
-            db.execute("UPDATE decision_cells SET revision = revision + 1 WHERE cell = ?", (cell,))
+            db.execute(
+                "UPDATE decision_cells SET token = ?, revision = revision + 1 WHERE cell = ?", (entropy.token_hex(16), cell)
+            )
 
     def reset(self, cell: str, offset: int | None) -> None:
         with self._write() as db:
