@@ -96,7 +96,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self._series: dict[str, set[tuple[str, ...]]] = {}
+        self._children: dict[str, dict[tuple[str, ...], Any]] = {}
         kinds: dict[str, Callable[..., Any]] = {
             "counter": Counter,
             "gauge": Gauge,
@@ -121,12 +121,14 @@ class Metrics:
         metric = self._metrics[name]
         if not labels:
             return metric
-        series, values = self._series.setdefault(name, set()), tuple(labels.values())
-        if values not in series:
-            if len(series) >= MAX_SERIES:
-                return metric.labels(**dict.fromkeys(labels, OTHER))
-            series.add(values)
-        return metric.labels(**labels)
+        children, values = self._children.setdefault(name, {}), tuple(labels.values())
+        child = children.get(values)
+        if child is None:
+            if len(children) >= MAX_SERIES:
+                labels = dict.fromkeys(labels, OTHER)
+                values = tuple(labels.values())
+            child = children.get(values) or children.setdefault(values, metric.labels(**labels))
+        return child
 
     def text(self) -> bytes:
         return generate_latest(self.registry)
