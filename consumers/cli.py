@@ -20,7 +20,7 @@ import typer
 from rich.text import Text
 
 from consumers import config, terminal, wiring
-from consumers.commands import operators, service, upkeep
+from consumers.commands import explain, gateways, operators, service, upkeep
 from consumers.errors import CorruptState, QueryWardenError, Refused, WrongUse
 from detector.errors import DetectorError
 
@@ -37,10 +37,14 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Show, check and list settings.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
+app.add_typer(gateways.app, name="gateway")
 app.command()(service.serve)
 app.command()(operators.doctor)
 for _command in (upkeep.snapshot, upkeep.restore, upkeep.rebuild, upkeep.erase, upkeep.export):
     app.command()(_command)
+for _command in (explain.explain, explain.evidence, explain.backtest):
+    app.command()(_command)
+app.command("verify-evidence")(explain.verify_evidence)
 for _name, _group in operators.GROUPS.items():
     app.add_typer(_group, name=_name)
 

@@ -70,6 +70,7 @@ class Case:
 
     client         keyed hash; decision and alerts hold the id in clear, `sealed_id` replaces it unless `clear`
     baseline_file  bytes of the baseline's file
+    cells          log cells that hold something of the client: one means that its order is known
     audit          rows of the audit log that are about this client, as stored
     """
 
@@ -80,6 +81,7 @@ class Case:
     decision: StoredDecision
     alerts: Sequence[Mapping[str, Any]]
     spans: Sequence[Span]
+    cells: int
     baseline: Baseline
     baseline_file: bytes
     audit: Sequence[bytes]
@@ -113,7 +115,7 @@ def bundle(case: Case, key: Ed25519PrivateKey, clear: bool = False) -> bytes:
     profile = together(case.spans)
     if profile is None:
         raise Refused("the store holds no profile of this client for this baseline: there is nothing to replay")
-    assessment = assess(profile, case.baseline, shards=len(case.spans))
+    assessment = assess(profile, case.baseline, shards=case.cells)
     shown = case.decision.client_id if clear else case.sealed_id
     decision = _renamed(msgspec.to_builtins(case.decision), shown)
     members = {
@@ -144,6 +146,7 @@ def bundle(case: Case, key: Ed25519PrivateKey, clear: bool = False) -> bytes:
             "nulls_version": case.baseline.nulls_version,
             "sha256": hashlib.sha256(case.baseline_file).hexdigest(),
         },
+        "log_cells": case.cells,
         "profile": index,
         "decision_agrees": abs(case.decision.suspicion - assessment.suspicion) <= SAME,
         "members": {
@@ -232,7 +235,10 @@ def _differences(manifest: Mapping[str, Any], members: Mapping[str, bytes], base
     profile = together(spans)
     if profile is None:
         raise Refused("evidence: it holds no profile")
-    now, then = _said(assess(profile, baseline, shards=len(spans))), msgspec.json.decode(members["assessment.json"])
+    now, then = (
+        _said(assess(profile, baseline, shards=manifest["log_cells"])),
+        msgspec.json.decode(members["assessment.json"]),
+    )
     return [
         f"{name}: {then.get(name)!r} in the bundle, {now[name]!r} now"
         for name in now

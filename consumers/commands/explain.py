@@ -1,0 +1,321 @@
+"""Why a client is where it is, from the terminal: explain, evidence, verify-evidence, backtest.
+
+Rules: these commands read the store and change nothing in it. A client is named by its id or its hash; where several models know it,
+``--model`` chooses. Results go to standard output, ``--json`` prints one object a line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from consumers import config, terminal, wiring
+from consumers.errors import Refused, WrongUse
+
+if TYPE_CHECKING:
+    from consumers.readings import ClientDetail, Readings
+    from detector.baseline import Baseline
+
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", help="Settings file (TOML). The environment wins over it.")
+]
+Client = Annotated[str, typer.Argument(help="The client's id, or its hash as listings show it.")]
+ModelOption = Annotated[str | None, typer.Option("--model", help="The model; needed where several know the client.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
+BaselineOption = Annotated[
+    list[str] | None, typer.Option("--baseline", help="Baseline file or folder; default: the setting `baselines`.")
+]
+
+
+def explain(client: Client, model: ModelOption = None, as_json: AsJson = False, config_file: ConfigFile = None) -> None:
+    """Say why a client is in its state: signals against honest clients, what happened, what would change it."""
+    from consumers import explanation
+    from consumers.fit import load_baselines
+
+    settings = config.load(config_file)
+    baselines = load_baselines(settings.baselines) if settings.baselines else {}
+    with _readings(settings, baselines) as readings:
+        one = _found(readings, client, model)
+        c = one.client
+        alerts = readings.alerts(model=c.model_id, client=c.client_key, updates=True, limit=100).items
+        told = explanation.account(
+            one, settings.false_alarm_budget, settings.mode, baselines.get(c.model_id), reversed(alerts)
+        )
+    terminal.show([told], as_json, lambda rows: _print_account(rows[0]))
+
+
+def evidence(
+    client: Client,
+    out_path: Annotated[Path, typer.Option("--out", help="Where to write the bundle (.zip).")],
+    model: ModelOption = None,
+    clear: Annotated[bool, typer.Option("--clear", help="The client's id in clear; otherwise it is sealed.")] = False,
+    baseline: BaselineOption = None,
+    config_file: ConfigFile = None,
+) -> None:
+    """Write a signed, replayable bundle: decision, findings, profile, audit rows, method."""
+    from consumers import audit, entries
+    from consumers import evidence as bundling
+    from consumers.findings import stored_alert, stored_decision
+    from consumers.horizon import spans_in_force
+
+    if not out_path.absolute().parent.is_dir():
+        raise WrongUse(f"{out_path}: no such folder")
+    settings = config.load(config_file)
+    files = _baseline_files(baseline or list(settings.baselines))
+    with _readings(settings, {m: b for m, (b, _) in files.items()}) as readings:
+        c = _found(readings, client, model).client
+        if c.model_id not in files:
+            raise WrongUse(f"no baseline of model {c.model_id}: give --baseline FILE")
+        known, blob = files[c.model_id]
+        store, secrets = readings.store, readings.secrets
+        key = readings.key_of(c.model_id, c.client_key)
+        fields = {cell: store.shards(cell, [key]).fields.get(key, {}) for cell in store.cells()}
+        bodies = (stored_alert(a, secrets) for a in store.alerts())
+        case = bundling.Case(
+            tenant=key.tenant,
+            model=key.model,
+            client=key.client,
+            sealed_id=entries.sealed(c.client_id, secrets, key.tenant),
+            decision=stored_decision(store.decided([key])[key], secrets, key.tenant),
+            alerts=[b for b in bodies if (b["tenant"], b["model_id"], b.get("client_id")) == (key.tenant, key.model, c.client_id)],
+            spans=spans_in_force(fields, known),
+            cells=sum(bool(values) for values in fields.values()),
+            baseline=known,
+            baseline_file=blob,
+            audit=[row for _, row in audit.stored_rows(store) if f"client:{key.client} ".encode() in row],
+            budget=settings.false_alarm_budget,
+            made_ms=int(time.time() * 1000),
+            version=importlib.metadata.version("querywarden"),
+        )  # fmt: skip
+        signing = bundling.signing_key(secrets)
+        packed = bundling.bundle(case, signing, clear)
+    _write(out_path, packed)
+    signer = bundling.verify(packed).signer
+    how = "in clear" if clear else "sealed"
+    said = f"{out_path}: {len(packed):,} bytes, client id {how}, signed by key {signer}"
+    terminal.out.print(Text(said), soft_wrap=True)
+
+
+def verify_evidence(
+    file: Annotated[Path, typer.Argument(help="The bundle.")],
+    baseline: Annotated[Path | None, typer.Option(help="The baseline: the profile is then assessed again.")] = None,
+    signer: Annotated[str | None, typer.Option(help="Fingerprint of the key that must have signed it.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check a bundle: signature, hashes and, with the baseline, the scores."""
+    from consumers import evidence as bundling
+
+    checked = bundling.verify(_read(file), _read(baseline) if baseline else None, signer)
+    said = {
+        "client": checked.manifest["client"],
+        "model_id": checked.manifest["model_id"],
+        "made_ms": checked.manifest["made_ms"],
+        "signer": checked.signer,
+        "signer_checked": signer is not None,
+        "assessed_again": checked.assessed,
+        "differences": list(checked.differences),
+    }
+    terminal.show([said], as_json, lambda rows: _print_checked(rows[0]))
+    if checked.differences:
+        raise Refused("evidence: the profile does not give the scores that the bundle claims")
+
+
+def backtest(
+    logs: Annotated[list[str], typer.Argument(help="Query logs in time order; - reads standard input.")],
+    baseline: BaselineOption = None,
+    budget: Annotated[
+        list[float] | None, typer.Option("--budget", help="A false-alarm budget; may be given several times.")
+    ] = None,
+    as_json: AsJson = False,
+    config_file: ConfigFile = None,
+) -> None:
+    """Who in old logs would be flagged at which budget and mode. Nothing is written."""
+    from consumers import backtest as testing
+    from consumers import replay as replaying
+    from consumers.fit import load_baselines
+    from consumers.horizon import spans_in_force, together
+    from consumers.log.files import FileLog
+    from consumers.store.embedded import EmbeddedStore
+
+    settings = config.load(config_file)
+    baselines = load_baselines(baseline or list(settings.baselines))
+    budgets = sorted(budget or testing.BUDGETS, reverse=True)
+    if not baselines:
+        raise WrongUse("no baseline: give --baseline FILE (querywarden fit makes one)")
+    if not all(0 < b < 0.5 for b in budgets):
+        raise WrongUse("--budget: above 0 and below 0.5")
+    wiring.say_limits(settings, baselines)
+    lives = []
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="querywarden-")))
+        store = EmbeddedStore(folder / "backtest.sqlite")
+        stack.callback(store.close)
+        source = FileLog(logs)
+        stack.callback(source.close)
+        reading, judging = wiring.halves(settings, baselines)
+        store.prepare(reading.secrets.key_id)
+        with terminal.bar("backtest") as advance:
+            result = replaying.replay(source, store, reading, judging, progress=advance)
+        cells = store.cells()
+        for key, _ in store.decisions(settings.tenant):
+            row, known = result.scores[key.model, key.client], baselines[key.model]
+            fields = {c: store.shards(c, [key]).fields.get(key, {}) for c in cells}
+            profile = together(spans_in_force(fields, known))
+            if profile is not None:
+                lives.append(testing.Life.of(row.client_id, key.model, profile, sum(map(bool, fields.values())), known))
+    rows = testing.at_budgets(lives, baselines, budgets)
+    flagged = testing.flagged(lives, baselines, budgets)
+    if as_json:
+        lines = [{"kind": "budget"} | asdict(r) for r in rows] + [{"kind": "client"} | asdict(f) for f in flagged]
+        sys.stdout.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        return
+    _print_backtest(rows, flagged, len(lives))
+
+
+# ------------------------------------------------------------------------------------------------------- pieces
+
+
+@contextlib.contextmanager
+def _readings(settings: config.Settings, baselines: Mapping[str, Baseline]) -> Iterator[Readings]:
+    from consumers.readings import Readings
+
+    with wiring.open_store(settings) as store:
+        secrets = wiring.secrets_of(settings, store)
+        yield Readings(store, secrets, settings.tenant, baselines=baselines)
+
+
+def _found(readings: Readings, client: str, model: str | None) -> ClientDetail:
+    """The client on the one model that is meant. Raises Refused, WrongUse."""
+    names = [model] if model is not None else [m.model_id for m in readings.models()]
+    found = [one for one in (readings.client(name, client) for name in names) if one is not None]
+    if not found:
+        raise Refused(f"no client {client!r} was assessed{f' on model {model}' if model else ''}")
+    if len(found) > 1:
+        raise WrongUse(f"several models know this client: give --model ({', '.join(o.client.model_id for o in found)})")
+    return found[0]
+
+
+def _baseline_files(paths: Iterable[str]) -> dict[str, tuple[Baseline, bytes]]:
+    """Model → (baseline, bytes of its file)."""
+    from consumers.fit import load_baselines
+
+    found = {}
+    for path in paths:
+        where = Path(path)
+        for file in sorted(where.glob("*.baseline")) if where.is_dir() else [where]:
+            for model, one in load_baselines([str(file)]).items():
+                found[model] = (one, _read(file))
+    return found
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise Refused(f"{path}: {error.strerror}") from error
+
+
+def _write(path: Path, content: bytes) -> None:
+    draft = path.with_name(f".{path.name}.part")
+    try:
+        draft.write_bytes(content)
+        draft.replace(path)
+    except OSError as error:
+        raise Refused(f"{path}: {error.strerror}") from error
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _print_account(told: Mapping[str, Any]) -> None:
+    out = terminal.out
+    out.print(
+        terminal.plain(f"{told['client_id']} on {told['model_id']}: {told['state']}"), style="bold", soft_wrap=True
+    )
+    out.print(terminal.plain(told["summary"]))
+    copied = told["extraction"]
+    known = (
+        "not estimated" if copied is None else f"{copied['fidelity']:.0%} ({copied['low']:.0%} to {copied['high']:.0%})"
+    )
+    out.print(
+        f"\nqueries {told['queries']:,} ({told['distinct']:,.0f} distinct) · p {told['p_value']:.2g}, {told['rarity']}"
+        f"{'' if told['calibrated'] else ', not calibrated'} · could be copied: {known} · gateways: {told['in_force']}\n"
+    )
+    if told["signals"]:
+        table = Table(
+            box=None, header_style="bold", title="signals, in units of the oddest honest clients", title_justify="left"
+        )
+        for title, right in (
+            ("signal", False),
+            ("this client", True),
+            ("honest median", True),
+            ("99 in 100", True),
+            ("oddest", True),
+            ("p", True),
+        ):
+            table.add_column(title, justify="right" if right else "left")
+        for s in told["signals"]:
+            table.add_row(
+                s["signal"], *(f"{s[k]:.2f}" for k in ("value", "usual", "high", "most")), f"{s['p_value']:.2g}"
+            )
+        out.print(table)
+    for e in told["evidence"]:
+        out.print(terminal.plain(f"· {e['text']}"))
+    for title, lines in (
+        ("what happened", [f"{t['time']}  {t['what']}" for t in told["timeline"]]),
+        ("what would change it", told["what_would_change_it"]),
+    ):
+        if lines:
+            out.print(f"\n[bold]{title}[/]")
+            for line in lines:
+                out.print(terminal.plain(f"  {line}"))
+
+
+def _print_checked(said: Mapping[str, Any]) -> None:
+    known = "as demanded" if said["signer_checked"] else "compare it with what you know: give --signer"
+    terminal.out.print(f"whole, and signed by key {said['signer']} ({known})", soft_wrap=True)
+    if not said["assessed_again"]:
+        terminal.out.print("not assessed again: give --baseline FILE", soft_wrap=True)
+    elif not said["differences"]:
+        terminal.out.print("assessed again: the same scores")
+    for line in said["differences"]:
+        terminal.out.print(terminal.plain(f"differs: {line}"), soft_wrap=True)
+
+
+def _print_backtest(rows: list[Any], flagged: list[Any], clients: int) -> None:
+    terminal.print_table(
+        ("budget", "watch", "throttle", "block", "flagged", "if all were honest", "mode throttle", "mode block", ""),
+        [
+            (
+                f"{r.budget:g}", f"{r.states['watch']:,}", f"{r.states['throttle']:,}", f"{r.states['block']:,}", f"{r.flagged:,}",
+                f"{r.expected:.1f}", f"{r.enforced['throttle']['throttle']:,} slowed",
+                f"{r.enforced['block']['throttle']:,} slowed, {r.enforced['block']['block']:,} blocked",
+                "" if r.supported else "too few honest clients known",
+            )
+            for r in rows
+        ],
+    )  # fmt: skip
+    terminal.print_table(
+        ("client", "model", "queries", "p", "smallest budget", "alarm at query", "why"),
+        [
+            (
+                terminal.plain(f.client_id).plain, terminal.plain(f.model).plain, f"{f.queries:,}",
+                f"{f.p_value:.2g}", f"{f.smallest_budget:g}",
+                f"{f.alarm_at_query:,}" if f.alarm_at_query else "–", f.why,
+            )
+            for f in flagged[:40]
+        ],
+    )  # fmt: skip
+    hidden = max(0, len(flagged) - 40)
+    terminal.out.print(f"{clients:,} clients; nothing was written{f', {hidden} more rows not shown' if hidden else ''}")
