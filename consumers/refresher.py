@@ -17,12 +17,14 @@ import random
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from consumers.errors import Unavailable
 from consumers.metrics import Metrics
 from consumers.restrictions import OPERATOR_KINDS, Restrictions
-from consumers.store import Store
+from consumers.store import Entry, Store
+from consumers.storm import KIND as BREAKER_KIND
+from consumers.storm import Storm
 
 log = logging.getLogger("querywarden.refresher")
 
@@ -36,7 +38,7 @@ _SWITCH_INTERVAL_S = 0.0005
 class Refresher:
     """Keeps `view` up to date; `start` and `stop` it.
 
-    trips      (restrictions in force by detection alone, now_s) → whether none of these may be enforced: the breaker
+    storm      the breaker; None: nothing holds restrictions back
     each_turn  called after every turn, successful or not: counters to flush, files to look at
     """
 
@@ -48,7 +50,7 @@ class Refresher:
         *,
         refresh_s: float = 0.25,
         full_sync_s: float = 300.0,
-        trips: Callable[[int, float], bool] | None = None,
+        storm: Storm | None = None,
         each_turn: tuple[Callable[[], None], ...] = (),
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -57,7 +59,7 @@ class Refresher:
         self._metrics = metrics
         self._refresh_s = refresh_s
         self._full_sync_s = full_sync_s
-        self._trips = trips
+        self._storm = storm
         self._each_turn = each_turn
         self._clock = clock
         self._positions: Mapping[int, str] | None = None
@@ -125,6 +127,7 @@ class Refresher:
             revision, said = entries
             if restrictions or said:
                 self._view.learn(restrictions, said, now_s)
+                self._hear(said)
             moved = revision != self._revision or len(restrictions) >= _PAGE
             self._positions, self._revision = positions, revision
             if not moved:
@@ -135,18 +138,24 @@ class Refresher:
         said = [self._store.operator_entries(kind) for kind in OPERATOR_KINDS]
         positions, restrictions = self._store.restrictions()
         decisions, allowed = (entries for _, entries in said)
+        if self._storm is not None:
+            self._hear(self._store.operator_entries(BREAKER_KIND)[1])
         self._view.replace(restrictions, decisions, allowed, now_s)
         self._positions, self._revision = positions, min(revision for revision, _ in said)
         self._full_due_s = now_s + self._full_sync_s
         gc.freeze()  # long-lived from here on: a collection that walks through them would be seen in the answers
 
+    def _hear(self, entries: Iterable[Entry]) -> None:
+        if self._storm is not None:
+            for entry in entries:
+                self._storm.hear(entry)
+
     def _judge(self, now_s: float) -> None:
         try:
             view = self._view
             view.expire(now_s)
-            if self._trips is not None:
-                detected = sum(n for (origin, _), n in view.counts.items() if origin == "detected")
-                view.hold(self._trips(detected, now_s), now_s)
+            if self._storm is not None:
+                view.hold(self._storm.judge(now_s), now_s)
             self._metrics.set("querywarden_restrictions_held", view.held)
             for (origin, state), count in view.counts.items():
                 self._metrics.set("querywarden_restrictions", count, origin=origin, state=state)

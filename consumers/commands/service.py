@@ -305,10 +305,17 @@ def _start_refresher(
     metrics: Metrics,
 ) -> None:
     from consumers.refresher import Refresher
+    from consumers.storm import Storm
 
     g = settings.gateway
     refresher = Refresher(
-        store, view, metrics, refresh_s=g.refresh_s, full_sync_s=g.full_sync_s, each_turn=(gateway.flush,)
+        store,
+        view,
+        metrics,
+        refresh_s=g.refresh_s,
+        full_sync_s=g.full_sync_s,
+        storm=Storm(store, view, settings.tenant, settings.breaker.most),
+        each_turn=(gateway.flush,),
     )
     refresher.start()
     stack.callback(refresher.stop)

@@ -157,7 +157,8 @@ class Gateway:
         return self._known(worst, (tenant, who), now_s)
 
     def flush(self) -> None:
-        """Hand the counters to the metrics; called by the refresher, not by answers."""
+        """Hand the counters to the metrics and look after the client map; called by the refresher, not by answers."""
+        self._identities.refresh()
         for labels, total in list(self._counted.items()):
             if new := total - self._flushed[labels]:
                 decision, cause = labels

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from consumers import entries
-from consumers.errors import Unavailable
+from consumers.errors import Rewound, Unavailable
 from consumers.restrictions import Restrictions
-from consumers.store import Entry, Restriction
+from consumers.store import Entry, Operation, Restriction
 from detector.query import ClientKey
 
 TENANT = "default"
@@ -60,6 +60,13 @@ class RememberedStore:
         self._up()
         last = {(e.tenant, e.key): e for e in self.entries if e.kind == kind}
         return len(self.entries), [e for e in last.values() if e.value]
+
+    def operate(self, revision: int, operation: Operation) -> int:
+        self._up()
+        if revision != len(self.entries):
+            raise Rewound("operators", len(self.entries))
+        self.entries += operation.puts
+        return len(self.entries)
 
     def operator_changes(self, after: int, limit: int) -> tuple[int, list[Entry]] | None:
         self._up()

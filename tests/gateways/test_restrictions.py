@@ -7,10 +7,12 @@ import random
 import pytest
 from gateways.remembered import TENANT, RememberedStore, read
 
+from consumers import entries
 from consumers.metrics import Metrics
 from consumers.refresher import Refresher
 from consumers.restrictions import BLOCK, CLEAR, KEPT_CHANGES, THROTTLE, WATCH, Restrictions
 from consumers.store import Restriction
+from consumers.storm import Storm
 from detector.policy import STATES
 from detector.query import ClientKey
 
@@ -241,18 +243,70 @@ def test_a_bug_below_does_not_end_the_thread() -> None:
     assert level(view) == BLOCK
 
 
-def test_the_breaker_is_asked_every_turn() -> None:
-    store, view, open_ = RememberedStore(), Restrictions("block"), [False]
-    refresher = Refresher(store, view, Metrics(), trips=lambda detected, now_s: open_[0])
-    store.detect("c", "block")
-    assert refresher.turn()
-    assert level(view) == BLOCK
-    open_[0] = True
-    refresher.turn()
-    assert level(view) == WATCH
-    open_[0] = False
-    refresher.turn()
-    assert level(view) == BLOCK
+class Stormy:
+    """A view that is kept by a refresher with a breaker for more than three."""
+
+    def __init__(self, store: RememberedStore | None = None) -> None:
+        self.store, self.view, self.now_s = store or RememberedStore(), Restrictions("block"), 1000.0
+        self.storm = Storm(self.store, self.view, TENANT, most=3)
+        self.refresher = Refresher(self.store, self.view, Metrics(), storm=self.storm, clock=lambda: self.now_s)
+
+    def detect(self, *clients: str) -> None:
+        for client in clients:
+            self.store.detect(client, "block")
+        self.turn()
+
+    def turn(self, times: int = 2) -> None:
+        for _ in range(times):
+            assert self.refresher.turn()
+
+    def blocked(self, *clients: str) -> str:
+        return "".join(c for c in clients if level(self.view, c) == BLOCK)
+
+
+def test_a_flag_storm_is_not_enforced_until_an_operator_says_so() -> None:
+    s = Stormy()
+    s.store.detect("x", "block")
+    s.store.detect("y", "block")  # in force before the start: not new
+    s.turn()
+    s.store.say("o", "block")
+    s.detect("a", "b", "c")
+    assert (s.blocked(*"xyabco"), s.view.held) == ("xyabco", False)
+    s.now_s += 599
+    s.detect("d")
+    assert (s.blocked(*"xyabcdo"), s.view.held) == ("o", True), "only what the operator said"
+    assert level(s.view, "a") == WATCH
+    s.now_s += 10_000
+    s.turn()
+    assert s.view.held, "time alone does not close it"
+    again = Stormy(s.store)
+    again.turn()
+    assert again.blocked(*"xyabcdo") == "o", "nor does a restart"
+    for one in (s, again):
+        one.store.put("breaker", "", "", entries.packed(entries.Reset("someone", int(s.now_s), "looked at")))
+        one.store.entries[-1] = one.store.entries[-1]._replace(key="reset")
+        one.turn()
+        assert (one.blocked(*"xyabcdo"), one.view.held) == ("xyabcdo", False)
+        one.turn()
+        assert not one.view.held, "what came back is not new"
+    s.now_s += 1
+    s.detect("e", "f", "g")
+    assert s.blocked(*"aefg") == "aefg"
+    s.detect("h")
+    assert s.blocked(*"aefgh") == "", "counted anew"
+
+
+def test_slow_restrictions_are_no_storm() -> None:
+    s = Stormy()
+    s.turn()
+    for n in range(20):
+        s.detect(f"c{n}")
+        s.now_s += 201
+    assert not s.view.held
+    for n in range(20):
+        s.store.detect("same", ("block", "clear")[n % 2])
+        s.turn()
+    assert not s.view.held, "a client counts once"
 
 
 def test_entries_of_other_kinds_are_none_of_ours() -> None:

@@ -1,0 +1,43 @@
+"""What a gateway's configuration needs that only we know: hashes of keys, the key of the hashes."""
+
+from __future__ import annotations
+
+import base64
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from consumers import config, terminal
+from consumers.errors import WrongUse
+
+app = typer.Typer(help="For the configuration of gateways.", no_args_is_help=True)
+
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", help="Settings file (TOML). The environment wins over it.")
+]
+
+
+@app.command("hash")
+def hash_of(config_file: ConfigFile = None) -> None:
+    """The client hash of each line of standard input: for gateway.client_map, or to find somebody in a gateway's map."""
+    from consumers.secrets import Secrets
+
+    settings = config.load(config_file)
+    secrets = Secrets.load(settings.secrets_path)
+    if sys.stdin.isatty():
+        raise WrongUse("give ids or keys on standard input, one a line; arguments would be seen by others")
+    for line in sys.stdin:
+        if text := line.rstrip("\r\n"):
+            terminal.out.print(secrets.client_hash(settings.tenant, text))
+
+
+@app.command("edge-key")
+def edge_key(config_file: ConfigFile = None) -> None:
+    """The key with which HAProxy turns an API key into a client hash, in base64. Who has it can try ids: keep it secret."""
+    from consumers.secrets import Secrets
+
+    settings = config.load(config_file)
+    secrets = Secrets.load(settings.secrets_path)
+    terminal.out.print(base64.b64encode(secrets.edge_key(settings.tenant)).decode())
