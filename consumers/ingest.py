@@ -44,6 +44,9 @@ __all__ = ["Cell", "Ingest", "Runner", "run", "shape_of"]
 log = logging.getLogger("querywarden.ingest")
 
 BACK_OFF_S = (0.05, 5.0)
+DOUBT_S = 1.0
+"""How often the group is asked again about a cell that it said was not ours."""
+
 BEACON_S = 5.0
 """How often the store is asked for a sign of life, and whether it still holds a cell as we know it, when there is nothing to write."""
 
@@ -70,6 +73,7 @@ class Runner:
     clock, sleep, rng  injected, so that the simulation owns time
     dead_letters       where refused records are shipped to; None: the first of each cell stay in the store
     careful_after      so many processes died at an offset before the next folds record by record
+    doubted            cells that the group said were not ours, and when; it has not taken them away either
     silent             why this turn got no answer from store or log; None: it did
     """
 
@@ -87,6 +91,7 @@ class Runner:
     careful_after: int = CAREFUL_AFTER
     cells: dict[str, Cell] = field(default_factory=dict)
     waiting: set[str] = field(default_factory=set)
+    doubted: dict[str, float] = field(default_factory=dict)
     letters: Letters = field(init=False)
     watch: Watch = field(init=False)
     failures: int = 0
@@ -120,10 +125,12 @@ class Runner:
         for name in poll.revoked:
             self.cells.pop(name, None)
             self.waiting.discard(name)
+            self.doubted.pop(name, None)
             self.letters.forget(name)
         if poll.revoked:
             self.watch.handed_over()
         self.waiting.update(poll.assigned)
+        self._ask_again()
         for cell, first, last in poll.gaps:
             log.error("data gap", extra={"cell": cell, "first": first, "last": last})
             self.metrics.add("querywarden_gap_records_total", last - first + 1)
@@ -312,13 +319,27 @@ class Runner:
         if isinstance(error, Fenced):
             self._lost(cell, "fenced", again=True)
             if not self._still_ours(cell.name):
-                self.waiting.discard(cell.name)
+                self._doubt(cell.name)
         elif isinstance(error, Rewound):
             log.warning("store is elsewhere", extra={"cell": cell.name, "offset": error.offset})
             self._lost(cell, "rewound", again=True)
         else:
             self._lost(cell, "unavailable", again=True)
             self.silent = error
+
+    def _doubt(self, name: str) -> None:
+        """Not ours, says the group. Yet it may leave the cell with us in its next generation, and then it tells nobody: ask again."""
+        if name in self.waiting:
+            self.waiting.discard(name)
+            self.doubted[name] = self.clock()
+
+    def _ask_again(self) -> None:
+        due = self.clock() - DOUBT_S
+        for name in [n for n, asked_s in self.doubted.items() if asked_s <= due] if self.log.joined() else ():
+            self.doubted[name] = self.clock()
+            if self._still_ours(name):
+                self.doubted.pop(name)
+                self.waiting.add(name)
 
     def _still_ours(self, name: str) -> bool:
         try:

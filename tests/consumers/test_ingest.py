@@ -266,6 +266,30 @@ def test_many_cells_of_a_silent_store_do_not_hold_up_the_poll(
     store.close()
 
 
+def test_a_cell_that_the_group_doubts_and_then_leaves_with_us_is_claimed_again(
+    tmp_path: Path, new_store: NewStore, reading: Ingest, whole: dict[str, Mapping[str, bytes]]
+) -> None:
+    """A cooperative rebalance tells a member nothing about the partitions that it keeps."""
+
+    class Doubts(FileLog):
+        asked = 0
+
+        def still_ours(self, cell: str) -> bool:
+            self.asked += 1
+            return self.asked > 2
+
+    store, clock = new_store(), [0.0]
+    source = Doubts([log_path(tmp_path)])
+    faulty = Faulty(store)
+    faulty.faults = [("commit", False, Fenced("another process"))]
+    one = Runner(source, faulty, reading, sleep=lambda s: None, clock=lambda: clock[0])
+    for _ in range(40):
+        clock[0] += ingest.DOUBT_S
+        one.turn(0.0)
+    assert source.asked == 3
+    assert contents(store, reading, CLIENTS) == whole
+
+
 def test_ready_means_joined_and_answered_not_owning_a_cell(
     tmp_path: Path, new_store: NewStore, reading: Ingest
 ) -> None:
