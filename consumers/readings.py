@@ -24,6 +24,24 @@ from typing import Any, NamedTuple
 import msgspec
 
 from consumers import entries
+from consumers.answers import (
+    Alert,
+    AlertPage,
+    Allowed,
+    Campaign,
+    Client,
+    ClientDetail,
+    ClientPage,
+    Evidence,
+    Exposure,
+    Health,
+    Model,
+    Note,
+    OperatorDecision,
+    StateChange,
+    TrailPoint,
+    Verdict,
+)
 from consumers.errors import CorruptState, Unavailable, WrongUse
 from consumers.findings import StoredDecision, rfc3339, stored_alert, stored_decision
 from consumers.secrets import Secrets
@@ -32,237 +50,20 @@ from consumers.store.layout import client_text
 from detector.baseline import Baseline
 from detector.query import ClientKey
 
+__all__ = [
+    "MOST_ROWS", "SORTS", "Readings", "when", "Alert", "AlertPage", "Allowed", "Campaign", "Client", "ClientDetail",
+    "ClientPage", "Evidence", "Exposure", "Health", "Model", "Note", "OperatorDecision", "StateChange", "TrailPoint",
+    "Verdict",
+]  # fmt: skip
+
 log = logging.getLogger("querywarden.readings")
 
 REMEMBERED_S = 5.0
 MOST_ROWS = 1000
 """Rows of a page at most."""
 SORTS = ("suspicion", "queries", "exposure", "last_seen")
+_MOST_UPDATES = 10**11
 _HASH = re.compile(r"[0-9a-f]{32}")
-
-
-@dataclass(frozen=True, slots=True)
-class Evidence:
-    """One signal: its statistic, how rarely an honest client reaches it in its whole life, and a sentence."""
-
-    signal: str
-    statistic: float
-    p_value: float
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Exposure:
-    """Fidelity that a copy could have by now, with its interval; shares of honest inputs."""
-
-    fidelity: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True, slots=True)
-class Client:
-    """A client of a model as last assessed. client_key: keyed hash of the id, safe in addresses; until_s: 0 for no end."""
-
-    client_id: str
-    client_key: str
-    model_id: str
-    queries: int
-    distinct: float
-    suspicion: float
-    p_value: float
-    calibrated: bool
-    in_order: bool
-    state: str
-    reason: str
-    enforced: str
-    since_s: int
-    until_s: int
-    last_seen_ms: int
-    family: str
-    extraction: Exposure | None
-    campaign_id: str | None
-    evidence: tuple[Evidence, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class TrailPoint:
-    """When suspicion first reached a level."""
-
-    queries: int
-    suspicion: float
-    time_ms: int
-
-
-@dataclass(frozen=True, slots=True)
-class StateChange:
-    """A change of state."""
-
-    time_s: int
-    state: str
-    reason: str
-    suspicion: float
-
-
-@dataclass(frozen=True, slots=True)
-class OperatorDecision:
-    """What an operator decided for a client, on one model or on all (``*``). A simulated one is only shown."""
-
-    client_id: str
-    client_key: str
-    model_id: str
-    state: str
-    until_s: int
-    simulated: bool
-    reason: str
-    note: str
-    actor: str
-    at_s: int
-
-
-@dataclass(frozen=True, slots=True)
-class Allowed:
-    """A client that is never throttled or blocked. until_s: 0 for ever; origin: operator | verdict."""
-
-    client_id: str
-    client_key: str
-    model_id: str
-    until_s: int
-    reason: str
-    actor: str
-    at_s: int
-    origin: str
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What an analyst found about an alert."""
-
-    alert_id: str
-    verdict: str
-    note: str
-    actor: str
-    at_s: int
-
-
-@dataclass(frozen=True, slots=True)
-class Note:
-    """Words that somebody left about a client."""
-
-    id: str
-    text: str
-    actor: str
-    at_s: int
-
-
-@dataclass(frozen=True, slots=True)
-class Alert:
-    """A finding as last sent. time: RFC 3339, of the event; update: 0 for the first; verdict: None until an analyst gave one."""
-
-    alert_id: str
-    time: str
-    kind: str
-    client_id: str | None
-    client_key: str | None
-    members: tuple[str, ...]
-    campaign_id: str | None
-    model_id: str
-    state: str
-    suspicion: float
-    queries_seen: int
-    extraction: Exposure | None
-    family: str
-    evidence: tuple[Evidence, ...]
-    update: int
-    calibrated: bool
-    reason: str
-    enforced: str
-    resolved: bool
-    frameworks: tuple[str, ...]
-    verdict: Verdict | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ClientDetail:
-    """Everything known of one client of one model.
-
-    in_force   what gateways do: the allow-list, then the operator, then detection (`client.enforced`)
-    coverage   queries by coverage cell of the baseline
-    links      keyed hashes of what ties accounts together; witnesses: event ids that the evidence rests on
-    """
-
-    client: Client
-    in_force: str
-    trail: tuple[TrailPoint, ...]
-    history: tuple[StateChange, ...]
-    coverage: tuple[int, ...]
-    links: tuple[str, ...]
-    witnesses: tuple[str, ...]
-    alert_id: str | None
-    decision: OperatorDecision | None
-    allowed: Allowed | None
-    verdict: Verdict | None
-    notes: tuple[Note, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Model:
-    """A model and its clients by state. calibrated: None without a baseline; last_seen_ms: newest query, 0 for none."""
-
-    model_id: str
-    clients: int
-    watch: int
-    throttle: int
-    block: int
-    last_seen_ms: int
-    has_baseline: bool
-    calibrated: bool | None
-    calibration_clients: int | None
-    map_id: str | None
-    nulls_version: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Campaign:
-    """Accounts that act as one. suspicion and exposure are the highest among them."""
-
-    campaign_id: str
-    model_id: str
-    members: tuple[Client, ...]
-    queries: int
-    suspicion: float
-    state: str
-    first_s: int
-    last_seen_ms: int
-    links: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Health:
-    """store: whether it answers; the rest is None when it doesn't. dead_letters: refused records by reason."""
-
-    store: bool
-    cells: int | None
-    models: int | None
-    clients: int | None
-    dead_letters: Mapping[str, int] | None
-    newest_ms: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class ClientPage:
-    """items, and the cursor of the next page, None at the end."""
-
-    items: tuple[Client, ...]
-    next: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class AlertPage:
-    """items, newest first, and the cursor of the next page, None at the end."""
-
-    items: tuple[Alert, ...]
-    next: str | None
 
 
 class _Glance(msgspec.Struct):
@@ -432,7 +233,8 @@ class Readings:
                 continue
             name = stored.uid if updates else body["alert_id"]
             if name not in found or found[name][1]["update"] <= body["update"]:
-                found[name] = (_Place(float(stored.time_ms), stored.uid), body)
+                newest_first = f"{body['alert_id']}/{_MOST_UPDATES - body['update']:012d}"
+                found[name] = (_Place(float(stored.time_ms), newest_first), body)
         chosen = heapq.nsmallest(
             limit + 1,
             (p for p in found.values() if (after is None or after.before(p[0])) and state in (None, p[1]["state"])),
