@@ -25,7 +25,7 @@ from consumers.errors import Refused
 from consumers.secrets import Secrets
 
 CHART = Path(__file__).parent.parent / "helm"
-FOREIGN = {"ScaledObject", "PodMonitor"}
+FOREIGN = {"ScaledObject", "PodMonitor", "PrometheusRule"}
 KUBERNETES = ("1.29", kubernetes_validate.latest_version())
 
 Values = dict[str, Any]
@@ -56,8 +56,20 @@ VALUES: dict[str, Values] = {
             "metrics": {
                 "from": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}]
             },
+            "http": {"from": [{"podSelector": {"matchLabels": {"app": "gateway"}}}]},
+            "alerts": {"ports": [443, 9093], "to": [{"ipBlock": {"cidr": "10.9.0.0/16"}}]},
         },
         "podDisruptionBudget": {"maxUnavailable": "50%"},
+        "serve": {
+            "port": 8443,
+            "service": {"type": "LoadBalancer", "port": 443, "annotations": {"example.org/lb": "internal"}},
+            "ingress": {"enabled": True, "className": "nginx", "host": "qw.example.org", "tlsSecret": "qw-tls"},
+        },
+        "alerts": {"existingSecret": "querywarden-alerts"},
+        "monitoring": {
+            "prometheusRule": {"enabled": True, "labels": {"release": "prometheus"}},
+            "dashboards": {"enabled": True},
+        },
         "ingest": {
             "extraEnv": [{"name": "QUERYWARDEN_STORE__TIMEOUT_S", "value": "5"}],
             "podAnnotations": {"example.org/team": "security"},
@@ -87,6 +99,7 @@ VALUES: dict[str, Values] = {
         "podDisruptionBudget": {"enabled": False},
         "networkPolicy": {"enabled": False},
         "serviceAccount": {"create": False, "name": "given"},
+        "serve": {"enabled": False},
         "fullnameOverride": "qw",
     },
 }
@@ -110,6 +123,12 @@ REFUSED: list[tuple[Values, str]] = [
     ({"podDisruptionBudget": {"maxUnavailable": 0}}, "maxUnavailable"),
     ({"metrics": {"port": 80}}, "/metrics/port"),
     ({"replicas": 3}, "replicas"),
+    ({"serve": {"port": 80}}, "/serve/port"),
+    ({"serve": {"service": {"type": "ExternalName"}}}, "/serve/service/type"),
+    ({"serve": {"extraEnv": [{"name": "QUERYWARDEN_HTTP__TOKEN", "value": "hunter2"}]}}, "valueFrom"),
+    ({"alerts": {"url": "https://hooks.example"}}, "url"),
+    ({"config": {"alerts": {"webhook": {"keys": "hunter2"}}}}, "webhook"),
+    ({"monitoring": {"rules": True}}, "rules"),
 ]
 
 
@@ -133,7 +152,7 @@ def pods(documents: list[Document]) -> dict[str, Document]:
 
 
 def settings(documents: list[Document]) -> Document:
-    (configmap,) = of_kind(documents, "ConfigMap")
+    (configmap,) = (d for d in of_kind(documents, "ConfigMap") if "querywarden.toml" in d["data"])
     return tomllib.loads(configmap["data"]["querywarden.toml"])
 
 
@@ -168,9 +187,12 @@ def test_no_two_documents_have_the_same_name(documents: list[Document]) -> None:
     assert len(set(names)) == len(names)
 
 
-def test_both_processes_run_their_command(documents: list[Document]) -> None:
+def test_every_process_runs_its_command(values: Values, documents: list[Document]) -> None:
     commands = {component: pod["containers"][0]["args"] for component, pod in pods(documents).items()}
-    assert commands == {c: [c, "--config", "/etc/querywarden/config/querywarden.toml"] for c in ("ingest", "detect")}
+    serve = ["serve"] if values.get("serve", {}).get("enabled", True) else []
+    assert commands == {
+        c: [c, "--config", "/etc/querywarden/config/querywarden.toml"] for c in ("ingest", "detect", *serve)
+    }
 
 
 def test_pods_satisfy_the_restricted_pod_security_standard(documents: list[Document]) -> None:
@@ -205,19 +227,20 @@ def test_only_the_two_scratch_folders_can_be_written(documents: list[Document]) 
         assert environment["NUMBA_CACHE_DIR"].startswith("/var/lib/querywarden/")
 
 
-def test_probes_ask_the_metrics_port(documents: list[Document]) -> None:
-    for pod in pods(documents).values():
+def test_probes_ask_the_port_that_answers(documents: list[Document]) -> None:
+    for component, pod in pods(documents).items():
         (container,) = pod["containers"]
-        (bind,) = [e["value"] for e in container["env"] if e["name"] == "QUERYWARDEN_METRICS__BIND"]
+        name, variable = ("http", "HTTP") if component == "serve" else ("metrics", "METRICS")
+        (bind,) = [e["value"] for e in container["env"] if e["name"] == f"QUERYWARDEN_{variable}__BIND"]
         port = int(bind.removeprefix("0.0.0.0:"))
-        assert container["ports"] == [{"name": "metrics", "containerPort": port, "protocol": "TCP"}]
+        assert container["ports"] == [{"name": name, "containerPort": port, "protocol": "TCP"}]
         paths = {probe: container[f"{probe}Probe"]["httpGet"] for probe in ("startup", "liveness", "readiness")}
         assert {probe: get["path"] for probe, get in paths.items()} == {
             "startup": "/healthz",
             "liveness": "/healthz",
             "readiness": "/readyz",
         }
-        assert {get["port"] for get in paths.values()} == {"metrics"}
+        assert {get["port"] for get in paths.values()} == {name}
 
 
 def test_pods_have_limits_spread_and_time_to_drain(documents: list[Document]) -> None:
@@ -286,15 +309,15 @@ def test_the_service_accepts_its_settings(
 ) -> None:
     """File and environment together, as the pod has them; a reference stands for some text."""
     file = tmp_path / "querywarden.toml"
-    (configmap,) = of_kind(documents, "ConfigMap")
+    (configmap,) = (d for d in of_kind(documents, "ConfigMap") if "querywarden.toml" in d["data"])
     file.write_text(configmap["data"]["querywarden.toml"])
-    for pod in pods(documents).values():
+    for component, pod in pods(documents).items():
         with monkeypatch.context() as environment:
             for entry in pod["containers"][0]["env"]:
                 environment.setenv(entry["name"], entry.get("value", "referenced"))
             loaded = config.load(file)
         assert loaded.store_url == "referenced"
-        assert loaded.metrics.bind.startswith("0.0.0.0:")
+        assert (loaded.http.bind if component == "serve" else loaded.metrics.bind).startswith("0.0.0.0:")
         assert loaded.baselines == ("/etc/querywarden/baselines",)
         assert loaded.kafka.security_protocol == settings(documents)["kafka"]["security_protocol"]
         assert "referenced" not in repr(loaded.store)
@@ -352,7 +375,7 @@ def test_a_changed_setting_restarts_the_pods() -> None:
 def test_keda_takes_over_the_replicas_of_ingest_only() -> None:
     documents = render(VALUES["everything on"])
     replicas = {d["metadata"]["name"]: d["spec"].get("replicas") for d in of_kind(documents, "Deployment")}
-    assert replicas == {"qw-querywarden-ingest": None, "qw-querywarden-detect": 2}
+    assert replicas == {"qw-querywarden-ingest": None, "qw-querywarden-detect": 2, "qw-querywarden-serve": 2}
     (scaled,) = of_kind(documents, "ScaledObject")
     assert scaled["spec"]["scaleTargetRef"] == {"name": "qw-querywarden-ingest"}
     (trigger,) = scaled["spec"]["triggers"]
@@ -378,6 +401,77 @@ def test_the_pod_monitor_names_a_port_that_exists() -> None:
 def test_plaintext_asks_for_no_account() -> None:
     documents = render(VALUES["plaintext, one of each"])
     assert "SASL" not in json.dumps(documents)
+
+
+def test_the_service_leads_to_serve_and_to_nothing_else(documents: list[Document]) -> None:
+    services = of_kind(documents, "Service")
+    assert len(services) == len([c for c in pods(documents) if c == "serve"])
+    for service in services:
+        chosen = service["spec"]["selector"].items()
+        labels = [d["spec"]["template"]["metadata"]["labels"] for d in of_kind(documents, "Deployment")]
+        reached = [label["app.kubernetes.io/component"] for label in labels if chosen <= label.items()]
+        assert reached == ["serve"]
+        (port,) = service["spec"]["ports"]
+        assert port["targetPort"] in {p["name"] for p in pods(documents)["serve"]["containers"][0]["ports"]}
+        for ingress in of_kind(documents, "Ingress"):
+            (rule,) = ingress["spec"]["rules"]
+            (path,) = rule["http"]["paths"]
+            assert path["backend"]["service"] == {"name": service["metadata"]["name"], "port": {"name": "http"}}
+            assert ingress["spec"]["tls"] == [{"hosts": [rule["host"]], "secretName": "qw-tls"}]
+
+
+def test_serve_is_never_away_during_an_update(documents: list[Document]) -> None:
+    for deployment in of_kind(documents, "Deployment"):
+        rolling = deployment["spec"]["strategy"]["rollingUpdate"]
+        (container,) = deployment["spec"]["template"]["spec"]["containers"]
+        if container["name"] == "serve":
+            assert rolling == {"maxSurge": 1, "maxUnavailable": 0}
+            (sleep,) = [int(word) for word in container["lifecycle"]["preStop"]["exec"]["command"] if word.isdigit()]
+            assert sleep + 20 <= deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+        else:
+            assert rolling == {"maxSurge": 0, "maxUnavailable": 1}
+            assert "lifecycle" not in container
+
+
+def test_every_process_has_its_disruption_budget(values: Values, documents: list[Document]) -> None:
+    budgets = {
+        d["metadata"]["labels"]["app.kubernetes.io/component"] for d in of_kind(documents, "PodDisruptionBudget")
+    }
+    on = values.get("podDisruptionBudget", {}).get("enabled", True)
+    assert budgets == (pods(documents).keys() if on else set())
+
+
+def test_the_secret_of_the_sinks_reaches_detect_only() -> None:
+    containers = {c: pod["containers"][0] for c, pod in pods(render(VALUES["everything on"])).items()}
+    given = {c: container.get("envFrom") for c, container in containers.items()}
+    assert given == {"ingest": None, "detect": [{"secretRef": {"name": "querywarden-alerts"}}], "serve": None}
+    assert all("envFrom" not in pod["containers"][0] for pod in pods(render({})).values())
+
+
+def test_the_network_opens_for_gateways_and_sinks_when_told() -> None:
+    (policy,) = of_kind(render(VALUES["everything on"]), "NetworkPolicy")
+    doors = [(rule["from"], sorted(p["port"] for p in rule["ports"])) for rule in policy["spec"]["ingress"]]
+    network = VALUES["everything on"]["networkPolicy"]
+    assert doors == [(network["metrics"]["from"], [8443, 9464]), (network["http"]["from"], [8443])]
+    assert policy["spec"]["egress"][-1] == {
+        "ports": [{"protocol": "TCP", "port": 443}, {"protocol": "TCP", "port": 9093}],
+        "to": network["alerts"]["to"],
+    }
+
+
+def test_the_rules_and_dashboards_are_those_of_the_examples() -> None:
+    documents = render(VALUES["everything on"])
+    (rule,) = of_kind(documents, "PrometheusRule")
+    examples = CHART.parent / "examples" / "monitoring"
+    assert rule["spec"] == yaml.safe_load((examples / "querywarden.rules.yml").read_text())
+    assert rule["metadata"]["labels"]["release"] == "prometheus"
+    (boards,) = (d for d in of_kind(documents, "ConfigMap") if "querywarden.toml" not in d["data"])
+    assert boards["metadata"]["labels"]["grafana_dashboard"] == "1"
+    assert {name: json.loads(text) for name, text in boards["data"].items()} == {
+        file.name: json.loads(file.read_text()) for file in (examples / "grafana").glob("*.json")
+    }
+    assert len(boards["data"]) == 2
+    assert of_kind(render({}), "PrometheusRule") == []
 
 
 @pytest.mark.parametrize(("values", "named"), REFUSED, ids=[json.dumps(values) for values, _ in REFUSED])

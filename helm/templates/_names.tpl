@@ -26,6 +26,11 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end -}}
 
+{{/* The Deployments there are, as a JSON list. */}}
+{{- define "querywarden.components" -}}
+{{- if .Values.serve.enabled -}}["ingest","detect","serve"]{{- else -}}["ingest","detect"]{{- end -}}
+{{- end -}}
+
 {{- define "querywarden.serviceAccount" -}}
 {{- if .Values.serviceAccount.create -}}
 {{- default (include "querywarden.fullname" .) .Values.serviceAccount.name -}}
