@@ -173,7 +173,8 @@ def verify(blob: bytes, baseline_file: bytes | None = None, signer: str | None =
     """
     members = _members(blob)
     try:
-        text, signature = members.pop(MANIFEST), base64.b64decode(members.pop(SIGNATURE).strip(), validate=True)
+        text, signed = members.pop(MANIFEST), members.pop(SIGNATURE)
+        signature = base64.b64decode(signed.removesuffix(b"\n"), validate=True)
         manifest: dict[str, Any] = msgspec.json.decode(text)
         raw = base64.b64decode(manifest["public_key"], validate=True)
         Ed25519PublicKey.from_public_bytes(raw).verify(signature, text)

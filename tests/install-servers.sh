@@ -2,6 +2,7 @@
 # Installs the real servers that the tests need, and says what it installs. Idempotent: a second run downloads nothing.
 #
 #   redis-server                      apt, only if missing
+#   chromium                          apt, only if missing
 #   default-jre-headless, maven       apt, only if java or mvn are missing
 #   nginx, haproxy, caddy             apt, only if missing
 #   prometheus, -alertmanager         apt, only if missing (with promtool and amtool)
@@ -36,6 +37,10 @@ apt_install() { # package, what for
 if [ -n "${QUERYWARDEN_TEST_REDIS:-}" ]; then say "Redis: using the running server of QUERYWARDEN_TEST_REDIS"
 elif command -v redis-server >/dev/null; then say "Redis: $(redis-server --version | cut -d' ' -f3) is here"
 else apt_install redis-server "the Redis server of the tests"; fi
+
+if [ -n "${QUERYWARDEN_TEST_CHROMIUM:-}" ]; then say "Chromium: using $QUERYWARDEN_TEST_CHROMIUM"
+elif [ -x /usr/bin/chromium ]; then say "Chromium: /usr/bin/chromium is here"
+else apt_install chromium "the browser that the dashboard's tests look with"; fi
 
 if [ -n "${QUERYWARDEN_TEST_KAFKA:-}" ]; then
     say "Kafka: using the running broker of QUERYWARDEN_TEST_KAFKA"
