@@ -328,9 +328,12 @@ class Cluster:
                         last = worker.said().strip().splitlines()[-1:]
                         worker.unplanned.append(f"{worker.name} ended with {process.returncode}: {last}")
                     time.sleep(RESTART_S)
-                    if worker.wanted and self._supervising.is_set():
-                        self.run(worker)
+                    self._run_again(worker)
             time.sleep(0.05)
+
+    def _run_again(self, worker: Worker) -> None:
+        if worker.wanted and self._supervising.is_set():
+            self.run(worker)
 
     def _scrape(self) -> None:
         while self._supervising.is_set():

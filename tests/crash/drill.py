@@ -35,13 +35,17 @@ class Drill:
     drained_s: float
     unplanned: list[str]
 
+    @property
+    def faults(self) -> int:
+        """Faults that were played; remarks are in parentheses."""
+        return sum(n for kind, n in self.chaos.faults.items() if not kind.startswith("("))
+
     def summary(self) -> str:
         chaos, counted = self.chaos, self.counted
         commits = {k[8:]: n for k, n in sorted(counted.items()) if k.startswith("commits")}
-        real = sum(n for kind, n in chaos.faults.items() if not kind.startswith("("))
         recovered = ", ".join(f"{s:.1f}" for s in chaos.recovered_s)
         return (
-            f"{self.ledger.sent:,} events, {real} faults {dict(sorted(chaos.faults.items()))}; acknowledged and lost by Redis: "
+            f"{self.ledger.sent:,} events, {self.faults} faults {dict(sorted(chaos.faults.items()))}; acknowledged and lost by Redis: "
             f"{chaos.lost_bytes} bytes; recovered in [{recovered}] s; drained in {self.drained_s:.1f} s; "
             f"commits {commits}; "
             f"ends that nobody ordered: {self.unplanned or 'none'}"
@@ -66,7 +70,7 @@ def run_drill(
     chaos = Chaos(cluster, seed)
     cluster.start_workers()
     ledger.start()
-    wait_until(lambda: cluster.progress() > 0, 30, "the first commit")
+    wait_until(lambda: cluster.progress() > 0, 90, "the first commit")
     if faults is not None:
         faults(chaos, ledger)
     else:

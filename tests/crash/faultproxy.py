@@ -171,6 +171,8 @@ class FaultProxy:
         self._links.add(link)
         try:
             await asyncio.gather(self._copy(reader, forth, link), self._copy(back, writer, link))
+        except asyncio.CancelledError:
+            pass  # the proxy is closing; the streams' own callback would call it an error
         finally:
             self._links.discard(link)
             for side in (writer, forth):

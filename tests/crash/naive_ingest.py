@@ -1,0 +1,99 @@
+"""A naive worker: what everybody writes first. The control of the crash tests; it must be seen to lose and to double queries.
+
+It folds with the production code, but its position is Kafka's own, committed apart from the profiles; there is no token and no check, and
+a write whose outcome is unknown is sent again. Run as a program: ``naive_ingest.py BOOTSTRAP TOPIC REDIS_URL BASELINE SECRETS``.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import redis
+from kafka import KafkaConsumer
+from kafka.errors import KafkaError
+
+from consumers.ingest import Cell, Ingest
+from consumers.log import Records
+from consumers.secrets import Secrets
+from consumers.store import Checkpoint
+from consumers.store.layout import client_text
+from detector.baseline import Baseline
+from detector.query import ClientKey
+
+PREFIX = "naive:p:"
+T = TypeVar("T")
+
+
+def main(bootstrap: str, topic: str, url: str, baseline: str, secrets: str) -> None:
+    read = Baseline.from_bytes(Path(baseline).read_bytes())
+    reading = Ingest({read.model_id: read}, Secrets.load(Path(secrets), create=True))
+    consumer = KafkaConsumer(
+        topic, bootstrap_servers=bootstrap, group_id="naive", auto_offset_reset="earliest", enable_auto_commit=True,
+        auto_commit_interval_ms=500, session_timeout_ms=3000, heartbeat_interval_ms=500, max_poll_interval_ms=10_000,
+        max_poll_records=500, reconnect_backoff_max_ms=500,
+    )  # fmt: skip
+    client = redis.Redis.from_url(url, socket_timeout=1.0, socket_connect_timeout=1.0)
+    stopped: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: stopped.append(number))
+    cells: dict[int, Cell] = {}
+    owned: set[int] = set()
+    while not stopped:
+        try:
+            polled = consumer.poll(200)
+        except KafkaError:
+            continue
+        mine = {tp.partition for tp in consumer.assignment()}
+        cells = {p: cell for p, cell in cells.items() if p in mine & owned}
+        owned = mine
+        for tp, records in polled.items():
+            cell = cells.setdefault(tp.partition, Cell(f"{topic}:{tp.partition}", "", None, Counter()))
+            batch = Records(
+                cell.name,
+                [r.value for r in records],
+                np.array([r.offset for r in records], np.int64),
+                records[-1].offset + 1,
+            )
+            folded(reading, client, cell, batch)
+    consumer.close()
+
+
+def folded(reading: Ingest, client: redis.Redis, cell: Cell, batch: Records) -> None:
+    """Load what is missing, fold, write back."""
+    decoded, keys = reading.decode(cell, batch)
+    wanted = reading.missing(cell, keys)
+    loaded = insisted(lambda: {key: fields_of(client, key) for key in wanted})
+    reading.take(cell, loaded, wanted)
+    checkpoint = reading.step(cell, decoded, keys, batch.next_offset)
+    insisted(lambda: written(client, checkpoint))
+
+
+def fields_of(client: redis.Redis, key: ClientKey) -> dict[str, bytes]:
+    values: Any = client.hgetall(PREFIX + client_text(key))
+    return {name.decode(): value for name, value in values.items()}
+
+
+def written(client: redis.Redis, checkpoint: Checkpoint) -> None:
+    with client.pipeline(transaction=False) as pipe:
+        for key, fields in checkpoint.profiles.items():
+            pipe.hset(PREFIX + client_text(key), mapping={n: v for n, v in fields.items() if v is not None})
+        pipe.execute()
+
+
+def insisted(call: Callable[[], T]) -> T:
+    """Try until it works."""
+    while True:
+        try:
+            return call()
+        except redis.exceptions.RedisError:
+            time.sleep(0.1)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
