@@ -41,6 +41,10 @@ class Chaos:
     failed: list[BaseException] = field(default_factory=list)
     story: list[str] = field(default_factory=list)
     began_s: float = field(default_factory=time.monotonic)
+    rng: random.Random = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.rng = random.Random(self.seed)
 
     def run(self, plan: Mapping[str, Sequence[str]], busy: Callable[[], bool], calm_s: tuple[float, float]) -> None:
         """Play all lanes until each dealt its bag out once and `busy` is false. Raises what a lane raised."""

@@ -142,6 +142,12 @@ def shape_of(baseline: Path) -> Shape:
 # --------------------------------------------------------------------------------------------- the whole judgement
 
 
+def judge(cluster: Cluster, ledger: Ledger) -> Verdict:
+    """Replay the ledger and hold the store against it."""
+    expected = replayed(cluster.folder, ledger.path, cluster.baseline, cluster.settings())
+    return assert_exactly_once(cluster, ledger, expected)
+
+
 def assert_exactly_once(cluster: Cluster, ledger: Ledger, expected: Replayed) -> Verdict:
     """P1, P5 and P18 on a cluster that has drained; raises AssertionError with what is wrong."""
     verdict = compare(

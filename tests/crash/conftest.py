@@ -1,0 +1,51 @@
+"""One cluster for each crash test, and the log that they send."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import victims
+from crash import oracle
+from crash.cluster import Cluster
+from crash.ledger import write_log
+from servers import MissingServer
+
+SEED = 7
+
+
+@pytest.fixture(scope="session")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """About 65,000 queries of 165 honest clients and eight thieves."""
+    return write_log(tmp_path_factory.mktemp("crash") / "log.jsonl", 165, seed=31)
+
+
+@pytest.fixture(scope="session")
+def baseline_file(log: Path) -> Path:
+    """The baseline, and a replay of some lines, so that kernels are compiled before five workers want them at once."""
+    path, some = log.with_name("loans.baseline"), log.with_name("some.jsonl")
+    path.write_bytes(victims.baseline().to_bytes())
+    with log.open("rb") as lines:
+        some.write_bytes(b"".join(itertools.islice(lines, 3000)))
+    settings = {k: v for k, v in os.environ.items() if not k.startswith("QUERYWARDEN_")}
+    settings["QUERYWARDEN_STATE_DIR"] = str(log.with_name("state"))
+    oracle.called("replay", str(some), "--baseline", str(path), settings=settings)
+    return path
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, baseline_file: Path) -> Iterator[Cluster]:
+    baseline = tmp_path / "loans.baseline"
+    shutil.copy(baseline_file, baseline)
+    try:
+        made = Cluster(tmp_path, baseline, SEED, disk_megabytes=1024)
+    except MissingServer as missing:
+        if os.environ.get("CI") == "true":
+            pytest.fail(str(missing), pytrace=False)
+        pytest.skip(str(missing))
+    with made:
+        yield made

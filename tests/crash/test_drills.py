@@ -1,0 +1,66 @@
+"""P3, P4, P10: a rolling restart, a zombie and two lossy fail-overs, one after the other, under load and with nothing else going wrong."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from crash import oracle
+from crash.chaos import Chaos
+from crash.cluster import SESSION_MS, Cluster
+from crash.drill import run_drill
+from crash.ledger import Ledger, repeated
+from servers import wait_until
+
+EVENTS = 40_000
+RATE = 1200.0
+REFUSED = ("commits fenced", "commits rewound", "commits unavailable")
+
+
+def refused(counts: Counter[str]) -> int:
+    return sum(counts[name] for name in REFUSED)
+
+
+def test_restarts_zombies_and_failovers(cluster: Cluster, log: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    seen: dict[str, float] = {}
+
+    def faults(chaos: Chaos, ledger: Ledger) -> None:
+        workers = cluster.of("ingest")
+        wait_until(lambda: all(w.count()["commits committed"] for w in workers), 60, "commits of every worker")
+
+        before = refused(cluster.counted())
+        for worker in workers:
+            assert worker.end(signal.SIGTERM, 20) == 0
+            cluster.run(worker)
+            chaos.under_load()
+        seen["redone after SIGTERM"] = refused(cluster.counted()) - before
+
+        zombie = workers[0]
+        wait_until(
+            lambda: zombie.count()["commits committed"] > 0 and zombie.counts.get(zombie.lives) is not None, 30, "it"
+        )
+        zombie.send(signal.SIGSTOP)
+        time.sleep(SESSION_MS / 1000 * 1.5)
+        chaos.under_load()
+        fenced = zombie.count()["commits fenced"]
+        zombie.send(signal.SIGCONT)
+        chaos.under_load()
+        time.sleep(3.0)
+        seen["fences of the zombie"] = zombie.count()["commits fenced"] - fenced
+
+        for _ in range(2):
+            chaos.under_load()
+            chaos.do("failover", chaos.rng)
+
+    drill = run_drill(cluster, repeated(log, EVENTS), RATE, {}, 11, faults=faults)
+    with capsys.disabled():
+        sys.stdout.write(f"\n{seen}; {drill.summary()}\n")
+    oracle.judge(cluster, drill.ledger)
+    assert seen["redone after SIGTERM"] == 0
+    assert seen["fences of the zombie"] <= 2 * 6  # two a cell that it had
+    assert len(drill.chaos.recovered_s) == 2
+    assert drill.unplanned == []
