@@ -27,9 +27,18 @@ KINDS: dict[str, str] = {
     "slow": "the answer takes long",
     "rollback before": "the node of the call fails over to a replica that lags, just before the call",
     "rollback after": "the same, between the call and its answer",
-    "reader's error": "a sink takes nothing, or some of it",
+    "takes nothing": "a sink takes nothing, or some of it",
 }
 """Kinds that hit an effect."""
+
+TAKES_NOTHING = "takes nothing"
+THEMES = (
+    tuple(KINDS),
+    tuple(KINDS),
+    ("stop after", "stop before", "slow", "rollback after", "rollback before"),
+    ("late", "twice late", "again", "crash, late", "lost", "rollback after", "rollback before"),
+)
+"""Mixes to draw from: everything, owners that do not know that they are none, writes that come late."""
 
 WRITES_ONLY = {"late", "twice late", "again", "crash, late"}
 TIMED = ("rollback", "rebalance", "theft", "operator")
@@ -51,9 +60,10 @@ class Faults:
         self.on = True
         self.count = 0
         self.budget = rng.randint(40, 75)
-        self.rate = rng.choice([0.04, 0.07, 0.1, 0.15])
-        self.weights = {k: rng.expovariate(1.0) * (rng.random() < 0.7) for k in KINDS if k != "reader's error"}
-        self.weights["refused"] += 0.1
+        theme = rng.choice(THEMES)
+        self.rate = rng.choice([0.04, 0.07, 0.1, 0.15]) if theme == tuple(KINDS) else rng.choice([0.1, 0.15, 0.2])
+        self.weights = {k: rng.expovariate(1.0) * (rng.random() < 0.7) for k in theme if k != TAKES_NOTHING}
+        self.weights[theme[0]] += 0.1
         self.every_s = {k: rng.choice([0.05, 0.2, 0.5, 2.0]) for k in TIMED if rng.random() < 0.75}
         self._any = list(self.weights)
         self._cumulative = [sum(list(self.weights.values())[: i + 1]) for i in range(len(self._any))]
@@ -73,7 +83,7 @@ class Faults:
             return None
         kind = rng.choices(self._any, cum_weights=self._cumulative)[0]
         if sink and rng.random() < 0.5:
-            kind = "reader's error"
+            kind = TAKES_NOTHING
         elif kind in WRITES_ONLY and not writes:
             kind = "refused"
         return self.numbered(kind)

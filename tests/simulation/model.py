@@ -10,12 +10,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 
+from simulation.cells import DecisionCell, Nodes, OperatorCell, ProfileCell
+
 from consumers import store as port
 from consumers.errors import Fenced, LeaseHeld, Refused, Rewound
 from consumers.store import (
     Checkpoint,
     Claim,
-    Cursor,
     DeadLetter,
     DecisionClaim,
     DecisionRow,
@@ -45,7 +46,6 @@ from consumers.store.layout import (
     layout_differs,
 )
 from detector.query import ClientKey
-from simulation.cells import DecisionCell, Nodes, OperatorCell, ProfileCell
 
 
 class ModelStore:
@@ -115,7 +115,8 @@ class ModelStore:
     def load(
         self, cell: str, token: str, offset: int | None, clients: Sequence[ClientKey]
     ) -> dict[ClientKey, dict[str, bytes]]:
-        return _fields(self.readable(cell, token, offset), clients)
+        # a read of nothing is a question about the cell, see `Ingest.Runner._check`
+        return _fields((self.readable if clients else self.owned)(cell, token, offset), clients)
 
     def commit(self, token: str, checkpoint: Checkpoint) -> None:
         check_checkpoint(checkpoint)
@@ -177,7 +178,7 @@ class ModelStore:
             v = port.decision_cell(client)
             if v in found and at > decision_cells[v]:
                 found[v].append((at, client))
-        return {v: Touched(state.generation, offset, *_page(sorted(rows), limit, offset)) for v, rows in found.items()}
+        return {v: Touched(state.generation, offset, *page(sorted(rows), limit, offset)) for v, rows in found.items()}
 
     def shards(self, cell: str, clients: Sequence[ClientKey]) -> Shards:
         state = self.nodes.profile_cell(cell) or ProfileCell()
@@ -383,6 +384,8 @@ class ModelStore:
         state.alerts = tuple(one for one in state.alerts if not gone(one[1].uid))
         state.sent = {key: entry for key, entry in state.sent.items() if not gone(key[1])}
         state.feed, state.fed, state.feed_generation = (), 0, self._generation()
+        self.claimed_decisions(cell, f"nobody-{self.nodes.number()}", state)
+        state.epoch += 1
         state.revision += 1
         state.lineage = self.nodes.number()
         self.nodes.put(("decisions", cell), state)
@@ -437,7 +440,7 @@ def _fields(state: ProfileCell, clients: Sequence[ClientKey]) -> dict[ClientKey,
     return {c: dict(fields) for c, fields in found.items() if fields}
 
 
-def _page(rows: list[tuple[int, ClientKey]], limit: int, offset: int) -> tuple[int, list[ClientKey]]:
+def page(rows: list[tuple[int, ClientKey]], limit: int, offset: int) -> tuple[int, list[ClientKey]]:
     """How far the answer is complete, and the clients; a commit (one offset) is never cut."""
     reached = offset
     if len(rows) > limit:

@@ -14,10 +14,11 @@ import contextlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from simulation.cells import Place
+
 from consumers.errors import QueryWardenError, Unavailable
 from consumers.store import Checkpoint, Claim, DeadLetter, DecisionClaim, DecisionRow, OutboxAlert, Outcome
 from detector.query import ClientKey
-from simulation.cells import Place
 
 if TYPE_CHECKING:
     from simulation.world import World
@@ -129,7 +130,7 @@ class Process:
 
 _CRASH = {"crash before", "crash, late"}
 _LATER = {"late", "twice late", "crash, late"}
-_NOT_NOW = {"refused", "reader's error"} | _CRASH | _LATER
+_NOT_NOW = {"refused", "takes nothing"} | _CRASH | _LATER
 
 
 class Port:
@@ -232,6 +233,10 @@ class Port:
             return after, self._row_lineage(cell)
 
         after, self._decisions[cell] = self._effect("record", ("decisions", cell), call)
+        take = getattr(self._store, "take", None)
+        if take is not None:  # a weaker variant: who was touched is struck off afterwards
+            for name in outcome.cursors:
+                self._effect("take", ("profiles", name), lambda name=name: take(name, list(outcome.rows)))
         return after  # type: ignore[no-any-return]
 
     def release_decisions(self, cell: int, process: str) -> None:
@@ -248,9 +253,6 @@ class Port:
     def sent(self, cell: int, destination: str, entry: str, uid: str) -> None:
         self._effect("sent", ("decisions", cell), lambda: self._store.sent(cell, destination, entry, uid))
 
-    def pressure(self) -> float:
-        return self._effect("pressure", None, self._store.pressure, writes=False)  # type: ignore[no-any-return]
-
     # --- operators
 
     def erase(self, cell: str, clients: Sequence[ClientKey]) -> None:
@@ -265,13 +267,10 @@ class Port:
     def operate(self, revision: int, operation: Any) -> int:
         return self._effect("operate", ("operators", ""), lambda: self._store.operate(revision, operation))  # type: ignore[no-any-return]
 
-    def operator_entries(self, kind: str, tenant: str | None = None) -> Any:
-        return self._effect(
-            "operator entries", ("operators", ""), lambda: self._store.operator_entries(kind, tenant), writes=False
-        )
-
-    def decided(self, clients: Sequence[ClientKey]) -> dict[ClientKey, DecisionRow]:
-        return self._effect("decided", None, lambda: self._store.decided(clients), writes=False)  # type: ignore[no-any-return]
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        """Everything else only reads."""
+        there = getattr(self._store, name)
+        return lambda *arguments: self._effect(name, None, lambda: there(*arguments), writes=False)
 
     # --- the watch
 

@@ -10,8 +10,7 @@ from simulation.cells import Nodes
 from simulation.model import ModelStore
 from store_contract import StoreContract
 
-from consumers.store import Checkpoint, Store
-from detector.query import ClientKey
+from consumers.store import Store
 
 
 class _OneAtATime:

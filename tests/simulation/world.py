@@ -12,10 +12,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from consumers import detect, ingest
-from consumers import store as port
-from consumers.errors import QueryWardenError, Rewound, Unavailable
-from consumers.store import DeadLetter, Entry, Operation, OutboxAlert
 from simulation import scene
 from simulation.cells import Nodes, Place
 from simulation.faults import Faults
@@ -23,6 +19,11 @@ from simulation.model import ModelStore
 from simulation.processes import Crash, Port, Process
 from simulation.schedule import Schedule
 from simulation.topic import MemberLog, Topic
+
+from consumers import detect, ingest
+from consumers import store as port
+from consumers.errors import QueryWardenError, Rewound, Unavailable
+from consumers.store import DeadLetter, Entry, Operation, OutboxAlert
 
 INGEST, DETECT = 3, 2
 DRAIN_S = 30.0
@@ -123,7 +124,8 @@ class World:
         self.stale: list[str] = []
         self.doubled: list[str] = []
         self.late = 0
-        self.operated: list[tuple[int, bytes]] = []
+        self.erased: set[str] = set()
+        self.confirmed = "operator" not in self.faults.every_s
         self.with_detect = rng.random() < 0.5 if with_detect is None else with_detect
         self._tokens = random.Random(f"{seed}/tokens")
 
@@ -187,7 +189,7 @@ class World:
         self._run(process, lambda: detect.run(runner, lambda: self.over, interval_s=0.2))
 
     def _operator(self, process: Process) -> None:
-        """Changes entries, resets cells, erases clients. An operator repeats what was not confirmed."""
+        """Changes entries, resets cells, erases clients. What was not confirmed, or may have been lost, is asked for again."""
         rng = random.Random(f"{self.seed}/{process.identity}")
         own = Port(process)
         while not self.healed:
@@ -199,26 +201,29 @@ class World:
                 if deed == "operate":
                     self._change(own, rng)
                 elif deed == "reset":
-                    own.reset(rng.choice(self.script.cells), rng.choice([None, None, 0, rng.randrange(30)]))
+                    own.reset(rng.choice(self.script.cells), rng.choice([None, 0]))
                 else:
-                    self.erase(own, rng.choice(self.script.clients))
+                    self._erase(own, rng.choice(self.script.clients))
+        for client in sorted(self.erased):
+            self._erase(own, client)
+        self.confirmed = True
+        while True:
+            process.pause(5.0)
 
     def _change(self, own: Port, rng: random.Random) -> None:
         row = f"audit {rng.random()}".encode()
         revision = 0
         for _ in range(4):
             try:
-                after = own.operate(
-                    revision, Operation([Entry("default", "note", f"n{rng.randrange(3)}", row)], audit=[row])
-                )
+                own.operate(revision, Operation([Entry("default", "note", f"n{rng.randrange(3)}", row)], audit=[row]))
             except Rewound as error:
                 revision = error.offset or 0
             else:
-                self.operated.append((after, row))
                 return
 
-    def erase(self, own: Port, client: str) -> None:
+    def _erase(self, own: Port, client: str) -> None:
         """Profiles first, then what was decided on them, as the command does."""
+        self.erased.add(client)
         key = scene.key_of(client)
         for cell in self.script.cells:
             own.erase(cell, [key])
@@ -315,7 +320,7 @@ class World:
 
     def _at_rest(self) -> bool:
         """Everything read, assessed, sent, and nothing on its way."""
-        if self.schedule.steps % 8 or self.late:
+        if self.schedule.steps % 8 or self.late or not self.confirmed:
             return False
         cells = {cell: self.nodes.profile_cell(cell) for cell in self.script.cells}
         for cell, state in cells.items():

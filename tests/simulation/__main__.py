@@ -1,0 +1,159 @@
+"""``python -m simulation``: seeds in several processes, variants side by side, one seed with its trace."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import multiprocessing
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from simulation import scene, shrink
+from simulation.oracle import Verdict, judge
+from simulation.variants import OURS, VARIANTS
+from simulation.world import World
+
+SUMS = ("faults", "effects", "records", "lost", "doubled", "wrong", "missing", "old_rows", "uid_twice", "stale", "undrained",
+        "quarantined", "errors")  # fmt: skip
+
+
+@dataclass(slots=True)
+class Tally:
+    """Of many seeds. bad: the first of them, each with what is wrong."""
+
+    variant: str
+    seeds: int = 0
+    bad_seeds: int = 0
+    slowest_drain_s: float = 0.0
+    sums: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SUMS, 0))
+    bad: list[tuple[int, list[str]]] = field(default_factory=list)
+
+    def add(self, v: Verdict) -> None:
+        self.seeds += 1
+        self.slowest_drain_s = max(self.slowest_drain_s, v.drained_s)
+        for name in SUMS:
+            self.sums[name] += getattr(v, name)
+        if v.bad:
+            self.bad_seeds += 1
+            if len(self.bad) < 20:
+                self.bad.append((v.seed, v.notes[:4]))
+
+    def merge(self, other: Tally) -> None:
+        self.seeds += other.seeds
+        self.bad_seeds += other.bad_seeds
+        self.slowest_drain_s = max(self.slowest_drain_s, other.slowest_drain_s)
+        for name in SUMS:
+            self.sums[name] += other.sums[name]
+        self.bad = sorted(self.bad + other.bad)[:20]
+
+
+def run_seed(seed: int, variant: str = OURS) -> Verdict:
+    kind = VARIANTS[variant]
+    world = World(seed, kind.store, with_detect=kind.detects)
+    world.run()
+    return judge(world)
+
+
+def _chunk(task: tuple[str, int, int]) -> Tally:
+    variant, first, after = task
+    tally = Tally(variant)
+    for seed in range(first, after):
+        tally.add(run_seed(seed, variant))
+    return tally
+
+
+def run(variants: Sequence[str], first: int, seeds: int | None, processes: int) -> dict[str, Tally]:
+    """All variants, `seeds` each (None: as many as each needs in CI)."""
+    prepare()
+    tasks = []
+    for variant in variants:
+        count = VARIANTS[variant].seeds if seeds is None else seeds
+        step = max(1, min(100, count // (4 * processes)))
+        tasks += [(variant, at, min(at + step, first + count)) for at in range(first, first + count, step)]
+    tallies = {variant: Tally(variant) for variant in variants}
+    with multiprocessing.get_context("fork").Pool(processes) as pool:
+        for tally in pool.imap_unordered(_chunk, tasks):
+            tallies[tally.variant].merge(tally)
+    return tallies
+
+
+def prepare() -> None:
+    """What every seed needs, once: fitted, compiled, written. Forked processes inherit it."""
+    logging.disable(logging.CRITICAL)
+    scene.baseline()
+    for number in range(scene.SCRIPTS):
+        script = scene.script(number)
+        for cell in script.cells:
+            script.fold(cell, None, {}, frozenset())
+    for seed in (2, 3):
+        run_seed(seed)
+
+
+COLUMNS = (
+    ("seeds", lambda t: t.seeds), ("faults", lambda t: t.sums["faults"]), ("lost", lambda t: t.sums["lost"]),
+    ("doubled", lambda t: t.sums["doubled"]), ("missing alerts", lambda t: t.sums["missing"]),
+    ("old rows", lambda t: t.sums["old_rows"]), ("uid twice", lambda t: t.sums["uid_twice"]),
+    ("stale commits", lambda t: t.sums["stale"]), ("bad seeds", lambda t: t.bad_seeds),
+)  # fmt: skip
+
+
+def table(tallies: Iterable[Tally]) -> str:
+    lines = ["| variant | " + " | ".join(name for name, _ in COLUMNS) + " |", "|---|" + "---|" * len(COLUMNS)]
+    for tally in tallies:
+        cells = " | ".join(f"{value(tally):,}" for _, value in COLUMNS)
+        lines.append(f"| {VARIANTS[tally.variant].title} | {cells} |")
+    return "\n".join(lines)
+
+
+def explain(seed: int, variant: str = OURS, whole: bool = False) -> tuple[Verdict, str]:
+    """One seed again: its verdict and a readable trace; of a bad one, of the fewest faults that make it bad."""
+    prepare()
+    kind = VARIANTS[variant]
+    return shrink.explain(seed, kind.store, kind.detects, whole)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser("simulation", description=__doc__)
+    parser.add_argument("--seeds", type=int, help="so many seeds of each variant (default: as many as CI runs)")
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
+    parser.add_argument("--seed", type=int, help="one seed, with its trace")
+    parser.add_argument("--whole", action="store_true", help="with --seed: the whole trace, nothing left out")
+    parser.add_argument("--variant", action="append", choices=[*VARIANTS, "all", "controls"], help="default: ours")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args(arguments)
+    asked = given.variant or [OURS]
+    variants = [v for v in VARIANTS if v in asked or "all" in asked or ("controls" in asked and v != OURS)]
+    if given.seed is not None:
+        verdict, trace = explain(given.seed, variants[0], given.whole)
+        print(trace)
+        return int(verdict.bad)
+    began = time.monotonic()
+    tallies = run(variants, given.first, given.seeds, given.processes)
+    if given.json:
+        print(json.dumps({v: {"seeds": t.seeds, "bad_seeds": t.bad_seeds, "drain_s": t.slowest_drain_s, "bad": t.bad, **t.sums}
+                          for v, t in tallies.items()}))  # fmt: skip
+    else:
+        print(table(tallies.values()))
+        total = sum(t.sums["faults"] for t in tallies.values())
+        print(f"\n{total:,} faults in {time.monotonic() - began:.0f} s; slowest drain "
+              f"{max(t.slowest_drain_s for t in tallies.values()):.1f} s of simulated time")  # fmt: skip
+        ours = tallies.get(OURS)
+        if ours:
+            print(
+                f"records quarantined because processes died there: {ours.sums['quarantined']:,} of {ours.sums['records']:,}"
+            )
+    ours = tallies.get(OURS)
+    if ours and ours.bad_seeds:
+        for seed, notes in ours.bad:
+            print(f"seed {seed}: {'; '.join(notes)}", file=sys.stderr)
+        if not given.json:
+            print(explain(ours.bad[0][0])[1])
+    return int(bool(ours and ours.bad_seeds))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
