@@ -260,6 +260,9 @@ class Settings(BaseSettings):
     mode: Literal["observe", "alert", "throttle", "block"] = Field(
         "observe", description="the strongest decision that gateways enforce"
     )
+    modes: dict[str, Literal["observe", "alert", "throttle", "block"]] = Field(
+        {}, description='another mode for some models: {"fraud-v3": "block"}'
+    )
     false_alarm_budget: float = Field(
         0.01, gt=0, lt=0.5, description="share of honest clients that may be flagged, over their whole life"
     )

@@ -29,7 +29,7 @@ import secrets as entropy
 import socket
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -93,11 +93,16 @@ class Seen:
 
 @dataclass(slots=True)
 class Detect:
-    """The pure half: profiles and earlier decisions in, an outcome out."""
+    """The pure half: profiles and earlier decisions in, an outcome out. modes: models with another mode than the policy's."""
 
     baselines: Mapping[str, Baseline]
     secrets: Secrets
     policy: Policy = field(default_factory=Policy)
+    modes: Mapping[str, str] = field(default_factory=dict)
+
+    def policy_of(self, model: str) -> Policy:
+        """The policy for one model."""
+        return replace(self.policy, mode=self.modes[model]) if model in self.modes else self.policy
 
     def step(
         self,
@@ -125,7 +130,7 @@ class Detect:
                 else Decision()
             )
             now = profile.last_ms // 1000 if now_s is None else now_s
-            decision = decide(previous, assessment, baseline.nulls, self.policy, now)
+            decision = decide(previous, assessment, baseline.nulls, self.policy_of(one.key.model), now)
             if before is not None and before.queries == assessment.queries:
                 decision = lapsed(previous, decision, now)
             if overrides is not None:

@@ -50,7 +50,9 @@ def halves(
         admit_unknown=settings.unknown_models == "ignore",
         limits=Limits(settings.admission.new_clients_an_hour, settings.admission.clients),
     )
-    return reading, detecting.Detect(baselines, secrets, Policy(settings.false_alarm_budget, settings.mode))
+    return reading, detecting.Detect(
+        baselines, secrets, Policy(settings.false_alarm_budget, settings.mode), dict(settings.modes)
+    )
 
 
 def baselines_of(settings: config.Settings) -> Mapping[str, Baseline]:

@@ -149,7 +149,7 @@ def build_front(settings: config.Settings, stack: contextlib.ExitStack, metrics:
     keys = KeyRing(secrets)
     tokens = tokens_of(settings)
     auth = authenticator(settings, keys, tokens)
-    view = Restrictions(settings.mode)
+    view = Restrictions(settings.mode, dict(settings.modes))
     gateway = gateway_of(settings, view, secrets, auth, metrics)
     feed = feed_of(settings, view, readings)
     _start_keeper(settings, stack, store, secrets, keys, tokens, mirror)

@@ -8,12 +8,14 @@ import pytest
 from gateways.remembered import TENANT, RememberedStore, read
 
 from consumers import entries
+from consumers.detect import Detect
 from consumers.metrics import Metrics
 from consumers.refresher import Refresher
 from consumers.restrictions import BLOCK, CLEAR, KEPT_CHANGES, THROTTLE, WATCH, Restrictions
+from consumers.secrets import Secrets
 from consumers.store import Restriction
 from consumers.storm import Storm
-from detector.policy import STATES
+from detector.policy import STATES, Policy
 from detector.query import ClientKey
 
 
@@ -315,3 +317,8 @@ def test_entries_of_other_kinds_are_none_of_ours() -> None:
     store.say("c", "block")
     view.learn([], [store.entries[0]._replace(kind="note")], 0)
     assert level(view) == CLEAR
+
+
+def test_detect_decides_by_the_models_own_mode_too() -> None:
+    detect = Detect({}, Secrets.draw(), Policy(0.01, "observe"), {"m": "block"})
+    assert (detect.policy_of("m"), detect.policy_of("n")) == (Policy(0.01, "block"), Policy(0.01, "observe"))
