@@ -12,9 +12,10 @@ Order of effects, for each cell and poll (docs/architecture.md):
 
 `Fenced` drops the cell; `Rewound` claims again and seeks; `Unavailable` pauses, backs off once a turn and claims again: a commit whose
 outcome is unknown is never sent twice. The cache holds what was committed and nothing else, so dropping it is always safe.
-A record that ends the process (a crash of a library, the machine's out-of-memory killer) must not stop its cell. When two processes
-died at an offset, the third folds record by record and, with each commit, notes which one comes next; who finds that note when
-claiming knows which record it was and refuses it with the reason ``poison``. That takes three restarts at most.
+A record that ends the process (a crash of a library, the machine's out-of-memory killer) must not stop its cell. Who finds that
+another process claimed at this offset and never came beyond it folds record by record and, with each commit, notes which one comes
+next; who finds such a note of another process when claiming knows which record it was and refuses it with the reason ``poison``. That
+takes three restarts at most. (A cell that merely changed hands twice without a new record is read slowly for one poll: no harm.)
 Ready means: joined the group, and the store answers. A replica that no cell was left for is ready too.
 """
 
@@ -60,8 +61,9 @@ OUTCOMES = (
     ("erased", "erased"),
 )
 """Label of ``querywarden_records_total`` → counter."""
-CAREFUL_AFTER = 2
-"""So many processes died at an offset before the next one folds record by record."""
+CAREFUL_AFTER = 1
+"""So many processes claimed at an offset and never came beyond it before the next folds record by record. The one that got there by
+reading is not among them, so a batch has killed twice by then."""
 CAREFUL_AT_ONCE = 256
 POISON = ("poison", "the process ended while this record was folded")
 
@@ -72,7 +74,7 @@ class Runner:
 
     clock, sleep, rng  injected, so that the simulation owns time
     dead_letters       where refused records are shipped to; None: the first of each cell stay in the store
-    careful_after      so many processes died at an offset before the next folds record by record
+    careful_after      so many others claimed at an offset and never came beyond it before this one folds record by record
     doubted            cells that the group said were not ours, and when; it has not taken them away either
     silent             why this turn got no answer from store or log; None: it did
     """
@@ -101,7 +103,7 @@ class Runner:
     _answered_s: float = -math.inf
     _pressed_s: float = -math.inf
     _claims: dict[str, tuple[int | None, int]] = field(default_factory=dict)
-    _marks: dict[str, int] = field(default_factory=dict)
+    _marks: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.letters = Letters(self.store, self.dead_letters)
@@ -242,7 +244,7 @@ class Runner:
         self._claims[cell.name] = (cell.offset, mine)
         began = cell.counters["careful_until"] > (cell.offset or 0)
         cell.careful = began or attempts - mine >= self.careful_after
-        if began and self._marks.get(cell.name) != cell.counters["careful_at"]:
+        if began and cell.counters["careful_at"] not in self._marks.get(cell.name, ()):
             cell.suspect = cell.counters["careful_at"]
         if cell.careful:
             log.warning("records are folded one by one", extra={"cell": cell.name, "offset": cell.offset})
@@ -291,7 +293,8 @@ class Runner:
         before = cell.counters.copy()
         cell.counters["careful_at"] = careful_at
         if careful_at:
-            self._marks[cell.name] = careful_at
+            # the last two: it may be that this one is never stored
+            self._marks[cell.name] = self._marks.get(cell.name, (0, 0))[1], careful_at
         try:
             decoded, keys = self.ingest.decode(cell, records)
             wanted = self.ingest.missing(cell, keys)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -89,7 +90,7 @@ def test_who_is_admitted_is_what_the_twin_says_however_polls_cut(
     limits = Limits(budget, cap, 3)
     admission, known, pooled = Admission(), set[int](), []
     edges = [0, *sorted(min(c, len(rows)) for c in cuts), len(rows)]
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in itertools.pairwise(edges):
         if start < end:
             pooled += fold(admission, known, rows[start:end], limits)
             admission = Admission(admission.to_bytes())  # through the store between two polls

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 
@@ -63,7 +64,7 @@ ROWS = st.lists(
 def test_the_window_does_what_its_twin_does_however_polls_cut(rows: list[Row], cuts: list[int]) -> None:
     windows, fresh = Windows(1), []
     edges = [0, *sorted(min(c, len(rows)) for c in cuts), len(rows)]
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in itertools.pairwise(edges):
         fresh += fold(windows, rows[start:end])
         again = Windows(1)  # through the store between two polls
         for key in windows.rows:
