@@ -24,6 +24,10 @@ from servers import Kafka, MissingServer, Redis, Server, Valkey
 _databases = itertools.count()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--dst-seed", type=int, help="simulation: run this seed only, and print its trace")
+
+
 def _started(kind: type[Server], request: pytest.FixtureRequest) -> Iterator[Server]:
     try:
         server = kind()

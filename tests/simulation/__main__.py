@@ -57,22 +57,32 @@ def run_seed(seed: int, variant: str = OURS) -> Verdict:
     return judge(world)
 
 
-def _chunk(task: tuple[str, int, int]) -> Tally:
-    variant, first, after = task
-    tally = Tally(variant)
+_caught = multiprocessing.get_context("fork").Array("b", len(VARIANTS))
+"""Which variants were seen to fail."""
+
+
+def _chunk(task: tuple[str, int, int, bool]) -> Tally:
+    variant, first, after, until_bad = task
+    tally, which = Tally(variant), list(VARIANTS).index(variant)
     for seed in range(first, after):
+        if until_bad and variant != OURS and _caught[which]:
+            break
         tally.add(run_seed(seed, variant))
+        if tally.bad_seeds:
+            _caught[which] = 1
     return tally
 
 
-def run(variants: Sequence[str], first: int, seeds: int | None, processes: int) -> dict[str, Tally]:
-    """All variants, `seeds` each (None: as many as each needs in CI)."""
+def run(
+    variants: Sequence[str], first: int, seeds: int | None, processes: int, until_bad: bool = False
+) -> dict[str, Tally]:
+    """All variants, `seeds` each (None: as many as each may need in CI); `until_bad`: weaker ones only until one fails."""
     prepare()
     tasks = []
     for variant in variants:
         count = VARIANTS[variant].seeds if seeds is None else seeds
-        step = max(1, min(100, count // (4 * processes)))
-        tasks += [(variant, at, min(at + step, first + count)) for at in range(first, first + count, step)]
+        step = max(1, min(25, count // (4 * processes)))
+        tasks += [(variant, at, min(at + step, first + count), until_bad) for at in range(first, first + count, step)]
     tallies = {variant: Tally(variant) for variant in variants}
     with multiprocessing.get_context("fork").Pool(processes) as pool:
         for tally in pool.imap_unordered(_chunk, tasks):
@@ -123,6 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--whole", action="store_true", help="with --seed: the whole trace, nothing left out")
     parser.add_argument("--variant", action="append", choices=[*VARIANTS, "all", "controls"], help="default: ours")
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--until-bad", action="store_true", help="weaker variants: only until a seed fails")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args(arguments)
     asked = given.variant or [OURS]
@@ -132,7 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(trace)
         return int(verdict.bad)
     began = time.monotonic()
-    tallies = run(variants, given.first, given.seeds, given.processes)
+    tallies = run(variants, given.first, given.seeds, given.processes, given.until_bad)
     if given.json:
         print(json.dumps({v: {"seeds": t.seeds, "bad_seeds": t.bad_seeds, "drain_s": t.slowest_drain_s, "bad": t.bad, **t.sums}
                           for v, t in tallies.items()}))  # fmt: skip

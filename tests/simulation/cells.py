@@ -5,7 +5,7 @@ Rules:
 * A state is never changed in place. A write puts a new state and remembers the old one, so that undoing the last k writes of a
   node – what a failover to a replica that lagged by k does – costs k assignments. Cells of one node roll back together, to one
   prefix; cells of different nodes independently.
-* `lineage` names the content: every write that changes it draws a new number that no other history ever had. It goes back with a
+* `lineage` names the content: what a write makes of a lineage is a new one that no other write ever makes. It goes back with a
   rollback. The oracle uses it to tell by itself, without tokens and offsets, whether a write was built on what it replaced.
 """
 
@@ -103,6 +103,7 @@ class Nodes:
         self._logs: list[list[tuple[Place, Any]]] = [[] for _ in range(count)]
         self._node_of = node_of
         self._numbers = itertools.count(1)
+        self._successors: dict[tuple[int, int], tuple[int, object]] = {}
 
     @property
     def count(self) -> int:
@@ -111,6 +112,13 @@ class Nodes:
     def number(self) -> int:
         """One that was never given before, in any history."""
         return next(self._numbers)
+
+    def after(self, lineage: int, written: object) -> int:
+        """Lineage of what `written` makes of `lineage`: the very same write, arriving again, makes the same of it."""
+        found = self._successors.get((lineage, id(written)))
+        if found is None:  # it keeps the object, so that its id belongs to nobody else
+            found = self._successors[lineage, id(written)] = (self.number(), written)
+        return found[0]
 
     def writes(self, node: int) -> int:
         return len(self._logs[node])

@@ -147,7 +147,7 @@ class ModelStore:
             state.sketch = checkpoint.sketch
         if state.offset != after:
             state.attempts = 0
-            state.lineage = self.nodes.number()
+            state.lineage = self.nodes.after(state.lineage, checkpoint)
         state.offset = after
         self.nodes.put(("profiles", checkpoint.cell), state)
 
@@ -227,7 +227,7 @@ class ModelStore:
             state.cursors = state.cursors | outcome.cursors
         self._leased(state, process, lease_ms)
         state.revision += 1
-        state.lineage = self.nodes.number()
+        state.lineage = self.nodes.after(state.lineage, outcome)
         self.nodes.put(("decisions", outcome.cell), state)
         return state.revision
 

@@ -114,6 +114,8 @@ class World:
         self._places = places
         self.store = store(self.nodes, self.schedule.wall_s)
         self.session_s = rng.choice([0.3, 1.0, 2.0])
+        # with so many crashes the careful mode would be all there is
+        self.careful_after = rng.choice([ingest.CAREFUL_AFTER, 1_000, 1_000, 1_000])
         self.lease_ms = rng.choice([500, 2000])
         self.max_poll = rng.choice([5, 20, 50])
         self.receivers = [Receiver(f"sim:{i}") for i in range(rng.choice([1, 1, 2]))]
@@ -176,6 +178,7 @@ class World:
             log, Port(process), scene.reading(), metrics=scene.metrics(), dead_letters=Letters(process),
             max_poll_records=self.max_poll, clock=self.schedule.monotonic, sleep=process.pause,
             rng=random.Random(f"{self.seed}/{process.identity}"), new_token=self.token,
+            careful_after=self.careful_after,
         )  # fmt: skip
         self._run(process, lambda: ingest.run(runner, lambda: self.over))
 
