@@ -45,7 +45,7 @@ def fold(admission: Admission, known: set[int], rows: Sequence[Row], limits: Lim
     times = np.array([t for _, t in rows], np.int64)
     out = admission.pooled([name(c) for c in clients], has, who, times, HALF_MS, limits, full)
     known |= {c for c, h in zip(clients, has.tolist(), strict=True) if h}
-    return out.tolist()
+    return [bool(pooled) for pooled in out]
 
 
 def twin(rows: Sequence[Row], limits: Limits) -> list[bool]:
@@ -106,9 +106,9 @@ def test_a_full_store_takes_up_nobody_new_and_leaves_the_known_alone() -> None:
 def test_the_state_is_small_and_a_damaged_one_begins_anew() -> None:
     admission, limits = Admission(), Limits(1, 10, 3)
     fold(admission, set(), [(1, 0)], limits)
-    assert admission.changed
+    changed = [admission.changed]
     assert len(admission.to_bytes()) == HEAD_BYTES
-    assert not admission.changed
+    assert [*changed, admission.changed] == [True, False]
     fold(admission, set(), [(2, 0)], limits)
     blob = admission.to_bytes()
     assert len(blob) == SKETCH_BYTES == 256 << 10

@@ -51,7 +51,8 @@ def fold(windows: Windows, rows: Sequence[Row]) -> list[bool]:
     who, events, times = (np.array(column) for column in zip(*rows, strict=True))
     clients = sorted(set(who.tolist()))
     index = np.array([clients.index(c) for c in who.tolist()], np.int32)
-    return windows.unseen(clients, index, events.astype(np.uint64), times.astype(np.int64)).tolist()
+    fresh = windows.unseen(clients, index, events.astype(np.uint64), times.astype(np.int64))
+    return [bool(f) for f in fresh]
 
 
 ROWS = st.lists(
