@@ -6,6 +6,7 @@ metrics (`metrics.bind` is off) still counts, nobody looks.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
 from collections.abc import Callable
@@ -161,8 +162,9 @@ def serve_metrics(bind: str, metrics: Metrics, ready: Callable[[], bool]) -> Thr
             self.send_response(status)
             self.send_header("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
             self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+            with contextlib.suppress(ConnectionError):  # who asked has gone: no matter
+                self.end_headers()
+                self.wfile.write(body)
 
         def log_message(self, format: str, *args: object) -> None:
             """Probes are not worth a log line."""
