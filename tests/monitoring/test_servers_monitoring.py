@@ -22,12 +22,13 @@ from typing import Any
 import pytest
 import victims
 import yaml
-from alerts.receivers import HOSTILE, alert, life
+from alerts.receivers import HOSTILE, Recorder, Syslog, alert, life, recording
 from servers import Alertmanager, MissingServer, Prometheus, Server, found, free_port, wait_until
 
 from consumers.alerts.alertmanager import ALERTNAME, AlertmanagerSink
 from consumers.alerts.finding import visible
 from consumers.alerts.outbound import Allowed
+from consumers.alerts.webhook import keys, verify
 from consumers.metrics import METRICS
 
 ROOT = Path(__file__).parents[2]
@@ -181,9 +182,30 @@ def fields(kind: Any) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def metrics_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    """A real `querywarden run` over a small log with thieves in it, alerts to a file."""
-    folder = tmp_path_factory.mktemp("run")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the running service."""
+    return tmp_path_factory.mktemp("run")
+
+
+@pytest.fixture(scope="module")
+def hook() -> Iterator[Recorder]:
+    """A webhook that is away at first."""
+    with recording() as recorder:
+        recorder.answers[:] = [500, 429]
+        yield recorder
+
+
+@pytest.fixture(scope="module")
+def syslog() -> Iterator[Syslog]:
+    listener = Syslog("tcp")
+    listener.up()
+    yield listener
+    listener.down()
+
+
+@pytest.fixture(scope="module")
+def metrics_port(folder: Path, hook: Recorder, syslog: Syslog, alertmanager: Alertmanager) -> Iterator[int]:
+    """A real `querywarden run` over a small log with thieves in it, alerts to a file and to four other sinks."""
     (folder / "loans.baseline").write_bytes(victims.baseline().to_bytes())
     attacks = [("noise_uniform", "plain")]
     victims.log_of(folder / "log.jsonl", victims.streams(1, attacks, seed=23, kinds=["regular"], queries=(400, 500)))
@@ -195,7 +217,14 @@ def metrics_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
         "QUERYWARDEN_METRICS__BIND": f"127.0.0.1:{port}",
         "QUERYWARDEN_HTTP__BIND": "127.0.0.1:0",
         "QUERYWARDEN_ALERTS__FILE": str(folder / "alerts.jsonl"),
+        "QUERYWARDEN_ALERTS__ALERTMANAGER__URL": alertmanager.url,
+        "QUERYWARDEN_ALERTS__ALERTMANAGER__FIRING_HOURS": "100000",
         "QUERYWARDEN_ALERTS__ALERTMANAGER__RESEND_S": "0.5",
+        "QUERYWARDEN_ALERTS__WEBHOOK__URL": f"{hook.url}/hook",
+        "QUERYWARDEN_ALERTS__WEBHOOK__KEYS": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
+        "QUERYWARDEN_ALERTS__WEBHOOK__ALLOW": "127.0.0.1",
+        "QUERYWARDEN_ALERTS__SYSLOG__URL": syslog.url,
+        "QUERYWARDEN_ALERTS__ECS__FILE": str(folder / "ecs.jsonl"),
         "OMP_NUM_THREADS": "1",
     }
     mine = {k: v for k, v in os.environ.items() if not k.startswith("QUERYWARDEN_")} | settings
@@ -262,6 +291,37 @@ def test_prometheus_scrapes_the_running_service(prometheus: Prometheus) -> None:
     labels = {k for series in asked(prometheus, '{__name__=~"querywarden.*"}') for k in series["metric"]}
     assert not labels & {"client", "client_id", "alert_id", "uid"}
     assert "acct-" not in json.dumps(asked(prometheus, '{__name__=~"querywarden.*"}'))
+
+
+def test_one_alert_reaches_every_sink_of_the_running_service(
+    metrics_port: int, folder: Path, hook: Recorder, syslog: Syslog, alertmanager: Alertmanager
+) -> None:
+    """The webhook answered 500 and 429 first: it got the alert all the same, under the same id, and the others were not held up."""
+    first = json.loads((folder / "alerts.jsonl").read_text().splitlines()[0])
+    uid = f"{first['alert_id']}/{first['update']}"
+    wait_until(lambda: len(hook.seen) >= 3, 20, "the third attempt")
+    assert {r.headers["webhook-id"] for r in hook.seen[:3]} == {uid}
+    for request in hook.seen[:3]:
+        assert verify(keys("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"), request.headers, request.body, time.time())
+        assert request.json["data"] == first
+    wait_until(lambda: any(uid.encode() in line for line in syslog.lines), 10, "the syslog message")
+    wait_until(
+        lambda: (folder / "ecs.jsonl").exists() and uid in (folder / "ecs.jsonl").read_text(), 10, "the document"
+    )
+    wait_until(lambda: len(told(alertmanager, alert_id=first["alert_id"])) == 1, 10, "the alert in Alertmanager")
+
+
+def test_alerts_are_written_as_stix(metrics_port: int, folder: Path) -> None:
+    mine = {k: v for k, v in os.environ.items() if not k.startswith("QUERYWARDEN_")}
+    mine["QUERYWARDEN_STATE_DIR"] = str(folder / "state")
+    command = [str(Path(sys.executable).with_name("querywarden")), "alerts", "--stix", str(folder / "bundle.json")]
+    done = subprocess.run(command, env=mine, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    told_of = {
+        o["user_id"] for o in json.loads((folder / "bundle.json").read_text())["objects"] if o["type"] == "user-account"
+    }
+    sent = {json.loads(line)["client_id"] for line in (folder / "alerts.jsonl").read_text().splitlines()}
+    assert told_of == sent
 
 
 def test_the_rules_are_loaded_and_evaluate(prometheus: Prometheus) -> None:
