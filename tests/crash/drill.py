@@ -88,7 +88,11 @@ def run_drill(
 
 def drain(cluster: Cluster, ledger: Ledger, within_s: float = DRAIN_S) -> None:
     """Until every record is counted, every client's decision reflects all its queries, and the outbox is empty."""
-    wait_until(lambda: _produced(cluster) >= ledger.sent, within_s, "every record counted")
+    try:
+        wait_until(lambda: _produced(cluster) >= ledger.sent, within_s, "every record counted")
+    except AssertionError as error:
+        error.add_note(f"{_produced(cluster)} of {ledger.sent}: {cluster.metas()}")
+        raise
     wait_until(lambda: _judged(cluster) >= ledger.good.total(), within_s, "decisions on everything")
     wait_until(lambda: not _unsent(cluster), within_s, "an empty outbox")
 

@@ -1,4 +1,5 @@
-"""P3, P4, P10: a rolling restart, a zombie and two lossy fail-overs, one after the other, under load and with nothing else going wrong."""
+"""P3, P4, P10, P11: a rolling restart, a zombie and two lossy fail-overs, under load and with nothing else going wrong; then the store is
+rebuilt from the log, and lost altogether."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from crash.drill import run_drill
 from crash.ledger import Ledger, repeated
 from servers import wait_until
 
-EVENTS = 40_000
+EVENTS = 30_000
 RATE = 1200.0
 REFUSED = ("commits fenced", "commits rewound", "commits unavailable")
 
@@ -60,7 +61,29 @@ def test_restarts_zombies_and_failovers(cluster: Cluster, log: Path, capsys: pyt
     with capsys.disabled():
         sys.stdout.write(f"\n{seen}; {drill.summary()}\n")
     oracle.judge(cluster, drill.ledger)
+    rebuilt(cluster)
     assert seen["redone after SIGTERM"] == 0
     assert seen["fences of the zombie"] <= 2 * 6  # two a cell that it had
     assert len(drill.chaos.recovered_s) == 2
     assert drill.unplanned == []
+
+
+def rebuilt(cluster: Cluster) -> None:
+    """The same profiles come out when the log is read again, by order or because the store is empty."""
+    url = f"redis://127.0.0.1:{cluster.store.port}/0"
+    settings = cluster.settings() | {"QUERYWARDEN_STORE__URL": url}
+    before, shape = oracle.stored(url), oracle.shape_of(cluster.baseline)
+    for lose in (
+        lambda: oracle.called("rebuild", "--from", "earliest", "--yes", settings=settings),
+        lambda: flushed(cluster),
+    ):
+        lose()
+        assert oracle.stored(url) == {}
+        oracle.called("ingest", "--until-end", settings=settings)
+        verdict = oracle.compare(before, oracle.stored(url), shape)
+        assert (verdict.lost, verdict.doubled, verdict.wrong) == (0, 0, [])
+
+
+def flushed(cluster: Cluster) -> None:
+    with cluster.store.client() as client:
+        client.flushall()
