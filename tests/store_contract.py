@@ -92,7 +92,7 @@ def at_once(*calls: Callable[[], object]) -> list[object]:
         gate.wait(10)
         try:
             results[i] = call()
-        except QueryWardenError as error:
+        except Exception as error:
             results[i] = error
 
     threads = [threading.Thread(target=run, args=(i, call)) for i, call in enumerate(calls)]
@@ -101,14 +101,25 @@ def at_once(*calls: Callable[[], object]) -> list[object]:
     for thread in threads:
         thread.join(60)
     assert not any(thread.is_alive() for thread in threads)
+    for result in results:
+        if isinstance(result, Exception) and not isinstance(result, QueryWardenError):
+            raise result
     return results
 
 
-def failures(fresh: Callable[[], Backing], at_most: int | None = None, suite: StoreContract | None = None) -> list[str]:
-    """Names of the contract's tests that fail, each on storage of its own; stops after `at_most`."""
+def failures(
+    fresh: Callable[[], Backing],
+    at_most: int | None = None,
+    suite: StoreContract | None = None,
+    only: Sequence[str] = ("",),
+) -> list[str]:
+    """Names of the contract's tests that fail, each on storage of its own; stops after `at_most`.
+
+    only  parts of the names of the tests to run
+    """
     failed: list[str] = []
     suite = suite or StoreContract()
-    for name in (name for name in dir(suite) if name.startswith("test_")):
+    for name in (name for name in dir(suite) if name.startswith("test_") and any(part in name for part in only)):
         if at_most is not None and len(failed) >= at_most:
             break
         try:
