@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import logging
 import multiprocessing
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from simulation import scene, shrink
@@ -90,10 +91,12 @@ def run(
     return tallies
 
 
+@functools.cache
 def prepare() -> None:
     """What every seed needs, once: fitted, compiled, written. Forked processes inherit it."""
     logging.disable(logging.CRITICAL)
     scene.baseline()
+    scene.remember_measures()
     for number in range(scene.SCRIPTS):
         script = scene.script(number)
         for cell in script.cells:
@@ -102,7 +105,7 @@ def prepare() -> None:
         run_seed(seed)
 
 
-COLUMNS = (
+COLUMNS: tuple[tuple[str, Callable[[Tally], int]], ...] = (
     ("seeds", lambda t: t.seeds), ("faults", lambda t: t.sums["faults"]), ("lost", lambda t: t.sums["lost"]),
     ("doubled", lambda t: t.sums["doubled"]), ("missing alerts", lambda t: t.sums["missing"]),
     ("old rows", lambda t: t.sums["old_rows"]), ("uid twice", lambda t: t.sums["uid_twice"]),

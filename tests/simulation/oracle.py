@@ -17,7 +17,8 @@ from consumers.ingest import shape_of
 from consumers.ledger import COUNTERS, imbalance
 from consumers.store import decision_cell
 from detector.policy import FLAGGED
-from detector.profile import Profile
+from detector.profile import Profile, Shape
+from detector.query import ClientKey
 
 EXACT = (
     "queries first_ms last_ms classes cell_counts distance_counts margin_counts sample_hash sample_root odd_hash odd_bits"
@@ -122,8 +123,8 @@ def _poison(state: ProfileCell) -> frozenset[int]:
     return frozenset(offset for offset, reason in state.refused.items() if reason == "poison")
 
 
-def _spans(fields: scene.Fields, shape: object) -> dict[int, Profile]:
-    return {int(n[2:]): Profile.from_bytes(b, shape) for n, b in fields.items() if n.startswith("w:")}  # type: ignore[arg-type]
+def _spans(fields: scene.Fields, shape: Shape) -> dict[int, Profile]:
+    return {int(n[2:]): Profile.from_bytes(b, shape) for n, b in fields.items() if n.startswith("w:")}
 
 
 def _difference(expected: dict[int, Profile], stored: dict[int, Profile]) -> str:
@@ -140,11 +141,11 @@ def _difference(expected: dict[int, Profile], stored: dict[int, Profile]) -> str
 
 
 def _decisions(world: World, v: Verdict) -> None:
-    shards: dict[port.ClientKey, dict[str, scene.Fields]] = {}
+    shards: dict[ClientKey, dict[str, scene.Fields]] = {}
     for cell in world.script.cells:
         state = world.nodes.profile_cell(cell) or ProfileCell()
-        for key, fields in world.script.fold(cell, state.base, state.erased, _poison(state)).profiles.items():
-            shards.setdefault(key, {})[cell] = fields
+        for key, shard in world.script.fold(cell, state.base, state.erased, _poison(state)).profiles.items():
+            shards.setdefault(key, {})[cell] = shard
     rows = {key: row for n in range(world.decision_cells) for key, row in world.nodes.decision_cell(n).rows.items()}
     erased = {scene.key_of(client) for client in world.erased}
     for key, fields in shards.items():
@@ -170,7 +171,7 @@ def _decisions(world: World, v: Verdict) -> None:
                     v.notes.append(f"alert {alert.uid[:6]} never reached {receiver.name}")
 
 
-def _alerts(world: World, key: port.ClientKey, must: StoredDecision, row: StoredDecision | None, v: Verdict) -> None:
+def _alerts(world: World, key: ClientKey, must: StoredDecision, row: StoredDecision | None, v: Verdict) -> None:
     """Who must be flagged was reported to everybody: every update up to the row's."""
     if must.state not in FLAGGED:
         return

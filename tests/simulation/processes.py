@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from simulation.cells import Place
 
@@ -49,8 +50,7 @@ class Process:
             self.lives += 1
             with contextlib.suppress(Crash):
                 self._body(self)
-            identity = self.identity
-            world.schedule.at(world.session_s, lambda identity=identity: world.topic.leave(identity))
+            world.schedule.at(world.session_s, partial(world.topic.leave, self.identity))
             if not world.over:
                 self.dead = False
                 with contextlib.suppress(Crash):
@@ -69,56 +69,58 @@ class Process:
         """One call that leaves the process."""
         if self.dead or self.world.over:
             raise Crash
-        world, faults = self.world, self.world.faults
-        fault = faults.draw(writes, sink)
-        if fault is None:
-            kind = ""
-            latency = world.rng.random() * 0.004
-        else:
-            kind = fault.kind
-            latency = world.rng.random() * (0.1 if kind == "slow" else 0.004)
-            if kind == "stop before":
-                self._stop(faults.stop_s())
-            elif kind == "rollback before":
-                world.roll_back(place)
-        self.pause(latency)
-        trace = world.trace
+        world = self.world
+        fault = world.faults.draw(writes, sink)
+        kind = fault.kind if fault else ""
+        if kind in _BEFORE:
+            self._before(kind, place)
+        self.pause(world.rng.random() * (0.1 if kind == "slow" else 0.004))
+        hit = f"#{fault.number} {kind}" if fault else ""
         if kind in _NOT_NOW:
-            if trace is not None:
-                trace.append((world.schedule.now_s, self.identity, what, place, f"#{fault.number} {kind}"))  # type: ignore[union-attr]
-            if kind in _LATER:
-                for _ in range(2 if kind == "twice late" else 1):
-                    world.later(self, what, place, call)
-            if kind in _CRASH:
-                self.dead = True
-                raise Crash
-            raise Unavailable("simulated: no answer")
+            world.note(self.identity, what, place, hit)
+            self._unanswered(kind, what, place, call)
         error: QueryWardenError | None = None
         answer = None
         try:
             answer = call()
         except QueryWardenError as refusal:
             error = refusal
-        if trace is not None:
-            ending = f" → {type(error).__name__}" if error else ""
-            hit = f"#{fault.number} {kind}" if fault else ""
-            trace.append((world.schedule.now_s, self.identity, what + ending, place, hit))
-        if kind:
-            if kind == "crash after":
-                self.dead = True
-                raise Crash
-            if kind == "rollback after":
-                world.roll_back(place)
-            elif kind == "stop after":
-                self._stop(faults.stop_s())
-            elif kind == "again":
-                world.later(self, what, place, call)
+        if world.trace is not None:
+            world.note(self.identity, what + (f" → {type(error).__name__}" if error else ""), place, hit)
+        if kind in _AFTER:
+            self._after(kind, what, place, call)
         self.pause(world.rng.random() * 0.004)
         if kind == "lost":
             raise Unavailable("simulated: the answer was lost")
         if error is not None:
             raise error
         return answer
+
+    def _before(self, kind: str, place: Place | None) -> None:
+        if kind == "stop before":
+            self._stop(self.world.faults.stop_s())
+        else:
+            self.world.roll_back(place)
+
+    def _unanswered(self, kind: str, what: str, place: Place | None, call: Callable[[], Any]) -> NoReturn:
+        if kind in _LATER:
+            for _ in range(2 if kind == "twice late" else 1):
+                self.world.later(self, what, place, call)
+        if kind in _CRASH:
+            self.dead = True
+            raise Crash
+        raise Unavailable("simulated: no answer")
+
+    def _after(self, kind: str, what: str, place: Place | None, call: Callable[[], Any]) -> None:
+        if kind == "crash after":
+            self.dead = True
+            raise Crash
+        if kind == "rollback after":
+            self.world.roll_back(place)
+        elif kind == "stop after":
+            self._stop(self.world.faults.stop_s())
+        else:
+            self.world.later(self, what, place, call)
 
     def _stop(self, seconds: float) -> None:
         """SIGSTOP: the group notices when it lasts; the process does not."""
@@ -130,6 +132,8 @@ class Process:
 
 _CRASH = {"crash before", "crash, late"}
 _LATER = {"late", "twice late", "crash, late"}
+_BEFORE = {"stop before", "rollback before"}
+_AFTER = {"crash after", "rollback after", "stop after", "again"}
 _NOT_NOW = {"refused", "takes nothing"} | _CRASH | _LATER
 
 
@@ -236,7 +240,7 @@ class Port:
         take = getattr(self._store, "take", None)
         if take is not None:  # a weaker variant: who was touched is struck off afterwards
             for name in outcome.cursors:
-                self._effect("take", ("profiles", name), lambda name=name: take(name, list(outcome.rows)))
+                self._effect("take", ("profiles", name), partial(take, name, list(outcome.rows)))
         return after  # type: ignore[no-any-return]
 
     def release_decisions(self, cell: int, process: str) -> None:

@@ -23,9 +23,9 @@ def explain(seed: int, store: Store, detects: bool | None, whole: bool) -> tuple
     if verdict.bad and not whole:
         muted = _fewest(seed, store, detects, verdict.faults)
         verdict, lines = _run(seed, store, detects, muted)
+    faults = f"{verdict.faults - len(muted)} of {verdict.faults} faults"
     head = [
-        f"seed {seed}: {'BAD' if verdict.bad else 'good'}; {verdict.faults - len(muted)} of {verdict.faults} faults,"
-        f" {verdict.records} records, at rest {verdict.drained_s:.1f} s after the last fault",
+        f"seed {seed}: {'BAD' if verdict.bad else 'good'}; {faults}, at rest {verdict.drained_s:.1f} s after the last one",
         *(f"  {note}" for note in verdict.notes),
         "",
     ]

@@ -35,7 +35,7 @@ class ModelBacking:
         self.nodes, self.kind, self.lock = Nodes(), kind, threading.Lock()
 
     def open(self) -> Store:
-        store: Store = _OneAtATime(self.kind(self.nodes), self.lock)  # type: ignore[assignment]
+        store: Store = _OneAtATime(self.kind(self.nodes), self.lock)
         return store
 
     def dump(self) -> object:

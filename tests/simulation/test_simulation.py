@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from simulation.variants import OURS, VARIANTS
 
 ROOT = Path(__file__).resolve().parents[2]

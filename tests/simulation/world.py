@@ -10,7 +10,7 @@ import contextlib
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 from simulation import scene
 from simulation.cells import Nodes, Place
@@ -23,7 +23,7 @@ from simulation.topic import MemberLog, Topic
 from consumers import detect, ingest
 from consumers import store as port
 from consumers.errors import QueryWardenError, Rewound, Unavailable
-from consumers.store import DeadLetter, Entry, Operation, OutboxAlert
+from consumers.store import DeadLetter, Entry, Operation, OutboxAlert, Store
 
 INGEST, DETECT = 3, 2
 DRAIN_S = 30.0
@@ -38,10 +38,15 @@ def decision_cells(count: int) -> Iterator[None]:
     """A store of so many decision cells: 32 would only make the same runs longer."""
     before = port.DECISION_CELLS
     try:
-        port.DECISION_CELLS = detect.DECISION_CELLS = count
+        port.DECISION_CELLS = detect.DECISION_CELLS = count  # type: ignore[attr-defined]
         yield
     finally:
-        port.DECISION_CELLS = detect.DECISION_CELLS = before
+        port.DECISION_CELLS = detect.DECISION_CELLS = before  # type: ignore[attr-defined]
+
+
+def _port(process: Process) -> Store:
+    """What is not written out in `Port` is passed on by name, which mypy cannot see."""
+    return cast(Store, Port(process))
 
 
 class Receiver:
@@ -175,7 +180,7 @@ class World:
     def _ingest(self, process: Process) -> None:
         log = MemberLog(self.topic, process, process.identity)
         runner = ingest.Runner(
-            log, Port(process), scene.reading(), metrics=scene.metrics(), dead_letters=Letters(process),
+            log, _port(process), scene.reading(), metrics=scene.metrics(), dead_letters=Letters(process),
             max_poll_records=self.max_poll, clock=self.schedule.monotonic, sleep=process.pause,
             rng=random.Random(f"{self.seed}/{process.identity}"), new_token=self.token,
             careful_after=self.careful_after,
@@ -184,7 +189,7 @@ class World:
 
     def _detect(self, process: Process) -> None:
         runner = detect.Runner(
-            Port(process), scene.judging(), [Sink(process, r) for r in self.receivers], metrics=scene.metrics(),
+            _port(process), scene.judging(), [Sink(process, r) for r in self.receivers], metrics=scene.metrics(),
             now_s=lambda: None, clock=self.schedule.monotonic, sleep=process.pause,
             rng=random.Random(f"{self.seed}/{process.identity}"), new_token=self.token, process=process.identity,
             lease_ms=self.lease_ms,
@@ -220,7 +225,7 @@ class World:
             try:
                 own.operate(revision, Operation([Entry("default", "note", f"n{rng.randrange(3)}", row)], audit=[row]))
             except Rewound as error:
-                revision = error.offset or 0
+                revision = 0 if error.offset is None else error.offset
             else:
                 return
 
