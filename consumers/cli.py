@@ -20,7 +20,7 @@ import typer
 from rich.text import Text
 
 from consumers import config, terminal, wiring
-from consumers.commands import explain, gateways, operators, service, upkeep
+from consumers.commands import explain, gateways, operators, serving, upkeep
 from consumers.errors import CorruptState, QueryWardenError, Refused, WrongUse
 from detector.errors import DetectorError
 
@@ -38,7 +38,7 @@ app = typer.Typer(
 config_app = typer.Typer(help="Show, check and list settings.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 app.add_typer(gateways.app, name="gateway")
-app.command()(service.serve)
+app.command()(serving.serve)
 app.command()(operators.doctor)
 for _command in (upkeep.snapshot, upkeep.restore, upkeep.rebuild, upkeep.erase, upkeep.export):
     app.command()(_command)
@@ -256,7 +256,7 @@ def run(
 
     settings = _service(config_file)
     with terminal.stopping() as stop:
-        service.run_all(settings, stop, until_end, Metrics())
+        serving.run_all(settings, stop, until_end, Metrics())
 
 
 @app.command()

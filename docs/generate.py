@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import json
 import re
 import sys
 import tomllib
@@ -21,6 +22,7 @@ from typing import Any
 import typer.main
 
 from consumers import cli, config
+from consumers.http import access
 from consumers.log import formats
 from consumers.metrics import METRICS
 from detector import fold, policy
@@ -55,6 +57,11 @@ def settings() -> str:
 def metrics() -> str:
     rows = [(code(name), kind, ", ".join(labels), text) for name, (kind, labels, text) in METRICS.items()]
     return table(("metric", "kind", "labels", "meaning"), rows)
+
+
+def routes() -> str:
+    rows = [(f"{code(f'{r.method} {r.path}')}", ", ".join(r.roles) or "everybody", r.text) for r in access.TABLE]
+    return table(("route", "roles", "what it does"), rows)
 
 
 def dead_letter_reasons() -> str:
@@ -229,15 +236,42 @@ def figures() -> dict[str, Callable[[], str]]:
     return {name: functools.partial(make, results) for name, make in tables.TABLES.items()}
 
 
+def gateway_figures() -> str:
+    """Figures of benchmarks/results/gateway.json, and the conditions they were measured under."""
+    found = json.loads((ROOT / "benchmarks" / "results" / "gateway.json").read_text(encoding="utf-8"))
+    bar, where = found["bar"], found["conditions"]
+    rows = [
+        (
+            row["name"], f"{row['answered_per_s']:,.0f}", f"{row['server']['p50_ms']:.3f}", f"{row['server']['p99_ms']:.3f}",
+            f"{row['end_to_end']['p50_ms']:.2f}", f"{row['end_to_end']['p99_ms']:.2f}", f"{row['server_core_used']:.0%}",
+            "passes" if row["passes"] else "fails",
+        )
+        for row in found["scenarios"]
+    ]  # fmt: skip
+    titles = (
+        "who is restricted", "answers a second", "server p50, ms", "server p99, ms", "end to end p50, ms", "end to end p99, ms",
+        "core used", f"≥ {bar['per_s']:,}/s, p99 ≤ {bar['server_p99_ms']:g} ms",
+    )  # fmt: skip
+    load = ", ".join(f"{x:g}" for x in where["load_average_before"])
+    return table(titles, rows) + (
+        f"\n{where['cpu']}, {where['cores']} cores, the server on one of them, Redis and who asks on another; "
+        f"{where['connections']} connections; offered {found['scenarios'][0]['offered_per_s']:,} a second; Python {where['python']}; "
+        f"scheduling {where['scheduling']}; load average before {load}. Other work ran on the machine: real-time scheduling kept it off "
+        "these cores, all but the 50 ms a second that the kernel reserves for it, which the end-to-end p99 shows.\n"
+    )
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "blocks": blocks,
     "commands": commands,
     "core-floors": lambda: floors("core-floors"),
+    "gateway-figures": gateway_figures,
     "dead-letter-reasons": dead_letter_reasons,
     "decision-reasons": decision_reasons,
     "honest": honest,
     "measures": measures,
     "metrics": metrics,
+    "routes": routes,
     "path-bits": path_bits,
     "settings": settings,
     "shell-floors": lambda: floors("shell-floors"),

@@ -13,9 +13,9 @@ honest ones and missed thieves too.
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
-import functools
-import http.server
+import json
 import os
 import sys
 import time
@@ -23,7 +23,6 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import zstandard
@@ -37,8 +36,12 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.neural_network import MLPClassifier
 from threadpoolctl import threadpool_limits
 
-from consumers import detect, fit, ingest, replay
+from consumers import config, detect, fit, ingest, replay, terminal
+from consumers import serve as serving
+from consumers.commands import serving
+from consumers.errors import Refused
 from consumers.log.files import FileLog
+from consumers.metrics import Metrics
 from consumers.report import write_report
 from consumers.secrets import Secrets
 from consumers.simulate import Columns, truth_of, truth_path, write_json, write_log, write_reference
@@ -260,26 +263,39 @@ def print_verdict(result: replay.Replayed, streams: Sequence[Stream]) -> None:
     )
 
 
-def serve(folder: Path) -> None:
-    """The report, on loopback only, until Ctrl-C."""
+def write_settings() -> Path:
+    """Settings of a service on the demo's store; paths are absolute, so that it can be started from anywhere."""
+    where, state = OUT / "demo.toml", (OUT / "state").absolute()
+    lines = (
+        f"state_dir = {json.dumps(str(state))}",
+        f"baselines = [{json.dumps(str((OUT / 'digits.baseline').absolute()))}]",
+        f"false_alarm_budget = {BUDGET}",
+        f"store = {{ url = {json.dumps('sqlite:///' + str(state / 'demo.sqlite'))} }}",
+        f"secrets = {{ file = {json.dumps(str(state / 'secrets'))} }}",
+        f'http = {{ bind = "{ADDRESS[0]}:{ADDRESS[1]}", bridge = false }}',
+    )
+    where.write_text("\n".join(lines) + "\n")
+    return where
 
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, format: str, *args: Any) -> None:
-            pass
 
-    handler = functools.partial(Quiet, directory=str(folder))
+def serve(stop: Callable[[], bool]) -> None:
+    """The dashboard on the demo's store, by the service itself, on loopback only, until `stop`."""
+    settings = config.load(write_settings())
     try:
-        server = http.server.ThreadingHTTPServer(ADDRESS, handler)
-    except OSError as error:
-        console.print(f"[yellow]{ADDRESS[0]}:{ADDRESS[1]} is taken ({error.strerror}): open the report as a file.[/]")
+        listener = serving.listen(settings.http.bind)
+    except Refused as error:
+        console.print(f"[yellow]{error}: open the report as a file.[/]", soft_wrap=True)
         return
-    console.print(f"The report is on [bold]http://{ADDRESS[0]}:{ADDRESS[1]}[/] until you press Ctrl-C.")
-    try:
-        server.serve_forever()
-    except KeyboardInterrupt:
-        console.print("Stopped.")
-    finally:
-        server.server_close()
+    with contextlib.ExitStack() as stack:
+        stack.callback(listener.close)
+        front = serving.build_front(settings, stack, Metrics())
+        console.print(
+            f"The dashboard is on [bold]http://{ADDRESS[0]}:{ADDRESS[1]}[/] until you press Ctrl-C "
+            f"[dim](the same by hand: querywarden serve --config {OUT / 'demo.toml'})[/]",
+            soft_wrap=True,
+        )
+        serving.run(front, listener, stop)
+    console.print("Stopped.")
 
 
 def main() -> int:
@@ -327,7 +343,8 @@ def main() -> int:
     ):
         console.print(f"[dim]the same by hand: querywarden {line}[/]", soft_wrap=True)
     if os.environ.get("ONCE", "") in ("", "0"):
-        serve(page)
+        with terminal.stopping() as stop:
+            serve(stop)
     return 0
 
 

@@ -63,7 +63,7 @@ class _Desk:
 
 @contextlib.contextmanager
 def _desk(config_file: Path | None) -> Iterator[_Desk]:
-    from consumers.commands.service import operations_of
+    from consumers.commands.serving import operations_of
     from consumers.operate import Actor
     from consumers.readings import Readings
 
@@ -301,7 +301,7 @@ def audit_verify(
 ) -> None:
     """Check the audit log and this machine's copy: edits, deletions, swaps, a cut-off end. Exit status 1 on findings."""
     from consumers import audit
-    from consumers.commands.service import mirror_of
+    from consumers.commands.serving import mirror_of
 
     settings = config.load(config_file)
     with wiring.open_store(settings) as store:

@@ -158,7 +158,7 @@ def _open(config_file: Path | None) -> Iterator[tuple[config.Settings, Store, Se
 
 def _note(settings: config.Settings, store: Store, secrets: Secrets, action: str, about: str) -> None:
     """A row in the audit log."""
-    from consumers.commands.service import operations_of
+    from consumers.commands.serving import operations_of
     from consumers.operate import Actor
 
     try:
