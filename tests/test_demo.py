@@ -1,4 +1,4 @@
-"""The demo, small: it ends well, what it prints is the truth, and it serves its report on loopback only."""
+"""The demo, small: it ends well, what it prints is the truth, and it serves its dashboard on loopback only."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import json
 import socket
 import sys
 import threading
-import urllib.error
 import urllib.request
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import victims
 from rich.console import Console
 
 DEMO = Path(__file__).parent.parent / "examples" / "demo.py"
@@ -72,46 +72,41 @@ def test_patches_and_rescans_are_images_of_the_same_kind(demo: ModuleType) -> No
     assert demo.np.abs(again - patches).mean() < 0.2
 
 
-def test_the_report_is_served_on_loopback_and_nothing_else_is(
+def test_the_dashboard_is_served_on_loopback_to_whoever_sits_here(
     demo: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     monkeypatch.setattr(demo, "ADDRESS", ("127.0.0.1", port))
-    page = demo.OUT / "report"
-    page.mkdir(parents=True)
-    (page / "index.html").write_text("the report")
-    (demo.OUT / "secret").write_text("not for the web")
-    servers = []
-    original = demo.http.server.ThreadingHTTPServer
-
-    def kept(*arguments: object) -> object:
-        servers.append(original(*arguments))
-        return servers[-1]
-
-    monkeypatch.setattr(demo.http.server, "ThreadingHTTPServer", kept)
-    thread = threading.Thread(target=demo.serve, args=(page,))
+    (demo.OUT / "state").mkdir(parents=True)
+    (demo.OUT / "digits.baseline").write_bytes(victims.baseline().to_bytes())
+    ended = threading.Event()
+    thread = threading.Thread(target=demo.serve, args=(ended.is_set,))
     thread.start()
     try:
-        for _ in range(200):
-            if servers:
+        for _ in range(600):
+            if "The dashboard is on" in printed(demo):
                 break
-            threading.Event().wait(0.02)
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5) as answer:
-            assert answer.read() == b"the report"
-        with pytest.raises(urllib.error.HTTPError):
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/../secret", timeout=5)
+            threading.Event().wait(0.05)
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=10) as answer:
+            page = answer.read().decode()
+        assert "<h1>Suspects</h1>" in page
+        assert "Sign in" not in page
+        foreign = urllib.request.Request(f"http://127.0.0.1:{port}/", headers={"Host": "evil.example"})
+        with urllib.request.urlopen(foreign, timeout=10) as answer:
+            assert "Suspects</h1>" not in answer.read().decode()
     finally:
-        servers[0].shutdown()
-        thread.join(10)
+        ended.set()
+        thread.join(30)
     assert not thread.is_alive()
 
 
-def test_a_taken_port_is_said_and_no_error(demo: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_taken_port_is_said_and_no_error(demo: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    demo.OUT.mkdir()
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         monkeypatch.setattr(demo, "ADDRESS", taken.getsockname())
-        demo.serve(tmp_path)
-    assert "is taken" in printed(demo)
+        demo.serve(lambda: False)
+    assert "open the report as a file" in printed(demo)
