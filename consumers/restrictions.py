@@ -205,7 +205,7 @@ class Restrictions:
 
     def _publish(self, key: Key, now_s: float) -> None:
         tables = self._tables
-        models = {m for m, *_ in tables.detected.get(key, ())} | {*tables.said.get(key, ())}
+        models = sorted({m for m, *_ in tables.detected.get(key, ())} | {*tables.said.get(key, ())})
         found = {m: self._of_model(tables, key, m, now_s) for m in models}
         after = {m: s for m, s in found.items() if s.level >= THROTTLE}
         before = self._published.get(key, {})

@@ -15,7 +15,6 @@ A server that does not know a step must ignore it.
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import json
 import math

@@ -118,6 +118,14 @@ def test_adding_a_header_cannot_lift_a_restriction() -> None:
         assert asked.decision(("Authorization", f"Bearer {other}"), ("X-API-Key", "thief")) == "block"
 
 
+def test_of_two_restricted_identities_the_worse_counts() -> None:
+    asked = Asked()
+    asked.store.detect(hashed("slow"), "throttle")
+    asked.store.detect(hashed("thief"), "block")
+    assert asked.decision(("X-API-Key", "slow"), ("X-Consumer-ID", "thief")) == "block"
+    assert asked.decision(("X-API-Key", "thief"), ("X-Consumer-ID", "slow")) == "block"
+
+
 def test_ids_beyond_ascii_are_those_of_the_log() -> None:
     asked = Asked()
     asked.store.detect(hashed("dieb-ä"), "block")
