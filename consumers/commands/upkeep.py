@@ -44,10 +44,13 @@ def snapshot(
     """Write everything that the store holds to a file, while the service runs."""
     from consumers import snapshot as files
 
+    if out_path.exists():
+        raise Refused(f"{out_path}: exists; a snapshot never replaces another file")
     with _open(config_file) as (settings, store, secrets), terminal.spinner() as say:
         say("reading the store")
+        # The row comes first, so that the snapshot holds it: what is restored continues the same chain.
+        _note(settings, store, secrets, "store.snapshot", f"file:{out_path.name}")
         made = files.write(out_path, store.export(), secrets.key_id, importlib.metadata.version("querywarden"))
-        _note(settings, store, secrets, "store.snapshot", f"records:{made.records.total()}")
     counts = ", ".join(f"{made.records[table]:,} {table}" for table in sorted(made.records))
     terminal.out.print(f"{out_path}: {made.size:,} bytes: {counts}", soft_wrap=True)
 
