@@ -77,7 +77,8 @@ class Upkeep(SQLiteFile):
                 )
                 db.execute("DELETE FROM sent WHERE cell = ?1 AND substr(uid, 1, length(?2)) = ?2", (cell, f"{alert}/"))
             db.execute(
-                "UPDATE decision_cells SET token = ?, revision = revision + 1 WHERE cell = ?", (entropy.token_hex(16), cell)
+                "UPDATE decision_cells SET token = ?, revision = revision + 1 WHERE cell = ?",
+                (entropy.token_hex(16), cell),
             )
 
     def reset(self, cell: str, offset: int | None) -> None:
