@@ -83,7 +83,7 @@ def ask(row: Access, api: Any, door: Door, examples: int) -> None:
         max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, database=None
     )
     @given(case=cases)
-    def asked(case: Case) -> None:
+    def asked(case: Case[Any]) -> None:
         case.call_and_validate(headers=headers, checks=CHECKS)
 
     asked()

@@ -1,0 +1,242 @@
+"""The real processes: `run` from request to assessment, `serve` and its SIGTERM, `doctor` and the commands of operators."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import victims
+from servers import free_port
+
+from consumers import config
+from consumers.commands import findings
+from consumers.commands.operators import seconds
+from consumers.errors import WrongUse
+
+QUERYWARDEN = Path(sys.executable).with_name("querywarden")
+DRAIN_S = 20
+
+
+def environment(folder: Path, **more: str) -> dict[str, str]:
+    mine = {k: v for k, v in os.environ.items() if not k.startswith("QUERYWARDEN_")}
+    usual = {
+        "QUERYWARDEN_STATE_DIR": str(folder),
+        "QUERYWARDEN_LOG__URL": f"file://{folder}/log.jsonl",
+        "COLUMNS": "300",
+    }
+    return mine | usual | {"OMP_NUM_THREADS": "1"} | more
+
+
+def done(folder: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+    command = [str(QUERYWARDEN), *arguments]
+    return subprocess.run(
+        command, env=environment(folder, **more), capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def ask(
+    port: int, path: str, key: str = "", body: bytes | None = None, kind: str = "application/json"
+) -> tuple[int, Any]:
+    headers = {"Content-Type": kind} | ({"Authorization": f"Bearer {key}"} if key else {})
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", body, headers)
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            raw, status = answer.read(), answer.status
+    except urllib.error.HTTPError as error:
+        raw, status = error.read(), error.code
+    try:
+        return status, json.loads(raw)
+    except ValueError:
+        return status, raw
+
+
+def until(what: Callable[[], Any], within_s: float = 90) -> Any:
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline:
+        try:
+            if found := what():
+                return found
+        except OSError:
+            pass
+        time.sleep(0.1)
+    raise AssertionError("did not happen in time")
+
+
+@contextmanager
+def running(folder: Path, command: str, **more: str) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
+    port = free_port()
+    settings = environment(folder, QUERYWARDEN_HTTP__BIND=f"127.0.0.1:{port}", **more)
+    with (folder / "process.log").open("wb") as log:
+        process = subprocess.Popen([str(QUERYWARDEN), command], env=settings, stdout=log, stderr=log)
+    try:
+        until(lambda: process.poll() is not None or ask(port, "/readyz")[0] == 200)
+        assert process.poll() is None, (folder / "process.log").read_text()
+        yield port, process
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+
+
+def test_from_a_request_to_an_assessment_in_one_process(tmp_path: Path) -> None:
+    (tmp_path / "loans.baseline").write_bytes(victims.baseline().to_bytes())
+    rows = victims.reference_rows()[:40]
+    body = b"\n".join(victims.line(row, client_id=f"acct-{i % 4}", event_id=f"e{i}") for i, row in enumerate(rows))
+    keys = {role: done(tmp_path, "keys", "create", "--role", role).stdout.strip() for role in ("ingest", "viewer")}
+    with running(tmp_path, "run", QUERYWARDEN_BASELINES=str(tmp_path / "loans.baseline")) as (port, process):
+        status, receipt = ask(port, "/v1/queries", keys["ingest"], body, "application/x-ndjson")
+        assert (status, receipt) == (200, {"accepted": 40, "rejected": []})
+        path = f"/v1/models/{victims.MODEL}/clients"
+
+        def assessed() -> Any:
+            found = ask(port, path, keys["viewer"])[1]
+            items = found.get("items", [])
+            return items if sum(c["queries"] for c in items) == 40 else None
+
+        assert {c["client_id"] for c in until(assessed)} == {f"acct-{i}" for i in range(4)}
+        began = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(DRAIN_S) == 0, (tmp_path / "process.log").read_text()
+        assert time.monotonic() - began < DRAIN_S
+    assert b"acct-" not in (tmp_path / "process.log").read_bytes(), "no client id in a log"
+    assert keys["viewer"].encode() not in (tmp_path / "process.log").read_bytes()
+
+
+def test_what_the_terminal_decides_the_service_enforces(tmp_path: Path) -> None:
+    with running(tmp_path, "serve") as (port, process):
+        assert ask(port, "/v1/models")[0] == 200, "open on loopback until there is a key"
+        key = done(tmp_path, "keys", "create", "--role", "gateway").stdout.strip()
+        until(lambda: ask(port, "/v1/decisions/stream")[0] == 401, 10)
+        assert done(tmp_path, "decisions", "block", "bob", "--for", "1h", "--reason", "test").returncode == 0
+        stream = until(lambda: ask(port, "/v1/decisions/stream?startup=true", key)[1].get("new"), 10)
+        assert [(d["type"], d["model"]) for d in stream] == [("ban", "*")]
+        assert done(tmp_path, "decisions", "release", "bob").returncode == 0
+        until(lambda: not ask(port, "/v1/decisions/stream?startup=true", key)[1].get("new"), 10)
+        (prefix,) = [
+            json.loads(line)["prefix"] for line in done(tmp_path, "keys", "list", "--json").stdout.splitlines()
+        ]
+        assert done(tmp_path, "keys", "revoke", prefix).returncode == 0
+        until(lambda: ask(port, "/v1/decisions/stream", key)[0] == 401, 10)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(DRAIN_S) == 0
+    verified = done(tmp_path, "audit", "verify", "--json")
+    assert verified.returncode == 0, verified.stdout
+    assert json.loads(verified.stdout)["rows"] == 4
+    text = (tmp_path / "audit.jsonl").read_text()
+    (tmp_path / "audit.jsonl").write_text(text.replace("decision.block", "decision.clear", 1))
+    tampered = done(tmp_path, "audit", "verify")
+    assert tampered.returncode == 1
+    assert "row 2 does not follow" in tampered.stdout
+
+
+def test_commands_say_what_is_there(tmp_path: Path) -> None:
+    for arguments in (
+        ("allowlist", "add", "carol", "--for", "30d"),
+        ("decisions", "throttle", "dave", "--model", "m", "--dry-run"),
+    ):
+        assert done(tmp_path, *arguments).returncode == 0
+    (allowed,) = [json.loads(line) for line in done(tmp_path, "allowlist", "list", "--json").stdout.splitlines()]
+    assert (allowed["client_id"], allowed["model_id"], allowed["origin"]) == ("carol", "*", "operator")
+    (decided,) = [json.loads(line) for line in done(tmp_path, "decisions", "list", "--json").stdout.splitlines()]
+    assert (decided["client_id"], decided["state"], decided["simulated"]) == ("dave", "throttle", True)
+    assert "dry run" in done(tmp_path, "decisions", "list").stdout
+    assert done(tmp_path, "allowlist", "remove", "carol").returncode == 0
+    again = done(tmp_path, "allowlist", "remove", "carol")
+    assert (again.returncode, again.stderr.count("\n")) == (1, 1)
+    wrong = done(tmp_path, "decisions", "block", "x", "--for", "2 weeks")
+    assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
+
+
+@pytest.mark.parametrize(("text", "value"), [("90s", 90), ("15m", 900), ("4h", 14_400), ("7d", 604_800), ("60", 60)])
+def test_lengths_of_time(text: str, value: int) -> None:
+    assert seconds(text) == value
+
+
+@pytest.mark.parametrize("text", ["", "h", "-1h", "1w", "1.5h", "9999999999s"])
+def test_no_lengths_of_time(text: str) -> None:
+    with pytest.raises(WrongUse):
+        seconds(text)
+
+
+# -------------------------------------------------------------------------------------------------------- doctor
+
+FIRES: dict[str, dict[str, dict[str, Any]]] = {
+    "store answers": {"store": {"url": "redis://127.0.0.1:1"}},
+    "store encryption": {"store": {"url": "redis://:secret@redis.example.test:6379"}},
+    "store password": {"store": {"url": "redis://127.0.0.1:1"}},
+    "store eviction": {"store": {"url": "redis://127.0.0.1:1"}},
+    "store replicas": {"store": {"url": "rediss://:secret@redis.example.test"}},
+    "kafka answers": {"kafka": {"bootstrap_servers": "127.0.0.1:1"}},
+    "kafka encryption": {"kafka": {"bootstrap_servers": "kafka.example.test:9092", "security_protocol": "PLAINTEXT"}},
+    "kafka access": {"kafka": {"bootstrap_servers": "kafka.example.test:9092", "security_protocol": "SSL"}},
+    "settings file": {"kafka": {"sasl_password": "secret"}},
+    "http address": {"http": {"bind": "0.0.0.0:8080"}},
+    "authentication": {"http": {"open_on_loopback": False}},
+    "baselines": {},
+}
+QUIET: dict[str, dict[str, dict[str, Any]]] = {
+    "store answers": {},
+    "store encryption": {"store": {"url": "rediss://:secret@redis.example.test"}},
+    "store password": {"store": {"url": "redis://:secret@127.0.0.1:1"}},
+    "store eviction": {},
+    "store replicas": {"store": {"url": "redis://127.0.0.1:1", "min_replicas": 1}},
+    "kafka answers": {"log": {"url": "file:///log.jsonl"}},
+    "kafka encryption": {"kafka": {"security_protocol": "PLAINTEXT"}},
+    "kafka access": {"kafka": {"bootstrap_servers": "kafka.example.test:9092", "security_protocol": "SASL_SSL"}},
+    "settings file": {},
+    "http address": {"http": {"bind": "0.0.0.0:8080", "tls_certfile": "c.pem", "tls_keyfile": "k.pem"}},
+    "authentication": {"http": {"oidc_issuer": "https://idp.example.test"}},
+}
+
+
+def finding(name: str, folder: Path, more: dict[str, dict[str, Any]]) -> str:
+    settings = config.Settings(state_dir=str(folder), **more)  # type: ignore[arg-type]
+    found = dict(findings.examine(settings))
+    return found[name]
+
+
+@pytest.mark.parametrize("name", FIRES)
+def test_each_check_of_doctor_fires(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(findings, "CHECKS", {name: findings.CHECKS[name]})
+    found = finding(name, tmp_path, FIRES[name])
+    assert found
+    assert "secret@" not in found
+
+
+@pytest.mark.parametrize("name", QUIET)
+def test_each_check_of_doctor_is_quiet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(findings, "CHECKS", {name: findings.CHECKS[name]})
+    assert finding(name, tmp_path, QUIET[name]) == ""
+
+
+def test_doctor_looks_at_the_secrets_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(findings, "CHECKS", {"secrets file": findings.CHECKS["secrets file"]})
+    assert finding("secrets file", tmp_path, {}) == "", "none yet"
+    secrets = tmp_path / "secrets.json"
+    secrets.write_text("{}")
+    secrets.chmod(0o640)
+    assert "mode 0640" in finding("secrets file", tmp_path, {})
+    secrets.chmod(0o600)
+    assert finding("secrets file", tmp_path, {}) == ""
+    tmp_path.chmod(0o777)
+    assert "another secrets file" in finding("secrets file", tmp_path, {})
+    assert findings.CHECKS.keys() <= FIRES.keys() | {"secrets file"}
+
+
+def test_doctor_from_the_terminal(tmp_path: Path) -> None:
+    found = done(tmp_path, "doctor", "--json")
+    rows = {row["check"]: row for row in map(json.loads, found.stdout.splitlines())}
+    assert found.returncode == 1
+    assert rows["store answers"]["ok"]
+    assert not rows["baselines"]["ok"]
