@@ -317,6 +317,7 @@ class Runner:
     _renewed_s: float = 0.0
     _attended_s: float = -math.inf
     _lapsed_s: float = -math.inf
+    _until: dict[ClientKey, int] = field(default_factory=dict)
     _share: int = DECISION_CELLS
     _leases: dict[int, tuple[int, int]] = field(default_factory=dict)
 
@@ -382,15 +383,20 @@ class Runner:
         self._leases.clear()
 
     def _over(self) -> dict[int, list[ClientKey]]:
-        """decision cell → clients whose throttle or block has come to its end, for they may never ask again."""
+        """decision cell → clients whose throttle or block has come to its end, for they may never ask again.
+
+        What stands is read now and then; the store itself no longer lists what has ended.
+        """
         now_s = self.now_s()
         if now_s is None or self.clock() - self._lapsed_s < LAPSED_EVERY_S:
             return {}
         self._lapsed_s = self.clock()
         over: dict[int, list[ClientKey]] = {}
-        for restriction in self.store.restrictions()[1]:
-            if 0 < restriction.until_s <= now_s:
-                over.setdefault(decision_cell(restriction.client), []).append(restriction.client)
+        for client, until_s in list(self._until.items()):
+            if until_s <= now_s:
+                del self._until[client]
+                over.setdefault(decision_cell(client), []).append(client)
+        self._until |= {r.client: r.until_s for r in self.store.restrictions()[1] if r.until_s}
         return over
 
     def _touched(self, profile_cells: Sequence[str]) -> dict[int, dict[str, tuple[Cursor, list[ClientKey]]]]:
@@ -443,6 +449,8 @@ class Runner:
             self.held.pop(cell, None)
             return 0
         for key, row in outcome.rows.items():
+            if row.until_s:
+                self._until[key] = row.until_s
             self.metrics.add("querywarden_clients_assessed_total", model=key.model)
             if key not in rows or rows[key].state != row.state:
                 self.metrics.add("querywarden_transitions_total", model=key.model, state=row.state)

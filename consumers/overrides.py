@@ -18,7 +18,7 @@ from consumers.breaker import Breaker
 from consumers.entries import EVERY_MODEL, Reset, entry_key, packed, unpacked
 from consumers.errors import CorruptState, Rewound
 from consumers.store import Entry, Operation, Store
-from detector.policy import STATES, Decision
+from detector.policy import FLAGGED, STATES, Decision
 from detector.query import ClientKey
 
 log = logging.getLogger("querywarden.detect")
@@ -117,8 +117,8 @@ class Overrides:
     def overruled(self, client: ClientKey, before: Decision, decision: Decision, now_s: float) -> Decision:
         """The decision as it may be enforced."""
         self.breaker.seen(client, now_s)
-        if decision.enforced == "clear":
-            return decision
+        if decision.enforced not in FLAGGED:
+            return decision  # to watch somebody restricts nobody
         if self.lists(client, now_s):
             return replace(decision, enforced="clear", reason="allow_listed")
         rises = STATES.index(decision.enforced) > STATES.index(before.enforced)

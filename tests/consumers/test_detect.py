@@ -16,13 +16,15 @@ import pytest
 import victims
 
 from consumers import detect, ingest
+from consumers.breaker import Breaker, Limits
 from consumers.detect import Detect, Runner, Seen
 from consumers.errors import CorruptState, Fenced, LeaseHeld, Rewound, Unavailable
 from consumers.findings import StoredDecision, rfc3339, stored_alert, stored_decision
 from consumers.log.files import FileLog
 from consumers.metrics import METRICS, Metrics, serve_metrics
+from consumers.overrides import Overrides
 from consumers.secrets import Secrets
-from consumers.store import DECISION_CELLS, DecisionRow, OutboxAlert, Outcome, decision_cell
+from consumers.store import DECISION_CELLS, DecisionRow, Entry, Operation, OutboxAlert, Outcome, decision_cell
 from consumers.store.embedded import EmbeddedStore
 from detector.baseline import Baseline
 from detector.policy import Policy
@@ -318,6 +320,97 @@ def test_the_mode_bounds_what_is_enforced_and_not_what_is_told(
     judge = Detect(judging.baselines, secrets, Policy(BUDGET, mode))
     row, (alert,) = decided(judge, filled, thief_key(secrets, thieves), None, 5)
     assert (row.state, row.enforced, alert["state"], alert["enforced"]) == ("throttle", enforced, "throttle", enforced)
+
+
+# --------------------------------------------------------------------------------- what people said, and what time does
+
+
+def test_changes_of_state_are_remembered_with_time_reason_and_score(
+    filled: EmbeddedStore, judging: Detect, secrets: Secrets, thieves: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = thief_key(secrets, thieves)
+    lenient = Detect(judging.baselines, secrets, Policy(1e-12, "observe"))
+    row, _ = decided(judging, filled, key, None, 1000)
+    assert row.history == [[1000, "throttle", row.reason, row.suspicion]]
+    held, _ = decided(lenient, filled, key, row, 2000)
+    assert held.history == row.history, "nothing changed"
+    over, _ = decided(lenient, filled, key, held, row.until_s)
+    assert over.history[1:] == [[row.until_s, "clear", "no_evidence", over.suspicion]]
+    monkeypatch.setattr(detect, "HISTORY_KEPT", 1)
+    again, _ = decided(judging, filled, key, over, row.until_s + 10)
+    assert [entry[1] for entry in again.history] == ["throttle"]
+
+
+def test_a_restriction_falls_by_itself_without_a_new_query(
+    filled: EmbeddedStore, judging: Detect, secrets: Secrets, thieves: set[str]
+) -> None:
+    wall, mono = [1000], [0.0]
+    filled._now_s = lambda: wall[0]
+    judge = Detect(judging.baselines, secrets, Policy(BUDGET, "throttle"))
+    one = runner(filled, judge, now_s=lambda: wall[0], clock=lambda: mono[0])
+    one.turn()
+    restricted = {r.client for r in filled.restrictions()[1]}
+    assert {
+        filled_row.client_id for filled_row in rows(filled, secrets).values() if filled_row.state == "throttle"
+    } == thieves
+    assert len(restricted) == len(thieves)
+    wall[0] += 86_399
+    mono[0] += 61
+    one.turn()
+    assert {r.client for r in filled.restrictions()[1]} == restricted
+    wall[0] += 1
+    mono[0] += 61
+    one.turn()
+    assert filled.restrictions()[1] == []
+    fallen = [row for row in rows(filled, secrets).values() if row.client_id in thieves]
+    assert {(row.state, row.reason, row.enforced, row.until_s) for row in fallen} == {("watch", "expired", "clear", 0)}
+    assert one.turn() == 0, "once"
+
+
+def test_nothing_is_enforced_against_an_allow_listed_client_and_it_is_told_all_the_same(
+    filled: EmbeddedStore, judging: Detect, secrets: Secrets, thieves: set[str]
+) -> None:
+    key = thief_key(secrets, thieves)
+    allowed = Entry("default", "allow", f"*|{key.client}", b'{"reason":"partner","actor":"alice"}')
+    revision, _ = filled.operator_entries("allow")
+    filled.operate(revision, Operation(puts=[allowed]))
+    judge = Detect(judging.baselines, secrets, Policy(BUDGET, "block"))
+    one = runner(filled, judge, now_s=lambda: 1000)
+    one.turn()
+    found = rows(filled, secrets)
+    spared = found[min(thieves)]
+    assert (spared.state, spared.enforced, spared.reason) == ("throttle", "clear", "allow_listed")
+    assert {found[t].enforced for t in thieves if t != min(thieves)} == {"throttle"}
+    assert {a["client_id"] for a in alerts(filled, secrets)} == thieves
+
+
+def test_a_storm_of_flags_is_told_and_enforced_against_nobody_more(
+    filled: EmbeddedStore, judging: Detect, secrets: Secrets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("detector.policy.MIN_ODD_TO_THROTTLE", 0)
+    judge = Detect(judging.baselines, secrets, Policy(0.49, "block"))
+    overrides = Overrides(Breaker(Limits(most=2, least=2)))
+    one = runner(filled, judge, now_s=lambda: 1000, overrides=overrides)
+    one.turn()
+    flagged = [row for row in rows(filled, secrets).values() if row.state in ("throttle", "block")]
+    assert len(flagged) > 4
+    assert sum(row.enforced != "clear" for row in flagged) == 2
+    assert {row.reason for row in flagged if row.enforced == "clear"} == {"breaker"}
+    assert len(alerts(filled, secrets)) == len(flagged)
+    one.turn()
+    assert "breaker" in one.alarms.raised
+    assert [entry.key for entry in filled.operator_entries("breaker")[1]] == ["tripped"]
+
+
+@pytest.mark.parametrize("shift_s", [-31 * 86_400, 31 * 86_400])
+def test_a_clock_that_is_a_month_off_changes_no_score(
+    shift_s: int, filled: EmbeddedStore, judging: Detect, secrets: Secrets, thieves: set[str]
+) -> None:
+    key = thief_key(secrets, thieves)
+    right, (alert,) = decided(judging, filled, key, None, 1_773_500_000)
+    off, (moved,) = decided(judging, filled, key, None, 1_773_500_000 + shift_s)
+    assert off.score(victims.MODEL) == right.score(victims.MODEL)
+    assert alert == moved, "an alert tells the log's time"
 
 
 # ---------------------------------------------------------------------------------------------------------- sinks

@@ -131,6 +131,14 @@ def test_an_entry_that_cannot_be_read_lifts_and_imposes_nothing(new_store: NewSt
     assert decided(overrides, 1)[1] == "block"
 
 
+def test_to_watch_somebody_restricts_nobody() -> None:
+    overrides = Overrides(Breaker(Limits(most=1, least=1)))
+    watched = Decision("watch", "unusual", NOW_S, 0, 0, "watch")
+    for i in range(50):
+        assert overrides.overruled(client(i), Decision(), watched, NOW_S) == watched
+    assert not overrides.breaker.open
+
+
 def test_observing_counts_for_nothing() -> None:
     overrides = Overrides(Breaker(Limits(most=1, least=1)))
     watched = Decision("block", "extraction", NOW_S, NOW_S + 9, 0, "clear")
