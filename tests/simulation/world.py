@@ -203,7 +203,7 @@ class World:
         while not self.healed:
             process.pause(rng.choice([0.1, 0.4, 1.0]))
             deed = rng.choice(["operate", "reset", "erase"])
-            if self.healed or self.faults.spent or self.faults.numbered(f"operator: {deed}") is None:
+            if self._settled() or self.faults.numbered(f"operator: {deed}") is None:
                 continue
             with contextlib.suppress(Unavailable):
                 if deed == "operate":
@@ -217,6 +217,9 @@ class World:
         self.confirmed = True
         while True:
             process.pause(5.0)
+
+    def _settled(self) -> bool:
+        return self.healed or self.faults.spent
 
     def _change(self, own: Port, rng: random.Random) -> None:
         row = f"audit {rng.random()}".encode()
