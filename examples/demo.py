@@ -36,7 +36,8 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.neural_network import MLPClassifier
 from threadpoolctl import threadpool_limits
 
-from consumers import config, detect, fit, ingest, replay, serve, terminal
+from consumers import config, detect, fit, ingest, replay, terminal
+from consumers import serve as answering
 from consumers.commands import serving
 from consumers.errors import Refused
 from consumers.log.files import FileLog
@@ -281,7 +282,7 @@ def serve(stop: Callable[[], bool]) -> None:
     """The dashboard on the demo's store, by the service itself, on loopback only, until `stop`."""
     settings = config.load(write_settings())
     try:
-        listener = serve.listen(settings.http.bind)
+        listener = answering.listen(settings.http.bind)
     except Refused as error:
         console.print(f"[yellow]{error}: open the report as a file.[/]", soft_wrap=True)
         return
@@ -293,7 +294,7 @@ def serve(stop: Callable[[], bool]) -> None:
             f"[dim](the same by hand: querywarden serve --config {OUT / 'demo.toml'})[/]",
             soft_wrap=True,
         )
-        serve.run(front, listener, stop)
+        answering.run(front, listener, stop)
     console.print("Stopped.")
 
 
