@@ -65,6 +65,8 @@ CAREFUL_AFTER = 1
 """So many processes claimed at an offset and never came beyond it before the next folds record by record. The one that got there by
 reading is not among them, so a batch has killed twice by then."""
 CAREFUL_AT_ONCE = 256
+POISON_AFTER = 3
+"""So many processes in a row must have stopped at the very same record before it is refused."""
 POISON = ("poison", "the process ended while this record was folded")
 
 
@@ -245,7 +247,10 @@ class Runner:
         began = cell.counters["careful_until"] > (cell.offset or 0)
         cell.careful = began or attempts - mine >= self.careful_after
         if began and cell.counters["careful_at"] not in self._marks.get(cell.name, ()):
-            cell.suspect = cell.counters["careful_at"]
+            # a kill or a pause for another reason leaves the same trace: one alone condemns no record
+            cell.counters["careful_seen"] += 1
+            if cell.counters["careful_seen"] >= POISON_AFTER:
+                cell.suspect = cell.counters["careful_at"]
         if cell.careful:
             log.warning("records are folded one by one", extra={"cell": cell.name, "offset": cell.offset})
 
@@ -268,7 +273,8 @@ class Runner:
         marks = cell.counters
         if marks["careful_until"] <= (cell.offset or 0):
             marks["careful_until"] = max(records.next_offset, offsets[0] + self.max_poll_records)
-        if marks["careful_at"] != offsets[0] + 1 or cell.offset is None:
+        named = self._marks.get(cell.name, (0, 0))[1]
+        if not marks["careful_at"] == named == offsets[0] + 1 or cell.offset is None:
             empty = Records(cell.name, [], records.offsets[:0], offsets[0])
             if not self._commit(cell, empty, careful_at=offsets[0] + 1):
                 return 0
@@ -292,6 +298,8 @@ class Runner:
         """False when nothing, or nobody knows what, was written; the cell is then no longer ours to go on with."""
         before = cell.counters.copy()
         cell.counters["careful_at"] = careful_at
+        if len(records.offsets):
+            cell.counters["careful_seen"] = 0
         if careful_at:
             # the last two: it may be that this one is never stored
             self._marks[cell.name] = self._marks.get(cell.name, (0, 0))[1], careful_at

@@ -222,14 +222,14 @@ def blob(tmp_path: Path, baseline: Baseline) -> Path:
 
 
 @pytest.mark.parametrize("at", [137, pytest.param(90, marks=pytest.mark.soak), pytest.param(0, marks=pytest.mark.soak)])
-def test_a_record_that_kills_the_worker_is_quarantined_after_three_restarts(
+def test_a_record_that_kills_the_worker_is_quarantined_after_five_restarts(
     at: int, tmp_path: Path, new_store: NewStore, reading: Ingest, lines: list[bytes], blob: Path
 ) -> None:
     killer = victims.line(victims.items(1, np.random.default_rng(0))[0], client_id="acct-KILLER")
     store, clean = new_store(), new_store()
     through(runner(victims.write_lines(tmp_path / "clean.jsonl", lines[:250]), clean, reading))
     log = victims.write_lines(tmp_path / "log.jsonl", [*lines[:at], killer, *lines[at:250]])
-    assert lives(log, store, blob) == (3 if at else 2)
+    assert lives(log, store, blob) == (5 if at else 4)
     (cell,) = store.cells()
     ((_, letter),) = store.dead_letters(cell, 10)
     assert (letter.reason, letter.offset) == ("poison", at)
