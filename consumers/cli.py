@@ -111,6 +111,9 @@ def fit(
     schema: Annotated[
         Path | None, typer.Option(help="JSON that declares columns: name, kind, lower, upper, grain, categories.")
     ] = None,
+    persona: Annotated[
+        Path | None, typer.Option(help="JSON object, client id to declared use (explainer, qa, …): its own null.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything random in the fit.")] = 0,
     exposure: Annotated[
         bool, typer.Option(help="Rehearse thefts, to be able to say how much a client could have copied.")
@@ -128,6 +131,7 @@ def fit(
             wiring.file_lines(reference) if reference else None,
             FileLog([str(p) for p in traffic]) if traffic else None,
             declared=declared,
+            personas=fitting.read_personas(persona) if persona else None,
             seed=seed,
             exposure=exposure,
             progress=say,

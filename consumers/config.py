@@ -254,6 +254,9 @@ class Settings(BaseSettings):
     baselines: tuple[str, ...] = Field(
         (), description="baseline files or folders of *.baseline (environment: separated by colons)"
     )
+    personas: str = Field(
+        "", description="JSON file, client id to declared use: such a client is judged by the null of that persona"
+    )
     tenant: str = Field(
         "default", min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+$", description="whose clients these are"
     )

@@ -59,6 +59,7 @@ from consumers.store import (
     decision_cell,
 )
 from detector.baseline import Baseline
+from detector.calibration import Tail
 from detector.errors import IncompatibleProfile
 from detector.extraction import estimate
 from detector.policy import FLAGGED, STATES, Decision, Policy, decide, lapsed
@@ -93,12 +94,17 @@ class Seen:
 
 @dataclass(slots=True)
 class Detect:
-    """The pure half: profiles and earlier decisions in, an outcome out. modes: models with another mode than the policy's."""
+    """The pure half: profiles and earlier decisions in, an outcome out.
+
+    modes     models with another mode than the policy's
+    personas  client id → the use that its owner declared
+    """
 
     baselines: Mapping[str, Baseline]
     secrets: Secrets
     policy: Policy = field(default_factory=Policy)
     modes: Mapping[str, str] = field(default_factory=dict)
+    personas: Mapping[str, str] = field(default_factory=dict)
 
     def policy_of(self, model: str) -> Policy:
         """The policy for one model."""
@@ -122,7 +128,7 @@ class Detect:
             if merged is None:
                 continue
             profile, display = merged
-            assessment = assess(profile, baseline, shards=len(one.fields))
+            assessment = assess(profile, baseline, len(one.fields), self.personas.get(display, ""))
             before = one.before
             previous = (
                 Decision(before.state, before.reason, before.since_s, before.until_s, before.episode, before.enforced)
@@ -180,6 +186,7 @@ class Detect:
         evidence = [msgspec.to_builtins(e) for e in assessment.evidence]
         copied = estimate(profile, baseline.map, baseline.estimator)
         extraction = None if copied is None else {name: round(share, 4) for name, share in asdict(copied).items()}
+        persona = self.personas.get(display, "")
         before = one.before
         same_episode = before is not None and before.episode == decision.episode
         body = dict(before.alert) if before and same_episode and before.alert else None
@@ -189,7 +196,7 @@ class Detect:
         risen = before is None or STATES.index(decision.state) > STATES.index(before.state)
         if flagged and (body is None or risen):
             update += 1
-            first = reached(profile, baseline, self.policy.budget) if assessment.in_order else None
+            first = reached(profile, baseline, self.policy.budget, persona) if assessment.in_order else None
             time_ms, queries = first if body is None and first else (profile.last_ms, profile.queries)
             alert_id = self._alert_id(one.key, decision.episode)
             body = {
@@ -243,7 +250,7 @@ class Detect:
             in_order=assessment.in_order,
             family=assessment.family,
             evidence=evidence,
-            trail=_trail(profile, baseline, assessment),
+            trail=_trail(profile, baseline.tail(True, persona), assessment),
             cells=sorted(one.fields),
             coverage=profile.cell_counts.tolist(),
             last_ms=profile.last_ms,
@@ -251,6 +258,7 @@ class Detect:
             alert=body,
             history=_history(before, decision, assessment),
             extraction=extraction,
+            persona=persona,
         )
         return row, alert
 
@@ -268,11 +276,11 @@ def _history(before: StoredDecision | None, decision: Decision, assessment: Asse
     return history[-HISTORY_KEPT:]
 
 
-def _trail(profile: Profile, baseline: Baseline, assessment: Assessment) -> list[list[float]]:
+def _trail(profile: Profile, tail: Tail, assessment: Assessment) -> list[list[float]]:
     if not assessment.in_order:
         return [[profile.queries, assessment.suspicion, profile.last_ms]]
     points = [
-        [int(q), 1 - baseline.ordered.p(rung(i + 1)), int(ms)]
+        [int(q), 1 - tail.p(rung(i + 1)), int(ms)]
         for i, (ms, q) in enumerate(zip(profile.trail_ms.tolist(), profile.trail_query.tolist(), strict=True))
     ]
     return [*points[-TRAIL_SHOWN:], [profile.queries, assessment.suspicion, profile.last_ms]]

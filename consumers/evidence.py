@@ -115,7 +115,7 @@ def bundle(case: Case, key: Ed25519PrivateKey, clear: bool = False) -> bytes:
     profile = together(case.spans)
     if profile is None:
         raise Refused("the store holds no profile of this client for this baseline: there is nothing to replay")
-    assessment = assess(profile, case.baseline, shards=case.cells)
+    assessment = assess(profile, case.baseline, case.cells, case.decision.persona)
     shown = case.decision.client_id if clear else case.sealed_id
     decision = _renamed(msgspec.to_builtins(case.decision), shown)
     members = {
@@ -147,6 +147,7 @@ def bundle(case: Case, key: Ed25519PrivateKey, clear: bool = False) -> bytes:
             "sha256": hashlib.sha256(case.baseline_file).hexdigest(),
         },
         "log_cells": case.cells,
+        "persona": case.decision.persona,
         "profile": index,
         "decision_agrees": abs(case.decision.suspicion - assessment.suspicion) <= SAME,
         "members": {
@@ -237,7 +238,7 @@ def _differences(manifest: Mapping[str, Any], members: Mapping[str, bytes], base
     if profile is None:
         raise Refused("evidence: it holds no profile")
     now, then = (
-        _said(assess(profile, baseline, shards=manifest["log_cells"])),
+        _said(assess(profile, baseline, manifest["log_cells"], manifest["persona"])),
         msgspec.json.decode(members["assessment.json"]),
     )
     return [

@@ -28,6 +28,7 @@ class StoredDecision(msgspec.Struct, frozen=True):
     history     [[time in s, state, reason, suspicion], …] of the last changes of state, newest last
     extraction  fidelity, low, high of what could be copied by now; None without an estimator
     links       keyed hashes of what ties accounts together (address, organisation, session, fingerprint)
+    persona     the use that its owner declared
     witnesses   event ids of queries that the evidence rests on
     """
 
@@ -57,6 +58,7 @@ class StoredDecision(msgspec.Struct, frozen=True):
     campaign_id: str | None = None
     links: list[str] = []
     witnesses: list[str] = []
+    persona: str = ""
 
     def score(self, model: str) -> dict[str, Any]:
         """The object of ``--scores`` and ``clients --json``."""
@@ -75,6 +77,7 @@ class StoredDecision(msgspec.Struct, frozen=True):
             "family": self.family,
             "reason": self.reason,
             "enforced": self.enforced,
+            "persona": self.persona,
         }
 
 

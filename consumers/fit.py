@@ -10,7 +10,7 @@ import dataclasses
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -34,6 +34,9 @@ CAP_A_CLIENT = 200
 """Rows that one client may give to a reference that is derived from traffic."""
 
 SIMULATED_CLIENTS = 400
+
+
+_PersonaName = Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9._-]{1,40}$")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +155,7 @@ def fit(
     traffic: QueryLog | None,
     *,
     declared: dict[str, Any] | None = None,
+    personas: Mapping[str, str] | None = None,
     seed: int = 0,
     exposure: bool = True,
     progress: Callable[[str], None] = lambda text: None,
@@ -160,6 +164,7 @@ def fit(
 
     reference  lines of a reference file; None: derived from the traffic, capped per client
     traffic    a log of presumably honest clients; None: simulated from the reference
+    personas   client → the use that its owner declared
     exposure   also rehearse thefts, so that the service can say how much a client could have copied (some 10 s)
     """
     said: list[str] = []
@@ -192,7 +197,9 @@ def fit(
         honest = simulated(batch, schema, rng)
     progress("learning what real inputs look like, calibrating on honest clients")
     try:
-        baseline = Baseline.fit(model_id, schema, batch, honest, real_clients=traffic is not None, rng=rng)
+        baseline = Baseline.fit(
+            model_id, schema, batch, honest, real_clients=traffic is not None, rng=rng, personas=personas
+        )
     except DetectorError as error:
         raise Refused(str(error)) from error
     if exposure:
@@ -275,6 +282,16 @@ def _tell(said: list[str], what: str, refused: Counter[str]) -> None:
 
 def _reasons(refused: Counter[str]) -> str:
     return f" ({', '.join(f'{k} {v:,}' for k, v in refused.most_common())})" if refused else ""
+
+
+def read_personas(path: Path) -> dict[str, str]:
+    """Client id → persona, of a JSON object in a file. Raises Refused in one line."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, _PersonaName])
+    except OSError as error:
+        raise Refused(f"personas: {path}: {error.strerror}") from error
+    except msgspec.DecodeError as error:
+        raise Refused(f"personas: {path}: {error}") from error
 
 
 def write_baseline(baseline: Baseline, path: Path) -> None:

@@ -38,6 +38,7 @@ def halves(
     from consumers import detect as detecting
     from consumers import ingest as ingesting
     from consumers.admission import Limits
+    from consumers.fit import read_personas
     from consumers.secrets import Secrets
     from detector.policy import Policy
 
@@ -50,8 +51,9 @@ def halves(
         admit_unknown=settings.unknown_models == "ignore",
         limits=Limits(settings.admission.new_clients_an_hour, settings.admission.clients),
     )
+    personas = read_personas(Path(settings.personas)) if settings.personas else {}
     return reading, detecting.Detect(
-        baselines, secrets, Policy(settings.false_alarm_budget, settings.mode), dict(settings.modes)
+        baselines, secrets, Policy(settings.false_alarm_budget, settings.mode), dict(settings.modes), personas
     )
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detector.calibration import Nulls, Tail, scale_of
+from detector.calibration import Nulls, Persona, Tail, scale_of
 from detector.discriminators import Trees
 from detector.errors import CorruptBaseline, UnfittedModel
 from detector.extraction import NAMES, Estimator
@@ -46,6 +46,7 @@ PUBLIC_KEY = bytes(16)
 ODDEST_CLIENTS_LEFT_OUT = 0.15
 HONEST_ODD_SHARE = 0.01
 MIN_CLIENTS = 20
+MIN_PERSONA_CLIENTS = 5
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,15 @@ class Baseline:
         """The null of each signal by itself."""
         return tuple(Tail.fit(column) for column in self.nulls.lives.T)
 
+    def tail(self, in_order: bool, persona: str = "") -> Tail:
+        """The null of the fused score: that of a declared persona, where this baseline knows it, or of all others."""
+        return self._personas.get((persona, in_order)) or (self.ordered if in_order else self.free)
+
+    @cached_property
+    def _personas(self) -> dict[tuple[str, bool], Tail]:
+        known = self.nulls.personas
+        return {(p.name, order): Tail.fit(p.ordered if order else p.free) for p in known for order in (True, False)}
+
     # ------------------------------------------------------------------ fitting
 
     @classmethod
@@ -101,21 +111,32 @@ class Baseline:
         *,
         real_clients: bool,
         rng: np.random.Generator,
+        personas: Mapping[str, str] | None = None,
     ) -> Baseline:
         """Fit map and nulls.
 
         reference     honest inputs with the model's answers; clients and times don't matter
         traffic       queries of presumably honest clients; the unit of calibration is the client
         real_clients  False when `traffic` was simulated: the nulls are then marked uncalibrated
+        personas      client of the traffic → the use that its owner declared; it gets a null of its own
         """
-        clients = len(np.unique(traffic.who))
+        declared = [(personas or {}).get(client, "") for client in traffic.clients]
+        seen = np.unique(traffic.who)
+        clients = sum(not declared[i] for i in seen)
         if clients < MIN_CLIENTS:
             raise UnfittedModel(
-                f"{clients} clients in the traffic; at least {MIN_CLIENTS} are needed to calibrate by client"
+                f"{clients} clients{' without a persona' if any(declared) else ''} in the traffic; "
+                f"at least {MIN_CLIENTS} are needed to calibrate by client"
             )
+        for name in sorted({declared[i] for i in seen if declared[i]}):
+            own = sum(declared[i] == name for i in seen)
+            if own < MIN_PERSONA_CLIENTS:
+                raise UnfittedModel(
+                    f"persona {name}: {own} clients; at least {MIN_PERSONA_CLIENTS} are needed for a null"
+                )
         feature_map = FeatureMap.fit(schema, reference.inputs, reference.labels, reference.probabilities, rng)
         _settle_levels(feature_map, traffic)
-        nulls = _calibrate(feature_map, traffic, real_clients)
+        nulls = _calibrate(feature_map, traffic, declared, real_clients)
         notes = [
             f"calibrated on {clients} real clients"
             if real_clients
@@ -123,6 +144,7 @@ class Baseline:
         ]
         if real_clients and clients < 100:
             notes.append(f"{clients} clients are too few for a 1 % lifetime budget: the tail beyond them is a model")
+        notes += [f"persona {p.name}: calibrated on {len(p.ordered)} clients of its own" for p in nulls.personas]
         facts = {
             "reference_rows": float(len(reference)),
             "traffic_clients": float(clients),
@@ -139,6 +161,8 @@ class Baseline:
         for tree, trees in sorted(self.map.trees.items()):
             arrays += [(f"trees.{tree}.{name}", getattr(trees, name)) for name in _TREE_ARRAYS]
         arrays += [(f"nulls.{name}", getattr(self.nulls, name)) for name in _NULL_ARRAYS]
+        for i, persona in enumerate(self.nulls.personas):
+            arrays += [(f"persona.{i}.ordered", persona.ordered), (f"persona.{i}.free", persona.free)]
         if self.estimator is not None:
             arrays += [(f"extraction.{name}", getattr(self.estimator, name)) for name in _ESTIMATOR_ARRAYS]
         header = {
@@ -154,6 +178,7 @@ class Baseline:
             "notes": list(self.notes),
             "facts": self.facts,
             "estimator": self.estimator is not None,
+            "personas": [p.name for p in self.nulls.personas],
             "arrays": [[name, _little(a).dtype.str, list(a.shape)] for name, a in arrays],
         }
         text = json.dumps(header, sort_keys=True, allow_nan=False).encode()
@@ -211,6 +236,10 @@ class Baseline:
             distinct=float(header["nulls"]["distinct"]),
             days=float(header["nulls"]["days"]),
             calibrated=bool(header["nulls"]["calibrated"]),
+            personas=tuple(
+                Persona(str(name), arrays[f"persona.{i}.ordered"], arrays[f"persona.{i}.free"])
+                for i, name in enumerate(header["personas"])
+            ),
         )
         _check_nulls(nulls)
         facts = {str(name): float(value) for name, value in header["facts"].items()}
@@ -310,6 +339,15 @@ def _check_nulls(nulls: Nulls) -> None:
                 (not np.isfinite(array).all() or bool(np.any(array < 0)), f"nulls: {name} holds what is no mass"),
             )
         )
+    for persona in nulls.personas:
+        for array in (persona.ordered, persona.free):
+            wrong = array.shape != persona.ordered.shape or array.ndim != 1 or array.dtype != "<f8" or not len(array)
+            _refuse(
+                (
+                    (wrong, f"persona {persona.name!r} has no lives of its own"),
+                    (not np.isfinite(array).all() or bool(np.any(array < 0)), f"persona {persona.name!r}: no mass"),
+                )
+            )
     _refuse(
         (
             (bool(np.any(nulls.scale <= 0)), "nulls: a scale that is not positive"),
@@ -355,7 +393,7 @@ def _settle_levels(feature_map: FeatureMap, traffic: QueryBatch) -> None:
         feature_map.raise_levels(only, 1 / count[traffic.who[rows]], HONEST_ODD_SHARE)
 
 
-def _calibrate(feature_map: FeatureMap, traffic: QueryBatch, real_clients: bool) -> Nulls:
+def _calibrate(feature_map: FeatureMap, traffic: QueryBatch, declared: Sequence[str], real_clients: bool) -> Nulls:
     """Lifetime maxima of honest clients, by the very fold that the service uses."""
     table = masses()
     profiles = Profiles(feature_map, table, "0" * 16, half_horizon_ms=2**62)
@@ -363,17 +401,24 @@ def _calibrate(feature_map: FeatureMap, traffic: QueryBatch, real_clients: bool)
     for rows in np.array_split(np.arange(len(traffic)), max(1, len(traffic) // 4096)):
         part = traffic.take(rows)
         profiles.add(keys, part, feature_map.measure(part, PUBLIC_KEY))
-    honest = [p for p in (profiles.profile(k) for k in keys) if p.queries]
-    statistics = [measure(p, table) for p in honest]
+    honest = [(p, name) for p, name in zip(map(profiles.profile, keys), declared, strict=True) if p.queries]
+    statistics = [measure(p, table) for p, _ in honest]
     lives = np.array([s.lifetime for s in statistics])
     ends = np.array([s.value for s in statistics])
-    scale = scale_of(lives, np.array([s.floor for s in SIGNALS]))
+    persona = np.array([name for _, name in honest])
+    others = persona == ""
+    scale = scale_of(lives[others], np.array([s.floor for s in SIGNALS]))
+    ordered, free = fuse(lives, scale, FUSED), fuse(ends, scale, FREE)
     return Nulls(
-        lives=lives.astype(np.float32),
+        lives=lives[others].astype(np.float32),
         scale=scale,
-        ordered=np.sort(fuse(lives, scale, FUSED)),
-        free=np.sort(fuse(ends, scale, FREE)),
-        distinct=max(p.distinct for p in honest),
-        days=max(p.last_ms - p.first_ms for p in honest) / 86_400_000,
+        ordered=np.sort(ordered[others]),
+        free=np.sort(free[others]),
+        distinct=max(p.distinct for p, _ in honest),
+        days=max(p.last_ms - p.first_ms for p, _ in honest) / 86_400_000,
         calibrated=real_clients,
+        personas=tuple(
+            Persona(str(name), np.sort(ordered[persona == name]), np.sort(free[persona == name]))
+            for name in np.unique(persona[~others])
+        ),
     )

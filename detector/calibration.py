@@ -29,14 +29,27 @@ MIN_CLIENTS_A_BUDGET = 1.0
 
 
 @dataclass(frozen=True, slots=True)
+class Persona:
+    """A use that the owner declared, with its own null: clients that explain, test or probe for a living.
+
+    ordered, free  (h,) sorted lifetime maxima of its honest clients, in the units of all others
+    """
+
+    name: str
+    ordered: NDArray[np.float64]
+    free: NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
 class Nulls:
-    """Honest lives, one row a client.
+    """Honest lives, one row a client; those of declared personas apart.
 
     lives     (g, s) float32, lifetime maximum of each signal
     scale     (s,) unit of each signal in the fused score
     ordered, free  (g,) sorted lifetime maxima of the fused score, for clients seen in order and for all others
     distinct  most distinct queries of an honest client; days: longest honest life
     calibrated  on real clients, not on simulated ones
+    personas  declared uses; their clients are in none of the above
     """
 
     lives: NDArray[np.float32]
@@ -46,6 +59,7 @@ class Nulls:
     distinct: float
     days: float
     calibrated: bool
+    personas: tuple[Persona, ...] = ()
 
     @property
     def clients(self) -> int:
@@ -57,6 +71,10 @@ class Nulls:
         for array in (self.lives, self.scale, self.ordered, self.free):
             digest.update(np.ascontiguousarray(array).tobytes())
         digest.update(repr((self.distinct, self.calibrated)).encode())
+        for persona in self.personas:
+            digest.update(persona.name.encode())
+            for array in (persona.ordered, persona.free):
+                digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()[:16]
 
     def supports(self, budget: float) -> bool:

@@ -60,22 +60,26 @@ def rung(steps: int) -> float:
     return TRAIL_FIRST * TRAIL_GROWTH ** (steps - 1)
 
 
-def p_of(fused: float, baseline: Baseline, in_order: bool = True) -> float:
+def p_of(fused: float, baseline: Baseline, in_order: bool = True, persona: str = "") -> float:
     """Lifetime p-value of a fused score, read off the ladder."""
     steps = ladder(fused)
-    tail = baseline.ordered if in_order else baseline.free
+    tail = baseline.tail(in_order, persona)
     return tail.p(rung(steps) if steps else fused)
 
 
-def assess(profile: Profile, baseline: Baseline, shards: int = 1) -> Assessment:
-    """Assess a client from its merged profile; `shards` is the number of log cells that it was seen in."""
+def assess(profile: Profile, baseline: Baseline, shards: int = 1, persona: str = "") -> Assessment:
+    """Assess a client from its merged profile.
+
+    shards   number of log cells that it was seen in
+    persona  the use that its owner declared, if any
+    """
     in_order = shards <= 1
     statistics = measure(profile, baseline.table)
     use = FUSED if in_order else FREE
     values = statistics.lifetime if in_order else statistics.value
     scale = baseline.nulls.scale
     fused = float(fuse(values, scale, use)) if profile.queries else 0.0
-    p_value = p_of(fused, baseline, in_order)
+    p_value = p_of(fused, baseline, in_order, persona)
     evidence = []
     listed = [i for i in range(len(SIGNALS)) if (in_order or FREE[i]) and statistics.value[i] > 0]
     listed.sort(key=lambda i: (-statistics.value[i] / scale[i], SIGNALS[i].name))
@@ -101,9 +105,10 @@ def assess(profile: Profile, baseline: Baseline, shards: int = 1) -> Assessment:
     )
 
 
-def reached(profile: Profile, baseline: Baseline, budget: float) -> tuple[int, int] | None:
+def reached(profile: Profile, baseline: Baseline, budget: float, persona: str = "") -> tuple[int, int] | None:
     """When an in-order client's p-value first fell to `budget`: (event time in ms, queries seen); None if the trail does not say."""
+    tail = baseline.tail(True, persona)
     for steps in range(1, len(profile.trail_ms) + 1):
-        if baseline.ordered.p(rung(steps)) <= budget:
+        if tail.p(rung(steps)) <= budget:
             return int(profile.trail_ms[steps - 1]), int(profile.trail_query[steps - 1])
     return None

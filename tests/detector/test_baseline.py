@@ -508,3 +508,50 @@ def test_a_cut_map_is_refused_for_wide_inputs_too() -> None:
     baseline = fitted_baseline("texts")
     cut = changed(baseline.map, code_low=baseline.map.code_low[:-1])
     assert "code_low" in refusal(replace(baseline, map=cut).to_bytes())
+
+
+# ------------------------------------------------------------------------------------------------------- personas
+
+
+def with_personas(share: float, name: str = "explainer") -> Baseline:
+    """A baseline whose first clients are declared; they send noise, the others honest rows."""
+    reference = reference_of("digits")
+    traffic = reference.traffic
+    declared = dict.fromkeys(traffic.clients[: int(share * len(traffic.clients))], name)
+    rng = np.random.default_rng(3)
+    x = traffic.inputs.copy()
+    loud = np.isin(traffic.who, [i for i, c in enumerate(traffic.clients) if c in declared])
+    x[loud] = rng.uniform(x.min(0), x.max(0), (int(loud.sum()), x.shape[1]))
+    with quick_training():
+        return Baseline.fit(
+            "digits", reference.schema, reference.batch, replace(traffic, inputs=x), real_clients=True,
+            rng=np.random.default_rng(9), personas=declared,
+        )  # fmt: skip
+
+
+def test_a_persona_is_judged_by_its_own_null_and_spoils_nobody_elses() -> None:
+    baseline = with_personas(0.2)
+    (persona,) = baseline.nulls.personas
+    assert persona.name == "explainer"
+    assert len(persona.ordered) + baseline.nulls.clients == len(reference_of("digits").traffic.clients)
+    value = float(persona.ordered[len(persona.ordered) // 2])
+    assert value > baseline.nulls.ordered[-1]
+    assert baseline.tail(True, "explainer").p(value) > 0.3 > baseline.tail(True).p(value)
+    assert baseline.tail(True, "nobody declared this") is baseline.ordered
+    assert any("persona explainer" in note for note in baseline.notes)
+
+
+def test_personas_survive_the_file_and_change_its_identity() -> None:
+    baseline = with_personas(0.2)
+    again = Baseline.from_bytes(baseline.to_bytes())
+    np.testing.assert_array_equal(again.nulls.personas[0].ordered, baseline.nulls.personas[0].ordered)
+    np.testing.assert_array_equal(again.nulls.personas[0].free, baseline.nulls.personas[0].free)
+    renamed = replace(baseline.nulls.personas[0], name="qa")
+    assert replace(baseline.nulls, personas=(renamed,)).version != baseline.nulls_version
+    hostile = replace(baseline.nulls.personas[0], ordered=np.full(3, np.nan))
+    assert "persona" in refusal(replace(baseline, nulls=replace(baseline.nulls, personas=(hostile,))).to_bytes())
+
+
+def test_a_persona_of_too_few_clients_is_refused() -> None:
+    with pytest.raises(UnfittedModel, match="persona explainer: 4 clients"):
+        with_personas(4.5 / len(reference_of("digits").traffic.clients))
