@@ -60,10 +60,10 @@ def _free(measure: str, family: str, text: str, level: str = "rare", allowance: 
     )
 
 
-_FAR = "far from everything the model was built on"
+_FAR = "are far from everything the model was built on"
 _TEXTS = {
     "novelty": _FAR,
-    "residual": "outside the directions in which real inputs vary",
+    "residual": "lie outside the directions in which real inputs vary",
     "part": "break the dependence between your features",
     "mix": "look like blends of real inputs",
     "step": "look like real inputs moved by one fixed step",
