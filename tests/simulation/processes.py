@@ -72,6 +72,8 @@ class Process:
         world = self.world
         fault = world.faults.draw(writes, sink)
         kind = fault.kind if fault else ""
+        if kind == "again" and what.startswith("claim"):
+            kind = "slow"  # each attempt to claim draws its own token, and no transport repeats a call by itself
         if kind in _BEFORE:
             self._before(kind, place)
         self.pause(world.rng.random() * (0.1 if kind == "slow" else 0.004))
