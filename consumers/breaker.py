@@ -30,7 +30,8 @@ class Limits:
 
 @dataclass(slots=True)
 class Breaker:
-    """restricted: client → when it was newly restricted; open: nothing new is enforced; tripped_s: when it opened."""
+    """restricted: client → when it was newly restricted; open: nothing new is enforced; tripped_s: when it opened, in whole seconds, as
+    operators' entries tell time: a reset in the same second closes it."""
 
     limits: Limits = field(default_factory=Limits)
     restricted: dict[ClientKey, float] = field(default_factory=dict)
@@ -62,7 +63,7 @@ class Breaker:
         if len(self.restricted) <= self.limit():
             return True
         del self.restricted[client]
-        self.open, self.tripped_s = True, now_s
+        self.open, self.tripped_s = True, float(int(now_s))
         return False
 
     def reset(self) -> None:

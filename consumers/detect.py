@@ -58,6 +58,7 @@ from consumers.store import (
     Store,
     decision_cell,
 )
+from consumers.verdicts import Said, tell
 from detector.baseline import Baseline
 from detector.calibration import Tail
 from detector.errors import IncompatibleProfile
@@ -219,6 +220,8 @@ class Detect:
                 "tenant": one.key.tenant,
                 "frameworks": list(FRAMEWORKS),
             }
+            if before and same_episode and before.alert and "verdict" in before.alert:
+                body["verdict"] = before.alert["verdict"]
             alert = packed_alert(body, time_ms, self.secrets)
         elif before and before.alert and decision.state == "clear":  # the episode is over: close its finding
             closing = before.alert | {
@@ -288,11 +291,12 @@ def _trail(profile: Profile, tail: Tail, assessment: Assessment) -> list[list[fl
 
 @dataclass(slots=True)
 class Held:
-    """A decision cell that this process holds."""
+    """A decision cell that this process holds. told: verdicts that were looked at since the claim."""
 
     token: str
     revision: int
     cursors: dict[str, Cursor]
+    told: set[Said] = field(default_factory=set)
 
 
 @dataclass(slots=True)
@@ -439,7 +443,9 @@ class Runner:
         over: Sequence[ClientKey] = (),
     ) -> int:
         held = self.held[cell]
-        clients = list(dict.fromkeys([*(k for _, keys in pending.values() for k in keys), *over]))
+        said = [] if self.overrides is None else self.overrides.verdicts.due(cell, held.told, self.now_s() or 0)
+        judged = [one.client for one in said]
+        clients = list(dict.fromkeys([*(k for _, keys in pending.values() for k in keys), *over, *judged]))
         if not clients and not renew:
             return 0
         try:
@@ -451,8 +457,10 @@ class Runner:
             outcome = self.detect.step(cell, seen, cursors, self.now_s(), self.overrides)
             if self.overrides is not None and clients:
                 self.overrides.remember(self.store, clients[0].tenant)
+                tell(outcome, said, rows, self.store, self.detect.secrets)
             held.revision = self.store.record(held.token, held.revision, outcome, self.process, self.lease_ms)
             held.cursors |= cursors
+            held.told.update(said)
         except (Fenced, Rewound):
             self.held.pop(cell, None)
             return 0

@@ -6,6 +6,7 @@ Rules of this file
   and holds until one with key ``reset`` is not older; the entry is then dropped.
 * The operator cell is read once, then followed by its changes. It is read before every turn: an entry takes effect with the next
   assessment, and at once at the gateways, which read the same entries.
+* Verdicts are kept for the sinks (verdicts.py); they change no decision by themselves.
 * An entry that cannot be read is passed over with a warning; it never lifts or imposes anything.
 """
 
@@ -18,6 +19,7 @@ from consumers.breaker import Breaker
 from consumers.entries import EVERY_MODEL, Reset, entry_key, packed, unpacked
 from consumers.errors import CorruptState, Rewound
 from consumers.store import Entry, Operation, Store
+from consumers.verdicts import Verdicts
 from detector.policy import FLAGGED, STATES, Decision
 from detector.query import ClientKey
 
@@ -46,13 +48,14 @@ class Overrides:
     revision: int | None = None
     tripped: dict[str, int] = field(default_factory=dict)
     reset_s: int = 0
+    verdicts: Verdicts = field(default_factory=Verdicts)
 
     def refresh(self, store: Store) -> None:
         """Follow the operator cell. Raises Unavailable."""
         found = None if self.revision is None else store.operator_changes(self.revision, CHANGES_AT_ONCE)
         if found is None:
-            self.allowed, self.tripped, self.reset_s = {}, {}, 0
-            answers = [store.operator_entries(kind) for kind in ("allow", "breaker")]
+            self.allowed, self.tripped, self.reset_s, self.verdicts = {}, {}, 0, Verdicts()
+            answers = [store.operator_entries(kind) for kind in ("allow", "breaker", "verdict")]
             self.revision = min(revision for revision, _ in answers)
             entries = [entry for _, answer in answers for entry in answer]
         else:
@@ -68,6 +71,8 @@ class Overrides:
                 self.allowed[entry.tenant, entry.key] = entry.expires_s
             else:
                 self.allowed.pop((entry.tenant, entry.key), None)
+        elif entry.kind == "verdict":
+            self.verdicts.take(entry)
         elif entry.kind == "breaker":
             try:
                 if entry.key == TRIPPED:

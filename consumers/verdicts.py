@@ -1,0 +1,119 @@
+"""Verdicts on their way to the sinks: what an analyst said of a finding becomes an update of that finding.
+
+Rules of this file
+* The entry in the operator cell is the truth; the update is derived from it. Whoever holds the decision cell of the finding's client writes
+  it, in the same fenced record as everything else there, so no number of an update is given twice.
+* Nothing remembers what was told except what was told itself: the finding, as it was last sent, carries the verdict. A cell that is
+  claimed again looks at every verdict again and finds nothing left to do.
+* While the finding is the client's current one, its row counts the updates. One that is over is continued from the stored alerts; after
+  30 days it is gone, and nobody is told any more.
+* A verdict about a finding without a client (a campaign) is not told here.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from consumers.entries import Verdict, unpacked
+from consumers.errors import CorruptState
+from consumers.findings import StoredDecision, packed_alert, packed_decision, rfc3339, stored_alert, stored_decision
+from consumers.secrets import Secrets
+from consumers.store import DecisionRow, Entry, Outcome, Store, decision_cell
+from detector.query import ClientKey
+
+log = logging.getLogger("querywarden.detect")
+
+KEPT_S = 30 * 86_400
+"""As long as the store keeps alerts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """A verdict, and whose finding it is about."""
+
+    client: ClientKey
+    verdict: Verdict
+
+
+@dataclass(slots=True)
+class Verdicts:
+    """cells: decision cell → (tenant, alert id) → what was said last."""
+
+    cells: dict[int, dict[tuple[str, str], Said]] = field(default_factory=dict)
+
+    def take(self, entry: Entry) -> None:
+        """An entry of kind *verdict*; one that cannot be read is passed over."""
+        if not entry.value:
+            for known in self.cells.values():
+                known.pop((entry.tenant, entry.key), None)
+            return
+        try:
+            verdict = unpacked(entry, Verdict)
+        except CorruptState as error:
+            log.warning("entry passed over", extra={"why": str(error)})
+            return
+        if verdict.client:
+            client = ClientKey(entry.tenant, verdict.model, verdict.client)
+            self.cells.setdefault(decision_cell(client), {})[entry.tenant, entry.key] = Said(client, verdict)
+
+    def due(self, cell: int, told: set[Said], now_s: float) -> list[Said]:
+        """What the owner of a cell has not looked at since it claimed the cell."""
+        oldest_s = now_s - KEPT_S
+        return [one for one in self.cells.get(cell, {}).values() if one not in told and one.verdict.at_s > oldest_s]
+
+
+def tell(
+    outcome: Outcome, due: Iterable[Said], rows: Mapping[ClientKey, DecisionRow], store: Store, secrets: Secrets
+) -> None:
+    """Add the updates to what is about to be recorded. rows: as stored, of the clients at least. Raises Unavailable."""
+    over = []
+    for said in due:
+        row = _row(outcome.rows.get(said.client) or rows.get(said.client), said.client.tenant, secrets)
+        if row is None or row.alert is None or row.alert["alert_id"] != said.verdict.alert_id:
+            over.append(said)
+        elif (body := _judged(row.alert, said.verdict, row.update)) is not None:
+            row = msgspec.structs.replace(row, alert=body, update=body["update"])
+            outcome.rows[said.client] = packed_decision(row, secrets, said.client.tenant)
+            outcome.alerts.append(packed_alert(body, said.verdict.at_s * 1000, secrets))
+    last = _last_sent(store, secrets, {said.verdict.alert_id for said in over}) if over else {}
+    for said in over:
+        sent = last.get(said.verdict.alert_id)
+        if sent is not None and sent["tenant"] == said.client.tenant:
+            body = _judged(sent, said.verdict, sent["update"])
+            if body is not None:
+                outcome.alerts.append(packed_alert(body, said.verdict.at_s * 1000, secrets))
+
+
+def _judged(body: Mapping[str, Any], verdict: Verdict, update: int) -> dict[str, Any] | None:
+    """The finding with the verdict, as its next update; None when it says so already."""
+    words = {"verdict": verdict.verdict, "by": verdict.actor, "note": verdict.note}
+    if body.get("verdict") == words:
+        return None
+    return {**body, "verdict": words, "time": rfc3339(verdict.at_s * 1000), "update": update + 1}
+
+
+def _row(row: DecisionRow | None, tenant: str, secrets: Secrets) -> StoredDecision | None:
+    try:
+        return stored_decision(row, secrets, tenant) if row is not None else None
+    except CorruptState:
+        return None  # said by whoever read it first
+
+
+def _last_sent(store: Store, secrets: Secrets, wanted: set[str]) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for alert in store.alerts():
+        alert_id = alert.uid.rpartition("/")[0]
+        if alert_id in wanted:
+            try:
+                body = stored_alert(alert, secrets)
+            except CorruptState as error:
+                log.warning("alert set aside", extra={"why": str(error)})
+                continue
+            if alert_id not in found or found[alert_id]["update"] < body["update"]:
+                found[alert_id] = body
+    return found
