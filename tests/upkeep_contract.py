@@ -393,6 +393,7 @@ class WholeContract(StoreContract):
         assert [one.uid for _, one in store.outbox(4, "k", 9)] == ["aab/0", "aa/0"]
         after = store.changes({4: store.restrictions()[0][4]}, 10)
         assert after is not None
+        assert store.changes({4: positions[4]}, 10) is None
 
     def test_erasing_decisions_of_a_cell_without_history(self, backing: Backing) -> None:
         store = backing.open()

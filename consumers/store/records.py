@@ -5,6 +5,7 @@ Rules:
 * Generations, tokens, leases, cursors, feeds and changes are not part of it: they belong to one life of one store. What
   is restored begins a new life; detect looks at every client again, gateways and readers begin again.
 * A record is msgpack with its field names left out (an array): reading one with more or fewer fields is refused.
+* Names within a record are sorted, so that equal content has equal bytes.
 * A cell's `ProfileCell` comes before everything else of that cell, an alert before its deliveries.
 """
 
@@ -134,7 +135,7 @@ _TABLES: dict[str, type[Record]] = {
 }
 _NAMES = {kind: name for name, kind in _TABLES.items()}
 
-_pack = msgspec.msgpack.Encoder()
+_pack = msgspec.msgpack.Encoder(order="deterministic")
 _unpack = {name: msgspec.msgpack.Decoder(kind) for name, kind in _TABLES.items()}
 
 
