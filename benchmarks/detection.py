@@ -37,18 +37,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks import art_attacks
+from benchmarks.foreign import FOREIGN
 from benchmarks.leak import describe, leak
 from benchmarks.literature import METHODS, Known
 from benchmarks.victims import GROUPS, VICTIMS, Victim, build
-from detector.attacks import ATTACKS, Surrogate
+from detector.attacks import ATTACKS, Loot, Surrogate
 from detector.baseline import Baseline
 from detector.domain import Rows
 from detector.evaluation import first_alarm, lifetime_level
 from detector.honest import BENIGN
+from detector.policy import FLAGGED, Policy, wanted
 from detector.profiles import Profiles
 from detector.query import QueryBatch
 from detector.scoring import assess, reached
-from detector.worlds import Stream, world
+from detector.worlds import Stream, theft_streams, world
 
 RESULTS = Path(__file__).parent / "results" / "detection.json"
 SOURCES = sorted((Path(__file__).parent.parent / "detector").glob("*.py"))
@@ -73,6 +76,7 @@ class Plan:
     drip_queries: dict[float, int] = field(default_factory=lambda: {0.5: 1000, 0.1: 300})
     victims: tuple[str, ...] = tuple(VICTIMS)
     families: tuple[str, ...] = tuple(ATTACKS)
+    others: tuple[str, ...] = tuple(FOREIGN)
     kinds: tuple[str, ...] = tuple(BENIGN)
     seed: int = 2026
     budget: float = 0.01
@@ -122,6 +126,13 @@ def populate(victim: Victim, plan: Plan) -> list[Tested]:
         drip_queries=plan.drip_queries,
     )
     streams += [(s, -1) for s in stolen]
+    thief = victim.thieves
+    for family in plan.others:
+        for child in rng.spawn(plan.thefts["plain"]):
+            most = round(float(np.exp(child.uniform(*np.log(plan.queries)))))
+            rows = art_attacks.steal(family, Loot(thief.domain, thief.own, thief.foreign), victim.predict, most, child)
+            made = theft_streams(family, "plain", thief, victim.predict, child, len(rows), stolen=rows)
+            streams += [(s, -1) for s in made]
     known = Known(victim, victim.reference, rng)
     answers = np.split(
         victim.predict(np.vstack([s.inputs for s, _ in streams])), np.cumsum([len(s.inputs) for s, _ in streams])
@@ -166,7 +177,8 @@ def ours(
     alarms: list[int | None] = []
     for key, client in zip(keys, tested, strict=True):
         profile = profiles.profile(key)
-        if assess(profile, baseline).p_value > budget:
+        state, _ = wanted(assess(profile, baseline), baseline.nulls, Policy(budget))
+        if state not in FLAGGED:
             alarms.append(None)
             continue
         at = reached(profile, baseline, budget)

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.foreign import FOREIGN
 from detector.attacks import ATTACKS
 from detector.evaluation import Rate, median_or_none
 
@@ -80,13 +81,20 @@ def caught(
 
 def mean_caught(results: Results, method: str, rule: str, variant: str) -> float:
     """Mean over the families that content can show."""
-    shares = [caught(results, method, rule, f, variant).share for f in families(results) if ATTACKS[f].visible]
+    shares = [caught(results, method, rule, f, variant).share for f in families(results) if visible(f)]
     known = [share for share in shares if not np.isnan(share)]
     return float(np.mean(known)) if known else float("nan")
 
 
 def families(results: Results) -> list[str]:
-    return [f for f in results["plan"]["families"] if f in ATTACKS]
+    return [
+        f for f in (*results["plan"]["families"], *results["plan"].get("others", ())) if f in ATTACKS or f in FOREIGN
+    ]
+
+
+def visible(family: str) -> bool:
+    """Whether content can show a theft of this family."""
+    return family in FOREIGN or ATTACKS[family].visible
 
 
 def variants(results: Results) -> list[str]:
@@ -183,12 +191,10 @@ def by_victim(results: Results) -> str:
     rows = []
     for name in victims(results):
         only = [name]
-        plain = [
-            caught(results, OURS, "equal", f, "plain", only).share for f in families(results) if ATTACKS[f].visible
-        ]
+        plain = [caught(results, OURS, "equal", f, "plain", only).share for f in families(results) if visible(f)]
         rest = {
             m: np.nanmean(
-                [caught(results, m, "equal", f, "plain", only).share for f in families(results) if ATTACKS[f].visible]
+                [caught(results, m, "equal", f, "plain", only).share for f in families(results) if visible(f)]
             )
             for m in methods(results)[1:-1]
             if m in results["victims"][name]["methods"]

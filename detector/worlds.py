@@ -123,15 +123,18 @@ def honest_stream(
 
 def theft_streams(
     family: str, variant: str, scene: Scene, predict: Predict, rng: np.random.Generator, queries: int = 1000,
-    start_s: float = 0.0, horizon_s: float = HORIZON_S,
+    start_s: float = 0.0, horizon_s: float = HORIZON_S, stolen: Rows | None = None,
 ) -> list[Stream]:  # fmt: skip
     """The accounts of one theft of `queries` stolen answers in all; cover traffic comes on top.
+
+    stolen   (queries, d) what somebody else's attack code sent; None: the family of `ATTACKS` does it here
 
     Raises KeyError for an unknown family or variant.
     """
     how = VARIANTS[variant]
     run = f"{family}/{variant}/{int(rng.integers(0, 2**24)):06x}"
-    stolen = steal(family, Loot(scene.domain, scene.own, scene.foreign), predict, queries, rng)
+    if stolen is None:
+        stolen = steal(family, Loot(scene.domain, scene.own, scene.foreign), predict, queries, rng)
     rows, mask = stolen, np.ones(queries, dtype=bool)
     if how.share < 1.0:
         total = round(queries / how.share)

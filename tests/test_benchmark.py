@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import detection, tables
+from benchmarks import art_attacks, detection, tables
+from benchmarks.foreign import FOREIGN
 from benchmarks.leak import describe, leak
 from benchmarks.literature import METHODS, Known, _prada_distances, looks
 from benchmarks.victims import GROUPS, VICTIMS, Victim, build
-from detector.attacks import ATTACKS
+from detector.attacks import ATTACKS, Loot
 from detector.honest import BENIGN
 from detector.worlds import clock
 
@@ -63,7 +64,7 @@ def test_every_method_meets_the_same_clients(results: dict[str, Any]) -> None:
         for kinds in [[c for k in m["equal"]["honest"].values() for c in k]]
     }
     assert tested == {2 * PLAN.clients}
-    assert {f for m in found.values() for f in m["equal"]["thefts"]} == set(FAMILIES)
+    assert {f for m in found.values() for f in m["equal"]["thefts"]} == {*FAMILIES, *FOREIGN}
 
 
 def test_one_honest_kind_a_split_is_held_out(results: dict[str, Any]) -> None:
@@ -99,6 +100,23 @@ def test_the_victims_are_of_many_kinds() -> None:
     for word in ("images", "codes", "linear", "trees", "250", "label only", "text"):
         assert word in texts
     assert len(ATTACKS) >= 12
+
+
+@pytest.mark.parametrize("family", sorted(FOREIGN))
+def test_attack_code_of_others_asks_the_victim_as_an_api_would_have_it(victim: Victim, family: str) -> None:
+    thief, asked = victim.thieves, []
+
+    def predict(rows: np.ndarray) -> np.ndarray:
+        asked.append(rows)
+        return victim.predict(rows)
+
+    loot = Loot(thief.domain, thief.own, thief.foreign)
+    stolen = art_attacks.steal(family, loot, predict, 90, np.random.default_rng(1))
+    assert np.array_equal(stolen, np.vstack(asked[1:])[:90])  # the first was about the number of classes
+    assert np.array_equal(stolen, thief.domain.emit(stolen))
+    again = art_attacks.steal(family, loot, predict, 90, np.random.default_rng(1))
+    assert np.array_equal(stolen, again)
+    assert set(art_attacks.RUNS) == set(FOREIGN)
 
 
 # --- methods of the literature
