@@ -20,7 +20,7 @@ import typer
 from rich.text import Text
 
 from consumers import config, terminal, wiring
-from consumers.commands import explain, gateways, operators, serving, upkeep
+from consumers.commands import explain, gateways, operators, recalibration, serving, upkeep
 from consumers.errors import CorruptState, QueryWardenError, Refused, WrongUse
 from detector.errors import DetectorError
 
@@ -40,6 +40,7 @@ app.add_typer(config_app, name="config")
 app.add_typer(gateways.app, name="gateway")
 app.command()(serving.serve)
 app.command()(operators.doctor)
+app.command()(recalibration.recalibrate)
 for _command in (upkeep.snapshot, upkeep.restore, upkeep.rebuild, upkeep.erase, upkeep.export):
     app.command()(_command)
 for _command in (explain.explain, explain.evidence, explain.backtest):
@@ -114,6 +115,7 @@ def fit(
     persona: Annotated[
         Path | None, typer.Option(help="JSON object, client id to declared use (explainer, qa, …): its own null.")
     ] = None,
+    exclude: recalibration.Exclude = None,
     seed: Annotated[int, typer.Option(help="Seed of everything random in the fit.")] = 0,
     exposure: Annotated[
         bool, typer.Option(help="Rehearse thefts, to be able to say how much a client could have copied.")
@@ -132,6 +134,7 @@ def fit(
             FileLog([str(p) for p in traffic]) if traffic else None,
             declared=declared,
             personas=fitting.read_personas(persona) if persona else None,
+            excluded=fitting.read_excluded(exclude) if exclude else frozenset(),
             seed=seed,
             exposure=exposure,
             progress=say,
@@ -147,6 +150,7 @@ def fit(
     )
     for line in fitted.said:
         terminal.err.print(line, soft_wrap=True)
+    recalibration.print_review(fitted.review)
     terminal.out.print(
         f"{out_path}: baseline for {model_id}, map {baseline.map_id}, nulls {baseline.nulls_version}", soft_wrap=True
     )

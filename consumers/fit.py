@@ -27,6 +27,7 @@ from detector.errors import DetectorError
 from detector.features import Column, Schema, infer_grain
 from detector.honest import BENIGN
 from detector.query import QueryBatch
+from detector.recalibration import Outlier, outliers
 from detector.rehearsal import rehearse
 from detector.worlds import honest_stream, interleave, population
 
@@ -41,10 +42,11 @@ _PersonaName = Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9._-]{1,40}$")]
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """A baseline and what there is to say about it."""
+    """A baseline, what there is to say about it, and clients that its owner should look at."""
 
     baseline: Baseline
     said: list[str]
+    review: tuple[Outlier, ...] = ()
 
 
 def infer_schema(raw: RawReference, declared: dict[str, Any] | None = None) -> Schema:
@@ -156,6 +158,7 @@ def fit(
     *,
     declared: dict[str, Any] | None = None,
     personas: Mapping[str, str] | None = None,
+    excluded: frozenset[str] = frozenset(),
     seed: int = 0,
     exposure: bool = True,
     progress: Callable[[str], None] = lambda text: None,
@@ -165,6 +168,7 @@ def fit(
     reference  lines of a reference file; None: derived from the traffic, capped per client
     traffic    a log of presumably honest clients; None: simulated from the reference
     personas   client → the use that its owner declared
+    excluded   clients of the traffic that are not presumed honest
     exposure   also rehearse thefts, so that the service can say how much a client could have copied (some 10 s)
     """
     said: list[str] = []
@@ -173,7 +177,7 @@ def fit(
     if reference is None:
         if traffic is None:
             raise WrongUse("give --reference, --traffic, or both")
-        raw = _derived(lines, model_id)
+        raw = _derived(lines, model_id, excluded)
         said.append(
             f"no reference given: derived from the traffic, {len(raw.events):,} rows, at most {CAP_A_CLIENT} of one client"
         )
@@ -192,6 +196,7 @@ def fit(
         _tell(said, "traffic", refused)
         if honest is None:
             raise Refused(f"the traffic holds no usable query of model {model_id}")
+        honest = _presumed_honest(honest, excluded, said)
     else:
         progress("simulating honest clients from the reference")
         honest = simulated(batch, schema, rng)
@@ -208,7 +213,21 @@ def fit(
         if estimator is None:
             said.append("no estimate of what could be copied: it needs a classifier and 100 distinct answered rows")
         baseline = dataclasses.replace(baseline, estimator=estimator)
-    return Fitted(baseline, [*said, *baseline.notes])
+    review: tuple[Outlier, ...] = ()
+    if traffic is not None:
+        others = [honest.clients[i] for i in np.unique(honest.who) if not (personas or {}).get(honest.clients[i])]
+        review = outliers(others, baseline.nulls.lives)
+    return Fitted(baseline, [*said, *baseline.notes], review)
+
+
+def _presumed_honest(traffic: QueryBatch, excluded: frozenset[str], said: list[str]) -> QueryBatch:
+    """The traffic without excluded clients."""
+    if not excluded:
+        return traffic
+    out = np.array([client in excluded for client in traffic.clients], np.bool_)
+    unknown = len(excluded) - int(out.sum())
+    said.append(f"excluded: {int(out.sum())} clients{f', {unknown} more are not in the traffic' if unknown else ''}")
+    return traffic.take(np.flatnonzero(~out[traffic.who]))
 
 
 def simulated(reference: QueryBatch, schema: Schema, rng: np.random.Generator) -> QueryBatch:
@@ -246,7 +265,7 @@ def _read(traffic: QueryLog) -> Iterable[bytes]:
             return
 
 
-def _derived(lines: Sequence[bytes], model_id: str) -> RawReference:
+def _derived(lines: Sequence[bytes], model_id: str, excluded: frozenset[str]) -> RawReference:
     """A reference out of traffic: distinct inputs, every client capped, so that nobody shapes it alone."""
     raw = read_reference(lines, model_id)
     seen: set[str] = set()
@@ -254,6 +273,8 @@ def _derived(lines: Sequence[bytes], model_id: str) -> RawReference:
     kept = []
     for event in raw.events:
         client = str(event.get("client_id"))
+        if client in excluded:
+            continue
         text = json.dumps(event.get("features") or event.get("embedding"))
         if text in seen or count[client] >= CAP_A_CLIENT or event.get("status", 200) not in range(200, 300):
             continue
@@ -292,6 +313,17 @@ def read_personas(path: Path) -> dict[str, str]:
         raise Refused(f"personas: {path}: {error.strerror}") from error
     except msgspec.DecodeError as error:
         raise Refused(f"personas: {path}: {error}") from error
+
+
+def read_excluded(path: Path) -> frozenset[str]:
+    """Client ids of a text file, one a line; empty lines don't count. Raises Refused in one line."""
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except OSError as error:
+        raise Refused(f"exclude: {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise Refused(f"exclude: {path}: not UTF-8") from error
+    return frozenset(line.rstrip("\r") for line in lines) - {""}
 
 
 def write_baseline(baseline: Baseline, path: Path) -> None:

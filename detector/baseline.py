@@ -28,7 +28,7 @@ from detector.features import ARRAYS, CELLS, DISTANCE_BINS, MEASURES, Column, Fe
 from detector.fold import Masses
 from detector.profiles import Profiles
 from detector.query import QueryBatch
-from detector.signals import FREE, FUSED, SIGNALS, TABLE_VERSION, fuse, masses, measure
+from detector.signals import FREE, FUSED, SIGNALS, TABLE_VERSION, Statistics, fuse, masses, measure
 
 MAGIC = b"QWBL"
 FORMAT = 2
@@ -47,6 +47,7 @@ ODDEST_CLIENTS_LEFT_OUT = 0.15
 HONEST_ODD_SHARE = 0.01
 MIN_CLIENTS = 20
 MIN_PERSONA_CLIENTS = 5
+MS_A_DAY = 86_400_000
 
 
 @dataclass(frozen=True)
@@ -122,18 +123,7 @@ class Baseline:
         """
         declared = [(personas or {}).get(client, "") for client in traffic.clients]
         seen = np.unique(traffic.who)
-        clients = sum(not declared[i] for i in seen)
-        if clients < MIN_CLIENTS:
-            raise UnfittedModel(
-                f"{clients} clients{' without a persona' if any(declared) else ''} in the traffic; "
-                f"at least {MIN_CLIENTS} are needed to calibrate by client"
-            )
-        for name in sorted({declared[i] for i in seen if declared[i]}):
-            own = sum(declared[i] == name for i in seen)
-            if own < MIN_PERSONA_CLIENTS:
-                raise UnfittedModel(
-                    f"persona {name}: {own} clients; at least {MIN_PERSONA_CLIENTS} are needed for a null"
-                )
+        clients = enough_clients([declared[i] for i in seen], "in the traffic")
         feature_map = FeatureMap.fit(schema, reference.inputs, reference.labels, reference.probabilities, rng)
         _settle_levels(feature_map, traffic)
         nulls = _calibrate(feature_map, traffic, declared, real_clients)
@@ -142,9 +132,7 @@ class Baseline:
             if real_clients
             else f"UNCALIBRATED: no honest traffic was given; {clients} simulated clients stand in, and nothing is blocked on them"
         ]
-        if real_clients and clients < 100:
-            notes.append(f"{clients} clients are too few for a 1 % lifetime budget: the tail beyond them is a model")
-        notes += [f"persona {p.name}: calibrated on {len(p.ordered)} clients of its own" for p in nulls.personas]
+        notes += limits_of(nulls)
         facts = {
             "reference_rows": float(len(reference)),
             "traffic_clients": float(clients),
@@ -251,6 +239,29 @@ class Baseline:
         if new.map_id != header["map_id"] or new.nulls_version != header["nulls_version"]:
             raise CorruptBaseline("the baseline does not match its own identity")
         return new
+
+
+def enough_clients(declared: Sequence[str], where: str) -> int:
+    """How many clients have no persona ("" in `declared`). Raises UnfittedModel for too few, with or without one."""
+    clients = sum(not name for name in declared)
+    if clients < MIN_CLIENTS:
+        raise UnfittedModel(
+            f"{clients} clients{' without a persona' if any(declared) else ''} {where}; "
+            f"at least {MIN_CLIENTS} are needed to calibrate by client"
+        )
+    for name in sorted({name for name in declared if name}):
+        own = sum(other == name for other in declared)
+        if own < MIN_PERSONA_CLIENTS:
+            raise UnfittedModel(f"persona {name}: {own} clients; at least {MIN_PERSONA_CLIENTS} are needed for a null")
+    return clients
+
+
+def limits_of(nulls: Nulls) -> list[str]:
+    """Sentences about what the nulls can and can't support."""
+    said = []
+    if nulls.calibrated and nulls.clients < 100:
+        said.append(f"{nulls.clients} clients are too few for a 1 % lifetime budget: the tail beyond them is a model")
+    return said + [f"persona {p.name}: calibrated on {len(p.ordered)} clients of its own" for p in nulls.personas]
 
 
 def _little(array: NDArray[Any]) -> NDArray[Any]:
@@ -402,21 +413,33 @@ def _calibrate(feature_map: FeatureMap, traffic: QueryBatch, declared: Sequence[
         part = traffic.take(rows)
         profiles.add(keys, part, feature_map.measure(part, PUBLIC_KEY))
     honest = [(p, name) for p, name in zip(map(profiles.profile, keys), declared, strict=True) if p.queries]
-    statistics = [measure(p, table) for p, _ in honest]
-    lives = np.array([s.lifetime for s in statistics])
-    ends = np.array([s.value for s in statistics])
-    persona = np.array([name for _, name in honest])
+    return nulls_of(
+        [measure(p, table) for p, _ in honest],
+        [name for _, name in honest],
+        distinct=max(p.distinct for p, _ in honest),
+        days=max(p.last_ms - p.first_ms for p, _ in honest) / MS_A_DAY,
+        calibrated=real_clients,
+    )
+
+
+def nulls_of(
+    lives: Sequence[Statistics], declared: Sequence[str], *, distinct: float, days: float, calibrated: bool
+) -> Nulls:
+    """Nulls of honest lives, one a client; declared: each client's persona, "" for none. At least one has none."""
+    maxima = np.array([s.lifetime for s in lives])
+    ends = np.array([s.value for s in lives])
+    persona = np.array(declared)
     others = persona == ""
-    scale = scale_of(lives[others], np.array([s.floor for s in SIGNALS]))
-    ordered, free = fuse(lives, scale, FUSED), fuse(ends, scale, FREE)
+    scale = scale_of(maxima[others], np.array([s.floor for s in SIGNALS]))
+    ordered, free = fuse(maxima, scale, FUSED), fuse(ends, scale, FREE)
     return Nulls(
-        lives=lives[others].astype(np.float32),
+        lives=maxima[others].astype(np.float32),
         scale=scale,
         ordered=np.sort(ordered[others]),
         free=np.sort(free[others]),
-        distinct=max(p.distinct for p, _ in honest),
-        days=max(p.last_ms - p.first_ms for p, _ in honest) / 86_400_000,
-        calibrated=real_clients,
+        distinct=distinct,
+        days=days,
+        calibrated=calibrated,
         personas=tuple(
             Persona(str(name), np.sort(ordered[persona == name]), np.sort(free[persona == name]))
             for name in np.unique(persona[~others])

@@ -1,0 +1,134 @@
+"""Recalibrate: what the store holds of a model's clients → new nulls for its baseline.
+
+Rules: one client, one life. Who was flagged is left out, unless an analyst called that false; so is whoever an analyst called a thief,
+whoever the caller excludes, and the overflow client, which is nobody. Nothing is written to the store.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+from consumers import entries
+from consumers.admission import OVERFLOW_IDENTITY
+from consumers.errors import CorruptState, Refused
+from consumers.findings import StoredDecision, rfc3339, stored_decision
+from consumers.horizon import spans_in_force, together
+from consumers.secrets import Secrets
+from consumers.store import Store
+from detector.baseline import Baseline
+from detector.errors import DetectorError
+from detector.policy import FLAGGED
+from detector.query import ClientKey
+from detector.recalibration import MIN_DAYS, Life, Recalibrated
+from detector.recalibration import recalibrate as with_new_nulls
+
+AT_ONCE = 500
+"""Clients whose profiles are read from a cell at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Presumption:
+    """Who counts as honest.
+
+    personas  client id → declared use
+    excluded  client ids that don't
+    flagged   whether clients that were flagged do, too
+    """
+
+    personas: Mapping[str, str] = field(default_factory=dict)
+    excluded: frozenset[str] = frozenset()
+    flagged: bool = False
+
+
+def recalibrate(
+    store: Store,
+    secrets: Secrets,
+    tenant: str,
+    baseline: Baseline,
+    presumption: Presumption,
+    min_days: float = MIN_DAYS,
+) -> Recalibrated:
+    """New nulls for `baseline` from a model's clients in the store. Raises Refused in one line."""
+    left_out: Counter[str] = Counter()
+    newest = [0]
+    lives = _lives(store, secrets, tenant, baseline, presumption, left_out, newest)
+    try:
+        made = with_new_nulls(baseline, lives, "clients that the service saw", min_days, left_out)
+    except DetectorError as error:
+        why = f" (left out: {', '.join(f'{n} {why}' for why, n in left_out.most_common())})" if left_out else ""
+        raise Refused(f"model {baseline.model_id}: {error}{why}") from error
+    notes = (*made.baseline.notes, f"their last query is of {rfc3339(newest[0])}")
+    return replace(made, baseline=replace(made.baseline, notes=notes))
+
+
+def _lives(
+    store: Store,
+    secrets: Secrets,
+    tenant: str,
+    baseline: Baseline,
+    presumption: Presumption,
+    left_out: Counter[str],
+    newest: list[int],
+) -> Iterator[Life]:
+    """Presumably honest clients, some at a time. `left_out` counts the others, `newest` gets the time of the last query."""
+    verdicts = _verdicts(store, tenant)
+    nobody = secrets.client_hash(tenant, OVERFLOW_IDENTITY)
+    honest: dict[ClientKey, str] = {}
+    for key, row in store.decisions(tenant, baseline.model_id):
+        if key.client == nobody:
+            continue
+        try:
+            decision = stored_decision(row, secrets, tenant)
+        except CorruptState:
+            left_out["unreadable"] += 1
+            continue
+        why = _suspect(key, decision, verdicts, presumption)
+        if why:
+            left_out[why] += 1
+        else:
+            honest[key] = decision.client_id
+    cells = store.cells()
+    keys = list(honest)
+    for start in range(0, len(keys), AT_ONCE):
+        some = keys[start : start + AT_ONCE]
+        found: dict[ClientKey, dict[str, Mapping[str, bytes]]] = {}
+        for cell in cells:
+            for key, fields in store.shards(cell, some).fields.items():
+                if fields:
+                    found.setdefault(key, {})[cell] = fields
+        for key in some:
+            by_cell = found.get(key, {})
+            profile = together(spans_in_force(by_cell, baseline))
+            if profile is None:
+                left_out["without a profile"] += 1
+                continue
+            newest[0] = max(newest[0], profile.last_ms)
+            client = honest[key]
+            yield Life(client, profile, len(by_cell), presumption.personas.get(client, ""))
+
+
+def _verdicts(store: Store, tenant: str) -> dict[str, entries.Verdict]:
+    """The last word on an alert, and on a client of a model, by ``alert_id`` and by ``model|client``."""
+    found: dict[str, entries.Verdict] = {}
+    said = (entries.unpacked(e, entries.Verdict) for e in store.operator_entries("verdict", tenant)[1])
+    for verdict in sorted(said, key=lambda v: v.at_s):
+        found[verdict.alert_id] = verdict
+        if verdict.client:
+            found[entries.entry_key(verdict.model, verdict.client)] = verdict
+    return found
+
+
+def _suspect(
+    key: ClientKey, decision: StoredDecision, verdicts: Mapping[str, entries.Verdict], presumption: Presumption
+) -> str:
+    """Why a client is not presumed honest; "" when it is."""
+    if decision.client_id in presumption.excluded:
+        return "excluded by hand"
+    alert_id = decision.alert["alert_id"] if decision.alert else ""
+    verdict = verdicts.get(entries.entry_key(key.model, key.client)) or verdicts.get(alert_id)
+    if verdict is not None:
+        return "found to be a thief" if verdict.verdict == "true_positive" else ""
+    was = {decision.state, *(state for _, state, *_ in decision.history)}
+    return "flagged, without a verdict" if was & set(FLAGGED) and not presumption.flagged else ""
