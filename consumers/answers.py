@@ -192,7 +192,7 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Campaign:
-    """Accounts that act as one. suspicion and exposure are the highest among them."""
+    """Accounts that act as one. suspicion and state are those of all put together, links what ties them."""
 
     campaign_id: str
     model_id: str
@@ -206,8 +206,25 @@ class Campaign:
 
 
 @dataclass(frozen=True, slots=True)
+class SinkHealth:
+    """Where alerts go. waiting: alerts that it has not taken yet; away: it took none when it was last asked."""
+
+    name: str
+    waiting: int
+    away: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Health:
-    """store: whether it answers; the rest is None when it doesn't. dead_letters: refused records by reason."""
+    """store: whether it answers; the rest is None when it doesn't, or when no process says so.
+
+    dead_letters  refused records by reason
+    breaker       open (nothing detected is newly enforced) | closed
+    lag           records that wait in the log, by the ingest processes that live
+    alarms        that are raised in any process
+    sinks         by the detect processes that live
+    processes     how many ingest and detect processes live
+    """
 
     store: bool
     cells: int | None
@@ -215,6 +232,11 @@ class Health:
     clients: int | None
     dead_letters: Mapping[str, int] | None
     newest_ms: int | None
+    breaker: str | None = None
+    lag: int | None = None
+    alarms: tuple[str, ...] | None = None
+    sinks: tuple[SinkHealth, ...] | None = None
+    processes: Mapping[str, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)

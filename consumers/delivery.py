@@ -34,6 +34,8 @@ ALERTS_AT_ONCE = 100
 BACK_OFF_S = (1.0, 300.0)
 ROOM = 100_000 // DECISION_CELLS
 """Alerts of a decision cell that may wait for a sink: 100,000 over all cells."""
+COUNTED = 1000
+"""Alerts of a cell that wait, as far as somebody is told."""
 MEASURED_EVERY_S = 60.0
 NEARLY_FULL = 0.8
 
@@ -44,6 +46,7 @@ class Courier:
 
     failures, not_before_s  how often in a row the sink took nothing, and when it is asked again
     fullest                 share of the room that the fullest cell used when it was last measured
+    cells                   which were last delivered
     """
 
     sink: AlertSink
@@ -54,13 +57,19 @@ class Courier:
     failures: int = 0
     not_before_s: float = 0.0
     fullest: float = 0.0
+    cells: frozenset[int] = frozenset()
     _measured_s: float = 0.0
+
+    def waiting(self) -> int:
+        """How many alerts of the cells that were last delivered wait; `COUNTED` a cell at most. Raises Unavailable."""
+        return sum(len(self.store.outbox(cell, self.sink.name, COUNTED)) for cell in self.cells)
 
     def deliver(self, cells: Iterable[int]) -> None:
         """Everything that waits in these cells, until the sink takes no more. Raises Unavailable for the store, never for the sink."""
+        self.cells = frozenset(cells)
         if self.clock() < self.not_before_s:
             return
-        cells = sorted(cells)
+        cells = sorted(self.cells)
         failures = self.failures
         for cell in cells:
             while self._some(cell):

@@ -118,6 +118,10 @@ class Metrics:
     def observe(self, name: str, value: float, **labels: str) -> None:
         self._labelled(name, labels).observe(value)
 
+    def value(self, name: str, **labels: str) -> float | None:
+        """What is shown now; None for labels that were never set."""
+        return self.registry.get_sample_value(name, labels)
+
     def _labelled(self, name: str, labels: dict[str, str]) -> Any:
         metric = self._metrics[name]
         if not labels:

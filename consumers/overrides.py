@@ -39,6 +39,23 @@ class Tripped:
     format: int = 1
 
 
+def breaker_open(store: Store) -> bool:
+    """Whether detect or the gateways hold restrictions back, as far as it is written down. Raises Unavailable."""
+    opened: list[int] = []
+    reset_s = 0
+    for entry in store.operator_entries("breaker")[1]:
+        try:
+            if entry.key == RESET:
+                reset_s = max(reset_s, unpacked(entry, Reset).at_s)
+            elif entry.key == TRIPPED:
+                opened.append(unpacked(entry, Tripped).at_s)
+            else:
+                opened.append(unpacked(entry, Reset).at_s)
+        except CorruptState as error:
+            log.warning("entry passed over", extra={"why": str(error)})
+    return any(at_s > reset_s for at_s in opened)
+
+
 @dataclass(slots=True)
 class Overrides:
     """See above. revision: of the operator cell as far as it was read, None: not read yet."""

@@ -17,6 +17,7 @@ import heapq
 import logging
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -38,12 +39,15 @@ from consumers.answers import (
     Model,
     Note,
     OperatorDecision,
+    SinkHealth,
     StateChange,
     TrailPoint,
     Verdict,
 )
 from consumers.errors import CorruptState, Unavailable, WrongUse
 from consumers.findings import StoredDecision, rfc3339, stored_alert, stored_decision
+from consumers.heartbeats import heartbeats, total
+from consumers.overrides import breaker_open
 from consumers.secrets import Secrets
 from consumers.store import DecisionRow, Store
 from consumers.store.layout import client_text
@@ -296,9 +300,13 @@ class Readings:
     # --------------------------------------------------------------------------------------------------- health
 
     def health(self) -> Health:
-        """Whether the store answers, and what it holds for this tenant."""
+        """Whether the store answers, what it holds for this tenant, and what the processes that live say of themselves."""
         try:
             models = self.models()
+            beats = heartbeats(self.store)
+            roles = Counter(beat.role for beat in beats)
+            lags = [beat.lag for beat in beats if beat.lag is not None]
+            sinks = total([sink for beat in beats for sink in beat.sinks])
             return Health(
                 store=True,
                 cells=len(self.store.cells()),
@@ -306,6 +314,11 @@ class Readings:
                 clients=sum(m.clients for m in models),
                 dead_letters=self.store.dead_letter_counts(),
                 newest_ms=max((m.last_seen_ms for m in models), default=0),
+                breaker="open" if breaker_open(self.store) else "closed",
+                lag=sum(lags) if lags else None,
+                alarms=tuple(sorted({alarm for beat in beats for alarm in beat.alarms})) if beats else None,
+                sinks=tuple(SinkHealth(s.name, s.waiting, s.away) for s in sinks) if roles["detect"] else None,
+                processes={role: roles[role] for role in ("ingest", "detect")},
             )
         except Unavailable:
             return Health(False, None, None, None, None, None)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+import socket
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,9 @@ from consumers.tracing import spans_of, watched
 if TYPE_CHECKING:
     from consumers import detect as detect_process
     from consumers import ingest as ingest_process
+    from consumers.alarms import Alarms
     from consumers.alerts import AlertSink
+    from consumers.delivery import Courier
     from consumers.log import QueryLog
     from consumers.metrics import Metrics
     from consumers.secrets import Secrets
@@ -227,6 +230,7 @@ def run_ingest(
         query_log, store, reading, metrics, dead_letters=letters, max_poll_records=settings.kafka.max_poll_records
     )
     _serve_metrics(settings, runner.metrics, lambda: runner.ready, stack)
+    beat(stack, store, "ingest", lambda: (_lag(runner), runner.watch.alarms, ()))
     log.info("ingest started")
     ingesting.run(runner, stop, until_end)
     log.info("ingest stopped", extra={"counters": {c.name: dict(c.counters) for c in runner.cells.values()}})
@@ -262,9 +266,35 @@ def run_detect(
     runner = detecting.Runner(store, judging, sinks, metrics, overrides=Overrides(Breaker(limits)))
     if serve:
         _serve_metrics(settings, runner.metrics, lambda: runner.ready, stack)
+    beat(stack, store, "detect", lambda: (None, runner.alarms, runner.deliveries.couriers))
     log.info("detect started")
     detecting.run(runner, stop, until_idle, threads=True)
     log.info("detect stopped")
+
+
+def beat(
+    stack: contextlib.ExitStack,
+    store: Store,
+    role: str,
+    look: Callable[[], tuple[float | None, Alarms, Sequence[Courier]]],
+) -> None:
+    """Leave signs of life until the stack is closed. look: lag, alarms and couriers of the process."""
+    from consumers.heartbeats import Heart, Heartbeat, SinkState
+
+    process = f"{role}@{socket.gethostname()}/{os.getpid()}"
+
+    def said() -> Heartbeat:
+        lag, alarms, couriers = look()
+        sinks = [SinkState(one.sink.name, one.waiting(), one.failures > 0) for one in couriers]
+        return Heartbeat(process, role, 0, None if lag is None else int(lag), sorted(tuple(alarms.raised)), sinks)
+
+    heart = Heart(store, said)
+    stack.callback(heart.stop)
+    heart.start()
+
+
+def _lag(runner: ingest_process.Runner) -> float | None:
+    return runner.metrics.value("querywarden_lag_records") if runner.ready else None
 
 
 def _spans(stack: contextlib.ExitStack, service: str) -> Spans | None:

@@ -1,7 +1,7 @@
 """The health page: is the tap running, does the store answer, where do alerts wait, what was refused.
 
-Rules: a number that this process can't know is left out, never shown as zero; a warning says what to do. Other processes publish their own
-numbers on ``/metrics``; `Pulse` is what `serve` knows of itself.
+Rules: a number that nobody knows is left out, never shown as zero; a warning says what to do. What ingest and detect know they leave in the
+store as heartbeats; `Pulse` is what `serve` knows of itself.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from consumers import figures
+from consumers.alarms import ALARMS
 from consumers.readings import Readings
 
 QUIET_MS = 15 * 60_000
@@ -47,6 +48,9 @@ def health_page(readings: Readings, pulse: Pulse, mode: str, now_ms: int) -> dic
     age = max(0, now_ms - found.newest_ms) if found.newest_ms else None
     dead = sorted((found.dead_letters or {}).items(), key=lambda d: -d[1])
     stale = pulse.stale_s is not None and pulse.stale_s > STALE_S
+    held = bool(pulse.breaker) or found.breaker == "open"
+    alarms = [ALARMS.get(name, name) for name in found.alarms or () if name != "breaker"]
+    live = found.processes or {}
     quiet = age is not None and age > QUIET_MS
     facts = [
         _fact("store", "answers" if found.store else "silent", "", "clear" if found.store else "block"),
@@ -58,7 +62,13 @@ def health_page(readings: Readings, pulse: Pulse, mode: str, now_ms: int) -> dic
         None
         if pulse.stale_s is None
         else _fact("gateway list", f"{pulse.stale_s:.1f} s", "old", "throttle" if stale else ""),
-        _fact("breaker", "open" if pulse.breaker else "closed", f"mode {mode}", "block" if pulse.breaker else ""),
+        _fact("breaker", "open" if held else "closed", f"mode {mode}", "block" if held else ""),
+        *(
+            _fact(role, f"{n:,}", "process" if n == 1 else "processes", "" if n else "throttle")
+            for role, n in live.items()
+        ),
+        None if found.lag is None else _fact("log lag", f"{found.lag:,}", "records"),
+        None if found.alarms is None else _fact("alarms", f"{len(alarms):,}", "raised", "block" if alarms else ""),
         _fact("refused", f"{sum(n for _, n in dead):,}", "records") if dead else None,
     ]
     warnings = [
@@ -89,11 +99,12 @@ def health_page(readings: Readings, pulse: Pulse, mode: str, now_ms: int) -> dic
                 "The store was not reached lately; blocks and undos wait until it is.",
             ),
             (
-                bool(pulse.breaker),
+                held,
                 "bad",
                 "The breaker is open.",
-                f"{pulse.breaker} New blocks are alerts only until an operator resets it.",
+                "Too many clients were restricted at once. New blocks are alerts only until an operator resets it.",
             ),
+            *((True, "bad", "Alarm.", f"{text[0].upper()}{text[1:]}.") for text in alarms),
         )
         if holds
     ]
@@ -106,8 +117,12 @@ def health_page(readings: Readings, pulse: Pulse, mode: str, now_ms: int) -> dic
         "dead": dead,
         "sinks": [
             {"name": s.name, "state": s.state, "waiting": "?" if s.waiting is None else f"{s.waiting:,}"}
-            for s in pulse.sinks
+            for s in (
+                *pulse.sinks,
+                *(Sink(s.name, s.waiting, "away" if s.away else "taking alerts") for s in found.sinks or ()),
+            )
         ],
+        "detecting": bool(live.get("detect")),
     }
 
 

@@ -1,0 +1,131 @@
+"""Signs of life: what ingest and detect know of themselves, left in the store for whoever shows the health of the whole.
+
+Rules of this file
+* An entry of kind *heartbeat* for each process, in the name of all tenants, every `EVERY_S`; it ends by itself after `LASTS_S`, and is
+  dropped when its process stops in order. Figures and alarm names only: no client, no secret.
+* It is no deed of a person, so it adds no row to the audit log.
+* Best effort, in a thread of its own with nothing to hold up: a store that is away, or a cell that somebody else is writing to, costs
+  one heartbeat.
+* No heartbeat of a kind of process means "not known", never zero.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from consumers.entries import packed, unpacked
+from consumers.errors import CorruptState, Rewound, Unavailable
+from consumers.store import Entry, Operation, Store
+
+log = logging.getLogger("querywarden.heartbeat")
+
+KIND, EVERY_TENANT = "heartbeat", "*"
+EVERY_S = 15.0
+LASTS_S = 60
+_TRIES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class SinkState:
+    """waiting: alerts of this process' cells that the sink has not taken; away: it took none when it was last asked."""
+
+    name: str
+    waiting: int
+    away: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """role: ingest | detect; lag: records that wait in this process' cells, None where it reads none."""
+
+    process: str
+    role: str
+    at_s: int = 0
+    lag: int | None = None
+    alarms: list[str] = field(default_factory=list)
+    sinks: list[SinkState] = field(default_factory=list)
+    format: int = 1
+
+
+def heartbeats(store: Store) -> tuple[Heartbeat, ...]:
+    """Of all processes that live, by name. Raises Unavailable."""
+    found = []
+    for entry in store.operator_entries(KIND)[1]:
+        try:
+            found.append(unpacked(entry, Heartbeat))
+        except CorruptState as error:
+            log.warning("entry set aside", extra={"kind": KIND, "why": str(error)})
+    return tuple(sorted(found, key=lambda beat: beat.process))
+
+
+def total(sinks: list[SinkState]) -> list[SinkState]:
+    """Each sink once, by name: what waits for it anywhere."""
+    found: dict[str, SinkState] = {}
+    for one in sinks:
+        other = found.get(one.name, SinkState(one.name, 0))
+        found[one.name] = SinkState(one.name, other.waiting + one.waiting, other.away or one.away)
+    return sorted(found.values(), key=lambda one: one.name)
+
+
+class Heart:
+    """Leaves what `look` says, every `every_s`, from `start` to `stop`."""
+
+    def __init__(
+        self,
+        store: Store,
+        look: Callable[[], Heartbeat],
+        every_s: float = EVERY_S,
+        now_s: Callable[[], float] = time.time,
+    ) -> None:
+        self._store, self._look, self._every_s, self._now_s = store, look, every_s, now_s
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._left = ""
+
+    def start(self) -> None:
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._ended.set()
+        if self._thread is not None:
+            self._thread.join(timeout=5)
+        if self._left:
+            self._write(Operation(drops=[(EVERY_TENANT, KIND, self._left)]))
+
+    def once(self) -> bool:
+        """Whether it was written."""
+        try:
+            beat = self._look()
+        except Unavailable:
+            return False
+        now = int(self._now_s())
+        value = packed(replace(beat, at_s=now))
+        written = self._write(Operation(puts=[Entry(EVERY_TENANT, KIND, beat.process, value, now + LASTS_S)]))
+        self._left = beat.process if written else self._left
+        return written
+
+    def _write(self, operation: Operation) -> bool:
+        for _ in range(_TRIES):
+            try:
+                revision, _ = self._store.operator_entries(KIND, EVERY_TENANT)
+                self._store.operate(revision, operation)
+            except Rewound:
+                continue
+            except Unavailable:
+                return False
+            return True
+        return False
+
+    def _run(self) -> None:
+        while True:
+            try:
+                self.once()
+            except Exception:  # nothing depends on it, and nobody else would say so
+                log.exception("no heartbeat")
+            if self._ended.wait(self._every_s):
+                return
