@@ -33,6 +33,7 @@ from consumers import audit, entries
 from consumers.entries import Allowance, Answered, ApiKey, Note, Reset, Ruling, Verdict
 from consumers.errors import Conflict, CorruptState, Missing, Refused, Rewound, Unavailable, WrongUse
 from consumers.findings import rfc3339
+from consumers.overrides import breaker_times
 from consumers.secrets import Secrets
 from consumers.store import Entry, Operation, Store
 from detector.query import ClientKey
@@ -318,11 +319,12 @@ class Operations:
         return tuple(sorted(self._keys(tenant), key=lambda k: (k.name, k.created_s, k.prefix)))
 
     def reset_breaker(self, actor: Actor, reason: str = "", *, once: str | None = None) -> Reset:
-        """Close the breaker by hand: enforcement begins anew."""
+        """Close the breaker by hand, detect's and the gateways': enforcement begins anew."""
         _check(None, reason)
 
         def plan() -> _Plan[Reset]:
-            now = int(self.now_s())
+            opened_s, _ = breaker_times(self.store)
+            now = max(int(self.now_s()), opened_s)  # whatever the clocks say, it is later than what it closes
             made = Reset(actor.name, now, reason)
             put = Entry(actor.tenant, "breaker", "reset", entries.packed(made), now + DAY_S)
             return _Plan(made, "breaker", puts=[put])

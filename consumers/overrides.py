@@ -39,21 +39,21 @@ class Tripped:
     format: int = 1
 
 
-def breaker_open(store: Store) -> bool:
-    """Whether detect or the gateways hold restrictions back, as far as it is written down. Raises Unavailable."""
-    opened: list[int] = []
-    reset_s = 0
+def breaker_times(store: Store) -> tuple[int, int]:
+    """When the breaker (detect's or the gateways') last opened and was last reset, in seconds, 0 for never; it is open if it opened
+    later. Raises Unavailable."""
+    opened_s = reset_s = 0
     for entry in store.operator_entries("breaker")[1]:
         try:
             if entry.key == RESET:
                 reset_s = max(reset_s, unpacked(entry, Reset).at_s)
             elif entry.key == TRIPPED:
-                opened.append(unpacked(entry, Tripped).at_s)
+                opened_s = max(opened_s, unpacked(entry, Tripped).at_s)
             else:
-                opened.append(unpacked(entry, Reset).at_s)
+                opened_s = max(opened_s, unpacked(entry, Reset).at_s)
         except CorruptState as error:
             log.warning("entry passed over", extra={"why": str(error)})
-    return any(at_s > reset_s for at_s in opened)
+    return opened_s, reset_s
 
 
 @dataclass(slots=True)
@@ -71,7 +71,7 @@ class Overrides:
         """Follow the operator cell. Raises Unavailable."""
         found = None if self.revision is None else store.operator_changes(self.revision, CHANGES_AT_ONCE)
         if found is None:
-            self.allowed, self.tripped, self.reset_s, self.verdicts = {}, {}, 0, Verdicts()
+            self.allowed, self.tripped, self.verdicts = {}, {}, Verdicts()
             answers = [store.operator_entries(kind) for kind in ("allow", "breaker", "verdict")]
             self.revision = min(revision for revision, _ in answers)
             entries = [entry for _, answer in answers for entry in answer]
@@ -96,8 +96,9 @@ class Overrides:
                     self.tripped.pop(entry.tenant, None)
                     if entry.value:
                         self.tripped[entry.tenant] = unpacked(entry, Tripped).at_s
-                elif entry.key == RESET and entry.value:
-                    self.reset_s = max(self.reset_s, unpacked(entry, Reset).at_s)
+                elif entry.key == RESET and entry.value and (at_s := unpacked(entry, Reset).at_s) > self.reset_s:
+                    self.reset_s = at_s
+                    self.breaker.restricted.clear()  # whichever breaker was open: counting begins anew
             except CorruptState as error:
                 log.warning("entry passed over", extra={"why": str(error)})
 
@@ -116,17 +117,23 @@ class Overrides:
         """Store that the breaker opened, if it did. Raises Unavailable; another writer in between: with the next turn."""
         if self.breaker.open and not self.tripped:
             limit = self.breaker.limit()
+            self.breaker.tripped_s = max(
+                self.breaker.tripped_s, self.reset_s + 1.0
+            )  # of the same second, it is the later
             value = Tripped(int(self.breaker.tripped_s), len(self.breaker.restricted), limit)
-            log.error("breaker opened", extra={"restricted": value.restricted, "limit": limit})
-            self._write(store, Operation(puts=[Entry(tenant, "breaker", TRIPPED, packed(value))]))
+            if self._write(store, Operation(puts=[Entry(tenant, "breaker", TRIPPED, packed(value))])):
+                self.tripped[tenant] = value.at_s
+                log.error("breaker opened", extra={"restricted": value.restricted, "limit": limit})
 
-    def _write(self, store: Store, operation: Operation) -> None:
+    def _write(self, store: Store, operation: Operation) -> bool:
         if self.revision is None:
-            return
+            return False
         try:
             store.operate(self.revision, operation)
         except Rewound:
             log.info("operator cell changed meanwhile")  # read again with the next turn, then tried again
+            return False
+        return True
 
     def lists(self, client: ClientKey, now_s: float) -> bool:
         """Whether the client is allow-listed."""

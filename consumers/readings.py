@@ -47,7 +47,7 @@ from consumers.answers import (
 from consumers.errors import CorruptState, Unavailable, WrongUse
 from consumers.findings import StoredDecision, rfc3339, stored_alert, stored_decision
 from consumers.heartbeats import heartbeats, total
-from consumers.overrides import breaker_open
+from consumers.overrides import breaker_times
 from consumers.secrets import Secrets
 from consumers.store import DecisionRow, Store
 from consumers.store.layout import client_text
@@ -306,6 +306,7 @@ class Readings:
             beats = heartbeats(self.store)
             roles = Counter(beat.role for beat in beats)
             lags = [beat.lag for beat in beats if beat.lag is not None]
+            opened_s, reset_s = breaker_times(self.store)
             sinks = total([sink for beat in beats for sink in beat.sinks])
             return Health(
                 store=True,
@@ -314,7 +315,7 @@ class Readings:
                 clients=sum(m.clients for m in models),
                 dead_letters=self.store.dead_letter_counts(),
                 newest_ms=max((m.last_seen_ms for m in models), default=0),
-                breaker="open" if breaker_open(self.store) else "closed",
+                breaker="open" if opened_s > reset_s else "closed",
                 lag=sum(lags) if lags else None,
                 alarms=tuple(sorted({alarm for beat in beats for alarm in beat.alarms})) if beats else None,
                 sinks=tuple(SinkHealth(s.name, s.waiting, s.away) for s in sinks) if roles["detect"] else None,

@@ -39,15 +39,16 @@ class Storm:
 
     def hear(self, entry: Entry) -> None:
         """An entry of the operator cell: a reset, or that gateways hold back already."""
-        if entry.kind != KIND or entry.tenant != self._tenant or not entry.value:
-            return
+        if entry.kind != KIND or entry.key not in (HELD, RESET) or entry.tenant != self._tenant or not entry.value:
+            return  # detect's own breaker is detect's own affair
         try:
             at_s = unpacked(entry, Reset).at_s
         except CorruptState:
             log.error("an entry of the breaker cannot be read and does not count", extra={"key": entry.key})
             return
-        if entry.key == RESET:
-            self._reset_s = max(self._reset_s, at_s)
+        if entry.key == RESET and at_s > self._reset_s:
+            self._reset_s = at_s
+            self._breaker.restricted.clear()  # whichever breaker was open: what was restricted until now was looked at
         elif entry.key == HELD and not self._breaker.open:
             self._breaker.open, self._breaker.tripped_s = True, at_s
 
@@ -60,6 +61,9 @@ class Storm:
             return False
         if not self._breaker.open and not self._count(now_s):
             log.error("breaker opened: nothing detected is enforced", extra={"limit": self._breaker.limit()})
+            self._breaker.tripped_s = max(
+                self._breaker.tripped_s, self._reset_s + 1
+            )  # of the same second, it is the later
             self._unsaid = True
         if self._unsaid:
             self._say()
