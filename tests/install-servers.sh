@@ -3,19 +3,16 @@
 #
 #   redis-server                      apt, only if missing
 #   chromium                          apt, only if missing
-#   default-jre-headless, maven       apt, only if java or mvn are missing
 #   nginx, haproxy, caddy             apt, only if missing
 #   prometheus, -alertmanager         apt, only if missing (with promtool and amtool)
 #   CrowdSec                          apt's package, unpacked into $QUERYWARDEN_CACHE: its own set-up wants the network
-#   Apache Kafka broker (45 jars)     Maven Central, into $QUERYWARDEN_CACHE (default ~/.cache/querywarden)
+#   Apache Kafka broker               examples/install-kafka.sh, which `make up` shares
 #
 # Without root and without sudo nothing is installed by apt: what is missing is named and the tests that need it are
 # skipped (with CI=true: this script fails). QUERYWARDEN_TEST_KAFKA and QUERYWARDEN_TEST_REDIS name running servers instead.
 set -euo pipefail
 
-KAFKA_VERSION=4.3.1
 CACHE="${QUERYWARDEN_CACHE:-$HOME/.cache/querywarden}"
-JARS="$CACHE/kafka-$KAFKA_VERSION"
 missing=()
 fresh_lists=""
 
@@ -42,36 +39,8 @@ if [ -n "${QUERYWARDEN_TEST_CHROMIUM:-}" ]; then say "Chromium: using $QUERYWARD
 elif [ -x /usr/bin/chromium ]; then say "Chromium: /usr/bin/chromium is here"
 else apt_install chromium "the browser that the dashboard's tests look with"; fi
 
-if [ -n "${QUERYWARDEN_TEST_KAFKA:-}" ]; then
-    say "Kafka: using the running broker of QUERYWARDEN_TEST_KAFKA"
-else
-    command -v java >/dev/null || apt_install default-jre-headless "runs the Kafka broker"
-    if [ -f "$JARS/.complete" ]; then
-        say "Kafka: $KAFKA_VERSION is in $JARS"
-    else
-        command -v mvn >/dev/null || apt_install maven "fetches the Kafka broker"
-        if command -v mvn >/dev/null && command -v java >/dev/null; then
-            say "Kafka: fetching the $KAFKA_VERSION broker (44 MB) to $JARS"
-            mkdir -p "$CACHE"
-            build="$(mktemp -d "$CACHE/kafka-build.XXXXXX")"
-            trap 'rm -rf "$build"' EXIT
-            cat >"$build/pom.xml" <<POM
-<project xmlns="http://maven.apache.org/POM/4.0.0"><modelVersion>4.0.0</modelVersion>
- <groupId>querywarden</groupId><artifactId>kafka-broker</artifactId><version>1</version><packaging>pom</packaging>
- <dependencies><dependency><groupId>org.apache.kafka</groupId><artifactId>kafka_2.13</artifactId><version>$KAFKA_VERSION</version></dependency></dependencies>
-</project>
-POM
-            if mvn -q -B -f "$build/pom.xml" dependency:copy-dependencies -DincludeScope=runtime -DoutputDirectory="$build/jars"; then
-                touch "$build/jars/.complete"
-                rm -rf "$JARS"
-                mv "$build/jars" "$JARS"
-            else
-                missing+=("Kafka $KAFKA_VERSION: maven could not fetch it")
-            fi
-        else
-            missing+=("Kafka $KAFKA_VERSION: needs java and mvn")
-        fi
-    fi
+if [ -n "${QUERYWARDEN_TEST_KAFKA:-}" ]; then say "Kafka: using the running broker of QUERYWARDEN_TEST_KAFKA"
+else "$(dirname "$0")/../examples/install-kafka.sh" || missing+=("Apache Kafka (see above)")
 fi
 
 # ------------------------------------------------------------------------------------------------------------- gateways

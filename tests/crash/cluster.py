@@ -165,7 +165,7 @@ class Worker:
         with self.log.open("ab") as out:
             self.process = subprocess.Popen(
                 self.command, env=dict(self.environment), stdin=subprocess.DEVNULL, stdout=out, stderr=out,
-                preexec_fn=servers._die_with_parent,
+                preexec_fn=servers.die_with_parent,
             )  # fmt: skip
         self.lives += 1
         self.wanted = True
