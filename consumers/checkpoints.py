@@ -44,8 +44,8 @@ class Cell:
     windows    model → event ids of its clients
     erased     client → offset below which its queries are skipped
     full       the store has no room for new clients
-    careful    processes died here: fold record by record
-    suspect    1 + offset of the record that a process died at, 0 for none
+    deaths     so many processes claimed at this offset and never came beyond it
+    careful    try records in a child process before they are folded, until the offset `careful_until`
     checked_s  when the store last confirmed token and offset, by the monotonic clock
     """
 
@@ -59,7 +59,8 @@ class Cell:
     erased: Tombstones = field(default_factory=Tombstones)
     full: bool = False
     careful: bool = False
-    suspect: int = 0
+    careful_until: int = 0
+    deaths: int = 0
     checked_s: float = 0.0
     stored: dict[ClientKey, set[int]] = field(default_factory=dict)
 
@@ -271,6 +272,16 @@ def from_offset(records: Records, offset: int) -> Records:
     return Records(
         records.cell, records.values[first:], records.offsets[first:], records.next_offset, records.places[first:],
         {i - first: why for i, why in records.refused.items() if i >= first},
+    )  # fmt: skip
+
+
+def leading(records: Records, count: int) -> Records:
+    """At most so many of them; they end where the next one begins."""
+    if len(records.values) <= count:
+        return records
+    return Records(
+        records.cell, records.values[:count], records.offsets[:count], int(records.offsets[count]), records.places[:count],
+        {i: why for i, why in records.refused.items() if i < count},
     )  # fmt: skip
 
 

@@ -13,9 +13,9 @@ Order of effects, for each cell and poll (docs/architecture.md):
 `Fenced` drops the cell; `Rewound` claims again and seeks; `Unavailable` pauses, backs off once a turn and claims again: a commit whose
 outcome is unknown is never sent twice. The cache holds what was committed and nothing else, so dropping it is always safe.
 A record that ends the process (a crash of a library, the machine's out-of-memory killer) must not stop its cell. Who finds that
-another process claimed at this offset and never came beyond it folds record by record and, with each commit, notes which one comes
-next; who finds such a note of another process when claiming knows which record it was and refuses it with the reason ``poison``. That
-takes three restarts at most. (A cell that merely changed hands twice without a new record is read slowly for one poll: no harm.)
+another process claimed at this offset and never came beyond it tries the records in a child process first (trial.py): the ones that
+end it are refused with the reason ``poison``. That takes two restarts, and whatever else ends a process condemns no record.
+(A cell that merely changed hands twice without a new record is read slowly for one poll: no harm.)
 Ready means: joined the group, and the store answers. A replica that no cell was left for is ready too.
 """
 
@@ -28,17 +28,18 @@ import secrets as entropy
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from consumers.admission import FULL_SHARE, Admission
 from consumers.alarms import Alarms, Watch
-from consumers.checkpoints import Cell, Ingest, from_offset, shape_of, single
+from consumers.checkpoints import Cell, Ingest, from_offset, leading, shape_of, single
 from consumers.errors import Fenced, LogTruncated, Rewound, Unavailable
 from consumers.letters import DeadLetterShip, Letters
 from consumers.log import QueryLog, Records
 from consumers.log.formats import Decoded
 from consumers.metrics import Metrics
 from consumers.store import Checkpoint, Store
+from consumers.trial import Trial, deadly
 
 __all__ = ["Cell", "Ingest", "Runner", "run", "shape_of"]
 
@@ -62,12 +63,12 @@ OUTCOMES = (
 )
 """Label of ``querywarden_records_total`` → counter."""
 CAREFUL_AFTER = 1
-"""So many processes claimed at an offset and never came beyond it before the next folds record by record. The one that got there by
-reading is not among them, so a batch has killed twice by then."""
+"""So many processes claimed at an offset and never came beyond it before the next tries records in a child process. The one that got
+there by reading is not among them, so a batch has killed twice by then."""
 CAREFUL_AT_ONCE = 256
-POISON_AFTER = 3
-"""So many processes in a row must have stopped at the very same record before it is refused."""
-POISON = ("poison", "the process ended while this record was folded")
+SINGLY_AFTER = 4
+"""After so many, records are committed one by one: what kills may be no record alone."""
+POISON = ("poison", "a process ends when this record is folded")
 
 
 @dataclass(slots=True)
@@ -76,7 +77,8 @@ class Runner:
 
     clock, sleep, rng  injected, so that the simulation owns time
     dead_letters       where refused records are shipped to; None: the first of each cell stay in the store
-    careful_after      so many others claimed at an offset and never came beyond it before this one folds record by record
+    careful_after      so many others claimed at an offset and never came beyond it before this one tries records first
+    trial              which records end a process
     doubted            cells that the group said were not ours, and when; it has not taken them away either
     silent             why this turn got no answer from store or log; None: it did
     """
@@ -93,6 +95,7 @@ class Runner:
     new_token: Callable[[], str] = lambda: entropy.token_hex(16)
     on_commit: Callable[[Checkpoint, Decoded], None] = lambda checkpoint, decoded: None
     careful_after: int = CAREFUL_AFTER
+    trial: Trial = deadly
     cells: dict[str, Cell] = field(default_factory=dict)
     waiting: set[str] = field(default_factory=set)
     doubted: dict[str, float] = field(default_factory=dict)
@@ -105,7 +108,6 @@ class Runner:
     _answered_s: float = -math.inf
     _pressed_s: float = -math.inf
     _claims: dict[str, tuple[int | None, int]] = field(default_factory=dict)
-    _marks: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.letters = Letters(self.store, self.dead_letters)
@@ -244,15 +246,10 @@ class Runner:
         offset, mine = self._claims.get(cell.name, (None, 0))
         mine = mine + 1 if mine and offset == cell.offset else 1
         self._claims[cell.name] = (cell.offset, mine)
-        began = cell.counters["careful_until"] > (cell.offset or 0)
-        cell.careful = began or attempts - mine >= self.careful_after
-        if began and cell.counters["careful_at"] not in self._marks.get(cell.name, ()):
-            # a kill or a pause for another reason leaves the same trace: one alone condemns no record
-            cell.counters["careful_seen"] += 1
-            if cell.counters["careful_seen"] >= POISON_AFTER:
-                cell.suspect = cell.counters["careful_at"]
+        cell.deaths = attempts - mine
+        cell.careful = cell.deaths >= self.careful_after
         if cell.careful:
-            log.warning("records are folded one by one", extra={"cell": cell.name, "offset": cell.offset})
+            log.warning("records are tried before they are folded", extra={"cell": cell.name, "offset": cell.offset})
 
     def _batch(self, records: Records) -> int:
         """Fold and commit the records of one cell; returns how many."""
@@ -265,44 +262,55 @@ class Runner:
         return self._carefully(cell, from_offset(records, cell.offset or 0))
 
     def _carefully(self, cell: Cell, records: Records) -> int:
-        """One record a commit, each naming the record that is next; the one that a process died at is refused."""
+        """Try some records, then commit them without those that end a process."""
         if not len(records.offsets):
             self._commit(cell, records)
             return 0
-        offsets = [int(offset) for offset in records.offsets]
-        marks = cell.counters
-        if marks["careful_until"] <= (cell.offset or 0):
-            marks["careful_until"] = max(records.next_offset, offsets[0] + self.max_poll_records)
-        named = self._marks.get(cell.name, (0, 0))[1]
-        if not marks["careful_at"] == named == offsets[0] + 1 or cell.offset is None:
-            empty = Records(cell.name, [], records.offsets[:0], offsets[0])
-            if not self._commit(cell, empty, careful_at=offsets[0] + 1):
-                return 0
-        for i, offset in enumerate(offsets[:CAREFUL_AT_ONCE]):
-            refused = POISON if cell.suspect == offset + 1 else None
-            if refused is not None:
-                log.error("record quarantined", extra={"cell": cell.name, "offset": offset})
-            following = i + 1 < min(len(offsets), CAREFUL_AT_ONCE)
-            if not self._commit(cell, single(records, i, refused), offsets[i + 1] + 1 if following else 0):
-                return i
-        if (cell.offset or 0) >= marks["careful_until"]:
+        if not cell.careful_until:
+            cell.careful_until = max(records.next_offset, int(records.offsets[0]) + self.max_poll_records)
+        whole = len(records.offsets)
+        records = leading(records, 1 if cell.deaths >= SINGLY_AFTER else CAREFUL_AT_ONCE)
+        try:
+            records = self._tried(cell, records)
+        except (Fenced, Rewound, Unavailable) as error:
+            self._refused(cell, error)
+            return 0
+        if not self._commit(cell, records):
+            return 0
+        if records.next_offset >= cell.careful_until:
             cell.careful = False
-        if len(offsets) > CAREFUL_AT_ONCE:
+        if len(records.offsets) < whole:
             try:
                 self.log.seek(cell.name, cell.offset)
             except (Fenced, Unavailable):
                 self._lost(cell, "unavailable", again=True)
-        return min(len(offsets), CAREFUL_AT_ONCE)
+        return len(records.offsets)
 
-    def _commit(self, cell: Cell, records: Records, careful_at: int = 0) -> bool:
+    def _tried(self, cell: Cell, records: Records) -> Records:
+        """Records with those refused that end a process; first read, then, with what is stored about their clients, folded."""
+        ingest, alone = self.ingest, [single(records, i, None) for i in range(len(records.offsets))]
+
+        def read(i: int) -> None:
+            ingest.decode(cell, alone[i])
+
+        def fold(i: int) -> None:
+            ingest.step(cell, *ingest.decode(cell, alone[i]), alone[i].next_offset)
+
+        records = self._condemned(records, self.trial(len(alone), read))
+        wanted = ingest.missing(cell, ingest.decode(cell, records)[1])
+        if wanted:
+            ingest.take(cell, self.store.load(cell.name, cell.token, cell.offset, wanted), wanted)
+        alone = [single(records, i, None) for i in range(len(alone))]
+        return self._condemned(records, self.trial(len(alone), fold))
+
+    def _condemned(self, records: Records, which: list[int]) -> Records:
+        for i in which:
+            log.error("record quarantined", extra={"cell": records.cell, "offset": int(records.offsets[i])})
+        return replace(records, refused=records.refused | dict.fromkeys(which, POISON))
+
+    def _commit(self, cell: Cell, records: Records) -> bool:
         """False when nothing, or nobody knows what, was written; the cell is then no longer ours to go on with."""
         before = cell.counters.copy()
-        cell.counters["careful_at"] = careful_at
-        if len(records.offsets):
-            cell.counters["careful_seen"] = 0
-        if careful_at:
-            # the last two: it may be that this one is never stored
-            self._marks[cell.name] = self._marks.get(cell.name, (0, 0))[1], careful_at
         try:
             decoded, keys = self.ingest.decode(cell, records)
             wanted = self.ingest.missing(cell, keys)

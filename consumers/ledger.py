@@ -23,10 +23,8 @@ from collections.abc import Iterable, Mapping
 PROCESSED = ("queries", "denied", "failed", "unmodelled")
 APART = ("dead", "duplicate", "erased")
 COUNTERS = ("produced", *PROCESSED, *APART, "pooled", "gap")
-MARKS = ("careful_until", "careful_at", "careful_seen", "log_id")
-"""careful_until: below this offset records are folded one by one; careful_at: 1 + offset of the one under way, 0 for none;
-careful_seen: how many processes in a row found that record left under way by another;
-log_id: which incarnation of the log the offset belongs to, 0 for unknown."""
+MARKS = ("log_id",)
+"""log_id: which incarnation of the log the offset belongs to, 0 for unknown."""
 
 
 def processed(counters: Mapping[str, int]) -> int:

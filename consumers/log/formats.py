@@ -51,7 +51,7 @@ REASONS: dict[str, str] = {
     "unsupported_input": "the input has another form than the baseline's (text is not assessed yet)",
     "missing_prediction": "a successful query without a prediction",
     "bad_sampled_fraction": "sampled_fraction is not in [1e-9, 1]",
-    "poison": "the record ended the process that read it, again and again",
+    "poison": "the record ends the process that reads it",
     "unreadable_batch": "the log could not give the records of a batch (corrupt, or a decompression bomb)",
 }
 """Reason codes of the dead letter and what they mean."""

@@ -188,7 +188,7 @@ class World:
             log, _port(process), scene.reading(), metrics=scene.metrics(), dead_letters=Letters(process),
             max_poll_records=self.max_poll, clock=self.schedule.monotonic, sleep=process.pause,
             rng=random.Random(f"{self.seed}/{process.identity}"), new_token=self.token,
-            careful_after=self.careful_after,
+            careful_after=self.careful_after, trial=lambda count, attempt: [],
         )  # fmt: skip
         self._run(process, lambda: ingest.run(runner, lambda: self.over))
 

@@ -1,0 +1,91 @@
+"""Which records end the process that folds them: tried in a child process, which may die of it.
+
+Rules of this file
+
+* A record is condemned when `TIMES` children in a row ended at it, and for nothing else. What happens to the process itself – it is
+  killed, paused, fenced – condemns no record.
+* A child ends by a signal, by an exception, or by using more than `CPU_S` of processor time; the clock does not count, so that a
+  machine that is paused condemns nobody. A child that says nothing for `SILENCE_S` (a lock that another thread held when it was
+  forked) gives no verdict.
+* A child does no I/O but one byte a record, logs nothing and never returns to its caller. What it changes in memory is its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import resource
+import select
+import signal
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+log = logging.getLogger("querywarden.ingest")
+
+TIMES = 3
+CPU_S = 20
+SILENCE_S = 60.0
+
+Trial = Callable[[int, Callable[[int], None]], list[int]]
+"""(number of records, what to do with the i-th) → indices of those that end a process"""
+
+
+def deadly(count: int, attempt: Callable[[int], None]) -> list[int]:
+    """Indices of the records at which ``attempt(index)`` ends a process; without ``fork`` there is no trial and none is found."""
+    found: list[int] = []
+    deaths: Counter[int] = Counter()
+    while hasattr(os, "fork"):
+        order = [i for i in range(count) if i not in found]
+        survived, ended = _child(order, attempt)
+        if not ended or survived == len(order):
+            return found
+        at = order[survived]
+        deaths[at] += 1
+        if deaths[at] >= TIMES:
+            found.append(at)
+    return found
+
+
+def _child(order: list[int], attempt: Callable[[int], None]) -> tuple[int, bool]:
+    """How many of them one child survived, and whether it ended before it was through."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        _live(order, attempt, writing)
+    os.close(writing)
+    survived, ended = 0, True
+    try:
+        while True:
+            if not select.select([reading], [], [], SILENCE_S)[0]:
+                ended = False
+                log.warning("a trial gave no verdict", extra={"records": len(order)})
+                os.kill(child, signal.SIGKILL)
+                break
+            said = os.read(reading, 4096)
+            if not said:
+                break
+            survived += len(said)
+    finally:
+        os.close(reading)
+        os.waitpid(child, 0)
+    return survived, ended
+
+
+def _live(order: list[int], attempt: Callable[[int], None], writing: int) -> None:
+    """The child's life."""
+    status = 1
+    try:
+        resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        with contextlib.suppress(OSError):  # if memory runs out, this one first
+            Path("/proc/self/oom_score_adj").write_text("1000")
+        for i in order:
+            attempt(i)
+            os.write(writing, b".")
+        status = 0
+    except BaseException:  # noqa: BLE001, S110 - it would have ended the process: that is the verdict
+        pass
+    finally:
+        os._exit(status)

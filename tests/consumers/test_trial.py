@@ -1,0 +1,83 @@
+"""Records are tried in a child process: those that end it, and no others, are found; the process itself lives."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import time
+from collections.abc import Callable
+
+import pytest
+
+from consumers import trial
+from consumers.trial import deadly
+
+
+def spin() -> None:
+    while True:
+        pass
+
+
+def crash() -> None:
+    ctypes.string_at(0)
+
+
+def kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def fail() -> None:
+    raise MemoryError
+
+
+def end() -> None:
+    os._exit(0)
+
+
+@pytest.mark.parametrize("death", [spin, crash, kill, fail, end])
+def test_what_ends_a_process_is_found(death: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial, "CPU_S", 1)
+    before = os.getpid()
+    assert deadly(6, lambda i: death() if i in (0, 4) else None) == [0, 4]
+    assert os.getpid() == before
+
+
+def test_what_lives_is_not() -> None:
+    changed = [0]
+
+    def attempt(i: int) -> None:
+        changed[0] += 1
+        if i == 3:
+            time.sleep(0.2)
+
+    assert deadly(500, attempt) == []
+    assert deadly(0, attempt) == []
+    assert changed == [0], "what a child changes is its own"
+
+
+def test_a_child_that_ended_for_another_reason_condemns_nothing(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Two children are killed from outside, at the same record; the third one lives."""
+    marks = tmp_path_factory.mktemp("marks")
+
+    def attempt(i: int) -> None:
+        if i == 1 and len(list(marks.iterdir())) < 2:
+            (marks / str(os.getpid())).touch()
+            kill()
+
+    assert deadly(3, attempt) == []
+    assert len(list(marks.iterdir())) == 2
+
+
+def test_silence_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial, "SILENCE_S", 0.2)
+    assert deadly(3, lambda i: time.sleep(30) if i == 1 else None) == []
+
+
+def test_a_child_leaves_nothing_behind() -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(20):
+        deadly(2, lambda i: kill() if i else None)
+    assert len(os.listdir("/proc/self/fd")) == before
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
