@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from consumers import links, witnesses
 from consumers.admission import OVERFLOW, OVERFLOW_IDENTITY, Admission, Limits
 from consumers.duplicates import FIELD, Windows, event_hashes
 from consumers.ledger import COUNTERS, MARKS
@@ -42,6 +43,7 @@ class Cell:
 
     stored     client → spans that the store holds, by first window; sealed: clients whose header is stored
     windows    model → event ids of its clients
+    links      client → what ties it to others (links.py); told: client → its last odd queries (witnesses.py)
     erased     client → offset below which its queries are skipped
     full       the store has no room for new clients
     deaths     so many processes claimed at this offset and never came beyond it
@@ -63,6 +65,8 @@ class Cell:
     deaths: int = 0
     checked_s: float = 0.0
     stored: dict[ClientKey, set[int]] = field(default_factory=dict)
+    links: dict[ClientKey, tuple[str, ...]] = field(default_factory=dict)
+    told: dict[ClientKey, tuple[witnesses.Witness, ...]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -76,8 +80,13 @@ class Ingest:
     admit_unknown: bool = False
     limits: Limits = field(default_factory=Limits)
     format: NativeFormat = field(init=False)
+    _masks: dict[str, int] = field(init=False)
 
     def __post_init__(self) -> None:
+        self._masks = {
+            model: int(np.bitwise_or.reduce(witnesses.masks(baseline.table)))
+            for model, baseline in self.baselines.items()
+        }
         readers = {model: InputReader(baseline.map.schema) for model, baseline in self.baselines.items()}
         self.format = NativeFormat(readers, self.admit_unknown)
 
@@ -118,6 +127,8 @@ class Ingest:
                 continue
             if FIELD in fields:
                 self.windows_of(cell, key.model).put(key, fields[FIELD])
+            cell.links[key] = links.unpacked(fields.get(links.FIELD))
+            cell.told[key] = witnesses.unpacked(fields.get(witnesses.FIELD), self.secrets, key.tenant)
             blobs = {int(name[2:]): blob for name, blob in fields.items() if name.startswith("w:")}
             profiles = self.of_model(cell, key.model)
             spans: list[Profile] = []
@@ -152,7 +163,7 @@ class Ingest:
             counting, mine, hashes = self._admitted(cell, model, batch, keys[model], hashes, counted)
             counting, mine = self._unrepeated(cell, model, counting, mine, hashes, counted)
             if len(counting):
-                self._fold(cell, model, counting, mine, writes)
+                self._fold(cell, model, counting, mine, decoded, writes)
         return Checkpoint(
             cell=cell.name,
             expected_offset=cell.offset,
@@ -227,10 +238,13 @@ class Ingest:
         model: str,
         batch: QueryBatch,
         keys: list[ClientKey],
+        decoded: Decoded,
         writes: dict[ClientKey, dict[str, bytes | None]],
     ) -> None:
         profiles, windows = self.of_model(cell, model), self.windows_of(cell, model)
-        profiles.add(list(keys), batch, profiles.map.measure(batch, self.secrets.sampling_key))
+        measured = profiles.map.measure(batch, self.secrets.sampling_key)
+        profiles.add(list(keys), batch, measured)
+        linked, told = self._said(cell, model, batch, keys, measured.bits, decoded)
         for key, display in zip(keys, batch.clients, strict=True):
             fields: dict[str, bytes | None] = {f"w:{span.window}": span.to_bytes() for span in profiles.spans(key)}
             kept = {int(name[2:]) for name in fields}
@@ -241,8 +255,33 @@ class Ingest:
             window = windows.blob(key)
             if window is not None:
                 fields[FIELD] = window
+            if key in linked:
+                cell.links[key] = linked[key]
+                fields[links.FIELD] = links.packed(linked[key])
+            if key in told:
+                cell.told[key] = told[key]
+                fields[witnesses.FIELD] = witnesses.packed(told[key], self.secrets, self.tenant)
             cell.stored[key] = kept
             writes[key] = fields
+
+    def _said(
+        self,
+        cell: Cell,
+        model: str,
+        batch: QueryBatch,
+        keys: list[ClientKey],
+        bits: NDArray[np.uint32],
+        decoded: Decoded,
+    ) -> tuple[dict[ClientKey, tuple[str, ...]], dict[ClientKey, tuple[witnesses.Witness, ...]]]:
+        """Links and witnesses that change, by client. The overflow client is many, so it has neither."""
+        linked = links.seen(cell.links, keys, batch, decoded.metadata.get(model, {}), self.secrets)
+        texts, ends = decoded.events[model]
+        rows = np.searchsorted(decoded.batches[model].offsets, batch.offsets).astype(np.int64)
+        told = witnesses.seen(cell.told, keys, batch, bits, self._masks[model], texts, ends, rows)
+        pool = self.overflow(model)
+        linked.pop(pool, None)
+        told.pop(pool, None)
+        return linked, told
 
     def trim(self, cell: Cell, keys: Mapping[str, list[ClientKey]]) -> None:
         """Keep the cache bounded: past the limit, forget all but the clients of this poll."""
@@ -252,7 +291,8 @@ class Ingest:
                 for key in [k for k in profiles.rows if k not in keep]:
                     profiles.drop(key)
                     self.windows_of(cell, model).drop(key)
-                    cell.stored.pop(key, None)  # type: ignore[call-overload]
+                    for known in (cell.stored, cell.links, cell.told):
+                        known.pop(key, None)  # type: ignore[call-overload]
 
 
 def _compact(batch: QueryBatch, keys: list[ClientKey]) -> tuple[QueryBatch, list[ClientKey]]:

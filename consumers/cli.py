@@ -275,13 +275,15 @@ def clients(
     config_file: ConfigFile = None,
 ) -> None:
     """Clients by suspicion, from the store."""
-    from consumers.findings import ranked, stored_decision
+    from consumers.findings import is_campaign, ranked, stored_decision
 
     settings = config.load(config_file)
     found = []
     with wiring.open_store(settings) as store:
         secrets = wiring.secrets_of(settings, store)
         for key, row in store.decisions(settings.tenant, model, limit):
+            if is_campaign(key):
+                continue
             with _set_aside():
                 found.append((key.model, stored_decision(row, secrets, key.tenant)))
     rows = [row.score(name) for name, row in ranked(found)]

@@ -30,16 +30,19 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
+from consumers import links, witnesses
 from consumers.alarms import Alarms
+from consumers.campaigns import EVERY_S, Campaigns, Search
 from consumers.delivery import Courier, Deliveries
 from consumers.errors import CorruptState, Fenced, LeaseHeld, Rewound, Unavailable
 from consumers.findings import (
     FRAMEWORKS,
     StoredDecision,
+    history_of,
     packed_alert,
     packed_decision,
     rfc3339,
@@ -76,7 +79,6 @@ log = logging.getLogger("querywarden.detect")
 LEASE_MS = 10_000
 TOUCHED_LIMIT = 5_000
 TRAIL_SHOWN = 64
-HISTORY_KEPT = 64
 LAPSED_EVERY_S = 60.0
 """How often decisions are looked for whose time is over."""
 DRAIN_S = 5.0
@@ -125,7 +127,7 @@ class Detect:
             baseline = self.baselines.get(one.key.model)
             if baseline is None:
                 continue
-            merged = self._merged(one, baseline)
+            merged = self.merged(one.key, one.fields)
             if merged is None:
                 continue
             profile, display = merged
@@ -148,24 +150,25 @@ class Detect:
                 outcome.alerts.append(alert)
         return outcome
 
-    def _merged(self, one: Seen, baseline: Baseline) -> tuple[Profile, str] | None:
-        """The client over one horizon: the long span of each profile cell, or the short one where the client went quiet there."""
+    def merged(self, key: ClientKey, shards: Mapping[str, Mapping[str, bytes]]) -> tuple[Profile, str] | None:
+        """The client over one horizon, and its id: the long span of each profile cell, or the short one where it went quiet there."""
+        baseline = self.baselines[key.model]
         shape = Shape.of(baseline.map, len(baseline.table.need))
         cells: list[dict[int, Profile]] = []
         display = None
-        for cell, fields in sorted(one.fields.items()):
+        for cell, fields in sorted(shards.items()):
             spans: dict[int, Profile] = {}
             for name, blob in sorted(fields.items()):
                 if name == "h":
                     try:
-                        display = self.secrets.unseal(blob, one.key.tenant)
+                        display = self.secrets.unseal(blob, key.tenant)
                     except CorruptState as error:
-                        log.warning("header not read", extra={"cell": cell, "model": one.key.model, "why": str(error)})
+                        log.warning("header not read", extra={"cell": cell, "model": key.model, "why": str(error)})
                 elif name.startswith("w:"):
                     try:
                         profile = Profile.from_bytes(blob, shape)
                     except IncompatibleProfile as error:
-                        log.warning("profile not read", extra={"cell": cell, "model": one.key.model, "why": str(error)})
+                        log.warning("profile not read", extra={"cell": cell, "model": key.model, "why": str(error)})
                         continue
                     if profile.map_id == baseline.map_id:
                         spans[int(name[2:])] = profile
@@ -188,6 +191,11 @@ class Detect:
         copied = estimate(profile, baseline.map, baseline.estimator)
         extraction = None if copied is None else {name: round(share, 4) for name, share in asdict(copied).items()}
         persona = self.personas.get(display, "")
+        strongest = assessment.evidence[0].signal if assessment.evidence else ""
+        shards = [fields for _, fields in sorted(one.fields.items())]
+        told = witnesses.chosen(
+            (f.get(witnesses.FIELD) for f in shards), strongest, baseline.table, self.secrets, one.key.tenant
+        )
         before = one.before
         same_episode = before is not None and before.episode == decision.episode
         body = dict(before.alert) if before and same_episode and before.alert else None
@@ -205,7 +213,7 @@ class Detect:
                 "time": rfc3339(time_ms),
                 "kind": "client",
                 "client_id": display,
-                "campaign_id": None,
+                "campaign_id": before.campaign_id if before else None,
                 "model_id": one.key.model,
                 "state": decision.state,
                 "suspicion": assessment.suspicion,
@@ -213,6 +221,7 @@ class Detect:
                 "extraction": extraction,
                 "family": assessment.family,
                 "evidence": [e for e in evidence if e["p_value"] <= 0.5][:8] or evidence[:1],
+                "witnesses": told,
                 "update": update,
                 "calibrated": assessment.calibrated,
                 "reason": decision.reason,
@@ -259,8 +268,11 @@ class Detect:
             last_ms=profile.last_ms,
             update=update,
             alert=body,
-            history=_history(before, decision, assessment),
+            history=history_of(before, decision, assessment.suspicion),
             extraction=extraction,
+            campaign_id=before.campaign_id if before else None,
+            links=links.together(f.get(links.FIELD) for f in shards),
+            witnesses=told,
             persona=persona,
         )
         return row, alert
@@ -268,15 +280,6 @@ class Detect:
     def _alert_id(self, key: ClientKey, episode: int) -> str:
         text = "\x00".join((key.tenant, "client", key.model, key.client, str(episode)))
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
-def _history(before: StoredDecision | None, decision: Decision, assessment: Assessment) -> list[list[Any]]:
-    """The last changes of state, newest last; a client that was never anything but clear has none."""
-    history = list(before.history) if before else []
-    was = before.state if before else "clear"
-    if decision.state != was:
-        history.append([decision.since_s, decision.state, decision.reason, assessment.suspicion])
-    return history[-HISTORY_KEPT:]
 
 
 def _trail(profile: Profile, tail: Tail, assessment: Assessment) -> list[list[float]]:
@@ -326,9 +329,12 @@ class Runner:
     overrides: Overrides | None = field(default_factory=Overrides)
     alarms: Alarms = field(init=False)
     deliveries: Deliveries = field(init=False)
+    search: Search = field(init=False)
     _renewed_s: float = 0.0
     _attended_s: float = -math.inf
     _lapsed_s: float = -math.inf
+    _searched_s: float = -math.inf
+    _tenants: set[str] = field(default_factory=set)
     _until: dict[ClientKey, int] = field(default_factory=dict)
     _share: int = DECISION_CELLS
     _leases: dict[int, tuple[int, int]] = field(default_factory=dict)
@@ -337,6 +343,9 @@ class Runner:
         self.alarms = Alarms(self.metrics)
         couriers = [Courier(sink, self.store, self.detect.secrets, self.metrics, self.clock) for sink in self.sinks]
         self.deliveries = Deliveries(couriers, self.alarms)
+        d = self.detect
+        self.search = Search(self.store, Campaigns(d.baselines, d.secrets, d.merged, d.policy_of))
+        self._searched_s = self.clock()
 
     def turn(self, stop: Callable[[], bool] = lambda: False) -> int:
         """One round over the decision cells, left between two cells on `stop`; returns the number of clients looked at."""
@@ -357,11 +366,20 @@ class Runner:
             assessed += self._one(cell, pending.get(cell, {}), profile_cells, renew, over.get(cell, []))
         if renew:
             self._renewed_s = self.clock()
+        if self.now_s() is not None and self.clock() - self._searched_s >= EVERY_S and not stop():
+            self.look_for_campaigns()
         self.ready = True
         if self.overrides is not None:
             self.alarms.show("breaker", self.overrides.breaker.open)
         self.deliveries.offer(self.held)
         return assessed
+
+    def look_for_campaigns(self) -> None:
+        """One pass over all rows, for the tenants whose clients were touched."""
+        self._searched_s = self.clock()
+        for tenant in sorted(self._tenants):
+            for outcome in self.search.run(tenant, self.held, self.now_s(), self.process, self.lease_ms):
+                self.on_outcome(outcome)
 
     def _take_part(self) -> None:
         """Say that we live; let go of what is more than our part of the cells."""
@@ -443,6 +461,7 @@ class Runner:
         over: Sequence[ClientKey] = (),
     ) -> int:
         held = self.held[cell]
+        self._tenants.update(key.tenant for _, keys in pending.values() for key in keys)
         said = [] if self.overrides is None else self.overrides.verdicts.due(cell, held.told, self.now_s() or 0)
         judged = [one.client for one in said]
         clients = list(dict.fromkeys([*(k for _, keys in pending.values() for k in keys), *over, *judged]))
@@ -564,6 +583,7 @@ def run(
                 runner.busy()
             elif until_idle:
                 if runner.idle():
+                    runner.look_for_campaigns()
                     break
                 runner.release()
                 runner.sleep(runner.rng.uniform(0.05, 0.3))

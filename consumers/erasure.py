@@ -6,6 +6,7 @@ refused records. Rules of erasing:
 * Profiles before decisions: whoever assesses at the same time has its record refused, because the second step rewinds it.
 * A tombstone stays in every profile cell, a one-way mark with the cell's offset: what the log still holds below it is skipped for good, by
   a replay and a rebuild too. Queries that come later are counted again; keeping them away is the gateway's matter.
+* A campaign that names the client goes with it, row and alerts; the next pass finds what is left of it, without the client.
 * What stays: rows of the audit log that name the client's hash (a chain cannot be cut), numbers that name nobody, and what receivers of
   alerts keep.
 """
@@ -20,7 +21,7 @@ from typing import Any
 import msgspec
 
 from consumers.errors import CorruptState, Rewound, Unavailable
-from consumers.findings import stored_alert, stored_decision
+from consumers.findings import campaign_key, is_campaign, stored_alert, stored_decision
 from consumers.secrets import Secrets
 from consumers.store import Entry, Operation, Store, decision_cell
 from detector.query import ClientKey
@@ -95,12 +96,12 @@ def erase(
         if whole:
             done.letters += _drop_letters(store, cell, subject)
     say("decisions")
-    alerts = {alert["alert_id"]: alert["model_id"] for alert in _alerts(store, secrets, subject)}
+    alerts = {alert["alert_id"]: _key_of(alert, subject) for alert in _alerts(store, secrets, subject)}
     done.decisions, done.alerts = len(store.decided(keys)), len(alerts)
-    for v in sorted({decision_cell(key) for key in keys}):
-        mine = [key for key in keys if decision_cell(key) == v]
-        models = {key.model for key in mine}
-        store.erase_decisions(v, mine, [alert for alert, model in alerts.items() if model in models])
+    named = {*keys, *_campaigns(store, secrets, subject), *alerts.values()}
+    for v in sorted({decision_cell(key) for key in named}):
+        mine = {key for key in named if decision_cell(key) == v}
+        store.erase_decisions(v, sorted(mine), [alert for alert, key in alerts.items() if key in mine])
     say("operators' entries")
     done.entries = _drop_entries(store, subject, whole, set(alerts))
     say("disk")
@@ -133,7 +134,7 @@ def document(store: Store, secrets: Secrets, subject: Subject) -> dict[str, Any]
             for key in keys
             if key in rows or key.model in profiles
         ],
-        "alerts": alerts,
+        "alerts": [_alone(alert, secrets, subject) for alert in alerts],
         "operators": [
             {"kind": e.kind, "key": e.key, "expires_s": e.expires_s, "value": _readable(e.value)}
             for e in _entries(store, subject, named)
@@ -168,9 +169,38 @@ def _alerts(store: Store, secrets: Secrets, subject: Subject) -> Iterator[dict[s
             body = stored_alert(alert, secrets)
         except CorruptState:
             continue
-        mine = secrets.client_hash(subject.tenant, body["client_id"]) == subject.client if body["client_id"] else False
+        who = body.get("members") or [body.get("client_id")]
+        mine = any(name and secrets.client_hash(subject.tenant, name) == subject.client for name in who)
         if mine and body["tenant"] == subject.tenant and body["model_id"] in subject.models:
             yield body
+
+
+def _key_of(alert: dict[str, Any], subject: Subject) -> ClientKey:
+    """Whose finding it is: the client's, or a campaign's."""
+    if alert["kind"] == "campaign":
+        return campaign_key(subject.tenant, alert["model_id"], alert["campaign_id"])
+    return ClientKey(subject.tenant, alert["model_id"], subject.client)
+
+
+def _alone(alert: dict[str, Any], secrets: Secrets, subject: Subject) -> dict[str, Any]:
+    """An alert as this client may read it: others are not named, and their queries neither."""
+    if alert["kind"] != "campaign":
+        return alert
+    mine = [m for m in alert["members"] if secrets.client_hash(subject.tenant, m) == subject.client]
+    return alert | {"members": mine, "accounts": len(alert["members"]), "witnesses": []}
+
+
+def _campaigns(store: Store, secrets: Secrets, subject: Subject) -> Iterator[ClientKey]:
+    """Rows of campaigns that name the client."""
+    for model in subject.models:
+        for key, row in store.decisions(subject.tenant, model):
+            if is_campaign(key):
+                try:
+                    members = stored_decision(row, secrets, key.tenant).members
+                except CorruptState:
+                    continue
+                if any(secrets.client_hash(subject.tenant, m) == subject.client for m in members):
+                    yield key
 
 
 def _names(content: bytes, subject: Subject) -> bool:

@@ -45,7 +45,7 @@ from consumers.answers import (
     Verdict,
 )
 from consumers.errors import CorruptState, Unavailable, WrongUse
-from consumers.findings import StoredDecision, rfc3339, stored_alert, stored_decision
+from consumers.findings import StoredDecision, is_campaign, rfc3339, stored_alert, stored_decision
 from consumers.heartbeats import heartbeats, total
 from consumers.overrides import breaker_times
 from consumers.secrets import Secrets
@@ -139,9 +139,7 @@ class Readings:
         limit = _limited(limit)
         after = _place(cursor, sort)
         rows = (
-            (key, row)
-            for key, row in self.store.decisions(self.tenant, model)
-            if row.rank >= min_suspicion and state in (None, row.state)
+            (key, row) for key, row in self._rows(model) if row.rank >= min_suspicion and state in (None, row.state)
         )
         places = ((_Place(self._value(row, sort), client_text(key)), key, row) for key, row in rows)
         wanted = (p for p in places if after is None or after.before(p[0]))
@@ -204,7 +202,7 @@ class Readings:
     ) -> tuple[tuple[Client, frozenset[str]], ...]:
         """Clients of a model that share some of these links, and which; the most suspicious of them, at most `limit`."""
         wanted, found = frozenset(links), []
-        for key, row in self.store.decisions(self.tenant, model) if wanted else ():
+        for key, row in self._rows(model) if wanted else ():
             shared = wanted.intersection(self._glance(row).links)
             client = self._client(key, row) if shared else None
             if client is not None:
@@ -334,7 +332,7 @@ class Readings:
 
     def _count_models(self) -> tuple[Model, ...]:
         counts: dict[str, dict[str, int]] = {model: {} for model in self.baselines}
-        for key, row in self.store.decisions(self.tenant):
+        for key, row in self._rows():
             mine = counts.setdefault(key.model, {})
             mine[row.state] = mine.get(row.state, 0) + 1
             mine["last"] = max(mine.get("last", 0), self._glance(row).last_ms)
@@ -349,24 +347,30 @@ class Readings:
             for b in [self.baselines.get(model)]
         )  # fmt: skip
 
+    def _rows(self, model: str | None = None) -> Iterator[tuple[ClientKey, DecisionRow]]:
+        """Rows of clients; those of campaigns are none."""
+        return ((key, row) for key, row in self.store.decisions(self.tenant, model) if not is_campaign(key))
+
     def _find_campaigns(self) -> tuple[Campaign, ...]:
-        groups: dict[tuple[str, str], list[tuple[ClientKey, StoredDecision]]] = {}
+        """Campaigns with an open finding, and who else a row says belongs to one."""
+        groups: dict[tuple[str, str], list[ClientKey]] = {}
+        whole: dict[tuple[str, str], StoredDecision] = {}
         for key, row in self.store.decisions(self.tenant):
-            name = self._glance(row).campaign_id
-            if name and (stored := self._stored(key, row)):
-                groups.setdefault((name, key.model), []).append((key, stored))
+            if is_campaign(key):
+                stored = self._stored(key, row)
+                if stored is not None and stored.alert is not None and stored.state != "clear":
+                    whole[stored.client_id, key.model] = stored
+            elif name := self._glance(row).campaign_id:
+                groups.setdefault((name, key.model), []).append(key)
+        for (name, model), stored in whole.items():
+            hashes = (self.secrets.client_hash(self.tenant, member) for member in stored.members)
+            groups.setdefault((name, model), []).extend(ClientKey(self.tenant, model, one) for one in hashes)
         found = []
-        for (name, model), rows in groups.items():
-            rows.sort(key=lambda r: (-r[1].suspicion, r[0].client))
-            links = {link for _, row in rows for link in row.links}
-            first = [row.since_s for _, row in rows if row.since_s]
-            found.append(
-                Campaign(
-                    name, model, tuple(_seen(key, row) for key, row in rows), sum(row.queries for _, row in rows),
-                    rows[0][1].suspicion, rows[0][1].state, min(first, default=0), max(row.last_ms for _, row in rows),
-                    tuple(sorted(links)),
-                )
-            )  # fmt: skip
+        for (name, model), keys in groups.items():
+            decided = self.store.decided(list(dict.fromkeys(keys)))
+            rows = [(key, stored) for key, row in decided.items() if (stored := self._stored(key, row))]
+            if rows:
+                found.append(_campaign(name, model, rows, whole.get((name, model))))
         return tuple(sorted(found, key=lambda c: (-c.suspicion, c.campaign_id)))
 
     def _value(self, row: DecisionRow, sort: str) -> float:
@@ -466,6 +470,26 @@ def _seen(key: ClientKey, row: StoredDecision) -> Client:
         extraction=_exposure(row.extraction),
         campaign_id=row.campaign_id,
         evidence=_evidence(row.evidence),
+    )
+
+
+def _campaign(
+    name: str, model: str, rows: list[tuple[ClientKey, StoredDecision]], whole: StoredDecision | None
+) -> Campaign:
+    """whole: the campaign's own row; without one, what its accounts say."""
+    rows.sort(key=lambda r: (-r[1].suspicion, r[0].client))
+    first = [row.since_s for _, row in rows if row.since_s]
+    worst = whole or rows[0][1]
+    return Campaign(
+        campaign_id=name,
+        model_id=model,
+        members=tuple(_seen(key, row) for key, row in rows),
+        queries=sum(row.queries for _, row in rows),
+        suspicion=worst.suspicion,
+        state=worst.state,
+        first_s=whole.since_s if whole else min(first, default=0),
+        last_seen_ms=max(row.last_ms for _, row in rows),
+        links=tuple(whole.links if whole else sorted({link for _, row in rows for link in row.links})),
     )
 
 

@@ -19,7 +19,7 @@ import msgspec
 
 from consumers import detect, findings, ingest
 from consumers.errors import Refused
-from consumers.findings import StoredDecision, stored_alert, stored_decision
+from consumers.findings import StoredDecision, is_campaign, stored_alert, stored_decision
 from consumers.log.files import FileLog
 from consumers.log.formats import Decoded
 from consumers.report import AlertRow, ClientRow, Coverage, Evidence, Report
@@ -28,6 +28,8 @@ from detector.baseline import Baseline
 from detector.policy import FLAGGED, REASONS
 
 POLLS_A_TURN = 8
+CAMPAIGNS_EVERY = 50_000
+"""Queries between two passes over the rows in search of campaigns; one more comes at the end."""
 DEAD_LETTERS_SHOWN = 10
 PATIENCE = 5
 """So often in a row the store may not answer; a replay then fails, for nobody is there to mend it."""
@@ -83,12 +85,16 @@ def replay(
         for key, row in outcome.rows.items():
             (flagged.add if row.state in FLAGGED else flagged.discard)(key)
 
-    reading = ingest.Runner(log, store, ingesting, max_poll_records=max_poll_records, on_commit=committed)
+    reading = ingest.Runner(
+        log, store, ingesting, max_poll_records=max_poll_records, on_commit=committed,
+        careful_after=ingest.CAREFUL_AFTER + 1,  # the claim below, which only asks where the log stands, is one
+    )  # fmt: skip
     judging = detect.Runner(
         store, detecting, now_s=lambda: None, on_outcome=decided, lease_ms=3_600_000, balanced=False, overrides=None
     )
     resumed = store.claim(log.cell, "0" * 32).next_offset
     damage: Refused | None = None
+    searched = 0
     try:
         for turn in itertools.count(1):
             try:
@@ -103,15 +109,22 @@ def replay(
             progress(Progress(log.fraction_read(), counters["queries"], counters["dead"], len(flagged)))
             if damage or log.finished:
                 break
+            if counters["queries"] - searched >= CAMPAIGNS_EVERY:
+                searched = counters["queries"]
+                judging.turn()
+                judging.look_for_campaigns()
         while judging.turn():
             pass
+        judging.look_for_campaigns()
     finally:
         judging.release()
     counters = _counters(reading)
     progress(Progress(1.0, counters["queries"], counters["dead"], len(flagged)))
     secrets = detecting.secrets
     scores = {
-        (k.model, k.client): stored_decision(row, secrets, k.tenant) for k, row in store.decisions(ingesting.tenant)
+        (k.model, k.client): stored_decision(row, secrets, k.tenant)
+        for k, row in store.decisions(ingesting.tenant)
+        if not is_campaign(k)
     }
     alerts = [body for body in (stored_alert(a, secrets) for a in store.alerts()) if body["update"] == 0]
     alerts.sort(key=lambda a: (a["time"], a["alert_id"]))
@@ -199,8 +212,7 @@ def report_of(
         calibrated=calibrated,
         calibration="; ".join(n for b in baselines.values() for n in b.notes),
         alerts=[
-            AlertRow(a["client_id"], a["model_id"], _ms(a["time"]), a["state"], a["queries_seen"])
-            for a in result.alerts
+            AlertRow(_subject(a), a["model_id"], _ms(a["time"]), a["state"], a["queries_seen"]) for a in result.alerts
         ],
         coverage=coverage,
         counters={k: v for k, v in result.counters.items() if v},
@@ -214,6 +226,10 @@ def _truth(known: Mapping[str, Any] | None) -> str | None:
         return None
     variant = known.get("variant") or ""
     return str(known.get("kind") or known.get("family")) + (f" / {variant}" if variant not in ("", "plain") else "")
+
+
+def _subject(alert: Mapping[str, Any]) -> str:
+    return str(alert.get("client_id") or f"campaign of {len(alert['members'])} accounts")
 
 
 def _ms(time: str) -> int:

@@ -167,8 +167,9 @@ def print_alerts(rows: list[dict[str, Any]]) -> None:
     for title in ("time", "client", "model", "state", "suspicion", "queries", "resembles", "why"):
         table.add_column(title, overflow="fold")
     for a in rows:
+        who = a.get("client_id") or f"campaign of {len(a['members'])} accounts"
         table.add_row(
-            a["time"], plain(a["client_id"]), plain(a["model_id"]), Text(a["state"], style=_STYLE[a["state"]]), f"{a['suspicion']:.4f}",
+            a["time"], plain(who), plain(a["model_id"]), Text(a["state"], style=_STYLE[a["state"]]), f"{a['suspicion']:.4f}",
             f"{a['queries_seen']:,}", a["family"], Text(a["evidence"][0]["text"] if a["evidence"] else ""),
         )  # fmt: skip
     out.print(table)

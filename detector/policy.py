@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from detector.calibration import Nulls
 from detector.scoring import Assessment
@@ -36,6 +36,7 @@ REASONS: dict[str, str] = {
     "holds": "a decision holds until its time is over",
     "expired": "the time of the decision is over, and the client has asked nothing since",
     "allow_listed": "as suspicious as it says, but the client is on the allow-list, so nothing is enforced",
+    "campaign": "accounts that share a link ask together what an honest group of this size hardly ever asks",
     "breaker": "as suspicious as it says, but too many clients were restricted at once, so an operator must look first",
 }
 """Reason codes and what they mean."""
@@ -99,6 +100,15 @@ def decide(previous: Decision, assessment: Assessment, nulls: Nulls, policy: Pol
     since = previous.since_s if rank == before and previous.since_s else now_s
     until = now_s + TTL_S[state] if TTL_S[state] else 0
     return Decision(state, reason, since, until, episode, enforce(state, policy.mode))
+
+
+def decide_group(previous: Decision, assessment: Assessment, nulls: Nulls, policy: Policy, now_s: int) -> Decision:
+    """The next decision of a campaign: at most throttle, and nothing is enforced; its members' keys are an operator's decision."""
+    decision = decide(previous, assessment, nulls, replace(policy, mode="observe"), now_s)
+    if decision.state not in FLAGGED or decision.reason == "holds":
+        return decision
+    since = previous.since_s if previous.state == "throttle" and previous.since_s else now_s
+    return replace(decision, state="throttle", reason="campaign", since_s=since)
 
 
 def lapsed(previous: Decision, decision: Decision, now_s: int) -> Decision:

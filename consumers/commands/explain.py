@@ -144,6 +144,7 @@ def backtest(
     """Who in old logs would be flagged at which budget and mode. Nothing is written."""
     from consumers import backtest as testing
     from consumers import replay as replaying
+    from consumers.findings import is_campaign
     from consumers.fit import load_baselines
     from consumers.horizon import spans_in_force, together
     from consumers.log.files import FileLog
@@ -170,6 +171,8 @@ def backtest(
             result = replaying.replay(source, store, reading, judging, progress=advance)
         cells = store.cells()
         for key, _ in store.decisions(settings.tenant):
+            if is_campaign(key):
+                continue
             row, known = result.scores[key.model, key.client], baselines[key.model]
             fields = {c: store.shards(c, [key]).fields.get(key, {}) for c in cells}
             profile = together(spans_in_force(fields, known))

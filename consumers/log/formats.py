@@ -194,6 +194,7 @@ class Decoded:
 
     batches   model id → its queries, in log order
     events    model id → its event ids: (their JSON texts end to end, where each ends); an empty text: there is none
+    metadata  model id → offset → metadata of the events that have some, not read yet (links.py)
     dead      refused records
     counters  produced = queries + dead + unmodelled + denied + failed, and unknown_keys
     last_ms   newest event time seen, 0 if none
@@ -201,6 +202,7 @@ class Decoded:
 
     batches: dict[str, QueryBatch] = field(default_factory=dict)
     events: dict[str, tuple[bytearray, NDArray[np.int64]]] = field(default_factory=dict)
+    metadata: dict[str, dict[int, msgspec.Raw]] = field(default_factory=dict)
     dead: list[DeadLetter] = field(default_factory=list)
     counters: Counter[str] = field(default_factory=Counter)
     last_ms: int = 0
@@ -219,6 +221,7 @@ class _Columns:
     offsets: array[int] = field(default_factory=lambda: array("q"))
     event_ids: bytearray = field(default_factory=bytearray)
     event_ends: array[int] = field(default_factory=lambda: array("q"))
+    metadata: dict[int, msgspec.Raw] = field(default_factory=dict)
 
     def batch(self, reader: InputReader) -> QueryBatch:
         n, c = len(self.who), reader.classes
@@ -280,6 +283,7 @@ class NativeFormat:
         counters["dead"] += len(out.dead)
         out.batches = {model: c.batch(self.readers[model]) for model, c in columns.items()}
         out.events = {model: (c.event_ids, np.frombuffer(c.event_ends, np.int64)) for model, c in columns.items()}
+        out.metadata = {model: c.metadata for model, c in columns.items()}
         counters["queries"] += sum(len(b) for b in out.batches.values())
         return out
 
@@ -329,10 +333,10 @@ class NativeFormat:
         mine.time_ms.append(time_ms)
         mine.weight.append(weight)
         mine.offsets.append(offset)
-        event_id = event.get("event_id")
-        if event_id is not None:
-            mine.event_ids += event_id  # as it is written: a producer repeats an event byte by byte
+        mine.event_ids += event.get("event_id", b"")  # as it is written: a producer repeats an event byte by byte
         mine.event_ends.append(len(mine.event_ids))
+        if "metadata" in event:
+            mine.metadata[offset] = event["metadata"]
         out.last_ms = max(out.last_ms, time_ms)
         if unknown:
             out.counters["unknown_keys"] += len(unknown)

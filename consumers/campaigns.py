@@ -1,0 +1,460 @@
+"""Campaigns: accounts that share a link, put together and assessed as one.
+
+A pass over all decision rows, once a minute, after which each detector writes what lies in the decision cells that it holds:
+
+1. the links of the rows make groups (`detector.collusion`); a group that has a link of a known campaign is that campaign;
+2. the profiles of a group's members are merged, assessed, decided (`decide_group`); what is or was flagged becomes a row of its own
+   under `campaign_key` and an alert of kind ``campaign``: the first, one when it rises or has new members, one when it is over;
+3. rows of clients whom a flagged campaign names, or does not name any more, get its id, or lose it.
+
+Rules of this file
+* A campaign is alerted, never enforced by itself (docs/decisions/0009). The store is told that its row is clear.
+* Its id is a hash of tenant, model and the link that it was first known by, its alert's one of that and the episode: any detector comes
+  to the same.
+* Everything is recorded with the fence of the decision cell that it lies in; cursors stay as they are.
+* A pass costs one look at the rows, and the profiles of the groups that changed since this detector last assessed them, at most
+  `MOST_GROUPS`; the others wait for the next pass, the longest waiting first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+
+from consumers import witnesses
+from consumers.errors import CorruptState, Fenced, Rewound
+from consumers.findings import (
+    FRAMEWORKS,
+    StoredDecision,
+    campaign_key,
+    history_of,
+    is_campaign,
+    packed_alert,
+    packed_decision,
+    rfc3339,
+    stored_decision,
+)
+from consumers.secrets import Secrets
+from consumers.store import DecisionRow, OutboxAlert, Outcome, Store, decision_cell
+from detector.baseline import Baseline
+from detector.collusion import FEWEST, Group, assess_group, candidates, merged
+from detector.extraction import estimate
+from detector.policy import FLAGGED, STATES, Decision, Policy, decide_group, lapsed
+from detector.profile import Profile
+from detector.query import ClientKey
+from detector.scoring import Assessment
+
+log = logging.getLogger("querywarden.campaigns")
+
+EVERY_S = 60.0
+MOST_GROUPS = 200
+MOST_MEMBERS = 2_000
+"""Profiles that a pass reads at most (one group, if it is larger): a pass must end well within a lease."""
+LINKS_KEPT = 64
+
+Fields = Mapping[str, Mapping[str, bytes]]
+"""Profile cell → fields of one client."""
+
+
+class _Glance(msgspec.Struct):
+    """The little of a client's row that grouping needs, read without unsealing."""
+
+    queries: int = 0
+    suspicion: float = 0.0
+    campaign_id: str | None = None
+    links: list[str] = []
+
+
+_glance = msgspec.msgpack.Decoder(_Glance)
+
+
+class Holding(Protocol):
+    """A decision cell that this process holds."""
+
+    token: str
+    revision: int
+
+
+H = TypeVar("H", bound=Holding)
+
+
+@dataclass(frozen=True, slots=True)
+class Suspected:
+    """A group under the key of its campaign; queries: of all members."""
+
+    key: ClientKey
+    links: tuple[str, ...]
+    members: tuple[ClientKey, ...]
+    queries: int
+    suspicion: float
+
+    @property
+    def campaign_id(self) -> str:
+        return self.key.client.partition(":")[2]
+
+
+@dataclass(slots=True)
+class Survey:
+    """All rows of a tenant at a glance: clients, campaigns as stored, and the groups that links make."""
+
+    clients: dict[ClientKey, _Glance] = field(default_factory=dict)
+    standing: dict[ClientKey, StoredDecision] = field(default_factory=dict)
+    groups: list[Suspected] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Campaigns:
+    """The pure half: rows and profiles in, rows and alerts out.
+
+    merge      (client, its fields) → its profile over one horizon and its id, None where there is none
+    policy_of  model → policy
+    """
+
+    baselines: Mapping[str, Baseline]
+    secrets: Secrets
+    merge: Callable[[ClientKey, Fields], tuple[Profile, str] | None]
+    policy_of: Callable[[str], Policy]
+
+    def survey(self, rows: Iterable[tuple[ClientKey, DecisionRow]]) -> Survey:
+        """Clients, campaigns and groups of one tenant."""
+        found = Survey()
+        linked: dict[tuple[str, str], dict[ClientKey, list[str]]] = {}
+        for key, row in rows:
+            try:
+                if is_campaign(key):
+                    found.standing[key] = stored_decision(row, self.secrets, key.tenant)
+                    continue
+                glance = found.clients[key] = _glance.decode(row.row)
+            except (CorruptState, msgspec.DecodeError, ValueError) as error:
+                log.warning("decision row set aside", extra={"model": key.model, "why": str(error)})
+                continue
+            if key.model in self.baselines:
+                linked.setdefault((key.tenant, key.model), {})[key] = glance.links
+        for (tenant, model), links in sorted(linked.items()):
+            # in one order whatever order the rows came in
+            groups = candidates({key: links[key] for key in sorted(links)})
+            found.groups += self._known(tenant, model, groups, found)
+        return found
+
+    def _known(self, tenant: str, model: str, groups: Sequence[Group[ClientKey]], found: Survey) -> Iterator[Suspected]:
+        """The groups under the names of the campaigns that they are, each name once."""
+        mine = sorted((k, row) for k, row in found.standing.items() if (k.tenant, k.model) == (tenant, model))
+        place = {link: i for i, group in enumerate(groups) for link in group.links}
+        named: dict[int, ClientKey] = {}
+        for key, row in mine:
+            i = next((place[link] for link in row.links if place.get(link, -1) not in {-1, *named}), None)
+            if i is not None:
+                named[i] = key
+        for i, group in enumerate(groups):
+            key = named.get(i) or campaign_key(tenant, model, campaign_id(tenant, model, group.links[0]))
+            if i not in named and key in found.standing:
+                continue  # the campaign of that name goes on elsewhere
+            glances = [found.clients[k] for k in group.members]
+            before = found.standing.get(key)
+            links = dict.fromkeys([*(before.links if before else ()), *group.links])
+            yield Suspected(
+                key, tuple(links)[:LINKS_KEPT], group.members, sum(g.queries for g in glances),
+                sum(g.suspicion for g in glances) / len(glances),
+            )  # fmt: skip
+
+    def assess(
+        self, group: Suspected, fields: Mapping[ClientKey, Fields], before: StoredDecision | None, now_s: int | None
+    ) -> tuple[StoredDecision, OutboxAlert | None] | None:
+        """The group's row and what there is to tell; None when it neither is nor was flagged, or has too few profiles left."""
+        baseline = self.baselines[group.key.model]
+        found = {k: m for k in group.members if (m := self.merge(k, fields.get(k, {}))) is not None}
+        if len(found) < FEWEST:
+            return None
+        profiles = [profile for profile, _ in found.values()]
+        names = sorted(name for _, name in found.values())
+        assessment = assess_group(profiles, baseline)
+        whole = merged(profiles)
+        previous = (
+            Decision(before.state, before.reason, before.since_s, before.until_s, before.episode)
+            if before
+            else Decision()
+        )
+        now = whole.last_ms // 1000 if now_s is None else now_s
+        decision = decide_group(previous, assessment, baseline.nulls, self.policy_of(group.key.model), now)
+        if before is not None and (before.queries, before.members) == (assessment.queries, names):
+            decision = lapsed(previous, decision, now)
+        if before is None and decision.state not in FLAGGED:
+            return None
+        copied = estimate(whole, baseline.map, baseline.estimator)
+        row = StoredDecision(
+            client_id=group.campaign_id,
+            state=decision.state,
+            reason=decision.reason,
+            since_s=decision.since_s,
+            until_s=decision.until_s,
+            episode=decision.episode,
+            enforced="clear",
+            queries=assessment.queries,
+            distinct=assessment.distinct,
+            suspicion=assessment.suspicion,
+            p_value=assessment.p_value,
+            calibrated=assessment.calibrated,
+            in_order=False,
+            family=assessment.family,
+            evidence=[msgspec.to_builtins(e) for e in assessment.evidence],
+            trail=[[whole.queries, assessment.suspicion, whole.last_ms]],
+            cells=[],
+            coverage=whole.cell_counts.tolist(),
+            last_ms=whole.last_ms,
+            update=-1,
+            alert=None,
+            history=history_of(before, decision, assessment.suspicion),
+            extraction=None if copied is None else {n: round(share, 4) for n, share in asdict(copied).items()},
+            campaign_id=group.campaign_id,
+            links=list(group.links),
+            witnesses=self._witnesses(group, fields, assessment, baseline),
+            members=names,
+        )
+        return self._told(group.key, row, before)
+
+    def ended(self, key: ClientKey, before: StoredDecision, now_s: int) -> tuple[StoredDecision, OutboxAlert | None]:
+        """A campaign whose accounts nothing ties together any more, its time over."""
+        decision = Decision("clear", "expired", now_s, 0, before.episode + 1)
+        row = msgspec.structs.replace(
+            before, state="clear", reason="expired", since_s=now_s, until_s=0, episode=decision.episode,
+            history=history_of(before, decision, before.suspicion),
+        )  # fmt: skip
+        return self._told(key, row, before)
+
+    def _told(
+        self, key: ClientKey, row: StoredDecision, before: StoredDecision | None
+    ) -> tuple[StoredDecision, OutboxAlert | None]:
+        """The row with its alert, and the alert if there is news."""
+        same = before is not None and before.episode == row.episode
+        known = before.alert if before and same else None
+        update = before.update if before and same else -1
+        if row.state in FLAGGED:
+            risen = before is None or STATES.index(row.state) > STATES.index(before.state)
+            if known is None or risen or set(row.members) - set(known["members"]):
+                update += 1
+                known = self._body(key, row, update)
+                alert = packed_alert(known, row.last_ms, self.secrets)
+                return msgspec.structs.replace(row, alert=known, update=update), alert
+        elif row.state == "clear" and before is not None and before.alert is not None:
+            closing = before.alert | {
+                "time": rfc3339(row.last_ms),
+                "state": "clear",
+                "was": before.alert["state"],
+                "resolved": True,
+                "suspicion": row.suspicion,
+                "queries_seen": row.queries,
+                "evidence": row.evidence[:1],
+                "update": before.update + 1,
+                "reason": row.reason,
+            }
+            return row, packed_alert(closing, row.last_ms, self.secrets)
+        return msgspec.structs.replace(row, alert=known, update=update), None
+
+    def _body(self, key: ClientKey, row: StoredDecision, update: int) -> dict[str, Any]:
+        return {
+            "alert_id": _digest(key.tenant, "campaign", key.model, row.client_id, str(row.episode)),
+            "time": rfc3339(row.last_ms),
+            "kind": "campaign",
+            "members": row.members,
+            "campaign_id": row.client_id,
+            "model_id": key.model,
+            "state": row.state,
+            "suspicion": row.suspicion,
+            "queries_seen": row.queries,
+            "extraction": row.extraction,
+            "family": row.family,
+            "evidence": [e for e in row.evidence if e["p_value"] <= 0.5][:8] or row.evidence[:1],
+            "witnesses": row.witnesses,
+            "update": update,
+            "calibrated": row.calibrated,
+            "reason": row.reason,
+            "enforced": "clear",
+            "tenant": key.tenant,
+            "frameworks": list(FRAMEWORKS),
+        }
+
+    def _witnesses(
+        self, group: Suspected, fields: Mapping[ClientKey, Fields], assessment: Assessment, baseline: Baseline
+    ) -> list[str]:
+        blobs = (f.get(witnesses.FIELD) for k in group.members for f in fields.get(k, {}).values())
+        strongest = assessment.evidence[0].signal if assessment.evidence else ""
+        return witnesses.chosen(blobs, strongest, baseline.table, self.secrets, group.key.tenant)
+
+    def names(self, standing: Mapping[ClientKey, StoredDecision]) -> dict[ClientKey, str]:
+        """Client → the flagged campaign that names it, the most suspicious of several."""
+        flagged = [(row.p_value, key, row) for key, row in standing.items() if row.state in FLAGGED]
+        found: dict[ClientKey, str] = {}
+        for _, key, row in sorted(flagged, key=lambda r: r[:2]):
+            for member in row.members:
+                client = ClientKey(key.tenant, key.model, self.secrets.client_hash(key.tenant, member))
+                found.setdefault(client, row.client_id)
+        return found
+
+
+@dataclass(slots=True)
+class Search:
+    """The other half: a pass over the rows of a tenant.
+
+    assessed  campaign → (members, queries) when it was last assessed here, the longest ago first
+    """
+
+    store: Store
+    campaigns: Campaigns
+    most_groups: int = MOST_GROUPS
+    most_members: int = MOST_MEMBERS
+    assessed: dict[ClientKey, tuple[tuple[ClientKey, ...], int]] = field(default_factory=dict)
+
+    def run(
+        self, tenant: str, held: MutableMapping[int, H], now_s: int | None, process: str, lease_ms: int
+    ) -> list[Outcome]:
+        """What was recorded. A cell that is not ours any more is dropped from `held`. Raises Unavailable."""
+        survey = self.campaigns.survey(self.store.decisions(tenant))
+        groups = {group.key: group for group in survey.groups}
+        self.assessed = {k: v for k, v in self.assessed.items() if k.tenant != tenant or k in groups}
+        work: dict[int, list[ClientKey]] = {}
+        for key in [*self._due(survey, held, now_s), *_without_group(survey, groups, now_s)]:
+            work.setdefault(decision_cell(key), []).append(key)
+        recorded = []
+        for cell, keys in sorted(work.items()):
+            outcome = self._recorded(
+                cell, keys, lambda c, k, rows: self._assess(c, k, groups, rows, now_s), held, process, lease_ms
+            )
+            if outcome is not None:
+                recorded.append(outcome)
+                for key, row in outcome.rows.items():
+                    survey.standing[key] = stored_decision(row, self.campaigns.secrets, tenant)
+        names = self.campaigns.names(survey.standing)
+        renamed: dict[int, list[ClientKey]] = {}
+        for key, glance in survey.clients.items():
+            if names.get(key) != glance.campaign_id:
+                renamed.setdefault(decision_cell(key), []).append(key)
+        for cell, keys in sorted(renamed.items()):
+            outcome = self._recorded(
+                cell, keys, lambda c, k, rows: self._rename(c, k, names, rows), held, process, lease_ms
+            )
+            if outcome is not None:
+                recorded.append(outcome)
+        return recorded
+
+    def _due(self, survey: Survey, held: Mapping[int, Any], now_s: int | None) -> list[ClientKey]:
+        """Groups of our cells that changed, or whose campaign's time is over; as many as a pass takes."""
+        due = []
+        for group in survey.groups:
+            before = survey.standing.get(group.key)
+            over = before is not None and now_s is not None and 0 < before.until_s <= now_s
+            if decision_cell(group.key) in held and (
+                over or self.assessed.get(group.key) != (group.members, group.queries)
+            ):
+                due.append(group)
+        waited = {key: i for i, key in enumerate(self.assessed)}
+        due.sort(key=lambda g: (waited.get(g.key, -1), -g.suspicion, g.key))
+        chosen: list[ClientKey] = []
+        members = 0
+        for group in due[: self.most_groups]:
+            members += len(group.members)
+            if chosen and members > self.most_members:
+                break
+            chosen.append(group.key)
+        if len(chosen) < len(due):
+            log.warning("more groups than a pass assesses", extra={"groups": len(due), "assessed": len(chosen)})
+        return chosen
+
+    def _recorded(
+        self,
+        cell: int,
+        keys: Sequence[ClientKey],
+        step: Callable[[int, Sequence[ClientKey], Mapping[ClientKey, DecisionRow]], Outcome],
+        held: MutableMapping[int, H],
+        process: str,
+        lease_ms: int,
+    ) -> Outcome | None:
+        """Read the rows, and write what `step` makes of them, under the cell's fence; None when there was nothing to write."""
+        mine = held.get(cell)
+        if mine is None:
+            return None
+        try:
+            outcome = step(cell, keys, self.store.load_decisions(cell, mine.token, mine.revision, keys))
+            if not outcome.rows:
+                return None
+            mine.revision = self.store.record(mine.token, mine.revision, outcome, process, lease_ms)
+        except (Fenced, Rewound):
+            held.pop(cell, None)
+            return None
+        return outcome
+
+    def _assess(
+        self,
+        cell: int,
+        keys: Sequence[ClientKey],
+        groups: Mapping[ClientKey, Suspected],
+        rows: Mapping[ClientKey, DecisionRow],
+        now_s: int | None,
+    ) -> Outcome:
+        outcome = Outcome(cell)
+        for key in keys:
+            before = self._stored(key, rows)
+            group, found = groups.get(key), None
+            if group is not None:
+                self.assessed.pop(key, None)
+                self.assessed[key] = group.members, group.queries
+                found = self.campaigns.assess(group, self._fields(group.members), before, now_s)
+            if found is None and before is not None and _over(before, now_s):
+                found = self.campaigns.ended(key, before, now_s or 0)
+            if found is not None:
+                row, alert = found
+                outcome.rows[key] = packed_decision(row, self.campaigns.secrets, key.tenant)
+                outcome.alerts += [alert] if alert is not None else []
+        return outcome
+
+    def _rename(
+        self,
+        cell: int,
+        keys: Sequence[ClientKey],
+        names: Mapping[ClientKey, str],
+        rows: Mapping[ClientKey, DecisionRow],
+    ) -> Outcome:
+        outcome = Outcome(cell)
+        for key in keys:
+            row = self._stored(key, rows)
+            if row is not None and row.campaign_id != names.get(key):
+                named = msgspec.structs.replace(row, campaign_id=names.get(key))
+                outcome.rows[key] = packed_decision(named, self.campaigns.secrets, key.tenant)
+        return outcome
+
+    def _stored(self, key: ClientKey, rows: Mapping[ClientKey, DecisionRow]) -> StoredDecision | None:
+        try:
+            return stored_decision(rows[key], self.campaigns.secrets, key.tenant) if key in rows else None
+        except CorruptState as error:
+            log.warning("decision row set aside", extra={"model": key.model, "why": str(error)})
+            return None
+
+    def _fields(self, members: Sequence[ClientKey]) -> dict[ClientKey, dict[str, Mapping[str, bytes]]]:
+        found: dict[ClientKey, dict[str, Mapping[str, bytes]]] = {key: {} for key in members}
+        for cell in self.store.cells():
+            for key, fields in self.store.shards(cell, members).fields.items():
+                if fields:
+                    found[key][cell] = fields
+        return found
+
+
+def _over(before: StoredDecision, now_s: int | None) -> bool:
+    """Whether a campaign that nothing holds together has come to its end."""
+    return now_s is not None and before.state != "clear" and before.until_s <= now_s
+
+
+def _without_group(survey: Survey, groups: Mapping[ClientKey, Suspected], now_s: int | None) -> list[ClientKey]:
+    return sorted(key for key, row in survey.standing.items() if key not in groups and _over(row, now_s))
+
+
+def campaign_id(tenant: str, model: str, link: str) -> str:
+    """32 hex digits."""
+    return _digest(tenant, model, link)
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.blake2b("\x00".join(parts).encode(), digest_size=16).hexdigest()

@@ -1,0 +1,156 @@
+"""Links: what an event's `metadata` says about where a client comes from, kept as keyed hashes only.
+
+Rules of this file
+* `metadata` is never a reason to refuse an event. It is read for `org`, `session`, `ip`, and `asn` with `ja4` as one (a TLS fingerprint
+  alone is shared by everybody with the same browser, and so is `user_agent`): strings of at most `MOST_BYTES` bytes, or whole
+  numbers. Whatever else it holds, and whatever has another type, is ignored.
+* An address of version 6 counts as its /64, for that is what one subscriber is given.
+* A link is ``kind:hash`` with 16 hex digits of a hash keyed by the tenant's pepper; nothing of the metadata itself is stored.
+* A client keeps the first `KEPT` links that it was seen with, at most `OF_A_KIND` of a kind, so that who changes its address with every
+  query still shows its organisation. What is kept depends on the order of its queries alone, never on how polls cut them.
+* Links are field ``l`` of the profile (msgpack list); one that cannot be read is begun anew.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
+
+import msgspec
+
+from consumers.secrets import Secrets
+from detector.query import ClientKey, QueryBatch
+
+FIELD = "l"
+KEPT = 8
+OF_A_KIND = 4
+MOST_BYTES = 256
+MOST_DIGITS = 20
+MOST_SHOWN = 32
+"""Links of a client that was seen in several log cells, at most."""
+NO_VALUE = frozenset(("", "-", "0", "none", "null", "unknown", "n/a", "undefined"))
+"""What systems write where they know nothing; it ties nobody."""
+
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError)
+
+_object = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_plain = msgspec.json.Decoder(int | str)
+_list = msgspec.msgpack.Decoder(list[str])
+_pack = msgspec.msgpack.Encoder()
+
+
+def links_of(metadata: msgspec.Raw) -> list[tuple[str, str]]:
+    """(kind, value) of everything in one event's metadata that can tie accounts together."""
+    try:
+        given = _object.decode(metadata)
+    except UNREADABLE:
+        return []
+    found = [(kind, value) for kind in ("org", "session") if (value := _value(given, kind))]
+    address = _address(_value(given, "ip") if "ip" in given else "")
+    if address:
+        found.append(("ip", address))
+    asn, ja4 = _value(given, "asn"), _value(given, "ja4")
+    if asn and ja4:
+        found.append(("asn_ja4", f"{asn}\x00{ja4}"))
+    return found
+
+
+def _value(given: Mapping[str, msgspec.Raw], name: str) -> str:
+    """A string or a whole number as text, empty for anything else."""
+    raw = given.get(name)
+    if raw is None:
+        return ""
+    try:
+        value = _plain.decode(raw)
+    except UNREADABLE:
+        return ""
+    if isinstance(value, int) and abs(value) >= 10**MOST_DIGITS:
+        return ""
+    text = str(value).strip()
+    too_long = len(text.encode("utf-8", "surrogatepass")) > MOST_BYTES
+    return "" if too_long or text.lower() in NO_VALUE else text
+
+
+@lru_cache(maxsize=16_384)
+def _address(text: str) -> str:
+    """An address in one spelling, the /64 of version 6; empty when it is none, or says nothing (unspecified, loopback)."""
+    try:
+        address = ipaddress.ip_address(text.partition("%")[0])
+    except ValueError:
+        return ""
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
+    if address.is_unspecified or address.is_loopback:
+        return ""
+    if isinstance(address, ipaddress.IPv6Address):
+        return str(ipaddress.IPv6Network((int(address) >> 64 << 64, 64)))
+    return str(address)
+
+
+def seen(
+    known: Mapping[ClientKey, Sequence[str]],
+    keys: Sequence[ClientKey],
+    batch: QueryBatch,
+    metadata: Mapping[int, msgspec.Raw],
+    secrets: Secrets,
+) -> dict[ClientKey, tuple[str, ...]]:
+    """Clients whose links change, with what they are then.
+
+    known     links so far
+    keys      (g,) what `batch.who` points into
+    metadata  offset → metadata of the events that have some
+    """
+    if not metadata:
+        return {}
+    mine: dict[int, dict[str, None]] = {}
+    last: dict[int, bytes] = {}
+    changed: set[int] = set()
+    for offset, who in zip(batch.offsets.tolist(), batch.who.tolist(), strict=True):
+        raw = metadata.get(offset)
+        if raw is None:
+            continue
+        links = mine.get(who)
+        if links is None:
+            links = mine[who] = dict.fromkeys(known.get(keys[who], ()))
+        if len(links) >= KEPT:
+            continue
+        text = bytes(raw)
+        if last.get(who) == text:
+            continue
+        last[who] = text
+        for link in _hashed(links_of(raw), keys[who].tenant, secrets):
+            if link not in links and len(links) < KEPT and _room(links, link):
+                links[link] = None
+                changed.add(who)
+    return {keys[who]: tuple(mine[who]) for who in sorted(changed)}
+
+
+def _hashed(found: Iterable[tuple[str, str]], tenant: str, secrets: Secrets) -> Iterator[str]:
+    for kind, value in found:
+        hashed = secrets.client_hash(tenant, f"link\x00{kind}\x00{value}")
+        yield f"{kind}:{hashed[:16]}"
+
+
+def _room(links: Iterable[str], link: str) -> bool:
+    kind = link.partition(":")[0] + ":"
+    return sum(one.startswith(kind) for one in links) < OF_A_KIND
+
+
+def packed(links: Sequence[str]) -> bytes:
+    return _pack.encode(list(links))
+
+
+def unpacked(blob: bytes | None) -> tuple[str, ...]:
+    """Links as stored; none for a field that is missing or damaged."""
+    if not blob:
+        return ()
+    try:
+        return tuple(dict.fromkeys(_list.decode(blob)))[:KEPT]
+    except UNREADABLE:
+        return ()
+
+
+def together(blobs: Iterable[bytes | None]) -> list[str]:
+    """Links of one client from all its profile cells, in their order."""
+    return list(dict.fromkeys(link for blob in blobs for link in unpacked(blob)))[:MOST_SHOWN]
