@@ -22,7 +22,7 @@ import msgspec
 from consumers.alerts import one_by_one
 from consumers.alerts.envelope import TYPE, content
 from consumers.alerts.finding import Finding, finding
-from consumers.alerts.outbound import Allowed, Outbound
+from consumers.alerts.outbound import DEADLINE_S, Allowed, Outbound
 from consumers.errors import Refused
 from consumers.store import OutboxAlert
 
@@ -80,11 +80,12 @@ class WebhookSink:
         form: str = "native",
         context: ssl.SSLContext | None = None,
         clock: Callable[[], float] = time.time,
+        deadline_s: float = DEADLINE_S,
     ) -> None:
         self._keys = keys(key_text)
         self._form = form
         self._clock = clock
-        self._out = Outbound(url, what="webhook", allow=allow, context=context)
+        self._out = Outbound(url, what="webhook", allow=allow, context=context, deadline_s=deadline_s)
 
     @property
     def name(self) -> str:
