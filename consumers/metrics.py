@@ -63,6 +63,12 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "querywarden_store_seconds": ("histogram", ("operation",), "calls to the store"),
     "querywarden_build_info": ("gauge", ("version",), "always 1"),
     "querywarden_store_unavailable_total": ("counter", ("process",), "times that the store did not answer"),
+    "querywarden_http_requests_total": (
+        "counter",
+        ("method", "route", "status"),
+        "answers of the HTTP service but gateways'; route: its pattern, other for none",
+    ),
+    "querywarden_http_seconds": ("histogram", ("route",), "from a request's head to the end of its answer"),
     "querywarden_authz_answers_total": (
         "counter",
         ("decision", "cause"),

@@ -8,6 +8,7 @@ Rules:
 * A token bucket for each credential, and one for each address that has none. Empty: 429 with Retry-After. Gateways' questions and probes
   take no tokens.
 * Security headers on every answer. No access log here: an address may hold a client's id.
+* Every answer is counted by route and status, with its time. A route is a pattern of ours, never what the caller wrote.
 * A failure that nobody foresaw is logged with the request's id and answered with a problem, without its cause.
 """
 
@@ -26,7 +27,7 @@ from typing import Any
 
 from consumers.http.auth import Authenticator
 from consumers.http.problems import problem
-from consumers.metrics import Metrics
+from consumers.metrics import OTHER, Metrics
 
 log = logging.getLogger("querywarden.http")
 
@@ -34,6 +35,8 @@ MOST_BODY_BYTES = 1 << 20
 MOST_UNKNOWN_BODY_BYTES = 1 << 14
 BODY_TIMEOUT_S = 10.0
 _KEPT_BUCKETS = 65_536
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_EVENTS = b"text/event-stream"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{8,64}")
 
 SECURITY_HEADERS: Mapping[bytes, bytes] = {
@@ -116,7 +119,27 @@ class Front:
         if path in ("/healthz", "/readyz", "/metrics"):
             await self._probe(path, scope, receive, dressed)
             return
-        await self._known_or_not(scope, state, receive, dressed)
+        await self._counted(scope, state, receive, dressed)
+
+    async def _counted(self, scope: Scope, state: dict[str, Any], receive: Receive, send: Send) -> None:
+        begun_s = time.perf_counter()
+        status, endless = 499, False  # the caller has gone
+
+        async def noting(message: Message) -> None:
+            nonlocal status, endless
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                endless = any(n == b"content-type" and v.startswith(_EVENTS) for n, v in message.get("headers", ()))
+            await send(message)
+
+        try:
+            await self._known_or_not(scope, state, receive, noting)
+        finally:
+            route = _route(scope)
+            method = scope["method"] if scope["method"] in _METHODS else OTHER
+            self.metrics.add("querywarden_http_requests_total", method=method, route=route, status=str(status))
+            if not endless:  # it lasts as long as its reader
+                self.metrics.observe("querywarden_http_seconds", time.perf_counter() - begun_s, route=route)
 
     async def _known_or_not(self, scope: Scope, state: dict[str, Any], receive: Receive, send: Send) -> None:
         request_id = state["request_id"]
@@ -168,6 +191,12 @@ class Front:
             await _text(send, 200, self.metrics.text(), scope["method"])
         else:
             await problem(404, request_id=scope["state"]["request_id"])(scope, receive, send)
+
+
+def _route(scope: Scope) -> str:
+    """The pattern of the route that answered; of what was answered before any was chosen, or has none: *other*."""
+    pattern = getattr(scope.get("route"), "path", None)
+    return pattern if isinstance(pattern, str) and pattern else OTHER
 
 
 async def _body(scope: Scope, receive: Receive, limit: int) -> bytes | None:
