@@ -31,6 +31,15 @@ $(STAMP): requirements/dev.txt requirements/uv.txt requirements/install.sh pypro
 demo: $(STAMP) ## Real thefts against a real model, watched from start to report (ONCE=1: end with the report)
 	@ONCE="$(ONCE)" $(BIN)/python examples/demo.py $(ARGS)
 
+.PHONY: up
+up: $(STAMP) ## The whole service on this machine until Ctrl-C: Kafka, Redis, ingest, detect, serve (TRAFFIC=1: with clients)
+	@examples/install-kafka.sh
+	@$(BIN)/python -m examples.up $(if $(TRAFFIC),--traffic) $(ARGS)
+
+.PHONY: down
+down: $(STAMP) ## Stop what `make up` started
+	@$(BIN)/python -m examples.up --down $(ARGS)
+
 ## Checking
 
 .PHONY: test
