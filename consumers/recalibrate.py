@@ -1,7 +1,7 @@
 """Recalibrate: what the store holds of a model's clients → new nulls for its baseline.
 
 Rules: one client, one life. Who was flagged is left out, unless an analyst called that false; so is whoever an analyst called a thief,
-whoever the caller excludes, and the overflow client, which is nobody. Nothing is written to the store.
+whoever the caller excludes, and the overflow client and campaigns, which are nobody. Nothing is written to the store.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from consumers import entries
 from consumers.admission import OVERFLOW_IDENTITY
 from consumers.errors import CorruptState, Refused
-from consumers.findings import StoredDecision, rfc3339, stored_decision
+from consumers.findings import StoredDecision, is_campaign, rfc3339, stored_decision
 from consumers.horizon import spans_in_force, together
 from consumers.secrets import Secrets
 from consumers.store import Store
@@ -77,7 +77,7 @@ def _lives(
     nobody = secrets.client_hash(tenant, OVERFLOW_IDENTITY)
     honest: dict[ClientKey, str] = {}
     for key, row in store.decisions(tenant, baseline.model_id):
-        if key.client == nobody:
+        if key.client == nobody or is_campaign(key):
             continue
         try:
             decision = stored_decision(row, secrets, tenant)
