@@ -12,7 +12,7 @@ import json
 import logging
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -41,6 +41,7 @@ app.add_typer(gateways.app, name="gateway")
 app.command()(serving.serve)
 app.command()(operators.doctor)
 app.command()(recalibration.recalibrate)
+_command: Callable[..., None]
 for _command in (upkeep.snapshot, upkeep.restore, upkeep.rebuild, upkeep.erase, upkeep.export):
     app.command()(_command)
 for _command in (explain.explain, explain.evidence, explain.backtest):

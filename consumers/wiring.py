@@ -286,7 +286,7 @@ def beat(
     def said() -> Heartbeat:
         lag, alarms, couriers = look()
         sinks = [SinkState(one.sink.name, one.waiting(), one.failures > 0) for one in couriers]
-        return Heartbeat(process, role, 0, None if lag is None else int(lag), sorted(tuple(alarms.raised)), sinks)
+        return Heartbeat(process, role, 0, None if lag is None else int(lag), sorted(alarms.raised.copy()), sinks)
 
     heart = Heart(store, said)
     stack.callback(heart.stop)

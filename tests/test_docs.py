@@ -417,6 +417,9 @@ class _Limited:
     def dump(self) -> object:
         return sorted((key, self._admin.dump(key)) for key in self._admin.scan_iter())
 
+    def wipe(self) -> None:
+        self._admin.flushdb()
+
 
 def test_the_redis_account_of_the_docs_is_enough(redis_url: str) -> None:
     """The whole contract of the store holds for an account with the rights of docs/operations.md, and without warnings."""

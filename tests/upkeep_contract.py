@@ -456,24 +456,22 @@ class WholeContract(StoreContract):
         store.prepare("secrets-1")
         for n, cell in enumerate(("queries:0", "t{x}:1", "files:ab")):
             store.claim(cell, "t")
-            some = {client(f"c{i}", model=f"m{i % 3}"): {"h": b"\x00%d" % i, "w:1": b"x" * i} for i in range(250 * n)}
-            store.commit(
-                "t", Checkpoint(cell, None, 100 + n, dict(some), [dead(n), dead(9, "size")], {"n": n}, b"s" * n)
-            )
+            some: dict[ClientKey, dict[str, bytes | None]] = {
+                client(f"c{i}", model=f"m{i % 3}"): {"h": b"\x00%d" % i, "w:1": b"x" * i} for i in range(250 * n)
+            }
+            store.commit("t", Checkpoint(cell, None, 100 + n, some, [dead(n), dead(9, "size")], {"n": n}, b"s" * n))
             store.commit("t", Checkpoint(cell, 100 + n, 200 + n, profiles([client("c5", model="m2")], b"later")))
         store.erase("t{x}:1", [client("c7", model="m1")])
         store.claim("never:1", "t")
         every = [client(f"c{i}", model=f"m{i % 2} ä") for i in range(60)]
-        for cell in range(DECISION_CELLS):
-            store.claim_decisions(cell, "p", "t", 60_000)
-            rows = {
-                k: row(k.client, 0.1 + i / 3, "block", LATER) for i, k in enumerate(every) if decision_cell(k) == cell
-            }
-            alerts = [alert(f"{cell}.{i}/0", 1000 + i) for i in range(3)]
-            store.record("t", 0, Outcome(cell, {"queries:0": Cursor("g", 9)}, rows, alerts), "p", 60_000)
-            (_, first), (entry_id, second), _ = store.outbox(cell, "kafka:a{b}", 9)
-            store.sent(cell, "kafka:a{b}", entry_id, second.uid)
-            assert first.uid == f"{cell}.0/0"
+        for v in range(DECISION_CELLS):
+            store.claim_decisions(v, "p", "t", 60_000)
+            rows = {k: row(k.client, 0.1 + i / 3, "block", LATER) for i, k in enumerate(every) if decision_cell(k) == v}
+            alerts = [alert(f"{v}.{i}/0", 1000 + i) for i in range(3)]
+            store.record("t", 0, Outcome(v, {"queries:0": Cursor("g", 9)}, rows, alerts), "p", 60_000)
+            (_, first), (entry_id, second), _ = store.outbox(v, "kafka:a{b}", 9)
+            store.sent(v, "kafka:a{b}", entry_id, second.uid)
+            assert first.uid == f"{v}.0/0"
         store.operate(0, Operation([entry("a"), entry("b", kind="key", expires_s=LATER)], audit=[b"1", b"2"]))
         store.operate(1, Operation([entry("ä\x00:", "\x00")], [("acme", "allow", "a")], audit=[b"3"]))
         return every

@@ -37,7 +37,10 @@ class Sink:
 
 
 def filled(store: EmbeddedStore, secrets: Secrets, count: int, cell: int = 0) -> EmbeddedStore:
-    bodies = [{"alert_id": f"{i:04d}", "update": 0, "kind": "client", "client_id": "acct", "tenant": "default"} for i in range(count)]
+    bodies = [
+        {"alert_id": f"{i:04d}", "update": 0, "kind": "client", "client_id": "acct", "tenant": "default"}
+        for i in range(count)
+    ]
     claim = store.claim_decisions(cell, "p", "t" * 32, 1000)
     alerts = [packed_alert(body, i, secrets) for i, body in enumerate(bodies)]
     store.record("t" * 32, claim.revision, Outcome(cell, alerts=alerts), "p", 1000)

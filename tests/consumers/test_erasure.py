@@ -63,7 +63,7 @@ class Life:
 
     def operate(self, store: Store) -> None:
         """What operators write about the thief, without the rows of the audit log: those stay."""
-        desk = Operations(_WithoutAudit(store), self.secrets)  # type: ignore[arg-type]
+        desk = Operations(_WithoutAudit(store), self.secrets)
         actor, subject = Actor("ann", "operator", TENANT), Subject(self.key.client, MODEL, self.thief)
         desk.decide(actor, subject, "block", reason="stole", once="a key")
         desk.allow(actor, Subject(self.key.client, "*", self.thief))

@@ -32,11 +32,11 @@ from pathlib import Path
 from typing import Any, Self
 
 import redis
-import servers
 from crash.faultproxy import FaultProxy
 from servers import Kafka, Redis, free_port, wait_until
 
 from consumers.store.layout import profile_prefix
+from examples.servers import KAFKA_PROPERTIES
 
 QUERYWARDEN = Path(sys.executable).with_name("querywarden")
 RESTART_S = 0.3
@@ -51,9 +51,7 @@ class ProxiedKafka(Kafka):
     def __init__(self, proxied_as: int) -> None:
         super().__init__()
         self.inner_port = free_port()
-        text = servers.KAFKA_PROPERTIES.format(
-            port=self.port, controller_port=self.controller_port, data=self.folder / "data"
-        )
+        text = KAFKA_PROPERTIES.format(port=self.port, controller_port=self.controller_port, data=self.folder / "data")
         more = {
             "listeners": f",PROXIED://127.0.0.1:{self.inner_port}",
             "advertised.listeners": f",PROXIED://127.0.0.1:{proxied_as}",
