@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import redis
+import servers
 from crash.faultproxy import FaultProxy
 from servers import Kafka, Redis, free_port, wait_until
 
