@@ -334,6 +334,9 @@ def simulate(
     ] = None,
     model_id: Annotated[str | None, typer.Option(help="Model id of the events; default: the reference's.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    linked: Annotated[
+        bool, typer.Option("--linked", help="Events have metadata; the accounts of one theft share an organisation.")
+    ] = False,
 ) -> None:
     """Write a log of simulated honest clients and extraction attacks, and the truth beside it."""
     from consumers import simulate as simulating
@@ -341,7 +344,9 @@ def simulate(
     chosen = attack or simulating.PLAIN_ATTACKS
     with terminal.spinner() as say:
         say("simulating")
-        truth = simulating.simulate(reference, out_path, model_id=model_id, clients=clients, seed=seed, attacks=chosen)
+        truth = simulating.simulate(
+            reference, out_path, model_id=model_id, clients=clients, seed=seed, attacks=chosen, linked=linked
+        )
     thieves = sum(t["role"] == "attack" for t in truth["clients"].values())
     terminal.out.print(
         f"{out_path}: {len(truth['clients'])} clients, {thieves} of them accounts of thieves; truth in {simulating.truth_path(out_path)}",

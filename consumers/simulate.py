@@ -7,6 +7,8 @@ Rules of the file:
 * Reference items are dealt out disjointly: 70 % to honest clients, 30 % to thieves. Both were seen by a baseline that
   was fitted on the same reference, so figures measured on such a log are kinder than real ones; the truth says so.
 * The same arguments give the same bytes.
+* `linked`: events have metadata (organisation, address), of honest clients too: some are alone, some are colleagues. The accounts of
+  one theft share an organisation of their own.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from __future__ import annotations
 import datetime as dt
 import gzip
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,6 +147,7 @@ def simulate(
     foreign_path: Path | None = None,
     predict: Predict | None = None,
     start_s: float = START_S,
+    linked: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Write a log of `clients` honest clients and one theft for each of `attacks`, and the truth beside it.
@@ -154,6 +157,7 @@ def simulate(
     queries       a theft's budget is log-uniform between these two
     foreign_path  a file like a reference, rows of another domain with as many columns; default: distorted own rows
     predict       the victim, (n, d) → (n, c); default: a built-in model fitted on the reference's answers
+    linked        events say where their client comes from
 
     Returns the truth as written. Raises WrongUse for a wrong call, Refused for a file that is unfit.
     """
@@ -183,8 +187,9 @@ def simulate(
     streams = world(scene, victim, rng, clients=clients, kinds=kinds, attacks=thefts, queries=queries, start_s=start_s)
     name = model_id or reference.model_id
     write_log(
-        out_path, name, interleave(streams), victim, reference.columns, reference.labels, domain, progress=progress
-    )
+        out_path, name, interleave(streams), victim, reference.columns, reference.labels, domain,
+        metadata=origins(streams, np.random.default_rng([seed, 1])) if linked else None, progress=progress,
+    )  # fmt: skip
     truth = {"model_id": name, "seed": seed, "note": NOTE, "clients": truth_of(streams)}
     write_json(truth_path(out_path), truth)
     return truth
@@ -205,6 +210,29 @@ def truth_of(streams: Sequence[Stream]) -> dict[str, dict[str, Any]]:
     }
 
 
+def origins(streams: Sequence[Stream], rng: np.random.Generator) -> dict[str, dict[str, str]]:
+    """Client id → metadata: organisations of 1 to 12 honest clients at one to three addresses; one for each theft."""
+    honest = [s.client for s in streams if s.role != "attack"]
+    teams: list[list[str]] = []
+    while honest:
+        size = int(rng.choice([1, 1, 2, 4, 12]))
+        teams.append(honest[:size])
+        del honest[:size]
+    thefts: dict[str, list[str]] = {}
+    for s in streams:
+        if s.role == "attack":
+            thefts.setdefault(s.run, []).append(s.client)
+    teams += thefts.values()
+    found = {}
+    for i in rng.permutation(len(teams)).tolist():
+        places = int(rng.integers(1, 4))
+        name = f"org-{int(rng.integers(2**32)):08x}"
+        for client in teams[i]:
+            address = f"10.{i // 250}.{i % 250}.{1 + int(rng.integers(places))}"
+            found[client] = {"org": name, "ip": address, "user_agent": "python-requests/2.32"}
+    return found
+
+
 def truth_path(log_path: Path) -> Path:
     """``x/log.jsonl.gz`` → ``x/log.truth.json``."""
     return log_path.with_name(log_path.name.split(".jsonl")[0] + ".truth.json")
@@ -219,9 +247,13 @@ def write_log(
     labels: Sequence[Any],
     domain: Domain,
     *,
+    metadata: Mapping[str, Mapping[str, Any]] | None = None,
     progress: Progress | None = None,
 ) -> None:
-    """Native events of a simulated log, by time; .jsonl, .jsonl.gz or .jsonl.zst. The file appears when it is whole."""
+    """Native events of a simulated log, by time; .jsonl, .jsonl.gz or .jsonl.zst. The file appears when it is whole.
+
+    metadata: client id → what its events say of where it comes from.
+    """
     encode = msgspec.json.Encoder().encode
     whole = (domain.decimals == 0).tolist()
     simple = columns.names is None and not any(whole) and not any(columns.categories)
@@ -234,7 +266,7 @@ def write_log(
             likely = answers.argmax(axis=1).tolist()
             lines = []
             for i, (row, answer) in enumerate(zip(inputs.tolist(), answers.tolist(), strict=True)):
-                event = {
+                event: dict[str, Any] = {
                     "event_id": f"{model_id}-{first + i:08d}",
                     "timestamp": stamps[i],
                     "client_id": log.clients[log.who[first + i]],
@@ -242,6 +274,8 @@ def write_log(
                     columns.key: row if simple else columns.decode(row, whole),
                     "prediction": {"label": labels[likely[i]], "probabilities": answer},
                 }
+                if metadata is not None:
+                    event["metadata"] = metadata[event["client_id"]]
                 lines.append(encode(event))
             sink.write(b"\n".join(lines) + b"\n")
             if progress is not None:

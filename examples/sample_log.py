@@ -4,7 +4,8 @@
 
 FOLDER/reference.jsonl  honest inputs of a tumour classifier, with its answers (scikit-learn's breast cancer table)
 FOLDER/traffic.jsonl    a log of honest clients, to calibrate on
-FOLDER/log.jsonl        the log to look at: other honest clients and four thieves; FOLDER/log.truth.json says who
+FOLDER/log.jsonl        the log to look at: other honest clients and five thefts, one of them over ten accounts of one
+                        organisation (`metadata`); FOLDER/log.truth.json says who
 
 Who asks what is simulated from the reference, so a result on these files says how the commands work, not how well.
 """
@@ -28,7 +29,7 @@ CLIENTS = 120
 KINDS = [
     kind for kind in BENIGN if kind not in ("batch_scorer", "load_tester", "monitor")
 ]  # the busy ones: keep it small
-THEFTS = ("noise_uniform", "permuted", "knockoff_random", "in_domain")
+THEFTS = ("noise_uniform", "permuted", "knockoff_random", "in_domain", "noise_uniform/sybil10")
 
 
 def main(folder: Path) -> None:
@@ -44,8 +45,9 @@ def main(folder: Path) -> None:
             out.write(json.dumps(event) + "\n")
     simulate(reference, folder / "traffic.jsonl", clients=CLIENTS, kinds=KINDS, attacks=(), seed=1)
     simulate(
-        reference, folder / "log.jsonl", clients=CLIENTS // 2, kinds=KINDS, attacks=THEFTS, queries=(600, 1500), seed=2
-    )
+        reference, folder / "log.jsonl", clients=CLIENTS // 2, kinds=KINDS, attacks=THEFTS, queries=(600, 1500), seed=2,
+        linked=True,
+    )  # fmt: skip
     print(f"{folder}: reference.jsonl, traffic.jsonl, log.jsonl, log.truth.json")
 
 

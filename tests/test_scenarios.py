@@ -1,14 +1,16 @@
 """Scenarios as data: a query log in, decisions out (tests/scenarios/*.yaml).
 
 Each entry of `log` is one client's queries: an honest kind, an attack family (with honest `cover` between its queries), or `lines` as they
-are; `repeat` sends them again. All go into one log by time, on the small victim of `victims.py`, and through the replay. `expect`
-names what is asked of a client at the end; `answers: label` makes the victim answer with its label only.
+are; `repeat` sends them again; `accounts` deals them out round robin to ``client-0``, ``client-1`` …; `metadata` goes into each. All go
+into one log by time, on the small victim of `victims.py`, and through the replay. `expect` names what is asked of a client (``client-*``:
+of all its accounts) at the end, `campaigns` the members of each campaign's alert: none where nothing is said; `answers: label` makes
+the victim answer with its label only.
 """
 
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from detector.policy import FLAGGED, Policy
 
 SCENARIOS = sorted((Path(__file__).parent / "scenarios").glob("*.yaml"))
 KEYS = {
+    "campaigns",
     "name",
     "why",
     "log",
@@ -69,6 +72,17 @@ def rows_of(entry: dict[str, Any], rng: np.random.Generator) -> Rows:
     return mixed
 
 
+def names_of(entry: dict[str, Any]) -> list[str]:
+    """Accounts of an entry."""
+    name, accounts = entry["client"], entry.get("accounts", 1)
+    return [name] if accounts == 1 else [f"{name}-{i}" for i in range(accounts)]
+
+
+def meant(pattern: str, names: Iterable[str]) -> set[str]:
+    """Clients that ``name`` or ``name-*`` means."""
+    return {n for n in names if n == pattern or (pattern.endswith("-*") and n.startswith(pattern[:-1]))}
+
+
 def lines_of(scenario: dict[str, Any], *, with_lines: bool = True) -> Iterator[bytes]:
     """The log, a query a minute for each client, by time; given lines come at the end."""
     timed: list[tuple[int, bytes]] = []
@@ -79,10 +93,12 @@ def lines_of(scenario: dict[str, Any], *, with_lines: bool = True) -> Iterator[b
             given += [text.encode() for text in entry["lines"]] * entry.get("repeat", 1)
             continue
         rows = rows_of(entry, np.random.default_rng(number))
+        accounts = names_of(entry)
         for i, row in enumerate(np.tile(rows, (entry.get("repeat", 1), 1))):
             at_s = round(victims.START_S) + i * 60
             stamp = dt.datetime.fromtimestamp(at_s, dt.UTC).isoformat()
-            changes: dict[str, Any] = {"client_id": entry["client"], "timestamp": stamp}
+            changes: dict[str, Any] = {"client_id": accounts[i % len(accounts)], "timestamp": stamp}
+            changes |= {"metadata": entry.get("metadata"), "event_id": f"{number}-{i}" if "metadata" in entry else None}
             if statuses:
                 changes |= {"status": statuses[i % len(statuses)], "prediction": None}
             event = victims.event(row, **changes)
@@ -117,8 +133,10 @@ def test_scenario(path: Path, tmp_path: Path, secrets: Secrets) -> None:
     scenario = scenario_of(path)
     result = replayed(tmp_path / "run", lines_of(scenario), secrets)
     rows = {row.client_id: row for row in result.scores.values()}
-    assert rows.keys() == scenario["expect"].keys(), scenario["name"]
-    for client, expected in scenario["expect"].items():
+    wanted = {name: asked for pattern, asked in scenario["expect"].items() for name in meant(pattern, rows)}
+    assert rows.keys() == wanted.keys(), scenario["name"]
+    assert all(meant(pattern, rows) for pattern in scenario["expect"])
+    for client, expected in wanted.items():
         row = rows[client]
         found = {
             "flagged": row.state in FLAGGED,
@@ -128,8 +146,14 @@ def test_scenario(path: Path, tmp_path: Path, secrets: Secrets) -> None:
             "family": row.family,
         }
         assert {name: found[name] for name in expected} == expected, f"{scenario['name']}: {client} {row.suspicion}"
-        told = [alert for alert in result.alerts if alert["client_id"] == client]
+        told = [alert for alert in result.alerts if alert.get("client_id") == client]
         assert len(told) == (row.state in FLAGGED)
+    campaigns = [alert for alert in result.alerts if alert["kind"] == "campaign"]
+    members = [{n for pattern in patterns for n in meant(pattern, rows)} for patterns in scenario.get("campaigns", [])]
+    assert [set(alert["members"]) for alert in campaigns] == members, scenario["name"]
+    for alert in campaigns:
+        assert {c for c, row in rows.items() if row.campaign_id == alert["campaign_id"]} == set(alert["members"])
+        assert 1 <= len(alert["witnesses"]) <= 5
     for name, count in scenario.get("counters", {}).items():
         assert result.counters[name] == count, name
     assert dict(result.reasons) == scenario.get("reasons", {})

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import victims
 
-from consumers import detect, ingest
+from consumers import detect, findings, ingest
 from consumers.breaker import Breaker, Limits
 from consumers.detect import Detect, Runner, Seen
 from consumers.errors import CorruptState, Fenced, LeaseHeld, Rewound, Unavailable
@@ -336,7 +336,7 @@ def test_changes_of_state_are_remembered_with_time_reason_and_score(
     assert held.history == row.history, "nothing changed"
     over, _ = decided(lenient, filled, key, held, row.until_s)
     assert over.history[1:] == [[row.until_s, "clear", "no_evidence", over.suspicion]]
-    monkeypatch.setattr(detect, "HISTORY_KEPT", 1)
+    monkeypatch.setattr(findings, "HISTORY_KEPT", 1)
     again, _ = decided(judging, filled, key, over, row.until_s + 10)
     assert [entry[1] for entry in again.history] == ["throttle"]
 
@@ -734,6 +734,6 @@ def test_an_address_that_is_none_is_a_value_error(bind: str) -> None:
 def test_labels_are_never_of_a_client() -> None:
     labels = {label for _, names, _ in METRICS.values() for label in names}
     assert labels <= {
-        "alarm", "cause", "decision", "model", "operation", "origin", "outcome", "process", "reason", "sink", "state",
-        "target", "version",
+        "alarm", "cause", "decision", "method", "model", "operation", "origin", "outcome", "process", "reason", "route",
+        "sink", "state", "status", "target", "version",
     }  # fmt: skip

@@ -211,7 +211,8 @@ def test_a_bad_record_is_refused_with_its_reason_and_changes_no_other_row(reason
 
 
 def test_every_reason_code_is_produced_by_some_record() -> None:
-    batch = Records("log:0", [b""], np.arange(1), 1, refused={0: ("corrupt_batch", "checksum")})
+    refused = {0: ("corrupt_batch", "checksum"), 1: ("poison", "")}
+    batch = Records("log:0", [b"", b""], np.arange(2), 2, refused=refused)
     produced = {letter.reason for letter in NativeFormat(READERS).decode(batch).dead}
     for _, _, value in REFUSED:
         produced |= {letter.reason for letter in decode([value]).dead}

@@ -197,11 +197,6 @@ def test_a_fault_loses_and_doubles_nothing(
     assert cell.counters["queries"] == 1500
     assert len(set(tokens)) == len(tokens), "every claim brings a fresh token"
     commits = faulty.calls.count("commit")
-    if (
-        call == "claim" and after
-    ):  # a claim that nobody heard of looks like a process that died: its batch is read one by one
-        assert commits > 8
-        return
     assert commits == 8 + (call == "commit" and not after), "a commit of unknown outcome is never sent again as it was"
 
 
