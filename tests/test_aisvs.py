@@ -1,0 +1,55 @@
+"""The page about OWASP AISVS, walked: what it points at exists."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+from consumers import config
+from consumers.findings import FRAMEWORKS
+from consumers.http.access import TABLE
+from consumers.metrics import METRICS
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "aisvs.md").read_text()
+POINTERS = re.findall(r"`((?:tests|benchmarks)/[\w/]+\.py)(?:::(\w+))?`", PAGE)
+
+
+def rows(heading: str) -> list[list[str]]:
+    section = PAGE.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    table = [line for line in section.splitlines() if line.startswith("|")][2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+
+
+def test_every_test_and_benchmark_that_the_page_names_exists() -> None:
+    assert len(POINTERS) > 12
+    missing = []
+    for path, name in POINTERS:
+        file = ROOT / path
+        if not file.exists():
+            missing.append(path)
+        elif name:
+            functions = {n.name for n in ast.walk(ast.parse(file.read_text())) if isinstance(n, ast.FunctionDef)}
+            missing += [] if name in functions else [f"{path}::{name}"]
+    assert missing == []
+
+
+def test_the_requirements_are_all_there_and_what_is_claimed_is_seen() -> None:
+    requirements = {row[0]: row for row in rows("Requirements")}
+    assert list(requirements) == ["C11.3.1", "C11.3.4", "C11.2.2"]
+    assert {f"OWASP-AISVS:{one}" for one in requirements} & set(FRAMEWORKS)
+    for row in [*requirements.values(), *rows("What auditors ask besides")]:
+        state, seen = row[-2:]
+        assert bool(seen) != state.startswith("not "), f"claimed without a witness, or denied with one: {row}"
+
+
+def test_settings_metrics_and_routes_of_the_page_exist() -> None:
+    settings = {toml for toml, *_ in config.rows()}
+    assert set(re.findall(r"`([a-z_]+\.[a-z_]+)`", PAGE)) <= settings
+    assert "mode" in settings
+    assert set(re.findall(r"`(querywarden_\w+)`", PAGE)) <= set(METRICS)
+    routes = {f"{row.method} {row.path}" for row in TABLE}
+    named = re.findall(r"`((?:GET|POST) /[\w/{}]+)`", PAGE)
+    assert named
+    assert set(named) <= routes
