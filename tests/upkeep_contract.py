@@ -33,6 +33,7 @@ from consumers.store import (
     Restriction,
     Store,
     decision_cell,
+    layout,
 )
 from detector.query import ClientKey
 
@@ -67,6 +68,11 @@ def entry(key: str, value: str = "v", kind: str = "allow", tenant: str = "acme",
 
 class WholeContract(StoreContract):
     """Inherit, and provide the fixture ``backing``."""
+
+    @pytest.fixture(autouse=True)
+    def steps_of_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Revisions that can be counted here; `test_stores_rolled_back.py` has random ones."""
+        monkeypatch.setattr(layout, "OPERATOR_STEP", 1)
 
     # --- profile cells: what a claim says besides the position
 
@@ -442,6 +448,24 @@ class WholeContract(StoreContract):
         after = (offset or 0) + 2
         store.commit("t2", Checkpoint(CELL, offset, after, profiles(every[:3])))
         assert len(store.load(CELL, "t2", after, every)) == 3
+
+    def test_who_is_erased_while_a_cell_is_read_anew_is_erased_up_to_where_it_was_read_before(
+        self, backing: Backing
+    ) -> None:
+        store = backing.open()
+        store.claim(CELL, "t")
+        store.commit("t", Checkpoint(CELL, None, 90, profiles([client(1), client(2)])))
+        store.reset(CELL, None)
+        store.claim(CELL, "t")
+        store.commit("t", Checkpoint(CELL, None, 30, profiles([client(1), client(2)])))
+        store.erase(CELL, [client(1)])
+        store.reset(CELL, 10)
+        store.erase(CELL, [client(2)])
+        erased = store.claim(CELL, "t").erased
+        assert (erased.get(client(1)), erased.get(client(2)), erased.get(client(3))) == (90, 90, 0)
+        store.commit("t", Checkpoint(CELL, 10, 120))
+        store.erase(CELL, [client(3)])
+        assert store.claim(CELL, "t").erased.get(client(3)) == 120
 
     def test_resetting_what_was_never_claimed(self, backing: Backing) -> None:
         store = backing.open()

@@ -42,10 +42,12 @@ def decision_cell(client: ClientKey) -> int:
 class Tombstones:
     """Who was erased from a profile cell, and up to where, without saying who: one-way marks → offsets.
 
-    ``get(client, 0)`` is the offset below which the client's queries are skipped for good.
+    ``get(client, 0)`` is the offset below which the client's queries are skipped for good. The mark `FLOOR`, which is nobody's, says how
+    far a cell that is read anew was read before: who is erased meanwhile is erased up to there.
     """
 
     __slots__ = ("_marks",)
+    FLOOR = ""
 
     def __init__(self, marks: Mapping[str, int] = MappingProxyType({})) -> None:
         self._marks = marks
@@ -319,21 +321,23 @@ class Store(Protocol):
 
     # --- operators
     def operate(self, revision: int, operation: Operation) -> int:
-        """Atomic: check the revision, write entries and audit rows; returns revision + 1. Raises Rewound, Unavailable."""
+        """Atomic: check the revision, write entries and audit rows; returns the next revision, which is higher by a random step: one that
+        a fail-over lost is not issued again for another content. Raises Rewound, Unavailable."""
 
     def operator_entries(self, kind: str, tenant: str | None = None) -> tuple[int, list[Entry]]:
         """The revision, and the entries of a kind that have not expired, by tenant and key."""
 
     def operator_changes(self, after: int, limit: int) -> tuple[int, list[Entry]] | None:
         """Puts and drops of the revisions above `after`, oldest first, and the revision they reach (one is never cut).
-        None when they no longer go back that far."""
+        None when they no longer go back that far, or when `after` belongs to a history that is lost."""
 
     def audit_rows(self, after: int, limit: int) -> list[tuple[int, bytes]]:
         """Audit rows numbered above `after` (the first is 1), in order."""
 
     # --- upkeep: each of these invalidates the owner of the cell it changes
     def erase(self, cell: str, clients: Sequence[ClientKey]) -> None:
-        """Drop these clients' profiles and remember the cell's offset: below it their queries are never counted again."""
+        """Drop these clients' profiles and remember the cell's offset, or how far it was read before it was reset: below it their
+        queries are never counted again."""
 
     def erase_decisions(self, cell: int, clients: Sequence[ClientKey], alerts: Sequence[str]) -> None:
         """Drop rows, restrictions and ranks of these clients, and stored alerts by `alert_id` with the memory of their

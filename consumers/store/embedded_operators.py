@@ -10,14 +10,14 @@ import sqlite3
 
 from consumers.errors import Rewound
 from consumers.store import Entry, Operation
-from consumers.store.layout import OPERATOR_CHANGES, OPERATORS, check_limit, check_operation
+from consumers.store.layout import OPERATOR_CHANGES, OPERATORS, check_limit, check_operation, operator_step
 from consumers.store.sqlite import SQLiteFile
 
 
 class OperatorCell(SQLiteFile):
     def operate(self, revision: int, operation: Operation) -> int:
         check_operation(revision, operation)
-        after = revision + 1
+        after = revision + operator_step()
         with self._for_good() if operation.forget else self._write() as db:
             stored, gone = _standing(db)
             if stored != revision:
@@ -41,6 +41,12 @@ class OperatorCell(SQLiteFile):
             number = db.execute("SELECT coalesce(max(number), 0) FROM audit").fetchone()[0]
             db.executemany("INSERT INTO audit VALUES (?, ?)", enumerate(operation.audit, number + 1))
             db.execute("INSERT OR REPLACE INTO operators VALUES (1, ?, ?)", (after, gone))
+            db.execute("INSERT INTO operator_revisions VALUES (?)", (after,))
+            db.execute(
+                "DELETE FROM operator_revisions WHERE revision < (SELECT revision FROM operator_revisions"
+                " ORDER BY revision DESC LIMIT 1 OFFSET ?)",
+                (OPERATOR_CHANGES,),
+            )
         return after
 
     def operator_entries(self, kind: str, tenant: str | None = None) -> tuple[int, list[Entry]]:
@@ -58,6 +64,9 @@ class OperatorCell(SQLiteFile):
             revision, gone = _standing(db)
             if not gone <= after <= revision:
                 return None
+            known = db.execute("SELECT 1 FROM operator_revisions WHERE revision = ?", (after,)).fetchone()
+            if after not in (0, revision) and not known:
+                return None  # of a history that was lost
             # The revision that the limit falls into is given whole.
             reached = db.execute(
                 "SELECT revision FROM operator_changes WHERE revision > ? ORDER BY revision, number LIMIT 1 OFFSET ?",

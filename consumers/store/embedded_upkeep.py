@@ -55,6 +55,10 @@ class Upkeep(SQLiteFile):
             if row is None:
                 return
             number, offset = row
+            floor = db.execute(
+                "SELECT below FROM erased WHERE cell = ? AND mark = ?", (number, Tombstones.FLOOR)
+            ).fetchone()
+            offset = max([at for at in (offset, *(floor or ())) if at is not None], default=None)
             _drop_profiles(db, number, "AND client IN (SELECT value FROM json_each(?))", _texts(clients))
             if offset is not None:
                 db.executemany(
@@ -86,6 +90,11 @@ class Upkeep(SQLiteFile):
             row = db.execute("SELECT id FROM cells WHERE name = ?", (cell,)).fetchone()
             if row is None:
                 return
+            db.execute(
+                "INSERT INTO erased SELECT id, ?, next_offset FROM cells WHERE id = ? AND next_offset IS NOT NULL"
+                " ON CONFLICT DO UPDATE SET below = max(below, excluded.below)",
+                (Tombstones.FLOOR, *row),
+            )
             _drop_profiles(db, row[0])
             db.execute("DELETE FROM counters WHERE cell = ?", row)
             db.execute("DELETE FROM dead_counts WHERE cell = ?", row)

@@ -15,6 +15,7 @@ import binascii
 import hashlib
 import math
 import re
+import secrets as entropy
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -32,6 +33,10 @@ FEED_ENTRIES = 10_000
 
 OPERATOR_CHANGES = 10_000
 """How many changes of the operator cell readers may fall behind, at least."""
+
+OPERATOR_STEP = 1 << 20
+"""Revisions of the operator cell go up by 1 to so many, at random. A counter would be issued again after a fail-over that lost a tail:
+a late change would be accepted and a reader would miss what it does not know."""
 
 MAX_OFFSET = 2**53 - 1
 """Redis keeps scores as doubles; offsets beyond would lose digits."""
@@ -170,6 +175,11 @@ def check_operation(revision: int, operation: Operation) -> None:
     for entry in operation.puts:
         if not entry.value:
             raise ValueError(f"{entry.kind}: an empty value says that an entry was dropped")
+
+
+def operator_step() -> int:
+    """By how much the next revision of the operator cell is higher."""
+    return 1 + entropy.randbelow(OPERATOR_STEP)
 
 
 def check_limit(limit: int) -> None:

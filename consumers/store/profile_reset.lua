@@ -1,5 +1,6 @@
 #!lua
--- Begin a cell anew: no profiles, another generation, the given offset. Tombstones and unshipped dead letters stay.
+-- Begin a cell anew: no profiles, another generation, the given offset. Tombstones and unshipped dead letters stay, and how far
+-- the cell was read (mark '').
 -- KEYS  meta   ARGV  new token, new generation, offset or '', number of decision cells
 -- Reply {OK}
 local meta = KEYS[1]
@@ -15,6 +16,10 @@ for v = 0, decision_cells - 1 do
     redis.call('UNLINK', cell .. 'p:' .. client)
   end
   redis.call('UNLINK', cell .. 'touched:' .. v)
+end
+local before = tonumber(redis.call('HGET', meta, 'off') or '-1')
+if before > tonumber(redis.call('HGET', cell .. 'erased', '') or '-1') then
+  redis.call('HSET', cell .. 'erased', '', string.format('%.0f', before))
 end
 redis.call('DEL', cell .. 'ages', cell .. 'sketch', meta)
 redis.call('HSET', meta, 'tok', token, 'gen', generation)

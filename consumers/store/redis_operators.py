@@ -1,7 +1,8 @@
 """The operator cell in Redis: what people decided, and the audit rows of it.
 
-Keys: meta (rev, rows: number of audit rows, gone: last revision whose changes are gone), ``entries:<kind>``
-(``tenant:key`` → ``expiry:value``), kinds, expiring, changes (entries numbered ``<revision>-<n>``), audit (numbered ``<n>-0``).
+Keys: meta (rev: a random step higher with every change, rows: number of audit rows, gone: last revision whose changes are gone),
+``entries:<kind>`` (``tenant:key`` → ``expiry:value``), kinds, expiring, revisions (the newest), changes (entries numbered
+``<revision>-<n>``), audit (numbered ``<n>-0``).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from consumers.store.layout import (
     check_limit,
     check_operation,
     operator_prefix,
+    operator_step,
     part_text,
 )
 from consumers.store.redis_server import RedisServer
@@ -25,7 +27,12 @@ from consumers.store.scripts import translated
 class OperatorCell(RedisServer):
     def operate(self, revision: int, operation: Operation) -> int:
         check_operation(revision, operation)
-        arguments: list[str | bytes | int] = [revision, int(time.time()), 0 if operation.forget else OPERATOR_CHANGES]
+        arguments: list[str | bytes | int] = [
+            revision,
+            operator_step(),
+            int(time.time()),
+            0 if operation.forget else OPERATOR_CHANGES,
+        ]
         arguments += [len(operation.puts), len(operation.drops), len(operation.audit)]
         for put in operation.puts:
             arguments += (part_text(put.tenant), part_text(put.kind), part_text(put.key), put.value, put.expires_s)

@@ -84,6 +84,7 @@ CREATE TABLE IF NOT EXISTS entries (
 CREATE TABLE IF NOT EXISTS operator_changes (
     revision INTEGER, number INTEGER, tenant TEXT NOT NULL, kind TEXT NOT NULL, key TEXT NOT NULL,
     value BLOB NOT NULL, expires_s INTEGER NOT NULL, PRIMARY KEY (revision, number)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS operator_revisions (revision INTEGER PRIMARY KEY);
 CREATE TABLE IF NOT EXISTS audit (number INTEGER PRIMARY KEY, row BLOB NOT NULL);
 """
 
@@ -234,6 +235,7 @@ class SQLiteFile:
         version = db.execute("PRAGMA user_version").fetchone()[0]
         empty = mark == 0 and not db.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone()
         if version == SCHEMA_VERSION and mark == APPLICATION_ID:
+            db.execute("CREATE TABLE IF NOT EXISTS operator_revisions (revision INTEGER PRIMARY KEY)")
             return
         if not empty:
             if mark != APPLICATION_ID:

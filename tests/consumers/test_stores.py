@@ -258,7 +258,9 @@ MUTANTS = [
     ("profile_commit", "if next_offset ~= expected then", "if false then"),
     ("profile_erase", "redis.call('HSET', meta, 'tok', ARGV[1])", ""),
     ("profile_erase", "redis.call('ZREM', cell .. 'touched:' .. ARGV[i + 1], ARGV[i])", ""),
-    ("profile_erase", "if offset and tonumber(offset) > below then", "if false then"),
+    ("profile_erase", "if offset > below then", "if false then"),
+    ("profile_erase", "offset = math.max(", "local _ = math.max("),
+    ("profile_reset", "redis.call('HSET', cell .. 'erased', '', string.format('%.0f', before))", ""),
     ("profile_reset", "cell .. 'sketch', meta)", "cell .. 'sketch')"),
     ("profile_reset", "redis.call('UNLINK', cell .. 'p:' .. client)", ""),
     ("decision_record", "or restricted and until_s ~= (before[3] or '0') then", "then"),
@@ -270,7 +272,8 @@ MUTANTS = [
     ("operate", "if stored ~= ARGV[1] then", "if false then"),
     ("operate", "redis.call('ZRANGEBYSCORE', cell .. 'expiring', '-inf', now_s)", "{}"),
     ("operate", "redis.call('HSET', meta, 'gone', string.format('%.0f', gone))", ""),
-    ("operator_changes", "or after > tonumber(revision or '0') then", "then"),
+    ("operator_changes", "if not known and not", "if false and not"),
+    ("operate", "redis.call('ZADD', cell .. 'revisions', after, after)", ""),
     ("operator_changes", "if #found == limit then", "if false then"),
     ("outbox_pending", "'sent:' .. ARGV[1]", "'sent:'"),
     ("outbox_pending", "'mark:' .. ARGV[1]", "'mark:k'"),
@@ -408,7 +411,7 @@ def test_sqlite_file_of_schema_1_is_brought_up_to_date(tmp_path: Path) -> None:
     store = EmbeddedStore(path)
     assert store.claim_decisions(4, "p", "t", 60_000).revision == 9
     store.record("t", 9, Outcome(4, rows={k: row()}), "p", 60_000)
-    assert store.operate(0, Operation(audit=[b"1"])) == 1
+    assert store.operate(0, Operation(audit=[b"1"])) > 0
 
 
 def test_sqlite_upgrade_that_breaks_off_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -856,8 +859,9 @@ def test_redis_replicas_confirm_the_layout_only(own_redis: Redis) -> None:
         store.prepare("k")
     with pytest.raises(Unavailable, match="0 replicas confirm"):
         store.operate(0, Operation(audit=[b"1"]))
-    with pytest.raises(Rewound):
+    with pytest.raises(Rewound) as written:
         store.operate(0, Operation(audit=[b"1"]))
+    assert written.value.offset
     store.claim(CELL, "t")
     store.commit("t", Checkpoint(CELL, None, 5))
     replica = _own_server("--replicaof", "127.0.0.1", str(own_redis.port))
@@ -867,7 +871,7 @@ def test_redis_replicas_confirm_the_layout_only(own_redis: Redis) -> None:
         wait_until(lambda: raw.info("replication").get("slave0", {}).get("state") == "online")
         store.prepare("k")
         raw.script_flush()
-        assert store.operate(1, Operation(audit=[b"2"])) == 2
+        assert store.operate(written.value.offset, Operation(audit=[b"2"])) > written.value.offset
         store.erase(CELL, [client(1)])
         store.claim(CELL, "t")
         assert raw.info("commandstats")["cmdstat_wait"]["calls"] >= 3

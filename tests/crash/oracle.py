@@ -15,6 +15,7 @@ import redis
 from crash.cluster import QUERYWARDEN, Cluster
 from crash.ledger import Ledger
 
+from consumers.ledger import imbalance
 from consumers.store.embedded import EmbeddedStore
 from consumers.store.layout import client_from_text
 from consumers.store.redis import connect
@@ -190,12 +191,13 @@ def delivered(path: Path) -> dict[str, Row]:
 
 
 def assert_balance(cluster: Cluster, ledger: Ledger) -> None:
-    """produced = processed + dead + the rest, in each cell and in all, and equal to what the ledger sent."""
+    """produced = processed + dead + the rest, in each cell and in all, and equal to what the ledger sent. No healthy record is
+    quarantined: what the ledger did not spoil is a query."""
     total: Counter[str] = Counter()
     for cell, meta in cluster.metas().items():
         counts = {name[2:]: int(value) for name, value in meta.items() if name.startswith("n:")}
-        rest = sum(n for name, n in counts.items() if name not in ("produced", "gap"))
-        assert counts.get("produced", 0) == rest, (cell, counts)
+        assert imbalance(counts) == 0, (cell, counts)
+        assert "d:poison" not in meta, f"{cell}: {meta['d:poison']} healthy records quarantined"
         total.update(counts)
     assert total["produced"] == ledger.sent
     assert total["queries"] == ledger.good.total()

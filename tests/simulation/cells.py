@@ -88,9 +88,10 @@ class OperatorCell:
     entries: dict[tuple[str, str, str], Entry] = field(default_factory=dict)
     changes: tuple[tuple[int, Entry], ...] = ()
     audit: tuple[bytes, ...] = ()
+    known: tuple[int, ...] = ()
 
     def copy(self) -> OperatorCell:
-        return OperatorCell(self.revision, self.gone, self.entries, self.changes, self.audit)
+        return OperatorCell(self.revision, self.gone, self.entries, self.changes, self.audit, self.known)
 
 
 class Nodes:

@@ -44,6 +44,7 @@ from consumers.store.layout import (
     concerns_gateways,
     feed_position,
     layout_differs,
+    operator_step,
 )
 from detector.query import ClientKey
 
@@ -327,13 +328,14 @@ class ModelStore:
         for names in operation.drops:
             entries.pop(names, None)
         entries |= {(e.tenant, e.kind, e.key): e for e in operation.puts}
-        after = revision + 1
+        after = revision + operator_step()
         changed = [*operation.puts, *(Entry(*names, b"") for names in operation.drops)]
         changes, gone = (*state.changes, *((after, e) for e in changed)), state.gone
         if len(changes) > OPERATOR_CHANGES:
             gone = changes[-OPERATOR_CHANGES - 1][0]
             changes = tuple(change for change in changes if change[0] > gone)
-        new = OperatorCell(after, gone, entries, changes, (*state.audit, *operation.audit))
+        known = () if operation.forget else (*state.known[-OPERATOR_CHANGES:], after)
+        new = OperatorCell(after, gone, entries, changes, (*state.audit, *operation.audit), known)
         self.nodes.put(("operators", ""), new)
         return after
 
@@ -349,7 +351,7 @@ class ModelStore:
     def operator_changes(self, after: int, limit: int) -> tuple[int, list[Entry]] | None:
         check_limit(limit)
         state = self.nodes.operators()
-        if not state.gone <= after <= state.revision:
+        if not state.gone <= after <= state.revision or after not in (0, state.revision, *state.known):
             return None
         new = [change for change in state.changes if change[0] > after]
         reached = new[limit - 1][0] if len(new) >= limit else state.revision
@@ -368,8 +370,9 @@ class ModelStore:
         state = state.copy()
         state.profiles = {c: kept for c, kept in state.profiles.items() if c not in set(clients)}
         state.untaken = state.untaken - frozenset(clients)
-        if state.offset is not None:
-            below = {Tombstones.mark(c): state.offset for c in clients}
+        offset = max(-1 if state.offset is None else state.offset, state.erased.get(Tombstones.FLOOR, -1))
+        if offset >= 0:
+            below = {Tombstones.mark(c): offset for c in clients}
             state.erased = state.erased | {m: max(at, state.erased.get(m, 0)) for m, at in below.items()}
         self._disown(cell, state)
 
@@ -396,6 +399,9 @@ class ModelStore:
             return
         new = ProfileCell(generation=self._generation(), offset=offset, base=offset)
         new.erased, new.dead, new.letters, new.epoch = state.erased, state.dead, state.letters, state.epoch
+        if state.offset is not None:
+            floor = max(state.offset, state.erased.get(Tombstones.FLOOR, 0))
+            new.erased = {**state.erased, Tombstones.FLOOR: floor}
         self._disown(cell, new)
 
     def export(self) -> Iterator[Exported]:

@@ -193,7 +193,7 @@ VARIANTS: dict[str, Variant] = {
     "plain-reads": Variant("unique token + CAS, plain reads", PlainReads, False, 400),
     "idle-unseen": Variant("idle cells are not asked", IdleUnseen, False, 60),
     "touched-set": Variant("detect: touched set + lease + row version", TouchedSet, True, 60),
-    "offset-unchecked": Variant("detect: cursor, offset of reads unchecked", OffsetUnchecked, True, 100),
+    "offset-unchecked": Variant("detect: cursor, offset of reads unchecked", OffsetUnchecked, True, 600),
     "counter-tokens": Variant("detect: cursor, counter tokens", CounterTokens, True, 200),
     "erase-by-revision": Variant("detect: erased under the same token", EraseByRevision, True, 200),
 }
