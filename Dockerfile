@@ -1,6 +1,7 @@
 # The service in one image; `docker build -t querywarden .`, then see docs/operations.md.
 #
-# Rules: what is installed is what requirements/run.txt pins, checked by hash; nothing runs as root; nothing is written below /app;
+# Rules: what is installed is what requirements/run.txt pins, checked by hash; nothing runs as root; nothing is written below /app, so the
+# root may be read-only (/tmp and /var/lib/querywarden must not be); kernels are compiled at build;
 # no compiler, no pip and no test in what ships. Pin PYTHON by digest where builds must be repeatable.
 ARG PYTHON=python:3.11-slim-bookworm
 
@@ -16,6 +17,10 @@ COPY detector detector
 COPY consumers consumers
 RUN /build/bin/hatchling build -t wheel -d /dist \
  && uv pip install --python /app/bin/python --no-deps --no-index --compile-bytecode /dist/*.whl
+# The kernels, for any processor of this architecture: a worker that compiles them first polls for up to a minute nothing.
+COPY examples/warm_kernels.py examples/image/start.sh /image/
+RUN NUMBA_CACHE_DIR=/app/numba NUMBA_CPU_NAME=generic NUMBA_CPU_FEATURES= /app/bin/python -I /image/warm_kernels.py \
+ && chmod -R a+rX /app/numba && install -m 0755 /image/start.sh /app/bin/start
 
 FROM ${PYTHON}
 LABEL org.opencontainers.image.title="querywarden" \
@@ -29,7 +34,9 @@ COPY --from=build /app /app
 ENV PATH=/app/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
-    NUMBA_CACHE_DIR=/var/lib/querywarden/numba \
+    NUMBA_CACHE_DIR=/tmp/numba \
+    NUMBA_CPU_NAME=generic \
+    NUMBA_CPU_FEATURES= \
     OMP_NUM_THREADS=1 \
     OPENBLAS_NUM_THREADS=1 \
     QUERYWARDEN_STATE_DIR=/var/lib/querywarden \
@@ -42,5 +49,6 @@ EXPOSE 9464
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=6 \
     CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:9464/healthz', timeout=4)"]
-ENTRYPOINT ["querywarden"]
+# Copies the kernels to NUMBA_CACHE_DIR, then becomes `querywarden`.
+ENTRYPOINT ["start"]
 CMD ["run"]

@@ -268,4 +268,4 @@ def test_the_image_copies_what_exists_and_installs_nothing_unpinned() -> None:
     assert len(installs) == 4
     assert all("--require-hashes" in options or "--no-index" in options for options in installs)
     assert re.findall(r"^USER (.+)$", stages[-1], flags=re.MULTILINE) == ["10001:10001"]
-    assert 'ENTRYPOINT ["querywarden"]' in stages[-1]
+    assert 'ENTRYPOINT ["start"]' in stages[-1]
