@@ -74,6 +74,15 @@ soak: $(STAMP) ## The tests that take minutes to hours
 	@tests/install-servers.sh
 	@$(BIN)/python -m pytest -q -m soak $(ARGS)
 
+.PHONY: bench
+bench: $(STAMP) ## What a query costs from log to store, beside naive ways, 5 minutes (SHORT=1: seconds, no file)
+	@$(if $(SHORT),,examples/install-kafka.sh)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.throughput $(if $(SHORT),--short) $(ARGS)
+
+.PHONY: bench-gateway
+bench-gateway: $(STAMP) ## How fast gateways are answered, with Redis running and stopped (SHORT=1: no file)
+	@$(BIN)/python -m benchmarks.gateway $(if $(SHORT),--short) $(ARGS)
+
 .PHONY: bench-detection
 bench-detection: $(STAMP) ## Ours and the literature on ten victims, about 25 minutes (SHORT=1: three victims, no file)
 	@nice -n 10 $(BIN)/python -m benchmarks.detection $(if $(SHORT),--short) $(ARGS)
