@@ -48,6 +48,7 @@ from consumers.findings import (
     rfc3339,
     stored_decision,
 )
+from consumers.horizon import spans_in_force, together
 from consumers.metrics import Metrics
 from consumers.overrides import Overrides
 from consumers.secrets import Secrets
@@ -64,10 +65,9 @@ from consumers.store import (
 from consumers.verdicts import Said, tell
 from detector.baseline import Baseline
 from detector.calibration import Tail
-from detector.errors import IncompatibleProfile
 from detector.extraction import estimate
 from detector.policy import FLAGGED, STATES, Decision, Policy, decide, lapsed
-from detector.profile import Profile, Shape
+from detector.profile import Profile
 from detector.query import ClientKey
 from detector.scoring import Assessment, assess, reached, rung
 
@@ -151,38 +151,22 @@ class Detect:
         return outcome
 
     def merged(self, key: ClientKey, shards: Mapping[str, Mapping[str, bytes]]) -> tuple[Profile, str] | None:
-        """The client over one horizon, and its id: the long span of each profile cell, or the short one where it went quiet there."""
-        baseline = self.baselines[key.model]
-        shape = Shape.of(baseline.map, len(baseline.table.need))
-        cells: list[dict[int, Profile]] = []
+        """The client over one horizon (horizon.py), and its id."""
         display = None
         for cell, fields in sorted(shards.items()):
-            spans: dict[int, Profile] = {}
-            for name, blob in sorted(fields.items()):
-                if name == "h":
-                    try:
-                        display = self.secrets.unseal(blob, key.tenant)
-                    except CorruptState as error:
-                        log.warning("header not read", extra={"cell": cell, "model": key.model, "why": str(error)})
-                elif name.startswith("w:"):
-                    try:
-                        profile = Profile.from_bytes(blob, shape)
-                    except IncompatibleProfile as error:
-                        log.warning("profile not read", extra={"cell": cell, "model": key.model, "why": str(error)})
-                        continue
-                    if profile.map_id == baseline.map_id:
-                        spans[int(name[2:])] = profile
-            if spans:
-                cells.append(spans)
-        if not cells or display is None:
+            if "h" in fields:
+                try:
+                    display = self.secrets.unseal(fields["h"], key.tenant)
+                except CorruptState as error:
+                    log.warning("header not read", extra={"cell": cell, "model": key.model, "why": str(error)})
+        if display is None:
             return None
-        newest = max(max(spans) for spans in cells)
-        merged: Profile | None = None
-        for spans in cells:
-            started = min((start for start in spans if start >= newest - 1), default=None)
-            if started is not None:
-                merged = spans[started] if merged is None else merged.merge(spans[started])
-        return (merged, display) if merged is not None else None
+
+        def damaged(cell: str, error: Exception) -> None:
+            log.warning("profile not read", extra={"cell": cell, "model": key.model, "why": str(error)})
+
+        profile = together(spans_in_force(shards, self.baselines[key.model], damaged))
+        return (profile, display) if profile is not None else None
 
     def _row(
         self, one: Seen, display: str, profile: Profile, baseline: Baseline, assessment: Assessment, decision: Decision

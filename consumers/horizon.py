@@ -8,7 +8,7 @@ the same whoever computes it: detect, an evidence bundle, or somebody who checks
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from detector.baseline import Baseline
@@ -34,16 +34,25 @@ def read_span(cell: str, window: int, blob: bytes, baseline: Baseline) -> Span:
     return Span(cell, window, blob, profile)
 
 
-def spans_in_force(fields: Mapping[str, Mapping[str, bytes]], baseline: Baseline) -> list[Span]:
-    """The spans that count, by cell. fields: profile cell → field → bytes, as the store's shards are."""
+def spans_in_force(
+    fields: Mapping[str, Mapping[str, bytes]],
+    baseline: Baseline,
+    damaged: Callable[[str, Exception], None] = lambda cell, error: None,
+) -> list[Span]:
+    """The spans that count, by cell; those of another map do not. fields: profile cell → field → bytes, as the store's shards are.
+    damaged: told of bytes that are no profile, which are passed over."""
+    shape = Shape.of(baseline.map, len(baseline.table.need))
     found: dict[str, list[Span]] = {}
     for cell, values in sorted(fields.items()):
         for name, blob in sorted(values.items()):
             if name.startswith("w:"):
                 try:
-                    found.setdefault(cell, []).append(read_span(cell, int(name[2:]), blob, baseline))
-                except (IncompatibleProfile, ValueError):
-                    continue  # of another map, or damaged: detect has said so
+                    profile, window = Profile.from_bytes(blob, shape), int(name[2:])
+                except (IncompatibleProfile, ValueError) as error:
+                    damaged(cell, error)
+                    continue
+                if profile.map_id == baseline.map_id:
+                    found.setdefault(cell, []).append(Span(cell, window, blob, profile))
     newest = max((span.window for spans in found.values() for span in spans), default=0)
     started = ([span for span in spans if span.window >= newest - 1] for spans in found.values())
     return [min(spans, key=lambda span: span.window) for spans in started if spans]
