@@ -261,6 +261,34 @@ def gateway_figures() -> str:
     )
 
 
+def throughput_figures() -> str:
+    """Figures of benchmarks/results/throughput.json, and the conditions they were measured under."""
+    found = json.loads((ROOT / "benchmarks" / "results" / "throughput.json").read_text(encoding="utf-8"))
+    where = found["conditions"]
+    rows = [
+        (
+            row["name"], row["item"], f"{row['ours_us']:,.1f}", f"{row['a_second']:,}", row["twin"], f"{row['twin_us']:,.1f}",
+            f"{row['ratio']:.2f}{' (it does less)' if row['loop'] else ''}",
+        )
+        for row in found["rows"]
+    ]  # fmt: skip
+    titles = (
+        "step",
+        "a",
+        "ours, µs",
+        "ours, a second and core",
+        "beside it",
+        "that, µs",
+        "how many times ours it costs",
+    )
+    versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
+    load = ", ".join(f"{x:g}" for x in where["load_average_before"])
+    return table(titles, rows) + (
+        f"\n{where['cpu']}, {where['cores']} cores; Python {where['python']}; {versions}; {where['queries']:,} queries of "
+        f"{where['event_bytes']:,} bytes; load average before {load}: other work ran, which slows caches even where CPU time is counted.\n"
+    )
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "blocks": blocks,
     "commands": commands,
@@ -279,6 +307,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "sizes": sizes,
     "states": states,
     "thefts": thefts,
+    "throughput-figures": throughput_figures,
     "variants": variants,
     **figures(),
 }
