@@ -319,6 +319,7 @@ class Runner:
     _lapsed_s: float = -math.inf
     _searched_s: float = -math.inf
     _tenants: set[str] = field(default_factory=set)
+    _began: bool = False
     _until: dict[ClientKey, int] = field(default_factory=dict)
     _share: int = DECISION_CELLS
     _leases: dict[int, tuple[int, int]] = field(default_factory=dict)
@@ -359,7 +360,10 @@ class Runner:
         return assessed
 
     def look_for_campaigns(self) -> None:
-        """One pass over all rows, for the tenants whose clients were touched."""
+        """One pass over all rows, for the tenants whose clients were touched, or of whom a campaign was told."""
+        if not self._began:
+            self._tenants |= self.search.tenants()
+            self._began = True
         self._searched_s = self.clock()
         for tenant in sorted(self._tenants):
             for outcome in self.search.run(tenant, self.held, self.now_s(), self.process, self.lease_ms):
