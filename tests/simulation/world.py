@@ -217,6 +217,9 @@ class World:
                     own.reset(rng.choice(self.script.cells), rng.choice([None, 0]))
                 else:
                     self._erase(own, rng.choice(self.script.clients))
+        # An erasure whose answer was lost may take effect late, and then no decision is erased after it: confirm when it has.
+        while self.late:
+            process.pause(0.5)
         for client in sorted(self.erased):
             self._erase(own, client)
         self.confirmed = True
