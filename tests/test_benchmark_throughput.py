@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from benchmarks import throughput
@@ -39,7 +40,7 @@ def test_one_row_a_call_is_dearer(short: dict[str, Any]) -> None:
 
 def test_events_have_ids_and_metadata_only_where_the_variant_says_so() -> None:
     for variant, (ids, linked) in throughput.VARIANTS.items():
-        found = [json.loads(line) for line in throughput.events(50, variant, throughput.np.random.default_rng(0))]
+        found = [json.loads(line) for line in throughput.events(50, variant, np.random.default_rng(0))]
         assert all(("event_id" in e) == ids and ("metadata" in e) == linked for e in found)
         assert 600 < len(json.dumps(found[0])) < 1300
 
