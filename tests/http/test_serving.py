@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import signal
@@ -14,12 +16,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import victims
 from servers import free_port
 
-from consumers import config
+from consumers import cli, config
 from consumers.commands import findings
 from consumers.commands.operators import seconds
 from consumers.errors import WrongUse
@@ -39,10 +42,16 @@ def environment(folder: Path, **more: str) -> dict[str, str]:
 
 
 def done(folder: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
-    command = [str(QUERYWARDEN), *arguments]
-    return subprocess.run(
-        command, env=environment(folder, **more), capture_output=True, text=True, timeout=120, check=False
-    )
+    """A command that ends by itself, in this process: what starting one is worth, `running` and tests/consumers/test_cli.py show."""
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        mock.patch.dict(os.environ, environment(folder, **more), clear=True),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        pytest.raises(SystemExit) as ended,
+    ):
+        cli.main(arguments)
+    return subprocess.CompletedProcess(arguments, int(ended.value.code or 0), out.getvalue(), err.getvalue())
 
 
 def ask(
