@@ -34,6 +34,7 @@ from typing import Any, Self
 import redis
 import servers
 from crash.faultproxy import FaultProxy
+from crash.flaky import FlakyWebhook
 from servers import Kafka, Redis, free_port, wait_until
 
 from consumers.store.layout import profile_prefix
@@ -210,7 +211,8 @@ class Cluster:
         self.primary = 0
         self.seed = seed
         self.workers: list[Worker] = []
-        self.extra: dict[str, str] = {}
+        self.webhook = FlakyWebhook(seed)
+        self.extra: dict[str, str] = dict(self.webhook.settings)
         self._starter = ThreadPoolExecutor(1, "starter")
         self._supervising = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -240,6 +242,7 @@ class Cluster:
             thread.join(10)
         self.store_proxy.close()
         self.log_proxy.close()
+        self.webhook.close()
         for server in (self.kafka, *self.redis):
             if server.log.exists():
                 shutil.copy(server.log, self.folder / f"{server.name}-{server.port}.log")

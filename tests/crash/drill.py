@@ -47,7 +47,7 @@ class Drill:
         return (
             f"{self.ledger.sent:,} events, {self.faults} faults {dict(sorted(chaos.faults.items()))}; acknowledged and lost by Redis: "
             f"{chaos.lost_bytes} bytes; recovered in [{recovered}] s; drained in {self.drained_s:.1f} s; "
-            f"commits {commits}; "
+            f"commits {commits}; webhook {dict(self.chaos.cluster.webhook.answers)}; "
             f"ends that nobody ordered: {self.unplanned or 'none'}"
         )
 
@@ -116,4 +116,4 @@ def _unsent(cluster: Cluster) -> bool:
         uids = {alert.uid for alert in store.alerts()}
     finally:
         store.close()
-    return not uids <= set(oracle.delivered(Path(cluster.alerts_file)))
+    return not uids <= set(oracle.delivered(Path(cluster.alerts_file))) or not uids <= cluster.webhook.taken.keys()

@@ -76,7 +76,7 @@ class Ledger:
 
     def __init__(
         self, path: Path, bootstrap: str, topic: str, lines: Iterator[tuple[bytes, bytes]], rate: float, seed: int,
-        partitions: int = PARTITIONS, bad_share: float = 0.002,
+        partitions: int = PARTITIONS, bad_share: float = 0.01,
     ) -> None:  # fmt: skip
         self.path = path
         self.topic = topic

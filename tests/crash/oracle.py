@@ -181,6 +181,8 @@ def assert_alerts(cluster: Cluster, expected: Replayed, settings: Mapping[str, s
         store.close()
     assert len(outbox) == len(set(outbox)), [uid for uid, n in Counter(outbox).items() if n > 1]
     assert set(outbox) <= sent.keys()
+    assert set(outbox) <= cluster.webhook.taken.keys(), "alerts that the webhook never took"
+    assert cluster.webhook.strange == 0, "posts whose signature does not fit"
     assert {row["alert_id"] for row in called("alerts", "--json", settings=settings)} == wanted.keys()
 
 

@@ -38,6 +38,8 @@ def test_every_query_counts_exactly_once(cluster: Cluster, log: Path, capsys: py
     oracle.judge(cluster, drill.ledger)
     assert drill.ledger.sent >= 60_000
     assert drill.faults >= 15
+    assert drill.ledger.bad >= 500, "spoilt records"
+    assert cluster.webhook.answers.total() > cluster.webhook.answers["take"], "the webhook was well all the time"
     assert max(drill.chaos.lost_bytes) > 0, "no fail-over lost anything: they prove nothing"
     assert [end for end in drill.unplanned if not at_start(end)] == []
 
