@@ -7,7 +7,8 @@ Rules of this file
 * A child ends by a signal, by an exception, or by using more than `CPU_S` of processor time; the clock does not count, so that a
   machine that is paused condemns nobody. A child that says nothing for `SILENCE_S` (a lock that another thread held when it was
   forked) gives no verdict.
-* A child does no I/O but one byte a record, logs nothing and never returns to its caller. What it changes in memory is its own.
+* A child does no I/O but one byte a record, logs nothing and never returns to its caller. What it changes in memory is its own, and
+  its parent's files, ports and connections are closed in it.
 """
 
 from __future__ import annotations
@@ -77,6 +78,9 @@ def _live(order: list[int], attempt: Callable[[int], None], writing: int) -> Non
     """The child's life."""
     status = 1
     try:
+        # a port or a connection must not outlive the process because its child holds it
+        os.closerange(3, writing)
+        os.closerange(writing + 1, 1 << 16)
         resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         with contextlib.suppress(OSError):  # if memory runs out, this one first

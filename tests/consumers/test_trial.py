@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable
 
@@ -72,6 +73,16 @@ def test_a_child_that_ended_for_another_reason_condemns_nothing(tmp_path_factory
 def test_silence_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trial, "SILENCE_S", 0.2)
     assert deadly(3, lambda i: time.sleep(30) if i == 1 else None) == []
+
+
+def test_a_child_holds_nothing_of_its_parent() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as port:
+
+        def held(i: int) -> None:
+            os.fstat(port.fileno())
+
+        assert deadly(1, held) == [0]
+        os.fstat(port.fileno())
 
 
 def test_a_child_leaves_nothing_behind() -> None:

@@ -157,9 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
               f"{max(t.slowest_drain_s for t in tallies.values()):.1f} s of simulated time")  # fmt: skip
         ours = tallies.get(OURS)
         if ours:
-            print(
-                f"records quarantined because processes died there: {ours.sums['quarantined']:,} of {ours.sums['records']:,}"
-            )
+            print(f"healthy records quarantined: {ours.sums['quarantined']:,} of {ours.sums['records']:,}")
     ours = tallies.get(OURS)
     if ours and ours.bad_seeds:
         for seed, notes in ours.bad:

@@ -55,7 +55,7 @@ class Verdict:
     def bad(self) -> bool:
         return bool(
             self.lost or self.doubled or self.wrong or self.missing or self.old_rows or self.uid_twice or self.stale
-            or self.undrained or self.errors
+            or self.undrained or self.quarantined or self.errors
         )  # fmt: skip
 
 
@@ -84,6 +84,7 @@ def _profiles(world: World, cell: str, v: Verdict) -> None:
     state = world.nodes.profile_cell(cell) or ProfileCell()
     wanted = world.script.fold(cell, state.base, state.erased, _poison(state))
     v.quarantined += len(_poison(state))
+    v.notes += [f"{cell}@{offset}: a healthy record was quarantined" for offset in _poison(state)]
     shape = shape_of(scene.baseline())
     for key in wanted.profiles.keys() | state.profiles.keys():
         must, found = wanted.profiles.get(key, {}), state.profiles.get(key, ({}, 0))[0]
@@ -119,7 +120,7 @@ def _counts(counters: Mapping[str, int], erased: Mapping[str, int]) -> dict[str,
 
 
 def _poison(state: ProfileCell) -> frozenset[int]:
-    """Records that were refused because processes died there: in the dead letter, so not lost."""
+    """Records that were quarantined. No record of a script ends a process, so there is none that should be."""
     return frozenset(offset for offset, reason in state.refused.items() if reason == "poison")
 
 
