@@ -81,10 +81,7 @@ def test_without_an_estimator_or_with_too_few_queries_there_is_no_estimate() -> 
 
 def test_regression_has_no_fidelity() -> None:
     reference = reference_of("prices")
-    assert (
-        rehearse(fitted_baseline("prices").map, reference.batch, reference.traffic, np.random.default_rng(0))
-        is None
-    )
+    assert rehearse(fitted_baseline("prices").map, reference.batch, reference.traffic, np.random.default_rng(0)) is None
 
 
 def made(rng: np.random.Generator, n: int = 240) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
