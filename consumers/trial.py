@@ -14,6 +14,7 @@ Rules of this file
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import resource
@@ -26,8 +27,9 @@ from pathlib import Path
 log = logging.getLogger("querywarden.ingest")
 
 TIMES = 3
-CPU_S = 20
-SILENCE_S = 60.0
+CPU_S = 60
+"""Of all records of one child: kernels may have to be compiled in it first, which takes some 20 s where they cannot be cached."""
+SILENCE_S = 120.0
 
 Trial = Callable[[int, Callable[[int], None]], list[int]]
 """(number of records, what to do with the i-th) → indices of those that end a process"""
@@ -81,6 +83,7 @@ def _live(order: list[int], attempt: Callable[[int], None], writing: int) -> Non
         # a port or a connection must not outlive the process because its child holds it
         os.closerange(3, writing)
         os.closerange(writing + 1, 1 << 16)
+        gc.disable()  # what a collection would end (connections, tasks) is its parent's, and may wait for a lock
         resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         with contextlib.suppress(OSError):  # if memory runs out, this one first
