@@ -62,7 +62,8 @@ def run_drill(
     faults: Callable[[Chaos, Ledger], None] | None = None,
     repeat: bool = False,
 ) -> Drill:
-    """Start the workers, play `plan` (or call `faults`) while the ledger is sent, wait until all is drained, stop the workers.
+    """Start the workers, play `plan` while the ledger is sent (or call `faults`, and send until it returns), wait until all is drained,
+    stop the workers.
 
     repeat  deal the plan out again until everything is sent, instead of once
     """
@@ -73,6 +74,7 @@ def run_drill(
     wait_until(lambda: cluster.progress() > 0, 90, "the first commit")
     if faults is not None:
         faults(chaos, ledger)
+        ledger.enough.set()
     else:
         chaos.run(plan, lambda: repeat and not ledger.done, calm_s)
     ledger.join()

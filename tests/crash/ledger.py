@@ -72,6 +72,7 @@ class Ledger:
     """Sends `lines` at `rate` a second in a thread of its own.
 
     good, bad  lines sent by client; lines that were spoilt
+    enough     set: no more are sent than those under way
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class Ledger:
         self.good: Counter[str] = Counter()
         self.bad = 0
         self.failed: BaseException | None = None
+        self.enough = threading.Event()
         self._lines = lines
         self._rng = random.Random(seed)
         self._bad_share = bad_share
@@ -137,6 +139,8 @@ class Ledger:
     def _batches(self) -> Iterator[Sequence[tuple[bytes, bytes]]]:
         batch: list[tuple[bytes, bytes]] = []
         for client, line in self._lines:
+            if self.enough.is_set():
+                break
             if self._rng.random() < self._bad_share:
                 batch.append((client, spoilt(line, self._rng).replace(b"\n", b" ")))
                 self.bad += 1
