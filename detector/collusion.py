@@ -32,8 +32,10 @@ from detector.signals import FREE, fuse
 
 FEWEST, MOST = 3, 200
 COMMON_SHARE = 0.02
-"""A link that more accounts than this share of all have in common ties nobody, unless they are few (`FEW_ENOUGH`)."""
+"""A link that more accounts than this share of all have in common ties nobody, unless they are few (`FEW_ENOUGH`) or it is `STRONG`."""
 FEW_ENOUGH = 20
+STRONG = ("org:", "session:")
+"""Kinds of links that say who somebody is, not where from: they tie up to `MOST` accounts, and the null of the group's size judges."""
 SAME = 0.5
 """Two links whose accounts overlap so far (Jaccard) make one group."""
 ALIKE = 0.05
@@ -62,7 +64,7 @@ def candidates(links: Mapping[K, Sequence[str]]) -> list[Group[K]]:
     most = min(MOST, max(FEW_ENOUGH, int(COMMON_SHARE * len(links))))
     found: list[tuple[list[str], set[K]]] = []
     for link, accounts in sorted(sharing.items()):
-        if not FEWEST <= len(accounts) <= most:
+        if not FEWEST <= len(accounts) <= (MOST if link.startswith(STRONG) else most):
             continue
         own = set(accounts)
         for names, members in found:

@@ -77,6 +77,13 @@ def test_links_make_groups_and_shared_offices_do_not() -> None:
     assert group.members == ("a0", "a1", "a2", "a3", "a4")
 
 
+def test_an_organisation_may_be_larger_than_what_an_address_ties() -> None:
+    fifty = {f"a{i}": ["org:1", "ip:1"] if i < 50 else [] for i in range(300)}
+    assert [(g.links, len(g.members)) for g in candidates(fifty)] == [(("org:1",), 50)]
+    crowd = {f"a{i}": ["org:1"] for i in range(MOST + 1)}
+    assert candidates(crowd) == []
+
+
 def test_two_links_of_the_same_accounts_are_one_group_and_no_chain_forms() -> None:
     twice = candidates({f"a{i}": ["x", "y"] for i in range(6)})
     assert [g.links for g in twice] == [("x", "y")]
