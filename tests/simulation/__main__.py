@@ -83,7 +83,8 @@ def run(
     for variant in variants:
         count = VARIANTS[variant].seeds if seeds is None else seeds
         step = max(1, min(25, count // (4 * processes)))
-        tasks += [(variant, at, min(at + step, first + count), until_bad) for at in range(first, first + count, step)]
+        start = first + (VARIANTS[variant].first if seeds is None else 0)
+        tasks += [(variant, at, min(at + step, start + count), until_bad) for at in range(start, start + count, step)]
     tallies = {variant: Tally(variant) for variant in variants}
     with multiprocessing.get_context("fork").Pool(processes) as pool:
         for tally in pool.imap_unordered(_chunk, tasks):

@@ -174,12 +174,14 @@ class EraseByRevision(ModelStore):
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """store: what runs; detects: with detect processes, without, or None: as the seed says; seeds: enough to see it fail in CI."""
+    """store: what runs; detects: with detect processes, without, or None: as the seed says; seeds: enough to see it fail in CI, from
+    `first` on."""
 
     title: str
     store: Callable[[Nodes, Callable[[], float]], ModelStore]
     detects: bool | None
     seeds: int
+    first: int = 0
 
 
 OURS = "ours"
@@ -189,8 +191,8 @@ VARIANTS: dict[str, Variant] = {
     "naive-detect": Variant("naive at-least-once, ingest and detect with a lease", Naive, True, 10),
     "epoch": Variant("epoch counter only", EpochOnly, False, 60),
     "cas": Variant("offset CAS only", CasOnly, False, 200),
-    "epoch-cas-watermark": Variant("epoch counter + CAS + client watermark", EpochCasWatermark, False, 600),
-    "plain-reads": Variant("unique token + CAS, plain reads", PlainReads, False, 1500),
+    "epoch-cas-watermark": Variant("epoch counter + CAS + client watermark", EpochCasWatermark, False, 600, 100),
+    "plain-reads": Variant("unique token + CAS, plain reads", PlainReads, False, 600, 500),
     "idle-unseen": Variant("idle cells are not asked", IdleUnseen, False, 60),
     "touched-set": Variant("detect: touched set + lease + row version", TouchedSet, True, 60),
     "offset-unchecked": Variant("detect: cursor, offset of reads unchecked", OffsetUnchecked, True, 600),
