@@ -69,6 +69,10 @@ coverage: $(STAMP) ## The tests again, with branch coverage; writes htmlcov/
 	@tests/install-servers.sh
 	@$(BIN)/python -m pytest -q -m "not soak" --cov --cov-report=term --cov-report=html $(ARGS)
 
+.PHONY: simulate
+simulate: $(STAMP) ## The commit protocol in every interleaving: deterministic simulation (SEEDS=2000; ARGS="--variant controls --until-bad")
+	@PYTHONPATH=.:tests $(BIN)/python -m simulation $(if $(SEEDS),--seeds $(SEEDS)) $(ARGS)
+
 .PHONY: soak
 soak: $(STAMP) ## The tests that take minutes to hours
 	@tests/install-servers.sh
@@ -86,6 +90,10 @@ bench-gateway: $(STAMP) ## How fast gateways are answered, with Redis running an
 .PHONY: bench-detection
 bench-detection: $(STAMP) ## Ours and the literature on ten victims, about 25 minutes (SHORT=1: three victims, no file)
 	@nice -n 10 $(BIN)/python -m benchmarks.detection $(if $(SHORT),--short) $(ARGS)
+
+.PHONY: bench-budget
+bench-budget: $(STAMP) ## The 1 % and the .1 % budget with 5,000 honest clients, about 10 minutes (ARGS=--short: prints only)
+	@nice -n 10 $(BIN)/python -m benchmarks.budget $(ARGS)
 
 ## Keeping house
 

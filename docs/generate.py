@@ -289,7 +289,30 @@ def throughput_figures() -> str:
     )
 
 
+def budget_figures() -> str:
+    """Figures of benchmarks/results/budget.json: false alarms at two budgets with thousands of honest clients."""
+    found = json.loads((ROOT / "benchmarks" / "results" / "budget.json").read_text(encoding="utf-8"))
+    rows = []
+    for name, victim in found["victims"].items():
+        for budget, at in victim["budgets"].items():
+            low, high = at["interval"]
+            worst, (hits, trials) = max(at["by_kind"].items(), key=lambda k: k[1][0] / max(k[1][1], 1))
+            rows.append(
+                (
+                    code(name), f"{float(budget):.1%}", f"{victim['calibration_clients']:,}",
+                    f"{at['false_alarms']} of {victim['tested_clients']:,}", f"{at['rate']:.2%} ({low:.2%} – {high:.2%})",
+                    f"{worst} {hits} of {trials}", "{} of {}".format(*at["caught_of_visible"]),
+                    f"{at['control_false_alarms']} / {at['control_caught']}",
+                )
+            )  # fmt: skip
+    titles = (
+        "model", "budget", "calibrated on", "false alarms", "share (95 %)", "worst kind", "thefts caught", "control: false / caught",
+    )  # fmt: skip
+    return table(titles, rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
+    "budget-figures": budget_figures,
     "blocks": blocks,
     "commands": commands,
     "core-floors": lambda: floors("core-floors"),
