@@ -164,7 +164,7 @@ def copies(
     victim: Victim, result: replay.Replayed, streams: Sequence[Stream], show: Show
 ) -> dict[str, tuple[float, float]]:
     """Thief → fidelity of its copy at the first alarm (NaN if there was none) and in the end."""
-    alarm_at = {alert["client_id"]: int(alert["queries_seen"]) for alert in result.alerts}
+    alarm_at = {a["client_id"]: int(a["queries_seen"]) for a in result.alerts if a["kind"] == "client"}
     thieves = [s for s in streams if s.role == "attack"]
     out = {}
     for i, thief in enumerate(thieves, 1):
@@ -213,7 +213,7 @@ def watch(baseline: Baseline, log_path: Path, show: Show) -> replay.Replayed:
 def print_table(result: replay.Replayed, streams: Sequence[Stream], copied: Mapping[str, tuple[float, float]]) -> None:
     """The ranked table: every flagged client with what it really is, and the thieves that were missed."""
     by_name = {s.client: s for s in streams}
-    alarm_at = {alert["client_id"]: int(alert["queries_seen"]) for alert in result.alerts}
+    alarm_at = {a["client_id"]: int(a["queries_seen"]) for a in result.alerts if a["kind"] == "client"}
     wide = console.width >= 120
     table = Table(header_style="bold", box=None, pad_edge=False)
     titles = ("client", "what it really is", "queries", "alarm at\nquery", "copied\nat alarm", "copied\nin the end")
