@@ -35,6 +35,7 @@ from consumers.errors import Fenced, LogTruncated, Refused, Unavailable, WrongUs
 from consumers.log import Poll, Records
 from consumers.log.batches import RawRecord, read_bounded
 from consumers.log.joins import complete_joins
+from consumers.log.parked import check_parked, drop_parked
 
 RECONNECT_MS = {"reconnect_backoff_ms": 50, "reconnect_backoff_max_ms": 500}  # the library's 30 s outlast every outage
 POLL_SLICE_S = 0.1  # an assignment is reported at once, not when the poll times out
@@ -165,6 +166,7 @@ class KafkaLog:
             raise _translated(error) from error
         read_bounded(self._consumer)
         complete_joins(self._consumer)
+        check_parked(self._consumer)
         self._consumer.subscribe([topic], listener=_Listener(self._consumer, self._assignments))
 
     def poll(self, timeout_s: float, max_records: int) -> Poll:
@@ -191,6 +193,7 @@ class KafkaLog:
             elif (end := self._consumer.end_offsets([tp])[tp]) < offset:
                 raise LogTruncated(f"{cell}: the log ends at offset {end}, the store is at {offset}")
             self._consumer.seek(tp, offset)
+            drop_parked(self._consumer, tp)
             self._consumer.resume(tp)
         except errors.KafkaError as error:
             raise _translated(error) from error

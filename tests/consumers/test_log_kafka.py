@@ -85,6 +85,41 @@ def lines(n: int, start: int = 0) -> list[bytes]:
     return [json.dumps({"i": i}).encode() for i in range(start, start + n)]
 
 
+@pytest.mark.parametrize("dropped", [True, False], ids=["as shipped", "control"])
+def test_a_paused_partition_is_read_again_beside_a_busy_one(
+    kafka_bootstrap: str, topic: Topic, new_log: NewLog, monkeypatch: pytest.MonkeyPatch, dropped: bool
+) -> None:
+    """The library parks what it had of a paused partition and, while another one delivers, never takes it up again."""
+    if not dropped:
+        monkeypatch.setattr("consumers.log.kafka.drop_parked", lambda consumer, tp: None)
+    name = topic(partitions=2)
+    produce(kafka_bootstrap, name, lines(4000), keys=[b"%d" % i for i in range(4000)])
+    log = new_log(name)
+    reached: dict[str, int] = {}
+
+    def read(polls: int) -> None:
+        for _ in range(polls):
+            poll = log.poll(0.1, 50)
+            for cell in poll.assigned:
+                log.seek(cell, None)
+            reached.update({batch.cell: batch.next_offset for batch in poll.batches})
+
+    while not reached:
+        read(1)
+    (paused,) = reached  # its other records are in line
+    log.pause(paused)
+    read(5)
+    assert len(reached) == 2, "the other one is read meanwhile"
+    log.seek(paused, reached[paused])
+    before, ends = dict(reached), log.ends()
+    for _ in range(140):
+        if all(reached[cell] == end for cell, end in ends.items()):
+            break
+        read(1)
+    assert [cell for cell, end in ends.items() if reached[cell] < end] == ([] if dropped else [paused])
+    assert (reached[paused] > before[paused]) is dropped
+
+
 def test_two_members_share_and_hand_over(kafka_bootstrap: str, topic: Topic, new_log: NewLog) -> None:
     name = topic(partitions=4)
     produce(kafka_bootstrap, name, lines(200), keys=[b"%d" % i for i in range(200)])
