@@ -45,7 +45,15 @@ down: $(STAMP) ## Stop what `make up` started
 .PHONY: test
 test: $(STAMP) ## Every test, against real servers; starts what is missing (ARGS="-k store" for some)
 	@tests/install-servers.sh
+ifdef ARGS
 	@$(BIN)/python -m pytest -q -m "not soak" $(ARGS)
+else
+	@# two halves side by side: most tests wait for a server, and two cores are there to be used
+	@half=$$(mktemp); one=0; two=0; \
+	  $(BIN)/python -m pytest -q -m "not soak" tests/consumers tests/alerts >$$half 2>&1 & pid=$$!; \
+	  $(BIN)/python -m pytest -q -m "not soak" tests --ignore=tests/consumers --ignore=tests/alerts || one=$$?; \
+	  wait $$pid || two=$$?; cat $$half; rm -f $$half; exit $$((one + two > 0))
+endif
 
 .PHONY: lint
 lint: $(STAMP) ## Style, types, who may import whom, unused dependencies
