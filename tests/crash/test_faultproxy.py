@@ -153,6 +153,7 @@ def test_slow_close_delays_the_end_only(proxy: FaultProxy, echo: Echo) -> None:
 
 def test_down_refuses_and_comes_back_on_the_same_port(proxy: FaultProxy) -> None:
     with connected(proxy) as old:
+        assert asked(old, b"x") == b"x"  # it is through, not on its way
         proxy.set(Fault("down"))
         with pytest.raises(ConnectionResetError):
             old.recv(1)
