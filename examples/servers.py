@@ -128,6 +128,8 @@ class Server:
     def pause(self) -> None:
         assert self.process is not None
         self.process.send_signal(signal.SIGSTOP)
+        # the signal is taken some time later: until then it still answers
+        os.waitid(os.P_PID, self.process.pid, os.WSTOPPED | os.WNOWAIT)
 
     def resume(self) -> None:
         assert self.process is not None

@@ -222,7 +222,7 @@ def test_the_suite_fails_on_a_broken_sqlite_store(broken: type[EmbeddedStore], t
 
 SUSPECTED = {
     # What shows that a script of that kind is broken, so that not the whole suite runs each time.
-    "profile": ("commit", "load", "token", "claim", "writes", "position", "rewound", "touched", "fields", "erasing", "reset",
+    "profile": ("commit", "load", "token", "claim", "writes", "position", "rewound", "touched", "fields", "erasing", "erased", "reset",
                 "attempts", "dead", "more_than", "exported_as", "counters", "cut_a_commit", "rejected"),
     "decision": ("record", "lease", "decision", "row", "rank", "restriction", "changes", "exported_as", "claim", "rejected"),
     "operate": ("operat", "expired"),

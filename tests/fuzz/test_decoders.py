@@ -200,7 +200,9 @@ def test_damaged_state_is_refused_or_begun_anew_never_a_crash(seed: int, executi
     fresh.add(list(decoded.clients), decoded, baseline.map.measure(decoded, SECRETS.sampling_key))
     shape = Shape.of(baseline.map, len(baseline.table.need))
     profile = fresh.spans(decoded.clients[0])[0].to_bytes()
-    alert = packed_alert({"alert_id": "x", "update": 0, "client_id": "a", "tenant": "t"}, 5, SECRETS).body
+    alert = packed_alert(
+        {"alert_id": "x", "update": 0, "kind": "client", "client_id": "a", "tenant": "t"}, 5, SECRETS
+    ).body
     window = b"\x01\x00\x02\x00" + bytes(4) + bytes(8) + b"h" * 16 + bytes(8)
 
     def windows(bad: bytes) -> None:

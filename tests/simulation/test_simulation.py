@@ -6,14 +6,18 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from simulation.variants import OURS, VARIANTS
+
+from detector.features import FeatureMap
 
 ROOT = Path(__file__).resolve().parents[2]
 ZERO = ("lost", "doubled", "wrong", "missing", "old_rows", "uid_twice", "stale", "undrained", "quarantined", "errors")
@@ -52,6 +56,20 @@ def test_weaker_protocols_are_caught(variant: str, found: dict[str, Any]) -> Non
     assert found[variant]["bad_seeds"] > 0, f"{found[variant]['seeds']} seeds saw nothing wrong in: {variant}"
 
 
+@pytest.fixture
+def undone() -> Iterator[None]:
+    """What a simulation in this process changes (shortcuts of the feature map, silence) ends with the test."""
+    from simulation.__main__ import prepare
+
+    kept = {name: FeatureMap.__dict__[name] for name in ("measure", "map_id", "code_dtype")}
+    yield
+    for name, value in kept.items():
+        setattr(FeatureMap, name, value)
+    logging.disable(logging.NOTSET)
+    prepare.cache_clear()
+
+
+@pytest.mark.usefixtures("undone")
 def test_one_seed(pytestconfig: pytest.Config, capsys: pytest.CaptureFixture[str]) -> None:
     """The seed of ``--dst-seed``, else any: the same seed is the same run."""
     from simulation.__main__ import explain
