@@ -70,15 +70,7 @@ class _Glance(msgspec.Struct):
     links: list[str] = []
 
 
-class _Told(msgspec.Struct):
-    """The little of an alert that says whose it is."""
-
-    kind: str = ""
-    tenant: str = ""
-
-
 _glance = msgspec.msgpack.Decoder(_Glance)
-_told = msgspec.json.Decoder(_Told)
 
 
 class Holding(Protocol):
@@ -316,18 +308,6 @@ class Search:
     most_groups: int = MOST_GROUPS
     most_members: int = MOST_MEMBERS
     assessed: dict[ClientKey, tuple[tuple[ClientKey, ...], int]] = field(default_factory=dict)
-
-    def tenants(self) -> set[str]:
-        """Tenants that campaigns were told of: theirs may come to an end though nobody asks anything any more."""
-        found = set()
-        for alert in self.store.alerts():
-            try:
-                told = _told.decode(alert.body)
-            except (msgspec.DecodeError, ValueError):
-                continue
-            if told.kind == "campaign":
-                found.add(told.tenant)
-        return found
 
     def run(
         self, tenant: str, held: MutableMapping[int, H], now_s: int | None, process: str, lease_ms: int

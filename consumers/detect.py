@@ -293,6 +293,7 @@ class Runner:
     now_s      wall clock, for what decisions say; None: each client's own time (replay). clock: monotonic, for everything else
     balanced   share the cells with the other detectors that live; a run that ends when idle takes what is free instead
     overrides  what people said; None: nobody is asked
+    tenants    where campaigns are looked for: the service's own, and whose clients turn up
     """
 
     store: Store
@@ -311,6 +312,7 @@ class Runner:
     ready: bool = False
     balanced: bool = True
     overrides: Overrides | None = field(default_factory=Overrides)
+    tenants: set[str] = field(default_factory=set)
     alarms: Alarms = field(init=False)
     deliveries: Deliveries = field(init=False)
     search: Search = field(init=False)
@@ -318,8 +320,6 @@ class Runner:
     _attended_s: float = -math.inf
     _lapsed_s: float = -math.inf
     _searched_s: float = -math.inf
-    _tenants: set[str] = field(default_factory=set)
-    _began: bool = False
     _until: dict[ClientKey, int] = field(default_factory=dict)
     _share: int = DECISION_CELLS
     _leases: dict[int, tuple[int, int]] = field(default_factory=dict)
@@ -360,12 +360,9 @@ class Runner:
         return assessed
 
     def look_for_campaigns(self) -> None:
-        """One pass over all rows, for the tenants whose clients were touched, or of whom a campaign was told."""
-        if not self._began:
-            self._tenants |= self.search.tenants()
-            self._began = True
+        """One pass over all rows of our tenants: another process, or we before a restart, may have assessed the clients."""
         self._searched_s = self.clock()
-        for tenant in sorted(self._tenants):
+        for tenant in sorted(self.tenants):
             for outcome in self.search.run(tenant, self.held, self.now_s(), self.process, self.lease_ms):
                 self.on_outcome(outcome)
 
@@ -449,7 +446,7 @@ class Runner:
         over: Sequence[ClientKey] = (),
     ) -> int:
         held = self.held[cell]
-        self._tenants.update(key.tenant for _, keys in pending.values() for key in keys)
+        self.tenants.update(key.tenant for _, keys in pending.values() for key in keys)
         said = [] if self.overrides is None else self.overrides.verdicts.due(cell, held.told, self.now_s() or 0)
         judged = [one.client for one in said]
         clients = list(dict.fromkeys([*(k for _, keys in pending.values() for k in keys), *over, *judged]))

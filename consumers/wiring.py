@@ -263,7 +263,9 @@ def run_detect(
     stack.callback(rounds.stop)
     rounds.start()
     limits = Limits(settings.breaker.most, settings.breaker.share, settings.breaker.least)
-    runner = detecting.Runner(store, judging, sinks, metrics, overrides=Overrides(Breaker(limits)))
+    runner = detecting.Runner(
+        store, judging, sinks, metrics, overrides=Overrides(Breaker(limits)), tenants={settings.tenant}
+    )
     if serve:
         _serve_metrics(settings, runner.metrics, lambda: runner.ready, stack)
     beat(stack, store, "detect", lambda: (None, runner.alarms, runner.deliveries.couriers))

@@ -86,7 +86,9 @@ class World:
             log.close()
 
     def detector(self, **more: Any) -> Runner:
-        return Runner(self.store, self.judging, now_s=lambda: self.now_s, balanced=False, overrides=None, **more)
+        return Runner(
+            self.store, self.judging, now_s=lambda: self.now_s, balanced=False, overrides=None, tenants={TENANT}, **more
+        )
 
     def judge(self, one: Runner | None = None) -> Runner:
         """Assess what was touched, then one pass; the cells are given back."""
@@ -139,6 +141,17 @@ def test_one_alert_names_exactly_the_accounts_of_the_theft(world: World, lines: 
     assert len(alert["witnesses"]) == 5
     assert set(alert["witnesses"]) <= {f"shell-{i}" for i in range(160)}
     assert [row.state for row in world.rows.values() if row.client_id.startswith("honest")] == ["clear"] * 24
+
+
+def test_a_detector_that_has_nothing_to_assess_finds_what_another_one_left(world: World, lines: list[bytes]) -> None:
+    world.read(lines)
+    first = world.detector()
+    while first.turn():
+        pass
+    first.release()
+    assert world.campaigns == []
+    detect.run(world.detector(sleep=lambda s: None), lambda: False, until_idle=True)
+    assert [row.members for row in world.campaigns] == [THIEVES]
 
 
 def test_what_is_stored_names_nobody(world: World, lines: list[bytes]) -> None:
@@ -265,7 +278,6 @@ def test_a_campaign_that_nothing_holds_together_any_more_is_closed(world: World,
     for v in range(DECISION_CELLS):
         world.store.erase_decisions(v, [key for key in gone if decision_cell(key) == v], [])
     one = world.detector()
-    one._tenants.add(TENANT)
     world.now_s += TTL_S["throttle"] + 1
     for cell in world.store.cells():
         world.store.erase(cell, gone)
@@ -401,7 +413,6 @@ def test_erasing_a_member_forgets_the_campaign_that_names_it(world: World, secre
     assert world.campaigns == []
     assert world.alerts == []
     one = world.detector()
-    one._tenants.add(TENANT)
     world.judge(one)
     (campaign,), (alert,) = world.campaigns, world.alerts
     assert gone not in campaign.members
