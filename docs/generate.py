@@ -256,8 +256,7 @@ def gateway_figures() -> str:
     return table(titles, rows) + (
         f"\n{where['cpu']}, {where['cores']} cores, the server on one of them, Redis and who asks on another; "
         f"{where['connections']} connections; offered {found['scenarios'][0]['offered_per_s']:,} a second; Python {where['python']}; "
-        f"scheduling {where['scheduling']}; load average before {load}. Other work ran on the machine: real-time scheduling kept it off "
-        "these cores, all but the 50 ms a second that the kernel reserves for it, which the end-to-end p99 shows.\n"
+        f"scheduling {where['scheduling']}; load average before {load}.\n"
     )
 
 
