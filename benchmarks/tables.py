@@ -23,6 +23,7 @@ from detector.evaluation import Rate, median_or_none
 
 RESULTS = Path(__file__).parent / "results" / "detection.json"
 OURS, CONTROL = "QueryWarden", "control"
+SPOILT, TRUSTING = "QueryWarden, 5 % thieves in calibration", "… without the bound of influence"
 BLIND = 0.2
 """A cell is called unseen when the best method catches less than this share."""
 Results = dict[str, Any]
@@ -39,7 +40,7 @@ def read(path: Path = RESULTS) -> Results:
 def methods(results: Results) -> list[str]:
     """Ours first, the control last."""
     names = dict.fromkeys(m for v in results["victims"].values() for m in v["methods"])
-    return [OURS, *(n for n in names if n not in (OURS, CONTROL)), CONTROL]
+    return [OURS, *(n for n in names if n not in (OURS, CONTROL, SPOILT, TRUSTING)), CONTROL]
 
 
 def victims(results: Results) -> list[str]:
@@ -281,8 +282,57 @@ def leaks(results: Results) -> str:
     return table(("boosted trees on", "AUROC", "plain thefts caught at 1 % false alarms"), rows)
 
 
+def contamination(results: Results) -> str:
+    """Ours with a clean calibration, and with thieves among the clients that were presumed honest."""
+    rows = []
+    for method in (OURS, SPOILT, TRUSTING):
+        rates = (percent(honest(results, method, "equal", seen=seen)) for seen in (None, True))
+        rows.append((method, *rates, *(share(mean_caught(results, method, "equal", v)) for v in variants(results))))
+    return table(("calibration", "false alarms", "of known kinds", *variants(results)), rows)
+
+
+def without_say(results: Results) -> tuple[int, int, int]:
+    """Over all contaminated calibrations: thieves left out, honest clients left out, thieves there were."""
+    cells = np.array([row for found in results["victims"].values() for row in found["left_out"]])
+    thieves, harmless, there = cells.sum(axis=0).tolist()
+    return thieves, harmless, there
+
+
+def split(results: Results) -> str:
+    """Thefts split over accounts that share a link: caught as one campaign, and by one account alone."""
+    chosen = results["plan"]["split_thefts"]
+    rows = []
+    for family in [f for f in families(results) if f in ATTACKS and visible(f)]:
+        cells = []
+        for variant in chosen:
+            counts = np.zeros(3, np.int64)
+            for found in results["victims"].values():
+                for one in found["campaigns"]:
+                    counts += one["thefts"].get(family, {}).get(variant, [0, 0, 0])
+            cells += [share(counts[k] / counts[2]) if counts[2] else "–" for k in (0, 1)]
+        rows.append((f"`{family}`", share(caught(results, OURS, "equal", family, "plain").share), *cells))
+    titles = [t for v in chosen for t in (f"{v}, linked", "one account alone")]
+    return table(("family", "plain, one account", *titles), rows)
+
+
+def accused_groups(results: Results) -> str:
+    """Groups of honest clients that would be taken for a campaign if they shared a link."""
+    total: dict[str, Rate] = {}
+    for found in results["victims"].values():
+        for one in found["campaigns"]:
+            for name, (flagged, groups) in one["honest"].items():
+                total[name] = total.get(name, Rate(0.0, 0.0)) + Rate(flagged, groups)
+    rows = [(f"{name.split()[0]}, {_MADE_UP[name.split()[1]]}", percent(rate)) for name, rate in total.items()]
+    return table(("honest accounts of one link", "taken for a campaign"), rows)
+
+
+_MADE_UP = {"mixed": "of any kinds", "alike": "all of one kind"}
+
 TABLES: dict[str, Callable[[Results], str]] = {
+    "bench-accused": accused_groups,
     "bench-alarm": at_alarm,
+    "bench-contamination": contamination,
+    "bench-split": split,
     "bench-families": by_family,
     "bench-kinds": kinds,
     "bench-leak": leaks,
@@ -296,6 +346,9 @@ TABLES: dict[str, Callable[[Results], str]] = {
 
 def summary(results: Results) -> str:
     """For the terminal: the tables in plain text."""
-    wanted = ("bench-overview", "bench-families", "bench-victims", "bench-kinds", "bench-alarm", "bench-leak")
+    wanted = (
+        "bench-overview", "bench-contamination", "bench-families", "bench-victims", "bench-kinds", "bench-alarm", "bench-split",
+        "bench-accused", "bench-leak",
+    )  # fmt: skip
     parts = [f"{name.removeprefix('bench-')}\n{TABLES[name](results)}" for name in wanted]
     return "\n".join(parts) + f"\n{results['seconds']} s"

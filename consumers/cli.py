@@ -121,6 +121,12 @@ def fit(
     exposure: Annotated[
         bool, typer.Option(help="Rehearse thefts, to be able to say how much a client could have copied.")
     ] = True,
+    trust_traffic: Annotated[
+        bool,
+        typer.Option(
+            "--trust-traffic", help="Calibrate on every client of the traffic, even far beyond what honest tools do."
+        ),
+    ] = False,
 ) -> None:
     """Fit a baseline: what honest use of one model looks like."""
     from consumers import fit as fitting
@@ -138,6 +144,7 @@ def fit(
             excluded=fitting.read_excluded(exclude) if exclude else frozenset(),
             seed=seed,
             exposure=exposure,
+            trust_traffic=trust_traffic,
             progress=say,
         )
         say("writing")

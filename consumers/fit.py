@@ -22,7 +22,7 @@ from consumers.errors import Refused, WrongUse
 from consumers.log import QueryLog, Records
 from consumers.log.formats import InputReader, NativeFormat, RawReference, read_reference, reference_batch, stack
 from detector.baseline import Baseline
-from detector.domain import Domain, Scene
+from detector.domain import Domain, Scene, strangers
 from detector.errors import DetectorError
 from detector.features import Column, Schema, infer_grain
 from detector.honest import BENIGN
@@ -35,6 +35,13 @@ CAP_A_CLIENT = 200
 """Rows that one client may give to a reference that is derived from traffic."""
 
 SIMULATED_CLIENTS = 400
+REHEARSED_KINDS = (
+    "regular", "batch_scorer", "entity_stream", "what_if", "shifted", "qa_edge", "explainer", "robustness", "misrouted",
+)  # fmt: skip
+"""Honest clients that bound what a client of the traffic may say about honest use (docs/decisions/0012)."""
+TOOLS = ("what_if", "qa_edge", "explainer", "robustness")
+"""Those that turn inputs feature by feature; nobody does that to the numbers of an embedding."""
+REHEARSED_A_KIND = 12
 
 
 _PersonaName = Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9._-]{1,40}$")]
@@ -161,6 +168,7 @@ def fit(
     excluded: frozenset[str] = frozenset(),
     seed: int = 0,
     exposure: bool = True,
+    trust_traffic: bool = False,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Fitted:
     """Fit a baseline for one model. Raises Refused with one clear line.
@@ -170,6 +178,7 @@ def fit(
     personas   client → the use that its owner declared
     excluded   clients of the traffic that are not presumed honest
     exposure   also rehearse thefts, so that the service can say how much a client could have copied (some 10 s)
+    trust_traffic  every client of the traffic has a say, however far beyond what honest tools reach in rehearsal
     """
     said: list[str] = []
     rng = np.random.default_rng(seed)
@@ -202,9 +211,10 @@ def fit(
         honest = simulated(batch, schema, rng)
     progress("learning what real inputs look like, calibrating on honest clients")
     try:
-        baseline = Baseline.fit(
-            model_id, schema, batch, honest, real_clients=traffic is not None, rng=rng, personas=personas
-        )
+        baseline, lives = Baseline.fit_to(
+            model_id, schema, batch, honest, real_clients=traffic is not None, rng=rng, personas=personas,
+            rehearsed=rehearsal(batch, schema, seed) if traffic is not None and not trust_traffic else None,
+        )  # fmt: skip
     except DetectorError as error:
         raise Refused(str(error)) from error
     if exposure:
@@ -215,8 +225,7 @@ def fit(
         baseline = dataclasses.replace(baseline, estimator=estimator)
     review: tuple[Outlier, ...] = ()
     if traffic is not None:
-        others = [honest.clients[i] for i in np.unique(honest.who) if not (personas or {}).get(honest.clients[i])]
-        review = outliers(others, baseline.nulls.lives)
+        review = outliers(lives.clients, lives.masses, lives.left_out)
     return Fitted(baseline, [*said, *baseline.notes], review)
 
 
@@ -231,14 +240,24 @@ def _presumed_honest(traffic: QueryBatch, excluded: frozenset[str], said: list[s
 
 
 def simulated(reference: QueryBatch, schema: Schema, rng: np.random.Generator) -> QueryBatch:
-    """Honest clients of several kinds drawn from the reference, answered as the nearest reference row was."""
+    """Honest clients of all kinds: they stand in for traffic."""
+    kinds = [kind for kind in BENIGN if kind != "misrouted"]  # nothing foreign is at hand
+    return _played(reference, schema, population(SIMULATED_CLIENTS, rng, kinds), rng)
+
+
+def rehearsal(reference: QueryBatch, schema: Schema, seed: int) -> QueryBatch:
+    """Honest tools: how far do they get? With a generator of its own, so that the map does not depend on it."""
+    kinds = [k for k in REHEARSED_KINDS if schema.input_form != "embedding" or k not in TOOLS]
+    return _played(reference, schema, kinds * REHEARSED_A_KIND, np.random.default_rng([seed, REHEARSED_A_KIND]))
+
+
+def _played(reference: QueryBatch, schema: Schema, kinds: Sequence[str], rng: np.random.Generator) -> QueryBatch:
+    """A simulated honest client for each kind, drawn from the reference and answered as the nearest reference row was."""
     coded = np.array([c.kind == "categorical" for c in schema.columns])
     domain = Domain.of(reference.inputs, coded if coded.any() else None)
     classes = np.maximum(reference.labels, 0).astype(np.int64)
-    scene = Scene(domain, reference.inputs, classes, reference.inputs, reference.inputs)
-    kinds = [kind for kind in BENIGN if kind != "misrouted"]  # nothing foreign is at hand
-    names = population(SIMULATED_CLIENTS, rng, kinds)
-    streams = [honest_stream(kind, scene, child) for kind, child in zip(names, rng.spawn(len(names)), strict=True)]
+    scene = Scene(domain, reference.inputs, classes, reference.inputs, strangers(domain, reference.inputs, rng))
+    streams = [honest_stream(kind, scene, child) for kind, child in zip(kinds, rng.spawn(len(kinds)), strict=True)]
     log = interleave(streams)
     inputs = log.inputs
     scale = np.maximum(reference.inputs.std(0), 1e-9)

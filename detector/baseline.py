@@ -20,21 +20,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detector.calibration import Nulls, Persona, Tail, scale_of
+from detector.calibration import PLAUSIBLE, UNREHEARSED, Nulls, Persona, Tail, implausible, scale_of
 from detector.discriminators import Trees
 from detector.errors import CorruptBaseline, UnfittedModel
 from detector.extraction import NAMES, Estimator
 from detector.features import ARRAYS, CELLS, DISTANCE_BINS, MEASURES, Column, FeatureMap, Schema
 from detector.fold import Masses
+from detector.profile import Profile
 from detector.profiles import Profiles
 from detector.query import QueryBatch
-from detector.signals import FREE, FUSED, SIGNALS, TABLE_VERSION, Statistics, fuse, masses, measure
+from detector.signals import BY_MARGIN, FREE, FUSED, SIGNALS, TABLE_VERSION, Statistics, fuse, masses, measure
 
 MAGIC = b"QWBL"
-FORMAT = 2
+FORMAT = 3
 _FRONT = struct.Struct("<4sHI")
 _TREE_ARRAYS = ("roots", "feature", "threshold", "left", "right", "value")
-_NULL_ARRAYS = ("lives", "scale", "ordered", "free")
+_NULL_ARRAYS = ("lives", "scale", "ordered", "free", "reach")
 _ESTIMATOR_ARRAYS = ("weights", "errors", "sizes", "usual")
 _TYPES = ("<f8", "<f4", "<i8", "<i4", "<i2")
 _OF_TYPE = {"start": "<i8", "levels_of": "<i8", "code_category": "<i8", "neighbours": "<f4", "cell_of": "<i2"}
@@ -48,6 +49,15 @@ HONEST_ODD_SHARE = 0.01
 MIN_CLIENTS = 20
 MIN_PERSONA_CLIENTS = 5
 MS_A_DAY = 86_400_000
+
+
+@dataclass(frozen=True, slots=True)
+class Lives:
+    """What a fit made of the clients without a persona: their ids (g), lifetime masses (g, s), who has no say in the nulls (g,)."""
+
+    clients: tuple[str, ...]
+    masses: NDArray[np.float64]
+    left_out: NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -113,26 +123,53 @@ class Baseline:
         real_clients: bool,
         rng: np.random.Generator,
         personas: Mapping[str, str] | None = None,
+        rehearsed: QueryBatch | None = None,
     ) -> Baseline:
-        """Fit map and nulls.
+        """Fit map and nulls; see `fit_to`, which also says what was made of each client."""
+        return cls.fit_to(
+            model_id, schema, reference, traffic, real_clients=real_clients, rng=rng, personas=personas,
+            rehearsed=rehearsed,
+        )[0]  # fmt: skip
+
+    @classmethod
+    def fit_to(
+        cls,
+        model_id: str,
+        schema: Schema,
+        reference: QueryBatch,
+        traffic: QueryBatch,
+        *,
+        real_clients: bool,
+        rng: np.random.Generator,
+        personas: Mapping[str, str] | None = None,
+        rehearsed: QueryBatch | None = None,
+    ) -> tuple[Baseline, Lives]:
+        """Fit map and nulls; the second result says what was made of each client.
 
         reference     honest inputs with the model's answers; clients and times don't matter
         traffic       queries of presumably honest clients; the unit of calibration is the client
         real_clients  False when `traffic` was simulated: the nulls are then marked uncalibrated
         personas      client of the traffic → the use that its owner declared; it gets a null of its own
+        rehearsed     queries of simulated honest tools, which bound the influence of each client; None: no bound
         """
         declared = [(personas or {}).get(client, "") for client in traffic.clients]
         seen = np.unique(traffic.who)
         clients = enough_clients([declared[i] for i in seen], "in the traffic")
         feature_map = FeatureMap.fit(schema, reference.inputs, reference.labels, reference.probabilities, rng)
         _settle_levels(feature_map, traffic)
-        nulls = _calibrate(feature_map, traffic, declared, real_clients)
+        reach = UNREHEARSED if rehearsed is None else _reach(feature_map, rehearsed)
+        nulls, lives = _calibrate(feature_map, traffic, declared, real_clients, reach)
         notes = [
             f"calibrated on {clients} real clients"
             if real_clients
             else f"UNCALIBRATED: no honest traffic was given; {clients} simulated clients stand in, and nothing is blocked on them"
         ]
         notes += limits_of(nulls)
+        if lives.left_out.any():
+            notes.append(
+                f"left out of the calibration: {int(lives.left_out.sum())} clients, beyond {PLAUSIBLE:g} times what honest tools reach "
+                "in rehearsal; they may be thieves"
+            )
         facts = {
             "reference_rows": float(len(reference)),
             "traffic_clients": float(clients),
@@ -140,7 +177,7 @@ class Baseline:
             "honest_days": nulls.days,
             "honest_distinct": nulls.distinct,
         }
-        return cls(model_id, feature_map, nulls, tuple(notes), facts)
+        return cls(model_id, feature_map, nulls, tuple(notes), facts), lives
 
     # ------------------------------------------------------------------ bytes
 
@@ -359,8 +396,14 @@ def _check_nulls(nulls: Nulls) -> None:
                     (not np.isfinite(array).all() or bool(np.any(array < 0)), f"persona {persona.name!r}: no mass"),
                 )
             )
+    reach = nulls.reach
     _refuse(
         (
+            (
+                reach.shape not in ((0,), (s,)) or reach.dtype != "<f8",
+                f"nulls: reach has shape {reach.shape}, not {(s,)}",
+            ),
+            (not bool(np.all(reach > 0)), "nulls: a reach that is not positive"),
             (bool(np.any(nulls.scale <= 0)), "nulls: a scale that is not positive"),
             (not 0 <= nulls.distinct < np.inf or not 0 <= nulls.days < np.inf, "nulls: lives without a length"),
         )
@@ -404,39 +447,77 @@ def _settle_levels(feature_map: FeatureMap, traffic: QueryBatch) -> None:
         feature_map.raise_levels(only, 1 / count[traffic.who[rows]], HONEST_ODD_SHARE)
 
 
-def _calibrate(feature_map: FeatureMap, traffic: QueryBatch, declared: Sequence[str], real_clients: bool) -> Nulls:
-    """Lifetime maxima of honest clients, by the very fold that the service uses."""
+def _statistics(feature_map: FeatureMap, queries: QueryBatch) -> list[tuple[str, Profile, Statistics]]:
+    """Every client with a query: id, profile, statistics by the very fold that the service uses."""
     table = masses()
     profiles = Profiles(feature_map, table, "0" * 16, half_horizon_ms=2**62)
-    keys: list[object] = list(traffic.clients)
-    for rows in np.array_split(np.arange(len(traffic)), max(1, len(traffic) // 4096)):
-        part = traffic.take(rows)
+    keys: list[object] = list(queries.clients)
+    for rows in np.array_split(np.arange(len(queries)), max(1, len(queries) // 4096)):
+        part = queries.take(rows)
         profiles.add(keys, part, feature_map.measure(part, PUBLIC_KEY))
-    honest = [(p, name) for p, name in zip(map(profiles.profile, keys), declared, strict=True) if p.queries]
-    return nulls_of(
-        [measure(p, table) for p, _ in honest],
-        [name for _, name in honest],
-        distinct=max(p.distinct for p, _ in honest),
-        days=max(p.last_ms - p.first_ms for p, _ in honest) / MS_A_DAY,
+    known = zip(queries.clients, map(profiles.profile, keys), strict=True)
+    return [(client, p, measure(p, table)) for client, p in known if p.queries]
+
+
+def _reach(feature_map: FeatureMap, rehearsed: QueryBatch) -> NDArray[np.float64]:
+    """(s,) most that a rehearsed client has of each signal, never below the signal's floor.
+
+    inf for signals that are about the answer's margin: those of a rehearsal are borrowed from the nearest reference row.
+    """
+    most = np.max([s.lifetime for _, _, s in _statistics(feature_map, rehearsed)], axis=0, initial=0.0)
+    judged = np.array([s.name not in BY_MARGIN for s in SIGNALS])
+    return np.where(judged & FUSED, np.maximum(most, [s.floor for s in SIGNALS]), np.inf)
+
+
+def _calibrate(
+    feature_map: FeatureMap,
+    traffic: QueryBatch,
+    declared: Sequence[str],
+    real_clients: bool,
+    reach: NDArray[np.float64] = UNREHEARSED,
+) -> tuple[Nulls, Lives]:
+    """Lifetime maxima of honest clients; declared: persona of each client of the traffic, "" for none."""
+    persona = dict(zip(traffic.clients, declared, strict=True))
+    honest = _statistics(feature_map, traffic)
+    nulls, left_out = nulls_of(
+        [s for _, _, s in honest],
+        [persona[client] for client, _, _ in honest],
+        distinct=max(p.distinct for _, p, _ in honest),
+        days=max(p.last_ms - p.first_ms for _, p, _ in honest) / MS_A_DAY,
         calibrated=real_clients,
+        reach=reach,
     )
+    others = [(client, s.lifetime) for client, _, s in honest if not persona[client]]
+    return nulls, Lives(tuple(c for c, _ in others), np.array([life for _, life in others]), left_out)
 
 
 def nulls_of(
-    lives: Sequence[Statistics], declared: Sequence[str], *, distinct: float, days: float, calibrated: bool
-) -> Nulls:
-    """Nulls of honest lives, one a client; declared: each client's persona, "" for none. At least one has none."""
+    lives: Sequence[Statistics],
+    declared: Sequence[str],
+    *,
+    distinct: float,
+    days: float,
+    calibrated: bool,
+    reach: NDArray[np.float64],
+) -> tuple[Nulls, NDArray[np.bool_]]:
+    """Nulls of honest lives, one a client, and which clients without a persona have no say in them.
+
+    declared  each client's persona, "" for none; at least one has none
+    reach     (s,) of honest tools in rehearsal, (0,) where there was none
+    """
     maxima = np.array([s.lifetime for s in lives])
     ends = np.array([s.value for s in lives])
     persona = np.array(declared)
     others = persona == ""
-    scale = scale_of(maxima[others], np.array([s.floor for s in SIGNALS]))
+    left_out = implausible(maxima[others], reach)
+    kept = np.flatnonzero(others)[~left_out]
+    scale = scale_of(maxima[kept], np.array([s.floor for s in SIGNALS]))
     ordered, free = fuse(maxima, scale, FUSED), fuse(ends, scale, FREE)
-    return Nulls(
-        lives=maxima[others].astype(np.float32),
+    nulls = Nulls(
+        lives=maxima[kept].astype(np.float32),
         scale=scale,
-        ordered=np.sort(ordered[others]),
-        free=np.sort(free[others]),
+        ordered=np.sort(ordered[kept]),
+        free=np.sort(free[kept]),
         distinct=distinct,
         days=days,
         calibrated=calibrated,
@@ -444,4 +525,6 @@ def nulls_of(
             Persona(str(name), np.sort(ordered[persona == name]), np.sort(free[persona == name]))
             for name in np.unique(persona[~others])
         ),
+        reach=reach,
     )
+    return nulls, left_out

@@ -9,12 +9,14 @@ contributes one number a signal, the maximum over its life, and the fused score 
   shrunk towards a pooled prior, because 150 clients say little about a tail.
 * The sorted maxima are kept, not a threshold: the budget is chosen by whoever reads the score.
 * A null that was not calibrated on real clients says so, and nothing is ever blocked on it.
+* Influence is bounded: who is beyond `PLAUSIBLE` times what honest tools reach in rehearsal has no say, for he may be a thief. A
+  rehearsal that finds more than `MOST_LEFT_OUT` of the clients implausible does not know this fleet, and nobody is left out.
 """
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +26,10 @@ TAIL_SHARE = 0.1
 TAIL_INDEX_PRIOR = 2.0
 TAIL_PRIOR_WEIGHT = 10.0
 SMALLEST_TAIL = 0.05
+UNREHEARSED: NDArray[np.float64] = np.empty(0)
+"""A reach that bounds nobody."""
+PLAUSIBLE = 2.5
+MOST_LEFT_OUT = 0.1
 MIN_CLIENTS_A_BUDGET = 1.0
 """Honest clients expected above the level, below which a budget is called too small for the calibration."""
 
@@ -50,6 +56,7 @@ class Nulls:
     distinct  most distinct queries of an honest client; days: longest honest life
     calibrated  on real clients, not on simulated ones
     personas  declared uses; their clients are in none of the above
+    reach     (s,) most mass of each signal that honest tools reach in rehearsal, inf where that says nothing; (0,): not rehearsed
     """
 
     lives: NDArray[np.float32]
@@ -60,6 +67,7 @@ class Nulls:
     days: float
     calibrated: bool
     personas: tuple[Persona, ...] = ()
+    reach: NDArray[np.float64] = field(default_factory=lambda: UNREHEARSED)
 
     @property
     def clients(self) -> int:
@@ -89,6 +97,14 @@ def scale_of(lives: NDArray[np.float64], floor: NDArray[np.float64]) -> NDArray[
     top = np.sort(lives, axis=0)[-TOP_LIVES:]
     scale: NDArray[np.float64] = np.maximum(top.mean(0), floor)
     return scale
+
+
+def implausible(lives: NDArray[np.float64], reach: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Whose lifetime masses are beyond `PLAUSIBLE` times the reach of honest tools: lives (g, s), reach (s,) or (0,) → (g,)."""
+    if not len(reach):
+        return np.zeros(len(lives), np.bool_)
+    beyond = np.asarray((lives > PLAUSIBLE * reach).any(axis=1))
+    return beyond if beyond.sum() <= MOST_LEFT_OUT * len(lives) else np.zeros(len(lives), np.bool_)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,8 @@ Rules of this file
 * The map stays, so profiles go on. Levels are part of the map and stay too: they are those of the fit.
 * Marks are taken as the service kept them, under the nulls that were in force. Those of other nulls began at another time and are left
   out. Masses of clients beyond the old nulls' `distinct` were damped by it, so the new nulls keep it as their bound.
-* A client far beyond the others is named for a human to look at, never dropped by itself: rare is not yet dishonest.
+* A client far beyond the others is named for a human to look at. Rare is not yet dishonest: only beyond all that honest tools reach in
+  rehearsal a client has no say (calibration.py).
 """
 
 from __future__ import annotations
@@ -40,12 +41,13 @@ class Life:
 
 @dataclass(frozen=True, slots=True)
 class Outlier:
-    """A client far beyond the others. mass: of the signal; times: in units of what nine clients in ten stay below."""
+    """A client far beyond the others. mass: of the signal; times: of what nine clients in ten stay below; left_out: has no say."""
 
     client: str
     signal: str
     mass: float
     times: float
+    left_out: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +72,13 @@ class _Measured:
     statistics: Statistics
 
 
-def outliers(clients: Sequence[str], lives: NDArray[np.floating]) -> tuple[Outlier, ...]:
-    """Clients whose fused score is beyond `FAR_BEYOND` of its usual scale, farthest first.
+def outliers(
+    clients: Sequence[str], lives: NDArray[np.floating], left_out: NDArray[np.bool_] | None = None
+) -> tuple[Outlier, ...]:
+    """Clients whose fused score is beyond `FAR_BEYOND` of its usual scale, or who have no say in the nulls, farthest first.
 
-    clients (g,) ids; lives (g, s) lifetime maxima. The usual scale of a signal is the 90 % quantile over clients, never below the
-    signal's floor, so that those who are listed don't stretch the scale that they are measured by.
+    clients (g,) ids; lives (g, s) lifetime maxima; left_out (g,). The usual scale of a signal is the 90 % quantile over
+    clients, never below the signal's floor, so that those who are listed don't stretch the scale that they are measured by.
     """
     if not len(clients):
         return ()
@@ -82,10 +86,11 @@ def outliers(clients: Sequence[str], lives: NDArray[np.floating]) -> tuple[Outli
     usual = np.maximum(np.quantile(lives, USUAL_SHARE, axis=0), floor)
     times = np.where(FUSED, lives / usual, 0.0)
     strongest = times.argmax(axis=1)
+    left_out = np.zeros(len(clients), np.bool_) if left_out is None else left_out
     found = [
-        Outlier(client, SIGNALS[i].name, float(life[i]), float(row[i]))
-        for client, i, life, row in zip(clients, strongest.tolist(), lives, times, strict=True)
-        if row[i] > FAR_BEYOND
+        Outlier(client, SIGNALS[i].name, float(life[i]), float(row[i]), out)
+        for client, i, life, row, out in zip(clients, strongest.tolist(), lives, times, left_out.tolist(), strict=True)
+        if row[i] > FAR_BEYOND or out
     ]
     return tuple(sorted(found, key=lambda o: (-o.times, o.client)))
 
@@ -130,15 +135,18 @@ def recalibrate(
             "observe longer, or state a shorter time"
         )
     most = max(m.distinct for m in taken)
-    nulls = nulls_of(
+    nulls, beyond = nulls_of(
         [m.statistics for m in taken],
         [m.persona for m in taken],
         distinct=min(most, baseline.nulls.distinct or most),
         days=max(m.days for m in taken),
         calibrated=True,
+        reach=baseline.nulls.reach,
     )
+    if beyond.any():
+        left_out["beyond what honest tools reach in rehearsal"] = int(beyond.sum())
     notes = [
-        f"calibrated on {clients} {source}, {long} of them for {min_days:g} days or more, at most {nulls.days:.0f}"
+        f"calibrated on {clients - int(beyond.sum())} {source}, {long} of them for {min_days:g} days or more, at most {nulls.days:.0f}"
     ]
     if left_out:
         notes.append(f"left out: {', '.join(f'{n} {why}' for why, n in sorted(left_out.items()))}")
@@ -151,6 +159,6 @@ def recalibrate(
         "honest_distinct": nulls.distinct,
     }
     others = [m for m in taken if not m.persona]
-    review = outliers([m.client for m in others], np.array([m.statistics.lifetime for m in others]))
+    review = outliers([m.client for m in others], np.array([m.statistics.lifetime for m in others]), beyond)
     new = replace(baseline, nulls=nulls, notes=(*notes, *limits_of(nulls)), facts=facts)
     return Recalibrated(new, review, left_out)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import art_attacks, detection, tables
+from benchmarks import art_attacks, detection, ours, tables
 from benchmarks.foreign import FOREIGN
 from benchmarks.leak import describe, leak
 from benchmarks.literature import METHODS, Known, _prada_distances, looks
@@ -41,11 +41,11 @@ def results() -> dict[str, Any]:
 
 
 def test_ours_catches_what_is_loud_and_the_control_does_not(results: dict[str, Any]) -> None:
-    ours, control = (
+    caught, control = (
         [tables.caught(results, method, "equal", family, "plain").share for family in LOUD]
         for method in (tables.OURS, tables.CONTROL)
     )
-    assert min(ours) >= 0.75
+    assert min(caught) >= 0.75
     assert np.mean(control) <= 0.3
     assert tables.caught(results, tables.OURS, "equal", "in_domain", "plain").share <= 0.5
 
@@ -56,7 +56,9 @@ def test_the_control_flags_honest_clients_as_often_as_the_budget_says(results: d
 
 
 def test_every_method_meets_the_same_clients(results: dict[str, Any]) -> None:
-    found = results["victims"]["tumour"]["methods"]
+    found = dict(results["victims"]["tumour"]["methods"])
+    spoilt = [found.pop(name) for name in (tables.SPOILT, tables.TRUSTING)]
+    assert [set(rules) for rules in spoilt] == [{"equal"}, {"equal"}]
     assert set(found) == {tables.OURS, *METHODS} - {"HODA"}  # the victim is no network
     tested = {
         sum(runs[1] for runs in kinds)
@@ -72,6 +74,33 @@ def test_one_honest_kind_a_split_is_held_out(results: dict[str, Any]) -> None:
     assert len(set(detection.HELD_OUT)) == len(detection.SPLITS)
     assert tuple(results["plan"]["held_out"]) == detection.HELD_OUT[:1]
     assert tables.honest(results, tables.OURS, "equal", "explainer", seen=False).trials > 0
+
+
+def test_split_thefts_are_caught_by_their_link_and_honest_groups_are_not(results: dict[str, Any]) -> None:
+    (found,) = results["victims"]["tumour"]["campaigns"]
+    assert set(found["thefts"]) == set(LOUD)
+    for variants in found["thefts"].values():
+        assert set(variants) == set(detection.SPLIT_THEFTS)
+    linked, alone, runs = np.sum([c for v in found["thefts"].values() for c in v.values()], axis=0)
+    assert runs == len(LOUD) * len(detection.SPLIT_THEFTS)
+    assert linked >= 0.7 * runs
+    assert alone < linked
+    accused, groups = np.sum(list(found["honest"].values()), axis=0)
+    assert groups == 6 * ours.HONEST_GROUPS
+    assert accused <= 0.2 * groups
+
+
+def test_thieves_among_the_honest_cost_less_where_influence_is_bounded(results: dict[str, Any]) -> None:
+    ((thieves, harmless, there),) = results["victims"]["tumour"]["left_out"]
+    assert there == 2
+    assert 1 <= thieves <= there
+    assert harmless <= 1
+    assert tables.without_say(results) == (thieves, harmless, there)
+    bounded, trusting = (
+        np.mean([tables.caught(results, m, "equal", f, "plain").share for f in LOUD])
+        for m in (tables.SPOILT, tables.TRUSTING)
+    )
+    assert bounded >= trusting
 
 
 @pytest.mark.parametrize("name", tables.TABLES)

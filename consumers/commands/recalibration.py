@@ -89,6 +89,7 @@ def print_review(review: Sequence[Outlier]) -> None:
     )
     for one in review[:SHOWN]:
         line = f"  {terminal.plain(one.client).plain}: {one.signal} {one.mass:,.0f}, {one.times:.0f} times what nine in ten stay below"
+        line += "; left out of the calibration" if one.left_out else ""
         terminal.err.print(Text(line), soft_wrap=True)
     if len(review) > SHOWN:
         terminal.err.print(f"  and {len(review) - SHOWN} more", soft_wrap=True)

@@ -25,12 +25,12 @@ from references import (
     schema_of,
 )
 
-from detector.baseline import FORMAT, MIN_CLIENTS, Baseline
+from detector.baseline import FORMAT, MIN_CLIENTS, Baseline, Lives
 from detector.calibration import Nulls
 from detector.discriminators import Trees
 from detector.errors import CorruptBaseline, UnfittedModel
 from detector.features import ARRAYS, BITS, MARGIN_BINS, MEASURES, FeatureMap
-from detector.signals import SIGNALS, TABLE_VERSION
+from detector.signals import FUSED, SIGNALS, TABLE_VERSION
 
 FRONT = struct.Struct("<4sHI")
 
@@ -493,6 +493,9 @@ NULLS: dict[str, Callable[[Nulls], Nulls]] = {
     "a scale short": lambda n: replace(n, scale=n.scale[:-1]),
     "maxima that are no numbers": lambda n: replace(n, ordered=set_at(n.ordered, 0, np.nan)),
     "maxima below nothing": lambda n: replace(n, free=set_at(n.free, 0, -1.0)),
+    "a reach short": lambda n: replace(n, reach=np.ones(3)),
+    "a reach of nothing": lambda n: replace(n, reach=np.zeros(len(SIGNALS))),
+    "a reach that is no number": lambda n: replace(n, reach=np.full(len(SIGNALS), np.nan)),
     "maxima without end": lambda n: replace(n, free=set_at(n.free, 0, np.inf)),
 }
 
@@ -555,3 +558,61 @@ def test_personas_survive_the_file_and_change_its_identity() -> None:
 def test_a_persona_of_too_few_clients_is_refused() -> None:
     with pytest.raises(UnfittedModel, match="persona explainer: 4 clients"):
         with_personas(4.5 / len(reference_of("digits").traffic.clients))
+
+
+# ------------------------------------------------------------------------------------------------------ influence
+
+
+def with_thieves(share: float, rehearsed: bool, declared: bool = False) -> tuple[Baseline, Lives, set[str]]:
+    """A calibration in which some clients send nothing but noise, fifty times as much as the others."""
+    reference = reference_of("digits")
+    traffic = reference.traffic
+    thieves = traffic.clients[: round(share * len(traffic.clients))]
+    rng = np.random.default_rng(3)
+    noise = rng.uniform(traffic.inputs.min(0), traffic.inputs.max(0), (900 * len(thieves), traffic.inputs.shape[1]))
+    who = np.repeat(np.arange(len(thieves), dtype=np.int32), 900)
+    loud = answered(np.vstack([traffic.inputs, noise]), 10, np.concatenate([traffic.who, who]))
+    with quick_training():
+        baseline, lives = Baseline.fit_to(
+            "digits", reference.schema, reference.batch, replace(loud, clients=traffic.clients), real_clients=True,
+            rng=np.random.default_rng(9), rehearsed=traffic if rehearsed else None,
+            personas=dict.fromkeys(thieves, "explainer") if declared else None,
+        )  # fmt: skip
+    return baseline, lives, set(thieves)
+
+
+def test_thieves_in_the_traffic_have_no_say_beyond_what_honest_tools_reach() -> None:
+    spoilt, everybody, _ = with_thieves(0.05, rehearsed=False)
+    baseline, lives, thieves = with_thieves(0.05, rehearsed=True)
+    assert thieves
+    assert {c for c, out in zip(lives.clients, lives.left_out, strict=True) if out} == thieves
+    assert not everybody.left_out.any()
+    assert baseline.nulls.clients == spoilt.nulls.clients - len(thieves)
+    noise = float(lives.masses[lives.left_out].max())
+    assert float(spoilt.nulls.lives.max()) == pytest.approx(noise)
+    assert float(baseline.nulls.lives.max()) < noise / 4
+    assert any("left out of the calibration" in note for note in baseline.notes)
+    assert not any("left out" in note for note in spoilt.notes)
+
+
+def test_a_rehearsal_that_finds_a_fifth_of_the_clients_implausible_leaves_nobody_out() -> None:
+    baseline, lives, thieves = with_thieves(0.2, rehearsed=True)
+    assert len(thieves) > 0.1 * len(lives.clients)
+    assert not lives.left_out.any()
+    assert baseline.nulls.clients == len(lives.clients)
+
+
+def test_whose_use_was_declared_has_his_say_among_his_like() -> None:
+    baseline, lives, thieves = with_thieves(0.15, rehearsed=True, declared=True)
+    assert len(baseline.nulls.personas[0].ordered) == len(thieves)
+    assert not lives.left_out.any()
+    assert thieves.isdisjoint(lives.clients)
+
+
+def test_the_reach_survives_the_file_and_leaves_margins_alone() -> None:
+    baseline, _, _ = with_thieves(0.05, rehearsed=True)
+    reach = baseline.nulls.reach
+    np.testing.assert_array_equal(Baseline.from_bytes(baseline.to_bytes()).nulls.reach, reach)
+    judged = np.isfinite(reach)
+    assert {SIGNALS[i].name for i in np.flatnonzero(~judged & FUSED)} == {"margin_roots"}
+    assert (reach[judged] >= [s.floor for s, use in zip(SIGNALS, judged, strict=True) if use]).all()

@@ -11,7 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from detector.calibration import SMALLEST_TAIL, TAIL_INDEX_PRIOR, TOP_LIVES, Nulls, Tail, scale_of
+from detector.calibration import (
+    MOST_LEFT_OUT,
+    PLAUSIBLE,
+    SMALLEST_TAIL,
+    TAIL_INDEX_PRIOR,
+    TOP_LIVES,
+    UNREHEARSED,
+    Nulls,
+    Tail,
+    implausible,
+    scale_of,
+)
 
 Draw = Callable[[np.random.Generator, int], NDArray[np.float64]]
 
@@ -190,3 +201,24 @@ def test_a_budget_needs_a_client_that_could_spend_it(clients: int, budget: float
 
 def test_simulated_clients_support_no_budget() -> None:
     assert not nulls(100_000, calibrated=False).supports(0.5)
+
+
+# ---------------------------------------------------------------------------------------------------- influence
+
+
+@given(st.integers(0, 2**32), st.integers(1, 60), st.integers(1, 5))
+def test_who_is_beyond_the_reach_is_left_out_one_client_in_ten_at_most(seed: int, clients: int, signals: int) -> None:
+    rng = np.random.default_rng(seed)
+    lives = rng.pareto(0.7, (clients, signals)) * 10
+    reach = rng.uniform(5, 50, signals)
+    naive = [any(lives[i, j] > PLAUSIBLE * reach[j] for j in range(signals)) for i in range(clients)]
+    found = implausible(lives, reach)
+    assert found.tolist() == (naive if sum(naive) <= MOST_LEFT_OUT * clients else [False] * clients)
+
+
+def test_without_a_rehearsal_and_where_it_says_nothing_nobody_is_left_out() -> None:
+    lives = np.full((20, 2), 1.0)
+    lives[3] = 1e9
+    assert not implausible(lives, UNREHEARSED).any()
+    assert not implausible(lives, np.full(2, np.inf)).any()
+    assert implausible(lives, np.array([np.inf, 1.0])).nonzero()[0].tolist() == [3]

@@ -65,7 +65,7 @@ def lives(baseline: Baseline, seen: QueryBatch) -> list[Life]:
 def test_an_uncalibrated_baseline_becomes_the_one_that_a_fit_on_the_same_clients_gives() -> None:
     old, seen = uncalibrated(), traffic({3: 60})
     made = recalibrate(old, lives(old, seen), "clients that the service saw")
-    fitted = _calibrate(old.map, seen, [""] * len(seen.clients), True)
+    fitted, _ = _calibrate(old.map, seen, [""] * len(seen.clients), True)
     for name in ("lives", "scale", "ordered", "free"):
         np.testing.assert_array_equal(getattr(made.baseline.nulls, name), getattr(fitted, name))
     assert made.baseline.nulls_version == fitted.version
@@ -100,6 +100,20 @@ def test_thieves_do_not_hide_each_other_by_stretching_the_scale() -> None:
     masses[[4, 7, 9], NAMES.index("novelty_roots")] = [900.0, 1000.0, 1100.0]
     assert [o.client for o in outliers([f"c{i}" for i in range(100)], masses)] == ["c9", "c7", "c4"]
     assert outliers([], np.zeros((0, len(SIGNALS)))) == ()
+
+
+def test_beyond_what_honest_tools_reach_a_client_has_no_say_and_is_named() -> None:
+    old, seen = uncalibrated(), traffic({5: 800})
+    reach = np.full(len(SIGNALS), 20.0)
+    bounded = replace(old, nulls=replace(old.nulls, reach=reach))
+    free = recalibrate(old, lives(old, seen), "clients").baseline
+    made = recalibrate(bounded, lives(bounded, seen), "clients")
+    assert [(o.client, o.left_out) for o in made.review] == [("client 5", True)]
+    assert made.left_out["beyond what honest tools reach in rehearsal"] == 1
+    assert made.baseline.nulls.clients == free.nulls.clients - 1 == 39
+    assert made.baseline.nulls.lives.max() <= 50 < free.nulls.lives.max()
+    assert made.baseline.notes[0].startswith("calibrated on 39 clients")
+    np.testing.assert_array_equal(made.baseline.nulls.reach, reach)  # the next calibration is bounded, too
 
 
 def test_one_client_is_one_life_however_much_it_asks() -> None:

@@ -1,0 +1,207 @@
+"""Our side of the detection benchmark: the product's own functions on the benchmark's clients.
+
+Rules of the file:
+
+* What is called is what `fit`, `ingest` and `detect` call: `rehearsal`, `Baseline.fit_to`, `Profiles`, `assess`, `wanted`, `assess_group`.
+* Contamination: thefts stand among the calibration clients, `CONTAMINATION` of all; they are not tested. Beside it the same baseline
+  with everybody's say, which is what the bound of influence is for.
+* Campaigns: the accounts of a split theft share a link, and nobody else has it. As many honest clients together, of any kinds
+  and all of one kind, say how often honest organisations are accused.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.victims import Victim
+from consumers.fit import rehearsal
+from detector.attacks import ATTACKS
+from detector.baseline import Baseline, Lives
+from detector.calibration import UNREHEARSED, scale_of
+from detector.collusion import assess_group
+from detector.domain import Rows
+from detector.policy import FLAGGED, Policy, wanted
+from detector.profile import Profile
+from detector.profiles import Profiles
+from detector.query import QueryBatch
+from detector.scoring import assess, reached
+from detector.signals import FREE, FUSED, SIGNALS, fuse
+from detector.worlds import Stream
+
+HALF_HORIZON_MS = 15 * 86_400_000
+KEY = bytes(range(16))
+CONTAMINATION = 0.05
+HONEST_GROUPS = 12
+"""Groups of honest clients of each size and make-up that a split assesses."""
+
+
+@dataclass(slots=True)
+class Tested:
+    """A client of the benchmark: its stream, its honest group (−1: a thief), its answers, looks and running maxima by method."""
+
+    stream: Stream
+    group: int
+    answers: Rows
+    courses: dict[str, tuple[NDArray[np.int64], Rows]]
+
+    def stolen(self, queries: int) -> int:
+        """Theft queries among the first so many."""
+        return int(self.stream.is_attack[:queries].sum())
+
+
+def as_batch(victim: Victim, clients: Sequence[Tested]) -> QueryBatch:
+    lengths = [len(c.stream.inputs) for c in clients]
+    return victim.batch(
+        [f"{c.stream.client}-{i}" for i, c in enumerate(clients)], np.repeat(np.arange(len(clients), dtype=np.int32), lengths),
+        np.vstack([c.stream.inputs for c in clients]), np.concatenate([c.stream.times_s for c in clients]),
+        np.vstack([c.answers for c in clients]),
+    )  # fmt: skip
+
+
+def reference_of(victim: Victim) -> QueryBatch:
+    n = len(victim.reference)
+    return victim.batch(
+        ["reference"], np.zeros(n, np.int32), victim.reference, np.zeros(n), victim.predict(victim.reference)
+    )
+
+
+def fitted(
+    victim: Victim, calibration: Sequence[Tested], rng: np.random.Generator, rehearsed: QueryBatch
+) -> tuple[Baseline, Lives]:
+    return Baseline.fit_to(
+        victim.name, victim.schema, reference_of(victim), as_batch(victim, calibration), real_clients=True, rng=rng,
+        rehearsed=rehearsed,
+    )  # fmt: skip
+
+
+def rehearsed_for(victim: Victim) -> QueryBatch:
+    return rehearsal(reference_of(victim), victim.schema, 0)
+
+
+def profiles_of(victim: Victim, baseline: Baseline, clients: Sequence[Tested]) -> list[Profile]:
+    profiles = Profiles(baseline.map, baseline.table, baseline.nulls_version, HALF_HORIZON_MS)
+    batch = as_batch(victim, clients)
+    keys: list[object] = list(batch.clients)
+    for rows in np.array_split(np.arange(len(batch)), max(1, len(batch) // 4096)):
+        part = batch.take(rows)
+        profiles.add(keys, part, baseline.map.measure(part, KEY))
+    return [profiles.profile(key) for key in keys]
+
+
+def alarms(
+    baseline: Baseline, profiles: Sequence[Profile], clients: Sequence[Tested], budget: float
+) -> list[int | None]:
+    """Queries at which each client is flagged, None if never: exactly what the product does."""
+    found: list[int | None] = []
+    for profile, client in zip(profiles, clients, strict=True):
+        state, _ = wanted(assess(profile, baseline), baseline.nulls, Policy(budget))
+        if state not in FLAGGED:
+            found.append(None)
+            continue
+        at = reached(profile, baseline, budget)
+        found.append(at[1] if at else len(client.stream.inputs))
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Contaminated:
+    """tested: who was not among the calibration's thieves; alarms with the bound of influence and without; left_out: thieves and honest
+    clients that had no say; thieves: how many there were."""
+
+    tested: list[Tested]
+    bounded: list[int | None]
+    trusting: list[int | None]
+    left_out: tuple[int, int]
+    thieves: int
+
+
+def contaminated(
+    victim: Victim,
+    calibration: Sequence[Tested],
+    tested: Sequence[Tested],
+    budget: float,
+    rng: np.random.Generator,
+    rehearsed: QueryBatch,
+) -> Contaminated:
+    """As if thieves had been among the clients that were presumed honest."""
+    thieves = [i for i, c in enumerate(tested) if c.group < 0 and visible(c)]
+    count = min(round(CONTAMINATION * len(calibration) / (1 - CONTAMINATION)), len(thieves) // 2)
+    among = set(rng.choice(thieves, size=count, replace=False).tolist())
+    spoilt = [*calibration, *(tested[i] for i in sorted(among))]
+    baseline, lives = fitted(victim, spoilt, rng, rehearsed)
+    others = [c for i, c in enumerate(tested) if i not in among]
+    profiles = profiles_of(victim, baseline, others)
+    bad = np.arange(len(spoilt)) >= len(calibration)
+    out = (int(lives.left_out[bad].sum()), int(lives.left_out[~bad].sum()))
+    bounded = alarms(baseline, profiles, others, budget)
+    trusting = alarms(with_every_say(baseline, lives), profiles, others, budget)
+    return Contaminated(others, bounded, trusting, out, count)
+
+
+def with_every_say(baseline: Baseline, lives: Lives) -> Baseline:
+    """The same map under the nulls of all lives, bounded by nothing."""
+    scale = scale_of(lives.masses, np.array([s.floor for s in SIGNALS]))
+    ordered, free = (np.sort(fuse(lives.masses, scale, use)) for use in (FUSED, FREE))
+    nulls = replace(
+        baseline.nulls,
+        lives=lives.masses.astype(np.float32),
+        scale=scale,
+        ordered=ordered,
+        free=free,
+        reach=UNREHEARSED,
+    )
+    return replace(baseline, nulls=nulls)
+
+
+def visible(client: Tested) -> bool:
+    """Whether content can show what this thief does."""
+    kind = client.stream.kind
+    return kind not in ATTACKS or ATTACKS[kind].visible
+
+
+def campaigns(
+    baseline: Baseline, profiles: Sequence[Profile], clients: Sequence[Tested], budget: float, rng: np.random.Generator
+) -> dict[str, Any]:
+    """Split thefts, each a group of its accounts, and groups of honest clients.
+
+    → "thefts": family → variant → [caught as a group, caught by one account alone, thefts]; "honest": size and make-up →
+    [flagged, groups]
+    """
+    runs: dict[tuple[str, str, str], list[int]] = defaultdict(list)
+    honest: dict[str, list[int]] = defaultdict(list)
+    for i, c in enumerate(clients):
+        if c.group >= 0:
+            honest[c.stream.kind].append(i)
+        elif c.stream.variant.startswith("sybil"):
+            runs[c.stream.kind, c.stream.variant, c.stream.run].append(i)
+
+    def flagged(members: Sequence[int]) -> bool:
+        return assess_group([profiles[i] for i in members], baseline).p_value <= budget
+
+    thefts: dict[str, dict[str, list[int]]] = {}
+    for (family, variant, _), members in sorted(runs.items()):
+        cell = thefts.setdefault(family, {}).setdefault(variant, [0, 0, 0])
+        alone = any(
+            wanted(assess(profiles[i], baseline), baseline.nulls, Policy(budget))[0] in FLAGGED for i in members
+        )
+        cell[0] += flagged(members)
+        cell[1] += alone
+        cell[2] += 1
+    accused: dict[str, list[int]] = {}
+    everybody = [i for members in honest.values() for i in members]
+    kinds = sorted(honest)
+    for size in (3, 10, 50):
+        for make_up in ("mixed", "alike"):
+            cell = accused.setdefault(f"{size} {make_up}", [0, 0])
+            for _ in range(HONEST_GROUPS):
+                pool = everybody if make_up == "mixed" else honest[kinds[int(rng.integers(len(kinds)))]]
+                members = rng.choice(pool, size=min(size, len(pool)), replace=False).tolist()
+                cell[0] += flagged(members)
+                cell[1] += 1
+    return {"thefts": thefts, "honest": accused}
