@@ -146,8 +146,9 @@ def _pin(core: int | None) -> None:
 
 
 def _first(pid: int) -> None:
+    # no real-time class: it would stand still for 50 ms of every busy second
     with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, pid, PRIORITY)  # a real-time class would stand still for 50 ms of every busy second
+        os.setpriority(os.PRIO_PROCESS, pid, PRIORITY)
 
 
 # ------------------------------------------------------------------------------------------------------ who asks

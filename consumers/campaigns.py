@@ -237,7 +237,8 @@ class Campaigns:
             risen = before is None or STATES.index(row.state) > STATES.index(before.state)
             if known is None or risen or set(row.members) - set(known["members"]):
                 update += 1
-                known = self._body(key, row, update)
+                verdict = {"verdict": known["verdict"]} if known and "verdict" in known else {}
+                known = self._body(key, row, update) | verdict
                 alert = packed_alert(known, row.last_ms, self.secrets)
                 return msgspec.structs.replace(row, alert=known, update=update), alert
         elif row.state == "clear" and before is not None and before.alert is not None:

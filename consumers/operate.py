@@ -217,17 +217,22 @@ class Operations:
         verdict: str,
         subject: Subject | None,
         *,
+        campaign: ClientKey | None = None,
         note: str = "",
         once: str | None = None,
     ) -> Verdict:
-        """An analyst's verdict. A false positive puts the alert's client on the allow-list for 30 days; another verdict takes it off."""
+        """An analyst's verdict. A false positive puts the alert's client on the allow-list for 30 days; another verdict takes it off.
+
+        campaign: key of the campaign that the alert is about. Its accounts are not allow-listed: each may be a thief by itself.
+        """
         if verdict not in entries.VERDICTS:
             raise WrongUse(f"verdict: {', '.join(entries.VERDICTS)}")
         _check(None, note)
 
         def plan() -> _Plan[Verdict]:
             now = int(self.now_s())
-            model, client = (subject.model, subject.client) if subject else ("", "")
+            about = subject or campaign
+            model, client = (about.model, about.client) if about else ("", "")
             made = Verdict(alert_id, verdict, note, actor.name, now, model, client)
             before = self._entry("verdict", alert_id, actor.tenant, Verdict)
             plan = _Plan(

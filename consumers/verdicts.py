@@ -7,7 +7,7 @@ Rules of this file
   claimed again looks at every verdict again and finds nothing left to do.
 * While the finding is the client's current one, its row counts the updates. One that is over is continued from the stored alerts; after
   30 days it is gone, and nobody is told any more.
-* A verdict about a finding without a client (a campaign) is not told here.
+* A campaign's finding is told like a client's: the campaign has a row of its own under a key that no client can have.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ KEPT_S = 30 * 86_400
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """A verdict, and whose finding it is about."""
+    """A verdict, and whose finding it is about: a client's or a campaign's key."""
 
     client: ClientKey
     verdict: Verdict

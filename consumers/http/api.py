@@ -28,6 +28,7 @@ from starlette.routing import BaseRoute
 from consumers import entries, operate, readings
 from consumers.audit import stored_rows
 from consumers.errors import Missing
+from consumers.findings import campaign_key
 from consumers.http import bridge, problems
 from consumers.http.access import methods_by_path
 from consumers.http.auth import KeyRing
@@ -290,10 +291,14 @@ def _findings(app: FastAPI, api: Api) -> None:
     @route(app, "POST", "/v1/alerts/{alert_id}/verdict", 409)
     def verdict(who: Acting, alert_id: Id, body: Judge, once: Once = None) -> readings.Verdict:
         found = _there(api.read(who.tenant).alert(alert_id))
-        subject = None
+        subject, campaign = None, None
         if found.client_key is not None:
             subject = Subject(found.client_key, found.model_id, found.client_id or "")
-        made = api.operations.judge(who, alert_id, body.verdict, subject, note=body.note, once=once)
+        elif found.campaign_id is not None:
+            campaign = campaign_key(who.tenant, found.model_id, found.campaign_id)
+        made = api.operations.judge(
+            who, alert_id, body.verdict, subject, campaign=campaign, note=body.note, once=once
+        )
         return readings.Verdict(made.alert_id, made.verdict, made.note, made.actor, made.at_s)
 
     @route(app, "GET", "/v1/campaigns")
