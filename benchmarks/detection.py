@@ -198,6 +198,7 @@ def run_victim(name: str, plan: Plan) -> dict[str, Any]:
     rehearsed = ours.rehearsed_for(victim)
     groups_found: list[dict[str, Any]] = []
     left_out: list[list[int]] = []
+    floors: list[dict[str, dict[str, list[int]]]] = []
     half = Known(victim, victim.reference[::2], np.random.default_rng(0))
     able = [m for m in METHODS if m != "HODA" or victim.stages]
     levels = {m: METHODS[m].threshold(half) for m in able}
@@ -212,6 +213,7 @@ def run_victim(name: str, plan: Plan) -> dict[str, Any]:
         of_tested = [p for p, c in zip(profiles, everybody, strict=True) if c.stream.variant not in SPLIT_THEFTS]
         alarms = ours.alarms(baseline, of_tested, tested, plan.budget)
         tally.add(OURS, "equal", split, tested, alarms)
+        floors.append(ours.by_floor(baseline, of_tested, tested, plan.budget, held))
         groups_found.append(
             ours.campaigns(baseline, profiles, everybody, plan.budget, np.random.default_rng([split, 1]))
         )
@@ -246,6 +248,7 @@ def run_victim(name: str, plan: Plan) -> dict[str, Any]:
         "fidelity": dict(sorted(copies.items())),
         "campaigns": groups_found,
         "left_out": left_out,
+        "floors": floors,
         "metadata": [describe(c.stream.times_s, c.group < 0) for c in clients if c.group >= 0 or c.stream.variant == "plain"],
     }  # fmt: skip
 

@@ -26,7 +26,7 @@ from detector.baseline import Baseline, Lives
 from detector.calibration import UNREHEARSED, scale_of
 from detector.collusion import assess_group
 from detector.domain import Rows
-from detector.policy import FLAGGED, Policy, wanted
+from detector.policy import FLAGGED, MIN_ODD_TO_THROTTLE, Policy, wanted
 from detector.profile import Profile
 from detector.profiles import Profiles
 from detector.query import QueryBatch
@@ -39,6 +39,9 @@ KEY = bytes(range(16))
 CONTAMINATION = 0.05
 HONEST_GROUPS = 12
 """Groups of honest clients of each size and make-up that a split assesses."""
+
+
+FLOORS = (MIN_ODD_TO_THROTTLE, 32, 64, 150, 300, 600)
 
 
 @dataclass(slots=True)
@@ -106,6 +109,23 @@ def alarms(
             continue
         at = reached(profile, baseline, budget)
         found.append(at[1] if at else len(client.stream.inputs))
+    return found
+
+
+def by_floor(
+    baseline: Baseline, profiles: Sequence[Profile], clients: Sequence[Tested], budget: float, held: str
+) -> dict[str, dict[str, list[int]]]:
+    """What a floor under the odd queries would change: floor → known and held-out honest kinds, thefts by variant → [flagged, clients]."""
+    found: dict[str, dict[str, list[int]]] = {str(floor): {} for floor in FLOORS}
+    for profile, c in zip(profiles, clients, strict=True):
+        if c.group < 0 and not visible(c):
+            continue
+        said = assess(profile, baseline)
+        group = c.stream.variant if c.group < 0 else "held out" if c.stream.kind == held else "known"
+        for floor in FLOORS:
+            cell = found[str(floor)].setdefault(group, [0, 0])
+            cell[0] += said.p_value <= budget and said.odd >= floor
+            cell[1] += 1
     return found
 
 

@@ -291,6 +291,23 @@ def contamination(results: Results) -> str:
     return table(("calibration", "false alarms", "of known kinds", *variants(results)), rows)
 
 
+def wall(results: Results) -> str:
+    """What it would cost to ask for more odd queries before anybody is flagged."""
+    chosen = results["plan"]["thefts"]
+    total: dict[str, dict[str, Rate]] = {}
+    for found in results["victims"].values():
+        for one in found["floors"]:
+            for floor, groups in one.items():
+                row = total.setdefault(floor, {})
+                for name, (flagged, clients) in groups.items():
+                    row[name] = row.get(name, Rate(0.0, 0.0)) + Rate(flagged, clients)
+    rows = [
+        (floor, *(f"{row[g].share:.2%}".replace("%", " %") for g in ("known", "held out")), *(share(row[v].share) for v in chosen))
+        for floor, row in total.items()
+    ]  # fmt: skip
+    return table(("odd queries asked for", "false alarms, known kinds", "the kind held out", *chosen), rows)
+
+
 def without_say(results: Results) -> tuple[int, int, int]:
     """Over all contaminated calibrations: thieves left out, honest clients left out, thieves there were."""
     cells = np.array([row for found in results["victims"].values() for row in found["left_out"]])
@@ -333,6 +350,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "bench-alarm": at_alarm,
     "bench-contamination": contamination,
     "bench-split": split,
+    "bench-wall": wall,
     "bench-families": by_family,
     "bench-kinds": kinds,
     "bench-leak": leaks,

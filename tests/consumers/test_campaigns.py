@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,14 +13,18 @@ import pytest
 import victims
 
 from consumers import detect, erasure, ingest, replay
+from consumers.alerts.finding import finding
+from consumers.alerts.ocsf import detection_finding
 from consumers.campaigns import Search, campaign_id
 from consumers.detect import Detect, Runner
 from consumers.findings import StoredDecision, campaign_key, is_campaign, stored_alert, stored_decision
 from consumers.ingest import Ingest
 from consumers.log.files import FileLog
+from consumers.operate import Actor, Operations
+from consumers.overrides import Overrides
 from consumers.readings import Readings
 from consumers.secrets import Secrets
-from consumers.store import DECISION_CELLS, DecisionRow, Outcome, decision_cell
+from consumers.store import DECISION_CELLS, DecisionRow, Outcome, OutboxAlert, decision_cell
 from consumers.store.embedded import EmbeddedStore
 from detector.baseline import Baseline
 from detector.policy import TTL_S, Decision, Policy, decide_group
@@ -269,6 +274,38 @@ def test_it_is_told_once_again_with_new_members_and_when_it_is_over(world: World
     assert (campaign.state, campaign.reason) == ("watch", "expired")
     assert world.named == {}
     assert [a["update"] for a in world.alerts] == [0, 1]
+
+
+def test_a_verdict_about_a_campaign_is_its_next_update_and_stays_with_it(world: World, secrets: Secrets) -> None:
+    """Judged over HTTP's own path, told by whoever holds the cell, kept when accounts join, and no account is allow-listed."""
+    world.read(lines_of())
+    world.judge()
+    (row,) = world.campaigns
+    key = campaign_key(TENANT, MODEL, row.client_id)
+    assert row.alert is not None
+    operations = Operations(world.store, secrets, lambda: world.now_s)
+    who = Actor("alice", "analyst", TENANT)
+
+    def judged() -> list[Any]:
+        one = world.detector()
+        one.overrides = Overrides()
+        world.judge(one)
+        bodies = [stored_alert(alert, secrets) for alert in world.store.alerts()]
+        return sorted((b for b in bodies if b["kind"] == "campaign"), key=lambda b: int(b["update"]))
+
+    operations.judge(who, row.alert["alert_id"], "true_positive", None, campaign=key, note="one owner")
+    told = judged()
+    assert [b["update"] for b in told] == [0, 1]
+    assert told[1]["verdict"] == {"verdict": "true_positive", "by": "alice", "note": "one owner"}
+    assert told[1]["members"] == told[0]["members"]
+    sent = finding(OutboxAlert("one/1", 0, json.dumps(told[1]).encode()))
+    assert detection_finding(sent)["verdict_id"] == 2
+    assert len(judged()) == 2, "told once, over restarts"
+    world.read(lines_of(accounts=["sybil-99"], first=400))
+    assert [b.get("verdict", {}).get("verdict") for b in judged()] == [None, "true_positive", "true_positive"]
+    operations.judge(who, row.alert["alert_id"], "false_positive", None, campaign=key)
+    assert judged()[-1]["verdict"]["verdict"] == "false_positive"
+    assert world.store.operator_entries("allow", TENANT)[1] == []
 
 
 def test_a_campaign_that_nothing_holds_together_any_more_is_closed(world: World, secrets: Secrets) -> None:
