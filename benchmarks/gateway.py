@@ -292,7 +292,7 @@ def measure(scenario: Scenario, seconds: float, cores: tuple[int | None, int | N
     """Figures of a scenario."""
     from servers import Redis
 
-    from consumers.operate import Actor, Operations
+    from consumers.operators.operate import Actor, Operations
     from consumers.secrets import Secrets
     from consumers.store.redis import connect
 

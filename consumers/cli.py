@@ -189,8 +189,8 @@ def replay(
     from consumers import replay as replaying
     from consumers.fit import load_baselines
     from consumers.log.files import FileLog
-    from consumers.report import write_report
     from consumers.store.embedded import EmbeddedStore
+    from consumers.views.report import write_report
 
     _check_folders(alerts, scores, report, store)
     settings = config.load(config_file, false_alarm_budget=false_alarm_budget, mode=mode)
@@ -283,7 +283,7 @@ def clients(
     config_file: ConfigFile = None,
 ) -> None:
     """Clients by suspicion, from the store."""
-    from consumers.findings import is_campaign, ranked, stored_decision
+    from consumers.decisions.findings import is_campaign, ranked, stored_decision
 
     settings = config.load(config_file)
     found = []
@@ -308,7 +308,7 @@ def alerts(
     config_file: ConfigFile = None,
 ) -> None:
     """Alerts of the last 30 days, from the store, oldest first."""
-    from consumers.findings import stored_alert
+    from consumers.decisions.findings import stored_alert
 
     _check_folders(stix_path)
     settings = config.load(config_file)

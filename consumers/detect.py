@@ -34,12 +34,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from consumers import links, witnesses
 from consumers.alarms import Alarms
-from consumers.campaigns import EVERY_S, Campaigns, Search
-from consumers.delivery import Courier, Deliveries
-from consumers.errors import CorruptState, Fenced, LeaseHeld, Rewound, Unavailable
-from consumers.findings import (
+from consumers.alerts.delivery import Courier, Deliveries
+from consumers.decisions.campaigns import EVERY_S, Campaigns, Search
+from consumers.decisions.findings import (
     FRAMEWORKS,
     StoredDecision,
     history_of,
@@ -48,9 +46,12 @@ from consumers.findings import (
     rfc3339,
     stored_decision,
 )
-from consumers.horizon import spans_in_force, together
+from consumers.decisions.horizon import spans_in_force, together
+from consumers.errors import CorruptState, Fenced, LeaseHeld, Rewound, Unavailable
+from consumers.intake import links, witnesses
 from consumers.metrics import Metrics
-from consumers.overrides import Overrides
+from consumers.operators.overrides import Overrides
+from consumers.operators.verdicts import Said, tell
 from consumers.secrets import Secrets
 from consumers.store import (
     DECISION_CELLS,
@@ -62,7 +63,6 @@ from consumers.store import (
     Store,
     decision_cell,
 )
-from consumers.verdicts import Said, tell
 from detector.baseline import Baseline
 from detector.calibration import Tail
 from detector.extraction import estimate

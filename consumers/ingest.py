@@ -30,16 +30,16 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
-from consumers.admission import FULL_SHARE, Admission
 from consumers.alarms import Alarms, Watch
-from consumers.checkpoints import Cell, Ingest, from_offset, leading, shape_of, single
 from consumers.errors import Fenced, LogTruncated, Rewound, Unavailable
-from consumers.letters import DeadLetterShip, Letters
+from consumers.intake.admission import FULL_SHARE, Admission
+from consumers.intake.checkpoints import Cell, Ingest, from_offset, leading, shape_of, single
+from consumers.intake.letters import DeadLetterShip, Letters
+from consumers.intake.trial import Trial, deadly
 from consumers.log import QueryLog, Records
 from consumers.log.formats import Decoded
 from consumers.metrics import Metrics
 from consumers.store import Checkpoint, Store
-from consumers.trial import Trial, deadly
 
 __all__ = ["Cell", "Ingest", "Runner", "run", "shape_of"]
 

@@ -10,11 +10,11 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from consumers import entries
-from consumers.admission import OVERFLOW_IDENTITY
+from consumers.decisions.findings import StoredDecision, is_campaign, rfc3339, stored_decision
+from consumers.decisions.horizon import spans_in_force, together
 from consumers.errors import CorruptState, Refused
-from consumers.findings import StoredDecision, is_campaign, rfc3339, stored_decision
-from consumers.horizon import spans_in_force, together
+from consumers.intake.admission import OVERFLOW_IDENTITY
+from consumers.operators import entries
 from consumers.secrets import Secrets
 from consumers.store import Store
 from detector.baseline import Baseline

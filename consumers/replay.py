@@ -17,13 +17,14 @@ from typing import Any
 
 import msgspec
 
-from consumers import detect, findings, ingest
+from consumers import detect, ingest
+from consumers.decisions import findings
+from consumers.decisions.findings import StoredDecision, is_campaign, stored_alert, stored_decision
 from consumers.errors import Refused
-from consumers.findings import StoredDecision, is_campaign, stored_alert, stored_decision
 from consumers.log.files import FileLog
 from consumers.log.formats import Decoded
-from consumers.report import AlertRow, ClientRow, Coverage, Evidence, Report
 from consumers.store import Checkpoint, DeadLetter, Store
+from consumers.views.report import AlertRow, ClientRow, Coverage, Evidence, Report
 from detector.baseline import Baseline
 from detector.policy import FLAGGED, REASONS
 

@@ -26,11 +26,11 @@ from urllib.parse import urlsplit
 
 import uvicorn
 
-from consumers import audit
 from consumers.errors import CorruptState, Refused, Unavailable, WrongUse
 from consumers.http.auth import KeyRing, Tokens
 from consumers.http.front import Front
 from consumers.http.wire import Connection
+from consumers.operators import audit
 from consumers.secrets import Secrets
 from consumers.store import Store
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from consumers import ingest as ingest_process
     from consumers.alarms import Alarms
     from consumers.alerts import AlertSink
-    from consumers.delivery import Courier
+    from consumers.alerts.delivery import Courier
     from consumers.log import QueryLog
     from consumers.metrics import Metrics
     from consumers.secrets import Secrets
@@ -40,8 +40,8 @@ def halves(
     """The pure halves of ingest and detect, as the settings say."""
     from consumers import detect as detecting
     from consumers import ingest as ingesting
-    from consumers.admission import Limits
     from consumers.fit import read_personas
+    from consumers.intake.admission import Limits
     from consumers.secrets import Secrets
     from detector.policy import Policy
 
@@ -190,7 +190,7 @@ def stored_alerts(settings: config.Settings) -> list[OutboxAlert]:
     """Alerts of the last 30 days as their receivers see them, oldest first; what can't be read is left out."""
     import msgspec
 
-    from consumers.findings import stored_alert
+    from consumers.decisions.findings import stored_alert
     from consumers.store import OutboxAlert
 
     found = []
@@ -246,8 +246,8 @@ def run_detect(
 ) -> None:
     from consumers import detect as detecting
     from consumers.alerts.rounds import Census, Rounds
-    from consumers.breaker import Breaker, Limits
-    from consumers.overrides import Overrides
+    from consumers.decisions.breaker import Breaker, Limits
+    from consumers.operators.overrides import Overrides
 
     _, judging = halves(settings, baselines_of(settings))
     spans = _spans(stack, "querywarden-detect")
@@ -281,7 +281,7 @@ def beat(
     look: Callable[[], tuple[float | None, Alarms, Sequence[Courier]]],
 ) -> None:
     """Leave signs of life until the stack is closed. look: lag, alarms and couriers of the process."""
-    from consumers.heartbeats import Heart, Heartbeat, SinkState
+    from consumers.operators.heartbeats import Heart, Heartbeat, SinkState
 
     process = f"{role}@{socket.gethostname()}/{os.getpid()}"
 

@@ -17,6 +17,7 @@ import sys
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import typer.main
@@ -180,18 +181,45 @@ def honest() -> str:
     return table(("kind", "share", "what it does"), [(code(k), f"{b.share:.0%}", b.text) for k, b in BENIGN.items()])
 
 
-def floors(contract: str) -> str:
-    """The layers of an import contract, top first; what is in brackets may be missing."""
+@functools.cache
+def contracts() -> Mapping[str, Mapping[str, Any]]:
+    """The import contracts by id."""
     project: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    (layers,) = [c["layers"] for c in project["tool"]["importlinter"]["contracts"] if c["id"] == contract]
-    package = {"core-floors": "detector", "shell-floors": "consumers"}[contract]
+    return {contract["id"]: contract for contract in project["tool"]["importlinter"]["contracts"]}
+
+
+def layers(contract: Mapping[str, Any]) -> list[str]:
+    """The layers of an import contract, top first; what is in brackets may be missing."""
+    (container,) = contract["containers"]
+    folder = ROOT.joinpath(*container.split("."))
     lines = []
-    for layer in layers:
+    for layer in contract["layers"]:
         names = re.findall(r"[a-z_]+", layer)
-        here = [n for n in names if (ROOT / package / f"{n}.py").exists() or (ROOT / package / n).is_dir()]
+        here = [n for n in names if (folder / f"{n}.py").exists() or (folder / n).is_dir()]
         if here:
             lines.append("  ".join(here))
-    return "```text\n" + "\n".join(lines) + "\n```\n"
+    return lines
+
+
+def floors(contract: str) -> str:
+    return "```text\n" + "\n".join(layers(contracts()[contract])) + "\n```\n"
+
+
+def room_floors() -> str:
+    """The rooms of the shell: what each is, in the first line of its docstring, and its floors, top first."""
+    rows = []
+    for contract in contracts().values():
+        (container,) = contract.get("containers", [""])
+        if container.startswith("consumers."):
+            room = importlib.import_module(container)
+            rows.append((code(room.__name__.rpartition(".")[2]), _first(room), " / ".join(layers(contract))))
+    return table(("room", "what it is", "floors"), rows)
+
+
+def _first(module: ModuleType) -> str:
+    """What a module says of itself, without its own name in front."""
+    (line, *_) = (module.__doc__ or "").splitlines()
+    return line.partition(": ")[2]
 
 
 def commands() -> str:
@@ -321,6 +349,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "honest": honest,
     "measures": measures,
     "metrics": metrics,
+    "room-floors": room_floors,
     "routes": routes,
     "path-bits": path_bits,
     "settings": settings,

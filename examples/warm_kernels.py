@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from consumers import detect, fit, ingest, replay
-from consumers.admission import Limits
+from consumers.intake.admission import Limits
 from consumers.log.files import FileLog
 from consumers.secrets import Secrets
 from consumers.store.embedded import EmbeddedStore

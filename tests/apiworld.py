@@ -13,8 +13,9 @@ from typing import Any
 from starlette.testclient import TestClient
 
 from consumers import serve
-from consumers.audit import Mirror
-from consumers.findings import FRAMEWORKS, StoredDecision, packed_alert, packed_decision, rfc3339
+from consumers.decisions.findings import FRAMEWORKS, StoredDecision, packed_alert, packed_decision, rfc3339
+from consumers.enforcement.refresher import Refresher
+from consumers.enforcement.restrictions import Restrictions
 from consumers.http.api import Api, build
 from consumers.http.auth import Authenticator, Certificates, KeyRing, Tokens
 from consumers.http.bridge import Bridge
@@ -25,13 +26,12 @@ from consumers.http.identities import Identities
 from consumers.log.formats import NativeFormat
 from consumers.log.writers import FileWriter
 from consumers.metrics import Metrics
-from consumers.operate import ROLES, Actor, Operations
-from consumers.readings import Readings
-from consumers.refresher import Refresher
-from consumers.restrictions import Restrictions
+from consumers.operators.audit import Mirror
+from consumers.operators.operate import ROLES, Actor, Operations
 from consumers.secrets import Secrets
 from consumers.store import Outcome, Store, decision_cell
 from consumers.store.embedded import EmbeddedStore
+from consumers.views.readings import Readings
 from detector.query import ClientKey
 
 OURS, FOREIGN = "acme", "rival"

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from consumers import config
-from consumers.findings import FRAMEWORKS
+from consumers.decisions.findings import FRAMEWORKS
 from consumers.http.access import TABLE
 from consumers.metrics import METRICS
 

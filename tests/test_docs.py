@@ -30,7 +30,7 @@ from store_contract import failures
 
 from consumers import cli, config
 from consumers.alerts.kafka import _letter
-from consumers.findings import FRAMEWORKS
+from consumers.decisions.findings import FRAMEWORKS
 from consumers.log import formats
 from consumers.metrics import METRICS
 from consumers.store import DECISION_CELLS, DeadLetter, Store

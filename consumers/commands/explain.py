@@ -25,7 +25,7 @@ from consumers import config, terminal, wiring
 from consumers.errors import Refused, WrongUse
 
 if TYPE_CHECKING:
-    from consumers.readings import ClientDetail, Readings
+    from consumers.views.readings import ClientDetail, Readings
     from detector.baseline import Baseline
 
 ConfigFile = Annotated[
@@ -41,8 +41,8 @@ BaselineOption = Annotated[
 
 def explain(client: Client, model: ModelOption = None, as_json: AsJson = False, config_file: ConfigFile = None) -> None:
     """Say why a client is in its state: signals against honest clients, what happened, what would change it."""
-    from consumers import explanation
     from consumers.fit import load_baselines
+    from consumers.views import explanation
 
     settings = config.load(config_file)
     baselines = load_baselines(settings.baselines) if settings.baselines else {}
@@ -65,10 +65,10 @@ def evidence(
     config_file: ConfigFile = None,
 ) -> None:
     """Write a signed, replayable bundle: decision, findings, profile, audit rows, method."""
-    from consumers import audit, entries
-    from consumers import evidence as bundling
-    from consumers.findings import stored_alert, stored_decision
-    from consumers.horizon import spans_in_force
+    from consumers.decisions.findings import stored_alert, stored_decision
+    from consumers.decisions.horizon import spans_in_force
+    from consumers.operators import audit, entries
+    from consumers.views import evidence as bundling
 
     if not out_path.absolute().parent.is_dir():
         raise WrongUse(f"{out_path}: no such folder")
@@ -115,7 +115,7 @@ def verify_evidence(
     as_json: AsJson = False,
 ) -> None:
     """Check a bundle: signature, hashes and, with the baseline, the scores."""
-    from consumers import evidence as bundling
+    from consumers.views import evidence as bundling
 
     checked = bundling.verify(_read(file), _read(baseline) if baseline else None, signer)
     said = {
@@ -142,13 +142,13 @@ def backtest(
     config_file: ConfigFile = None,
 ) -> None:
     """Who in old logs would be flagged at which budget and mode. Nothing is written."""
-    from consumers import backtest as testing
     from consumers import replay as replaying
-    from consumers.findings import is_campaign
+    from consumers.decisions.findings import is_campaign
+    from consumers.decisions.horizon import spans_in_force, together
     from consumers.fit import load_baselines
-    from consumers.horizon import spans_in_force, together
     from consumers.log.files import FileLog
     from consumers.store.embedded import EmbeddedStore
+    from consumers.views import backtest as testing
 
     settings = config.load(config_file)
     baselines = load_baselines(baseline or list(settings.baselines))
@@ -192,7 +192,7 @@ def backtest(
 
 @contextlib.contextmanager
 def _readings(settings: config.Settings, baselines: Mapping[str, Baseline]) -> Iterator[Readings]:
-    from consumers.readings import Readings
+    from consumers.views.readings import Readings
 
     with wiring.open_store(settings) as store:
         secrets = wiring.secrets_of(settings, store)

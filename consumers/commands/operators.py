@@ -22,8 +22,8 @@ from consumers import config, terminal, wiring
 from consumers.errors import WrongUse
 
 if TYPE_CHECKING:
-    from consumers.operate import Actor, Operations
-    from consumers.readings import Readings
+    from consumers.operators.operate import Actor, Operations
+    from consumers.views.readings import Readings
 
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", help="Settings file (TOML). The environment wins over it.")
@@ -55,7 +55,7 @@ class _Desk:
         self.operations, self.readings, self.actor = operations, readings, actor
 
     def subject(self, client: str, model: str) -> Any:
-        from consumers.operate import Subject
+        from consumers.operators.operate import Subject
 
         key = self.readings.key_of(model, client)
         return Subject(key.client, model, "" if key.client == client else client)
@@ -64,8 +64,8 @@ class _Desk:
 @contextlib.contextmanager
 def _desk(config_file: Path | None) -> Iterator[_Desk]:
     from consumers.commands.serving import operations_of
-    from consumers.operate import Actor
-    from consumers.readings import Readings
+    from consumers.operators.operate import Actor
+    from consumers.views.readings import Readings
 
     settings = config.load(config_file)
     with wiring.open_store(settings) as store:
@@ -98,7 +98,7 @@ def _shown(rows: Sequence[Any], as_json: bool, titles: Sequence[str], cells: Cal
 
 
 def _until(time_s: int) -> str:
-    from consumers.readings import when
+    from consumers.views.readings import when
 
     return when(time_s) or "for ever"
 
@@ -250,7 +250,7 @@ def keys_create(
     config_file: ConfigFile = None,
 ) -> None:
     """Make an API key. Its text is shown once, on standard output, and stored as a digest only."""
-    from consumers.operate import without_digest
+    from consumers.operators.operate import without_digest
 
     with _desk(config_file) as desk:
         made, text = desk.operations.create_key(desk.actor, name or role, role, ttl_s=seconds(ttl))
@@ -264,7 +264,7 @@ def keys_create(
 @keys_app.command("list")
 def keys_list(as_json: AsJson = False, config_file: ConfigFile = None) -> None:
     """Live API keys."""
-    from consumers.operate import without_digest
+    from consumers.operators.operate import without_digest
 
     with _desk(config_file) as desk:
         rows = [without_digest(key) for key in desk.operations.keys(desk.actor.tenant)]
@@ -281,7 +281,7 @@ def keys_revoke(
     config_file: ConfigFile = None,
 ) -> None:
     """End an API key at once: services know within two seconds."""
-    from consumers.operate import without_digest
+    from consumers.operators.operate import without_digest
 
     with _desk(config_file) as desk:
         gone = without_digest(desk.operations.revoke_key(desk.actor, prefix))
@@ -300,8 +300,8 @@ def audit_verify(
     config_file: ConfigFile = None,
 ) -> None:
     """Check the audit log and this machine's copy: edits, deletions, swaps, a cut-off end. Exit status 1 on findings."""
-    from consumers import audit
     from consumers.commands.serving import mirror_of
+    from consumers.operators import audit
 
     settings = config.load(config_file)
     with wiring.open_store(settings) as store:

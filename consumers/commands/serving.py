@@ -21,7 +21,7 @@ from consumers import config, terminal, wiring
 from consumers.errors import WrongUse
 
 if TYPE_CHECKING:
-    from consumers.audit import Mirror
+    from consumers.enforcement.restrictions import Restrictions
     from consumers.http.auth import Authenticator, KeyRing, Tokens
     from consumers.http.bridge import Bridge
     from consumers.http.dashboard.health import Pulse
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
     from consumers.http.front import Front
     from consumers.http.gateway import Gateway
     from consumers.metrics import Metrics
-    from consumers.operate import Operations
-    from consumers.readings import Readings
+    from consumers.operators.audit import Mirror
+    from consumers.operators.operate import Operations
     from consumers.responders import Target
-    from consumers.restrictions import Restrictions
     from consumers.secrets import Secrets
     from consumers.serve import Tls
     from consumers.store import Store
+    from consumers.views.readings import Readings
     from detector.baseline import Baseline
     from detector.query import ClientKey
 
@@ -130,6 +130,7 @@ def tls_of(settings: config.Settings) -> Tls | None:
 
 def build_front(settings: config.Settings, stack: contextlib.ExitStack, metrics: Metrics) -> Front:
     """The whole application, its threads started."""
+    from consumers.enforcement.restrictions import Restrictions
     from consumers.fit import load_baselines
     from consumers.http.api import Api, build
     from consumers.http.auth import KeyRing
@@ -137,8 +138,7 @@ def build_front(settings: config.Settings, stack: contextlib.ExitStack, metrics:
     from consumers.http.dashboard.session import Sessions
     from consumers.http.front import Buckets, Front
     from consumers.http.gateway import Gateway
-    from consumers.readings import Readings
-    from consumers.restrictions import Restrictions
+    from consumers.views.readings import Readings
 
     store = stack.enter_context(wiring.open_store(settings))
     secrets = wiring.secrets_of(settings, store)
@@ -178,14 +178,14 @@ def build_front(settings: config.Settings, stack: contextlib.ExitStack, metrics:
 
 
 def operations_of(settings: config.Settings, store: Store, secrets: Secrets) -> Operations:
-    from consumers.operate import Operations
+    from consumers.operators.operate import Operations
 
     http = settings.http
     return Operations(store, secrets, mirror=mirror_of(settings), longest_s=http.longest_decision_s, env=http.key_env)
 
 
 def mirror_of(settings: config.Settings) -> Mirror:
-    from consumers.audit import Mirror
+    from consumers.operators.audit import Mirror
 
     return Mirror(settings.state_path / "audit.jsonl")
 
@@ -304,8 +304,8 @@ def _start_refresher(
     gateway: Gateway,
     metrics: Metrics,
 ) -> None:
-    from consumers.refresher import Refresher
-    from consumers.storm import Storm
+    from consumers.enforcement.refresher import Refresher
+    from consumers.enforcement.storm import Storm
 
     g = settings.gateway
     refresher = Refresher(

@@ -22,7 +22,7 @@ from consumers import config, terminal, wiring
 from consumers.errors import Refused, WrongUse
 
 if TYPE_CHECKING:
-    from consumers.erasure import Subject
+    from consumers.operators.erasure import Subject
     from consumers.secrets import Secrets
     from consumers.store import Store
 
@@ -42,7 +42,7 @@ def snapshot(
     config_file: ConfigFile = None,
 ) -> None:
     """Write everything that the store holds to a file, while the service runs."""
-    from consumers import snapshot as files
+    from consumers.store import snapshot as files
 
     if out_path.exists():
         raise Refused(f"{out_path}: exists; a snapshot never replaces another file")
@@ -59,8 +59,8 @@ def restore(
     path: Annotated[Path, typer.Argument(metavar="FILE", help="A snapshot.")], config_file: ConfigFile = None
 ) -> None:
     """Fill an empty store from a snapshot. Then start the service: it reads on where the snapshot was taken."""
-    from consumers import snapshot as files
     from consumers.secrets import Secrets
+    from consumers.store import snapshot as files
 
     settings = config.load(config_file)
     secrets = Secrets.load(settings.secrets_path)
@@ -115,7 +115,7 @@ def erase(
     """Forget a client for good: profiles, decisions, alerts, what operators wrote. Replays and rebuilds skip it."""
     import msgspec
 
-    from consumers import erasure
+    from consumers.operators import erasure
     from consumers.store import Tombstones
 
     with _open(config_file) as (settings, store, secrets):
@@ -143,7 +143,7 @@ def erase(
 
 def export(client: Client, model: Models = None, hashed: Hashed = False, config_file: ConfigFile = None) -> None:
     """Everything that is kept about a client, as JSON."""
-    from consumers import erasure
+    from consumers.operators import erasure
 
     with _open(config_file) as (settings, store, secrets):
         subject = _subject(settings, store, secrets, client, model, hashed)
@@ -162,7 +162,7 @@ def _open(config_file: Path | None) -> Iterator[tuple[config.Settings, Store, Se
 def _note(settings: config.Settings, store: Store, secrets: Secrets, action: str, about: str) -> None:
     """A row in the audit log."""
     from consumers.commands.serving import operations_of
-    from consumers.operate import Actor
+    from consumers.operators.operate import Actor
 
     try:
         user = getpass.getuser()
@@ -175,8 +175,8 @@ def _note(settings: config.Settings, store: Store, secrets: Secrets, action: str
 def _subject(
     settings: config.Settings, store: Store, secrets: Secrets, client: str, model: list[str] | None, hashed: bool
 ) -> Subject:
-    from consumers import erasure
     from consumers.fit import load_baselines
+    from consumers.operators import erasure
 
     if hashed and not re.fullmatch(r"[0-9a-f]{32}", client):
         raise WrongUse("CLIENT: a hash has 32 hexadecimal digits")

@@ -25,18 +25,19 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 
-from consumers import entries, operate, readings
-from consumers.audit import stored_rows
+from consumers.decisions.findings import campaign_key
 from consumers.errors import Missing
-from consumers.findings import campaign_key
 from consumers.http import bridge, problems
 from consumers.http.access import methods_by_path
 from consumers.http.auth import KeyRing
 from consumers.http.decisions import DecisionFeed
 from consumers.http.feed import feed_routes
 from consumers.http.routes import Acting, Caller, complete, document, route
-from consumers.operate import Actor, Operations, Subject
-from consumers.readings import Readings
+from consumers.operators import entries, operate
+from consumers.operators.audit import stored_rows
+from consumers.operators.operate import Actor, Operations, Subject
+from consumers.views import readings
+from consumers.views.readings import Readings
 
 ELSEWHERE = frozenset({("GET", "/healthz"), ("GET", "/readyz"), ("GET", "/metrics"), ("ANY", "/v1/authz")})
 """Rows whose paths are answered before the API: see `front`."""
@@ -296,9 +297,7 @@ def _findings(app: FastAPI, api: Api) -> None:
             subject = Subject(found.client_key, found.model_id, found.client_id or "")
         elif found.campaign_id is not None:
             campaign = campaign_key(who.tenant, found.model_id, found.campaign_id)
-        made = api.operations.judge(
-            who, alert_id, body.verdict, subject, campaign=campaign, note=body.note, once=once
-        )
+        made = api.operations.judge(who, alert_id, body.verdict, subject, campaign=campaign, note=body.note, once=once)
         return readings.Verdict(made.alert_id, made.verdict, made.note, made.actor, made.at_s)
 
     @route(app, "GET", "/v1/campaigns")

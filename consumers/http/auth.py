@@ -25,9 +25,9 @@ from typing import Any
 
 import jwt
 
-from consumers import entries
 from consumers.errors import CorruptState, Refused
-from consumers.operate import ROLES
+from consumers.operators import entries
+from consumers.operators.operate import ROLES
 from consumers.secrets import Secrets
 from consumers.store import Store
 

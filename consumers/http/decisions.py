@@ -22,8 +22,8 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any, NamedTuple
 
-from consumers.entries import EVERY_MODEL
-from consumers.restrictions import BLOCK, Change, Restrictions, Standing
+from consumers.enforcement.restrictions import BLOCK, Change, Restrictions, Standing
+from consumers.operators.entries import EVERY_MODEL
 from detector.query import ClientKey
 
 SCOPE = "ApiKey"

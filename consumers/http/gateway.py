@@ -24,10 +24,10 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
-from consumers.entries import EVERY_MODEL
+from consumers.enforcement.restrictions import BLOCK, CLEAR, NOTHING, THROTTLE, Restrictions, Standing
 from consumers.http.identities import Identities
 from consumers.metrics import Metrics
-from consumers.restrictions import BLOCK, CLEAR, NOTHING, THROTTLE, Restrictions, Standing
+from consumers.operators.entries import EVERY_MODEL
 from detector.policy import STATES
 
 PREFIX = "/v1/authz"

@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 from consumers.http.access import BY_ROUTE, TABLE, Access
 from consumers.http.auth import Credential
 from consumers.http.problems import MEDIA_TYPE, Problem
-from consumers.operate import Actor
+from consumers.operators.operate import Actor
 
 F = TypeVar("F", bound=Callable[..., Any])
 

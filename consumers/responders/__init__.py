@@ -18,9 +18,9 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
+from consumers.enforcement.restrictions import THROTTLE, Restrictions, Standing
 from consumers.errors import QueryWardenError
 from consumers.metrics import Metrics
-from consumers.restrictions import THROTTLE, Restrictions, Standing
 
 log = logging.getLogger("querywarden.responders")
 

@@ -16,8 +16,8 @@ from itertools import islice
 from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
 
+from consumers.enforcement.restrictions import BLOCK, THROTTLE, Standing
 from consumers.errors import Unavailable, WrongUse
-from consumers.restrictions import BLOCK, THROTTLE, Standing
 
 SCOPE = "ApiKey"
 ORIGIN = "querywarden"

@@ -12,8 +12,8 @@ import socket
 from collections.abc import Iterable, Mapping
 from contextlib import closing
 
+from consumers.enforcement.restrictions import Standing
 from consumers.errors import Unavailable, WrongUse
-from consumers.restrictions import Standing
 from detector.policy import STATES
 
 _WORD = re.compile(r"[0-9a-f]{32}")

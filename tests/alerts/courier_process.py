@@ -12,9 +12,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from consumers.alerts.delivery import Courier
 from consumers.alerts.outbound import Allowed
 from consumers.alerts.webhook import WebhookSink
-from consumers.delivery import Courier
 from consumers.metrics import Metrics
 from consumers.secrets import Secrets
 from consumers.store import DECISION_CELLS, OutboxAlert

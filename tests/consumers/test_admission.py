@@ -16,11 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from consumers import detect, ingest
-from consumers.admission import HEAD_BYTES, SKETCH_BYTES, Admission, Limits
+from consumers.decisions.findings import stored_decision
 from consumers.detect import Detect
-from consumers.findings import stored_decision
 from consumers.ingest import Ingest, Runner
-from consumers.ledger import imbalance
+from consumers.intake.admission import HEAD_BYTES, SKETCH_BYTES, Admission, Limits
+from consumers.intake.ledger import imbalance
 from consumers.log.files import FileLog
 from consumers.secrets import Secrets
 from consumers.store.embedded import EmbeddedStore

@@ -19,8 +19,8 @@ from consumers import ingest
 from consumers.alarms import Alarms, Watch
 from consumers.errors import LogTruncated, Unavailable
 from consumers.ingest import SINGLY_AFTER, Ingest, Runner
-from consumers.ledger import imbalance, processed, unbalanced
-from consumers.letters import KEPT, WAITING
+from consumers.intake.ledger import imbalance, processed, unbalanced
+from consumers.intake.letters import KEPT, WAITING
 from consumers.log.files import FileLog
 from consumers.metrics import Metrics
 from consumers.secrets import Secrets
@@ -310,7 +310,7 @@ def test_claims_of_a_process_that_lives_do_not_make_it_careful(
 def test_dead_letters_wait_in_bounded_room_and_are_all_counted(
     tmp_path: Path, new_store: NewStore, reading: Ingest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("consumers.letters.WAITING", 50)
+    monkeypatch.setattr("consumers.intake.letters.WAITING", 50)
 
     class Gone:
         def ship(self, letters: list[DeadLetter]) -> list[bool]:

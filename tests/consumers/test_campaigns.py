@@ -12,20 +12,21 @@ import numpy as np
 import pytest
 import victims
 
-from consumers import detect, erasure, ingest, replay
+from consumers import detect, ingest, replay
 from consumers.alerts.finding import finding
 from consumers.alerts.ocsf import detection_finding
-from consumers.campaigns import Search, campaign_id
+from consumers.decisions.campaigns import Search, campaign_id
+from consumers.decisions.findings import StoredDecision, campaign_key, is_campaign, stored_alert, stored_decision
 from consumers.detect import Detect, Runner
-from consumers.findings import StoredDecision, campaign_key, is_campaign, stored_alert, stored_decision
 from consumers.ingest import Ingest
 from consumers.log.files import FileLog
-from consumers.operate import Actor, Operations
-from consumers.overrides import Overrides
-from consumers.readings import Readings
+from consumers.operators import erasure
+from consumers.operators.operate import Actor, Operations
+from consumers.operators.overrides import Overrides
 from consumers.secrets import Secrets
-from consumers.store import DECISION_CELLS, DecisionRow, Outcome, OutboxAlert, decision_cell
+from consumers.store import DECISION_CELLS, DecisionRow, OutboxAlert, Outcome, decision_cell
 from consumers.store.embedded import EmbeddedStore
+from consumers.views.readings import Readings
 from detector.baseline import Baseline
 from detector.policy import TTL_S, Decision, Policy, decide_group
 from detector.query import ClientKey

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from consumers import delivery
 from consumers.alarms import Alarms
-from consumers.delivery import Courier, Deliveries
+from consumers.alerts import delivery
+from consumers.alerts.delivery import Courier, Deliveries
+from consumers.decisions.findings import packed_alert
 from consumers.errors import Unavailable, Undeliverable
-from consumers.findings import packed_alert
 from consumers.metrics import Metrics
 from consumers.secrets import Secrets
 from consumers.store import OutboxAlert, Outcome

@@ -15,14 +15,15 @@ import numpy as np
 import pytest
 import victims
 
-from consumers import detect, findings, ingest
-from consumers.breaker import Breaker, Limits
+from consumers import detect, ingest
+from consumers.decisions import findings
+from consumers.decisions.breaker import Breaker, Limits
+from consumers.decisions.findings import StoredDecision, rfc3339, stored_alert, stored_decision
 from consumers.detect import Detect, Runner, Seen
 from consumers.errors import CorruptState, Fenced, LeaseHeld, Rewound, Unavailable
-from consumers.findings import StoredDecision, rfc3339, stored_alert, stored_decision
 from consumers.log.files import FileLog
 from consumers.metrics import METRICS, Metrics, serve_metrics
-from consumers.overrides import Overrides
+from consumers.operators.overrides import Overrides
 from consumers.secrets import Secrets
 from consumers.store import DECISION_CELLS, DecisionRow, Entry, Operation, OutboxAlert, Outcome, decision_cell
 from consumers.store.embedded import EmbeddedStore
@@ -455,7 +456,7 @@ def test_a_new_process_sends_what_the_old_one_could_not(filled: EmbeddedStore, j
 def test_many_alerts_of_a_cell_leave_in_one_turn(
     filled: EmbeddedStore, judging: Detect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("consumers.delivery.ALERTS_AT_ONCE", 1)
+    monkeypatch.setattr("consumers.alerts.delivery.ALERTS_AT_ONCE", 1)
     monkeypatch.setattr("detector.policy.MIN_ODD_TO_THROTTLE", 0)
     judge = Detect(judging.baselines, judging.secrets, Policy(0.49, "observe"))
     sink = Sink("file:/x")

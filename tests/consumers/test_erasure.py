@@ -12,13 +12,14 @@ import redis
 import victims
 from servers import MissingServer, Redis, wait_until
 
-from consumers import detect, erasure, ingest, snapshot
+from consumers import detect, ingest
+from consumers.decisions.findings import stored_decision
 from consumers.detect import Detect
-from consumers.findings import stored_decision
 from consumers.log.files import FileLog
-from consumers.operate import Actor, Operations, Subject
+from consumers.operators import erasure
+from consumers.operators.operate import Actor, Operations, Subject
 from consumers.secrets import Secrets
-from consumers.store import Store, Tombstones, decision_cell
+from consumers.store import Store, Tombstones, decision_cell, snapshot
 from consumers.store.embedded import EmbeddedStore
 from consumers.store.redis import connect
 from detector.baseline import Baseline

@@ -11,19 +11,19 @@ from typing import Any
 import pytest
 from apiworld import MODEL, OURS, SECRETS, client_hash, decided
 
-from consumers.breaker import Breaker, Limits
+from consumers.decisions.breaker import Breaker, Limits
+from consumers.decisions.findings import packed_decision
 from consumers.detect import Detect, Runner, Seen
-from consumers.findings import packed_decision
+from consumers.enforcement.refresher import Refresher
+from consumers.enforcement.restrictions import Restrictions
+from consumers.enforcement.storm import Storm
 from consumers.metrics import Metrics
-from consumers.operate import Actor, Operations, Subject
-from consumers.overrides import Overrides
-from consumers.readings import Readings
-from consumers.refresher import Refresher
-from consumers.restrictions import Restrictions
+from consumers.operators.operate import Actor, Operations, Subject
+from consumers.operators.overrides import Overrides
 from consumers.store import Checkpoint, Cursor, Outcome, Store
 from consumers.store.embedded import EmbeddedStore
 from consumers.store.redis import connect
-from consumers.storm import Storm
+from consumers.views.readings import Readings
 from detector.policy import Decision
 from detector.query import ClientKey
 

@@ -10,18 +10,19 @@ from typing import Any
 import pytest
 from apiworld import OURS, SECRETS, alert_of, decided, keep
 
-from consumers import heartbeats, wiring
+from consumers import wiring
 from consumers.alarms import Alarms
-from consumers.delivery import Courier
-from consumers.entries import packed
+from consumers.alerts.delivery import Courier
 from consumers.errors import Unavailable
-from consumers.heartbeats import EVERY_TENANT, KIND, LASTS_S, Heart, Heartbeat, SinkState
 from consumers.http.dashboard.health import Pulse, health_page
 from consumers.metrics import Metrics
-from consumers.operate import Actor, Operations
-from consumers.readings import Readings
+from consumers.operators import heartbeats
+from consumers.operators.entries import packed
+from consumers.operators.heartbeats import EVERY_TENANT, KIND, LASTS_S, Heart, Heartbeat, SinkState
+from consumers.operators.operate import Actor, Operations
 from consumers.store import Entry, Operation, OutboxAlert
 from consumers.store.embedded import EmbeddedStore
+from consumers.views.readings import Readings
 
 NewStore = Callable[[], EmbeddedStore]
 ALICE = Actor("alice", "admin", OURS)

@@ -14,7 +14,7 @@ import victims
 from consumers import ingest
 from consumers.errors import Fenced, LogTruncated, Rewound, Unavailable
 from consumers.ingest import Ingest, Runner
-from consumers.letters import KEPT
+from consumers.intake.letters import KEPT
 from consumers.log import Poll
 from consumers.log.files import FileLog
 from consumers.secrets import Secrets
@@ -409,7 +409,7 @@ def test_a_trimmed_cache_gives_the_same_profiles(
     whole: dict[str, Mapping[str, bytes]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("consumers.checkpoints.MAX_CACHED", 5)
+    monkeypatch.setattr("consumers.intake.checkpoints.MAX_CACHED", 5)
     store = new_store()
     faulty = Faulty(store)
     one = runner(log_path(tmp_path), faulty, reading, max_poll_records=11)

@@ -13,8 +13,8 @@ import victims
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consumers import links, witnesses
 from consumers.ingest import Ingest, Runner, run
+from consumers.intake import links, witnesses
 from consumers.log import Records
 from consumers.log.files import FileLog
 from consumers.log.formats import InputReader, NativeFormat

@@ -145,7 +145,7 @@ def cursor_of(one: detect.Runner, cell: str) -> int:
 
 
 def queries(store: EmbeddedStore, secrets: Secrets) -> dict[str, int]:
-    from consumers.findings import stored_decision
+    from consumers.decisions.findings import stored_decision
 
     rows = (stored_decision(row, secrets, key.tenant) for key, row in store.decisions("default"))
     return {row.client_id: row.queries for row in rows}

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
-from consumers.breaker import Breaker, Limits
-from consumers.entries import Allowance, Reset, entry_key, packed
-from consumers.overrides import RESET, TRIPPED, Overrides
+from consumers.decisions.breaker import Breaker, Limits
+from consumers.operators.entries import Allowance, Reset, entry_key, packed
+from consumers.operators.overrides import RESET, TRIPPED, Overrides
 from consumers.store import Entry, Operation
 from consumers.store.embedded import EmbeddedStore
 from detector.policy import Decision

@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 
 from consumers import cli, fit, ingest, recalibrate, replay
 from consumers import detect as detecting
-from consumers.entries import Verdict, packed
 from consumers.errors import Refused
 from consumers.log.files import FileLog
+from consumers.operators.entries import Verdict, packed
 from consumers.recalibrate import Presumption
 from consumers.secrets import Secrets
 from consumers.store import Entry, Operation
@@ -193,14 +193,23 @@ def test_the_command_writes_a_baseline_that_the_service_takes(
     assert f"nulls {new.nulls_version}" in done.output.replace("\n", " ")
 
 
-def test_fit_names_the_thief_in_its_traffic_and_leaves_out_whom_it_is_told_to(
-    files: dict[str, Path], tmp_path: Path
-) -> None:
+def test_fit_gives_the_thief_in_its_traffic_no_say_and_names_it(files: dict[str, Path]) -> None:
     thief = thief_of(files)
     reference = files["reference"].read_bytes().splitlines()
     fitted = fit.fit(victims.MODEL, reference, FileLog([str(files["log"])]), exposure=False)
-    assert fitted.review[0].client == thief
-    assert fitted.baseline.nulls.clients == CLIENTS + 1
+    assert [(one.client, one.left_out) for one in fitted.review] == [(thief, True)]
+    assert fitted.baseline.nulls.clients == CLIENTS
+    assert any(line.startswith("left out of the calibration: 1 clients") for line in fitted.said)
+    trusting = fit.fit(victims.MODEL, reference, FileLog([str(files["log"])]), exposure=False, trust_traffic=True)
+    assert (trusting.review[0].client, trusting.review[0].left_out) == (thief, False)
+    assert trusting.baseline.nulls.clients == CLIENTS + 1
+    assert trusting.baseline.map_id == fitted.baseline.map_id
+    assert trusting.baseline.tail(True).level(0.01) > 2 * fitted.baseline.tail(True).level(0.01)
+
+
+def test_fit_leaves_out_whom_it_is_told_to(files: dict[str, Path], tmp_path: Path) -> None:
+    thief = thief_of(files)
+    reference = files["reference"].read_bytes().splitlines()
     listed = tmp_path / "exclude.txt"
     listed.write_text(f"{thief}\n\nnobody\n")
     without = fit.fit(

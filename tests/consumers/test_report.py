@@ -11,9 +11,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from consumers import figures
 from consumers.errors import Refused
-from consumers.report import AlertRow, ClientRow, Coverage, Evidence, Report, render, write_report
+from consumers.views import figures
+from consumers.views.report import AlertRow, ClientRow, Coverage, Evidence, Report, render, write_report
 
 EVIL = "\"><script>alert('x')</script>&<b>"
 HOUR_MS = 3_600_000

@@ -11,16 +11,16 @@ import pytest
 import redis
 import victims
 
-from consumers import detect, ingest, snapshot
+from consumers import detect, ingest
+from consumers.decisions.findings import stored_decision
 from consumers.detect import Detect
 from consumers.errors import Refused
-from consumers.findings import stored_decision
 from consumers.log.files import FileLog
 from consumers.secrets import Secrets
-from consumers.snapshot import FORMAT, MAGIC
-from consumers.store import Exported, Store
+from consumers.store import Exported, Store, snapshot
 from consumers.store.embedded import EmbeddedStore
 from consumers.store.redis import connect
+from consumers.store.snapshot import FORMAT, MAGIC
 from detector.baseline import Baseline
 from detector.policy import Policy
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from consumers import trial
-from consumers.trial import deadly
+from consumers.intake import trial
+from consumers.intake.trial import deadly
 
 
 def spin() -> None:

@@ -15,7 +15,7 @@ import redis
 from crash.cluster import QUERYWARDEN, Cluster
 from crash.ledger import Ledger
 
-from consumers.ledger import imbalance
+from consumers.intake.ledger import imbalance
 from consumers.store.embedded import EmbeddedStore
 from consumers.store.layout import client_from_text
 from consumers.store.redis import connect

@@ -18,9 +18,9 @@ from consumers.http.auth import Authenticator, KeyRing
 from consumers.http.dashboard import actions, pages
 from consumers.http.dashboard.pages import Dashboard
 from consumers.http.dashboard.session import COOKIE, HOURS, Session, Sessions
-from consumers.operate import Actor, Operations
-from consumers.readings import Readings
+from consumers.operators.operate import Actor, Operations
 from consumers.store.embedded import EmbeddedStore
+from consumers.views.readings import Readings
 from detector.baseline import Baseline
 
 HOST = "127.0.0.1:8080"

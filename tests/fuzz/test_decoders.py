@@ -21,11 +21,11 @@ import pytest
 import victims
 import zstandard
 
-from consumers.admission import Admission
-from consumers.duplicates import Windows
+from consumers.decisions.findings import packed_alert, stored_alert, stored_decision
 from consumers.errors import CorruptState, Refused
-from consumers.findings import packed_alert, stored_alert, stored_decision
-from consumers.ledger import imbalance
+from consumers.intake.admission import Admission
+from consumers.intake.duplicates import Windows
+from consumers.intake.ledger import imbalance
 from consumers.log import MAX_RECORD_BYTES, Records
 from consumers.log.batches import CODECS, _decompressed, _Unreadable, _walk
 from consumers.log.formats import REASONS, InputReader, NativeFormat

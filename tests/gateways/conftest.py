@@ -18,7 +18,7 @@ import pytest
 from gateways.peers import EXAMPLES
 from servers import MissingServer, Redis, Server, _listens, free_port
 
-from consumers.operate import Actor, Operations, Subject
+from consumers.operators.operate import Actor, Operations, Subject
 from consumers.secrets import Secrets
 from consumers.store import DecisionRow, Outcome, decision_cell
 from consumers.store.redis import connect

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from consumers import entries
+from consumers.enforcement.restrictions import Restrictions
 from consumers.errors import Rewound, Unavailable
-from consumers.restrictions import Restrictions
+from consumers.operators import entries
 from consumers.store import Entry, Operation, Restriction
 from detector.query import ClientKey
 

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from gateways.remembered import TENANT, RememberedStore, read
 
+from consumers.enforcement.restrictions import Restrictions
 from consumers.errors import Refused
 from consumers.http.gateway import Gateway, Rules
 from consumers.http.identities import Identities
 from consumers.metrics import Metrics
-from consumers.restrictions import Restrictions
 from consumers.secrets import Secrets
 
 SECRETS = Secrets.draw()

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from gateways.remembered import TENANT, RememberedStore, read
 
+from consumers.enforcement.restrictions import KEPT_CHANGES, Restrictions
 from consumers.http import decisions
 from consumers.http.decisions import DecisionFeed, TooManyFollowers, duration
-from consumers.restrictions import KEPT_CHANGES, Restrictions
 from consumers.store import Restriction
 from detector.query import ClientKey
 

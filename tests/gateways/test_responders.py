@@ -18,12 +18,12 @@ from gateways.peers import Crowdsec, Haproxy, ask
 from gateways.remembered import TENANT, RememberedStore, read
 from servers import free_port, wait_until
 
+from consumers.enforcement.restrictions import BLOCK, THROTTLE, Restrictions, Standing
 from consumers.errors import Unavailable, WrongUse
 from consumers.metrics import Metrics
 from consumers.responders import Responder, Target
 from consumers.responders.crowdsec import CrowdsecApi, _seconds
 from consumers.responders.haproxy import HaproxyMap
-from consumers.restrictions import BLOCK, THROTTLE, Restrictions, Standing
 from consumers.secrets import Secrets
 
 SECRETS = Secrets.draw()

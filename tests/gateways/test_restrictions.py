@@ -7,14 +7,14 @@ import random
 import pytest
 from gateways.remembered import TENANT, RememberedStore, read
 
-from consumers import entries
 from consumers.detect import Detect
+from consumers.enforcement.refresher import Refresher
+from consumers.enforcement.restrictions import BLOCK, CLEAR, KEPT_CHANGES, THROTTLE, WATCH, Restrictions
+from consumers.enforcement.storm import Storm
 from consumers.metrics import Metrics
-from consumers.refresher import Refresher
-from consumers.restrictions import BLOCK, CLEAR, KEPT_CHANGES, THROTTLE, WATCH, Restrictions
+from consumers.operators import entries
 from consumers.secrets import Secrets
 from consumers.store import Restriction
-from consumers.storm import Storm
 from detector.policy import STATES, Policy
 from detector.query import ClientKey
 

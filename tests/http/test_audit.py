@@ -16,10 +16,20 @@ from apiworld import OURS, SECRETS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from consumers import audit
-from consumers.audit import Chain, Head, Mirror, Seal, chained, signature_holds, stored_head, stored_rows, verify
 from consumers.errors import Refused
-from consumers.operate import Actor, Operations
+from consumers.operators import audit
+from consumers.operators.audit import (
+    Chain,
+    Head,
+    Mirror,
+    Seal,
+    chained,
+    signature_holds,
+    stored_head,
+    stored_rows,
+    verify,
+)
+from consumers.operators.operate import Actor, Operations
 from consumers.secrets import Secrets
 from consumers.store import Entry
 from consumers.store.embedded import EmbeddedStore

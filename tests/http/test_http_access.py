@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from consumers.http.access import BY_ROUTE, TABLE, Access
 from consumers.http.api import ELSEWHERE
 from consumers.http.routes import complete, route
-from consumers.operate import ROLES, Actor
+from consumers.operators.operate import ROLES, Actor
 
 _numbers = itertools.count()
 QUERY = b'{"timestamp":"2026-03-02T09:00:00Z","client_id":"a","model_id":"m","features":[1],"prediction":{"label":1}}'

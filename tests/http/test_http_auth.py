@@ -27,7 +27,7 @@ from cryptography.x509.oid import NameOID
 from consumers.errors import Refused
 from consumers.http import auth
 from consumers.http.auth import Authenticator, Certificates, KeyRing, TokenRules, Tokens, loopback_host
-from consumers.operate import Actor, Operations, new_key
+from consumers.operators.operate import Actor, Operations, new_key
 from consumers.serve import Tls, read_jwks
 from consumers.store.embedded import EmbeddedStore
 

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from apiworld import OURS, SECRETS
 
-from consumers import entries
-from consumers.audit import stored_rows
 from consumers.errors import Conflict, CorruptState, Missing, Rewound, Unavailable, WrongUse
-from consumers.operate import DAY_S, MOST_NOTES, Actor, Operations, Subject
-from consumers.readings import Readings
+from consumers.operators import entries
+from consumers.operators.audit import stored_rows
+from consumers.operators.operate import DAY_S, MOST_NOTES, Actor, Operations, Subject
 from consumers.store import Entry, Operation
 from consumers.store.embedded import EmbeddedStore
+from consumers.views.readings import Readings
 from detector.query import ClientKey
 
 MARIA = Actor("maria", "operator", OURS)

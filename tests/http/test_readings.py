@@ -24,9 +24,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from consumers.errors import Unavailable, WrongUse
-from consumers.readings import SORTS, Client, Readings
 from consumers.store import DecisionRow, Outcome, decision_cell
 from consumers.store.embedded import EmbeddedStore
+from consumers.views.readings import SORTS, Client, Readings
 from detector.query import ClientKey
 
 EXPOSURE = [None, {"fidelity": 0.5, "low": 0.4, "high": 0.6}, {"fidelity": 0.9, "low": 0.8, "high": 0.95}]
@@ -204,7 +204,7 @@ def test_health_without_a_store(read: Readings, monkeypatch: pytest.MonkeyPatch)
 
 def test_what_is_in_force(served: World) -> None:
     """Allow-list, then operator, then detection."""
-    from consumers.operate import Actor
+    from consumers.operators.operate import Actor
 
     actor = Actor("maria", "operator", OURS)
     keep(served.store, OURS, [decided("thief", 0.001, "block", enforced="block", until_s=math.floor(2e9))])

@@ -159,7 +159,7 @@ def test_a_dashboard_is_what_grafana_imports(file: Path) -> None:
 
 
 def test_the_table_of_clients_asks_routes_and_fields_that_exist() -> None:
-    from consumers import readings
+    from consumers.views import readings
 
     board = json.loads((ROOT / "helm" / "files" / "grafana" / "querywarden-clients.json").read_text())
     clients, alerts = (panel["targets"][0] for panel in board["panels"])

@@ -22,10 +22,10 @@ import numpy as np
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from consumers.decisions.findings import StoredDecision, stored_decision
 from consumers.detect import Detect, Seen
-from consumers.findings import StoredDecision, stored_decision
 from consumers.ingest import Cell, Ingest
-from consumers.ledger import COUNTERS
+from consumers.intake.ledger import COUNTERS
 from consumers.log import Records
 from consumers.metrics import Metrics
 from consumers.secrets import Secrets

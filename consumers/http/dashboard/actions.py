@@ -23,7 +23,7 @@ from starlette.routing import Route
 from consumers.errors import Conflict, Missing, Refused, Unavailable, WrongUse
 from consumers.http.dashboard.pages import ACTS, Dashboard
 from consumers.http.dashboard.session import COOKIE, ROLES, Visitor, local_path, same_origin
-from consumers.operate import Actor, Operations, Subject
+from consumers.operators.operate import Actor, Operations, Subject
 
 log = logging.getLogger("querywarden.dashboard")
 

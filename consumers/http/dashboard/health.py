@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from consumers import figures
 from consumers.alarms import ALARMS
-from consumers.readings import Readings
+from consumers.views import figures
+from consumers.views.readings import Readings
 
 QUIET_MS = 15 * 60_000
 """A log whose newest query is older is called quiet."""

@@ -28,14 +28,14 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from consumers import figures
 from consumers.errors import Unavailable
-from consumers.explanation import legible
 from consumers.http.auth import Authenticator
 from consumers.http.dashboard.health import Pulse, health_page
 from consumers.http.dashboard.session import COOKIE, HOURS, ROLES, Session, Sessions, Visitor
 from consumers.http.dashboard.views import Filters, Views, brief
-from consumers.readings import Readings
+from consumers.views import figures
+from consumers.views.explanation import legible
+from consumers.views.readings import Readings
 from detector.baseline import Baseline
 
 log = logging.getLogger("querywarden.dashboard")

@@ -17,8 +17,9 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlencode
 
-from consumers import figures
-from consumers.explanation import (
+from consumers.http.dashboard import charts
+from consumers.views import figures
+from consumers.views.explanation import (
     MODE_WORDS,
     events,
     legible,
@@ -28,9 +29,8 @@ from consumers.explanation import (
     standings,
     what_would_change,
 )
-from consumers.figures import Trace
-from consumers.http.dashboard import charts
-from consumers.readings import Campaign, Client, ClientDetail, Model, Readings
+from consumers.views.figures import Trace
+from consumers.views.readings import Campaign, Client, ClientDetail, Model, Readings
 from detector.baseline import Baseline
 from detector.policy import BLOCK_FACTOR, FLAGGED, REASONS, WATCH_FACTOR
 

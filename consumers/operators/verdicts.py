@@ -19,9 +19,16 @@ from typing import Any
 
 import msgspec
 
-from consumers.entries import Verdict, unpacked
+from consumers.decisions.findings import (
+    StoredDecision,
+    packed_alert,
+    packed_decision,
+    rfc3339,
+    stored_alert,
+    stored_decision,
+)
 from consumers.errors import CorruptState
-from consumers.findings import StoredDecision, packed_alert, packed_decision, rfc3339, stored_alert, stored_decision
+from consumers.operators.entries import Verdict, unpacked
 from consumers.secrets import Secrets
 from consumers.store import DecisionRow, Entry, Outcome, Store, decision_cell
 from detector.query import ClientKey

@@ -29,11 +29,11 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
-from consumers import audit, entries
-from consumers.entries import Allowance, Answered, ApiKey, Note, Reset, Ruling, Verdict
+from consumers.decisions.findings import rfc3339
 from consumers.errors import Conflict, CorruptState, Missing, Refused, Rewound, Unavailable, WrongUse
-from consumers.findings import rfc3339
-from consumers.overrides import breaker_times
+from consumers.operators import audit, entries
+from consumers.operators.entries import Allowance, Answered, ApiKey, Note, Reset, Ruling, Verdict
+from consumers.operators.overrides import breaker_times
 from consumers.secrets import Secrets
 from consumers.store import Entry, Operation, Store
 from detector.query import ClientKey

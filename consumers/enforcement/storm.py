@@ -14,10 +14,10 @@ from __future__ import annotations
 import contextlib
 import logging
 
-from consumers.breaker import Breaker, Limits
-from consumers.entries import Reset, packed, unpacked
+from consumers.decisions.breaker import Breaker, Limits
+from consumers.enforcement.restrictions import Restrictions
 from consumers.errors import CorruptState, Rewound, Unavailable
-from consumers.restrictions import Restrictions
+from consumers.operators.entries import Reset, packed, unpacked
 from consumers.store import Entry, Operation, Store
 from detector.query import ClientKey
 

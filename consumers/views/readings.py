@@ -24,8 +24,15 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from consumers import entries
-from consumers.answers import (
+from consumers.decisions.findings import StoredDecision, is_campaign, rfc3339, stored_alert, stored_decision
+from consumers.errors import CorruptState, Unavailable, WrongUse
+from consumers.operators import entries
+from consumers.operators.heartbeats import heartbeats, total
+from consumers.operators.overrides import breaker_times
+from consumers.secrets import Secrets
+from consumers.store import DecisionRow, Store
+from consumers.store.layout import client_text
+from consumers.views.answers import (
     Alert,
     AlertPage,
     Allowed,
@@ -44,13 +51,6 @@ from consumers.answers import (
     TrailPoint,
     Verdict,
 )
-from consumers.errors import CorruptState, Unavailable, WrongUse
-from consumers.findings import StoredDecision, is_campaign, rfc3339, stored_alert, stored_decision
-from consumers.heartbeats import heartbeats, total
-from consumers.overrides import breaker_times
-from consumers.secrets import Secrets
-from consumers.store import DecisionRow, Store
-from consumers.store.layout import client_text
 from detector.baseline import Baseline
 from detector.query import ClientKey
 

@@ -15,11 +15,11 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, field, replace
 
-from consumers.breaker import Breaker
-from consumers.entries import EVERY_MODEL, Reset, entry_key, packed, unpacked
+from consumers.decisions.breaker import Breaker
 from consumers.errors import CorruptState, Rewound
+from consumers.operators.entries import EVERY_MODEL, Reset, entry_key, packed, unpacked
+from consumers.operators.verdicts import Verdicts
 from consumers.store import Entry, Operation, Store
-from consumers.verdicts import Verdicts
 from detector.policy import FLAGGED, STATES, Decision
 from detector.query import ClientKey
 

@@ -17,10 +17,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from consumers import links, witnesses
-from consumers.admission import OVERFLOW, OVERFLOW_IDENTITY, Admission, Limits
-from consumers.duplicates import FIELD, Windows, event_hashes
-from consumers.ledger import COUNTERS, MARKS
+from consumers.intake import links, witnesses
+from consumers.intake.admission import OVERFLOW, OVERFLOW_IDENTITY, Admission, Limits
+from consumers.intake.duplicates import FIELD, Windows, event_hashes
+from consumers.intake.ledger import COUNTERS, MARKS
 from consumers.log import Records
 from consumers.log.formats import Decoded, InputReader, NativeFormat
 from consumers.secrets import Secrets

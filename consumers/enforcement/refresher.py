@@ -19,12 +19,12 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 
+from consumers.enforcement.restrictions import OPERATOR_KINDS, Restrictions
+from consumers.enforcement.storm import KIND as BREAKER_KIND
+from consumers.enforcement.storm import Storm
 from consumers.errors import Unavailable
 from consumers.metrics import Metrics
-from consumers.restrictions import OPERATOR_KINDS, Restrictions
 from consumers.store import Entry, Store
-from consumers.storm import KIND as BREAKER_KIND
-from consumers.storm import Storm
 
 log = logging.getLogger("querywarden.refresher")
 

@@ -26,9 +26,7 @@ from typing import Any, Protocol, TypeVar
 
 import msgspec
 
-from consumers import witnesses
-from consumers.errors import CorruptState, Fenced, Rewound
-from consumers.findings import (
+from consumers.decisions.findings import (
     FRAMEWORKS,
     StoredDecision,
     campaign_key,
@@ -39,6 +37,8 @@ from consumers.findings import (
     rfc3339,
     stored_decision,
 )
+from consumers.errors import CorruptState, Fenced, Rewound
+from consumers.intake import witnesses
 from consumers.secrets import Secrets
 from consumers.store import DecisionRow, OutboxAlert, Outcome, Store, decision_cell
 from detector.baseline import Baseline

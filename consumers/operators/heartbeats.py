@@ -17,8 +17,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from consumers.entries import packed, unpacked
 from consumers.errors import CorruptState, Rewound, Unavailable
+from consumers.operators.entries import packed, unpacked
 from consumers.store import Entry, Operation, Store
 
 log = logging.getLogger("querywarden.heartbeat")

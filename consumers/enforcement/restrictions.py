@@ -25,8 +25,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias, TypeVar
 
-from consumers.entries import EVERY_MODEL, allowance, ruling
 from consumers.errors import CorruptState
+from consumers.operators.entries import EVERY_MODEL, allowance, ruling
 from consumers.store import Entry, Restriction
 from detector.policy import STATES
 

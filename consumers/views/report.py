@@ -21,9 +21,9 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from consumers import figures
 from consumers.errors import Refused
-from consumers.figures import Point, Trace
+from consumers.views import figures
+from consumers.views.figures import Point, Trace
 
 FLAGGED = ("throttle", "block")
 MOST_TABLE_ROWS = 200

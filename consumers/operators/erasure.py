@@ -20,8 +20,8 @@ from typing import Any
 
 import msgspec
 
+from consumers.decisions.findings import campaign_key, is_campaign, stored_alert, stored_decision
 from consumers.errors import CorruptState, Rewound, Unavailable
-from consumers.findings import campaign_key, is_campaign, stored_alert, stored_decision
 from consumers.secrets import Secrets
 from consumers.store import Entry, Operation, Store, decision_cell
 from detector.query import ClientKey
