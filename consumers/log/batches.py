@@ -24,8 +24,8 @@ from kafka import codec as codecs
 from kafka.consumer.fetcher import Fetcher
 from kafka.protocol.consumer import IsolationLevel
 
-from consumers.errors import Refused
 from consumers.log import MAX_RECORD_BYTES
+from consumers.log.inside import check_inside
 
 BATCH_BYTES = 16 << 20
 KEPT_BYTES = MAX_RECORD_BYTES + 1
@@ -34,7 +34,6 @@ MAX_BATCH_RECORDS = 1 << 20
 XERIAL = b"\x82SNAPPY\x00"
 BOMB = "decompression_limit"
 CORRUPT = "corrupt_batch"
-SUPPORTED = "3.0."
 DAMAGE = (zlib.error, zstandard.ZstdError, RuntimeError, ValueError, EOFError)
 
 
@@ -55,8 +54,7 @@ def read_bounded(consumer: kafka.KafkaConsumer) -> None:
 
     Raises Refused with a kafka-python whose inside we don't know.
     """
-    if not kafka.__version__.startswith(SUPPORTED) or not hasattr(consumer, "_fetcher"):
-        raise Refused(f"kafka-python {kafka.__version__} is not supported: needs {SUPPORTED}x")
+    check_inside(consumer, "_fetcher")
     consumer._fetcher.PartitionRecords = functools.partial(_BoundedRecords, set())
 
 

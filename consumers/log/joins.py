@@ -13,16 +13,13 @@ from typing import Any
 import kafka
 from kafka.coordinator.base import MemberState
 
-from consumers.errors import Refused
-
-SUPPORTED = "3.0."
+from consumers.log.inside import check_inside
 
 
 def complete_joins(consumer: kafka.KafkaConsumer) -> None:
     """Change one consumer, by an explicit call. Raises Refused with a kafka-python whose inside we don't know."""
     coordinator: Any = getattr(consumer, "_coordinator", None)
-    if not kafka.__version__.startswith(SUPPORTED) or not hasattr(coordinator, "_join_task"):
-        raise Refused(f"kafka-python {kafka.__version__} is not supported: needs {SUPPORTED}x")
+    check_inside(coordinator, "_join_task")
     join = coordinator.join_group_async
 
     async def join_group_async(timeout_ms: float | None = None) -> bool:

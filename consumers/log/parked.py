@@ -12,17 +12,14 @@ from __future__ import annotations
 import kafka
 from kafka import TopicPartition
 
-from consumers.errors import Refused
+from consumers.log.inside import check_inside
 
-SUPPORTED = "3.0."
 PARKED = ("_paused_completed_fetches", "_paused_partition_records")
 
 
 def check_parked(consumer: kafka.KafkaConsumer) -> None:
     """Raises Refused with a kafka-python whose inside we don't know."""
-    fetcher = getattr(consumer, "_fetcher", None)
-    if not kafka.__version__.startswith(SUPPORTED) or not all(hasattr(fetcher, name) for name in PARKED):
-        raise Refused(f"kafka-python {kafka.__version__} is not supported: needs {SUPPORTED}x")
+    check_inside(getattr(consumer, "_fetcher", None), *PARKED)
 
 
 def drop_parked(consumer: kafka.KafkaConsumer, tp: TopicPartition) -> None:

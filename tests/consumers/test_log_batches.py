@@ -6,14 +6,19 @@ import random
 import struct
 from collections.abc import Iterator
 
+import kafka
 import pytest
 from kafka import TopicPartition
+from kafka.consumer.fetcher import Fetcher
 from kafka.protocol.consumer import IsolationLevel
 from kafka.record import MemoryRecords, MemoryRecordsBuilder
 from kafka.record.default_records import DefaultRecordBatch
 from kafka.record.util import calc_crc32c
 
+from consumers.errors import Refused
 from consumers.log.batches import BATCH_BYTES, CORRUPT, RawRecord, _BoundedRecords
+from consumers.log.inside import check_inside
+from consumers.log.parked import PARKED
 
 TP = TopicPartition("t", 0)
 CRC_AT = struct.calcsize(">qiib")
@@ -162,3 +167,15 @@ def test_snappy_blocks_that_announce_too_much_are_not_believed() -> None:
     assert records[0].refused is not None
     assert records[0].refused[0] == "decompression_limit"
     assert records[-1].value == b"intact"
+
+
+def test_a_library_whose_inside_is_unknown_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    fetcher = Fetcher.__new__(Fetcher)
+    with pytest.raises(Refused, match="needs 3.0.x"):
+        check_inside(fetcher, *PARKED)
+    for name in PARKED:
+        setattr(fetcher, name, {})
+    check_inside(fetcher, *PARKED)
+    monkeypatch.setattr(kafka, "__version__", "3.1.0")
+    with pytest.raises(Refused, match="3.1.0"):
+        check_inside(fetcher, *PARKED)
