@@ -33,7 +33,7 @@ from dataclasses import dataclass, field, replace
 from consumers.alarms import Alarms, Watch
 from consumers.errors import Fenced, LogTruncated, Rewound, Unavailable
 from consumers.intake.admission import FULL_SHARE, Admission
-from consumers.intake.checkpoints import Cell, Ingest, from_offset, leading, shape_of, single
+from consumers.intake.checkpoints import Cell, Ingest, shape_of
 from consumers.intake.letters import DeadLetterShip, Letters
 from consumers.intake.trial import Trial, deadly
 from consumers.log import QueryLog, Records
@@ -259,7 +259,7 @@ class Runner:
         self._check_incarnation(cell)
         if not cell.careful:
             return len(records.values) if self._commit(cell, records) else 0
-        return self._carefully(cell, from_offset(records, cell.offset or 0))
+        return self._carefully(cell, records.beyond(cell.offset or 0))
 
     def _carefully(self, cell: Cell, records: Records) -> int:
         """Try some records, then commit them without those that end a process."""
@@ -269,7 +269,7 @@ class Runner:
         if not cell.careful_until:
             cell.careful_until = max(records.next_offset, int(records.offsets[0]) + self.max_poll_records)
         whole = len(records.offsets)
-        records = leading(records, 1 if cell.deaths >= SINGLY_AFTER else CAREFUL_AT_ONCE)
+        records = records.part(0, 1 if cell.deaths >= SINGLY_AFTER else CAREFUL_AT_ONCE)
         try:
             records = self._tried(cell, records)
         except (Fenced, Rewound, Unavailable) as error:
@@ -288,7 +288,7 @@ class Runner:
 
     def _tried(self, cell: Cell, records: Records) -> Records:
         """Records with those refused that end a process; first read, then, with what is stored about their clients, folded."""
-        ingest, alone = self.ingest, [single(records, i, None) for i in range(len(records.offsets))]
+        ingest, alone = self.ingest, [records.part(i, i + 1) for i in range(len(records.offsets))]
 
         def read(i: int) -> None:
             ingest.decode(cell, alone[i])
@@ -300,7 +300,7 @@ class Runner:
         wanted = ingest.missing(cell, ingest.decode(cell, records)[1])
         if wanted:
             ingest.take(cell, self.store.load(cell.name, cell.token, cell.offset, wanted), wanted)
-        alone = [single(records, i, None) for i in range(len(alone))]
+        alone = [records.part(i, i + 1) for i in range(len(alone))]
         return self._condemned(records, self.trial(len(alone), fold))
 
     def _condemned(self, records: Records, which: list[int]) -> Records:

@@ -97,7 +97,7 @@ class Ingest:
     def decode(self, cell: Cell, records: Records) -> tuple[Decoded, dict[str, list[ClientKey]]]:
         """Columns of the records at or above the cell's offset, and the clients of each model's batch."""
         if cell.offset is not None and len(records.offsets) and records.offsets[0] < cell.offset:
-            records = from_offset(records, cell.offset)
+            records = records.beyond(cell.offset)
         decoded = self.format.decode(records)
         keys = {
             model: [ClientKey(self.tenant, model, self.secrets.client_hash(self.tenant, c)) for c in batch.clients]
@@ -304,36 +304,6 @@ def _compact(batch: QueryBatch, keys: list[ClientKey]) -> tuple[QueryBatch, list
     place[used] = np.arange(len(used), dtype=np.int32)
     clients = [batch.clients[i] for i in used.tolist()]
     return replace(batch, clients=clients, who=place[batch.who]), [keys[i] for i in used.tolist()]
-
-
-def from_offset(records: Records, offset: int) -> Records:
-    """The records at or above an offset."""
-    first = int(np.searchsorted(records.offsets, offset))
-    return Records(
-        records.cell, records.values[first:], records.offsets[first:], records.next_offset, records.places[first:],
-        {i - first: why for i, why in records.refused.items() if i >= first},
-    )  # fmt: skip
-
-
-def leading(records: Records, count: int) -> Records:
-    """At most so many of them; they end where the next one begins."""
-    if len(records.values) <= count:
-        return records
-    return Records(
-        records.cell, records.values[:count], records.offsets[:count], int(records.offsets[count]), records.places[:count],
-        {i: why for i, why in records.refused.items() if i < count},
-    )  # fmt: skip
-
-
-def single(records: Records, i: int, refused: tuple[str, str] | None) -> Records:
-    """The i-th record alone; it ends where the next one begins."""
-    last = i + 1 == len(records.values)
-    refusal = refused or records.refused.get(i)
-    return Records(
-        records.cell, records.values[i : i + 1], records.offsets[i : i + 1],
-        records.next_offset if last else int(records.offsets[i + 1]),
-        records.places[i : i + 1], {} if refusal is None else {0: refusal},
-    )  # fmt: skip
 
 
 def shape_of(baseline: Baseline) -> Shape:

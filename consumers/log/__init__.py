@@ -45,6 +45,18 @@ class Records:
     def place(self, i: int) -> str:
         return self.places[i] if self.places else f"{self.cell}@{int(self.offsets[i])}"
 
+    def part(self, first: int, last: int) -> Records:
+        """Those from the `first` up to the `last`, which is not among them; they end where the next one begins."""
+        return Records(
+            self.cell, self.values[first:last], self.offsets[first:last],
+            int(self.offsets[last]) if last < len(self.offsets) else self.next_offset, self.places[first:last],
+            {i - first: why for i, why in self.refused.items() if first <= i < last},
+        )  # fmt: skip
+
+    def beyond(self, offset: int) -> Records:
+        """Those at or above an offset."""
+        return self.part(int(np.searchsorted(self.offsets, offset)), len(self.offsets))
+
 
 @dataclass(slots=True)
 class Poll:

@@ -1,0 +1,35 @@
+"""Records of a cell, cut: what a part holds, and where it ends."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from consumers.log import Records
+
+BOMB = ("decompression_limit", "over 16 MiB")
+WHOLE = Records(
+    "t:0", [b"a", b"b", b"c"], np.array([4, 7, 9], np.int64), 15, ["f:1", "f:2", "f:3"], {0: BOMB, 2: ("corrupt_batch", "")}
+)  # fmt: skip
+
+
+def seen(records: Records) -> tuple[object, ...]:
+    return records.cell, records.values, records.offsets.tolist(), records.next_offset, records.places, records.refused
+
+
+def test_a_part_ends_where_the_next_record_begins() -> None:
+    assert seen(WHOLE.part(0, 2)) == ("t:0", [b"a", b"b"], [4, 7], 9, ["f:1", "f:2"], {0: BOMB})
+    assert seen(WHOLE.part(1, 2)) == ("t:0", [b"b"], [7], 9, ["f:2"], {})
+    assert seen(WHOLE.part(2, 3)) == ("t:0", [b"c"], [9], 15, ["f:3"], {0: ("corrupt_batch", "")})
+    assert seen(WHOLE.part(0, 32)) == seen(WHOLE)
+
+
+def test_beyond_keeps_what_is_at_or_above_an_offset() -> None:
+    assert seen(WHOLE.beyond(5)) == ("t:0", [b"b", b"c"], [7, 9], 15, ["f:2", "f:3"], {1: ("corrupt_batch", "")})
+    assert seen(WHOLE.beyond(7)) == seen(WHOLE.beyond(5))
+    assert seen(WHOLE.beyond(0)) == seen(WHOLE)
+    assert seen(WHOLE.beyond(10)) == ("t:0", [], [], 15, [], {})
+
+
+def test_parts_of_what_has_no_places_have_none() -> None:
+    plain = Records("t:0", [b"a", b"b"], np.array([0, 1], np.int64), 2)
+    assert plain.part(1, 2).place(0) == "t:0@1"
