@@ -12,6 +12,7 @@
     WrongUse      the caller's mistake (exit status 2)
     Missing       nothing of that name is there, or none that the caller may know of
     Conflict      what is asked contradicts what is there
+    Stale         what is there is not what the caller saw when deciding: read it again
     Refused       a clear refusal at start: secrets, schema, baseline (exit status 1)
 
 Anything else is a bug and ends the process with the position in its message.
@@ -79,6 +80,10 @@ class Missing(QueryWardenError):
 
 
 class Conflict(QueryWardenError):
+    pass
+
+
+class Stale(QueryWardenError):
     pass
 
 

@@ -13,7 +13,14 @@ from typing import Any
 from starlette.testclient import TestClient
 
 from consumers import serve
-from consumers.decisions.findings import FRAMEWORKS, StoredDecision, packed_alert, packed_decision, rfc3339
+from consumers.decisions.findings import (
+    FRAMEWORKS,
+    StoredDecision,
+    campaign_key,
+    packed_alert,
+    packed_decision,
+    rfc3339,
+)
 from consumers.enforcement.refresher import Refresher
 from consumers.enforcement.restrictions import Restrictions
 from consumers.http.api import Api, build
@@ -123,6 +130,16 @@ class World:
     def client(self, role: str | None = "admin", tenant: str = OURS, **more: Any) -> TestClient:
         headers = {} if role is None else {"Authorization": f"Bearer {self.keys[tenant, role]}"}
         return TestClient(self.front, headers=headers, raise_server_exceptions=False, follow_redirects=False, **more)
+
+    def keep_campaign(self, row: StoredDecision, alert: dict[str, Any]) -> None:
+        """A campaign's own row and alert, as detect would write them."""
+        key = campaign_key(OURS, MODEL, row.client_id)
+        outcome = Outcome(decision_cell(key))
+        outcome.rows[key] = packed_decision(row, SECRETS, OURS)
+        outcome.alerts.append(packed_alert(alert, int(time.time() * 1000), SECRETS))
+        claim = self.store.claim_decisions(outcome.cell, "seed", "0" * 32, 60_000)
+        self.store.record("0" * 32, claim.revision, outcome, "seed", 60_000)
+        self.store.release_decisions(outcome.cell, "seed")
 
     def key(self, role: str, tenant: str = OURS, name: str = "") -> str:
         _, text = self.operations.create_key(Actor("setup", "admin", tenant), name or f"{role}-more", role)

@@ -55,6 +55,9 @@ Cursor = Annotated[str | None, Query(max_length=2048, description="next of the p
 Limit = Annotated[int, Query(ge=1, le=readings.MOST_ROWS)]
 Words = Annotated[str, Field(max_length=operate.LONGEST_WORDS)]
 Once = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=128, pattern=r"^[!-~]+$")]
+Seen = Annotated[
+    str | None, Header(alias="If-Match", pattern=r'^"[0-9a-f]{32}"$', description="ETag that the decision rests on")
+]
 ModelId = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f|]+$")]
 ClientId = Annotated[str, Field(min_length=1, max_length=256)]
 ClientHash = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
@@ -250,8 +253,10 @@ def _models(app: FastAPI, api: Api) -> None:
         return read.clients(model_id, sort=sort, min_suspicion=min_suspicion, state=state, cursor=cursor, limit=limit)
 
     @route(app, "GET", "/v1/models/{model_id}/clients/{client}")
-    def client(who: Caller, model_id: Model, client: Named) -> readings.ClientDetail:
-        return _there(api.read(who.tenant).client(model_id, client))
+    def client(who: Caller, response: Response, model_id: Model, client: Named) -> readings.ClientDetail:
+        found = _there(api.read(who.tenant).client(model_id, client))
+        response.headers["ETag"] = f'"{found.revision}"'
+        return found
 
     @route(app, "GET", "/v1/models/{model_id}/clients/{client}/history")
     def history(who: Caller, model_id: Model, client: Named) -> History:
@@ -314,8 +319,10 @@ def _decisions(app: FastAPI, api: Api) -> None:
     def operators(who: Caller) -> tuple[readings.OperatorDecision, ...]:
         return api.read(who.tenant).decisions(simulated=True)
 
-    @route(app, "POST", "/v1/decisions", 409, status_code=201)
-    def decide(who: Acting, body: Decide, once: Once = None) -> readings.OperatorDecision:
+    @route(app, "POST", "/v1/decisions", 409, 412, status_code=201)
+    def decide(
+        who: Acting, response: Response, body: Decide, once: Once = None, seen: Seen = None
+    ) -> readings.OperatorDecision:
         subject = api.subject(who, body)
         made = api.operations.decide(
             who,
@@ -326,12 +333,15 @@ def _decisions(app: FastAPI, api: Api) -> None:
             note=body.note,
             simulated=body.simulated,
             once=once,
+            seen=_tag(seen),
         )
+        _tagged(response, api, who, subject)
         return _ruled(made, subject)
 
-    @route(app, "DELETE", "/v1/decisions", 409)
+    @route(app, "DELETE", "/v1/decisions", 409, 412)
     def release(
         who: Acting,
+        response: Response,
         model_id: Annotated[
             str, Query(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f|]+$")
         ] = entries.EVERY_MODEL,
@@ -345,11 +355,15 @@ def _decisions(app: FastAPI, api: Api) -> None:
         ] = operate.DAY_S,
         reason: Annotated[str, Query(max_length=operate.LONGEST_WORDS)] = "",
         once: Once = None,
+        seen: Seen = None,
     ) -> readings.OperatorDecision:
-        subject = api.subject(who, _about(model_id, client_id, client_key))
+        subject, tag = api.subject(who, _about(model_id, client_id, client_key)), _tag(seen)
         if withdraw:
-            return _ruled(api.operations.withdraw(who, subject, once=once), subject)
-        return _ruled(api.operations.decide(who, subject, "clear", ttl_s=ttl_s, reason=reason, once=once), subject)
+            made = api.operations.withdraw(who, subject, once=once, seen=tag)
+        else:
+            made = api.operations.decide(who, subject, "clear", ttl_s=ttl_s, reason=reason, once=once, seen=tag)
+        _tagged(response, api, who, subject)
+        return _ruled(made, subject)
 
     @route(app, "POST", "/v1/breaker/reset", 409)
     def reset(who: Acting, body: Annotated[ResetBreaker, Body()], once: Once = None) -> Done:
@@ -362,23 +376,29 @@ def _allowlist(app: FastAPI, api: Api) -> None:
     def allowlist(who: Caller) -> tuple[readings.Allowed, ...]:
         return api.read(who.tenant).allowlist()
 
-    @route(app, "POST", "/v1/allowlist", 409, status_code=201)
-    def allow(who: Acting, body: Allow, once: Once = None) -> readings.Allowed:
+    @route(app, "POST", "/v1/allowlist", 409, 412, status_code=201)
+    def allow(who: Acting, response: Response, body: Allow, once: Once = None, seen: Seen = None) -> readings.Allowed:
         subject = api.subject(who, body)
-        return _allowed(api.operations.allow(who, subject, ttl_s=body.ttl_s, reason=body.reason, once=once), subject)
+        made = api.operations.allow(who, subject, ttl_s=body.ttl_s, reason=body.reason, once=once, seen=_tag(seen))
+        _tagged(response, api, who, subject)
+        return _allowed(made, subject)
 
-    @route(app, "DELETE", "/v1/allowlist", 409)
+    @route(app, "DELETE", "/v1/allowlist", 409, 412)
     def disallow(
         who: Acting,
+        response: Response,
         model_id: Annotated[
             str, Query(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f|]+$")
         ] = entries.EVERY_MODEL,
         client_id: Annotated[str | None, Query(min_length=1, max_length=256)] = None,
         client_key: Annotated[str | None, Query(pattern=r"^[0-9a-f]{32}$")] = None,
         once: Once = None,
+        seen: Seen = None,
     ) -> readings.Allowed:
         subject = api.subject(who, _about(model_id, client_id, client_key))
-        return _allowed(api.operations.disallow(who, subject, once=once), subject)
+        gone = api.operations.disallow(who, subject, once=once, seen=_tag(seen))
+        _tagged(response, api, who, subject)
+        return _allowed(gone, subject)
 
 
 def _keys(app: FastAPI, api: Api) -> None:
@@ -445,6 +465,15 @@ def _there(found: T | None) -> T:
     if found is None:
         raise Missing("nothing of that name")
     return found
+
+
+def _tag(seen: str | None) -> str | None:
+    return seen.strip('"') if seen is not None else None
+
+
+def _tagged(response: Response, api: Api, who: Actor, subject: Subject) -> None:
+    """Say what the next change may rest on."""
+    response.headers["ETag"] = f'"{api.operations.revision(who.tenant, subject)}"'
 
 
 def _about(model_id: str, client_id: str | None, client_key: str | None) -> AboutClient:

@@ -1,6 +1,7 @@
 """Routes of what is enforced, for bouncers: a list, a stream of changes, server-sent events. See `decisions` for what they hold.
 
-Rules: the caller's cursor comes back in ``X-QueryWarden-Cursor`` and in the body; a gateway's credential sees hashes, a person's
+Rules: the caller's cursor comes back in ``X-QueryWarden-Cursor``, in the body and as ``ETag``: who sends it in ``If-None-Match``, too, is
+spared a body that would say that nothing changed (304); a gateway's credential sees hashes, a person's
 ids; events hold hashes only.
 """
 
@@ -34,20 +35,26 @@ def feed_routes(app: FastAPI, feed: DecisionFeed | None) -> None:
         response.headers[CURSOR_HEADER] = there.cursor
         return there.listing(who.tenant, named=who.role in VIEWERS, model=model, value=value, scopes=scopes)
 
-    @route(app, "GET", "/v1/decisions/stream", 410)
+    unchanged = {304: {"description": "nothing changed since the cursor; there is no body"}}
+
+    @route(app, "GET", "/v1/decisions/stream", 410, response_model=dict[str, Any], answers=unchanged)
     def stream(
         who: Caller,
         response: Response,
         startup: Annotated[bool, Query(description="everything, not only what changed")] = False,
         since: Since = None,
         scopes: Scopes = None,
-    ) -> dict[str, Any]:
+        known: Annotated[str | None, Header(alias="If-None-Match", max_length=300, description="ETag")] = None,
+    ) -> Any:
         page = _there(feed).page(who.tenant, startup=startup, since=since, named=who.role in VIEWERS, scopes=scopes)
         if page.status == 410:
             raise HTTPException(410, "the cursor cannot be continued from: ask with startup=true")
         if page.status != 200:
             raise HTTPException(503, "nothing was read from the store yet", {"Retry-After": "1"})
-        response.headers[CURSOR_HEADER] = page.cursor
+        tag = f'"{page.cursor}"'
+        if known == tag and not startup and not page.body["new"] and not page.body["deleted"]:
+            return Response(status_code=304, headers={"ETag": tag, CURSOR_HEADER: page.cursor})
+        response.headers.update({CURSOR_HEADER: page.cursor, "ETag": tag})
         return {**page.body, "cursor": page.cursor}
 
     @route(

@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from consumers.errors import Conflict, CorruptState, Missing, QueryWardenError, Refused, Unavailable, WrongUse
+from consumers.errors import Conflict, CorruptState, Missing, QueryWardenError, Refused, Stale, Unavailable, WrongUse
 
 log = logging.getLogger("querywarden.http")
 
@@ -29,6 +29,7 @@ STATUSES: Mapping[type[QueryWardenError], tuple[int, str]] = {
     WrongUse: (422, "wrong-value"),
     Missing: (404, "not-found"),
     Conflict: (409, "conflict"),
+    Stale: (412, "changed"),
     Unavailable: (503, "unavailable"),
     CorruptState: (500, "corrupt-state"),
     Refused: (500, "refused"),
@@ -44,6 +45,7 @@ NAMES = {
     408: "too-slow",
     409: "conflict",
     410: "cursor-gone",
+    412: "changed",
     413: "too-large",
     415: "unsupported-media-type",
     422: "wrong-value",

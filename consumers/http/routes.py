@@ -9,7 +9,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, FastAPI, Request, Response
@@ -31,6 +31,7 @@ _DESCRIPTIONS = {
     408: "the body came too slowly",
     409: "it contradicts what is there",
     410: "the cursor cannot be continued from: begin again",
+    412: "somebody decided about this client since: read it again",
     413: "the body is too large",
     415: "a content type that is not taken",
     422: "a value is wrong",
@@ -74,8 +75,11 @@ def responses(statuses: Iterable[int]) -> dict[int | str, dict[str, Any]]:
     return {s: {"description": _DESCRIPTIONS[s], "content": content} for s in sorted({*_ALWAYS, *statuses})}
 
 
-def route(app: FastAPI, method: str, path: str, *also: int, **more: Any) -> Callable[[F], F]:
-    """Registers a function for a row of the table. also: statuses besides those that any route may answer with."""
+def route(
+    app: FastAPI, method: str, path: str, *also: int, answers: Mapping[int | str, dict[str, Any]] | None = None, **more: Any
+) -> Callable[[F], F]:
+    """Registers a function for a row of the table. also: statuses of problems besides those that any route may answer with;
+    answers: statuses that are no problems, as OpenAPI has them."""
     row = BY_ROUTE[method, path]
 
     def register(function: F) -> F:
@@ -89,7 +93,7 @@ def route(app: FastAPI, method: str, path: str, *also: int, **more: Any) -> Call
             function,
             methods=[method],
             summary=row.text,
-            responses=responses(also),
+            responses=responses(also) | dict(answers or {}),
             openapi_extra=extra,
             route_class_override=GuardedRoute,
             **more,

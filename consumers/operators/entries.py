@@ -23,6 +23,7 @@ detected, what is said of one model beats what is said of all (``*``), a simulat
 from __future__ import annotations
 
 import base64
+import hashlib
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -30,7 +31,7 @@ import msgspec
 
 from consumers.errors import CorruptState
 from consumers.secrets import Secrets
-from consumers.store import Entry
+from consumers.store import Entry, Store
 
 FORMAT = 1
 EVERY_MODEL = "*"
@@ -137,6 +138,16 @@ Value = TypeVar("Value")
 def entry_key(model: str, client: str) -> str:
     """Key of a decision or an allow-list entry. A client hash holds no bar; a model may."""
     return f"{model}|{client}"
+
+
+def revision(store: Store, tenant: str, client: str) -> str:
+    """Of what people decided and allow-listed for a client, on whatever model: 32 hex digits, others after any change."""
+    digest = hashlib.blake2b(digest_size=16)
+    for kind in ("decision", "allow"):
+        for entry in store.operator_entries(kind, tenant)[1]:
+            if entry.key.rpartition("|")[2] == client:
+                digest.update(msgspec.msgpack.encode((kind, entry.key, entry.value)))
+    return digest.hexdigest()
 
 
 def packed(value: object) -> bytes:

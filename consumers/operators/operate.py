@@ -30,7 +30,7 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from consumers.decisions.findings import rfc3339
-from consumers.errors import Conflict, CorruptState, Missing, Refused, Rewound, Unavailable, WrongUse
+from consumers.errors import Conflict, CorruptState, Missing, Refused, Rewound, Stale, Unavailable, WrongUse
 from consumers.operators import audit, entries
 from consumers.operators.entries import Allowance, Answered, ApiKey, Note, Reset, Ruling, Verdict
 from consumers.operators.overrides import breaker_times
@@ -124,8 +124,12 @@ class Operations:
         note: str = "",
         simulated: bool = False,
         once: str | None = None,
+        seen: str | None = None,
     ) -> Ruling:
-        """Block, throttle or clear a client for a while. once: idempotency key."""
+        """Block, throttle or clear a client for a while. once: idempotency key; seen: `revision` that the caller decided on.
+
+        Raises Conflict for a dry run where a decision holds (it would take its place), Stale when `seen` is over.
+        """
         if state not in entries.STATES:
             raise WrongUse(f"state: {', '.join(entries.STATES)}")
         if not 1 <= ttl_s <= self.longest_s:
@@ -139,12 +143,12 @@ class Operations:
                 subject.client, subject.model, state, now + ttl_s, simulated, reason, note, actor.name, now,
                 self._sealed(subject, actor.tenant),
             )  # fmt: skip
+            self._unchanged(actor.tenant, subject, seen)
             key = entries.entry_key(subject.model, subject.client)
-            plan = _Plan(
-                made,
-                f"client:{subject.client} model:{subject.model}",
-                self._entry("decision", key, actor.tenant, Ruling),
-            )
+            before = self._entry("decision", key, actor.tenant, Ruling)
+            if simulated and before is not None and not before.simulated:
+                raise Conflict("a decision holds for this client and model; a dry run would end it: withdraw it first")
+            plan = _Plan(made, f"client:{subject.client} model:{subject.model}", before)
             if state == "clear" and subject.model == entries.EVERY_MODEL and not simulated:
                 mine = self._of_client("decision", subject.client, actor.tenant)
                 plan.drops = [(actor.tenant, "decision", other) for other in mine if other != key]
@@ -154,10 +158,11 @@ class Operations:
         action = f"decision.{state}{'.simulated' if simulated else ''}"
         return self._apply(actor, action, plan, Ruling, once, asked)
 
-    def withdraw(self, actor: Actor, subject: Subject, *, once: str | None = None) -> Ruling:
-        """Take an operator's decision back: what was detected holds again. Raises Missing."""
+    def withdraw(self, actor: Actor, subject: Subject, *, once: str | None = None, seen: str | None = None) -> Ruling:
+        """Take an operator's decision back: what was detected holds again. Raises Missing, Stale."""
 
         def plan() -> _Plan[Ruling]:
+            self._unchanged(actor.tenant, subject, seen)
             key = entries.entry_key(subject.model, subject.client)
             before = self._entry("decision", key, actor.tenant, Ruling)
             if before is None:
@@ -174,14 +179,22 @@ class Operations:
     # ------------------------------------------------------------------------------------------------ allow-list
 
     def allow(
-        self, actor: Actor, subject: Subject, *, ttl_s: int = 0, reason: str = "", once: str | None = None
+        self,
+        actor: Actor,
+        subject: Subject,
+        *,
+        ttl_s: int = 0,
+        reason: str = "",
+        once: str | None = None,
+        seen: str | None = None,
     ) -> Allowance:
-        """Never throttle or block this client; ttl_s 0: until it is removed."""
+        """Never throttle or block this client; ttl_s 0: until it is removed. Raises Stale."""
         if ttl_s < 0:
             raise WrongUse("ttl_s: 0 or more")
         _check(subject, reason)
 
         def plan() -> _Plan[Allowance]:
+            self._unchanged(actor.tenant, subject, seen)
             now = int(self.now_s())
             made = Allowance(
                 subject.client, subject.model, now + ttl_s if ttl_s else 0, reason, actor.name, now, "operator",
@@ -194,10 +207,13 @@ class Operations:
 
         return self._apply(actor, "allow.add", plan, Allowance, once, (subject, ttl_s, reason))
 
-    def disallow(self, actor: Actor, subject: Subject, *, once: str | None = None) -> Allowance:
-        """Take a client off the allow-list. Raises Missing."""
+    def disallow(
+        self, actor: Actor, subject: Subject, *, once: str | None = None, seen: str | None = None
+    ) -> Allowance:
+        """Take a client off the allow-list. Raises Missing, Stale."""
 
         def plan() -> _Plan[Allowance]:
+            self._unchanged(actor.tenant, subject, seen)
             key = entries.entry_key(subject.model, subject.client)
             before = self._entry("allow", key, actor.tenant, Allowance)
             if before is None:
@@ -395,6 +411,14 @@ class Operations:
                 self.mirror.catch_up(self.store, self.seal)
             except (Unavailable, Refused, CorruptState) as error:
                 log.error("the copy of the audit log is behind", extra={"why": str(error)})
+
+    def revision(self, tenant: str, subject: Subject) -> str:
+        """Of what people decided and allow-listed for a client: changes whenever they do."""
+        return entries.revision(self.store, tenant, subject.client)
+
+    def _unchanged(self, tenant: str, subject: Subject, seen: str | None) -> None:
+        if seen is not None and self.revision(tenant, subject) != seen:
+            raise Stale("somebody decided about this client meanwhile; look at it again")
 
     def _answered(self, tenant: str, key: str, digest: str) -> Answered | None:
         before = self._entry("idempotency", key, tenant, Answered)

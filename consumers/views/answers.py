@@ -157,6 +157,7 @@ class ClientDetail:
     in_force   what gateways do: the allow-list, then the operator, then detection (`client.enforced`)
     coverage   queries by coverage cell of the baseline
     links      keyed hashes of what ties accounts together; witnesses: event ids that the evidence rests on
+    revision   of what people decided about it: goes into If-Match, so that nobody decides on what is over
     """
 
     client: Client
@@ -171,6 +172,7 @@ class ClientDetail:
     allowed: Allowed | None
     verdict: Verdict | None
     notes: tuple[Note, ...]
+    revision: str
 
 
 @dataclass(frozen=True, slots=True)

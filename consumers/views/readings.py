@@ -178,7 +178,7 @@ class Readings:
         if stored is None:
             return None
         alert_id = stored.alert["alert_id"] if stored.alert else None
-        decision = self._of_client(self.decisions(simulated=True), key)
+        decision = self._of_client(self.decisions(), key) or self._of_client(self.decisions(simulated=True), key)
         allowed = self._of_client(self.allowlist(), key)
         operator = decision.state if decision and not decision.simulated else None
         detected = stored.enforced if not stored.until_s or stored.until_s > self.now_s() else "clear"
@@ -195,6 +195,7 @@ class Readings:
             allowed=allowed,
             verdict=self.verdicts().get(alert_id) if alert_id else None,
             notes=self.notes(key),
+            revision=entries.revision(self.store, self.tenant, key.client),
         )
 
     def linked(
