@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import datetime as dt
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
@@ -74,6 +75,7 @@ class StoredDecision(msgspec.Struct, frozen=True):
     witnesses: list[str] = []
     persona: str = ""
     members: list[str] = []
+    exposures: list[list[float]] = []
 
     def score(self, model: str) -> dict[str, Any]:
         """The object of ``--scores`` and ``clients --json``."""
@@ -143,6 +145,23 @@ def history_of(before: StoredDecision | None, decision: Decision, suspicion: flo
     if decision.state != (before.state if before else "clear"):
         history.append([decision.since_s, decision.state, decision.reason, suspicion])
     return history[-HISTORY_KEPT:]
+
+
+def exposures_of(
+    before: StoredDecision | None, extraction: Mapping[str, float] | None, queries: int, last_ms: int
+) -> list[list[float]]:
+    """What could be copied, over queries: [queries, fidelity, low, high, ms], oldest first.
+
+    One point for each half octave of queries, the first that was looked at in it: some forty for ten million queries.
+    """
+    points = list(before.exposures) if before else []
+    if extraction is None or queries < 1 or (points and _half_octave(points[-1][0]) >= _half_octave(queries)):
+        return points
+    return [*points, [queries, extraction["fidelity"], extraction["low"], extraction["high"], last_ms]]
+
+
+def _half_octave(queries: float) -> int:
+    return int(2 * math.log2(queries))
 
 
 def campaign_key(tenant: str, model: str, campaign_id: str) -> ClientKey:

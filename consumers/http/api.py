@@ -128,9 +128,10 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """When suspicion first reached each level, and each change of state."""
+    """When suspicion first reached each level, what could be copied over queries, and each change of state."""
 
     trail: tuple[readings.TrailPoint, ...]
+    exposures: tuple[readings.ExposurePoint, ...]
     history: tuple[readings.StateChange, ...]
 
 
@@ -261,7 +262,7 @@ def _models(app: FastAPI, api: Api) -> None:
     @route(app, "GET", "/v1/models/{model_id}/clients/{client}/history")
     def history(who: Caller, model_id: Model, client: Named) -> History:
         found = _there(api.read(who.tenant).client(model_id, client))
-        return History(found.trail, found.history)
+        return History(found.trail, found.exposures, found.history)
 
     @route(app, "POST", "/v1/models/{model_id}/clients/{client}/notes", 409, status_code=201)
     def note(who: Acting, model_id: Model, client: Named, body: Write, once: Once = None) -> readings.Note:

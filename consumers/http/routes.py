@@ -76,7 +76,12 @@ def responses(statuses: Iterable[int]) -> dict[int | str, dict[str, Any]]:
 
 
 def route(
-    app: FastAPI, method: str, path: str, *also: int, answers: Mapping[int | str, dict[str, Any]] | None = None, **more: Any
+    app: FastAPI,
+    method: str,
+    path: str,
+    *also: int,
+    answers: Mapping[int | str, dict[str, Any]] | None = None,
+    **more: Any,
 ) -> Callable[[F], F]:
     """Registers a function for a row of the table. also: statuses of problems besides those that any route may answer with;
     answers: statuses that are no problems, as OpenAPI has them."""

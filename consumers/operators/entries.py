@@ -140,14 +140,19 @@ def entry_key(model: str, client: str) -> str:
     return f"{model}|{client}"
 
 
-def revision(store: Store, tenant: str, client: str) -> str:
-    """Of what people decided and allow-listed for a client, on whatever model: 32 hex digits, others after any change."""
-    digest = hashlib.blake2b(digest_size=16)
-    for kind in ("decision", "allow"):
-        for entry in store.operator_entries(kind, tenant)[1]:
-            if entry.key.rpartition("|")[2] == client:
+class Revisions(dict[str, str]):
+    """Client → tag of what people decided and allow-listed for it, on whatever model: 32 hex digits, others after any change."""
+
+    def __init__(self, store: Store, tenant: str) -> None:
+        said: dict[str, Any] = {}
+        for kind in ("decision", "allow"):
+            for entry in store.operator_entries(kind, tenant)[1]:
+                digest = said.setdefault(entry.key.rpartition("|")[2], hashlib.blake2b(digest_size=16))
                 digest.update(msgspec.msgpack.encode((kind, entry.key, entry.value)))
-    return digest.hexdigest()
+        super().__init__({client: digest.hexdigest() for client, digest in said.items()})
+
+    def __missing__(self, client: str) -> str:
+        return hashlib.blake2b(digest_size=16).hexdigest()
 
 
 def packed(value: object) -> bytes:

@@ -414,7 +414,7 @@ class Operations:
 
     def revision(self, tenant: str, subject: Subject) -> str:
         """Of what people decided and allow-listed for a client: changes whenever they do."""
-        return entries.revision(self.store, tenant, subject.client)
+        return entries.Revisions(self.store, tenant)[subject.client]
 
     def _unchanged(self, tenant: str, subject: Subject, seen: str | None) -> None:
         if seen is not None and self.revision(tenant, subject) != seen:

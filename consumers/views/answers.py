@@ -63,6 +63,17 @@ class TrailPoint:
 
 
 @dataclass(frozen=True, slots=True)
+class ExposurePoint:
+    """What could be copied by then: fidelity with its interval, shares of honest inputs."""
+
+    queries: int
+    fidelity: float
+    low: float
+    high: float
+    time_ms: int
+
+
+@dataclass(frozen=True, slots=True)
 class StateChange:
     """A change of state."""
 
@@ -163,6 +174,7 @@ class ClientDetail:
     client: Client
     in_force: str
     trail: tuple[TrailPoint, ...]
+    exposures: tuple[ExposurePoint, ...]
     history: tuple[StateChange, ...]
     coverage: tuple[int, ...]
     links: tuple[str, ...]

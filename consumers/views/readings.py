@@ -42,6 +42,7 @@ from consumers.views.answers import (
     ClientPage,
     Evidence,
     Exposure,
+    ExposurePoint,
     Health,
     Model,
     Note,
@@ -56,7 +57,7 @@ from detector.query import ClientKey
 
 __all__ = [
     "MOST_ROWS", "SORTS", "Readings", "when", "Alert", "AlertPage", "Allowed", "Campaign", "Client", "ClientDetail",
-    "ClientPage", "Evidence", "Exposure", "Health", "Model", "Note", "OperatorDecision", "StateChange", "TrailPoint",
+    "ClientPage", "Evidence", "Exposure", "ExposurePoint", "Health", "Model", "Note", "OperatorDecision", "StateChange", "TrailPoint",
     "Verdict",
 ]  # fmt: skip
 
@@ -186,6 +187,9 @@ class Readings:
             client=_seen(key, stored),
             in_force="clear" if allowed else operator or detected,
             trail=tuple(TrailPoint(int(q), float(s), int(ms)) for q, s, ms in stored.trail),
+            exposures=tuple(
+                ExposurePoint(int(p[0]), float(p[1]), float(p[2]), float(p[3]), int(p[4])) for p in stored.exposures
+            ),
             history=tuple(StateChange(int(h[0]), str(h[1]), str(h[2]), float(h[3])) for h in stored.history),
             coverage=tuple(stored.coverage),
             links=tuple(stored.links),
@@ -195,7 +199,7 @@ class Readings:
             allowed=allowed,
             verdict=self.verdicts().get(alert_id) if alert_id else None,
             notes=self.notes(key),
-            revision=entries.revision(self.store, self.tenant, key.client),
+            revision=entries.Revisions(self.store, self.tenant)[key.client],
         )
 
     def linked(
@@ -295,6 +299,10 @@ class Readings:
             Note(n.id, self._unsealed(n.sealed_text), n.actor, n.at_s)
             for n in sorted(mine, key=lambda n: (n.at_s, n.id))
         )
+
+    def revisions(self) -> entries.Revisions:
+        """Client → tag of what people decided about it."""
+        return entries.Revisions(self.store, self.tenant)
 
     # --------------------------------------------------------------------------------------------------- health
 

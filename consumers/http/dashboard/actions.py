@@ -20,7 +20,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from consumers.errors import Conflict, Missing, Refused, Unavailable, WrongUse
+from consumers.decisions.findings import campaign_key
+from consumers.errors import Conflict, Missing, Refused, Stale, Unavailable, WrongUse
 from consumers.http.dashboard.pages import ACTS, Dashboard
 from consumers.http.dashboard.session import COOKIE, ROLES, Visitor, local_path, same_origin
 from consumers.operators.operate import Actor, Operations, Subject
@@ -54,6 +55,7 @@ def routes(dashboard: Dashboard, operations: Operations) -> list[Route]:
         post("/act/decide", guarded("operator", _decide)),
         post("/act/undo", guarded("operator", _undo)),
         post("/act/verdict", guarded("analyst", _judge)),
+        post("/act/campaign-verdict", guarded("analyst", _judge_campaign)),
         post("/act/note", guarded("analyst", _note)),
     ]
 
@@ -88,7 +90,11 @@ def _acted(d: Dashboard, operations: Operations, request: Request, form: Form, r
         path, said = act(d, operations, _actor(request, visitor), form)
     except Missing:
         path, said = _back(form), "gone"
-    except (WrongUse, Conflict, Refused, KeyError) as error:
+    except Stale:
+        path, said = _back(form), "changed"
+    except Conflict:
+        path, said = _back(form), "conflict"
+    except (WrongUse, Refused, KeyError) as error:
         log.info("refused", extra={"why": type(error).__name__})
         path, said = _back(form), "refused"
     except Unavailable as error:
@@ -107,23 +113,23 @@ def _decide(d: Dashboard, operations: Operations, who: Actor, form: Form) -> tup
     act, reason, ttl_s = form["act"], form.get("reason", "").strip(), _seconds(form.get("ttl_s", ""))
     if act not in _ACTS or not reason:
         raise WrongUse("an act and a reason")
-    subject, once = _subject(d, who, form), form.get("once") or None
+    subject, once, seen = _subject(d, who, form), form.get("once") or None, form.get("seen") or None
     dry = form.get("dry_run") == "1"
     if act == "allow":
         if dry:
             raise WrongUse("allow-listing has no dry run")
-        operations.allow(who, subject, ttl_s=ttl_s, reason=reason, once=once)
+        operations.allow(who, subject, ttl_s=ttl_s, reason=reason, once=once, seen=seen)
     else:
-        operations.decide(who, subject, act, ttl_s=ttl_s, reason=reason, simulated=dry, once=once)
+        operations.decide(who, subject, act, ttl_s=ttl_s, reason=reason, simulated=dry, once=once, seen=seen)
     return _client_path(form), "dry" if dry else act
 
 
 def _undo(d: Dashboard, operations: Operations, who: Actor, form: Form) -> tuple[str, str]:
-    subject = Subject(form["client"], form["model"])
+    subject, seen = Subject(form["client"], form["model"]), form.get("seen") or None
     if form["kind"] == "allow":
-        operations.disallow(who, subject)
+        operations.disallow(who, subject, seen=seen)
     elif form["kind"] == "decision":
-        operations.withdraw(who, subject)
+        operations.withdraw(who, subject, seen=seen)
     else:
         raise WrongUse("kind: allow or decision")
     return "/decisions", "undone"
@@ -136,6 +142,15 @@ def _judge(d: Dashboard, operations: Operations, who: Actor, form: Form) -> tupl
         raise Missing("this client has no such alert")
     operations.judge(who, form["alert"], form["verdict"], subject, note=form.get("note", "").strip())
     return _client_path(form), form["verdict"]
+
+
+def _judge_campaign(d: Dashboard, operations: Operations, who: Actor, form: Form) -> tuple[str, str]:
+    found = d.readings.of(who.tenant).alert(form["alert"])
+    if found is None or found.campaign_id is None or found.campaign_id != form["campaign"]:
+        raise Missing("this campaign has no such alert")
+    key = campaign_key(who.tenant, found.model_id, found.campaign_id)
+    operations.judge(who, found.alert_id, form["verdict"], None, campaign=key, note=form.get("note", "").strip())
+    return _campaign_path(form), "judged"
 
 
 def _note(d: Dashboard, operations: Operations, who: Actor, form: Form) -> tuple[str, str]:
@@ -199,7 +214,13 @@ def _client_path(form: Form) -> str:
     return "/client?" + urlencode({"client": form["client"], "model": form["model"]}, errors="surrogatepass")
 
 
+def _campaign_path(form: Form) -> str:
+    return "/campaign?" + urlencode({"id": form["campaign"]}, errors="surrogatepass")
+
+
 def _back(form: Form) -> str:
+    if "campaign" in form:
+        return _campaign_path(form)
     return _client_path(form) if "client" in form and "model" in form and "kind" not in form else "/decisions"
 
 

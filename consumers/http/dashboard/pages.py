@@ -67,6 +67,15 @@ SAID: Mapping[str, tuple[str, str]] = {
     "gone": ("", "That entry was gone already."),
     "true_positive": ("good", "Kept: true positive."),
     "false_positive": ("good", "Kept: false positive. The client is allow-listed for 30 days."),
+    "judged": ("good", "Kept. Whoever got the campaign's alert is told."),
+    "changed": (
+        "bad",
+        "Not done: somebody decided about this client since the page was loaded. This is how it stands now.",
+    ),
+    "conflict": (
+        "bad",
+        "Not done: a decision holds for this client, and a dry run would end it. Undo the decision first.",
+    ),
     "noted": ("good", "The note is kept."),
     "wrong-key": ("bad", "That key is unknown, has ended, or its role may not look here."),
     "signed-out": ("", "Signed out."),
@@ -196,7 +205,7 @@ def routes(dashboard: Dashboard) -> list[Route]:
         seen("/models", _simple("models.html.j2", "Models", lambda v: v.models())),
         seen("/model", _named("model.html.j2", "Model", lambda v, name: v.model(name))),
         seen("/decisions", _simple("decisions.html.j2", "Decisions", lambda v: v.decisions())),
-        seen("/alerts", _simple("alerts.html.j2", "Alerts", lambda v: v.alerts())),
+        seen("/alerts", _alerts),
         seen("/health", _health),
         seen("/login", _login),
         seen("/live/queue", _live_queue),
@@ -266,6 +275,11 @@ def _live_client(d: Dashboard, request: Request, visitor: Visitor) -> Response:
 
 def _simple(template: str, title: str, values: Callable[[Views], Mapping[str, Any]]) -> Handler:
     return lambda d, request, visitor: d.page(request, visitor, template, title, values(d.views(visitor)))
+
+
+def _alerts(d: Dashboard, request: Request, visitor: Visitor) -> Response:
+    values = d.views(visitor).alerts(request.query_params.get("cursor", "")[:2048])
+    return d.page(request, visitor, "alerts.html.j2", "Alerts", values)
 
 
 def _named(template: str, title: str, values: Callable[[Views, str], Mapping[str, Any] | None]) -> Handler:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlencode
 
+from consumers.errors import WrongUse
 from consumers.http.dashboard import charts
 from consumers.views import figures
 from consumers.views.explanation import (
@@ -229,7 +230,8 @@ class Views:
             "honest": baseline.nulls.clients if baseline else 0,
             "signals_figure": [charts.signals_figure(bars, w) for w in (BIG, SMALL)],
             "evidence": c.evidence[:8],
-            "exposure_figure": self._exposure(one.client, alerts),
+            "exposure_figure": self._exposure(one, alerts),
+            "revision": one.revision,
             **self._coverage(one.coverage, baseline, trace.look),
             "linked": self._linked(one.links, c),
             "campaign": {"id": c.campaign_id, "href": self.campaign_address(c.campaign_id)} if c.campaign_id else None,
@@ -240,10 +242,13 @@ class Views:
             "change": what_would_change(one, self.budget, self.mode, baseline),
         }
 
-    def _exposure(self, c: Client, alerts: Sequence[Any]) -> list[str] | None:
+    def _exposure(self, one: ClientDetail, alerts: Sequence[Any]) -> list[str] | None:
+        """Over queries: as it was when the client was looked at, and as alerts had it."""
+        c = one.client
         if c.extraction is None:
             return None
-        seen = {a.queries_seen: a.extraction for a in alerts if a.extraction is not None} | {c.queries: c.extraction}
+        seen: dict[int, Any] = {a.queries_seen: a.extraction for a in alerts if a.extraction is not None}
+        seen |= {e.queries: e for e in one.exposures} | {c.queries: c.extraction}
         points = [(q, e.fidelity, e.low, e.high) for q, e in sorted(seen.items())]
         return [charts.exposure_figure(points, w, h) for w, h in ((BIG // 2, 240), (SMALL, 230))]
 
@@ -314,6 +319,8 @@ class Views:
                 ],
                 "shared": len(ties),
                 "evidence": alert.evidence if alert else (),
+                "alert_id": alert.alert_id if alert else "",
+                "verdict": _verdict(alert.verdict) if alert else None,
                 "extraction": alert.extraction if alert else max(
                     (m.extraction for m in g.members if m.extraction), key=lambda e: e.fidelity, default=None
                 ),
@@ -433,6 +440,7 @@ class Views:
             for c in itertools.islice(merged, MOST_ALERTS)
         ]
         flagged = sum(_counts(models)[s] for s in FLAGGED)
+        revisions = self.readings.revisions()
         return {
             "manual": [
                 {
@@ -443,6 +451,7 @@ class Views:
                     "href": self.client_address(d.client_key, d.model_id),
                     "state": d.state,
                     "reason": d.reason + (" (dry run)" if d.simulated else ""),
+                    "seen": revisions[d.client_key],
                     "by": d.actor,
                     "until_ms": d.until_s * 1000,
                 }
@@ -456,6 +465,7 @@ class Views:
                     "model": a.model_id,
                     "href": self.client_address(a.client_key, a.model_id),
                     "reason": a.reason,
+                    "seen": revisions[a.client_key],
                     "by": a.actor,
                     "until_ms": a.until_s * 1000,
                 }
@@ -466,8 +476,12 @@ class Views:
             "mode_words": f"in mode {self.mode}, {MODE_WORDS.get(self.mode, '')}",
         }
 
-    def alerts(self) -> dict[str, Any]:
-        page = self.readings.alerts(limit=MOST_ALERTS)
+    def alerts(self, cursor: str = "") -> dict[str, Any]:
+        """A page of findings; a cursor that is none begins anew."""
+        try:
+            page = self.readings.alerts(limit=MOST_ALERTS, cursor=cursor or None)
+        except WrongUse:
+            page, cursor = self.readings.alerts(limit=MOST_ALERTS), ""
         return {
             "alerts": [
                 {
@@ -484,7 +498,8 @@ class Views:
                 }
                 for a in page.items
             ],
-            "more": page.next,
+            "older": f"{self.at}/alerts?{urlencode({'cursor': page.next})}" if page.next else "",
+            "newest": f"{self.at}/alerts" if cursor else "",
         }  # fmt: skip
 
 
