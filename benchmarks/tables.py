@@ -99,7 +99,7 @@ def visible(family: str) -> bool:
 
 
 def variants(results: Results) -> list[str]:
-    return list(results["plan"]["thefts"])
+    return [*results["plan"]["thefts"], *results["plan"].get("retold", ())]
 
 
 # ------------------------------------------------------------------------------------------------------- tables
@@ -293,7 +293,7 @@ def contamination(results: Results) -> str:
 
 def wall(results: Results) -> str:
     """What it would cost to ask for more odd queries before anybody is flagged."""
-    chosen = results["plan"]["thefts"]
+    chosen = variants(results)
     total: dict[str, dict[str, Rate]] = {}
     for found in results["victims"].values():
         for one in found["floors"]:
