@@ -63,8 +63,13 @@ SPLIT_THEFTS = ("sybil10", "sybil50", "sybil10-handover")
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """clients: honest ones a group; thefts: variant → runs of each family; retold, split_thefts: variants of each family's first plain
-    theft; queries: size of a theft, from and to; drip_queries: most stolen answers of a drip of that share; budget: share of honest clients that may ever be flagged."""
+    """How much of everything.
+
+    clients         honest ones a group; kinds: which
+    thefts          variant → runs of each family; retold, split_thefts: variants of each family's first plain theft
+    queries         size of a theft, from and to; drip_queries: most stolen answers of a drip of that share
+    budget          share of honest clients that may ever be flagged
+    """
 
     clients: int = 126
     splits: int = 6

@@ -213,7 +213,7 @@ def fit(
     try:
         baseline, lives = Baseline.fit_to(
             model_id, schema, batch, honest, real_clients=traffic is not None, rng=rng, personas=personas,
-            rehearsed=rehearsal(batch, schema, seed) if traffic is not None and not trust_traffic else None,
+            rehearsed=None if trust_traffic else rehearsal(batch, schema, seed),
         )  # fmt: skip
     except DetectorError as error:
         raise Refused(str(error)) from error

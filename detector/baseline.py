@@ -13,7 +13,7 @@ import hashlib
 import json
 import struct
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -485,8 +485,11 @@ def _calibrate(
         distinct=max(p.distinct for _, p, _ in honest),
         days=max(p.last_ms - p.first_ms for _, p, _ in honest) / MS_A_DAY,
         calibrated=real_clients,
-        reach=reach,
+        reach=reach if real_clients else UNREHEARSED,
     )
+    nulls = replace(
+        nulls, reach=reach
+    )  # of simulated clients all have their say; the reach is for the learning period to come
     others = [(client, s.lifetime) for client, _, s in honest if not persona[client]]
     return nulls, Lives(tuple(c for c, _ in others), np.array([life for _, life in others]), left_out)
 
