@@ -20,7 +20,6 @@ Client ids are sealed in everything that is stored: rows and outbox hold no id i
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 import os
@@ -28,252 +27,36 @@ import random
 import secrets as entropy
 import socket
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
-
-import msgspec
 
 from consumers.alarms import Alarms
 from consumers.alerts.delivery import Courier, Deliveries
 from consumers.decisions.campaigns import EVERY_S, Campaigns, Search
-from consumers.decisions.findings import (
-    FRAMEWORKS,
-    StoredDecision,
-    history_of,
-    packed_alert,
-    packed_decision,
-    rfc3339,
-    stored_decision,
-)
-from consumers.decisions.horizon import spans_in_force, together
+from consumers.decisions.findings import stored_decision
+from consumers.decisions.outcomes import Detect, Seen
 from consumers.errors import CorruptState, Fenced, LeaseHeld, Rewound, Unavailable
-from consumers.intake import links, witnesses
 from consumers.metrics import Metrics
 from consumers.operators.overrides import Overrides
 from consumers.operators.verdicts import Said, tell
-from consumers.secrets import Secrets
-from consumers.store import (
-    DECISION_CELLS,
-    Cursor,
-    DecisionClaim,
-    DecisionRow,
-    OutboxAlert,
-    Outcome,
-    Store,
-    decision_cell,
-)
-from detector.baseline import Baseline
-from detector.calibration import Tail
-from detector.extraction import estimate
-from detector.policy import FLAGGED, STATES, Decision, Policy, decide, lapsed
-from detector.profile import Profile
+from consumers.store import DECISION_CELLS, Cursor, DecisionClaim, DecisionRow, Outcome, Store, decision_cell
 from detector.query import ClientKey
-from detector.scoring import Assessment, assess, reached, rung
 
 if TYPE_CHECKING:
     from consumers.alerts import AlertSink
+
+__all__ = ["Detect", "Runner", "Seen", "run"]
 
 log = logging.getLogger("querywarden.detect")
 
 LEASE_MS = 10_000
 TOUCHED_LIMIT = 5_000
-TRAIL_SHOWN = 64
 LAPSED_EVERY_S = 60.0
 """How often decisions are looked for whose time is over."""
 DRAIN_S = 5.0
 RENEWALS = 2
 """A lease that was renewed so often since shows that its holder has looked at everything since."""
-
-
-@dataclass(slots=True)
-class Seen:
-    """A touched client with all that was read of it: its shards by profile cell, its header, its earlier decision."""
-
-    key: ClientKey
-    fields: dict[str, Mapping[str, bytes]]
-    before: StoredDecision | None
-
-
-@dataclass(slots=True)
-class Detect:
-    """The pure half: profiles and earlier decisions in, an outcome out.
-
-    modes     models with another mode than the policy's
-    personas  client id → the use that its owner declared
-    """
-
-    baselines: Mapping[str, Baseline]
-    secrets: Secrets
-    policy: Policy = field(default_factory=Policy)
-    modes: Mapping[str, str] = field(default_factory=dict)
-    personas: Mapping[str, str] = field(default_factory=dict)
-
-    def policy_of(self, model: str) -> Policy:
-        """The policy for one model."""
-        return replace(self.policy, mode=self.modes[model]) if model in self.modes else self.policy
-
-    def step(
-        self,
-        cell: int,
-        seen: Iterable[Seen],
-        cursors: Mapping[str, Cursor],
-        now_s: int | None,
-        overrides: Overrides | None = None,
-    ) -> Outcome:
-        """Assess and decide. `now_s` None: the time of the client's last query is now (replay). No I/O."""
-        outcome = Outcome(cell=cell, cursors=dict(cursors))
-        for one in seen:
-            baseline = self.baselines.get(one.key.model)
-            if baseline is None:
-                continue
-            merged = self.merged(one.key, one.fields)
-            if merged is None:
-                continue
-            profile, display = merged
-            assessment = assess(profile, baseline, len(one.fields), self.personas.get(display, ""))
-            before = one.before
-            previous = (
-                Decision(before.state, before.reason, before.since_s, before.until_s, before.episode, before.enforced)
-                if before
-                else Decision()
-            )
-            now = profile.last_ms // 1000 if now_s is None else now_s
-            decision = decide(previous, assessment, baseline.nulls, self.policy_of(one.key.model), now)
-            if before is not None and before.queries == assessment.queries:
-                decision = lapsed(previous, decision, now)
-            if overrides is not None:
-                decision = overrides.overruled(one.key, previous, decision, now)
-            row, alert = self._row(one, display, profile, baseline, assessment, decision)
-            outcome.rows[one.key] = packed_decision(row, self.secrets, one.key.tenant)
-            if alert is not None:
-                outcome.alerts.append(alert)
-        return outcome
-
-    def merged(self, key: ClientKey, shards: Mapping[str, Mapping[str, bytes]]) -> tuple[Profile, str] | None:
-        """The client over one horizon (horizon.py), and its id."""
-        display = None
-        for cell, fields in sorted(shards.items()):
-            if "h" in fields:
-                try:
-                    display = self.secrets.unseal(fields["h"], key.tenant)
-                except CorruptState as error:
-                    log.warning("header not read", extra={"cell": cell, "model": key.model, "why": str(error)})
-        if display is None:
-            return None
-
-        def damaged(cell: str, error: Exception) -> None:
-            log.warning("profile not read", extra={"cell": cell, "model": key.model, "why": str(error)})
-
-        profile = together(spans_in_force(shards, self.baselines[key.model], damaged))
-        return (profile, display) if profile is not None else None
-
-    def _row(
-        self, one: Seen, display: str, profile: Profile, baseline: Baseline, assessment: Assessment, decision: Decision
-    ) -> tuple[StoredDecision, OutboxAlert | None]:
-        evidence = [msgspec.to_builtins(e) for e in assessment.evidence]
-        copied = estimate(profile, baseline.map, baseline.estimator)
-        extraction = None if copied is None else {name: round(share, 4) for name, share in asdict(copied).items()}
-        persona = self.personas.get(display, "")
-        strongest = assessment.evidence[0].signal if assessment.evidence else ""
-        shards = [fields for _, fields in sorted(one.fields.items())]
-        told = witnesses.chosen(
-            (f.get(witnesses.FIELD) for f in shards), strongest, baseline.table, self.secrets, one.key.tenant
-        )
-        before = one.before
-        same_episode = before is not None and before.episode == decision.episode
-        body = dict(before.alert) if before and same_episode and before.alert else None
-        update = before.update if before and same_episode else -1
-        alert = None
-        flagged = decision.state in FLAGGED
-        risen = before is None or STATES.index(decision.state) > STATES.index(before.state)
-        if flagged and (body is None or risen):
-            update += 1
-            first = reached(profile, baseline, self.policy.budget, persona) if assessment.in_order else None
-            time_ms, queries = first if body is None and first else (profile.last_ms, profile.queries)
-            alert_id = self._alert_id(one.key, decision.episode)
-            body = {
-                "alert_id": alert_id,
-                "time": rfc3339(time_ms),
-                "kind": "client",
-                "client_id": display,
-                "campaign_id": before.campaign_id if before else None,
-                "model_id": one.key.model,
-                "state": decision.state,
-                "suspicion": assessment.suspicion,
-                "queries_seen": queries,
-                "extraction": extraction,
-                "family": assessment.family,
-                "evidence": [e for e in evidence if e["p_value"] <= 0.5][:8] or evidence[:1],
-                "witnesses": told,
-                "update": update,
-                "calibrated": assessment.calibrated,
-                "reason": decision.reason,
-                "enforced": decision.enforced,
-                "tenant": one.key.tenant,
-                "frameworks": list(FRAMEWORKS),
-            }
-            if before and same_episode and before.alert and "verdict" in before.alert:
-                body["verdict"] = before.alert["verdict"]
-            alert = packed_alert(body, time_ms, self.secrets)
-        elif before and before.alert and decision.state == "clear":  # the episode is over: close its finding
-            closing = before.alert | {
-                "time": rfc3339(profile.last_ms),
-                "state": decision.state,
-                "was": before.alert["state"],
-                "resolved": True,
-                "suspicion": assessment.suspicion,
-                "queries_seen": profile.queries,
-                "evidence": evidence[:1],
-                "update": before.update + 1,
-                "reason": decision.reason,
-                "enforced": decision.enforced,
-            }
-            alert = packed_alert(closing, profile.last_ms, self.secrets)
-        row = StoredDecision(
-            client_id=display,
-            state=decision.state,
-            reason=decision.reason,
-            since_s=decision.since_s,
-            until_s=decision.until_s,
-            episode=decision.episode,
-            enforced=decision.enforced,
-            queries=assessment.queries,
-            distinct=assessment.distinct,
-            suspicion=assessment.suspicion,
-            p_value=assessment.p_value,
-            calibrated=assessment.calibrated,
-            in_order=assessment.in_order,
-            family=assessment.family,
-            evidence=evidence,
-            trail=_trail(profile, baseline.tail(True, persona), assessment),
-            cells=sorted(one.fields),
-            coverage=profile.cell_counts.tolist(),
-            last_ms=profile.last_ms,
-            update=update,
-            alert=body,
-            history=history_of(before, decision, assessment.suspicion),
-            extraction=extraction,
-            campaign_id=before.campaign_id if before else None,
-            links=links.together(f.get(links.FIELD) for f in shards),
-            witnesses=told,
-            persona=persona,
-        )
-        return row, alert
-
-    def _alert_id(self, key: ClientKey, episode: int) -> str:
-        text = "\x00".join((key.tenant, "client", key.model, key.client, str(episode)))
-        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
-def _trail(profile: Profile, tail: Tail, assessment: Assessment) -> list[list[float]]:
-    if not assessment.in_order:
-        return [[profile.queries, assessment.suspicion, profile.last_ms]]
-    points = [
-        [int(q), 1 - tail.p(rung(i + 1)), int(ms)]
-        for i, (ms, q) in enumerate(zip(profile.trail_ms.tolist(), profile.trail_query.tolist(), strict=True))
-    ]
-    return [*points[-TRAIL_SHOWN:], [profile.queries, assessment.suspicion, profile.last_ms]]
 
 
 @dataclass(slots=True)
@@ -458,7 +241,8 @@ class Runner:
             if not valid:
                 return 0
             cursors = {name: cursor for name, (cursor, _) in pending.items()}
-            outcome = self.detect.step(cell, seen, cursors, self.now_s(), self.overrides)
+            overrule = None if self.overrides is None else self.overrides.overruled
+            outcome = self.detect.step(cell, seen, cursors, self.now_s(), overrule)
             if self.overrides is not None and clients:
                 self.overrides.remember(self.store, clients[0].tenant)
                 tell(outcome, said, rows, self.store, self.detect.secrets)

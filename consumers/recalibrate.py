@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from consumers.decisions.findings import StoredDecision, is_campaign, rfc3339, stored_decision
-from consumers.decisions.horizon import spans_in_force, together
+from consumers.decisions.horizon import fields_of, spans_in_force, together
 from consumers.errors import CorruptState, Refused
 from consumers.intake.admission import OVERFLOW_IDENTITY
 from consumers.operators import entries
@@ -89,17 +89,9 @@ def _lives(
             left_out[why] += 1
         else:
             honest[key] = decision.client_id
-    cells = store.cells()
     keys = list(honest)
     for start in range(0, len(keys), AT_ONCE):
-        some = keys[start : start + AT_ONCE]
-        found: dict[ClientKey, dict[str, Mapping[str, bytes]]] = {}
-        for cell in cells:
-            for key, fields in store.shards(cell, some).fields.items():
-                if fields:
-                    found.setdefault(key, {})[cell] = fields
-        for key in some:
-            by_cell = found.get(key, {})
+        for key, by_cell in fields_of(store, keys[start : start + AT_ONCE]).items():
             profile = together(spans_in_force(by_cell, baseline))
             if profile is None:
                 left_out["without a profile"] += 1

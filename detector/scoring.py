@@ -47,6 +47,11 @@ class Assessment:
     family: str
     evidence: tuple[Evidence, ...]
 
+    @property
+    def strongest(self) -> str:
+        """The signal that is named first, "" where none says anything."""
+        return self.evidence[0].signal if self.evidence else ""
+
 
 def ladder(level: float) -> int:
     """Number of ladder steps at or below a fused score."""

@@ -34,6 +34,8 @@ ConfigFile = Annotated[
 Client = Annotated[str, typer.Argument(help="The client's id, or its hash as listings show it.")]
 ModelOption = Annotated[str | None, typer.Option("--model", help="The model; needed where several know the client.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
+MOST_EVIDENCE = 8
+"""Signals that are said in words."""
 BaselineOption = Annotated[
     list[str] | None, typer.Option("--baseline", help="Baseline file or folder; default: the setting `baselines`.")
 ]
@@ -62,11 +64,12 @@ def evidence(
     model: ModelOption = None,
     clear: Annotated[bool, typer.Option("--clear", help="The client's id in clear; otherwise it is sealed.")] = False,
     baseline: BaselineOption = None,
+    as_json: AsJson = False,
     config_file: ConfigFile = None,
 ) -> None:
     """Write a signed, replayable bundle: decision, findings, profile, audit rows, method."""
     from consumers.decisions.findings import stored_alert, stored_decision
-    from consumers.decisions.horizon import spans_in_force
+    from consumers.decisions.horizon import fields_of, spans_in_force
     from consumers.operators import audit, entries
     from consumers.views import evidence as bundling
 
@@ -81,7 +84,7 @@ def evidence(
         known, blob = files[c.model_id]
         store, secrets = readings.store, readings.secrets
         key = readings.key_of(c.model_id, c.client_key)
-        fields = {cell: store.shards(cell, [key]).fields.get(key, {}) for cell in store.cells()}
+        fields = fields_of(store, [key])[key]
         bodies = (stored_alert(a, secrets) for a in store.alerts())
         case = bundling.Case(
             tenant=key.tenant,
@@ -91,7 +94,7 @@ def evidence(
             decision=stored_decision(store.decided([key])[key], secrets, key.tenant),
             alerts=[b for b in bodies if (b["tenant"], b["model_id"], b.get("client_id")) == (key.tenant, key.model, c.client_id)],
             spans=spans_in_force(fields, known),
-            cells=sum(bool(values) for values in fields.values()),
+            cells=len(fields),
             baseline=known,
             baseline_file=blob,
             audit=[row for _, row in audit.stored_rows(store) if f"client:{key.client} ".encode() in row],
@@ -103,9 +106,10 @@ def evidence(
         packed = bundling.bundle(case, signing, clear)
     _write(out_path, packed)
     signer = bundling.verify(packed).signer
+    row = {"file": str(out_path), "bytes": len(packed), "client_id": "clear" if clear else "sealed", "signer": signer}
     how = "in clear" if clear else "sealed"
     said = f"{out_path}: {len(packed):,} bytes, client id {how}, signed by key {signer}"
-    terminal.out.print(Text(said), soft_wrap=True)
+    terminal.show([row], as_json, lambda _: terminal.out.print(Text(said), soft_wrap=True))
 
 
 def verify_evidence(
@@ -144,7 +148,7 @@ def backtest(
     """Who in old logs would be flagged at which budget and mode. Nothing is written."""
     from consumers import replay as replaying
     from consumers.decisions.findings import is_campaign
-    from consumers.decisions.horizon import spans_in_force, together
+    from consumers.decisions.horizon import fields_of, spans_in_force, together
     from consumers.fit import load_baselines
     from consumers.log.files import FileLog
     from consumers.store.embedded import EmbeddedStore
@@ -169,15 +173,14 @@ def backtest(
         store.prepare(reading.secrets.key_id)
         with terminal.bar("backtest") as advance:
             result = replaying.replay(source, store, reading, judging, progress=advance)
-        cells = store.cells()
         for key, _ in store.decisions(settings.tenant):
             if is_campaign(key):
                 continue
             row, known = result.scores[key.model, key.client], baselines[key.model]
-            fields = {c: store.shards(c, [key]).fields.get(key, {}) for c in cells}
+            fields = fields_of(store, [key])[key]
             profile = together(spans_in_force(fields, known))
             if profile is not None:
-                lives.append(testing.Life.of(row.client_id, key.model, profile, sum(map(bool, fields.values())), known))
+                lives.append(testing.Life.of(row.client_id, key.model, profile, len(fields), known))
     rows = testing.at_budgets(lives, baselines, budgets)
     flagged = testing.flagged(lives, baselines, budgets)
     if as_json:
@@ -273,8 +276,11 @@ def _print_account(told: Mapping[str, Any]) -> None:
                 s["signal"], *(f"{s[k]:.2f}" for k in ("value", "usual", "high", "most")), f"{s['p_value']:.2g}"
             )
         out.print(table)
-    for e in told["evidence"]:
+    excesses = [e for e in told["evidence"] if e["statistic"] > 0]
+    for e in excesses[:MOST_EVIDENCE]:
         out.print(terminal.plain(f"· {e['text']}"))
+    if more := len(told["evidence"]) - min(len(excesses), MOST_EVIDENCE):
+        out.print(f"· {more} weaker signal{'s' if more > 1 else ''}: --json has all")
     for title, lines in (
         ("what happened", [f"{t['time']}  {t['what']}" for t in told["timeline"]]),
         ("what would change it", told["what_would_change_it"]),

@@ -18,36 +18,32 @@ Rules of this file
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 import msgspec
 
+from consumers.decisions import episodes
 from consumers.decisions.findings import (
-    FRAMEWORKS,
     StoredDecision,
     campaign_key,
     history_of,
     is_campaign,
-    packed_alert,
     packed_decision,
-    rfc3339,
     stored_decision,
 )
+from consumers.decisions.horizon import Fields, fields_of
 from consumers.errors import CorruptState, Fenced, Rewound
 from consumers.intake import witnesses
 from consumers.secrets import Secrets
 from consumers.store import DecisionRow, OutboxAlert, Outcome, Store, decision_cell
 from detector.baseline import Baseline
 from detector.collusion import FEWEST, Group, assess_group, candidates, merged
-from detector.extraction import estimate
-from detector.policy import FLAGGED, STATES, Decision, Policy, decide_group, lapsed
+from detector.policy import FLAGGED, Decision, Policy, decide_group, lapsed
 from detector.profile import Profile
 from detector.query import ClientKey
-from detector.scoring import Assessment
 
 log = logging.getLogger("querywarden.campaigns")
 
@@ -56,9 +52,6 @@ MOST_GROUPS = 200
 MOST_MEMBERS = 2_000
 """Profiles that a pass reads at most (one group, if it is larger): a pass must end well within a lease."""
 LINKS_KEPT = 64
-
-Fields = Mapping[str, Mapping[str, bytes]]
-"""Profile cell → fields of one client."""
 
 
 class _Glance(msgspec.Struct):
@@ -174,48 +167,22 @@ class Campaigns:
         names = sorted(name for _, name in found.values())
         assessment = assess_group(profiles, baseline)
         whole = merged(profiles)
-        previous = (
-            Decision(before.state, before.reason, before.since_s, before.until_s, before.episode)
-            if before
-            else Decision()
-        )
+        previous = episodes.previous(before)
         now = whole.last_ms // 1000 if now_s is None else now_s
         decision = decide_group(previous, assessment, baseline.nulls, self.policy_of(group.key.model), now)
         if before is not None and (before.queries, before.members) == (assessment.queries, names):
             decision = lapsed(previous, decision, now)
         if before is None and decision.state not in FLAGGED:
             return None
-        copied = estimate(whole, baseline.map, baseline.estimator)
-        row = StoredDecision(
-            client_id=group.campaign_id,
-            state=decision.state,
-            reason=decision.reason,
-            since_s=decision.since_s,
-            until_s=decision.until_s,
-            episode=decision.episode,
-            enforced="clear",
-            queries=assessment.queries,
-            distinct=assessment.distinct,
-            suspicion=assessment.suspicion,
-            p_value=assessment.p_value,
-            calibrated=assessment.calibrated,
-            in_order=False,
-            family=assessment.family,
-            evidence=[msgspec.to_builtins(e) for e in assessment.evidence],
-            trail=[[whole.queries, assessment.suspicion, whole.last_ms]],
-            cells=[],
-            coverage=whole.cell_counts.tolist(),
-            last_ms=whole.last_ms,
-            update=-1,
-            alert=None,
-            history=history_of(before, decision, assessment.suspicion),
-            extraction=None if copied is None else {n: round(share, 4) for n, share in asdict(copied).items()},
+        blobs = (f.get(witnesses.FIELD) for k in group.members for f in fields.get(k, {}).values())
+        row = msgspec.structs.replace(
+            episodes.assessed(group.campaign_id, whole, baseline, assessment, decision, before),
             campaign_id=group.campaign_id,
             links=list(group.links),
-            witnesses=self._witnesses(group, fields, assessment, baseline),
+            witnesses=witnesses.chosen(blobs, assessment.strongest, baseline.table, self.secrets, group.key.tenant),
             members=names,
         )
-        return self._told(group.key, row, before)
+        return episodes.told(group.key, row, before, self.secrets)
 
     def ended(self, key: ClientKey, before: StoredDecision, now_s: int) -> tuple[StoredDecision, OutboxAlert | None]:
         """A campaign whose accounts nothing ties together any more, its time over."""
@@ -224,67 +191,7 @@ class Campaigns:
             before, state="clear", reason="expired", since_s=now_s, until_s=0, episode=decision.episode,
             history=history_of(before, decision, before.suspicion),
         )  # fmt: skip
-        return self._told(key, row, before)
-
-    def _told(
-        self, key: ClientKey, row: StoredDecision, before: StoredDecision | None
-    ) -> tuple[StoredDecision, OutboxAlert | None]:
-        """The row with its alert, and the alert if there is news."""
-        same = before is not None and before.episode == row.episode
-        known = before.alert if before and same else None
-        update = before.update if before and same else -1
-        if row.state in FLAGGED:
-            risen = before is None or STATES.index(row.state) > STATES.index(before.state)
-            if known is None or risen or set(row.members) - set(known["members"]):
-                update += 1
-                verdict = {"verdict": known["verdict"]} if known and "verdict" in known else {}
-                known = self._body(key, row, update) | verdict
-                alert = packed_alert(known, row.last_ms, self.secrets)
-                return msgspec.structs.replace(row, alert=known, update=update), alert
-        elif row.state == "clear" and before is not None and before.alert is not None:
-            closing = before.alert | {
-                "time": rfc3339(row.last_ms),
-                "state": "clear",
-                "was": before.alert["state"],
-                "resolved": True,
-                "suspicion": row.suspicion,
-                "queries_seen": row.queries,
-                "evidence": row.evidence[:1],
-                "update": before.update + 1,
-                "reason": row.reason,
-            }
-            return row, packed_alert(closing, row.last_ms, self.secrets)
-        return msgspec.structs.replace(row, alert=known, update=update), None
-
-    def _body(self, key: ClientKey, row: StoredDecision, update: int) -> dict[str, Any]:
-        return {
-            "alert_id": _digest(key.tenant, "campaign", key.model, row.client_id, str(row.episode)),
-            "time": rfc3339(row.last_ms),
-            "kind": "campaign",
-            "members": row.members,
-            "campaign_id": row.client_id,
-            "model_id": key.model,
-            "state": row.state,
-            "suspicion": row.suspicion,
-            "queries_seen": row.queries,
-            "extraction": row.extraction,
-            "family": row.family,
-            "evidence": [e for e in row.evidence if e["p_value"] <= 0.5][:8] or row.evidence[:1],
-            "witnesses": row.witnesses,
-            "update": update,
-            "calibrated": row.calibrated,
-            "reason": row.reason,
-            "enforced": "clear",
-            "tenant": key.tenant,
-            "frameworks": list(FRAMEWORKS),
-        }
-
-    def _witnesses(
-        self, group: Suspected, fields: Mapping[ClientKey, Fields], assessment: Assessment, baseline: Baseline
-    ) -> list[str]:
-        blobs = (f.get(witnesses.FIELD) for k in group.members for f in fields.get(k, {}).values())
-        strongest = assessment.evidence[0].signal if assessment.evidence else ""
-        return witnesses.chosen(blobs, strongest, baseline.table, self.secrets, group.key.tenant)
+        return episodes.told(key, row, before, self.secrets)
 
     def names(self, standing: Mapping[ClientKey, StoredDecision]) -> dict[ClientKey, str]:
         """Client → the flagged campaign that names it, the most suspicious of several."""
@@ -403,7 +310,7 @@ class Search:
             if group is not None:
                 self.assessed.pop(key, None)
                 self.assessed[key] = group.members, group.queries
-                found = self.campaigns.assess(group, self._fields(group.members), before, now_s)
+                found = self.campaigns.assess(group, fields_of(self.store, group.members), before, now_s)
             if found is None and before is not None and _over(before, now_s):
                 found = self.campaigns.ended(key, before, now_s or 0)
             if found is not None:
@@ -434,14 +341,6 @@ class Search:
             log.warning("decision row set aside", extra={"model": key.model, "why": str(error)})
             return None
 
-    def _fields(self, members: Sequence[ClientKey]) -> dict[ClientKey, dict[str, Mapping[str, bytes]]]:
-        found: dict[ClientKey, dict[str, Mapping[str, bytes]]] = {key: {} for key in members}
-        for cell in self.store.cells():
-            for key, fields in self.store.shards(cell, members).fields.items():
-                if fields:
-                    found[key][cell] = fields
-        return found
-
 
 def _over(before: StoredDecision, now_s: int | None) -> bool:
     """Whether a campaign that nothing holds together has come to its end."""
@@ -454,8 +353,4 @@ def _without_group(survey: Survey, groups: Mapping[ClientKey, Suspected], now_s:
 
 def campaign_id(tenant: str, model: str, link: str) -> str:
     """32 hex digits."""
-    return _digest(tenant, model, link)
-
-
-def _digest(*parts: str) -> str:
-    return hashlib.blake2b("\x00".join(parts).encode(), digest_size=16).hexdigest()
+    return episodes.digest_of(tenant, model, link)

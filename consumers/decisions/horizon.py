@@ -11,9 +11,14 @@ import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from consumers.store import Store
 from detector.baseline import Baseline
 from detector.errors import IncompatibleProfile
 from detector.profile import Profile, Shape
+from detector.query import ClientKey
+
+Fields = Mapping[str, Mapping[str, bytes]]
+"""Profile cell → fields of one client, as the store's shards are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +31,16 @@ class Span:
     profile: Profile
 
 
+def fields_of(store: Store, clients: Sequence[ClientKey]) -> dict[ClientKey, dict[str, Mapping[str, bytes]]]:
+    """What every profile cell holds of some clients, each cell at one offset; cells that hold nothing of a client are left out."""
+    found: dict[ClientKey, dict[str, Mapping[str, bytes]]] = {key: {} for key in clients}
+    for cell in store.cells():
+        for key, fields in store.shards(cell, clients).fields.items():
+            if fields:
+                found[key][cell] = fields
+    return found
+
+
 def read_span(cell: str, window: int, blob: bytes, baseline: Baseline) -> Span:
     """Raises IncompatibleProfile for bytes that are no profile of this baseline's map."""
     profile = Profile.from_bytes(blob, Shape.of(baseline.map, len(baseline.table.need)))
@@ -35,12 +50,11 @@ def read_span(cell: str, window: int, blob: bytes, baseline: Baseline) -> Span:
 
 
 def spans_in_force(
-    fields: Mapping[str, Mapping[str, bytes]],
+    fields: Fields,
     baseline: Baseline,
     damaged: Callable[[str, Exception], None] = lambda cell, error: None,
 ) -> list[Span]:
-    """The spans that count, by cell; those of another map do not. fields: profile cell → field → bytes, as the store's shards are.
-    damaged: told of bytes that are no profile, which are passed over."""
+    """The spans that count, by cell; those of another map do not. damaged: told of bytes that are no profile, which are passed over."""
     shape = Shape.of(baseline.map, len(baseline.table.need))
     found: dict[str, list[Span]] = {}
     for cell, values in sorted(fields.items()):

@@ -18,6 +18,7 @@ import victims
 from consumers import detect, ingest
 from consumers.decisions import findings
 from consumers.decisions.breaker import Breaker, Limits
+from consumers.decisions.episodes import finding_id
 from consumers.decisions.findings import StoredDecision, rfc3339, stored_alert, stored_decision
 from consumers.detect import Detect, Runner, Seen
 from consumers.errors import CorruptState, Fenced, LeaseHeld, Rewound, Unavailable
@@ -286,10 +287,10 @@ def test_an_alert_id_is_the_same_in_every_redo_and_differs_by_client_and_tenant(
     filled: EmbeddedStore, judging: Detect, secrets: Secrets, thieves: set[str]
 ) -> None:
     key = thief_key(secrets, thieves)
-    ids = {judging._alert_id(key, 0) for _ in range(3)}
+    ids = {finding_id(key, 0) for _ in range(3)}
     assert len(ids) == 1
-    others = {judging._alert_id(key._replace(client="x"), 0), judging._alert_id(key._replace(tenant="x"), 0),
-              judging._alert_id(key._replace(model="x"), 0), judging._alert_id(key, 1)}  # fmt: skip
+    others = {finding_id(key._replace(client="x"), 0), finding_id(key._replace(tenant="x"), 0),
+              finding_id(key._replace(model="x"), 0), finding_id(key, 1)}  # fmt: skip
     assert len(ids | others) == 5
     first = decided(judging, filled, key, None, 10)[1][0]["alert_id"]
     assert first == decided(judging, filled, key, None, 99_999)[1][0]["alert_id"] == ids.pop()
