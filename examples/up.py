@@ -140,11 +140,11 @@ def down(state: Path) -> int:
     else:  # its children died with it, as good as always
         for p in alive.values():
             os.kill(p["pid"], signal.SIGTERM)
-    deadline = time.monotonic() + 2 * STOP_S
-    left = alive
-    while left and time.monotonic() < deadline:
+    left, changed_s = alive, time.monotonic()
+    while left and time.monotonic() - changed_s < 2 * STOP_S:  # as long as they end one after another, it goes on
         time.sleep(0.1)
-        left = {name: p for name, p in alive.items() if started_at(p["pid"]) == p["started"]}
+        still = {name: p for name, p in left.items() if started_at(p["pid"]) == p["started"]}
+        left, changed_s = still, time.monotonic() if len(still) < len(left) else changed_s
     for name, p in left.items():
         say(f"{name} (pid {p['pid']}) does not stop: killed")
         os.kill(p["pid"], signal.SIGKILL)
@@ -294,6 +294,9 @@ def up(arguments: argparse.Namespace) -> int:
             say(f"up: {error}")
             return 1
         finally:
+            for part in running:
+                if isinstance(part, Part) and part.process is not None:
+                    part.process.terminate()  # all at once; Kafka and Redis stay until these have committed
             for part in reversed(running):
                 part.stop()
             (state / "up.json").unlink(missing_ok=True)

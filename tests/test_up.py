@@ -143,6 +143,24 @@ def test_down_leaves_a_pid_alone_that_somebody_else_got_since(
         stranger.wait(10)
 
 
+def test_down_waits_as_long_as_one_process_after_another_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A busy machine takes its time over six processes; only what stands still is killed. The clock is ours."""
+    now, ends, killed = [0.0], {11: 40.0, 12: 80.0, 13: 120.0, 14: 1e9}, []
+    known = {f"part-{pid}": {"pid": pid, "started": 1} for pid in ends} | {"up": {"pid": 13, "started": 1}}
+    (tmp_path / "up.json").write_text(json.dumps({"ports": {}, "processes": known}))
+    monkeypatch.setattr(up, "started_at", lambda pid: 1 if now[0] < ends[pid] else None)
+    monkeypatch.setattr(up.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(up.time, "sleep", lambda s: now.__setitem__(0, now[0] + s))
+    monkeypatch.setattr(up.os, "kill", lambda pid, number: killed.append((pid, number)))
+    assert up.STOP_S * 2 < 80, "the last of them takes longer than one wait"
+    up.down(tmp_path)
+    assert killed == [(13, signal.SIGTERM), (14, signal.SIGKILL)]
+    assert now[0] == pytest.approx(120 + 2 * up.STOP_S, abs=1)
+    assert "part-14 (pid 14) does not stop: killed" in capsys.readouterr().out
+
+
 def test_a_taken_port_is_told_if_it_was_stated_and_avoided_if_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
