@@ -7,8 +7,10 @@ a log is printed as text, never as markup.
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import json
 import logging
+import math
 import re
 import signal
 import sys
@@ -34,7 +36,12 @@ err = Console(stderr=True, highlight=False)
 out = Console(highlight=False)
 
 
-def print_table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+def print_table(titles: Sequence[str], rows: Iterable[Sequence[str]], nothing: str = "") -> None:
+    """nothing: what is said instead of a table without rows."""
+    rows = list(rows)
+    if nothing and not rows:
+        out.print(Text(nothing), soft_wrap=True)
+        return
     table = Table(box=None, header_style="bold")
     for title in titles:
         table.add_column(title, overflow="fold")
@@ -137,6 +144,27 @@ def show(rows: list[dict[str, Any]], as_json: bool, table: Callable[[list[dict[s
 _STYLE = {"block": "bold red", "throttle": "red", "watch": "yellow", "clear": ""}
 
 
+def suspicion(value: float) -> str:
+    """Four decimals, and as many more as it takes to tell it from 1.
+
+    >>> suspicion(0.5), suspicion(0.9999949), suspicion(1.0)
+    ('0.5000', '0.999995', '1.0000')
+    """
+    left = 1 - value
+    decimals = 4 if not 0 < left < 1e-4 else min(12, math.ceil(-math.log10(left)))
+    return f"{value:.{decimals}f}"
+
+
+def short(text: str) -> str:
+    """A sentence of evidence without what it is compared with: `explain` says that."""
+    return text.partition("; ")[0]
+
+
+def minute(time: str) -> str:
+    """RFC 3339 → ``2026-03-02 09:14``, UTC."""
+    return f"{dt.datetime.fromisoformat(time).astimezone(dt.UTC):%Y-%m-%d %H:%M}"
+
+
 def print_ranked(rows: list[dict[str, Any]], most: int = 20) -> None:
     table = Table(box=None, header_style="bold")
     for title, right in (
@@ -150,10 +178,10 @@ def print_ranked(rows: list[dict[str, Any]], most: int = 20) -> None:
         table.add_column(title, justify="right" if right else "left", overflow="fold")
     interesting = [r for r in rows if r["state"] != "clear"] or rows[:5]
     for r in interesting[:most]:
-        why = r["evidence"][0]["text"] if r["evidence"] else "nothing unusual"
+        why = short(r["evidence"][0]["text"]) if r["evidence"] else "nothing unusual"
         mark = "" if r["calibrated"] else " (uncalibrated)"
         table.add_row(
-            plain(r["client_id"]), plain(r["model_id"]), Text(r["state"], style=_STYLE[r["state"]]), f"{r['suspicion']:.4f}{mark}",
+            plain(r["client_id"]), plain(r["model_id"]), Text(r["state"], style=_STYLE[r["state"]]), suspicion(r["suspicion"]) + mark,
             f"{r['queries']:,}", plain(why),
         )  # fmt: skip
     out.print(table)
@@ -163,14 +191,29 @@ def print_ranked(rows: list[dict[str, Any]], most: int = 20) -> None:
 
 
 def print_alerts(rows: list[dict[str, Any]]) -> None:
+    if not rows:
+        out.print("no alerts")
+        return
     table = Table(box=None, header_style="bold")
-    for title in ("time", "client", "model", "state", "suspicion", "queries", "resembles", "why"):
-        table.add_column(title, overflow="fold")
+    for title, right in (
+        ("time (UTC)", False),
+        ("client", False),
+        ("model", False),
+        ("state", False),
+        ("suspicion", True),
+        ("queries", True),
+        ("resembles", False),
+        ("why", False),
+    ):
+        table.add_column(
+            title, justify="right" if right else "left", overflow="fold", no_wrap=title in ("time (UTC)", "suspicion")
+        )
     for a in rows:
         who = a.get("client_id") or f"campaign of {len(a['members'])} accounts"
         table.add_row(
-            a["time"], plain(who), plain(a["model_id"]), Text(a["state"], style=_STYLE[a["state"]]), f"{a['suspicion']:.4f}",
-            f"{a['queries_seen']:,}", a["family"], Text(a["evidence"][0]["text"] if a["evidence"] else ""),
+            minute(a["time"]), plain(who), plain(a["model_id"]), Text(a["state"], style=_STYLE[a["state"]]),
+            suspicion(a["suspicion"]), f"{a['queries_seen']:,}", a["family"],
+            plain(short(a["evidence"][0]["text"]) if a["evidence"] else ""),
         )  # fmt: skip
     out.print(table)
     out.print(f"{len(rows):,} alerts")

@@ -89,18 +89,24 @@ def seconds(text: str) -> int:
     return int(found[1]) * _UNITS[found[2] or "s"]
 
 
-def _shown(rows: Sequence[Any], as_json: bool, titles: Sequence[str], cells: Callable[[Any], Sequence[str]]) -> None:
+def _shown(
+    rows: Sequence[Any], as_json: bool, nothing: str, titles: Sequence[str], cells: Callable[[Any], Sequence[str]]
+) -> None:
     terminal.show(
         [msgspec.to_builtins(row) for row in rows],
         as_json,
-        lambda _: terminal.print_table(titles, [cells(r) for r in rows]),
+        lambda _: terminal.print_table(titles, [cells(r) for r in rows], nothing),
     )
 
 
 def _until(time_s: int) -> str:
-    from consumers.views.readings import when
+    from consumers.views.explanation import moment
 
-    return when(time_s) or "for ever"
+    return moment(time_s * 1000) if time_s else "for ever"
+
+
+def _where(model: str) -> str:
+    return "on every model" if model == "*" else f"on {model}"
 
 
 # ----------------------------------------------------------------------------------------------------- decisions
@@ -112,7 +118,7 @@ def decisions_list(as_json: AsJson = False, config_file: ConfigFile = None) -> N
     with _desk(config_file) as desk:
         rows = desk.readings.decisions(simulated=True)
     _shown(
-        rows, as_json, ("client", "model", "state", "until", "by", "reason"),
+        rows, as_json, "no operator's decision holds", ("client", "model", "state", "until", "by", "reason"),
         lambda d: (
             terminal.plain(d.client_id or d.client_key).plain, d.model_id, f"{d.state}{' (dry run)' if d.simulated else ''}",
             _until(d.until_s), d.actor, terminal.plain(d.reason).plain,
@@ -141,8 +147,8 @@ def _decide(
             for d in desk.readings.decisions(simulated=True)
             if (d.client_key, d.model_id) == (made.client, made.model)
         )
-    words = f"{row.state} until {_until(row.until_s)}{', dry run: nothing is enforced' if dry else ''}"
-    _said(row, as_json, words)
+    words = f"{row.state} {_where(row.model_id)} until {_until(row.until_s)}"
+    _said(row, as_json, f"{_named(client)}: {words}{', dry run: nothing is enforced' if dry else ''}")
 
 
 @decisions_app.command("block")
@@ -193,7 +199,7 @@ def decisions_release(
         return
     with _desk(config_file) as desk:
         gone = desk.operations.withdraw(desk.actor, desk.subject(client, model))
-    _said(gone, as_json, f"taken back: {gone.state} by {gone.actor}")
+    _said(gone, as_json, f"{_named(client)}: taken back, {gone.state} {_where(gone.model)} by {gone.actor}")
 
 
 # ---------------------------------------------------------------------------------------------------- allow-list
@@ -205,7 +211,7 @@ def allowlist_list(as_json: AsJson = False, config_file: ConfigFile = None) -> N
     with _desk(config_file) as desk:
         rows = desk.readings.allowlist()
     _shown(
-        rows, as_json, ("client", "model", "until", "by", "origin", "reason"),
+        rows, as_json, "the allow-list is empty", ("client", "model", "until", "by", "origin", "reason"),
         lambda a: (
             terminal.plain(a.client_id or a.client_key).plain, a.model_id, _until(a.until_s), a.actor, a.origin,
             terminal.plain(a.reason).plain,
@@ -225,7 +231,8 @@ def allowlist_add(
     """Never throttle or block this client."""
     with _desk(config_file) as desk:
         made = desk.operations.allow(desk.actor, desk.subject(client, model), ttl_s=seconds(ttl), reason=reason)
-    _said(made, as_json, f"on the allow-list until {_until(made.until_s)}" if made.until_s else "on the allow-list")
+    until = f" until {_until(made.until_s)}" if made.until_s else ""
+    _said(made, as_json, f"{_named(client)}: on the allow-list {_where(made.model)}{until}")
 
 
 @allowlist_app.command("remove")
@@ -235,7 +242,7 @@ def allowlist_remove(
     """Take a client off the allow-list."""
     with _desk(config_file) as desk:
         gone = desk.operations.disallow(desk.actor, desk.subject(client, model))
-    _said(gone, as_json, "off the allow-list")
+    _said(gone, as_json, f"{_named(client)}: off the allow-list {_where(gone.model)}")
 
 
 # ---------------------------------------------------------------------------------------------------------- keys
@@ -269,7 +276,7 @@ def keys_list(as_json: AsJson = False, config_file: ConfigFile = None) -> None:
     with _desk(config_file) as desk:
         rows = [without_digest(key) for key in desk.operations.keys(desk.actor.tenant)]
     _shown(
-        rows, as_json, ("prefix", "name", "role", "until", "made by"),
+        rows, as_json, "no API key lives", ("prefix", "name", "role", "until", "made by"),
         lambda k: (k.prefix, k.name, k.role, _until(k.expires_s), k.actor),
     )  # fmt: skip
 
@@ -338,6 +345,10 @@ def doctor(as_json: AsJson = False, config_file: ConfigFile = None) -> None:
     terminal.show(rows, as_json, table)
     if not all(r["ok"] for r in rows):
         raise typer.Exit(1)
+
+
+def _named(client: str) -> str:
+    return terminal.plain(client).plain
 
 
 def _said(row: Any, as_json: bool, words: str) -> None:

@@ -155,13 +155,17 @@ def events(one: ClientDetail, alerts: Iterable[Alert] = ()) -> list[Event]:
         found.append(Event(milliseconds(a.time), a.state, f"{what}: {a.state} at query {a.queries_seen:,}"))
     if d := one.decision:
         dry = " (dry run)" if d.simulated else ""
-        found.append(Event(d.at_s * 1000, "hand", f"{d.actor} decided: {d.state}{dry} – {d.reason}"))
+        found.append(Event(d.at_s * 1000, "hand", f"{d.actor} decided: {d.state}{dry}{_because(d.reason)}"))
     if w := one.allowed:
-        found.append(Event(w.at_s * 1000, "hand", f"{w.actor} allow-listed it – {w.reason}"))
+        found.append(Event(w.at_s * 1000, "hand", f"{w.actor} allow-listed it{_because(w.reason)}"))
     if v := one.verdict:
         found.append(Event(v.at_s * 1000, "hand", f"{v.actor} judged: {v.verdict.replace('_', ' ')}"))
     found += [Event(n.at_s * 1000, "hand", f"{n.actor} noted: {n.text}") for n in one.notes]
     return sorted(found, key=lambda e: e.at_ms)
+
+
+def _because(reason: str) -> str:
+    return f" – {reason}" if reason else ""
 
 
 def account(
