@@ -31,6 +31,7 @@ class Chaos:
     faults       kind → how often
     lost_bytes   of the replication stream, acknowledged by a primary and unknown to the replica that took over, one a fail-over
     recovered_s  from a fail-over to the first offset that moved again
+    progress     a number that rises while workers write; -1: not to be had
     """
 
     cluster: Cluster
@@ -41,10 +42,12 @@ class Chaos:
     failed: list[BaseException] = field(default_factory=list)
     story: list[str] = field(default_factory=list)
     began_s: float = field(default_factory=time.monotonic)
+    progress: Callable[[], int] = field(init=False)
     rng: random.Random = field(init=False)
 
     def __post_init__(self) -> None:
         self.rng = random.Random(self.seed)
+        self.progress = self.cluster.progress
 
     def run(self, plan: Mapping[str, Sequence[str]], busy: Callable[[], bool], calm_s: tuple[float, float]) -> None:
         """Play all lanes until each dealt its bag out once and `busy` is false. Raises what a lane raised."""
@@ -77,10 +80,10 @@ class Chaos:
 
     def under_load(self, at_most_s: float = 6.0) -> None:
         """Wait until commits are seen: a fault that strikes a cluster at rest proves nothing."""
-        before, until_s = self.cluster.progress(), time.monotonic() + at_most_s
+        before, until_s = self.progress(), time.monotonic() + at_most_s
         while time.monotonic() < until_s:
             time.sleep(0.1)
-            now = self.cluster.progress()
+            now = self.progress()
             if 0 <= before < now:
                 self.faults["(under load)"] += 1
                 return
@@ -138,9 +141,9 @@ class Chaos:
 
     def _recovered(self, since_s: float) -> None:
         """Note when an offset moved; nothing is noted when nobody writes, or when another lane keeps the log away."""
-        before = self.cluster.progress()
+        before = self.progress()
         while time.monotonic() - since_s < 15:
-            if self.cluster.progress() > before:
+            if self.progress() > before:
                 self.recovered_s.append(time.monotonic() - since_s)
                 return
             time.sleep(0.05)

@@ -50,6 +50,8 @@ SAMPLE = re.compile(r"^(querywarden_commits_total|querywarden_records_total|quer
 class ProxiedKafka(Kafka):
     """A broker of our own with a second listener, which it advertises as the port of a proxy."""
 
+    ready_within_s = 180.0
+
     def __init__(self, proxied_as: int) -> None:
         super().__init__()
         self.inner_port = free_port()
@@ -116,6 +118,8 @@ class Disk:
 
 class DiskRedis(Redis):
     """Redis with an append-only file, written to disk every second, on a disk of its own."""
+
+    ready_within_s = 180.0
 
     def __init__(self, megabytes: int) -> None:
         self.disk = Disk(megabytes)

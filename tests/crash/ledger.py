@@ -13,13 +13,14 @@ import random
 import re
 import threading
 import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import victims
 from crash.cluster import PARTITIONS
 from kafka import KafkaAdminClient, KafkaProducer
+from kafka.producer.future import FutureRecordMetadata
 
 ATTACKS = [(family, "plain") for family in
            ("jbda", "noise_uniform", "knockoff_random", "copycat", "mixup", "trnd", "line_search", "in_domain")]  # fmt: skip
@@ -56,6 +57,24 @@ def repeated(path: Path, events: int) -> Iterator[tuple[bytes, bytes]]:
         turn += 1
 
 
+def varied(folder: Path, events: int, clients: int = 165, seed: int = 31) -> Iterator[tuple[bytes, bytes]]:
+    """`repeated` without a repetition: each round is a log of its own seed, written when its turn has come."""
+    sent, turn = 0, 0
+    while sent < events:
+        path = write_log(folder / f"round-{turn}.jsonl", clients, seed + turn)
+        for client, line in repeated(path, min(events - sent, _length(path))):
+            named = client + b"-%d" % turn
+            yield named, line.replace(b'"client_id":"' + client + b'"', b'"client_id":"' + named + b'"', 1)
+            sent += 1
+        path.unlink()
+        turn += 1
+
+
+def _length(path: Path) -> int:
+    with path.open("rb") as lines:
+        return sum(1 for _ in lines)
+
+
 def spoilt(line: bytes, rng: random.Random) -> bytes:
     """The line as no reader may accept it."""
     ways = (
@@ -73,11 +92,13 @@ class Ledger:
 
     good, bad  lines sent by client; lines that were spoilt
     enough     set: no more are sent than those under way
+    taken      how many the workers have; while they are more than `most_behind` behind none are sent
     """
 
     def __init__(
         self, path: Path, bootstrap: str, topic: str, lines: Iterator[tuple[bytes, bytes]], rate: float, seed: int,
-        partitions: int = PARTITIONS, bad_share: float = 0.01,
+        partitions: int = PARTITIONS, bad_share: float = 0.01, taken: Callable[[], int] | None = None,
+        most_behind: int = 20_000,
     ) -> None:  # fmt: skip
         self.path = path
         self.topic = topic
@@ -89,6 +110,8 @@ class Ledger:
         self._lines = lines
         self._rng = random.Random(seed)
         self._bad_share = bad_share
+        self._taken = taken
+        self._most_behind = most_behind
         admin = KafkaAdminClient(bootstrap_servers=bootstrap)
         admin.create_topics({topic: {"num_partitions": partitions, "replication_factor": 1}}, wait_for_metadata=True)
         admin.close()
@@ -117,17 +140,21 @@ class Ledger:
 
     def _send(self) -> None:
         try:
-            futures = []
+            futures: deque[FutureRecordMetadata] = deque()
             began_s = time.monotonic()
             with self.path.open("wb") as book:
                 for batch in self._batches():
                     book.write(b"".join(line + b"\n" for _, line in batch))
                     book.flush()
                     os.fsync(book.fileno())
-                    futures += [self._producer.send(self.topic, line, key=client) for client, line in batch]
+                    futures.extend(self._producer.send(self.topic, line, key=client) for client, line in batch)
+                    while futures and futures[0].succeeded():
+                        futures.popleft()
                     ahead_s = self.sent / self.rate - (time.monotonic() - began_s)
                     if ahead_s > 0:
                         time.sleep(ahead_s)
+                    while self._taken and not self.enough.is_set() and self.sent - self._taken() > self._most_behind:
+                        time.sleep(0.5)
             self._producer.flush()
             for future in futures:
                 future.get(timeout=60)

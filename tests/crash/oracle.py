@@ -53,7 +53,7 @@ class Verdict:
 
 def called(command: str, *arguments: str, settings: Mapping[str, str]) -> list[Row]:
     done = subprocess.run(
-        [str(QUERYWARDEN), command, *arguments], env=dict(settings), capture_output=True, timeout=600, check=False
+        [str(QUERYWARDEN), command, *arguments], env=dict(settings), capture_output=True, timeout=3600, check=False
     )
     assert done.returncode == 0, done.stderr.decode()[-2000:]
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith(b"{")]
@@ -78,7 +78,8 @@ def replayed(folder: Path, ledger: Path, baseline: Path, settings: Mapping[str, 
 
 
 def rows_of(path: Path) -> dict[str, Row]:
-    return {row["client_id"]: row for row in map(json.loads, path.read_bytes().splitlines())}
+    """Client → row; what is told of a campaign belongs to none."""
+    return {row["client_id"]: row for row in map(json.loads, path.read_bytes().splitlines()) if "client_id" in row}
 
 
 def spans_of(values: Mapping[str, bytes]) -> Spans:
@@ -169,10 +170,13 @@ def assert_exactly_once(cluster: Cluster, ledger: Ledger, expected: Replayed) ->
 
 
 def assert_alerts(cluster: Cluster, expected: Replayed, settings: Mapping[str, str]) -> None:
-    """Every client that the replay flags was reported under the same id; no update twice in the outbox; all of the outbox was sent."""
+    """Every client that the replay flags was reported under the same id; no update twice in the outbox; all of the outbox was sent.
+
+    A campaign's id is that of its birth, which depends on what was known of its members when somebody looked: only its sending is judged.
+    """
     wanted = {row["alert_id"]: client for client, row in expected.alerts.items()}
     sent = delivered(cluster.alerts_file)
-    got = {row["alert_id"]: row["client_id"] for row in sent.values()}
+    got = {row["alert_id"]: row["client_id"] for row in sent.values() if "client_id" in row}
     assert got == wanted, f"missing {wanted.keys() - got.keys()}, unexpected {got.keys() - wanted.keys()}"
     store = connect(settings["QUERYWARDEN_STORE__URL"])
     try:
@@ -183,7 +187,8 @@ def assert_alerts(cluster: Cluster, expected: Replayed, settings: Mapping[str, s
     assert set(outbox) <= sent.keys()
     assert set(outbox) <= cluster.webhook.taken.keys(), "alerts that the webhook never took"
     assert cluster.webhook.strange == 0, "posts whose signature does not fit"
-    assert {row["alert_id"] for row in called("alerts", "--json", settings=settings)} == wanted.keys()
+    listed = called("alerts", "--json", settings=settings)
+    assert {row["alert_id"] for row in listed if "client_id" in row} == wanted.keys()
 
 
 def delivered(path: Path) -> dict[str, Row]:

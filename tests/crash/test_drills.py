@@ -32,7 +32,7 @@ def test_restarts_zombies_and_failovers(cluster: Cluster, log: Path, capsys: pyt
 
     def faults(chaos: Chaos, ledger: Ledger) -> None:
         workers = cluster.of("ingest")
-        wait_until(lambda: all(w.count()["commits committed"] for w in workers), 60, "commits of every worker")
+        wait_until(lambda: all(w.count()["commits committed"] for w in workers), 180, "commits of every worker")
 
         before = refused(cluster.counted())
         for worker in workers:
