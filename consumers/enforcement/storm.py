@@ -5,8 +5,8 @@ Rules:
 * Every detect process counts what it decides (breaker.py); this one counts what all of them enforce together, on the answering side,
   and so also holds against a detector that does not count.
 * What was in force when this process started is not new. Operators' decisions are not counted, and stay in force while it is open.
-* Open stays open, over restarts too: it is an entry of kind *breaker*, key ``held``, until an operator resets the breaker (key
-  ``reset``). A store that is away delays the entry, not the holding.
+* Open stays open, over restarts too: an entry of the operator cell says so (`operators.breakers`) until an operator resets the breakers.
+  A store that is away delays the entry, not the holding.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import logging
 
 from consumers.decisions.breaker import Breaker, Limits
 from consumers.enforcement.restrictions import Restrictions
-from consumers.errors import CorruptState, Rewound, Unavailable
-from consumers.operators.entries import Reset, packed, unpacked
+from consumers.errors import Unavailable
+from consumers.operators.breakers import HELD, KIND, RESET, opened_after, time_of
+from consumers.operators.cell import written
+from consumers.operators.entries import Reset, packed
 from consumers.store import Entry, Operation, Store
 from detector.query import ClientKey
 
 log = logging.getLogger("querywarden.restrictions")
-
-KIND, HELD, RESET = "breaker", "held", "reset"
 
 
 class Storm:
@@ -41,10 +41,8 @@ class Storm:
         """An entry of the operator cell: a reset, or that gateways hold back already."""
         if entry.kind != KIND or entry.key not in (HELD, RESET) or entry.tenant != self._tenant or not entry.value:
             return  # detect's own breaker is detect's own affair
-        try:
-            at_s = unpacked(entry, Reset).at_s
-        except CorruptState:
-            log.error("an entry of the breaker cannot be read and does not count", extra={"key": entry.key})
+        at_s = time_of(entry)
+        if at_s is None:
             return
         if entry.key == RESET and at_s > self._reset_s:
             self._reset_s = at_s
@@ -61,9 +59,7 @@ class Storm:
             return False
         if not self._breaker.open and not self._count(now_s):
             log.error("breaker opened: nothing detected is enforced", extra={"limit": self._breaker.limit()})
-            self._breaker.tripped_s = max(
-                self._breaker.tripped_s, self._reset_s + 1
-            )  # of the same second, it is the later
+            self._breaker.tripped_s = opened_after(self._breaker.tripped_s, self._reset_s)
             self._unsaid = True
         if self._unsaid:
             self._say()
@@ -92,7 +88,9 @@ class Storm:
 
     def _say(self) -> None:
         value = Reset("gateway", int(self._breaker.tripped_s), "too many clients newly restricted at once")
-        with contextlib.suppress(Rewound, Unavailable):  # said again with the next turn
-            revision, _ = self._store.operator_entries(KIND, self._tenant)
-            self._store.operate(revision, Operation(puts=[Entry(self._tenant, KIND, HELD, packed(value))]))
+        operation = Operation(puts=[Entry(self._tenant, KIND, HELD, packed(value))])
+        with contextlib.suppress(Unavailable):  # said again with the next turn
+            written(
+                self._store, lambda: (self._store.operator_entries(KIND, self._tenant)[0], operation, None), tries=1
+            )
             self._unsaid = False

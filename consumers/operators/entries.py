@@ -10,7 +10,7 @@ ids and notes are sealed, never in clear. The kinds:
     note         <model>|<client hash>|<id>   Note                  after a year
     key          <public prefix>              ApiKey                with its own end
     breaker      reset                        Reset                 after a day
-                 tripped                      overrides.Tripped     when detect hears of a reset
+                 tripped                      breakers.Tripped      when detect hears of a reset
                  held                         Reset                 never: a reset that is not older overrules it
     heartbeat    <process>                    heartbeats.Heartbeat  after a minute
     idempotency  <hash of the request's key>  Answered              after a day

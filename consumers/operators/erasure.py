@@ -21,7 +21,8 @@ from typing import Any
 import msgspec
 
 from consumers.decisions.findings import campaign_key, is_campaign, stored_alert, stored_decision
-from consumers.errors import CorruptState, Rewound, Unavailable
+from consumers.errors import CorruptState
+from consumers.operators.cell import written
 from consumers.secrets import Secrets
 from consumers.store import Entry, Operation, Store, decision_cell
 from detector.query import ClientKey
@@ -30,7 +31,6 @@ KINDS = ("decision", "allow", "verdict", "note", "idempotency")
 """Kinds of operator entries that may name a client."""
 
 LETTERS = 100_000
-_TRIES = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,19 +231,15 @@ def _entries(store: Store, subject: Subject, alerts: set[str]) -> list[Entry]:
 
 
 def _drop_entries(store: Store, subject: Subject, whole: bool, alerts: set[str]) -> int:
-    for _ in range(_TRIES):
-        revision, _entries_of_any = store.operator_entries(KINDS[0], subject.tenant)
+    def plan() -> tuple[int, Operation | None, int]:
+        revision, _ = store.operator_entries(KINDS[0], subject.tenant)
         mine = [
             e for e in _entries(store, subject, alerts) if whole or e.key in alerts or _of_models(e, subject.models)
         ]
-        if not mine:
-            return 0
-        try:
-            store.operate(revision, Operation(drops=[(e.tenant, e.kind, e.key) for e in mine], forget=True))
-        except Rewound:
-            continue
-        return len(mine)
-    raise Unavailable("the operator cell changes faster than this could be erased; try again")
+        drops = Operation(drops=[(e.tenant, e.kind, e.key) for e in mine], forget=True)
+        return revision, drops if mine else None, len(mine)
+
+    return written(store, plan)
 
 
 def _of_models(entry: Entry, models: Sequence[str]) -> bool:

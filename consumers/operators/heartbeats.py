@@ -17,7 +17,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from consumers.errors import CorruptState, Rewound, Unavailable
+from consumers.errors import CorruptState, Unavailable
+from consumers.operators.cell import written
 from consumers.operators.entries import packed, unpacked
 from consumers.store import Entry, Operation, Store
 
@@ -110,16 +111,11 @@ class Heart:
         return written
 
     def _write(self, operation: Operation) -> bool:
-        for _ in range(_TRIES):
-            try:
-                revision, _ = self._store.operator_entries(KIND, EVERY_TENANT)
-                self._store.operate(revision, operation)
-            except Rewound:
-                continue
-            except Unavailable:
-                return False
-            return True
-        return False
+        store = self._store
+        try:
+            return written(store, lambda: (store.operator_entries(KIND, EVERY_TENANT)[0], operation, True), _TRIES)
+        except Unavailable:
+            return False
 
     def _run(self) -> None:
         while True:

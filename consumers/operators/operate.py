@@ -30,10 +30,10 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from consumers.decisions.findings import rfc3339
-from consumers.errors import Conflict, CorruptState, Missing, Refused, Rewound, Stale, Unavailable, WrongUse
-from consumers.operators import audit, entries
+from consumers.errors import Conflict, CorruptState, Missing, Refused, Stale, Unavailable, WrongUse
+from consumers.operators import audit, breakers, entries
+from consumers.operators.cell import written
 from consumers.operators.entries import Allowance, Answered, ApiKey, Note, Reset, Ruling, Verdict
-from consumers.operators.overrides import breaker_times
 from consumers.secrets import Secrets
 from consumers.store import Entry, Operation, Store
 from detector.query import ClientKey
@@ -47,7 +47,6 @@ MOST_NOTES = 100
 LIVE_KEYS = 2
 NOTE_KEPT_S = 365 * DAY_S
 ROLES = ("gateway", "viewer", "analyst", "operator", "admin", "ingest")
-_TRIES = 50
 _BASE62 = string.digits + string.ascii_letters
 _NAME = re.compile(r"[A-Za-z0-9._@-]{1,64}")
 _MODEL = re.compile(r"[^\x00-\x1f\x7f|]{1,256}")
@@ -344,10 +343,10 @@ class Operations:
         _check(None, reason)
 
         def plan() -> _Plan[Reset]:
-            opened_s, _ = breaker_times(self.store)
+            opened_s, _ = breakers.times(self.store)
             now = max(int(self.now_s()), opened_s)  # whatever the clocks say, it is later than what it closes
             made = Reset(actor.name, now, reason)
-            put = Entry(actor.tenant, "breaker", "reset", entries.packed(made), now + DAY_S)
+            put = Entry(actor.tenant, breakers.KIND, breakers.RESET, entries.packed(made), now + DAY_S)
             return _Plan(made, "breaker", puts=[put])
 
         return self._apply(actor, "breaker.reset", plan, Reset, once, (reason,))
@@ -363,24 +362,25 @@ class Operations:
     ) -> T:
         digest = audit.fingerprint([action, asked])
         answer_key = audit.fingerprint([actor.name, actor.role, once]) if once else ""
-        for attempt in range(_TRIES):
+
+        def attempt() -> tuple[int, Operation | None, T]:
             revision, head = audit.stored_head(self.store)
             if answer_key and (before := self._answered(actor.tenant, answer_key, digest)) is not None:
-                return msgspec.json.decode(before.body, type=kind)
+                return revision, None, msgspec.json.decode(before.body, type=kind)
             planned = plan()
             operation = self._operation(actor, action, planned, head)
             if answer_key:
                 kept = Answered(digest, msgspec.json.encode(planned.answer).decode())
                 ends = int(self.now_s()) + DAY_S
                 operation.puts.append(Entry(actor.tenant, "idempotency", answer_key, entries.packed(kept), ends))
-            try:
-                self.store.operate(revision, operation)
-            except Rewound:
-                self.sleep(random.uniform(0, 0.002 * (attempt + 1)))  # noqa: S311 — spreads retries, hides nothing
-                continue
-            self._copy()
-            return planned.answer
-        raise Unavailable("the operator cell changes faster than this could be written; try again")
+            return revision, operation, planned.answer
+
+        def pause(tried: int) -> None:
+            self.sleep(random.uniform(0, 0.002 * (tried + 1)))  # noqa: S311 — spreads retries, hides nothing
+
+        answer = written(self.store, attempt, pause=pause)
+        self._copy()
+        return answer
 
     def _operation(self, actor: Actor, action: str, planned: _Plan[T], head: audit.Head | None) -> Operation:
         now = self.now_s()

@@ -2,8 +2,8 @@
 
 Rules of this file
 * An allow-listed client is assessed, scored and alerted like any other; nothing is enforced against it (reason ``allow_listed``).
-* While the breaker is open nobody new is restricted (reason ``breaker``). That it opened is an entry of kind *breaker*, key ``tripped``,
-  and holds until one with key ``reset`` is not older; the entry is then dropped.
+* While the breaker is open nobody new is restricted (reason ``breaker``). That it opened is kept (breakers.py) until a reset is not
+  older; the entry is then dropped.
 * The operator cell is read once, then followed by its changes. It is read before every turn: an entry takes effect with the next
   assessment, and at once at the gateways, which read the same entries.
 * Verdicts are kept for the sinks (verdicts.py); they change no decision by themselves.
@@ -16,8 +16,9 @@ import logging
 from dataclasses import dataclass, field, replace
 
 from consumers.decisions.breaker import Breaker
-from consumers.errors import CorruptState, Rewound
-from consumers.operators.entries import EVERY_MODEL, Reset, entry_key, packed, unpacked
+from consumers.errors import Rewound
+from consumers.operators.breakers import KIND, RESET, TRIPPED, Tripped, opened_after, time_of
+from consumers.operators.entries import EVERY_MODEL, entry_key, packed
 from consumers.operators.verdicts import Verdicts
 from consumers.store import Entry, Operation, Store
 from detector.policy import FLAGGED, STATES, Decision
@@ -26,34 +27,6 @@ from detector.query import ClientKey
 log = logging.getLogger("querywarden.detect")
 
 CHANGES_AT_ONCE = 1000
-TRIPPED, RESET = "tripped", "reset"
-
-
-@dataclass(frozen=True, slots=True)
-class Tripped:
-    """The breaker opened. restricted: how many were newly restricted; limit: how many may be."""
-
-    at_s: int
-    restricted: int
-    limit: int
-    format: int = 1
-
-
-def breaker_times(store: Store) -> tuple[int, int]:
-    """When the breaker (detect's or the gateways') last opened and was last reset, in seconds, 0 for never; it is open if it opened
-    later. Raises Unavailable."""
-    opened_s = reset_s = 0
-    for entry in store.operator_entries("breaker")[1]:
-        try:
-            if entry.key == RESET:
-                reset_s = max(reset_s, unpacked(entry, Reset).at_s)
-            elif entry.key == TRIPPED:
-                opened_s = max(opened_s, unpacked(entry, Tripped).at_s)
-            else:
-                opened_s = max(opened_s, unpacked(entry, Reset).at_s)
-        except CorruptState as error:
-            log.warning("entry passed over", extra={"why": str(error)})
-    return opened_s, reset_s
 
 
 @dataclass(slots=True)
@@ -72,7 +45,7 @@ class Overrides:
         found = None if self.revision is None else store.operator_changes(self.revision, CHANGES_AT_ONCE)
         if found is None:
             self.allowed, self.tripped, self.verdicts = {}, {}, Verdicts()
-            answers = [store.operator_entries(kind) for kind in ("allow", "breaker", "verdict")]
+            answers = [store.operator_entries(kind) for kind in ("allow", KIND, "verdict")]
             self.revision = min(revision for revision, _ in answers)
             entries = [entry for _, answer in answers for entry in answer]
         else:
@@ -90,17 +63,15 @@ class Overrides:
                 self.allowed.pop((entry.tenant, entry.key), None)
         elif entry.kind == "verdict":
             self.verdicts.take(entry)
-        elif entry.kind == "breaker":
-            try:
-                if entry.key == TRIPPED:
-                    self.tripped.pop(entry.tenant, None)
-                    if entry.value:
-                        self.tripped[entry.tenant] = unpacked(entry, Tripped).at_s
-                elif entry.key == RESET and entry.value and (at_s := unpacked(entry, Reset).at_s) > self.reset_s:
-                    self.reset_s = at_s
-                    self.breaker.restricted.clear()  # whichever breaker was open: counting begins anew
-            except CorruptState as error:
-                log.warning("entry passed over", extra={"why": str(error)})
+        elif entry.kind == KIND:
+            at_s = time_of(entry) if entry.value else None
+            if entry.key == TRIPPED:
+                self.tripped.pop(entry.tenant, None)
+                if at_s is not None:
+                    self.tripped[entry.tenant] = at_s
+            elif entry.key == RESET and at_s is not None and at_s > self.reset_s:
+                self.reset_s = at_s
+                self.breaker.restricted.clear()  # whichever breaker was open: counting begins anew
 
     def _judge(self, store: Store) -> None:
         """Open or closed, by what is stored."""
@@ -111,17 +82,15 @@ class Overrides:
             self.breaker.reset()
             log.warning("breaker reset")
         if over:
-            self._write(store, Operation(drops=[(tenant, "breaker", TRIPPED) for tenant in over]))
+            self._write(store, Operation(drops=[(tenant, KIND, TRIPPED) for tenant in over]))
 
     def remember(self, store: Store, tenant: str) -> None:
         """Store that the breaker opened, if it did. Raises Unavailable; another writer in between: with the next turn."""
         if self.breaker.open and not self.tripped:
             limit = self.breaker.limit()
-            self.breaker.tripped_s = max(
-                self.breaker.tripped_s, self.reset_s + 1.0
-            )  # of the same second, it is the later
+            self.breaker.tripped_s = opened_after(self.breaker.tripped_s, self.reset_s)
             value = Tripped(int(self.breaker.tripped_s), len(self.breaker.restricted), limit)
-            if self._write(store, Operation(puts=[Entry(tenant, "breaker", TRIPPED, packed(value))])):
+            if self._write(store, Operation(puts=[Entry(tenant, KIND, TRIPPED, packed(value))])):
                 self.tripped[tenant] = value.at_s
                 log.error("breaker opened", extra={"restricted": value.restricted, "limit": limit})
 

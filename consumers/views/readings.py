@@ -26,9 +26,8 @@ import msgspec
 
 from consumers.decisions.findings import StoredDecision, is_campaign, rfc3339, stored_alert, stored_decision
 from consumers.errors import CorruptState, Unavailable, WrongUse
-from consumers.operators import entries
+from consumers.operators import breakers, entries
 from consumers.operators.heartbeats import heartbeats, total
-from consumers.operators.overrides import breaker_times
 from consumers.secrets import Secrets
 from consumers.store import DecisionRow, Store
 from consumers.store.layout import client_text
@@ -313,7 +312,7 @@ class Readings:
             beats = heartbeats(self.store)
             roles = Counter(beat.role for beat in beats)
             lags = [beat.lag for beat in beats if beat.lag is not None]
-            opened_s, reset_s = breaker_times(self.store)
+            opened_s, reset_s = breakers.times(self.store)
             sinks = total([sink for beat in beats for sink in beat.sinks])
             return Health(
                 store=True,

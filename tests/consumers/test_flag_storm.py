@@ -35,14 +35,14 @@ class Alarmed(Detect):
     """A detector gone wrong: everybody is a thief."""
 
     def step(
-        self, cell: int, seen: Iterable[Seen], cursors: Mapping[str, Cursor], now_s: int | None, overrides: Any = None
+        self, cell: int, seen: Iterable[Seen], cursors: Mapping[str, Cursor], now_s: int | None, overrule: Any = None
     ) -> Outcome:
         assert now_s is not None
         outcome = Outcome(cell, dict(cursors))
         for one in seen:
             before = Decision(one.before.state, enforced=one.before.enforced) if one.before else Decision()
             made = Decision("block", "extraction", now_s, now_s + 3600, 0, "block")
-            made = overrides.overruled(one.key, before, made, now_s)
+            made = overrule(one.key, before, made, now_s)
             row = decided(f"c{one.key.client}", 1e-6, "block", enforced=made.enforced, reason=made.reason)
             outcome.rows[one.key] = packed_decision(row, SECRETS, one.key.tenant)
         return outcome

@@ -7,8 +7,9 @@ from collections.abc import Callable
 import pytest
 
 from consumers.decisions.breaker import Breaker, Limits
+from consumers.operators.breakers import RESET, TRIPPED
 from consumers.operators.entries import Allowance, Reset, entry_key, packed
-from consumers.operators.overrides import RESET, TRIPPED, Overrides
+from consumers.operators.overrides import Overrides
 from consumers.store import Entry, Operation
 from consumers.store.embedded import EmbeddedStore
 from detector.policy import Decision

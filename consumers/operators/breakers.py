@@ -1,0 +1,58 @@
+"""What the operator cell says of the breakers: when detect's or the gateways' opened, and when somebody closed both.
+
+Rules of this file
+
+* Kind *breaker*; key ``tripped``: detect's opened, ``held``: the gateways' did, ``reset``: an operator closed them. Open is what opened
+  after the last reset. Times are whole seconds: what opens within the second of a reset is written as of the next, so that it is the later.
+* An entry that cannot be read is passed over with a warning; it never opens or closes anything.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from consumers.errors import CorruptState
+from consumers.operators.entries import Reset, unpacked
+from consumers.store import Entry, Store
+
+log = logging.getLogger("querywarden.detect")
+
+KIND = "breaker"
+TRIPPED, HELD, RESET = "tripped", "held", "reset"
+
+
+@dataclass(frozen=True, slots=True)
+class Tripped:
+    """Detect's breaker opened. restricted: how many were newly restricted; limit: how many may be."""
+
+    at_s: int
+    restricted: int
+    limit: int
+    format: int = 1
+
+
+def time_of(entry: Entry) -> int | None:
+    """When a breaker opened or was closed, in seconds; None for an entry that cannot be read."""
+    try:
+        return unpacked(entry, Tripped).at_s if entry.key == TRIPPED else unpacked(entry, Reset).at_s
+    except CorruptState as error:
+        log.warning("entry passed over", extra={"kind": KIND, "key": entry.key, "why": str(error)})
+        return None
+
+
+def times(store: Store) -> tuple[int, int]:
+    """When a breaker last opened and when they were last reset, in seconds, 0 for never. Raises Unavailable."""
+    opened_s = reset_s = 0
+    for entry in store.operator_entries(KIND)[1]:
+        at_s = time_of(entry) or 0
+        if entry.key == RESET:
+            reset_s = max(reset_s, at_s)
+        else:
+            opened_s = max(opened_s, at_s)
+    return opened_s, reset_s
+
+
+def opened_after(tripped_s: float, reset_s: float) -> float:
+    """When it opened, as an entry says it: after the reset that it follows."""
+    return max(tripped_s, reset_s + 1.0)

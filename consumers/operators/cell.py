@@ -1,0 +1,40 @@
+"""The operator cell, written: read, plan, compare and swap; again when somebody else wrote in between.
+
+Who follows the cell by itself (`overrides`) does not come here: it reads again with its next turn, and then writes what is still true.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from consumers.errors import Rewound, Unavailable
+from consumers.store import Operation, Store
+
+TRIES = 50
+
+T = TypeVar("T")
+
+
+def written(
+    store: Store,
+    plan: Callable[[], tuple[int, Operation | None, T]],
+    tries: int = TRIES,
+    pause: Callable[[int], None] = lambda attempt: None,
+) -> T:
+    """The plan's answer, once what it says is written. Raises Unavailable.
+
+    plan  (revision that it was made on, what to write or None for nothing, answer); asked anew for every try, and reads the cell itself
+    pause  told which try failed
+    """
+    for attempt in range(tries):
+        revision, operation, answer = plan()
+        if operation is None:
+            return answer
+        try:
+            store.operate(revision, operation)
+        except Rewound:
+            pause(attempt)
+            continue
+        return answer
+    raise Unavailable("the operator cell changes faster than this could be written; try again")
