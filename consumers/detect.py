@@ -256,6 +256,8 @@ class Runner:
             if row.until_s:
                 self._until[key] = row.until_s
             self.metrics.add("querywarden_clients_assessed_total", model=key.model)
+            if row.rank >= 0:  # a campaign has none
+                self.metrics.observe("querywarden_score", row.rank, model=key.model)
             if key not in rows or rows[key].state != row.state:
                 self.metrics.add("querywarden_transitions_total", model=key.model, state=row.state)
         now_s = self.now_s()

@@ -62,6 +62,7 @@ OUTCOMES = (
     ("erased", "erased"),
 )
 """Label of ``querywarden_records_total`` → counter."""
+UNATTRIBUTED = frozenset({"missing_client", "malformed_client"})
 CAREFUL_AFTER = 1
 """So many processes claimed at an offset and never came beyond it before the next tries records in a child process. The one that got
 there by reading is not among them, so a batch has killed twice by then."""
@@ -195,6 +196,9 @@ class Runner:
         behind = self.log.behind()
         self.metrics.set("querywarden_cells", len(self.cells))
         self.metrics.set("querywarden_lag_records", behind)
+        newest_s = self.metrics.value("querywarden_event_time_seconds") or 0.0
+        late_s = max(0.0, time.time() - newest_s) if behind and newest_s else 0.0
+        self.metrics.set("querywarden_ingest_lag_seconds", late_s)
         self.watch.alarms.show("store_full", self.full)
         self.watch.alarms.show("letters_wait", self.letters.fullest() >= 0.8)
         self.watch.look(self.clock(), behind, self.silent is None)
@@ -397,6 +401,8 @@ class Runner:
                 m.add("querywarden_records_total", moved[name], outcome=outcome)
         for letter in decoded.dead:
             m.add("querywarden_dead_letters_total", reason=letter.reason)
+            if letter.reason in UNATTRIBUTED:
+                m.add("querywarden_events_unattributed_total")
         if dropped:
             m.add("querywarden_letters_dropped_total", dropped)
         for metric, count in (

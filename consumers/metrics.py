@@ -6,15 +6,18 @@ metrics (`metrics.bind` is off) still counts, nobody looks.
 
 from __future__ import annotations
 
+import bisect
 import contextlib
-import functools
+import itertools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import metadata
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "querywarden_records_total": (
@@ -23,6 +26,11 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
         "records read from the log: query, dead, unmodelled, denied, failed, duplicate, erased",
     ),
     "querywarden_dead_letters_total": ("counter", ("reason",), "refused records by reason code"),
+    "querywarden_events_unattributed_total": (
+        "counter",
+        (),
+        "records without a client (refused: missing_client, malformed_client)",
+    ),
     "querywarden_letters_dropped_total": ("counter", (), "dead letters that found no room to wait; only counted"),
     "querywarden_duplicate_events_total": ("counter", (), "queries that a producer sent twice (same event_id)"),
     "querywarden_pooled_queries_total": (
@@ -31,6 +39,11 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
         "queries of clients without state, taken by an overflow client",
     ),
     "querywarden_lag_records": ("gauge", (), "records known to wait in the cells of this process"),
+    "querywarden_ingest_lag_seconds": (
+        "gauge",
+        (),
+        "age of the newest committed query while records wait; 0 when none does",
+    ),
     "querywarden_alarm": ("gauge", ("alarm",), "1 while the alarm is raised (docs/operations.md)"),
     "querywarden_unknown_keys_total": ("counter", (), "keys of events that the format does not know"),
     "querywarden_commits_total": ("counter", ("outcome",), "checkpoints: committed, fenced, rewound, unavailable"),
@@ -39,6 +52,7 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "querywarden_profiles_cached": ("gauge", ("model",), "client profiles held in memory"),
     "querywarden_event_time_seconds": ("gauge", (), "newest event time that was committed"),
     "querywarden_clients_assessed_total": ("counter", ("model",), "clients assessed"),
+    "querywarden_score": ("histogram", ("model",), "suspicion of each client that was assessed"),
     "querywarden_transitions_total": ("counter", ("model", "state"), "decisions that changed, by new state"),
     "querywarden_alerts_total": (
         "counter",
@@ -74,6 +88,11 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
         ("decision", "cause"),
         "answers to gateways; cause: known, anonymous (no identity in the request), unsynced (store not read yet), unauthorized",
     ),
+    "querywarden_authz_duration_seconds": (
+        "histogram",
+        (),
+        "from a gateway's question to its answer, without reading and writing it",
+    ),
     "querywarden_restrictions": (
         "gauge",
         ("origin", "state"),
@@ -96,6 +115,43 @@ MAX_SERIES = 1_000
 OTHER = "other"
 """A metric that would get more series than `MAX_SERIES` counts the rest here: whoever invents label values fills no memory."""
 BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+BUCKETS: Mapping[str, tuple[float, ...]] = {
+    "querywarden_score": (0.5, 0.9, 0.95, 0.99, 0.995, 0.999, 0.9995, 0.9999, 1.0),
+    "querywarden_authz_duration_seconds": (
+        0.000_01,
+        0.000_025,
+        0.000_05,
+        0.0001,
+        0.000_25,
+        0.0005,
+        0.001,
+        0.0025,
+        0.005,
+        0.01,
+        0.05,
+    ),
+}
+"""Of histograms with others than `BUCKETS_S`."""
+TALLIED = frozenset({"querywarden_authz_duration_seconds"})
+"""Histograms without labels that are observed under their caller's own lock."""
+
+
+class Tally(Collector):
+    """A histogram that costs its caller a bisection: for what is observed thousands of times a second by one thread at a time."""
+
+    def __init__(self, name: str, text: str, buckets: Sequence[float]) -> None:
+        self.name, self.text, self.buckets = name, text, buckets
+        self.counts, self.sum = [0] * (len(buckets) + 1), 0.0
+
+    def observe(self, value: float) -> None:
+        self.counts[bisect.bisect_left(self.buckets, value)] += 1
+        self.sum += value
+
+    def collect(self) -> Iterator[Metric]:
+        family = HistogramMetricFamily(self.name, self.text)
+        edges = [*(str(float(edge)) for edge in self.buckets), "+Inf"]
+        family.add_metric([], list(zip(edges, itertools.accumulate(self.counts), strict=True)), self.sum)
+        yield family
 
 
 class Metrics:
@@ -104,16 +160,16 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._children: dict[str, dict[tuple[str, ...], Any]] = {}
-        kinds: dict[str, Callable[..., Any]] = {
-            "counter": Counter,
-            "gauge": Gauge,
-            "histogram": functools.partial(Histogram, buckets=BUCKETS_S),
-        }
-        self._metrics: dict[str, Any] = {
-            name: kinds[kind](name, text, labels, registry=self.registry)
-            for name, (kind, labels, text) in METRICS.items()
-        }
+        self._metrics: dict[str, Any] = {name: self._made(name, *row) for name, row in METRICS.items()}
         self.set("querywarden_build_info", 1, version=_version())
+
+    def _made(self, name: str, kind: str, labels: tuple[str, ...], text: str) -> Any:
+        if kind != "histogram":
+            return {"counter": Counter, "gauge": Gauge}[kind](name, text, labels, registry=self.registry)
+        if name in TALLIED:
+            self.registry.register(made := Tally(name, text, BUCKETS[name]))
+            return made
+        return Histogram(name, text, labels, registry=self.registry, buckets=BUCKETS.get(name, BUCKETS_S))
 
     def add(self, name: str, amount: float = 1, **labels: str) -> None:
         self._labelled(name, labels).inc(amount)

@@ -133,10 +133,12 @@ class Gateway:
 
     def call(self, scope: Scope, headers: Headers, path: str) -> Answer:
         """The counted answer to a gateway (`scope`: its call, with its credential) about a request's headers and path."""
+        begun_s = time.perf_counter()
         tenant = self._caller(scope)
         answer = Answer(401, "clear", "unauthorized") if tenant is None else self.answer(tenant, headers, path)
         with self._lock:
             self._counted[answer.decision, answer.cause] += 1
+            self._metrics.observe("querywarden_authz_duration_seconds", time.perf_counter() - begun_s)
         return answer
 
     def answer(self, tenant: str, headers: Headers, path: str) -> Answer:

@@ -54,9 +54,9 @@ def test_no_rows_are_said_in_words(screen: io.StringIO) -> None:
 def test_an_account_says_what_is_above_honest_clients_and_counts_the_rest(screen: io.StringIO) -> None:
     excess = [{"statistic": 5.0 - i, "text": f"reason {i}"} for i in range(12)]
     told = {
-        "client_id": "c", "model_id": "m", "state": "watch", "summary": "", "extraction": None, "queries": 1, "distinct": 1.0, "p_value": 1.0,
-        "rarity": "usual", "calibrated": True, "in_force": "clear", "signals": [], "timeline": [], "what_would_change_it": [],
-        "evidence": excess,
+        "client_id": "c", "model_id": "m", "state": "watch", "summary": "", "extraction": None, "queries": 1, "distinct": 1.0,
+        "p_value": 1.0, "rarity": "usual", "calibrated": True, "in_force": "clear", "signals": [], "timeline": [],
+        "what_would_change_it": [], "evidence": excess,
     }  # fmt: skip
     explain._print_account(told)
     said = screen.getvalue()

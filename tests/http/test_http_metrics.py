@@ -41,6 +41,17 @@ def test_answers_are_counted_by_route_method_and_status(served: World) -> None:
     assert times == 2
 
 
+def test_each_answer_to_a_gateway_is_timed(served: World) -> None:
+    with served.client(None) as nobody:
+        for path in ("/v1/authz", "/v1/authz/models/x"):
+            nobody.get(path, headers={"x-api-key": "thief", "x-querywarden-key": served.keys[OURS, "gateway"]})
+        nobody.get("/v1/authz")
+    seen = served.front.metrics
+    assert seen.value("querywarden_authz_duration_seconds_count") == 3
+    assert 0 < (seen.value("querywarden_authz_duration_seconds_sum") or 0) < 3
+    assert seen.value("querywarden_authz_duration_seconds_bucket", le="+Inf") == 3
+
+
 def test_what_callers_write_makes_no_series_and_names_nobody(served: World) -> None:
     with served.client() as client:
         for i in range(60):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 
 import pytest
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
 
-from consumers.metrics import MAX_SERIES, METRICS, Metrics
+from consumers.metrics import MAX_SERIES, METRICS, Metrics, Tally
 
 
 def series(metrics: Metrics, name: str) -> int:
@@ -18,7 +19,7 @@ def test_a_name_follows_the_rules_of_prometheus(name: str) -> None:
     kind, labels, text = METRICS[name]
     assert re.fullmatch(r"querywarden_[a-z0-9_]+", name)
     assert (kind == "counter") == name.endswith("_total")
-    assert kind != "histogram" or name.endswith(("_seconds", "_bytes"))
+    assert kind != "histogram" or name.endswith(("_seconds", "_bytes")) or name == "querywarden_score", "a share"
     assert not {"client", "client_id", "key", "event", "event_id", "tenant", "user", "ip", "uid"} & set(labels)
     assert not re.search(r"_(ms|millis|minutes|kb)(_|$)", name)
     assert text == text.strip()
@@ -37,3 +38,16 @@ def test_a_million_ids_make_no_series() -> None:
     assert b'model="other"} 1e+06' in metrics.text()
     metrics.add(name, model="m5")
     assert b'model="m5"} 2.0' in metrics.text()
+
+
+def test_a_tally_is_the_histogram_that_prometheus_has() -> None:
+    """Edges belong to the bucket below, as in the client library; what is above all of them is in the last."""
+    ours, theirs = Tally("t_seconds", "t", (0.1, 1.0)), CollectorRegistry()
+    histogram = Histogram("t_seconds", "t", registry=theirs, buckets=(0.1, 1.0))
+    mine = CollectorRegistry()
+    mine.register(ours)
+    for value in (0.05, 0.1, 0.5, 1.0, 7.0):
+        ours.observe(value)
+        histogram.observe(value)
+    told = [line for line in generate_latest(theirs).decode().splitlines() if "_created" not in line]
+    assert generate_latest(mine).decode().splitlines() == told
