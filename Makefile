@@ -96,8 +96,12 @@ bench-gateway: $(STAMP) ## How fast gateways are answered, with Redis running an
 	@$(BIN)/python -m benchmarks.gateway $(if $(SHORT),--short) $(ARGS)
 
 .PHONY: bench-detection
-bench-detection: $(STAMP) ## Ours and the literature on ten victims, about 25 minutes (SHORT=1: three victims, no file)
+bench-detection: $(STAMP) ## Ours and the literature on ten victims, about 35 minutes (SHORT=1: three victims, no file)
 	@nice -n 10 $(BIN)/python -m benchmarks.detection $(if $(SHORT),--short) $(ARGS)
+
+.PHONY: bench-campaigns
+bench-campaigns: $(STAMP) ## Thefts split over linked accounts, and honest organisations, about 15 minutes (ARGS=--short: prints only)
+	@nice -n 10 $(BIN)/python -m benchmarks.campaigns $(ARGS)
 
 .PHONY: bench-budget
 bench-budget: $(STAMP) ## The 1 % and the .1 % budget with 5,000 honest clients, about 10 minutes (ARGS=--short: prints only)

@@ -8,7 +8,7 @@ Rules of the file:
   in pairs, so that each pair tests every honest client once. In every split one honest kind is kept out of calibration.
 * Every method gets the same calibration clients and the same lifetime budget. Ours runs through the product's own functions:
   see `benchmarks.ours`. Methods of the literature also run at their published thresholds.
-* Thefts split over accounts are for ours only, and with a link: no other method puts accounts together.
+* Thefts split over accounts have a benchmark of their own (`benchmarks.campaigns`): no other method puts accounts together.
 * A figure is kept by victim, split, kind or family, variant and method; pooling is for whoever reads (`benchmarks.tables`).
 * Nothing of the detector was chosen on these results.
 """
@@ -58,7 +58,6 @@ SPLITS = ((0, 1), (2, 3), (0, 2), (1, 3), (0, 3), (1, 2))
 """Groups that calibrate; the others test."""
 HELD_OUT = ("explainer", "misrouted", "qa_edge", "robustness", "shifted", "what_if")
 """The honest kind that each split keeps out of calibration."""
-SPLIT_THEFTS = ("sybil10", "sybil50", "sybil10-handover")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +65,7 @@ class Plan:
     """How much of everything.
 
     clients         honest ones a group; kinds: which
-    thefts          variant → runs of each family; retold, split_thefts: variants of each family's first plain theft
+    thefts          variant → runs of each family; retold: variants of each family's first plain theft
     queries         size of a theft, from and to; drip_queries: most stolen answers of a drip of that share
     budget          share of honest clients that may ever be flagged
     """
@@ -75,7 +74,6 @@ class Plan:
     splits: int = 6
     thefts: dict[str, int] = field(default_factory=lambda: {"plain": 2, "drip50": 1, "drip10": 1})
     retold: tuple[str, ...] = ("slow",)
-    split_thefts: tuple[str, ...] = SPLIT_THEFTS
     queries: tuple[int, int] = (400, 3000)
     drip_queries: dict[float, int] = field(default_factory=lambda: {0.5: 1000, 0.1: 300})
     victims: tuple[str, ...] = tuple(VICTIMS)
@@ -91,13 +89,12 @@ SHORT = Plan(
     splits=2,
     thefts={"plain": 1, "drip50": 1},
     retold=(),
-    split_thefts=("sybil10",),
     queries=(300, 1000),
     victims=("digits", "tumour", "affairs-labels"),
 )
 
 
-def populate(victim: Victim, plan: Plan) -> list[Tested]:
+def populate(victim: Victim, plan: Plan, literature: bool = True) -> list[Tested]:
     """All honest clients and thefts of one victim, with the courses of every method of the literature."""
     rng = np.random.default_rng([plan.seed, *victim.name.encode()])
     streams = [
@@ -120,7 +117,7 @@ def populate(victim: Victim, plan: Plan) -> list[Tested]:
     streams += [(s, -1) for s in stolen]
     thief = victim.thieves
     for child, (family, rows) in zip(rng.spawn(len(plan.families)), first_plain(stolen).items(), strict=False):
-        for variant in (*plan.retold, *(plan.split_thefts if ATTACKS[family].visible else ())):
+        for variant in plan.retold:
             made = theft_streams(family, variant, thief, victim.predict, child, len(rows), stolen=rows)
             streams += [(s, -1) for s in made]
     for family in plan.others:
@@ -137,7 +134,7 @@ def populate(victim: Victim, plan: Plan) -> list[Tested]:
     for (stream, group), answer in zip(streams, answers, strict=False):
         life = known.life(stream.inputs, answer)
         courses = {}
-        for name, method in METHODS.items() if stream.variant not in SPLIT_THEFTS else ():
+        for name, method in METHODS.items() if literature else ():
             at, values = method.statistic(life, known)
             courses[name] = (at, np.maximum.accumulate(values) if len(values) else values)
         out.append(Tested(stream, group, answer, courses))
@@ -216,7 +213,6 @@ def run_victim(name: str, plan: Plan) -> dict[str, Any]:
     say(name, "honest clients, thefts and the literature's statistics")
     clients = populate(victim, plan)
     rehearsed = ours.rehearsed_for(victim)
-    groups_found: list[dict[str, Any]] = []
     left_out: list[list[int]] = []
     floors: list[dict[str, dict[str, list[int]]]] = []
     half = Known(victim, victim.reference[::2], np.random.default_rng(0))
@@ -226,17 +222,12 @@ def run_victim(name: str, plan: Plan) -> dict[str, Any]:
     for split, (groups, held) in enumerate(zip(SPLITS[: plan.splits], HELD_OUT, strict=False)):
         say(name, f"calibration split {split + 1} of {plan.splits}, {held} held out")
         calibration = [c for c in clients if c.group in groups and c.stream.kind != held]
-        everybody = [c for c in clients if c.group not in groups]
-        tested = [c for c in everybody if c.stream.variant not in SPLIT_THEFTS]
+        tested = [c for c in clients if c.group not in groups]
         baseline, _ = ours.fitted(victim, calibration, np.random.default_rng(split), rehearsed)
-        profiles = ours.profiles_of(victim, baseline, everybody)
-        of_tested = [p for p, c in zip(profiles, everybody, strict=True) if c.stream.variant not in SPLIT_THEFTS]
-        alarms = ours.alarms(baseline, of_tested, tested, plan.budget)
+        profiles = ours.profiles_of(victim, baseline, tested)
+        alarms = ours.alarms(baseline, profiles, tested, plan.budget)
         tally.add(OURS, "equal", split, tested, alarms)
-        floors.append(ours.by_floor(baseline, of_tested, tested, plan.budget, held))
-        groups_found.append(
-            ours.campaigns(baseline, profiles, everybody, plan.budget, np.random.default_rng([split, 1]))
-        )
+        floors.append(ours.by_floor(baseline, profiles, tested, plan.budget, held))
         spoilt = ours.contaminated(
             victim, calibration, tested, plan.budget, np.random.default_rng([split, 2]), rehearsed
         )
@@ -266,7 +257,6 @@ def run_victim(name: str, plan: Plan) -> dict[str, Any]:
         },
         "methods": tally.nested(),
         "fidelity": dict(sorted(copies.items())),
-        "campaigns": groups_found,
         "left_out": left_out,
         "floors": floors,
         "metadata": [describe(c.stream.times_s, c.group < 0) for c in clients if c.group >= 0 or c.stream.variant == "plain"],

@@ -2,19 +2,15 @@
 
 Rules of the file:
 
-* What is called is what `fit`, `ingest` and `detect` call: `rehearsal`, `Baseline.fit_to`, `Profiles`, `assess`, `wanted`, `assess_group`.
+* What is called is what `fit`, `ingest` and `detect` call: `rehearsal`, `Baseline.fit_to`, `Profiles`, `assess`, `wanted`.
 * Contamination: thefts stand among the calibration clients, `CONTAMINATION` of all; they are not tested. Beside it the same baseline
   with everybody's say, which is what the bound of influence is for.
-* Campaigns: the accounts of a split theft share a link, and nobody else has it. As many honest clients together, of any kinds
-  and all of one kind, say how often honest organisations are accused.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +20,6 @@ from consumers.fit import rehearsal
 from detector.attacks import ATTACKS
 from detector.baseline import Baseline, Lives
 from detector.calibration import UNREHEARSED, scale_of
-from detector.collusion import assess_group
 from detector.domain import Rows
 from detector.policy import FLAGGED, MIN_ODD_TO_THROTTLE, Policy, wanted
 from detector.profile import Profile
@@ -37,8 +32,6 @@ from detector.worlds import Stream
 HALF_HORIZON_MS = 15 * 86_400_000
 KEY = bytes(range(16))
 CONTAMINATION = 0.05
-HONEST_GROUPS = 12
-"""Groups of honest clients of each size and make-up that a split assesses."""
 
 
 FLOORS = (MIN_ODD_TO_THROTTLE, 32, 64, 150, 300, 600)
@@ -183,45 +176,3 @@ def visible(client: Tested) -> bool:
     """Whether content can show what this thief does."""
     kind = client.stream.kind
     return kind not in ATTACKS or ATTACKS[kind].visible
-
-
-def campaigns(
-    baseline: Baseline, profiles: Sequence[Profile], clients: Sequence[Tested], budget: float, rng: np.random.Generator
-) -> dict[str, Any]:
-    """Split thefts, each a group of its accounts, and groups of honest clients.
-
-    → "thefts": family → variant → [caught as a group, caught by one account alone, thefts]; "honest": size and make-up →
-    [flagged, groups]
-    """
-    runs: dict[tuple[str, str, str], list[int]] = defaultdict(list)
-    honest: dict[str, list[int]] = defaultdict(list)
-    for i, c in enumerate(clients):
-        if c.group >= 0:
-            honest[c.stream.kind].append(i)
-        elif c.stream.variant.startswith("sybil"):
-            runs[c.stream.kind, c.stream.variant, c.stream.run].append(i)
-
-    def flagged(members: Sequence[int]) -> bool:
-        return assess_group([profiles[i] for i in members], baseline).p_value <= budget
-
-    thefts: dict[str, dict[str, list[int]]] = {}
-    for (family, variant, _), members in sorted(runs.items()):
-        cell = thefts.setdefault(family, {}).setdefault(variant, [0, 0, 0])
-        alone = any(
-            wanted(assess(profiles[i], baseline), baseline.nulls, Policy(budget))[0] in FLAGGED for i in members
-        )
-        cell[0] += flagged(members)
-        cell[1] += alone
-        cell[2] += 1
-    accused: dict[str, list[int]] = {}
-    everybody = [i for members in honest.values() for i in members]
-    kinds = sorted(honest)
-    for size in (3, 10, 50):
-        for make_up in ("mixed", "alike"):
-            cell = accused.setdefault(f"{size} {make_up}", [0, 0])
-            for _ in range(HONEST_GROUPS):
-                pool = everybody if make_up == "mixed" else honest[kinds[int(rng.integers(len(kinds)))]]
-                members = rng.choice(pool, size=min(size, len(pool)), replace=False).tolist()
-                cell[0] += flagged(members)
-                cell[1] += 1
-    return {"thefts": thefts, "honest": accused}

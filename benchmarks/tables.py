@@ -317,26 +317,26 @@ def without_say(results: Results) -> tuple[int, int, int]:
 
 def split(results: Results) -> str:
     """Thefts split over accounts that share a link: caught as one campaign, and by one account alone."""
-    chosen = results["plan"]["split_thefts"]
+    chosen = results["plan"]["variants"]
     rows = []
-    for family in [f for f in families(results) if f in ATTACKS and visible(f)]:
+    for family in results["plan"]["families"]:
         cells = []
         for variant in chosen:
             counts = np.zeros(3, np.int64)
             for found in results["victims"].values():
-                for one in found["campaigns"]:
+                for one in found:
                     counts += one["thefts"].get(family, {}).get(variant, [0, 0, 0])
             cells += [share(counts[k] / counts[2]) if counts[2] else "–" for k in (0, 1)]
-        rows.append((f"`{family}`", share(caught(results, OURS, "equal", family, "plain").share), *cells))
-    titles = [t for v in chosen for t in (f"{v}, linked", "one account alone")]
-    return table(("family", "plain, one account", *titles), rows)
+        rows.append((f"`{family}`", *cells))
+    titles = [t for v in chosen for t in (f"`{v}`, linked", "one account alone")]
+    return table(("family", *titles), rows)
 
 
 def accused_groups(results: Results) -> str:
     """Groups of honest clients that would be taken for a campaign if they shared a link."""
     total: dict[str, Rate] = {}
     for found in results["victims"].values():
-        for one in found["campaigns"]:
+        for one in found:
             for name, (flagged, groups) in one["honest"].items():
                 total[name] = total.get(name, Rate(0.0, 0.0)) + Rate(flagged, groups)
     rows = [(f"{name.split()[0]}, {_MADE_UP[name.split()[1]]}", percent(rate)) for name, rate in total.items()]
@@ -346,10 +346,8 @@ def accused_groups(results: Results) -> str:
 _MADE_UP = {"mixed": "of any kinds", "alike": "all of one kind"}
 
 TABLES: dict[str, Callable[[Results], str]] = {
-    "bench-accused": accused_groups,
     "bench-alarm": at_alarm,
     "bench-contamination": contamination,
-    "bench-split": split,
     "bench-wall": wall,
     "bench-families": by_family,
     "bench-kinds": kinds,
@@ -360,13 +358,15 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "bench-setup": setup,
 }
 """Generated region of docs/detection.md → its table."""
+CAMPAIGN_TABLES: dict[str, Callable[[Results], str]] = {"bench-split": split, "bench-accused": accused_groups}
+"""The same of the campaign benchmark's figures."""
 
 
 def summary(results: Results) -> str:
     """For the terminal: the tables in plain text."""
     wanted = (
-        "bench-overview", "bench-contamination", "bench-families", "bench-victims", "bench-kinds", "bench-alarm", "bench-split",
-        "bench-accused", "bench-leak",
+        "bench-overview", "bench-contamination", "bench-families", "bench-victims", "bench-kinds", "bench-alarm", "bench-wall",
+        "bench-leak",
     )  # fmt: skip
     parts = [f"{name.removeprefix('bench-')}\n{TABLES[name](results)}" for name in wanted]
     return "\n".join(parts) + f"\n{results['seconds']} s"
