@@ -12,12 +12,12 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from simulation import scene, shrink
+from simulation import remembered, scene, shrink
 from simulation.oracle import Verdict, judge
 from simulation.variants import OURS, VARIANTS
 from simulation.world import World
 
-SUMS = ("faults", "effects", "records", "lost", "doubled", "wrong", "missing", "old_rows", "uid_twice", "stale", "undrained",
+SUMS = ("faults", "effects", "records", "restores", "lost", "doubled", "wrong", "missing", "old_rows", "uid_twice", "stale", "undrained",
         "quarantined", "errors")  # fmt: skip
 
 
@@ -96,8 +96,7 @@ def run(
 def prepare() -> None:
     """What every seed needs, once: fitted, compiled, written. Forked processes inherit it."""
     logging.disable(logging.CRITICAL)
-    scene.baseline()
-    scene.remember_measures()
+    remembered.remember(scene.baseline().map)
     for number in range(scene.SCRIPTS):
         script = scene.script(number)
         for cell in script.cells:

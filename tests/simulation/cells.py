@@ -140,6 +140,14 @@ class Nodes:
                 self.states[place] = before
         return undone
 
+    def replaced(self) -> None:
+        """Another store stands here from now on, an empty one: no failover brings back what the old one held."""
+        self.states.clear()
+        self.layout.clear()
+        self.detectors.clear()
+        for log in self._logs:
+            log.clear()
+
     def profile_cell(self, cell: str) -> ProfileCell | None:
         found: ProfileCell | None = self.states.get(("profiles", cell))
         return found

@@ -32,12 +32,14 @@ REFLECTS = ("queries", "distinct", "suspicion", "p_value", "in_order", "family",
 
 @dataclass(slots=True)
 class Verdict:
-    """Of one seed. lost, doubled: queries too few and too many; missing: alerts that nobody got; notes say what else is wrong."""
+    """Of one seed. lost, doubled: queries too few and too many; missing: alerts that nobody got; notes say what else is wrong.
+    restores: snapshots that took the store's place."""
 
     seed: int
     faults: int = 0
     effects: int = 0
     records: int = 0
+    restores: int = 0
     lost: int = 0
     doubled: int = 0
     wrong: int = 0
@@ -60,7 +62,9 @@ class Verdict:
 
 
 def judge(world: World) -> Verdict:
-    v = Verdict(world.seed, world.faults.count, world.schedule.steps, sum(map(len, world.script.bursts)))
+    v = Verdict(
+        world.seed, world.faults.count, world.schedule.steps, sum(map(len, world.script.bursts)), world.restores
+    )
     v.uid_twice, v.stale, v.errors = len(world.doubled), len(world.stale), len(world.errors)
     v.notes += [f"uid twice in an outbox: {uid}" for uid in world.doubled[:3]]
     v.notes += [f"stale commit accepted: {one}" for one in world.stale[:3]] + world.errors[:3]

@@ -22,6 +22,7 @@ from consumers.store import Checkpoint, Claim, DeadLetter, DecisionClaim, Decisi
 from detector.query import ClientKey
 
 if TYPE_CHECKING:
+    from simulation.model import Saved
     from simulation.world import World
 
 MIXED = -1
@@ -272,6 +273,16 @@ class Port:
 
     def operate(self, revision: int, operation: Any) -> int:
         return self._effect("operate", ("operators", ""), lambda: self._store.operate(revision, operation))  # type: ignore[no-any-return]
+
+    def saved(self, place: Place) -> Any:
+        return self._effect("snapshot", place, lambda: self._store.saved(place), writes=False)
+
+    def restore_saved(self, saved: Saved) -> None:
+        def call() -> None:
+            self._store.restore_saved(saved)
+            self._world.restores += 1
+
+        self._effect("restore", None, call)
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         """Everything else only reads."""

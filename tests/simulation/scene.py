@@ -22,8 +22,9 @@ import numpy as np
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from consumers.decisions.episodes import finding_id
 from consumers.decisions.findings import StoredDecision, stored_decision
-from consumers.detect import Detect, Seen
+from consumers.decisions.outcomes import Detect, Seen
 from consumers.ingest import Cell, Ingest
 from consumers.intake.ledger import COUNTERS
 from consumers.log import Records
@@ -31,7 +32,7 @@ from consumers.metrics import Metrics
 from consumers.secrets import Secrets
 from consumers.store import Tombstones
 from detector.baseline import Baseline
-from detector.features import Column, FeatureMap, Measured, Schema
+from detector.features import Column, Schema
 from detector.policy import Policy
 from detector.query import ClientKey, QueryBatch
 
@@ -79,26 +80,6 @@ def _batch(rows: np.ndarray[Any, np.dtype[np.float64]], clients: int, rng: np.ra
     )  # fmt: skip
 
 
-def remember_measures() -> None:
-    """What a query measures is a pure function of it; scripts come back in many seeds, so each batch is measured once a process."""
-    measure, known = FeatureMap.measure, dict[tuple[bytes, ...], Measured]()
-
-    def remembered(self: FeatureMap, batch: QueryBatch, key: bytes) -> Measured:
-        at = (batch.inputs.tobytes(), batch.labels.tobytes(), batch.probabilities.tobytes(), key)
-        if at not in known:
-            known[at] = measure(self, batch, key)
-        return known[at]
-
-    FeatureMap.measure = remembered  # type: ignore[method-assign]
-    # there is one map, and each process of each seed asks for these anew
-    for name in ("map_id", "code_dtype"):
-        setattr(FeatureMap, name, property(functools.partial(_known, getattr(baseline().map, name))))
-
-
-def _known(value: object, of: FeatureMap) -> object:
-    return value
-
-
 @functools.cache
 def secrets() -> Secrets:
     return Secrets(b"s" * 16, b"p" * 32, b"k" * 32)
@@ -122,6 +103,11 @@ def metrics() -> Metrics:
 
 def key_of(client: str) -> ClientKey:
     return ClientKey(TENANT, MODEL, secrets().client_hash(TENANT, client))
+
+
+def alert_ids(key: ClientKey, episodes: int) -> list[str]:
+    """Of every episode that there may have been."""
+    return [finding_id(key, episode) for episode in range(episodes)]
 
 
 @dataclass(frozen=True, slots=True)

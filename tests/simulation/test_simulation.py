@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from simulation.cells import Place
 from simulation.variants import OURS, VARIANTS
-
-from detector.features import FeatureMap
 
 ROOT = Path(__file__).resolve().parents[2]
 ZERO = ("lost", "doubled", "wrong", "missing", "old_rows", "uid_twice", "stale", "undrained", "quarantined", "errors")
@@ -49,6 +48,7 @@ def test_nothing_lost_nothing_doubled(found: dict[str, Any]) -> None:
     assert ours["seeds"] >= 2_000
     assert ours["faults"] >= 100_000
     assert ours["drain_s"] < 30
+    assert ours["restores"] > 100
 
 
 @pytest.mark.parametrize("variant", IN_CI)
@@ -58,13 +58,12 @@ def test_weaker_protocols_are_caught(variant: str, found: dict[str, Any]) -> Non
 
 @pytest.fixture
 def undone() -> Iterator[None]:
-    """What a simulation in this process changes (shortcuts of the feature map, silence) ends with the test."""
+    """What a simulation in this process changes (what it remembers, silence) ends with the test."""
+    from simulation import remembered
     from simulation.__main__ import prepare
 
-    kept = {name: FeatureMap.__dict__[name] for name in ("measure", "map_id", "code_dtype")}
     yield
-    for name, value in kept.items():
-        setattr(FeatureMap, name, value)
+    remembered.forget()
     logging.disable(logging.NOTSET)
     prepare.cache_clear()
 
@@ -83,6 +82,27 @@ def test_one_seed(pytestconfig: pytest.Config, capsys: pytest.CaptureFixture[str
         assert explain(7)[1] == trace
         assert "takes effect" in trace or "fails over" in trace
     assert not verdict.bad, trace
+
+
+def _stored(seed: int) -> tuple[int, dict[Place, object]]:
+    """Steps, and every byte that a seed leaves in the cells of profiles and decisions."""
+    from simulation.world import World
+
+    world = World(seed, with_detect=True)
+    world.run()
+    return world.schedule.steps, {p: s for p, s in world.nodes.states.items() if p[0] != "operators"}
+
+
+@pytest.mark.usefixtures("undone")
+@pytest.mark.parametrize("seed", [7, 11])
+def test_what_is_remembered_changes_nothing(seed: int) -> None:
+    from simulation import remembered
+    from simulation.__main__ import prepare
+
+    prepare()
+    first, again = _stored(seed), _stored(seed)
+    remembered.forget()
+    assert first == again == _stored(seed)
 
 
 @pytest.mark.soak

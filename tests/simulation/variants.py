@@ -172,6 +172,28 @@ class EraseByRevision(ModelStore):
         state.token = token
 
 
+class RestoreKeepsOffset(ModelStore):
+    """Who restores a snapshot leaves each cell's position where it was: what came after the snapshot is never read again."""
+
+    def restored(self, state: Any, before: Any) -> Any:
+        new = super().restored(state, before)
+        if isinstance(new, ProfileCell) and before is not None:
+            new.offset = max((at for at in (new.offset, before.offset) if at is not None), default=None)
+        return new
+
+
+class RestoreKeepsGenerations(ModelStore):
+    """A restored cell goes on as the same generation, and decisions keep how far they had read it."""
+
+    def restored(self, state: Any, before: Any) -> Any:
+        new = super().restored(state, before)
+        if isinstance(new, ProfileCell):
+            new.generation = state.generation
+        elif isinstance(new, DecisionCell) and before is not None:
+            new.cursors = before.cursors
+        return new
+
+
 @dataclass(frozen=True, slots=True)
 class Variant:
     """store: what runs; detects: with detect processes, without, or None: as the seed says; seeds: enough to see it fail in CI, from
@@ -197,5 +219,9 @@ VARIANTS: dict[str, Variant] = {
     "touched-set": Variant("detect: touched set + lease + row version", TouchedSet, True, 60),
     "offset-unchecked": Variant("detect: cursor, offset of reads unchecked", OffsetUnchecked, True, 600),
     "counter-tokens": Variant("detect: cursor, counter tokens", CounterTokens, True, 200),
+    "restore-keeps-offset": Variant("restore leaves positions where they were", RestoreKeepsOffset, False, 300),
+    "restore-keeps-generations": Variant(
+        "restore goes on with old generations and cursors", RestoreKeepsGenerations, True, 200
+    ),
     "erase-by-revision": Variant("detect: erased under the same token", EraseByRevision, True, 200),
 }

@@ -14,21 +14,25 @@ from typing import Any, cast
 
 from simulation import scene
 from simulation.cells import Nodes, Place, ProfileCell
+from simulation.deeds import Operator
 from simulation.faults import Faults
-from simulation.model import ModelStore
+from simulation.model import ModelStore, Saved
 from simulation.processes import Crash, Port, Process
 from simulation.schedule import Schedule
 from simulation.topic import MemberLog, Topic
 
 from consumers import detect, ingest
 from consumers import store as port
-from consumers.errors import QueryWardenError, Rewound, Unavailable
-from consumers.store import DeadLetter, Entry, Operation, OutboxAlert, Store
+from consumers.errors import QueryWardenError, Unavailable
+from consumers.store import DeadLetter, OutboxAlert, Store
 
 INGEST, DETECT = 3, 2
 DRAIN_S = 30.0
 MOST_S = 90.0
 """When the faults end at the latest."""
+
+WITH_SNAPSHOTS = 0.4
+"""Share of the seeds with an operator whose operator takes snapshots and restores them."""
 
 TraceLine = tuple[float, str, str, Place | None, str]
 
@@ -137,6 +141,9 @@ class World:
         self.doubled: list[str] = []
         self.late = 0
         self.erased: set[str] = set()
+        self.with_snapshots = random.Random(f"{seed}/snapshots").random() < WITH_SNAPSHOTS
+        self.snapshot: Saved | None = None
+        self.restores = 0  # that took effect
         self.confirmed = "operator" not in self.faults.every_s
         self.with_detect = rng.random() < 0.5 if with_detect is None else with_detect
         self._tokens = random.Random(f"{seed}/tokens")
@@ -202,53 +209,7 @@ class World:
         self._run(process, lambda: detect.run(runner, lambda: self.over, interval_s=0.2))
 
     def _operator(self, process: Process) -> None:
-        """Changes entries, resets cells, erases clients. What was not confirmed, or may have been lost, is asked for again."""
-        rng = random.Random(f"{self.seed}/{process.identity}")
-        own = Port(process)
-        while not self.healed:
-            process.pause(rng.choice([0.1, 0.4, 1.0]))
-            deed = rng.choice(["operate", "reset", "erase"])
-            if self._settled() or self.faults.numbered(f"operator: {deed}") is None:
-                continue
-            with contextlib.suppress(Unavailable):
-                if deed == "operate":
-                    self._change(own, rng)
-                elif deed == "reset":
-                    own.reset(rng.choice(self.script.cells), rng.choice([None, 0]))
-                else:
-                    self._erase(own, rng.choice(self.script.clients))
-        # An erasure whose answer was lost may take effect late, and then no decision is erased after it: confirm when it has.
-        while self.late:
-            process.pause(0.5)
-        for client in sorted(self.erased):
-            self._erase(own, client)
-        self.confirmed = True
-        while True:
-            process.pause(5.0)
-
-    def _settled(self) -> bool:
-        return self.healed or self.faults.spent
-
-    def _change(self, own: Port, rng: random.Random) -> None:
-        row = f"audit {rng.random()}".encode()
-        revision = 0
-        for _ in range(4):
-            try:
-                own.operate(revision, Operation([Entry("default", "note", f"n{rng.randrange(3)}", row)], audit=[row]))
-            except Rewound as error:
-                revision = 0 if error.offset is None else error.offset
-            else:
-                return
-
-    def _erase(self, own: Port, client: str) -> None:
-        """Profiles first, then what was decided on them, as the command does."""
-        self.erased.add(client)
-        key = scene.key_of(client)
-        for cell in self.script.cells:
-            own.erase(cell, [key])
-        # of every episode that there may have been
-        alerts = [scene.judging()._alert_id(key, episode) for episode in range(8)]
-        own.erase_decisions(port.decision_cell(key), [key], alerts)
+        Operator(self, process).run()
 
     def _run(self, process: Process, body: Callable[[], None]) -> None:
         try:
