@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import redis
-from crash.cluster import SESSION_MS, Cluster, paused
+from crash.cluster import PATIENCE_S, SESSION_MS, Cluster, paused
 from crash.faultproxy import KINDS, Fault
 
 LEASE_S = 10.0
@@ -122,7 +122,7 @@ class Chaos:
         cluster = self.cluster
         cluster.wait_replica()
         old, new = cluster.store, cluster.replica
-        with new.client() as promoted, old.client() as primary:
+        with new.client(PATIENCE_S) as promoted, old.client(PATIENCE_S) as primary:
             promoted.replicaof("NO", "ONE")
             here = _offset(promoted)
             time.sleep(rng.uniform(0.3, 1.3))
@@ -168,7 +168,7 @@ class Chaos:
         store.disk.fill()
         try:
             time.sleep(rng.uniform(1.5, 2.5))
-            with store.client() as client:
+            with store.client(PATIENCE_S) as client:
                 about: Any = client.info("persistence")
             self.faults["(disk seen full)"] += about["aof_last_write_status"] == "err"
         finally:
@@ -176,7 +176,7 @@ class Chaos:
 
     def full_memory(self, rng: random.Random, _: str) -> None:
         """No memory left: Redis refuses writes (OOM)."""
-        with self.cluster.store.client() as client:
+        with self.cluster.store.client(PATIENCE_S) as client:
             client.config_set("maxmemory", "1mb")
             try:
                 time.sleep(rng.uniform(1.0, 2.0))

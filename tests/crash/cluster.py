@@ -42,6 +42,7 @@ from examples.servers import KAFKA_PROPERTIES
 
 QUERYWARDEN = Path(sys.executable).with_name("querywarden")
 RESTART_S = 0.3
+PATIENCE_S = 120.0
 PARTITIONS = 6
 SESSION_MS = 3000
 SAMPLE = re.compile(r"^(querywarden_commits_total|querywarden_records_total|querywarden_alerts_total)\{(.*)\} (\S+)$")
@@ -128,8 +129,9 @@ class DiskRedis(Redis):
         self.base = [*options, "--repl-backlog-size", "64mb", "--aof-rewrite-incremental-fsync", "no"]
         self.options = self.base
 
-    def client(self) -> redis.Redis:
-        return redis.Redis(port=self.port, socket_timeout=3, socket_connect_timeout=1)
+    def client(self, patience_s: float = 3.0) -> redis.Redis:
+        """Straight to it. A fault is played with `PATIENCE_S`: a busy machine must not end the chaos."""
+        return redis.Redis(port=self.port, socket_timeout=patience_s, socket_connect_timeout=patience_s)
 
     def forget(self) -> None:
         """Delete its data (it must not run)."""
@@ -383,14 +385,14 @@ class Cluster:
         return sum(int(offset) for offset in found if isinstance(offset, bytes))
 
     def metas(self) -> dict[str, dict[str, str]]:
-        with self.store.client() as client:
+        with self.store.client(PATIENCE_S) as client:
             found: dict[str, dict[str, str]] = {}
             for key in client.scan_iter(match="qw:{i.*}:meta", count=1000):
                 raw: Any = client.hgetall(key)
                 found[key.decode()] = {k.decode(errors="replace"): v.decode(errors="replace") for k, v in raw.items()}
             return found
 
-    def wait_replica(self, within_s: float = 20.0) -> None:
+    def wait_replica(self, within_s: float = PATIENCE_S) -> None:
         """Until the replica has caught up with the primary."""
 
         def caught_up() -> bool:

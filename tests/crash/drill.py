@@ -94,7 +94,7 @@ def run_drill(
     drained_s = time.monotonic() - ended_s
     for worker in cluster.workers:
         cluster.scrape(worker)
-    statuses = {worker.name: worker.end(signal.SIGTERM, 20) for worker in cluster.workers}
+    statuses = {worker.name: worker.end(signal.SIGTERM, STALL_S) for worker in cluster.workers}
     assert set(statuses.values()) == {0}, statuses
     return Drill(chaos, ledger, cluster.counted(), drained_s, cluster.unplanned())
 

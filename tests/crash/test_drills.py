@@ -36,7 +36,7 @@ def test_restarts_zombies_and_failovers(cluster: Cluster, log: Path, capsys: pyt
 
         before = refused(cluster.counted())
         for worker in workers:
-            assert worker.end(signal.SIGTERM, 20) == 0
+            assert worker.end(signal.SIGTERM, 60) == 0
             cluster.run(worker)
             chaos.under_load()
         seen["redone after SIGTERM"] = refused(cluster.counted()) - before
