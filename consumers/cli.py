@@ -14,18 +14,16 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.text import Text
 
 from consumers import config, terminal, wiring
 from consumers.commands import explain, gateways, operators, recalibration, serving, upkeep
+from consumers.commands.options import ConfigFile, Exclude, check_folders
 from consumers.errors import CorruptState, QueryWardenError, Refused, WrongUse
 from detector.errors import DetectorError
-
-if TYPE_CHECKING:
-    pass
 
 app = typer.Typer(
     name="querywarden",
@@ -51,10 +49,6 @@ for _name, _group in operators.GROUPS.items():
     app.add_typer(_group, name=_name)
 
 log = logging.getLogger("querywarden.cli")
-
-ConfigFile = Annotated[
-    Path | None, typer.Option("--config", help="Settings file (TOML). The environment wins over it.")
-]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -116,7 +110,7 @@ def fit(
     persona: Annotated[
         Path | None, typer.Option(help="JSON object, client id to declared use (explainer, qa, …): its own null.")
     ] = None,
-    exclude: recalibration.Exclude = None,
+    exclude: Exclude = None,
     seed: Annotated[int, typer.Option(help="Seed of everything random in the fit.")] = 0,
     exposure: Annotated[
         bool, typer.Option(help="Rehearse thefts, to be able to say how much a client could have copied.")
@@ -132,7 +126,7 @@ def fit(
     from consumers import fit as fitting
     from consumers.log.files import FileLog
 
-    _check_folders(out_path)
+    check_folders(out_path)
     declared = _json_file(schema) if schema else None
     with terminal.spinner() as say:
         fitted = fitting.fit(
@@ -192,7 +186,7 @@ def replay(
     from consumers.store.embedded import EmbeddedStore
     from consumers.views.report import write_report
 
-    _check_folders(alerts, scores, report, store)
+    check_folders(alerts, scores, report, store)
     settings = config.load(config_file, false_alarm_budget=false_alarm_budget, mode=mode)
     baselines = load_baselines(baseline or list(settings.baselines))
     if not baselines:
@@ -237,11 +231,7 @@ def ingest(
     ] = False,
 ) -> None:
     """Fold the query log into profiles, with the offset. Runs until SIGTERM."""
-    from consumers.metrics import Metrics
-
-    settings = _service(config_file)
-    with terminal.stopping() as stop, contextlib.ExitStack() as stack:
-        wiring.run_ingest(settings, stack, stop, until_end, Metrics())
+    _run(wiring.run_ingest, config_file, until_end)
 
 
 @app.command()
@@ -250,11 +240,7 @@ def detect(
     until_idle: Annotated[bool, typer.Option("--until-idle", help="Stop when no touched client is left.")] = False,
 ) -> None:
     """Assess the clients whose profile changed, decide, alert. Runs until SIGTERM."""
-    from consumers.metrics import Metrics
-
-    settings = _service(config_file)
-    with terminal.stopping() as stop, contextlib.ExitStack() as stack:
-        wiring.run_detect(settings, stack, stop, until_idle, Metrics())
+    _run(wiring.run_detect, config_file, until_idle)
 
 
 @app.command()
@@ -310,7 +296,7 @@ def alerts(
     """Alerts of the last 30 days, from the store, oldest first."""
     from consumers.decisions.findings import stored_alert
 
-    _check_folders(stix_path)
+    check_folders(stix_path)
     settings = config.load(config_file)
     found = []
     with wiring.open_store(settings) as store:
@@ -389,6 +375,15 @@ def _service(config_file: Path | None) -> config.Settings:
     return settings
 
 
+def _run(process: Callable[..., None], config_file: Path | None, ends: bool) -> None:
+    """One process of the service, until SIGTERM or, with `ends`, until nothing is left to do."""
+    from consumers.metrics import Metrics
+
+    settings = _service(config_file)
+    with terminal.stopping() as stop, contextlib.ExitStack() as stack:
+        process(settings, stack, stop, ends, Metrics())
+
+
 @contextlib.contextmanager
 def _set_aside() -> Iterator[None]:
     """One damaged row must not hide the others: say so and go on."""
@@ -396,13 +391,6 @@ def _set_aside() -> Iterator[None]:
         yield
     except CorruptState as error:
         _complain(f"set aside: {error}", 1)
-
-
-def _check_folders(*paths: Path | None) -> None:
-    """Where results go must be there before the work begins, not after it."""
-    for path in paths:
-        if path is not None and not path.absolute().parent.is_dir():
-            raise WrongUse(f"{path}: no such folder")
 
 
 def _json_file(path: Path) -> Any:

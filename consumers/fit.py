@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Annotated, Any
 import msgspec
 import numpy as np
 
+from consumers import drafts
 from consumers.errors import Refused, WrongUse
 from consumers.log import QueryLog, Records
 from consumers.log.formats import InputReader, NativeFormat, RawReference, read_reference, reference_batch, stack
@@ -346,31 +346,30 @@ def read_excluded(path: Path) -> frozenset[str]:
 
 
 def write_baseline(baseline: Baseline, path: Path) -> None:
-    """Whole or not at all."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    """Whole or not at all. Raises Refused."""
+    with drafts.whole(path) as draft:
         draft.write_bytes(baseline.to_bytes())
-        os.replace(draft, path)
-    except OSError as error:
-        raise Refused(f"{path}: {error.strerror}") from error
-    finally:
-        draft.unlink(missing_ok=True)
+
+
+def baseline_files(paths: Iterable[str]) -> list[Path]:
+    """The files that are meant: those named, and of a folder the baselines in it."""
+    found: list[Path] = []
+    for where in map(Path, paths):
+        found += sorted(where.glob("*.baseline")) if where.is_dir() else [where]
+    return found
 
 
 def load_baselines(paths: Sequence[str]) -> dict[str, Baseline]:
     """Baselines of files and folders, by model id. Raises Refused in one line for a damaged or foreign one."""
     found: dict[str, Baseline] = {}
-    for path in paths:
-        where = Path(path)
-        files = sorted(where.glob("*.baseline")) if where.is_dir() else [where]
-        for file in files:
-            try:
-                baseline = Baseline.from_bytes(file.read_bytes())
-            except OSError as error:
-                raise Refused(f"{file}: {error.strerror}") from error
-            except DetectorError as error:
-                raise Refused(f"{file}: {error}") from error
-            if baseline.model_id in found:
-                raise Refused(f"{file}: a second baseline for model {baseline.model_id}")
-            found[baseline.model_id] = baseline
+    for file in baseline_files(paths):
+        try:
+            baseline = Baseline.from_bytes(file.read_bytes())
+        except OSError as error:
+            raise Refused(f"{file}: {error.strerror}") from error
+        except DetectorError as error:
+            raise Refused(f"{file}: {error}") from error
+        if baseline.model_id in found:
+            raise Refused(f"{file}: a second baseline for model {baseline.model_id}")
+        found[baseline.model_id] = baseline
     return found

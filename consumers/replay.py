@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import datetime as dt
 import itertools
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from consumers import detect, ingest
+from consumers import detect, drafts, ingest
 from consumers.decisions import findings
 from consumers.decisions.findings import StoredDecision, is_campaign, stored_alert, stored_decision
 from consumers.errors import Refused
@@ -148,16 +147,9 @@ def ranked(scores: Mapping[tuple[str, str], StoredDecision]) -> list[tuple[str, 
 
 def write_lines(path: Path, objects: Iterable[Mapping[str, Any]]) -> None:
     """JSON lines, whole or not at all."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with draft.open("wb") as out:
-            for one in objects:
-                out.write(msgspec.json.encode(one) + b"\n")
-        os.replace(draft, path)
-    except OSError as error:
-        raise Refused(f"{path}: {error.strerror}") from error
-    finally:
-        draft.unlink(missing_ok=True)
+    with drafts.whole(path) as draft, draft.open("wb") as out:
+        for one in objects:
+            out.write(msgspec.json.encode(one) + b"\n")
 
 
 def report_of(

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import datetime as dt
 import gzip
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
+from consumers import drafts
 from consumers.errors import Refused, WrongUse
 from consumers.log.lines import Lines, gunzip, plain, unzstd
 from detector.attacks import ATTACKS, Surrogate
@@ -309,22 +309,15 @@ def write_json(path: Path, content: Any) -> None:
 @contextmanager
 def _written(path: Path) -> Iterator[BinaryIO]:
     """A file that appears under its name only when everything was written; the same content gives the same bytes."""
-    part = path.with_name(path.name + ".part")
-    try:
-        with part.open("wb") as raw:
-            if path.suffix == ".gz":
-                with gzip.GzipFile(fileobj=raw, mode="wb", filename="", mtime=0, compresslevel=4) as packed:
-                    yield packed  # type: ignore[misc]
-            elif path.suffix in (".zst", ".zstd"):
-                with zstandard.ZstdCompressor(level=3).stream_writer(raw, closefd=False) as packed_zst:
-                    yield packed_zst
-            else:
-                yield raw
-        os.replace(part, path)
-    except OSError as error:
-        raise Refused(f"{path}: {error.strerror or error}") from error
-    finally:
-        part.unlink(missing_ok=True)
+    with drafts.whole(path) as draft, draft.open("wb") as raw:
+        if path.suffix == ".gz":
+            with gzip.GzipFile(fileobj=raw, mode="wb", filename="", mtime=0, compresslevel=4) as packed:
+                yield packed  # type: ignore[misc]
+        elif path.suffix in (".zst", ".zstd"):
+            with zstandard.ZstdCompressor(level=3).stream_writer(raw, closefd=False) as packed_zst:
+                yield packed_zst
+        else:
+            yield raw
 
 
 def _lines(path: Path) -> Iterator[bytes]:

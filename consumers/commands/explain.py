@@ -21,24 +21,17 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from consumers import config, terminal, wiring
+from consumers import config, drafts, terminal, wiring
+from consumers.commands.options import AsJson, BaselineFiles, Client, ConfigFile, check_folders
 from consumers.errors import Refused, WrongUse
 
 if TYPE_CHECKING:
     from consumers.views.readings import ClientDetail, Readings
     from detector.baseline import Baseline
 
-ConfigFile = Annotated[
-    Path | None, typer.Option("--config", help="Settings file (TOML). The environment wins over it.")
-]
-Client = Annotated[str, typer.Argument(help="The client's id, or its hash as listings show it.")]
 ModelOption = Annotated[str | None, typer.Option("--model", help="The model; needed where several know the client.")]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
 MOST_EVIDENCE = 8
 """Signals that are said in words."""
-BaselineOption = Annotated[
-    list[str] | None, typer.Option("--baseline", help="Baseline file or folder; default: the setting `baselines`.")
-]
 
 
 def explain(client: Client, model: ModelOption = None, as_json: AsJson = False, config_file: ConfigFile = None) -> None:
@@ -63,7 +56,7 @@ def evidence(
     out_path: Annotated[Path, typer.Option("--out", help="Where to write the bundle (.zip).")],
     model: ModelOption = None,
     clear: Annotated[bool, typer.Option("--clear", help="The client's id in clear; otherwise it is sealed.")] = False,
-    baseline: BaselineOption = None,
+    baseline: BaselineFiles = None,
     as_json: AsJson = False,
     config_file: ConfigFile = None,
 ) -> None:
@@ -73,8 +66,7 @@ def evidence(
     from consumers.operators import audit, entries
     from consumers.views import evidence as bundling
 
-    if not out_path.absolute().parent.is_dir():
-        raise WrongUse(f"{out_path}: no such folder")
+    check_folders(out_path)
     settings = config.load(config_file)
     files = _baseline_files(baseline or list(settings.baselines))
     with _readings(settings, {m: b for m, (b, _) in files.items()}) as readings:
@@ -104,7 +96,8 @@ def evidence(
         )  # fmt: skip
         signing = bundling.signing_key(secrets)
         packed = bundling.bundle(case, signing, clear)
-    _write(out_path, packed)
+    with drafts.whole(out_path) as draft:
+        draft.write_bytes(packed)
     signer = bundling.verify(packed).signer
     row = {"file": str(out_path), "bytes": len(packed), "client_id": "clear" if clear else "sealed", "signer": signer}
     how = "in clear" if clear else "sealed"
@@ -138,7 +131,7 @@ def verify_evidence(
 
 def backtest(
     logs: Annotated[list[str], typer.Argument(help="Query logs in time order; - reads standard input.")],
-    baseline: BaselineOption = None,
+    baseline: BaselineFiles = None,
     budget: Annotated[
         list[float] | None, typer.Option("--budget", help="A false-alarm budget; may be given several times.")
     ] = None,
@@ -215,14 +208,12 @@ def _found(readings: Readings, client: str, model: str | None) -> ClientDetail:
 
 def _baseline_files(paths: Iterable[str]) -> dict[str, tuple[Baseline, bytes]]:
     """Model → (baseline, bytes of its file)."""
-    from consumers.fit import load_baselines
+    from consumers.fit import baseline_files, load_baselines
 
     found = {}
-    for path in paths:
-        where = Path(path)
-        for file in sorted(where.glob("*.baseline")) if where.is_dir() else [where]:
-            for model, one in load_baselines([str(file)]).items():
-                found[model] = (one, _read(file))
+    for file in baseline_files(paths):
+        for model, one in load_baselines([str(file)]).items():
+            found[model] = (one, _read(file))
     return found
 
 
@@ -231,17 +222,6 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise Refused(f"{path}: {error.strerror}") from error
-
-
-def _write(path: Path, content: bytes) -> None:
-    draft = path.with_name(f".{path.name}.part")
-    try:
-        draft.write_bytes(content)
-        draft.replace(path)
-    except OSError as error:
-        raise Refused(f"{path}: {error.strerror}") from error
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def _print_account(told: Mapping[str, Any]) -> None:

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import base64
 import sys
-from pathlib import Path
-from typing import Annotated
 
 import typer
 
 from consumers import config, terminal
+from consumers.commands.options import ConfigFile
 from consumers.errors import WrongUse
 
 app = typer.Typer(help="For the configuration of gateways.", no_args_is_help=True)
-
-ConfigFile = Annotated[
-    Path | None, typer.Option("--config", help="Settings file (TOML). The environment wins over it.")
-]
 
 
 @app.command("hash")

@@ -7,9 +7,7 @@ user of the machine. `--json` prints one JSON object a line, as the API would an
 from __future__ import annotations
 
 import contextlib
-import getpass
 import re
-import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,17 +17,13 @@ import typer
 from rich.text import Text
 
 from consumers import config, terminal, wiring
+from consumers.commands.options import AsJson, Client, ConfigFile
 from consumers.errors import WrongUse
 
 if TYPE_CHECKING:
     from consumers.operators.operate import Actor, Operations
     from consumers.views.readings import Readings
 
-ConfigFile = Annotated[
-    Path | None, typer.Option("--config", help="Settings file (TOML). The environment wins over it.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
-Client = Annotated[str, typer.Argument(help="The client's id, or its hash as listings show it.")]
 ModelOption = Annotated[str, typer.Option("--model", help="Only on this model; *: on all.")]
 For = Annotated[str, typer.Option("--for", help="How long: 90s, 15m, 4h, 7d.")]
 Reason = Annotated[str, typer.Option(help="Why; kept with it.")]
@@ -63,22 +57,14 @@ class _Desk:
 
 @contextlib.contextmanager
 def _desk(config_file: Path | None) -> Iterator[_Desk]:
-    from consumers.commands.serving import operations_of
-    from consumers.operators.operate import Actor
+    from consumers.commands.serving import operations_of, user_of
     from consumers.views.readings import Readings
 
     settings = config.load(config_file)
     with wiring.open_store(settings) as store:
         secrets = wiring.secrets_of(settings, store)
-        actor = Actor(f"{_user()}@{socket.gethostname()}", "admin", settings.tenant)
-        yield _Desk(operations_of(settings, store, secrets), Readings(store, secrets, settings.tenant), actor)
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return "unknown"
+        readings = Readings(store, secrets, settings.tenant)
+        yield _Desk(operations_of(settings, store, secrets), readings, user_of(settings))
 
 
 def seconds(text: str) -> int:

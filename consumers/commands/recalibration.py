@@ -13,25 +13,18 @@ import typer
 from rich.text import Text
 
 from consumers import config, terminal, wiring
+from consumers.commands.options import BaselineFiles, ConfigFile, Exclude, check_folders
 from consumers.errors import WrongUse
 
 if TYPE_CHECKING:
     from detector.recalibration import Outlier
 
-ConfigFile = Annotated[
-    Path | None, typer.Option("--config", help="Settings file (TOML). The environment wins over it.")
-]
-Exclude = Annotated[
-    Path | None, typer.Option(help="Text file of client ids, one a line, that are not to be calibrated on.")
-]
 SHOWN = 20
 
 
 def recalibrate(
     out_path: Annotated[Path, typer.Option("--out", help="Where to write the new baseline.")],
-    baseline: Annotated[
-        list[str] | None, typer.Option(help="Baseline file or folder; default: the setting `baselines`.")
-    ] = None,
+    baseline: BaselineFiles = None,
     model: Annotated[str | None, typer.Option(help="The model; needed where there are several baselines.")] = None,
     exclude: Exclude = None,
     include_flagged: Annotated[
@@ -47,8 +40,7 @@ def recalibrate(
     from consumers import recalibrate as recalibrating
     from consumers.fit import load_baselines, read_excluded, read_personas, write_baseline
 
-    if not out_path.absolute().parent.is_dir():
-        raise WrongUse(f"{out_path}: no such folder")
+    check_folders(out_path)
     settings = config.load(config_file)
     baselines = load_baselines(baseline or list(settings.baselines))
     if model is None and len(baselines) != 1:

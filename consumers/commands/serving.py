@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import getpass
 import logging
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from consumers import config, terminal, wiring
+from consumers.commands.options import ConfigFile
 from consumers.errors import WrongUse
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from consumers.http.gateway import Gateway
     from consumers.metrics import Metrics
     from consumers.operators.audit import Mirror
-    from consumers.operators.operate import Operations
+    from consumers.operators.operate import Actor, Operations
     from consumers.responders import Target
     from consumers.secrets import Secrets
     from consumers.serve import Tls
@@ -40,10 +40,6 @@ if TYPE_CHECKING:
     from detector.query import ClientKey
 
 log = logging.getLogger("querywarden.serve")
-
-ConfigFile = Annotated[
-    Path | None, typer.Option("--config", help="Settings file (TOML). The environment wins over it.")
-]
 
 
 def serve(config_file: ConfigFile = None) -> None:
@@ -182,6 +178,17 @@ def operations_of(settings: config.Settings, store: Store, secrets: Secrets) -> 
 
     http = settings.http
     return Operations(store, secrets, mirror=mirror_of(settings), longest_s=http.longest_decision_s, env=http.key_env)
+
+
+def user_of(settings: config.Settings) -> Actor:
+    """Who types: whoever has the store and the secrets is an administrator; the audit log names the user of the machine."""
+    from consumers.operators.operate import Actor
+
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        user = "unknown"
+    return Actor(f"{user}@{socket.gethostname()}", "admin", settings.tenant)
 
 
 def mirror_of(settings: config.Settings) -> Mirror:

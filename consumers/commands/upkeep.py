@@ -7,11 +7,9 @@ store directly, so whoever has it and the secrets file may do it.
 from __future__ import annotations
 
 import contextlib
-import getpass
 import importlib.metadata
 import json
 import re
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -19,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from consumers import config, terminal, wiring
+from consumers.commands.options import ConfigFile
 from consumers.errors import Refused, WrongUse
 
 if TYPE_CHECKING:
@@ -26,9 +25,6 @@ if TYPE_CHECKING:
     from consumers.secrets import Secrets
     from consumers.store import Store
 
-ConfigFile = Annotated[
-    Path | None, typer.Option("--config", help="Settings file (TOML). The environment wins over it.")
-]
 Yes = Annotated[bool, typer.Option("--yes", help="Don't ask.")]
 Client = Annotated[str, typer.Argument(help="The client's id.")]
 Hashed = Annotated[bool, typer.Option("--hashed", help="CLIENT is the hash that listings show, not the id.")]
@@ -161,15 +157,9 @@ def _open(config_file: Path | None) -> Iterator[tuple[config.Settings, Store, Se
 
 def _note(settings: config.Settings, store: Store, secrets: Secrets, action: str, about: str) -> None:
     """A row in the audit log."""
-    from consumers.commands.serving import operations_of
-    from consumers.operators.operate import Actor
+    from consumers.commands.serving import operations_of, user_of
 
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):
-        user = "unknown"
-    actor = Actor(f"{user}@{socket.gethostname()}", "admin", settings.tenant)
-    operations_of(settings, store, secrets).record(actor, action, about)
+    operations_of(settings, store, secrets).record(user_of(settings), action, about)
 
 
 def _subject(

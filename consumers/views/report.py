@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from consumers.errors import Refused
+from consumers import drafts
 from consumers.views import figures
 from consumers.views.figures import Point, Trace
 
@@ -137,14 +136,8 @@ class Report:
 def write_report(path: Path, report: Report) -> None:
     """Write the page. Raises Refused when the file can't be written."""
     page = render(report)
-    part = path.with_name(path.name + ".part")
-    try:
-        part.write_text(page, encoding="utf-8")
-        os.replace(part, path)
-    except OSError as error:
-        raise Refused(f"{path}: {error.strerror or error}") from error
-    finally:
-        part.unlink(missing_ok=True)
+    with drafts.whole(path) as draft:
+        draft.write_text(page, encoding="utf-8")
 
 
 def render(report: Report) -> str:
