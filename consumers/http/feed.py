@@ -35,7 +35,9 @@ def feed_routes(app: FastAPI, feed: DecisionFeed | None) -> None:
         response.headers[CURSOR_HEADER] = there.cursor
         return there.listing(who.tenant, named=who.role in VIEWERS, model=model, value=value, scopes=scopes)
 
-    unchanged: dict[int | str, dict[str, Any]] = {304: {"description": "nothing changed since the cursor; there is no body"}}
+    unchanged: dict[int | str, dict[str, Any]] = {
+        304: {"description": "nothing changed since the cursor; there is no body"}
+    }
 
     @route(app, "GET", "/v1/decisions/stream", 410, response_model=dict[str, Any], answers=unchanged)
     def stream(
