@@ -29,7 +29,7 @@ from detector.fold import Masses
 from detector.profile import Profile
 from detector.profiles import Profiles
 from detector.query import QueryBatch
-from detector.signals import BY_MARGIN, FREE, FUSED, SIGNALS, TABLE_VERSION, Statistics, fuse, masses, measure
+from detector.signals import BY_ANSWER, FREE, FUSED, SIGNALS, TABLE_VERSION, Statistics, fuse, masses, measure
 
 MAGIC = b"QWBL"
 FORMAT = 3
@@ -462,10 +462,10 @@ def _statistics(feature_map: FeatureMap, queries: QueryBatch) -> list[tuple[str,
 def _reach(feature_map: FeatureMap, rehearsed: QueryBatch) -> NDArray[np.float64]:
     """(s,) most that a rehearsed client has of each signal, never below the signal's floor.
 
-    inf for signals that are about the answer's margin: those of a rehearsal are borrowed from the nearest reference row.
+    inf for signals that look at answers: those of a rehearsal are borrowed from the nearest reference row.
     """
     most = np.max([s.lifetime for _, _, s in _statistics(feature_map, rehearsed)], axis=0, initial=0.0)
-    judged = np.array([s.name not in BY_MARGIN for s in SIGNALS])
+    judged = np.array([s.name not in BY_ANSWER for s in SIGNALS])
     return np.where(judged & FUSED, np.maximum(most, [s.floor for s in SIGNALS]), np.inf)
 
 
@@ -512,7 +512,8 @@ def nulls_of(
     ends = np.array([s.value for s in lives])
     persona = np.array(declared)
     others = persona == ""
-    left_out = implausible(maxima[others], reach)
+    shares = np.array([s.count / np.maximum(s.base, 1.0) for s in lives])
+    left_out = implausible(maxima[others], shares[others], reach)
     kept = np.flatnonzero(others)[~left_out]
     scale = scale_of(maxima[kept], np.array([s.floor for s in SIGNALS]))
     ordered, free = fuse(maxima, scale, FUSED), fuse(ends, scale, FREE)

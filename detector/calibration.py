@@ -9,8 +9,9 @@ contributes one number a signal, the maximum over its life, and the fused score 
   shrunk towards a pooled prior, because 150 clients say little about a tail.
 * The sorted maxima are kept, not a threshold: the budget is chosen by whoever reads the score.
 * A null that was not calibrated on real clients says so, and nothing is ever blocked on it.
-* Influence is bounded: who is beyond `PLAUSIBLE` times what honest tools reach in rehearsal has no say, for he may be a thief. A
-  rehearsal that finds more than `MOST_LEFT_OUT` of the clients implausible does not know this fleet, and nobody is left out.
+* Influence is bounded: who is beyond `PLAUSIBLE` times what honest tools reach in rehearsal, and in `LEAST_SHARE` of what he asks (a
+  reference is too small to rehearse those who score whole tables), has no say, for he may be a thief. A rehearsal that finds more than
+  `MOST_LEFT_OUT` of the clients implausible does not know this fleet, and nobody is left out.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ SMALLEST_TAIL = 0.05
 UNREHEARSED: NDArray[np.float64] = np.empty(0)
 """A reach that bounds nobody."""
 PLAUSIBLE = 2.5
+LEAST_SHARE = 0.2
 MOST_LEFT_OUT = 0.1
 MIN_CLIENTS_A_BUDGET = 1.0
 """Honest clients expected above the level, below which a budget is called too small for the calibration."""
@@ -99,11 +101,16 @@ def scale_of(lives: NDArray[np.float64], floor: NDArray[np.float64]) -> NDArray[
     return scale
 
 
-def implausible(lives: NDArray[np.float64], reach: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Whose lifetime masses are beyond `PLAUSIBLE` times the reach of honest tools: lives (g, s), reach (s,) or (0,) → (g,)."""
+def implausible(
+    lives: NDArray[np.float64], shares: NDArray[np.float64], reach: NDArray[np.float64]
+) -> NDArray[np.bool_]:
+    """Who is beyond the reach of honest tools in some signal, and in much of what he asks.
+
+    lives (g, s) lifetime masses, shares (g, s) odd queries among those they are counted among, reach (s,) or (0,) → (g,)
+    """
     if not len(reach):
         return np.zeros(len(lives), np.bool_)
-    beyond = np.asarray((lives > PLAUSIBLE * reach).any(axis=1))
+    beyond = np.asarray(((lives > PLAUSIBLE * reach) & (shares >= LEAST_SHARE)).any(axis=1))
     return beyond if beyond.sum() <= MOST_LEFT_OUT * len(lives) else np.zeros(len(lives), np.bool_)
 
 

@@ -108,8 +108,8 @@ NAMES = tuple(s.name for s in SIGNALS)
 FREE = np.array([s.block == "free" for s in SIGNALS])
 FUSED = np.array([s.block == "ordered" or s.name.endswith("_beyond") for s in SIGNALS])
 """Signals that make the fused score of a client seen in log order; FREE ones make that of the others."""
-BY_MARGIN = frozenset(s.name for s in SIGNALS if "margin_rare" in s.bits)
-"""Signals that look at how sure the model's answers were."""
+BY_ANSWER = frozenset(s.name for s in SIGNALS if {"margin_rare", "flipped"} & {*s.bits})
+"""Signals that look at the model's answers."""
 
 
 def masses(scale: NDArray[np.float64] | None = None, horizon_distinct: float = np.inf) -> Masses:

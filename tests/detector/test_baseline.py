@@ -609,10 +609,10 @@ def test_whose_use_was_declared_has_his_say_among_his_like() -> None:
     assert thieves.isdisjoint(lives.clients)
 
 
-def test_the_reach_survives_the_file_and_leaves_margins_alone() -> None:
+def test_the_reach_survives_the_file_and_leaves_answers_alone() -> None:
     baseline, _, _ = with_thieves(0.05, rehearsed=True)
     reach = baseline.nulls.reach
     np.testing.assert_array_equal(Baseline.from_bytes(baseline.to_bytes()).nulls.reach, reach)
     judged = np.isfinite(reach)
-    assert {SIGNALS[i].name for i in np.flatnonzero(~judged & FUSED)} == {"margin_roots"}
+    assert {SIGNALS[i].name for i in np.flatnonzero(~judged & FUSED)} == {"margin_roots", "flipped"}
     assert (reach[judged] >= [s.floor for s, use in zip(SIGNALS, judged, strict=True) if use]).all()

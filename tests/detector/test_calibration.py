@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from detector.calibration import (
+    LEAST_SHARE,
     MOST_LEFT_OUT,
     PLAUSIBLE,
     SMALLEST_TAIL,
@@ -209,16 +210,21 @@ def test_simulated_clients_support_no_budget() -> None:
 @given(st.integers(0, 2**32), st.integers(1, 60), st.integers(1, 5))
 def test_who_is_beyond_the_reach_is_left_out_one_client_in_ten_at_most(seed: int, clients: int, signals: int) -> None:
     rng = np.random.default_rng(seed)
-    lives = rng.pareto(0.7, (clients, signals)) * 10
+    lives, shares = rng.pareto(0.7, (clients, signals)) * 10, rng.uniform(0, 0.5, (clients, signals))
     reach = rng.uniform(5, 50, signals)
-    naive = [any(lives[i, j] > PLAUSIBLE * reach[j] for j in range(signals)) for i in range(clients)]
-    found = implausible(lives, reach)
+    naive = [
+        any(lives[i, j] > PLAUSIBLE * reach[j] and shares[i, j] >= LEAST_SHARE for j in range(signals))
+        for i in range(clients)
+    ]
+    found = implausible(lives, shares, reach)
     assert found.tolist() == (naive if sum(naive) <= MOST_LEFT_OUT * clients else [False] * clients)
 
 
-def test_without_a_rehearsal_and_where_it_says_nothing_nobody_is_left_out() -> None:
-    lives = np.full((20, 2), 1.0)
+def test_without_a_rehearsal_where_it_says_nothing_and_in_a_small_part_of_much_nobody_is_left_out() -> None:
+    lives, shares = np.full((20, 2), 1.0), np.full((20, 2), 0.5)
     lives[3] = 1e9
-    assert not implausible(lives, UNREHEARSED).any()
-    assert not implausible(lives, np.full(2, np.inf)).any()
-    assert implausible(lives, np.array([np.inf, 1.0])).nonzero()[0].tolist() == [3]
+    assert not implausible(lives, shares, UNREHEARSED).any()
+    assert not implausible(lives, shares, np.full(2, np.inf)).any()
+    assert implausible(lives, shares, np.array([np.inf, 1.0])).nonzero()[0].tolist() == [3]
+    shares[3] = 0.1
+    assert not implausible(lives, shares, np.array([np.inf, 1.0])).any()
