@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -43,7 +43,7 @@ def main(bootstrap: str, topic: str, url: str, baseline: str, secrets: str) -> N
         auto_commit_interval_ms=5000, session_timeout_ms=3000, heartbeat_interval_ms=500, max_poll_interval_ms=10_000,
         max_poll_records=500, reconnect_backoff_max_ms=500,
     )  # fmt: skip
-    client = redis.Redis.from_url(url, socket_timeout=1.0, socket_connect_timeout=1.0)
+    client = redis.Redis.from_url(url, socket_timeout=5.0, socket_connect_timeout=5.0)
     stopped: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: stopped.append(number))
     while not stopped:
@@ -67,15 +67,18 @@ def folded(reading: Ingest, client: redis.Redis, cell: Cell, batch: Records) -> 
     """Load what is missing, fold, write back."""
     decoded, keys = reading.decode(cell, batch)
     wanted = reading.missing(cell, keys)
-    loaded = insisted(lambda: {key: fields_of(client, key) for key in wanted})
+    loaded = insisted(lambda: fields_of(client, wanted))
     reading.take(cell, loaded, wanted)
     checkpoint = reading.step(cell, decoded, keys, batch.next_offset)
     insisted(lambda: written(client, checkpoint, len(batch.offsets)))
 
 
-def fields_of(client: redis.Redis, key: ClientKey) -> dict[str, bytes]:
-    values: Any = client.hgetall(PREFIX + client_text(key))
-    return {name.decode(): value for name, value in values.items()}
+def fields_of(client: redis.Redis, wanted: Sequence[ClientKey]) -> dict[ClientKey, dict[str, bytes]]:
+    with client.pipeline(transaction=False) as pipe:
+        for key in wanted:
+            pipe.hgetall(PREFIX + client_text(key))
+        answers: Any = pipe.execute()
+    return {key: {n.decode(): v for n, v in values.items()} for key, values in zip(wanted, answers, strict=True)}
 
 
 def written(client: redis.Redis, checkpoint: Checkpoint, records: int) -> None:
