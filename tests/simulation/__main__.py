@@ -11,6 +11,8 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 from simulation import remembered, scene, shrink
 from simulation.oracle import Verdict, judge
@@ -23,9 +25,10 @@ SUMS = ("faults", "effects", "records", "restores", "lost", "doubled", "wrong", 
 
 @dataclass(slots=True)
 class Tally:
-    """Of many seeds. bad: the first of them, each with what is wrong."""
+    """Of many seeds, from `first` on. bad: the first bad ones, each with what is wrong."""
 
     variant: str
+    first: int = 0
     seeds: int = 0
     bad_seeds: int = 0
     slowest_drain_s: float = 0.0
@@ -64,7 +67,7 @@ _caught = multiprocessing.get_context("fork").Array("b", len(VARIANTS))
 
 def _chunk(task: tuple[str, int, int, bool]) -> Tally:
     variant, first, after, until_bad = task
-    tally, which = Tally(variant), list(VARIANTS).index(variant)
+    tally, which = Tally(variant, first), list(VARIANTS).index(variant)
     for seed in range(first, after):
         if until_bad and variant != OURS and _caught[which]:
             break
@@ -75,9 +78,15 @@ def _chunk(task: tuple[str, int, int, bool]) -> Tally:
 
 
 def run(
-    variants: Sequence[str], first: int, seeds: int | None, processes: int, until_bad: bool = False
+    variants: Sequence[str],
+    first: int,
+    seeds: int | None,
+    processes: int,
+    until_bad: bool = False,
+    progress: Path | None = None,
 ) -> dict[str, Tally]:
-    """All variants, `seeds` each (None: as many as each may need in CI); `until_bad`: weaker ones only until one fails."""
+    """All variants, `seeds` each (None: as many as each may need in CI); `until_bad`: weaker ones only until one fails.
+    progress: a file that gets a line for each part that is done, so that a run that is broken off leaves its figures."""
     prepare()
     tasks = []
     for variant in variants:
@@ -89,7 +98,15 @@ def run(
     with multiprocessing.get_context("fork").Pool(processes) as pool:
         for tally in pool.imap_unordered(_chunk, tasks):
             tallies[tally.variant].merge(tally)
+            if progress is not None:
+                with progress.open("a") as file:
+                    file.write(json.dumps(_figures(tally)) + "\n")
     return tallies
+
+
+def _figures(t: Tally) -> dict[str, Any]:
+    return {"variant": t.variant, "first": t.first, "seeds": t.seeds, "bad_seeds": t.bad_seeds,
+            "drain_s": t.slowest_drain_s, "bad": t.bad, **t.sums}  # fmt: skip
 
 
 @functools.cache
@@ -137,6 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--variant", action="append", choices=[*VARIANTS, "all", "controls"], help="default: ours")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--until-bad", action="store_true", help="weaker variants: only until a seed fails")
+    parser.add_argument("--progress", type=Path, help="append a line of JSON for each part that is done")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args(arguments)
     asked = given.variant or [OURS]
@@ -146,10 +164,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(trace)
         return int(verdict.bad)
     began = time.monotonic()
-    tallies = run(variants, given.first, given.seeds, given.processes, given.until_bad)
+    tallies = run(variants, given.first, given.seeds, given.processes, given.until_bad, given.progress)
     if given.json:
-        print(json.dumps({v: {"seeds": t.seeds, "bad_seeds": t.bad_seeds, "drain_s": t.slowest_drain_s, "bad": t.bad, **t.sums}
-                          for v, t in tallies.items()}))  # fmt: skip
+        print(json.dumps({variant: _figures(tally) for variant, tally in tallies.items()}))
     else:
         print(table(tallies.values()))
         total = sum(t.sums["faults"] for t in tallies.values())

@@ -213,7 +213,7 @@ VARIANTS: dict[str, Variant] = {
     "naive-detect": Variant("naive at-least-once, ingest and detect with a lease", Naive, True, 10),
     "epoch": Variant("epoch counter only", EpochOnly, False, 60),
     "cas": Variant("offset CAS only", CasOnly, False, 200),
-    "epoch-cas-watermark": Variant("epoch counter + CAS + client watermark", EpochCasWatermark, False, 600, 100),
+    "epoch-cas-watermark": Variant("epoch counter + CAS + client watermark", EpochCasWatermark, False, 600, 350),
     "plain-reads": Variant("unique token + CAS, plain reads", PlainReads, False, 600, 500),
     "idle-unseen": Variant("idle cells are not asked", IdleUnseen, False, 60),
     "touched-set": Variant("detect: touched set + lease + row version", TouchedSet, True, 60),
