@@ -41,11 +41,15 @@ def fields_of(store: Store, clients: Sequence[ClientKey]) -> dict[ClientKey, dic
     return found
 
 
+class OtherMap(IncompatibleProfile):
+    """A whole profile, of another feature map."""
+
+
 def read_span(cell: str, window: int, blob: bytes, baseline: Baseline) -> Span:
-    """Raises IncompatibleProfile for bytes that are no profile of this baseline's map."""
+    """Raises IncompatibleProfile for bytes that are no profile of this baseline's map, OtherMap where that is all that is wrong."""
     profile = Profile.from_bytes(blob, Shape.of(baseline.map, len(baseline.table.need)))
     if profile.map_id != baseline.map_id:
-        raise IncompatibleProfile(f"a profile of map {profile.map_id}, the baseline's is {baseline.map_id}")
+        raise OtherMap(f"a profile of map {profile.map_id}, the baseline's is {baseline.map_id}")
     return Span(cell, window, blob, profile)
 
 
@@ -55,18 +59,18 @@ def spans_in_force(
     damaged: Callable[[str, Exception], None] = lambda cell, error: None,
 ) -> list[Span]:
     """The spans that count, by cell; those of another map do not. damaged: told of bytes that are no profile, which are passed over."""
-    shape = Shape.of(baseline.map, len(baseline.table.need))
     found: dict[str, list[Span]] = {}
     for cell, values in sorted(fields.items()):
         for name, blob in sorted(values.items()):
             if name.startswith("w:"):
                 try:
-                    profile, window = Profile.from_bytes(blob, shape), int(name[2:])
+                    span = read_span(cell, int(name[2:]), blob, baseline)
+                except OtherMap:
+                    continue  # from before the model was fitted anew
                 except (IncompatibleProfile, ValueError) as error:
                     damaged(cell, error)
                     continue
-                if profile.map_id == baseline.map_id:
-                    found.setdefault(cell, []).append(Span(cell, window, blob, profile))
+                found.setdefault(cell, []).append(span)
     newest = max((span.window for spans in found.values() for span in spans), default=0)
     started = ([span for span in spans if span.window >= newest - 1] for spans in found.values())
     return [min(spans, key=lambda span: span.window) for spans in started if spans]

@@ -10,12 +10,17 @@ from consumers.drafts import whole
 from consumers.errors import Refused
 
 
+def half_written(path: Path) -> None:
+    with whole(path) as draft:
+        draft.write_text("half")
+        raise ZeroDivisionError
+
+
 def test_a_file_appears_when_everything_is_written_and_never_in_part(tmp_path: Path) -> None:
     path = tmp_path / "scores.jsonl"
     path.write_text("before")
-    with pytest.raises(ZeroDivisionError), whole(path) as draft:
-        draft.write_text("half")
-        raise ZeroDivisionError
+    with pytest.raises(ZeroDivisionError):
+        half_written(path)
     assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"scores.jsonl": "before"}
     with whole(path) as draft:
         draft.write_text("after")
@@ -24,8 +29,6 @@ def test_a_file_appears_when_everything_is_written_and_never_in_part(tmp_path: P
 
 
 def test_what_cannot_be_written_is_refused_in_one_line(tmp_path: Path) -> None:
-    with (
-        pytest.raises(Refused, match=r"nowhere/scores.jsonl: No such file or directory$"),
-        whole(tmp_path / "nowhere" / "scores.jsonl") as draft,
-    ):
+    path = tmp_path / "nowhere" / "scores.jsonl"
+    with pytest.raises(Refused, match=r"nowhere/scores.jsonl: No such file or directory$"), whole(path) as draft:
         draft.write_text("x")
