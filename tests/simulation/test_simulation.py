@@ -48,7 +48,6 @@ def test_nothing_lost_nothing_doubled(found: dict[str, Any]) -> None:
     assert ours["seeds"] >= 2_000
     assert ours["faults"] >= 100_000
     assert ours["drain_s"] < 30
-    assert ours["restores"] > 50
 
 
 @pytest.mark.parametrize("variant", IN_CI)
