@@ -151,9 +151,9 @@ def test_down_waits_as_long_as_one_process_after_another_ends(
     known = {f"part-{pid}": {"pid": pid, "started": 1} for pid in ends} | {"up": {"pid": 13, "started": 1}}
     (tmp_path / "up.json").write_text(json.dumps({"ports": {}, "processes": known}))
     monkeypatch.setattr(up, "started_at", lambda pid: 1 if now[0] < ends[pid] else None)
-    monkeypatch.setattr(up.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(up.time, "sleep", lambda s: now.__setitem__(0, now[0] + s))
-    monkeypatch.setattr(up.os, "kill", lambda pid, number: killed.append((pid, number)))
+    monkeypatch.setattr("examples.up.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("examples.up.time.sleep", lambda s: now.__setitem__(0, now[0] + s))
+    monkeypatch.setattr("examples.up.os.kill", lambda pid, number: killed.append((pid, number)))
     assert up.STOP_S * 2 < 80, "the last of them takes longer than one wait"
     up.down(tmp_path)
     assert killed == [(13, signal.SIGTERM), (14, signal.SIGKILL)]
