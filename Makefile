@@ -96,7 +96,7 @@ bench-gateway: $(STAMP) ## How fast gateways are answered, with Redis running an
 	@$(BIN)/python -m benchmarks.gateway $(if $(SHORT),--short) $(ARGS)
 
 .PHONY: bench-detection
-bench-detection: $(STAMP) ## Ours and the literature on ten victims, about 35 minutes (SHORT=1: three victims, no file)
+bench-detection: $(STAMP) ## Ours and the literature on ten victims, about 35 minutes (SHORT=1: three victims, no file; ARGS=--ours: ours alone)
 	@nice -n 10 $(BIN)/python -m benchmarks.detection $(if $(SHORT),--short) $(ARGS)
 
 .PHONY: bench-campaigns
