@@ -304,8 +304,8 @@ class Runner:
                     before = stored_decision(rows[key], self.detect.secrets, key.tenant)
                 except CorruptState as error:
                     log.warning("decision row set aside", extra={"why": str(error)})
-            if before is not None and not behind.isdisjoint(before.cells):
-                return [], False
+            if behind and (before is None or not behind.isdisjoint(before.cells)):
+                return [], False  # without a row (it may have been erased) nobody knows what the replay will bring
             seen.append(Seen(key, fields[key], before))
         return seen, True
 

@@ -17,7 +17,7 @@ import victims
 from consumers import detect, ingest
 from consumers.log.files import FileLog
 from consumers.secrets import Secrets
-from consumers.store import Shards
+from consumers.store import DECISION_CELLS, Shards, decision_cell
 from consumers.store.embedded import EmbeddedStore
 from detector.baseline import Baseline
 from detector.policy import Policy
@@ -137,6 +137,37 @@ def test_a_decision_that_rests_on_a_rolled_back_cell_waits_for_it(
     for _ in range(4):
         one.turn()
     assert (queries(store, secrets) == dict.fromkeys(CLIENTS, 60)) is careful, "or it would never be right again"
+
+
+def test_a_client_without_a_row_waits_for_a_rolled_back_cell_too(
+    tmp_path: Path, new_store: NewStore, reading: ingest.Ingest, baseline: Baseline, lines: list[bytes]
+) -> None:
+    """Its row was erased: nothing says that the cell that is behind holds a part of it, and what comes back is no news to the cursor."""
+    secrets, store = reading.secrets, new_store()
+
+    def read(name: str, some: list[bytes]) -> str:
+        log = FileLog([victims.write_lines(tmp_path / name, some)])
+        ingest.run(ingest.Runner(log, store, reading), lambda: False, until_end=True, poll_timeout_s=0.0)
+        return log.cell
+
+    lost = read("a.jsonl", lines[:150])
+    behind = Behind(store, lost)
+    behind.back = True
+    judging = detect.Detect({victims.MODEL: baseline}, secrets, Policy(0.01, "observe"))
+    one = detect.Runner(behind, judging, [], now_s=lambda: None, sleep=lambda s: None)
+    while one.turn():
+        pass
+    for v in range(DECISION_CELLS):
+        store.erase_decisions(v, [key for key in keys(secrets) if decision_cell(key) == v], [])
+    behind.back = False
+    read("b.jsonl", lines[150:])
+    for _ in range(4):
+        one.turn()
+    assert queries(store, secrets) == {}
+    behind.back = True
+    for _ in range(4):
+        one.turn()
+    assert queries(store, secrets) == dict.fromkeys(CLIENTS, 60)
 
 
 def cursor_of(one: detect.Runner, cell: str) -> int:

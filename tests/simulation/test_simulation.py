@@ -20,6 +20,8 @@ from simulation.variants import OURS, VARIANTS
 
 ROOT = Path(__file__).resolve().parents[2]
 ZERO = ("lost", "doubled", "wrong", "missing", "old_rows", "uid_twice", "stale", "undrained", "quarantined", "errors")
+WAS_BAD = (110_915,)
+"""110915: a client whose row was erased was decided on while a cell that held a part of it was being read again."""
 IN_CI = [name for name, variant in VARIANTS.items() if name != OURS and variant.seeds]
 
 
@@ -80,6 +82,15 @@ def test_one_seed(pytestconfig: pytest.Config, capsys: pytest.CaptureFixture[str
     else:
         assert explain(7)[1] == trace
         assert "takes effect" in trace or "fails over" in trace
+    assert not verdict.bad, trace
+
+
+@pytest.mark.usefixtures("undone")
+@pytest.mark.parametrize("seed", WAS_BAD)
+def test_a_seed_that_found_a_bug_stays_good(seed: int) -> None:
+    from simulation.__main__ import explain
+
+    verdict, trace = explain(seed)
     assert not verdict.bad, trace
 
 
