@@ -369,7 +369,7 @@ def test_a_baseline_file_is_laid_out_as_documented(sampled: tuple[Path, str]) ->
     """Read by the words of docs/formats.md alone."""
     blob = (sampled[0] / "tumour.baseline").read_bytes()
     magic, version, length = struct.unpack_from("<4sHI", blob)
-    assert (magic, version) == (b"QWBL", 2)
+    assert (magic, version) == (b"QWBL", 3)
     header = json.loads(blob[10 : 10 + length])
     assert documented_keys("baseline") - {"columns"} == set(header)
     assert hashlib.sha256(blob[:-32]).digest() == blob[-32:]
