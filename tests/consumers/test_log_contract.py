@@ -94,7 +94,7 @@ def opened(request: pytest.FixtureRequest) -> Callable[[Open], QueryLog]:
 Opened = Callable[[Open], QueryLog]
 
 
-def until(log: QueryLog, wanted: Callable[[Poll], bool], polls: int = 100) -> Poll:
+def until(log: QueryLog, wanted: Callable[[Poll], bool], polls: int = 400) -> Poll:
     """The first poll that is as wanted."""
     for _ in range(polls):
         poll = log.poll(0.2, 1000)

@@ -24,6 +24,7 @@ from consumers.store.embedded import EmbeddedStore
 from detector.baseline import Baseline
 from detector.calibration import UNREHEARSED
 from detector.policy import FLAGGED, Policy
+from detector.signals import NAMES
 
 CLIENTS = 60
 DAYS = 0.01
@@ -210,7 +211,11 @@ def test_fit_gives_the_thief_in_its_traffic_no_say_and_names_it(files: dict[str,
     assert (trusting.review[0].client, trusting.review[0].left_out) == (thief, False)
     assert trusting.baseline.nulls.clients == CLIENTS + 1
     assert trusting.baseline.map_id == fitted.baseline.map_id
-    assert trusting.baseline.tail(True).level(0.01) > 2 * fitted.baseline.tail(True).level(0.01)
+    asked_for = [
+        b.tail(True).level(0.01) * b.nulls.scale[NAMES.index(fitted.review[0].signal)]
+        for b in (trusting.baseline, fitted.baseline)
+    ]
+    assert asked_for[0] > 2 * asked_for[1], "so much more would a thief have to steal"
 
 
 def test_fit_leaves_out_whom_it_is_told_to(files: dict[str, Path], tmp_path: Path) -> None:
