@@ -93,7 +93,9 @@ def run_victim(name: str, plan: Plan) -> dict[str, Any]:
         ["reference"], np.zeros(n, np.int32), victim.reference, np.zeros(n), victim.predict(victim.reference)
     )
     say(name, f"{sum(len(s.inputs) for s in calibration):,} queries to calibrate on")
-    baseline = Baseline.fit(name, victim.schema, reference, batch_of(victim, calibration), real_clients=True, rng=rng)
+    baseline, _ = Baseline.fit(
+        name, victim.schema, reference, batch_of(victim, calibration), real_clients=True, rng=rng
+    )
     say(name, "testing")
     _, honest_states = p_and_state(victim, baseline, tested)
     _, theft_states = p_and_state(victim, baseline, thefts)

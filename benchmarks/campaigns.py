@@ -19,8 +19,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # two processes on two cores
 
 import argparse
 import json
-import multiprocessing
-import sys
 import time
 import warnings
 from collections import defaultdict
@@ -38,7 +36,6 @@ from detector.attacks import ATTACKS
 from detector.baseline import Baseline
 from detector.collusion import assess_group
 from detector.honest import BENIGN
-from detector.policy import FLAGGED, Policy, wanted
 from detector.profile import Profile
 from detector.scoring import assess
 from detector.worlds import VARIANTS
@@ -76,9 +73,7 @@ def campaigns(
     thefts: dict[str, dict[str, list[int]]] = {}
     for (family, variant, _), members in sorted(runs.items()):
         cell = thefts.setdefault(family, {}).setdefault(variant, [0, 0, 0])
-        alone = any(
-            wanted(assess(profiles[i], baseline), baseline.nulls, Policy(budget))[0] in FLAGGED for i in members
-        )
+        alone = any(ours.is_flagged(assess(profiles[i], baseline), baseline, budget) for i in members)
         cell[0] += flagged(members)
         cell[1] += alone
         cell[2] += 1
@@ -90,11 +85,7 @@ def campaigns(
         for make_up in ("mixed", "alike"):
             cell = accused.setdefault(f"{size} {make_up}", [0, 0])
             for _ in range(HONEST_GROUPS):
-                pool = (
-                    everybody
-                    if make_up == "mixed"
-                    else honest[kinds[int(rng.choice(len(kinds), p=shares / shares.sum()))]]
-                )
+                pool = everybody if make_up == "mixed" else honest[rng.choice(kinds, p=shares / shares.sum())]
                 members = rng.choice(pool, size=min(size, len(pool)), replace=False).tolist()
                 cell[0] += flagged(members)
                 cell[1] += 1
@@ -109,13 +100,11 @@ def run_victim(name: str, plan: detection.Plan) -> list[dict[str, Any]]:
     clients = detection.populate(victim, plan, literature=False)
     rehearsed = ours.rehearsed_for(victim)
     found = []
-    for split, (groups, held) in enumerate(zip(detection.SPLITS[: plan.splits], detection.HELD_OUT, strict=False)):
-        calibration = [c for c in clients if c.group in groups and c.stream.kind != held]
-        tested = [c for c in clients if c.group not in groups]
+    for split, (_, calibration, tested) in enumerate(detection.deals(clients, plan.splits)):
         baseline, _ = ours.fitted(victim, calibration, np.random.default_rng(split), rehearsed)
         profiles = ours.profiles_of(victim, baseline, tested)
         found.append(campaigns(baseline, profiles, tested, plan.budget, np.random.default_rng([split, 1])))
-    print(f"{time.strftime('%H:%M:%S')} {name}: done in {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+    detection.say(name, f"done in {time.monotonic() - began:.0f} s")
     return found
 
 
@@ -125,13 +114,7 @@ def _one(task: tuple[str, detection.Plan]) -> tuple[str, list[dict[str, Any]]]:
 
 def run(plan: detection.Plan, processes: int = 2) -> dict[str, Any]:
     """victim → split → what was found; see `campaigns`."""
-    tasks = [(name, plan) for name in plan.victims]
-    if processes == 1:
-        found = dict(map(_one, tasks))
-    else:
-        context = multiprocessing.get_context("spawn")
-        with context.Pool(processes, initializer=os.nice, initargs=(10,), maxtasksperchild=1) as pool:
-            found = dict(pool.imap_unordered(_one, tasks, chunksize=1))
+    found = dict(detection.in_processes(_one, [(name, plan) for name in plan.victims], processes))
     return {
         "plan": {"variants": SPLIT, "families": plan.families, "sizes": SIZES, "budget": plan.budget},
         "victims": {name: found[name] for name in plan.victims},

@@ -30,18 +30,21 @@ import sys
 import time
 import warnings
 from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks import art_attacks, ours
 from benchmarks.foreign import FOREIGN
 from benchmarks.leak import describe, leak
 from benchmarks.literature import METHODS, Known
 from benchmarks.ours import Tested
+from benchmarks.tables import CONTROL, OURS, SPOILT, TRUSTING, read, summary
 from benchmarks.victims import GROUPS, VICTIMS, Victim, build
 from detector.attacks import ATTACKS, Loot, Surrogate
 from detector.domain import Rows
@@ -51,9 +54,6 @@ from detector.worlds import Stream, theft_streams, world
 
 RESULTS = Path(__file__).parent / "results" / "detection.json"
 SOURCES = sorted((Path(__file__).parent.parent / "detector").glob("*.py"))
-OURS = "QueryWarden"
-SPOILT = "QueryWarden, 5 % thieves in calibration"
-TRUSTING = "… without the bound of influence"
 SPLITS = ((0, 1), (2, 3), (0, 2), (1, 3), (0, 3), (1, 2))
 """Groups that calibrate; the others test."""
 HELD_OUT = ("explainer", "misrouted", "qa_edge", "robustness", "shifted", "what_if")
@@ -95,7 +95,7 @@ SHORT = Plan(
 
 
 def populate(victim: Victim, plan: Plan, literature: bool = True) -> list[Tested]:
-    """All honest clients and thefts of one victim, with the courses of every method of the literature."""
+    """All honest clients and thefts of one victim, with or without the courses of every method of the literature."""
     rng = np.random.default_rng([plan.seed, *victim.name.encode()])
     streams = [
         (s, g)
@@ -126,19 +126,31 @@ def populate(victim: Victim, plan: Plan, literature: bool = True) -> list[Tested
             rows = art_attacks.steal(family, Loot(thief.domain, thief.own, thief.foreign), victim.predict, most, child)
             made = theft_streams(family, "plain", thief, victim.predict, child, len(rows), stolen=rows)
             streams += [(s, -1) for s in made]
-    known = Known(victim, victim.reference, rng)
+    known = Known(victim, victim.reference, rng) if literature else None
     answers = np.split(
         victim.predict(np.vstack([s.inputs for s, _ in streams])), np.cumsum([len(s.inputs) for s, _ in streams])
     )
     out = []
     for (stream, group), answer in zip(streams, answers, strict=False):
-        life = known.life(stream.inputs, answer)
-        courses = {}
-        for name, method in METHODS.items() if literature else ():
-            at, values = method.statistic(life, known)
-            courses[name] = (at, np.maximum.accumulate(values) if len(values) else values)
-        out.append(Tested(stream, group, answer, courses))
+        out.append(Tested(stream, group, answer, {} if known is None else _courses(known, stream, answer)))
     return out
+
+
+def _courses(known: Known, stream: Stream, answer: Rows) -> dict[str, tuple[NDArray[np.int64], Rows]]:
+    """Looks and running maxima of one client, by method of the literature."""
+    life = known.life(stream.inputs, answer)
+    courses = {}
+    for name, method in METHODS.items():
+        at, values = method.statistic(life, known)
+        courses[name] = (at, np.maximum.accumulate(values) if len(values) else values)
+    return courses
+
+
+def deals(clients: list[Tested], splits: int) -> Iterator[tuple[str, list[Tested], list[Tested]]]:
+    """Split by split: the honest kind that is held out, who calibrates, who is tested."""
+    for groups, held in zip(SPLITS[:splits], HELD_OUT, strict=False):
+        calibration = [c for c in clients if c.group in groups and c.stream.kind != held]
+        yield held, calibration, [c for c in clients if c.group not in groups]
 
 
 def theirs(method: str, level: float, window: int, tested: list[Tested]) -> list[int | None]:
@@ -215,19 +227,18 @@ def run_victim(name: str, plan: Plan, literature: bool = True) -> dict[str, Any]
     rehearsed = ours.rehearsed_for(victim)
     left_out: list[list[int]] = []
     floors: list[dict[str, dict[str, list[int]]]] = []
-    half = Known(victim, victim.reference[::2], np.random.default_rng(0))
     able = [m for m in METHODS if literature and (m != "HODA" or victim.stages)]
-    levels = {m: METHODS[m].threshold(half) for m in able}
+    half = Known(victim, victim.reference[::2], np.random.default_rng(0)) if able else None
+    levels = {m: METHODS[m].threshold(half) for m in able if half is not None}
     tally, cache, copies = Tally(plan.splits), dict[tuple[str, int], float](), defaultdict[str, list[list[float]]](list)
-    for split, (groups, held) in enumerate(zip(SPLITS[: plan.splits], HELD_OUT, strict=False)):
+    for split, (held, calibration, tested) in enumerate(deals(clients, plan.splits)):
         say(name, f"calibration split {split + 1} of {plan.splits}, {held} held out")
-        calibration = [c for c in clients if c.group in groups and c.stream.kind != held]
-        tested = [c for c in clients if c.group not in groups]
         baseline, _ = ours.fitted(victim, calibration, np.random.default_rng(split), rehearsed)
         profiles = ours.profiles_of(victim, baseline, tested)
-        alarms = ours.alarms(baseline, profiles, tested, plan.budget)
+        said = ours.assessed(baseline, profiles)
+        alarms = ours.alarms(baseline, profiles, said, tested, plan.budget)
         tally.add(OURS, "equal", split, tested, alarms)
-        floors.append(ours.by_floor(baseline, profiles, tested, plan.budget, held))
+        floors.append(ours.by_floor(said, tested, plan.budget, held))
         spoilt = ours.contaminated(
             victim, calibration, tested, plan.budget, np.random.default_rng([split, 2]), rehearsed
         )
@@ -267,6 +278,18 @@ def say(victim: str, text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {victim}: {text}", file=sys.stderr, flush=True)
 
 
+def in_processes(
+    work: Callable[[Any], tuple[str, Any]], tasks: Sequence[Any], processes: int
+) -> Iterator[tuple[str, Any]]:
+    """What `work` makes of each task, as it is done; each in a process of its own, or all in this one."""
+    if processes == 1:
+        yield from map(work, tasks)
+        return
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(processes, initializer=os.nice, initargs=(10,), maxtasksperchild=1) as pool:
+        yield from pool.imap_unordered(work, tasks, chunksize=1)
+
+
 def _one(task: tuple[str, Plan, bool]) -> tuple[str, dict[str, Any]]:
     return task[0], run_victim(*task)
 
@@ -279,14 +302,10 @@ def run(plan: Plan, processes: int = 2, keep: Path | None = None, literature: bo
     began = time.monotonic()
     tasks = [(name, plan, literature) for name in plan.victims]
     found: dict[str, dict[str, Any]] = {}
-    if processes == 1:
-        return report(dict(map(_one, tasks)), plan, began)
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(processes, initializer=os.nice, initargs=(10,), maxtasksperchild=1) as pool:
-        for name, figures in pool.imap_unordered(_one, tasks, chunksize=1):
-            found[name] = figures
-            if keep:
-                write(report(found, plan, began), keep)
+    for name, figures in in_processes(_one, tasks, processes):
+        found[name] = figures
+        if keep:
+            write(report(found, plan, began), keep)
     return report(found, plan, began)
 
 
@@ -331,8 +350,6 @@ def write(results: dict[str, Any], path: Path) -> None:
 
 def renewed(before: dict[str, Any], ours_only: dict[str, Any]) -> dict[str, Any]:
     """An earlier run with the figures of ours from another one. Both must have tested the same clients: those of a seed are."""
-    from benchmarks.tables import CONTROL
-
     made = {**ours_only, "seconds": before["seconds"], "victims": {}}
     for name, old in before["victims"].items():
         new = ours_only["victims"][name]
@@ -353,8 +370,6 @@ def _tested(found: dict[str, Any], method: str) -> dict[str, dict[str, Any]]:
 
 
 def main() -> None:
-    from benchmarks.tables import read, summary
-
     parser = argparse.ArgumentParser(
         description="Ours and the literature on the same victims, clients and calibrations."
     )

@@ -2,7 +2,7 @@
 
 Rules of the file:
 
-* What is called is what `fit`, `ingest` and `detect` call: `rehearsal`, `Baseline.fit_to`, `Profiles`, `assess`, `wanted`.
+* What is called is what `fit`, `ingest` and `detect` call: `rehearsal`, `Baseline.fit`, `Profiles`, `assess`, `wanted`.
 * Contamination: thefts stand among the calibration clients, `CONTAMINATION` of all; they are not tested. Beside it the same baseline
   with everybody's say, which is what the bound of influence is for.
 """
@@ -18,15 +18,14 @@ from numpy.typing import NDArray
 from benchmarks.victims import Victim
 from consumers.fit import rehearsal
 from detector.attacks import ATTACKS
-from detector.baseline import Baseline, Lives
-from detector.calibration import UNREHEARSED, scale_of
+from detector.baseline import Baseline, Lives, nulls_of
+from detector.calibration import UNREHEARSED
 from detector.domain import Rows
 from detector.policy import FLAGGED, MIN_ODD_TO_THROTTLE, Policy, wanted
 from detector.profile import Profile
 from detector.profiles import Profiles
 from detector.query import QueryBatch
-from detector.scoring import assess, reached
-from detector.signals import FREE, FUSED, SIGNALS, fuse
+from detector.scoring import Assessment, assess, reached
 from detector.worlds import Stream
 
 HALF_HORIZON_MS = 15 * 86_400_000
@@ -34,7 +33,7 @@ KEY = bytes(range(16))
 CONTAMINATION = 0.05
 
 
-FLOORS = (MIN_ODD_TO_THROTTLE, 32, 64, 150, 300, 600)
+ODD_FLOORS = (MIN_ODD_TO_THROTTLE, 32, 64, 150, 300, 600)
 
 
 @dataclass(slots=True)
@@ -70,7 +69,7 @@ def reference_of(victim: Victim) -> QueryBatch:
 def fitted(
     victim: Victim, calibration: Sequence[Tested], rng: np.random.Generator, rehearsed: QueryBatch
 ) -> tuple[Baseline, Lives]:
-    return Baseline.fit_to(
+    return Baseline.fit(
         victim.name, victim.schema, reference_of(victim), as_batch(victim, calibration), real_clients=True, rng=rng,
         rehearsed=rehearsed,
     )  # fmt: skip
@@ -81,23 +80,29 @@ def rehearsed_for(victim: Victim) -> QueryBatch:
 
 
 def profiles_of(victim: Victim, baseline: Baseline, clients: Sequence[Tested]) -> list[Profile]:
-    profiles = Profiles(baseline.map, baseline.table, baseline.nulls_version, HALF_HORIZON_MS)
-    batch = as_batch(victim, clients)
-    keys: list[object] = list(batch.clients)
-    for rows in np.array_split(np.arange(len(batch)), max(1, len(batch) // 4096)):
-        part = batch.take(rows)
-        profiles.add(keys, part, baseline.map.measure(part, KEY))
-    return [profiles.profile(key) for key in keys]
+    table = Profiles(baseline.map, baseline.table, baseline.nulls_version, HALF_HORIZON_MS)
+    return table.of_log(as_batch(victim, clients), KEY)
+
+
+def assessed(baseline: Baseline, profiles: Sequence[Profile]) -> list[Assessment]:
+    return [assess(profile, baseline) for profile in profiles]
+
+
+def is_flagged(said: Assessment, baseline: Baseline, budget: float) -> bool:
+    return wanted(said, baseline.nulls, Policy(budget))[0] in FLAGGED
 
 
 def alarms(
-    baseline: Baseline, profiles: Sequence[Profile], clients: Sequence[Tested], budget: float
+    baseline: Baseline,
+    profiles: Sequence[Profile],
+    said: Sequence[Assessment],
+    clients: Sequence[Tested],
+    budget: float,
 ) -> list[int | None]:
-    """Queries at which each client is flagged, None if never: exactly what the product does."""
+    """Queries at which each client is flagged, None if never: exactly what the product does. said: what was said of each."""
     found: list[int | None] = []
-    for profile, client in zip(profiles, clients, strict=True):
-        state, _ = wanted(assess(profile, baseline), baseline.nulls, Policy(budget))
-        if state not in FLAGGED:
+    for profile, one, client in zip(profiles, said, clients, strict=True):
+        if not is_flagged(one, baseline, budget):
             found.append(None)
             continue
         at = reached(profile, baseline, budget)
@@ -106,18 +111,17 @@ def alarms(
 
 
 def by_floor(
-    baseline: Baseline, profiles: Sequence[Profile], clients: Sequence[Tested], budget: float, held: str
+    said: Sequence[Assessment], clients: Sequence[Tested], budget: float, held: str
 ) -> dict[str, dict[str, list[int]]]:
     """What a floor under the odd queries would change: floor → known and held-out honest kinds, thefts by variant → [flagged, clients]."""
-    found: dict[str, dict[str, list[int]]] = {str(floor): {} for floor in FLOORS}
-    for profile, c in zip(profiles, clients, strict=True):
+    found: dict[str, dict[str, list[int]]] = {str(floor): {} for floor in ODD_FLOORS}
+    for one, c in zip(said, clients, strict=True):
         if c.group < 0 and not visible(c):
             continue
-        said = assess(profile, baseline)
         group = c.stream.variant if c.group < 0 else "held out" if c.stream.kind == held else "known"
-        for floor in FLOORS:
+        for floor in ODD_FLOORS:
             cell = found[str(floor)].setdefault(group, [0, 0])
-            cell[0] += said.p_value <= budget and said.odd >= floor
+            cell[0] += one.p_value <= budget and one.odd >= floor
             cell[1] += 1
     return found
 
@@ -152,23 +156,19 @@ def contaminated(
     profiles = profiles_of(victim, baseline, others)
     bad = np.arange(len(spoilt)) >= len(calibration)
     out = (int(lives.left_out[bad].sum()), int(lives.left_out[~bad].sum()))
-    bounded = alarms(baseline, profiles, others, budget)
-    trusting = alarms(with_every_say(baseline, lives), profiles, others, budget)
+    bounded, trusting = (
+        alarms(b, profiles, assessed(b, profiles), others, budget) for b in (baseline, with_every_say(baseline, lives))
+    )
     return Contaminated(others, bounded, trusting, out, count)
 
 
 def with_every_say(baseline: Baseline, lives: Lives) -> Baseline:
     """The same map under the nulls of all lives, bounded by nothing."""
-    scale = scale_of(lives.masses, np.array([s.floor for s in SIGNALS]))
-    ordered, free = (np.sort(fuse(lives.masses, scale, use)) for use in (FUSED, FREE))
-    nulls = replace(
-        baseline.nulls,
-        lives=lives.masses.astype(np.float32),
-        scale=scale,
-        ordered=ordered,
-        free=free,
+    old = baseline.nulls
+    nulls, _ = nulls_of(
+        lives.statistics, [""] * len(lives.clients), distinct=old.distinct, days=old.days, calibrated=old.calibrated,
         reach=UNREHEARSED,
-    )
+    )  # fmt: skip
     return replace(baseline, nulls=nulls)
 
 

@@ -106,7 +106,7 @@ def fitted(short: bool) -> Baseline:
     reference, _ = reference_batch(raw, schema)
     fmt = NativeFormat({MODEL: InputReader(schema)})
     honest = fmt.decode(records(events(3000, "bare", rng))).batches[MODEL]
-    return Baseline.fit(MODEL, schema, reference, honest, real_clients=True, rng=rng)
+    return Baseline.fit(MODEL, schema, reference, honest, real_clients=True, rng=rng)[0]
 
 
 def records(lines: Sequence[bytes], start: int = 0) -> Records:

@@ -211,7 +211,7 @@ def fit(
         honest = simulated(batch, schema, rng)
     progress("learning what real inputs look like, calibrating on honest clients")
     try:
-        baseline, lives = Baseline.fit_to(
+        baseline, lives = Baseline.fit(
             model_id, schema, batch, honest, real_clients=traffic is not None, rng=rng, personas=personas,
             rehearsed=None if trust_traffic else rehearsal(batch, schema, seed),
         )  # fmt: skip

@@ -13,7 +13,7 @@ import hashlib
 import json
 import struct
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -29,7 +29,7 @@ from detector.fold import Masses
 from detector.profile import Profile
 from detector.profiles import Profiles
 from detector.query import QueryBatch
-from detector.signals import BY_ANSWER, FREE, FUSED, SIGNALS, TABLE_VERSION, Statistics, fuse, masses, measure
+from detector.signals import BY_ANSWER, FLOOR, FREE, FUSED, SIGNALS, TABLE_VERSION, Statistics, fuse, masses, measure
 
 MAGIC = b"QWBL"
 FORMAT = 3
@@ -53,11 +53,16 @@ MS_A_DAY = 86_400_000
 
 @dataclass(frozen=True, slots=True)
 class Lives:
-    """What a fit made of the clients without a persona: their ids (g), lifetime masses (g, s), who has no say in the nulls (g,)."""
+    """What a fit made of the clients without a persona: their ids (g), their statistics (g), who has no say in the nulls (g,)."""
 
     clients: tuple[str, ...]
-    masses: NDArray[np.float64]
+    statistics: tuple[Statistics, ...]
     left_out: NDArray[np.bool_]
+
+    @property
+    def masses(self) -> NDArray[np.float64]:
+        """(g, s) lifetime masses."""
+        return np.array([s.lifetime for s in self.statistics])
 
 
 @dataclass(frozen=True)
@@ -114,25 +119,6 @@ class Baseline:
 
     @classmethod
     def fit(
-        cls,
-        model_id: str,
-        schema: Schema,
-        reference: QueryBatch,
-        traffic: QueryBatch,
-        *,
-        real_clients: bool,
-        rng: np.random.Generator,
-        personas: Mapping[str, str] | None = None,
-        rehearsed: QueryBatch | None = None,
-    ) -> Baseline:
-        """Fit map and nulls; see `fit_to`, which also says what was made of each client."""
-        return cls.fit_to(
-            model_id, schema, reference, traffic, real_clients=real_clients, rng=rng, personas=personas,
-            rehearsed=rehearsed,
-        )[0]  # fmt: skip
-
-    @classmethod
-    def fit_to(
         cls,
         model_id: str,
         schema: Schema,
@@ -450,13 +436,8 @@ def _settle_levels(feature_map: FeatureMap, traffic: QueryBatch) -> None:
 def _statistics(feature_map: FeatureMap, queries: QueryBatch) -> list[tuple[str, Profile, Statistics]]:
     """Every client with a query: id, profile, statistics by the very fold that the service uses."""
     table = masses()
-    profiles = Profiles(feature_map, table, "0" * 16, half_horizon_ms=2**62)
-    keys: list[object] = list(queries.clients)
-    for rows in np.array_split(np.arange(len(queries)), max(1, len(queries) // 4096)):
-        part = queries.take(rows)
-        profiles.add(keys, part, feature_map.measure(part, PUBLIC_KEY))
-    known = zip(queries.clients, map(profiles.profile, keys), strict=True)
-    return [(client, p, measure(p, table)) for client, p in known if p.queries]
+    profiles = Profiles(feature_map, table, "0" * 16, half_horizon_ms=2**62).of_log(queries, PUBLIC_KEY)
+    return [(client, p, measure(p, table)) for client, p in zip(queries.clients, profiles, strict=True) if p.queries]
 
 
 def _reach(feature_map: FeatureMap, rehearsed: QueryBatch) -> NDArray[np.float64]:
@@ -466,7 +447,7 @@ def _reach(feature_map: FeatureMap, rehearsed: QueryBatch) -> NDArray[np.float64
     """
     most = np.max([s.lifetime for _, _, s in _statistics(feature_map, rehearsed)], axis=0, initial=0.0)
     judged = np.array([s.name not in BY_ANSWER for s in SIGNALS])
-    return np.where(judged & FUSED, np.maximum(most, [s.floor for s in SIGNALS]), np.inf)
+    return np.where(judged & FUSED, np.maximum(most, FLOOR), np.inf)
 
 
 def _calibrate(
@@ -485,13 +466,10 @@ def _calibrate(
         distinct=max(p.distinct for _, p, _ in honest),
         days=max(p.last_ms - p.first_ms for _, p, _ in honest) / MS_A_DAY,
         calibrated=real_clients,
-        reach=reach if real_clients else UNREHEARSED,
+        reach=reach,
     )
-    nulls = replace(
-        nulls, reach=reach
-    )  # of simulated clients all have their say; the reach is for the learning period to come
-    others = [(client, s.lifetime) for client, _, s in honest if not persona[client]]
-    return nulls, Lives(tuple(c for c, _ in others), np.array([life for _, life in others]), left_out)
+    others = [(client, s) for client, _, s in honest if not persona[client]]
+    return nulls, Lives(tuple(c for c, _ in others), tuple(s for _, s in others), left_out)
 
 
 def nulls_of(
@@ -506,6 +484,7 @@ def nulls_of(
     """Nulls of honest lives, one a client, and which clients without a persona have no say in them.
 
     declared  each client's persona, "" for none; at least one has none
+    calibrated  whether these are real clients; simulated ones all have their say
     reach     (s,) of honest tools in rehearsal, (0,) where there was none
     """
     maxima = np.array([s.lifetime for s in lives])
@@ -513,9 +492,9 @@ def nulls_of(
     persona = np.array(declared)
     others = persona == ""
     shares = np.array([s.count / np.maximum(s.base, 1.0) for s in lives])
-    left_out = implausible(maxima[others], shares[others], reach)
+    left_out = implausible(maxima[others], shares[others], reach if calibrated else UNREHEARSED)
     kept = np.flatnonzero(others)[~left_out]
-    scale = scale_of(maxima[kept], np.array([s.floor for s in SIGNALS]))
+    scale = scale_of(maxima[kept], FLOOR)
     ordered, free = fuse(maxima, scale, FUSED), fuse(ends, scale, FREE)
     nulls = Nulls(
         lives=maxima[kept].astype(np.float32),

@@ -108,10 +108,11 @@ def implausible(
 
     lives (g, s) lifetime masses, shares (g, s) odd queries among those they are counted among, reach (s,) or (0,) → (g,)
     """
+    nobody = np.zeros(len(lives), np.bool_)
     if not len(reach):
-        return np.zeros(len(lives), np.bool_)
+        return nobody
     beyond = np.asarray(((lives > PLAUSIBLE * reach) & (shares >= LEAST_SHARE)).any(axis=1))
-    return beyond if beyond.sum() <= MOST_LEFT_OUT * len(lives) else np.zeros(len(lives), np.bool_)
+    return beyond if beyond.sum() <= MOST_LEFT_OUT * len(lives) else nobody
 
 
 @dataclass(frozen=True, slots=True)

@@ -129,6 +129,14 @@ class Profiles:
             self._turn(np.unique(slots[rows]), value)
             self._fold(slots[rows], batch, measured, rows if len(values) > 1 else None)
 
+    def of_log(self, queries: QueryBatch, key: bytes, at_once: int = 4096) -> list[Profile]:
+        """Fold a whole log, measured under the sampling key, poll by poll → the profile of each of its clients, whom their ids name."""
+        clients: list[object] = list(queries.clients)
+        for rows in np.array_split(np.arange(len(queries)), max(1, len(queries) // at_once)):
+            part = queries.take(rows)
+            self.add(clients, part, self.map.measure(part, key))
+        return [self.profile(client) for client in clients]
+
     def profile(self, key: object) -> Profile:
         """A copy of one client's long span, with its memory."""
         return self._profile(self.rows[key], 0)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from detector.baseline import MS_A_DAY, Baseline, enough_clients, limits_of, nulls_of
 from detector.errors import UnfittedModel
 from detector.profile import Profile
-from detector.signals import FUSED, SIGNALS, Statistics, measure
+from detector.signals import FLOOR, FUSED, SIGNALS, Statistics, measure
 
 MIN_DAYS = 7.0
 MIN_LONG_CLIENTS = 20
@@ -82,8 +82,7 @@ def outliers(
     """
     if not len(clients):
         return ()
-    floor = np.array([s.floor for s in SIGNALS])
-    usual = np.maximum(np.quantile(lives, USUAL_SHARE, axis=0), floor)
+    usual = np.maximum(np.quantile(lives, USUAL_SHARE, axis=0), FLOOR)
     times = np.where(FUSED, lives / usual, 0.0)
     strongest = times.argmax(axis=1)
     left_out = np.zeros(len(clients), np.bool_) if left_out is None else left_out

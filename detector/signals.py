@@ -108,13 +108,15 @@ NAMES = tuple(s.name for s in SIGNALS)
 FREE = np.array([s.block == "free" for s in SIGNALS])
 FUSED = np.array([s.block == "ordered" or s.name.endswith("_beyond") for s in SIGNALS])
 """Signals that make the fused score of a client seen in log order; FREE ones make that of the others."""
+FLOOR = np.array([s.floor for s in SIGNALS])
+"""(s,) smallest mass of each that is worth anything."""
 BY_ANSWER = frozenset(s.name for s in SIGNALS if {"margin_rare", "flipped"} & {*s.bits})
 """Signals that look at the model's answers."""
 
 
 def masses(scale: NDArray[np.float64] | None = None, horizon_distinct: float = np.inf) -> Masses:
     """The table as arrays for the fold. scale (s,): honest scale of each signal; without it the floors stand in."""
-    scale = np.array([s.floor for s in SIGNALS]) if scale is None else scale
+    scale = FLOOR if scale is None else scale
     need = np.array([sum(BITS[b] for b in s.bits) for s in SIGNALS], np.uint32)
     return Masses(
         need=need,

@@ -116,7 +116,7 @@ sample = QueryBatch(
     np.full(len(reference), np.nan), np.zeros(len(reference), np.int64), np.ones(len(reference), np.float32), np.arange(len(reference)),
 )  # fmt: skip
 traffic = batch_of(honest_clients(calibration, 120))
-baseline = Baseline.fit("digits", schema, sample, traffic, real_clients=True, rng=rng)
+baseline, _lives = Baseline.fit("digits", schema, sample, traffic, real_clients=True, rng=rng)
 print(
     "; ".join(baseline.notes),
     f"· {len(traffic):,} queries · longest honest life: {baseline.nulls.distinct:,.0f} distinct queries",

@@ -201,7 +201,7 @@ def fitted_baseline(name: str) -> Baseline:
     with quick_training():
         return Baseline.fit(
             name, reference.schema, reference.batch, reference.traffic, real_clients=True, rng=np.random.default_rng(9)
-        )
+        )[0]
 
 
 def fitted_map(name: str) -> FeatureMap:

@@ -159,21 +159,8 @@ class Operations:
 
     def withdraw(self, actor: Actor, subject: Subject, *, once: str | None = None, seen: str | None = None) -> Ruling:
         """Take an operator's decision back: what was detected holds again. Raises Missing, Stale."""
-
-        def plan() -> _Plan[Ruling]:
-            self._unchanged(actor.tenant, subject, seen)
-            key = entries.entry_key(subject.model, subject.client)
-            before = self._entry("decision", key, actor.tenant, Ruling)
-            if before is None:
-                raise Missing("no decision of an operator for this client and model")
-            return _Plan(
-                before,
-                f"client:{subject.client} model:{subject.model}",
-                before,
-                drops=[(actor.tenant, "decision", key)],
-            )
-
-        return self._apply(actor, "decision.withdraw", plan, Ruling, once, (subject,))
+        missing = "no decision of an operator for this client and model"
+        return self._remove(actor, "decision.withdraw", subject, "decision", Ruling, missing, once, seen)
 
     # ------------------------------------------------------------------------------------------------ allow-list
 
@@ -210,18 +197,8 @@ class Operations:
         self, actor: Actor, subject: Subject, *, once: str | None = None, seen: str | None = None
     ) -> Allowance:
         """Take a client off the allow-list. Raises Missing, Stale."""
-
-        def plan() -> _Plan[Allowance]:
-            self._unchanged(actor.tenant, subject, seen)
-            key = entries.entry_key(subject.model, subject.client)
-            before = self._entry("allow", key, actor.tenant, Allowance)
-            if before is None:
-                raise Missing("this client is not on the allow-list for this model")
-            return _Plan(
-                before, f"client:{subject.client} model:{subject.model}", before, drops=[(actor.tenant, "allow", key)]
-            )
-
-        return self._apply(actor, "allow.remove", plan, Allowance, once, (subject,))
+        missing = "this client is not on the allow-list for this model"
+        return self._remove(actor, "allow.remove", subject, "allow", Allowance, missing, once, seen)
 
     # ----------------------------------------------------------------------------------------- verdicts and notes
 
@@ -356,6 +333,30 @@ class Operations:
         self._apply(actor, action, lambda: _Plan(None, about), type(None), None, ())
 
     # ---------------------------------------------------------------------------------------------------- inside
+
+    def _remove(
+        self,
+        actor: Actor,
+        action: str,
+        subject: Subject,
+        kind: str,
+        as_type: type[entries.Value],
+        missing: str,
+        once: str | None,
+        seen: str | None,
+    ) -> entries.Value:
+        """Drop what stands for a client and model under a kind of entry; it is returned. Raises Missing, Stale."""
+
+        def plan() -> _Plan[entries.Value]:
+            self._unchanged(actor.tenant, subject, seen)
+            key = entries.entry_key(subject.model, subject.client)
+            before = self._entry(kind, key, actor.tenant, as_type)
+            if before is None:
+                raise Missing(missing)
+            about = f"client:{subject.client} model:{subject.model}"
+            return _Plan(before, about, before, drops=[(actor.tenant, kind, key)])
+
+        return self._apply(actor, action, plan, as_type, once, (subject,))
 
     def _apply(
         self, actor: Actor, action: str, plan: Callable[[], _Plan[T]], kind: type[T], once: str | None, asked: object

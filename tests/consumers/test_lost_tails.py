@@ -84,6 +84,13 @@ def test_an_idle_cell_reads_again_what_its_store_lost(
     assert (contents(store, reading.secrets) == before) is asked
 
 
+def read(path: Path, lines: list[bytes], store: EmbeddedStore, reading: ingest.Ingest) -> str:
+    """The cell of a log that was written and read to its end."""
+    log = FileLog([victims.write_lines(path, lines)])
+    ingest.run(ingest.Runner(log, store, reading), lambda: False, until_end=True, poll_timeout_s=0.0)
+    return log.cell
+
+
 class Behind:
     """A store with one cell that lost everything and is being read again."""
 
@@ -111,12 +118,7 @@ def test_a_decision_that_rests_on_a_rolled_back_cell_waits_for_it(
     """Only the other cell was touched. `careful` False is the control: cursors are forgotten, the row forgets the lost queries."""
     secrets, store = reading.secrets, new_store()
 
-    def read(name: str, some: list[bytes]) -> str:
-        log = FileLog([victims.write_lines(tmp_path / name, some)])
-        ingest.run(ingest.Runner(log, store, reading), lambda: False, until_end=True, poll_timeout_s=0.0)
-        return log.cell
-
-    lost = read("a.jsonl", lines[:150])
+    lost = read(tmp_path / "a.jsonl", lines[:150], store, reading)
     judging = detect.Detect({victims.MODEL: baseline}, secrets, Policy(0.01, "observe"))
     behind = Behind(store, lost)
     behind.back = True
@@ -127,7 +129,7 @@ def test_a_decision_that_rests_on_a_rolled_back_cell_waits_for_it(
     if not careful:
         whole: Callable[..., Any] = detect.Runner._read
         monkeypatch.setattr(detect.Runner, "_read", lambda self, *given: whole(self, *given[:-1], {}))
-    other = read("b.jsonl", lines[150:])
+    other = read(tmp_path / "b.jsonl", lines[150:], store, reading)
     for _ in range(4):
         one.turn()
     told = queries(store, secrets)
@@ -145,12 +147,7 @@ def test_a_client_without_a_row_waits_for_a_rolled_back_cell_too(
     """Its row was erased: nothing says that the cell that is behind holds a part of it, and what comes back is no news to the cursor."""
     secrets, store = reading.secrets, new_store()
 
-    def read(name: str, some: list[bytes]) -> str:
-        log = FileLog([victims.write_lines(tmp_path / name, some)])
-        ingest.run(ingest.Runner(log, store, reading), lambda: False, until_end=True, poll_timeout_s=0.0)
-        return log.cell
-
-    lost = read("a.jsonl", lines[:150])
+    lost = read(tmp_path / "a.jsonl", lines[:150], store, reading)
     behind = Behind(store, lost)
     behind.back = True
     judging = detect.Detect({victims.MODEL: baseline}, secrets, Policy(0.01, "observe"))
@@ -160,7 +157,7 @@ def test_a_client_without_a_row_waits_for_a_rolled_back_cell_too(
     for v in range(DECISION_CELLS):
         store.erase_decisions(v, [key for key in keys(secrets) if decision_cell(key) == v], [])
     behind.back = False
-    read("b.jsonl", lines[150:])
+    read(tmp_path / "b.jsonl", lines[150:], store, reading)
     for _ in range(4):
         one.turn()
     assert queries(store, secrets) == {}

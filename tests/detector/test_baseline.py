@@ -109,9 +109,9 @@ def test_fitting_again_with_the_same_seed_gives_the_same_bytes() -> None:
     def fit(seed: int) -> bytes:
         with quick_training():
             rng = np.random.default_rng(seed)
-            return Baseline.fit(
-                "m", reference.schema, reference.batch, reference.traffic, real_clients=True, rng=rng
-            ).to_bytes()
+            return Baseline.fit("m", reference.schema, reference.batch, reference.traffic, real_clients=True, rng=rng)[
+                0
+            ].to_bytes()
 
     assert fit(3) == fit(3)
     assert fit(3) != fit(4)
@@ -167,7 +167,7 @@ def test_too_little_is_refused_by_number() -> None:
 def test_notes_say_where_the_calibration_comes_from() -> None:
     reference = reference_of("prices")
     with quick_training():
-        simulated = Baseline.fit(
+        simulated, _ = Baseline.fit(
             "m", reference.schema, reference.batch, reference.traffic, real_clients=False, rng=np.random.default_rng(0)
         )
     assert simulated.notes[0].startswith("UNCALIBRATED")
@@ -183,7 +183,7 @@ def test_a_model_of_one_class_or_of_more_than_are_counted_fits(labels: int) -> N
     x = np.random.default_rng(53).normal(size=(500, 3))
     traffic = answered(x, labels, (np.arange(500) % 25).astype(np.int32))
     with quick_training():
-        baseline = Baseline.fit(
+        baseline, _ = Baseline.fit(
             "m", schema_of(x, [str(k) for k in range(labels)]), answered(x[:250], labels), traffic,
             real_clients=True, rng=np.random.default_rng(0),
         )  # fmt: skip
@@ -529,7 +529,7 @@ def with_personas(share: float, name: str = "explainer") -> Baseline:
         return Baseline.fit(
             "digits", reference.schema, reference.batch, replace(traffic, inputs=x), real_clients=True,
             rng=np.random.default_rng(9), personas=declared,
-        )  # fmt: skip
+        )[0]  # fmt: skip
 
 
 def test_a_persona_is_judged_by_its_own_null_and_spoils_nobody_elses() -> None:
@@ -573,7 +573,7 @@ def with_thieves(share: float, rehearsed: bool, declared: bool = False) -> tuple
     who = np.repeat(np.arange(len(thieves), dtype=np.int32), 900)
     loud = answered(np.vstack([traffic.inputs, noise]), 10, np.concatenate([traffic.who, who]))
     with quick_training():
-        baseline, lives = Baseline.fit_to(
+        baseline, lives = Baseline.fit(
             "digits", reference.schema, reference.batch, replace(loud, clients=traffic.clients), real_clients=True,
             rng=np.random.default_rng(9), rehearsed=traffic if rehearsed else None,
             personas=dict.fromkeys(thieves, "explainer") if declared else None,

@@ -25,7 +25,7 @@ def uncalibrated() -> Baseline:
     """A baseline that no real client was seen by; its stand-ins asked much."""
     reference = reference_of("digits")
     with quick_training():
-        fitted = Baseline.fit(
+        fitted, _ = Baseline.fit(
             "digits", reference.schema, reference.batch, reference.traffic, real_clients=False,
             rng=np.random.default_rng(9),
         )  # fmt: skip

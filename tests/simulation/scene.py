@@ -68,7 +68,7 @@ def baseline() -> Baseline:
     )  # fmt: skip
     return Baseline.fit(
         MODEL, schema, _batch(honest(200, rng), 1, rng), _batch(honest(1600, rng), 40, rng), real_clients=True, rng=rng
-    )
+    )[0]
 
 
 def _batch(rows: np.ndarray[Any, np.dtype[np.float64]], clients: int, rng: np.random.Generator) -> QueryBatch:
