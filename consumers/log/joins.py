@@ -1,9 +1,15 @@
-"""Keeps kafka-python from throwing away a join that finished between two polls.
+"""Keeps kafka-python from throwing away, or forgetting, a join that finished between two polls.
 
-kafka-python 3.0.12 starts a join in its own thread and looks at it only from `poll`. A join that finished while nobody
-was polling is discarded and started anew, which makes every other member join anew as well. Members that work between
-their polls, as ours do, can chase each other that way for ever: no assignment is ever completed and nothing is read.
-Here the finished join is completed instead, exactly as the library completes one it waited for.
+kafka-python 3.0.12 starts a join in its own thread and looks at it only from `poll`.
+
+* Thrown away: a join that finished while nobody was polling is discarded and started anew, which makes every other
+  member join anew as well. Members that work between their polls, as ours do, can chase each other that way for ever:
+  no assignment is ever completed and nothing is read. Here the finished join is completed instead, exactly as the
+  library completes one it waited for.
+* Forgotten: a leader joins again when the topic's partitions changed, and the join itself takes note of the new ones.
+  From then on nothing tells `poll` that a join is under way; if it did not finish within the poll that started it,
+  nobody ever completes it: the member reads nothing, sends no heartbeats and is thrown out. Here a member that is
+  joining needs to join until it has.
 """
 
 from __future__ import annotations
@@ -38,4 +44,10 @@ def complete_joins(consumer: kafka.KafkaConsumer) -> None:
         )
         return True
 
+    needed = coordinator.need_rejoin
+
+    def need_rejoin() -> bool:
+        return bool(coordinator.rejoining or needed())
+
     coordinator.join_group_async = join_group_async
+    coordinator.need_rejoin = need_rejoin
