@@ -5,7 +5,8 @@ Rules:
 * A route parses, asks one thing of the layer below, and answers a typed value. Nothing is decided here.
 * Everything is read for the caller's tenant; what belongs to another looks like what isn't there.
 * A client is named by its id or by its `client_key`, the keyed hash that every answer carries: put that into addresses.
-* Lists have a `next` cursor; a page holds at most 1,000 rows.
+* A page holds at most 1,000 rows. Where the list is an object, `next` is the cursor of the next page; where it is an array, the
+  header ``Link`` names the next page (RFC 8288).
 * Changes take an ``Idempotency-Key``: the same key, the same answer, one effect, for a day.
 """
 
@@ -13,13 +14,14 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeVar
+from urllib.parse import urlencode
 
 import anyio.to_thread
 import msgspec
-from fastapi import Body, FastAPI, Header, Path, Query, Request
+from fastapi import Body, Depends, FastAPI, Header, Path, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
@@ -37,6 +39,7 @@ from consumers.operators import entries, operate
 from consumers.operators.audit import stored_rows
 from consumers.operators.operate import Actor, Operations, Subject
 from consumers.views import readings
+from consumers.views.pages import Place, paged
 from consumers.views.readings import Readings
 
 ELSEWHERE = frozenset({("GET", "/healthz"), ("GET", "/readyz"), ("GET", "/metrics"), ("ANY", "/v1/authz")})
@@ -53,6 +56,16 @@ Named = Annotated[str, Path(min_length=1, max_length=1024, description="the clie
 Id = Annotated[str, Path(min_length=1, max_length=128)]
 Cursor = Annotated[str | None, Query(max_length=2048, description="next of the page before")]
 Limit = Annotated[int, Query(ge=1, le=readings.MOST_ROWS)]
+NEXT: dict[int | str, dict[str, Any]] = {
+    200: {
+        "headers": {
+            "Link": {
+                "description": 'the next page, rel="next"; absent on the last one',
+                "schema": {"type": "string"},
+            }
+        }
+    }
+}
 Words = Annotated[str, Field(max_length=operate.LONGEST_WORDS)]
 Once = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=128, pattern=r"^[!-~]+$")]
 Seen = Annotated[
@@ -205,6 +218,29 @@ class Api:
         raise Missing("no such client")
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Which part of an array a request asks for; the answer's head says where the next one is."""
+
+    request: Request
+    response: Response
+    cursor: Cursor = None
+    limit: Limit = readings.MOST_ROWS
+
+    def of(self, rows: Sequence[T], place: Callable[[T], Place]) -> tuple[T, ...]:
+        """Raises WrongUse for a cursor of another list."""
+        order = self.request.url.path
+        shown, more = paged(rows, place, order=order, cursor=self.cursor, limit=self.limit)
+        if more is not None:
+            query = self.request.query_params.multi_items()
+            asked = urlencode([*((k, v) for k, v in query if k != "cursor"), ("cursor", more)])
+            self.response.headers["Link"] = f'<?{asked}>; rel="next"'
+        return shown
+
+
+Paged = Annotated[Part, Depends()]
+
+
 def build(api: Api, pages: Sequence[BaseRoute] = ()) -> FastAPI:
     """The application, with the dashboard's pages. Raises ValueError when a route is not in the table of access."""
     version = importlib.metadata.version("querywarden")
@@ -231,9 +267,9 @@ def build(api: Api, pages: Sequence[BaseRoute] = ()) -> FastAPI:
 
 
 def _models(app: FastAPI, api: Api) -> None:
-    @route(app, "GET", "/v1/models")
-    def models(who: Caller) -> tuple[readings.Model, ...]:
-        return api.read(who.tenant).models()
+    @route(app, "GET", "/v1/models", answers=NEXT)
+    def models(who: Caller, part: Paged) -> tuple[readings.Model, ...]:
+        return part.of(api.read(who.tenant).models(), lambda m: Place(0, m.model_id))
 
     @route(app, "GET", "/v1/models/{model_id}")
     def model(who: Caller, model_id: Model) -> readings.Model:
@@ -306,9 +342,10 @@ def _findings(app: FastAPI, api: Api) -> None:
         made = api.operations.judge(who, alert_id, body.verdict, subject, campaign=campaign, note=body.note, once=once)
         return readings.Verdict(made.alert_id, made.verdict, made.note, made.actor, made.at_s)
 
-    @route(app, "GET", "/v1/campaigns")
-    def campaigns(who: Caller) -> tuple[readings.Campaign, ...]:
-        return api.read(who.tenant).campaigns()
+    @route(app, "GET", "/v1/campaigns", answers=NEXT)
+    def campaigns(who: Caller, part: Paged) -> tuple[readings.Campaign, ...]:
+        found = api.read(who.tenant).campaigns()
+        return part.of(found, lambda c: Place(c.suspicion, f"{c.campaign_id}|{c.model_id}"))
 
     @route(app, "GET", "/v1/campaigns/{campaign_id}")
     def campaign(who: Caller, campaign_id: Id) -> readings.Campaign:
@@ -316,9 +353,9 @@ def _findings(app: FastAPI, api: Api) -> None:
 
 
 def _decisions(app: FastAPI, api: Api) -> None:
-    @route(app, "GET", "/v1/decisions/operator")
-    def operators(who: Caller) -> tuple[readings.OperatorDecision, ...]:
-        return api.read(who.tenant).decisions(simulated=True)
+    @route(app, "GET", "/v1/decisions/operator", answers=NEXT)
+    def operators(who: Caller, part: Paged) -> tuple[readings.OperatorDecision, ...]:
+        return part.of(api.read(who.tenant).decisions(simulated=True), _newest)
 
     @route(app, "POST", "/v1/decisions", 409, 412, status_code=201)
     def decide(
@@ -373,9 +410,9 @@ def _decisions(app: FastAPI, api: Api) -> None:
 
 
 def _allowlist(app: FastAPI, api: Api) -> None:
-    @route(app, "GET", "/v1/allowlist")
-    def allowlist(who: Caller) -> tuple[readings.Allowed, ...]:
-        return api.read(who.tenant).allowlist()
+    @route(app, "GET", "/v1/allowlist", answers=NEXT)
+    def allowlist(who: Caller, part: Paged) -> tuple[readings.Allowed, ...]:
+        return part.of(api.read(who.tenant).allowlist(), _newest)
 
     @route(app, "POST", "/v1/allowlist", 409, 412, status_code=201)
     def allow(who: Acting, response: Response, body: Allow, once: Once = None, seen: Seen = None) -> readings.Allowed:
@@ -403,9 +440,9 @@ def _allowlist(app: FastAPI, api: Api) -> None:
 
 
 def _keys(app: FastAPI, api: Api) -> None:
-    @route(app, "GET", "/v1/keys")
-    def keys(who: Caller) -> tuple[Key, ...]:
-        return tuple(_key(one) for one in api.operations.keys(who.tenant))
+    @route(app, "GET", "/v1/keys", answers=NEXT)
+    def keys(who: Caller, part: Paged) -> tuple[Key, ...]:
+        return part.of([_key(one) for one in api.operations.keys(who.tenant)], _by_name)
 
     @route(app, "POST", "/v1/keys", 409, status_code=201)
     def make(who: Acting, body: MakeKey, once: Once = None) -> Key:
@@ -502,6 +539,14 @@ def _allowed(made: entries.Allowance, subject: Subject) -> readings.Allowed:
     return readings.Allowed(
         subject.client_id, made.client, made.model, made.until_s, made.reason, made.actor, made.at_s, made.origin
     )
+
+
+def _by_name(one: Key) -> Place:
+    return Place(0, f"{one.name}|{one.created_s:012d}|{one.prefix}")
+
+
+def _newest(one: readings.OperatorDecision | readings.Allowed) -> Place:
+    return Place(float(one.at_s), f"{one.client_key}|{one.model_id}")
 
 
 def _key(made: entries.ApiKey, text: str | None = None) -> Key:

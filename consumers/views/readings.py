@@ -4,23 +4,20 @@ Rules:
 
 * One `Readings` reads for one tenant; nothing of another tenant is ever seen, whatever is asked for. What isn't there is None.
 * Values are frozen and typed. Client ids are unsealed here and nowhere above.
-* Pages have an opaque cursor that names the last row shown (keyset), never a number of rows: rows that come or change in between
-  neither repeat nor hide others. The order is total: equal values are ordered by the client's hash.
+* Long lists come in pages (`pages`); clients of equal value are ordered by their hash.
 * A damaged row is set aside and logged; it hides no other.
 * What needs a look at every row (counts, campaigns) is remembered for `REMEMBERED_S`.
 """
 
 from __future__ import annotations
 
-import base64
-import heapq
 import logging
 import re
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
@@ -51,6 +48,7 @@ from consumers.views.answers import (
     TrailPoint,
     Verdict,
 )
+from consumers.views.pages import MOST_ROWS, Place, paged
 from detector.baseline import Baseline
 from detector.query import ClientKey
 
@@ -63,8 +61,6 @@ __all__ = [
 log = logging.getLogger("querywarden.readings")
 
 REMEMBERED_S = 5.0
-MOST_ROWS = 1000
-"""Rows of a page at most."""
 SORTS = ("suspicion", "queries", "exposure", "last_seen")
 _MOST_UPDATES = 10**11
 _HASH = re.compile(r"[0-9a-f]{32}")
@@ -78,16 +74,6 @@ class _Glance(msgspec.Struct):
     extraction: dict[str, float] | None = None
     campaign_id: str | None = None
     links: list[str] = []
-
-
-class _Place(NamedTuple):
-    """Where a row stands in an order: the higher value first, equal ones by client."""
-
-    value: float
-    client: str
-
-    def before(self, other: _Place) -> bool:
-        return (-self.value, self.client) < (-other.value, other.client)
 
 
 _glance = msgspec.msgpack.Decoder(_Glance)
@@ -136,20 +122,16 @@ class Readings:
         """A page of a model's clients, highest first. Raises WrongUse for a cursor or a sort that is none."""
         if sort not in SORTS:
             raise WrongUse(f"sort: {', '.join(SORTS)}")
-        limit = _limited(limit)
-        after = _place(cursor, sort)
-        rows = (
-            (key, row) for key, row in self._rows(model) if row.rank >= min_suspicion and state in (None, row.state)
+        chosen, more = paged(
+            (r for r in self._rows(model) if r[1].rank >= min_suspicion and state in (None, r[1].state)),
+            lambda r: Place(self._value(r[1], sort), client_text(r[0])),
+            order=sort,
+            cursor=cursor,
+            limit=limit,
+            ordered=sort == "suspicion",  # the store's own order
         )
-        places = ((_Place(self._value(row, sort), client_text(key)), key, row) for key, row in rows)
-        wanted = (p for p in places if after is None or after.before(p[0]))
-        if sort == "suspicion":  # the store's own order: the first rows are enough
-            chosen = [p for p, _ in zip(wanted, range(limit + 1), strict=False)]
-        else:
-            chosen = heapq.nsmallest(limit + 1, wanted, key=lambda p: (-p[0].value, p[0].client))
-        items = [self._client(key, row) for _, key, row in chosen[:limit]]
-        last = _cursor(sort, chosen[limit - 1][0]) if len(chosen) > limit else None
-        return ClientPage(tuple(c for c in items if c is not None), last)
+        items = (self._client(key, row) for key, row in chosen)
+        return ClientPage(tuple(c for c in items if c is not None), more)
 
     def key_of(self, model: str, client: str) -> ClientKey:
         """Key of a client that is named by its id or by its `client_key`; a 32-digit hash that is a client's wins."""
@@ -228,9 +210,7 @@ class Readings:
         limit: int = 100,
     ) -> AlertPage:
         """A page of findings of the last 30 days, newest first: each as last sent, or with `updates` each time it was sent."""
-        limit = _limited(limit)
-        after = _place(cursor, "alerts")
-        found: dict[str, tuple[_Place, dict[str, Any]]] = {}
+        found: dict[str, tuple[Place, dict[str, Any]]] = {}
         for stored in self.store.alerts():
             body = self._body(stored)
             if body is None or (model is not None and body["model_id"] != model):
@@ -240,15 +220,11 @@ class Readings:
             name = stored.uid if updates else body["alert_id"]
             if name not in found or found[name][1]["update"] <= body["update"]:
                 newest_first = f"{body['alert_id']}/{_MOST_UPDATES - body['update']:012d}"
-                found[name] = (_Place(float(stored.time_ms), newest_first), body)
-        chosen = heapq.nsmallest(
-            limit + 1,
-            (p for p in found.values() if (after is None or after.before(p[0])) and state in (None, p[1]["state"])),
-            key=lambda p: (-p[0].value, p[0].client),
-        )
+                found[name] = (Place(float(stored.time_ms), newest_first), body)
+        wanted = (p for p in found.values() if state in (None, p[1]["state"]))
+        chosen, more = paged(wanted, lambda p: p[0], order="alerts", cursor=cursor, limit=limit)
         verdicts = self.verdicts()
-        items = tuple(self._alert(body, verdicts) for _, body in chosen[:limit])
-        return AlertPage(items, _cursor("alerts", chosen[limit - 1][0]) if len(chosen) > limit else None)
+        return AlertPage(tuple(self._alert(body, verdicts) for _, body in chosen), more)
 
     def alert(self, alert_id: str) -> Alert | None:
         """One finding as last sent."""
@@ -507,30 +483,6 @@ def _evidence(rows: list[dict[str, Any]]) -> tuple[Evidence, ...]:
 
 def _exposure(found: Mapping[str, float] | None) -> Exposure | None:
     return Exposure(found["fidelity"], found["low"], found["high"]) if found else None
-
-
-def _limited(limit: int) -> int:
-    if not 1 <= limit <= MOST_ROWS:
-        raise WrongUse(f"limit: 1 to {MOST_ROWS}")
-    return limit
-
-
-def _cursor(order: str, place: _Place) -> str:
-    return base64.urlsafe_b64encode(msgspec.json.encode([order, place.value, place.client])).decode().rstrip("=")
-
-
-def _place(cursor: str | None, order: str) -> _Place | None:
-    """Raises WrongUse for a text that is no cursor of this order."""
-    if cursor is None:
-        return None
-    try:
-        raw = base64.b64decode(cursor.encode("ascii") + b"=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
-        found, value, client = msgspec.json.decode(raw, type=tuple[str, float, str])
-    except (ValueError, msgspec.DecodeError):
-        raise WrongUse("cursor: not one that was given out here") from None
-    if found != order:
-        raise WrongUse(f"cursor: it belongs to another order ({found[:20]!r})")
-    return _Place(value, client)
 
 
 def when(time_s: int) -> str:
