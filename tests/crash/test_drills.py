@@ -26,7 +26,7 @@ def refused(counts: Counter[str]) -> int:
     return sum(counts[name] for name in REFUSED)
 
 
-@pytest.mark.soak  # until it has been seen green three times in a row: docs/guarantees.md
+@pytest.mark.soak  # needs both cores to itself: docs/guarantees.md
 def test_restarts_zombies_and_failovers(cluster: Cluster, log: Path, capsys: pytest.CaptureFixture[str]) -> None:
     seen: dict[str, float] = {}
 
