@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import seeded
 import victims
+from dashboard.people import World
 from playwright.sync_api import Browser, sync_playwright
 
 from detector.baseline import Baseline
@@ -19,6 +21,13 @@ CHROMIUM = os.environ.get("QUERYWARDEN_TEST_CHROMIUM", "/usr/bin/chromium")
 @pytest.fixture(scope="session")
 def baseline() -> Baseline:
     return victims.baseline()
+
+
+@pytest.fixture
+def world(tmp_path: Path, baseline: Baseline) -> Iterator[World]:
+    made = World(tmp_path, baseline)
+    yield made
+    made.store.close()
 
 
 @pytest.fixture(scope="module")

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from pathlib import Path
 
-import pytest
 import seeded
-from dashboard.test_dashboard_people import BLOCK, SUBJECT, World, token
+from dashboard.people import BLOCK, SUBJECT, World, token
 from seeded import MODEL, SECRETS, TENANT
 
 from consumers.decisions.findings import campaign_key, exposures_of, packed_alert, packed_decision
@@ -19,13 +16,6 @@ from detector.baseline import Baseline
 
 PAGE = f"/client?client={SUBJECT['client']}&model={MODEL}"
 CAMPAIGN = "c-2f9a61"
-
-
-@pytest.fixture
-def world(tmp_path: Path, baseline: Baseline) -> Iterator[World]:
-    made = World(tmp_path, baseline)
-    yield made
-    made.store.close()
 
 
 def test_a_tab_that_is_over_decides_nothing(world: World) -> None:

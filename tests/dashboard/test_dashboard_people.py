@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import seeded
+from dashboard.people import BLOCK, CLIENT, HOST, SUBJECT, World, token
 from seeded import MODEL, SECRETS, TENANT
-from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
 from consumers.errors import Unavailable
-from consumers.http.auth import Authenticator, KeyRing
-from consumers.http.dashboard import actions, pages
-from consumers.http.dashboard.pages import Dashboard
 from consumers.http.dashboard.session import COOKIE, HOURS, Session, Sessions
-from consumers.operators.operate import Actor, Operations
-from consumers.store.embedded import EmbeddedStore
-from consumers.views.readings import Readings
+from consumers.operators.operate import Actor
 from detector.baseline import Baseline
 
-HOST = "127.0.0.1:8080"
-CLIENT = SECRETS.client_hash(TENANT, "acct-90114")
-SUBJECT = {"client": CLIENT, "model": MODEL}
-BLOCK = SUBJECT | {"act": "block", "reason": "r", "ttl_s": "900"}
 READ = [
     "/",
     "/campaigns",
@@ -46,57 +34,10 @@ FORMS: dict[str, dict[str, str]] = {
 NEEDS = {"/act/decide": "operator", "/act/undo": "operator", "/act/verdict": "analyst", "/act/note": "analyst"}
 
 
-class World:
-    """A dashboard without a port; every `browser` has cookies of its own."""
-
-    def __init__(self, folder: Path, baseline: Baseline, fill: bool = True) -> None:
-        self.store = EmbeddedStore(folder / "people.sqlite")
-        self.store.prepare(SECRETS.key_id)
-        self.now = float(seeded.NOW_S)
-        clock = lambda: self.now  # noqa: E731
-        self.operations = Operations(self.store, SECRETS, clock)
-        if fill:
-            seeded.seed(self.store, baseline)
-        self.keys = seeded.people(self.operations) if fill else {}
-        self.ring = KeyRing(SECRETS, clock)
-        self.ring.refresh(self.store)
-        self.dashboard = Dashboard(
-            readings=Readings(self.store, SECRETS, TENANT, clock, {MODEL: baseline}),
-            auth=Authenticator(self.ring, tenant=TENANT, open_on_loopback=True),
-            sessions=Sessions(b"k" * 32),
-            baselines={MODEL: baseline},
-            now_s=clock,
-        )
-        self.app = Starlette(routes=[*pages.routes(self.dashboard), *actions.routes(self.dashboard, self.operations)])
-
-    def browser(self, role: str = "", host: str = HOST) -> TestClient:
-        client = TestClient(self.app, base_url=f"http://{host}", follow_redirects=False)
-        if role:
-            form = {"csrf": token(client, "/login"), "key": self.keys[role], "next": "/"}
-            assert client.post("/login", data=form).status_code == 303
-        return client
-
-    def rulings(self) -> int:
-        return len(self.store.operator_entries("decision", TENANT)[1])
-
-
-def token(client: TestClient, path: str = "/decisions") -> str:
-    found = re.search(r'name="csrf" value="([^"]+)"', client.get(path).text)
-    assert found is not None
-    return found[1]
-
-
 def page_token(client: TestClient) -> str:
     return (
         token(client, f"/client?client={CLIENT}&model={MODEL}") if COOKIE in client.cookies else token(client, "/login")
     )
-
-
-@pytest.fixture
-def world(tmp_path: Path, baseline: Baseline) -> Iterator[World]:
-    made = World(tmp_path, baseline)
-    yield made
-    made.store.close()
 
 
 def test_nobody_reads_without_a_session_once_there_are_keys(world: World) -> None:
