@@ -39,7 +39,7 @@ from consumers.operators import entries, operate
 from consumers.operators.audit import stored_rows
 from consumers.operators.operate import Actor, Operations, Subject
 from consumers.views import readings
-from consumers.views.pages import Place, paged
+from consumers.views.pages import Page, Place, asked
 from consumers.views.readings import Readings
 
 ELSEWHERE = frozenset({("GET", "/healthz"), ("GET", "/readyz"), ("GET", "/metrics"), ("ANY", "/v1/authz")})
@@ -224,21 +224,23 @@ class Part:
 
     request: Request
     response: Response
-    cursor: Cursor = None
-    limit: Limit = readings.MOST_ROWS
+    page: Page
 
     def of(self, rows: Sequence[T], place: Callable[[T], Place]) -> tuple[T, ...]:
-        """Raises WrongUse for a cursor of another list."""
-        order = self.request.url.path
-        shown, more = paged(rows, place, order=order, cursor=self.cursor, limit=self.limit)
+        shown, more = self.page.of(rows, place)
         if more is not None:
             query = self.request.query_params.multi_items()
-            asked = urlencode([*((k, v) for k, v in query if k != "cursor"), ("cursor", more)])
-            self.response.headers["Link"] = f'<?{asked}>; rel="next"'
+            following = urlencode([*((k, v) for k, v in query if k != "cursor"), ("cursor", more)])
+            self.response.headers["Link"] = f'<?{following}>; rel="next"'
         return shown
 
 
-Paged = Annotated[Part, Depends()]
+def _part(request: Request, response: Response, cursor: Cursor = None, limit: Limit = readings.MOST_ROWS) -> Part:
+    """Raises WrongUse for a cursor of another list."""
+    return Part(request, response, asked(request.url.path, cursor, limit))
+
+
+Paged = Annotated[Part, Depends(_part)]
 
 
 def build(api: Api, pages: Sequence[BaseRoute] = ()) -> FastAPI:

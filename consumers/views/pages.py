@@ -4,6 +4,7 @@ Rules:
 
 * An opaque cursor names the last row shown (keyset), never a number of rows: rows that come or change in between neither
   repeat nor hide others.
+* A question is checked before anything is read for it.
 * The order is total: the higher value first, equal ones by name. A cursor belongs to the order that it was made in.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import heapq
+import itertools
 from collections.abc import Callable, Iterable
 from typing import NamedTuple, TypeVar
 
@@ -35,33 +37,35 @@ class Place(NamedTuple):
         return -self.value, self.name
 
 
-def paged(
-    rows: Iterable[T],
-    place: Callable[[T], Place],
-    *,
-    order: str,
-    cursor: str | None,
-    limit: int,
-    ordered: bool = False,
-) -> tuple[tuple[T, ...], str | None]:
-    """The rows after the cursor, `limit` at most, and the cursor of the next page, None at the end.
+class Page(NamedTuple):
+    """What `asked` found good: the rows of an order after a place, `limit` at most."""
 
-    order    name of the order, for the cursor
-    ordered  the rows come in this order already: no more are taken than a page needs
+    order: str
+    after: Place | None
+    limit: int
 
-    Raises WrongUse for a limit, or for a text that is no cursor of this order.
-    """
+    def of(
+        self, rows: Iterable[T], place: Callable[[T], Place], *, ordered: bool = False
+    ) -> tuple[tuple[T, ...], str | None]:
+        """The rows of this page, and the cursor of the next one, None at the end.
+
+        ordered  the rows come in this order already: no more are taken than a page needs
+        """
+        placed = ((place(row), row) for row in rows)
+        wanted = (p for p in placed if self.after is None or self.after.rank < p[0].rank)
+        if ordered:
+            chosen = list(itertools.islice(wanted, self.limit + 1))
+        else:
+            chosen = heapq.nsmallest(self.limit + 1, wanted, key=lambda p: p[0].rank)
+        more = _written(self.order, chosen[self.limit - 1][0]) if len(chosen) > self.limit else None
+        return tuple(row for _, row in chosen[: self.limit]), more
+
+
+def asked(order: str, cursor: str | None, limit: int) -> Page:
+    """Before anything is read: raises WrongUse for a limit, or for a text that is no cursor of this order."""
     if not 1 <= limit <= MOST_ROWS:
         raise WrongUse(f"limit: 1 to {MOST_ROWS}")
-    after = _read(cursor, order)
-    placed = ((place(row), row) for row in rows)
-    wanted = (p for p in placed if after is None or after.rank < p[0].rank)
-    if ordered:
-        chosen = [p for p, _ in zip(wanted, range(limit + 1), strict=False)]
-    else:
-        chosen = heapq.nsmallest(limit + 1, wanted, key=lambda p: p[0].rank)
-    more = _written(order, chosen[limit - 1][0]) if len(chosen) > limit else None
-    return tuple(row for _, row in chosen[:limit]), more
+    return Page(order, _read(cursor, order), limit)
 
 
 def _written(order: str, place: Place) -> str:

@@ -48,7 +48,7 @@ from consumers.views.answers import (
     TrailPoint,
     Verdict,
 )
-from consumers.views.pages import MOST_ROWS, Place, paged
+from consumers.views.pages import MOST_ROWS, Place, asked
 from detector.baseline import Baseline
 from detector.query import ClientKey
 
@@ -122,12 +122,10 @@ class Readings:
         """A page of a model's clients, highest first. Raises WrongUse for a cursor or a sort that is none."""
         if sort not in SORTS:
             raise WrongUse(f"sort: {', '.join(SORTS)}")
-        chosen, more = paged(
+        page = asked(sort, cursor, limit)
+        chosen, more = page.of(
             (r for r in self._rows(model) if r[1].rank >= min_suspicion and state in (None, r[1].state)),
             lambda r: Place(self._value(r[1], sort), client_text(r[0])),
-            order=sort,
-            cursor=cursor,
-            limit=limit,
             ordered=sort == "suspicion",  # the store's own order
         )
         items = (self._client(key, row) for key, row in chosen)
@@ -210,6 +208,7 @@ class Readings:
         limit: int = 100,
     ) -> AlertPage:
         """A page of findings of the last 30 days, newest first: each as last sent, or with `updates` each time it was sent."""
+        page = asked("alerts", cursor, limit)
         found: dict[str, tuple[Place, dict[str, Any]]] = {}
         for stored in self.store.alerts():
             body = self._body(stored)
@@ -222,7 +221,7 @@ class Readings:
                 newest_first = f"{body['alert_id']}/{_MOST_UPDATES - body['update']:012d}"
                 found[name] = (Place(float(stored.time_ms), newest_first), body)
         wanted = (p for p in found.values() if state in (None, p[1]["state"]))
-        chosen, more = paged(wanted, lambda p: p[0], order="alerts", cursor=cursor, limit=limit)
+        chosen, more = page.of(wanted, lambda p: p[0])
         verdicts = self.verdicts()
         return AlertPage(tuple(self._alert(body, verdicts) for _, body in chosen), more)
 

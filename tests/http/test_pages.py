@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from apiworld import MODEL, OURS, World, decided, world
+from apiworld import MODEL, World, world
 from hypothesis import given
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from consumers.errors import WrongUse
-from consumers.views.pages import Place, paged
+from consumers.views.pages import Place, asked
 
 LISTS = {
     "/v1/models": "model_id",
@@ -106,20 +106,14 @@ def test_pages_put_together_are_the_sorted_list(rows: list[tuple[float, str]], l
     cursor = None
     while True:
         source = wanted if ordered else rows
-        page, cursor = paged(source, lambda row: Place(*row), order="o", cursor=cursor, limit=limit, ordered=ordered)
+        page, cursor = asked("o", cursor, limit).of(source, lambda row: Place(*row), ordered=ordered)
         got += page
         if cursor is None:
             break
     assert got == wanted
 
 
-@given(st.text(max_size=40) | st.sampled_from(["WyJzdXNwaWNpb24iLDFd", "bnVsbA", "W10", "WyJhIiwxLCJiIl0"]))
-def test_no_text_is_mistaken_for_a_cursor(cursor: str) -> None:
-    with pytest.raises(WrongUse):
-        paged((), lambda _: Place(0, ""), order="suspicion", cursor=cursor, limit=1)
-
-
 @pytest.mark.parametrize("limit", [0, -1, 1001])
 def test_a_limit_has_limits(limit: int) -> None:
     with pytest.raises(WrongUse, match="limit"):
-        paged([decided("a", 0.5, "watch")], lambda _: Place(0, OURS), order="o", cursor=None, limit=limit)
+        asked("o", None, limit)

@@ -20,6 +20,8 @@ from apiworld import (
     keep,
     seed,
 )
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from consumers.errors import Unavailable, WrongUse
 from consumers.store import DecisionRow, Outcome, decision_cell
@@ -85,6 +87,16 @@ def test_rows_that_come_in_between_neither_repeat_nor_hide_others(read: Readings
         fill(read, 2, start=100 + 2 * turn)
     assert len(seen) == len(set(seen))
     assert set(names) <= set(seen)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(max_size=40) | st.sampled_from(["WyJzdXNwaWNpb24iLDFd", "bnVsbA", "W10", "WyJhIiwxLCJiIl0"]))
+def test_no_text_is_mistaken_for_a_cursor(cursor: str) -> None:
+    nobody = Readings(None, SECRETS, OURS)  # type: ignore[arg-type]  # nothing may be read for it
+    with pytest.raises(WrongUse):
+        nobody.clients(MODEL, cursor=cursor)
+    with pytest.raises(WrongUse):
+        nobody.alerts(cursor=cursor)
 
 
 def test_a_cursor_belongs_to_its_order(read: Readings) -> None:
