@@ -48,11 +48,13 @@ test: $(STAMP) ## Every test, against real servers; starts what is missing (ARGS
 ifdef ARGS
 	@$(BIN)/python -m pytest -q -m "not soak" $(ARGS)
 else
-	@# two halves side by side: most tests wait for a server, and two cores are there to be used
-	@half=$$(mktemp); one=0; two=0; \
-	  $(BIN)/python -m pytest -q -m "not soak" tests/consumers tests/alerts >$$half 2>&1 & pid=$$!; \
-	  $(BIN)/python -m pytest -q -m "not soak" tests --ignore=tests/consumers --ignore=tests/alerts || one=$$?; \
-	  wait $$pid || two=$$?; cat $$half; rm -f $$half; exit $$((one + two > 0))
+	@# two halves side by side: most tests wait for a server, and two cores are there to be used; then those that need both
+	@half=$$(mktemp); one=0; two=0; three=0; \
+	  $(BIN)/python -m pytest -q -m "not soak and not alone" tests/consumers >$$half 2>&1 & pid=$$!; \
+	  $(BIN)/python -m pytest -q -m "not soak and not alone" tests --ignore=tests/consumers || one=$$?; \
+	  wait $$pid || two=$$?; cat $$half; rm -f $$half; \
+	  $(BIN)/python -m pytest -q -m "alone and not soak" tests/crash tests/simulation || three=$$?; \
+	  exit $$((one + two + three > 0))
 endif
 
 .PHONY: lint

@@ -43,6 +43,17 @@ def name_of(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
+# --- tests
+
+
+def test_what_needs_both_cores_is_where_make_looks_for_it() -> None:
+    (folders,) = re.findall(r'-m "alone and not soak" ([\w/ ]+) \|\|', (ROOT / "Makefile").read_text())
+    marked = [path for path in OTHERS if "@pytest.mark.alone" in path.read_text() and path != Path(__file__).resolve()]
+    assert len(marked) >= 2
+    for path in marked:
+        assert any(path.is_relative_to(ROOT / folder) for folder in folders.split()), name_of(path)
+
+
 # --- modules
 
 

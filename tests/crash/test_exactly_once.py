@@ -1,7 +1,7 @@
 """P1, P5, P18: with everything failing around them, the workers count each query exactly once, and a naive worker does not.
 
-short   `make soak`: one run of all faults, then the naive control on the same cluster
-long    `make soak`: 30 minutes (QUERYWARDEN_TEST_CHAOS_S for another length)
+short   `make test`: one run of all faults; it needs both cores to itself, so it runs when the other tests are through
+long    `make soak`: 30 minutes (QUERYWARDEN_TEST_CHAOS_S for another length), and the naive control
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ LONG_S = 1800.0
 LONG_CALM_S = (2.0, 5.0)
 
 
-@pytest.mark.soak  # needs both cores to itself: docs/guarantees.md
+@pytest.mark.alone
 def test_every_query_counts_exactly_once(cluster: Cluster, log: Path, capsys: pytest.CaptureFixture[str]) -> None:
     drill = run_drill(cluster, repeated(log, SHORT_EVENTS), SHORT_EVENTS / SHORT_S, chaos.SHORT, SEED)
     with capsys.disabled():
@@ -54,7 +54,7 @@ def at_start(end: str) -> bool:
     return "ended with 1:" in end and ("querywarden: redis:" in end or "querywarden: Kafka:" in end)
 
 
-@pytest.mark.soak  # needs both cores to itself: docs/guarantees.md
+@pytest.mark.soak
 def test_a_naive_worker_loses_and_doubles_queries(
     cluster: Cluster, log: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

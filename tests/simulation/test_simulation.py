@@ -44,6 +44,7 @@ def found(pytestconfig: pytest.Config) -> dict[str, Any]:
     return _simulate("--variant", "all", "--until-bad")
 
 
+@pytest.mark.alone
 def test_nothing_lost_nothing_doubled(found: dict[str, Any]) -> None:
     ours = found[OURS]
     assert {name: ours[name] for name in ZERO} == dict.fromkeys(ZERO, 0), ours["bad"]
@@ -52,6 +53,7 @@ def test_nothing_lost_nothing_doubled(found: dict[str, Any]) -> None:
     assert ours["drain_s"] < 30
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("variant", IN_CI)
 def test_weaker_protocols_are_caught(variant: str, found: dict[str, Any]) -> None:
     assert found[variant]["bad_seeds"] > 0, f"{found[variant]['seeds']} seeds saw nothing wrong in: {variant}"
