@@ -117,11 +117,17 @@ class SyslogSink:
         return sock
 
     def _gone(self, sock: socket.socket) -> bool:
-        """Whether the other side closed: a receiver of syslog never says anything, so something to read is the end."""
-        if self._scheme == "udp":
-            return False
+        """Whether the other side closed. Something to read need not be the end: TLS 1.3 sends its tickets after the handshake."""
         readable, _, _ = select.select([sock], [], [], 0)
-        return bool(readable)
+        if self._scheme == "udp" or not readable:
+            return False
+        sock.setblocking(False)
+        try:
+            return not sock.recv(4096)
+        except (BlockingIOError, ssl.SSLWantReadError):
+            return False
+        finally:
+            sock.settimeout(TIMEOUT_S)
 
 
 def message(found: Finding, hostname: str) -> str:

@@ -201,12 +201,13 @@ def recording(authority: trustme.CA | None = None) -> Iterator[Recorder]:
 
 @dataclass
 class Syslog:
-    """A listener for syslog: udp, tcp or tls; `lines` are messages without their frame."""
+    """A listener for syslog: udp, tcp or tls; `lines` are messages without their frame, `connections` how many came."""
 
     scheme: str
     authority: trustme.CA | None = None
     port: int = field(default_factory=free_port)
     lines: list[bytes] = field(default_factory=list)
+    connections: int = 0
     _sockets: list[socket.socket] = field(default_factory=list)
 
     @property
@@ -245,6 +246,7 @@ class Syslog:
         with contextlib.suppress(OSError):
             while True:
                 sock, _ = listener.accept()
+                self.connections += 1
                 if self.authority is not None:
                     sock = serving(self.authority).wrap_socket(sock, server_side=True)
                 self._sockets.append(sock)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import trustme
 from alerts import sink_contract as contract
-from alerts.receivers import Recorder, Syslog, alert, life, recording
+from alerts.receivers import Recorder, Syslog, alert, eventually, life, recording
 from alerts.sink_contract import CANARY, Case, Message
 from kafka import KafkaConsumer, TopicPartition
 
@@ -398,6 +398,20 @@ def test_syslog_over_udp_is_one_datagram_a_message() -> None:
     syslog.down()
     assert [m.happened for m in found] == ["created", "updated", "closed"]
     assert [line.split(b">")[0] for line in syslog.lines] == [b"<107", b"<106", b"<110"]
+
+
+def test_syslog_over_tls_keeps_its_connection(authority: trustme.CA) -> None:
+    """The tickets that TLS 1.3 sends after the handshake are something to read, and no end."""
+    syslog = Syslog("tls", authority)
+    syslog.up()
+    sink = SyslogSink(syslog.url, context=syslog.context)
+    for number in range(4):
+        assert sink.send(life(number)) == [True] * 3
+        arrived = 3 * (number + 1)
+        assert eventually(lambda arrived=arrived: len(syslog.lines) == arrived)
+    sink.close()
+    assert syslog.connections == 1
+    syslog.down()
 
 
 def test_notify_refuses_what_apprise_does_not_know_without_repeating_it() -> None:
