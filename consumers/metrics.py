@@ -182,7 +182,10 @@ class Metrics:
 
     def value(self, name: str, **labels: str) -> float | None:
         """What is shown now; None for labels that were never set."""
-        return self.registry.get_sample_value(name, labels)
+        if name not in METRICS:  # a part of a histogram
+            return self.registry.get_sample_value(name, labels)
+        samples = (sample for family in self._metrics[name].collect() for sample in family.samples)
+        return next((sample.value for sample in samples if sample.name == name and sample.labels == labels), None)
 
     def _labelled(self, name: str, labels: dict[str, str]) -> Any:
         metric = self._metrics[name]

@@ -40,6 +40,20 @@ def test_a_million_ids_make_no_series() -> None:
     assert b'model="m5"} 2.0' in metrics.text()
 
 
+@pytest.mark.parametrize("name", METRICS)
+def test_what_is_asked_for_is_what_the_registry_shows(name: str) -> None:
+    kind, labels, _ = METRICS[name]
+    metrics, one, other = Metrics(), dict.fromkeys(labels, "one"), dict.fromkeys(labels, "other")
+    if kind == "histogram":
+        metrics.observe(name, 2.5, **one)
+        name = f"{name}_sum"
+    else:
+        metrics.set(name, 2.5, **one) if kind == "gauge" else metrics.add(name, 2.5, **one)
+    assert metrics.value(name, **one) == metrics.registry.get_sample_value(name, one) == 2.5
+    if labels:
+        assert metrics.value(name, **other) is None
+
+
 def test_a_tally_is_the_histogram_that_prometheus_has() -> None:
     """Edges belong to the bucket below, as in the client library; what is above all of them is in the last."""
     ours, theirs = Tally("t_seconds", "t", (0.1, 1.0)), CollectorRegistry()
