@@ -333,7 +333,7 @@ class Runner:
         cell.counters.update({name: n - cell.counters[name] for name, n in checkpoint.counters.items()})
         self._count(cell.counters - before, decoded, max(0, dropped))
         self.letters.wrote(cell.name, len(checkpoint.dead))
-        self.ingest.trim(cell, keys)
+        self.ingest.trim(cell, keys, len(self.cells))
         self.on_commit(checkpoint, decoded)
         return True
 

@@ -35,6 +35,7 @@ log = logging.getLogger("querywarden.ingest")
 
 MS_A_DAY = 86_400_000
 MAX_CACHED = 4096
+"""Clients that a process keeps beside those of the poll at hand, over all its cells: up to 50 KB each."""
 
 
 @dataclass(slots=True)
@@ -283,10 +284,13 @@ class Ingest:
         told.pop(pool, None)
         return linked, told
 
-    def trim(self, cell: Cell, keys: Mapping[str, list[ClientKey]]) -> None:
-        """Keep the cache bounded: past the limit, forget all but the clients of this poll."""
+    def trim(self, cell: Cell, keys: Mapping[str, list[ClientKey]], cells: int = 1) -> None:
+        """Keep the cache bounded: past this cell's share of the limit, forget all but the clients of this poll.
+
+        cells  how many share the limit; a process with many partitions must not need a cache for each
+        """
         for model, profiles in cell.profiles.items():
-            if len(profiles) > MAX_CACHED:
+            if len(profiles) * cells > MAX_CACHED:
                 keep = set(keys.get(model, []))
                 for key in [k for k in profiles.rows if k not in keep]:
                     profiles.drop(key)

@@ -14,6 +14,7 @@ import victims
 from consumers import ingest
 from consumers.errors import Fenced, LogTruncated, Rewound, Unavailable
 from consumers.ingest import Ingest, Runner
+from consumers.intake.checkpoints import MAX_CACHED
 from consumers.intake.letters import KEPT
 from consumers.log import Poll
 from consumers.log.files import FileLog
@@ -418,6 +419,18 @@ def test_a_trimmed_cache_gives_the_same_profiles(
     (cell,) = one.cells.values()
     assert len(cell.profiles[victims.MODEL]) <= 11 + 5
     assert contents(store, reading, CLIENTS) == whole
+
+
+def test_cells_share_the_cache(tmp_path: Path, new_store: NewStore, reading: Ingest, lines: list[bytes]) -> None:
+    """Of what a process may keep, each of many cells keeps its share only."""
+    one = through(runner(victims.write_lines(tmp_path / "log.jsonl", lines), new_store(), reading))
+    (cell,) = one.cells.values()
+    held = len(cell.profiles[victims.MODEL])
+    assert held > 2
+    reading.trim(cell, {}, MAX_CACHED // held)
+    assert len(cell.profiles[victims.MODEL]) == held
+    reading.trim(cell, {}, MAX_CACHED // held + 1)
+    assert len(cell.profiles[victims.MODEL]) == 0
 
 
 def at_day(day: float, client: str, seed: int) -> bytes:
