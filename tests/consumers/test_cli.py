@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import os
 import queue
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -27,7 +29,9 @@ from kafka import KafkaConsumer, TopicPartition
 from streams import produce
 
 from consumers import cli
+from consumers.store.layout import DECISION_TTL_S
 
+SKEWED = Path(__file__).parents[1] / "skewed"
 QUERYWARDEN = Path(sys.executable).with_name("querywarden")
 COMMANDS = ["fit", "replay", "ingest", "detect", "run", "clients", "alerts", "simulate", "config", "config show",
             "config check", "config schema", "serve", "doctor", "decisions list", "decisions block", "decisions throttle",
@@ -442,6 +446,22 @@ def test_ingest_and_detect_by_themselves_on_a_followed_file(files: Path, tmp_pat
     assert lines_of(run("clients", "--json", state=tmp_path).stdout) == []
     assert run_with(more, "detect", "--until-idle", state=tmp_path).returncode == 0
     assert len(lines_of(run("clients", "--json", state=tmp_path).stdout)) == 22
+
+
+@pytest.mark.parametrize("days", [-31, 31])
+def test_a_service_whose_clock_is_a_month_off_says_the_same_of_everybody(
+    days: int, files: Path, tmp_path: Path
+) -> None:
+    more = {"QUERYWARDEN_LOG__URL": f"file://{files / 'log.jsonl'}", "QUERYWARDEN_BASELINES": str(files)}
+    skewed = {"PYTHONPATH": str(SKEWED), "SKEWED_DAYS": str(days)}
+    done = run_with(more | skewed, "run", "--until-end", state=tmp_path)
+    assert done.returncode == 0, done.stderr.decode()
+    with contextlib.closing(sqlite3.connect(tmp_path / "querywarden.sqlite")) as db:
+        ends_s = [end_s for (end_s,) in db.execute("SELECT expires_s FROM decisions")]
+    off = [(end_s - DECISION_TTL_S - time.time()) / 86_400 for end_s in ends_s]
+    assert off == pytest.approx([days] * 22, abs=0.01), "the control: its clock is off"
+    listed = lines_of(run_with(skewed, "clients", "--json", state=tmp_path).stdout)
+    assert listed == replayed(files, tmp_path, files / "log.jsonl")
 
 
 class Service:
