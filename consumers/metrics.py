@@ -57,7 +57,7 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "querywarden_alerts_total": (
         "counter",
         ("sink", "outcome"),
-        "alerts handed to a sink: sent, failed (to be sent again), refused (for good), dropped (no room to wait), refused (for good)",
+        "alerts handed to a sink: sent, failed (to be sent again), refused (for good), dropped (no room to wait)",
     ),
     "querywarden_alerts_capped_total": (
         "counter",
