@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detector.calibration import PLAUSIBLE, UNREHEARSED, Nulls, Persona, Tail, implausible, scale_of
+from detector.calibration import UNREHEARSED, Nulls, Persona, Tail, implausible, scale_of
 from detector.discriminators import Trees
 from detector.errors import CorruptBaseline, UnfittedModel
 from detector.extraction import NAMES, Estimator
@@ -153,8 +153,8 @@ class Baseline:
         notes += limits_of(nulls)
         if lives.left_out.any():
             notes.append(
-                f"left out of the calibration: {int(lives.left_out.sum())} clients, beyond {PLAUSIBLE:g} times what honest tools reach "
-                "in rehearsal; they may be thieves"
+                f"left out of the calibration: {int(lives.left_out.sum())} clients, beyond what honest tools reach in rehearsal; "
+                "they may be thieves"
             )
         facts = {
             "reference_rows": float(len(reference)),

@@ -10,8 +10,9 @@ contributes one number a signal, the maximum over its life, and the fused score 
 * The sorted maxima are kept, not a threshold: the budget is chosen by whoever reads the score.
 * A null that was not calibrated on real clients says so, and nothing is ever blocked on it.
 * Influence is bounded: who is beyond `PLAUSIBLE` times what honest tools reach in rehearsal, and in `LEAST_SHARE` of what he asks (a
-  reference is too small to rehearse those who score whole tables), has no say, for he may be a thief. A rehearsal that finds more than
-  `MOST_LEFT_OUT` of the clients implausible does not know this fleet, and nobody is left out.
+  reference is too small to rehearse those who score whole tables), has no say, for he may be a thief. Where that is `SPOILT` of all
+  clients or more, thieves are among them, and so are some who stole less: then whoever is beyond `SPOILT_PLAUSIBLE` times has no say.
+  A rehearsal that finds more than `MOST_LEFT_OUT` of the clients implausible does not know this fleet, and nobody is left out.
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ UNREHEARSED: NDArray[np.float64] = np.empty(0)
 """A reach that bounds nobody."""
 PLAUSIBLE = 2.5
 LEAST_SHARE = 0.2
-MOST_LEFT_OUT = 0.1
+SPOILT = 0.015
+"""Hardly any honest fleet has so many clients beyond `PLAUSIBLE` times the reach: 2 in 1,000 are usual."""
+SPOILT_PLAUSIBLE = 1.2
+MOST_LEFT_OUT = 0.15
 MIN_CLIENTS_A_BUDGET = 1.0
 """Honest clients expected above the level, below which a budget is called too small for the calibration."""
 
@@ -108,11 +112,17 @@ def implausible(
 
     lives (g, s) lifetime masses, shares (g, s) odd queries among those they are counted among, reach (s,) or (0,) → (g,)
     """
-    nobody = np.zeros(len(lives), np.bool_)
+    out = np.zeros(len(lives), np.bool_)
     if not len(reach):
-        return nobody
-    beyond = np.asarray(((lives > PLAUSIBLE * reach) & (shares >= LEAST_SHARE)).any(axis=1))
-    return beyond if beyond.sum() <= MOST_LEFT_OUT * len(lives) else nobody
+        return out
+    for times, least in ((PLAUSIBLE, 0.0), (SPOILT_PLAUSIBLE, SPOILT)):
+        if out.sum() < least * len(lives):
+            break
+        beyond = np.asarray(((lives > times * reach) & (shares >= LEAST_SHARE)).any(axis=1))
+        if beyond.sum() > MOST_LEFT_OUT * len(lives):
+            break
+        out = beyond
+    return out
 
 
 @dataclass(frozen=True, slots=True)
