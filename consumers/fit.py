@@ -42,6 +42,8 @@ REHEARSED_KINDS = (
 TOOLS = ("what_if", "qa_edge", "explainer", "robustness")
 """Those that turn inputs feature by feature; nobody does that to the numbers of an embedding."""
 REHEARSED_A_KIND = 12
+MANY_COLUMNS = 32
+ONE_LENGTH = 0.01
 
 
 _PersonaName = Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9._-]{1,40}$")]
@@ -247,8 +249,15 @@ def simulated(reference: QueryBatch, schema: Schema, rng: np.random.Generator) -
 
 def rehearsal(reference: QueryBatch, schema: Schema, seed: int) -> QueryBatch:
     """Honest tools: how far do they get? With a generator of its own, so that the map does not depend on it."""
-    kinds = [k for k in REHEARSED_KINDS if schema.input_form != "embedding" or k not in TOOLS]
+    kinds = [k for k in REHEARSED_KINDS if k not in TOOLS or not _embedded(reference, schema)]
     return _played(reference, schema, kinds * REHEARSED_A_KIND, np.random.default_rng([seed, REHEARSED_A_KIND]))
+
+
+def _embedded(reference: QueryBatch, schema: Schema) -> bool:
+    """Whether inputs are embeddings: logged as such, or many numbers whose rows all have one length, as no table has."""
+    lengths = np.linalg.norm(reference.inputs, axis=1)
+    alike = float(np.ptp(lengths)) <= ONE_LENGTH * float(lengths.mean())
+    return schema.input_form == "embedding" or (schema.width >= MANY_COLUMNS and alike)
 
 
 def _played(reference: QueryBatch, schema: Schema, kinds: Sequence[str], rng: np.random.Generator) -> QueryBatch:

@@ -23,12 +23,34 @@ from consumers.store import Entry, Operation
 from consumers.store.embedded import EmbeddedStore
 from detector.baseline import Baseline
 from detector.calibration import UNREHEARSED
+from detector.features import Column, Schema
 from detector.policy import FLAGGED, Policy
+from detector.query import QueryBatch
 from detector.signals import NAMES
 
 CLIENTS = 60
 DAYS = 0.01
 """The simulated clients live short."""
+
+
+@pytest.mark.parametrize(("columns", "normed", "form", "turned"), [
+    (40, False, "features", True), (40, True, "features", False), (40, False, "embedding", False), (12, True, "features", True),
+])  # fmt: skip
+def test_nobody_turns_an_embedding_feature_by_feature(columns: int, normed: bool, form: str, turned: bool) -> None:
+    """A rehearsal of tools that do would find no thief of a text model implausible. Many numbers, all rows of one length: an embedding."""
+    rows = np.random.default_rng(1).normal(size=(60, columns))
+    rows = rows / np.linalg.norm(rows, axis=1, keepdims=True) if normed else rows
+    schema = Schema(
+        tuple(Column(f"x{j}", "numeric", -9.0, 9.0, 0.0) for j in range(columns)), form, False, "regression", ()
+    )
+    n = len(rows)
+    reference = QueryBatch(
+        ["reference"], np.zeros(n, np.int32), rows, np.zeros(n, np.int32), np.empty((n, 0), np.float32), np.zeros(n),
+        np.zeros(n, np.int64), np.ones(n, np.float32), np.arange(n),
+    )  # fmt: skip
+    played = fit.rehearsal(reference, schema, 0)
+    kinds = len(fit.REHEARSED_KINDS) - (0 if turned else len(fit.TOOLS))
+    assert len(played.clients) == kinds * fit.REHEARSED_A_KIND
 
 
 @pytest.fixture(scope="module")
