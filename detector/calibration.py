@@ -34,8 +34,8 @@ PLAUSIBLE = 2.5
 LEAST_SHARE = 0.2
 SPOILT = 0.015
 """Hardly any honest fleet has so many clients beyond `PLAUSIBLE` times the reach: 2 in 1,000 are usual."""
-SPOILT_PLAUSIBLE = 1.2
-MOST_LEFT_OUT = 0.15
+SPOILT_PLAUSIBLE = 1.35
+MOST_LEFT_OUT = 0.1
 MIN_CLIENTS_A_BUDGET = 1.0
 """Honest clients expected above the level, below which a budget is called too small for the calibration."""
 
