@@ -139,6 +139,14 @@ class DiskRedis(Redis):
             if path.suffix != ".log":
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
+    def repair(self) -> None:
+        """What an operator does when Redis does not read its append-only file any more: cut it where it is broken.
+
+        A short write on a full disk leaves a part of a command in the middle of it, as of 7.0 (redis/redis#14372).
+        """
+        manifest = self.disk.path / "appendonlydir" / "appendonly.aof.manifest"
+        subprocess.run(["redis-check-aof", "--fix", str(manifest)], input=b"y\n", capture_output=True, check=True)
+
     def follow(self, primary: Redis | None) -> None:
         self.options = [*self.base, "--replicaof", f"127.0.0.1 {primary.port}"] if primary else self.base
 
@@ -215,6 +223,7 @@ class Cluster:
         self.kafka = ProxiedKafka(self.kafka_proxy_port)
         self.redis = [DiskRedis(disk_megabytes), DiskRedis(disk_megabytes)]
         self.primary = 0
+        self.repaired = 0
         self.seed = seed
         self.workers: list[Worker] = []
         self.webhook = FlakyWebhook(seed)
@@ -261,7 +270,15 @@ class Cluster:
 
     def start(self, server: servers.Server) -> None:
         self.launch(server)
-        server.wait_ready()
+        try:
+            server.wait_ready()
+        except RuntimeError as refused:
+            if not isinstance(server, DiskRedis) or "redis-check-aof" not in str(refused):
+                raise
+            server.repair()
+            self.repaired += 1
+            self.launch(server)
+            server.wait_ready()
 
     def run(self, worker: Worker) -> None:
         self._starter.submit(worker.start).result()
