@@ -49,7 +49,8 @@ class Drill:
         recovered = ", ".join(f"{s:.1f}" for s in chaos.recovered_s)
         return (
             f"{self.ledger.sent:,} events, {self.faults} faults {dict(sorted(chaos.faults.items()))}; acknowledged and lost by Redis: "
-            f"{chaos.lost_bytes} bytes; append-only files repaired: {chaos.cluster.repaired}; recovered in [{recovered}] s; drained in {self.drained_s:.1f} s; "
+            f"{chaos.lost_bytes} bytes; append-only files repaired: {chaos.cluster.repaired}; "
+            f"recovered in [{recovered}] s; drained in {self.drained_s:.1f} s; "
             f"commits {commits}; webhook {dict(self.chaos.cluster.webhook.answers)}; "
             f"ends that nobody ordered: {self.unplanned or 'none'}"
         )
