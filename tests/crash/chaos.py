@@ -183,6 +183,16 @@ class Chaos:
             finally:
                 client.config_set("maxmemory", "0")
 
+    def tight_memory(self, rng: random.Random, _: str) -> None:
+        """Nearly none left, for longer than a worker goes without asking: new clients are counted together."""
+        with self.cluster.store.client(PATIENCE_S) as client:
+            about: Any = client.info("memory")
+            client.config_set("maxmemory", int(about["used_memory"] * 1.12))
+            try:
+                time.sleep(rng.uniform(6.0, 8.0))
+            finally:
+                client.config_set("maxmemory", "0")
+
     # ------------------------------------------------------------------ log
 
     def kill_log(self, rng: random.Random, _: str) -> None:
@@ -228,6 +238,7 @@ FAULTS: dict[str, Callable[[Chaos, random.Random, str], None]] = {
     "stop_store": Chaos.stop_store,
     "full_disk": Chaos.full_disk,
     "full_memory": Chaos.full_memory,
+    "tight_memory": Chaos.tight_memory,
     "kill_log": Chaos.kill_log,
     "stop_log": Chaos.stop_log,
     "network": Chaos.network,

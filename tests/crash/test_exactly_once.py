@@ -135,7 +135,11 @@ def test_who_comes_while_the_memory_is_full_is_counted_once_too(
 ) -> None:
     """Then new clients are counted together: the only fault of the long form that a clean replay does not know."""
     drill = run_drill(
-        cluster, varied(cluster.folder, 60_000, clients=20), 1200.0, {"store": ["full_memory"] * 8}, SEED + 2
+        cluster,
+        varied(cluster.folder, 60_000, clients=20),
+        1200.0,
+        {"store": ["tight_memory", "full_memory"] * 3},
+        SEED + 2,
     )
     verdict = oracle.judge(cluster, drill.ledger)
     with capsys.disabled():
