@@ -12,6 +12,7 @@ Order of effects, for each decision cell that this process holds:
 
 Before anything is recorded, what people said is honoured (overrides.py): nothing is enforced against allow-listed clients, and nothing
 new while the breaker is open. Detectors that live share the cells: none holds more than its part, or takes more while another waits.
+While ingest lags behind the log, the search for campaigns waits, and says so; it reads every row (docs/decisions/0015).
 A throttle or block whose time is over falls by itself, without a new query; gateways stop at `until_s` whatever detect does.
 
 An alert's id is a hash of tenant, kind, model, keyed hash of the client and episode: whatever is computed again gets the same id.
@@ -38,6 +39,7 @@ from consumers.decisions.findings import stored_decision
 from consumers.decisions.outcomes import Detect, Seen
 from consumers.errors import CorruptState, Fenced, LeaseHeld, Rewound, Unavailable
 from consumers.metrics import Metrics
+from consumers.operators.heartbeats import heartbeats
 from consumers.operators.overrides import Overrides
 from consumers.operators.verdicts import Said, tell
 from consumers.store import DECISION_CELLS, Cursor, DecisionClaim, DecisionRow, Outcome, Store, decision_cell
@@ -54,6 +56,8 @@ LEASE_MS = 10_000
 TOUCHED_LIMIT = 5_000
 LAPSED_EVERY_S = 60.0
 """How often decisions are looked for whose time is over."""
+MOST_POSTPONED = 10
+"""How often in a row the search for campaigns may wait: a lag that does not end must not end the search."""
 DRAIN_S = 5.0
 RENEWALS = 2
 """A lease that was renewed so often since shows that its holder has looked at everything since."""
@@ -103,6 +107,7 @@ class Runner:
     _attended_s: float = -math.inf
     _lapsed_s: float = -math.inf
     _searched_s: float = -math.inf
+    _postponed: int = 0
     _until: dict[ClientKey, int] = field(default_factory=dict)
     _share: int = DECISION_CELLS
     _leases: dict[int, tuple[int, int]] = field(default_factory=dict)
@@ -134,7 +139,12 @@ class Runner:
             assessed += self._one(cell, pending.get(cell, {}), profile_cells, renew, over.get(cell, []))
         if renew:
             self._renewed_s = self.clock()
-        if self.now_s() is not None and self.clock() - self._searched_s >= EVERY_S and not stop():
+        if (
+            self.now_s() is not None
+            and self.clock() - self._searched_s >= EVERY_S
+            and not stop()
+            and not self._postpone()
+        ):
             self.look_for_campaigns()
         self.ready = True
         if self.overrides is not None:
@@ -142,9 +152,22 @@ class Runner:
         self.deliveries.offer(self.held)
         return assessed
 
+    def _postpone(self) -> bool:
+        """Whether the search waits for another turn, because ingest needs the store more."""
+        try:
+            lags = any("lag" in beat.alarms for beat in heartbeats(self.store))
+        except Unavailable:
+            return False
+        if not lags or self._postponed >= MOST_POSTPONED:
+            return False
+        self._postponed, self._searched_s = self._postponed + 1, self.clock()
+        self.metrics.add("querywarden_campaign_searches_postponed_total")
+        log.warning("search for campaigns postponed: ingest lags", extra={"times": self._postponed})
+        return True
+
     def look_for_campaigns(self) -> None:
         """One pass over all rows of our tenants: another process, or we before a restart, may have assessed the clients."""
-        self._searched_s = self.clock()
+        self._searched_s, self._postponed = self.clock(), 0
         for tenant in sorted(self.tenants):
             for outcome in self.search.run(tenant, self.held, self.now_s(), self.process, self.lease_ms):
                 self.on_outcome(outcome)

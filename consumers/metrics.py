@@ -64,6 +64,11 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
         ("sink",),
         "alerts over a sink's limit of the day, told in a digest",
     ),
+    "querywarden_campaign_searches_postponed_total": (
+        "counter",
+        (),
+        "searches for campaigns that waited because ingest lags",
+    ),
     "querywarden_detection_latency_seconds": (
         "histogram",
         (),

@@ -15,12 +15,13 @@ import victims
 from consumers import detect, ingest, replay
 from consumers.alerts.finding import finding
 from consumers.alerts.ocsf import detection_finding
-from consumers.decisions.campaigns import Search, campaign_id
+from consumers.decisions.campaigns import EVERY_S, Search, campaign_id
 from consumers.decisions.findings import StoredDecision, campaign_key, is_campaign, stored_alert, stored_decision
-from consumers.detect import Detect, Runner
+from consumers.detect import MOST_POSTPONED, Detect, Runner
 from consumers.ingest import Ingest
 from consumers.log.files import FileLog
 from consumers.operators import erasure
+from consumers.operators.heartbeats import Heart, Heartbeat
 from consumers.operators.operate import Actor, Operations
 from consumers.operators.overrides import Overrides
 from consumers.secrets import Secrets
@@ -307,6 +308,22 @@ def test_a_verdict_about_a_campaign_is_its_next_update_and_stays_with_it(world: 
     operations.judge(who, row.alert["alert_id"], "false_positive", None, campaign=key)
     assert judged()[-1]["verdict"]["verdict"] == "false_positive"
     assert world.store.operator_entries("allow", TENANT)[1] == []
+
+
+@pytest.mark.parametrize(("alarms", "postponed"), [([], 0), (["dead_letters"], 0), (["lag"], MOST_POSTPONED)])
+def test_the_search_waits_while_ingest_lags_but_not_for_ever(alarms: list[str], postponed: int, world: World) -> None:
+    world.read(lines_of())
+    assert Heart(world.store, lambda: Heartbeat("ingest@one", "ingest", alarms=alarms)).once()
+    clock_s = [0.0]
+    one = world.detector(clock=lambda: clock_s[0])
+    while one.turn():
+        pass
+    for searched in [False] * postponed + [True]:
+        assert world.campaigns == []
+        clock_s[0] += EVERY_S
+        one.turn()
+        assert bool(world.campaigns) is searched
+    assert one.metrics.value("querywarden_campaign_searches_postponed_total") == postponed
 
 
 def test_a_campaign_that_nothing_holds_together_any_more_is_closed(world: World, secrets: Secrets) -> None:
