@@ -11,7 +11,7 @@ contributes one number a signal, the maximum over its life, and the fused score 
 * A null that was not calibrated on real clients says so, and nothing is ever blocked on it.
 * Influence is bounded: who is beyond `PLAUSIBLE` times what honest tools reach in rehearsal, and in `LEAST_SHARE` of what he asks (a
   reference is too small to rehearse those who score whole tables), has no say, for he may be a thief. Where that is `SPOILT` of all
-  clients or more, thieves are among them, and so are some who stole less: then whoever is beyond `SPOILT_PLAUSIBLE` times has no say.
+  clients or more (and `SPOILT_CLIENTS`), thieves are among them, and so are some who stole less: then whoever is beyond `SPOILT_PLAUSIBLE` times has no say.
   A rehearsal that finds more than `MOST_LEFT_OUT` of the clients implausible does not know this fleet, and nobody is left out.
 """
 
@@ -32,8 +32,8 @@ UNREHEARSED: NDArray[np.float64] = np.empty(0)
 """A reach that bounds nobody."""
 PLAUSIBLE = 2.5
 LEAST_SHARE = 0.2
-SPOILT = 0.015
-"""Hardly any honest fleet has so many clients beyond `PLAUSIBLE` times the reach: 2 in 1,000 are usual."""
+SPOILT, SPOILT_CLIENTS = 0.015, 3
+"""Share of the clients beyond `PLAUSIBLE` times the reach, and how many at least, that an honest fleet hardly has: 2 in 1,000 are usual."""
 SPOILT_PLAUSIBLE = 1.35
 MOST_LEFT_OUT = 0.1
 MIN_CLIENTS_A_BUDGET = 1.0
@@ -115,8 +115,8 @@ def implausible(
     out = np.zeros(len(lives), np.bool_)
     if not len(reach):
         return out
-    for times, least in ((PLAUSIBLE, 0.0), (SPOILT_PLAUSIBLE, SPOILT)):
-        if out.sum() < least * len(lives):
+    for times, least in ((PLAUSIBLE, 0.0), (SPOILT_PLAUSIBLE, max(SPOILT_CLIENTS, SPOILT * len(lives)))):
+        if out.sum() < least:
             break
         beyond = np.asarray(((lives > times * reach) & (shares >= LEAST_SHARE)).any(axis=1))
         if beyond.sum() > MOST_LEFT_OUT * len(lives):

@@ -17,6 +17,7 @@ from detector.calibration import (
     PLAUSIBLE,
     SMALLEST_TAIL,
     SPOILT,
+    SPOILT_CLIENTS,
     SPOILT_PLAUSIBLE,
     TAIL_INDEX_PRIOR,
     TOP_LIVES,
@@ -224,7 +225,7 @@ def test_who_is_beyond_the_reach_is_left_out_but_never_too_many(seed: int, clien
     far, nearer, most = beyond(PLAUSIBLE), beyond(SPOILT_PLAUSIBLE), MOST_LEFT_OUT * clients
     if sum(far) > most:
         want = [False] * clients
-    elif sum(far) >= SPOILT * clients and sum(nearer) <= most:
+    elif sum(far) >= max(SPOILT_CLIENTS, SPOILT * clients) and sum(nearer) <= most:
         want = nearer
     else:
         want = far
