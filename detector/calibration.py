@@ -11,8 +11,9 @@ contributes one number a signal, the maximum over its life, and the fused score 
 * A null that was not calibrated on real clients says so, and nothing is ever blocked on it.
 * Influence is bounded: who is beyond `PLAUSIBLE` times what honest tools reach in rehearsal, and in `LEAST_SHARE` of what he asks (a
   reference is too small to rehearse those who score whole tables), has no say, for he may be a thief. Where that is `SPOILT` of all
-  clients or more (and `SPOILT_CLIENTS`), thieves are among them, and so are some who stole less: then whoever is beyond `SPOILT_PLAUSIBLE` times has no say.
-  A rehearsal that finds more than `MOST_LEFT_OUT` of the clients implausible does not know this fleet, and nobody is left out.
+  clients or more (and `SPOILT_CLIENTS`), thieves are among them, and so are some who stole less: then whoever is beyond
+  `SPOILT_PLAUSIBLE` times has no say. A rehearsal that finds more than `MOST_LEFT_OUT` of the clients implausible does not know this
+  fleet, and nobody is left out.
 """
 
 from __future__ import annotations
