@@ -51,7 +51,7 @@ def test_every_query_counts_exactly_once(cluster: Cluster, log: Path, capsys: py
 
 def at_start(end: str) -> bool:
     """A worker that can't reach its servers when it starts ends in one line; its supervisor tries again. Later, none may end."""
-    return "ended with 1:" in end and ("querywarden: redis:" in end or "querywarden: Kafka:" in end)
+    return "ended with 1:" in end and ("querywarden: redis:" in end or "querywarden: Kafka" in end)
 
 
 @pytest.mark.soak
@@ -155,7 +155,7 @@ def test_every_query_counts_exactly_once_for_half_an_hour(cluster: Cluster, caps
     cluster.extra["QUERYWARDEN_BREAKER__MOST"] = "100000"  # eight thieves a minute are on purpose
     events = varied(cluster.folder, LONG_EVENTS)
     drill = run_drill(
-        cluster, events, LONG_EVENTS / seconds, chaos.LONG, SEED + 1, LONG_CALM_S, repeat=True, at_most_s=seconds * 1.3
+        cluster, events, LONG_EVENTS / seconds, chaos.LONG, SEED + 1, LONG_CALM_S, repeat=True, at_most_s=seconds * 2
     )
     with capsys.disabled():
         sys.stdout.write(f"\n{drill.summary()}\n")
