@@ -240,7 +240,7 @@ def assert_equal(left: Outcome, right: Outcome) -> None:
 
 
 def test_the_log_is_of_the_size_that_it_should_be(world: World, plain: Outcome) -> None:
-    assert len(world.lines) >= 400 * len(set(world.keys))
+    assert len(world.lines) >= 350 * len(set(world.keys))
     assert len(set(world.keys)) >= 120
     assert len(FAMILIES) >= 5
     assert sum(row["queries"] for row in plain.scores.values()) == len(world.lines)
