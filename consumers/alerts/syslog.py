@@ -15,7 +15,6 @@ import contextlib
 import datetime as dt
 import os
 import re
-import select
 import socket
 import ssl
 from collections.abc import Sequence
@@ -118,14 +117,15 @@ class SyslogSink:
 
     def _gone(self, sock: socket.socket) -> bool:
         """Whether the other side closed. Something to read need not be the end: TLS 1.3 sends its tickets after the handshake."""
-        readable, _, _ = select.select([sock], [], [], 0)
-        if self._scheme == "udp" or not readable:
+        if self._scheme == "udp":
             return False
         sock.setblocking(False)
         try:
             return not sock.recv(4096)
         except (BlockingIOError, ssl.SSLWantReadError):
             return False
+        except OSError:  # reset
+            return True
         finally:
             sock.settimeout(TIMEOUT_S)
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import base64
 import json
 import re
+import socket
+import struct
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -412,6 +415,20 @@ def test_syslog_over_tls_keeps_its_connection(authority: trustme.CA) -> None:
     sink.close()
     assert syslog.connections == 1
     syslog.down()
+
+
+def test_syslog_connects_anew_when_the_other_side_resets() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        sink = SyslogSink(f"tcp://127.0.0.1:{listener.getsockname()[1]}")
+        assert sink.send(life(1)) == [True] * 3
+        first, _ = listener.accept()
+        first.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        first.close()
+        time.sleep(0.1)
+        assert sink.send(life(2)) == [True] * 3
+        second, _ = listener.accept()
+        second.close()
+        sink.close()
 
 
 def test_notify_refuses_what_apprise_does_not_know_without_repeating_it() -> None:
