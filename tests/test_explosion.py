@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +12,7 @@ import numpy as np
 import pytest
 import redis
 import victims
+from resident import watched
 
 from consumers.intake.admission import Limits
 
@@ -26,17 +24,6 @@ class Process(NamedTuple):
 
     rss_mb: float
     growth_mb: float
-
-
-def watched(child: subprocess.Popen[bytes]) -> int:
-    """Most that the process had resident, in KiB, asked until it ends: `wait4` would start at the size of this process."""
-    peak = 0
-    while child.poll() is None:
-        with contextlib.suppress(OSError):
-            found = re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{child.pid}/status").read_text())
-            peak = max(peak, int(found[1]) if found else 0)
-        time.sleep(0.05)
-    return peak
 
 
 def ingested(log: Path, folder: Path, baseline: Path, redis_url: str) -> Process:
