@@ -249,7 +249,8 @@ def simulated(reference: QueryBatch, schema: Schema, rng: np.random.Generator) -
 
 def rehearsal(reference: QueryBatch, schema: Schema, seed: int) -> QueryBatch:
     """Honest tools: how far do they get? With a generator of its own, so that the map does not depend on it."""
-    kinds = [k for k in REHEARSED_KINDS if k not in TOOLS or not _embedded(reference, schema)]
+    embedded = _embedded(reference, schema)
+    kinds = [k for k in REHEARSED_KINDS if not (embedded and k in TOOLS)]
     return _played(reference, schema, kinds * REHEARSED_A_KIND, np.random.default_rng([seed, REHEARSED_A_KIND]))
 
 

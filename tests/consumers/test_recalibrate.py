@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import victims
+from references import batch_of
 from typer.testing import CliRunner
 
 from consumers import cli, fit, ingest, recalibrate, replay
@@ -25,7 +26,6 @@ from detector.baseline import Baseline
 from detector.calibration import UNREHEARSED
 from detector.features import Column, Schema
 from detector.policy import FLAGGED, Policy
-from detector.query import QueryBatch
 from detector.signals import NAMES
 
 CLIENTS = 60
@@ -43,11 +43,7 @@ def test_nobody_turns_an_embedding_feature_by_feature(columns: int, normed: bool
     schema = Schema(
         tuple(Column(f"x{j}", "numeric", -9.0, 9.0, 0.0) for j in range(columns)), form, False, "regression", ()
     )
-    n = len(rows)
-    reference = QueryBatch(
-        ["reference"], np.zeros(n, np.int32), rows, np.zeros(n, np.int32), np.empty((n, 0), np.float32), np.zeros(n),
-        np.zeros(n, np.int64), np.ones(n, np.float32), np.arange(n),
-    )  # fmt: skip
+    reference = batch_of(rows)
     played = fit.rehearsal(reference, schema, 0)
     kinds = len(fit.REHEARSED_KINDS) - (0 if turned else len(fit.TOOLS))
     assert len(played.clients) == kinds * fit.REHEARSED_A_KIND
