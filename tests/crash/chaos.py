@@ -176,20 +176,19 @@ class Chaos:
 
     def full_memory(self, rng: random.Random, _: str) -> None:
         """No memory left: Redis refuses writes (OOM)."""
-        with self.cluster.store.client(PATIENCE_S) as client:
-            client.config_set("maxmemory", "1mb")
-            try:
-                time.sleep(rng.uniform(1.0, 2.0))
-            finally:
-                client.config_set("maxmemory", "0")
+        self._squeeze(lambda used: 1 << 20, rng.uniform(1.0, 2.0))
 
     def tight_memory(self, rng: random.Random, _: str) -> None:
         """Nearly none left, for longer than a worker goes without asking: new clients are counted together."""
+        self._squeeze(lambda used: int(used * 1.12), rng.uniform(6.0, 8.0))
+
+    def _squeeze(self, most: Callable[[int], int], hold_s: float) -> None:
+        """For so long Redis may take no more than `most` says, given what it takes now, in bytes."""
         with self.cluster.store.client(PATIENCE_S) as client:
             about: Any = client.info("memory")
-            client.config_set("maxmemory", int(about["used_memory"] * 1.12))
+            client.config_set("maxmemory", most(about["used_memory"]))
             try:
-                time.sleep(rng.uniform(6.0, 8.0))
+                time.sleep(hold_s)
             finally:
                 client.config_set("maxmemory", "0")
 
