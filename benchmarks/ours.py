@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from benchmarks.victims import Victim
 from consumers.fit import rehearsal
 from detector.attacks import ATTACKS
-from detector.baseline import Baseline, Lives, nulls_of
+from detector.baseline import Baseline, Lives, Rehearsed, nulls_of
 from detector.calibration import UNREHEARSED
 from detector.domain import Rows
 from detector.policy import FLAGGED, MIN_ODD_TO_THROTTLE, Policy, wanted
@@ -67,7 +67,7 @@ def reference_of(victim: Victim) -> QueryBatch:
 
 
 def fitted(
-    victim: Victim, calibration: Sequence[Tested], rng: np.random.Generator, rehearsed: QueryBatch
+    victim: Victim, calibration: Sequence[Tested], rng: np.random.Generator, rehearsed: Rehearsed
 ) -> tuple[Baseline, Lives]:
     return Baseline.fit(
         victim.name, victim.schema, reference_of(victim), as_batch(victim, calibration), real_clients=True, rng=rng,
@@ -75,7 +75,7 @@ def fitted(
     )  # fmt: skip
 
 
-def rehearsed_for(victim: Victim) -> QueryBatch:
+def rehearsed_for(victim: Victim) -> Rehearsed:
     return rehearsal(reference_of(victim), victim.schema, 0)
 
 
@@ -144,7 +144,7 @@ def contaminated(
     tested: Sequence[Tested],
     budget: float,
     rng: np.random.Generator,
-    rehearsed: QueryBatch,
+    rehearsed: Rehearsed,
 ) -> Contaminated:
     """As if thieves had been among the clients that were presumed honest."""
     thieves = [i for i, c in enumerate(tested) if c.group < 0 and visible(c)]
@@ -167,7 +167,7 @@ def with_every_say(baseline: Baseline, lives: Lives) -> Baseline:
     old = baseline.nulls
     nulls, _ = nulls_of(
         lives.statistics, [""] * len(lives.clients), distinct=old.distinct, days=old.days, calibrated=old.calibrated,
-        reach=UNREHEARSED,
+        reach=UNREHEARSED, tools=old.tools,
     )  # fmt: skip
     return replace(baseline, nulls=nulls)
 

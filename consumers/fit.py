@@ -21,7 +21,7 @@ from consumers import drafts
 from consumers.errors import Refused, WrongUse
 from consumers.log import QueryLog, Records
 from consumers.log.formats import InputReader, NativeFormat, RawReference, read_reference, reference_batch, stack
-from detector.baseline import Baseline
+from detector.baseline import Baseline, Rehearsed
 from detector.domain import Domain, Scene, strangers
 from detector.errors import DetectorError
 from detector.features import Column, Schema, infer_grain
@@ -39,6 +39,8 @@ REHEARSED_KINDS = (
     "regular", "batch_scorer", "entity_stream", "what_if", "shifted", "qa_edge", "explainer", "robustness", "misrouted",
 )  # fmt: skip
 """Honest clients that bound what a client of the traffic may say about honest use (docs/decisions/0012)."""
+STAND_INS = ("what_if", "shifted", "qa_edge", "explainer", "robustness", "misrouted")
+"""Those that are odd by trade and may come later: some stand among the clients of the traffic (docs/decisions/0016)."""
 TOOLS = ("what_if", "qa_edge", "explainer", "robustness")
 """Those that turn inputs feature by feature; nobody does that to the numbers of an embedding."""
 REHEARSED_A_KIND = 12
@@ -247,11 +249,12 @@ def simulated(reference: QueryBatch, schema: Schema, rng: np.random.Generator) -
     return _played(reference, schema, population(SIMULATED_CLIENTS, rng, kinds), rng)
 
 
-def rehearsal(reference: QueryBatch, schema: Schema, seed: int) -> QueryBatch:
+def rehearsal(reference: QueryBatch, schema: Schema, seed: int) -> Rehearsed:
     """Honest tools: how far do they get? With a generator of its own, so that the map does not depend on it."""
     embedded = _embedded(reference, schema)
-    kinds = [k for k in REHEARSED_KINDS if not (embedded and k in TOOLS)]
-    return _played(reference, schema, kinds * REHEARSED_A_KIND, np.random.default_rng([seed, REHEARSED_A_KIND]))
+    kinds = [k for k in REHEARSED_KINDS if not (embedded and k in TOOLS)] * REHEARSED_A_KIND
+    queries = _played(reference, schema, kinds, np.random.default_rng([seed, REHEARSED_A_KIND]))
+    return Rehearsed(queries, tuple(k if k in STAND_INS else "" for k in kinds))
 
 
 def _embedded(reference: QueryBatch, schema: Schema) -> bool:

@@ -317,6 +317,7 @@ class Runner:
         before = cell.counters.copy()
         try:
             decoded, keys = self.ingest.decode(cell, records)
+            self.ingest.trim(cell, keys, len(self.cells))
             wanted = self.ingest.missing(cell, keys)
             if wanted:
                 self.ingest.take(cell, self.store.load(cell.name, cell.token, cell.offset, wanted), wanted)
@@ -333,7 +334,6 @@ class Runner:
         cell.counters.update({name: n - cell.counters[name] for name, n in checkpoint.counters.items()})
         self._count(cell.counters - before, decoded, max(0, dropped))
         self.letters.wrote(cell.name, len(checkpoint.dead))
-        self.ingest.trim(cell, keys, len(self.cells))
         self.on_commit(checkpoint, decoded)
         return True
 

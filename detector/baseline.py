@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detector.calibration import UNREHEARSED, Nulls, Persona, Tail, implausible, scale_of
+from detector.calibration import UNREHEARSED, Nulls, Persona, Tail, Tools, implausible, no_tools, scale_of
 from detector.discriminators import Trees
 from detector.errors import CorruptBaseline, UnfittedModel
 from detector.extraction import NAMES, Estimator
@@ -32,10 +32,11 @@ from detector.query import QueryBatch
 from detector.signals import BY_ANSWER, FLOOR, FREE, FUSED, SIGNALS, TABLE_VERSION, Statistics, fuse, masses, measure
 
 MAGIC = b"QWBL"
-FORMAT = 3
+FORMAT = 4
 _FRONT = struct.Struct("<4sHI")
 _TREE_ARRAYS = ("roots", "feature", "threshold", "left", "right", "value")
 _NULL_ARRAYS = ("lives", "scale", "ordered", "free", "reach")
+_TOOL_ARRAYS = ("lives", "ends")
 _ESTIMATOR_ARRAYS = ("weights", "errors", "sizes", "usual")
 _TYPES = ("<f8", "<f4", "<i8", "<i4", "<i2")
 _OF_TYPE = {"start": "<i8", "levels_of": "<i8", "code_category": "<i8", "neighbours": "<f4", "cell_of": "<i2"}
@@ -63,6 +64,14 @@ class Lives:
     def masses(self) -> NDArray[np.float64]:
         """(g, s) lifetime masses."""
         return np.array([s.lifetime for s in self.statistics])
+
+
+@dataclass(frozen=True, slots=True)
+class Rehearsed:
+    """Queries of simulated honest tools, and the odd kind that each client of the batch stands for, "" for one that is not odd."""
+
+    queries: QueryBatch
+    kinds: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -128,7 +137,7 @@ class Baseline:
         real_clients: bool,
         rng: np.random.Generator,
         personas: Mapping[str, str] | None = None,
-        rehearsed: QueryBatch | None = None,
+        rehearsed: Rehearsed | None = None,
     ) -> tuple[Baseline, Lives]:
         """Fit map and nulls; the second result says what was made of each client.
 
@@ -136,15 +145,16 @@ class Baseline:
         traffic       queries of presumably honest clients; the unit of calibration is the client
         real_clients  False when `traffic` was simulated: the nulls are then marked uncalibrated
         personas      client of the traffic → the use that its owner declared; it gets a null of its own
-        rehearsed     queries of simulated honest tools, which bound the influence of each client; None: no bound
+        rehearsed     simulated honest tools: they bound the influence of each client, and the odd ones stand in for what the
+                      traffic does not hold; None: no bound, and nobody stands in
         """
         declared = [(personas or {}).get(client, "") for client in traffic.clients]
         seen = np.unique(traffic.who)
         clients = enough_clients([declared[i] for i in seen], "in the traffic")
         feature_map = FeatureMap.fit(schema, reference.inputs, reference.labels, reference.probabilities, rng)
         _settle_levels(feature_map, traffic)
-        reach = UNREHEARSED if rehearsed is None else _reach(feature_map, rehearsed)
-        nulls, lives = _calibrate(feature_map, traffic, declared, real_clients, reach)
+        reach, tools = (UNREHEARSED, no_tools(len(SIGNALS))) if rehearsed is None else _played(feature_map, rehearsed)
+        nulls, lives = _calibrate(feature_map, traffic, declared, real_clients, reach, tools)
         notes = [
             f"calibrated on {clients} real clients"
             if real_clients
@@ -172,6 +182,7 @@ class Baseline:
         for tree, trees in sorted(self.map.trees.items()):
             arrays += [(f"trees.{tree}.{name}", getattr(trees, name)) for name in _TREE_ARRAYS]
         arrays += [(f"nulls.{name}", getattr(self.nulls, name)) for name in _NULL_ARRAYS]
+        arrays += [(f"tools.{name}", getattr(self.nulls.tools, name)) for name in _TOOL_ARRAYS]
         for i, persona in enumerate(self.nulls.personas):
             arrays += [(f"persona.{i}.ordered", persona.ordered), (f"persona.{i}.free", persona.free)]
         if self.estimator is not None:
@@ -188,6 +199,7 @@ class Baseline:
             "nulls": {"distinct": self.nulls.distinct, "days": self.nulls.days, "calibrated": self.nulls.calibrated},
             "notes": list(self.notes),
             "facts": self.facts,
+            "tools": list(self.nulls.tools.kinds),
             "estimator": self.estimator is not None,
             "personas": [p.name for p in self.nulls.personas],
             "arrays": [[name, _little(a).dtype.str, list(a.shape)] for name, a in arrays],
@@ -251,6 +263,7 @@ class Baseline:
                 Persona(str(name), arrays[f"persona.{i}.ordered"], arrays[f"persona.{i}.free"])
                 for i, name in enumerate(header["personas"])
             ),
+            tools=Tools(tuple(map(str, header["tools"])), **{name: arrays[f"tools.{name}"] for name in _TOOL_ARRAYS}),
         )
         _check_nulls(nulls)
         facts = {str(name): float(value) for name, value in header["facts"].items()}
@@ -363,8 +376,8 @@ def _check_map(fmap: FeatureMap) -> None:
 
 
 def _check_nulls(nulls: Nulls) -> None:
-    g, s = len(nulls.ordered), len(SIGNALS)
-    want = {"lives": ("<f4", (g, s)), "scale": ("<f8", (s,)), "ordered": ("<f8", (g,)), "free": ("<f8", (g,))}
+    g, h, s = len(nulls.lives), len(nulls.ordered), len(SIGNALS)
+    want = {"lives": ("<f4", (g, s)), "scale": ("<f8", (s,)), "ordered": ("<f8", (h,)), "free": ("<f8", (h,))}
     for name, (kind, shape) in want.items():
         array = getattr(nulls, name)
         _refuse(
@@ -373,6 +386,19 @@ def _check_nulls(nulls: Nulls) -> None:
                 (not np.isfinite(array).all() or bool(np.any(array < 0)), f"nulls: {name} holds what is no mass"),
             )
         )
+    r = len(nulls.tools.kinds)
+    for array in (nulls.tools.lives, nulls.tools.ends):
+        _refuse(
+            (
+                (
+                    len(array) != r or (r > 0 and array.shape != (r, s)) or array.dtype != "<f8",
+                    f"tools: shape {array.shape}, not {(r, s)}",
+                ),
+                (not np.isfinite(array).all() or bool(np.any(array < 0)), "tools: what is no mass"),
+            )
+        )
+    guests = nulls.tools.guests(g) if nulls.calibrated else 0
+    _refuse(((h != g + guests, f"nulls: {h} maxima of {g} clients and {guests} tools"),))
     for persona in nulls.personas:
         for array in (persona.ordered, persona.free):
             wrong = array.shape != persona.ordered.shape or array.ndim != 1 or array.dtype != "<f8" or not len(array)
@@ -440,14 +466,22 @@ def _statistics(feature_map: FeatureMap, queries: QueryBatch) -> list[tuple[str,
     return [(client, p, measure(p, table)) for client, p in zip(queries.clients, profiles, strict=True) if p.queries]
 
 
-def _reach(feature_map: FeatureMap, rehearsed: QueryBatch) -> NDArray[np.float64]:
-    """(s,) most that a rehearsed client has of each signal, never below the signal's floor.
+def _played(feature_map: FeatureMap, rehearsed: Rehearsed) -> tuple[NDArray[np.float64], Tools]:
+    """How far honest tools got: (s,) the most that one has of each signal, never below the signal's floor, and the odd ones.
 
-    inf for signals that look at answers: those of a rehearsal are borrowed from the nearest reference row.
+    Signals that look at answers say nothing, for those of a rehearsal are borrowed from the nearest reference row: their reach is inf,
+    and nobody who stands in has any of them.
     """
-    most = np.max([s.lifetime for _, _, s in _statistics(feature_map, rehearsed)], axis=0, initial=0.0)
-    judged = np.array([s.name not in BY_ANSWER for s in SIGNALS])
-    return np.where(judged & FUSED, np.maximum(most, FLOOR), np.inf)
+    judged = FUSED & np.array([s.name not in BY_ANSWER for s in SIGNALS])
+    kind = dict(zip(rehearsed.queries.clients, rehearsed.kinds, strict=True))
+    played = _statistics(feature_map, rehearsed.queries)
+    most = np.max([s.lifetime for _, _, s in played], axis=0, initial=0.0)
+    odd = [(kind[client], s) for client, _, s in played if kind[client]]
+    lives, ends = (
+        np.array([getattr(s, name) for _, s in odd]).reshape(-1, len(SIGNALS)) * judged
+        for name in ("lifetime", "value")
+    )
+    return np.where(judged, np.maximum(most, FLOOR), np.inf), Tools(tuple(k for k, _ in odd), lives, ends)
 
 
 def _calibrate(
@@ -456,6 +490,7 @@ def _calibrate(
     declared: Sequence[str],
     real_clients: bool,
     reach: NDArray[np.float64] = UNREHEARSED,
+    tools: Tools | None = None,
 ) -> tuple[Nulls, Lives]:
     """Lifetime maxima of honest clients; declared: persona of each client of the traffic, "" for none."""
     persona = dict(zip(traffic.clients, declared, strict=True))
@@ -467,6 +502,7 @@ def _calibrate(
         days=max(p.last_ms - p.first_ms for _, p, _ in honest) / MS_A_DAY,
         calibrated=real_clients,
         reach=reach,
+        tools=no_tools(len(SIGNALS)) if tools is None else tools,
     )
     others = [(client, s) for client, _, s in honest if not persona[client]]
     return nulls, Lives(tuple(c for c, _ in others), tuple(s for _, s in others), left_out)
@@ -480,12 +516,14 @@ def nulls_of(
     days: float,
     calibrated: bool,
     reach: NDArray[np.float64],
+    tools: Tools,
 ) -> tuple[Nulls, NDArray[np.bool_]]:
     """Nulls of honest lives, one a client, and which clients without a persona have no say in them.
 
     declared  each client's persona, "" for none; at least one has none
     calibrated  whether these are real clients; simulated ones all have their say
     reach     (s,) of honest tools in rehearsal, (0,) where there was none
+    tools     that were rehearsed: some stand among real clients; simulated ones have tools among them
     """
     maxima = np.array([s.lifetime for s in lives])
     ends = np.array([s.value for s in lives])
@@ -495,12 +533,15 @@ def nulls_of(
     left_out = implausible(maxima[others], shares[others], reach if calibrated else UNREHEARSED)
     kept = np.flatnonzero(others)[~left_out]
     scale = scale_of(maxima[kept], FLOOR)
+    guests = tools.standing_in(scale, FUSED, len(kept)) if calibrated else np.empty(0, np.int64)
+    their_maxima, their_ends = (of[guests].reshape(-1, len(SIGNALS)) for of in (tools.lives, tools.ends))
+    scale = scale_of(np.vstack([maxima[kept], their_maxima]), FLOOR)
     ordered, free = fuse(maxima, scale, FUSED), fuse(ends, scale, FREE)
     nulls = Nulls(
         lives=maxima[kept].astype(np.float32),
         scale=scale,
-        ordered=np.sort(ordered[kept]),
-        free=np.sort(free[kept]),
+        ordered=np.sort(np.concatenate([ordered[kept], fuse(their_maxima, scale, FUSED)])),
+        free=np.sort(np.concatenate([free[kept], fuse(their_ends, scale, FREE)])),
         distinct=distinct,
         days=days,
         calibrated=calibrated,
@@ -509,5 +550,6 @@ def nulls_of(
             for name in np.unique(persona[~others])
         ),
         reach=reach,
+        tools=tools,
     )
     return nulls, left_out

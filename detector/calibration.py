@@ -9,6 +9,8 @@ contributes one number a signal, the maximum over its life, and the fused score 
   shrunk towards a pooled prior, because 150 clients say little about a tail.
 * The sorted maxima are kept, not a threshold: the budget is chosen by whoever reads the score.
 * A null that was not calibrated on real clients says so, and nothing is ever blocked on it.
+* Tools that a fleet does not have yet are expected: `fit` rehearses honest tools on the reference, and of each odd kind one that went
+  far (`TOOL_RANK` of its kind) stands among the honest clients, `TOOL_SHARE` of them, two at least (docs/decisions/0016).
 * Influence is bounded: who is beyond `PLAUSIBLE` times what honest tools reach in rehearsal, and in `LEAST_SHARE` of what he asks (a
   reference is too small to rehearse those who score whole tables), has no say, for he may be a thief. Where that is `SPOILT` of all
   clients or more (and `SPOILT_CLIENTS`), thieves are among them, and so are some who stole less: then whoever is beyond
@@ -37,6 +39,9 @@ SPOILT, SPOILT_CLIENTS = 0.015, 3
 """Share of the clients beyond `PLAUSIBLE` times the reach, and how many at least, that an honest fleet hardly has: 2 in 1,000 are usual."""
 SPOILT_PLAUSIBLE = 1.35
 MOST_LEFT_OUT = 0.1
+TOOL_RANK = 0.85
+TOOL_SHARE, FEWEST_TOOLS = 0.0075, 2
+"""Of each kind of tool there are taken to be so many among the honest clients, whatever the traffic holds."""
 MIN_CLIENTS_A_BUDGET = 1.0
 """Honest clients expected above the level, below which a budget is called too small for the calibration."""
 
@@ -54,16 +59,44 @@ class Persona:
 
 
 @dataclass(frozen=True, slots=True)
+class Tools:
+    """Honest tools of the odd kinds, as `fit` rehearsed them: kinds (r,), lives (r, s) lifetime masses, ends (r, s) last masses."""
+
+    kinds: tuple[str, ...]
+    lives: NDArray[np.float64]
+    ends: NDArray[np.float64]
+
+    def guests(self, clients: int) -> int:
+        """How many stand among so many honest clients."""
+        return len(set(self.kinds)) * max(FEWEST_TOOLS, round(TOOL_SHARE * clients))
+
+    def standing_in(self, scale: NDArray[np.float64], use: NDArray[np.bool_], clients: int) -> NDArray[np.int64]:
+        """Rows, repeated, that stand among so many honest clients. scale: units of the signals; use: those that are fused."""
+        size = (self.lives / scale)[:, use].max(axis=1, initial=0.0)
+        found = []
+        for kind in dict.fromkeys(self.kinds):
+            rows = np.array([i for i, other in enumerate(self.kinds) if other == kind])
+            found.append(int(rows[np.argsort(size[rows], kind="stable")][round(TOOL_RANK * (len(rows) - 1))]))
+        return np.repeat(np.array(found, np.int64), self.guests(clients) // max(1, len(found)))
+
+
+def no_tools(signals: int) -> Tools:
+    return Tools((), np.empty((0, signals)), np.empty((0, signals)))
+
+
+@dataclass(frozen=True, slots=True)
 class Nulls:
     """Honest lives, one row a client; those of declared personas apart.
 
     lives     (g, s) float32, lifetime maximum of each signal
     scale     (s,) unit of each signal in the fused score
-    ordered, free  (g,) sorted lifetime maxima of the fused score, for clients seen in order and for all others
+    ordered, free  (h,) sorted lifetime maxima of the fused score, for clients seen in order and for all others; h ≥ g: with the tools
+              that stand in for what the clients may do later
     distinct  most distinct queries of an honest client; days: longest honest life
     calibrated  on real clients, not on simulated ones
     personas  declared uses; their clients are in none of the above
     reach     (s,) most mass of each signal that honest tools reach in rehearsal, inf where that says nothing; (0,): not rehearsed
+    tools     all that were rehearsed, for the next calibration
     """
 
     lives: NDArray[np.float32]
@@ -75,10 +108,12 @@ class Nulls:
     calibrated: bool
     personas: tuple[Persona, ...] = ()
     reach: NDArray[np.float64] = field(default_factory=lambda: UNREHEARSED)
+    tools: Tools = field(default_factory=lambda: no_tools(0))
 
     @property
     def clients(self) -> int:
-        return len(self.ordered)
+        """Honest clients that have their say."""
+        return len(self.lives)
 
     @property
     def version(self) -> str:

@@ -247,10 +247,11 @@ def fold_rows(  # type: ignore[no-untyped-def]
     lattice, grain, low, high, top, raw_step, unit, wide,
     # the signals
     need, path, roots_base, form, allowance, fusing_scale, horizon_distinct,
-    # the state, one row a client; all but the memory twice: the long span, and the short one that will follow it
-    both, queries, volume, first_ms, last_ms, classes, cell_counts, distance_counts, margin_counts, moments,
+    # rows of the spans of each client: the long one, and the short one that will follow it (-1: none yet); their state
+    span, queries, volume, first_ms, last_ms, classes, cell_counts, distance_counts, margin_counts, moments,
     sample_hash, sample_root, sample_n, odd_hash, odd_bits, odd_n, path_hash, path_bits, path_n, odd_counts,
     marks, trail_ms, trail_query, trail_n,
+    # the memory, one row a client
     ring_hash, ring_label, ring_codes, ring_n, low_hash, low_label, low_codes, low_n, raw_ring,
 ):  # fmt: skip
     n_signals = need.shape[0]
@@ -267,24 +268,26 @@ def fold_rows(  # type: ignore[no-untyped-def]
         s = slot[i]
         h = hashes[i]
         # ---- volume: every query
-        spans = 2 if both[s] else 1
-        for v in range(spans):
-            if queries[s, v] == 0:
-                first_ms[s, v] = time_ms[i]
-                last_ms[s, v] = time_ms[i]
-            queries[s, v] += 1
-            volume[s, v] += weight[i]
-            first_ms[s, v] = min(first_ms[s, v], time_ms[i])
-            last_ms[s, v] = max(last_ms[s, v], time_ms[i])
+        for v in range(2):
+            r = span[s, v]
+            if r < 0:
+                continue
+            if queries[r] == 0:
+                first_ms[r] = time_ms[i]
+                last_ms[r] = time_ms[i]
+            queries[r] += 1
+            volume[r] += weight[i]
+            first_ms[r] = min(first_ms[r], time_ms[i])
+            last_ms[r] = max(last_ms[r], time_ms[i])
             if labels[i] >= 0:
-                classes[s, v, min(labels[i], classes.shape[2] - 1)] += 1
-            cell_counts[s, v, cells[i]] += 1
-            distance_counts[s, v, distance_bins[i]] += 1
+                classes[r, min(labels[i], classes.shape[1] - 1)] += 1
+            cell_counts[r, cells[i]] += 1
+            distance_counts[r, distance_bins[i]] += 1
             if margin_bins[i] != 255:
-                margin_counts[s, v, margin_bins[i]] += 1
+                margin_counts[r, margin_bins[i]] += 1
             for k in range(min(MOMENT_AXES, z.shape[1])):
-                moments[s, v, 0, k] += z[i, k]
-                moments[s, v, 1, k] += z[i, k] * z[i, k]
+                moments[r, 0, k] += z[i, k]
+                moments[r, 1, k] += z[i, k] * z[i, k]
         # ---- a repeat that is still remembered adds nothing more
         in_ring = min(ring_n[s], ring_size)
         seen = False
@@ -386,69 +389,68 @@ def fold_rows(  # type: ignore[no-untyped-def]
             returned = n1 + n2 + 2.0 * dot < RETURN * n1
             if moved >= 2 and n1 > 0.0 and n2 > 0.0 and not returned and abs(dot) > COLLINEAR * np.sqrt(n1 * n2):
                 b |= np.uint32(ALONG)
-        for v in range(spans):
+        for v in range(2):
+            r = span[s, v]
+            if r < 0:
+                continue
             # ---- the sample of distinct queries
-            count = sample_n[s, v]
-            if count < SAMPLE_KEPT or h <= sample_hash[s, v, count - 1]:
-                at = find_sorted(sample_hash[s, v], count, h)
-                if at < count and sample_hash[s, v, at] == h:
-                    sample_root[s, v, at] = sample_root[s, v, at] and root
+            count = sample_n[r]
+            if count < SAMPLE_KEPT or h <= sample_hash[r, count - 1]:
+                at = find_sorted(sample_hash[r], count, h)
+                if at < count and sample_hash[r, at] == h:
+                    sample_root[r, at] = sample_root[r, at] and root
                 else:
                     last = count if count < SAMPLE_KEPT else SAMPLE_KEPT - 1
                     for a in range(last, at, -1):
-                        sample_hash[s, v, a] = sample_hash[s, v, a - 1]
-                        sample_root[s, v, a] = sample_root[s, v, a - 1]
-                    sample_hash[s, v, at] = h
-                    sample_root[s, v, at] = root
-                    sample_n[s, v] = last + 1
+                        sample_hash[r, a] = sample_hash[r, a - 1]
+                        sample_root[r, a] = sample_root[r, a - 1]
+                    sample_hash[r, at] = h
+                    sample_root[r, at] = root
+                    sample_n[r] = last + 1
             # ---- the marked sets, and the masses when one grew
             if b & np.uint32(_ODD | _PATH):
                 grew = False
                 if b & np.uint32(_ODD):
-                    size = keep_marked(
-                        odd_hash[s, v], odd_bits[s, v], odd_n[s, v], ODD_KEPT, h, b, need, ~path, odd_counts[s, v]
-                    )
+                    size = keep_marked(odd_hash[r], odd_bits[r], odd_n[r], ODD_KEPT, h, b, need, ~path, odd_counts[r])
                     if size > 0:
-                        odd_n[s, v] = size
+                        odd_n[r] = size
                         grew = True
                 if b & np.uint32(_PATH):
                     size = keep_marked(
-                        path_hash[s, v], path_bits[s, v], path_n[s, v], PATH_KEPT, h, b, need, path, odd_counts[s, v]
+                        path_hash[r], path_bits[r], path_n[r], PATH_KEPT, h, b, need, path, odd_counts[r]
                     )
                     if size > 0:
-                        path_n[s, v] = size
+                        path_n[r] = size
                         grew = True
                 if grew:
                     odd_factor = 0.0
-                    if odd_n[s, v] > 0:
-                        odd_factor = kept_estimate(odd_n[s, v], odd_hash[s, v, odd_n[s, v] - 1], ODD_KEPT) / odd_n[s, v]
+                    if odd_n[r] > 0:
+                        odd_factor = kept_estimate(odd_n[r], odd_hash[r, odd_n[r] - 1], ODD_KEPT) / odd_n[r]
                     path_factor = 0.0
-                    if path_n[s, v] > 0:
-                        path_factor = (
-                            kept_estimate(path_n[s, v], path_hash[s, v, path_n[s, v] - 1], PATH_KEPT) / path_n[s, v]
-                        )
-                    m = sample_n[s, v]
-                    distinct = min(kept_estimate(m, sample_hash[s, v, m - 1], SAMPLE_KEPT), float(queries[s, v]))
+                    if path_n[r] > 0:
+                        path_factor = kept_estimate(path_n[r], path_hash[r, path_n[r] - 1], PATH_KEPT) / path_n[r]
+                    m = sample_n[r]
+                    distinct = min(kept_estimate(m, sample_hash[r, m - 1], SAMPLE_KEPT), float(queries[r]))
                     rooted = 0
                     for a in range(m):
-                        rooted += int(sample_root[s, v, a])
+                        rooted += int(sample_root[r, a])
                     roots = distinct * rooted / m
                     fade = min(1.0, horizon_distinct / max(distinct, 1.0))
                     fused = 0.0
                     for q in range(n_signals):
                         base = roots if roots_base[q] else distinct
-                        seen_odd = min(base, (path_factor if path[q] else odd_factor) * odd_counts[s, v, q])
+                        seen_odd = min(base, (path_factor if path[q] else odd_factor) * odd_counts[r, q])
                         mass = fade * mass_of(form[q], seen_odd, base, allowance[q])
-                        if mass > marks[s, v, q]:
-                            marks[s, v, q] = mass
+                        if mass > marks[r, q]:
+                            marks[r, q] = mass
                         if fusing_scale[q] > 0.0:
-                            fused = max(fused, marks[s, v, q] / fusing_scale[q])
+                            fused = max(fused, marks[r, q] / fusing_scale[q])
                     if fused >= TRAIL_FIRST:
                         reached = min(TRAIL_LEVELS, 1 + int(np.floor(np.log(fused / TRAIL_FIRST) / growth)))
-                        for g in range(trail_n[s, v], reached):
-                            trail_ms[s, v, g] = time_ms[i]
-                            trail_query[s, v, g] = queries[s, v]
-                        trail_n[s, v] = max(trail_n[s, v], reached)
+                        for g in range(trail_n[r], reached):
+                            trail_ms[r, g] = time_ms[i]
+                            trail_query[r, g] = queries[r]
+                        trail_n[r] = max(trail_n[r], reached)
         # ---- remember the row; what leaves the ring may stay by content hash
         at = ring_n[s] % ring_size
         if ring_n[s] >= ring_size:

@@ -15,6 +15,9 @@ import numpy as np
 
 from detector.domain import Rows, Scene
 
+ALIKE = 0.05
+"""Share of a table's rows that may be alike."""
+
 Generate = Callable[[Scene, int, np.random.Generator], Rows]
 
 
@@ -52,8 +55,13 @@ def regular(scene: Scene, n: int, rng: np.random.Generator) -> Rows:
 
 
 def batch_scorer(scene: Scene, n: int, rng: np.random.Generator) -> Rows:
-    """Scores whole tables: the full class mix, hardly a repeat."""
-    return scene.items(n, rng, repeats=0.02)
+    """Scores whole tables: the full class mix, hardly a repeat, also where few columns of codes make rows alike."""
+    rows = scene.items(n, rng, repeats=0.02)
+    if len(np.unique(rows, axis=0)) < (1 - ALIKE) * n:
+        more = np.vstack([rows, scene.items(3 * n, rng)])
+        first = np.sort(np.unique(more, axis=0, return_index=True)[1])[:n]
+        rows = more[first] if len(first) == n else np.vstack([more[first], rows[: n - len(first)]])
+    return rows
 
 
 def entity_stream(scene: Scene, n: int, rng: np.random.Generator) -> Rows:

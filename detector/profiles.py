@@ -18,6 +18,9 @@ from detector.features import FeatureMap, Measured
 from detector.fold import Masses, fold_rows
 from detector.profile import LAYOUT, MEMORY, Array, Profile, Shape, dtype_of
 from detector.query import QueryBatch
+from detector.rows import Rows
+
+LONG, SHORT = 0, 1
 
 SUM = (
     "queries",
@@ -48,13 +51,12 @@ class Profiles:
         self.half_horizon_ms = half_horizon_ms
         self.shape = Shape.of(feature_map, len(table.need))
         self.rows: dict[object, int] = {}
-        self._free: list[int] = []
-        self._window = np.full(capacity, -1, np.int64)  # the current one of each client
-        self._two = np.zeros(capacity, np.bool_)  # the short span is kept too
-        self._state = {
-            name: np.zeros((capacity, *_spans(name), *shape(self.shape)), dtype_of(name, self.shape))
-            for name, (_, shape) in LAYOUT.items()
-        }
+        width = {n: (shape(self.shape), dtype_of(n, self.shape)) for n, (_, shape) in LAYOUT.items()}
+        # window: the current one of each client; span: the rows of its long and its short span, -1 where there is none
+        self._clients = Rows(
+            {"window": ((), np.int64), "span": ((2,), np.int64)} | {n: width[n] for n in MEMORY}, capacity
+        )
+        self._spans = Rows({n: width[n] for n in LAYOUT if n not in MEMORY}, capacity)
         low, high = feature_map._bounds()
         self._step = np.maximum(high - low, 1e-9) / 65534.0
         unit = [np.ones(len(low))]
@@ -74,23 +76,23 @@ class Profiles:
 
     def put(self, key: object, long: Profile | None, short: Profile | None = None) -> None:
         """Take over stored spans (None: start empty). One of another map is refused; marks of other nulls begin anew."""
+        self.drop(key)
         row = self._row(key)
-        self._clear(row)
         if long is None:
             return
         for profile in (long, short):
             if profile is not None and profile.map_id != self.map_id:
                 raise IncompatibleProfile(f"profile of map {profile.map_id}, this baseline is {self.map_id}")
-        self._window[row] = long.window if short is None else short.window
-        self._two[row] = short is not None
-        self._take(row, 0, long)
+        self._clients.arrays["window"][row] = long.window if short is None else short.window
+        self._take(self._span(row, LONG), long)
         if short is not None:
-            self._take(row, 1, short)
+            self._open(row)
+            self._take(self._span(row, SHORT), short)
         for name, values in (long.memory or {}).items():
-            self._state[name][row] = values
+            self._clients.arrays[name][row] = values
 
-    def _take(self, row: int, span: int, profile: Profile) -> None:
-        state, at = self._state, (row, span)
+    def _take(self, at: int, profile: Profile) -> None:
+        state = self._spans.arrays
         for name in SUM:
             state[name][at] = getattr(profile, name)
         for kind, names in (
@@ -101,7 +103,7 @@ class Profiles:
             count = len(getattr(profile, names[0]))
             state[f"{kind}_n"][at] = count
             for name in names:
-                state[name][row, span, :count] = getattr(profile, name)
+                state[name][at, :count] = getattr(profile, name)
         need, path = self.table.need, self.table.path
         held = [((bits[:, None] & need) == need).sum(0) for bits in (profile.odd_bits, profile.path_bits)]
         state["odd_counts"][at] = np.where(path, held[1], held[0])
@@ -109,20 +111,22 @@ class Profiles:
             state["marks"][at] = profile.marks
             count = len(profile.trail_ms)
             state["trail_n"][at] = count
-            state["trail_ms"][row, span, :count] = profile.trail_ms
-            state["trail_query"][row, span, :count] = profile.trail_query
+            state["trail_ms"][at, :count] = profile.trail_ms
+            state["trail_query"][at, :count] = profile.trail_query
 
     def drop(self, key: object) -> None:
         """Forget a client (it is stored elsewhere)."""
         row = self.rows.pop(key, None)
         if row is not None:
-            self._free.append(row)
+            self._close(row, SHORT)
+            self._close(row, LONG)
+            self._clients.give_back(row)
 
     def add(self, keys: list[object], batch: QueryBatch, measured: Measured) -> None:
         """Fold the rows of one poll; keys (g,) name the clients of `batch.clients`."""
         slots = np.array([self._row(k) for k in keys], np.int64)[batch.who]
         window = batch.time_ms // self.half_horizon_ms
-        effective = _running_maximum(slots, window, self._window)
+        effective = _running_maximum(slots, window, self._clients.arrays["window"])
         values = np.unique(effective)
         for value in values.tolist():
             rows = np.flatnonzero(effective == value)
@@ -139,58 +143,50 @@ class Profiles:
 
     def profile(self, key: object) -> Profile:
         """A copy of one client's long span, with its memory."""
-        return self._profile(self.rows[key], 0)
+        return self._profile(self.rows[key], LONG)
 
     def spans(self, key: object) -> list[Profile]:
         """Copies of a client's spans: the long one with the memory, and the short one where it differs."""
         row = self.rows[key]
-        return [self._profile(row, span) for span in range(2 if self._two[row] else 1)]
+        return [self._profile(row, span) for span in (LONG, SHORT) if self._span(row, span) >= 0]
 
     # ------------------------------------------------------------------ rows of the arrays
 
     def _row(self, key: object) -> int:
         row = self.rows.get(key)
         if row is None:
-            if not self._free:
-                self._grow()
-            row = self._free.pop()
-            self.rows[key] = row
-            self._clear(row)
+            row = self.rows[key] = self._clients.take()
+            self._clients.arrays["window"][row] = -1
+            self._clients.arrays["span"][row] = self._spans.take(), -1
         return row
 
-    def _clear(self, row: int) -> None:
-        for array in self._state.values():
-            array[row] = 0
-        self._window[row] = -1
-        self._two[row] = False
+    def _span(self, row: int, span: int) -> int:
+        """Where a client's span is; -1 if it has none."""
+        return int(self._clients.arrays["span"][row, span])
 
-    def _grow(self) -> None:
-        used = len(self.rows)
-        capacity = len(self._window)
-        if used < capacity:
-            self._free = list(range(capacity - 1, used - 1, -1))
-            return
-        for name, array in self._state.items():
-            self._state[name] = np.concatenate([array, np.zeros_like(array)])
-        self._window = np.concatenate([self._window, np.full(capacity, -1, np.int64)])
-        self._two = np.concatenate([self._two, np.zeros(capacity, np.bool_)])
-        self._free = list(range(2 * capacity - 1, capacity - 1, -1))
+    def _open(self, row: int) -> None:
+        """An empty short span."""
+        self._clients.arrays["span"][row, SHORT] = self._spans.take()
+
+    def _close(self, row: int, span: int) -> None:
+        if self._span(row, span) >= 0:
+            self._spans.give_back(self._span(row, span))
+            self._clients.arrays["span"][row, span] = -1
 
     def _turn(self, slots: NDArray[np.int64], window: int) -> None:
         """Begin a window: the short span becomes the long one; a life that began in the window before goes on in it."""
-        opened = slots[(self._window[slots] < window) & (self._window[slots] >= 0)]
+        current, span = (self._clients.arrays[name] for name in ("window", "span"))
+        opened = slots[(current[slots] < window) & (current[slots] >= 0)]
         for row in opened.tolist():
-            follows = self._window[row] == window - 1
-            for name, array in self._state.items():
-                if name in MEMORY:
-                    continue
-                if not follows:
-                    array[row] = 0
-                elif self._two[row]:
-                    array[row, 0] = array[row, 1]
-                    array[row, 1] = 0
-            self._two[row] = follows
-        self._window[slots] = window
+            if current[row] != window - 1:  # so long ago that neither span counts
+                self._close(row, SHORT)
+                self._spans.clear(self._span(row, LONG))
+                continue
+            if self._span(row, SHORT) >= 0:
+                span[row] = span[row, SHORT], span[row, LONG]
+                self._close(row, SHORT)
+            self._open(row)
+        current[slots] = window
 
     def _fold(self, slots: NDArray[np.int64], batch: QueryBatch, m: Measured, rows: NDArray[np.intp] | None) -> None:
         def of(array: Array) -> Array:
@@ -204,16 +200,17 @@ class Profiles:
             fmap.link_mode, fmap.link_bits, fmap.link_level, fmap.near**2, fmap.lattice, fmap.hash_grain,
             self._low, self._step_high, self._high, self._step, self._unit, fmap.wide,
             t.need, t.path, t.roots_base, t.form, t.allowance, t.fusing_scale, t.horizon_distinct,
-            self._two, *self._state.values(),
+            self._clients.arrays["span"], *self._spans.arrays.values(), *(self._clients.arrays[n] for n in MEMORY),
         )  # fmt: skip
 
     def _profile(self, row: int, span: int) -> Profile:
-        state, at = self._state, (row, span)
+        state, at = self._spans.arrays, self._span(row, span)
         n_sample, n_odd, n_path, n_trail = (int(state[f"{k}_n"][at]) for k in ("sample", "odd", "path", "trail"))
         return Profile(
             map_id=self.map_id,
             nulls_version=self.nulls_version,
-            window=int(self._window[row]) - (1 if span == 0 and self._two[row] else 0),
+            window=int(self._clients.arrays["window"][row])
+            - (1 if span == LONG and self._span(row, SHORT) >= 0 else 0),
             queries=int(state["queries"][at]),
             volume=float(state["volume"][at]),
             first_ms=int(state["first_ms"][at]),
@@ -222,21 +219,17 @@ class Profiles:
                 n: state[n][at].copy()
                 for n in ("classes", "cell_counts", "distance_counts", "margin_counts", "moments")
             },
-            sample_hash=state["sample_hash"][row, span, :n_sample].copy(),
-            sample_root=state["sample_root"][row, span, :n_sample].copy(),
-            odd_hash=state["odd_hash"][row, span, :n_odd].copy(),
-            odd_bits=state["odd_bits"][row, span, :n_odd].copy(),
-            path_hash=state["path_hash"][row, span, :n_path].copy(),
-            path_bits=state["path_bits"][row, span, :n_path].copy(),
+            sample_hash=state["sample_hash"][at, :n_sample].copy(),
+            sample_root=state["sample_root"][at, :n_sample].copy(),
+            odd_hash=state["odd_hash"][at, :n_odd].copy(),
+            odd_bits=state["odd_bits"][at, :n_odd].copy(),
+            path_hash=state["path_hash"][at, :n_path].copy(),
+            path_bits=state["path_bits"][at, :n_path].copy(),
             marks=state["marks"][at].copy(),
-            trail_ms=state["trail_ms"][row, span, :n_trail].copy(),
-            trail_query=state["trail_query"][row, span, :n_trail].copy(),
-            memory={n: state[n][row].copy() for n in MEMORY} if span == 0 else None,
+            trail_ms=state["trail_ms"][at, :n_trail].copy(),
+            trail_query=state["trail_query"][at, :n_trail].copy(),
+            memory={n: self._clients.arrays[n][row].copy() for n in MEMORY} if span == LONG else None,
         )
-
-
-def _spans(name: str) -> tuple[int, ...]:
-    return () if name in MEMORY else (2,)
 
 
 def _running_maximum(

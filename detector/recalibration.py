@@ -141,6 +141,7 @@ def recalibrate(
         days=max(m.days for m in taken),
         calibrated=True,
         reach=baseline.nulls.reach,
+        tools=baseline.nulls.tools,
     )
     if beyond.any():
         left_out["beyond what honest tools reach in rehearsal"] = int(beyond.sum())

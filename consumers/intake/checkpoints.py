@@ -35,7 +35,7 @@ log = logging.getLogger("querywarden.ingest")
 
 MS_A_DAY = 86_400_000
 MAX_CACHED = 4096
-"""Clients that a process keeps beside those of the poll at hand, over all its cells: up to 50 KB each."""
+"""Clients that a process keeps, over all its cells: 20 to 50 KB each. The clients of a poll may be more."""
 
 
 @dataclass(slots=True)
@@ -285,14 +285,15 @@ class Ingest:
         return linked, told
 
     def trim(self, cell: Cell, keys: Mapping[str, list[ClientKey]], cells: int = 1) -> None:
-        """Keep the cache bounded: past this cell's share of the limit, forget all but the clients of this poll.
+        """Make room in the cache before clients are added: past this cell's share of the limit, forget all but the clients of this poll.
 
         cells  how many share the limit; a process with many partitions must not need a cache for each
         """
         for model, profiles in cell.profiles.items():
-            if len(profiles) * cells > MAX_CACHED:
-                keep = set(keys.get(model, []))
-                for key in [k for k in profiles.rows if k not in keep]:
+            mine = set(keys.get(model, []))
+            newcomers = sum(k not in profiles for k in mine)
+            if (len(profiles) + newcomers) * cells > MAX_CACHED:
+                for key in [k for k in profiles.rows if k not in mine]:
                     profiles.drop(key)
                     self.windows_of(cell, model).drop(key)
                     for known in (cell.stored, cell.links, cell.told):

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detector.kernels import hash_texts
+from detector.rows import Rows
 
 FIELD = "e"
 KEPT = 256
@@ -84,11 +85,15 @@ class Windows:
 
     def __init__(self, capacity: int = 64) -> None:
         self.rows: dict[object, int] = {}
-        self._free = list(range(capacity))
-        self._hash = np.zeros((capacity, KEPT), np.uint64)
-        self._ms = np.zeros((capacity, KEPT), np.int64)
-        self._count = np.zeros(capacity, np.int64)
-        self._newest = np.zeros(capacity, np.int64)
+        self._kept = Rows(
+            {
+                "hash": ((KEPT,), np.uint64),
+                "ms": ((KEPT,), np.int64),
+                "count": ((), np.int64),
+                "newest": ((), np.int64),
+            },
+            capacity,
+        )
 
     def unseen(
         self, keys: Sequence[object], who: NDArray[np.int32], hashes: NDArray[np.uint64], time_ms: NDArray[np.int64]
@@ -96,49 +101,42 @@ class Windows:
         """Which rows (n,) are no duplicates; keys (g,) are what `who` points into. The windows remember them."""
         fresh = np.ones(len(who), np.bool_)
         slots = np.array([self._row(key) for key in keys], np.int64)[who]
-        _unseen(slots, hashes, time_ms, self._hash, self._ms, self._count, self._newest, fresh)
+        kept = self._kept.arrays
+        _unseen(slots, hashes, time_ms, kept["hash"], kept["ms"], kept["count"], kept["newest"], fresh)
         return fresh
 
     def put(self, key: object, blob: bytes | None) -> None:
         """Take over a stored window; none, or a damaged one, begins anew."""
+        self.drop(key)
         row = self._row(key)
-        self._count[row] = self._newest[row] = 0
         if blob is None or len(blob) < _HEAD.size:
             return
         version, count, newest = _HEAD.unpack_from(blob)
         if version != _VERSION or count > KEPT or len(blob) != _HEAD.size + 12 * count:
             return
-        self._hash[row, :count] = np.frombuffer(blob, "<u8", count, _HEAD.size)
+        kept = self._kept.arrays
+        kept["hash"][row, :count] = np.frombuffer(blob, "<u8", count, _HEAD.size)
         age = np.frombuffer(blob, "<u4", count, _HEAD.size + 8 * count)
-        self._ms[row, :count] = newest - age.astype(np.int64)
-        self._count[row], self._newest[row] = count, newest
+        kept["ms"][row, :count] = newest - age.astype(np.int64)
+        kept["count"][row], kept["newest"][row] = count, newest
 
     def blob(self, key: object) -> bytes | None:
         """The window as it is stored; None while it never held anything."""
         row = self.rows.get(key)
-        if row is None or not self._count[row]:
+        kept = self._kept.arrays
+        if row is None or not kept["count"][row]:
             return None
-        count, newest = int(self._count[row]), int(self._newest[row])
-        age = (newest - self._ms[row, :count]).astype("<u4")
-        return _HEAD.pack(_VERSION, count, newest) + self._hash[row, :count].tobytes() + age.tobytes()
+        count, newest = int(kept["count"][row]), int(kept["newest"][row])
+        age = (newest - kept["ms"][row, :count]).astype("<u4")
+        return _HEAD.pack(_VERSION, count, newest) + kept["hash"][row, :count].tobytes() + age.tobytes()
 
     def drop(self, key: object) -> None:
         row = self.rows.pop(key, None)
         if row is not None:
-            self._free.append(row)
+            self._kept.give_back(row)
 
     def _row(self, key: object) -> int:
         row = self.rows.get(key)
         if row is None:
-            if not self._free:
-                self._grow()
-            row = self.rows[key] = self._free.pop()
-            self._count[row] = self._newest[row] = 0
+            row = self.rows[key] = self._kept.take()
         return row
-
-    def _grow(self) -> None:
-        capacity = len(self._count)
-        for name in ("_hash", "_ms", "_count", "_newest"):
-            array = getattr(self, name)
-            setattr(self, name, np.concatenate([array, np.zeros_like(array)]))
-        self._free = list(range(2 * capacity - 1, capacity - 1, -1))

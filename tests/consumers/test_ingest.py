@@ -417,7 +417,7 @@ def test_a_trimmed_cache_gives_the_same_profiles(
     through(one)
     assert faulty.calls.count("load") > 50
     (cell,) = one.cells.values()
-    assert len(cell.profiles[victims.MODEL]) <= 11 + 5
+    assert len(cell.profiles[victims.MODEL]) <= 11
     assert contents(store, reading, CLIENTS) == whole
 
 

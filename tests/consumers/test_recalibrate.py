@@ -46,7 +46,8 @@ def test_nobody_turns_an_embedding_feature_by_feature(columns: int, normed: bool
     reference = batch_of(rows)
     played = fit.rehearsal(reference, schema, 0)
     kinds = len(fit.REHEARSED_KINDS) - (0 if turned else len(fit.TOOLS))
-    assert len(played.clients) == kinds * fit.REHEARSED_A_KIND
+    assert len(played.queries.clients) == len(played.kinds) == kinds * fit.REHEARSED_A_KIND
+    assert set(played.kinds) - {""} == set(fit.STAND_INS) - (set() if turned else set(fit.TOOLS))
 
 
 @pytest.fixture(scope="module")

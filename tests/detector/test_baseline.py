@@ -25,12 +25,12 @@ from references import (
     schema_of,
 )
 
-from detector.baseline import FORMAT, MIN_CLIENTS, Baseline, Lives
-from detector.calibration import Nulls
+from detector.baseline import FORMAT, MIN_CLIENTS, Baseline, Lives, Rehearsed
+from detector.calibration import FEWEST_TOOLS, Nulls, Tools
 from detector.discriminators import Trees
 from detector.errors import CorruptBaseline, UnfittedModel
 from detector.features import ARRAYS, BITS, MARGIN_BINS, MEASURES, FeatureMap
-from detector.signals import FUSED, SIGNALS, TABLE_VERSION
+from detector.signals import BY_ANSWER, FUSED, SIGNALS, TABLE_VERSION, fuse
 
 FRONT = struct.Struct("<4sHI")
 
@@ -485,6 +485,10 @@ def test_a_hostile_map_is_refused_before_a_kernel_sees_it(case: str) -> None:
     assert "SHA-256" not in said
 
 
+def tools(mass: float) -> Tools:
+    return Tools(("explainer",), np.full((1, len(SIGNALS)), mass), np.zeros((1, len(SIGNALS))))
+
+
 NULLS: dict[str, Callable[[Nulls], Nulls]] = {
     "a signal short": lambda n: replace(n, lives=n.lives[:, :-1].copy()),
     "lives of other clients": lambda n: replace(n, lives=n.lives[:-1].copy()),
@@ -496,6 +500,9 @@ NULLS: dict[str, Callable[[Nulls], Nulls]] = {
     "a reach short": lambda n: replace(n, reach=np.ones(3)),
     "a reach of nothing": lambda n: replace(n, reach=np.zeros(len(SIGNALS))),
     "a reach that is no number": lambda n: replace(n, reach=np.full(len(SIGNALS), np.nan)),
+    "tools of another kind more": lambda n: replace(n, tools=replace(n.tools, kinds=("explainer",))),
+    "tools below nothing": lambda n: replace(n, tools=tools(-1.0)),
+    "tools that nobody counted": lambda n: replace(n, tools=tools(1.0)),
     "maxima without end": lambda n: replace(n, free=set_at(n.free, 0, np.inf)),
 }
 
@@ -575,7 +582,7 @@ def with_thieves(share: float, rehearsed: bool, declared: bool = False) -> tuple
     with quick_training():
         baseline, lives = Baseline.fit(
             "digits", reference.schema, reference.batch, replace(loud, clients=traffic.clients), real_clients=True,
-            rng=np.random.default_rng(9), rehearsed=traffic if rehearsed else None,
+            rng=np.random.default_rng(9), rehearsed=Rehearsed(traffic, ("",) * len(traffic.clients)) if rehearsed else None,
             personas=dict.fromkeys(thieves, "explainer") if declared else None,
         )  # fmt: skip
     return baseline, lives, set(thieves)
@@ -607,6 +614,53 @@ def test_whose_use_was_declared_has_his_say_among_his_like() -> None:
     assert len(baseline.nulls.personas[0].ordered) == len(thieves)
     assert not lives.left_out.any()
     assert thieves.isdisjoint(lives.clients)
+
+
+def with_tools(kinds: tuple[str, ...], real: bool = True) -> Baseline:
+    """A baseline of calm clients, with rehearsed ones that send noise and stand for these kinds, in turn."""
+    reference = reference_of("digits")
+    traffic, rng = reference.traffic, np.random.default_rng(5)
+    noise = rng.uniform(traffic.inputs.min(0), traffic.inputs.max(0), (len(traffic), traffic.inputs.shape[1]))
+    played = replace(traffic, inputs=noise)
+    names = tuple(kinds[i % len(kinds)] for i in range(len(played.clients)))
+    with quick_training():
+        baseline, _ = Baseline.fit(
+            "digits", reference.schema, reference.batch, traffic, real_clients=real, rng=np.random.default_rng(9),
+            rehearsed=Rehearsed(played, names),
+        )  # fmt: skip
+    return baseline
+
+
+def test_odd_tools_that_the_traffic_lacks_stand_among_its_clients() -> None:
+    """Who does later what a rehearsed tool did is less unusual for it; who is counted are still the real clients."""
+    calm, expected = with_tools(("",)), with_tools(("explainer", "robustness"))
+    assert calm.nulls.clients == expected.nulls.clients
+    assert len(calm.nulls.ordered) == calm.nulls.clients
+    assert len(expected.nulls.ordered) == expected.nulls.clients + 2 * FEWEST_TOOLS
+    np.testing.assert_array_equal(calm.nulls.lives, expected.nulls.lives)
+    odd = expected.nulls.tools.lives.max(axis=0)
+    said = [b.ordered.p(float(fuse(odd, b.nulls.scale, FUSED))) for b in (calm, expected)]
+    assert said[0] < 0.001 < 0.01 < said[1]
+
+
+def test_rehearsed_tools_borrow_their_answers_so_no_signal_of_answers_is_theirs() -> None:
+    held = with_tools(("explainer",)).nulls.tools
+    by_answer = np.array([s.name in BY_ANSWER for s in SIGNALS])
+    assert not held.lives[:, by_answer].any()
+    assert held.lives[:, ~by_answer].any()
+
+
+def test_simulated_clients_have_tools_among_them_already() -> None:
+    baseline = with_tools(("explainer",), real=False)
+    assert len(baseline.nulls.ordered) == baseline.nulls.clients
+
+
+def test_tools_survive_the_file_for_the_next_calibration() -> None:
+    baseline = with_tools(("explainer", "robustness"))
+    again = Baseline.from_bytes(baseline.to_bytes()).nulls.tools
+    assert again.kinds == baseline.nulls.tools.kinds
+    np.testing.assert_array_equal(again.lives, baseline.nulls.tools.lives)
+    np.testing.assert_array_equal(again.ends, baseline.nulls.tools.ends)
 
 
 def test_the_reach_survives_the_file_and_leaves_answers_alone() -> None:

@@ -1,0 +1,41 @@
+"""Rows of flat arrays, given out and taken back."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from detector.rows import Rows
+
+LAYOUT = {"count": ((), np.int64), "hash": ((3,), np.uint64)}
+
+
+@given(st.lists(st.booleans(), max_size=300), st.integers(1, 5))
+def test_rows_are_zero_when_given_out_and_keep_what_is_written(steps: list[bool], capacity: int) -> None:
+    """Against a dictionary: True takes a row and writes its number into it, False gives the oldest one back."""
+    rows = Rows(LAYOUT, capacity)
+    held: dict[int, int] = {}
+    for number, take in enumerate(steps, start=1):
+        if take:
+            row = rows.take()
+            assert row not in held
+            assert rows.arrays["count"][row] == 0
+            assert not rows.arrays["hash"][row].any()
+            rows.arrays["count"][row], rows.arrays["hash"][row], held[row] = number, number, number
+        elif held:
+            row = next(iter(held))
+            del held[row]
+            rows.give_back(row)
+        for row, value in held.items():
+            assert rows.arrays["count"][row] == value
+            assert (rows.arrays["hash"][row] == value).all()
+
+
+def test_it_grows_by_a_quarter_and_no_more() -> None:
+    rows = Rows(LAYOUT, 8)
+    for _ in range(10_000):
+        rows.take()
+    assert 10_000 <= rows.capacity <= 12_500 + 64
+    assert list(rows.arrays) == list(LAYOUT)
+    assert all(len(array) == rows.capacity for array in rows.arrays.values())
