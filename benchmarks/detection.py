@@ -44,7 +44,7 @@ from benchmarks.foreign import FOREIGN
 from benchmarks.leak import describe, leak
 from benchmarks.literature import METHODS, Known
 from benchmarks.ours import Tested
-from benchmarks.tables import CONTROL, OURS, SPOILT, TRUSTING, read, summary
+from benchmarks.tables import CONTROL, OURS, SPOILT, TRUSTING, UNAIDED, UNEXPECTED, read, summary
 from benchmarks.victims import GROUPS, VICTIMS, Victim, build
 from detector.attacks import ATTACKS, Loot, Surrogate
 from detector.domain import Rows
@@ -233,11 +233,15 @@ def run_victim(name: str, plan: Plan, literature: bool = True) -> dict[str, Any]
     tally, cache, copies = Tally(plan.splits), dict[tuple[str, int], float](), defaultdict[str, list[list[float]]](list)
     for split, (held, calibration, tested) in enumerate(deals(clients, plan.splits)):
         say(name, f"calibration split {split + 1} of {plan.splits}, {held} held out")
-        baseline, _ = ours.fitted(victim, calibration, np.random.default_rng(split), rehearsed)
+        baseline, lives = ours.fitted(victim, calibration, np.random.default_rng(split), rehearsed)
         profiles = ours.profiles_of(victim, baseline, tested)
         said = ours.assessed(baseline, profiles)
         alarms = ours.alarms(baseline, profiles, said, tested, plan.budget)
         tally.add(OURS, "equal", split, tested, alarms)
+        for method, kinds in ((UNEXPECTED, (held,)), (UNAIDED, None)):
+            other = ours.where_nobody_stands_in(baseline, lives, kinds)
+            found = ours.alarms(other, profiles, ours.assessed(other, profiles), tested, plan.budget)
+            tally.add(method, "equal", split, tested, found)
         floors.append(ours.by_floor(said, tested, plan.budget, held))
         spoilt = ours.contaminated(
             victim, calibration, tested, plan.budget, np.random.default_rng([split, 2]), rehearsed

@@ -19,7 +19,7 @@ from benchmarks.victims import Victim
 from consumers.fit import rehearsal
 from detector.attacks import ATTACKS
 from detector.baseline import Baseline, Lives, Rehearsed, nulls_of
-from detector.calibration import UNREHEARSED
+from detector.calibration import UNREHEARSED, Tools
 from detector.domain import Rows
 from detector.policy import FLAGGED, MIN_ODD_TO_THROTTLE, Policy, wanted
 from detector.profile import Profile
@@ -164,10 +164,22 @@ def contaminated(
 
 def with_every_say(baseline: Baseline, lives: Lives) -> Baseline:
     """The same map under the nulls of all lives, bounded by nothing."""
+    return _under(baseline, lives, UNREHEARSED, baseline.nulls.tools)
+
+
+def where_nobody_stands_in(baseline: Baseline, lives: Lives, kinds: Sequence[str] | None = None) -> Baseline:
+    """The same calibration with no tool of these kinds (None: of any) among its clients."""
+    tools = baseline.nulls.tools
+    kept = np.array([kinds is not None and kind not in kinds for kind in tools.kinds], np.bool_)
+    names = tuple(kind for kind, keep in zip(tools.kinds, kept, strict=True) if keep)
+    return _under(baseline, lives, baseline.nulls.reach, Tools(names, tools.lives[kept], tools.ends[kept]))
+
+
+def _under(baseline: Baseline, lives: Lives, reach: NDArray[np.float64], tools: Tools) -> Baseline:
     old = baseline.nulls
     nulls, _ = nulls_of(
         lives.statistics, [""] * len(lives.clients), distinct=old.distinct, days=old.days, calibrated=old.calibrated,
-        reach=UNREHEARSED, tools=old.tools,
+        reach=reach, tools=tools,
     )  # fmt: skip
     return replace(baseline, nulls=nulls)
 

@@ -24,6 +24,9 @@ from detector.evaluation import Rate, median_or_none
 RESULTS = Path(__file__).parent / "results" / "detection.json"
 OURS, CONTROL = "QueryWarden", "control"
 SPOILT, TRUSTING = "QueryWarden, 5 % thieves in calibration", "… without the bound of influence"
+UNEXPECTED, UNAIDED = "… where the kind held out is not rehearsed either", "… where no tool stands in"
+OURS_OTHERWISE = (SPOILT, TRUSTING, UNEXPECTED, UNAIDED)
+"""Ours under other calibrations, for comparison."""
 BLIND = 0.2
 """A cell is called unseen when the best method catches less than this share."""
 Results = dict[str, Any]
@@ -40,7 +43,7 @@ def read(path: Path = RESULTS) -> Results:
 def methods(results: Results) -> list[str]:
     """Ours first, the control last."""
     names = dict.fromkeys(m for v in results["victims"].values() for m in v["methods"])
-    return [OURS, *(n for n in names if n not in (OURS, CONTROL, SPOILT, TRUSTING)), CONTROL]
+    return [OURS, *(n for n in names if n not in (OURS, CONTROL, *OURS_OTHERWISE)), CONTROL]
 
 
 def victims(results: Results) -> list[str]:
@@ -291,6 +294,15 @@ def contamination(results: Results) -> str:
     return table(("calibration", "false alarms", "of known kinds", *variants(results)), rows)
 
 
+def stand_ins(results: Results) -> str:
+    """Ours with honest tools standing in for what the traffic lacks, without the kind held out among them, and without any."""
+    rows = []
+    for method in (OURS, UNEXPECTED, UNAIDED):
+        rates = (percent(honest(results, method, "equal", seen=seen)) for seen in (None, True, False))
+        rows.append((method, *rates, *(share(mean_caught(results, method, "equal", v)) for v in variants(results))))
+    return table(("calibration", "false alarms", "of known kinds", "of the kind held out", *variants(results)), rows)
+
+
 def wall(results: Results) -> str:
     """What it would cost to ask for more odd queries before anybody is flagged."""
     chosen = variants(results)
@@ -348,6 +360,7 @@ _MADE_UP = {"mixed": "of any kinds", "alike": "all of one kind"}
 TABLES: dict[str, Callable[[Results], str]] = {
     "bench-alarm": at_alarm,
     "bench-contamination": contamination,
+    "bench-stand-ins": stand_ins,
     "bench-wall": wall,
     "bench-families": by_family,
     "bench-kinds": kinds,
@@ -365,8 +378,8 @@ CAMPAIGN_TABLES: dict[str, Callable[[Results], str]] = {"bench-split": split, "b
 def summary(results: Results) -> str:
     """For the terminal: the tables in plain text."""
     wanted = (
-        "bench-overview", "bench-contamination", "bench-families", "bench-victims", "bench-kinds", "bench-alarm", "bench-wall",
-        "bench-leak",
+        "bench-overview", "bench-stand-ins", "bench-contamination", "bench-families", "bench-victims", "bench-kinds", "bench-alarm",
+        "bench-wall", "bench-leak",
     )  # fmt: skip
     parts = [f"{name.removeprefix('bench-')}\n{TABLES[name](results)}" for name in wanted]
     return "\n".join(parts) + f"\n{results['seconds']} s"

@@ -58,8 +58,8 @@ def test_the_control_flags_honest_clients_as_often_as_the_budget_says(results: d
 
 def test_every_method_meets_the_same_clients(results: dict[str, Any]) -> None:
     found = dict(results["victims"]["tumour"]["methods"])
-    spoilt = [found.pop(name) for name in (tables.SPOILT, tables.TRUSTING)]
-    assert [set(rules) for rules in spoilt] == [{"equal"}, {"equal"}]
+    otherwise = [found.pop(name) for name in tables.OURS_OTHERWISE]
+    assert [set(rules) for rules in otherwise] == 4 * [{"equal"}]
     assert set(found) == {tables.OURS, *METHODS} - {"HODA"}  # the victim is no network
     tested = {
         sum(runs[1] for runs in kinds)
@@ -75,6 +75,16 @@ def test_one_honest_kind_a_split_is_held_out(results: dict[str, Any]) -> None:
     assert len(set(detection.HELD_OUT)) == len(detection.SPLITS)
     assert tuple(results["plan"]["held_out"]) == detection.HELD_OUT[:1]
     assert tables.honest(results, tables.OURS, "equal", "explainer", seen=False).trials > 0
+
+
+def test_tools_that_stand_in_spare_clients_of_a_kind_that_the_calibration_lacks(results: dict[str, Any]) -> None:
+    """Each of three calibrations has more of them: without any, without the kind held out, with all."""
+    spared = [
+        tables.honest(results, m, "equal", "explainer", seen=False).share
+        for m in (tables.UNAIDED, tables.UNEXPECTED, tables.OURS)
+    ]
+    assert spared[0] >= spared[1] >= spared[2]
+    assert all(tables.mean_caught(results, m, "equal", "plain") >= 0.3 for m in (tables.UNAIDED, tables.OURS))
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ Rules of this file
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections import Counter
 from collections.abc import Mapping
@@ -34,8 +35,8 @@ from detector.query import ClientKey, QueryBatch
 log = logging.getLogger("querywarden.ingest")
 
 MS_A_DAY = 86_400_000
-MAX_CACHED = 4096
-"""Clients that a process keeps, over all its cells: 20 to 50 KB each. The clients of a poll may be more."""
+MAX_CACHED = 2048
+"""Clients that a process keeps, over all its cells, 20 to 50 KB each; only those of the poll at hand may be more."""
 
 
 @dataclass(slots=True)
@@ -285,15 +286,18 @@ class Ingest:
         return linked, told
 
     def trim(self, cell: Cell, keys: Mapping[str, list[ClientKey]], cells: int = 1) -> None:
-        """Make room in the cache before clients are added: past this cell's share of the limit, forget all but the clients of this poll.
+        """Make room in the cache before clients are added: past this cell's share of the limit, forget who came first.
+
+        Nobody of this poll is forgotten.
 
         cells  how many share the limit; a process with many partitions must not need a cache for each
         """
         for model, profiles in cell.profiles.items():
             mine = set(keys.get(model, []))
             newcomers = sum(k not in profiles for k in mine)
-            if (len(profiles) + newcomers) * cells > MAX_CACHED:
-                for key in [k for k in profiles.rows if k not in mine]:
+            many = len(profiles) + newcomers - MAX_CACHED // cells
+            if many > 0:
+                for key in list(itertools.islice((k for k in profiles.rows if k not in mine), many)):
                     profiles.drop(key)
                     self.windows_of(cell, model).drop(key)
                     for known in (cell.stored, cell.links, cell.told):

@@ -430,7 +430,21 @@ def test_cells_share_the_cache(tmp_path: Path, new_store: NewStore, reading: Ing
     reading.trim(cell, {}, MAX_CACHED // held)
     assert len(cell.profiles[victims.MODEL]) == held
     reading.trim(cell, {}, MAX_CACHED // held + 1)
-    assert len(cell.profiles[victims.MODEL]) == 0
+    left = MAX_CACHED // (MAX_CACHED // held + 1)
+    assert len(cell.profiles[victims.MODEL]) == left < held
+
+
+def test_who_came_first_is_forgotten_first_and_nobody_of_the_poll(
+    tmp_path: Path, new_store: NewStore, reading: Ingest, lines: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = through(runner(victims.write_lines(tmp_path / "log.jsonl", lines), new_store(), reading))
+    (cell,) = one.cells.values()
+    known = list(cell.stored)
+    assert known == list(cell.profiles[victims.MODEL].rows)
+    monkeypatch.setattr("consumers.intake.checkpoints.MAX_CACHED", len(known) - 2)
+    reading.trim(cell, {victims.MODEL: known[1:2]})
+    assert list(cell.profiles[victims.MODEL].rows) == [known[1], *known[3:]]
+    assert not {known[0], known[2]} & cell.stored.keys()
 
 
 def at_day(day: float, client: str, seed: int) -> bytes:

@@ -140,7 +140,7 @@ def test_the_nulls_are_those_of_a_fit_on_the_same_traffic(
     batch, _ = fit._decode(files["log"].read_bytes().splitlines(), victims.MODEL, old.map.schema)
     assert batch is not None
     batch = batch.take(np.flatnonzero(np.array([c != thief for c in batch.clients])[batch.who]))
-    fitted, _ = _calibrate(old.map, batch, [""] * len(batch.clients), True)
+    fitted, _ = _calibrate(old.map, batch, [""] * len(batch.clients), True, tools=old.nulls.tools)
     assert fitted.ordered.max() > 0
     if fitted.distinct <= old.nulls.distinct:
         # clients with more odd queries than a set holds are estimated, under another sampling key
