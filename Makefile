@@ -82,7 +82,7 @@ coverage: $(STAMP) ## The tests again, with branch coverage of the workers too, 
 	  COVERAGE_FILE=.coverage.consumers $$run -m "not soak and not alone" tests/consumers >$$half 2>&1 & pid=$$!; \
 	  COVERAGE_FILE=.coverage.rest $$run -m "not soak and not alone" tests --ignore=tests/consumers || one=$$?; \
 	  wait $$pid || two=$$?; cat $$half; rm -f $$half; \
-	  $(BIN)/coverage combine -q .coverage.consumers .coverage.rest; $(BIN)/coverage html -q; $(BIN)/coverage report; \
+	  $(BIN)/coverage combine -q .coverage.consumers .coverage.rest; $(BIN)/coverage html -q; $(BIN)/coverage report --fail-under=95 || one=$$?; \
 	  exit $$((one + two > 0))
 
 .PHONY: simulate
