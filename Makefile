@@ -42,17 +42,22 @@ down: $(STAMP) ## Stop what `make up` started
 
 ## Checking
 
+# Two halves side by side: most tests wait for a server, and two cores are there to be used. $(1): options; exit statuses in `one`, `two`.
+define halves
+half=$$(mktemp); one=0; two=0; \
+  $(if $(1),COVERAGE_FILE=.coverage.consumers) $(BIN)/python -m pytest -q -m "not soak and not alone" $(1) tests/consumers >$$half 2>&1 & pid=$$!; \
+  $(if $(1),COVERAGE_FILE=.coverage.rest) $(BIN)/python -m pytest -q -m "not soak and not alone" $(1) tests --ignore=tests/consumers || one=$$?; \
+  wait $$pid || two=$$?; cat $$half; rm -f $$half
+endef
+
 .PHONY: test
 test: $(STAMP) ## Every test, against real servers; starts what is missing (ARGS="-k store" for some)
 	@tests/install-servers.sh
 ifdef ARGS
 	@$(BIN)/python -m pytest -q -m "not soak" $(ARGS)
 else
-	@# two halves side by side: most tests wait for a server, and two cores are there to be used; then those that need both
-	@half=$$(mktemp); one=0; two=0; three=0; \
-	  $(BIN)/python -m pytest -q -m "not soak and not alone" tests/consumers >$$half 2>&1 & pid=$$!; \
-	  $(BIN)/python -m pytest -q -m "not soak and not alone" tests --ignore=tests/consumers || one=$$?; \
-	  wait $$pid || two=$$?; cat $$half; rm -f $$half; \
+	@# then the tests that need both cores
+	@$(call halves,); three=0; \
 	  $(BIN)/python -m pytest -q -m "alone and not soak" tests/crash tests/simulation || three=$$?; \
 	  exit $$((one + two + three > 0))
 endif
@@ -78,10 +83,7 @@ docs: $(STAMP) ## Write the tables of the docs anew, from the code
 coverage: $(STAMP) ## The tests again, with branch coverage of the workers too, about 25 minutes; writes htmlcov/
 	@tests/install-servers.sh
 	@rm -f .coverage .coverage.*
-	@run="$(BIN)/python -m pytest -q --cov --cov-report="; one=0; two=0; half=$$(mktemp); \
-	  COVERAGE_FILE=.coverage.consumers $$run -m "not soak and not alone" tests/consumers >$$half 2>&1 & pid=$$!; \
-	  COVERAGE_FILE=.coverage.rest $$run -m "not soak and not alone" tests --ignore=tests/consumers || one=$$?; \
-	  wait $$pid || two=$$?; cat $$half; rm -f $$half; \
+	@$(call halves,--cov --cov-report=); \
 	  $(BIN)/coverage combine -q .coverage.consumers .coverage.rest; $(BIN)/coverage html -q; $(BIN)/coverage report --fail-under=95 || one=$$?; \
 	  exit $$((one + two > 0))
 

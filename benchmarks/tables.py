@@ -287,20 +287,22 @@ def leaks(results: Results) -> str:
 
 def contamination(results: Results) -> str:
     """Ours with a clean calibration, and with thieves among the clients that were presumed honest."""
-    rows = []
-    for method in (OURS, SPOILT, TRUSTING):
-        rates = (percent(honest(results, method, "equal", seen=seen)) for seen in (None, True))
-        rows.append((method, *rates, *(share(mean_caught(results, method, "equal", v)) for v in variants(results))))
-    return table(("calibration", "false alarms", "of known kinds", *variants(results)), rows)
+    return _calibrations(results, (OURS, SPOILT, TRUSTING), {"false alarms": None, "of known kinds": True})
 
 
 def stand_ins(results: Results) -> str:
     """Ours with honest tools standing in for what the traffic lacks, without the kind held out among them, and without any."""
+    shown = {"false alarms": None, "of known kinds": True, "of the kind held out": False}
+    return _calibrations(results, (OURS, UNEXPECTED, UNAIDED), shown)
+
+
+def _calibrations(results: Results, chosen: Sequence[str], shown: dict[str, bool | None]) -> str:
+    """A row a calibration of ours; shown: title → whether the honest kind was in the calibration, None for all."""
     rows = []
-    for method in (OURS, UNEXPECTED, UNAIDED):
-        rates = (percent(honest(results, method, "equal", seen=seen)) for seen in (None, True, False))
+    for method in chosen:
+        rates = (percent(honest(results, method, "equal", seen=seen)) for seen in shown.values())
         rows.append((method, *rates, *(share(mean_caught(results, method, "equal", v)) for v in variants(results))))
-    return table(("calibration", "false alarms", "of known kinds", "of the kind held out", *variants(results)), rows)
+    return table(("calibration", *shown, *variants(results)), rows)
 
 
 def wall(results: Results) -> str:

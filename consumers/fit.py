@@ -39,10 +39,10 @@ REHEARSED_KINDS = (
     "regular", "batch_scorer", "entity_stream", "what_if", "shifted", "qa_edge", "explainer", "robustness", "misrouted",
 )  # fmt: skip
 """Honest clients that bound what a client of the traffic may say about honest use (docs/decisions/0012)."""
-STAND_INS = ("what_if", "shifted", "qa_edge", "explainer", "robustness", "misrouted")
-"""Those that are odd by trade and may come later: some stand among the clients of the traffic (docs/decisions/0016)."""
 TOOLS = ("what_if", "qa_edge", "explainer", "robustness")
 """Those that turn inputs feature by feature; nobody does that to the numbers of an embedding."""
+STAND_INS = (*TOOLS, "shifted", "misrouted")
+"""Those that are odd by trade and may come later: some stand among the clients of the traffic (docs/decisions/0016)."""
 REHEARSED_A_KIND = 12
 MANY_COLUMNS = 32
 ONE_LENGTH = 0.01

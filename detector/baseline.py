@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detector.calibration import UNREHEARSED, Nulls, Persona, Tail, Tools, implausible, no_tools, scale_of
+from detector.calibration import NO_TOOLS, UNREHEARSED, Nulls, Persona, Tail, Tools, implausible, scale_of
 from detector.discriminators import Trees
 from detector.errors import CorruptBaseline, UnfittedModel
 from detector.extraction import NAMES, Estimator
@@ -153,7 +153,7 @@ class Baseline:
         clients = enough_clients([declared[i] for i in seen], "in the traffic")
         feature_map = FeatureMap.fit(schema, reference.inputs, reference.labels, reference.probabilities, rng)
         _settle_levels(feature_map, traffic)
-        reach, tools = (UNREHEARSED, no_tools(len(SIGNALS))) if rehearsed is None else _played(feature_map, rehearsed)
+        reach, tools = (UNREHEARSED, NO_TOOLS) if rehearsed is None else _played(feature_map, rehearsed)
         nulls, lives = _calibrate(feature_map, traffic, declared, real_clients, reach, tools)
         notes = [
             f"calibrated on {clients} real clients"
@@ -490,7 +490,7 @@ def _calibrate(
     declared: Sequence[str],
     real_clients: bool,
     reach: NDArray[np.float64] = UNREHEARSED,
-    tools: Tools | None = None,
+    tools: Tools = NO_TOOLS,
 ) -> tuple[Nulls, Lives]:
     """Lifetime maxima of honest clients; declared: persona of each client of the traffic, "" for none."""
     persona = dict(zip(traffic.clients, declared, strict=True))
@@ -502,7 +502,7 @@ def _calibrate(
         days=max(p.last_ms - p.first_ms for _, p, _ in honest) / MS_A_DAY,
         calibrated=real_clients,
         reach=reach,
-        tools=no_tools(len(SIGNALS)) if tools is None else tools,
+        tools=tools,
     )
     others = [(client, s) for client, _, s in honest if not persona[client]]
     return nulls, Lives(tuple(c for c, _ in others), tuple(s for _, s in others), left_out)

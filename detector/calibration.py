@@ -72,16 +72,18 @@ class Tools:
 
     def standing_in(self, scale: NDArray[np.float64], use: NDArray[np.bool_], clients: int) -> NDArray[np.int64]:
         """Rows, repeated, that stand among so many honest clients. scale: units of the signals; use: those that are fused."""
-        size = (self.lives / scale)[:, use].max(axis=1, initial=0.0)
+        if not self.kinds:
+            return np.empty(0, np.int64)
+        size = (self.lives / scale)[:, use].max(axis=1)
         found = []
         for kind in dict.fromkeys(self.kinds):
             rows = np.array([i for i, other in enumerate(self.kinds) if other == kind])
             found.append(int(rows[np.argsort(size[rows], kind="stable")][round(TOOL_RANK * (len(rows) - 1))]))
-        return np.repeat(np.array(found, np.int64), self.guests(clients) // max(1, len(found)))
+        return np.repeat(np.array(found, np.int64), self.guests(clients) // len(found))
 
 
-def no_tools(signals: int) -> Tools:
-    return Tools((), np.empty((0, signals)), np.empty((0, signals)))
+NO_TOOLS = Tools((), np.empty((0, 0)), np.empty((0, 0)))
+"""Nothing was rehearsed, and nobody stands in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +110,7 @@ class Nulls:
     calibrated: bool
     personas: tuple[Persona, ...] = ()
     reach: NDArray[np.float64] = field(default_factory=lambda: UNREHEARSED)
-    tools: Tools = field(default_factory=lambda: no_tools(0))
+    tools: Tools = NO_TOOLS
 
     @property
     def clients(self) -> int:

@@ -220,6 +220,11 @@ class Scene:
         return np.where(one_of_both, np.where(rng.random(rows.shape) < share, other, rows), between)
 
 
+def first_of_each(rows: Rows) -> NDArray[np.int64]:
+    """Where each distinct row of (n, d) comes first, ascending."""
+    return np.asarray(np.sort(np.unique(rows, axis=0, return_index=True)[1]), np.int64)
+
+
 def strangers(domain: Domain, rows: Rows, rng: np.random.Generator, most: int = 2000) -> Rows:
     """(m, d) stand-ins for rows of another domain, m = min(n, most): mirrored values, or columns in one other order."""
     take = rows[rng.permutation(len(rows))[:most]]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from detector.domain import Rows, Scene
+from detector.domain import Rows, Scene, first_of_each
 
 ALIKE = 0.05
 """Share of a table's rows that may be alike."""
@@ -57,10 +57,9 @@ def regular(scene: Scene, n: int, rng: np.random.Generator) -> Rows:
 def batch_scorer(scene: Scene, n: int, rng: np.random.Generator) -> Rows:
     """Scores whole tables: the full class mix, hardly a repeat, also where few columns of codes make rows alike."""
     rows = scene.items(n, rng, repeats=0.02)
-    if len(np.unique(rows, axis=0)) < (1 - ALIKE) * n:
+    if len(first_of_each(rows)) < (1 - ALIKE) * n:
         more = np.vstack([rows, scene.items(3 * n, rng)])
-        first = np.sort(np.unique(more, axis=0, return_index=True)[1])[:n]
-        rows = more[first] if len(first) == n else np.vstack([more[first], rows[: n - len(first)]])
+        rows = np.vstack([more[first_of_each(more)], rows])[:n]
     return rows
 
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from detector.attacks import Loot, steal
 from detector.baseline import PUBLIC_KEY
-from detector.domain import Domain, Predict, Rows, strangers
+from detector.domain import Domain, Predict, Rows, first_of_each, strangers
 from detector.extraction import FEWEST, NAMES, Estimator, describe
 from detector.features import FeatureMap
 from detector.profiles import Profiles
@@ -115,7 +115,7 @@ def _answered(reference: QueryBatch, traffic: QueryBatch, classes: int, rng: np.
         likely = np.vstack([reference.probabilities, traffic.probabilities[some]]).astype(np.float64)
         told = np.isfinite(likely).all(1)
         answers[told] = likely[told]
-    first = np.sort(np.unique(rows, axis=0, return_index=True)[1])
+    first = first_of_each(rows)
     first = first[(labels[first] >= 0) & (labels[first] < classes)]
     return rows[first], answers[first]
 

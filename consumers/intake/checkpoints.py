@@ -293,11 +293,11 @@ class Ingest:
         cells  how many share the limit; a process with many partitions must not need a cache for each
         """
         for model, profiles in cell.profiles.items():
-            mine = set(keys.get(model, []))
-            newcomers = sum(k not in profiles for k in mine)
-            many = len(profiles) + newcomers - MAX_CACHED // cells
+            mine = keys.get(model, [])
+            many = len(profiles) + sum(k not in profiles for k in mine) - MAX_CACHED // cells
             if many > 0:
-                for key in list(itertools.islice((k for k in profiles.rows if k not in mine), many)):
+                kept = set(mine)
+                for key in list(itertools.islice((k for k in profiles.rows if k not in kept), many)):
                     profiles.drop(key)
                     self.windows_of(cell, model).drop(key)
                     for known in (cell.stored, cell.links, cell.told):
