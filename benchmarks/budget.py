@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.ours import reference_of, rehearsed_for
 from benchmarks.victims import Victim, build
 from detector.attacks import ATTACKS
 from detector.baseline import Baseline
@@ -88,14 +89,11 @@ def run_victim(name: str, plan: Plan) -> dict[str, Any]:
         victim.thieves, victim.predict, rng, clients=0, attacks=[(f, "plain") for f in ATTACKS for _ in range(plan.runs)],
         queries=(400, 3000),
     )  # fmt: skip
-    n = len(victim.reference)
-    reference = victim.batch(
-        ["reference"], np.zeros(n, np.int32), victim.reference, np.zeros(n), victim.predict(victim.reference)
-    )
     say(name, f"{sum(len(s.inputs) for s in calibration):,} queries to calibrate on")
     baseline, _ = Baseline.fit(
-        name, victim.schema, reference, batch_of(victim, calibration), real_clients=True, rng=rng
-    )
+        name, victim.schema, reference_of(victim), batch_of(victim, calibration), real_clients=True, rng=rng,
+        rehearsed=rehearsed_for(victim),
+    )  # fmt: skip
     say(name, "testing")
     _, honest_states = p_and_state(victim, baseline, tested)
     _, theft_states = p_and_state(victim, baseline, thefts)

@@ -12,32 +12,28 @@ Rules of the file:
 
 from __future__ import annotations
 
-import ast
 import csv
 import gzip
-import importlib.util
 import io
-import re
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.datasets import load_breast_cancer, load_digits, load_sample_images
-from sklearn.decomposition import TruncatedSVD
 from sklearn.ensemble import ExtraTreesClassifier, HistGradientBoostingClassifier, RandomForestClassifier
-from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from detector.domain import Domain, Rows, Scene
+from benchmarks.inside import inside
+from benchmarks.texts import corpus, played
+from detector.domain import Domain, Generate, Rows, Scene
 from detector.features import Column, Schema, infer_grain
 from detector.query import QueryBatch
 
@@ -94,6 +90,7 @@ class Recipe:
     """data: → rows (n, d), labels (n,), codes (d,) bool; model: an estimator; foreign: → rows of any width.
 
     reference  most rows of it (a small data set gives a fifth); most: items used; seed: deals the items out otherwise
+    played     who owns such rows → honest kinds that are played in a way of their own
     """
 
     text: str
@@ -105,6 +102,7 @@ class Recipe:
     most: int = 9000
     embedding: bool = False
     seed: int = 0
+    played: Callable[[Rows], Mapping[str, Generate]] = lambda rows: {}
 
 
 def build(name: str) -> Victim:
@@ -125,7 +123,8 @@ def build(name: str) -> Victim:
 
     def scene(share: str) -> Scene:
         pool = domain.emit(rows[part[share]])
-        return Scene(domain, pool, np.asarray(model.predict(pool), dtype=np.int64), own, foreign)
+        classes = np.asarray(model.predict(pool), dtype=np.int64)
+        return Scene(domain, pool, classes, own, foreign, played=recipe.played(rows[part[share]]))
 
     return Victim(
         name, recipe.text, _schema(rows[part["reference"]], codes, domain, int(labels.max()) + 1, recipe.embedding), domain, model,
@@ -181,14 +180,6 @@ def _mapped(rows: Rows, domain: Domain, rng: np.random.Generator, most: int = 20
 # ---------------------------------------------------------------------------------------------------- real data
 
 
-def _inside(package: str, path: str = "") -> Path:
-    """A file inside an installed package, which is not imported."""
-    found = importlib.util.find_spec(package)
-    if found is None or not found.submodule_search_locations:
-        raise RuntimeError(f"{package} is not installed: make install")
-    return Path(found.submodule_search_locations[0]) / path
-
-
 def _table(text: str, delimiter: str = ",") -> tuple[list[str], list[list[str]]]:
     head, *body = csv.reader(io.StringIO(text), delimiter=delimiter)
     return head, [line for line in body if line]
@@ -220,7 +211,7 @@ def tumour() -> tuple[Rows, Labels, NDArray[np.bool_]]:
 @cache
 def segments() -> tuple[Rows, Labels, NDArray[np.bool_]]:
     """Outdoor image regions (UCI), 18 numbers, seven classes; rounded to four decimals as a service would log them."""
-    with zipfile.ZipFile(_inside("river", "datasets/segment.csv.zip")) as archive:
+    with zipfile.ZipFile(inside("river", "datasets/segment.csv.zip")) as archive:
         _, body = _table(archive.read(archive.namelist()[0]).decode())
     names = sorted({line[-1] for line in body})
     rows = np.array([[float(v) for v in line[:-1]] for line in body]).round(4)
@@ -230,7 +221,7 @@ def segments() -> tuple[Rows, Labels, NDArray[np.bool_]]:
 @cache
 def shuttle() -> tuple[Rows, Labels, NDArray[np.bool_]]:
     """Space shuttle sensors (UCI), normal operation: eight whole numbers; the class is the third in which the ninth lies."""
-    _, body = _table(gzip.decompress(_inside("river", "datasets/shuttle.csv.gz").read_bytes()).decode())
+    _, body = _table(gzip.decompress(inside("river", "datasets/shuttle.csv.gz").read_bytes()).decode())
     values = np.array([[float(v) for v in line] for line in body])
     kept = values[values[:, -1] == 0]
     return kept[:, :8], np.digitize(kept[:, 8], [2, 24]), np.zeros(8, bool)
@@ -239,7 +230,7 @@ def shuttle() -> tuple[Rows, Labels, NDArray[np.bool_]]:
 @cache
 def affairs() -> tuple[Rows, Labels, NDArray[np.bool_]]:
     """Fair's survey (1978): eight columns, most of them codes; was there an affair?"""
-    _, body = _table(_inside("statsmodels", "datasets/fair/fair.csv").read_text())
+    _, body = _table(inside("statsmodels", "datasets/fair/fair.csv").read_text())
     values = np.array([[float(v) for v in line] for line in body])
     return values[:, :-1], (values[:, -1] > 0).astype(np.int64), np.array([1, 0, 0, 0, 1, 0, 1, 1], bool)
 
@@ -247,48 +238,15 @@ def affairs() -> tuple[Rows, Labels, NDArray[np.bool_]]:
 @cache
 def health() -> tuple[Rows, Labels, NDArray[np.bool_]]:
     """RAND health insurance experiment: nine columns, codes and numbers; no, a few or many visits to a doctor."""
-    _, body = _table(_inside("statsmodels", "datasets/randhie/randhie.csv").read_text())
+    _, body = _table(inside("statsmodels", "datasets/randhie/randhie.csv").read_text())
     values = np.array([[float(v) for v in line] for line in body])
     labels = np.digitize(values[:, 0], [1, 4])
     return values[:, 1:].round(3), labels, np.array([0, 1, 0, 0, 1, 0, 1, 1, 1], bool)
 
 
-def _sentences(package: str) -> Iterator[tuple[str, str]]:
-    """(sub-package, paragraph) of the docstrings of an installed package."""
-    root = _inside(package)
-    for path in sorted(root.rglob("*.py")):
-        if "tests" in path.parts:
-            continue
-        topic = path.relative_to(root).parts[0]
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8", errors="ignore"))):
-            if isinstance(node, ast.FunctionDef | ast.ClassDef):
-                for paragraph in (ast.get_docstring(node) or "").split("\n\n"):
-                    words = re.findall(r"[a-z]{3,}", paragraph.lower())
-                    if len(words) >= 10:
-                        yield topic, " ".join(words)
-
-
-TOPICS = ("stats", "signal", "optimize", "sparse", "interpolate", "spatial", "linalg")
-
-
-@cache
-def _texts() -> tuple[Rows, Labels, Rows]:
-    """Paragraphs as 48 numbers of length 1 (latent semantic analysis), their topics, and paragraphs of other packages."""
-    known = dict.fromkeys((text, TOPICS.index(topic)) for topic, text in _sentences("scipy") if topic in TOPICS)
-    texts, labels = zip(*known, strict=True)
-    others = list(dict.fromkeys(text for package in ("matplotlib", "numpy") for _, text in _sentences(package)))
-    embed = make_pipeline(TfidfVectorizer(min_df=5, sublinear_tf=True), TruncatedSVD(48, random_state=0))
-    inside = embed.fit_transform(texts)
-    rows = [
-        part / np.maximum(np.linalg.norm(part, axis=1, keepdims=True), 1e-9)
-        for part in (inside, embed.transform(others))
-    ]
-    return rows[0].round(5), np.array(labels), rows[1].round(5)
-
-
 def texts() -> tuple[Rows, Labels, NDArray[np.bool_]]:
-    rows, labels, _ = _texts()
-    return rows, labels, np.zeros(rows.shape[1], bool)
+    known = corpus()
+    return known.rows, known.labels, np.zeros(known.rows.shape[1], bool)
 
 
 # ------------------------------------------------------------------------------------------------------ victims
@@ -317,6 +275,6 @@ VICTIMS: dict[str, Recipe] = {
                              reference=250, label_only=True, seed=1),
     "health": Recipe("codes and numbers, boosted trees", health,
                      lambda: HistGradientBoostingClassifier(max_iter=60, random_state=0), lambda: affairs()[0]),
-    "texts": Recipe("text embeddings, linear", texts, lambda: LogisticRegression(C=20.0, max_iter=500), lambda: _texts()[2],
-                    embedding=True),
+    "texts": Recipe("text embeddings, linear", texts, lambda: LogisticRegression(C=20.0, max_iter=500), lambda: corpus().foreign,
+                    embedding=True, played=played),
 }  # fmt: skip

@@ -12,8 +12,8 @@ Rules of the file:
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,9 @@ Predict = Callable[[Rows], Rows]
 """A victim: (n, d) inputs → (n, c) probabilities."""
 Freshen = Callable[[Rows, np.random.Generator], Rows]
 """Honest variation: (n, d) items → (n, d) other items of the same population."""
+
+Generate = Callable[["Scene", int, np.random.Generator], Rows]
+"""One honest client: (scene, n, rng) → (n, d) accepted rows."""
 
 MOST_DECIMALS = 6
 MOST_CODES = 32
@@ -175,6 +178,7 @@ class Scene:
     own      (a, d) in-domain items that thieves own, disjoint from `pool`
     foreign  (f, d) rows of another domain, mapped to this one's columns
     freshen  where honest clients get more items than the pool holds; None: blends of near neighbours of one class
+    played   honest kinds that are played otherwise here, as where the log has embeddings and clients change words
     """
 
     domain: Domain
@@ -183,6 +187,7 @@ class Scene:
     own: Rows
     foreign: Rows
     freshen: Freshen | None = None
+    played: Mapping[str, Generate] = field(default_factory=dict)
 
     def items(self, n: int, rng: np.random.Generator, mix: Rows | None = None, repeats: float = 0.0) -> Rows:
         """(n, d) honest items with class mix `mix` (c,).

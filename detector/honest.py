@@ -8,17 +8,14 @@ odd in every single query, but not for long. A kind draws everything from the ho
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from detector.domain import Rows, Scene, first_of_each
+from detector.domain import Generate, Rows, Scene, first_of_each
 
 ALIKE = 0.05
 """Share of a table's rows that may be alike."""
-
-Generate = Callable[[Scene, int, np.random.Generator], Rows]
 
 
 @dataclass(frozen=True, slots=True)

@@ -115,7 +115,7 @@ def honest_stream(
 ) -> Stream:
     """One honest client. Raises KeyError for an unknown kind."""
     n = BENIGN[kind].queries(rng)
-    rows = BENIGN[kind].generate(scene, n, rng)
+    rows = scene.played.get(kind, BENIGN[kind].generate)(scene, n, rng)
     return Stream(
         account_name(rng), "benign", kind, "", "", rows, np.zeros(n, dtype=bool), clock(n, rng, start_s, horizon_s)
     )

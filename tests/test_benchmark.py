@@ -18,8 +18,10 @@ from benchmarks import art_attacks, campaigns, detection, tables
 from benchmarks.foreign import FOREIGN
 from benchmarks.leak import describe, leak
 from benchmarks.literature import METHODS, Known, _prada_distances, looks
+from benchmarks.texts import AXES, Corpus, TextTools
 from benchmarks.victims import GROUPS, VICTIMS, Victim, build
 from detector.attacks import ATTACKS, Loot
+from detector.domain import Domain, Scene
 from detector.honest import BENIGN
 from detector.worlds import clock
 
@@ -144,6 +146,36 @@ def test_items_are_dealt_out_disjointly(victim: Victim) -> None:
     shares = [victim.reference, victim.held, victim.thieves.own, victim.thieves.pool, *(s.pool for s in victim.scenes)]
     rows = np.vstack(shares)
     assert len(np.unique(rows, axis=0)) == len(rows)
+
+
+def small_corpus() -> tuple[Corpus, Scene]:
+    """300 sentences of 12 out of 90 words, and who owns a third of them."""
+    rng = np.random.default_rng(3)
+    vocabulary = [f"{a}{b}{c}" for a in "bdfgk" for b in "aeiou" for c in ("ran", "lim", "sto", "ve")][:90]
+    texts = [" ".join(vocabulary[i] for i in rng.zipf(1.4, 12) % 90) for _ in range(300)]
+    corpus = Corpus(texts, rng.integers(0, 3, 300).tolist(), texts[:20])
+    pool = corpus.rows[:100]
+    return corpus, Scene(Domain.of(corpus.rows), pool, corpus.labels[:100], pool[:5], corpus.foreign)
+
+
+def test_who_varies_a_text_changes_words_and_the_rows_stay_embeddings() -> None:
+    corpus, scene = small_corpus()
+    tools = TextTools(corpus, corpus.words(scene.pool))
+    assert set(tools.kinds) < set(BENIGN)
+    for kind, generate in tools.kinds.items():
+        rows = generate(scene, 150, np.random.default_rng(1))
+        assert rows.shape == (150, AXES), kind
+        assert np.abs(np.linalg.norm(rows, axis=1) - 1).max() < 1e-3, kind
+        assert (np.abs(np.diff(rows, axis=0)) > 1e-6).sum(axis=1).max() > AXES / 2, kind  # never a number by itself
+        np.testing.assert_array_equal(rows, generate(scene, 150, np.random.default_rng(1)), kind)
+    by_number = BENIGN["what_if"].generate(scene, 150, np.random.default_rng(1))
+    assert np.median((np.abs(np.diff(by_number, axis=0)) > 0.05).sum(axis=1)) <= 2  # what this is there to replace
+
+
+def test_a_text_without_a_known_word_is_one_row() -> None:
+    corpus, scene = small_corpus()
+    rows = scene.domain.emit(corpus.embed(["", "nobody knows these words"]))
+    assert len(np.unique(rows, axis=0)) == 1
 
 
 def test_the_victims_are_of_many_kinds() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -63,6 +65,14 @@ def test_every_kind_stays_in_the_domain_its_size_and_its_seed(kind: str) -> None
     np.testing.assert_array_equal(stream.inputs, SCENE.domain.emit(stream.inputs))
     assert stream.role == "benign"
     assert not stream.is_attack.any()
+
+
+def test_a_scene_can_play_a_kind_in_its_own_way() -> None:
+    only = SCENE.pool[:1]
+    scene = replace(SCENE, played={"what_if": lambda scene, n, rng: np.repeat(only, n, axis=0)})
+    assert distinct(honest_stream("what_if", scene, np.random.default_rng(4))) == 1
+    assert distinct(honest_stream("what_if", SCENE, np.random.default_rng(4))) > 1
+    assert distinct(honest_stream("regular", scene, np.random.default_rng(4))) > 1
 
 
 def test_batch_scorers_are_heavy_and_light_clients_light() -> None:
