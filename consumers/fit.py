@@ -41,9 +41,11 @@ REHEARSED_KINDS = (
 """Honest clients that bound what a client of the traffic may say about honest use (docs/decisions/0012)."""
 TOOLS = ("what_if", "qa_edge", "explainer", "robustness")
 """Those that turn inputs feature by feature; nobody does that to the numbers of an embedding."""
-STAND_INS = (*TOOLS, "shifted", "misrouted")
+STAND_INS = (*TOOLS, "misrouted")
 """Those that are odd by trade and may come later: some stand among the clients of the traffic (docs/decisions/0016)."""
 REHEARSED_A_KIND = 12
+REHEARSED_STAND_INS = 24
+"""Of each that stands in, for one that went far among few is a matter of luck."""
 MANY_COLUMNS = 32
 ONE_LENGTH = 0.01
 
@@ -252,7 +254,12 @@ def simulated(reference: QueryBatch, schema: Schema, rng: np.random.Generator) -
 def rehearsal(reference: QueryBatch, schema: Schema, seed: int) -> Rehearsed:
     """Honest tools: how far do they get? With a generator of its own, so that the map does not depend on it."""
     embedded = _embedded(reference, schema)
-    kinds = [k for k in REHEARSED_KINDS if not (embedded and k in TOOLS)] * REHEARSED_A_KIND
+    kinds = [
+        kind
+        for kind in REHEARSED_KINDS
+        if not (embedded and kind in TOOLS)
+        for _ in range(REHEARSED_STAND_INS if kind in STAND_INS else REHEARSED_A_KIND)
+    ]
     queries = _played(reference, schema, kinds, np.random.default_rng([seed, REHEARSED_A_KIND]))
     return Rehearsed(queries, tuple(k if k in STAND_INS else "" for k in kinds))
 

@@ -467,21 +467,23 @@ def _statistics(feature_map: FeatureMap, queries: QueryBatch) -> list[tuple[str,
 
 
 def _played(feature_map: FeatureMap, rehearsed: Rehearsed) -> tuple[NDArray[np.float64], Tools]:
-    """How far honest tools got: (s,) the most that one has of each signal, never below the signal's floor, and the odd ones.
+    """How far honest tools get, (s,), never below a signal's floor, and the odd ones.
 
-    Signals that look at answers say nothing, for those of a rehearsal are borrowed from the nearest reference row: their reach is inf,
-    and nobody who stands in has any of them.
+    Of a kind that stands in, the reach is that of one that went far, of all others the most that one has. Signals that look at answers
+    say nothing, for those of a rehearsal are borrowed from the nearest reference row: their reach is inf, and nobody who stands in has
+    any of them.
     """
     judged = FUSED & np.array([s.name not in BY_ANSWER for s in SIGNALS])
     kind = dict(zip(rehearsed.queries.clients, rehearsed.kinds, strict=True))
     played = _statistics(feature_map, rehearsed.queries)
-    most = np.max([s.lifetime for _, _, s in played], axis=0, initial=0.0)
     odd = [(kind[client], s) for client, _, s in played if kind[client]]
     lives, ends = (
         np.array([getattr(s, name) for _, s in odd]).reshape(-1, len(SIGNALS)) * judged
         for name in ("lifetime", "value")
     )
-    return np.where(judged, np.maximum(most, FLOOR), np.inf), Tools(tuple(k for k, _ in odd), lives, ends)
+    tools = Tools(tuple(k for k, _ in odd), lives, ends)
+    most = np.max([FLOOR, *tools.far(), *(s.lifetime for client, _, s in played if not kind[client])], axis=0)
+    return np.where(judged, most, np.inf), tools
 
 
 def _calibrate(

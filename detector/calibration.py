@@ -39,7 +39,7 @@ SPOILT, SPOILT_CLIENTS = 0.015, 3
 """Share of the clients beyond `PLAUSIBLE` times the reach, and how many at least, that an honest fleet hardly has: 2 in 1,000 are usual."""
 SPOILT_PLAUSIBLE = 1.35
 MOST_LEFT_OUT = 0.1
-TOOL_RANK = 0.85
+TOOL_RANK = 0.95
 TOOL_SHARE, FEWEST_TOOLS = 0.0075, 2
 """Of each kind of tool there are taken to be so many among the honest clients, whatever the traffic holds."""
 MIN_CLIENTS_A_BUDGET = 1.0
@@ -75,11 +75,21 @@ class Tools:
         if not self.kinds:
             return np.empty(0, np.int64)
         size = (self.lives / scale)[:, use].max(axis=1)
-        found = []
-        for kind in dict.fromkeys(self.kinds):
-            rows = np.array([i for i, other in enumerate(self.kinds) if other == kind])
-            found.append(int(rows[np.argsort(size[rows], kind="stable")][round(TOOL_RANK * (len(rows) - 1))]))
+        found = [int(rows[np.argsort(size[rows], kind="stable")][_far(len(rows))]) for rows in self._rows()]
         return np.repeat(np.array(found, np.int64), self.guests(clients) // len(found))
+
+    def far(self) -> list[NDArray[np.float64]]:
+        """Kind by kind, what one that went far has of each signal, (s,)."""
+        return [np.sort(self.lives[rows], axis=0)[_far(len(rows))] for rows in self._rows()]
+
+    def _rows(self) -> list[NDArray[np.int64]]:
+        kinds = np.array(self.kinds)
+        return [np.flatnonzero(kinds == kind) for kind in dict.fromkeys(self.kinds)]
+
+
+def _far(count: int) -> int:
+    """Which of so many, in ascending order, went far."""
+    return round(TOOL_RANK * (count - 1))
 
 
 NO_TOOLS = Tools((), np.empty((0, 0)), np.empty((0, 0)))

@@ -158,17 +158,26 @@ def explainer(scene: Scene, n: int, rng: np.random.Generator) -> Rows:
 
 
 def robustness(scene: Scene, n: int, rng: np.random.Generator) -> Rows:
-    """A robustness test: items with Gaussian, uniform or salt-and-pepper noise at several strengths."""
+    """A robustness test: Gaussian, uniform or salt-and-pepper noise, mostly on a whole test set at one strength after the other
+    (Hendrycks and Dietterich, ICLR 2019), else item by item. Half of the testers don't know which whole numbers are codes."""
     domain = scene.domain
-    copies = int(rng.integers(4, 21))
-    rows = np.repeat(scene.items(-(-n // copies), rng), copies, axis=0)[:n]
-    strength = rng.choice([0.02, 0.05, 0.1, 0.2], size=(n, 1))
+    if rng.random() < 0.25:
+        copies = int(rng.integers(4, 21))
+        rows = np.repeat(scene.items(-(-n // copies), rng), copies, axis=0)[:n]
+        strength = rng.choice([0.02, 0.05, 0.1, 0.2], size=(n, 1))
+    else:
+        levels = int(rng.integers(3, 15))
+        items = scene.items(-(-n // levels), rng)
+        rows = np.tile(items, (levels, 1))[:n]
+        most = rng.choice([0.1, 0.2] if domain.homogeneous else [0.2, 0.5])  # of the range, or of a standard deviation
+        strength = (np.arange(n) // len(items) / (levels - 1) * most)[:, None]
     style = int(rng.integers(3))
     if style == 2:
         hit = rng.random(rows.shape) < strength
         return domain.emit(np.where(hit, np.where(rng.random(rows.shape) < 0.5, domain.low, domain.high), rows))
     noise = rng.normal(size=rows.shape) if style == 0 else rng.uniform(-1.7, 1.7, size=rows.shape)
-    return domain.emit(np.where(domain.coded, rows, rows + noise * strength * domain.unit_step))
+    spared = domain.coded & (rng.random() < 0.5)
+    return domain.emit(np.where(spared, rows, rows + noise * strength * domain.unit_step))
 
 
 def misrouted(scene: Scene, n: int, rng: np.random.Generator) -> Rows:

@@ -255,11 +255,11 @@ def test_without_a_rehearsal_where_it_says_nothing_and_in_a_small_part_of_much_n
 
 
 def test_of_each_kind_of_tool_one_that_went_far_stands_in_as_often_as_there_are_clients() -> None:
-    kinds = ("explainer", "robustness") * 10
-    lives = np.arange(20.0)[:, None] * np.array([[1.0, 0.0, 100.0]])
+    kinds = ("explainer", "robustness") * 20
+    lives = np.arange(40.0)[:, None] * np.array([[1.0, 0.0, 100.0]])
     held = Tools(kinds, lives, lives / 2)
     found = held.standing_in(np.ones(3), np.array([True, True, False]), 1000).tolist()
-    assert found == [16] * 8 + [17] * 8  # of each ten the ninth; 0.75 % of 1,000 each
+    assert found == [36] * 8 + [37] * 8  # of each twenty the last but one; 0.75 % of 1,000 each
     assert len(found) == held.guests(1000)
     assert held.guests(30) == 4
     assert Tools((), np.empty((0, 3)), np.empty((0, 3))).standing_in(np.ones(3), np.ones(3, bool), 1000).tolist() == []
