@@ -148,21 +148,30 @@ class TextTools:
         return self._emit(scene, out[:n])
 
     def robustness(self, scene: Scene, n: int, rng: np.random.Generator) -> Rows:
-        """Texts with misspelt, lost, doubled and swapped words, more and more of them."""
-        copies = int(rng.integers(4, 21))
-        out: list[Words] = []
-        while len(out) < n:
-            text = self._one(rng)
-            for _ in range(copies):
-                strength = float(rng.choice([0.02, 0.05, 0.1, 0.2]))
-                changed: Words = []
-                for word in text:
-                    change = int(rng.integers(4)) if rng.random() < strength else -1
-                    changed += {0: [word[::-1]], 1: [], 2: [word, word], 3: self._some_words(1, rng)}.get(
-                        change, [word]
-                    )
-                out.append(changed)
+        """Texts with turned, lost, doubled and foreign words: mostly a whole test set at one strength after the other, else text by text."""
+        copies = int(rng.integers(3, 15))
+        texts = [self._one(rng) for _ in range(-(-n // copies))]
+        strengths = np.linspace(0.0, rng.choice([0.1, 0.2, 0.4]), copies)
+        if rng.random() < 0.75:
+            out = [self._noisy(text, strength, rng) for strength in strengths for text in texts]
+        else:
+            out = [self._noisy(text, strength, rng) for text in texts for strength in strengths]
         return self._emit(scene, out[:n])
+
+    def _noisy(self, text: Words, strength: float, rng: np.random.Generator) -> Words:
+        """A text of which each word is changed with this probability."""
+        out: Words = []
+        for word in text:
+            change = int(rng.integers(4)) if rng.random() < strength else -1
+            if change == 0:
+                out.append(word[::-1])
+            elif change == 2:
+                out += [word, word]
+            elif change == 3:
+                out += self._some_words(1, rng)
+            elif change == -1:
+                out.append(word)
+        return out
 
     def shifted(self, scene: Scene, n: int, rng: np.random.Generator) -> Rows:
         """Another population: texts from one end of a random direction, with a jargon of their own."""
