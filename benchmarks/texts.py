@@ -148,7 +148,7 @@ class TextTools:
         return self._emit(scene, out[:n])
 
     def robustness(self, scene: Scene, n: int, rng: np.random.Generator) -> Rows:
-        """Texts with turned, lost, doubled and foreign words: mostly a whole test set at one strength after the other, else text by text."""
+        """Turned, lost, doubled and foreign words: mostly in a whole test set at one strength after the other, else text by text."""
         copies = int(rng.integers(3, 15))
         texts = [self._one(rng) for _ in range(-(-n // copies))]
         strengths = np.linspace(0.0, rng.choice([0.1, 0.2, 0.4]), copies)
