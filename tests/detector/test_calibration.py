@@ -262,4 +262,5 @@ def test_of_each_kind_of_tool_one_that_went_far_stands_in_as_often_as_there_are_
     assert found == [36] * 8 + [37] * 8  # of each twenty the last but one; 0.75 % of 1,000 each
     assert len(found) == held.guests(1000)
     assert held.guests(30) == 4
+    np.testing.assert_array_equal(held.far(), [lives[36], lives[37]])
     assert Tools((), np.empty((0, 3)), np.empty((0, 3))).standing_in(np.ones(3), np.ones(3, bool), 1000).tolist() == []

@@ -105,6 +105,14 @@ def test_explainers_and_robustness_testers_stay_near_few_items() -> None:
         assert pool.mean() > 0.3
 
 
+def test_most_robustness_testers_go_over_a_whole_set_before_they_come_back_to_an_item() -> None:
+    returns = []
+    for seed in range(40):
+        rows = honest_stream("robustness", SCENE, np.random.default_rng(seed)).inputs
+        returns.append(1 + int(np.abs(rows[1:] - rows[0]).mean(axis=1).argmin()))
+    assert 0.5 < np.mean(np.array(returns) > 5) < 1.0
+
+
 def test_misrouted_clients_are_few_queries_with_foreign_rows() -> None:
     stream = honest_stream("misrouted", SCENE, np.random.default_rng(0))
     foreign = {row.tobytes() for row in SCENE.foreign + 0.0}
