@@ -45,7 +45,7 @@ def main(folder: Path) -> None:
             out.write(json.dumps(event) + "\n")
     simulate(reference, folder / "traffic.jsonl", clients=CLIENTS, kinds=KINDS, attacks=(), seed=1)
     simulate(
-        reference, folder / "log.jsonl", clients=CLIENTS // 2, kinds=KINDS, attacks=THEFTS, queries=(600, 1500), seed=2,
+        reference, folder / "log.jsonl", clients=CLIENTS // 2, kinds=KINDS, attacks=THEFTS, queries=(1000, 1500), seed=2,
         linked=True,
     )  # fmt: skip
     print(f"{folder}: reference.jsonl, traffic.jsonl, log.jsonl, log.truth.json")
