@@ -20,23 +20,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from benchmarks.ours import reference_of, rehearsed_for
+from benchmarks import ours
+from benchmarks.ours import Tested
 from benchmarks.victims import Victim, build
 from detector.attacks import ATTACKS
 from detector.baseline import Baseline
 from detector.evaluation import Rate
 from detector.policy import FLAGGED, Policy, wanted
-from detector.profiles import Profiles
-from detector.query import QueryBatch
-from detector.scoring import assess
 from detector.worlds import Stream, world
 
 RESULTS = Path(__file__).parent / "results" / "budget.json"
 BUDGETS = (0.01, 0.001)
-KEY = bytes(range(16))
-HALF_HORIZON_MS = 15 * 86_400_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,34 +44,27 @@ class Plan:
     seed: int = 1963
 
 
-def batch_of(victim: Victim, streams: list[Stream]) -> QueryBatch:
-    lengths = [len(s.inputs) for s in streams]
+def answered(victim: Victim, streams: list[Stream]) -> list[Tested]:
+    """The streams with what the victim answers."""
     rows = np.vstack([s.inputs for s in streams])
     answers = np.vstack([victim.predict(part) for part in np.array_split(rows, max(1, len(rows) // 50_000))])
-    return victim.batch(
-        [f"{s.client}-{i}" for i, s in enumerate(streams)], np.repeat(np.arange(len(streams), dtype=np.int32), lengths),
-        rows, np.concatenate([s.times_s for s in streams]), answers,
-    )  # fmt: skip
+    ends = np.cumsum([len(s.inputs) for s in streams])[:-1]
+    each = zip(streams, np.split(answers, ends), strict=True)
+    return [Tested(stream, 0 if stream.role == "benign" else -1, own, {}) for stream, own in each]
 
 
 def honest(victim: Victim, groups: tuple[int, ...], clients: int, rng: np.random.Generator) -> list[Stream]:
     return [s for g in groups for s in world(victim.scenes[g], victim.predict, rng, clients=clients // len(groups))]
 
 
-def p_and_state(
-    victim: Victim, baseline: Baseline, streams: list[Stream]
-) -> tuple[NDArray[np.float64], list[list[str]]]:
-    """Lifetime p-value of each client, and its state at each budget."""
-    p, states = [], []
+def states_of(victim: Victim, baseline: Baseline, streams: list[Stream]) -> list[list[str]]:
+    """The state of each client at each budget."""
+    states = []
     for some in (streams[i : i + 200] for i in range(0, len(streams), 200)):
-        batch = batch_of(victim, some)
-        profiles = Profiles(baseline.map, baseline.table, baseline.nulls_version, HALF_HORIZON_MS, capacity=200)
-        profiles.add(list(batch.clients), batch, baseline.map.measure(batch, KEY))
-        for client in batch.clients:
-            assessment = assess(profiles.profile(client), baseline)
-            p.append(assessment.p_value)
-            states.append([wanted(assessment, baseline.nulls, Policy(b))[0] for b in BUDGETS])
-    return np.array(p), states
+        profiles = ours.profiles_of(victim, baseline, answered(victim, some))
+        said = ours.assessed(baseline, profiles)
+        states += [[wanted(one, baseline.nulls, Policy(b))[0] for b in BUDGETS] for one in said]
+    return states
 
 
 def run_victim(name: str, plan: Plan) -> dict[str, Any]:
@@ -90,13 +78,9 @@ def run_victim(name: str, plan: Plan) -> dict[str, Any]:
         queries=(400, 3000),
     )  # fmt: skip
     say(name, f"{sum(len(s.inputs) for s in calibration):,} queries to calibrate on")
-    baseline, _ = Baseline.fit(
-        name, victim.schema, reference_of(victim), batch_of(victim, calibration), real_clients=True, rng=rng,
-        rehearsed=rehearsed_for(victim),
-    )  # fmt: skip
+    baseline, _ = ours.fitted(victim, answered(victim, calibration), rng, ours.rehearsed_for(victim))
     say(name, "testing")
-    _, honest_states = p_and_state(victim, baseline, tested)
-    _, theft_states = p_and_state(victim, baseline, thefts)
+    honest_states, theft_states = (states_of(victim, baseline, streams) for streams in (tested, thefts))
     found: dict[str, Any] = {"calibration_clients": len(calibration), "tested_clients": len(tested), "budgets": {}}
     for i, budget in enumerate(BUDGETS):
         flagged = [states[i] in FLAGGED for states in honest_states]
