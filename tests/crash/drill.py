@@ -1,7 +1,7 @@
 """One drill from start to verdict: workers under load, faults, drain, judgement. Every crash test is one of these.
 
 The faults end, the producer ends, everything is healed; then the workers must catch up, and are told to stop (exit status 0). They may take
-as long as they need, but never `STALL_S` without getting any further.
+as long as they need, but never `STALL_S` (`ALERTS_STALL_S` for alerts) without getting any further.
 """
 
 from __future__ import annotations
@@ -103,14 +103,14 @@ def run_drill(
     return Drill(chaos, ledger, cluster.counted(), drained_s, cluster.unplanned())
 
 
-def drain(cluster: Cluster, ledger: Ledger, stall_s: float = STALL_S) -> None:
+def drain(cluster: Cluster, ledger: Ledger) -> None:
     """Until every record is counted, every client's decision reflects all its queries, and the outbox is empty."""
     try:
-        _reached(lambda: _produced(cluster), ledger.sent, stall_s, "records counted")
+        _reached(lambda: _produced(cluster), ledger.sent, STALL_S, "records counted")
     except AssertionError as error:
         error.add_note(str(cluster.metas()))
         raise
-    _reached(lambda: _judged(cluster), ledger.good.total(), stall_s, "queries that decisions reflect")
+    _reached(lambda: _judged(cluster), ledger.good.total(), STALL_S, "queries that decisions reflect")
     _reached(lambda: -_unsent(cluster), 0, ALERTS_STALL_S, "alerts (below 0: not sent)")
 
 
