@@ -62,7 +62,15 @@ RAW_KEPT = 16
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """kind: numeric | categorical | embedding; lower, upper: bounds of the reference; grain: lattice of its values, 0 when continuous."""
+    """One column of the input.
+
+    name          a dotted name is a path into nested objects
+    kind          numeric | boolean | categorical | embedding
+    lower, upper  bounds of the reference
+    grain         lattice of the reference's values, 0 when they are continuous
+    categories    names in the order of their codes
+    missing       share of the reference's rows that have no value here
+    """
 
     name: str
     kind: str
@@ -70,6 +78,7 @@ class Column:
     upper: float
     grain: float
     categories: tuple[str, ...] = ()
+    missing: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
