@@ -29,10 +29,22 @@ from detector.fold import Masses
 from detector.profile import Profile
 from detector.profiles import Profiles
 from detector.query import QueryBatch
-from detector.signals import BY_ANSWER, FLOOR, FREE, FUSED, SIGNALS, TABLE_VERSION, Statistics, fuse, masses, measure
+from detector.signals import (
+    BY_ANSWER,
+    FLOOR,
+    FREE,
+    FUSED,
+    MISFIT,
+    SIGNALS,
+    TABLE_VERSION,
+    Statistics,
+    fuse,
+    masses,
+    measure,
+)
 
 MAGIC = b"QWBL"
-FORMAT = 4
+FORMAT = 5
 _FRONT = struct.Struct("<4sHI")
 _TREE_ARRAYS = ("roots", "feature", "threshold", "left", "right", "value")
 _NULL_ARRAYS = ("lives", "scale", "ordered", "free", "reach")
@@ -152,6 +164,7 @@ class Baseline:
         seen = np.unique(traffic.who)
         clients = enough_clients([declared[i] for i in seen], "in the traffic")
         feature_map = FeatureMap.fit(schema, reference.inputs, reference.labels, reference.probabilities, rng)
+        feature_map.learn_misfits([reference, traffic])
         _settle_levels(feature_map, traffic)
         reach, tools = (UNREHEARSED, NO_TOOLS) if rehearsed is None else _played(feature_map, rehearsed)
         nulls, lives = _calibrate(feature_map, traffic, declared, real_clients, reach, tools)
@@ -343,6 +356,7 @@ def _check_map(fmap: FeatureMap) -> None:
         "basis": (int(width.sum()), m), "spread": (m,), "neighbours": (m, r), "cell_of": (r,), "cell_at": (CELLS, 2),
         "cell_share": (CELLS,), "distance_edges": (DISTANCE_BINS - 1,), "levels": (len(MEASURES), 2), "margin_levels": (k, 2),
         "link_mode": (d,), "link_bits": (2, d), "code_low": (w,), "code_step": (w,), "code_weight": (w,), "code_category": (w,),
+        "donors": (len(fmap.donors), d), "donor_weight": (d,), "misfit_bits": (3, d), "misfit_kinds": (3,),
     }  # fmt: skip
     for name in ARRAYS:
         array, kind = getattr(fmap, name), _OF_TYPE.get(name, "<f8")
@@ -360,7 +374,7 @@ def _check_map(fmap: FeatureMap) -> None:
     start = np.concatenate([[0], np.cumsum(width)[:-1]])
     _refuse(
         (
-            (min(d, m, r, k) < 1, "a map without columns, axes, neighbours or margins"),
+            (min(d, m, r, k, len(fmap.donors)) < 1, "a map without columns, axes, neighbours or margins"),
             (bool(np.any(fmap.levels_of != levels) or np.any(fmap.start != start)), "columns do not fit the schema"),
             (not np.isfinite(bounds).all() or bool(np.any(bounds[:, 0] > bounds[:, 1])), "a column without bounds"),
             (cells[0] < 0 or cells[1] >= CELLS, "coverage cells outside the map"),
@@ -445,8 +459,9 @@ def _settle_levels(feature_map: FeatureMap, traffic: QueryBatch) -> None:
     A reference of some hundred rows says little about its own upper percent, so the level of each measure is raised until one honest
     query in a hundred exceeds it, every client weighing the same and the oddest clients left out (they may be thieves, or tools).
     """
-    _, residual, distance, _ = feature_map.locate(np.ascontiguousarray(traffic.inputs))
-    measured = feature_map.oddness(np.ascontiguousarray(traffic.inputs), distance, residual)
+    x = feature_map.complete(traffic.inputs)
+    _, residual, distance, _ = feature_map.locate(x)
+    measured = feature_map.oddness(x, distance, residual, feature_map.surprise(traffic))
     count = np.bincount(traffic.who, minlength=len(traffic.clients)).astype(float)
     seen = count > 0
     for i, odd in enumerate(measured):
@@ -471,9 +486,9 @@ def _played(feature_map: FeatureMap, rehearsed: Rehearsed) -> tuple[NDArray[np.f
 
     Of a kind that stands in, the reach is that of one that went far, of all others the most that one has. Signals that look at answers
     say nothing, for those of a rehearsal are borrowed from the nearest reference row: their reach is inf, and nobody who stands in has
-    any of them.
+    any of them. The same holds for misfits: simulated tools fit the schema, and which misfits are honest only the traffic can say.
     """
-    judged = FUSED & np.array([s.name not in BY_ANSWER for s in SIGNALS])
+    judged = FUSED & ~MISFIT & np.array([s.name not in BY_ANSWER for s in SIGNALS])
     kind = dict(zip(rehearsed.queries.clients, rehearsed.kinds, strict=True))
     played = _statistics(feature_map, rehearsed.queries)
     odd = [(kind[client], s) for client, _, s in played if kind[client]]

@@ -18,25 +18,22 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from detector import kernels
+from detector import kernels, misfit
+from detector.axes import expand, principal_axes, spread_out
 from detector.discriminators import CORRUPTIONS, Bounds, Trees, train
 from detector.errors import UnfittedModel
-from detector.query import QueryBatch
+from detector.query import Misfit, QueryBatch
 
 Codes = NDArray[np.uint8 | np.uint16]
 
-MEASURES = ("novelty", "residual", "part", "mix", "step", "jitter", "margin", "lattice")
+MEASURES = ("novelty", "residual", "part", "mix", "step", "jitter", "margin", "lattice", "misfit")
 """What is odd about one query, alone; bit 2i is measure i's *rare* level, bit 2i + 1 its *beyond* level."""
 
 BITS: dict[str, int] = {
     **{f"{m}_rare": 1 << 2 * i for i, m in enumerate(MEASURES)},
     **{f"{m}_beyond": 1 << 2 * i + 1 for i, m in enumerate(MEASURES)},
     # set by the fold, which remembers earlier rows of the client
-    "root": 1 << 16,
-    "stepped": 1 << 17,
-    "flipped": 1 << 18,
-    "collinear": 1 << 19,
-    "far": 1 << 20,
+    **{b: 1 << 2 * len(MEASURES) + i for i, b in enumerate(("root", "stepped", "flipped", "collinear", "far"))},
 }
 """Bits of one odd query. They are stored in 24 bits."""
 
@@ -49,7 +46,6 @@ PATH = BITS["stepped"] | BITS["flipped"] | BITS["collinear"]
 CELLS = 64
 DISTANCE_BINS = 16
 MARGIN_BINS = 8
-MAX_AXES = 24
 MAX_NEIGHBOURS = 1024
 MAX_CLASSES = 256
 MAX_TRAINING_ROWS = 3000
@@ -131,15 +127,17 @@ class Measured:
 
     hashes    (n,) uint64, 48-bit keyed content hash
     bits      (n,) uint32, oddness bits of `BITS`
-    cells     (n,) int16 coverage cell
+    misfit    (n,) bool, whether the query does not fit the schema
+    cells     (n,) int16 coverage cell, −1 for an unreadable input: it has no place in the input space
     distance_bins, margin_bins  (n,) uint8; margin_bins is 255 where there is no margin
     z         (n, m) float64 whitened coordinates
     codes     (n, w) uint8 or uint16 remembered codes
-    raw       (n, d) float64 inputs
+    raw       (n, d) float64 inputs as logged: NaN is a missing value
     """
 
     hashes: NDArray[np.uint64]
     bits: NDArray[np.uint32]
+    misfit: NDArray[np.bool_]
     cells: NDArray[np.int16]
     distance_bins: NDArray[np.uint8]
     margin_bins: NDArray[np.uint8]
@@ -177,6 +175,12 @@ class FeatureMap:
     code_category: NDArray[np.int64]  # (w,) 1: differ or not
     link_mode: NDArray[np.float64]  # (d,) most frequent value of a column
     link_bits: NDArray[np.float64]  # (2, d) surprise of agreeing in it, and in any other value
+    donors: NDArray[np.float64]  # (r, d) reference rows whose values stand in for missing ones
+    donor_weight: NDArray[np.float64]  # (d,) of a squared difference to a donor
+    misfit_bits: NDArray[np.float64]  # (3, d) surprise of a missing, unseen, out-of-range value
+    misfit_kinds: NDArray[
+        np.float64
+    ]  # (3,) surprise of a retyped value, an unreadable input, an answer that does not fit
     link_level: float  # bits of agreement with a remembered row above which a query derives from it
     near: float  # distance below which a remembered row is a parent, not a stranger
     trees: dict[str, Trees] = field(default_factory=dict)
@@ -195,7 +199,8 @@ class FeatureMap:
         low, high = self._bounds()
         steps = np.where(self.lattice > 0, (high - low) / np.where(self.lattice > 0, self.lattice, 1.0), np.inf)
         steps = np.where(high > low, steps, 0.0)  # a constant column fits into anything
-        return np.uint8 if bool(np.all(steps <= 255)) and self.schema.width > 24 else np.uint16
+        most = np.where(self.levels_of > 0, 253, 255)  # categories leave a code for those that were never seen
+        return np.uint8 if bool(np.all(steps <= most)) and self.schema.width > 24 else np.uint16
 
     @property
     def classes(self) -> int:
@@ -207,15 +212,19 @@ class FeatureMap:
 
     def measure(self, batch: QueryBatch, key: bytes) -> Measured:
         """One pass over the rows; `key` is the 16-byte sampling key."""
-        x = np.ascontiguousarray(batch.inputs)
-        n = len(x)
+        raw = np.ascontiguousarray(batch.inputs)
+        n = len(raw)
         hashes = np.empty(n, np.uint64)
         k0, k1 = np.frombuffer(key, "<u8", 2)
-        kernels.hash_rows(x, self.hash_grain, k0, k1, hashes)
+        kernels.hash_rows(raw, self.hash_grain, misfit.salt_of(batch), k0, k1, hashes)
+        x = self.complete(raw)
         z, residual, distance, nearest = self.locate(x)
+        unreadable = (batch.misfit & Misfit.UNREADABLE) != 0
         bits = np.zeros(n, np.uint32)
-        for i, odd in enumerate(self.oddness(x, distance, residual)):
+        for i, odd in enumerate(self.oddness(x, distance, residual, self.surprise(batch))):
             if odd is not None:
+                if MEASURES[i] != "misfit":
+                    odd = np.where(unreadable, -np.inf, odd)  # nothing is known of it but that
                 bits |= np.where(odd > self.levels[i, 0], np.uint32(1 << 2 * i), np.uint32(0))
                 bits |= np.where(odd > self.levels[i, 1], np.uint32(1 << 2 * i + 1), np.uint32(0))
         margin = margins(batch.probabilities)
@@ -230,18 +239,27 @@ class FeatureMap:
         return Measured(
             hashes=hashes,
             bits=bits,
-            cells=self.cell_of[nearest],
+            misfit=batch.misfit != 0,
+            cells=np.where(unreadable, np.int16(-1), self.cell_of[nearest]),
             distance_bins=np.searchsorted(self.distance_edges, distance).astype(np.uint8),
             margin_bins=margin_bins,
             z=z,
-            codes=self.encode(x, z),
-            raw=x,
+            codes=self.encode(raw, z, unreadable),
+            raw=raw,
         )
+
+    def complete(self, inputs: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Rows (n, d) as everything that computes with distances wants them: a known value in every place."""
+        return misfit.Donors(self.donors, self.donor_weight, self.levels_of).complete(np.ascontiguousarray(inputs))
+
+    def surprise(self, batch: QueryBatch) -> NDArray[np.float64]:
+        """Bits of surprise of each query's misfits, (n,)."""
+        return misfit.surprise(batch, self.levels_of, self.misfit_bits, self.misfit_kinds)
 
     def locate(self, x: NDArray[np.float64], skip: NDArray[np.int64] | None = None) -> tuple[
         NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]
     ]:  # fmt: skip
-        """Whitened coordinates (n, m), residual (n,), distance to the nearest reference row (n,), its index (n,)."""
+        """Whitened coordinates (n, m), residual (n,), distance to the nearest reference row (n,), its index (n,). x is complete."""
         n = len(x)
         z = np.empty((n, self.basis.shape[1]))
         residual = np.empty(n)
@@ -254,9 +272,16 @@ class FeatureMap:
         return z, residual, distance, nearest
 
     def oddness(
-        self, x: NDArray[np.float64], distance: NDArray[np.float64], residual: NDArray[np.float64]
+        self,
+        x: NDArray[np.float64],
+        distance: NDArray[np.float64],
+        residual: NDArray[np.float64],
+        surprise: NDArray[np.float64] | None = None,
     ) -> list[NDArray[np.float64] | None]:
-        """One column (n,) a measure of `MEASURES`, the larger the odder; None where the map has none (margin is by label)."""
+        """One column (n,) a measure of `MEASURES`, the larger the odder; None where the map has none (margin is by label).
+
+        x is complete; surprise (n,) of the misfits, None where every row fits.
+        """
         lattice = np.empty(len(x))
         kernels.off_lattice(x, self.lattice, lattice)
         learned = {name: trees.score(x) for name, trees in self.trees.items()}
@@ -264,16 +289,25 @@ class FeatureMap:
             "novelty": distance,
             "residual": residual,
             "lattice": lattice,
+            "misfit": np.zeros(len(x)) if surprise is None else surprise,
             **learned,
         }
         return [table.get(m) for m in MEASURES]
 
-    def encode(self, x: NDArray[np.float64], z: NDArray[np.float64]) -> Codes:
-        source = z[:, : len(self.code_low)] if self.wide else x
+    @property
+    def missing_code(self) -> int:
+        """The remembered code of a missing value; no number and no category has it."""
+        return int(np.iinfo(self.code_dtype).max)
+
+    def encode(
+        self, inputs: NDArray[np.float64], z: NDArray[np.float64], unreadable: NDArray[np.bool_] | None = None
+    ) -> Codes:
+        """Remembered codes (n, w) of rows as logged, with their coordinates; unreadable (n,): rows that have no value at all."""
+        source = z[:, : len(self.code_low)] if self.wide else inputs
         codes: Codes = np.empty(source.shape, self.code_dtype)
-        kernels.encode_rows(
-            np.ascontiguousarray(source), self.code_low, self.code_step, np.iinfo(self.code_dtype).max, codes
-        )
+        kernels.encode_rows(np.ascontiguousarray(source), self.code_low, self.code_step, self.missing_code - 1, codes)
+        if unreadable is not None and unreadable.any():
+            codes[unreadable] = self.missing_code
         return codes
 
     @property
@@ -298,8 +332,14 @@ class FeatureMap:
         probabilities: NDArray[np.float32],
         rng: np.random.Generator,
     ) -> FeatureMap:
-        """Fit on the reference: inputs (n, d) with their answers. Raises UnfittedModel below 50 distinct rows."""
-        inputs = np.ascontiguousarray(inputs, np.float64)
+        """Fit on the reference: inputs (n, d) with their answers. Raises UnfittedModel below 50 distinct rows.
+
+        Values of the reference may be missing (NaN).
+        """
+        logged = np.ascontiguousarray(inputs, np.float64)
+        levels_of = np.array([len(c.categories) if c.kind == "categorical" else 0 for c in schema.columns], np.int64)
+        donors = misfit.Donors.of(logged, levels_of)
+        inputs = donors.complete(logged)
         if len(np.unique(inputs, axis=0)) < 50:
             raise UnfittedModel("the reference has fewer than 50 distinct rows")
         category = np.array([c.kind == "categorical" for c in schema.columns])
@@ -309,12 +349,11 @@ class FeatureMap:
         # a column that hardly ever moves must not turn one move into the whole distance
         scale = np.maximum(scale, np.maximum(span * 0.05, 1e-9))
         scale = np.where((span == 0) & (lattice <= 0), 1.0, np.where(span == 0, np.maximum(lattice, 1e-9), scale))
-        levels_of = np.array([len(c.categories) if c.kind == "categorical" else 0 for c in schema.columns], np.int64)
         width_of = np.where(levels_of > 0, levels_of, 1)
         start = np.concatenate([[0], np.cumsum(width_of)[:-1]]).astype(np.int64)
         scale = np.where(category, np.sqrt(2.0), scale)
         center = np.where(category, 0.0, center)
-        basis, spread = _axes(_expand(inputs, center, scale, start, levels_of))
+        basis, spread = principal_axes(expand(inputs, center, scale, start, levels_of))
         m = basis.shape[1]
         wide = schema.width > WIDE
         low, high = inputs.min(0), inputs.max(0)
@@ -333,15 +372,32 @@ class FeatureMap:
             levels=np.full((len(MEASURES), 2), np.inf), margin_levels=np.full((1, 2), -np.inf),
             code_low=code_low, code_step=code_step, code_weight=code_weight, code_category=code_category,
             link_mode=np.zeros(len(low)), link_bits=np.zeros((2, len(low))), link_level=np.inf, near=0.0,
+            donors=donors.rows, donor_weight=donors.weight, misfit_bits=np.zeros((3, len(low))), misfit_kinds=np.zeros(3),
         )  # fmt: skip
         if not wide:
             top = float(np.iinfo(new.code_dtype).max)
             new.code_step = np.where(category, 1.0, np.maximum(high - low, 1e-9) / (top - 1))
             new.code_weight = np.where(category, 1.0, (new.code_step / scale) ** 2)
-        new._fit_links(inputs, rng)
+        new._fit_links(logged, rng)
         new._fit_neighbours(inputs, rng)
         new._fit_levels(inputs, labels, probabilities, rng)
+        new.near = new._nearest_memory_distance(logged, rng) * 0.5
+        n = len(logged)
+        new.learn_misfits([
+            QueryBatch(["reference"], np.zeros(n, np.int32), logged, labels, probabilities, np.full(n, np.nan),
+                       np.zeros(n, np.int64), np.ones(n, np.float32), np.arange(n)),
+        ])  # fmt: skip
         return new
+
+    def learn_misfits(self, honest: Sequence[QueryBatch]) -> None:
+        """Learn how usual each misfit is among honest queries, and the levels of the measure: rare and never seen.
+
+        honest  the reference first, then honest traffic
+        """
+        self.misfit_bits, self.misfit_kinds = misfit.learn(honest, self.levels_of)
+        seen = [self.surprise(batch) for batch in honest]
+        rare = float(np.quantile(seen[0], 0.99)) if len(seen[0]) else 0.0
+        self.levels[MEASURES.index("misfit")] = rare, max(float(s.max(initial=0.0)) for s in seen)
 
     def _fit_links(self, inputs: NDArray[np.float64], rng: np.random.Generator) -> None:
         """How surprising it is that two independent rows agree exactly (record linkage, Fellegi & Sunter 1969).
@@ -350,7 +406,9 @@ class FeatureMap:
         """
         n, d = inputs.shape
         for j in range(d):
-            values, counts = np.unique(inputs[:, j], return_counts=True)
+            values, counts = np.unique(inputs[np.isfinite(inputs[:, j]), j], return_counts=True)
+            if not len(values):
+                continue
             top = int(counts.argmax())
             rest = np.delete(counts, top)
             collision = float((rest**2).sum()) / max(float(rest.sum()) ** 2, 1.0)
@@ -362,7 +420,7 @@ class FeatureMap:
         remembered, others = rows[: min(kept, n // 2)], rows[n // 2 :][:400]
         agree = np.where(others == self.link_mode, self.link_bits[0], self.link_bits[1])
         low, high = self._bounds()
-        agree[(others <= low) | (others >= high)] = 0.0
+        agree[(others <= low) | (others >= high)] = 0.0  # rows that lack the same value agree in nothing
         bits = np.zeros(len(others))
         for row in remembered:
             bits = np.maximum(bits, np.where(others == row, agree, 0.0).sum(1))
@@ -372,7 +430,7 @@ class FeatureMap:
         z, *_ = self.locate(inputs)
         chosen = rng.permutation(len(z))[:MAX_NEIGHBOURS]
         self.neighbours = np.ascontiguousarray(z[chosen].T, np.float32)
-        centers = _spread_out(z[chosen], CELLS)
+        centers = spread_out(z[chosen], CELLS)
         self.cell_of = np.argmin(((z[chosen][:, None] - centers[None]) ** 2).sum(-1), 1).astype(np.int16)
         self.cell_at = np.zeros((CELLS, 2))
         self.cell_at[: len(centers), : min(2, z.shape[1])] = centers[:, :2]
@@ -412,17 +470,21 @@ class FeatureMap:
                 mine = margin[(labels == k) & np.isfinite(margin)]
                 if len(mine) >= 40:
                     self.margin_levels[k] = np.quantile(mine, [0.05, 0.01])
-        self.near = self._nearest_memory_distance(inputs, rng) * 0.5
 
     def _nearest_memory_distance(self, inputs: NDArray[np.float64], rng: np.random.Generator) -> float:
         """Median leave-one-out nearest distance of the reference, in the metric of the client's memory."""
         rows = inputs[rng.permutation(len(inputs))[:800]]
-        z, *_ = self.locate(rows)
+        z, *_ = self.locate(self.complete(rows))
         codes = self.encode(rows, z).astype(np.float64)
+        missing = codes == self.missing_code
         best = np.empty(len(codes))
         for i, mine in enumerate(codes):
             delta = codes - mine
-            squares = np.where(self.code_category == 1, delta != 0, delta * delta) @ self.code_weight
+            one_is = missing != missing[i]
+            squares = np.where((self.code_category == 1) | one_is, delta != 0, delta * delta) @ self.code_weight
+            squares += (one_is * (1.0 - self.code_weight)).sum(
+                1
+            )  # a value and none are one unit apart, whatever the column
             squares[i] = np.inf
             best[i] = np.sqrt(squares.min())
         return float(np.median(best[best > 0])) if np.any(best > 0) else 1.0
@@ -445,7 +507,7 @@ class FeatureMap:
 ARRAYS = (
     "center", "scale", "start", "levels_of", "lattice", "hash_grain", "basis", "spread", "neighbours", "cell_of", "cell_at",
     "cell_share", "distance_edges", "levels", "margin_levels", "code_low", "code_step", "code_weight", "code_category",
-    "link_mode", "link_bits",
+    "link_mode", "link_bits", "donors", "donor_weight", "misfit_bits", "misfit_kinds",
 )  # fmt: skip
 """The arrays of a map, as stored in a baseline file."""
 
@@ -466,43 +528,3 @@ def margins(probabilities: NDArray[np.float32]) -> NDArray[np.float64]:
         return np.full(n, np.nan)
     top = np.partition(probabilities, c - 2, axis=1)[:, c - 2 :]
     return (top[:, 1] - top[:, 0]).astype(np.float64)
-
-
-def _expand(
-    x: NDArray[np.float64],
-    center: NDArray[np.float64],
-    scale: NDArray[np.float64],
-    start: NDArray[np.int64],
-    levels: NDArray[np.int64],
-) -> NDArray[np.float64]:
-    out = np.zeros((len(x), int(start[-1] + max(1, levels[-1]))))
-    for j in range(x.shape[1]):
-        if levels[j] == 0:
-            out[:, start[j]] = np.clip((x[:, j] - center[j]) / scale[j], -8, 8)
-        else:
-            out[np.arange(len(x)), start[j] + x[:, j].astype(int)] = 1 / scale[j]
-    return out
-
-
-def _axes(expanded: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Principal axes for 99 % of the variance, at most `MAX_AXES`."""
-    values, vectors = np.linalg.eigh(np.cov(expanded, rowvar=False).reshape(expanded.shape[1], -1))
-    order = np.argsort(values)[::-1]
-    values, vectors = np.maximum(values[order], 0), vectors[:, order]
-    wanted = int(np.searchsorted(np.cumsum(values) / max(values.sum(), 1e-12), 0.99)) + 1
-    m = max(2, min(MAX_AXES, wanted, expanded.shape[1]))
-    return np.ascontiguousarray(vectors[:, :m]), np.maximum(np.sqrt(values[:m]), 1e-6)
-
-
-def _spread_out(rows: NDArray[np.float64], k: int) -> NDArray[np.float64]:
-    """k centres by farthest-first traversal (Gonzalez 1985), then three Lloyd steps."""
-    centers = [0]
-    best = ((rows - rows[0]) ** 2).sum(1)
-    while len(centers) < min(k, len(rows)):
-        centers.append(int(np.argmax(best)))
-        best = np.minimum(best, ((rows - rows[centers[-1]]) ** 2).sum(1))
-    at = rows[centers]
-    for _ in range(3):
-        owner = np.argmin(((rows[:, None] - at[None]) ** 2).sum(-1), 1)
-        at = np.array([rows[owner == c].mean(0) if np.any(owner == c) else at[c] for c in range(len(at))])
-    return np.asarray(at, np.float64)

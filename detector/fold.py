@@ -4,6 +4,8 @@ Rules of this file
 * `fold_rows` walks the rows of one poll once. What it does to a client depends on that client's rows alone, one after the other,
   never on how polls cut them: folding 1, 7 or 2,000 rows at a time gives the same bytes (tests/detector/test_profile.py).
 * A repeated query (same content hash, still remembered) adds to volume and to nothing else.
+* An unreadable input (no coverage cell) has no place in the input space: it enters the sets by its content hash, derives from nothing
+  and is not remembered. A missing value has a code of its own: it agrees with nothing and is part of no step and no line.
 * The *odd set*, the *path set* and the *sample* are bottom-k sets by keyed hash (Cohen & Kaplan, PODC 2007): exact below k, unbiased above.
 * Marks are the running maxima of each signal's mass, so a result never depends on when somebody looked (a mass falls
   when its allowance grows). The trail says when the fused maximum first reached each level of a fixed geometric ladder.
@@ -37,6 +39,8 @@ VARIED_SHARE = 0.05
 COLLINEAR = 0.98
 RETURN = 0.1
 PARENTS = 3
+RAW_MISSING = 65535
+"""Code of a missing value where wide rows are remembered column by column."""
 
 ROOT = BITS["root"]
 STEPPED = BITS["stepped"]
@@ -92,10 +96,11 @@ def find_sorted(hashes, count, h):  # type: ignore[no-untyped-def]
 
 
 @nb.njit(cache=True, nogil=True)
-def moved_by_one_step(child, parent_codes, code_low, code_step, lattice, grain, low, high, unit, bits_out):  # type: ignore[no-untyped-def]
+def moved_by_one_step(child, parent_codes, missing, code_low, code_step, lattice, grain, low, high, unit, bits_out):  # type: ignore[no-untyped-def]
     """Description length that one magnitude explains in the move parent → child (detection notes §3b).
 
-    child (w,) raw values; parent_codes (w,) remembered codes; unit (u, w): scales in which the step may be constant.
+    child (w,) raw values, NaN where one is missing; parent_codes (w,) remembered codes; missing: the code of a missing value;
+    unit (u, w): scales in which the step may be constant.
     A changed feature whose child value is not at a bound is worth max(0, log2(abs(delta) / 2 tolerance)) bits. The magnitude is the
     weighted median: whatever explains more than half of the worth holds it. bits_out[0]: worth explained less its largest term;
     bits_out[1]: worth explained over all worth.
@@ -108,6 +113,8 @@ def moved_by_one_step(child, parent_codes, code_low, code_step, lattice, grain, 
     count = 0
     total = 0.0
     for j in range(w):
+        if parent_codes[j] == missing or not np.isfinite(child[j]):
+            continue
         before = code_low[j] + float(parent_codes[j]) * code_step[j]
         fuzz = 0.5 * code_step[j]
         on_lattice = False
@@ -161,12 +168,15 @@ def moved_by_one_step(child, parent_codes, code_low, code_step, lattice, grain, 
 
 
 @nb.njit(cache=True, nogil=True)
-def code_distance(a, b, weight, category):  # type: ignore[no-untyped-def]
-    """Squared standardised distance of two remembered rows."""
+def code_distance(a, b, missing, weight, category):  # type: ignore[no-untyped-def]
+    """Squared standardised distance of two remembered rows; a value and a missing one are one unit apart."""
     total = 0.0
     for j in range(a.shape[0]):
         delta = float(a[j]) - float(b[j])
-        if category[j] == 1:
+        if a[j] == missing or b[j] == missing:
+            if delta != 0.0:
+                total += 1.0
+        elif category[j] == 1:
             if delta != 0.0:
                 total += weight[j]
         else:
@@ -214,6 +224,8 @@ def keep_marked(hashes, bits, count, kept, h, b, need, mine, counts):  # type: i
 
 @nb.njit(inline="always")
 def raw_code(value, low, step):  # type: ignore[no-untyped-def]
+    if np.isnan(value):
+        return np.uint16(RAW_MISSING)
     return np.uint16(min(65535.0, max(0.0, np.rint((value - low) / step))))
 
 
@@ -241,15 +253,15 @@ def mass_of(form, count, base, allowance):  # type: ignore[no-untyped-def]
 @nb.njit(cache=True, nogil=True)
 def fold_rows(  # type: ignore[no-untyped-def]
     # the rows, in log order
-    slot, hashes, bits, cells, distance_bins, margin_bins, labels, weight, time_ms, z, codes, raw,
+    slot, hashes, bits, misfit, cells, distance_bins, margin_bins, labels, weight, time_ms, z, codes, raw,
     # the map
-    code_low, code_step, code_weight, code_category, link_mode, link_bits, link_level, near2,
+    missing, code_low, code_step, code_weight, code_category, link_mode, link_bits, link_level, near2,
     lattice, grain, low, high, top, raw_step, unit, wide,
     # the signals
     need, path, roots_base, form, allowance, fusing_scale, horizon_distinct,
     # rows of the spans of each client: the long one, and the short one that will follow it (-1: none yet); their state
     span, queries, volume, first_ms, last_ms, classes, cell_counts, distance_counts, margin_counts, moments,
-    sample_hash, sample_root, sample_n, odd_hash, odd_bits, odd_n, path_hash, path_bits, path_n, odd_counts,
+    sample_hash, sample_root, sample_misfit, sample_n, odd_hash, odd_bits, odd_n, path_hash, path_bits, path_n, odd_counts,
     marks, trail_ms, trail_query, trail_n,
     # the memory, one row a client
     ring_hash, ring_label, ring_codes, ring_n, low_hash, low_label, low_codes, low_n, raw_ring,
@@ -281,11 +293,12 @@ def fold_rows(  # type: ignore[no-untyped-def]
             last_ms[r] = max(last_ms[r], time_ms[i])
             if labels[i] >= 0:
                 classes[r, min(labels[i], classes.shape[1] - 1)] += 1
-            cell_counts[r, cells[i]] += 1
-            distance_counts[r, distance_bins[i]] += 1
+            if cells[i] >= 0:
+                cell_counts[r, cells[i]] += 1
+                distance_counts[r, distance_bins[i]] += 1
             if margin_bins[i] != 255:
                 margin_counts[r, margin_bins[i]] += 1
-            for k in range(min(MOMENT_AXES, z.shape[1])):
+            for k in range(min(MOMENT_AXES, z.shape[1]) if cells[i] >= 0 else 0):
                 moments[r, 0, k] += z[i, k]
                 moments[r, 1, k] += z[i, k] * z[i, k]
         # ---- a repeat that is still remembered adds nothing more
@@ -303,9 +316,10 @@ def fold_rows(  # type: ignore[no-untyped-def]
         for p in range(PARENTS):
             parent_at[p] = -1
             parent_d2[p] = np.inf
-        for a in range(in_ring + low_n[s]):
+        readable = cells[i] >= 0
+        for a in range(in_ring + low_n[s] if readable else 0):
             other = ring_codes[s, a] if a < in_ring else low_codes[s, a - in_ring]
-            d2 = code_distance(codes[i], other, code_weight, code_category)
+            d2 = code_distance(codes[i], other, missing, code_weight, code_category)
             if d2 < parent_d2[PARENTS - 1]:
                 p = PARENTS - 1
                 while p > 0 and d2 < parent_d2[p - 1]:
@@ -328,16 +342,17 @@ def fold_rows(  # type: ignore[no-untyped-def]
             flipped = (not far) and labels[i] >= 0 and before >= 0 and before != labels[i]
         # ---- a root is far from everything remembered and shares no improbable values with it either
         root = far
-        if far:
+        if far and readable:
             for j in range(raw.shape[1]):
                 usual = 0 if raw[i, j] == link_mode[j] else 1
-                surprise[j] = 0.0 if raw[i, j] <= low[j] or raw[i, j] >= top[j] else link_bits[usual, j]
-        if far and wide:
+                within = raw[i, j] > low[j] and raw[i, j] < top[j]  # a missing value is not
+                surprise[j] = link_bits[usual, j] if within else 0.0
+        if far and wide and readable:
             for j in range(raw.shape[1]):
                 raw_codes[j] = raw_code(raw[i, j], low[j], raw_step[j])
             for a in range(min(ring_n[s], raw_ring.shape[1])):
                 root = root and agreement(raw_codes, raw_ring[s, a], surprise) <= link_level
-        elif far:
+        elif far and readable:
             for a in range(in_ring + low_n[s]):
                 if root:
                     other = ring_codes[s, a] if a < in_ring else low_codes[s, a - in_ring]
@@ -361,14 +376,18 @@ def fold_rows(  # type: ignore[no-untyped-def]
                 if a >= ring_size or age >= raw_ring.shape[1]:
                     continue
                 other_raw = raw_ring[s, (ring_n[s] - 1 - age) % raw_ring.shape[1]]
-                moved_by_one_step(raw[i], other_raw, low, raw_step, lattice, grain, low, high, unit, step_result)
+                moved_by_one_step(
+                    raw[i], other_raw, RAW_MISSING, low, raw_step, lattice, grain, low, high, unit, step_result
+                )
             else:
                 other = ring_codes[s, a] if a < ring_size else low_codes[s, a - ring_size]
-                moved_by_one_step(raw[i], other, code_low, code_step, lattice, grain, low, high, unit, step_result)
+                moved_by_one_step(
+                    raw[i], other, missing, code_low, code_step, lattice, grain, low, high, unit, step_result
+                )
             stepped = step_result[0] >= STEP_BITS and step_result[1] >= STEP_SHARE
         if stepped:
             b |= np.uint32(STEPPED)
-        if ring_n[s] >= 2:
+        if ring_n[s] >= 2 and readable:
             one = ring_codes[s, (ring_n[s] - 1) % ring_size]
             two = ring_codes[s, (ring_n[s] - 2) % ring_size]
             dot = 0.0
@@ -379,6 +398,8 @@ def fold_rows(  # type: ignore[no-untyped-def]
                 moved += int(codes[i, j] != one[j])
                 if code_category[j] == 1:
                     continue  # the order of its codes means nothing
+                if codes[i, j] == missing or one[j] == missing or two[j] == missing:
+                    continue
                 d1 = float(codes[i, j]) - float(one[j])
                 d2_ = float(one[j]) - float(two[j])
                 dot += code_weight[j] * d1 * d2_
@@ -399,13 +420,16 @@ def fold_rows(  # type: ignore[no-untyped-def]
                 at = find_sorted(sample_hash[r], count, h)
                 if at < count and sample_hash[r, at] == h:
                     sample_root[r, at] = sample_root[r, at] and root
+                    sample_misfit[r, at] = sample_misfit[r, at] or misfit[i]
                 else:
                     last = count if count < SAMPLE_KEPT else SAMPLE_KEPT - 1
                     for a in range(last, at, -1):
                         sample_hash[r, a] = sample_hash[r, a - 1]
                         sample_root[r, a] = sample_root[r, a - 1]
+                        sample_misfit[r, a] = sample_misfit[r, a - 1]
                     sample_hash[r, at] = h
                     sample_root[r, at] = root
+                    sample_misfit[r, at] = misfit[i]
                     sample_n[r] = last + 1
             # ---- the marked sets, and the masses when one grew
             if b & np.uint32(_ODD | _PATH):
@@ -452,6 +476,8 @@ def fold_rows(  # type: ignore[no-untyped-def]
                             trail_query[r, g] = queries[r]
                         trail_n[r] = max(trail_n[r], reached)
         # ---- remember the row; what leaves the ring may stay by content hash
+        if not readable:
+            continue
         at = ring_n[s] % ring_size
         if ring_n[s] >= ring_size:
             old_hash = ring_hash[s, at]

@@ -22,6 +22,8 @@ _V1 = np.uint64(0x646F72616E646F6D)
 _V2 = np.uint64(0x6C7967656E657261)
 _V3 = np.uint64(0x7465646279746573)
 _FF = np.uint64(0xFF)
+_MISSING = np.uint64(0x7FF8000000000000)
+_LARGEST_STEPS = 2.0**62
 
 
 @nb.njit(inline="always")
@@ -45,12 +47,15 @@ def _sip_round(v0, v1, v2, v3):  # type: ignore[no-untyped-def]
 
 
 @nb.njit(cache=True, nogil=True)
-def hash_rows(x, grain, k0, k1, out):  # type: ignore[no-untyped-def]
+def hash_rows(x, grain, salt, k0, k1, out):  # type: ignore[no-untyped-def]
     """SipHash-1-3 (Aumasson & Bernstein 2012) of each row's canonical codes ``rint(x / grain)`` as little-endian int64.
 
-    x (n, d) float64; grain (d,) float64; k0, k1 the 128-bit key; out (n,) uint64, the upper 48 bits of the hash.
+    A missing value (NaN) has a word of its own; a number that int64 can't hold in units of the grain is hashed by its own bits.
+    x (n, d) float64, C order; grain (d,) float64; salt (n,) uint64, one more word where it is not 0; k0, k1 the 128-bit key;
+    out (n,) uint64, the upper 48 bits of the hash.
     """
     n, d = x.shape
+    own_bits = x.view(np.uint64)
     length = np.uint64((8 * d) & 0xFF) << np.uint64(56)
     for i in range(n):
         v0 = _V0 ^ k0
@@ -58,10 +63,17 @@ def hash_rows(x, grain, k0, k1, out):  # type: ignore[no-untyped-def]
         v2 = _V2 ^ k0
         v3 = _V3 ^ k1
         for j in range(d):
-            word = np.uint64(np.int64(np.rint(x[i, j] / grain[j])))
+            steps = np.rint(x[i, j] / grain[j])
+            word = _MISSING if np.isnan(steps) else own_bits[i, j]
+            if abs(steps) < _LARGEST_STEPS:
+                word = np.uint64(np.int64(steps))
             v3 ^= word
             v0, v1, v2, v3 = _sip_round(v0, v1, v2, v3)
             v0 ^= word
+        if salt[i] != np.uint64(0):
+            v3 ^= salt[i]
+            v0, v1, v2, v3 = _sip_round(v0, v1, v2, v3)
+            v0 ^= salt[i]
         v3 ^= length
         v0, v1, v2, v3 = _sip_round(v0, v1, v2, v3)
         v0 ^= length
@@ -151,10 +163,16 @@ def score_trees(x, roots, bias, feature, threshold, left, right, value, out):  #
 
 @nb.njit(cache=True, nogil=True)
 def encode_rows(x, low, step, top, out):  # type: ignore[no-untyped-def]
-    """Remembered codes: ``rint((x - low) / step)`` clipped to 0..top; x (n, w) float64, out (n, w) uint8 or uint16."""
+    """Remembered codes: ``rint((x - low) / step)`` clipped to 0..top, and top + 1 for a missing value.
+
+    x (n, w) float64, out (n, w) uint8 or uint16.
+    """
     n, w = x.shape
     for i in range(n):
         for j in range(w):
+            if np.isnan(x[i, j]):
+                out[i, j] = top + 1
+                continue
             c = np.rint((x[i, j] - low[j]) / step[j])
             out[i, j] = int(min(float(top), max(0.0, c)))
 
@@ -173,6 +191,84 @@ def off_lattice(x, lattice, out):  # type: ignore[no-untyped-def]
                 if abs(q - np.rint(q)) > 1e-3:
                     off += 1
         out[i] = off / have if have > 0 else 0.0
+
+
+@nb.njit(cache=True, nogil=True)
+def any_misfit(x, levels):  # type: ignore[no-untyped-def]
+    """Whether a value of x (n, d) is missing, infinite or an unseen category; levels (d,) number of categories, 0: a number."""
+    for i in range(x.shape[0]):
+        for j in range(x.shape[1]):
+            if not np.isfinite(x[i, j]) or (levels[j] > 0 and x[i, j] >= levels[j]):
+                return True
+    return False
+
+
+@nb.njit(cache=True, nogil=True)
+def complete_rows(x, donors, weight, levels, largest, out):  # type: ignore[no-untyped-def]
+    """Each row with the values of its nearest donor where it has none.
+
+    x (n, d) float64; donors (r, d) complete rows, the first of the nearest gives; weight (d,) of a squared difference of numbers, a
+    category that differs counts as one; levels (d,); largest: what an infinite value becomes; out (n, d) float64.
+    """
+    n, d = x.shape
+    there = np.empty(d, np.bool_)
+    for i in range(n):
+        lacking = 0
+        for j in range(d):
+            v = x[i, j]
+            there[j] = not (np.isnan(v) or (levels[j] > 0 and v >= levels[j]))
+            lacking += int(not there[j])
+            out[i, j] = min(largest, max(-largest, v)) if there[j] else 0.0
+        if lacking == 0:
+            continue
+        best = np.inf
+        at = 0
+        for a in range(donors.shape[0]):
+            total = 0.0
+            for j in range(d):
+                if there[j]:
+                    delta = out[i, j] - donors[a, j]
+                    if levels[j] > 0:
+                        total += 1.0 if delta != 0.0 else 0.0
+                    else:
+                        total += min(
+                            64.0, weight[j] * delta * delta
+                        )  # as far as the projection looks, ±8 standard deviations
+            if total < best:
+                best = total
+                at = a
+        for j in range(d):
+            if not there[j]:
+                out[i, j] = donors[at, j]
+
+
+@nb.njit(cache=True, nogil=True)
+def misfit_rows(x, misfit, levels, column_bits, kind_bits, out):  # type: ignore[no-untyped-def]
+    """Surprise of each row's misfits in bits; an unreadable row has that of its kind alone.
+
+    x (n, d) float64 with codes for what does not fit; misfit (n,) uint8 flags; levels (d,) number of categories, 0: a number;
+    column_bits (3, d) of missing, unseen, out of range; kind_bits (3,) of retyped, unreadable, answer; out (n,) float64.
+    """
+    n, d = x.shape
+    for i in range(n):
+        total = 0.0
+        if misfit[i] & 8:
+            total += kind_bits[0]
+        if misfit[i] & 32:
+            total += kind_bits[2]
+        if misfit[i] & 16:
+            out[i] = total + kind_bits[1]
+            continue
+        for j in range(d):
+            v = x[i, j]
+            if np.isnan(v):
+                total += column_bits[0, j]
+            elif levels[j] > 0:
+                if v >= levels[j]:
+                    total += column_bits[1, j]
+            elif np.isinf(v):
+                total += column_bits[2, j]
+        out[i] = total
 
 
 @nb.njit(cache=True, nogil=True)

@@ -4,6 +4,7 @@
 
 * A state rises at once and falls only when its TTL is over: a score that wavers must not make a gateway flap.
 * watch at p ≤ 5a, throttle at p ≤ a with at least 8 odd distinct queries, block at p ≤ a/10 with at least 30, a the false-alarm budget.
+* Queries that do not fit the schema never block alone: without them the client must be as rare as a block asks for.
 * Where the calibration can't support a/10, or is none at all, the state stays at throttle and the reason says why.
 * Returning to clear ends an episode; the next alert of that client is a new finding.
 """
@@ -31,6 +32,7 @@ REASONS: dict[str, str] = {
     "extraction": "ten times rarer than the budget, with enough odd queries to act on",
     "too_few_to_throttle": "rarer than the budget, but with too few odd queries to act on at all",
     "too_few_to_block": "as rare as a block asks for, but with too few odd queries to act on",
+    "misfit_only": "as rare as a block asks for, but only by queries that do not fit the schema, which never block alone",
     "uncalibrated": "the baseline was not calibrated on real clients, so nothing is blocked",
     "budget_unsupported": "the baseline knows too few honest clients to support a block at this budget",
     "holds": "a decision holds until its time is over",
@@ -77,6 +79,7 @@ TRANSITIONS = (
     (lambda a, n, b: not a.calibrated, "throttle", "uncalibrated"),
     (lambda a, n, b: a.p_value > b * BLOCK_FACTOR, "throttle", "suspicious"),
     (lambda a, n, b: a.odd < MIN_ODD_TO_BLOCK, "throttle", "too_few_to_block"),
+    (lambda a, n, b: not a.content_p_value <= b * BLOCK_FACTOR, "throttle", "misfit_only"),
     (lambda a, n, b: not n.supports(b * BLOCK_FACTOR), "throttle", "budget_unsupported"),
     (lambda a, n, b: True, "block", "extraction"),
 )

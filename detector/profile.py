@@ -36,7 +36,7 @@ from detector.fold import (
     kept_estimate,
 )
 
-FORMAT = 2
+FORMAT = 3
 _HEAD = struct.Struct("<2sB8s8siqdqqHHHBIHB")
 _STICKY = np.uint32(BITS["root"] | BITS["far"])
 
@@ -85,6 +85,7 @@ LAYOUT: dict[str, tuple[str, Callable[[Shape], tuple[int, ...]]]] = {
     # sets
     "sample_hash": ("<u8", lambda s: (SAMPLE_KEPT,)),
     "sample_root": ("|b1", lambda s: (SAMPLE_KEPT,)),
+    "sample_misfit": ("|b1", lambda s: (SAMPLE_KEPT,)),
     "sample_n": ("<i8", lambda s: ()),
     "odd_hash": ("<u8", lambda s: (ODD_KEPT,)),
     "odd_bits": ("<u4", lambda s: (ODD_KEPT,)),
@@ -137,6 +138,7 @@ class Profile:
     moments: NDArray[np.float64]
     sample_hash: NDArray[np.uint64]
     sample_root: NDArray[np.bool_]
+    sample_misfit: NDArray[np.bool_]
     odd_hash: NDArray[np.uint64]
     odd_bits: NDArray[np.uint32]
     path_hash: NDArray[np.uint64]
@@ -153,7 +155,7 @@ class Profile:
             map_id, nulls_version, 0, 0, 0.0, 0, 0,
             np.zeros(classes, np.int64), np.zeros(CELLS, np.int64), np.zeros(DISTANCE_BINS, np.int64),
             np.zeros(MARGIN_BINS, np.int64), np.zeros((2, MOMENT_AXES)),
-            np.zeros(0, np.uint64), np.zeros(0, bool), np.zeros(0, np.uint64), np.zeros(0, np.uint32),
+            np.zeros(0, np.uint64), np.zeros(0, bool), np.zeros(0, bool), np.zeros(0, np.uint64), np.zeros(0, np.uint32),
             np.zeros(0, np.uint64), np.zeros(0, np.uint32),
             np.zeros(signals), np.zeros(0, np.int64), np.zeros(0, np.int64),
         )  # fmt: skip
@@ -171,6 +173,12 @@ class Profile:
         """Distinct queries that were far from everything remembered of the client when they came."""
         m = len(self.sample_hash)
         return self.distinct * int(self.sample_root.sum()) / m if m else 0.0
+
+    @property
+    def misfit(self) -> float:
+        """Distinct queries that did not fit the schema."""
+        m = len(self.sample_hash)
+        return self.distinct * int(self.sample_misfit.sum()) / m if m else 0.0
 
     def odd_counts(self, table: Masses) -> NDArray[np.float64]:
         """Distinct queries that carry all bits of each signal, (s,)."""
@@ -193,9 +201,7 @@ class Profile:
         if not self.queries or not other.queries:
             full = other if other.queries else self
             return replace(full, memory=None)
-        sample_hash, sample_root = _union(
-            SAMPLE_KEPT, (self.sample_hash, self.sample_root), (other.sample_hash, other.sample_root)
-        )
+        sample_hash, sample_root, sample_misfit = _union_sample(self, other)
         odd_hash, odd_bits = _union_marked(ODD_KEPT, (self.odd_hash, self.odd_bits), (other.odd_hash, other.odd_bits))
         path_hash, path_bits = _union_marked(
             PATH_KEPT, (self.path_hash, self.path_bits), (other.path_hash, other.path_bits)
@@ -218,6 +224,7 @@ class Profile:
             moments=self.moments + other.moments,
             sample_hash=sample_hash,
             sample_root=sample_root,
+            sample_misfit=sample_misfit,
             odd_hash=odd_hash,
             odd_bits=odd_bits,
             path_hash=path_hash,
@@ -244,7 +251,10 @@ class Profile:
         parts.append(
             self.moments.astype("<f8").tobytes() if self.queries > 1 else self.moments[0].astype("<f8").tobytes()
         )
-        parts += [_pack_hashes(self.sample_hash), np.packbits(self.sample_root).tobytes()]
+        parts += [
+            _pack_hashes(self.sample_hash),
+            *(np.packbits(m).tobytes() for m in (self.sample_root, self.sample_misfit)),
+        ]
         for hashes, bits in ((self.odd_hash, self.odd_bits), (self.path_hash, self.path_bits)):
             parts += [_pack_hashes(hashes), bits.astype("<u4").view(np.uint8).reshape(-1, 4)[:, :3].tobytes()]
         parts += [
@@ -311,7 +321,7 @@ class Profile:
             moments[0] = at.array("<f8", (MOMENT_AXES,))
             moments[1] = moments[0] ** 2
         sample_hash = at.hashes(n_sample)
-        sample_root = np.unpackbits(at.array("u1", ((n_sample + 7) // 8,)), count=n_sample).astype(bool)
+        sample_root, sample_misfit = at.flags(n_sample), at.flags(n_sample)
         odd_hash, odd_bits = at.marked(n_odd)
         path_hash, path_bits = at.marked(n_path)
         marks = at.sparse(shape.signals)
@@ -334,7 +344,7 @@ class Profile:
         return cls(
             map_id.hex(), nulls.hex(), window, queries, volume, first, last,
             classes, cells, distances, margin_counts, moments,
-            sample_hash, sample_root, odd_hash, odd_bits, path_hash, path_bits, marks, trail_ms, trail_query, memory,
+            sample_hash, sample_root, sample_misfit, odd_hash, odd_bits, path_hash, path_bits, marks, trail_ms, trail_query, memory,
         )  # fmt: skip
 
 
@@ -343,14 +353,13 @@ def dtype_of(name: str, shape: Shape) -> np.dtype[np.generic]:
     return np.dtype(shape.code if kind == "code" else kind)
 
 
-def _union(
-    kept: int, one: tuple[NDArray[np.uint64], NDArray[np.bool_]], two: tuple[NDArray[np.uint64], NDArray[np.bool_]]
-) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
-    """The smallest `kept` hashes of both sets; a mark stays where both have it."""
-    smallest, at = np.unique(np.concatenate([one[0], two[0]]), return_inverse=True)
-    every = np.ones(len(smallest), bool)
-    np.logical_and.at(every, at, np.concatenate([one[1], two[1]]))
-    return smallest[:kept], every[:kept]
+def _union_sample(one: Profile, two: Profile) -> tuple[NDArray[np.uint64], NDArray[np.bool_], NDArray[np.bool_]]:
+    """The smallest `SAMPLE_KEPT` hashes of both samples: a root where both say so, a misfit where either does."""
+    smallest, at = np.unique(np.concatenate([one.sample_hash, two.sample_hash]), return_inverse=True)
+    root, misfit = np.ones(len(smallest), bool), np.zeros(len(smallest), bool)
+    np.logical_and.at(root, at, np.concatenate([one.sample_root, two.sample_root]))
+    np.logical_or.at(misfit, at, np.concatenate([one.sample_misfit, two.sample_misfit]))
+    return smallest[:SAMPLE_KEPT], root[:SAMPLE_KEPT], misfit[:SAMPLE_KEPT]
 
 
 def _union_marked(
@@ -412,6 +421,9 @@ class _Reader:
         out = np.frombuffer(self.blob, dtype, count, self.at).reshape(shape)
         self.at += size
         return out
+
+    def flags(self, count: int) -> NDArray[np.bool_]:
+        return np.unpackbits(self.array("u1", ((count + 7) // 8,)), count=count).astype(bool)
 
     def hashes(self, count: int) -> NDArray[np.uint64]:
         out = np.zeros((count, 8), np.uint8)

@@ -96,7 +96,7 @@ class Profiles:
         for name in SUM:
             state[name][at] = getattr(profile, name)
         for kind, names in (
-            ("sample", ("sample_hash", "sample_root")),
+            ("sample", ("sample_hash", "sample_root", "sample_misfit")),
             ("odd", ("odd_hash", "odd_bits")),
             ("path", ("path_hash", "path_bits")),
         ):
@@ -194,9 +194,9 @@ class Profiles:
 
         fmap, t = self.map, self.table
         fold_rows(
-            slots, of(m.hashes), of(m.bits), of(m.cells), of(m.distance_bins), of(m.margin_bins), of(batch.labels),
+            slots, of(m.hashes), of(m.bits), of(m.misfit), of(m.cells), of(m.distance_bins), of(m.margin_bins), of(batch.labels),
             of(batch.weight), of(batch.time_ms), of(m.z), of(m.codes), of(m.raw),
-            fmap.code_low, fmap.code_step, fmap.code_weight, fmap.code_category,
+            fmap.missing_code, fmap.code_low, fmap.code_step, fmap.code_weight, fmap.code_category,
             fmap.link_mode, fmap.link_bits, fmap.link_level, fmap.near**2, fmap.lattice, fmap.hash_grain,
             self._low, self._step_high, self._high, self._step, self._unit, fmap.wide,
             t.need, t.path, t.roots_base, t.form, t.allowance, t.fusing_scale, t.horizon_distinct,
@@ -221,6 +221,7 @@ class Profiles:
             },
             sample_hash=state["sample_hash"][at, :n_sample].copy(),
             sample_root=state["sample_root"][at, :n_sample].copy(),
+            sample_misfit=state["sample_misfit"][at, :n_sample].copy(),
             odd_hash=state["odd_hash"][at, :n_odd].copy(),
             odd_bits=state["odd_bits"][at, :n_odd].copy(),
             path_hash=state["path_hash"][at, :n_path].copy(),

@@ -16,7 +16,7 @@ import numpy as np
 from detector.baseline import Baseline
 from detector.fold import TRAIL_FIRST, TRAIL_GROWTH, TRAIL_LEVELS
 from detector.profile import Profile
-from detector.signals import FREE, FUSED, SIGNALS, fuse, measure
+from detector.signals import FREE, FUSED, MISFIT, SIGNALS, fuse, measure
 
 SHOWN = 0.5
 """Signals with a p-value up to this are listed as evidence."""
@@ -34,11 +34,20 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class Assessment:
-    """p_value and suspicion are of the client's whole life; `odd` is the largest number of odd distinct queries behind a shown signal."""
+    """What a profile says about its client.
+
+    p_value    of the client's whole life; suspicion is 1 − p_value
+    content_p_value  the same without the signals of misfits, which never block alone
+    misfit     distinct queries that did not fit the schema
+    odd        largest number of odd distinct queries behind a shown signal
+    held       the signals of misfits were left out of `p_value`: a schema alarm waits for an operator
+    """
 
     queries: int
     distinct: float
+    misfit: float
     p_value: float
+    content_p_value: float
     suspicion: float
     calibrated: bool
     in_order: bool
@@ -46,6 +55,7 @@ class Assessment:
     odd: float
     family: str
     evidence: tuple[Evidence, ...]
+    held: bool = False
 
     @property
     def strongest(self) -> str:
@@ -72,19 +82,27 @@ def p_of(fused: float, baseline: Baseline, in_order: bool = True, persona: str =
     return tail.p(rung(steps) if steps else fused)
 
 
-def assess(profile: Profile, baseline: Baseline, shards: int = 1, persona: str = "") -> Assessment:
+def assess(
+    profile: Profile, baseline: Baseline, shards: int = 1, persona: str = "", misfits_held: bool = False
+) -> Assessment:
     """Assess a client from its merged profile.
 
     shards   number of log cells that it was seen in
     persona  the use that its owner declared, if any
+    misfits_held  leave misfits out: many clients share one, and an operator has not ruled yet what it means
     """
     in_order = shards <= 1
     statistics = measure(profile, baseline.table)
     use = FUSED if in_order else FREE
     values = statistics.lifetime if in_order else statistics.value
     scale = baseline.nulls.scale
-    fused = float(fuse(values, scale, use)) if profile.queries else 0.0
-    p_value = p_of(fused, baseline, in_order, persona)
+    content = float(fuse(values, scale, use & ~MISFIT)) if profile.queries else 0.0
+    content_p_value = p_of(content, baseline, in_order, persona)
+    if misfits_held:
+        use, fused, p_value = use & ~MISFIT, content, content_p_value
+    else:
+        fused = float(fuse(values, scale, use)) if profile.queries else 0.0
+        p_value = p_of(fused, baseline, in_order, persona)
     evidence = []
     listed = [i for i in range(len(SIGNALS)) if (in_order or FREE[i]) and statistics.value[i] > 0]
     listed.sort(key=lambda i: (-statistics.value[i] / scale[i], SIGNALS[i].name))
@@ -99,7 +117,9 @@ def assess(profile: Profile, baseline: Baseline, shards: int = 1, persona: str =
     return Assessment(
         queries=profile.queries,
         distinct=profile.distinct,
+        misfit=profile.misfit,
         p_value=p_value,
+        content_p_value=content_p_value,
         suspicion=1.0 - p_value,
         calibrated=baseline.nulls.calibrated,
         in_order=in_order,
@@ -107,6 +127,7 @@ def assess(profile: Profile, baseline: Baseline, shards: int = 1, persona: str =
         odd=float(statistics.count[strongest[0]]) if strongest else 0.0,
         family=SIGNALS[strongest[0]].family if strongest and p_value <= SHOWN else "unknown",
         evidence=tuple(evidence),
+        held=misfits_held,
     )
 
 

@@ -23,7 +23,7 @@ from detector.features import BITS, PATH
 from detector.fold import Masses
 from detector.profile import Profile
 
-TABLE_VERSION = 6
+TABLE_VERSION = 7
 
 EXCESS, DENSE = 0, 1
 
@@ -70,6 +70,7 @@ _TEXTS = {
     "jitter": "look like real inputs with noise added",
     "margin": "sit on the model's decision boundary",
     "lattice": "hold values that your inputs never take",
+    "misfit": "break the schema",
 }
 _FAMILIES = {
     "novelty": "out-of-distribution queries",
@@ -80,6 +81,7 @@ _FAMILIES = {
     "jitter": "perturbed seeds",
     "margin": "boundary search",
     "lattice": "synthesised queries",
+    "misfit": "malformed queries",
 }
 
 SIGNALS: tuple[Signal, ...] = (
@@ -102,6 +104,11 @@ SIGNALS: tuple[Signal, ...] = (
       for m in ("novelty", "residual", "part", "mix", "step", "jitter")),
     *(_free(m, _FAMILIES[m], f"{{count}} of {{base}} distinct queries {_TEXTS[m]}")
       for m in ("novelty", "residual", "part", "mix", "step", "jitter", "lattice")),
+    # what does not fit the schema: a client must not take its queries out of the count by spoiling them
+    _root("misfit", _FAMILIES["misfit"], f"{{count}} of {{base}} unrelated queries {_TEXTS['misfit']}, as few honest queries do"),
+    _free("misfit", _FAMILIES["misfit"], f"{{count}} of {{base}} distinct queries {_TEXTS['misfit']} in a way that no honest query did",
+          "beyond", 0.005),
+    _free("misfit", _FAMILIES["misfit"], f"{{count}} of {{base}} distinct queries {_TEXTS['misfit']}, as few honest queries do"),
 )  # fmt: skip
 
 NAMES = tuple(s.name for s in SIGNALS)
@@ -112,6 +119,8 @@ FLOOR = np.array([s.floor for s in SIGNALS])
 """(s,) smallest mass of each that is worth anything."""
 BY_ANSWER = frozenset(s.name for s in SIGNALS if {"margin_rare", "flipped"} & {*s.bits})
 """Signals that look at the model's answers."""
+MISFIT = np.array([s.name.startswith("misfit") for s in SIGNALS])
+"""Signals that look at what does not fit the schema: they never block alone, and a schema alarm holds them back."""
 
 
 def masses(scale: NDArray[np.float64] | None = None, horizon_distinct: float = np.inf) -> Masses:

@@ -135,8 +135,11 @@ def walk(tree: Node, row: Row) -> float:
 
 
 def encode(row: Row, low: Row, step: Row, top: int) -> list[int]:
-    """Steps above low, rounded half to even, within 0..top."""
-    return [max(0, min(top, round((x - a) / s))) for x, a, s in zip(row, low, step, strict=True)]
+    """Steps above low, rounded half to even, within 0..top; a missing value has the code after top."""
+    return [
+        top + 1 if math.isnan(x) else round(max(0, min(top, (x - a) / s)))
+        for x, a, s in zip(row, low, step, strict=True)
+    ]
 
 
 def is_multiple(x: float, of: float) -> bool:
@@ -150,11 +153,29 @@ def off_lattice(row: Row, lattice: Row) -> float:
     return sum(not is_multiple(x, g) for x, g in having) / len(having) if having else 0.0
 
 
-def code_distance(a: Sequence[int], b: Sequence[int], weight: Row, category: Sequence[int]) -> float:
-    """Squared standardised distance of two remembered rows; categories are equal or not."""
+def code_distance(a: Sequence[int], b: Sequence[int], missing: int, weight: Row, category: Sequence[int]) -> float:
+    """Squared standardised distance of two remembered rows; categories are equal or not, a value and none are one unit apart."""
     total = 0.0
     for x, y, w, is_category in zip(a, b, weight, category, strict=True):
-        total += w * (float(x != y) if is_category else float(x - y) ** 2)
+        if missing in (x, y):
+            total += float(x != y)
+        else:
+            total += w * (float(x != y) if is_category else float(x - y) ** 2)
+    return total
+
+
+def misfit_surprise(row: Row, flags: int, levels: Sequence[int], column_bits: Sequence[Row], kind_bits: Row) -> float:
+    """Bits of what does not fit, written out. flags: 8 retyped, 16 unreadable, 32 answer."""
+    total = kind_bits[0] * bool(flags & 8) + kind_bits[2] * bool(flags & 32)
+    if flags & 16:
+        return total + kind_bits[1]
+    for j, (x, level) in enumerate(zip(row, levels, strict=True)):
+        if math.isnan(x):
+            total += column_bits[0][j]
+        elif level and x >= level:
+            total += column_bits[1][j]
+        elif not level and math.isinf(x):
+            total += column_bits[2][j]
     return total
 
 
@@ -174,10 +195,12 @@ class Columns:
     units: Sequence[Row]
 
 
-def one_step(child: Row, parent_codes: Sequence[int], of: Columns) -> tuple[float, float]:
+def one_step(child: Row, parent_codes: Sequence[int], missing: int, of: Columns) -> tuple[float, float]:
     """Bits explained by one magnitude less the largest term, and the share of all bits that it explains."""
     moves: list[tuple[int, float, float, float]] = []
     for j, value in enumerate(child):
+        if parent_codes[j] == missing or not math.isfinite(value):
+            continue
         fuzz = of.code_step[j] / 2
         before = of.code_low[j] + parent_codes[j] * of.code_step[j]
         if of.lattice[j] > 0:
@@ -228,6 +251,7 @@ class Ask:
 
     hash: int
     bits: int
+    misfit: bool
     cell: int
     distance_bin: int
     margin_bin: int
@@ -257,6 +281,7 @@ class Way:
 
     masses: Sequence[Mass]
     horizon_distinct: float
+    missing: int
     columns: Columns
     weight: Row
     category: Sequence[int]
@@ -294,6 +319,7 @@ class NaiveClient:
     margins: list[int] = field(default_factory=lambda: [0] * MARGIN_BINS)
     moments: list[list[float]] = field(default_factory=lambda: [[0.0] * MOMENT_AXES, [0.0] * MOMENT_AXES])
     sample: dict[int, bool] = field(default_factory=dict)
+    misfits: dict[int, bool] = field(default_factory=dict)
     odd: dict[int, int] = field(default_factory=dict)
     path: dict[int, int] = field(default_factory=dict)
     marks: list[float] = field(default_factory=list)
@@ -310,10 +336,11 @@ class NaiveClient:
         self._tally(q)
         if any(q.hash == other.hash for other in (*self.ring, *self.low)):
             return
-        parents = sorted((*self.ring, *self.low), key=functools.partial(self._apart, q))[:PARENTS]
+        readable = q.cell >= 0
+        parents = sorted((*self.ring, *self.low), key=functools.partial(self._apart, q))[:PARENTS] if readable else []
         bits = q.bits
         far = not parents or self._is_far(q, parents[0])
-        root = far and not self._derives(q)
+        root = far and not (readable and self._derives(q))
         if far:
             bits |= BITS["far"]
         if root:
@@ -322,10 +349,12 @@ class NaiveClient:
             bits |= BITS["flipped"]
         if self._is_stepped(q, parents):
             bits |= BITS["stepped"]
-        if self._goes_along(q):
+        if readable and self._goes_along(q):
             bits |= BITS["collinear"]
         self.sample[q.hash] = self.sample.get(q.hash, True) and root
+        self.misfits[q.hash] = self.misfits.get(q.hash, False) or q.misfit
         _keep_smallest(self.sample, SAMPLE_KEPT)
+        _keep_smallest(self.misfits, SAMPLE_KEPT)
         before = (dict(self.odd), dict(self.path))
         if bits & ODD:
             _mark(self.odd, ODD_KEPT, q.hash, bits)
@@ -333,7 +362,8 @@ class NaiveClient:
             _mark(self.path, PATH_KEPT, q.hash, bits)
         if before != (self.odd, self.path):
             self._weigh(q)
-        self._remember(q)
+        if readable:
+            self._remember(q)
 
     # ------------------------------------------------------------------ parts of it
 
@@ -343,16 +373,18 @@ class NaiveClient:
         self.times.append(q.time_ms)
         if q.label >= 0:
             self.classes[min(q.label, len(self.classes) - 1)] += 1
-        self.cells[q.cell] += 1
-        self.distances[q.distance_bin] += 1
         if q.margin_bin != 255:
             self.margins[q.margin_bin] += 1
+        if q.cell < 0:
+            return  # an unreadable input has no place in the input space
+        self.cells[q.cell] += 1
+        self.distances[q.distance_bin] += 1
         for k, coordinate in enumerate(q.z[:MOMENT_AXES]):
             self.moments[0][k] += coordinate
             self.moments[1][k] += coordinate * coordinate
 
     def _apart(self, q: Ask, other: Ask) -> float:
-        return code_distance(q.codes, other.codes, self.way.weight, self.way.category)
+        return code_distance(q.codes, other.codes, self.way.missing, self.way.weight, self.way.category)
 
     def _is_far(self, q: Ask, parent: Ask) -> bool:
         """Farther than half a usual neighbour distance, and more than 5 % of the columns differ (projections always do)."""
@@ -361,7 +393,10 @@ class NaiveClient:
 
     def _columns_of(self, q: Ask) -> Sequence[int]:
         """A row column by column; wide inputs in 65,535 steps of the reference's range."""
-        return encode(q.raw, self.way.columns.low, self.way.raw_step, 65535) if self.way.wide else q.codes
+        if not self.way.wide:
+            return q.codes
+        codes = zip(q.raw, self.way.columns.low, self.way.raw_step, strict=True)
+        return [65535 if math.isnan(x) else round(max(0, min(65535, (x - a) / s))) for x, a, s in codes]
 
     def _by_columns(self) -> list[Ask]:
         """The rows that are remembered column by column: the last few of wide inputs, otherwise all."""
@@ -371,7 +406,7 @@ class NaiveClient:
         """Shares improbable values with a remembered row. A bound surprises nobody."""
         columns = self.way.columns
         surprise = [
-            0.0 if value <= low or value >= top else usual if value == mode else other
+            (usual if value == mode else other) if low < value < top else 0.0
             for value, low, top, mode, usual, other in zip(
                 q.raw, columns.low, self.way.top, self.way.link_mode, *self.way.link_bits, strict=True
             )
@@ -386,9 +421,10 @@ class NaiveClient:
     def _is_stepped(self, q: Ask, parents: Sequence[Ask]) -> bool:
         """From a parent that is near, though not so near as to be no stranger."""
         reach = (STEP_REACH * self.way.near) ** 2
+        missing = 65535 if self.way.wide else self.way.missing
         known = {other.hash for other in self._by_columns()}
         return any(
-            _convinces(one_step(q.raw, self._columns_of(other), self.way.columns))
+            _convinces(one_step(q.raw, self._columns_of(other), missing, self.way.columns))
             for other in parents
             if other.hash in known and self._apart(q, other) <= reach
         )
@@ -403,8 +439,10 @@ class NaiveClient:
         first = [a - b for a, b in zip(q.codes, one.codes, strict=True)]
         second = [a - b for a, b in zip(one.codes, two.codes, strict=True)]
         dot, n1, n2, back = 0.0, 0.0, 0.0, 0.0
-        for a, b, w, is_category in zip(first, second, self.way.weight, self.way.category, strict=True):
-            if not is_category:
+        missing = [self.way.missing in (a, b, c) for a, b, c in zip(q.codes, one.codes, two.codes, strict=True)]
+        skip = [bool(c) or gone for c, gone in zip(self.way.category, missing, strict=True)]
+        for a, b, w, is_skipped in zip(first, second, self.way.weight, skip, strict=True):
+            if not is_skipped:
                 dot, n1, n2, back = dot + w * a * b, n1 + w * a * a, n2 + w * b * b, back + w * (a + b) ** 2
         returned = back < RETURN * n1
         return n1 > 0 and n2 > 0 and not returned and abs(dot) > COLLINEAR * math.sqrt(n1 * n2)

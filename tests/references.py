@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,13 +18,16 @@ from sklearn.datasets import load_breast_cancer, load_digits
 from detector import discriminators
 from detector.baseline import Baseline
 from detector.features import CELLS, DISTANCE_BINS, MARGIN_BINS, ODD, Column, FeatureMap, Measured, Schema, infer_grain
-from detector.query import UNKNOWN_LABEL, QueryBatch
+from detector.profile import Profile
+from detector.profiles import Profiles
+from detector.query import UNKNOWN_LABEL, Misfit, QueryBatch
 
 Rows = NDArray[np.float64]
 KEY = bytes(range(16))
 DAY_MS = 86_400_000
 START_MS = 1_700_000_000_000
 ROUNDS = 5
+FOREVER = 2**62
 
 
 @dataclass(frozen=True)
@@ -247,13 +250,35 @@ def life(name: str, n: int, rng: np.random.Generator) -> QueryBatch:
         else:
             rows.append(seed)
     made = np.array(rows[:n])
-    # a category is a code, known or not
+    # a category is a code, known or not; a value may be missing or out of range, and an input unreadable
     made = np.where(categories > 0, np.clip(np.rint(made), 0, categories), made)
     classes = len(reference.schema.labels)
     batch = answered(made, classes) if classes else batch_of(made)
     batch.time_ms = START_MS + np.cumsum(rng.integers(0, 60_000, n))
+    spoil(batch, categories, rng)
     batch.weight = rng.choice(np.array([1, 1, 1, 10], np.float32), n)
     return batch
+
+
+def spoil(batch: QueryBatch, categories: NDArray[np.int64], rng: np.random.Generator) -> None:
+    """One query in six does not fit the schema, in every way."""
+    n, d = batch.inputs.shape
+    rows = np.flatnonzero(rng.random(n) < 1 / 6)
+    for i in rows.tolist():
+        kind = rng.integers(5)
+        j = int(rng.integers(d))
+        if kind == 0:
+            batch.inputs[i, rng.random(d) < 0.2] = np.nan
+            batch.misfit[i] = Misfit.MISSING
+        elif kind == 1 and not categories[j]:
+            batch.inputs[i, j] = rng.choice([-np.inf, np.inf])
+            batch.misfit[i], batch.salt[i] = Misfit.OUT_OF_RANGE, rng.integers(1, 5)
+        elif kind == 2:
+            batch.inputs[i] = np.nan
+            batch.misfit[i], batch.salt[i] = Misfit.UNREADABLE, rng.integers(1, 50)
+        else:
+            batch.misfit[i] = rng.choice([Misfit.RETYPED, Misfit.ANSWER])
+    batch.misfit[(batch.misfit == 0) & ((categories > 0) & (batch.inputs >= categories)).any(1)] = Misfit.OTHER
 
 
 def invented(
@@ -283,6 +308,7 @@ def invented(
     measured = Measured(
         hashes=content_hash[at],
         bits=bits,
+        misfit=rng.random(n) < 0.1,
         cells=rng.integers(0, CELLS, n).astype(np.int16),
         distance_bins=rng.integers(0, DISTANCE_BINS, n).astype(np.uint8),
         margin_bins=rng.choice([*range(MARGIN_BINS), 255], n).astype(np.uint8),
@@ -294,6 +320,26 @@ def invented(
 
 
 def rows_of(m: Measured, rows: NDArray[np.intp]) -> Measured:
-    return Measured(
-        m.hashes[rows], m.bits[rows], m.cells[rows], m.distance_bins[rows], m.margin_bins[rows], m.z[rows], m.codes[rows], m.raw[rows]
-    )  # fmt: skip
+    return Measured(**{f.name: getattr(m, f.name)[rows] for f in fields(m)})
+
+
+def fold(name: str, batch: QueryBatch, cuts: list[int] | None = None) -> Profile:
+    """The profile of one client's stream, cut into polls."""
+    baseline = fitted_baseline(name)
+    profiles = Profiles(baseline.map, baseline.table, baseline.nulls_version, FOREVER, capacity=2)
+    for rows in np.split(np.arange(len(batch)), cuts or []):
+        if len(rows):
+            part = batch.take(rows)
+            profiles.add(list(batch.clients), part, baseline.map.measure(part, KEY))
+    return profiles.profile("client 0")
+
+
+@functools.cache
+def noise(name: str, n: int = 300) -> QueryBatch:
+    """A thief without data: uniform between the bounds."""
+    columns = reference_of(name).schema.columns
+    low, high = np.array([c.lower for c in columns]), np.array([c.upper for c in columns])
+    grain = np.array([c.grain for c in columns])
+    rows = np.random.default_rng(70).uniform(low, high, (n, len(columns)))
+    rows = np.where(grain > 0, np.rint(rows / np.where(grain > 0, grain, 1)) * grain, rows)
+    return batch_of(rows)

@@ -479,7 +479,7 @@ def test_erasing_a_member_forgets_the_campaign_that_names_it(world: World, secre
 
 @pytest.fixture
 def assessments() -> Callable[[float], Assessment]:
-    return lambda p: Assessment(500, 500.0, p, 1 - p, True, False, 9.0, 60.0, "unknown", ())
+    return lambda p: Assessment(500, 500.0, 0.0, p, p, 1 - p, True, False, 9.0, 60.0, "unknown", ())
 
 
 def test_a_campaign_is_throttled_at_most_and_enforced_never(

@@ -146,7 +146,7 @@ def test_a_value_in_a_column_that_was_always_the_same_is_seen() -> None:
     assert after[0] > before[0]
     one, two = fmap.measure(batch_of(row), KEY), fmap.measure(batch_of(moved), KEY)
     assert one.hashes[0] != two.hashes[0]
-    assert (one.codes[0, 7], two.codes[0, 7]) == (0, np.iinfo(fmap.code_dtype).max)
+    assert (one.codes[0, 7], two.codes[0, 7]) == (0, fmap.missing_code - 1)
 
 
 def test_a_column_of_continuous_noise_has_no_lattice_and_a_column_of_cents_has() -> None:
@@ -668,5 +668,7 @@ def test_the_reach_survives_the_file_and_leaves_answers_alone() -> None:
     reach = baseline.nulls.reach
     np.testing.assert_array_equal(Baseline.from_bytes(baseline.to_bytes()).nulls.reach, reach)
     judged = np.isfinite(reach)
-    assert {SIGNALS[i].name for i in np.flatnonzero(~judged & FUSED)} == {"margin_roots", "flipped"}
+    assert {SIGNALS[i].name for i in np.flatnonzero(~judged & FUSED)} == {
+        "margin_roots", "flipped", "misfit_roots", "misfit_beyond"
+    }  # fmt: skip
     assert (reach[judged] >= [s.floor for s, use in zip(SIGNALS, judged, strict=True) if use]).all()

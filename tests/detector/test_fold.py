@@ -52,6 +52,7 @@ def way_of(fmap: FeatureMap, table: Masses) -> naive.Way:
             )
         ],
         horizon_distinct=table.horizon_distinct,
+        missing=fmap.missing_code,
         columns=naive.Columns(
             code_low=low if fmap.wide else fmap.code_low.tolist(),
             code_step=raw_step if fmap.wide else fmap.code_step.tolist(),
@@ -81,6 +82,7 @@ def asks(batch: QueryBatch, m: Measured) -> list[naive.Ask]:
         naive.Ask(
             hash=int(m.hashes[i]),
             bits=int(m.bits[i]),
+            misfit=bool(m.misfit[i]),
             cell=int(m.cells[i]),
             distance_bin=int(m.distance_bins[i]),
             margin_bin=int(m.margin_bins[i]),
@@ -106,6 +108,7 @@ def check(profile: Profile, twin: naive.NaiveClient) -> None:
     assert profile.margin_counts.tolist() == twin.margins
     assert profile.moments.ravel().tolist() == pytest.approx([*twin.moments[0], *twin.moments[1]], rel=1e-9, abs=1e-9)
     assert dict(zip(profile.sample_hash.tolist(), profile.sample_root.tolist(), strict=True)) == twin.sample
+    assert dict(zip(profile.sample_hash.tolist(), profile.sample_misfit.tolist(), strict=True)) == twin.misfits
     assert dict(zip(profile.odd_hash.tolist(), profile.odd_bits.tolist(), strict=True)) == twin.odd
     assert dict(zip(profile.path_hash.tolist(), profile.path_bits.tolist(), strict=True)) == twin.path
     for hashes in (profile.sample_hash, profile.odd_hash, profile.path_hash):
@@ -230,10 +233,13 @@ def test_a_category_has_no_direction() -> None:
 # ------------------------------------------------------------------ parts
 
 
+MISSING = 65535
+
+
 def stepped(child: list[float], codes: list[int], of: naive.Columns) -> tuple[float, float]:
     out = np.zeros(2)
     moved_by_one_step(
-        np.array(child), np.array(codes), np.array(of.code_low), np.array(of.code_step), np.array(of.lattice), np.array(of.grain),
+        np.array(child), np.array(codes), MISSING, np.array(of.code_low), np.array(of.code_step), np.array(of.lattice), np.array(of.grain),
         np.array(of.low), np.array(of.high), np.array(of.units), out,
     )  # fmt: skip
     return float(out[0]), float(out[1])
@@ -260,9 +266,11 @@ def test_description_lengths_equal_the_twin(seed: int) -> None:
     free = rng.random(w) < rng.choice([0.0, 0.3])
     moved = rng.choice([-1.0, 0.0, 1.0], w, p=[0.45, 0.1, 0.45]) * np.where(free, rng.uniform(0, 4, w), size)
     child = np.clip(parent + moved * rng.choice([np.ones(w), np.array(of.units[1])]), low, high)
-    codes = naive.encode(parent.tolist(), of.code_low, of.code_step, 65535)
+    parent[rng.random(w) < 0.05] = np.nan
+    child[rng.random(w) < 0.05] = np.nan
+    codes = naive.encode(parent.tolist(), of.code_low, of.code_step, MISSING - 1)
     assert stepped(child.tolist(), codes, of) == pytest.approx(
-        naive.one_step(child.tolist(), codes, of), rel=1e-9, abs=1e-9
+        naive.one_step(child.tolist(), codes, MISSING, of), rel=1e-9, abs=1e-9
     )
 
 

@@ -39,8 +39,10 @@ def nulls(clients: int = 5000, calibrated: bool = True) -> Nulls:
     return Nulls(np.zeros((clients, 2), np.float32), np.ones(2), maxima, maxima, 10.0, 1.0, calibrated)
 
 
-def assessment(p: float, odd: float = 100.0, calibrated: bool = True) -> Assessment:
-    return Assessment(500, 400.0, p, 1.0 - p, calibrated, True, 3.0, odd, "synthesised queries", ())
+def assessment(p: float, odd: float = 100.0, calibrated: bool = True, content_p: float | None = None) -> Assessment:
+    return Assessment(
+        500, 400.0, 0.0, p, p if content_p is None else content_p, 1.0 - p, calibrated, True, 3.0, odd, "synthesised queries", ()
+    )  # fmt: skip
 
 
 CASES: dict[str, tuple[Assessment, Nulls, str, str]] = {
@@ -56,6 +58,8 @@ CASES: dict[str, tuple[Assessment, Nulls, str, str]] = {
     "a tenth": (assessment(0.001), nulls(), "block", "extraction"),
     "a tenth, enough odd": (assessment(0.001, MIN_ODD_TO_BLOCK), nulls(), "block", "extraction"),
     "a tenth, too few odd": (assessment(0.0, MIN_ODD_TO_BLOCK - 0.001), nulls(), "throttle", "too_few_to_block"),
+    "a tenth, by misfits alone": (assessment(0.0, content_p=1.0), nulls(), "throttle", "misfit_only"),
+    "a tenth, misfits beside content": (assessment(0.0, content_p=0.001), nulls(), "block", "extraction"),
     "a tenth, too few clients": (assessment(0.0), nulls(999), "throttle", "budget_unsupported"),
     "a tenth, clients enough": (assessment(0.0), nulls(1000), "block", "extraction"),
     "uncalibrated": (assessment(0.0, calibrated=False), nulls(calibrated=False), "throttle", "uncalibrated"),

@@ -43,7 +43,7 @@ SUMS = (
     "margin_counts",
     "moments",
 )
-SETS = ("sample_hash", "sample_root", "odd_hash", "odd_bits", "path_hash", "path_bits")
+SETS = ("sample_hash", "sample_root", "sample_misfit", "odd_hash", "odd_bits", "path_hash", "path_bits")
 MARKS = ("marks", "trail_ms", "trail_query")
 IDENTITY = ("map_id", "nulls_version", "window", "parts")
 

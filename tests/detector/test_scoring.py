@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import re
 from dataclasses import replace
 
@@ -11,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from references import KEY, REFERENCES, batch_of, fitted_baseline, life, reference_of
+from references import FOREVER, KEY, REFERENCES, batch_of, fitted_baseline, fold, life, noise, reference_of
 
 from detector.features import BITS, ODD, PATH
 from detector.fold import TRAIL_FIRST, TRAIL_GROWTH, TRAIL_LEVELS
@@ -22,34 +21,10 @@ from detector.query import QueryBatch
 from detector.scoring import assess, ladder, p_of, reached, rung
 from detector.signals import FREE, FUSED, NAMES, SIGNALS, fuse, masses, measure
 
-FOREVER = 2**62
-
-
-def fold(name: str, batch: QueryBatch, cuts: list[int] | None = None) -> Profile:
-    """The profile of one client's stream, cut into polls."""
-    baseline = fitted_baseline(name)
-    profiles = Profiles(baseline.map, baseline.table, baseline.nulls_version, FOREVER, capacity=2)
-    for rows in np.split(np.arange(len(batch)), cuts or []):
-        if len(rows):
-            part = batch.take(rows)
-            profiles.add(list(batch.clients), part, baseline.map.measure(part, KEY))
-    return profiles.profile("client 0")
-
 
 def empty(name: str) -> Profile:
     baseline = fitted_baseline(name)
     return Profile.empty(baseline.map_id, baseline.nulls_version, baseline.map.classes, len(SIGNALS))
-
-
-@functools.cache
-def noise(name: str, n: int = 300) -> QueryBatch:
-    """A thief without data: uniform between the bounds."""
-    columns = reference_of(name).schema.columns
-    low, high = np.array([c.lower for c in columns]), np.array([c.upper for c in columns])
-    grain = np.array([c.grain for c in columns])
-    rows = np.random.default_rng(70).uniform(low, high, (n, len(columns)))
-    rows = np.where(grain > 0, np.rint(rows / np.where(grain > 0, grain, 1)) * grain, rows)
-    return batch_of(rows)
 
 
 def honest(name: str, client: int) -> QueryBatch:
