@@ -61,8 +61,11 @@ class Donors:
         whole = np.where(known, inputs, middle)
         usable = whole[known.all(1)] if known.all(1).sum() >= FEWEST_DONORS else whole
         rows = usable[np.unique(np.linspace(0, len(usable) - 1, MAX_DONORS).astype(int))]
-        spread = np.maximum(whole.std(0), 1e-9)
-        return cls(np.ascontiguousarray(rows), np.where(levels > 0, 1.0, 1.0 / spread**2), levels)
+        spread = whole.std(0)
+        weight = np.where(
+            spread > 1e-9, 1.0 / np.maximum(spread, 1e-9) ** 2, 0.0
+        )  # a constant column tells no donor from another
+        return cls(np.ascontiguousarray(rows), np.where(levels > 0, 1.0, weight), levels)
 
     def complete(self, inputs: Numbers) -> Numbers:
         """Rows (n, d) with a known value in every place; the same array where there is one already."""
