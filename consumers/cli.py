@@ -20,7 +20,7 @@ import typer
 from rich.text import Text
 
 from consumers import config, terminal, wiring
-from consumers.commands import explain, gateways, operators, recalibration, serving, upkeep
+from consumers.commands import explain, gateways, operators, recalibration, schema, serving, upkeep
 from consumers.commands.options import ConfigFile, Exclude, check_folders
 from consumers.errors import CorruptState, QueryWardenError, Refused, WrongUse
 from detector.errors import DetectorError
@@ -36,6 +36,7 @@ app = typer.Typer(
 config_app = typer.Typer(help="Show, check and list settings.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 app.add_typer(gateways.app, name="gateway")
+app.add_typer(schema.app, name="schema")
 app.command()(serving.serve)
 app.command()(operators.doctor)
 app.command()(recalibration.recalibrate)

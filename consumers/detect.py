@@ -41,6 +41,7 @@ from consumers.errors import CorruptState, Fenced, LeaseHeld, Rewound, Unavailab
 from consumers.metrics import Metrics
 from consumers.operators.heartbeats import heartbeats
 from consumers.operators.overrides import Overrides
+from consumers.operators.schema_holds import SchemaHolds
 from consumers.operators.verdicts import Said, tell
 from consumers.store import DECISION_CELLS, Cursor, DecisionClaim, DecisionRow, Outcome, Store, decision_cell
 from detector.query import ClientKey
@@ -59,6 +60,8 @@ LAPSED_EVERY_S = 60.0
 MOST_POSTPONED = 10
 """How often in a row the search for campaigns may wait: a lag that does not end must not end the search."""
 DRAIN_S = 5.0
+SCHEMA_EVERY_S = 2.0
+"""How often the misfits that clients share are looked at."""
 RENEWALS = 2
 """A lease that was renewed so often since shows that its holder has looked at everything since."""
 
@@ -103,6 +106,8 @@ class Runner:
     alarms: Alarms = field(init=False)
     deliveries: Deliveries = field(init=False)
     search: Search = field(init=False)
+    schema: SchemaHolds = field(init=False)
+    _schema_s: float = -math.inf
     _renewed_s: float = 0.0
     _attended_s: float = -math.inf
     _lapsed_s: float = -math.inf
@@ -119,6 +124,10 @@ class Runner:
         d = self.detect
         self.search = Search(self.store, Campaigns(d.baselines, d.secrets, d.merged, d.policy_of))
         self._searched_s = self.clock()
+        self.schema = SchemaHolds(d.baselines, d.secrets)
+        d.misfits_held = self.schema.holds
+        if self.overrides is not None:
+            self.overrides.schema = self.schema
 
     def turn(self, stop: Callable[[], bool] = lambda: False) -> int:
         """One round over the decision cells, left between two cells on `stop`; returns the number of clients looked at."""
@@ -132,6 +141,7 @@ class Runner:
         if self.overrides is not None:
             self.overrides.refresh(self.store)
         pending = self._touched(profile_cells)
+        self._look_at_schema(pending)
         over = self._over()
         for cell in sorted(self.held):
             if stop():
@@ -151,6 +161,20 @@ class Runner:
             self.alarms.show("breaker", self.overrides.breaker.open)
         self.deliveries.offer(self.held)
         return assessed
+
+    def _look_at_schema(self, pending: Mapping[int, Mapping[str, tuple[Cursor, list[ClientKey]]]]) -> None:
+        """Hold back misfits that many clients share, before anything is decided on them."""
+        if not pending or self.clock() - self._schema_s < SCHEMA_EVERY_S:
+            return
+        self._schema_s = self.clock()
+        self.tenants.update(key.tenant for cells in pending.values() for _, keys in cells.values() for key in keys)
+        asked = self.overrides is not None
+        for tenant in sorted(self.tenants):
+            found = self.schema.look(self.store, tenant, self.now_s() or 0)
+            self.schema.keep(
+                tenant, found, self.store if asked else None, self.overrides.revision if self.overrides else None
+            )
+        self.alarms.show("schema", bool(self.schema.open()))
 
     def _postpone(self) -> bool:
         """Whether the search waits for another turn, because ingest needs the store more."""

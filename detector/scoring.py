@@ -112,6 +112,8 @@ def assess(
         most = int(np.ceil(float(baseline.nulls.lives[:, i].max(initial=0.0))))
         text = SIGNALS[i].text.format(count=f"{count:,}", base=f"{base:,}")
         text += f"; the excess of {statistics.value[i]:,.0f} compares with {most:,} for the oddest honest client"
+        if misfits_held and MISFIT[i]:
+            text += "; held back, because many clients began to send the same and an operator has not ruled yet"
         evidence.append(Evidence(SIGNALS[i].name, float(statistics.value[i]), p, text))
     strongest = [i for i in listed if use[i]]
     return Assessment(

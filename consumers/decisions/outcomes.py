@@ -48,6 +48,7 @@ class Detect:
 
     modes     models with another mode than the policy's
     personas  client id → the use that its owner declared
+    misfits_held  (tenant, model) → whether misfits are held back until an operator rules (operators/schema_holds.py)
     """
 
     baselines: Mapping[str, Baseline]
@@ -55,6 +56,7 @@ class Detect:
     policy: Policy = field(default_factory=Policy)
     modes: Mapping[str, str] = field(default_factory=dict)
     personas: Mapping[str, str] = field(default_factory=dict)
+    misfits_held: Callable[[str, str], bool] = lambda tenant, model: False
 
     def policy_of(self, model: str) -> Policy:
         """The policy for one model."""
@@ -77,7 +79,8 @@ class Detect:
                 continue
             profile, display = merged
             persona = self.personas.get(display, "")
-            assessment = assess(profile, baseline, len(one.fields), persona)
+            held = self.misfits_held(one.key.tenant, one.key.model)
+            assessment = assess(profile, baseline, len(one.fields), persona, held)
             before, previous = one.before, episodes.previous(one.before)
             now = profile.last_ms // 1000 if now_s is None else now_s
             decision = decide(previous, assessment, baseline.nulls, self.policy_of(one.key.model), now)

@@ -54,6 +54,8 @@ TABLE: tuple[Access, ...] = (
     Access("POST", "/v1/allowlist", OPERATORS, "put a client on the allow-list"),
     Access("DELETE", "/v1/allowlist", OPERATORS, "take a client off the allow-list"),
     Access("POST", "/v1/breaker/reset", OPERATORS, "enforce again after a flag storm"),
+    Access("GET", "/v1/schema-holds", VIEWERS, "columns whose misfits are held back as evidence"),
+    Access("POST", "/v1/schema-holds", OPERATORS, "rule on such a column: accepted or dismissed"),
     Access("GET", "/v1/models", VIEWERS, "models, and their clients by state"),
     Access("GET", "/v1/models/{model_id}", VIEWERS, "one model"),
     Access("GET", "/v1/models/{model_id}/clients", VIEWERS, "clients of a model, most suspicious first"),

@@ -35,6 +35,7 @@ from consumers.http.auth import KeyRing
 from consumers.http.decisions import DecisionFeed
 from consumers.http.feed import feed_routes
 from consumers.http.routes import Acting, Caller, complete, document, route
+from consumers.http.schema import schema_routes
 from consumers.operators import entries, operate
 from consumers.operators.audit import stored_rows
 from consumers.operators.operate import Actor, Operations, Subject
@@ -260,6 +261,7 @@ def build(api: Api, pages: Sequence[BaseRoute] = ()) -> FastAPI:
     feed_routes(app, api.feed)
     _decisions(app, api)
     _allowlist(app, api)
+    schema_routes(app, api.operations)
     _keys(app, api)
     _queries(app, api)
     document(app, DESCRIPTION)

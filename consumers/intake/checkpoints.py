@@ -22,6 +22,9 @@ from consumers.intake import links, witnesses
 from consumers.intake.admission import OVERFLOW, OVERFLOW_IDENTITY, Admission, Limits
 from consumers.intake.duplicates import FIELD, Windows, event_hashes
 from consumers.intake.ledger import COUNTERS, MARKS
+from consumers.intake.schema_watch import FIELD as WATCH_FIELD
+from consumers.intake.schema_watch import IDENTITY as WATCH_IDENTITY
+from consumers.intake.schema_watch import SchemaWatch
 from consumers.log import Records
 from consumers.log.formats import Decoded, InputReader, NativeFormat
 from consumers.secrets import Secrets
@@ -44,7 +47,7 @@ class Cell:
     """What this process knows of one log cell that it owns: exactly what was committed.
 
     stored     client → spans that the store holds, by first window; sealed: clients whose header is stored
-    windows    model → event ids of its clients
+    windows    model → event ids of its clients; watches: model → misfits that its clients share (schema_watch.py)
     links      client → what ties it to others (links.py); told: client → its last odd queries (witnesses.py)
     erased     client → offset below which its queries are skipped
     full       the store has no room for new clients
@@ -59,6 +62,7 @@ class Cell:
     counters: Counter[str]
     profiles: dict[str, Profiles] = field(default_factory=dict)
     windows: dict[str, Windows] = field(default_factory=dict)
+    watches: dict[str, SchemaWatch] = field(default_factory=dict)
     admission: Admission = field(default_factory=Admission)
     erased: Tombstones = field(default_factory=Tombstones)
     full: bool = False
@@ -112,7 +116,11 @@ class Ingest:
         wanted = [k for model, mine in keys.items() for k in mine if k not in self.of_model(cell, model)]
         if wanted and cell.admission.tight(len(wanted), self.limits, cell.full):
             wanted += [k for k in map(self.overflow, keys) if k not in self.of_model(cell, k.model)]
-        return wanted
+        return wanted + [self.watch_key(model) for model in keys if model not in cell.watches]
+
+    def watch_key(self, model: str) -> ClientKey:
+        """The client that holds what is watched of the schema; no query can name it."""
+        return ClientKey(self.tenant, model, self.secrets.client_hash(self.tenant, WATCH_IDENTITY))
 
     def overflow(self, model: str) -> ClientKey:
         """The client that takes the queries of those without state."""
@@ -125,6 +133,9 @@ class Ingest:
         """
         for key in wanted:
             fields = loaded.get(key)
+            if key == self.watch_key(key.model):
+                cell.watches[key.model] = SchemaWatch.from_bytes((fields or {}).get(WATCH_FIELD))
+                continue
             if not fields:
                 continue
             if FIELD in fields:
@@ -246,6 +257,9 @@ class Ingest:
         profiles, windows = self.of_model(cell, model), self.windows_of(cell, model)
         measured = profiles.map.measure(batch, self.secrets.sampling_key)
         profiles.add(list(keys), batch, measured)
+        watch = cell.watches.setdefault(model, SchemaWatch())
+        if watch.add(batch, [key.client for key in keys], profiles.map):
+            writes[self.watch_key(model)] = {WATCH_FIELD: watch.to_bytes()}
         linked, told = self._said(cell, model, batch, keys, measured.bits, decoded)
         for key, display in zip(keys, batch.clients, strict=True):
             fields: dict[str, bytes | None] = {f"w:{span.window}": span.to_bytes() for span in profiles.spans(key)}

@@ -31,9 +31,10 @@ import msgspec
 
 from consumers.decisions.findings import rfc3339
 from consumers.errors import Conflict, CorruptState, Missing, Refused, Stale, Unavailable, WrongUse
-from consumers.operators import audit, breakers, entries
+from consumers.operators import audit, breakers, entries, schema_holds
 from consumers.operators.cell import written
 from consumers.operators.entries import Allowance, Answered, ApiKey, Note, Reset, Ruling, Verdict
+from consumers.operators.schema_holds import SchemaHold, SchemaRuling
 from consumers.secrets import Secrets
 from consumers.store import Entry, Operation, Store
 from detector.query import ClientKey
@@ -327,6 +328,25 @@ class Operations:
             return _Plan(made, "breaker", puts=[put])
 
         return self._apply(actor, "breaker.reset", plan, Reset, once, (reason,))
+
+    def rule_on_schema(
+        self, actor: Actor, model: str, column: str, ruling: SchemaRuling, reason: str = "", *, once: str | None = None
+    ) -> SchemaHold:
+        """Rule on a held column: *accepted*, the change is ours; *dismissed*, its misfits are evidence. Raises Missing."""
+        _check(None, reason)
+        key = schema_holds.hold_key(model, column)
+
+        def plan() -> _Plan[SchemaHold]:
+            before = self._entry(schema_holds.KIND, key, actor.tenant, SchemaHold)
+            if before is None:
+                raise Missing("this column of this model is not held")
+            now = int(self.now_s())
+            made = replace(before, ruling=ruling, actor=actor.name, at_s=now)
+            until_s = now + schema_holds.DISMISSED_S if ruling == "dismissed" else 0
+            put = Entry(actor.tenant, schema_holds.KIND, key, entries.packed(made), until_s)
+            return _Plan(made, f"model:{model} column:{column}", before, [put])
+
+        return self._apply(actor, f"schema.{ruling}", plan, SchemaHold, once, (model, column, ruling))
 
     def record(self, actor: Actor, action: str, about: str) -> None:
         """An audit row without a change: for what others do (erase, restore, sign in)."""

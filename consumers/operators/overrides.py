@@ -6,6 +6,7 @@ Rules of this file
   older; the entry is then dropped.
 * The operator cell is read once, then followed by its changes. It is read before every turn: an entry takes effect with the next
   assessment, and at once at the gateways, which read the same entries.
+* Schema holds are followed for detect (schema_holds.py).
 * Verdicts are kept for the sinks (verdicts.py); they change no decision by themselves.
 * An entry that cannot be read is passed over with a warning; it never lifts or imposes anything.
 """
@@ -17,8 +18,10 @@ from dataclasses import dataclass, field, replace
 
 from consumers.decisions.breaker import Breaker
 from consumers.errors import Rewound
+from consumers.operators import schema_holds
 from consumers.operators.breakers import KIND, RESET, TRIPPED, Tripped, opened_after, time_of
 from consumers.operators.entries import EVERY_MODEL, entry_key, packed
+from consumers.operators.schema_holds import SchemaHolds
 from consumers.operators.verdicts import Verdicts
 from consumers.store import Entry, Operation, Store
 from detector.policy import FLAGGED, STATES, Decision
@@ -39,13 +42,16 @@ class Overrides:
     tripped: dict[str, int] = field(default_factory=dict)
     reset_s: int = 0
     verdicts: Verdicts = field(default_factory=Verdicts)
+    schema: SchemaHolds | None = None
 
     def refresh(self, store: Store) -> None:
         """Follow the operator cell. Raises Unavailable."""
         found = None if self.revision is None else store.operator_changes(self.revision, CHANGES_AT_ONCE)
         if found is None:
             self.allowed, self.tripped, self.verdicts = {}, {}, Verdicts()
-            answers = [store.operator_entries(kind) for kind in ("allow", KIND, "verdict")]
+            if self.schema is not None:
+                self.schema.known.clear()
+            answers = [store.operator_entries(kind) for kind in ("allow", KIND, "verdict", schema_holds.KIND)]
             self.revision = min(revision for revision, _ in answers)
             entries = [entry for _, answer in answers for entry in answer]
         else:
@@ -63,6 +69,8 @@ class Overrides:
                 self.allowed.pop((entry.tenant, entry.key), None)
         elif entry.kind == "verdict":
             self.verdicts.take(entry)
+        elif entry.kind == schema_holds.KIND and self.schema is not None:
+            self.schema.take(entry)
         elif entry.kind == KIND:
             at_s = time_of(entry) if entry.value else None
             if entry.key == TRIPPED:

@@ -14,7 +14,10 @@ from fastapi import FastAPI
 from consumers.http.access import BY_ROUTE, TABLE, Access
 from consumers.http.api import ELSEWHERE
 from consumers.http.routes import complete, route
+from consumers.operators.entries import packed
 from consumers.operators.operate import ROLES, Actor
+from consumers.operators.schema_holds import KIND, SchemaHold, hold_key
+from consumers.store import Entry, Operation
 
 _numbers = itertools.count()
 QUERY = b'{"timestamp":"2026-03-02T09:00:00Z","client_id":"a","model_id":"m","features":[1],"prediction":{"label":1}}'
@@ -43,6 +46,13 @@ def _listed(world: World, path: str) -> str:
     return path
 
 
+def _held(world: World, path: str) -> str:
+    hold = SchemaHold(MODEL, "age", "00" * 8, 40, 400, 20_000, 0)
+    put = Entry(OURS, KIND, hold_key(MODEL, "age"), packed(hold))
+    world.store.operate(world.store.operator_entries(KIND)[0], Operation(puts=[put]))
+    return path
+
+
 _CLIENT = f"/v1/models/{MODEL}/clients/{client_hash('thief')}"
 SAMPLES: dict[tuple[str, str], Sample] = {
     ("GET", "/healthz"): Sample("/healthz"),
@@ -58,6 +68,10 @@ SAMPLES: dict[tuple[str, str], Sample] = {
     ("POST", "/v1/allowlist"): Sample("/v1/allowlist", _json({"client_id": "thief"})),
     ("DELETE", "/v1/allowlist"): Sample("/v1/allowlist?client_id=thief", before=_listed),
     ("POST", "/v1/breaker/reset"): Sample("/v1/breaker/reset", _json({})),
+    ("GET", "/v1/schema-holds"): Sample("/v1/schema-holds"),
+    ("POST", "/v1/schema-holds"): Sample(
+        "/v1/schema-holds", _json({"model_id": MODEL, "column": "age", "ruling": "accepted"}), before=_held
+    ),
     ("GET", "/v1/models"): Sample("/v1/models"),
     ("GET", "/v1/models/{model_id}"): Sample(f"/v1/models/{MODEL}"),
     ("GET", "/v1/models/{model_id}/clients"): Sample(f"/v1/models/{MODEL}/clients"),
@@ -203,7 +217,7 @@ def test_lists_hold_nothing_of_another_tenant(served: World, row: Access) -> Non
         assert secret not in answer.text
     ours = served.client("admin", OURS).get(SAMPLES[row.method, row.path].path)
     known = ("scraper", client_hash("scraper"), "clerk")
-    assert row.path in ("/v1/models", "/v1/health", "/v1/keys") or any(word in ours.text for word in known)
+    assert row.path in ("/v1/models", "/v1/health", "/v1/keys", "/v1/schema-holds") or any(word in ours.text for word in known)
 
 
 def test_a_route_without_a_row_stops_the_start() -> None:

@@ -1,0 +1,59 @@
+"""Commands about schema holds: columns in which many clients began to send the same misfit."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+import typer
+from rich.text import Text
+
+from consumers import config, terminal, wiring
+from consumers.commands.options import ConfigFile
+
+app = typer.Typer(help="Rule on columns whose misfits are held back as evidence.", no_args_is_help=True)
+Model = Annotated[str, typer.Argument(help="The model.")]
+Column = Annotated[str, typer.Argument(help="The column that `schema list` shows.")]
+Reason = Annotated[str, typer.Option(help="Why; kept in the audit log.")]
+AsJson = Annotated[bool, typer.Option("--json", help="JSON lines instead of a table.")]
+
+
+@app.command("list")
+def schema_list(as_json: AsJson = False, config_file: ConfigFile = None) -> None:
+    """Columns that are held, and what was ruled."""
+    from consumers.operators.schema_holds import holds_of
+
+    settings = config.load(config_file)
+    with wiring.open_store(settings) as store:
+        rows = holds_of(store, settings.tenant)
+    terminal.show(
+        [msgspec.to_builtins(row) for row in rows],
+        as_json,
+        lambda _: terminal.print_table(
+            ("model", "column", "clients", "ruling", "by"),
+            [(row.model, row.column, f"{row.clients} of {row.of_clients}", row.ruling, row.actor) for row in rows],
+            "no column is held",
+        ),
+    )
+
+
+@app.command("accept")
+def schema_accept(model: Model, column: Column, reason: Reason = "", config_file: ConfigFile = None) -> None:
+    """The change is ours: these misfits stay out of the evidence until the model's baseline is fitted anew."""
+    _rule(model, column, "accepted", reason, config_file)
+
+
+@app.command("dismiss")
+def schema_dismiss(model: Model, column: Column, reason: Reason = "", config_file: ConfigFile = None) -> None:
+    """The change is not ours: these misfits count as evidence again."""
+    _rule(model, column, "dismissed", reason, config_file)
+
+
+def _rule(model: str, column: str, ruling: str, reason: str, config_file: ConfigFile) -> None:
+    from consumers.commands.serving import operations_of, user_of
+
+    settings = config.load(config_file)
+    with wiring.open_store(settings) as store:
+        operations = operations_of(settings, store, wiring.secrets_of(settings, store))
+        made = operations.rule_on_schema(user_of(settings), model, column, ruling, reason)  # type: ignore[arg-type]
+    terminal.out.print(Text(f"{made.model}, column {made.column}: {made.ruling}"), soft_wrap=True)
