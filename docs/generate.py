@@ -78,6 +78,7 @@ MEASURE_TEXTS = {
     "residual": "length of what lies outside the reference's principal axes",
     "margin": "p₁ − p₂ of the answer, low for its label",
     "lattice": "share of columns whose value is no multiple of the column's grain",
+    "misfit": "surprise of what does not fit the schema, in bits",
 }
 """Measures that no corruption explains."""
 

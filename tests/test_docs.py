@@ -369,7 +369,7 @@ def test_a_baseline_file_is_laid_out_as_documented(sampled: tuple[Path, str]) ->
     """Read by the words of docs/formats.md alone."""
     blob = (sampled[0] / "tumour.baseline").read_bytes()
     magic, version, length = struct.unpack_from("<4sHI", blob)
-    assert (magic, version) == (b"QWBL", 4)
+    assert (magic, version) == (b"QWBL", 5)
     header = json.loads(blob[10 : 10 + length])
     assert documented_keys("baseline") - {"columns"} == set(header)
     assert hashlib.sha256(blob[:-32]).digest() == blob[-32:]
@@ -381,7 +381,7 @@ def test_a_baseline_file_is_laid_out_as_documented(sampled: tuple[Path, str]) ->
     assert ("extraction" in groups) == header["estimator"]
     assert ("persona" in groups) == bool(header["personas"])
     assert set(header["schema"]) == {"columns", "input_form", "named", "task", "labels"}
-    assert set(header["schema"]["columns"][0]) == {"name", "kind", "lower", "upper", "grain", "categories"}
+    assert set(header["schema"]["columns"][0]) == {"name", "kind", "lower", "upper", "grain", "categories", "missing"}
     assert set(header["nulls"]) == {"distinct", "days", "calibrated"}
 
 
