@@ -37,8 +37,9 @@ from consumers import detect, fit, ingest, replay
 from consumers.alerts.kafka import DeadLetterTopic
 from consumers.log import Records
 from consumers.log.files import FileLog
-from consumers.log.formats import InputReader, NativeFormat, read_reference, reference_batch
+from consumers.log.formats import InputReader, NativeFormat
 from consumers.log.kafka import KafkaLog, connection, ensure_topics
+from consumers.log.references import read_reference, reference_batch
 from consumers.secrets import Secrets
 from consumers.store import Checkpoint, Store
 from consumers.store.embedded import EmbeddedStore

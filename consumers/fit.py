@@ -20,13 +20,14 @@ import numpy as np
 from consumers import drafts
 from consumers.errors import Refused, WrongUse
 from consumers.log import QueryLog, Records
-from consumers.log.formats import InputReader, NativeFormat, RawReference, read_reference, reference_batch, stack
+from consumers.log.formats import InputReader, NativeFormat
+from consumers.log.references import RawReference, read_reference, reference_batch, stack
 from detector.baseline import Baseline, Rehearsed
 from detector.domain import Domain, Scene, strangers
 from detector.errors import DetectorError
 from detector.features import Column, Schema, infer_grain
 from detector.honest import BENIGN
-from detector.query import QueryBatch
+from detector.query import UNKNOWN_TIME, QueryBatch
 from detector.recalibration import Outlier, outliers
 from detector.rehearsal import rehearse
 from detector.worlds import honest_stream, interleave, population
@@ -315,7 +316,7 @@ def _derived(lines: Sequence[bytes], model_id: str, excluded: frozenset[str]) ->
         if client in excluded:
             continue
         text = json.dumps(event.get("features") or event.get("embedding"))
-        if text in seen or count[client] >= CAP_A_CLIENT or event.get("status", 200) not in range(200, 300):
+        if text in seen or count[client] >= CAP_A_CLIENT or (event.get("status") or 200) not in range(200, 300):
             continue
         seen.add(text)
         count[client] += 1
@@ -331,7 +332,8 @@ def _decode(lines: Sequence[bytes], model_id: str, schema: Schema) -> tuple[Quer
         part = list(lines[start : start + 5000])
         decoded = native.decode(Records("traffic", part, np.arange(start, start + len(part)), start + len(part)))
         refused.update(letter.reason for letter in decoded.dead)
-        batches += decoded.batches.values()
+        # a query without a time says nothing about a life
+        batches += [b.take(np.flatnonzero(b.time_ms != UNKNOWN_TIME)) for b in decoded.batches.values()]
     return (stack(batches) if batches else None), refused
 
 

@@ -65,8 +65,16 @@ def routes() -> str:
     return table(("route", "roles", "what it does"), rows)
 
 
+FATE_TEXTS = {
+    "refused": "dead letter, counts for nobody",
+    "lettered": "dead letter, and counts for its client",
+    "marked": "counts for its client, marked",
+}
+
+
 def dead_letter_reasons() -> str:
-    return table(("reason", "the record was refused because"), [(code(k), v) for k, v in formats.REASONS.items()])
+    rows = [(code(k), FATE_TEXTS[formats.FATES[k]], text) for k, text in formats.REASONS.items()]
+    return table(("reason", "what becomes of the record", "because"), rows)
 
 
 def decision_reasons() -> str:

@@ -18,7 +18,7 @@ import numpy as np
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # boosting on few rows: threads only cost, most of all on shared cores
 
 from consumers import fit
-from consumers.log.formats import RawReference, read_reference, reference_batch
+from consumers.log.references import RawReference, read_reference, reference_batch
 from consumers.simulate import Columns, truth_of, write_log, write_reference
 from detector.baseline import Baseline
 from detector.domain import Domain, Rows, Scene, strangers

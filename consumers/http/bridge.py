@@ -141,19 +141,13 @@ class Bridge:
         """Write what ingest would take. Raises NotWritten."""
         offsets = np.arange(len(values), dtype=np.int64)
         decoded = self.format.decode(Records("bridge", values, offsets, len(values)))
-        rejected = {letter.offset: Rejected(letter.offset, letter.reason, letter.detail) for letter in decoded.dead}
+        # what counts for its client must get into the log, where ingest counts it
+        refused = [letter for letter in decoded.dead if letter.offset not in decoded.counted]
+        rejected = {letter.offset: Rejected(letter.offset, letter.reason, letter.detail) for letter in refused}
         good = [i for i in range(len(values)) if i not in rejected]
-        written = self.write([(_key(values[i]), values[i]) for i in good]) if good else []
+        written = self.write([(self.format.client(values[i]).encode(), values[i]) for i in good]) if good else []
         failed = [i for i, ok in zip(good, written, strict=True) if not ok]
         receipt = Receipt(len(good) - len(failed), tuple(rejected[i] for i in sorted(rejected)))
         if failed:
             raise NotWritten(failed, receipt)
         return receipt
-
-
-def _key(value: bytes) -> bytes:
-    """Key of the log: the client id. Events that are refused never come here."""
-    try:
-        return _client.decode(_object.decode(value)["client_id"]).encode()
-    except (*_UNREADABLE, KeyError):
-        return b""

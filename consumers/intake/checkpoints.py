@@ -33,7 +33,7 @@ from detector.baseline import Baseline
 from detector.errors import IncompatibleProfile
 from detector.profile import Profile, Shape
 from detector.profiles import Profiles
-from detector.query import ClientKey, QueryBatch
+from detector.query import UNKNOWN_TIME, ClientKey, QueryBatch
 
 log = logging.getLogger("querywarden.ingest")
 
@@ -54,6 +54,7 @@ class Cell:
     deaths     so many processes claimed at this offset and never came beyond it
     careful    try records in a child process before they are folded, until the offset `careful_until`
     checked_s  when the store last confirmed token and offset, by the monotonic clock
+    newest_ms  newest event time that this process read
     """
 
     name: str
@@ -70,6 +71,7 @@ class Cell:
     careful_until: int = 0
     deaths: int = 0
     checked_s: float = 0.0
+    newest_ms: int = 0
     stored: dict[ClientKey, set[int]] = field(default_factory=dict)
     links: dict[ClientKey, tuple[str, ...]] = field(default_factory=dict)
     told: dict[ClientKey, tuple[witnesses.Witness, ...]] = field(default_factory=dict)
@@ -172,11 +174,13 @@ class Ingest:
         writes: dict[ClientKey, dict[str, bytes | None]] = {}
         counted = Counter(decoded.counters)
         for model, batch in decoded.batches.items():
-            hashes = event_hashes(*decoded.events[model], self.secrets.sampling_key)
+            batch = _timed(batch, cell.newest_ms or decoded.last_ms)
+            hashes = event_hashes(*decoded.contents[model], self.secrets.sampling_key)
             counting, mine, hashes = self._admitted(cell, model, batch, keys[model], hashes, counted)
             counting, mine = self._unrepeated(cell, model, counting, mine, hashes, counted)
             if len(counting):
                 self._fold(cell, model, counting, mine, decoded, writes)
+        cell.newest_ms = max(cell.newest_ms, decoded.last_ms)
         return Checkpoint(
             cell=cell.name,
             expected_offset=cell.offset,
@@ -316,6 +320,14 @@ class Ingest:
                     self.windows_of(cell, model).drop(key)
                     for known in (cell.stored, cell.links, cell.told):
                         known.pop(key, None)  # type: ignore[call-overload]
+
+
+def _timed(batch: QueryBatch, newest_ms: int) -> QueryBatch:
+    """A query whose time could not be read counts at the newest time seen before it."""
+    if (batch.time_ms != UNKNOWN_TIME).all():
+        return batch
+    newest = np.maximum(np.maximum.accumulate(batch.time_ms), newest_ms)
+    return replace(batch, time_ms=np.where(batch.time_ms == UNKNOWN_TIME, newest, batch.time_ms))
 
 
 def _compact(batch: QueryBatch, keys: list[ClientKey]) -> tuple[QueryBatch, list[ClientKey]]:

@@ -1,8 +1,10 @@
-"""Duplicates: queries that a producer sent twice, told by their ``event_id``.
+"""Duplicates: queries that a producer sent twice, known by their ``event_id`` and their content.
 
 Rules of this file
-* A client's window holds 64-bit keyed hashes of the last event ids that counted: at most `KEPT`, none older than `SPAN_MS` of event
-  time before the newest. An id that the window holds is a duplicate and changes nothing. A query without an id is never one.
+* A repetition has the same event id, the same input and the same prediction, byte for byte (`Decoded.contents`). The id alone proves
+  nothing: a gateway may take it from a header that the client sends.
+* A client's window holds 64-bit keyed hashes of the last events that counted: at most `KEPT`, none older than `SPAN_MS` of event
+  time before the newest. An event that the window holds is a duplicate and changes nothing. A query without an id is never one.
 * A false match needs two hashes of 64 bits to be equal: at most 1.4e-17 a query.
 * What is a duplicate depends on the client's earlier queries alone, never on how polls cut them: rows are walked one by one.
 * The window lives in one shard: the same event in two partitions is not noticed (producers key by client).
@@ -27,19 +29,14 @@ KEPT = 256
 SPAN_MS = 600_000
 _HEAD = struct.Struct("<BxHxxxxq")  # version, entries, newest event time in ms
 _VERSION = 1
-_NO_ID = (b'""', b"null")
 
 
 def event_hashes(texts: bytearray, ends: NDArray[np.int64], key: bytes) -> NDArray[np.uint64]:
-    """(n,) keyed hashes of n event ids, as JSON texts that lie end to end; 0 where there is none."""
+    """(n,) keyed hashes of n events (their ids and contents, as texts that lie end to end); 0 for an empty one, which has no id."""
     out = np.zeros(len(ends), np.uint64)
     if texts:
         k0, k1 = np.frombuffer(key, "<u8", 2)
         hash_texts(np.frombuffer(texts, np.uint8), ends, k0, k1, out)
-        length = np.diff(ends, prepend=0)
-        for i in np.flatnonzero((length == 2) | (length == 4)).tolist():
-            if texts[ends[i] - length[i] : ends[i]] in _NO_ID:
-                out[i] = 0
     return out
 
 

@@ -1,13 +1,13 @@
 """The counters of a profile cell, and the equation that they must satisfy. Nothing is silent.
 
-    produced  =  processed + dead + duplicate + erased
+    produced  =  processed + dead − dead_counted + duplicate + erased
     processed =  queries + denied + failed + unmodelled
 
 * produced    records that were read, each exactly once
 * queries     rows that were folded into a profile; `pooled` of them into the overflow client of their model (admission.py)
 * denied      refused by the prediction service (401, 403, 429): volume; failed: its other failures
 * unmodelled  of a model without a baseline, when the setting ignores those
-* dead        refused records, each one dead letter
+* dead        records that are a dead letter; dead_counted: those among them that count for their client all the same
 * duplicate   queries whose event_id the client's window still held (duplicates.py)
 * erased      queries of an erased client below the offset up to which it was erased
 * gap         records that the log's retention dropped before they were read: apart, they were never read
@@ -22,7 +22,7 @@ from collections.abc import Iterable, Mapping
 
 PROCESSED = ("queries", "denied", "failed", "unmodelled")
 APART = ("dead", "duplicate", "erased")
-COUNTERS = ("produced", *PROCESSED, *APART, "pooled", "gap")
+COUNTERS = ("produced", *PROCESSED, *APART, "dead_counted", "pooled", "gap")
 MARKS = ("log_id",)
 """log_id: which incarnation of the log the offset belongs to, 0 for unknown."""
 
@@ -33,7 +33,8 @@ def processed(counters: Mapping[str, int]) -> int:
 
 def imbalance(counters: Mapping[str, int]) -> int:
     """Records that were read and are nowhere (above 0), or that count twice (below); 0 in every store, always."""
-    return counters.get("produced", 0) - processed(counters) - sum(counters.get(name, 0) for name in APART)
+    apart = sum(counters.get(name, 0) for name in APART) - counters.get("dead_counted", 0)
+    return counters.get("produced", 0) - processed(counters) - apart
 
 
 def unbalanced(cells: Iterable[tuple[str, Mapping[str, int]]]) -> dict[str, int]:

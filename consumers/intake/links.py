@@ -40,7 +40,7 @@ _list = msgspec.msgpack.Decoder(list[str])
 _pack = msgspec.msgpack.Encoder()
 
 
-def links_of(metadata: msgspec.Raw) -> list[tuple[str, str]]:
+def links_of(metadata: msgspec.Raw | bytes) -> list[tuple[str, str]]:
     """(kind, value) of everything in one event's metadata that can tie accounts together."""
     try:
         given = _object.decode(metadata)
@@ -92,7 +92,7 @@ def seen(
     known: Mapping[ClientKey, Sequence[str]],
     keys: Sequence[ClientKey],
     batch: QueryBatch,
-    metadata: Mapping[int, msgspec.Raw],
+    metadata: Mapping[int, msgspec.Raw | bytes],
     secrets: Secrets,
 ) -> dict[ClientKey, tuple[str, ...]]:
     """Clients whose links change, with what they are then.

@@ -1,25 +1,26 @@
 """The native query event: bytes in, columns out (contract: docs/formats.md).
 
 Rules of this file
-* A record is taken whole or not at all; a refused one has a reason code of `REASONS` and changes nothing.
-* Parsed with msgspec, strictly: no NaN, no numbers in strings, no booleans as numbers. Standard json is used only to say *why*
-  something was refused.
-* Unknown keys are ignored and counted. 401, 403 and 429 count as volume, other failures as outcomes; neither becomes a query.
+* What was answered counts: an event with a readable client, a known model and a 2xx status (or none) is a query of its client, whatever
+  its input and its answer look like. What does not fit is encoded and marked (`inputs.py`), never refused.
+* Parsed with msgspec, strictly; what that refuses is read again with care. Both give the same columns.
+* Some records are a dead letter and a query of their client all the same (`lettered` in `reasons.py`): somebody must look at them, and
+  the client must not go uncounted.
+* Unknown keys and columns are ignored and counted. 401, 403 and 429 count as volume, other failures as outcomes, unless there is an
+  answer: then it is a query, whatever the status says.
 * Past this file there is no per-query object: `decode` returns `QueryBatch` columns, one batch a model.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import math
 import re
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -27,40 +28,24 @@ from numpy.typing import NDArray
 
 from consumers.errors import BadRecord
 from consumers.log import MAX_RECORD_BYTES, Records
+from consumers.log.inputs import ANSWER, CARE, FORMS, MEMBERS, Answer, InputReader, Row, Values
+from consumers.log.reasons import FATES, REASONS, Note, why_no_object, why_not_json, without_client
+from consumers.log.tolerant import UNREADABLE, Raw, given, head, is_null, mended, parsed
 from consumers.store import DeadLetter
-from detector.errors import MalformedQuery
-from detector.features import Schema
-from detector.query import UNKNOWN_LABEL, QueryBatch
+from detector.query import UNKNOWN_TIME, Misfit, QueryBatch
 
-REASONS: dict[str, str] = {
-    "not_json": "the record is not one JSON object in UTF-8",
-    "too_large": "the record is over 1 MiB",
-    "not_finite": "a number is NaN, infinite or too large for a double",
-    "out_of_range": "an absolute value is over 1e12",
-    "wrong_type": "a field has another type than the format says",
-    "wrong_dimension": "the input has another number of columns than the baseline",
-    "wrong_output": "the prediction has another shape than the baseline's",
-    "unknown_category": "a value is not among the categories of its column",
-    "missing_column": "a named column is missing",
-    "missing_client": "there is no client_id",
-    "malformed_client": "client_id is empty, over 256 bytes, or holds control characters",
-    "missing_model": "there is no model_id",
-    "unknown_model": "no baseline was loaded for this model_id",
-    "bad_timestamp": "timestamp is missing, not RFC 3339 with an offset, or outside the years 1970 to 9999",
-    "missing_input": "there is none of features, embedding or text",
-    "unsupported_input": "the input has another form than the baseline's (text is not assessed yet)",
-    "missing_prediction": "a successful query without a prediction",
-    "bad_sampled_fraction": "sampled_fraction is not in [1e-9, 1]",
-    "poison": "the record ends the process that reads it",
-    "unreadable_batch": "the log could not give the records of a batch (corrupt, or a decompression bomb)",
-}
-"""Reason codes of the dead letter and what they mean."""
+__all__ = ["FATES", "KNOWN_KEYS", "REASONS", "Decoded", "InputReader", "NativeFormat", "Note"]
 
 KNOWN_KEYS = frozenset(
-    "event_id timestamp client_id model_id model_version features embedding text prediction status sampled_fraction metadata".split()
+    "event_id timestamp client_id model_id model_version features embedding text messages prediction status sampled_fraction"
+    " metadata".split()
 )
-MAX_ABSOLUTE = 1e12
 MAX_CLIENT_BYTES = 256
+MOST_PLAIN_BYTES = 1024
+"""An input up to this size is kept as it is to be compared, a longer one as its digest."""
+COMPARED = (*FORMS, ANSWER)
+"""What two events with one id must have in common, beside the id, to be one event that was sent twice."""
+STATUSES = range(100, 600)
 HEAD_BYTES = 256
 LEAST_FRACTION = 1e-9
 """A smaller sampled fraction would make one row stand for more queries than a float32 volume can tell apart."""
@@ -68,124 +53,13 @@ TIMES_MS = range(253_402_214_400_000)
 """Event times that we take, in ms: from 1970 to the last day but one of 9999; what lies beyond can't be printed."""
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff]")
 _PERSONAL = re.compile(rb"""(client_id["']?\s*[:=]\s*)("(?:[^"\\]|\\.)*"?|[^,}\]]*)""", re.DOTALL)
+_LEAP = re.compile(rb"(:\d\d):60(?:\.\d*)?")
 _METADATA = re.compile(rb"""(metadata["']?\s*[:=]).*""", re.DOTALL)
 
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _string = msgspec.json.Decoder(str)
-_number = msgspec.json.Decoder(float)
-_status = msgspec.json.Decoder(int | None)
-_numbers = msgspec.json.Decoder(list[float])
-_named = msgspec.json.Decoder(dict[str, float | str])
-_features = msgspec.json.Decoder(list[float | str] | dict[str, float | str])
+_status = msgspec.json.Decoder(int | float | None)
 _time = msgspec.json.Decoder(datetime)
-
-
-class _Prediction(msgspec.Struct):
-    label: int | str | None = None
-    probabilities: list[float] | None = None
-    logits: list[float] | None = None
-    value: float | list[float] | None = None
-    text: str | None = None
-
-
-_prediction = msgspec.json.Decoder(_Prediction)
-
-
-class _ReferenceEvent(msgspec.Struct):
-    """Types of a reference's fields, where it has them: what a schema can be inferred from."""
-
-    features: list[float | str] | dict[str, float | str] | None = None
-    embedding: list[float] | None = None
-    text: str | None = None
-    prediction: _Prediction | None = None
-
-
-_typed = msgspec.json.Decoder(_ReferenceEvent)
-
-
-class InputReader:
-    """Turns one event's input and prediction into a row of a schema. Built once a model."""
-
-    def __init__(self, schema: Schema) -> None:
-        self.schema = schema
-        self.width = schema.width
-        self.classes = len(schema.labels) if schema.task == "classification" else 0
-        self._labels = {label: i for i, label in enumerate(schema.labels)}
-        self._names = [c.name for c in schema.columns]
-        self._codes: dict[int, dict[str, int]] = {
-            j: {category: k for k, category in enumerate(c.categories)}
-            for j, c in enumerate(schema.columns)
-            if c.kind == "categorical"
-        }
-
-    def row(self, event: Mapping[str, msgspec.Raw]) -> list[float]:
-        """Input of one event as d numbers; raises MalformedQuery."""
-        form = self.schema.input_form
-        raw = event.get(form)
-        if raw is None:
-            other = [k for k in ("features", "embedding", "text") if k in event]
-            raise MalformedQuery("unsupported_input" if other else "missing_input", ", ".join(other))
-        values = self._coded(raw) if self.schema.named or self._codes else _numbers.decode(raw)
-        if len(values) != self.width:
-            raise MalformedQuery("wrong_dimension", f"{len(values)} columns, not {self.width}")
-        return values
-
-    def _coded(self, raw: msgspec.Raw) -> list[float]:
-        given = _features.decode(raw)
-        if isinstance(given, dict):
-            try:
-                given = [given[name] for name in self._names]
-            except KeyError as error:
-                raise MalformedQuery("missing_column", str(error.args[0])[:64]) from None
-        if len(given) != self.width:
-            raise MalformedQuery("wrong_dimension", f"{len(given)} columns, not {self.width}")
-        values = []
-        for j, value in enumerate(given):
-            codes = self._codes.get(j)
-            if codes is not None:
-                code = codes.get(_category(value))
-                if code is None:
-                    raise MalformedQuery("unknown_category", f"column {self._names[j]}")
-                values.append(float(code))
-            elif isinstance(value, str):
-                raise MalformedQuery("wrong_type", f"column {self._names[j]} is a number")
-            else:
-                values.append(value)
-        return values
-
-    def answer(self, raw: msgspec.Raw) -> tuple[int, list[float] | None, float]:
-        """Label index, probabilities (c) or None, regression value or NaN; raises MalformedQuery."""
-        given = _prediction.decode(raw)
-        if self.schema.task == "regression":
-            value = given.value[0] if isinstance(given.value, list) and given.value else given.value
-            if not isinstance(value, float | int):
-                raise MalformedQuery("wrong_output", "a regression needs prediction.value")
-            return UNKNOWN_LABEL, None, float(value)
-        probabilities = given.probabilities
-        if probabilities is None and given.logits is not None:
-            probabilities = _softmax(given.logits)
-        if probabilities is not None and len(probabilities) != self.classes:
-            raise MalformedQuery("wrong_output", f"{len(probabilities)} probabilities, not {self.classes}")
-        label = UNKNOWN_LABEL
-        if given.label is not None:
-            label = self._labels.get(str(given.label), UNKNOWN_LABEL)
-        elif probabilities is not None:
-            label = max(range(self.classes), key=probabilities.__getitem__)
-        elif given.text is None and given.value is None:
-            raise MalformedQuery("missing_prediction")
-        return label, probabilities, math.nan
-
-
-def _category(value: float | str) -> str:
-    """Categories given as numbers are named like JSON prints whole numbers."""
-    return value if isinstance(value, str) else str(int(value)) if value == int(value) else repr(value)
-
-
-def _softmax(logits: list[float]) -> list[float]:
-    top = max(logits, default=0.0)
-    powers = [math.exp(v - top) for v in logits]
-    total = sum(powers)
-    return [p / total for p in powers]
 
 
 @dataclass(slots=True)
@@ -194,18 +68,33 @@ class Decoded:
 
     batches   model id → its queries, in log order
     events    model id → its event ids: (their JSON texts end to end, where each ends); an empty text: there is none
+    contents  model id → what a repetition must have in common, laid out alike: event id, input and prediction as they were written;
+              empty where there is no event id
     metadata  model id → offset → metadata of the events that have some, not read yet (links.py)
+    notes     model id → offset → what about the query does not fit
     dead      refused records
-    counters  produced = queries + dead + unmodelled + denied + failed, and unknown_keys
+    counted   offsets of those among them that are queries of their client all the same
+    counters  produced = queries + dead − dead_counted + unmodelled + denied + failed; unknown_keys, extra_columns
     last_ms   newest event time seen, 0 if none
     """
 
     batches: dict[str, QueryBatch] = field(default_factory=dict)
     events: dict[str, tuple[bytearray, NDArray[np.int64]]] = field(default_factory=dict)
-    metadata: dict[str, dict[int, msgspec.Raw]] = field(default_factory=dict)
+    contents: dict[str, tuple[bytearray, NDArray[np.int64]]] = field(default_factory=dict)
+    metadata: dict[str, dict[int, Raw]] = field(default_factory=dict)
+    notes: dict[str, dict[int, tuple[Note, ...]]] = field(default_factory=dict)
     dead: list[DeadLetter] = field(default_factory=list)
+    counted: set[int] = field(default_factory=set)
     counters: Counter[str] = field(default_factory=Counter)
     last_ms: int = 0
+
+
+class _Marks(NamedTuple):
+    """What about a query does not fit."""
+
+    misfit: int
+    salt: int
+    notes: tuple[Note, ...]
 
 
 @dataclass(slots=True)
@@ -221,10 +110,18 @@ class _Columns:
     offsets: array[int] = field(default_factory=lambda: array("q"))
     event_ids: bytearray = field(default_factory=bytearray)
     event_ends: array[int] = field(default_factory=lambda: array("q"))
-    metadata: dict[int, msgspec.Raw] = field(default_factory=dict)
+    contents: bytearray = field(default_factory=bytearray)
+    content_ends: array[int] = field(default_factory=lambda: array("q"))
+    metadata: dict[int, Raw] = field(default_factory=dict)
+    notes: dict[int, tuple[Note, ...]] = field(default_factory=dict)
+    marked: dict[int, tuple[int, int]] = field(default_factory=dict)
+    """Row → misfit and salt, where they are not 0."""
 
     def batch(self, reader: InputReader) -> QueryBatch:
         n, c = len(self.who), reader.classes
+        misfit, salt = np.zeros(n, np.uint8), np.zeros(n, np.uint64)
+        for i, (flags, salted) in self.marked.items():
+            misfit[i], salt[i] = flags, salted
         return QueryBatch(
             clients=list(self.clients),
             who=np.frombuffer(self.who, np.int32),
@@ -237,11 +134,32 @@ class _Columns:
             time_ms=np.frombuffer(self.time_ms, np.int64),
             weight=np.frombuffer(self.weight, np.float32),
             offsets=np.frombuffer(self.offsets, np.int64),
+            misfit=misfit,
+            salt=salt,
         )
 
+    def mark(self, offset: int, marks: _Marks) -> None:
+        """Note what about the next query does not fit."""
+        self.notes[offset] = marks.notes
+        if marks.misfit:
+            self.marked[len(self.who)] = (marks.misfit, marks.salt)
 
-UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-"""What msgspec raises for bytes that are no JSON for us: malformed, not UTF-8, nested too deeply."""
+    def repeatable(self, event_id: Raw, event: Mapping[str, Raw]) -> None:
+        """Take up an event id, and what else a repetition of the query must have in common with it."""
+        if len(event_id) <= 4 and bytes(event_id) in (b"null", b'""'):
+            return
+        self.event_ids += event_id  # as it is written: a producer repeats an event byte by byte
+        contents = self.contents
+        contents += event_id
+        for name in COMPARED:
+            if name in event:
+                raw = event[name]
+                contents += raw if len(raw) <= MOST_PLAIN_BYTES else hashlib.blake2b(raw, digest_size=16).digest()
+
+
+def empty(reader: InputReader) -> QueryBatch:
+    """No queries of a model."""
+    return _Columns().batch(reader)
 
 
 class NativeFormat:
@@ -262,6 +180,7 @@ class NativeFormat:
         columns: dict[str, _Columns] = {}
         counters = out.counters
         counters["produced"] += len(records.values)
+        ignored = sum(reader.ignored for reader in self.readers.values())
         for i, value in enumerate(records.values):
             refused = records.refused.get(i)
             if refused is not None:
@@ -270,82 +189,92 @@ class NativeFormat:
                     reason, detail = "unreadable_batch", f"{reason}: {detail}"
                 out.dead.append(_dead(records, i, reason, detail))
                 continue
+            offset = int(records.offsets[i])
             try:
-                self._one(value, int(records.offsets[i]), columns, out)
+                letter = self._one(value, offset, columns, out)
+                if letter is not None:
+                    out.dead.append(_dead(records, i, *letter))
+                    out.counted.add(offset)
             except BadRecord as error:
                 out.dead.append(_dead(records, i, error.reason, error.detail))
-            except MalformedQuery as error:
-                out.dead.append(_dead(records, i, error.reason, str(error).partition(": ")[2]))
-            except msgspec.ValidationError as error:
-                out.dead.append(_dead(records, i, _mistyped(error), str(error)))
             except UNREADABLE as error:
-                out.dead.append(_dead(records, i, *_why_not_json(value, _cause(error))))
+                out.dead.append(_dead(records, i, *why_not_json(value, _cause(error))))
+        counters["dead_counted"] += len(out.counted)
+        counters["extra_columns"] += sum(reader.ignored for reader in self.readers.values()) - ignored
         counters["dead"] += len(out.dead)
         out.batches = {model: c.batch(self.readers[model]) for model, c in columns.items()}
         out.events = {model: (c.event_ids, np.frombuffer(c.event_ends, np.int64)) for model, c in columns.items()}
+        out.contents = {model: (c.contents, np.frombuffer(c.content_ends, np.int64)) for model, c in columns.items()}
+        out.notes = {model: c.notes for model, c in columns.items() if c.notes}
         out.metadata = {model: c.metadata for model, c in columns.items()}
         counters["queries"] += sum(len(b) for b in out.batches.values())
         return out
 
-    def _one(self, value: bytes, offset: int, columns: dict[str, _Columns], out: Decoded) -> None:
-        if len(value) > MAX_RECORD_BYTES:
-            raise BadRecord("too_large")
-        event = _fields.decode(value)
-        unknown = event.keys() - KNOWN_KEYS
+    def client(self, value: bytes) -> str:
+        """Client id of a record. Raises BadRecord for one that names none."""
+        event, _ = _opened(value)
+        return self._client(event)
+
+    def _one(self, value: bytes, offset: int, columns: dict[str, _Columns], out: Decoded) -> tuple[str, str] | None:
+        """Take up one record; (reason, detail) when it is a dead letter all the same. Raises BadRecord for one that counts for nobody."""
+        event, letter = _opened(value)
         client = self._client(event)
-        model = event.get("model_id")
-        if model is None:
-            raise BadRecord("missing_model")
-        model_id = _string.decode(model)
-        time_ms = _time_ms(event)
-        status = _status.decode(event["status"]) if "status" in event else None
-        weight = _weight(event)
+        model_id = _model(event)
         reader = self.readers.get(model_id)
         if reader is None:
-            if not self.admit_unknown:
-                raise BadRecord("unknown_model", model_id[:64])
-            out.counters["unmodelled"] += 1
-            return
-        if status is not None and not 200 <= status < 300:
-            out.counters["denied" if status in (401, 403, 429) else "failed"] += 1
-            return
-        row = reader.row(event)
-        # the parser knows neither NaN nor infinity, so the extremes speak for all
-        if max(row) > MAX_ABSOLUTE or min(row) < -MAX_ABSOLUTE:
-            raise BadRecord("out_of_range")
-        if "prediction" not in event:
-            raise BadRecord("missing_prediction")
-        label, probabilities, answer = reader.answer(event["prediction"])
-        if probabilities is not None and not (min(probabilities) >= -1e-6 and max(probabilities) <= 1 + 1e-3):
-            raise BadRecord("wrong_output", "a probability outside [0, 1]")
-        if abs(answer) > MAX_ABSOLUTE:
-            raise BadRecord("out_of_range", "prediction.value")
+            self._unmodelled(model_id, out)
+            return None
+        if "status" in event and (outcome := _outcome(event)):
+            if letter is not None:
+                raise BadRecord(*letter)
+            out.counters[outcome] += 1
+            return None
+        marks = None
+        time_ms = _time_ms(event)
+        weight = _weight(event) if "sampled_fraction" in event else 1.0
+        values = reader.strictly(event) if letter is None else None
+        if values is None or not weight or time_ms == UNKNOWN_TIME:
+            values, marks, letter = _carefully(reader, event, values, value, letter)
         # from here on nothing can fail: a record is taken whole or not at all
         mine = columns.get(model_id)
         if mine is None:
             mine = columns[model_id] = _Columns()
+        if marks is not None and marks.notes:
+            mine.mark(offset, marks)
+        row, (label, probabilities, answer) = values
         mine.who.append(mine.clients.setdefault(client, len(mine.clients)))
         mine.inputs.fromlist(row)
         mine.labels.append(label)
-        if reader.classes:
-            mine.probabilities.fromlist(probabilities if probabilities is not None else [math.nan] * reader.classes)
+        mine.probabilities.fromlist(probabilities)
         mine.values.append(answer)
         mine.time_ms.append(time_ms)
-        mine.weight.append(weight)
+        mine.weight.append(weight or 1.0)
         mine.offsets.append(offset)
-        mine.event_ids += event.get("event_id", b"")  # as it is written: a producer repeats an event byte by byte
+        if "event_id" in event:
+            mine.repeatable(event["event_id"], event)
         mine.event_ends.append(len(mine.event_ids))
+        mine.content_ends.append(len(mine.contents))
         if "metadata" in event:
             mine.metadata[offset] = event["metadata"]
-        out.last_ms = max(out.last_ms, time_ms)
-        if unknown:
-            out.counters["unknown_keys"] += len(unknown)
+        if time_ms > out.last_ms:
+            out.last_ms = time_ms
+        if not event.keys() <= KNOWN_KEYS:
+            out.counters["unknown_keys"] += len(event.keys() - KNOWN_KEYS)
+        return letter
 
-    def _client(self, event: Mapping[str, msgspec.Raw]) -> str:
+    def _unmodelled(self, model_id: str, out: Decoded) -> None:
+        if not self.admit_unknown:
+            raise BadRecord("unknown_model", model_id[:64])
+        out.counters["unmodelled"] += 1
+
+    def _client(self, event: Mapping[str, Raw]) -> str:
         raw = event.get("client_id")
         if raw is None:
-            raise BadRecord("missing_client")
-        client = _string.decode(raw)
+            raise without_client(frozenset(event), "missing_client")
+        try:
+            client = _string.decode(raw)
+        except msgspec.ValidationError:
+            client = _client_of_another_type(raw)
         if client not in self._good_clients:
             if (
                 not client
@@ -358,29 +287,176 @@ class NativeFormat:
         return client
 
 
-def _time_ms(event: Mapping[str, msgspec.Raw]) -> int:
+def _opened(value: bytes) -> tuple[Mapping[str, Raw], tuple[str, str] | None]:
+    """Top-level fields of a record; (reason, detail) when only its head could be read. Raises BadRecord."""
+    if len(value) > MAX_RECORD_BYTES:
+        return _head(value, "too_large", "")
+    try:
+        return _fields.decode(value), None
+    except msgspec.ValidationError:
+        raise BadRecord(*why_no_object(value)) from None
+    except RecursionError:
+        return _head(value, "too_deep", "")
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        text = mended(value)
+        cause = _cause(error)
+    try:
+        event = _fields.decode(text)
+    except RecursionError:
+        return _head(value, "too_deep", "")
+    except UNREADABLE:
+        raise BadRecord(*why_not_json(value, cause)) from None
+    if b"\\ufffd" in bytes(event.get("client_id", b"")):
+        raise BadRecord("malformed_client", "half of a surrogate pair")
+    return event, None
+
+
+def _head(value: bytes, reason: str, detail: str) -> tuple[Mapping[str, Raw], tuple[str, str]]:
+    event = head(value)
+    if given(event, "client_id") is None or given(event, "model_id") is None:
+        raise BadRecord(reason, "its beginning names no client and model")
+    return event, (reason, detail)
+
+
+def _client_of_another_type(raw: Raw) -> str:
+    """A whole number as text. Raises BadRecord for anything else."""
+    if is_null(raw):
+        raise BadRecord("missing_client")
+    try:
+        number = parsed(raw)
+    except (ValueError, RecursionError):
+        number = None
+    if isinstance(number, float) and number.is_integer() and abs(number) < 2**53:
+        number = int(number)
+    if not isinstance(number, int) or isinstance(number, bool):
+        raise BadRecord("malformed_client", "neither text nor a whole number")
+    return str(number)
+
+
+def _model(event: Mapping[str, Raw]) -> str:
+    """The model id; a whole number as text. Raises BadRecord."""
+    try:
+        return _string.decode(event["model_id"])
+    except (KeyError, msgspec.ValidationError):
+        number = bytes(given(event, "model_id") or b"")
+    if not number:
+        raise without_client(frozenset(event), "missing_model")
+    if not number.isdigit():
+        raise BadRecord("unknown_model", "model_id is neither text nor a whole number")
+    return number.decode()
+
+
+def _carefully(
+    reader: InputReader, event: Mapping[str, Raw], values: Values | None, value: bytes, letter: tuple[str, str] | None
+) -> tuple[Values, _Marks, tuple[str, str] | None]:
+    """What an event asks and was answered, what of it does not fit, and (reason, detail) when it is a dead letter all the same.
+
+    values  input and answer, when they fit
+    letter  why only the head of the record `value` could be read
+    """
+    misfit, salt = 0, 0
+    notes: tuple[Note, ...] = ()
+    if values is None:
+        if letter is None:
+            row, answer = reader.careful_row(event), reader.careful_answer(given(event, ANSWER))
+        else:
+            row, answer = _of_head(reader, event, value, letter[0])
+        notes = row.notes + answer.notes
+        misfit, salt = row.misfit | (int(Misfit.ANSWER) if answer.notes else 0), row.salt
+        values = row.values, answer[:3]
+    if _time_ms(event) == UNKNOWN_TIME:
+        notes = (Note("bad_timestamp"), *notes)
+        letter = letter or ("bad_timestamp", _why_untimed(event))
+    if letter is None and notes and notes[0].reason == "missing_input":
+        letter = ("missing_input", "")
+    if not _weight(event):
+        notes += (Note("bad_sampled_fraction"),)
+    return values, _Marks(misfit, salt, notes), letter
+
+
+def _of_head(reader: InputReader, event: Mapping[str, Raw], value: bytes, reason: str) -> tuple[Row, Answer]:
+    """Of a record of which only the head could be read: its answer may stand there, its input is told by its bytes."""
+    raw = given(event, ANSWER)
+    return reader.unreadable(reason, value), reader.unanswered if raw is None else reader.careful_answer(raw)
+
+
+def _outcome(event: Mapping[str, Raw]) -> str:
+    """`denied` or `failed` for a status that says so when there is no answer; empty: a query.
+
+    A status that HTTP does not have says nothing.
+    """
+    try:
+        status = _status.decode(event["status"])
+    except CARE:
+        return ""
+    if status is None or 200 <= status < 300 or status not in STATUSES or _answered(given(event, ANSWER)):
+        return ""
+    return "denied" if status in (401, 403, 429) else "failed"
+
+
+def _answered(raw: Raw | None) -> bool:
+    """Whether a prediction says anything."""
+    if raw is None:
+        return False
+    try:
+        found = parsed(raw)
+    except (ValueError, RecursionError):
+        return True
+    if isinstance(found, dict):
+        return any(found.get(name) not in (None, "", []) for name in MEMBERS)
+    return found not in ("", [])
+
+
+def _time_ms(event: Mapping[str, Raw]) -> int:
+    """Event time, or `UNKNOWN_TIME`."""
     raw = event.get("timestamp")
     if raw is None:
-        raise BadRecord("bad_timestamp", "missing")
+        return UNKNOWN_TIME
     try:
         when = _time.decode(raw)
-    except (msgspec.ValidationError, ValueError):
-        raise BadRecord("bad_timestamp") from None
-    if when.tzinfo is None:
-        raise BadRecord("bad_timestamp", "no offset")
-    time_ms = round(when.timestamp() * 1000)
-    if time_ms not in TIMES_MS:
-        raise BadRecord("bad_timestamp", "outside the years 1970 to 9999")
-    return time_ms
+    except (*UNREADABLE, ValueError):
+        found = _leap_second(raw)
+        if found is None:
+            return UNKNOWN_TIME
+        when = found
+    time_ms = UNKNOWN_TIME if when.tzinfo is None else round(when.timestamp() * 1000)
+    return time_ms if time_ms in TIMES_MS else UNKNOWN_TIME
 
 
-def _weight(event: Mapping[str, msgspec.Raw]) -> float:
+def _leap_second(raw: Raw) -> datetime | None:
+    """The last moment before a leap second; None for what is none."""
+    try:
+        return _time.decode(_LEAP.sub(rb"\1:59.999", bytes(raw), count=1)) if _LEAP.search(bytes(raw)) else None
+    except (*UNREADABLE, ValueError):
+        return None
+
+
+def _why_untimed(event: Mapping[str, Raw]) -> str:
+    """Why there is no event time, in words."""
+    try:
+        found = parsed(event.get("timestamp", b"null"))
+    except (ValueError, RecursionError):
+        found = ""
+    if found is None:
+        return "missing"
+    if isinstance(found, int | float):
+        return "a number, perhaps since the epoch: RFC 3339 is needed"
+    if not isinstance(found, str):
+        return "no text"
+    return "not RFC 3339, without an offset, or outside the years 1970 to 9999"
+
+
+def _weight(event: Mapping[str, Raw]) -> float:
+    """1 / sampled_fraction; 0 for a fraction that cannot be."""
     raw = event.get("sampled_fraction")
-    if raw is None:
+    if raw is None or is_null(raw):
         return 1.0
-    fraction = _number.decode(raw)
-    if not LEAST_FRACTION <= fraction <= 1:
-        raise BadRecord("bad_sampled_fraction")
+    try:
+        fraction = parsed(raw)
+    except (ValueError, RecursionError):
+        return 0.0
+    if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not LEAST_FRACTION <= fraction <= 1:
+        return 0.0
     return 1 / fraction
 
 
@@ -396,100 +472,7 @@ def _dead(records: Records, i: int, reason: str, detail: str) -> DeadLetter:
     )
 
 
-def _mistyped(error: msgspec.ValidationError) -> str:
-    """msgspec says "(Number|Integer value) out of range" of what a double, or 4,300 digits, can't hold."""
-    return "not_finite" if "out of range" in str(error) else "wrong_type"
-
-
 def _cause(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "nested too deeply"
     return "not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
-
-
-def _why_not_json(value: bytes, detail: str) -> tuple[str, str]:
-    """Tell a number that JSON does not have from a line that is not JSON."""
-
-    def refuse(token: str) -> float:
-        raise BadRecord("not_finite", token[:16])
-
-    def whole(text: str) -> float:
-        number = float(text)
-        return number if math.isfinite(number) else refuse(text)
-
-    try:
-        json.loads(value.decode("utf-8"), parse_constant=refuse, parse_float=whole)
-    except BadRecord as error:
-        return error.reason, error.detail
-    except (ValueError, RecursionError):
-        return "not_json", detail
-    return "not_json", detail
-
-
-# ---------------------------------------------------------------------------------------------------- references
-
-
-@dataclass(frozen=True, slots=True)
-class RawReference:
-    """A reference before there is a schema: its events, parsed loosely, and what was refused."""
-
-    events: list[dict[str, Any]]
-    refused: Counter[str]
-
-
-def read_reference(lines: Iterable[bytes], model_id: str) -> RawReference:
-    """Events of a reference file; lines of other models are left out and counted."""
-    decoder = msgspec.json.Decoder(dict[str, Any])
-    events: list[dict[str, Any]] = []
-    refused: Counter[str] = Counter()
-    for line in lines:
-        if not line.strip():
-            continue
-        try:
-            event = decoder.decode(line)
-            _typed.decode(line)
-        except msgspec.ValidationError as error:
-            refused[_mistyped(error)] += 1
-            continue
-        except UNREADABLE as error:
-            refused[_why_not_json(line, _cause(error))[0]] += 1
-            continue
-        if event.get("model_id", model_id) != model_id:
-            refused["unknown_model"] += 1
-            continue
-        events.append(event)
-    return RawReference(events, refused)
-
-
-def reference_batch(raw: RawReference, schema: Schema) -> tuple[QueryBatch, Counter[str]]:
-    """The reference's events as columns of one anonymous client, and why the others were refused."""
-    reader = InputReader(schema)
-    native = NativeFormat({"reference": reader})
-    encode = msgspec.json.encode
-    values = [
-        encode(
-            {**e, "client_id": "reference", "timestamp": "1970-01-01T00:00:00Z", "model_id": "reference", "status": 200}
-        )
-        for e in raw.events
-    ]
-    decoded = native.decode(Records("reference", values, np.arange(len(values), dtype=np.int64), len(values)))
-    refused = Counter(letter.reason for letter in decoded.dead)
-    batch = decoded.batches.get("reference") or _Columns().batch(reader)
-    return batch, refused
-
-
-def stack(batches: list[QueryBatch]) -> QueryBatch:
-    """Several batches of one model as one; clients keep their identity."""
-    clients: dict[str, int] = {}
-    who = []
-    for b in batches:
-        index = np.array([clients.setdefault(c, len(clients)) for c in b.clients], np.int32)
-        who.append(index[b.who] if len(b) else b.who)
-
-    def joined(name: str) -> NDArray[Any]:
-        return np.concatenate([getattr(b, name) for b in batches])
-
-    return QueryBatch(
-        list(clients), np.concatenate(who), joined("inputs"), joined("labels"), joined("probabilities"),
-        joined("values"), joined("time_ms"), joined("weight"), joined("offsets"), joined("misfit"), joined("salt"),
-    )  # fmt: skip

@@ -89,36 +89,40 @@ def test_every_kind_of_record_is_counted_once(
         *lines[:50],
         *lines[:5],
         b"{",
-        victims.line(row, status=429),
-        victims.line(row, status=500),
-        victims.line(row, prediction=None),
+        victims.line(row, status=429, prediction=None),
+        victims.line(row, status=500, prediction=None),
+        victims.line(row, client_id=None),
+        victims.line(row, timestamp=None),
     ]
     one = through(runner(victims.write_lines(tmp_path / "log.jsonl", mixed), new_store(), reading))
     found = counters(one)
-    expected = {"produced": 59, "queries": 50, "duplicate": 5, "dead": 2, "denied": 1, "failed": 1}
+    expected = {
+        "produced": 60, "queries": 51, "duplicate": 5, "dead": 3, "dead_counted": 1, "denied": 1, "failed": 1,
+    }  # fmt: skip
     assert {name: n for name, n in found.items() if n} == expected
-    assert processed(found) == 52
+    assert processed(found) == 53
     text = one.metrics.text().decode()
     assert "querywarden_duplicate_events_total 5.0" in text
     assert 'querywarden_records_total{outcome="duplicate"} 5.0' in text
 
 
 @pytest.mark.parametrize(
-    "name", ["produced", "queries", "denied", "failed", "unmodelled", "dead", "duplicate", "erased"]
+    "name", ["produced", "queries", "denied", "failed", "unmodelled", "dead", "dead_counted", "duplicate", "erased"]
 )
 def test_a_record_that_is_nowhere_or_twice_is_seen(name: str) -> None:
     whole = {
-        "produced": 28,
+        "produced": 26,
         "queries": 1,
         "denied": 2,
         "failed": 3,
         "unmodelled": 4,
         "dead": 5,
+        "dead_counted": 2,
         "duplicate": 6,
         "erased": 7,
     }
     assert imbalance(whole) == 0
-    assert imbalance(whole | {name: whole[name] + 1}) == (1 if name == "produced" else -1)
+    assert imbalance(whole | {name: whole[name] + 1}) == (1 if name in ("produced", "dead_counted") else -1)
 
 
 # ----------------------------------------------------------------------------------------------------- duplicates

@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import json
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from consumers.intake.ledger import imbalance
 from consumers.log import MAX_RECORD_BYTES, Records
-from consumers.log.formats import (
-    KNOWN_KEYS,
-    REASONS,
-    Decoded,
-    InputReader,
-    NativeFormat,
-    read_reference,
-    reference_batch,
-    stack,
-)
+from consumers.log.formats import FATES, KNOWN_KEYS, REASONS, Decoded, InputReader, NativeFormat, Note
+from consumers.log.references import read_reference, reference_batch, stack
 from detector.features import Column, Schema
-from detector.query import UNKNOWN_LABEL, QueryBatch
+from detector.query import UNKNOWN_LABEL, UNKNOWN_TIME, Misfit, QueryBatch
 
 
 def numbers(*names: str) -> tuple[Column, ...]:
@@ -41,9 +37,17 @@ VECTOR = Schema(
     tuple(Column(f"e{i}", "embedding", -1.0, 1.0, 0.0) for i in range(4)), "embedding", False, "classification", ("x",)
 )
 REGRESSOR = Schema(numbers("a", "b"), "features", False, "regression", ())
+NESTED = Schema(
+    (
+        Column("device.os", "categorical", 0.0, 1.0, 1.0, ("a", "b")),
+        *numbers("device.age.years"),
+        Column("on", "boolean", 0.0, 1.0, 1.0),
+    ),
+    "features", True, "classification", ("no", "yes"),
+)  # fmt: skip
 READERS = {
     name: InputReader(schema)
-    for name, schema in {"plain": PLAIN, "named": NAMED, "vector": VECTOR, "house": REGRESSOR}.items()
+    for name, schema in {"plain": PLAIN, "named": NAMED, "vector": VECTOR, "house": REGRESSOR, "nested": NESTED}.items()
 }
 
 EVENT: dict[str, Any] = {
@@ -59,6 +63,10 @@ HUGE = "9" * 5000
 
 def event(**changes: Any) -> bytes:
     return json.dumps({k: v for k, v in (EVENT | changes).items() if v is not GONE}, ensure_ascii=False).encode()
+
+
+def named(features: Any) -> bytes:
+    return event(model_id="named", features=features, prediction={"label": 1})
 
 
 def raw(old: str, new: str) -> bytes:
@@ -92,77 +100,72 @@ def same(left: QueryBatch, right: QueryBatch) -> bool:
 # ------------------------------------------------------------------------------------------------------- refused
 
 REFUSED: list[tuple[str, str, bytes]] = [
-    ("not an object", "wrong_type", b"[1, 2]"),
-    ("null", "wrong_type", b"null"),
+    ("not an object", "not_json", b"[1, 2]"),
+    ("null", "not_json", b"null"),
     ("no bytes", "not_json", b""),
     ("not JSON", "not_json", b"GET / HTTP/1.1"),
     ("half an event", "not_json", event()[:60]),
     ("bytes after the event", "not_json", event() + b" x"),
     ("NUL after the event", "not_json", event() + b"\x00"),
-    ("two events on a line", "not_json", event() + event()),
     ("byte order mark", "not_json", b"\xef\xbb\xbf" + event()),
     ("UTF-16", "not_json", event().decode().encode("utf-16")),
+    ("gzip", "not_json", gzip.compress(event())),
     ("bad UTF-8 in an id", "not_json", event().replace(b"acct-1", b"acct-\xff")),
-    ("bad UTF-8 in a key", "not_json", event().replace(b'"features"', b'"\xfeatures"')),
-    ("raw surrogate in an id", "not_json", raw('"acct-1"', '"\ud800"')),
-    ("escaped lone surrogate", "not_json", raw('"acct-1"', '"\\ud800"')),
-    ("deep lists", "not_json", raw("[0.1, 2, 3.5]", "[" * 100_000)),
-    ("deep, closed lists", "not_json", raw("[0.1, 2, 3.5]", "[" * 50_000 + "]" * 50_000)),
-    ("deep objects", "not_json", b'{"a":' * 100_000),
-    ("deep list under a key that nobody knows", "not_json", raw("{", '{"more": ' + "[" * 90_000 + "]" * 90_000 + ", ")),
     ("hexadecimal", "not_json", raw("0.1", "0x1")),
     ("leading zero", "not_json", raw("0.1", "00.1")),
-    ("1 MiB and a byte", "too_large", event() + b" " * (MAX_RECORD_BYTES + 1 - len(event()))),
-    ("NaN", "not_finite", raw("0.1", "NaN")),
-    ("Infinity", "not_finite", raw("0.1", "Infinity")),
-    ("-Infinity", "not_finite", raw("0.1", "-Infinity")),
-    ("NaN under a key that nobody knows", "not_finite", raw("{", '{"more": NaN, ')),
-    ("NaN probability", "not_finite", raw("0.8", "NaN")),
-    ("1e999", "not_finite", raw("0.1", "1e999")),
-    ("-1e999", "not_finite", raw("0.1", "-1e999")),
-    ("5,000 digits", "not_finite", raw("0.1", HUGE)),
-    ("5,000 digits of a label", "not_finite", raw('"yes"', HUGE)),
-    ("5,000 digits of a status", "not_finite", raw("{", f'{{"status": {HUGE}, ')),
-    ("1e308", "out_of_range", raw("0.1", "1e308")),
-    ("just over 1e12", "out_of_range", raw("0.1", "-1000000000001")),
-    ("true among the numbers", "wrong_type", event(features=[True, 2, 3])),
-    ("null among the numbers", "wrong_type", event(features=[None, 2, 3])),
-    ("a number in a string", "wrong_type", event(features=["1.5", 2, 3])),
-    ("NaN in a string", "wrong_type", event(features=["NaN", 2, 3])),
-    ("nested row", "wrong_type", event(features=[[0.1, 2, 3.5]])),
-    ("features a number", "wrong_type", event(features=5)),
-    ("features null", "wrong_type", event(features=None)),
-    ("client a number", "wrong_type", event(client_id=17)),
-    ("client null", "wrong_type", event(client_id=None)),
-    ("model a list", "wrong_type", event(model_id=["plain"])),
-    ("label a float", "wrong_type", event(prediction={"label": 1.5})),
-    ("label a boolean", "wrong_type", event(prediction={"label": True})),
-    ("prediction a list", "wrong_type", event(prediction=[0.2, 0.8])),
-    ("prediction null", "wrong_type", event(prediction=None)),
-    ("status in a string", "wrong_type", event(status="200")),
-    ("fraction in a string", "wrong_type", event(sampled_fraction="0.5")),
-    ("two columns", "wrong_dimension", event(features=[1, 2])),
-    ("four columns", "wrong_dimension", event(features=[1, 2, 3, 4])),
-    ("no columns", "wrong_dimension", event(features=[])),
-    ("three probabilities", "wrong_output", event(prediction={"probabilities": [0.2, 0.3, 0.5]})),
-    ("no probabilities", "wrong_output", event(prediction={"probabilities": []})),
-    ("three logits", "wrong_output", event(prediction={"logits": [1, 2, 3]})),
-    ("a probability of 2", "wrong_output", event(prediction={"probabilities": [-1, 2]})),
-    ("a regression without a value", "wrong_output", event(model_id="house", features=[1, 2])),
-    ("a regression with an empty value", "wrong_output",
-     event(model_id="house", features=[1, 2], prediction={"value": []})),
-    ("a regression of 1e13", "out_of_range", event(model_id="house", features=[1, 2], prediction={"value": 1e13})),
+    ("deep objects", "too_deep", b'{"a":' * 100_000),
+    ("1 MiB that names nobody", "too_large", b'{"features": [' + b"1," * (MAX_RECORD_BYTES // 2) + b"1]}"),
+    ("two events on a line", "several_objects", event() + event()),
+    ("events in a list", "several_objects", b"[" + event() + b"," + event() + b"]"),
+    ("JSON in JSON", "encoded_twice", json.dumps(event().decode()).encode()),
+    ("a schema registry's framing", "framed", b"\x00\x00\x00\x00\x2a" + event()),
+    ("a Connect envelope", "connect_envelope", b'{"schema": null, "payload": ' + event() + b"}"),
+    ("another logger's event", "foreign_format", b'{"captureData": {}, "eventMetadata": {}, "eventVersion": "0"}'),
     ("no client", "missing_client", event(client_id=GONE)),
+    ("client null", "missing_client", event(client_id=None)),
     ("an empty client", "malformed_client", event(client_id="")),
+    ("client a list", "malformed_client", event(client_id=["acct-1"])),
+    ("client a boolean", "malformed_client", event(client_id=True)),
+    ("client a fraction", "malformed_client", event(client_id=1.5)),
     ("CRLF in a client", "malformed_client", event(client_id="a\r\nadmin")),
     ("NUL in a client", "malformed_client", event(client_id="a\x00b")),
     ("escape in a client", "malformed_client", event(client_id="\x1b[2J")),
     ("C1 control in a client", "malformed_client", event(client_id="a\x85b")),
     ("line separator in a client", "malformed_client", event(client_id="a\u2028b")),
     ("257 bytes of a client", "malformed_client", event(client_id="é" * 128 + "x")),
+    ("half of a surrogate pair in a client", "malformed_client", raw('"acct-1"', '"\\ud800"')),
     ("no model", "missing_model", event(model_id=GONE)),
+    ("model null", "missing_model", event(model_id=None)),
+    ("model a list", "unknown_model", event(model_id=["plain"])),
     ("a model without a baseline", "unknown_model", event(model_id="other")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("reason", "value"), [r[1:] for r in REFUSED], ids=[r[0] for r in REFUSED])
+def test_a_bad_record_is_refused_with_its_reason_and_changes_no_other_row(reason: str, value: bytes) -> None:
+    good = [event(client_id=f"acct-{i % 3}", features=[i / 7, 2, 3]) for i in range(6)]
+    decoded = decode([*good[:3], value, *good[3:]])
+    (letter,) = decoded.dead
+    assert (letter.reason, FATES[reason]) == (reason, "lettered" if reason.startswith("too_") else "refused")
+    assert (letter.place, letter.offset) == ("log:0@13", 13)
+    assert decoded.counters["produced"] == 7
+    assert (decoded.counters["dead"], decoded.counters["dead_counted"]) == (1, 0)
+    assert decoded.counters["unknown_keys"] == 0
+    clean = decode(good)
+    assert same(decoded.batches["plain"], only(clean))
+    assert decoded.last_ms == clean.last_ms
+    assert letter.detail.isprintable() or not letter.detail
+    assert len(letter.detail) <= 200
+
+
+BIG = b'{"client_id": "acct-1", "model_id": "plain", "features": [' + b"1," * (MAX_RECORD_BYTES // 2) + b"1]}"
+
+LETTERED: list[tuple[str, str, bytes]] = [
+    ("1 MiB and a byte", "too_large", event() + b" " * (MAX_RECORD_BYTES + 1 - len(event()))),
+    ("1 MiB, cut off", "too_large", BIG[: MAX_RECORD_BYTES + 1]),
+    ("deep lists", "too_deep", raw("[0.1, 2, 3.5]", "[" * 50_000 + "]" * 50_000)),
     ("no time", "bad_timestamp", event(timestamp=GONE)),
+    ("time null", "bad_timestamp", event(timestamp=None)),
     ("a time without offset", "bad_timestamp", event(timestamp="2026-03-02T09:00:00")),
     ("a date", "bad_timestamp", event(timestamp="2026-03-02")),
     ("month 13", "bad_timestamp", event(timestamp="2026-13-02T09:00:00Z")),
@@ -174,49 +177,226 @@ REFUSED: list[tuple[str, str, bytes]] = [
     ("the year 10000 by rounding", "bad_timestamp", event(timestamp="9999-12-31T23:59:59.9999Z")),
     ("the year 10000 by offset", "bad_timestamp", event(timestamp="9999-12-31T23:59:59-12:00")),
     ("no input", "missing_input", event(features=GONE)),
-    ("a text", "unsupported_input", event(features=GONE, text="hello")),
-    ("an embedding for a table", "unsupported_input", event(features=GONE, embedding=[1, 2, 3])),
-    ("features for an embedding", "unsupported_input", event(model_id="vector")),
-    ("no prediction", "missing_prediction", event(prediction=GONE)),
-    ("an empty prediction", "missing_prediction", event(prediction={})),
-    ("status 200, no prediction", "missing_prediction", event(prediction=GONE, status=200)),
-    ("fraction 0", "bad_sampled_fraction", event(sampled_fraction=0)),
-    ("fraction 1.5", "bad_sampled_fraction", event(sampled_fraction=1.5)),
-    ("fraction below what a float can weigh", "bad_sampled_fraction", event(sampled_fraction=1e-320)),
-    ("an unknown category", "unknown_category",
-     event(model_id="named", features={"age": 1, "score": 2, "job": "pilot"})),
-    ("a category with a fraction", "unknown_category",
-     event(model_id="named", features={"age": 1, "score": 2, "job": 7.5})),
-    ("a column is missing", "missing_column", event(model_id="named", features={"age": 1, "job": "clerk"})),
-    ("a string in a column of numbers", "wrong_type",
-     event(model_id="named", features={"age": "1", "score": 2, "job": "clerk"})),
+    ("input null", "missing_input", event(features=None)),
+]
+
+
+@pytest.mark.parametrize(("reason", "value"), [r[1:] for r in LETTERED], ids=[r[0] for r in LETTERED])
+def test_a_record_that_somebody_must_look_at_is_a_dead_letter_and_counts_for_its_client(
+    reason: str, value: bytes
+) -> None:
+    decoded = decode([event(client_id="b"), value])
+    (letter,) = decoded.dead
+    assert (letter.reason, letter.offset, FATES[reason]) == (reason, 11, "lettered")
+    assert decoded.counted == {11}
+    assert (decoded.counters["queries"], decoded.counters["dead"], decoded.counters["dead_counted"]) == (2, 1, 1)
+    batch = decoded.batches["plain"]
+    assert [batch.clients[i] for i in batch.who] == ["b", "acct-1"]
+    assert reason in {note.reason for note in decoded.notes["plain"][11]}
+    if reason == "bad_timestamp":
+        assert batch.time_ms[1] == UNKNOWN_TIME
+        assert batch.inputs[1].tolist() == [0.1, 2.0, 3.5]
+    else:
+        assert Misfit(int(batch.misfit[1])) & Misfit.UNREADABLE
+        assert np.isnan(batch.inputs[1]).all()
+        assert batch.salt[1]
+
+
+NAN = math.nan
+JOB = {"age": 1, "score": 2, "job": "clerk"}
+MARKED: list[tuple[str, str, bytes, Misfit, list[float]]] = [
+    ("NaN", "not_finite", raw("0.1", "NaN"), Misfit.MISSING, [NAN, 2, 3.5]),
+    ("-Infinity", "not_finite", raw("0.1", "-Infinity"), Misfit.MISSING, [NAN, 2, 3.5]),
+    ("nan as C prints it", "not_finite", raw("0.1", "-nan"), Misfit.MISSING, [NAN, 2, 3.5]),
+    ("1e999", "not_finite", raw("0.1", "-1e999"), Misfit.MISSING, [NAN, 2, 3.5]),
+    ("5,000 digits", "not_finite", raw("0.1", HUGE), Misfit.MISSING, [NAN, 2, 3.5]),
+    ("NaN in a string", "not_finite", event(features=["NaN", 2, 3]), Misfit.MISSING, [NAN, 2, 3]),
+    ("null", "missing_value", event(features=[None, 2, 3]), Misfit.MISSING, [NAN, 2, 3]),
+    ("empty text", "missing_value", event(features=[" ", 2, 3]), Misfit.MISSING, [NAN, 2, 3]),
+    ("a word", "wrong_type", event(features=["red", 2, 3]), Misfit.MISSING, [NAN, 2, 3]),
+    ("just over 1e12", "out_of_range", raw("0.1", "-1000000000001"), Misfit.OUT_OF_RANGE, [-math.inf, 2, 3.5]),
+    ("1e308", "out_of_range", raw("0.1", "1e308"), Misfit.OUT_OF_RANGE, [math.inf, 2, 3.5]),
+    ("a large number as text", "out_of_range", event(features=["2e12", 2, 3]),
+     Misfit.OUT_OF_RANGE | Misfit.RETYPED, [math.inf, 2, 3]),
+    ("true", "retyped", event(features=[True, 2, 3]), Misfit.RETYPED, [1, 2, 3]),
+    ("a number as text", "retyped", event(features=[" -1.5e1", 2, 3]), Misfit.RETYPED, [-15, 2, 3]),
+    ("a nested value", "wrong_type", event(features=[[0.1], 2, 3]), Misfit.UNREADABLE, [NAN] * 3),
+    ("two rows", "wrong_dimension", event(features=[[0.1, 2, 3], [1, 2, 3]]), Misfit.UNREADABLE, [NAN] * 3),
+    ("a number", "wrong_type", event(features=5), Misfit.UNREADABLE, [NAN] * 3),
+    ("two columns", "wrong_dimension", event(features=[1, 2]), Misfit.UNREADABLE, [NAN] * 3),
+    ("four columns", "wrong_dimension", event(features=[1, 2, 3, 4]), Misfit.UNREADABLE, [NAN] * 3),
+    ("no columns", "wrong_dimension", event(features=[]), Misfit.UNREADABLE, [NAN] * 3),
+    ("a text", "unsupported_input", event(features=GONE, text="hello"), Misfit.UNREADABLE, [NAN] * 3),
+    ("an embedding", "unsupported_input", event(features=GONE, embedding=[1, 2, 3]), Misfit.UNREADABLE, [NAN] * 3),
+    ("no column of ours", "missing_column", event(features={"z": 1}), Misfit.UNREADABLE, [NAN] * 3),
+    ("bytes that are no UTF-8", "wrong_type", event(features=["rot", 2, 3]).replace(b"rot", b"\xff"),
+     Misfit.MISSING, [NAN, 2, 3]),
+    ("no UTF-8 in a key", "bad_sampled_fraction", event(sampled_fraction=7).replace(b"{", b'{"\xff": 1, ', 1),
+     Misfit(0), [0.1, 2, 3.5]),
+    ("a column is missing", "missing_column", named({"age": 1, "job": "clerk"}),
+     Misfit.MISSING, [1, NAN, 1]),
+    ("an unknown category", "unknown_category", named(JOB | {"job": "pilot"}),
+     Misfit.OTHER, [1, 2, 3]),
+    ("half of a surrogate pair", "unknown_category",
+     named(JOB).replace(b"clerk", b"\\ud800"), Misfit.OTHER, [1, 2, 3]),
+    ("a category with a fraction", "unknown_category", named(JOB | {"job": 7.5}),
+     Misfit.OTHER, [1, 2, 3]),
+    ("a null category", "missing_value", named(JOB | {"job": None}),
+     Misfit.MISSING, [1, 2, NAN]),
+    ("a list in a category", "wrong_type", named(JOB | {"job": ["clerk"]}),
+     Misfit.UNREADABLE, [NAN] * 3),
+    ("prediction null", "missing_prediction", event(prediction=None), Misfit.ANSWER, [0.1, 2, 3.5]),
+    ("no prediction", "missing_prediction", event(prediction=GONE, status=200), Misfit.ANSWER, [0.1, 2, 3.5]),
+    ("an empty prediction", "missing_prediction", event(prediction={"label": None}), Misfit.ANSWER, [0.1, 2, 3.5]),
+    ("fraction 0", "bad_sampled_fraction", event(sampled_fraction=0), Misfit(0), [0.1, 2, 3.5]),
+    ("fraction 1.5", "bad_sampled_fraction", event(sampled_fraction=1.5), Misfit(0), [0.1, 2, 3.5]),
+    ("a fraction that no float can weigh", "bad_sampled_fraction", event(sampled_fraction=1e-320), Misfit(0),
+     [0.1, 2, 3.5]),
+    ("fraction NaN", "bad_sampled_fraction", raw("{", '{"sampled_fraction": NaN, '), Misfit(0), [0.1, 2, 3.5]),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("reason", "value"), [r[1:] for r in REFUSED], ids=[r[0] for r in REFUSED])
-def test_a_bad_record_is_refused_with_its_reason_and_changes_no_other_row(reason: str, value: bytes) -> None:
-    good = [event(client_id=f"acct-{i % 3}", features=[i / 7, 2, 3]) for i in range(6)]
-    decoded = decode([*good[:3], value, *good[3:]])
-    (letter,) = decoded.dead
-    assert letter.reason == reason
-    assert (letter.place, letter.offset) == ("log:0@13", 13)
-    assert decoded.counters["produced"] == 7
-    assert decoded.counters["dead"] == 1
-    assert decoded.counters["unknown_keys"] == 0
-    clean = decode(good)
-    assert same(decoded.batches["plain"], only(clean))
-    assert decoded.last_ms == clean.last_ms
-    assert letter.detail.isprintable()
-    assert len(letter.detail) <= 200
+@pytest.mark.parametrize(("reason", "value", "misfit", "row"), [m[1:] for m in MARKED], ids=[m[0] for m in MARKED])
+def test_what_does_not_fit_is_a_query_of_its_client_encoded_and_marked(
+    reason: str, value: bytes, misfit: Misfit, row: list[float]
+) -> None:
+    decoded = decode([value])
+    ((model, batch),) = decoded.batches.items()
+    assert not decoded.dead
+    assert decoded.counters["queries"] == 1
+    assert batch.clients == ["acct-1"]
+    assert Misfit(int(batch.misfit[0])) == misfit
+    np.testing.assert_array_equal(batch.inputs[0], row)
+    assert reason in {note.reason for note in decoded.notes[model][10]}
+    assert FATES[reason] == "marked"
+    told_apart = Misfit.OTHER | Misfit.OUT_OF_RANGE | Misfit.UNREADABLE
+    assert bool(batch.salt[0]) == bool(misfit & told_apart)
+    assert batch.weight.tolist() == [1.0]
+
+
+ANSWERS: list[tuple[str, Any, int, list[float]]] = [
+    ("three probabilities", {"probabilities": [0.2, 0.3, 0.5]}, UNKNOWN_LABEL, [NAN, NAN]),
+    ("three probabilities and a label", {"label": "yes", "probabilities": [0.2, 0.3, 0.5]}, 1, [NAN, NAN]),
+    ("no probabilities", {"label": "yes", "probabilities": []}, 1, [NAN, NAN]),
+    ("a probability of 2", {"label": "yes", "probabilities": [-1, 2]}, 1, [NAN, NAN]),
+    ("null among them", {"label": "yes", "probabilities": [None, 1]}, 1, [NAN, NAN]),
+    ("three logits", {"logits": [1, 2, 3]}, UNKNOWN_LABEL, [NAN, NAN]),
+    ("an unknown label", {"label": "perhaps", "probabilities": [0.3, 0.7]}, UNKNOWN_LABEL, [0.3, 0.7]),
+    ("only an unknown label", {"label": 10**30}, UNKNOWN_LABEL, [NAN, NAN]),
+    ("a label in an object", {"label": {"a": 1}}, UNKNOWN_LABEL, [NAN, NAN]),
+    ("a text", {"text": "I think so"}, UNKNOWN_LABEL, [NAN, NAN]),
+    ("a list", [0.2, 0.8], UNKNOWN_LABEL, [NAN, NAN]),
+]
+
+
+@pytest.mark.parametrize(
+    ("prediction", "label", "probabilities"), [a[1:] for a in ANSWERS], ids=[a[0] for a in ANSWERS]
+)
+def test_an_answer_that_cannot_be_read_is_missing_and_the_input_counts(
+    prediction: Any, label: int, probabilities: list[float]
+) -> None:
+    decoded = decode([event(prediction=prediction)])
+    batch = only(decoded)
+    assert batch.labels.tolist() == [label]
+    np.testing.assert_allclose(batch.probabilities[0], probabilities, atol=1e-6)
+    assert batch.misfit.tolist() == [Misfit.ANSWER]
+    assert batch.inputs.tolist() == [[0.1, 2.0, 3.5]]
+    assert decoded.notes["plain"] == {10: (Note("wrong_output", "prediction"),)}
+
+
+@pytest.mark.parametrize("prediction", [{"value": []}, {"value": 1e13}, {"value": "no"}, {"label": 3}, {}])
+def test_a_regression_without_a_value_counts_too(prediction: Any) -> None:
+    batch = only(decode([event(model_id="house", features=[1, 2], prediction=prediction)]), "house")
+    assert np.isnan(batch.values).all()
+    assert batch.misfit.tolist() == [Misfit.ANSWER]
+
+
+def test_distinct_inputs_stay_distinct_where_their_codes_are_equal() -> None:
+    pairs = [
+        (event(features=[2e12, 2, 3]), event(features=[3e12, 2, 3])),
+        (event(features=[12345678901234567890, 2, 3]), event(features=[12345678901234567891, 2, 3])),
+        (event(features=[[1, 2]]), event(features=[[1, 3]])),
+        (event(features=GONE, text="a"), event(features=GONE, text="b")),
+        (named(JOB | {"job": "x"}), named(JOB | {"job": "y"})),
+        (named(JOB).replace(b"clerk", b"\\ud800"), named(JOB).replace(b"clerk", b"\\ud801")),
+        (named({"age": 1, "Score": 1, "job": "7"}),
+         named({"age": 1, "Score": 2, "job": "7"})),
+    ]  # fmt: skip
+    for one, other in pairs:
+        first, second, again = (next(iter(decode([value]).batches.values())).salt[0] for value in (one, other, one))
+        assert first != second
+        assert first == again
+
+
+@pytest.mark.parametrize(
+    ("changes", "row"),
+    [
+        ({"features": [[0.1, 2, 3.5]]}, [0.1, 2.0, 3.5]),
+        ({"features": {"a": 1, "b": 2, "c": 3, "note": None}}, [1.0, 2.0, 3.0]),
+        ({"model_id": "named", "features": [JOB], "prediction": "1"}, [1.0, 2.0, 1.0]),
+        (
+            {
+                "model_id": "named",
+                "features": JOB | {"vip": True, "tags": ["a"], "device": {"os": "x"}},
+                "prediction": 1,
+            },
+            [1.0, 2.0, 1.0],
+        ),
+        ({"model_id": "nested", "features": {"device": {"os": "b", "age": {"years": 3}}, "on": True}}, [1.0, 3.0, 1.0]),
+        ({"model_id": "nested", "features": {"device.os": "b", "device": {"age": {"years": 3}}, "on": 0}}, [1, 3, 0]),
+    ],
+)
+def test_one_row_in_a_list_more_columns_nested_ones_and_booleans_fit(changes: dict[str, Any], row: list[float]) -> None:
+    decoded = decode([event(**changes)])
+    (batch,) = decoded.batches.values()
+    assert batch.inputs.tolist() == [row]
+    assert batch.misfit.tolist() == [0]
+    assert not decoded.notes
+
+
+def test_columns_that_the_schema_does_not_have_are_counted() -> None:
+    lines = [named(JOB | more) for more in ({}, {"note": None}, {"vip": True, "n": 5})]
+    assert decode([*lines, event(model_id="named", features=JOB | {"n": 5}, prediction={})]).counters[
+        "extra_columns"
+    ] == (4)
+
+
+def test_a_column_is_named_and_its_value_is_not() -> None:
+    decoded = decode([named({"age": "secret", "job": "secret", "more": "secret"})])
+    assert decoded.notes["named"][10] == (
+        Note("wrong_type", "age"),
+        Note("missing_column", "score"),
+        Note("unknown_category", "job"),
+    )
 
 
 def test_every_reason_code_is_produced_by_some_record() -> None:
     refused = {0: ("corrupt_batch", "checksum"), 1: ("poison", "")}
     batch = Records("log:0", [b"", b""], np.arange(2), 2, refused=refused)
     produced = {letter.reason for letter in NativeFormat(READERS).decode(batch).dead}
-    for _, _, value in REFUSED:
-        produced |= {letter.reason for letter in decode([value]).dead}
+    listed = [r[2] for r in [*REFUSED, *LETTERED]] + [m[2] for m in MARKED] + [event(prediction=a[1]) for a in ANSWERS]
+    for value in listed:
+        decoded = decode([value])
+        produced |= {letter.reason for letter in decoded.dead}
+        produced |= {note.reason for mine in decoded.notes.values() for notes in mine.values() for note in notes}
     assert produced == set(REASONS)
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        (b'{"specversion": "1.0", "id": "6f1c", "source": "a", "type": "b", "inferenceservicename": "m"}', "KServe"),
+        (b'{"captureData": {}, "eventMetadata": {}}', "SageMaker"),
+        (b'{"databricks_request_id": "d-1", "request_time": "2026-03-20T09:00:00Z"}', "Databricks"),
+        (b'{"id": "chat-1", "call_type": "acompletion", "model": "m", "startTime": 1774000800.1}', "LiteLLM"),
+        (b'{"resourceSpans": []}', "OpenTelemetry"),
+        (event(timestamp=1774000800123), "since the epoch"),
+        (b"\x00\x00\x00\x00\x2a\x02\x06", "schema 42"),
+        (b"", "empty"),
+    ],
+)
+def test_the_detail_names_what_it_is(line: bytes, says: str) -> None:
+    assert says in decode([line]).dead[0].detail
 
 
 def test_a_record_of_one_mib_is_taken() -> None:
@@ -292,7 +472,7 @@ def test_models_are_kept_apart_and_clients_in_order_of_appearance() -> None:
     ],
 )
 def test_named_features_and_categories_as_strings_and_numbers(features: Any, row: list[float]) -> None:
-    batch = only(decode([event(model_id="named", features=features, prediction={"label": 1})]), "named")
+    batch = only(decode([named(features)]), "named")
     assert batch.inputs.tolist() == [row]
     assert batch.labels.tolist() == [1]
 
@@ -310,19 +490,40 @@ def test_embeddings() -> None:
         ({"probabilities": [0.3, 0.7]}, 1, [0.3, 0.7]),
         ({"logits": [0.0, math.log(3)]}, 1, [0.25, 0.75]),
         ({"logits": [1e308, -1e308]}, 0, [1.0, 0.0]),
-        ({"label": "perhaps"}, UNKNOWN_LABEL, None),
-        ({"label": 10**30}, UNKNOWN_LABEL, None),
-        ({"text": "I think so"}, UNKNOWN_LABEL, None),
         ({"label": "yes", "latency": 3}, 1, None),
+        ({"label": ["yes"], "probabilities": [[0.3, 0.7]]}, 1, [0.3, 0.7]),
+        ({"label": "yes", "probabilities": {"yes": 0.7, "no": 0.3}}, 1, [0.3, 0.7]),
+        ({"label": "yes", "probabilities": ["0.3", "0.7"], "logits": None, "value": None}, 1, [0.3, 0.7]),
+        ({"probabilities": [0.7]}, 1, [0.3, 0.7]),
+        ({"label": "no", "probabilities": 0.7}, 0, [0.3, 0.7]),
+        ("yes", 1, None),
     ],
 )
 def test_answers_of_a_classifier(prediction: Any, label: int, probabilities: list[float] | None) -> None:
     batch = only(decode([event(prediction=prediction)]))
     assert batch.labels.tolist() == [label]
+    assert batch.misfit.tolist() == [0]
     if probabilities is None:
         assert np.isnan(batch.probabilities).all()
     else:
         assert batch.probabilities[0].tolist() == pytest.approx(probabilities, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("labels", "same_as_the_second"),
+    [
+        (("0", "1"), [1, 1.0, "1", "1.0", True, "true", "True"]),
+        (("false", "true"), [True, "true", "TRUE", 1, 1.0]),
+        (("False", "True"), [True, "true", 1]),
+        (("1.0", "2.0"), [2, "2", 2.0]),
+    ],
+)
+def test_labels_are_matched_by_value(labels: tuple[str, str], same_as_the_second: list[Any]) -> None:
+    native = NativeFormat({"plain": InputReader(replace(PLAIN, labels=labels))})
+    values = [event(prediction={"label": label}) for label in same_as_the_second]
+    batch = native.decode(Records("log", values, np.arange(len(values)), len(values))).batches["plain"]
+    assert batch.labels.tolist() == [1] * len(values)
+    assert not batch.misfit.any()
 
 
 @pytest.mark.parametrize(("value", "answer"), [(3, 3.0), (2.5, 2.5), ([4.5, 1.0], 4.5), (-1e12, -1e12)])
@@ -349,6 +550,44 @@ def test_ids_are_any_text_of_256_bytes_without_control_characters(client: str) -
     assert only(decode([event(client_id=client)])).clients == [client]
 
 
+@pytest.mark.parametrize(("client", "name"), [(4711, "4711"), (4711.0, "4711"), (-1, "-1"), (10**30, "1" + "0" * 30)])
+def test_a_whole_number_is_a_client_id(client: Any, name: str) -> None:
+    assert only(decode([event(client_id=client)])).clients == [name]
+
+
+def test_null_is_as_if_absent_where_a_field_is_optional() -> None:
+    names = "event_id status sampled_fraction metadata model_version text embedding messages".split()
+    decoded = decode([event(**dict.fromkeys(names)), event()])
+    batch = only(decoded)
+    assert not batch.misfit.any()
+    assert batch.inputs.tolist() == [[0.1, 2.0, 3.5]] * 2
+    assert decoded.events["plain"][1].tolist() == decoded.contents["plain"][1].tolist() == [0, 0]
+
+
+def test_an_event_id_may_be_of_any_type() -> None:
+    for event_id in (7, True, 1.5, ["a"], {"a": 1}):
+        decoded = decode([event(event_id=event_id, metadata=5)])
+        assert bytes(decoded.events["plain"][0]) == json.dumps(event_id).encode()
+        assert len(only(decoded)) == 1
+
+
+def test_a_repetition_has_the_same_id_input_and_prediction() -> None:
+    def content(**changes: Any) -> bytes:
+        return bytes(decode([event(**{"event_id": "x", **changes})]).contents["plain"][0])
+
+    assert content() == content(timestamp="2026-03-02T09:00:09Z", model_version="8")
+    long = ["0." + "1" * 2000 for _ in range(3)]
+    others = [
+        content(**changes)
+        for changes in (
+            {}, {"features": [1, 2, 3]}, {"prediction": {"label": "no"}}, {"event_id": "y"}, {"features": long},
+            {"features": [*long[:2], "1"]}, {"features": GONE, "text": "a"}, {"features": GONE, "text": "b"},
+        )
+    ]  # fmt: skip
+    assert len(set(others)) == len(others)
+    assert max(map(len, others)) < 1024
+
+
 @pytest.mark.parametrize(
     ("stamp", "time_ms"),
     [
@@ -357,6 +596,8 @@ def test_ids_are_any_text_of_256_bytes_without_control_characters(client: str) -
         ("2026-03-02T09:00:00.2504999Z", 1772442000250),
         ("2026-03-02t09:00:00z", 1772442000000),
         ("2026-03-02 09:00:00Z", 1772442000000),
+        ("2016-12-31T23:59:60Z", 1483228799999),
+        ("2017-01-01T00:59:60.5+01:00", 1483228799999),
         ("9999-12-30T00:00:00Z", 253402128000000),
     ],
 )
@@ -366,20 +607,32 @@ def test_times(stamp: str, time_ms: int) -> None:
 
 @pytest.mark.parametrize(
     ("status", "counter"),
-    [(200, "queries"), (204, "queries"), (299, "queries"), (None, "queries"), (401, "denied"), (403, "denied"),
-     (429, "denied"), (400, "failed"), (404, "failed"), (500, "failed"), (301, "failed"), (0, "failed")],
+    [(200, "queries"), (204, "queries"), (299, "queries"), (200.0, "queries"), (None, "queries"), (401, "denied"),
+     (403, "denied"), (429.0, "denied"), (400, "failed"), (404, "failed"), (500, "failed"), (301, "failed")],
 )  # fmt: skip
-def test_denied_and_failed_queries_are_counted_and_nothing_else(status: int | None, counter: str) -> None:
+def test_denied_and_failed_queries_are_counted_and_nothing_else(status: float | None, counter: str) -> None:
     """Ruling 18: they carry no prediction, touch no profile, and are no dead letters."""
     answered = counter == "queries"
-    value = event(status=status) if answered else event(status=status, prediction=GONE, features=GONE)
+    value = event(status=status) if answered else event(status=status, prediction={"label": None}, features=GONE)
     decoded = decode([value])
     assert decoded.counters[counter] == 1
     assert sum(decoded.counters[c] for c in ("queries", "dead", "unmodelled", "denied", "failed")) == 1
     assert bool(decoded.batches) == answered
 
 
-@pytest.mark.parametrize(("fraction", "weight"), [(1, 1.0), (1.0, 1.0), (0.25, 4.0), (1e-9, 1e9)])
+@pytest.mark.parametrize("status", [0, 99, 600, 999, -200, 200.5, 10**30, "403", True, [500], {}, None])
+def test_a_status_that_http_does_not_have_says_nothing(status: Any) -> None:
+    assert only(decode([event(status=status)])).misfit.tolist() == [0]
+    assert len(decode([event(status=status, prediction=GONE)]).batches["plain"]) == 1
+
+
+@pytest.mark.parametrize("status", [100, 301, 403, 429, 500])
+@pytest.mark.parametrize("prediction", [{"label": "yes"}, {"probabilities": [1, 2, 3]}, 1, "yes"])
+def test_an_answer_counts_whatever_the_status_says(status: int, prediction: Any) -> None:
+    assert len(only(decode([event(status=status, prediction=prediction)]))) == 1
+
+
+@pytest.mark.parametrize(("fraction", "weight"), [(1, 1.0), (1.0, 1.0), (0.25, 4.0), (1e-9, 1e9), (None, 1.0)])
 def test_a_sampled_query_stands_for_several(fraction: float, weight: float) -> None:
     batch = only(decode([event(sampled_fraction=fraction)]))
     assert batch.weight.tolist() == [pytest.approx(weight)]
@@ -406,7 +659,8 @@ def test_a_reference_counts_what_it_refuses_and_keeps_the_rest() -> None:
         b'{"model_id": "plain", "features": [1, 2, 3], "prediction": {"label": "yes"}}',
         b'{"features": [4, 5, 6], "prediction": {"label": "no"}}',
         b'{"model_id": "other", "features": [4, 5, 6]}',
-        b'{"features": [NaN, 5, 6]}',
+        b'{"model_id": null, "features": [NaN, 5, 6], "prediction": {"label": "yes"}}',
+        b'{"features": [1, 5, 6]}',
         b"[" * 100_000,
         b'{"client_id": "\xff"}',
         b"",
@@ -414,19 +668,27 @@ def test_a_reference_counts_what_it_refuses_and_keeps_the_rest() -> None:
         b'{"features": [1, 2], "prediction": {"label": "no"}}',
     ]
     found = read_reference(lines, "plain")
-    assert found.refused == {"unknown_model": 1, "not_finite": 1, "not_json": 1, "wrong_type": 1}
+    assert found.refused == {"unknown_model": 1, "too_deep": 1, "not_json": 1}
     batch, refused = reference_batch(found, PLAIN)
-    assert batch.inputs.tolist() == [[1, 2, 3], [4, 5, 6]]
-    assert batch.labels.tolist() == [1, 0]
-    assert refused == {"wrong_dimension": 1}
+    np.testing.assert_array_equal(batch.inputs, [[1, 2, 3], [4, 5, 6], [math.nan, 5, 6]])
+    assert batch.labels.tolist() == [1, 0, 1]
+    assert batch.misfit.tolist() == [0, 0, Misfit.MISSING]
+    assert refused == {"wrong_dimension": 1, "missing_prediction": 1}
 
 
 def test_a_reference_of_wrong_lines_only_is_an_empty_batch() -> None:
-    found = read_reference([b'{"text": "hello"}', b'{"features": 1}', b'{"features": [1e999]}'], "plain")
-    assert found.refused == {"wrong_type": 1, "not_finite": 1}
+    found = read_reference([b'{"text": "hello"}', b'{"features": 1}', b"[1]"], "plain")
+    assert found.refused == {"wrong_type": 1, "not_json": 1}
     batch, refused = reference_batch(found, PLAIN)
     assert len(batch) == 0
     assert refused == {"unsupported_input": 1}
+
+
+def test_one_row_or_one_answer_in_a_list_is_that_row_and_that_answer() -> None:
+    line = b'{"features": [[1, 2, 3]], "prediction": {"label": ["yes"], "probabilities": [[0.1, 0.9]]}}'
+    (event,) = read_reference([line], "plain").events
+    assert event["features"] == [1, 2, 3]
+    assert event["prediction"] == {"label": "yes", "probabilities": [0.1, 0.9]}
 
 
 # ----------------------------------------------------------------------------------------------------------- fuzz
@@ -442,12 +704,16 @@ JSON = st.recursive(
 def check(values: list[bytes], *, admit_unknown: bool = False) -> None:
     decoded = decode(values, admit_unknown=admit_unknown)
     counted = decoded.counters
-    assert counted["produced"] == len(values) == sum(counted[c] for c in BALANCE)
+    assert counted["produced"] == len(values) == sum(counted[c] for c in BALANCE) - counted["dead_counted"]
+    assert imbalance(counted) == 0
     assert counted["dead"] == len(decoded.dead)
     assert {letter.reason for letter in decoded.dead} <= set(REASONS)
     for model, batch in decoded.batches.items():
-        assert np.isfinite(batch.inputs).all()
-        assert (np.abs(batch.inputs) <= 1e12).all()
+        fits = batch.misfit & ~np.uint8(Misfit.ANSWER | Misfit.RETYPED) == 0
+        assert (np.abs(batch.inputs[fits]) <= 1e12).all()
+        assert (np.isnan(batch.inputs).any(1) == (batch.misfit & (Misfit.MISSING | Misfit.UNREADABLE) != 0)).all()
+        assert (np.isinf(batch.inputs).any(1) == (batch.misfit & Misfit.OUT_OF_RANGE != 0)).all()
+        assert set(batch.offsets[batch.misfit != 0].tolist()) <= decoded.notes.get(model, {}).keys()
         assert np.isfinite(batch.weight).all()
         assert batch.inputs.shape == (len(batch), READERS[model].width)
         assert not np.isinf(batch.probabilities).any()
@@ -488,3 +754,31 @@ def test_any_row_and_any_answer_never_raise(row: list[Any], prediction: dict[str
         for model in ("plain", "named", "house")
     ]
     check(values)
+
+
+CELL = st.floats(-1e13, 1e13) | st.integers(-(10**13), 10**13) | st.sampled_from(["clerk", "7", "pilot", ""])
+SCORES = st.lists(st.floats(0, 1) | st.floats(-2, 2), max_size=3)
+
+
+@given(
+    st.sampled_from(["plain", "named", "house"]),
+    st.lists(CELL, min_size=2, max_size=4) | st.dictionaries(st.sampled_from(["age", "score", "job", "more"]), CELL),
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "label": st.sampled_from(["yes", "no", "1", 1, "perhaps"]),
+            "probabilities": SCORES,
+            "logits": SCORES,
+            "value": st.floats(allow_nan=False, allow_infinity=False) | SCORES,
+        },
+    ),
+)
+@settings(max_examples=500, deadline=None)
+def test_reading_with_care_gives_the_same_columns_as_reading_strictly(model: str, row: Any, prediction: Any) -> None:
+    reader = READERS[model]
+    fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode(event(features=row, prediction=prediction))
+    strict = reader.strictly(fields)
+    careful, answer = reader.careful_row(fields), reader.careful_answer(fields["prediction"])
+    if strict is not None:
+        assert repr(strict) == repr((careful.values, tuple(answer[:3])))
+        assert (careful.misfit, careful.salt, careful.notes, answer.notes) == (0, 0, (), ())

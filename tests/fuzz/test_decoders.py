@@ -111,8 +111,7 @@ def test_every_damaged_event_is_a_query_or_a_dead_letter_with_a_reason(seed: int
         assert imbalance(out.counters) == 0
         assert all(letter.reason in REASONS for letter in out.dead)
         for batch in out.batches.values():
-            assert np.isfinite(batch.inputs).all()
-            assert np.abs(batch.inputs).max() <= 1e12
+            assert (np.abs(batch.inputs[batch.misfit == 0]) <= 1e12).all()
 
     fuzz(decode, events(), seed, executions)
 
@@ -120,10 +119,10 @@ def test_every_damaged_event_is_a_query_or_a_dead_letter_with_a_reason(seed: int
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        (b"[" * 500_000, {"not_json", "wrong_type"}),
-        (b'{"a":' * 200_000, {"not_json"}),
-        (b'{"features":' + b"[" * 400_000 + b"]" * 400_000 + b"}", {"not_json", "missing_client"}),
-        (b'{"client_id":' + b"9" * 500_000 + b"}", {"wrong_type", "not_finite"}),
+        (b"[" * 500_000, {"not_json"}),
+        (b'{"a":' * 200_000, {"too_deep"}),
+        (b'{"features":' + b"[" * 400_000 + b"]" * 400_000 + b"}", {"too_deep"}),
+        (b'{"client_id":' + b"9" * 500_000 + b"}", {"malformed_client"}),
         (b'{"timestamp":"' + b"9" * 500_000 + b'","client_id":"a","model_id":"loans-v1"}', {"bad_timestamp"}),
         (b'{"client_id":"' + b"a" * 300 + b'"}', {"malformed_client"}),
         (b'{"client_id":"a\\u0000"}', {"malformed_client"}),
