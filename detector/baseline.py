@@ -112,7 +112,7 @@ class Baseline:
     @cached_property
     def table(self) -> Masses:
         """The signals as the fold needs them, in units of this baseline."""
-        return masses(self.nulls.scale, self.nulls.distinct)
+        return masses(self.nulls.scale, self.nulls.distinct, self.map.misfit_allowance)
 
     @cached_property
     def ordered(self) -> Tail:
@@ -208,6 +208,7 @@ class Baseline:
             "schema": asdict(self.map.schema),
             "near": self.map.near,
             "link_level": self.map.link_level,
+            "misfit_allowance": self.map.misfit_allowance,
             "bias": {name: trees.bias for name, trees in sorted(self.map.trees.items())},
             "nulls": {"distinct": self.nulls.distinct, "days": self.nulls.days, "calibrated": self.nulls.calibrated},
             "notes": list(self.notes),
@@ -260,6 +261,7 @@ class Baseline:
             schema=schema,
             near=float(header["near"]),
             link_level=float(header["link_level"]),
+            misfit_allowance=float(header["misfit_allowance"]),
             trees={
                 name: Trees(bias=float(bias), **{a: arrays[f"trees.{name}.{a}"] for a in _TREE_ARRAYS})
                 for name, bias in header["bias"].items()
@@ -476,7 +478,7 @@ def _settle_levels(feature_map: FeatureMap, traffic: QueryBatch) -> None:
 
 def _statistics(feature_map: FeatureMap, queries: QueryBatch) -> list[tuple[str, Profile, Statistics]]:
     """Every client with a query: id, profile, statistics by the very fold that the service uses."""
-    table = masses()
+    table = masses(misfit_allowance=feature_map.misfit_allowance)
     profiles = Profiles(feature_map, table, "0" * 16, half_horizon_ms=2**62).of_log(queries, PUBLIC_KEY)
     return [(client, p, measure(p, table)) for client, p in zip(queries.clients, profiles, strict=True) if p.queries]
 

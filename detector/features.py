@@ -34,10 +34,12 @@ BITS: dict[str, int] = {
     **{f"{m}_beyond": 1 << 2 * i + 1 for i, m in enumerate(MEASURES)},
     # set by the fold, which remembers earlier rows of the client
     **{b: 1 << 2 * len(MEASURES) + i for i, b in enumerate(("root", "stepped", "flipped", "collinear", "far"))},
+    # a misfit that fewer than half of the honest queries have; how often is too often is learned (`misfit_allowance`)
+    "misfit": 1 << 23,
 }
 """Bits of one odd query. They are stored in 24 bits."""
 
-ODD = sum(1 << b for b in range(2 * len(MEASURES)))
+ODD = sum(1 << b for b in range(2 * len(MEASURES))) | BITS["misfit"]
 """A query with any of these bits enters the odd set: it is odd by itself, in whatever order it came."""
 
 PATH = BITS["stepped"] | BITS["flipped"] | BITS["collinear"]
@@ -181,6 +183,7 @@ class FeatureMap:
     misfit_kinds: NDArray[
         np.float64
     ]  # (3,) surprise of a retyped value, an unreadable input, an answer that does not fit
+    misfit_allowance: float  # share of its queries that an honest client may send as misfits
     link_level: float  # bits of agreement with a remembered row above which a query derives from it
     near: float  # distance below which a remembered row is a parent, not a stranger
     trees: dict[str, Trees] = field(default_factory=dict)
@@ -220,13 +223,14 @@ class FeatureMap:
         x = self.complete(raw)
         z, residual, distance, nearest = self.locate(x)
         unreadable = (batch.misfit & Misfit.UNREADABLE) != 0
-        bits = np.zeros(n, np.uint32)
-        for i, odd in enumerate(self.oddness(x, distance, residual, self.surprise(batch))):
+        surprise = self.surprise(batch)
+        bits = np.where(surprise >= misfit.WORTH_COUNTING, np.uint32(BITS["misfit"]), np.uint32(0))
+        for i, odd in enumerate(self.oddness(x, distance, residual, surprise)):
             if odd is not None:
-                if MEASURES[i] != "misfit":
-                    odd = np.where(unreadable, -np.inf, odd)  # nothing is known of it but that
-                bits |= np.where(odd > self.levels[i, 0], np.uint32(1 << 2 * i), np.uint32(0))
-                bits |= np.where(odd > self.levels[i, 1], np.uint32(1 << 2 * i + 1), np.uint32(0))
+                # of an unreadable input nothing is known but that
+                known = odd if MEASURES[i] == "misfit" else np.where(unreadable, -np.inf, odd)
+                bits |= np.where(known > self.levels[i, 0], np.uint32(1 << 2 * i), np.uint32(0))
+                bits |= np.where(known > self.levels[i, 1], np.uint32(1 << 2 * i + 1), np.uint32(0))
         margin = margins(batch.probabilities)
         label = np.clip(batch.labels, 0, len(self.margin_levels) - 1)
         at = 2 * MEASURES.index("margin")
@@ -318,7 +322,7 @@ class FeatureMap:
             digest.update(np.ascontiguousarray(getattr(self, name)).tobytes())
         for name, t in sorted(self.trees.items()):
             digest.update(name.encode() + t.threshold.tobytes() + t.value.tobytes() + t.feature.tobytes())
-        digest.update(repr((self.schema, self.near, self.link_level)).encode())
+        digest.update(repr((self.schema, self.near, self.link_level, self.misfit_allowance)).encode())
         return digest.hexdigest()[:16]
 
     # ------------------------------------------------------------------ fitting
@@ -373,6 +377,7 @@ class FeatureMap:
             code_low=code_low, code_step=code_step, code_weight=code_weight, code_category=code_category,
             link_mode=np.zeros(len(low)), link_bits=np.zeros((2, len(low))), link_level=np.inf, near=0.0,
             donors=donors.rows, donor_weight=donors.weight, misfit_bits=np.zeros((3, len(low))), misfit_kinds=np.zeros(3),
+            misfit_allowance=misfit.LEAST_ALLOWANCE,
         )  # fmt: skip
         if not wide:
             top = float(np.iinfo(new.code_dtype).max)
@@ -396,6 +401,7 @@ class FeatureMap:
         """
         self.misfit_bits, self.misfit_kinds = misfit.learn(honest, self.levels_of)
         seen = [self.surprise(batch) for batch in honest]
+        self.misfit_allowance = misfit.allowance_of(honest, seen)
         rare = float(np.quantile(seen[0], 0.99)) if len(seen[0]) else 0.0
         self.levels[MEASURES.index("misfit")] = rare, max(float(s.max(initial=0.0)) for s in seen)
 

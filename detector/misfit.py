@@ -27,6 +27,12 @@ from detector.query import Misfit, QueryBatch
 
 OUT_OF_RANGE = 1e12
 """Absolute values above this are out of range; they compute as this."""
+WORTH_COUNTING = 1.0
+"""Bits of surprise from which a misfit counts: more than half of the honest queries do not have it."""
+LEAST_ALLOWANCE, MOST_ALLOWANCE = 0.02, 0.9
+HONEST_CLIENTS = 0.9
+"""Share of the honest clients whose own share of misfits the allowance covers."""
+FEWEST_QUERIES = 20
 MAX_DONORS = 256
 FEWEST_DONORS = 50
 STATES = (Misfit.MISSING, Misfit.OTHER, Misfit.OUT_OF_RANGE)
@@ -102,6 +108,20 @@ def learn(batches: Sequence[QueryBatch], levels_of: NDArray[np.int64]) -> tuple[
         rows += len(batch)
     least = 1.0 / (rows + 2.0)
     return tuple(-np.log2(np.clip(seen / max(weights, 1.0), least, 1.0)) + 0.0 for seen in (column, kind))  # type: ignore[return-value]
+
+
+def allowance_of(honest: Sequence[QueryBatch], surprises: Sequence[Numbers]) -> float:
+    """Share of its queries that an honest client may send as misfits.
+
+    honest, surprises  queries and the surprise of each; clients with fewer than `FEWEST_QUERIES` say nothing
+    """
+    shares = []
+    for batch, bits in zip(honest, surprises, strict=True):
+        count = np.bincount(batch.who, minlength=1)
+        misfits = np.bincount(batch.who, bits >= WORTH_COUNTING, minlength=1)
+        shares += (misfits[count >= FEWEST_QUERIES] / count[count >= FEWEST_QUERIES]).tolist()
+    usual = float(np.quantile(shares, HONEST_CLIENTS)) if shares else 0.0
+    return min(MOST_ALLOWANCE, max(LEAST_ALLOWANCE, usual))
 
 
 def salt_of(batch: QueryBatch) -> NDArray[np.uint64]:

@@ -54,9 +54,11 @@ def _dense(measure: str, family: str, text: str) -> Signal:
     return Signal(f"{measure}_dense", (f"{measure}_rare", "root"), 0.02, "roots", DENSE, 10.0, "ordered", family, text)
 
 
-def _free(measure: str, family: str, text: str, level: str = "rare", allowance: float = 0.02) -> Signal:
+def _free(
+    measure: str, family: str, text: str, level: str = "rare", allowance: float = 0.02, floor: float = 12.0
+) -> Signal:
     return Signal(
-        f"{measure}_{level}", (f"{measure}_{level}",), allowance, "distinct", EXCESS, 12.0, "free", family, text
+        f"{measure}_{level}", (f"{measure}_{level}",), allowance, "distinct", EXCESS, floor, "free", family, text
     )
 
 
@@ -71,6 +73,7 @@ _TEXTS = {
     "margin": "sit on the model's decision boundary",
     "lattice": "hold values that your inputs never take",
     "misfit": "break the schema",
+    "misfit_few": "break the schema, as few honest queries do",
 }
 _FAMILIES = {
     "novelty": "out-of-distribution queries",
@@ -105,15 +108,17 @@ SIGNALS: tuple[Signal, ...] = (
     *(_free(m, _FAMILIES[m], f"{{count}} of {{base}} distinct queries {_TEXTS[m]}")
       for m in ("novelty", "residual", "part", "mix", "step", "jitter", "lattice")),
     # what does not fit the schema: a client must not take its queries out of the count by spoiling them
-    _root("misfit", _FAMILIES["misfit"], f"{{count}} of {{base}} unrelated queries {_TEXTS['misfit']}, as few honest queries do"),
+    _root("misfit", _FAMILIES["misfit"], f"{{count}} of {{base}} unrelated queries {_TEXTS['misfit_few']}", floor=20.0),
     _free("misfit", _FAMILIES["misfit"], f"{{count}} of {{base}} distinct queries {_TEXTS['misfit']} in a way that no honest query did",
-          "beyond", 0.005),
-    _free("misfit", _FAMILIES["misfit"], f"{{count}} of {{base}} distinct queries {_TEXTS['misfit']}, as few honest queries do"),
+          "beyond", 0.005, 20.0),
+    _free("misfit", _FAMILIES["misfit"], f"{{count}} of {{base}} distinct queries {_TEXTS['misfit_few']}", floor=20.0),
+    Signal("misfit_share", ("misfit",), 0.02, "distinct", EXCESS, 20.0, "free", _FAMILIES["misfit"],
+           f"{{count}} of {{base}} distinct queries {_TEXTS['misfit']}, far more than an honest client's share"),
 )  # fmt: skip
 
 NAMES = tuple(s.name for s in SIGNALS)
 FREE = np.array([s.block == "free" for s in SIGNALS])
-FUSED = np.array([s.block == "ordered" or s.name.endswith("_beyond") for s in SIGNALS])
+FUSED = np.array([s.block == "ordered" or s.name.endswith("_beyond") or s.name == "misfit_share" for s in SIGNALS])
 """Signals that make the fused score of a client seen in log order; FREE ones make that of the others."""
 FLOOR = np.array([s.floor for s in SIGNALS])
 """(s,) smallest mass of each that is worth anything."""
@@ -123,8 +128,14 @@ MISFIT = np.array([s.name.startswith("misfit") for s in SIGNALS])
 """Signals that look at what does not fit the schema: they never block alone, and a schema alarm holds them back."""
 
 
-def masses(scale: NDArray[np.float64] | None = None, horizon_distinct: float = np.inf) -> Masses:
-    """The table as arrays for the fold. scale (s,): honest scale of each signal; without it the floors stand in."""
+def masses(
+    scale: NDArray[np.float64] | None = None, horizon_distinct: float = np.inf, misfit_allowance: float = 0.02
+) -> Masses:
+    """The table as arrays for the fold.
+
+    scale (s,)        honest scale of each signal; without it the floors stand in
+    misfit_allowance  share of its queries that an honest client may send as misfits, as `fit` learned it
+    """
     scale = FLOOR if scale is None else scale
     need = np.array([sum(BITS[b] for b in s.bits) for s in SIGNALS], np.uint32)
     return Masses(
@@ -132,7 +143,7 @@ def masses(scale: NDArray[np.float64] | None = None, horizon_distinct: float = n
         path=(need & np.uint32(PATH)) != 0,
         roots_base=np.array([s.base == "roots" for s in SIGNALS]),
         form=np.array([s.form for s in SIGNALS], np.int64),
-        allowance=np.array([s.allowance for s in SIGNALS]),
+        allowance=np.array([misfit_allowance if s.name == "misfit_share" else s.allowance for s in SIGNALS]),
         fusing_scale=np.where(FUSED, scale, 0.0),
         horizon_distinct=float(horizon_distinct),
     )

@@ -669,6 +669,6 @@ def test_the_reach_survives_the_file_and_leaves_answers_alone() -> None:
     np.testing.assert_array_equal(Baseline.from_bytes(baseline.to_bytes()).nulls.reach, reach)
     judged = np.isfinite(reach)
     assert {SIGNALS[i].name for i in np.flatnonzero(~judged & FUSED)} == {
-        "margin_roots", "flipped", "misfit_roots", "misfit_beyond"
+        "margin_roots", "flipped", "misfit_roots", "misfit_beyond", "misfit_share",
     }  # fmt: skip
     assert (reach[judged] >= [s.floor for s, use in zip(SIGNALS, judged, strict=True) if use]).all()

@@ -217,7 +217,9 @@ def test_lists_hold_nothing_of_another_tenant(served: World, row: Access) -> Non
         assert secret not in answer.text
     ours = served.client("admin", OURS).get(SAMPLES[row.method, row.path].path)
     known = ("scraper", client_hash("scraper"), "clerk")
-    assert row.path in ("/v1/models", "/v1/health", "/v1/keys", "/v1/schema-holds") or any(word in ours.text for word in known)
+    assert row.path in ("/v1/models", "/v1/health", "/v1/keys", "/v1/schema-holds") or any(
+        word in ours.text for word in known
+    )
 
 
 def test_a_route_without_a_row_stops_the_start() -> None:
