@@ -7,57 +7,17 @@ the fold, detect and the replay. The control spoils so much that nothing is left
 
 from __future__ import annotations
 
-import datetime as dt
 import json
-from collections.abc import Callable, Iterable
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
-from references import quick_training
+from loans import Event, Rng, fitted, life, lines_of, noise, person, replayed, row_of
 
-from consumers import fit, replay
-from consumers.decisions.findings import StoredDecision
-from consumers.detect import Detect
-from consumers.ingest import Ingest
-from consumers.log.files import FileLog
-from consumers.secrets import Secrets
-from consumers.store.embedded import EmbeddedStore
+from consumers import replay
 from detector.baseline import Baseline
-from detector.policy import FLAGGED, Policy
-
-MODEL = "loan-v1"
-COUNTRIES = ("DE", "FR", "IT", "PL")
-START = dt.datetime(2026, 3, 2, 9, 0, tzinfo=dt.UTC)
-Event = dict[str, Any]
-Rng = np.random.Generator
-
-
-def person(rng: Rng) -> Event:
-    age = int(rng.integers(18, 80))
-    income = round(float(np.exp(rng.normal(7.5, 0.3) + age / 200)), 2)
-    return {
-        "age": age, "tenure": int(rng.integers(0, max(1, age - 17))), "income": income,
-        "ratio": round(min(1.0, float(rng.gamma(2, 400) / income)), 3), "country": COUNTRIES[int(rng.integers(4) * (age > 30))],
-    }  # fmt: skip
-
-
-def noise(rng: Rng) -> Event:
-    return {
-        "age": int(rng.integers(18, 80)), "tenure": int(rng.integers(0, 62)), "income": round(float(rng.uniform(500, 6000)), 2),
-        "ratio": round(float(rng.uniform(0, 1)), 3), "country": COUNTRIES[int(rng.integers(4))],
-    }  # fmt: skip
-
-
-def event(client: str, row: Event, at: dt.datetime) -> Event:
-    score = 1 / (1 + np.exp(-(row["income"] / 2000 - row["ratio"] * 4 - 0.5)))
-    p = round(float(score), 6)
-    return {
-        "timestamp": at.isoformat().replace("+00:00", "Z"), "client_id": client, "model_id": MODEL, "features": row,
-        "prediction": {"label": "yes" if p > 0.5 else "no", "probabilities": [round(1 - p, 6), p]},
-    }  # fmt: skip
-
+from detector.policy import FLAGGED
 
 # ------------------------------------------------------------------------------------------------- ways of spoiling
 
@@ -123,11 +83,6 @@ SHARED = ("null", "unseen category", "number as text", "unknown label")
 """What the honest fleet does too, in one query of twenty."""
 
 
-def life(client: str, make: Callable[[Rng], Event], n: int, rng: Rng) -> list[Event]:
-    times = np.sort(rng.uniform(0, 10 * 86_400, n))
-    return [event(client, make(rng), START + dt.timedelta(seconds=round(float(t), 3))) for t in times]
-
-
 def honest(name: str, clients: int, rng: Rng) -> list[Event]:
     out = []
     for k in range(clients):
@@ -138,37 +93,10 @@ def honest(name: str, clients: int, rng: Rng) -> list[Event]:
     return out
 
 
-def lines_of(events: Iterable[Event]) -> list[bytes]:
-    return [json.dumps(e).encode() for e in events]
-
-
-def in_order(events: list[Event]) -> list[Event]:
-    return sorted(events, key=lambda e: str(e["timestamp"]))
-
-
 @pytest.fixture(scope="module")
 def baseline(tmp_path_factory: pytest.TempPathFactory) -> Baseline:
     """Of a fleet whose honest clients spoil one query of twenty, each in a way of its own."""
-    rng = np.random.default_rng(3)
-    reference = [
-        {k: v for k, v in e.items() if k not in ("client_id", "timestamp")} for e in life("r", person, 600, rng)
-    ]
-    traffic = tmp_path_factory.mktemp("fit") / "traffic.jsonl"
-    traffic.write_bytes(b"\n".join(lines_of(in_order(honest("c", 120, rng)))) + b"\n")
-    with quick_training():
-        return fit.fit(MODEL, lines_of(reference), FileLog([traffic]), seed=1, exposure=False).baseline
-
-
-def replayed(folder: Path, baseline: Baseline, lines: list[bytes]) -> replay.Replayed:
-    log = folder / "log.jsonl"
-    log.write_bytes(b"\n".join(lines) + b"\n")
-    secrets = Secrets.load(folder / "secrets", create=True)
-    known = {MODEL: baseline}
-    store = EmbeddedStore(folder / "store.sqlite")
-    try:
-        return replay.replay(FileLog([log]), store, Ingest(known, secrets), Detect(known, secrets, Policy(0.01)))
-    finally:
-        store.close()
+    return fitted(tmp_path_factory.mktemp("fit"), honest("c", 120, np.random.default_rng(4)))
 
 
 @pytest.fixture(scope="module")
@@ -183,10 +111,6 @@ def outcome(baseline: Baseline, tmp_path_factory: pytest.TempPathFactory) -> rep
             events.append((e, spoilt))
     events.sort(key=lambda pair: str(pair[0]["timestamp"]))
     return replayed(tmp_path_factory.mktemp("spoilt"), baseline, lines_of(spoilt for _, spoilt in events))
-
-
-def row_of(outcome: replay.Replayed, client: str) -> StoredDecision | None:
-    return next((row for row in outcome.scores.values() if row.client_id == client), None)
 
 
 def seen_at(outcome: replay.Replayed, client: str) -> int | None:
