@@ -29,7 +29,8 @@ ALICE = Actor("alice", "operator", "default")
 @pytest.fixture(scope="module")
 def baseline(tmp_path_factory: pytest.TempPathFactory) -> Baseline:
     rng = np.random.default_rng(4)
-    return fitted(tmp_path_factory.mktemp("fit"), [e for k in range(80) for e in life(f"c-{k}", person, 80, rng)])
+    traffic = [e for k in range(120) for e in life(f"c-{k}", person, int(rng.integers(40, 160)), rng)]
+    return fitted(tmp_path_factory.mktemp("fit"), traffic)
 
 
 def rolled_out(clients: int) -> list[Event]:
