@@ -71,12 +71,12 @@ def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     baseline.write_bytes(victims.baseline().to_bytes())
     lines = log.read_bytes().splitlines()
     keys = [json.loads(line)["client_id"].encode() for line in lines]
-    # bad lines of clients of the log itself: taken in part, they would change a score
-    like = lines[1000].decode()
+    # bad lines that count for nobody, like lines of the log itself: taken in part, they would change a score
+    like = json.loads(lines[1000])
     spoils: dict[int, tuple[str, bytes]] = {
         1: ("not_json", lines[0][:70]),
-        1500: ("not_finite", like.replace('"features":[', '"features":[NaN,').replace(",", ", ", 1).encode()),
-        20_000: ("wrong_dimension", like.replace('"features":[', '"features":[0.5,').encode()),
+        1500: ("missing_client", victims.encoded(like | {"client_id": None})),
+        20_000: ("unknown_model", victims.encoded(like | {"model_id": "another"})),
         len(lines): ("too_large", b'{"client_id":"' + keys[0] + b'","text":"' + b"x" * (2 << 20) + b'"}'),
     }
     out = list(lines)

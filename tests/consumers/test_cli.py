@@ -552,7 +552,7 @@ def on_kafka(files: Path, tmp_path: Path, kafka_bootstrap: str, topic: Topics, r
     """Settings of a service on real servers, its topic filled with the log and three bad records."""
     name = topic(partitions=3)
     lines = (files / "log.jsonl").read_bytes().splitlines()
-    bad = [b"no JSON", victims.line([1.0] * 10, features=[1.0] * 9), victims.line([1.0] * 10, client_id="a\nb")]
+    bad = [b"no JSON", victims.line([1.0] * 10, model_id="another"), victims.line([1.0] * 10, client_id="a\nb")]
     keys = [json.loads(line)["client_id"].encode() for line in lines]
     produce(kafka_bootstrap, name, [*lines, *bad], [*keys, b"x", b"y", b"z"])
     return {
@@ -589,7 +589,7 @@ def test_run_until_end_on_kafka_and_redis(
     dead = [
         json.loads(value) for _, value in consumed(kafka_bootstrap, on_kafka["QUERYWARDEN_KAFKA__DEAD_LETTER_TOPIC"])
     ]
-    assert sorted(d["reason"] for d in dead) == ["malformed_client", "not_json", "wrong_dimension"]
+    assert sorted(d["reason"] for d in dead) == ["malformed_client", "not_json", "unknown_model"]
     assert all(d["place"].startswith(on_kafka["QUERYWARDEN_KAFKA__TOPIC"] + ":") for d in dead)
     # once more: nothing is left to do, nothing is sent again
     assert run_with(on_kafka, "run", "--until-end", state=tmp_path).returncode == 0

@@ -345,21 +345,21 @@ def test_until_end_waits_for_brokers_that_are_away_at_the_start(
 def test_refused_records_are_dead_letters_with_their_place(
     tmp_path: Path, lines: list[bytes], new_store: NewStore, reading: Ingest, whole: dict[str, Mapping[str, bytes]]
 ) -> None:
-    spoilt = [*lines[:100], b"{", *lines[100:900], victims.line([float("nan")] * 10), b"", *lines[900:]]
+    spoilt = [*lines[:100], b"{", *lines[100:900], victims.line([1.0] * 10, model_id="another"), b"", *lines[900:]]
     store, letters = new_store(), Letters()
     one = through(runner(victims.write_lines(tmp_path / "spoilt.jsonl", spoilt), store, reading, dead_letters=letters))
     assert [(d.place, d.offset, d.reason) for d in letters.taken] == [
         ("spoilt.jsonl:101", 100, "not_json"),
-        ("spoilt.jsonl:902", 901, "not_finite"),
+        ("spoilt.jsonl:902", 901, "unknown_model"),
     ]
     assert contents(store, reading, CLIENTS) == whole
-    assert store.dead_letter_counts() == {"not_json": 1, "not_finite": 1}
+    assert store.dead_letter_counts() == {"not_json": 1, "unknown_model": 1}
     (cell,) = one.cells.values()
     assert (cell.counters["produced"], cell.counters["dead"], cell.counters["queries"]) == (1502, 2, 1500)
     text = one.metrics.text().decode()
     assert 'querywarden_records_total{outcome="query"} 1500.0' in text
     assert 'querywarden_records_total{outcome="dead"} 2.0' in text
-    assert 'querywarden_dead_letters_total{reason="not_finite"} 1.0' in text
+    assert 'querywarden_dead_letters_total{reason="unknown_model"} 1.0' in text
     assert 'querywarden_commits_total{outcome="committed"} 8.0' in text
     assert "acct-" not in text
 
