@@ -262,6 +262,7 @@ def _print_account(told: Mapping[str, Any]) -> None:
     if more := len(told["evidence"]) - min(len(excesses), MOST_EVIDENCE):
         out.print(f"· {more} weaker signal{'s' if more > 1 else ''}: --json has all")
     for title, lines in (
+        ("what did not fit", told["what_did_not_fit"]),
         ("what happened", [f"{t['time']}  {t['what']}" for t in told["timeline"]]),
         ("what would change it", told["what_would_change_it"]),
     ):

@@ -85,6 +85,7 @@ def assessed(
         enforced=decision.enforced,
         queries=assessment.queries,
         distinct=assessment.distinct,
+        misfit=assessment.misfit,
         suspicion=assessment.suspicion,
         p_value=assessment.p_value,
         calibrated=assessment.calibrated,

@@ -45,6 +45,8 @@ class StoredDecision(msgspec.Struct, frozen=True):
     persona     the use that its owner declared
     witnesses   event ids of the last queries that the evidence rests on
     members     client ids, where the row is a campaign's; its `client_id` is then the campaign's id
+    misfit      distinct queries that did not fit the schema
+    refused     reason → queries of which something did not fit or could not be read; misfits: column → reason → queries
     """
 
     client_id: str
@@ -76,6 +78,9 @@ class StoredDecision(msgspec.Struct, frozen=True):
     persona: str = ""
     members: list[str] = []
     exposures: list[list[float]] = []
+    misfit: float = 0.0
+    refused: dict[str, int] = {}
+    misfits: dict[str, dict[str, int]] = {}
 
     def score(self, model: str) -> dict[str, Any]:
         """The object of ``--scores`` and ``clients --json``."""
@@ -83,6 +88,8 @@ class StoredDecision(msgspec.Struct, frozen=True):
             "client_id": self.client_id,
             "model_id": model,
             "queries": self.queries,
+            "misfit": self.misfit,
+            "refused": self.refused,
             "suspicion": self.suspicion,
             "state": self.state,
             "extraction": self.extraction,

@@ -18,7 +18,7 @@ from consumers.decisions import episodes
 from consumers.decisions.findings import StoredDecision, packed_decision
 from consumers.decisions.horizon import Fields, spans_in_force, together
 from consumers.errors import CorruptState
-from consumers.intake import links, witnesses
+from consumers.intake import links, refusals, witnesses
 from consumers.secrets import Secrets
 from consumers.store import Cursor, OutboxAlert, Outcome
 from detector.baseline import Baseline
@@ -118,8 +118,11 @@ class Detect:
     ) -> tuple[StoredDecision, OutboxAlert | None]:
         """The row with what only this client's shards say, and its alert if there is news."""
         shards = [fields for _, fields in sorted(one.fields.items())]
+        refused = refusals.together(f.get(refusals.FIELD) for f in shards)
         row = msgspec.structs.replace(
             row,
+            refused=refused.reasons,
+            misfits=refused.columns,
             cells=sorted(one.fields),
             campaign_id=one.before.campaign_id if one.before else None,
             links=links.together(f.get(links.FIELD) for f in shards),

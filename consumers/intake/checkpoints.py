@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from consumers.intake import links, witnesses
+from consumers.intake import links, refusals, witnesses
 from consumers.intake.admission import OVERFLOW, OVERFLOW_IDENTITY, Admission, Limits
 from consumers.intake.duplicates import FIELD, Windows, event_hashes
 from consumers.intake.ledger import COUNTERS, MARKS
@@ -49,6 +49,7 @@ class Cell:
     stored     client → spans that the store holds, by first window; sealed: clients whose header is stored
     windows    model → event ids of its clients; watches: model → misfits that its clients share (schema_watch.py)
     links      client → what ties it to others (links.py); told: client → its last odd queries (witnesses.py)
+    refused    client → what did not fit, counted (refusals.py)
     erased     client → offset below which its queries are skipped
     full       the store has no room for new clients
     deaths     so many processes claimed at this offset and never came beyond it
@@ -75,6 +76,7 @@ class Cell:
     stored: dict[ClientKey, set[int]] = field(default_factory=dict)
     links: dict[ClientKey, tuple[str, ...]] = field(default_factory=dict)
     told: dict[ClientKey, tuple[witnesses.Witness, ...]] = field(default_factory=dict)
+    refused: dict[ClientKey, refusals.Refusals] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -143,6 +145,7 @@ class Ingest:
             if FIELD in fields:
                 self.windows_of(cell, key.model).put(key, fields[FIELD])
             cell.links[key] = links.unpacked(fields.get(links.FIELD))
+            cell.refused[key] = refusals.unpacked(fields.get(refusals.FIELD))
             cell.told[key] = witnesses.unpacked(fields.get(witnesses.FIELD), self.secrets, key.tenant)
             blobs = {int(name[2:]): blob for name, blob in fields.items() if name.startswith("w:")}
             profiles = self.of_model(cell, key.model)
@@ -265,6 +268,7 @@ class Ingest:
         if watch.add(batch, [key.client for key in keys], profiles.map):
             writes[self.watch_key(model)] = {WATCH_FIELD: watch.to_bytes()}
         linked, told = self._said(cell, model, batch, keys, measured.bits, decoded)
+        refused = refusals.seen(cell.refused, keys, batch, decoded.notes.get(model, {}))
         for key, display in zip(keys, batch.clients, strict=True):
             fields: dict[str, bytes | None] = {f"w:{span.window}": span.to_bytes() for span in profiles.spans(key)}
             kept = {int(name[2:]) for name in fields}
@@ -281,6 +285,9 @@ class Ingest:
             if key in told:
                 cell.told[key] = told[key]
                 fields[witnesses.FIELD] = witnesses.packed(told[key], self.secrets, self.tenant)
+            if key in refused:
+                cell.refused[key] = refused[key]
+                fields[refusals.FIELD] = refusals.packed(refused[key])
             cell.stored[key] = kept
             writes[key] = fields
 
@@ -318,7 +325,7 @@ class Ingest:
                 for key in list(itertools.islice((k for k in profiles.rows if k not in kept), many)):
                     profiles.drop(key)
                     self.windows_of(cell, model).drop(key)
-                    for known in (cell.stored, cell.links, cell.told):
+                    for known in (cell.stored, cell.links, cell.told, cell.refused):
                         known.pop(key, None)  # type: ignore[call-overload]
 
 

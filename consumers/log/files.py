@@ -28,8 +28,10 @@ COUNTED_LINES = 4096
 UNKNOWN_END = 2**63 - 1
 Blocks = Callable[[BinaryIO, str], Iterator[bytes]]
 
-# Suffix → how its bytes become blocks of lines; anything else is told by its first bytes.
+# What a file is, its first bytes tell. Its suffix tells it where they do not: a damaged file is said to be damaged.
 SUFFIXES: dict[str, Blocks] = {".gz": gunzip, ".zst": unzstd, ".zstd": unzstd, ".jsonl": plain, ".ndjson": plain}
+TEXT = (b"{", b" ", b"\t", b"\r", b"\n", b"[", b'"', b"\xef\xbb\xbf")
+"""How lines of JSON begin."""
 MAGIC: dict[bytes, Blocks] = {b"\x1f\x8b": gunzip, b"\x28\xb5\x2f\xfd": unzstd}
 PARQUET_MAGIC = b"PAR1"
 
@@ -218,15 +220,17 @@ class FileLog:
                 raise Refused(f"{path}: {error.strerror}") from error
         self._raw = raw
         suffix = os.path.splitext(path)[1].lower()
-        if suffix == ".parquet":
+        regular = self._sizes[self._file] is not None
+        # a pipe whose name says what it is may have nothing to say yet
+        first = raw.peek(4) if hasattr(raw, "peek") and (regular or suffix not in SUFFIXES) else b""
+        if first.startswith(PARQUET_MAGIC) and regular:
             return ParquetRows(raw, self._name)
-        blocks = SUFFIXES.get(suffix)
-        if blocks is None:
-            first = raw.peek(4) if hasattr(raw, "peek") else b""
-            if first.startswith(PARQUET_MAGIC) and self._sizes[self._file] is not None:
-                return ParquetRows(raw, self._name)
-            blocks = next((found for magic, found in MAGIC.items() if first.startswith(magic)), plain)
-        return Lines(blocks(raw, self._name))
+        blocks = next((found for magic, found in MAGIC.items() if first.startswith(magic)), None)
+        if blocks is None and first.startswith(TEXT):
+            blocks = plain
+        if blocks is None and suffix == ".parquet":
+            return ParquetRows(raw, self._name)
+        return Lines((blocks or SUFFIXES.get(suffix, plain))(raw, self._name))
 
     def _close_file(self) -> None:
         if self._raw is not None and self._raw is not self._stdin:

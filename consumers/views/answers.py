@@ -167,6 +167,8 @@ class ClientDetail:
 
     in_force   what gateways do: the allow-list, then the operator, then detection (`client.enforced`)
     coverage   queries by coverage cell of the baseline
+    misfit     distinct queries that did not fit the schema
+    refused    reason → queries of which something did not fit or could not be read; misfits: the same by column
     links      keyed hashes of what ties accounts together; witnesses: event ids that the evidence rests on
     revision   of what people decided about it: goes into If-Match, so that nobody decides on what is over
     """
@@ -177,6 +179,9 @@ class ClientDetail:
     exposures: tuple[ExposurePoint, ...]
     history: tuple[StateChange, ...]
     coverage: tuple[int, ...]
+    misfit: float
+    refused: dict[str, int]
+    misfits: dict[str, dict[str, int]]
     links: tuple[str, ...]
     witnesses: tuple[str, ...]
     alert_id: str | None

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import datetime as dt
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -168,6 +168,21 @@ def _because(reason: str) -> str:
     return f" – {reason}" if reason else ""
 
 
+def refusals(one: ClientDetail) -> list[str]:
+    """What about the client's queries did not fit, a line a reason and a column, most first."""
+    return [
+        *(f"{reason}: {n:,} quer{'y' if n == 1 else 'ies'}" for reason, n in _most(one.refused)),
+        *(
+            f"column {legible(column)}: {', '.join(f'{reason} {n:,}' for reason, n in _most(counts))}"
+            for column, counts in sorted(one.misfits.items(), key=lambda c: (-sum(c[1].values()), c[0]))
+        ),
+    ]
+
+
+def _most(counts: Mapping[str, int]) -> list[tuple[str, int]]:
+    return sorted(counts.items(), key=lambda c: (-c[1], c[0]))
+
+
 def account(
     one: ClientDetail, budget: float, mode: str, baseline: Baseline | None, alerts: Iterable[Alert] = ()
 ) -> dict[str, Any]:
@@ -189,10 +204,14 @@ def account(
         "family": c.family,
         "extraction": None if c.extraction is None else asdict(c.extraction),
         "campaign_id": c.campaign_id,
+        "misfit": one.misfit,
+        "refused": one.refused,
+        "misfits": one.misfits,
         "summary": sentence(one),
         "evidence": [asdict(e) for e in c.evidence],
         "signals": [asdict(s) for s in standings(one, baseline)],
         "timeline": [{"time": moment(e.at_ms), "what": e.text} for e in events(one, alerts)],
+        "what_did_not_fit": refusals(one),
         "what_would_change_it": what_would_change(one, budget, mode, baseline),
         "until": moment(c.until_s * 1000) if c.until_s else None,
     }

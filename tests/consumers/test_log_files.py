@@ -147,12 +147,21 @@ def test_a_damaged_stream_is_refused(tmp_path: Path, suffix: str) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst", ".parquet"])
-def test_a_wrong_suffix_is_refused(tmp_path: Path, suffix: str) -> None:
-    (tmp_path / f"a{suffix}").write_bytes(TEXT)
+def test_content_that_is_neither_what_its_name_says_nor_lines_is_refused(tmp_path: Path, suffix: str) -> None:
+    (tmp_path / f"a{suffix}").write_bytes(b"\x00\x01" + TEXT)
     read = Read(FileLog([tmp_path / f"a{suffix}"]))
-    assert read.error is not None
+    assert isinstance(read.error, Refused)
     assert f"a{suffix}: " in str(read.error)
-    assert "\n" not in str(read.error)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".gz", ".zst", ".parquet", ""])
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, zstandard.compress])
+def test_the_first_bytes_tell_what_a_file_is_not_its_name(
+    tmp_path: Path, suffix: str, pack: Callable[[bytes], bytes]
+) -> None:
+    lines = b'{"a": 1}\n{"a": 2}\n'
+    (tmp_path / f"a{suffix}").write_bytes(pack(lines))
+    assert Read(FileLog([tmp_path / f"a{suffix}"])).values == lines.splitlines()
 
 
 @pytest.mark.parametrize("pack", PACK.values(), ids=PACK)

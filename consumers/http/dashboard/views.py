@@ -26,6 +26,7 @@ from consumers.views.explanation import (
     legible,
     milliseconds,
     rarity,
+    refusals,
     sentence,
     standings,
     what_would_change,
@@ -238,6 +239,8 @@ class Views:
             "verdict": _verdict(one.verdict),
             "alert_id": one.alert_id,
             "notes": [{"at_ms": n.at_s * 1000, "by": n.actor, "text": n.text} for n in reversed(one.notes)],
+            "misfit": round(one.misfit),
+            "refusals": refusals(one),
             "timeline": list(reversed(events(one, alerts))),
             "change": what_would_change(one, self.budget, self.mode, baseline),
         }
