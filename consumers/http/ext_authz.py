@@ -1,7 +1,8 @@
 """Envoy's gRPC authorization service (``envoy.service.auth.v3``), the same answers as ``/v1/authz``. Extra ``[grpc]``.
 
-Rules: the request's headers and path are those of the checked request; the gateway's own credential comes in the call's metadata
-(`initial_metadata` of Envoy's `grpc_service`). Status OK lets pass and sets both headers for the model server,
+Rules: the request's headers and path are those of the checked request, the path undecoded as over HTTP. Headers are read from the map
+(Envoy joins repeated ones with commas) and from `header_map` (``encode_raw_headers``: each as it came). The gateway's own credential comes
+in the call's metadata (`initial_metadata` of Envoy's `grpc_service`). Status OK lets pass and sets both headers for the model server,
 overwriting a client's forged ones; anything else is refused with the status and headers of the HTTP answer.
 """
 
@@ -36,8 +37,7 @@ def serve_ext_authz(bind: str, gateway: Gateway, threads: int = 4) -> tuple[grpc
     class Authorization(stubs.AuthorizationServicer):  # type: ignore[misc]  # the stubs have no types
         def Check(self, request: Any, context: Any) -> Any:
             asked = request.attributes.request.http
-            headers = [(name.lower().encode(), value.encode()) for name, value in asked.headers.items()]
-            answer = gateway.call(_scope(context), headers, asked.path.partition("?")[0])
+            answer = gateway.call(_scope(context), _headers(asked), asked.path.partition("?")[0])
             return _response(messages, answer)
 
     server = grpc.server(
@@ -50,6 +50,12 @@ def serve_ext_authz(bind: str, gateway: Gateway, threads: int = 4) -> tuple[grpc
         raise Refused(f"gateway.grpc_bind: {bind}: {error}") from error
     server.start()
     return server, port
+
+
+def _headers(asked: Any) -> list[tuple[bytes, bytes]]:
+    found = [(name.lower().encode(), value.encode()) for name, value in asked.headers.items()]
+    raw = asked.header_map.headers
+    return found + [(one.key.lower().encode(), one.raw_value or one.value.encode()) for one in raw]
 
 
 def _scope(context: Any) -> dict[str, Any]:

@@ -4,30 +4,34 @@ Rules:
 
 * No answer waits for anything: not for the store, not for another process, not for the request's body.
 * 200 lets pass, 403 is a block, 429 a throttle; every answer says ``X-QueryWarden-Decision`` (clear, watch, throttle or block) and
-  nothing of the detection behind it. Refusals carry ``Retry-After``.
-* A throttled client may get `throttle_per_s` requests through; with 0 (the default) none.
+  nothing of the detection behind it. Refusals carry ``Retry-After`` and a reference that operators can look up
+  (``X-QueryWarden-Reference``, `operators.references`).
+* Of all identities of a request, and all models it names, the most severe decision counts. More identities than a request may have: 403.
+* A throttled client may get `throttle_per_s` requests through; with 0 (the default) none. Its allowance is used by requests that are *of* it
+  (`Found.first`). Requests that name it beside somebody else share another allowance: whoever adds a client's name takes nothing from it,
+  and whoever puts a name before its own gains at most as much again.
 * ``X-QueryWarden-Degrade`` asks the model server to answer with less, where the settings say so; otherwise *none*.
 * Who cannot be known – no identity in the request, or nothing was read from the store yet – passes on routes that are *open* and
-  is refused on those that are *closed*; both are counted. The longest configured prefix of the path decides.
+  is refused on those that are *closed* (`paths`); both are counted. HTTP and gRPC judge the same undecoded path.
 * The gateway's own credential is checked by `caller`, which says whose clients these are.
 """
 
 from __future__ import annotations
 
 import math
-import posixpath
 import threading
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
-from urllib.parse import unquote
 
 from consumers.enforcement.restrictions import BLOCK, CLEAR, NOTHING, THROTTLE, Restrictions, Standing
 from consumers.http.identities import Identities
+from consumers.http.paths import Routes
 from consumers.metrics import Metrics
 from consumers.operators.entries import EVERY_MODEL
+from consumers.operators.references import HEADER, Cause
 from detector.policy import STATES
 
 PREFIX = "/v1/authz"
@@ -70,13 +74,14 @@ class Rules:
 
 
 class Answer(NamedTuple):
-    """status: of HTTP; cause: known | anonymous | unsynced | unauthorized (for the metric, not for the caller)."""
+    """status: of HTTP; cause: known | unauthorized | a `references.Cause` (for the metric, not for the caller)."""
 
     status: int
     decision: str
     cause: str
     retry_after_s: int = 0
     degrade: str = NO_DEGRADE
+    reference: str = ""
 
     def headers(self) -> list[tuple[str, str]]:
         """What an answer says in headers, over HTTP and gRPC."""
@@ -85,6 +90,8 @@ class Answer(NamedTuple):
             found.append(("x-querywarden-degrade", self.degrade))
         if self.retry_after_s:
             found.append(("retry-after", str(self.retry_after_s)))
+        if self.reference:
+            found.append((HEADER, self.reference))
         return found
 
     def body(self) -> bytes:
@@ -92,7 +99,16 @@ class Answer(NamedTuple):
         if self.status == 200:
             return b""
         name, text = _TITLES[self.status]
-        return b'{"type":"urn:querywarden:%s","title":"%s","status":%d}' % (name.encode(), text.encode(), self.status)
+        reference = f',"reference":"{self.reference}"' if self.reference else ""
+        return f'{{"type":"urn:querywarden:{name}","title":"{text}","status":{self.status}{reference}}}'.encode()
+
+
+class _Bucket(NamedTuple):
+    """An allowance. own: of requests that are the client's, and not of those that name it beside somebody else."""
+
+    tenant: str
+    client: str
+    own: bool
 
 
 class Gateway:
@@ -114,9 +130,9 @@ class Gateway:
         self._rules = rules or Rules()
         self._clock = clock
         self._model_header = self._rules.model_header.lower().encode("latin-1")
-        self._routes = sorted(self._rules.routes.items(), key=lambda r: -len(r[0]))
+        self._routes = Routes(self._rules.routes)
         self._lock = threading.Lock()  # gRPC answers from threads; held for a few additions only
-        self._buckets: dict[tuple[str, str], tuple[float, float]] = {}
+        self._buckets: dict[_Bucket, tuple[float, float]] = {}
         self._counted: Counter[tuple[str, str]] = Counter()
         self._flushed: Counter[tuple[str, str]] = Counter()
         self._messages: dict[Answer, tuple[dict[str, Any], dict[str, Any]]] = {}
@@ -126,7 +142,7 @@ class Gateway:
         return path == PREFIX or path.startswith(PREFIX + "/")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        answer = self.call(scope, scope["headers"], scope["path"][len(PREFIX) :])
+        answer = self.call(scope, scope["headers"], _asked_path(scope))
         start, body = self._messages.get(answer) or self._message(answer)
         await send(start)
         await send(body)
@@ -142,21 +158,25 @@ class Gateway:
         return answer
 
     def answer(self, tenant: str, headers: Headers, path: str) -> Answer:
-        """The answer to a request of a gateway of `tenant`: its headers (names in lower case) and original path."""
+        """The answer to a request of a gateway of `tenant`: its headers (names in lower case) and original path, undecoded."""
         now_s = self._clock()
-        clients = self._identities.of(tenant, headers)
-        if not clients:
-            return self._unknown("anonymous", headers, path)
-        if not self._view.synced:
-            return self._unknown("unsynced", headers, path)
-        models = [v.decode("latin-1") for n, v in headers if n == self._model_header] or [self._rules.default_model]
-        worst, who = NOTHING, clients[0]
-        for client in clients:
+        found = self._identities.of(tenant, headers)
+        if found.crowded:
+            return self._refused_unknown(tenant, "crowded", now_s)
+        if not found.clients or not self._view.synced:
+            cause: Cause = "unsynced" if found.clients else "anonymous"
+            # A client may add such a header too: one closed route among them is enough.
+            if any(map(self._routes.closed, [path] if path else _original_paths(headers))):
+                return self._refused_unknown(tenant, cause, now_s)
+            return Answer(200, STATES[CLEAR], cause)
+        models = self._models(headers)
+        worst, who = NOTHING, found.clients[0]
+        for client in found.clients:
             for model in models:
                 standing = self._view.standing(tenant, client, model, now_s)
                 if standing.level > worst.level:
                     worst, who = standing, client
-        return self._known(worst, (tenant, who), now_s)
+        return self._known(worst, _Bucket(tenant, who, who == found.first), now_s)
 
     def flush(self) -> None:
         """Hand the counters to the metrics and look after the client map; called by the refresher, not by answers."""
@@ -167,24 +187,35 @@ class Gateway:
                 self._metrics.add("querywarden_authz_answers_total", new, decision=decision, cause=cause)
                 self._flushed[labels] = total
 
-    def _known(self, standing: Standing, key: tuple[str, str], now_s: float) -> Answer:
+    def _models(self, headers: Headers) -> list[str]:
+        """Models that the model header names, each part of a joined value too; without one the default."""
+        said = [value.decode("latin-1") for name, value in headers if name == self._model_header]
+        for value in [one for one in said if "," in one]:
+            said += [part.strip() for part in value.split(",")]
+        return said or [self._rules.default_model]
+
+    def _known(self, standing: Standing, bucket: _Bucket, now_s: float) -> Answer:
         decision = STATES[standing.level]
         degrade = self._rules.degrade.get(decision, NO_DEGRADE)
         if standing.level < THROTTLE:
             return Answer(200, decision, "known", degrade=degrade)
         left_s = math.ceil(standing.until_s - now_s) if standing.until_s else _FOR_EVER_RETRY_S
         retry_after_s = max(1, min(left_s, LONGEST_RETRY_S))
-        if standing.level == BLOCK:
-            return Answer(403, decision, "known", retry_after_s)
-        if self._rules.throttle_per_s > 0:
-            wait_s = self._wait(key, now_s)
+        if standing.level == THROTTLE and self._rules.throttle_per_s > 0:
+            wait_s = self._wait(bucket, now_s)
             if wait_s <= 0:
                 return Answer(200, decision, "known", degrade=degrade)
             retry_after_s = min(retry_after_s, math.ceil(wait_s))
-        return Answer(429, decision, "known", retry_after_s)
+        reference = self._identities.references.of(bucket.tenant, decision, bucket.client, now_s)
+        status = 403 if standing.level == BLOCK else 429
+        return Answer(status, decision, "known", retry_after_s, reference=reference)
 
-    def _wait(self, key: tuple[str, str], now_s: float) -> float:
-        """Take a token from the client's bucket; how long to wait for the next one, 0 when there was one."""
+    def _refused_unknown(self, tenant: str, cause: Cause, now_s: float) -> Answer:
+        reference = self._identities.references.of(tenant, STATES[BLOCK], cause, now_s)
+        return Answer(403, STATES[BLOCK], cause, _UNKNOWN_RETRY_S, reference=reference)
+
+    def _wait(self, key: _Bucket, now_s: float) -> float:
+        """Take a token from a bucket; how long to wait for the next one, 0 when there was one."""
         rate = self._rules.throttle_per_s
         room = max(1.0, rate)
         with self._lock:
@@ -194,20 +225,6 @@ class Gateway:
                 del self._buckets[next(iter(self._buckets))]
             self._buckets[key] = (tokens - 1 if tokens >= 1 else tokens, now_s)
         return 0.0 if tokens >= 1 else (1 - tokens) / rate
-
-    def _unknown(self, cause: str, headers: Headers, path: str) -> Answer:
-        # A client may add such a header too: one closed route among them is enough.
-        paths = [path] if path else _original_paths(headers)
-        if any(self._closed(one) for one in paths):
-            return Answer(403, STATES[BLOCK], cause, _UNKNOWN_RETRY_S)
-        return Answer(200, STATES[CLEAR], cause)
-
-    def _closed(self, path: str) -> bool:
-        path = posixpath.normpath("/" + path.lstrip("/"))
-        for prefix, rule in self._routes:
-            if path == prefix or path.startswith(prefix.rstrip("/") + "/"):
-                return rule == "closed"
-        return False
 
     def _message(self, answer: Answer) -> tuple[dict[str, Any], dict[str, Any]]:
         body = answer.body()
@@ -222,7 +239,13 @@ class Gateway:
         return messages
 
 
+def _asked_path(scope: Scope) -> str:
+    """The path behind ours, as undecoded as it came."""
+    raw = scope.get("raw_path") or b""
+    path = raw.decode("latin-1") if raw.startswith(PREFIX.encode()) else scope["path"]
+    return str(path[len(PREFIX) :])
+
+
 def _original_paths(headers: Headers) -> list[str]:
     """Where the request wants to go, as a gateway says it that always asks at the same address; ``/`` if none does."""
-    said = [v.decode("latin-1") for name, v in headers if name in _ORIGINAL_PATH]
-    return [unquote(uri.partition("?")[0]) for uri in said] or ["/"]
+    return [v.decode("latin-1").partition("?")[0] for name, v in headers if name in _ORIGINAL_PATH] or ["/"]

@@ -2,64 +2,88 @@
 
 Rules:
 
-* Only the configured headers are looked at; of ``Authorization`` only a bearer token. What a header carries must be what the
-  query log calls the client, or be listed in the client map.
-* Every configured header that is present counts, a repeated one each time: who adds a header cannot get rid of a
-  restriction, only into one.
+* Only the configured headers are looked at; of ``Authorization`` only bearer tokens. What a header carries must be what the
+  query log calls the client, or be listed in the client map. ``_`` in a header's name counts as ``-``: CGI and WSGI servers read it so.
+* Every reading of a header counts: its value as it came, without white space around it (SP and HTAB, RFC 9110), and each part between
+  commas, because gateways join repeated headers that way. Who adds a header or a part cannot get rid of a restriction, only into one.
+* The request is *of* the first configured header that is present, if that is a single value (`Found.first`). A client that is only
+  named elsewhere may be somebody else, whose allowance this request must not use.
+* A request with more than `MOST_VALUES` identities is refused: an honest one has few, and none may hide behind the others.
 * The client map is a JSON object from the hash of a header's value (`querywarden gateway hash`) to the client's id in the
   log, so that the file holds no key. It is read again when it changes; a damaged one is reported, the last good one stays.
-* Values longer than a client id may be (256 bytes) are nobody's.
+* Values longer than a client id may be (256 bytes) are nobody's; the parts of such a value still count.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from consumers.errors import Refused
+from consumers.operators.references import References
 from consumers.secrets import Secrets
 
 log = logging.getLogger("querywarden.gateway")
 
 MAX_ID_BYTES = 256
+MOST_VALUES = 32
 _REMEMBERED = 65_536
-_BEARER = b"bearer "
+_BEARER = b"bearer"
 _AUTHORIZATION = b"authorization"
+
+
+class Found(NamedTuple):
+    """Whom a request names. clients: hashes, each once; first: the one that the request is of, None when that is not clear;
+    crowded: it names more than it may."""
+
+    clients: tuple[str, ...]
+    first: str | None
+    crowded: bool = False
+
+
+_NOBODY = Found((), None)
 
 
 class Identities:
     """Headers → client hashes of a tenant.
 
-    headers  names of the headers that carry an identity
+    headers  names of the headers that carry an identity, the most trusted first
     map      file of the client map, None without one; raises Refused when it cannot be read at the start
     """
 
     def __init__(self, headers: Sequence[str], secrets: Secrets, map_file: Path | None = None) -> None:
-        self._headers = frozenset(name.lower().encode("latin-1") for name in headers)
+        names = dict.fromkeys(_plain_name(name.lower().encode("latin-1")) for name in headers)
+        self._ranks = {name: rank for rank, name in enumerate(names)}
         self._secrets = secrets
+        self.references = References(secrets)
         self._map_file = map_file
         self._map: dict[str, str] = {}
         self._map_seen: tuple[int, int] | None = None
-        self._hashes: dict[tuple[str, bytes], str] = {}
+        self._known: dict[tuple[str, bool, bytes], tuple[str, ...]] = {}
         if map_file is not None:
             self._read_map(map_file)
 
-    def of(self, tenant: str, headers: Iterable[tuple[bytes, bytes]]) -> list[str]:
-        """Client hashes that a request's headers (names in lower case) stand for; empty: nobody we could know."""
-        found = []
+    def of(self, tenant: str, headers: Iterable[tuple[bytes, bytes]]) -> Found:
+        """Whom a request's headers (names in lower case) stand for; no clients: nobody that could be known."""
+        best, first, values = len(self._ranks), None, 0
+        clients: dict[str, None] = {}
         for name, value in headers:
-            if name not in self._headers:
+            rank = self._ranks.get(_plain_name(name))
+            if rank is None:
                 continue
-            if name == _AUTHORIZATION:
-                if value[: len(_BEARER)].lower() != _BEARER:
-                    continue
-                value = value[len(_BEARER) :].strip()
-            if 0 < len(value) <= MAX_ID_BYTES:
-                client = self._hashes.get((tenant, value))
-                found.append(client if client is not None else self._hash(tenant, value))
-        return found
+            commas = value.count(b",")
+            values += 1 + commas
+            if values > MOST_VALUES:
+                return Found((), None, crowded=True)
+            found = self._clients(tenant, name == _AUTHORIZATION, value)
+            if found and rank <= best:
+                first = None if commas or rank == best else found[0]
+                best = rank
+            clients.update(dict.fromkeys(found))
+        return Found(tuple(clients), first) if clients else _NOBODY
 
     def refresh(self) -> None:
         """Read the client map again if it changed."""
@@ -70,18 +94,26 @@ class Identities:
         except Refused as error:
             log.error("client map: the last good one stays in use", extra={"error": str(error)})
 
+    def _clients(self, tenant: str, bearer: bool, value: bytes) -> tuple[str, ...]:
+        """Hashes of everything that one header's value may mean."""
+        key = (tenant, bearer, value)
+        known = self._known.get(key)
+        if known is None:
+            texts = dict.fromkeys(_tokens(value) if bearer else _readings(value))
+            known = tuple(dict.fromkeys(self._hash(tenant, t) for t in texts if 0 < len(t) <= MAX_ID_BYTES))
+            if len(value) <= MAX_ID_BYTES:
+                if len(self._known) >= _REMEMBERED:
+                    self._known = {}
+                self._known[key] = known
+        return known
+
     def _hash(self, tenant: str, value: bytes) -> str:
         try:
             text = value.decode()
         except UnicodeDecodeError:
             text = value.decode("latin-1")
         client = self._secrets.client_hash(tenant, text)
-        if client in self._map:
-            client = self._secrets.client_hash(tenant, self._map[client])
-        if len(self._hashes) >= _REMEMBERED:
-            self._hashes = {}
-        self._hashes[tenant, value] = client
-        return client
+        return self._secrets.client_hash(tenant, self._map[client]) if client in self._map else client
 
     def _read_map(self, path: Path) -> None:
         try:
@@ -98,4 +130,28 @@ class Identities:
         if not isinstance(content, dict) or not all(isinstance(v, str) for v in content.values()):
             raise Refused(f"gateway.client_map: {path}: an object of hash → client id is wanted")
         self._map = {key.lower(): client for key, client in content.items()}
-        self._hashes = {}
+        self._known = {}
+
+
+def _plain_name(name: bytes) -> bytes:
+    return name.replace(b"_", b"-")
+
+
+def _readings(value: bytes) -> Iterator[bytes]:
+    """A value without white space around it (the usual one has no other reading), as it came, and each part between commas."""
+    yield value.strip()
+    yield value
+    for part in value.split(b","):
+        yield part.strip()
+
+
+def _tokens(value: bytes) -> Iterator[bytes]:
+    """Readings of the bearer tokens in a value of ``Authorization``, of a list of credentials too."""
+    bearer = False
+    for part in (value, *value.split(b",")):
+        scheme, *token = part.split(None, 1)[:2] or (b"",)
+        if token and scheme.lower() == _BEARER:
+            bearer = True
+            yield token[0].strip()
+        elif bearer and not token:  # the rest of a token that held a comma
+            yield scheme

@@ -13,8 +13,10 @@ from gateways.remembered import TENANT, RememberedStore, read
 from consumers.enforcement.restrictions import Restrictions
 from consumers.errors import Refused
 from consumers.http.gateway import Gateway, Rules
-from consumers.http.identities import Identities
+from consumers.http.identities import MOST_VALUES, Identities
+from consumers.http.paths import LONGEST, Routes
 from consumers.metrics import Metrics
+from consumers.operators.references import References, Refusal
 from consumers.secrets import Secrets
 
 SECRETS = Secrets.draw()
@@ -81,7 +83,7 @@ def test_the_answers() -> None:
     assert headers["content-type"] == "application/problem+json"
     problem = json.loads(body)
     assert problem["status"] == 403
-    assert set(problem) == {"type", "title", "status"}, "nothing of the detection"
+    assert set(problem) == {"type", "title", "status", "reference"}, "nothing of the detection"
     status, headers, body = asked.ask(("X-API-Key", "slow"), path="/v1/authz/v1/models/m:predict", method="POST")
     assert (status, headers["retry-after"], headers["x-querywarden-decision"]) == (429, "86400", "throttle")
     assert json.loads(body)["status"] == 429
@@ -95,6 +97,15 @@ def test_the_answers() -> None:
         ("x-consumer-id", "thief", True),
         ("Authorization", "Bearer thief", True),
         ("Authorization", "bearer   thief ", True),
+        ("Authorization", "Bearer\tthief", True),
+        ("Authorization", "Basic x, Bearer thief", True),
+        ("Authorization", "Bearer junk,thief", True),
+        ("Authorization", "Bearer thief,Bearer junk", True),
+        ("X-API-Key", " \tthief\t ", True),
+        ("X-API-Key", "junk, thief", True),
+        ("X-API-Key", "thief\t,junk", True),
+        ("X-API-Key", ",".join(["x" * 300, "thief"]), True),
+        ("X_API_Key", "thief", True),
         ("Authorization", "Basic thief", False),
         ("Authorization", "thief", False),
         ("X-Other", "thief", False),
@@ -116,6 +127,24 @@ def test_adding_a_header_cannot_lift_a_restriction() -> None:
         assert asked.decision(("X-API-Key", other), ("X-API-Key", "thief")) == "block"
         assert asked.decision(("X-Consumer-ID", other), ("X-API-Key", "thief")) == "block"
         assert asked.decision(("Authorization", f"Bearer {other}"), ("X-API-Key", "thief")) == "block"
+
+
+def test_a_client_that_the_log_knows_by_an_odd_id_is_judged_by_it() -> None:
+    asked = Asked()
+    for client in ("a,b", "tail\t"):
+        asked.store.detect(hashed(client), "block")
+        assert asked.decision(("X-API-Key", client)) == "block"
+    assert asked.decision(("X-API-Key", "a")) == "clear"
+
+
+def test_no_identity_hides_behind_many_others() -> None:
+    asked = Asked()
+    asked.store.detect(hashed("thief"), "block")
+    joined = ",".join(["x"] * MOST_VALUES)
+    assert asked.decision(("X-API-Key", joined)) == "clear"
+    assert asked.decision(("X-API-Key", f"{joined},thief")) == "block"
+    assert asked.decision(("X-API-Key", f"thief,{joined}")) == "block"
+    assert asked.decision(*[("X-API-Key", "x")] * MOST_VALUES, ("X-Consumer-ID", "thief")) == "block"
 
 
 def test_of_two_restricted_identities_the_worse_counts() -> None:
@@ -143,6 +172,7 @@ def test_model_header_default_model_and_the_most_severe() -> None:
     assert asked.decision(key, ("X-QueryWarden-Model", "a")) == "throttle"
     assert asked.decision(key, ("X-QueryWarden-Model", "other")) == "clear"
     assert asked.decision(key, ("X-QueryWarden-Model", "other"), ("X-QueryWarden-Model", "b")) == "block"
+    assert asked.decision(key, ("X-QueryWarden-Model", "other, b")) == "block", "as a gateway joins them"
     asked = Asked(Rules(default_model="a", model_header="x-model"))
     asked.store.detect(hashed("c"), "throttle", model="a")
     asked.store.detect(hashed("c"), "block", model="b")
@@ -206,6 +236,33 @@ def test_who_cannot_be_known_passes_or_not_by_route(path: str, status: int) -> N
     assert f"querywarden_authz_answers_total{{{cause}}}" in unsynced.metrics.text().decode()
 
 
+CLOSED = Routes({"/": "open", "/v1/models/fraud-v3": "closed", "/v1/models/fraud-v3/health": "open", "/v1/models/fraud-v3.1": "open"})
+TRICKS = (
+    ":predict", ";a=b/predict", ".json", "%00", "%20", "%3apredict", "\\x", "/health:x", "/health/../predict", "/Health", "/%2e%2e/fraud-v3/x",
+    "%2f..%2fother", "/..;/..;/..;/open",
+)  # fmt: skip
+DISGUISES = (
+    "/v1/models/fraud%2dv3", "/v1/models/fraud%252dv3", "/v1/models/%66raud-v3", "/v1/models/x/..%2ffraud-v3", "/v1%2fmodels/fraud-v3",
+    "/V1/Models/fraud-v3", "/v1\\models\\fraud-v3", "/v1;x=1/models/fraud-v3", "/x/..;/v1/models/fraud-v3", "/v1/models./fraud-v3",
+    "/v1/mo%09dels/fraud-v3", "http://h/v1/models/fraud-v3", "//h/v1/models/fraud-v3", "/v1/%25%36%64odels/fraud-v3",
+    "/x/.. /v1/models/fraud-v3", "/" + "x" * LONGEST, "/%" + "25" * 8 + "41",
+)  # fmt: skip
+
+
+def test_every_way_to_write_a_closed_path_is_closed() -> None:
+    tricks = [f"/v1/models/fraud-v3{end}" for end in TRICKS]
+    assert [path for path in (*tricks, *DISGUISES) if not CLOSED.closed(path)] == []
+
+
+def test_other_paths_stay_open() -> None:
+    others = ("/", "", "/v1/models/other:predict", "/v1/models/fraud-v30", "/v1/models/fraud-v3-b/predict", "/v1/models/fraud-v3.1/predict",
+              "/v1/models/fraud-v3/health", "/v1/models/a%20b.json;c=d", "/v1/models/%e9")  # fmt: skip
+    assert [path for path in others if CLOSED.closed(path)] == []
+    assert not Routes({"/": "open"}).closed("/" + "x" * LONGEST), "nothing is closed"
+    closed_but_one = Routes({"/": "closed", "/healthz": "open"})
+    assert [closed_but_one.closed(p) for p in ("/healthz", "/healthz/x", "/healthz:x", "/healthz/../x", "/x", "")] == [False, False] + [True] * 4
+
+
 def test_counters_are_handed_over_once() -> None:
     asked = Asked()
     asked.store.detect(hashed("thief"), "block")
@@ -238,6 +295,59 @@ def test_a_throttled_client_gets_its_rate_through() -> None:
     assert asked.ask(("X-API-Key", "b"))[0] == 200, "a bucket each"
     asked.now_s -= 500
     assert asked.ask(("X-API-Key", "b"))[0] in (200, 429), "a clock set back"
+
+
+def test_whoever_adds_a_throttled_clients_name_uses_up_nothing_of_it() -> None:
+    asked = Asked(Rules(throttle_per_s=1.0))
+    asked.store.detect(hashed("victim"), "throttle")
+    victim = ("X-API-Key", "victim")
+    attacks = [
+        [("X-API-Key", "attacker"), ("X-Consumer-ID", "victim")],
+        [("X-Consumer-ID", "victim"), ("X-API-Key", "attacker")],
+        [victim, ("X-API-Key", "attacker")],
+        [("X-API-Key", "victim,attacker")],
+        [("X-API-Key", "victim," + "x" * 300)],
+    ]
+    for _ in range(5):
+        for attack in attacks:
+            asked.ask(*attack)
+        assert asked.ask(victim)[0] == 200
+        assert asked.ask(victim)[0] == 429
+        asked.now_s += 1
+
+
+def test_a_throttled_client_gains_no_allowance_by_other_names() -> None:
+    asked = Asked(Rules(throttle_per_s=1.0))
+    asked.store.detect(hashed("thief"), "throttle")
+    passed = 0
+    for n in range(100):
+        passed += asked.ask(("X-API-Key", f"junk-{n}"), ("X-Consumer-ID", "thief"))[0] == 200
+        passed += asked.ask(("X-API-Key", f"thief,{n}"))[0] == 200
+        passed += asked.ask(("X-API-Key", "thief"))[0] == 200
+        asked.now_s += 0.1
+    assert 10 <= passed <= 22, "10 s at 1/s, twice at most"
+
+
+def test_a_refusal_has_a_reference_that_operators_find() -> None:
+    asked = Asked(Rules(routes={"/": "closed"}))
+    asked.now_s = 1_764_374_399.0  # 2025-11-28, a second before midnight
+    asked.store.detect(hashed("thief"), "block")
+    asked.store.detect(hashed("slow"), "throttle")
+    clients = [hashed("honest"), hashed("slow"), hashed("thief")]
+    references = References(SECRETS)
+    wanted = {"thief": ("block", hashed("thief")), "slow": ("throttle", hashed("slow")), "": ("block", "anonymous")}
+    found = {}
+    for client, (answer, about) in wanted.items():
+        _, headers, body = asked.ask(("X-API-Key", client))
+        reference = found[client] = headers["x-querywarden-reference"]
+        assert json.loads(body)["reference"] == reference
+        assert references.find(TENANT, f" {reference.upper()}\n", clients) == Refusal("2025-11-28", answer, about)
+        assert references.find("other", reference, clients) is None
+    assert asked.ask(("X-API-Key", "thief"))[1]["x-querywarden-reference"] == found["thief"], "the same all day"
+    asked.now_s += 1
+    assert asked.ask(("X-API-Key", "thief"))[1]["x-querywarden-reference"] not in found.values()
+    assert "x-querywarden-reference" not in asked.ask(("X-API-Key", "honest"))[1]
+    assert [references.find(TENANT, text, clients) for text in ("", "20251128-0", "x" * 25, f"20251128-{'0' * 16}")] == [None] * 4
 
 
 def test_degrade_hints_by_decision() -> None:
