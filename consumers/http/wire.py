@@ -4,6 +4,8 @@ Rules:
 
 * A request's head must be complete `HEAD_TIMEOUT_S` after the connection opened or its first byte came, and may hold `MOST_HEAD_BYTES`: who
   drips headers is cut off.
+* Who gets a refusal while it still sends is read on, to a bound, before the connection closes: closing at once resets the connection, and a
+  gateway that sees a reset instead of the refusal may take us for down and let the request pass.
 * The names of a client certificate that TLS has verified go into the connection's state, as ``certificate_names``.
 """
 
@@ -16,8 +18,11 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 HEAD_TIMEOUT_S = 5.0
 MOST_HEAD_BYTES = 65_536
+LINGER_S = 2.0
+LINGER_BYTES = 2 << 20
 _NAMES = ("DNS", "URI", "email")
 _SLOW = b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+_BAD = b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%b"
 _LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
 
@@ -27,6 +32,8 @@ class Connection(HttpToolsProtocol):
     _waiting: asyncio.TimerHandle | None = None
     _head_bytes = 0
     _in_head = True
+    _left_bytes: int | None = None
+    """While a refused connection is read on: how much more."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -36,6 +43,11 @@ class Connection(HttpToolsProtocol):
         self._await_head()
 
     def data_received(self, data: bytes) -> None:
+        if self._left_bytes is not None:
+            self._left_bytes -= len(data)
+            if self._left_bytes <= 0:
+                self.transport.close()
+            return
         if self._in_head:
             if self._waiting is None:
                 self._await_head()
@@ -58,6 +70,10 @@ class Connection(HttpToolsProtocol):
         self._forget()
         super().connection_lost(exc)
 
+    def send_400_response(self, msg: str) -> None:
+        text = msg.encode("ascii")
+        self._cut(_BAD % (len(text), text))
+
     def _await_head(self) -> None:
         self._waiting = self.loop.call_later(HEAD_TIMEOUT_S, self._cut, _SLOW)
 
@@ -68,9 +84,13 @@ class Connection(HttpToolsProtocol):
 
     def _cut(self, words: bytes) -> None:
         self._forget()
-        if not self.transport.is_closing():
+        if not self.transport.is_closing() and self._left_bytes is None:
+            self._left_bytes = LINGER_BYTES
             self.transport.write(words)
-            self.transport.close()
+            self.flow.resume_reading()
+            self._waiting = self.loop.call_later(LINGER_S, self.transport.close)
+            if self.transport.can_write_eof():
+                self.transport.write_eof()
 
 
 def certificate_names(certificate: Any) -> tuple[str, ...]:

@@ -223,6 +223,31 @@ def test_a_large_head_is_refused(port: int) -> None:
     assert answer.startswith(b"HTTP/1.1 431")
 
 
+@pytest.mark.parametrize(
+    ("beginning", "status"), [(b"GET /healthz HTTP/1.1\r\nHost: a\r\nX: ", b"431"), (b"GET /healthz HTTP/1.1\r\nHost: a\x01\r\n", b"400")]
+)  # fmt: skip
+def test_who_is_refused_while_it_sends_reads_the_refusal(port: int, beginning: bytes, status: bytes) -> None:
+    """A gateway that meets a reset instead takes the service for down."""
+    answer = sent = b""
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        for _ in range(12):  # no send fails, though it was refused long ago
+            sent = beginning if not sent else b"a" * 70_000
+            connection.sendall(sent)
+            time.sleep(0.02)
+        connection.shutdown(socket.SHUT_WR)
+        while block := connection.recv(65_536):
+            answer += block
+    assert answer.startswith(b"HTTP/1.1 " + status)
+
+
+def test_who_never_ends_is_cut_off_in_the_end(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "LINGER_BYTES", 100_000)
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection, pytest.raises(OSError, match="Broken pipe|reset"):
+        for _ in range(2000):
+            connection.sendall(b"GET / HTTP/1.1\r\nX: " + b"a" * 70_000)
+            time.sleep(0.001)
+
+
 def test_a_body_may_come_with_its_head(port: int, served: World) -> None:
     body = b"\n" * 300_000
     head = written_by(served, len(body))
