@@ -8,6 +8,8 @@ Rules:
   allow-list entry beats both. A simulated decision is never enforced.
 * Detected restrictions are enforced as far as detect's breaker, this process' breaker and the model's mode allow. A
   flagged client that is not enforced shows as *watch*, in mode observe as *clear*. Operators' decisions always count.
+* While this process' breaker is open (`hold`), a detected restriction stays as it was before the storm, until its time is over; none begins
+  or rises.
 * Every change of what is enforced gets a number, for readers who follow (`Restrictions.since`); the numbers begin anew,
   under another epoch, with the process.
 * The changing thread works in small slices, so that the answering thread gets the interpreter whenever it wants it.
@@ -29,6 +31,7 @@ from consumers.errors import CorruptState
 from consumers.operators.entries import EVERY_MODEL, allowance, ruling
 from consumers.store import Entry, Restriction
 from detector.policy import STATES
+from detector.query import ClientKey
 
 log = logging.getLogger("querywarden.restrictions")
 
@@ -76,7 +79,8 @@ class _Said(NamedTuple):
 
 NOTHING = Standing(CLEAR)
 
-_Detected = tuple[tuple[str, int, int, int], ...]
+_OfModel: TypeAlias = tuple[str, int, int, int]
+_Detected = tuple[_OfModel, ...]
 """(model, level of the state, level enforced, until_s), …: plain tuples, which the garbage collector leaves alone."""
 
 
@@ -107,8 +111,13 @@ class Restrictions:
         self.number = 0
         self.synced = False
         self.stale_since_s: float | None = None
-        self.held = False
+        self._standing: dict[ClientKey, int] | None = None
         self.counts = Counter[tuple[str, str]]()
+
+    @property
+    def held(self) -> bool:
+        """Whether the breaker keeps new detected restrictions from being enforced."""
+        return self._standing is not None
 
     # ------------------------------------------------------------------------------------------------- asking
 
@@ -129,6 +138,16 @@ class Restrictions:
             for model, standing in models.items():
                 if not standing.until_s or standing.until_s > now_s:
                     yield key, model, standing
+
+    def detected(self, now_s: float) -> dict[ClientKey, int]:
+        """Client → level of everything that was detected and would be enforced but for operators and the breaker."""
+        found = {}
+        for (tenant, client), entries in _slices(list(self._tables.detected.items())):
+            for model, _, enforced, until_s in entries:
+                level = min(enforced, self._caps.get(model, self._cap))
+                if level >= THROTTLE and (not until_s or until_s > now_s):
+                    found[ClientKey(tenant, model, client)] = level
+        return found
 
     def since(self, number: int, epoch: str) -> list[Change] | None:
         """Changes after a number, oldest first; None when they are not known any more: read `enforced` again."""
@@ -153,7 +172,9 @@ class Restrictions:
         for m, state, enforced, until_s in tables.detected.get(key, ()):
             if m == model and (not until_s or until_s > now_s):
                 cap = self._caps.get(model, self._cap)
-                level = WATCH if self.held else min(enforced, cap)
+                level = min(enforced, cap)
+                if (standing := self._standing) is not None:
+                    level = min(level, standing.get(ClientKey(key[0], model, key[1]), WATCH))
                 return Standing(min(cap, WATCH) if level < THROTTLE <= state else level, until_s)
         return NOTHING
 
@@ -166,6 +187,8 @@ class Restrictions:
         tables = _Tables()
         for r in _slices(restrictions):
             _put(tables.detected, r)
+        for client in list(self._standing or ()):
+            self._settle(client, _detected(tables, client), now_s)
         for entry in decisions:
             _said(tables, entry)
         for entry in allowed:
@@ -178,6 +201,7 @@ class Restrictions:
         """What changed since."""
         tables, touched = self._tables, set()
         for r in _slices(restrictions):
+            self._settle(r.client, (r.client.model, STATES.index(r.state), STATES.index(r.enforced), r.until_s), now_s)
             _put(tables.detected, r)
             touched.add((r.client.tenant, r.client.client))
         for entry in entries:
@@ -192,11 +216,27 @@ class Restrictions:
         for key in _slices({*tables.detected, *tables.said, *self._published}):
             self._publish(key, now_s)
 
-    def hold(self, held: bool, now_s: float) -> None:
-        """Enforce nothing that was only detected (the breaker is open), or again."""
-        if held != self.held:
-            self.held = held
+    def hold(self, standing: dict[ClientKey, int] | None, now_s: float) -> None:
+        """Enforce of what was detected only what stood before a storm: client → level. None: the storm is over.
+
+        The same object again changes nothing; what ends meanwhile is taken out of it.
+        """
+        if standing is not self._standing:
+            self._standing = standing
             self.publish(now_s)
+
+    def _settle(self, client: ClientKey, after: _OfModel | None, now_s: float) -> None:
+        """What stood before a storm stands no higher than it does now; what ended does not stand any more."""
+        standing = self._standing
+        if not standing or client not in standing:
+            return
+        before = _detected(self._tables, client)
+        ended = before is None or after is None or 0 < before[3] <= now_s
+        level = CLEAR if ended or after is None else min(standing[client], after[2])
+        if level < THROTTLE:
+            del standing[client]
+        else:
+            standing[client] = level
 
     def expire(self, now_s: float) -> None:
         """Publish what ended by itself."""
@@ -238,6 +278,11 @@ def _slices(items: Iterable[V]) -> Iterator[V]:
         yield item
         if not n % _SLICE:
             time.sleep(_PAUSE_S)
+
+
+def _detected(tables: _Tables, client: ClientKey) -> _OfModel | None:
+    entries = tables.detected.get((client.tenant, client.client), ())
+    return next((entry for entry in entries if entry[0] == client.model), None)
 
 
 def _put(detected: dict[Key, _Detected], r: Restriction) -> None:

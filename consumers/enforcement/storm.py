@@ -1,10 +1,14 @@
-"""The gateways' own breaker: when too many clients, over all cells, are newly restricted at once, nothing detected is enforced.
+"""The gateways' own breaker: when too many clients, over all cells, are newly restricted at once, nothing newly detected is enforced.
 
 Rules:
 
 * Every detect process counts what it decides (breaker.py); this one counts what all of them enforce together, on the answering side,
   and so also holds against a detector that does not count.
-* What was in force when this process started is not new. Operators' decisions are not counted, and stay in force while it is open.
+* A restriction is new when a gateway does more than before: it begins, or a throttle becomes a block. What was in force when this process
+  started is not new. Operators' decisions are not counted, and stay in force while it is open.
+* While it is open, what became new within the breaker's window is not enforced, nor what becomes so later: each of these clients stands as
+  it did before. What was in force longer stays so until its time is over, so that nobody gets out of a block by raising a storm.
+* A process that starts while it is open reads from the decisions' history what stood before; until it has, nothing detected is enforced.
 * Open stays open, over restarts too: an entry of the operator cell says so (`operators.breakers`) until an operator resets the breakers.
   A store that is away delays the entry, not the holding.
 """
@@ -13,26 +17,48 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
 
 from consumers.decisions.breaker import Breaker, Limits
-from consumers.enforcement.restrictions import Restrictions
+from consumers.enforcement.restrictions import CLEAR, THROTTLE, Restrictions
 from consumers.errors import Unavailable
 from consumers.operators.breakers import HELD, KIND, RESET, opened_after, time_of
 from consumers.operators.cell import written
 from consumers.operators.entries import Reset, packed
-from consumers.store import Entry, Operation, Store
+from consumers.store import DecisionRow, Entry, Operation, Store
+from detector.policy import STATES
 from detector.query import ClientKey
 
 log = logging.getLogger("querywarden.restrictions")
 
+_AT_ONCE = 1000
+_NOTHING_STANDS: dict[ClientKey, int] = {}
+
+
+class _Past(msgspec.Struct):
+    """The little of a decision row that says how a client stood."""
+
+    state: str = "clear"
+    since_s: int = 0
+    history: list[list[Any]] = []
+
+
+_past = msgspec.msgpack.Decoder(_Past)
+
 
 class Storm:
-    """Watches a view. tenant: in whose name the entry is kept; most: clients newly restricted within ten minutes."""
+    """Watches a view. tenant: in whose name the entry is kept; most: clients newly restricted within the breaker's window."""
 
     def __init__(self, store: Store, view: Restrictions, tenant: str, most: int = 20) -> None:
         self._store, self._view, self._tenant = store, view, tenant
         self._breaker = Breaker(Limits(most=most, least=most))
-        self._known: set[ClientKey] | None = None
+        self._known: dict[ClientKey, int] | None = None
+        self._risen: dict[ClientKey, tuple[float, int]] = {}
+        """Clients newly restricted within the window: when, and the level before."""
+        self._standing: dict[ClientKey, int] | None = None
         self._number = 0
         self._reset_s = 0.0
         self._unsaid = False
@@ -47,44 +73,69 @@ class Storm:
         if entry.key == RESET and at_s > self._reset_s:
             self._reset_s = at_s
             self._breaker.restricted.clear()  # whichever breaker was open: what was restricted until now was looked at
+            self._risen.clear()
         elif entry.key == HELD and not self._breaker.open:
             self._breaker.open, self._breaker.tripped_s = True, at_s
 
-    def judge(self, now_s: float) -> bool:
-        """Count what is new; whether nothing detected may be enforced."""
+    def judge(self, now_s: float) -> dict[ClientKey, int] | None:
+        """Count what is new. None: no storm; otherwise what may be enforced meanwhile, for `Restrictions.hold`."""
         if self._breaker.open and self._breaker.tripped_s <= self._reset_s:
             log.warning("breaker reset: what was detected is enforced again")
             self._breaker.reset()
-            self._known = None  # what comes back now is not new
-            return False
-        if not self._breaker.open and not self._count(now_s):
-            log.error("breaker opened: nothing detected is enforced", extra={"limit": self._breaker.limit()})
-            self._breaker.tripped_s = opened_after(self._breaker.tripped_s, self._reset_s)
-            self._unsaid = True
+            self._known, self._standing = None, None  # what comes back now is not new
+            return None
+        if self._standing is None:
+            elsewhere, began = self._breaker.open, self._known is None
+            if not self._count(now_s) and not elsewhere:
+                log.error("breaker opened: nothing newly detected is enforced", extra={"limit": self._breaker.limit()})
+                self._breaker.tripped_s = opened_after(self._breaker.tripped_s, self._reset_s)
+                self._unsaid = True
+            if self._breaker.open:
+                self._standing = self._recorded(now_s) if began else self._remembered(now_s)
         if self._unsaid:
             self._say()
-        return self._breaker.open
+        return self._standing if self._standing is not None or not self._breaker.open else _NOTHING_STANDS
 
     def _count(self, now_s: float) -> bool:
         """False when there was one too many."""
-        view = self._view
-        changes = None if self._known is None else view.since(self._number, view.epoch)
+        view, known = self._view, self._known
+        news = {} if known is None else _news(view, self._number, known, now_s)
         self._number = view.number
-        if changes is None or self._known is None:
-            detected = (item for item in view.enforced(now_s) if item[2].origin == "detected")
-            self._known = {ClientKey(tenant, model, client) for (tenant, client), model, _ in detected}
-            if not view.synced or view.held:
-                self._known = None  # not the picture to compare with
+        if known is None:
+            self._known = _enforced(view, now_s) if view.synced and not self._breaker.open else None
             return True
+        since_s = now_s - self._breaker.limits.window_s
+        self._risen = {client: was for client, was in self._risen.items() if was[0] > since_s}
         few = True
-        for change in changes:
-            client = ClientKey(change.tenant, change.model, change.client)
-            if change.lifted:
-                self._known.discard(client)
-            elif change.standing.origin == "detected" and client not in self._known:
-                self._known.add(client)
+        for client, level in news.items():
+            if level > known.get(client, CLEAR):
                 few = self._breaker.allows(client, now_s) and few
+                self._risen.setdefault(client, (now_s, known.get(client, CLEAR)))
+            known[client] = level
         return few
+
+    def _remembered(self, now_s: float) -> dict[ClientKey, int]:
+        """What stood before the storm, as this process saw it."""
+        levels = self._view.detected(now_s)
+        levels |= {client: before for client, (_, before) in self._risen.items() if client in levels}
+        return {client: level for client, level in levels.items() if level >= THROTTLE}
+
+    def _recorded(self, now_s: float) -> dict[ClientKey, int] | None:
+        """The same by the decisions' history, for a process that was not there. None: not known yet."""
+        if not self._view.synced:
+            return None
+        levels = self._view.detected(now_s)
+        begun_s = self._breaker.tripped_s - self._breaker.limits.window_s
+        clients, found = list(levels), {}
+        try:
+            for first in range(0, len(clients), _AT_ONCE):
+                for client, row in self._store.decided(clients[first : first + _AT_ONCE]).items():
+                    level = min(levels[client], _level_at(row, begun_s))
+                    if level >= THROTTLE:
+                        found[client] = level
+        except Unavailable:
+            return None  # asked again with the next turn
+        return found
 
     def _say(self) -> None:
         value = Reset("gateway", int(self._breaker.tripped_s), "too many clients newly restricted at once")
@@ -94,3 +145,34 @@ class Storm:
                 self._store, lambda: (self._store.operator_entries(KIND, self._tenant)[0], operation, None), tries=1
             )
             self._unsaid = False
+
+
+def _enforced(view: Restrictions, now_s: float) -> dict[ClientKey, int]:
+    """Client → level of what was detected and is enforced."""
+    detected = (item for item in view.enforced(now_s) if item[2].origin == "detected")
+    return {ClientKey(tenant, model, client): standing.level for (tenant, client), model, standing in detected}
+
+
+def _news(view: Restrictions, number: int, known: Mapping[ClientKey, int], now_s: float) -> dict[ClientKey, int]:
+    """Client → level now, of what changed since a number; by comparison where the view no longer goes back so far."""
+    changes = view.since(number, view.epoch)
+    if changes is None:
+        return {**dict.fromkeys(known, CLEAR), **_enforced(view, now_s)}
+    return {
+        ClientKey(change.tenant, change.model, change.client): CLEAR if change.lifted else change.standing.level
+        for change in changes
+        if change.lifted or change.standing.origin == "detected"
+    }
+
+
+def _level_at(row: DecisionRow, time_s: float) -> int:
+    """Level of a client's state at a time, by its history; clear for a row that cannot be read."""
+    try:
+        past = _past.decode(row.row)
+        known = [str(state) for at_s, state, *_ in past.history if at_s <= time_s]
+        if not past.history and 0 < past.since_s <= time_s:
+            known = [past.state]
+        return STATES.index(known[-1]) if known else CLEAR
+    except (msgspec.DecodeError, ValueError, TypeError) as error:
+        log.warning("decision row set aside", extra={"why": str(error)})
+        return CLEAR

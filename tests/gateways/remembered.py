@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import msgspec
 
 from consumers.enforcement.restrictions import Restrictions
 from consumers.errors import Rewound, Unavailable
 from consumers.operators import entries
-from consumers.store import Entry, Operation, Restriction
+from consumers.store import DecisionRow, Entry, Operation, Restriction
 from detector.query import ClientKey
 
 TENANT = "default"
@@ -20,6 +22,7 @@ class RememberedStore:
     def __init__(self) -> None:
         self.feed: list[Restriction] = []
         self.entries: list[Entry] = []
+        self.histories: dict[str, list[list[Any]]] = {}
         self.down = False
         self.forgets = False
         self.full_reads = 0
@@ -56,6 +59,12 @@ class RememberedStore:
         found = self.feed[after : after + limit]
         return {0: str(after + len(found))}, found
 
+    def decided(self, clients: Sequence[ClientKey]) -> dict[ClientKey, DecisionRow]:
+        """Rows of the clients whose history is known: `histories`."""
+        self._up()
+        rows = {c: msgspec.msgpack.encode({"history": self.histories[c.client]}) for c in clients if c.client in self.histories}
+        return {client: DecisionRow(row, "block", 1.0, 0, "block") for client, row in rows.items()}
+
     def operator_entries(self, kind: str, tenant: str | None = None) -> tuple[int, list[Entry]]:
         self._up()
         last = {(e.tenant, e.key): e for e in self.entries if e.kind == kind}
@@ -72,6 +81,9 @@ class RememberedStore:
         self._up()
         found = self.entries[after : after + limit]
         return after + len(found), found
+
+    def nowhere(self) -> Any:
+        raise Unavailable("away")
 
     def _up(self) -> None:
         if self.down:

@@ -75,10 +75,10 @@ def test_an_operators_block_counts_in_every_mode_and_while_the_breaker_is_open()
     assert level(view) == BLOCK
     view = seen(store, "block")
     assert (level(view), level(view, "d")) == (BLOCK, BLOCK)
-    view.hold(True, 0)
+    view.hold({}, 0)
     assert (level(view), level(view, "d")) == (BLOCK, WATCH)
     assert view.counts["detected", "block"] == 0
-    view.hold(False, 0)
+    view.hold(None, 0)
     assert (level(view), level(view, "d")) == (BLOCK, BLOCK)
     assert view.counts["detected", "block"] == 1
 
@@ -269,21 +269,29 @@ class Stormy:
 def test_a_flag_storm_is_not_enforced_until_an_operator_says_so() -> None:
     s = Stormy()
     s.store.detect("x", "block")
-    s.store.detect("y", "block")  # in force before the start: not new
+    s.store.detect("y", "throttle")  # in force before the start: not new
     s.turn()
     s.store.say("o", "block")
     s.detect("a", "b", "c")
-    assert (s.blocked(*"xyabco"), s.view.held) == ("xyabco", False)
+    assert (s.blocked(*"xabco"), s.view.held) == ("xabco", False)
     s.now_s += 599
+    s.store.detect("y", "block")  # a throttle that becomes a block is new
+    s.turn()
+    assert s.view.held
     s.detect("d")
-    assert (s.blocked(*"xyabcdo"), s.view.held) == ("o", True), "only what the operator said"
-    assert level(s.view, "a") == WATCH
+    assert s.blocked(*"xyabcdo") == "xo", "what the operator said, and what stood before the storm"
+    assert (level(s.view, "y"), level(s.view, "a")) == (THROTTLE, WATCH)
+    assert s.view.counts["detected", "block"] == 1
     s.now_s += 10_000
     s.turn()
     assert s.view.held, "time alone does not close it"
+    s.store.histories = {"x": [[900, "throttle", "", 0.99], [950, "block", "", 0.99]], "a": [[1500, "block", "", 0.99]]}
+    s.store.histories["y"] = [[600, "throttle", "", 0.99], [1599, "block", "", 0.99]]
     again = Stormy(s.store)
+    again.now_s = s.now_s
     again.turn()
-    assert again.blocked(*"xyabcdo") == "o", "nor does a restart"
+    assert again.blocked(*"xyabcdo") == "xo", "nor does a restart"
+    assert (level(again.view, "y"), level(again.view, "a")) == (THROTTLE, WATCH)
     for one in (s, again):
         one.store.put("breaker", "", "", entries.packed(entries.Reset("someone", int(s.now_s), "looked at")))
         one.store.entries[-1] = one.store.entries[-1]._replace(key="reset")
@@ -295,7 +303,52 @@ def test_a_flag_storm_is_not_enforced_until_an_operator_says_so() -> None:
     s.detect("e", "f", "g")
     assert s.blocked(*"aefg") == "aefg"
     s.detect("h")
-    assert s.blocked(*"aefgh") == "", "counted anew"
+    assert s.blocked(*"aefgh") == "a", "counted anew"
+
+
+def test_nobody_gets_out_of_a_block_by_a_storm() -> None:
+    """The attack: 4 throw-away accounts that are flagged, so that the thief's own block falls."""
+    s = Stormy()
+    s.store.detect("oldthief", "block", until_s=9000)
+    s.turn()
+    s.now_s += 601
+    s.detect("t1", "t2", "t3", "t4")
+    assert (s.view.held, level(s.view, "oldthief"), level(s.view, "t1")) == (True, BLOCK, WATCH)
+    s.store.forgets = True  # everything is read anew
+    s.turn()
+    assert level(s.view, "oldthief") == BLOCK
+    s.store.detect("oldthief", "block", until_s=9500)
+    s.turn()
+    assert level(s.view, "oldthief", now_s=9400) == BLOCK, "one that is renewed in time goes on"
+    s.now_s = 9600
+    s.store.detect("oldthief", "block", until_s=20_000)
+    s.turn()
+    assert level(s.view, "oldthief", now_s=9600) == WATCH, "a new one is held like others"
+
+
+def test_a_restart_in_a_storm_lifts_nothing_for_longer_than_the_store_is_away() -> None:
+    s = Stormy()
+    s.store.detect("x", "block")
+    s.turn()
+    s.detect("a", "b", "c", "d")
+    s.store.histories = {"x": [[300, "block", "", 0.99]]}
+    again = Stormy(s.store)
+    asked = again.store.decided
+    again.store.decided = lambda clients: again.store.nowhere()  # type: ignore[method-assign]
+    again.turn()
+    assert again.blocked(*"xabcd") == "", "not known yet"
+    again.store.decided = asked  # type: ignore[method-assign]
+    again.turn()
+    assert again.blocked(*"xabcd") == "x"
+
+
+def test_a_storm_larger_than_what_is_remembered_of_changes_is_noticed() -> None:
+    s = Stormy()
+    s.store.detect("x", "block")
+    s.turn()
+    s.store.feed += [Restriction(ClientKey(TENANT, "m", f"c{n}"), "block", "block", 0) for n in range(KEPT_CHANGES + 5)]
+    s.turn()
+    assert (s.view.held, s.blocked("x", "c0", f"c{KEPT_CHANGES}")) == (True, "x")
 
 
 def test_slow_restrictions_are_no_storm() -> None:
