@@ -4,8 +4,9 @@ Rules:
 
 * Only the configured headers are looked at; of ``Authorization`` only bearer tokens. What a header carries must be what the
   query log calls the client, or be listed in the client map. ``_`` in a header's name counts as ``-``: CGI and WSGI servers read it so.
-* Every reading of a header counts: its value as it came, without white space around it (SP and HTAB, RFC 9110), and each part between
-  commas, because gateways join repeated headers that way. Who adds a header or a part cannot get rid of a restriction, only into one.
+* Every reading of a header counts: its value without white space around it (RFC 9110 means SP and HTAB; servers strip more), as it came, and
+  each part between commas, because gateways join repeated headers that way. Who adds a header or a part cannot get rid of a restriction,
+  only into one.
 * The request is *of* the first configured header that is present, if that is a single value (`Found.first`). A client that is only
   named elsewhere may be somebody else, whose allowance this request must not use.
 * A request with more than `MOST_VALUES` identities is refused: an honest one has few, and none may hide behind the others.
@@ -99,19 +100,16 @@ class Identities:
         key = (tenant, bearer, value)
         known = self._known.get(key)
         if known is None:
-            texts = dict.fromkeys(_tokens(value) if bearer else _readings(value))
-            known = tuple(dict.fromkeys(self._hash(tenant, t) for t in texts if 0 < len(t) <= MAX_ID_BYTES))
+            texts = [_text(one) for one in (_tokens(value) if bearer else _readings(value)) if len(one) <= MAX_ID_BYTES]
+            readings = dict.fromkeys(reading for text in texts for reading in (text.strip(), text) if reading)
+            known = tuple(dict.fromkeys(self._hash(tenant, text) for text in readings))
             if len(value) <= MAX_ID_BYTES:
                 if len(self._known) >= _REMEMBERED:
                     self._known = {}
                 self._known[key] = known
         return known
 
-    def _hash(self, tenant: str, value: bytes) -> str:
-        try:
-            text = value.decode()
-        except UnicodeDecodeError:
-            text = value.decode("latin-1")
+    def _hash(self, tenant: str, text: str) -> str:
         client = self._secrets.client_hash(tenant, text)
         return self._secrets.client_hash(tenant, self._map[client]) if client in self._map else client
 
@@ -137,12 +135,18 @@ def _plain_name(name: bytes) -> bytes:
     return name.replace(b"_", b"-")
 
 
+def _text(value: bytes) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.decode("latin-1")
+
+
 def _readings(value: bytes) -> Iterator[bytes]:
-    """A value without white space around it (the usual one has no other reading), as it came, and each part between commas."""
+    """A value as it came, without white space around it, and each part between commas."""
     yield value.strip()
     yield value
-    for part in value.split(b","):
-        yield part.strip()
+    yield from value.split(b",")
 
 
 def _tokens(value: bytes) -> Iterator[bytes]:
@@ -152,6 +156,7 @@ def _tokens(value: bytes) -> Iterator[bytes]:
         scheme, *token = part.split(None, 1)[:2] or (b"",)
         if token and scheme.lower() == _BEARER:
             bearer = True
-            yield token[0].strip()
+            yield token[0]
+            yield token[0].split(None, 1)[0]
         elif bearer and not token:  # the rest of a token that held a comma
             yield scheme

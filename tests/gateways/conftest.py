@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import http.client
 import importlib.util
 import os
@@ -30,13 +31,13 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Service(Server):
-    """`querywarden serve` as gateways see it, over a Redis, with a gateway's key."""
+    """`querywarden serve` as gateways see it, over a Redis, with a gateway's key. more: further settings of the gateway, as TOML."""
 
     name = "querywarden"
 
-    def __init__(self, store_url: str) -> None:
+    def __init__(self, store_url: str, more: str = "", ports: tuple[int, int] | None = None) -> None:
         super().__init__()
-        self.grpc_port = free_port()
+        self.port, self.grpc_port = ports or (self.port, free_port())
         self.store_url = store_url
         secrets_file = self.folder / "secrets.json"
         self.secrets = Secrets.load(secrets_file, create=True)
@@ -59,8 +60,8 @@ timeout_s = 1.0
 bind = "127.0.0.1:{self.port}"
 [gateway]
 grpc_bind = "127.0.0.1:{self.grpc_port}"
-identity_headers = ["x-api-key"]
 degrade = {{clear = "round=6"}}
+{more}
 """
         )
 
@@ -71,6 +72,10 @@ degrade = {{clear = "round=6"}}
 
     def probe(self) -> bool:
         return _listens(self.port) and _listens(self.grpc_port) and self.synced()
+
+    @property
+    def edge_key(self) -> str:
+        return base64.b64encode(self.secrets.edge_key(TENANT)).decode()
 
     def synced(self) -> bool:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=2)
@@ -98,11 +103,11 @@ class Backend:
     def undo(self, client: str, model: str = "*") -> None:
         self.service.operations.withdraw(OPERATOR, self._subject(client, model))
 
-    def detect(self, client: str, state: str, model: str = "fraud-v3") -> None:
+    def detect(self, client: str, state: str, model: str = "fraud-v3", seconds: int = 60) -> None:
         """A decision as detect records it."""
         key = ClientKey(TENANT, model, self.service.secrets.client_hash(TENANT, client))
         cell = decision_cell(key)
-        until_s = int(time.time()) + 60 if state in ("throttle", "block") else 0
+        until_s = int(time.time()) + seconds if state in ("throttle", "block") else 0
         row = DecisionRow(b"", state, 0.99, until_s, state)
         claim = self.service.store.claim_decisions(cell, "tests", "tests", 10_000)
         self.service.store.record("tests", claim.revision, Outcome(cell, rows={key: row}), "tests", 10_000)
