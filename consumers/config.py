@@ -211,7 +211,8 @@ class HttpSettings(Part):
 class GatewaySettings(Part):
     identity_headers: tuple[str, ...] = Field(
         ("x-api-key", "x-consumer-id", "authorization"),
-        description="headers whose value is what the query log calls a client (authorization: a bearer token); all present ones count",
+        description="headers whose value is what the query log calls a client (authorization: a bearer token); all present ones count;"
+        " the one to trust most comes first",
     )
     client_map: str = Field(
         "", description="JSON file: hash of a header's value (querywarden gateway hash) to client id; empty: none"
@@ -223,7 +224,9 @@ class GatewaySettings(Part):
         "*", description="the model where the header is absent; *: the most severe over all models"
     )
     routes: dict[str, Literal["open", "closed"]] = Field(
-        {"/": "open"}, description="path prefix: whether clients that cannot be known pass (the longest prefix decides)"
+        {"/": "open"},
+        description="path prefix: whether clients that cannot be known pass (the longest prefix decides); advised: / closed,"
+        " exceptions open",
     )
     degrade: dict[Literal["clear", "watch", "throttle"], str] = Field(
         {}, description='what X-QueryWarden-Degrade asks of the model server, by decision: {"watch": "round=2"}'

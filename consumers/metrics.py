@@ -91,7 +91,8 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "querywarden_authz_answers_total": (
         "counter",
         ("decision", "cause"),
-        "answers to gateways; cause: known, anonymous (no identity in the request), unsynced (store not read yet), crowded (more identities than a request may have), unauthorized",
+        "answers to gateways; cause: known, anonymous (no identity in the request), unsynced (store not read yet), crowded (too many"
+        " identities), unauthorized",
     ),
     "querywarden_authz_duration_seconds": (
         "histogram",
@@ -107,7 +108,7 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "querywarden_restrictions_held": (
         "gauge",
         (),
-        "1 while the breaker keeps detected restrictions from being enforced",
+        "1 while the breaker keeps new detected restrictions from being enforced",
     ),
     "querywarden_responder_pushes_total": (
         "counter",

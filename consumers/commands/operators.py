@@ -18,11 +18,12 @@ from rich.text import Text
 
 from consumers import config, terminal, wiring
 from consumers.commands.options import AsJson, Client, ConfigFile
-from consumers.errors import WrongUse
+from consumers.errors import Refused, WrongUse
 
 if TYPE_CHECKING:
     from consumers.operators.operate import Actor, Operations
     from consumers.views.readings import Readings
+    from consumers.views.refusals import Refused as RefusedClient
 
 ModelOption = Annotated[str, typer.Option("--model", help="Only on this model; *: on all.")]
 For = Annotated[str, typer.Option("--for", help="How long: 90s, 15m, 4h, 7d.")]
@@ -39,6 +40,11 @@ GROUPS: Mapping[str, typer.Typer] = {
     "audit": audit_app,
 }
 
+_CAUSES = {
+    "anonymous": "The request named no client, and its route is closed to such requests (gateway.routes).",
+    "unsynced": "The service had not read the store yet, and the route is closed meanwhile (gateway.routes).",
+    "crowded": "The request named more identities than one may.",
+}
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
@@ -110,6 +116,38 @@ def decisions_list(as_json: AsJson = False, config_file: ConfigFile = None) -> N
             _until(d.until_s), d.actor, terminal.plain(d.reason).plain,
         ),
     )  # fmt: skip
+
+
+@decisions_app.command("reference")
+def decisions_reference(
+    reference: Annotated[str, typer.Argument(help="What the refused client saw, such as 20260131-9f3ab2c4d5e6f708.")],
+    as_json: AsJson = False,
+    config_file: ConfigFile = None,
+) -> None:
+    """Say who was refused, by the reference id of the refusal. Exit status 1 when nobody is known by it."""
+    from consumers.views.refusals import refused
+
+    with _desk(config_file) as desk:
+        found = refused(desk.readings, reference)
+    if found is None:
+        raise Refused("no client that the store knows was refused with this reference")
+    _said(found, as_json, _refusal(found))
+
+
+def _refusal(found: RefusedClient) -> str:
+    """What a reference stands for, in words."""
+    if found.cause:
+        return f"{found.answer} on {found.day}: nobody in particular. {_CAUSES[found.cause]}"
+    lines = [f"{found.answer} on {found.day}: {_named(found.client_id or found.client_key or '')}. Now:"]
+    for one in found.models:
+        until = f" until {_until(one.until_s)}" if one.until_s else ""
+        lines.append(f"  {_named(one.model_id)}: {one.state}{until}, enforced: {one.enforced}")
+    lines += [
+        f"  operator {d.actor}: {d.state} {_where(d.model_id)} until {_until(d.until_s)}" for d in found.decisions
+    ]
+    if found.allowed:
+        lines.append("  on the allow-list")
+    return "\n".join(lines if len(lines) > 1 else [*lines, "  nothing is known of it"])
 
 
 def _decide(

@@ -4,6 +4,6 @@ Rules of this room
 
 * An answer never waits for the store: one thread follows it (`refresher`), requests read dictionaries (`restrictions`).
 * The store away, slow or paused: the last picture is answered from, as long as its entries last.
-* When too many are newly restricted at once, nothing detected is enforced until an operator says so (`storm`).
+* When too many are newly restricted at once, nothing newly detected is enforced until an operator says so (`storm`).
 * Nothing here decides about a client.
 """

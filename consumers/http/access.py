@@ -48,6 +48,7 @@ TABLE: tuple[Access, ...] = (
     Access("GET", "/v1/decisions/stream", BOUNCERS, "what changed since a cursor, in CrowdSec's shape"),
     Access("GET", "/v1/decisions/events", BOUNCERS, "the same as server-sent events"),
     Access("GET", "/v1/decisions/operator", VIEWERS, "operators' decisions that hold, dry runs too"),
+    Access("GET", "/v1/decisions/references/{reference}", ANALYSTS, "who was refused, by the reference of a refusal"),
     Access("POST", "/v1/decisions", OPERATORS, "block, throttle or clear a client for a while"),
     Access("DELETE", "/v1/decisions", OPERATORS, "release a client, or take an operator's decision back"),
     Access("GET", "/v1/allowlist", VIEWERS, "clients that are never throttled or blocked"),

@@ -34,6 +34,7 @@ from consumers.http.access import methods_by_path
 from consumers.http.auth import KeyRing
 from consumers.http.decisions import DecisionFeed
 from consumers.http.feed import feed_routes
+from consumers.http.refusals import refusal_routes
 from consumers.http.routes import Acting, Caller, complete, document, route
 from consumers.http.schema import schema_routes
 from consumers.operators import entries, operate
@@ -259,6 +260,7 @@ def build(api: Api, pages: Sequence[BaseRoute] = ()) -> FastAPI:
     _models(app, api)
     _findings(app, api)
     feed_routes(app, api.feed)
+    refusal_routes(app, api.read)
     _decisions(app, api)
     _allowlist(app, api)
     schema_routes(app, api.operations)

@@ -7,9 +7,9 @@ Rules:
   nothing of the detection behind it. Refusals carry ``Retry-After`` and a reference that operators can look up
   (``X-QueryWarden-Reference``, `operators.references`).
 * Of all identities of a request, and all models it names, the most severe decision counts. More identities than a request may have: 403.
-* A throttled client may get `throttle_per_s` requests through; with 0 (the default) none. Its allowance is used by requests that are *of* it
-  (`Found.first`). Requests that name it beside somebody else share another allowance: whoever adds a client's name takes nothing from it,
-  and whoever puts a name before its own gains at most as much again.
+* A throttled client may get `throttle_per_s` requests through; with 0 (the default) none. Its allowance is used by requests that are *of*
+  it (`Found.first`). Requests that name it beside somebody else share another allowance: whoever adds a client's name takes nothing from
+  it, and whoever puts a name before its own gains at most as much again.
 * ``X-QueryWarden-Degrade`` asks the model server to answer with less, where the settings say so; otherwise *none*.
 * Who cannot be known – no identity in the request, or nothing was read from the store yet – passes on routes that are *open* and
   is refused on those that are *closed* (`paths`); both are counted. HTTP and gRPC judge the same undecoded path.

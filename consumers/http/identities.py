@@ -4,9 +4,9 @@ Rules:
 
 * Only the configured headers are looked at; of ``Authorization`` only bearer tokens. What a header carries must be what the
   query log calls the client, or be listed in the client map. ``_`` in a header's name counts as ``-``: CGI and WSGI servers read it so.
-* Every reading of a header counts: its value without white space around it (RFC 9110 means SP and HTAB; servers strip more), as it came, and
-  each part between commas, because gateways join repeated headers that way. Who adds a header or a part cannot get rid of a restriction,
-  only into one.
+* Every reading of a header counts: its value without white space around it (RFC 9110 means SP and HTAB, servers strip more), as it came,
+  and each part between commas, because gateways join repeated headers that way. Who adds a header or a part cannot get rid of a
+  restriction, only into one.
 * The request is *of* the first configured header that is present, if that is a single value (`Found.first`). A client that is only
   named elsewhere may be somebody else, whose allowance this request must not use.
 * A request with more than `MOST_VALUES` identities is refused: an honest one has few, and none may hide behind the others.

@@ -1,10 +1,10 @@
-"""Whether a path is closed to clients that cannot be known.
+r"""Whether a path is closed to clients that cannot be known.
 
 Rules:
 
 * The longest configured prefix decides. A path is closed if any reading of it is: gateways and model servers differ in what they decode,
   and whoever cannot be known chooses how a path is written.
-* Readings: the path as it came and after each further percent-decoding; each as written, and as lenient servers see it (``\\`` is ``/``, no
+* Readings: the path as it came and after each further percent-decoding; each as written, and as lenient servers see it (``\`` is ``/``, no
   ``;parameter``, no control characters, no dots or blanks at the end of a segment); ``.``, ``..`` and empty segments resolved.
 * A closed prefix is matched loosely: in any case, up to any character that is no letter, digit, ``-`` or ``_`` (``/v1/models/m:predict``,
   ``m;v=1``, ``m.json``). An open prefix is matched strictly: as it is written, whole segments only.

@@ -29,7 +29,7 @@ Cause = Literal["anonymous", "unsynced", "crowded"]
 HEADER = "x-querywarden-reference"
 _ANSWERS = ("block", "throttle")
 _DIGITS = 16
-_REFERENCE = re.compile(r"(\d{8})-([0-9a-f]{%d})" % _DIGITS)
+_REFERENCE = re.compile(rf"([0-9]{{8}})-([0-9a-f]{{{_DIGITS}}})")
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,8 @@ SKEWED = Path(__file__).parents[1] / "skewed"
 QUERYWARDEN = Path(sys.executable).with_name("querywarden")
 COMMANDS = ["fit", "replay", "ingest", "detect", "run", "clients", "alerts", "simulate", "config", "config show",
             "config check", "config schema", "serve", "doctor", "decisions list", "decisions block", "decisions throttle",
-            "decisions release", "allowlist list", "allowlist add", "allowlist remove", "keys create", "keys list", "keys revoke",
+            "decisions release", "decisions reference", "allowlist list", "allowlist add", "allowlist remove",
+            "keys create", "keys list", "keys revoke",
             "audit verify"]  # fmt: skip
 ATTACKS = [("noise_uniform", "plain"), ("jbda", "plain")]
 DRAIN_S = 20

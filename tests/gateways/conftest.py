@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from gateways.peers import EXAMPLES
@@ -25,6 +25,7 @@ from consumers.store import DecisionRow, Outcome, decision_cell
 from consumers.store.redis import connect
 from detector.query import ClientKey
 
+S = TypeVar("S", bound=Server)
 TENANT = "default"
 OPERATOR = Actor("someone", "admin", TENANT)
 ROOT = Path(__file__).resolve().parents[2]
@@ -154,7 +155,7 @@ def started(server: Server) -> Iterator[Any]:
         server.remove()
 
 
-def or_skip(kind: Callable[..., Server], *arguments: Any, **words: str) -> Server:
+def or_skip(kind: Callable[..., S], *arguments: Any, **words: str) -> S:
     """A server that is installed; otherwise skip, or fail under CI=true."""
     try:
         return kind(*arguments, **words)

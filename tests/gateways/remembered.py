@@ -62,7 +62,11 @@ class RememberedStore:
     def decided(self, clients: Sequence[ClientKey]) -> dict[ClientKey, DecisionRow]:
         """Rows of the clients whose history is known: `histories`."""
         self._up()
-        rows = {c: msgspec.msgpack.encode({"history": self.histories[c.client]}) for c in clients if c.client in self.histories}
+        rows = {
+            c: msgspec.msgpack.encode({"history": self.histories[c.client]})
+            for c in clients
+            if c.client in self.histories
+        }
         return {client: DecisionRow(row, "block", 1.0, 0, "block") for client, row in rows.items()}
 
     def operator_entries(self, kind: str, tenant: str | None = None) -> tuple[int, list[Entry]]:

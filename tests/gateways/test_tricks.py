@@ -19,7 +19,7 @@ from types import MappingProxyType
 import pytest
 from gateways.conftest import TENANT, Backend, Service, or_skip, started
 from gateways.peers import Caddy, Envoy, EnvoyGrpc, Haproxy, Nginx, Peer
-from servers import Redis, free_port, wait_until
+from servers import Redis, Server, free_port, wait_until
 
 from consumers.operators.references import References, Refusal
 
@@ -130,7 +130,11 @@ TRICKS = (
 
 class NginxUnfixed(Nginx):
     def adapted(self) -> Mapping[str, str]:
-        return {**super().adapted(), "proxy_pass_request_headers off;": "", "error_page 400 413 414 429 431": "error_page 429"}
+        return {
+            **super().adapted(),
+            "proxy_pass_request_headers off;": "",
+            "error_page 400 413 414 429 431": "error_page 429",
+        }
 
 
 class CaddyUnfixed(Caddy):
@@ -162,7 +166,11 @@ class Model:
 
             def do_POST(self) -> None:
                 said = {name.lower().replace("_", "-"): value for name, value in self.headers.items()}
-                keys = [v for n, v in self.headers.items() if n.lower() in ("x-api-key", "x_api_key", "x-consumer-id", "authorization")]
+                keys = [
+                    v
+                    for n, v in self.headers.items()
+                    if n.lower() in ("x-api-key", "x_api_key", "x-consumer-id", "authorization")
+                ]
                 decision = said.get("x-querywarden-decision") or "undecided"
                 seen.append(f"saw {'+'.join(keys).removeprefix('Bearer ') or 'nobody'}, {decision}")
                 self.rfile.read(int(said.get("content-length", 0)))
@@ -195,7 +203,9 @@ def send(port: int, head: str, path: str) -> http.client.HTTPResponse | None:
 class Arena:
     """QueryWarden with its gateways, and clients that were judged: thief, victim-…, oldthief; a flag storm goes on."""
 
-    def __init__(self, backend: Backend, model: Model, gateways: Mapping[str, Peer], unfixed: Mapping[str, Peer]) -> None:
+    def __init__(
+        self, backend: Backend, model: Model, gateways: Mapping[str, Peer], unfixed: Mapping[str, Peer]
+    ) -> None:
         self.backend, self.model, self.gateways, self.unfixed = backend, model, gateways, unfixed
 
     def outcome(self, peer: Peer, trick: Trick, name: str = "") -> str:
@@ -207,11 +217,18 @@ class Arena:
             self.model.seen.clear()
             head = trick.head.format(gateway=name) if "{gateway}" in trick.head else trick.head
             answers = [send(peer.port, head, trick.path) for _ in range(trick.times)]
-            assert all(a is None or a.status in (200, 400, 403, 429, 431) for a in answers), [a and a.status for a in answers]
+            assert all(a is None or a.status in (200, 400, 403, 429, 431) for a in answers), [
+                a and a.status for a in answers
+            ]
             found = set(self.model.seen) or {REFUSED}
             if len(found) == 1 and "undecided" not in next(iter(found)):
                 break
         return " | ".join(sorted(found))
+
+    def is_ready(self) -> bool:
+        """Whether every gateway knows the block and the storm."""
+        ready = [t for t in TRICKS if t.name in ("control: the plain thief", "a storm: who is flagged in it")]
+        return all(self.outcome(g, t) == t.saw.get(n, t.expected) for n, g in self.gateways.items() for t in ready)
 
 
 @pytest.fixture(scope="module")
@@ -220,37 +237,39 @@ def arena() -> Iterator[Arena]:
     with contextlib.ExitStack() as stack:
         stack.callback(model.server.server_close)
         stack.callback(model.server.shutdown)
-        (redis,) = _started(stack, or_skip(Redis))
+        redis = or_skip(Redis)
+        start(stack, redis)
         model_port, port, grpc_port = model.server.server_address[1], free_port(), free_port()
         haproxy = or_skip(Haproxy, model_port, port, grpc_port, "", edge_key="")
         service = Service(redis.url, SETTINGS.format(socket=haproxy.socket, map=haproxy.map), (port, grpc_port))
-        backend = Backend(redis, service, model_port)
         stack.callback(service.store.close)
+        backend = Backend(redis, service, model_port)
         haproxy.edge_key = service.edge_key
-        others = {n: or_skip(kind, *backend.ports()) for n, kind in GATEWAYS.items() if n != "haproxy"}
-        unfixed = {
-            name: or_skip(kind, *backend.ports(), **({"edge_key": service.edge_key} if name == "haproxy" else {}))
-            for name, (kind, *_) in UNFIXED.items()
+        gateways: dict[str, Peer] = {
+            n: or_skip(kind, *backend.ports()) for n, kind in GATEWAYS.items() if n != "haproxy"
         }
-        unfixed["haproxy"].map.write_text(f"{service.secrets.client_hash(TENANT, 'thief')} block\n")
+        gateways["haproxy"] = haproxy
+        control = or_skip(HaproxyUnfixed, *backend.ports(), edge_key=service.edge_key)
+        control.map.write_text(f"{service.secrets.client_hash(TENANT, 'thief')} block\n")
+        unfixed: dict[str, Peer] = {
+            n: or_skip(kind, *backend.ports()) for n, (kind, *_) in UNFIXED.items() if n != "haproxy"
+        }
+        unfixed["haproxy"] = control
         backend.say("thief", "block", 3600)
         for name in GATEWAYS:
             backend.say(f"victim-{name}", "throttle", 3600)
         backend.detect("oldthief", "block", seconds=3600)
-        _started(stack, service, haproxy, *others.values(), *unfixed.values())
+        start(stack, service, *gateways.values(), *unfixed.values())
         for n in range(4):
             backend.detect(f"t{n}", "block", seconds=3600)
-        made = Arena(backend, model, {**others, "haproxy": haproxy}, unfixed)
-        ready = {t.name: t for t in TRICKS}
-        for name, peer in made.gateways.items():
-            trick = ready["a storm: who is flagged in it"]
-            wait_until(lambda p=peer, t=trick, n=name: made.outcome(p, t) == t.saw.get(n, t.expected), what=f"the storm at {name}")  # type: ignore[misc]
-            wait_until(lambda p=peer: made.outcome(p, ready["control: the plain thief"]) == REFUSED, what=f"the block at {name}")  # type: ignore[misc]
+        made = Arena(backend, model, gateways, unfixed)
+        wait_until(made.is_ready, what="block and storm at every gateway")
         yield made
 
 
-def _started(stack: contextlib.ExitStack, *servers: Peer | Redis | Service) -> list[Peer | Redis | Service]:
-    return [stack.enter_context(contextlib.contextmanager(started)(server)) for server in servers]
+def start(stack: contextlib.ExitStack, *servers: Server) -> None:
+    for server in servers:
+        stack.enter_context(contextlib.contextmanager(started)(server))
 
 
 @pytest.mark.parametrize("name", GATEWAYS)

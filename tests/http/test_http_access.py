@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from apiworld import CAMPAIGN, FOREIGN, MODEL, OURS, World, alert_id, client_hash, world
+from apiworld import CAMPAIGN, FOREIGN, MODEL, OURS, SECRETS, World, alert_id, client_hash, world
 from fastapi import FastAPI
 
 from consumers.http.access import BY_ROUTE, TABLE, Access
@@ -16,6 +16,7 @@ from consumers.http.api import ELSEWHERE
 from consumers.http.routes import complete, route
 from consumers.operators.entries import packed
 from consumers.operators.operate import ROLES, Actor
+from consumers.operators.references import References
 from consumers.operators.schema_holds import KIND, SchemaHold, hold_key
 from consumers.store import Entry, Operation
 
@@ -41,6 +42,10 @@ def _fresh_key(world: World, path: str) -> str:
     return path.format(prefix=made.prefix)
 
 
+def _refused(world: World, path: str) -> str:
+    return path.format(reference=References(SECRETS).of(OURS, "block", client_hash("thief"), 0.0))
+
+
 def _listed(world: World, path: str) -> str:
     world.operations.allow(Actor("setup", "admin", OURS), world.operations.subject(OURS, "*", "thief"))
     return path
@@ -62,6 +67,7 @@ SAMPLES: dict[tuple[str, str], Sample] = {
     ("GET", "/v1/decisions"): Sample("/v1/decisions"),
     ("GET", "/v1/decisions/stream"): Sample("/v1/decisions/stream?startup=true"),
     ("GET", "/v1/decisions/operator"): Sample("/v1/decisions/operator"),
+    ("GET", "/v1/decisions/references/{reference}"): Sample("/v1/decisions/references/{reference}", before=_refused),
     ("POST", "/v1/decisions"): Sample("/v1/decisions", _json({"client_id": "thief", "state": "block"})),
     ("DELETE", "/v1/decisions"): Sample("/v1/decisions?client_id=thief"),
     ("GET", "/v1/allowlist"): Sample("/v1/allowlist"),
@@ -246,3 +252,22 @@ def test_who_may_not_ask_learns_nothing_from_a_wrong_request(served: World) -> N
         .status_code
         == 401
     )
+
+
+def test_a_reference_is_looked_up_in_ones_own_tenant(served: World) -> None:
+    references = References(SECRETS)
+    ours = references.of(OURS, "throttle", client_hash("scraper"), 1_764_374_399.0)
+    nobody = references.of(OURS, "block", "anonymous", 1_764_374_399.0)
+    found = served.client("analyst").get(f"/v1/decisions/references/{ours}").json()
+    assert (found["client_id"], found["day"], found["answer"], found["cause"]) == (
+        "scraper",
+        "2025-11-28",
+        "throttle",
+        "",
+    )
+    assert [(m["model_id"], m["state"]) for m in found["models"]] == [(MODEL, "throttle")]
+    found = served.client("operator").get(f"/v1/decisions/references/{nobody}").json()
+    assert (found["client_id"], found["cause"]) == (None, "anonymous")
+    for tenant, reference in ((FOREIGN, ours), (FOREIGN, nobody), (OURS, "nonsense"), (OURS, f"{ours[:-1]}0")):
+        answer = served.client("analyst", tenant).get(f"/v1/decisions/references/{reference}")
+        assert answer.status_code == (200 if reference == ours and tenant == OURS else 404), (tenant, reference)

@@ -70,6 +70,14 @@ def ask(
         return status, raw
 
 
+def refused(port: int, gateway: str, client: str) -> str:
+    """The reference with which a gateway refuses a client."""
+    headers = {"X-QueryWarden-Key": gateway, "X-Api-Key": client}
+    with pytest.raises(urllib.error.HTTPError) as answer:
+        urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{port}/v1/authz", headers=headers), timeout=10)
+    return str(answer.value.headers["X-QueryWarden-Reference"])
+
+
 def until(what: Callable[[], Any], within_s: float = 90) -> Any:
     deadline = time.monotonic() + within_s
     while time.monotonic() < deadline:
@@ -130,6 +138,15 @@ def test_what_the_terminal_decides_the_service_enforces(tmp_path: Path) -> None:
         assert done(tmp_path, "decisions", "block", "bob", "--for", "1h", "--reason", "test").returncode == 0
         stream = until(lambda: ask(port, "/v1/decisions/stream?startup=true", key)[1].get("new"), 10)
         assert [(d["type"], d["model"]) for d in stream] == [("ban", "*")]
+        reference = refused(port, key, "bob")
+        told = done(tmp_path, "decisions", "reference", reference)
+        assert (told.returncode, "bob. Now:" in told.stdout, "block on every model until" in told.stdout) == (
+            0,
+            True,
+            True,
+        ), told
+        unknown = done(tmp_path, "decisions", "reference", reference[:-1])
+        assert (unknown.returncode, unknown.stderr.count("\n")) == (1, 1)
         assert done(tmp_path, "decisions", "release", "bob").returncode == 0
         until(lambda: not ask(port, "/v1/decisions/stream?startup=true", key)[1].get("new"), 10)
         (prefix,) = [

@@ -1,0 +1,24 @@
+"""The route of refusals' references: whom a reference means, for people who may know. Gateways and viewers may not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated
+
+from fastapi import FastAPI, Path
+from starlette.exceptions import HTTPException
+
+from consumers.http.routes import Caller, route
+from consumers.views.readings import Readings
+from consumers.views.refusals import Refused, refused
+
+Reference = Annotated[str, Path(min_length=1, max_length=64, description="what the refused client saw")]
+
+
+def refusal_routes(app: FastAPI, read: Callable[[str], Readings]) -> None:
+    @route(app, "GET", "/v1/decisions/references/{reference}")
+    def who_was_refused(who: Caller, reference: Reference) -> Refused:
+        found = refused(read(who.tenant), reference)
+        if found is None:
+            raise HTTPException(404)
+        return found
