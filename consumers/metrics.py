@@ -91,8 +91,7 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "querywarden_authz_answers_total": (
         "counter",
         ("decision", "cause"),
-        "answers to gateways; cause: known, anonymous (no identity in the request), unsynced (store not read yet), crowded (too many"
-        " identities), unauthorized",
+        "answers to gateways; cause: known, anonymous (no identity in the request), unsynced (store not read yet), crowded, unauthorized",
     ),
     "querywarden_authz_duration_seconds": (
         "histogram",

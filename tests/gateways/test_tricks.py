@@ -182,6 +182,7 @@ class Model:
                 """Quiet."""
 
         self.server = ThreadingHTTPServer(("127.0.0.1", free_port()), Answers)
+        self.server.handle_error = lambda request, client_address: None  # type: ignore[method-assign]  # gateways cut connections
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
 
