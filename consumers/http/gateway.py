@@ -176,7 +176,10 @@ class Gateway:
                 standing = self._view.standing(tenant, client, model, now_s)
                 if standing.level > worst.level:
                     worst, who = standing, client
-        return self._known(worst, _Bucket(tenant, who, who == found.first), now_s)
+        if worst.level < THROTTLE:
+            decision = STATES[worst.level]
+            return Answer(200, decision, "known", degrade=self._rules.degrade.get(decision, NO_DEGRADE))
+        return self._restricted(worst, _Bucket(tenant, who, who == found.first), now_s)
 
     def flush(self) -> None:
         """Hand the counters to the metrics and look after the client map; called by the refresher, not by answers."""
@@ -190,21 +193,19 @@ class Gateway:
     def _models(self, headers: Headers) -> list[str]:
         """Models that the model header names, each part of a joined value too; without one the default."""
         said = [value.decode("latin-1") for name, value in headers if name == self._model_header]
-        for value in [one for one in said if "," in one]:
-            said += [part.strip() for part in value.split(",")]
-        return said or [self._rules.default_model]
+        if not said:
+            return [self._rules.default_model]
+        joined = ",".join(said)
+        return said + [part.strip() for part in joined.split(",")] if "," in joined else said
 
-    def _known(self, standing: Standing, bucket: _Bucket, now_s: float) -> Answer:
+    def _restricted(self, standing: Standing, bucket: _Bucket, now_s: float) -> Answer:
         decision = STATES[standing.level]
-        degrade = self._rules.degrade.get(decision, NO_DEGRADE)
-        if standing.level < THROTTLE:
-            return Answer(200, decision, "known", degrade=degrade)
         left_s = math.ceil(standing.until_s - now_s) if standing.until_s else _FOR_EVER_RETRY_S
         retry_after_s = max(1, min(left_s, LONGEST_RETRY_S))
         if standing.level == THROTTLE and self._rules.throttle_per_s > 0:
             wait_s = self._wait(bucket, now_s)
             if wait_s <= 0:
-                return Answer(200, decision, "known", degrade=degrade)
+                return Answer(200, decision, "known", degrade=self._rules.degrade.get(decision, NO_DEGRADE))
             retry_after_s = min(retry_after_s, math.ceil(wait_s))
         reference = self._identities.references.of(bucket.tenant, decision, bucket.client, now_s)
         status = 403 if standing.level == BLOCK else 429

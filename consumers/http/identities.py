@@ -17,6 +17,7 @@ Rules:
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 from collections.abc import Iterable, Iterator, Sequence
@@ -32,6 +33,7 @@ log = logging.getLogger("querywarden.gateway")
 MAX_ID_BYTES = 256
 MOST_VALUES = 32
 _REMEMBERED = 65_536
+_MOST_PARTS = 8
 _BEARER = b"bearer"
 _AUTHORIZATION = b"authorization"
 
@@ -56,8 +58,8 @@ class Identities:
     """
 
     def __init__(self, headers: Sequence[str], secrets: Secrets, map_file: Path | None = None) -> None:
-        names = dict.fromkeys(_plain_name(name.lower().encode("latin-1")) for name in headers)
-        self._ranks = {name: rank for rank, name in enumerate(names)}
+        names = dict.fromkeys(name.lower().replace("_", "-").encode("latin-1") for name in headers)
+        self._ranks = {spelt: rank for rank, name in enumerate(names) for spelt in _spellings(name)}
         self._secrets = secrets
         self.references = References(secrets)
         self._map_file = map_file
@@ -72,7 +74,7 @@ class Identities:
         best, first, values = len(self._ranks), None, 0
         clients: dict[str, None] = {}
         for name, value in headers:
-            rank = self._ranks.get(_plain_name(name))
+            rank = self._ranks.get(name)
             if rank is None:
                 continue
             commas = value.count(b",")
@@ -83,7 +85,8 @@ class Identities:
             if found and rank <= best:
                 first = None if commas or rank == best else found[0]
                 best = rank
-            clients.update(dict.fromkeys(found))
+            for client in found:
+                clients[client] = None
         return Found(tuple(clients), first) if clients else _NOBODY
 
     def refresh(self) -> None:
@@ -131,8 +134,14 @@ class Identities:
         self._known = {}
 
 
-def _plain_name(name: bytes) -> bytes:
-    return name.replace(b"_", b"-")
+def _spellings(name: bytes) -> Iterator[bytes]:
+    """A header's name with ``_`` for any of its ``-``."""
+    parts = name.split(b"-")
+    if len(parts) > _MOST_PARTS:
+        yield from (name, name.replace(b"-", b"_"))
+        return
+    for marks in itertools.product((b"-", b"_"), repeat=len(parts) - 1):
+        yield b"".join(part + mark for part, mark in zip(parts, (*marks, b""), strict=True))
 
 
 def _text(value: bytes) -> str:

@@ -12,6 +12,7 @@ from gateways.remembered import TENANT, RememberedStore, read
 
 from consumers.enforcement.restrictions import Restrictions
 from consumers.errors import Refused
+from consumers.http import ext_authz
 from consumers.http.gateway import Gateway, Rules
 from consumers.http.identities import MOST_VALUES, Identities
 from consumers.http.paths import LONGEST, Routes
@@ -394,3 +395,12 @@ def test_matches() -> None:
     assert Gateway.matches("/v1/authz/any/path")
     assert not Gateway.matches("/v1/authzx")
     assert not Gateway.matches("/v1")
+
+
+def test_grpc_reads_headers_as_text_and_as_bytes() -> None:
+    messages = pytest.importorskip("envoy.service.auth.v3.attribute_context_pb2")
+    asked = messages.AttributeContext.HttpRequest(headers={"X-Api-Key": "a,b"})
+    for value in (b"thief\xa0", b"junk"):
+        asked.header_map.headers.add(key="x-api-key", raw_value=value)
+    wanted = [(b"x-api-key", value) for value in (b"a,b", b"thief\xa0", b"junk")]
+    assert ext_authz._headers(asked) == wanted
