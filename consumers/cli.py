@@ -19,10 +19,10 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from consumers import config, terminal, wiring
+from consumers import config, paths, terminal, wiring
 from consumers.commands import explain, gateways, operators, recalibration, schema, serving, upkeep
 from consumers.commands.options import ConfigFile, Exclude, check_folders
-from consumers.errors import CorruptState, QueryWardenError, Refused, WrongUse
+from consumers.errors import CorruptState, QueryWardenError, WrongUse
 from detector.errors import DetectorError
 
 app = typer.Typer(
@@ -128,7 +128,7 @@ def fit(
     from consumers.log.files import FileLog
 
     check_folders(out_path)
-    declared = _json_file(schema) if schema else None
+    declared = paths.read_json(schema) if schema else None
     with terminal.spinner() as say:
         fitted = fitting.fit(
             model_id,
@@ -392,12 +392,3 @@ def _set_aside() -> Iterator[None]:
         yield
     except CorruptState as error:
         _complain(f"set aside: {error}", 1)
-
-
-def _json_file(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise WrongUse(f"{path}: {error.strerror}") from error
-    except ValueError as error:
-        raise Refused(f"{path}: not JSON ({error})") from error

@@ -158,7 +158,7 @@ class Runner:
             self.look_for_campaigns()
         self.ready = True
         if self.overrides is not None:
-            self.alarms.show("breaker", self.overrides.breaker.open)
+            self.alarms.show("breaker", self.overrides.open)
         self.deliveries.offer(self.held)
         return assessed
 
@@ -291,7 +291,8 @@ class Runner:
             overrule = None if self.overrides is None else self.overrides.overruled
             outcome = self.detect.step(cell, seen, cursors, self.now_s(), overrule)
             if self.overrides is not None and clients:
-                self.overrides.remember(self.store, clients[0].tenant)
+                for tenant in sorted({client.tenant for client in clients}):
+                    self.overrides.remember(self.store, tenant)
                 tell(outcome, said, rows, self.store, self.detect.secrets)
             held.revision = self.store.record(held.token, held.revision, outcome, self.process, self.lease_ms)
             held.cursors |= cursors

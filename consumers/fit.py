@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import msgspec
 import numpy as np
 
-from consumers import drafts
+from consumers import drafts, paths
 from consumers.errors import Refused, WrongUse
 from consumers.log import QueryLog, Records
 from consumers.log.formats import InputReader, NativeFormat
@@ -349,21 +349,14 @@ def _reasons(refused: Counter[str]) -> str:
 def read_personas(path: Path) -> dict[str, str]:
     """Client id → persona, of a JSON object in a file. Raises Refused in one line."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=dict[str, _PersonaName])
-    except OSError as error:
-        raise Refused(f"personas: {path}: {error.strerror}") from error
-    except msgspec.DecodeError as error:
+        return msgspec.json.decode(paths.read(path, "personas"), type=dict[str, _PersonaName])
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise Refused(f"personas: {path}: {error}") from error
 
 
 def read_excluded(path: Path) -> frozenset[str]:
     """Client ids of a text file, one a line; empty lines don't count. Raises Refused in one line."""
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except OSError as error:
-        raise Refused(f"exclude: {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise Refused(f"exclude: {path}: not UTF-8") from error
+    lines = paths.read_text(path, "exclude").split("\n")
     return frozenset(line.rstrip("\r") for line in lines) - {""}
 
 
@@ -373,22 +366,20 @@ def write_baseline(baseline: Baseline, path: Path) -> None:
         draft.write_bytes(baseline.to_bytes())
 
 
-def baseline_files(paths: Iterable[str]) -> list[Path]:
+def baseline_files(given: Iterable[str]) -> list[Path]:
     """The files that are meant: those named, and of a folder the baselines in it."""
     found: list[Path] = []
-    for where in map(Path, paths):
+    for where in map(Path, given):
         found += sorted(where.glob("*.baseline")) if where.is_dir() else [where]
     return found
 
 
-def load_baselines(paths: Sequence[str]) -> dict[str, Baseline]:
+def load_baselines(given: Sequence[str]) -> dict[str, Baseline]:
     """Baselines of files and folders, by model id. Raises Refused in one line for a damaged or foreign one."""
     found: dict[str, Baseline] = {}
-    for file in baseline_files(paths):
+    for file in baseline_files(given):
         try:
-            baseline = Baseline.from_bytes(file.read_bytes())
-        except OSError as error:
-            raise Refused(f"{file}: {error.strerror}") from error
+            baseline = Baseline.from_bytes(paths.read(file))
         except DetectorError as error:
             raise Refused(f"{file}: {error}") from error
         if baseline.model_id in found:

@@ -29,6 +29,7 @@ from pathlib import Path
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from consumers import paths
 from consumers.errors import CorruptState, Refused
 
 FORMAT = 1
@@ -136,9 +137,9 @@ def _write_new(path: Path) -> None:
     """Draw secrets and publish them under `path`, unless another process was faster."""
     keys = {name: base64.b64encode(entropy.token_bytes(n)).decode() for name, n in KEY_BYTES.items()}
     text = json.dumps({"format": FORMAT, **keys}, indent=1) + "\n"
-    draft = path.with_name(f".{path.name}.{os.getpid()}.{entropy.token_hex(4)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        draft = paths.draft_of(path)
         fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             with os.fdopen(fd, "w", encoding="ascii") as out:
@@ -155,14 +156,11 @@ def _write_new(path: Path) -> None:
 
 
 def _read(path: Path) -> dict[str, bytes]:
-    try:
-        with path.open("rb") as source:
-            mode = stat.S_IMODE(os.fstat(source.fileno()).st_mode)
-            text = source.read(_MAX_FILE_BYTES)
-    except FileNotFoundError as error:
-        raise Refused(f"secrets file {path}: does not exist") from error
-    except OSError as error:
-        raise Refused(f"secrets file {path}: cannot be read: {error.strerror}") from error
+    if not os.path.lexists(path):
+        raise Refused(f"secrets file {path}: does not exist (querywarden secrets create makes one)")
+    with paths.opened(path, "secrets file") as source:
+        mode = stat.S_IMODE(os.fstat(source.fileno()).st_mode)
+        text = source.read(_MAX_FILE_BYTES)
     if mode & 0o077:
         raise Refused(f"secrets file {path}: mode {mode:04o} lets others use it; run: chmod 600 {path}")
     try:

@@ -20,12 +20,12 @@ import time
 import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import uvicorn
 
+from consumers import paths
 from consumers.errors import CorruptState, Refused, Unavailable, WrongUse
 from consumers.http.auth import KeyRing, Tokens
 from consumers.http.front import Front
@@ -148,7 +148,7 @@ def read_jwks(where: str) -> Mapping[str, Any]:
         with opener.open(where, timeout=5) as answer:
             raw = answer.read(_JWKS_BYTES)
     else:
-        raw = Path(where).read_bytes()[:_JWKS_BYTES]
+        raw = paths.read(where, "http.oidc_jwks", _JWKS_BYTES)
     found = json.loads(raw)
     if not isinstance(found, dict):
         raise Refused("identity provider: not a JWKS document")

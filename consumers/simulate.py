@@ -26,7 +26,7 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
-from consumers import drafts
+from consumers import drafts, paths
 from consumers.errors import Refused, WrongUse
 from consumers.log.lines import Lines, gunzip, plain, unzstd
 from detector.attacks import ATTACKS, Surrogate
@@ -322,6 +322,8 @@ def _written(path: Path) -> Iterator[BinaryIO]:
 
 def _lines(path: Path) -> Iterator[bytes]:
     opener = {".gz": gunzip, ".zst": unzstd, ".zstd": unzstd}.get(path.suffix, plain)
+    if path.exists():
+        paths.check_regular(path)
     try:
         raw = path.open("rb")
     except OSError as error:

@@ -246,7 +246,7 @@ def run_detect(
 ) -> None:
     from consumers import detect as detecting
     from consumers.alerts.rounds import Census, Rounds
-    from consumers.decisions.breaker import Breaker, Limits
+    from consumers.decisions.breaker import Limits
     from consumers.operators.overrides import Overrides
 
     _, judging = halves(settings, baselines_of(settings))
@@ -264,7 +264,7 @@ def run_detect(
     rounds.start()
     limits = Limits(settings.breaker.most, settings.breaker.share, settings.breaker.least)
     runner = detecting.Runner(
-        store, judging, sinks, metrics, overrides=Overrides(Breaker(limits)), tenants={settings.tenant}
+        store, judging, sinks, metrics, overrides=Overrides(limits), tenants={settings.tenant}
     )
     if serve:
         _serve_metrics(settings, runner.metrics, lambda: runner.ready, stack)

@@ -21,7 +21,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from consumers import config, drafts, terminal, wiring
+from consumers import config, drafts, paths, terminal, wiring
 from consumers.commands.options import AsJson, BaselineFiles, Client, ConfigFile, check_folders
 from consumers.errors import Refused, WrongUse
 
@@ -114,7 +114,7 @@ def verify_evidence(
     """Check a bundle: signature, hashes and, with the baseline, the scores."""
     from consumers.views import evidence as bundling
 
-    checked = bundling.verify(_read(file), _read(baseline) if baseline else None, signer)
+    checked = bundling.verify(paths.read(file), paths.read(baseline) if baseline else None, signer)
     said = {
         "client": checked.manifest["client"],
         "model_id": checked.manifest["model_id"],
@@ -213,15 +213,8 @@ def _baseline_files(paths: Iterable[str]) -> dict[str, tuple[Baseline, bytes]]:
     found = {}
     for file in baseline_files(paths):
         for model, one in load_baselines([str(file)]).items():
-            found[model] = (one, _read(file))
+            found[model] = (one, paths.read(file))
     return found
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise Refused(f"{path}: {error.strerror}") from error
 
 
 def _print_account(told: Mapping[str, Any]) -> None:

@@ -24,6 +24,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from consumers import paths
 from consumers.errors import Refused
 from consumers.operators.references import References
 from consumers.secrets import Secrets
@@ -123,10 +124,10 @@ class Identities:
             if seen == self._map_seen:
                 return
             self._map_seen = seen
-            content = json.loads(path.read_bytes())
+            content = json.loads(paths.read(path, "gateway.client_map"))
         except OSError as error:
             raise Refused(f"gateway.client_map: {path}: {error.strerror}") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise Refused(f"gateway.client_map: {path}: not JSON") from error
         if not isinstance(content, dict) or not all(isinstance(v, str) for v in content.values()):
             raise Refused(f"gateway.client_map: {path}: an object of hash → client id is wanted")

@@ -22,6 +22,7 @@ import numpy as np
 from consumers.errors import Fenced, LogTruncated, Refused
 from consumers.log import Poll, Records
 from consumers.log.lines import BLOCK_BYTES, KEPT_BYTES
+from consumers.paths import refuse_irregular
 
 IDENTITY_BYTES = 4096
 
@@ -122,6 +123,7 @@ class FollowedFile:
         """Open the file at the path; it becomes a cell once its first line can name it."""
         self.close()
         try:
+            refuse_irregular(os.stat(self._path).st_mode, str(self._path))  # before the open: a FIFO would hold it up
             self._file = self._path.open("rb", buffering=0)
         except FileNotFoundError:
             return

@@ -3,7 +3,7 @@
 Rules of this file
 
 * Kind *breaker*; key ``tripped``: detect's opened, ``held``: the gateways' did, ``reset``: an operator closed them. Open is what opened
-  after the last reset. Times are whole seconds: what opens within the second of a reset is written as of the next, so that it is the later.
+  after the last reset of the same tenant: no tenant opens or closes another's. Times are whole seconds: what opens within the second of a reset is written as of the next, so that it is the later.
 * An entry that cannot be read is passed over with a warning; it never opens or closes anything.
 """
 
@@ -41,10 +41,10 @@ def time_of(entry: Entry) -> int | None:
         return None
 
 
-def times(store: Store) -> tuple[int, int]:
-    """When a breaker last opened and when they were last reset, in seconds, 0 for never. Raises Unavailable."""
+def times(store: Store, tenant: str) -> tuple[int, int]:
+    """When a breaker of the tenant last opened and when they were last reset, in seconds, 0 for never. Raises Unavailable."""
     opened_s = reset_s = 0
-    for entry in store.operator_entries(KIND)[1]:
+    for entry in store.operator_entries(KIND, tenant)[1]:
         at_s = time_of(entry) or 0
         if entry.key == RESET:
             reset_s = max(reset_s, at_s)

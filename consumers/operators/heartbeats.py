@@ -55,7 +55,7 @@ class Heartbeat:
 def heartbeats(store: Store) -> tuple[Heartbeat, ...]:
     """Of all processes that live, by name. Raises Unavailable."""
     found = []
-    for entry in store.operator_entries(KIND)[1]:
+    for entry in store.operator_entries(KIND, EVERY_TENANT)[1]:
         try:
             found.append(unpacked(entry, Heartbeat))
         except CorruptState as error:

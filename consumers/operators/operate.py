@@ -321,7 +321,7 @@ class Operations:
         _check(None, reason)
 
         def plan() -> _Plan[Reset]:
-            opened_s, _ = breakers.times(self.store)
+            opened_s, _ = breakers.times(self.store, actor.tenant)
             now = max(int(self.now_s()), opened_s)  # whatever the clocks say, it is later than what it closes
             made = Reset(actor.name, now, reason)
             put = Entry(actor.tenant, breakers.KIND, breakers.RESET, entries.packed(made), now + DAY_S)

@@ -2,8 +2,8 @@
 
 Rules of this file
 * An allow-listed client is assessed, scored and alerted like any other; nothing is enforced against it (reason ``allow_listed``).
-* While the breaker is open nobody new is restricted (reason ``breaker``). That it opened is kept (breakers.py) until a reset is not
-  older; the entry is then dropped.
+* While a tenant's breaker is open nobody new of that tenant is restricted (reason ``breaker``). That it opened is kept (breakers.py)
+  until a reset of the same tenant is not older; the entry is then dropped. Each tenant has its own: nobody opens or closes another's.
 * The operator cell is read once, then followed by its changes. It is read before every turn: an entry takes effect with the next
   assessment, and at once at the gateways, which read the same entries.
 * Schema holds are followed for detect (schema_holds.py).
@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, field, replace
 
-from consumers.decisions.breaker import Breaker
+from consumers.decisions.breaker import Breaker, Limits
 from consumers.errors import Rewound
 from consumers.operators import schema_holds
 from consumers.operators.breakers import KIND, RESET, TRIPPED, Tripped, opened_after, time_of
@@ -34,15 +34,30 @@ CHANGES_AT_ONCE = 1000
 
 @dataclass(slots=True)
 class Overrides:
-    """See above. revision: of the operator cell as far as it was read, None: not read yet."""
+    """See above.
 
-    breaker: Breaker = field(default_factory=Breaker)
+    limits    of every tenant's breaker; breakers: by tenant
+    revision  of the operator cell as far as it was read, None: not read yet
+    tripped   tenant → when its breaker opened, as stored; resets: when an operator of it last closed it; seconds
+    """
+
+    limits: Limits = field(default_factory=Limits)
+    breakers: dict[str, Breaker] = field(default_factory=dict)
     allowed: dict[tuple[str, str], int] = field(default_factory=dict)
     revision: int | None = None
     tripped: dict[str, int] = field(default_factory=dict)
-    reset_s: int = 0
+    resets: dict[str, int] = field(default_factory=dict)
     verdicts: Verdicts = field(default_factory=Verdicts)
     schema: SchemaHolds | None = None
+
+    @property
+    def open(self) -> bool:
+        """Whether any tenant's breaker is open."""
+        return any(breaker.open for breaker in self.breakers.values())
+
+    def breaker(self, tenant: str) -> Breaker:
+        """The breaker of a tenant."""
+        return self.breakers.setdefault(tenant, Breaker(self.limits))
 
     def refresh(self, store: Store) -> None:
         """Follow the operator cell. Raises Unavailable."""
@@ -77,30 +92,33 @@ class Overrides:
                 self.tripped.pop(entry.tenant, None)
                 if at_s is not None:
                     self.tripped[entry.tenant] = at_s
-            elif entry.key == RESET and at_s is not None and at_s > self.reset_s:
-                self.reset_s = at_s
-                self.breaker.restricted.clear()  # whichever breaker was open: counting begins anew
+            elif entry.key == RESET and at_s is not None and at_s > self.resets.get(entry.tenant, 0):
+                self.resets[entry.tenant] = at_s
+                self.breaker(entry.tenant).restricted.clear()  # whichever breaker was open: counting begins anew
 
     def _judge(self, store: Store) -> None:
         """Open or closed, by what is stored."""
-        over = [tenant for tenant, at_s in self.tripped.items() if at_s <= self.reset_s]
-        if len(over) < len(self.tripped):
-            self.breaker.open = True
-        elif self.breaker.open and self.breaker.tripped_s <= self.reset_s:
-            self.breaker.reset()
-            log.warning("breaker reset")
+        over = [tenant for tenant, at_s in self.tripped.items() if at_s <= self.resets.get(tenant, 0)]
+        for tenant in {*self.breakers, *self.tripped}:
+            breaker = self.breaker(tenant)
+            if tenant in self.tripped and tenant not in over:
+                breaker.open = True
+            elif breaker.open and breaker.tripped_s <= self.resets.get(tenant, 0):
+                breaker.reset()
+                log.warning("breaker reset", extra={"tenant": tenant})
         if over:
             self._write(store, Operation(drops=[(tenant, KIND, TRIPPED) for tenant in over]))
 
     def remember(self, store: Store, tenant: str) -> None:
-        """Store that the breaker opened, if it did. Raises Unavailable; another writer in between: with the next turn."""
-        if self.breaker.open and not self.tripped:
-            limit = self.breaker.limit()
-            self.breaker.tripped_s = opened_after(self.breaker.tripped_s, self.reset_s)
-            value = Tripped(int(self.breaker.tripped_s), len(self.breaker.restricted), limit)
+        """Store that a tenant's breaker opened, if it did. Raises Unavailable; another writer in between: with the next turn."""
+        breaker = self.breaker(tenant)
+        if breaker.open and tenant not in self.tripped:
+            limit = breaker.limit()
+            breaker.tripped_s = opened_after(breaker.tripped_s, self.resets.get(tenant, 0))
+            value = Tripped(int(breaker.tripped_s), len(breaker.restricted), limit)
             if self._write(store, Operation(puts=[Entry(tenant, KIND, TRIPPED, packed(value))])):
                 self.tripped[tenant] = value.at_s
-                log.error("breaker opened", extra={"restricted": value.restricted, "limit": limit})
+                log.error("breaker opened", extra={"tenant": tenant, "restricted": value.restricted, "limit": limit})
 
     def _write(self, store: Store, operation: Operation) -> bool:
         if self.revision is None:
@@ -122,12 +140,13 @@ class Overrides:
 
     def overruled(self, client: ClientKey, before: Decision, decision: Decision, now_s: float) -> Decision:
         """The decision as it may be enforced."""
-        self.breaker.seen(client, now_s)
+        breaker = self.breaker(client.tenant)
+        breaker.seen(client, now_s)
         if decision.enforced not in FLAGGED:
             return decision  # to watch somebody restricts nobody
         if self.lists(client, now_s):
             return replace(decision, enforced="clear", reason="allow_listed")
         rises = STATES.index(decision.enforced) > STATES.index(before.enforced)
-        if rises and not self.breaker.allows(client, now_s):
+        if rises and not breaker.allows(client, now_s):
             return replace(decision, enforced=before.enforced, reason="breaker")
         return decision

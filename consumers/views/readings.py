@@ -290,7 +290,7 @@ class Readings:
             beats = heartbeats(self.store)
             roles = Counter(beat.role for beat in beats)
             lags = [beat.lag for beat in beats if beat.lag is not None]
-            opened_s, reset_s = breakers.times(self.store)
+            opened_s, reset_s = breakers.times(self.store, self.tenant)
             sinks = total([sink for beat in beats for sink in beat.sinks])
             return Health(
                 store=True,

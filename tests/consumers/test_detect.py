@@ -17,7 +17,7 @@ import victims
 
 from consumers import detect, ingest
 from consumers.decisions import findings
-from consumers.decisions.breaker import Breaker, Limits
+from consumers.decisions.breaker import Limits
 from consumers.decisions.episodes import finding_id
 from consumers.decisions.findings import StoredDecision, rfc3339, stored_alert, stored_decision
 from consumers.detect import Detect, Runner, Seen
@@ -391,7 +391,7 @@ def test_a_storm_of_flags_is_told_and_enforced_against_nobody_more(
 ) -> None:
     monkeypatch.setattr("detector.policy.MIN_ODD_TO_THROTTLE", 0)
     judge = Detect(judging.baselines, secrets, Policy(0.49, "block"))
-    overrides = Overrides(Breaker(Limits(most=2, least=2)))
+    overrides = Overrides(Limits(most=2, least=2))
     one = runner(filled, judge, now_s=lambda: 1000, overrides=overrides)
     one.turn()
     flagged = [row for row in rows(filled, secrets).values() if row.state in ("throttle", "block")]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from apiworld import MODEL, OURS, SECRETS, client_hash, decided
 
-from consumers.decisions.breaker import Breaker, Limits
+from consumers.decisions.breaker import Limits
 from consumers.decisions.findings import packed_decision
 from consumers.detect import Detect, Runner, Seen
 from consumers.enforcement.refresher import Refresher
@@ -59,7 +59,7 @@ class Scene:
                 store,
                 Alarmed({}, SECRETS),
                 metrics=self.metrics,
-                overrides=Overrides(Breaker(Limits(MOST, 1.0, MOST))),
+                overrides=Overrides(Limits(MOST, 1.0, MOST)),
                 process=f"detect-{i}",
                 lease_ms=60_000,
             )
@@ -134,7 +134,7 @@ def test_a_storm_restricts_no_more_than_the_figure_over_all_cells_until_an_opera
     assert s.shown("querywarden_alarm", alarm="breaker") == 1
     late = Overrides()
     late.refresh(store)
-    assert late.breaker.open, "nor does a restart close it"
+    assert late.open, "nor does a restart close it"
     assert caplog.text.count("breaker opened") == 1, "said once"
     assert "cannot be read" not in caplog.text
 

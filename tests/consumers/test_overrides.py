@@ -7,9 +7,11 @@ from collections.abc import Callable
 import pytest
 
 from consumers.decisions.breaker import Breaker, Limits
-from consumers.operators.breakers import RESET, TRIPPED
+from consumers.operators.breakers import RESET, TRIPPED, times
 from consumers.operators.entries import Allowance, Reset, entry_key, packed
+from consumers.operators.operate import Actor, Operations
 from consumers.operators.overrides import Overrides
+from consumers.secrets import Secrets
 from consumers.store import Entry, Operation
 from consumers.store.embedded import EmbeddedStore
 from detector.policy import Decision
@@ -46,7 +48,7 @@ def test_ten_thousand_flags_restrict_twenty_and_no_allow_listed_one(new_store: N
     overrides = Overrides()
     overrides.refresh(store)
     for i in range(10_000):
-        overrides.breaker.seen(client(i), NOW_S)
+        overrides.breaker("default").seen(client(i), NOW_S)
     enforced = set()
     for i in range(10_000):
         state, does, reason = decided(overrides, i)
@@ -57,7 +59,7 @@ def test_ten_thousand_flags_restrict_twenty_and_no_allow_listed_one(new_store: N
             assert reason == ("allow_listed" if i in listed else "breaker")
     assert len(enforced) == 20
     assert not enforced & listed
-    assert overrides.breaker.open
+    assert overrides.open
 
 
 @pytest.mark.parametrize(("active", "limit"), [(10, 5), (500, 5), (900, 9), (1500, 15), (2000, 20), (50_000, 20)])
@@ -78,7 +80,7 @@ def test_restrictions_that_come_slowly_open_nothing_and_a_redo_counts_once() -> 
 
 
 def test_what_was_enforced_before_stays_so_while_the_breaker_is_open() -> None:
-    overrides = Overrides(Breaker(open=True))
+    overrides = Overrides(breakers={"default": Breaker(open=True)})
     assert decided(overrides, 1, before=BLOCK) == ("block", "block", "extraction")
     throttled = Decision("throttle", "suspicious", NOW_S, NOW_S + 9, 0, "throttle")
     assert decided(overrides, 2, before=throttled) == ("block", "throttle", "breaker")
@@ -88,7 +90,7 @@ def test_an_open_breaker_is_open_after_a_restart_and_for_the_others_until_an_ope
     new_store: NewStore,
 ) -> None:
     store = new_store()
-    one, other = Overrides(Breaker(Limits(most=1, least=1))), Overrides()
+    one, other = Overrides(Limits(most=1, least=1)), Overrides()
     one.refresh(store)
     other.refresh(store)
     assert [decided(one, i)[1] for i in range(3)] == ["block", "clear", "clear"]
@@ -108,6 +110,27 @@ def test_an_open_breaker_is_open_after_a_restart_and_for_the_others_until_an_ope
     one.refresh(store)
     one.remember(store, "default")
     assert {entry.key for entry in store.operator_entries("breaker")[1]} == {RESET, TRIPPED}
+
+
+def test_no_operator_of_another_tenant_closes_or_opens_a_breaker(new_store: NewStore) -> None:
+    store, overrides = new_store(), Overrides(Limits(most=1, least=1))
+    overrides.refresh(store)
+    assert [decided(overrides, i)[1] for i in range(2)] == ["block", "clear"]
+    overrides.remember(store, "default")
+    other = ClientKey("acme", "m", "f" * 32)
+    operations = Operations(store, Secrets(b"s" * 16, b"p" * 32, b"k" * 32), now_s=lambda: NOW_S + 60.0)
+    operations.reset_breaker(Actor("mallory", "operator", "acme"))
+    again = Overrides(Limits(most=1, least=1))
+    for one in (overrides, again):
+        one.refresh(store)
+        assert decided(one, 7, now_s=NOW_S + 61)[1:] == ("clear", "breaker"), "still open"
+        enforced = one.overruled(other, Decision(), BLOCK, NOW_S + 61).enforced
+        assert enforced == "block", "a storm of one tenant holds nothing back from another"
+    assert times(store, "default")[0] > times(store, "default")[1]
+    assert times(store, "acme") == (0, NOW_S + 60)
+    operations.reset_breaker(Actor("alice", "operator", "default"))
+    overrides.refresh(store)
+    assert decided(overrides, 8, now_s=NOW_S + 62)[1:] == ("block", "extraction")
 
 
 def test_an_allowance_counts_for_its_model_and_its_time_and_ends_when_dropped(new_store: NewStore) -> None:
@@ -133,16 +156,16 @@ def test_an_entry_that_cannot_be_read_lifts_and_imposes_nothing(new_store: NewSt
 
 
 def test_to_watch_somebody_restricts_nobody() -> None:
-    overrides = Overrides(Breaker(Limits(most=1, least=1)))
+    overrides = Overrides(Limits(most=1, least=1))
     watched = Decision("watch", "unusual", NOW_S, 0, 0, "watch")
     for i in range(50):
         assert overrides.overruled(client(i), Decision(), watched, NOW_S) == watched
-    assert not overrides.breaker.open
+    assert not overrides.open
 
 
 def test_observing_counts_for_nothing() -> None:
-    overrides = Overrides(Breaker(Limits(most=1, least=1)))
+    overrides = Overrides(Limits(most=1, least=1))
     watched = Decision("block", "extraction", NOW_S, NOW_S + 9, 0, "clear")
     for i in range(50):
         assert overrides.overruled(client(i), Decision(), watched, NOW_S) == watched
-    assert not overrides.breaker.open
+    assert not overrides.open

@@ -1,0 +1,139 @@
+"""Files that somebody names: read safely, and written through drafts that nobody finds later.
+
+Rules:
+
+* Only a regular file is read (or a link to one): a FIFO would wait for its writer for ever, a device has no end. Never more than a bound.
+* Whatever is wrong with a file is `Refused` in one line.
+* A draft's name holds the process that writes it. One whose process is gone and that nobody has written to for a while is removed by the
+  next who writes into that folder; drafts of other hosts and containers, whose processes we can't see, are young while they live.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import secrets as entropy
+import stat
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from consumers.errors import Refused
+
+MOST_BYTES = 1 << 30
+ABANDONED_S = 600.0
+"""How long a draft must have been left alone before it counts as abandoned."""
+
+_DRAFT = re.compile(r"\..+\.(\d+)\.[0-9a-f]{8}\.draft")
+
+
+def read(path: str | os.PathLike[str], what: str = "", most: int = MOST_BYTES) -> bytes:
+    """The bytes of a regular file. what: goes before the path in a refusal. Raises Refused in one line."""
+    with opened(path, what) as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise Refused(f"{_named(path, what)}: more than {most:,} bytes")
+    return content
+
+
+@contextlib.contextmanager
+def opened(path: str | os.PathLike[str], what: str = "") -> Iterator[BinaryIO]:
+    """A regular file to read from. what: goes before the path in a refusal. Raises Refused in one line."""
+    shown = _named(path, what)
+    try:
+        # Without O_NONBLOCK the open itself would wait for the writer of a FIFO.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+        with os.fdopen(descriptor, "rb") as file:
+            refuse_irregular(os.fstat(file.fileno()).st_mode, shown)
+            yield file
+    except (OSError, UnicodeError) as error:
+        raise Refused(f"{shown}: {_why(error)}") from error
+
+
+def read_text(path: str | os.PathLike[str], what: str = "", most: int = MOST_BYTES) -> str:
+    """The text of a UTF-8 file. Raises Refused in one line."""
+    try:
+        return read(path, what, most).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise Refused(f"{_named(path, what)}: not UTF-8") from error
+
+
+def read_json(path: str | os.PathLike[str], what: str = "") -> Any:
+    """The value of a JSON file. Raises Refused in one line."""
+    text = read_text(path, what)
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise Refused(f"{_named(path, what)}: not JSON ({error})") from error
+
+
+def check_regular(path: str | os.PathLike[str], what: str = "") -> None:
+    """Refuse a path that a library of others is about to read, unless it is a regular file. Raises Refused in one line."""
+    shown = _named(path, what)
+    try:
+        refuse_irregular(os.stat(path).st_mode, shown)
+    except (OSError, UnicodeError) as error:
+        raise Refused(f"{shown}: {_why(error)}") from error
+
+
+def refuse_irregular(mode: int, shown: str) -> None:
+    """Raises Refused for the mode of anything but a regular file."""
+    if not stat.S_ISREG(mode):
+        raise Refused(f"{shown}: {_KINDS.get(stat.S_IFMT(mode), 'something else')}, not a regular file")
+
+
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def draft_of(path: Path) -> Path:
+    """A new name beside `path` for what is being written; abandoned drafts in that folder are removed."""
+    remove_abandoned(path.parent)
+    return path.with_name(f".{path.name}.{os.getpid()}.{entropy.token_hex(4)}.draft")
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove the drafts in a folder whose process is gone; best effort."""
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return  # whoever writes there will say so
+    for name in names:
+        draft = _DRAFT.fullmatch(name)
+        if draft and not _lives(int(draft[1])):
+            _remove_old(folder / name)
+
+
+def _remove_old(draft: Path) -> None:
+    try:
+        status = draft.lstat()
+        if stat.S_ISREG(status.st_mode) and time.time() - status.st_mtime > ABANDONED_S:
+            draft.unlink()
+    except OSError:
+        return  # somebody else was faster, or it is not ours to remove
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True  # another user's
+    return True
+
+
+def _named(path: str | os.PathLike[str], what: str) -> str:
+    return f"{what}: {path}" if what else str(path)
+
+
+def _why(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
