@@ -5,7 +5,7 @@ Rules:
 * Nothing that moves a cursor, turns the direction of writing, breaks a line, hides or takes no room survives: it is written out as
   ``⟨U+202E⟩``. Among them: control characters (escape sequences begin with one), bidi controls, zero-width and other ignorable
   characters, blanks that are not the ordinary space, line separators, lone surrogates, what Unicode has not assigned.
-* The bracket ``⟨`` itself is written out, so two different texts never look alike for this reason.
+* What is legible stays as it is, so nothing is written out twice.
 * Markup is another matter: each page, message and terminal escapes its own.
 """
 
@@ -15,9 +15,9 @@ import re
 
 _BLANKS = "\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef"
 """Printable for Unicode, and yet nothing to see."""
-_SUSPECT = re.compile(rf"[^\x20-\x7e\u00a1-\u00ac\u00ae-\u02ff\u0391-\u03a1\u03a3-\u03ff\u0400-\u0481]|[{_BLANKS}\u27e8]")
+_SUSPECT = re.compile(rf"[^\x20-\x7e\u00a1-\u00ac\u00ae-\u02ff\u0391-\u03a1\u03a3-\u03ff\u0400-\u0481]|[{_BLANKS}]")
 """Whatever has to be looked at; the ranges left out are printable throughout."""
-_BLANK = re.compile(f"[{_BLANKS}\u27e8]")
+_BLANK = re.compile(f"[{_BLANKS}]")
 
 
 def legible(text: str, keep: str = "") -> str:
@@ -28,12 +28,7 @@ def legible(text: str, keep: str = "") -> str:
     >>> legible("two\nlines", keep="\n")
     'two\nlines'
     """
-    return _SUSPECT.sub(lambda found: found[0] if found[0] in keep or _seen(found[0]) else written_out(found[0]), text)
-
-
-def written_out(character: str) -> str:
-    """``⟨U+202E⟩``."""
-    return f"⟨U+{ord(character):04X}⟩"
+    return _SUSPECT.sub(lambda c: c[0] if c[0] in keep or _seen(c[0]) else f"⟨U+{ord(c[0]):04X}⟩", text)
 
 
 def json_safe(text: str) -> str:
@@ -42,7 +37,7 @@ def json_safe(text: str) -> str:
     >>> json_safe('{"a": "\u202e\x9b"}')
     '{"a": "\\u202e\\u009b"}'
     """
-    return _SUSPECT.sub(lambda found: found[0] if found[0] in "\n⟨" or _seen(found[0]) else _escaped(found[0]), text)
+    return _SUSPECT.sub(lambda c: c[0] if c[0] == "\n" or _seen(c[0]) else _escaped(c[0]), text)
 
 
 def _seen(character: str) -> bool:

@@ -1,7 +1,8 @@
 """What people see on a terminal: tables, progress, log lines.
 
 Rules: results go to standard output, everything else to standard error; a bar on a terminal, JSON lines otherwise; whatever came from
-a log is printed as text, never as markup.
+a log or from a person is printed as text, never as markup, and `legible`. The consoles see to that themselves: what reaches them holds no
+escape sequence but their own.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import datetime as dt
 import json
 import logging
 import math
-import re
 import signal
 import sys
 import threading
@@ -19,21 +19,46 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import structlog
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-_FORMATTING = re.compile("[\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
+from consumers.legible import json_safe, legible
+
+_OURS = "\n\t"
+"""What our own sentences may hold; in the text of others a line break is written out, too."""
+
+
+class _SafeConsole(Console):
+    """A console that writes out whatever is invisible in a text before it lays the text out."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        if isinstance(renderable, str):
+            chosen = options or self.options
+            renderable = self.render_str(renderable, highlight=chosen.highlight, markup=chosen.markup)
+        if isinstance(renderable, Text):
+            renderable = _safe(renderable)
+        return super().render(renderable, options)
+
+
+def _safe(text: Text) -> Text:
+    said = legible(text.plain, keep=_OURS)
+    if said == text.plain:
+        return text
+    safe = text.blank_copy(said)  # as a whole in one style: positions of others moved
+    safe.end = text.end
+    return safe
 
 
 def plain(text: str) -> Text:
-    """Text of a log: no markup, and no character that turns or hides what stands beside it."""
-    return Text(_FORMATTING.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
+    """Text of a log or of a person: no markup, and no character that turns or hides what stands beside it."""
+    return Text(legible(text))
 
 
-err = Console(stderr=True, highlight=False)
-out = Console(highlight=False)
+err = _SafeConsole(stderr=True, highlight=False, markup=False, emoji=False)
+out = _SafeConsole(highlight=False, markup=False, emoji=False)
 
 
 def print_table(titles: Sequence[str], rows: Iterable[Sequence[str]], nothing: str = "") -> None:
@@ -46,7 +71,7 @@ def print_table(titles: Sequence[str], rows: Iterable[Sequence[str]], nothing: s
     for title in titles:
         table.add_column(title, overflow="fold")
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(plain(cell) for cell in row))
     out.print(table)
 
 
@@ -135,10 +160,14 @@ def bar(what: str) -> Iterator[Callable[[Any], None]]:
 
 def show(rows: list[dict[str, Any]], as_json: bool, table: Callable[[list[dict[str, Any]]], None]) -> None:
     if as_json:
-        for row in rows:
-            sys.stdout.write(json.dumps(row, ensure_ascii=False) + "\n")
+        print_json_lines(rows)
     else:
         table(rows)
+
+
+def print_json_lines(rows: Iterable[Mapping[str, Any]]) -> None:
+    """One JSON object a line; what is invisible in them stands as JSON escapes."""
+    sys.stdout.writelines(json_safe(json.dumps(row, ensure_ascii=False)) + "\n" for row in rows)
 
 
 _STYLE = {"block": "bold red", "throttle": "red", "watch": "yellow", "clear": ""}

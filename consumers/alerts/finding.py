@@ -6,18 +6,18 @@ Rules:
 * `severity` follows what was decided: block critical, throttle high, throttle on an uncalibrated baseline medium. A closed
   finding keeps the severity that it had, so that who was told of it is told of its end.
 * Unknown fields are ignored, so that an older sink reads a newer alert; a body without the required ones is `Undeliverable`.
-* Text that a client chose goes through `visible` before it meets a person: no control, bidi or invisible character survives.
+* Text that a client chose goes through `visible` before it meets a person: shortened and `legible`.
 """
 
 from __future__ import annotations
 
 import datetime as dt
-import unicodedata
 from typing import Any, Literal
 
 import msgspec
 
 from consumers.errors import Undeliverable
+from consumers.legible import legible
 from consumers.store import OutboxAlert
 
 Activity = Literal["created", "updated", "closed"]
@@ -120,14 +120,10 @@ def finding(alert: OutboxAlert) -> Finding:
         raise Undeliverable(f"alert {alert.uid}: {error}") from error
 
 
-_HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
-
-
 def visible(text: str, limit: int = SHOWN) -> str:
-    r"""Text with every control, format (bidi, zero-width), line-separating and unassigned character written as ``\uXXXX``.
+    r"""`text` as a message may show it: at most `limit` of its characters, and `legible`.
 
     >>> visible("a\r\nb\u202ec")
-    'a\\u000d\\u000ab\\u202ec'
+    'a⟨U+000D⟩⟨U+000A⟩b⟨U+202E⟩c'
     """
-    shown = text if len(text) <= limit else text[: limit - 1] + "…"
-    return "".join(f"\\u{ord(c):04x}" if unicodedata.category(c) in _HIDDEN else c for c in shown)
+    return legible(text if len(text) <= limit else text[: limit - 1] + "…")

@@ -2,7 +2,7 @@ r"""Alerts as syslog messages (RFC 5424) over UDP, TCP or TLS, the text in ArcSi
 
 Rules:
 
-* One message is one line whatever a client calls itself: control, bidi and invisible characters are written as \uXXXX, then
+* One message is one line whatever a client calls itself: control, bidi and invisible characters are written out (⟨U+202E⟩), then
   ``\``, ``|`` (header) and ``=`` (extension) are escaped as CEF wants.
 * TCP and TLS frame by octet count (RFC 6587, RFC 5425). UDP says nothing about arrival: a message sent is a message taken.
 * A broken connection is found out at the next message at the latest; it is made anew once before `Unavailable`.

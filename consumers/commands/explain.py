@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import json
-import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -178,7 +176,7 @@ def backtest(
     flagged = testing.flagged(lives, baselines, budgets)
     if as_json:
         lines = [{"kind": "budget"} | asdict(r) for r in rows] + [{"kind": "client"} | asdict(f) for f in flagged]
-        sys.stdout.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        terminal.print_json_lines(lines)
         return
     _print_backtest(rows, flagged, len(lives))
 
@@ -260,7 +258,7 @@ def _print_account(told: Mapping[str, Any]) -> None:
         ("what would change it", told["what_would_change_it"]),
     ):
         if lines:
-            out.print(f"\n[bold]{title}[/]")
+            out.print(f"\n{title}", style="bold")
             for line in lines:
                 out.print(terminal.plain(f"  {line}"))
 

@@ -3,7 +3,8 @@
 Rules of this file
 
 * Kind *breaker*; key ``tripped``: detect's opened, ``held``: the gateways' did, ``reset``: an operator closed them. Open is what opened
-  after the last reset of the same tenant: no tenant opens or closes another's. Times are whole seconds: what opens within the second of a reset is written as of the next, so that it is the later.
+  after the last reset of the same tenant: no tenant opens or closes another's. Times are whole seconds: what opens within the second of
+  a reset is written as of the next, so that it is the later.
 * An entry that cannot be read is passed over with a warning; it never opens or closes anything.
 """
 

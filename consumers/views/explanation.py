@@ -225,12 +225,3 @@ def milliseconds(time: str) -> int:
 def moment(time_ms: int) -> str:
     """``2026-03-02 09:14 UTC``."""
     return f"{dt.datetime.fromtimestamp(time_ms / 1000, dt.UTC):%Y-%m-%d %H:%M} UTC"
-
-
-def legible(text: str) -> str:
-    r"""`text` with everything invisible written out: control characters, direction marks, zero-width characters, lone surrogates.
-
-    >>> legible("a\u202eb\x00")
-    'a⟨U+202E⟩b⟨U+0000⟩'
-    """
-    return "".join(c if c.isprintable() else f"⟨U+{ord(c):04X}⟩" for c in text)

@@ -3,7 +3,7 @@
 Rules of the file:
 
 * A figure is a function of plain values and a size; colours are CSS classes: light and dark are the page's matter.
-* Everything that came from a log is escaped here; the template prints figures as they are.
+* Everything that came from a log is made `legible` and escaped here; the template prints figures as they are.
 * Never colour alone: flagged, missed and honest differ in dash and marker too.
 * Bounded: a line keeps only points that can be told apart on the page, a timeline and a map show the first few clients.
 """
@@ -11,10 +11,12 @@ Rules of the file:
 from __future__ import annotations
 
 import datetime as dt
+import html
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
+
+from consumers.legible import legible
 
 LEAST_P = 1e-6
 """The plot's ceiling: smaller p-values are drawn there."""
@@ -197,6 +199,11 @@ def _decades(most: float, width: int) -> list[tuple[float, str]]:
     for power in range(int(math.log10(most)) + 1):
         marks += [(f * 10.0**power, f"{f * 10**power:,}") for f in factors if f * 10**power <= most]
     return marks
+
+
+def escape(text: str) -> str:
+    """Text of a log as markup may hold it."""
+    return html.escape(legible(text, keep="\N{NO-BREAK SPACE}"))
 
 
 def _moments(begin_ms: int, end_ms: int, most: int) -> list[tuple[int, str]]:

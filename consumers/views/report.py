@@ -3,7 +3,7 @@
 Rules of the file:
 
 * No script, style, font or picture from anywhere else; a content security policy in the page says so to the browser.
-* Every word that came from a log (client ids, models, reasons) is escaped by the template; `figures` escapes its own.
+* Every word that came from a log (client ids, models, reasons) is made `legible` and escaped by the template; `figures` does so itself.
 * Truth is shown only where the caller knew it (demo, benchmark), and then the honest clients that were flagged and the
   thieves that were missed stand as plainly as the successes.
 * The file is written beside its name first, so that a reader never sees half of it.
@@ -21,6 +21,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from consumers import drafts
+from consumers.legible import legible
 from consumers.views import figures
 from consumers.views.figures import Point, Trace
 
@@ -146,6 +147,7 @@ def render(report: Report) -> str:
     environment = Environment(
         loader=FileSystemLoader(folder),
         autoescape=True,
+        finalize=_shown,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -156,6 +158,11 @@ def render(report: Report) -> str:
     return environment.get_template("report.html.j2").render(
         report=report, script=script, script_digest=digest, **_view(report)
     )
+
+
+def _shown(value: Any) -> Any:
+    """What an expression of the template becomes; markup is ours, a no-break space too."""
+    return legible(value, keep="\N{NO-BREAK SPACE}") if type(value) is str else value
 
 
 def _view(report: Report) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
+
+from consumers.views.figures import escape
 
 GAUGE_STEPS = 5
 MOST_NODES = 60

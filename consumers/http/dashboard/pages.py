@@ -33,8 +33,8 @@ from consumers.http.auth import Authenticator
 from consumers.http.dashboard.health import Pulse, health_page
 from consumers.http.dashboard.session import COOKIE, HOURS, ROLES, Session, Sessions, Visitor
 from consumers.http.dashboard.views import Filters, Views, brief
+from consumers.legible import legible
 from consumers.views import figures
-from consumers.views.explanation import legible
 from consumers.views.readings import Readings
 from detector.baseline import Baseline
 

@@ -19,11 +19,11 @@ from urllib.parse import urlencode
 
 from consumers.errors import WrongUse
 from consumers.http.dashboard import charts
+from consumers.legible import legible
 from consumers.views import figures
 from consumers.views.explanation import (
     MODE_WORDS,
     events,
-    legible,
     milliseconds,
     rarity,
     refusals,
