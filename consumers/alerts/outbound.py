@@ -6,8 +6,9 @@ An address that somebody else can choose must not turn us into their way into th
 * The host is resolved for each new connection, **every** answer is checked, and the connection goes to the checked address: what
   the name means a moment later does not matter. TLS still asks for the certificate of the name.
 * Only global unicast passes: no loopback, private, link-local, metadata, carrier-grade NAT, documentation, multicast or reserved
-  address, and no IPv6 form that hides an IPv4 one (mapped, compatible, NAT64, 6to4, Teredo). What is meant to be inside is named
-  in the allow-list by network or by host name.
+  address, and no IPv6 form that hides an IPv4 one (mapped, compatible, NAT64, 6to4, Teredo, ISATAP). What is meant to be inside is
+  named in the allow-list by network or by host name.
+* A metadata service and whatever is link-local are never reached, whatever the allow-list says, in whatever form the address comes.
 * No redirects, no proxies from the environment, no credentials in URLs, at most 5 s in all and 64 KB of answer.
 * 2xx is taken; 408, 425, 429, 3xx and 5xx are `Unavailable`, other 4xx `Undeliverable`. An error names the host and the status:
   never the path, a header or the answer's text.
@@ -49,10 +50,19 @@ CLOSED: tuple[Network, ...] = tuple(
     )
 )  # fmt: skip
 """Global by the registry, closed here."""
-METADATA = frozenset(
-    ipaddress.ip_address(a) for a in ("169.254.169.254", "100.100.100.200", "168.63.129.16", "fd00:ec2::254")
-)
-"""Never, whatever the allow-list says: a cloud's metadata service hands out credentials."""
+NEVER: tuple[Network, ...] = tuple(
+    ipaddress.ip_network(net)
+    for net in (
+        "169.254.0.0/16", "fe80::/10",  # link-local: metadata of nearly every cloud, and credentials of containers
+        "100.100.100.200/32", "168.63.129.16/32", "192.0.0.192/32",
+        "fd00:ec2::23/128", "fd00:ec2::254/128", "fd20:ce::254/128", "fd00:c1::a9fe:a9fe/128", "fd00:42::42/128",
+    )
+)  # fmt: skip
+"""Whatever the allow-list says: a cloud's metadata service hands out credentials."""
+
+_NAT64 = (ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Network("64:ff9b:1::/48"))
+_COMPATIBLE = ipaddress.IPv6Network("::/96")
+_ISATAP = (0x00005EFE, 0x02005EFE)
 
 
 def resolve(host: str, port: int) -> Sequence[str]:
@@ -61,9 +71,31 @@ def resolve(host: str, port: int) -> Sequence[str]:
     return list(dict.fromkeys(str(where[0]) for *_, where in found))
 
 
+def inside(address: Address) -> set[Address]:
+    """The address and every other that it stands for: a gateway on the way may turn one into the other."""
+    found: set[Address] = {address}
+    if isinstance(address, ipaddress.IPv4Address):
+        return found
+    last = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+    if any(address in net for net in (*_NAT64, _COMPATIBLE)) or (int(address) >> 32) & 0xFFFFFFFF in _ISATAP:
+        found.add(last)
+    hidden = (address.ipv4_mapped, address.sixtofour, *(address.teredo or ()))
+    return found | {one for one in hidden if one is not None} | _translated(address, last)
+
+
+def _translated(address: ipaddress.IPv6Address, last: ipaddress.IPv4Address) -> set[Address]:
+    """``::ffff:0:a.b.c.d``, of translators without a prefix of their own."""
+    return {last} if int(address) >> 32 == 0xFFFF0000 else set()
+
+
+def is_never(address: Address) -> bool:
+    """Whether no allow-list opens it."""
+    return any(one in net for one in inside(address) for net in NEVER)
+
+
 def is_open(address: Address) -> bool:
     """Whether anybody may reach it: global unicast without another address inside."""
-    if address.is_multicast or not address.is_global or any(address in net for net in CLOSED):
+    if address.is_multicast or not address.is_global or any(address in net for net in CLOSED) or is_never(address):
         return False
     return address.version == 4 or address in GLOBAL_V6
 
@@ -91,7 +123,7 @@ class Allowed:
 
     def has(self, host: str, address: Address) -> bool:
         named = host.lower() in self.hosts or any(address in net for net in self.networks)
-        return named and address not in METADATA
+        return named and not is_never(address)
 
 
 class Answered(Undeliverable):
