@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import json
 import logging
 import sys
 import tempfile
@@ -66,6 +65,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         code = _complain("interrupted", 130)
     except BrokenPipeError:
         code = 141
+    except OSError as error:
+        if error.filename is None:  # no file that somebody named: a bug, or the machine
+            raise
+        code = _complain(f"{error.filename}: {error.strerror}", 1)
     except Exception as error:
         # the framework's own usage errors carry their exit code and message
         usage = getattr(error, "format_message", None)
@@ -351,7 +354,7 @@ def simulate(
 @config_app.command("show")
 def config_show(config_file: ConfigFile = None) -> None:
     """The settings in force, secrets masked."""
-    terminal.out.print_json(json.dumps(config.load(config_file).model_dump(mode="json")))
+    terminal.print_json(config.shown(config.load(config_file)))
 
 
 @config_app.command("check")

@@ -1,16 +1,19 @@
 """Settings: one frozen tree, from a TOML file and the environment.
 
 Rules: the environment (``QUERYWARDEN_…``, ``__`` between levels) wins over the file; unknown keys are refused; units are in the
-names; secrets are shown masked. Detection thresholds are no settings: they belong to the baseline. docs/settings.md is generated
-from this file.
+names; secrets are shown masked, and of any address whatever may be one (user, password, query). Detection thresholds are no settings:
+they belong to the baseline. docs/settings.md is generated from this file.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, TypeAdapter, ValidationError, field_validator
 from pydantic_settings import (
@@ -20,7 +23,8 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from consumers.errors import WrongUse
+from consumers import paths
+from consumers.errors import Refused, WrongUse
 
 PREFIX = "QUERYWARDEN_"
 
@@ -339,16 +343,18 @@ def load(path: Path | None = None, **overrides: Any) -> Settings:
     content: dict[str, Any] = {}
     if path is not None:
         try:
-            content = tomllib.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise WrongUse(f"{path}: {error.strerror}") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            content = tomllib.loads(paths.read_text(path))
+        except Refused as error:
+            raise WrongUse(str(error)) from error
+        except (tomllib.TOMLDecodeError, RecursionError) as error:
             raise WrongUse(f"{path}: {error}") from error
     _refuse_unknown_variables()
     try:
         settings = Settings(**content)
         changed = {k: _checked(k, v) for k, v in overrides.items() if v is not None}
-        return settings.model_copy(update=changed) if changed else settings
+        settings = settings.model_copy(update=changed) if changed else settings
+        _check_texts(settings)
+        return settings
     except ValidationError as error:
         raise _wrong(error) from error
     except Exception as error:  # pydantic-settings wraps what it can't parse in an error of its own
@@ -364,6 +370,65 @@ def _checked(name: str, value: Any) -> Any:
         return TypeAdapter(Annotated[field.annotation, field]).validate_python(value)  # type: ignore[arg-type]
     except ValidationError as error:
         raise _wrong(error, name) from error
+
+
+def shown(settings: Settings) -> dict[str, Any]:
+    """The settings as `config show` prints them, without a secret."""
+    found: dict[str, Any] = _masked(settings.model_dump(mode="json"))
+    return found
+
+
+def masked(text: str) -> str:
+    """An address without user, password, query and fragment; other text as it is.
+
+    >>> masked("https://user:pw@idp.example/jwks?token=x")
+    'https://***@idp.example/jwks?***'
+    """
+    found = _ADDRESS.fullmatch(text)
+    if not found:
+        return _CREDENTIAL.sub("***@", text)
+    *user, rest = found["rest"].rsplit("@", 1)  # a password may hold whatever it likes
+    path = re.sub(r"([?#]).*", r"\1***", rest, flags=re.DOTALL)
+    return f"{found['scheme']}{'***@' if user else ''}{path}"
+
+
+_ADDRESS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*:/+)(?P<rest>.*)", re.DOTALL)
+_CREDENTIAL = re.compile(r"[^\s,/]*:[^\s,/]*@")
+
+
+def _masked(value: Any) -> Any:
+    if isinstance(value, str):
+        return masked(value) if "/" in value or "@" in value else value
+    if isinstance(value, dict):
+        return {key: _masked(one) for key, one in value.items()}
+    return [_masked(one) for one in value] if isinstance(value, list) else value
+
+
+def _check_texts(settings: Settings) -> None:
+    """Refuse an address that is none, before anybody trips over it. Raises WrongUse; the value is not repeated."""
+    for name, text in _texts(settings):
+        if "\0" in text:
+            raise WrongUse(f"setting {name}: it holds a NUL character")
+        if "://" not in text or name == "alerts.notify.urls":  # its own reader knows its many forms
+            continue
+        try:
+            _ = urlsplit(text).port
+        except ValueError as error:
+            raise WrongUse(f"setting {name}: not an address (host or port is wrong)") from error
+
+
+def _texts(part: BaseModel, above: str = "") -> Iterator[tuple[str, str]]:
+    """Every text among the settings, secret or not, by its TOML name."""
+    for name in type(part).model_fields:
+        value = getattr(part, name)
+        if isinstance(value, BaseModel):
+            yield from _texts(value, f"{above}{name}.")
+        elif isinstance(value, SecretStr):
+            yield f"{above}{name}", value.get_secret_value()
+        elif isinstance(value, str):
+            yield f"{above}{name}", value
+        elif isinstance(value, (tuple, dict)):
+            yield from ((f"{above}{name}", one) for one in value if isinstance(one, str))
 
 
 def _wrong(error: ValidationError, *above: str) -> WrongUse:

@@ -10,6 +10,7 @@ Rules:
 
 from __future__ import annotations
 
+import http.client
 import json
 import logging
 import random
@@ -125,7 +126,7 @@ class Keeper:
         try:
             tokens.learn(read_jwks(self.jwks))
             self._jwks_due_s = self.clock() + JWKS_EVERY_S
-        except (Refused, OSError, ValueError) as error:
+        except (Refused, OSError, ValueError, http.client.HTTPException) as error:
             log.error("public keys of the identity provider not read", extra={"why": str(error)})
             self._jwks_due_s = self.clock() + JWKS_RETRY_S
 
@@ -142,6 +143,8 @@ def read_jwks(where: str) -> Mapping[str, Any]:
     """
     parts = urlsplit(where)
     if parts.scheme in ("http", "https"):
+        if "@" in parts.netloc:
+            raise Refused("http.oidc_jwks: no credentials in the address")
         if parts.scheme == "http" and parts.hostname not in ("127.0.0.1", "localhost", "::1"):
             raise Refused("http.oidc_jwks: plain http only on loopback")
         opener = urllib.request.build_opener(_NoRedirects, urllib.request.ProxyHandler({}))

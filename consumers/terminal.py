@@ -170,6 +170,11 @@ def print_json_lines(rows: Iterable[Mapping[str, Any]]) -> None:
     sys.stdout.writelines(json_safe(json.dumps(row, ensure_ascii=False)) + "\n" for row in rows)
 
 
+def print_json(value: Any) -> None:
+    """One JSON value over several lines; what is invisible in it stands as JSON escapes."""
+    sys.stdout.write(json_safe(json.dumps(value, ensure_ascii=False, indent=2)) + "\n")
+
+
 _STYLE = {"block": "bold red", "throttle": "red", "watch": "yellow", "clear": ""}
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from consumers import config, terminal
+from consumers import config, paths, terminal
 from consumers.errors import CorruptState, Refused, WrongUse
 from consumers.tracing import spans_of, watched
 
@@ -111,8 +111,11 @@ def open_store(settings: config.Settings) -> Iterator[Store]:
     if scheme == "sqlite":
         from consumers.store.embedded import EmbeddedStore
 
-        path = Path(url.removeprefix("sqlite:///"))
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path = _sqlite_path(url)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise Refused(f"store {path}: {error.strerror}") from error
         store = EmbeddedStore(path)
     elif scheme in ("redis", "rediss", "redis+cluster", "rediss+cluster"):
         from consumers.store.redis import connect
@@ -126,10 +129,24 @@ def open_store(settings: config.Settings) -> Iterator[Store]:
         store.close()
 
 
+def _sqlite_path(url: str) -> Path:
+    """The file of a ``sqlite:///`` address. Raises WrongUse, Refused."""
+    name = url.removeprefix("sqlite:///")
+    if name == url or not name.strip("/"):
+        raise WrongUse("store.url: sqlite:///name.sqlite (in the working folder) or sqlite:////folder/name.sqlite is meant")
+    path = Path(name)
+    if path.exists():
+        paths.check_regular(path, "store")
+    return path
+
+
 def kafka_connection(settings: config.Settings) -> dict[str, Any]:
     from consumers.log import kafka
 
     k = settings.kafka
+    for name in ("ssl_cafile", "ssl_certfile", "ssl_keyfile"):
+        if file := getattr(k, name):
+            paths.check_regular(file, f"kafka.{name}")
     return kafka.connection(
         k.bootstrap_servers,
         security_protocol=k.security_protocol,
@@ -149,7 +166,7 @@ def open_log(settings: config.Settings) -> QueryLog:
 
         return FollowedFile(url.removeprefix("file://"))
     if not url.startswith("kafka:"):
-        raise WrongUse(f"log.url: {url!r} is neither kafka: nor file:///path.jsonl")
+        raise WrongUse(f"log.url: {config.masked(url)!r} is neither kafka: nor file:///path.jsonl")
     from consumers.log import kafka
 
     k = settings.kafka

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from consumers import config, terminal, wiring
+from consumers import config, paths, terminal, wiring
 from consumers.commands.options import ConfigFile
 from consumers.errors import WrongUse
 
@@ -121,6 +121,9 @@ def tls_of(settings: config.Settings) -> Tls | None:
         raise WrongUse("http.tls_certfile and http.tls_keyfile go together")
     if (http.tls_client_ca or http.certificate_roles) and not http.tls_certfile:
         raise WrongUse("http.tls_client_ca and http.certificate_roles need http.tls_certfile")
+    for name in ("tls_certfile", "tls_keyfile", "tls_client_ca"):
+        if file := getattr(http, name):
+            paths.check_regular(file, f"http.{name}")
     return Tls(http.tls_certfile, http.tls_keyfile, http.tls_client_ca or None) if http.tls_certfile else None
 
 

@@ -37,6 +37,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from consumers.errors import LeaseHeld, Refused, WrongUse
+from consumers.paths import check_regular
 from consumers.store import (
     DECISION_CELLS,
     SCHEMA_VERSION,
@@ -92,6 +93,8 @@ SCHEMES = {
 _FIXED_OPTIONS = frozenset({"decode_responses", "encoding", "encoding_errors", "protocol", "retry_on_timeout"})
 """Options of the client library that a URL could carry and that would break the protocol."""
 
+_FILE_OPTIONS = frozenset({"ssl_ca_certs", "ssl_certfile", "ssl_keyfile"})
+
 _PAGE = 500
 
 
@@ -101,14 +104,20 @@ def connect(url: str, *, timeout_s: float = 2.0, min_replicas: int = 0) -> Redis
     timeout_s     for connecting and for each answer
     min_replicas  how many replicas must confirm a write that the log could not bring back (not a commit)
 
-    A single server is contacted at the first call, a cluster at once. Raises WrongUse for another scheme, Unavailable.
+    A single server is contacted at the first call, a cluster at once. Raises WrongUse for an address that can't be right, Unavailable.
     """
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise WrongUse("store.url: not an address (host or port is wrong)") from error
     if parts.scheme not in SCHEMES:
         raise WrongUse(f"store.url: unknown scheme {parts.scheme!r}, known are {', '.join(SCHEMES)}")
     scheme, cluster = SCHEMES[parts.scheme]
-    if fixed := sorted(_FIXED_OPTIONS & parse_qs(parts.query).keys()):
+    asked = parse_qs(parts.query)
+    if fixed := sorted(_FIXED_OPTIONS & asked.keys()):
         raise WrongUse(f"store.url: {', '.join(fixed)} cannot be set")
+    for name in sorted(_FILE_OPTIONS & asked.keys()):
+        check_regular(asked[name][-1], f"store.url: {name}")
     options: dict[str, Any] = {
         "socket_timeout": timeout_s,
         "socket_connect_timeout": timeout_s,
@@ -125,7 +134,9 @@ def connect(url: str, *, timeout_s: float = 2.0, min_replicas: int = 0) -> Redis
                 client = redis.Redis.from_url(
                     target, retry=Retry(NoBackoff(), 0), retry_on_error=[], retry_on_timeout=False, **options
                 )
-        except ValueError as error:
+                pool = client.connection_pool
+                pool.connection_class(**pool.connection_kwargs)  # an option that it does not know would show much later
+        except (ValueError, TypeError, AttributeError, redis.DataError) as error:
             raise WrongUse("store.url: host, port or option is not valid") from error
     return RedisStore(client, min_replicas=min_replicas)
 

@@ -66,8 +66,8 @@ TEMPORARY = (
 """How an error reply starts whose cause passes by itself."""
 
 FORBIDDEN = ("NOPERM", "NOAUTH", "WRONGPASS", "DENIED")
-
-_WAIT_MS = 1000
+NO_DATABASE = ("DB index is out of range", "invalid DB index", "SELECT is not allowed")
+"""What a server answers that has no database of the number that ``store.url`` ends with."""
 
 _WAIT_MS = 1000
 
@@ -105,6 +105,8 @@ def _meaning(error: Exception) -> Exception | None:
     if isinstance(error, failures.ResponseError):
         if text.startswith(FORBIDDEN):
             return Refused(f"redis: {text}")
+        if any(words in text for words in NO_DATABASE):
+            return Refused(f"redis: {text}: store.url names a database that the server does not have")
         if text.startswith(TEMPORARY):
             return Unavailable(f"redis: {text}")
         # Redis prefixes what a script raised ("ERR ... WRONGTYPE ...") differently in 7.0 and later.

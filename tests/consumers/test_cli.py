@@ -175,6 +175,41 @@ REFUSED: list[tuple[str, int, str, list[str], dict[str, str]]] = [
     ("unknown setting", 2, "kafka.topc", ["config", "check", "--config", "TOPC"], {}),
     ("settings are no TOML", 2, "broken.toml", ["config", "check", "--config", "BROKEN"], {}),
     ("store of an unknown kind", 2, "unknown scheme", ["clients"], {"QUERYWARDEN_STORE__URL": "ftp://host/x"}),
+    ("store that is no address", 2, "store.url", ["clients"], {"QUERYWARDEN_STORE__URL": "rediss://:hunter2@[::bad"}),
+    ("store with an unknown option", 2, "store.url", ["clients"],
+     {"QUERYWARDEN_STORE__URL": "redis://:hunter2@127.0.0.1:1/0?foo=bar"}),
+    ("store with a port that is none", 2, "store.url", ["clients"], {"QUERYWARDEN_STORE__URL": "redis://:hunter2@host:x/0"}),
+    ("store where nothing can be made", 1, "/proc/x", ["clients"], {"QUERYWARDEN_STORE__URL": "sqlite:////proc/x/y"}),
+    ("store without a file", 2, "store.url", ["clients"], {"QUERYWARDEN_STORE__URL": "sqlite:///"}),
+    ("store with two slashes", 2, "store.url", ["clients"], {"QUERYWARDEN_STORE__URL": "sqlite://x"}),
+    ("store that is a FIFO", 1, "a FIFO", ["clients"], {"QUERYWARDEN_STORE__URL": "sqlite:///FIFO"}),
+    ("store with a FIFO for certificates", 1, "a FIFO", ["clients"],
+     {"QUERYWARDEN_STORE__URL": "rediss://127.0.0.1:1/0?ssl_ca_certs=FIFO"}),
+    ("state where nothing can be made", 1, "/proc/x", ["clients"], {"QUERYWARDEN_STATE_DIR": "/proc/x"}),
+    ("a NUL in a setting", 2, "secrets.file", ["clients", "--config", "NUL"], {}),
+    ("an address of keys that is none", 2, "http.oidc_jwks", ["config", "check"],
+     {"QUERYWARDEN_HTTP__OIDC_JWKS": "https://u:hunter2@[::bad/"}),
+    ("an address of alerts that is none", 2, "alerts.splunk.url", ["config", "check"],
+     {"QUERYWARDEN_ALERTS__SPLUNK__URL": "https://u:hunter2@host:x/"}),
+    ("log of an unknown kind with a password", 2, "log.url", ["ingest"],
+     {"QUERYWARDEN_LOG__URL": "s3://u:hunter2@bucket?x=hunter2", "QUERYWARDEN_BASELINES": "BASE"}),
+    ("secrets that are a FIFO", 1, "a FIFO", ["clients"], {"QUERYWARDEN_SECRETS__FILE": "FIFO"}),
+    ("baseline that is a FIFO", 1, "a FIFO", ["replay", "LOG", "--baseline", "FIFO"], {}),
+    ("personas that are a FIFO", 1, "a FIFO", ["fit", "--model-id", "m", "--out", "OUT", "--persona", "FIFO"], {}),
+    ("exclusions that are a FIFO", 1, "a FIFO", ["fit", "--model-id", "m", "--out", "OUT", "--exclude", "FIFO"], {}),
+    ("schema that is a FIFO", 1, "a FIFO", ["fit", "--model-id", "m", "--out", "OUT", "--schema", "FIFO"], {}),
+    ("settings that are a FIFO", 2, "a FIFO", ["clients", "--config", "FIFO"], {}),
+    ("settings that are a device", 2, "a device", ["clients", "--config", "/dev/zero"], {}),
+    ("snapshot that is a FIFO", 1, "a FIFO", ["restore", "FIFO"], {}),
+    ("bundle that is a FIFO", 1, "a FIFO", ["verify-evidence", "FIFO"], {}),
+    ("reference that is a FIFO", 1, "a FIFO", ["simulate", "--reference", "FIFO", "--out", "OUT"], {}),
+    ("certificate that is a FIFO", 1, "a FIFO", ["serve"],
+     {"QUERYWARDEN_HTTP__TLS_CERTFILE": "FIFO", "QUERYWARDEN_HTTP__TLS_KEYFILE": "FIFO"}),
+    ("log to follow that is a FIFO", 1, "a FIFO", ["ingest", "--until-end"],
+     {"QUERYWARDEN_LOG__URL": "file://FIFO", "QUERYWARDEN_BASELINES": "BASE"}),
+    ("schema without an end", 1, "not JSON",
+     ["fit", "--model-id", "m", "--out", "OUT", "--schema", "DEEP"], {}),
+    ("personas without an end", 1, "personas", ["fit", "--model-id", "m", "--out", "OUT", "--persona", "DEEP"], {}),
     ("store that is away", 1, "redis", ["clients"], {"QUERYWARDEN_STORE__URL": "redis://:hunter2@127.0.0.1:1/0"}),
     ("service without baselines", 2, "no baselines", ["ingest"], {}),
     ("log of an unknown kind", 2, "log.url", ["ingest"],
@@ -210,16 +245,20 @@ def odd_files(files: Path) -> dict[str, str]:
         "BROKEN": ("broken.toml", b"[kafka\n"),
         "NONSENSE": ("nonsense.jsonl", b'{"features": "abc", "prediction": [1]}\n' * 60),
         "LIST": ("list.json", b"[1, 2]"),
+        "NUL": ("nul.toml", b'secrets.file = "a\\u0000b"\n'),
+        "DEEP": ("deep.json", b"[" * 100_000),
         "AGE": ("age.json", b'{"columns": [{"name": "age", "kind": "numeric"}]}'),
     }
     folder = files / "odd"
     folder.mkdir()
     for file, content in made.values():
         (folder / file).write_bytes(content)
+    os.mkfifo(folder / "fifo")
     return {name: str(folder / file) for name, (file, _) in made.items()} | {
         "LOG": str(files / "log.jsonl"),
         "REF": str(files / "reference.jsonl"),
         "BASE": str(files / "loans.baseline"),
+        "FIFO": str(folder / "fifo"),
     }
 
 
@@ -238,10 +277,12 @@ def test_a_failure_is_one_clear_line_and_the_right_status(
     names = odd_files | {"OUT": str(tmp_path / "out")}
 
     def filled(text: str) -> str:
-        return f"file://{names['LOG']}" if text == "file://LOG" else names.get(text, text)
+        for name in ("LOG", "FIFO"):  # in an address
+            text = re.sub(rf"(?<=[/=]){name}$", names[name].replace("\\", r"\\"), text)
+        return names.get(text, text)
 
     settings = {k: filled(v) for k, v in variables.items()}
-    if call[0] in ("ingest", "detect", "run"):  # they take over the process' logging and signals
+    if call[0] in ("ingest", "detect", "run", "serve"):  # they take over the process' logging and signals
         done = run_with(settings, *map(filled, call), state=tmp_path)
         code, text = done.returncode, done.stderr.decode()
     else:
