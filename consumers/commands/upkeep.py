@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from consumers import config, terminal, wiring
+from consumers import config, paths, terminal, wiring
 from consumers.commands.options import ConfigFile
 from consumers.errors import Refused, WrongUse
 
@@ -46,7 +46,7 @@ def snapshot(
         say("reading the store")
         # The row comes first, so that the snapshot holds it: what is restored continues the same chain.
         _note(settings, store, secrets, "store.snapshot", f"file:{out_path.name}")
-        made = files.write(out_path, store.export(), secrets.key_id, importlib.metadata.version("querywarden"))
+        made = files.write(out_path, store.export(), secrets, importlib.metadata.version("querywarden"))
     counts = ", ".join(f"{made.records[table]:,} {table}" for table in sorted(made.records))
     terminal.out.print(f"{out_path}: {made.size:,} bytes: {counts}", soft_wrap=True)
 
@@ -59,12 +59,9 @@ def restore(
     from consumers.store import snapshot as files
 
     settings = config.load(config_file)
+    paths.check_regular(path)
     secrets = Secrets.load(settings.secrets_path)
-    with files.opened(path) as (header, items), wiring.open_store(settings) as store, terminal.spinner() as say:
-        if header.secrets != secrets.key_id:
-            raise Refused(
-                f"{path}: sealed with the secrets {header.secrets}, {settings.secrets_path} is {secrets.key_id}"
-            )
+    with files.opened(path, secrets) as (header, items), wiring.open_store(settings) as store, terminal.spinner() as say:
         say("restoring")
         store.restore(items)
         wiring.prepare(store, secrets)

@@ -1,11 +1,14 @@
 """A snapshot: everything a store holds, in one file, for a backup or for another kind of store.
 
-File: magic, version, length and JSON of a header; one zstd frame of records, each with its length; SHA-256 of all before it.
+File: magic, version, length and JSON of a header; one zstd frame of records, each with its length; HMAC-SHA256 of all before it, under a
+key of the secrets file.
 
 Rules:
 
-* A file appears whole or not at all, readable by its owner only, and never replaces another.
-* The checksum is checked before the first record is used; a damaged, foreign, newer or cut file is `Refused` in one line.
+* A file appears whole or not at all, readable by its owner only, and never replaces another. The draft of a process that was killed is
+  removed by the next one that writes into the folder.
+* The HMAC is checked before the first record is used; a damaged, changed, foreign, newer or cut file is `Refused` in one line. Whoever
+  may write the file but has not the secrets can't take an operator's decision out of it.
 * Client ids are sealed in it as they are in the store: without the secrets file a snapshot can be restored nowhere. Keep both, apart.
 * Positions are part of it. What the log received later is not lost: ingest reads on from there.
 """
@@ -14,9 +17,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import hmac
 import io
 import os
-import secrets as entropy
 import struct
 import time
 from collections import Counter
@@ -28,11 +31,13 @@ from typing import Any, BinaryIO
 import msgspec
 import zstandard
 
+from consumers import paths
 from consumers.errors import Refused
+from consumers.secrets import Secrets
 from consumers.store import SCHEMA_VERSION, Exported
 
 MAGIC = b"QWSNAPSHOT\n"
-FORMAT = 1
+FORMAT = 2
 MAX_RECORD_BYTES = 64 << 20
 
 _LENGTH = struct.Struct(">I")
@@ -61,18 +66,18 @@ class Summary:
     size: int = 0
 
 
-def write(path: Path, items: Iterable[Exported], secrets_id: str, version: str = "") -> Summary:
-    """Write a new snapshot. Raises Refused when there is such a file already, or it cannot be written."""
+def write(path: Path, items: Iterable[Exported], secrets: Secrets, version: str = "") -> Summary:
+    """Write a new snapshot, sealed with the secrets. Raises Refused when there is such a file already, or it cannot be written."""
     if path.exists():
         raise Refused(f"{path}: exists; a snapshot never replaces another file")
-    draft = path.with_name(f".{path.name}.{os.getpid()}.{entropy.token_hex(4)}")
+    draft = paths.draft_of(path)
     summary = Summary()
-    header = Header(SCHEMA_VERSION, secrets_id, int(time.time()), version)
+    header = Header(SCHEMA_VERSION, secrets.key_id, int(time.time()), version)
     try:
         fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             with os.fdopen(fd, "wb") as file:
-                _write_all(_Hashed(file), header, items, summary)
+                _write_all(_Sealed(file, secrets), header, items, summary)
                 file.flush()
                 os.fsync(file.fileno())
                 summary.size = file.tell()
@@ -89,23 +94,28 @@ def write(path: Path, items: Iterable[Exported], secrets_id: str, version: str =
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[tuple[Header, Iterator[Exported]]]:
-    """Header and items of a snapshot whose checksum was found right. Raises Refused."""
-    try:
-        with path.open("rb") as file:
-            end = _check(path, file)
-            header = _read_header(path, file)
-            yield header, _items(path, file, end)
-    except OSError as error:
-        raise Refused(f"{path}: {error.strerror or error}") from error
+def opened(path: Path, secrets: Secrets) -> Iterator[tuple[Header, Iterator[Exported]]]:
+    """Header and items of a snapshot that was found whole and sealed with these secrets. Raises Refused."""
+    with paths.opened(path) as file:
+        header = _read_header(path, file)
+        start = file.tell()
+        if header.secrets != secrets.key_id:
+            raise Refused(f"{path}: sealed with the secrets {header.secrets}, these are {secrets.key_id}")
+        end = _check(path, file, secrets)
+        file.seek(start)
+        yield header, _items(path, file, end)
 
 
-class _Hashed:
-    """A file that knows the SHA-256 of what was written."""
+def _seal(secrets: Secrets) -> hmac.HMAC:
+    return hmac.new(secrets.derived("snapshot"), digestmod=hashlib.sha256)
 
-    def __init__(self, file: BinaryIO) -> None:
+
+class _Sealed:
+    """A file that knows the HMAC of what was written."""
+
+    def __init__(self, file: BinaryIO, secrets: Secrets) -> None:
         self._file = file
-        self._digest = hashlib.sha256()
+        self._digest = _seal(secrets)
 
     def write(self, content: bytes) -> int:
         self._digest.update(content)
@@ -115,7 +125,7 @@ class _Hashed:
         self._file.write(self._digest.digest())
 
 
-def _write_all(out: _Hashed, header: Header, items: Iterable[Exported], summary: Summary) -> None:
+def _write_all(out: _Sealed, header: Header, items: Iterable[Exported], summary: Summary) -> None:
     encoded = msgspec.json.encode(header)
     out.write(MAGIC + bytes([FORMAT]) + _LENGTH.pack(len(encoded)) + encoded)
     frame = zstandard.ZstdCompressor(level=3, write_checksum=True).compressobj()
@@ -135,36 +145,35 @@ def _sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
-def _check(path: Path, file: BinaryIO) -> int:
-    """Where the checksum begins, if magic, version and checksum are right; the file is read once."""
+def _check(path: Path, file: BinaryIO, secrets: Secrets) -> int:
+    """Where the HMAC begins, if it is right; the file is read once."""
     end = file.seek(0, os.SEEK_END) - _DIGEST_BYTES
     file.seek(0)
-    if file.read(len(MAGIC)) != MAGIC or end < len(MAGIC) + 1:
-        raise Refused(f"{path}: not a snapshot")
-    version = file.read(1)[0]
-    if version != FORMAT:
-        raise Refused(f"{path}: a snapshot of format {version}, this version reads format {FORMAT}")
-    file.seek(0)
-    digest, left = hashlib.sha256(), end
+    digest, left = _seal(secrets), max(0, end)
     while left:
         chunk = file.read(min(_CHUNK, left))
         if not chunk:
             break
         digest.update(chunk)
         left -= len(chunk)
-    if file.read(_DIGEST_BYTES) != digest.digest():
-        raise Refused(f"{path}: damaged or cut off (the checksum is wrong)")
+    if not hmac.compare_digest(file.read(_DIGEST_BYTES), digest.digest()):
+        raise Refused(f"{path}: damaged, cut off or changed (the seal is wrong)")
     return end
 
 
 def _read_header(path: Path, file: BinaryIO) -> Header:
-    file.seek(len(MAGIC) + 1)
-    (length,) = _LENGTH.unpack(file.read(_LENGTH.size))
+    """The header, not checked yet against the seal."""
+    begin = file.read(len(MAGIC) + 1)
+    if begin[:-1] != MAGIC:
+        raise Refused(f"{path}: not a snapshot")
+    if begin[-1] != FORMAT:
+        raise Refused(f"{path}: a snapshot of format {begin[-1]}, this version reads format {FORMAT}")
     try:
+        (length,) = _LENGTH.unpack(file.read(_LENGTH.size))
         if length > _MAX_HEADER_BYTES:
             raise ValueError("too long")
         header = msgspec.json.decode(file.read(length), type=Header)
-    except (msgspec.DecodeError, ValueError) as error:
+    except (msgspec.DecodeError, ValueError, RecursionError, struct.error) as error:
         raise Refused(f"{path}: damaged (the header cannot be read)") from error
     if header.schema != SCHEMA_VERSION:
         raise Refused(f"{path}: a snapshot of schema {header.schema}, this version reads schema {SCHEMA_VERSION}")

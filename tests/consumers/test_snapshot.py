@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +14,7 @@ from typing import Any
 import pytest
 import redis
 import victims
+from servers import wait_until
 
 from consumers import detect, ingest
 from consumers.decisions.findings import stored_decision
@@ -24,18 +29,20 @@ from consumers.store.snapshot import FORMAT, MAGIC
 from detector.baseline import Baseline
 from detector.policy import Policy
 
+OURS = Secrets(b"s" * 16, b"p" * 32, b"k" * 32)
+THEIRS = Secrets(b"s" * 16, b"q" * 32, b"k" * 32)
 ITEMS = [Exported("profile", f"queries:{i}", random.Random(i).randbytes(500 * i)) for i in range(40)]
 
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     path = tmp_path / "a.snapshot"
-    snapshot.write(path, ITEMS, "secrets-1", "1.2.3")
+    snapshot.write(path, ITEMS, OURS, "1.2.3")
     return path
 
 
 def read(path: Path) -> list[Exported]:
-    with snapshot.opened(path) as (_, items):
+    with snapshot.opened(path, OURS) as (_, items):
         return list(items)
 
 
@@ -43,15 +50,15 @@ def read(path: Path) -> list[Exported]:
 
 
 def test_a_file_gives_back_what_was_written(file: Path) -> None:
-    with snapshot.opened(file) as (header, items):
-        assert (header.secrets, header.version) == ("secrets-1", "1.2.3")
+    with snapshot.opened(file, OURS) as (header, items):
+        assert (header.secrets, header.version) == (OURS.key_id, "1.2.3")
         assert list(items) == ITEMS
     assert file.stat().st_mode & 0o777 == 0o600
     assert [p.name for p in file.parent.iterdir()] == [file.name]
 
 
 def test_an_empty_store_has_a_snapshot_too(tmp_path: Path) -> None:
-    summary = snapshot.write(tmp_path / "a", [], "s")
+    summary = snapshot.write(tmp_path / "a", [], OURS)
     assert (read(tmp_path / "a"), summary.records.total()) == ([], 0)
     assert summary.size == (tmp_path / "a").stat().st_size
 
@@ -59,7 +66,7 @@ def test_an_empty_store_has_a_snapshot_too(tmp_path: Path) -> None:
 def test_another_file_is_never_replaced(file: Path) -> None:
     before = file.read_bytes()
     with pytest.raises(Refused, match="exists"):
-        snapshot.write(file, ITEMS[:1], "s")
+        snapshot.write(file, ITEMS[:1], OURS)
     assert file.read_bytes() == before
 
 
@@ -69,10 +76,10 @@ def test_a_snapshot_that_breaks_off_leaves_nothing(tmp_path: Path) -> None:
         raise RuntimeError("the store is gone")
 
     with pytest.raises(RuntimeError, match="gone"):
-        snapshot.write(tmp_path / "a", broken(), "s")
+        snapshot.write(tmp_path / "a", broken(), OURS)
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(Refused, match="No such file"):
-        snapshot.write(tmp_path / "nowhere" / "a", ITEMS, "s")
+        snapshot.write(tmp_path / "nowhere" / "a", ITEMS, OURS)
 
 
 def test_damage_is_refused_in_one_line_before_the_first_record(file: Path) -> None:
@@ -84,20 +91,64 @@ def test_damage_is_refused_in_one_line_before_the_first_record(file: Path) -> No
     broken += [whole + b"x", b"", b"not a snapshot", bytes(100)]
     for content in broken:
         file.write_bytes(content)
-        with pytest.raises(Refused) as refusal, snapshot.opened(file):
+        with pytest.raises(Refused) as refusal, snapshot.opened(file, OURS):
             pytest.fail("a damaged file was opened")
         assert "\n" not in str(refusal.value)
 
 
 def test_other_formats_and_schemas_are_refused(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(Refused, match="No such file"), snapshot.opened(file.with_name("missing")):
+    with pytest.raises(Refused, match="No such file"), snapshot.opened(file.with_name("missing"), OURS):
         pass
     monkeypatch.setattr(snapshot, "SCHEMA_VERSION", 99)
-    with pytest.raises(Refused, match="schema 2, this version reads schema 99"), snapshot.opened(file):
+    with pytest.raises(Refused, match="schema 2, this version reads schema 99"), snapshot.opened(file, OURS):
         pass
     file.write_bytes(MAGIC + bytes([FORMAT + 1]) + bytes(100))
-    with pytest.raises(Refused, match=f"format {FORMAT + 1}"), snapshot.opened(file):
+    with pytest.raises(Refused, match=f"format {FORMAT + 1}"), snapshot.opened(file, OURS):
         pass
+
+
+def test_a_snapshot_that_somebody_changed_is_refused(file: Path) -> None:
+    """Without the secrets nobody can write one that is taken: not with a checksum made anew, not under our secrets' name."""
+    whole = file.read_bytes()
+    with pytest.raises(Refused, match="sealed with the secrets"), snapshot.opened(file, THEIRS):
+        pass
+    forged = file.with_name("forged")
+    snapshot.write(forged, ITEMS[:-1], THEIRS)
+    changed = forged.read_bytes().replace(THEIRS.key_id.encode(), OURS.key_id.encode())
+    for content in (changed, changed[:-32] + hashlib.sha256(changed[:-32]).digest(), whole[:-32] + bytes(32)):
+        file.write_bytes(content)
+        with pytest.raises(Refused, match="the seal is wrong"), snapshot.opened(file, OURS):
+            pass
+    file.write_bytes(whole)
+    assert read(file) == ITEMS
+
+
+ENDLESS = """
+import itertools, sys, pathlib
+from consumers.secrets import Secrets
+from consumers.store import Exported, snapshot
+items = (Exported("profile", f"c:{i}", bytes(1000)) for i in itertools.count())
+snapshot.write(pathlib.Path(sys.argv[1]), items, Secrets.draw())
+"""
+
+
+def test_the_draft_of_a_killed_snapshot_goes_with_the_next(tmp_path: Path) -> None:
+    killed = subprocess.Popen([sys.executable, "-c", ENDLESS, str(tmp_path / "one.qws")])
+    wait_until(lambda: bool(list(tmp_path.iterdir())), 60, "the draft")
+    killed.kill()
+    killed.wait()
+    (draft,) = tmp_path.iterdir()
+    assert draft.stat().st_mode & 0o777 == 0o600
+    living = tmp_path / f".two.qws.{os.getpid()}.0123abcd.draft"
+    other = tmp_path / ".three.qws.swp"
+    for path in (living, other):
+        path.touch()
+    snapshot.write(tmp_path / "young.qws", ITEMS, OURS)
+    assert draft.exists(), "another host's process may be writing it"
+    for path in (draft, living, other):
+        os.utime(path, (0, 0))
+    snapshot.write(tmp_path / "next.qws", ITEMS, OURS)
+    assert {p.name for p in tmp_path.iterdir()} == {living.name, other.name, "young.qws", "next.qws"}
 
 
 # --- the drill
@@ -162,7 +213,7 @@ def test_a_restored_store_reads_the_tail_and_ends_where_it_would_have(
     (cell,) = store.cells()
     at = store.shards(cell, []).offset
     assert at > 0
-    made = snapshot.write(tmp_path / "a.snapshot", store.export(), life.secrets.key_id)
+    made = snapshot.write(tmp_path / "a.snapshot", store.export(), life.secrets)
     assert made.records["profile"] > 3
     life.rest(store)  # what happens after the snapshot
     wanted = life.scores(store)
@@ -173,7 +224,7 @@ def test_a_restored_store_reads_the_tail_and_ends_where_it_would_have(
         raw.flushdb()
 
     copy = destination("new")
-    with snapshot.opened(tmp_path / "a.snapshot") as (_, items):
+    with snapshot.opened(tmp_path / "a.snapshot", life.secrets) as (_, items):
         copy.restore(items)
     copy.prepare(life.secrets.key_id)
     assert copy.shards(cell, []).offset == at
