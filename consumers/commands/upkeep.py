@@ -108,6 +108,7 @@ def erase(
     """Forget a client for good: profiles, decisions, alerts, what operators wrote. Replays and rebuilds skip it."""
     import msgspec
 
+    from consumers.commands.serving import operations_of, user_of
     from consumers.operators import erasure
     from consumers.store import Tombstones
 
@@ -115,10 +116,14 @@ def erase(
         subject = _subject(settings, store, secrets, client, model, hashed)
         if not yes:
             typer.confirm(f"Erase this client on {len(subject.models)} models?", abort=True, err=True)
-        with terminal.spinner() as say:
-            done = erasure.erase(store, secrets, subject, whole=not model, say=say)
         marks = " ".join(f"{Tombstones.mark(key)}" for key in subject.keys)
-        _note(settings, store, secrets, "client.erase", f"models:{len(subject.models)} marks:{marks}")
+        about = f"models:{len(subject.models)} marks:{marks}"
+        operations, user = operations_of(settings, store, secrets), user_of(settings)
+        with terminal.spinner() as say:
+            done = erasure.erase(
+                store, secrets, subject, whole=not model, say=say,
+                drop=lambda find: operations.drop(user, "client.erase", about, find),
+            )  # fmt: skip
     if as_json:
         terminal.out.print_json(json.dumps(msgspec.to_builtins(done)))
         return

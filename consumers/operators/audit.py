@@ -8,7 +8,8 @@ Rules:
   last row, signed with Ed25519): a chain alone would not show that its end was cut off.
 * Every process that writes or serves also keeps a copy, `audit.jsonl` in its state folder, with the signed heads in between. The head
   is logged now and then: whoever collects logs holds an anchor outside both.
-* `verify` holds nothing but the last hash: a log of any length is checked in one pass.
+* `verify` checks a log of any length in one pass, and then the entries that the rows tell of (`kept`): it holds the last hash, and of
+  each entry a digest.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ import contextlib
 import fcntl
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -29,6 +31,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from consumers.errors import CorruptState, Refused
+from consumers.operators.kept import Kept, stored
 from consumers.secrets import Secrets
 from consumers.store import Entry, Store
 
@@ -194,9 +197,13 @@ class Chain:
 
 
 def verify(
-    store: Store, seal: Seal, mirror: Mirror | None = None, anchors: Mapping[int, str] | None = None
+    store: Store,
+    seal: Seal,
+    mirror: Mirror | None = None,
+    anchors: Mapping[int, str] | None = None,
+    now_s: Callable[[], float] = time.time,
 ) -> Verification:
-    """Check the store's log, and the copy when there is one. anchors: row → hash, known from elsewhere."""
+    """Check the store's log and entries, and the copy when there is one. anchors: row → hash, known from elsewhere."""
     known = dict(anchors or {})
     findings: list[str] = []
     copied = 0
@@ -205,17 +212,33 @@ def verify(
         findings, copied = copy.findings, copy.rows
         if copy.rows:
             known.setdefault(copy.rows, last)
-    chain = Chain("store", known)
+    chain, kept = Chain("store", known), Kept()
     _, head = stored_head(store)
+    entries = stored(store)
     for number, line in stored_rows(store):
         chain.row(line, number)
+        kept.read(line)
     chain.head(head, seal.public)
+    chain.found.findings += _differences(store, kept, entries, chain.found.rows, now_s)
     for n in known:
         if n > chain.found.rows:
             where = "the copy" if n == copied else "an anchor"
             chain.found.findings.append(f"store: row {n} is known from {where}, but there are {chain.found.rows} rows")
     chain.found.findings[:0] = findings
     return chain.found
+
+
+def _differences(
+    store: Store, kept: Kept, entries: list[Entry], rows: int, now_s: Callable[[], float]
+) -> list[str]:
+    """How entries and rows differ. Somebody may have written between the reading of both: then a second look agrees."""
+    first = kept.differences(entries, now_s())
+    if not first:
+        return []
+    for _, line in stored_rows(store, rows):
+        kept.read(line)
+    again = set(kept.differences(stored(store), now_s()))
+    return [f"store: {words}" for words in first if words in again]
 
 
 # ----------------------------------------------------------------------------------------------------- the copy

@@ -86,8 +86,13 @@ def erase(
     subject: Subject,
     whole: bool = True,
     say: Callable[[str], None] = lambda text: None,
+    drop: Callable[[Callable[[], list[Entry]]], int] | None = None,
 ) -> Erased:
-    """Forget the client on its models; `whole`: what operators wrote on all models, and refused records, too."""
+    """Forget the client on its models.
+
+    whole  what operators wrote on all models, and refused records, too
+    drop   drops the entries that its argument finds and answers how many; None: without a row in the audit log
+    """
     keys, done = subject.keys, Erased()
     for cell in store.cells():
         say(cell)
@@ -103,7 +108,7 @@ def erase(
         mine = {key for key in named if decision_cell(key) == v}
         store.erase_decisions(v, sorted(mine), [alert for alert, key in alerts.items() if key in mine])
     say("operators' entries")
-    done.entries = _drop_entries(store, subject, whole, set(alerts))
+    done.entries = (drop or _drop_of(store))(lambda: _entries_of(store, subject, whole, set(alerts)))
     say("disk")
     done.scrubbed = store.scrub()
     return done
@@ -230,16 +235,22 @@ def _entries(store: Store, subject: Subject, alerts: set[str]) -> list[Entry]:
     ]
 
 
-def _drop_entries(store: Store, subject: Subject, whole: bool, alerts: set[str]) -> int:
-    def plan() -> tuple[int, Operation | None, int]:
-        revision, _ = store.operator_entries(KINDS[0], subject.tenant)
-        mine = [
-            e for e in _entries(store, subject, alerts) if whole or e.key in alerts or _of_models(e, subject.models)
-        ]
-        drops = Operation(drops=[(e.tenant, e.kind, e.key) for e in mine], forget=True)
-        return revision, drops if mine else None, len(mine)
+def _entries_of(store: Store, subject: Subject, whole: bool, alerts: set[str]) -> list[Entry]:
+    """The entries that go with the client."""
+    return [e for e in _entries(store, subject, alerts) if whole or e.key in alerts or _of_models(e, subject.models)]
 
-    return written(store, plan)
+
+def _drop_of(store: Store) -> Callable[[Callable[[], list[Entry]]], int]:
+    def drop(find: Callable[[], list[Entry]]) -> int:
+        def plan() -> tuple[int, Operation | None, int]:
+            revision, _ = store.operator_entries(KINDS[0])
+            mine = find()
+            drops = Operation(drops=[(e.tenant, e.kind, e.key) for e in mine], forget=True)
+            return revision, drops if mine else None, len(mine)
+
+        return written(store, plan)
+
+    return drop
 
 
 def _of_models(entry: Entry, models: Sequence[str]) -> bool:

@@ -31,7 +31,7 @@ import msgspec
 
 from consumers.decisions.findings import rfc3339
 from consumers.errors import Conflict, CorruptState, Missing, Refused, Stale, Unavailable, WrongUse
-from consumers.operators import audit, breakers, entries, schema_holds
+from consumers.operators import audit, breakers, entries, kept, schema_holds
 from consumers.operators.cell import written
 from consumers.operators.entries import Allowance, Answered, ApiKey, Note, Reset, Ruling, Verdict
 from consumers.operators.schema_holds import SchemaHold, SchemaRuling
@@ -84,6 +84,7 @@ class _Plan(Generic[T]):
     before: object = None
     puts: list[Entry] = field(default_factory=list)
     drops: list[tuple[str, str, str]] = field(default_factory=list)
+    forget: bool = False
 
 
 @dataclass(slots=True)
@@ -352,6 +353,15 @@ class Operations:
         """An audit row without a change: for what others do (erase, restore, sign in)."""
         self._apply(actor, action, lambda: _Plan(None, about), type(None), None, ())
 
+    def drop(self, actor: Actor, action: str, about: str, find: Callable[[], list[Entry]]) -> int:
+        """Drop the entries that `find` names, for good; the answer is how many (erasing a client)."""
+
+        def plan() -> _Plan[int]:
+            mine = find()
+            return _Plan(len(mine), about, drops=[(e.tenant, e.kind, e.key) for e in mine], forget=bool(mine))
+
+        return self._apply(actor, action, plan, int, None, ())
+
     # ---------------------------------------------------------------------------------------------------- inside
 
     def _remove(
@@ -391,9 +401,9 @@ class Operations:
             planned = plan()
             operation = self._operation(actor, action, planned, head)
             if answer_key:
-                kept = Answered(digest, msgspec.json.encode(planned.answer).decode())
+                answered = Answered(digest, msgspec.json.encode(planned.answer).decode())
                 ends = int(self.now_s()) + DAY_S
-                operation.puts.append(Entry(actor.tenant, "idempotency", answer_key, entries.packed(kept), ends))
+                operation.puts.append(Entry(actor.tenant, "idempotency", answer_key, entries.packed(answered), ends))
             return revision, operation, planned.answer
 
         def pause(tried: int) -> None:
@@ -421,10 +431,11 @@ class Operations:
             "after": audit.fingerprint(planned.answer if planned.puts else None),
             "request_id": actor.request_id,
             "prev": previous,
+            "wrote": kept.wrote(planned.puts, planned.drops),
         }
         line, digest = audit.chained(previous, row)
         puts = [*planned.puts, audit.packed_head(self.seal.head(n + 1, digest, int(now)))]
-        return Operation(puts=puts, drops=list(planned.drops), audit=[line])
+        return Operation(puts=puts, drops=list(planned.drops), audit=[line], forget=planned.forget)
 
     def _copy(self) -> None:
         if self.mirror is not None:

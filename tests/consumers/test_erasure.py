@@ -148,9 +148,9 @@ def check_erasing(life: Life, store: Store, on_disk: Callable[[], bytes], folder
     assert life.rows(store) == gone
     assert life.thief not in str(life.rows(store))
     assert store.claim(profile_cell, "look").counters["erased"] > 0
-    snapshot.write(folder / "a.snapshot", store.export(), "k")
+    snapshot.write(folder / "a.snapshot", store.export(), life.secrets)
     copy = EmbeddedStore(folder / "copy.sqlite")
-    with snapshot.opened(folder / "a.snapshot") as (_, items):
+    with snapshot.opened(folder / "a.snapshot", life.secrets) as (_, items):
         copy.restore(items)
     copy.reset(profile_cell, None)
     life.live(copy)

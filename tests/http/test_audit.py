@@ -29,10 +29,12 @@ from consumers.operators.audit import (
     stored_rows,
     verify,
 )
+from consumers.operators.entries import entry_key
 from consumers.operators.operate import Actor, Operations
 from consumers.secrets import Secrets
-from consumers.store import Entry
+from consumers.store import Entry, Operation
 from consumers.store.embedded import EmbeddedStore
+from detector.query import ClientKey
 
 SEAL = Seal(SECRETS)
 OTHER = Seal(Secrets(b"s" * 16, b"q" * 32, b"k" * 32))
@@ -252,6 +254,65 @@ def test_an_edited_copy_is_found(desk: Desk) -> None:
     text = desk.mirror.path.read_bytes()
     desk.mirror.path.write_bytes(text.replace(b'"actor":"root"', b'"actor":"toor"', 1))
     assert any("audit.jsonl" in f for f in verify(desk.store, SEAL, desk.mirror).findings)
+
+
+def tampered(desk: Desk, tmp_path: Path, change: Callable[[EmbeddedStore], None]) -> list[str]:
+    """What `verify` finds in a faithful copy of the store whose entries somebody changed, rows and head left as they are."""
+    tmp_path.mkdir()
+    with contextlib.closing(EmbeddedStore(tmp_path / "tampered.sqlite")) as copy:
+        copy.prepare(SECRETS.key_id)
+        copy.restore(list(desk.store.export()))
+        change(copy)
+        return verify(copy, SEAL).findings
+
+
+def written(kind: str, **operation: Any) -> Callable[[EmbeddedStore], None]:
+    def change(store: EmbeddedStore) -> None:
+        store.operate(store.operator_entries(kind)[0], Operation(**operation))
+
+    return change
+
+
+def test_an_entry_that_was_taken_away_changed_or_planted_is_found(desk: Desk, tmp_path: Path) -> None:
+    subject = desk.operations.subject(OURS, "*", "thief")
+    desk.operations.decide(ADMIN, subject, "block", ttl_s=3600)
+    desk.operations.allow(ADMIN, desk.operations.subject(OURS, "*", "friend"))
+    desk.operations.note(ADMIN, ClientKey(OURS, "m", subject.client), "seen before")
+    desk.operations.create_key(ADMIN, "gw", "gateway")
+    desk.operations.judge(ADMIN, "alert-1", "false_positive", desk.operations.subject(OURS, "m", "other"))
+    desk.operations.reset_breaker(ADMIN)
+    (block,) = desk.store.operator_entries("decision")[1]
+    (key,) = desk.store.operator_entries("key")[1]
+    planted = Entry(OURS, "allow", entry_key("*", subject.client), b'{"format":1}')
+    for kind, operation, words in (
+        ("decision", {"drops": [(OURS, "decision", block.key)]}, "wrote an entry of kind decision that is gone"),
+        ("key", {"puts": [key._replace(expires_s=key.expires_s + 1)]}, "is not what row 4 wrote"),
+        ("decision", {"puts": [block._replace(value=block.value.replace(b"block", b"clear"))]}, "is not what row 1 wrote"),
+        ("allow", {"puts": [planted]}, "was written by no row"),
+        ("verdict", {"drops": [(OURS, "verdict", "alert-1")]}, "kind verdict that is gone"),
+    ):
+        found = tampered(desk, tmp_path / f"{kind}-{words[:9]}", written(kind, **operation))
+        assert len(found) == 1, (words, found)
+        assert words in found[0]
+
+
+def test_what_ends_is_withdrawn_or_erased_is_no_finding(desk: Desk) -> None:
+    now = [1_800_000_000.0]
+    one = Operations(desk.store, SECRETS, now_s=lambda: now[0])
+    subject = one.subject(OURS, "*", "thief")
+    one.decide(ADMIN, subject, "block", ttl_s=60)
+    one.decide(ADMIN, subject, "throttle", ttl_s=60, once="a key")
+    one.withdraw(ADMIN, subject)
+    one.allow(ADMIN, subject)
+    prefix = one.create_key(ADMIN, "gw", "gateway")[0].prefix
+    one.revoke_key(ADMIN, prefix)
+    one.drop(ADMIN, "client.erase", "models:1", lambda: desk.store.operator_entries("allow", OURS)[1])
+    assert subject.client.encode() not in [line for _, line in stored_rows(desk.store)][-1]
+    one.decide(ADMIN, subject, "block", ttl_s=60)
+    assert verify(desk.store, SEAL, now_s=lambda: now[0]).findings == []
+    desk.store.operate(desk.store.operator_entries("decision")[0], Operation(drops=[(OURS, "decision", f"*|{subject.client}")]))
+    assert verify(desk.store, SEAL, now_s=lambda: now[0] - 30).findings != []
+    assert verify(desk.store, SEAL, now_s=lambda: now[0] + 61).findings == []
 
 
 def test_writers_at_once_make_one_chain(desk: Desk) -> None:
