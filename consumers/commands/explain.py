@@ -114,9 +114,9 @@ def verify_evidence(
 
     checked = bundling.verify(paths.read(file), paths.read(baseline) if baseline else None, signer)
     said = {
-        "client": checked.manifest["client"],
-        "model_id": checked.manifest["model_id"],
-        "made_ms": checked.manifest["made_ms"],
+        "client": checked.manifest.client,
+        "model_id": checked.manifest.model_id,
+        "made_ms": checked.manifest.made_ms,
         "signer": checked.signer,
         "signer_checked": signer is not None,
         "assessed_again": checked.assessed,
@@ -204,12 +204,12 @@ def _found(readings: Readings, client: str, model: str | None) -> ClientDetail:
     return found[0]
 
 
-def _baseline_files(paths: Iterable[str]) -> dict[str, tuple[Baseline, bytes]]:
+def _baseline_files(given: Iterable[str]) -> dict[str, tuple[Baseline, bytes]]:
     """Model → (baseline, bytes of its file)."""
     from consumers.fit import baseline_files, load_baselines
 
     found = {}
-    for file in baseline_files(paths):
+    for file in baseline_files(given):
         for model, one in load_baselines([str(file)]).items():
             found[model] = (one, paths.read(file))
     return found

@@ -7,7 +7,8 @@ Rules of the file:
 * Replayable: the profile's bytes are inside. Whoever has the baseline file (the manifest holds its hash) assesses them again and
   gets the same scores within 1e-9.
 * The client's id is sealed unless it is asked for in clear; the bundle then names the client by its keyed hash.
-* A bundle is hostile until checked: sizes are bounded before anything is unpacked, nothing is written to a path from inside.
+* A bundle is hostile until checked, and stays so when it is well signed, for anybody can sign: sizes are bounded before anything is
+  unpacked, nothing is written to a path from inside, the manifest is a typed structure whose every value is bounded.
 * The same inputs give the same bytes.
 """
 
@@ -16,10 +17,11 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import reprlib
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from cryptography.exceptions import InvalidSignature
@@ -34,8 +36,8 @@ from detector.baseline import Baseline
 from detector.errors import IncompatibleProfile
 from detector.scoring import Assessment, assess
 
-FORMAT = 1
-MANIFEST, SIGNATURE = "manifest.json", "manifest.sig"
+FORMAT: Literal[1] = 1
+MANIFEST, SIGNATURE, ASSESSMENT = "manifest.json", "manifest.sig", "assessment.json"
 MAX_BYTES = 64 * 2**20
 MAX_MEMBERS = 4_096
 SAME = 1e-9
@@ -62,6 +64,59 @@ To check: `querywarden verify-evidence FILE --baseline BASELINE`. It checks the 
 again and compares. By hand: SHA-256 of each member against `manifest.json`; Ed25519 over the bytes of `manifest.json` with
 `public_key` (base64, raw), which you should have from somewhere else.
 """
+
+
+Natural = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+Text = Annotated[str, msgspec.Meta(max_length=1024)]
+Hex = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+
+
+class BaselineNamed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The baseline that the bundle was made with."""
+
+    map_id: Text
+    nulls_version: Text
+    sha256: Hex
+
+
+class ProfileNamed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A part of the profile: which member, of which log cell and window."""
+
+    member: Text
+    cell: Text
+    window: Annotated[int, msgspec.Meta(ge=-(2**53), le=2**53)]
+
+
+class MemberNamed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A file of the bundle; the manifest and its signature are not among them."""
+
+    sha256: Hex
+    bytes: Natural
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`manifest.json`. made_ms: ms since the epoch; public_key: base64, raw; members: by name."""
+
+    format: Literal[1]
+    made_by: Text
+    made_ms: Natural
+    tenant: Text
+    model_id: Text
+    client: Text
+    client_id: Text
+    client_id_is: Literal["clear", "sealed"]
+    false_alarm_budget: Annotated[float, msgspec.Meta(gt=0, lt=1)]
+    baseline: BaselineNamed
+    log_cells: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
+    persona: Text
+    profile: Annotated[list[ProfileNamed], msgspec.Meta(max_length=MAX_MEMBERS)]
+    decision_agrees: bool
+    members: Annotated[dict[Text, MemberNamed], msgspec.Meta(max_length=MAX_MEMBERS)]
+    public_key: Annotated[str, msgspec.Meta(max_length=64)]
+
+
+class _Format(msgspec.Struct):
+    format: object = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +149,7 @@ class Case:
 class Checked:
     """A bundle that is whole. signer: fingerprint of the key that signed it; differences: of the scores, empty when they agree."""
 
-    manifest: Mapping[str, Any]
+    manifest: Manifest
     signer: str
     assessed: bool
     differences: Sequence[str]
@@ -122,39 +177,37 @@ def bundle(case: Case, key: Ed25519PrivateKey, clear: bool = False) -> bytes:
         "METHOD.md": METHOD.encode(),
         "decision.json": _json(decision),
         "alerts.json": _json([_renamed(dict(a), shown) for a in case.alerts]),
-        "assessment.json": _json(_said(assessment)),
+        ASSESSMENT: _json(_said(assessment)),
         "audit.jsonl": b"".join(row + b"\n" for row in case.audit),
     }
     index = []
     for i, span in enumerate(sorted(case.spans, key=lambda s: s.cell)):
         name = f"profile/{i:03}.qp"
         members[name] = span.blob
-        index.append({"member": name, "cell": span.cell, "window": span.window})
+        index.append(ProfileNamed(name, span.cell, span.window))
     raw = key.public_key().public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
-    manifest = {
-        "format": FORMAT,
-        "made_by": f"querywarden {case.version}",
-        "made_ms": case.made_ms,
-        "tenant": case.tenant,
-        "model_id": case.model,
-        "client": case.client,
-        "client_id": shown,
-        "client_id_is": "clear" if clear else "sealed",
-        "false_alarm_budget": case.budget,
-        "baseline": {
-            "map_id": case.baseline.map_id,
-            "nulls_version": case.baseline.nulls_version,
-            "sha256": hashlib.sha256(case.baseline_file).hexdigest(),
+    manifest = Manifest(
+        format=FORMAT,
+        made_by=f"querywarden {case.version}",
+        made_ms=case.made_ms,
+        tenant=case.tenant,
+        model_id=case.model,
+        client=case.client,
+        client_id=shown,
+        client_id_is="clear" if clear else "sealed",
+        false_alarm_budget=case.budget,
+        baseline=BaselineNamed(
+            case.baseline.map_id, case.baseline.nulls_version, hashlib.sha256(case.baseline_file).hexdigest()
+        ),
+        log_cells=case.cells,
+        persona=case.decision.persona,
+        profile=index,
+        decision_agrees=abs(case.decision.suspicion - assessment.suspicion) <= SAME,
+        members={
+            name: MemberNamed(hashlib.sha256(body).hexdigest(), len(body)) for name, body in members.items()
         },
-        "log_cells": case.cells,
-        "persona": case.decision.persona,
-        "profile": index,
-        "decision_agrees": abs(case.decision.suspicion - assessment.suspicion) <= SAME,
-        "members": {
-            name: {"sha256": hashlib.sha256(body).hexdigest(), "bytes": len(body)} for name, body in members.items()
-        },
-        "public_key": base64.b64encode(raw).decode(),
-    }
+        public_key=base64.b64encode(raw).decode(),
+    )
     text = _json(manifest)
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as packed:
@@ -175,30 +228,42 @@ def verify(blob: bytes, baseline_file: bytes | None = None, signer: str | None =
     members = _members(blob)
     try:
         text, signed = members.pop(MANIFEST), members.pop(SIGNATURE)
-        signature = base64.b64decode(signed.removesuffix(b"\n"), validate=True)
-        manifest: dict[str, Any] = msgspec.json.decode(text)
-        raw = base64.b64decode(manifest["public_key"], validate=True)
-        Ed25519PublicKey.from_public_bytes(raw).verify(signature, text)
     except KeyError as error:
         raise Refused(f"evidence: {error.args[0]} is missing") from error
+    manifest = _manifest(text)
+    try:
+        signature = base64.b64decode(signed.removesuffix(b"\n"), validate=True)
+        raw = base64.b64decode(manifest.public_key, validate=True)
+        Ed25519PublicKey.from_public_bytes(raw).verify(signature, text)
     except InvalidSignature as error:
         raise Refused("evidence: the signature does not fit the manifest") from error
-    except (msgspec.DecodeError, ValueError, TypeError) as error:
-        raise Refused("evidence: manifest or signature are damaged") from error
+    except ValueError as error:
+        raise Refused("evidence: key or signature are damaged") from error
     if signer is not None and fingerprint(raw) != signer.strip().lower():
         raise Refused(f"evidence: signed by key {fingerprint(raw)}, not by {signer}")
-    if manifest.get("format") != FORMAT:
-        raise Refused(f"evidence: format {manifest.get('format')!r}, this version reads format {FORMAT}")
-    named = manifest["members"]
+    named = manifest.members
     for name in sorted(named.keys() | members.keys()):
         if name not in members:
             raise Refused(f"evidence: {name} is missing")
         if name not in named:
             raise Refused(f"evidence: {name} is not named by the manifest")
-        if hashlib.sha256(members[name]).hexdigest() != named[name]["sha256"]:
+        if hashlib.sha256(members[name]).hexdigest() != named[name].sha256 or len(members[name]) != named[name].bytes:
             raise Refused(f"evidence: {name} was changed")
     differences = [] if baseline_file is None else _differences(manifest, members, baseline_file)
     return Checked(manifest, fingerprint(raw), baseline_file is not None, differences)
+
+
+def _manifest(text: bytes) -> Manifest:
+    """Raises Refused in one line."""
+    try:
+        version = msgspec.json.decode(text, type=_Format).format
+        if version != FORMAT:
+            raise Refused(f"evidence: format {str(version)[:40]}, this version reads format {FORMAT}")
+        return msgspec.json.decode(text, type=Manifest)
+    except msgspec.ValidationError as error:
+        raise Refused(f"evidence: the manifest is none: {error}") from error
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        raise Refused("evidence: the manifest is damaged") from error
 
 
 def _members(blob: bytes) -> dict[str, bytes]:
@@ -223,26 +288,24 @@ def _members(blob: bytes) -> dict[str, bytes]:
         raise Refused("evidence: not a zip, or damaged") from error
 
 
-def _differences(manifest: Mapping[str, Any], members: Mapping[str, bytes], baseline_file: bytes) -> list[str]:
+def _differences(manifest: Manifest, members: Mapping[str, bytes], baseline_file: bytes) -> list[str]:
     baseline = Baseline.from_bytes(baseline_file)
     sha = hashlib.sha256(baseline_file).hexdigest()
-    if sha != manifest["baseline"]["sha256"]:
-        raise Refused(
-            f"evidence: it was made with the baseline of SHA-256 {manifest['baseline']['sha256']}, this one has {sha}"
-        )
+    if sha != manifest.baseline.sha256:
+        raise Refused(f"evidence: it was made with the baseline of SHA-256 {manifest.baseline.sha256}, this one has {sha}")
     try:
-        spans = [read_span(p["cell"], p["window"], members[p["member"]], baseline) for p in manifest["profile"]]
-    except IncompatibleProfile as error:
-        raise Refused(f"evidence: {error}") from error
-    profile = together(spans)
+        spans = [read_span(p.cell, p.window, members[p.member], baseline) for p in manifest.profile]
+        profile = together(spans)
+        then = msgspec.json.decode(members[ASSESSMENT], type=dict[str, Any])
+    except KeyError as error:
+        raise Refused(f"evidence: {error.args[0]} is missing") from error
+    except (IncompatibleProfile, msgspec.DecodeError, ValueError, RecursionError) as error:
+        raise Refused(f"evidence: profile or assessment cannot be read: {error}") from error
     if profile is None:
         raise Refused("evidence: it holds no profile")
-    now, then = (
-        _said(assess(profile, baseline, manifest["log_cells"], manifest["persona"])),
-        msgspec.json.decode(members["assessment.json"]),
-    )
+    now = _said(assess(profile, baseline, manifest.log_cells, manifest.persona))
     return [
-        f"{name}: {then.get(name)!r} in the bundle, {now[name]!r} now"
+        f"{name}: {reprlib.repr(then.get(name))} in the bundle, {reprlib.repr(now[name])} now"
         for name in now
         if not _alike(then.get(name), now[name])
     ]
@@ -250,7 +313,7 @@ def _differences(manifest: Mapping[str, Any], members: Mapping[str, bytes], base
 
 def _alike(one: Any, two: Any) -> bool:
     if isinstance(one, (int, float)) and isinstance(two, (int, float)):
-        return abs(one - two) <= SAME * max(1.0, abs(one))
+        return one == two or abs(float(one) - float(two)) <= SAME * max(1.0, abs(one))
     if isinstance(one, list) and isinstance(two, list):
         return len(one) == len(two) and all(map(_alike, one, two))
     if isinstance(one, dict) and isinstance(two, dict):

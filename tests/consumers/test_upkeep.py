@@ -91,7 +91,9 @@ def test_snapshot_and_restore(house: House) -> None:
 
     for old in house.store.parent.glob("store.sqlite*"):
         old.unlink()
-    (house.folder / "state" / "secrets.json").unlink()
+    secrets = house.folder / "state" / "secrets.json"
+    ours = secrets.read_bytes()
+    secrets.unlink()
     lost = house.run("restore", file)
     assert (lost.returncode, "does not exist" in lost.stderr) == (1, True)
     house.run("clients")  # draws new secrets
@@ -99,6 +101,7 @@ def test_snapshot_and_restore(house: House) -> None:
         old.unlink()
     other = house.run("restore", file)
     assert (other.returncode, "secrets" in other.stderr) == (1, True)
+    secrets.write_bytes(ours)
     file.write_bytes(file.read_bytes()[:-1])
     cut = house.run("restore", file)
     assert (cut.returncode, "damaged" in cut.stderr) == (1, True)

@@ -226,6 +226,75 @@ def test_signed_anew_by_somebody_else_it_is_theirs(bundle: Path) -> None:
         verify(forged, signer=ours)
 
 
+def signed_anew(blob: bytes, change: Callable[[dict[str, bytes], dict[str, Any]], None]) -> bytes:
+    """The bundle with a changed manifest, well signed by a stranger; `change` gets members and manifest, the latter may turn into text."""
+    stranger = Ed25519PrivateKey.from_private_bytes(b"m" * 32)
+
+    def again(members: dict[str, bytes]) -> None:
+        manifest = json.loads(members["manifest.json"])
+        manifest["public_key"] = base64.b64encode(stranger.public_key().public_bytes_raw()).decode()
+        change(members, manifest)
+        members["manifest.json"] = manifest.get("", json.dumps(manifest)).encode()
+        members["manifest.sig"] = base64.b64encode(stranger.sign(members["manifest.json"]))
+
+    return rewritten(blob, again)
+
+
+def paths_of(value: Any, above: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Where each value of a JSON document stands."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [above, *(path for key, one in inner for path in paths_of(one, (*above, key)))]
+
+
+ODD = (None, -5, 2**70, 1e999, "x", "", True, [1], {"a": None}, [[]], "\x1b[2J", "x" * 5000)
+
+
+def test_a_hostile_bundle_is_refused_in_one_line_however_well_it_is_signed(folder: Path, bundle: Path) -> None:
+    blob, baseline = bundle.read_bytes(), (folder / "loans.baseline").read_bytes()
+    honest = signed_anew(blob, lambda members, manifest: None)
+    assert verify(honest, baseline).differences == [], "the control: nothing but the signer changed"
+    with zipfile.ZipFile(io.BytesIO(blob)) as packed:
+        whole = json.loads(packed.read("manifest.json"))
+    said: list[str] = []
+    for path in paths_of(whole)[1:]:
+        for odd in (*ODD, KeyError):  # KeyError: left out
+
+            def change(members: dict[str, bytes], manifest: dict[str, Any], path: Any = path, odd: Any = odd) -> None:
+                at: Any = manifest
+                for key in path[:-1]:
+                    at = at[key]
+                if odd is KeyError:
+                    del at[path[-1]]
+                else:
+                    at[path[-1]] = odd
+
+            try:
+                verify(signed_anew(blob, change), baseline)
+                said.append("")
+            except Refused as error:
+                said.append(str(error))
+    assert all(words.startswith("evidence: ") and "\n" not in words for words in said if words)
+    assert 0 < said.count("") < 60, "only texts that mean nothing for the check may say what they like"
+    for text in ("[" * 100_000, '{"members":' * 50_000, "null", "[]", "{}", '{"format": 1}', '{"format": [1]}'):
+        with pytest.raises(Refused, match="evidence: "):
+            verify(signed_anew(blob, lambda members, manifest, text=text: manifest.update({"": text})), baseline)  # type: ignore[misc]
+    for wrong in ({"log_cells": -5}, {"log_cells": 0}, {"made_ms": "x"}, {"made_ms": -1}, {"false_alarm_budget": 2}):
+        with pytest.raises(Refused, match="the manifest is none"):
+            verify(signed_anew(blob, lambda members, manifest, wrong=wrong: manifest.update(wrong)))  # type: ignore[misc]
+
+
+def test_an_assessment_that_is_none_is_refused(folder: Path, bundle: Path) -> None:
+    baseline = (folder / "loans.baseline").read_bytes()
+    for body in (b"[", b"[" * 100_000, b"[]", b'"x"', b"\xff"):
+
+        def change(members: dict[str, bytes], manifest: dict[str, Any], body: bytes = body) -> None:
+            members["assessment.json"] = body
+            manifest["members"]["assessment.json"] = {"sha256": hashlib.sha256(body).hexdigest(), "bytes": len(body)}
+
+        with pytest.raises(Refused, match="evidence: profile or assessment"):
+            verify(signed_anew(bundle.read_bytes(), change), baseline)
+
+
 def test_scores_that_the_profile_does_not_give_are_found(folder: Path, bundle: Path) -> None:
     key = signing_key(Secrets.load(folder / "secrets.json"))
     baseline = (folder / "loans.baseline").read_bytes()
@@ -234,7 +303,8 @@ def test_scores_that_the_profile_does_not_give_are_found(folder: Path, bundle: P
         said = json.loads(members["assessment.json"]) | {"suspicion": 0.5}
         members["assessment.json"] = json.dumps(said).encode()
         manifest = json.loads(members["manifest.json"])
-        manifest["members"]["assessment.json"]["sha256"] = hashlib.sha256(members["assessment.json"]).hexdigest()
+        body = members["assessment.json"]
+        manifest["members"]["assessment.json"] = {"sha256": hashlib.sha256(body).hexdigest(), "bytes": len(body)}
         members["manifest.json"] = json.dumps(manifest).encode()
         members["manifest.sig"] = base64.b64encode(key.sign(members["manifest.json"]))
 
