@@ -20,6 +20,7 @@ from rich.text import Text
 
 from consumers import config, paths, terminal, wiring
 from consumers.commands import explain, gateways, operators, recalibration, schema, serving, upkeep
+from consumers.commands import secrets as key_material
 from consumers.commands.options import ConfigFile, Exclude, check_folders
 from consumers.errors import CorruptState, QueryWardenError, WrongUse
 from detector.errors import DetectorError
@@ -36,6 +37,7 @@ config_app = typer.Typer(help="Show, check and list settings.", no_args_is_help=
 app.add_typer(config_app, name="config")
 app.add_typer(gateways.app, name="gateway")
 app.add_typer(schema.app, name="schema")
+app.add_typer(key_material.app, name="secrets")
 app.command()(serving.serve)
 app.command()(operators.doctor)
 app.command()(recalibration.recalibrate)

@@ -12,7 +12,7 @@ import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, TypeAdapter, ValidationError, field_validator
@@ -394,6 +394,19 @@ def masked(text: str) -> str:
 
 _ADDRESS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*:/+)(?P<rest>.*)", re.DOTALL)
 _CREDENTIAL = re.compile(r"[^\s,/]*:[^\s,/]*@")
+
+
+def secrets_in(content: dict[str, Any], model: type[BaseModel] = Settings, above: str = "") -> list[str]:
+    """TOML names of the secrets that the content of a settings file holds."""
+    found = []
+    for name, value in content.items():
+        field = model.model_fields.get(name)
+        kind = field.annotation if field else None
+        if isinstance(value, dict) and isinstance(kind, type) and issubclass(kind, BaseModel):
+            found += secrets_in(value, kind, f"{above}{name}.")
+        elif value and (kind is SecretStr or SecretStr in get_args(kind) or _masked(value) != value):
+            found.append(f"{above}{name}")
+    return found
 
 
 def _masked(value: Any) -> Any:

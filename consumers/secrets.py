@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import contextlib
 import hashlib
 import hmac
 import json
@@ -70,6 +69,14 @@ class Secrets:
         where = Path(path)
         if create and not where.exists():
             _write_new(where)
+        return cls(**_read(where))
+
+    @classmethod
+    def create(cls, path: str | os.PathLike[str]) -> Secrets:
+        """New secrets, written to `path`. Raises Refused when something is there already or it cannot be written."""
+        where = Path(path)
+        if not _write_new(where):
+            raise Refused(f"secrets file {where}: exists; what was sealed with it could not be read any more")
         return cls(**_read(where))
 
     @classmethod
@@ -133,8 +140,8 @@ def _derive(key: bytes, purpose: bytes, tenant: str) -> bytes:
     return hmac.digest(key, purpose + b"\x00" + tenant.encode("utf-8", "surrogatepass"), "sha256")
 
 
-def _write_new(path: Path) -> None:
-    """Draw secrets and publish them under `path`, unless another process was faster."""
+def _write_new(path: Path) -> bool:
+    """Draw secrets and publish them under `path`; False when something is there, or another process was faster."""
     keys = {name: base64.b64encode(entropy.token_bytes(n)).decode() for name, n in KEY_BYTES.items()}
     text = json.dumps({"format": FORMAT, **keys}, indent=1) + "\n"
     try:
@@ -147,12 +154,14 @@ def _write_new(path: Path) -> None:
                 out.flush()
                 os.fsync(out.fileno())
             # A hard link appears whole or not at all and, unlike a rename, never replaces what another process wrote.
-            with contextlib.suppress(FileExistsError):
-                os.link(draft, path)
+            os.link(draft, path)
+        except FileExistsError:
+            return False
         finally:
             draft.unlink(missing_ok=True)
     except OSError as error:
         raise Refused(f"secrets file {path}: cannot be created: {error.strerror}") from error
+    return True
 
 
 def _read(path: Path) -> dict[str, bytes]:

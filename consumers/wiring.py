@@ -133,7 +133,9 @@ def _sqlite_path(url: str) -> Path:
     """The file of a ``sqlite:///`` address. Raises WrongUse, Refused."""
     name = url.removeprefix("sqlite:///")
     if name == url or not name.strip("/"):
-        raise WrongUse("store.url: sqlite:///name.sqlite (in the working folder) or sqlite:////folder/name.sqlite is meant")
+        raise WrongUse(
+            "store.url: sqlite:///name.sqlite (in the working folder) or sqlite:////folder/name.sqlite is meant"
+        )
     path = Path(name)
     if path.exists():
         paths.check_regular(path, "store")
@@ -280,9 +282,7 @@ def run_detect(
     stack.callback(rounds.stop)
     rounds.start()
     limits = Limits(settings.breaker.most, settings.breaker.share, settings.breaker.least)
-    runner = detecting.Runner(
-        store, judging, sinks, metrics, overrides=Overrides(limits), tenants={settings.tenant}
-    )
+    runner = detecting.Runner(store, judging, sinks, metrics, overrides=Overrides(limits), tenants={settings.tenant})
     if serve:
         _serve_metrics(settings, runner.metrics, lambda: runner.ready, stack)
     beat(stack, store, "detect", lambda: (None, runner.alarms, runner.deliveries.couriers))

@@ -22,7 +22,7 @@ import victims
 from pydantic import BaseModel, SecretStr
 from servers import free_port, wait_until
 
-from consumers import config
+from consumers import cli, config
 
 QUERYWARDEN = Path(sys.executable).with_name("querywarden")
 NOBODY = "127.0.0.1:9"
@@ -121,6 +121,34 @@ def test_every_secret_has_a_canary_and_the_search_finds_it() -> None:
     assert sorted(secret_settings(config.Settings)) == sorted(SECRETS)
     for name, value in SECRETS.items():
         assert found(f"error: {value!r}") == [name]
+
+
+def text_settings(model: type[BaseModel] = config.Settings, prefix: str = "") -> Iterator[tuple[str, ...]]:
+    """Path of every setting that takes any text, secret or not."""
+    for name, field in model.model_fields.items():
+        kind, path = field.annotation, (*prefix.split("."), name) if prefix else (name,)
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from text_settings(kind, ".".join(path))
+        elif {kind, *get_args(kind)} - {type(None)} in ({str}, {SecretStr}, {str | None, str}, {SecretStr | None, SecretStr}) and not field.metadata:
+            yield path
+
+
+def test_config_show_masks_what_an_address_may_hide_in_whatever_setting_it_stands(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    canary_url = "https://CANARY:CANARY@h.example:8443/a?token=CANARY&x=CANARY#CANARY"
+    filled = list(text_settings())
+    assert {("http", "oidc_jwks"), ("alerts", "syslog", "url"), ("store", "url"), ("log", "url")} <= set(filled)
+    lines = [f"{'.'.join(path)} = {canary_url!r}" for path in filled]
+    (tmp_path / "q.toml").write_text(
+        "\n".join(lines) + f"\nbaselines = [{canary_url!r}]\ngateway.degrade.watch = {canary_url!r}\n"
+    )
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["config", "show", "--config", str(tmp_path / "q.toml")])
+    shown = capsys.readouterr()
+    assert ended.value.code == 0, shown.err
+    assert "CANARY" not in shown.out
+    assert json.loads(shown.out)["http"]["oidc_jwks"] == "https://***@h.example:8443/a?***"
 
 
 def test_a_service_whose_alerts_fail_everywhere_tells_no_secret(files: Path, tmp_path: Path) -> None:

@@ -1,159 +1,361 @@
-"""What `doctor` looks at: one function a check, which answers with a sentence or, when all is well, with nothing.
+"""What `doctor` looks at: one function a check, which says what it saw.
 
-Rules: a check reads and changes nothing; a server that does not answer is a finding, never an error; a secret is never printed.
+Rules: *ok* is what was tried and found good, *look* is a finding, *not checked* is what can't be tried from here, with the reason; no
+setting is called good because of its spelling. A check changes nothing, except that an empty Redis is marked with our secrets' id; a
+server that does not answer is a finding, never an error; a secret is never printed.
 """
 
 from __future__ import annotations
 
-import os
-import socket
+import contextlib
+import datetime as dt
+import functools
+import http.client
+import ipaddress
+import ssl
 import stat
-from collections.abc import Callable, Iterator
-from urllib.parse import urlsplit
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+from urllib.parse import parse_qs, urlsplit
 
-from consumers import config, wiring
-from consumers.errors import QueryWardenError
-from consumers.serve import is_loopback
+from consumers import config, paths, wiring
+from consumers.commands import connections
+from consumers.errors import QueryWardenError, Unavailable
+from consumers.serve import is_loopback, read_jwks
+from detector.errors import DetectorError
 
-Check = Callable[[config.Settings], str]
+State = Literal["ok", "look", "not checked"]
+EXPIRES_SOON_DAYS = 14
 
 
-def examine(settings: config.Settings) -> Iterator[tuple[str, str]]:
-    """(check, finding) of each check; an empty finding is a good one."""
+class Finding(NamedTuple):
+    """What a check saw, in words."""
+
+    state: State
+    words: str
+
+
+Check = Callable[["Examined"], Finding]
+
+
+class Examined:
+    """The settings, and what several checks want to know: each server is asked once."""
+
+    def __init__(self, settings: config.Settings, file: Path | None = None) -> None:
+        self.settings, self.file = settings, file
+
+    @functools.cached_property
+    def topics(self) -> frozenset[str] | str:
+        """Topics of the brokers, or why they did not say."""
+        try:
+            return connections.topics(wiring.kafka_connection(self.settings))
+        except (QueryWardenError, OSError) as error:
+            return str(error)
+
+    @property
+    def on_kafka(self) -> bool:
+        return self.settings.log.url.startswith("kafka:")
+
+    @property
+    def on_redis(self) -> bool:
+        return urlsplit(self.settings.store_url).scheme.startswith("redis")
+
+    @property
+    def protocol(self) -> str:
+        return self.settings.kafka.security_protocol or "PLAINTEXT"
+
+    @property
+    def brokers_away(self) -> list[str]:
+        servers = self.settings.kafka.bootstrap_servers.split(",")
+        return [one.strip() for one in servers if not is_loopback(one.strip())]
+
+
+def ok(words: str) -> Finding:
+    return Finding("ok", words)
+
+
+def look(words: str) -> Finding:
+    return Finding("look", words)
+
+
+def unchecked(words: str) -> Finding:
+    return Finding("not checked", words)
+
+
+def examine(settings: config.Settings, file: Path | None = None) -> Iterator[tuple[str, Finding]]:
+    """(check, finding) of each check. file: the settings file, where one was given."""
+    examined = Examined(settings, file)
     for name, check in CHECKS.items():
         try:
-            yield name, check(settings)
-        except (QueryWardenError, OSError) as error:
-            yield name, str(error)
+            yield name, check(examined)
+        except Unavailable as error:
+            yield name, look(str(error)) if name == "store answers" else unchecked(f"no answer: {error}")
+        except (QueryWardenError, DetectorError, OSError) as error:
+            yield name, look(" ".join(str(error).split()))
 
 
-def _kafka_encryption(settings: config.Settings) -> str:
-    k = settings.kafka
-    if not settings.log.url.startswith("kafka:"):
-        return ""
-    away = [one for one in k.bootstrap_servers.split(",") if not is_loopback(one.strip())]
-    if away and (k.security_protocol or "").endswith("PLAINTEXT"):
-        return f"kafka.security_protocol is {k.security_protocol} for brokers that are not on this machine"
-    return ""
+# -------------------------------------------------------------------------------------------------------- store
 
 
-def _kafka_access(settings: config.Settings) -> str:
-    k = settings.kafka
-    away = [one for one in k.bootstrap_servers.split(",") if not is_loopback(one.strip())]
-    if (
-        settings.log.url.startswith("kafka:")
-        and away
-        and "SASL" not in (k.security_protocol or "")
-        and not k.ssl_certfile
-    ):
-        return "nobody is asked who they are: neither SASL nor a client certificate for the brokers"
-    return ""
-
-
-def _kafka_answers(settings: config.Settings) -> str:
-    if not settings.log.url.startswith("kafka:"):
-        return ""
-    silent = []
-    for one in settings.kafka.bootstrap_servers.split(","):
-        host, _, port = one.strip().rpartition(":")
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=2).close()
-        except (OSError, ValueError):
-            silent.append(one.strip())
-    return f"no answer from {', '.join(silent)}" if silent else ""
-
-
-def _store_answers(settings: config.Settings) -> str:
+def _store_answers(examined: Examined) -> Finding:
+    settings = examined.settings
+    file = _sqlite_file(examined)
+    if file is not None and not file.exists():
+        return unchecked(f"{file} is not there yet: the first process makes it")
     with wiring.open_store(settings) as store:
-        wiring.secrets_of(settings, store)
-        store.cells()
-    return ""
+        if settings.secrets_path.exists():
+            wiring.secrets_of(settings, store)
+        return ok(f"{len(store.cells())} log cells")
 
 
-def _store_encryption(settings: config.Settings) -> str:
-    parts = urlsplit(settings.store_url)
-    if parts.scheme.startswith("redis") and parts.hostname not in ("127.0.0.1", "localhost", "::1"):
-        if not parts.scheme.startswith("rediss"):
-            return "store.url is not encrypted and the server is not on this machine: use rediss://"
-        if not parts.password:
-            return "store.url has no password"
-    return ""
+def _store_encryption(examined: Examined) -> Finding:
+    if not examined.on_redis:
+        return unchecked("SQLite is a file; whether its disk is encrypted is not known")
+    parts = urlsplit(examined.settings.store_url)
+    host = parts.hostname or ""
+    if not parts.scheme.startswith("rediss"):
+        if _is_local(host):
+            return unchecked("not encrypted; the server is on this machine")
+        return look("store.url is not encrypted and the server is not on this machine: use rediss://")
+    asked = parse_qs(parts.query)
+    weak = [
+        f"{name}={asked[name][-1]}"
+        for name, strict in (("ssl_cert_reqs", ("required",)), ("ssl_check_hostname", ("true", "yes", "1")))
+        if name in asked and asked[name][-1].lower() not in strict
+    ]
+    if weak:
+        return look(f"the encryption is not verified ({', '.join(weak)}): whoever stands between is believed")
+    try:
+        version = connections.handshake(host, parts.port or 6379, {k: v[-1] for k, v in asked.items()})
+    except ssl.SSLError as error:
+        return look(f"the encryption cannot be verified: {error.reason or error}")
+    except OSError as error:
+        return unchecked(f"no answer: {error}")
+    return ok(f"{version}, the server's certificate was verified")
 
 
-def _store_password(settings: config.Settings) -> str:
-    parts = urlsplit(settings.store_url)
-    if parts.scheme.startswith("redis") and not parts.password:
-        return "store.url has no password: whoever reaches the server reads and writes everything"
-    return ""
+def _store_password(examined: Examined) -> Finding:
+    file = _sqlite_file(examined)
+    if file is not None:
+        return _private(file, "the first process makes it")
+    parts = urlsplit(examined.settings.store_url)
+    given = bool(parts.password)
+    try:
+        stranger = connections.is_open(examined.settings.store_url, examined.settings.store.timeout_s)
+    except Unavailable as error:
+        return unchecked(f"no answer: {error}") if given else look(f"store.url has no password; no answer: {error}")
+    if stranger:
+        return look("the server lets in who gives no password: whoever reaches it reads and writes everything")
+    return ok("the server refuses who gives no password")
 
 
-def _replicas(settings: config.Settings) -> str:
-    if settings.store_url.startswith("redis") and settings.store.min_replicas < 1:
-        return "store.min_replicas is 0: a failover may lose operators' decisions, which the log cannot bring back"
-    return ""
-
-
-def _eviction(settings: config.Settings) -> str:
-    if not settings.store_url.startswith("redis"):
-        return ""
+def _store_eviction(examined: Examined) -> Finding:
+    if not examined.on_redis:
+        return unchecked("SQLite drops nothing to make room")
+    settings = examined.settings
+    if not settings.secrets_path.exists():
+        return unchecked("there is no secrets file, and with others the store would be refused")
     # A store refuses to open with another policy than noeviction; a warning means that it was not allowed to look.
     with wiring.open_store(settings) as store:
         wiring.secrets_of(settings, store)
         warnings = list(getattr(store, "warnings", ()))
-    return "; ".join(warnings)
+    return unchecked("; ".join(warnings)) if warnings else ok("version and maxmemory-policy are as they must be")
 
 
-def _secrets_file(settings: config.Settings) -> str:
-    path = settings.secrets_path
+def _replicas(examined: Examined) -> Finding:
+    if not examined.on_redis:
+        return unchecked("SQLite has none: take snapshots")
+    wanted = examined.settings.store.min_replicas
+    if wanted < 1:
+        return look(
+            "store.min_replicas is 0: a failover may lose operators' decisions, which the log cannot bring back"
+        )
+    with wiring.open_store(examined.settings) as store:
+        found: int | None = getattr(store, "replicas", lambda: None)()
+    if found is None:
+        return unchecked("INFO is not permitted: the replicas were not counted")
+    if found < wanted:
+        return look(f"{found} replicas are connected, store.min_replicas is {wanted}: operators' writes will fail")
+    return ok(f"{found} replicas are connected, {wanted} must confirm")
+
+
+def _sqlite_file(examined: Examined) -> Path | None:
+    url = examined.settings.store_url
+    return Path(url.removeprefix("sqlite:///")) if url.startswith("sqlite:///") else None
+
+
+# -------------------------------------------------------------------------------------------------------- kafka
+
+
+def _log_answers(examined: Examined) -> Finding:
+    settings = examined.settings
+    if not examined.on_kafka:
+        file = Path(settings.log.url.removeprefix("file://"))
+        if not file.exists():
+            return unchecked(f"{file} is not there yet")
+        with paths.opened(file, "log.url"):
+            return ok(f"{file} can be read")
+    topics = examined.topics
+    if isinstance(topics, str):
+        return look(f"no answer from {settings.kafka.bootstrap_servers}: {topics}")
+    if settings.kafka.topic not in topics:
+        return look(f"the brokers have no topic {settings.kafka.topic}: ingest would create it")
+    return ok(f"the brokers have the topic {settings.kafka.topic}")
+
+
+def _kafka_encryption(examined: Examined) -> Finding:
+    if not examined.on_kafka:
+        return unchecked("the log is a file")
+    if examined.protocol.endswith("PLAINTEXT"):
+        if examined.brokers_away:
+            return look(f"kafka.security_protocol is {examined.protocol} for brokers that are not on this machine")
+        return unchecked("not encrypted; the brokers are on this machine")
+    if isinstance(examined.topics, str):
+        return unchecked("no answer from the brokers")
+    return ok(f"{examined.protocol}, the brokers' certificate was verified")
+
+
+def _kafka_access(examined: Examined) -> Finding:
+    if not examined.on_kafka:
+        return unchecked("the log is a file")
+    named = "SASL" in examined.protocol or examined.settings.kafka.ssl_certfile
+    if not named:
+        if examined.brokers_away:
+            return look("nobody is asked who they are: neither SASL nor a client certificate for the brokers")
+        return unchecked("the brokers are on this machine, and no name is given")
+    if isinstance(examined.topics, str):
+        return unchecked("no answer from the brokers")
+    stranger = wiring.kafka_connection(examined.settings) | {
+        "security_protocol": examined.protocol.removeprefix("SASL_")
+    }
+    for name in ("sasl_mechanism", "sasl_plain_username", "sasl_plain_password", "ssl_certfile", "ssl_keyfile"):
+        stranger.pop(name, None)
+    with contextlib.suppress(QueryWardenError, OSError):
+        connections.topics(stranger, 2_000)
+        return look("the brokers also answer who gives no name, at the same address")
+    return ok("the brokers let us in, and nobody who gives no name")
+
+
+# -------------------------------------------------------------------------------------------------------- files
+
+
+def _secrets_file(examined: Examined) -> Finding:
+    from consumers.secrets import Secrets
+
+    path = examined.settings.secrets_path
+    private = _private(path, "querywarden secrets create makes it, or else the first process")
+    if private.state != "ok":
+        return private
+    folder = stat.S_IMODE(path.parent.stat().st_mode)
+    if folder & 0o022 and not folder & stat.S_ISVTX:
+        return look(f"{path.parent} has mode {folder:04o}: others can put another secrets file there")
+    return ok(f"{path}: secrets {Secrets.load(path).key_id}, for its owner only")
+
+
+def _settings_file(examined: Examined) -> Finding:
+    if examined.file is None:
+        return unchecked("none was given (--config)")
+    held = config.secrets_in(tomllib.loads(paths.read_text(examined.file)))
+    if not held:
+        return ok(f"{examined.file} holds no secret")
+    mode = stat.S_IMODE(examined.file.stat().st_mode)
+    if mode & 0o077:
+        return look(
+            f"{examined.file} has mode {mode:04o} and holds {', '.join(held)}: others on this machine can read it"
+        )
+    return ok(f"{examined.file} holds {', '.join(held)}, for its owner only")
+
+
+def _private(path: Path, otherwise: str) -> Finding:
     try:
         mode = stat.S_IMODE(path.stat().st_mode)
     except FileNotFoundError:
-        return ""
+        return unchecked(f"{path} is not there yet: {otherwise}")
     if mode & 0o077:
-        return f"{path} has mode {mode:04o}: others on this machine can read it"
-    folder = stat.S_IMODE(path.parent.stat().st_mode)
-    if folder & 0o022 and not folder & stat.S_ISVTX:
-        return f"{path.parent} has mode {folder:04o}: others can put another secrets file there"
-    return ""
+        return look(f"{path} has mode {mode:04o}: others on this machine can read it")
+    return ok(f"{path} is for its owner only")
 
 
-def _settings_file(settings: config.Settings) -> str:
-    """Passwords in the environment are fine; in a file that others read they are not."""
-    return (
-        ""
-        if os.environ.get("QUERYWARDEN_KAFKA__SASL_PASSWORD") or not settings.kafka.sasl_password
-        else ("kafka.sasl_password is in the settings file: keep it in the environment or in a secret")
-    )
+# --------------------------------------------------------------------------------------------------------- http
 
 
-def _bind(settings: config.Settings) -> str:
-    http = settings.http
-    if not is_loopback(http.bind) and not http.tls_certfile:
-        return f"http.bind {http.bind} is not loopback and there is no TLS: keys would travel in clear"
-    if settings.metrics.bind and not is_loopback(settings.metrics.bind):
-        return f"metrics.bind {settings.metrics.bind} answers everybody who reaches it"
-    return ""
+def _bind(examined: Examined) -> Finding:
+    from consumers.commands.serving import tls_of
+
+    http_settings, metrics = examined.settings.http, examined.settings.metrics.bind
+    if not is_loopback(http_settings.bind) and not http_settings.tls_certfile:
+        return look(f"http.bind {http_settings.bind} is not loopback and there is no TLS: keys would travel in clear")
+    if metrics and not is_loopback(metrics):
+        return look(f"metrics.bind {metrics} answers everybody who reaches it")
+    tls = tls_of(examined.settings)
+    if tls is not None:
+        return _certificate(Path(tls.certfile), Path(tls.keyfile))
+    return _serves(http_settings.bind)
 
 
-def _authentication(settings: config.Settings) -> str:
-    http = settings.http
-    with wiring.open_store(settings) as store:
-        wiring.secrets_of(settings, store)
-        keys = store.operator_entries("key", settings.tenant)[1]
-    if keys or http.oidc_issuer or http.certificate_roles:
-        return ""
-    if is_loopback(http.bind) and http.open_on_loopback:
-        return "no API key, token or certificate is configured: everybody on this machine may look (querywarden keys create)"
-    return (
-        "no API key, token or certificate is configured: nobody can use the API (querywarden keys create --role admin)"
-    )
+def _certificate(certificate: Path, key: Path) -> Finding:
+    from cryptography import x509
+
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
+        ends = x509.load_pem_x509_certificate(paths.read(certificate)).not_valid_after_utc
+    except (ssl.SSLError, ValueError) as error:
+        return look(f"{certificate} and {key} can't be used: {getattr(error, 'reason', None) or error}")
+    left = ends - dt.datetime.now(dt.UTC)
+    if left < dt.timedelta(days=EXPIRES_SOON_DAYS):
+        return look(f"the certificate {certificate} ends {ends:%Y-%m-%d %H:%M} UTC")
+    return ok(f"TLS, the certificate is good until {ends:%Y-%m-%d}")
 
 
-def _calibration(settings: config.Settings) -> str:
+def _serves(bind: str) -> Finding:
+    host, _, port = bind.rpartition(":")
+    connection = http.client.HTTPConnection(host.strip("[]"), int(port) if port.isdecimal() else 0, timeout=2)
+    try:
+        connection.request("GET", "/healthz")
+        status = connection.getresponse().status
+    except (OSError, http.client.HTTPException):
+        return unchecked(f"{bind} is loopback; nobody answers there now")
+    finally:
+        connection.close()
+    return ok(f"{bind} is loopback, and serve answers") if status == 200 else look(f"{bind} answers {status}")
+
+
+def _authentication(examined: Examined) -> Finding:
+    settings = examined.settings
+    http_settings = settings.http
+    if http_settings.oidc_issuer:
+        from consumers.commands.serving import tokens_of
+
+        tokens_of(settings)
+        try:
+            known = read_jwks(http_settings.oidc_jwks)
+        except (ValueError, http.client.HTTPException) as error:
+            return look(f"http.oidc_jwks cannot be read: {type(error).__name__}")
+        return ok(f"tokens of the identity provider, {len(known.get('keys', ()))} public keys")
+    if http_settings.certificate_roles and http_settings.tls_client_ca:
+        ssl.create_default_context(cafile=http_settings.tls_client_ca)
+        return ok("client certificates, their authority can be read")
+    file = _sqlite_file(examined)
+    keys: list[Any] = []
+    if file is None or file.exists():
+        with wiring.open_store(settings) as store:
+            keys = store.operator_entries("key", settings.tenant)[1]
+    if keys:
+        return ok(f"{len(keys)} API keys live")
+    none = "no API key, token or certificate is configured:"
+    if is_loopback(http_settings.bind) and http_settings.open_on_loopback:
+        return look(f"{none} everybody on this machine may look (querywarden keys create)")
+    return look(f"{none} nobody can use the API (querywarden keys create --role admin)")
+
+
+def _calibration(examined: Examined) -> Finding:
     from consumers.fit import load_baselines
 
+    settings = examined.settings
     if not settings.baselines:
-        return "no baselines are configured"
+        return look("no baselines are configured")
     found = load_baselines(settings.baselines)
     guessed = [model for model, baseline in found.items() if not baseline.nulls.calibrated]
     weak = [
@@ -161,16 +363,25 @@ def _calibration(settings: config.Settings) -> str:
     ]
     words = [f"not calibrated on real clients: {', '.join(guessed)}"] if guessed else []
     words += [f"too few clients for the false-alarm budget: {', '.join(weak)}"] if weak else []
-    return "; ".join(words)
+    if not found:
+        return look("there is no *.baseline where baselines are looked for")
+    return look("; ".join(words)) if words else ok(f"calibrated: {', '.join(found)}")
 
 
-CHECKS: dict[str, Check] = {
+def _is_local(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+CHECKS: Mapping[str, Check] = {
     "store answers": _store_answers,
     "store encryption": _store_encryption,
     "store password": _store_password,
-    "store eviction": _eviction,
+    "store eviction": _store_eviction,
     "store replicas": _replicas,
-    "kafka answers": _kafka_answers,
+    "log answers": _log_answers,
     "kafka encryption": _kafka_encryption,
     "kafka access": _kafka_access,
     "secrets file": _secrets_file,

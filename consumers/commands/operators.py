@@ -356,18 +356,23 @@ def audit_verify(
 
 
 def doctor(as_json: AsJson = False, config_file: ConfigFile = None) -> None:
-    """Look for insecure settings and servers that do not answer. Exit status 1 on findings."""
+    """Try servers, files and settings, and say what is insecure or does not answer. Exit status 1 on findings."""
     from consumers.commands.findings import examine
 
-    rows = [{"check": name, "ok": not words, "finding": words} for name, words in examine(config.load(config_file))]
+    found = list(examine(config.load(config_file), config_file))
+    rows = [
+        {"check": name, "ok": {"ok": True, "look": False}.get(one.state), "state": one.state, "finding": one.words}
+        for name, one in found
+    ]
 
     def table(_: Any) -> None:
         terminal.print_table(
-            ("check", "", "finding"), [(str(r["check"]), "ok" if r["ok"] else "LOOK", str(r["finding"])) for r in rows]
+            ("check", "", "what was seen"),
+            [(name, "LOOK" if one.state == "look" else one.state, one.words) for name, one in found],
         )
 
     terminal.show(rows, as_json, table)
-    if not all(r["ok"] for r in rows):
+    if any(one.state == "look" for _, one in found):
         raise typer.Exit(1)
 
 

@@ -61,7 +61,11 @@ def restore(
     settings = config.load(config_file)
     paths.check_regular(path)
     secrets = Secrets.load(settings.secrets_path)
-    with files.opened(path, secrets) as (header, items), wiring.open_store(settings) as store, terminal.spinner() as say:
+    with (
+        files.opened(path, secrets) as (header, items),
+        wiring.open_store(settings) as store,
+        terminal.spinner() as say,
+    ):
         say("restoring")
         store.restore(items)
         wiring.prepare(store, secrets)

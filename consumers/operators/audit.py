@@ -228,9 +228,7 @@ def verify(
     return chain.found
 
 
-def _differences(
-    store: Store, kept: Kept, entries: list[Entry], rows: int, now_s: Callable[[], float]
-) -> list[str]:
+def _differences(store: Store, kept: Kept, entries: list[Entry], rows: int, now_s: Callable[[], float]) -> list[str]:
     """How entries and rows differ. Somebody may have written between the reading of both: then a second look agrees."""
     first = kept.differences(entries, now_s())
     if not first:

@@ -96,7 +96,9 @@ class Kept:
                 if told is not None or not self.silent:
                     found.append(f"entry {entry.kind} {entry.key} of tenant {entry.tenant} was written by no row")
             elif (told.value, told.expires_s) != (_digest(entry.value), entry.expires_s):
-                found.append(f"entry {entry.kind} {entry.key} of tenant {entry.tenant} is not what row {told.row.n} wrote")
+                found.append(
+                    f"entry {entry.kind} {entry.key} of tenant {entry.tenant} is not what row {told.row.n} wrote"
+                )
         return found
 
 

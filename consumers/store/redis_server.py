@@ -44,6 +44,15 @@ class RedisServer:
                     shares.append(memory["used_memory"] / memory["maxmemory"])
         return max(shares)
 
+    def replicas(self) -> int | None:
+        """The fewest connected replicas that any primary has; None where INFO is not permitted."""
+        with translated():
+            try:
+                found = [self._client.info("replication", **where) for where in self._servers()]
+            except redis.exceptions.NoPermissionError:
+                return None
+        return min(int(one.get("connected_slaves", 0)) for one in found)
+
     def close(self) -> None:
         self._client.close()
 

@@ -203,9 +203,7 @@ def bundle(case: Case, key: Ed25519PrivateKey, clear: bool = False) -> bytes:
         persona=case.decision.persona,
         profile=index,
         decision_agrees=abs(case.decision.suspicion - assessment.suspicion) <= SAME,
-        members={
-            name: MemberNamed(hashlib.sha256(body).hexdigest(), len(body)) for name, body in members.items()
-        },
+        members={name: MemberNamed(hashlib.sha256(body).hexdigest(), len(body)) for name, body in members.items()},
         public_key=base64.b64encode(raw).decode(),
     )
     text = _json(manifest)
@@ -292,7 +290,9 @@ def _differences(manifest: Manifest, members: Mapping[str, bytes], baseline_file
     baseline = Baseline.from_bytes(baseline_file)
     sha = hashlib.sha256(baseline_file).hexdigest()
     if sha != manifest.baseline.sha256:
-        raise Refused(f"evidence: it was made with the baseline of SHA-256 {manifest.baseline.sha256}, this one has {sha}")
+        raise Refused(
+            f"evidence: it was made with the baseline of SHA-256 {manifest.baseline.sha256}, this one has {sha}"
+        )
     try:
         spans = [read_span(p.cell, p.window, members[p.member], baseline) for p in manifest.profile]
         profile = together(spans)

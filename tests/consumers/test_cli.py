@@ -29,6 +29,7 @@ from kafka import KafkaConsumer, TopicPartition
 from streams import produce
 
 from consumers import cli
+from consumers.secrets import Secrets
 from consumers.store.layout import DECISION_TTL_S
 
 SKEWED = Path(__file__).parents[1] / "skewed"
@@ -37,7 +38,7 @@ COMMANDS = ["fit", "replay", "ingest", "detect", "run", "clients", "alerts", "si
             "config check", "config schema", "serve", "doctor", "decisions list", "decisions block", "decisions throttle",
             "decisions release", "decisions reference", "allowlist list", "allowlist add", "allowlist remove",
             "keys create", "keys list", "keys revoke",
-            "audit verify"]  # fmt: skip
+            "audit verify", "secrets create"]  # fmt: skip
 ATTACKS = [("noise_uniform", "plain"), ("jbda", "plain")]
 DRAIN_S = 20
 Topics = Callable[..., str]
@@ -318,6 +319,26 @@ def test_other_secrets_than_the_store_was_written_with_are_refused(files: Path, 
     assert b"secrets" in done.stderr
     listed = run("clients", state=tmp_path / "two", QUERYWARDEN_STORE__URL=f"sqlite:///{tmp_path / 's.sqlite'}")
     assert (listed.returncode, listed.stdout) == (1, b"")
+
+
+def test_secrets_create_makes_a_file_once_and_shows_none(
+    tmp_path: Path, called: Callable[..., tuple[int, str, str]]
+) -> None:
+    file = tmp_path / "new" / "secrets.json"
+    code, out, err = called("secrets", "create", "--secrets", file)
+    made = Secrets.load(file)
+    assert (code, out) == (0, f"{file}: secrets {made.key_id}\n")
+    assert "every process" in err
+    assert "back it up" in err
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert [p.name for p in file.parent.iterdir()] == [file.name]
+    keys = [value for value in json.loads(file.read_text()).values() if isinstance(value, str)]
+    assert keys
+    assert not any(key in out + err for key in keys)
+    before = file.read_bytes()
+    code, out, err = called("secrets", "create", QUERYWARDEN_SECRETS__FILE=str(file))
+    assert (code, out, len(err.splitlines())) == (1, "", 1)
+    assert file.read_bytes() == before
 
 
 # ------------------------------------------------------------------------------------------------------- settings

@@ -287,7 +287,11 @@ def test_an_entry_that_was_taken_away_changed_or_planted_is_found(desk: Desk, tm
     for kind, operation, words in (
         ("decision", {"drops": [(OURS, "decision", block.key)]}, "wrote an entry of kind decision that is gone"),
         ("key", {"puts": [key._replace(expires_s=key.expires_s + 1)]}, "is not what row 4 wrote"),
-        ("decision", {"puts": [block._replace(value=block.value.replace(b"block", b"clear"))]}, "is not what row 1 wrote"),
+        (
+            "decision",
+            {"puts": [block._replace(value=block.value.replace(b"block", b"clear"))]},
+            "is not what row 1 wrote",
+        ),
         ("allow", {"puts": [planted]}, "was written by no row"),
         ("verdict", {"drops": [(OURS, "verdict", "alert-1")]}, "kind verdict that is gone"),
     ):
@@ -310,7 +314,9 @@ def test_what_ends_is_withdrawn_or_erased_is_no_finding(desk: Desk) -> None:
     assert subject.client.encode() not in [line for _, line in stored_rows(desk.store)][-1]
     one.decide(ADMIN, subject, "block", ttl_s=60)
     assert verify(desk.store, SEAL, now_s=lambda: now[0]).findings == []
-    desk.store.operate(desk.store.operator_entries("decision")[0], Operation(drops=[(OURS, "decision", f"*|{subject.client}")]))
+    desk.store.operate(
+        desk.store.operator_entries("decision")[0], Operation(drops=[(OURS, "decision", f"*|{subject.client}")])
+    )
     assert verify(desk.store, SEAL, now_s=lambda: now[0] - 30).findings != []
     assert verify(desk.store, SEAL, now_s=lambda: now[0] + 61).findings == []
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import io
 import json
 import os
 import signal
+import socket
+import ssl
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -19,6 +23,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
+import trustme
 import victims
 from servers import free_port
 
@@ -26,6 +31,7 @@ from consumers import cli, config
 from consumers.commands import findings
 from consumers.commands.operators import seconds
 from consumers.errors import WrongUse
+from consumers.secrets import Secrets
 
 QUERYWARDEN = Path(sys.executable).with_name("querywarden")
 DRAIN_S = 20
@@ -197,72 +203,145 @@ def test_no_lengths_of_time(text: str) -> None:
 
 # -------------------------------------------------------------------------------------------------------- doctor
 
-FIRES: dict[str, dict[str, dict[str, Any]]] = {
-    "store answers": {"store": {"url": "redis://127.0.0.1:1"}},
-    "store encryption": {"store": {"url": "redis://:secret@redis.example.test:6379"}},
-    "store password": {"store": {"url": "redis://127.0.0.1:1"}},
-    "store eviction": {"store": {"url": "redis://127.0.0.1:1"}},
-    "store replicas": {"store": {"url": "rediss://:secret@redis.example.test"}},
-    "kafka answers": {"kafka": {"bootstrap_servers": "127.0.0.1:1"}},
-    "kafka encryption": {"kafka": {"bootstrap_servers": "kafka.example.test:9092", "security_protocol": "PLAINTEXT"}},
-    "kafka access": {"kafka": {"bootstrap_servers": "kafka.example.test:9092", "security_protocol": "SSL"}},
-    "settings file": {"kafka": {"sasl_password": "secret"}},
-    "http address": {"http": {"bind": "0.0.0.0:8080"}},
-    "authentication": {"http": {"open_on_loopback": False}},
-    "baselines": {},
-}
-QUIET: dict[str, dict[str, dict[str, Any]]] = {
+FIRES: dict[str, tuple[dict[str, dict[str, Any]], str]] = {
+    "store answers": ({"store": {"url": "redis://127.0.0.1:1"}}, "redis"),
+    "store encryption": ({"store": {"url": "redis://:secret@redis.example.test:6379"}}, "not encrypted"),
+    "store password": ({"store": {"url": "redis://127.0.0.1:1"}}, "no password"),
+    "store replicas": ({"store": {"url": "rediss://:secret@redis.example.test"}}, "min_replicas is 0"),
+    "log answers": ({"kafka": {"bootstrap_servers": "127.0.0.1:1"}}, "no answer from 127.0.0.1:1"),
+    "kafka encryption": (
+        {"kafka": {"bootstrap_servers": "kafka.example.test:9092", "security_protocol": "PLAINTEXT"}}, "PLAINTEXT",
+    ),
+    "kafka access": ({"kafka": {"bootstrap_servers": "kafka.example.test:9092", "security_protocol": "SSL"}}, "nobody is asked"),
+    "http address": ({"http": {"bind": "0.0.0.0:8080"}}, "keys would travel in clear"),
+    "authentication": ({"http": {"open_on_loopback": False}}, "nobody can use the API"),
+    "baselines": ({}, "no baselines"),
+}  # fmt: skip
+UNTRIED: dict[str, dict[str, dict[str, Any]]] = {
     "store answers": {},
-    "store encryption": {"store": {"url": "rediss://:secret@redis.example.test"}},
+    "store encryption": {"store": {"url": "rediss://:secret@127.0.0.1:1"}},
     "store password": {"store": {"url": "redis://:secret@127.0.0.1:1"}},
     "store eviction": {},
     "store replicas": {"store": {"url": "redis://127.0.0.1:1", "min_replicas": 1}},
-    "kafka answers": {"log": {"url": "file:///log.jsonl"}},
-    "kafka encryption": {"kafka": {"security_protocol": "PLAINTEXT"}},
-    "kafka access": {"kafka": {"bootstrap_servers": "kafka.example.test:9092", "security_protocol": "SASL_SSL"}},
+    "log answers": {"log": {"url": "file:///nowhere/log.jsonl"}},
+    "kafka encryption": {"kafka": {"bootstrap_servers": "127.0.0.1:1", "security_protocol": "SSL"}},
+    "kafka access": {"kafka": {"bootstrap_servers": "127.0.0.1:1", "security_protocol": "SASL_SSL"}},
+    "secrets file": {},
     "settings file": {},
-    "http address": {"http": {"bind": "0.0.0.0:8080", "tls_certfile": "c.pem", "tls_keyfile": "k.pem"}},
-    "authentication": {"http": {"oidc_issuer": "https://idp.example.test"}},
+    "http address": {"http": {"bind": f"127.0.0.1:{free_port()}"}},
 }
+"""What can't be tried: nobody answers, or nothing is there."""
 
 
-def finding(name: str, folder: Path, more: dict[str, dict[str, Any]]) -> str:
+def finding(name: str, folder: Path, more: dict[str, dict[str, Any]], file: Path | None = None) -> tuple[str, str]:
+    """(state, words) of one check."""
     settings = config.Settings(state_dir=str(folder), **more)  # type: ignore[arg-type]
-    found = dict(findings.examine(settings))
-    return found[name]
+    with mock.patch.object(findings, "CHECKS", {name: findings.CHECKS[name]}):
+        return dict(findings.examine(settings, file))[name]
 
 
 @pytest.mark.parametrize("name", FIRES)
-def test_each_check_of_doctor_fires(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setattr(findings, "CHECKS", {name: findings.CHECKS[name]})
-    found = finding(name, tmp_path, FIRES[name])
-    assert found
+def test_each_check_of_doctor_fires(tmp_path: Path, name: str) -> None:
+    settings, words = FIRES[name]
+    state, found = finding(name, tmp_path, settings)
+    assert (state, words in found) == ("look", True), found
     assert "secret@" not in found
 
 
-@pytest.mark.parametrize("name", QUIET)
-def test_each_check_of_doctor_is_quiet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setattr(findings, "CHECKS", {name: findings.CHECKS[name]})
-    assert finding(name, tmp_path, QUIET[name]) == ""
+@pytest.mark.parametrize("name", UNTRIED)
+def test_doctor_calls_nothing_good_that_it_could_not_try(tmp_path: Path, name: str) -> None:
+    assert finding(name, tmp_path, UNTRIED[name])[0] == "not checked"
+    assert list(tmp_path.iterdir()) == [], "looking makes no file"
+    assert findings.CHECKS.keys() == FIRES.keys() | UNTRIED.keys()
 
 
-def test_doctor_looks_at_the_secrets_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(findings, "CHECKS", {"secrets file": findings.CHECKS["secrets file"]})
-    assert finding("secrets file", tmp_path, {}) == "", "none yet"
+@pytest.mark.parametrize("option", ["ssl_cert_reqs=none", "ssl_cert_reqs=optional", "ssl_check_hostname=false"])
+def test_doctor_says_that_encryption_is_not_verified(tmp_path: Path, option: str) -> None:
+    state, words = finding("store encryption", tmp_path, {"store": {"url": f"rediss://:secret@127.0.0.1:1?{option}"}})
+    assert (state, "not verified" in words) == ("look", True)
+
+
+def test_doctor_shakes_hands_with_an_encrypted_store(tmp_path: Path) -> None:
+    authority, listener = trustme.CA(), socket.create_server(("127.0.0.1", 0))
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    port = listener.getsockname()[1]
+
+    def answer() -> None:
+        for _ in range(2):
+            with contextlib.suppress(OSError), listener.accept()[0] as plain:
+                context.wrap_socket(plain, server_side=True).close()
+
+    thread = threading.Thread(target=answer, daemon=True)
+    thread.start()
+    url = f"rediss://:secret@127.0.0.1:{port}"
+    assert (
+        finding("store encryption", tmp_path, {"store": {"url": f"{url}?ssl_ca_certs={tmp_path / 'ca.pem'}"}})[0]
+        == "ok"
+    )
+    state, words = finding("store encryption", tmp_path, {"store": {"url": url}})
+    assert (state, "cannot be verified" in words) == ("look", True)
+    thread.join(10)
+    listener.close()
+
+
+def test_doctor_tries_a_store_without_its_password(tmp_path: Path, redis_url: str) -> None:
+    state, words = finding("store password", tmp_path, {"store": {"url": redis_url.replace("//", "//:secret@")}})
+    assert (state, "gives no password" in words) == ("look", True), "it is spelt with one, and yet lets everybody in"
+    assert finding("store answers", tmp_path, {"store": {"url": redis_url}})[0] == "ok"
+    Secrets.create(tmp_path / "secrets.json")
+    assert finding("store eviction", tmp_path, {"store": {"url": redis_url}})[0] == "ok"
+    replicas = {"store": {"url": redis_url, "min_replicas": 1}}
+    assert finding("store replicas", tmp_path, replicas) == (
+        "look", "0 replicas are connected, store.min_replicas is 1: operators' writes will fail",
+    )  # fmt: skip
+
+
+def test_doctor_looks_at_the_secrets_file(tmp_path: Path) -> None:
     secrets = tmp_path / "secrets.json"
     secrets.write_text("{}")
     secrets.chmod(0o640)
-    assert "mode 0640" in finding("secrets file", tmp_path, {})
+    assert "mode 0640" in finding("secrets file", tmp_path, {})[1]
     secrets.chmod(0o600)
-    assert finding("secrets file", tmp_path, {}) == ""
+    assert finding("secrets file", tmp_path, {})[0] == "look", "it is none"
+    secrets.unlink()
+    made = Secrets.create(secrets)
+    assert finding("secrets file", tmp_path, {}) == ("ok", f"{secrets}: secrets {made.key_id}, for its owner only")
     tmp_path.chmod(0o777)
-    assert "another secrets file" in finding("secrets file", tmp_path, {})
-    assert findings.CHECKS.keys() <= FIRES.keys() | {"secrets file"}
+    assert "another secrets file" in finding("secrets file", tmp_path, {})[1]
+
+
+def test_doctor_reads_the_settings_file(tmp_path: Path) -> None:
+    file = tmp_path / "q.toml"
+    file.write_text('[kafka]\nsasl_password = "pw"\n[http]\noidc_jwks = "https://u:pw@idp.example/"\n')
+    file.chmod(0o644)
+    state, words = finding("settings file", tmp_path, {}, file)
+    assert (state, "holds kafka.sasl_password, http.oidc_jwks" in words, "pw" in words.split()) == ("look", True, False)
+    file.chmod(0o600)
+    assert finding("settings file", tmp_path, {}, file)[0] == "ok"
+
+
+def test_doctor_reads_the_certificate_of_the_service(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    for name, days in (("old", -1), ("good", 90)):
+        ends = dt.datetime.now(dt.UTC) + dt.timedelta(days=days)
+        issued = authority.issue_cert("q.example", not_after=ends, not_before=ends - dt.timedelta(days=365))
+        issued.private_key_and_cert_chain_pem.write_to_path(tmp_path / f"{name}.pem")
+
+    def seen(name: str) -> tuple[str, str]:
+        file = str(tmp_path / f"{name}.pem")
+        return finding(
+            "http address", tmp_path, {"http": {"bind": "0.0.0.0:8080", "tls_certfile": file, "tls_keyfile": file}}
+        )
+
+    (tmp_path / "none.pem").write_text("x")
+    assert [seen(name)[0] for name in ("good", "old", "none", "missing")] == ["ok", "look", "look", "look"]
 
 
 def test_doctor_from_the_terminal(tmp_path: Path) -> None:
     found = done(tmp_path, "doctor", "--json")
     rows = {row["check"]: row for row in map(json.loads, found.stdout.splitlines())}
     assert found.returncode == 1
-    assert rows["store answers"]["ok"]
-    assert not rows["baselines"]["ok"]
+    assert (rows["baselines"]["ok"], rows["baselines"]["state"]) == (False, "look")
+    assert (rows["store answers"]["ok"], rows["store answers"]["state"]) == (None, "not checked")

@@ -1,0 +1,65 @@
+"""What `doctor` tries on servers: each function makes one connection, within seconds, and changes nothing there."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from consumers.errors import Refused, Unavailable
+
+TIMEOUT_S = 3.0
+
+
+def topics(brokers: Mapping[str, Any], timeout_ms: int = 5_000) -> frozenset[str]:
+    """Topics of the brokers. brokers: what `log.kafka.connection` returned. Raises Unavailable."""
+    from kafka import KafkaAdminClient
+    from kafka.errors import KafkaError
+
+    try:
+        admin = KafkaAdminClient(
+            **{
+                **brokers,
+                "bootstrap_timeout_ms": timeout_ms,
+                "request_timeout_ms": timeout_ms,
+                "default_api_timeout_ms": timeout_ms,
+            }
+        )
+        try:
+            return frozenset(admin.list_topics())
+        finally:
+            admin.close()
+    except (KafkaError, ValueError) as error:
+        raise Unavailable(f"Kafka: {str(error) or type(error).__name__}") from error
+
+
+def handshake(host: str, port: int, options: Mapping[str, str]) -> str:
+    """TLS version that a server speaks, its certificate and name verified.
+
+    options: ssl_ca_certs, ssl_certfile, ssl_keyfile as in ``store.url``. Raises OSError, among them ssl.SSLError.
+    """
+    context = ssl.create_default_context(cafile=options.get("ssl_ca_certs"))
+    if certificate := options.get("ssl_certfile"):
+        context.load_cert_chain(certificate, options.get("ssl_keyfile"))
+    with (
+        socket.create_connection((host, port), timeout=TIMEOUT_S) as plain,
+        context.wrap_socket(plain, server_hostname=host) as secured,
+    ):
+        return secured.version() or "TLS"
+
+
+def is_open(store_url: str, timeout_s: float) -> bool:
+    """Whether a Redis server lets in who gives neither name nor password. Raises Unavailable when it does not answer."""
+    from consumers.store.redis import connect
+
+    parts = urlsplit(store_url)
+    stranger = connect(parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl(), timeout_s=timeout_s)
+    try:
+        stranger.cells()
+    except Refused:
+        return False
+    finally:
+        stranger.close()
+    return True
