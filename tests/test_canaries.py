@@ -123,13 +123,17 @@ def test_every_secret_has_a_canary_and_the_search_finds_it() -> None:
         assert found(f"error: {value!r}") == [name]
 
 
+TEXTS: tuple[set[object], ...] = ({str}, {SecretStr}, {str | None, str}, {SecretStr | None, SecretStr})
+"""A type and what it is made of, where any text is taken."""
+
+
 def text_settings(model: type[BaseModel] = config.Settings, prefix: str = "") -> Iterator[tuple[str, ...]]:
     """Path of every setting that takes any text, secret or not."""
     for name, field in model.model_fields.items():
         kind, path = field.annotation, (*prefix.split("."), name) if prefix else (name,)
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             yield from text_settings(kind, ".".join(path))
-        elif {kind, *get_args(kind)} - {type(None)} in ({str}, {SecretStr}, {str | None, str}, {SecretStr | None, SecretStr}) and not field.metadata:
+        elif {kind, *get_args(kind)} - {type(None)} in TEXTS and not field.metadata:
             yield path
 
 
