@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from consumers.legible import legible
 from consumers.views.readings import Alert, ClientDetail
 from detector.baseline import Baseline
 from detector.policy import BLOCK_FACTOR, MIN_ODD_TO_BLOCK, REASONS, STATES, WATCH_FACTOR

@@ -15,8 +15,8 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Dialog, Page, expect
 from seeded import MODEL, SECRETS, TENANT, Served
 
+from consumers.legible import legible
 from consumers.operators import entries
-from consumers.views.explanation import legible
 from detector.baseline import Baseline
 from detector.query import ClientKey
 

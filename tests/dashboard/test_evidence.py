@@ -246,7 +246,7 @@ def paths_of(value: Any, above: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [above, *(path for key, one in inner for path in paths_of(one, (*above, key)))]
 
 
-ODD = (None, -5, 2**70, 1e999, "x", "", True, [1], {"a": None}, [[]], "\x1b[2J", "x" * 5000)
+ODD: tuple[Any, ...] = (None, -5, 2**70, 1e999, "x", "", True, [1], {"a": None}, [[]], "\x1b[2J", "x" * 5000)
 
 
 def test_a_hostile_bundle_is_refused_in_one_line_however_well_it_is_signed(folder: Path, bundle: Path) -> None:
