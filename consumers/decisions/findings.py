@@ -88,7 +88,7 @@ class StoredDecision(msgspec.Struct, frozen=True):
             "client_id": self.client_id,
             "model_id": model,
             "queries": self.queries,
-            "misfit": self.misfit,
+            "misfit": round(self.misfit),
             "refused": self.refused,
             "suspicion": self.suspicion,
             "state": self.state,
