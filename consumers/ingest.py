@@ -403,10 +403,13 @@ class Runner:
             m.add("querywarden_dead_letters_total", reason=letter.reason)
             if letter.reason in UNATTRIBUTED:
                 m.add("querywarden_events_unattributed_total")
+        for reason, count in decoded.misfits().items():
+            m.add("querywarden_misfits_total", count, reason=reason)
         if dropped:
             m.add("querywarden_letters_dropped_total", dropped)
         for metric, count in (
             ("querywarden_unknown_keys_total", decoded.counters["unknown_keys"]),
+            ("querywarden_extra_columns_total", decoded.counters["extra_columns"]),
             ("querywarden_duplicate_events_total", moved.get("duplicate", 0)),
             ("querywarden_pooled_queries_total", moved.get("pooled", 0)),
         ):

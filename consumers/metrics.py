@@ -32,7 +32,11 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
         "records without a client (refused: missing_client, malformed_client)",
     ),
     "querywarden_letters_dropped_total": ("counter", (), "dead letters that found no room to wait; only counted"),
-    "querywarden_duplicate_events_total": ("counter", (), "queries that a producer sent twice (same event_id)"),
+    "querywarden_duplicate_events_total": (
+        "counter",
+        (),
+        "queries that a producer sent twice (same event_id and content)",
+    ),
     "querywarden_pooled_queries_total": (
         "counter",
         (),
@@ -46,6 +50,12 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
     ),
     "querywarden_alarm": ("gauge", ("alarm",), "1 while the alarm is raised (docs/operations.md)"),
     "querywarden_unknown_keys_total": ("counter", (), "keys of events that the format does not know"),
+    "querywarden_extra_columns_total": ("counter", (), "values of columns that the baseline does not have; ignored"),
+    "querywarden_misfits_total": (
+        "counter",
+        ("reason",),
+        "queries of which something did not fit or could not be read; they count",
+    ),
     "querywarden_commits_total": ("counter", ("outcome",), "checkpoints: committed, fenced, rewound, unavailable"),
     "querywarden_gap_records_total": ("counter", (), "records that the log's retention dropped before they were read"),
     "querywarden_cells": ("gauge", (), "log cells that this process owns"),

@@ -88,6 +88,11 @@ class Decoded:
     counters: Counter[str] = field(default_factory=Counter)
     last_ms: int = 0
 
+    def misfits(self) -> Counter[str]:
+        """Queries of which something did not fit, by reason."""
+        every = (notes for mine in self.notes.values() for notes in mine.values())
+        return Counter(reason for notes in every for reason in {note.reason for note in notes})
+
 
 class _Marks(NamedTuple):
     """What about a query does not fit."""
