@@ -82,7 +82,8 @@ def _once(owner: object, name: str, key: Callable[..., Hashable]) -> None:
 
 
 def _of_batch(self: FeatureMap, batch: QueryBatch, key: bytes) -> Hashable:
-    return batch.inputs.tobytes(), batch.labels.tobytes(), batch.probabilities.tobytes(), key
+    marks = batch.misfit.tobytes(), batch.salt.tobytes()
+    return batch.inputs.tobytes(), batch.labels.tobytes(), batch.probabilities.tobytes(), *marks, key
 
 
 def _of_records(self: NativeFormat, records: Records) -> Hashable:
@@ -94,8 +95,8 @@ def _of_shards(self: Detect, key: ClientKey, shards: Mapping[str, Mapping[str, b
     return key, tuple((cell, *fields.items()) for cell, fields in shards.items())
 
 
-def _of_profile(profile: Profile, baseline: Baseline, shards: int, persona: str) -> Hashable:
-    return id(profile), id(baseline), shards, persona
+def _of_profile(profile: Profile, baseline: Baseline, shards: int, persona: str, held: bool) -> Hashable:
+    return id(profile), id(baseline), shards, persona, held
 
 
 def _known(value: object, of: FeatureMap) -> object:
