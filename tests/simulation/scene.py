@@ -209,7 +209,7 @@ def script(number: int) -> Script:
         if rng.random() < 0.03:
             value, client = value[: len(value) // 2], ""
         elif rng.random() < 0.02:
-            value, client = value.replace(b'"status": 200', b'"status": 429'), ""
+            value, client = json.dumps(json.loads(value) | {"status": 429, "prediction": None}).encode(), ""
         sent.append(Sent(cell, offset, ends[cell], client, value))
         if client and rng.random() < 0.06:  # the producer did not hear the answer
             ends[cell] += 1
