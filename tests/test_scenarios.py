@@ -144,6 +144,8 @@ def test_scenario(path: Path, tmp_path: Path, secrets: Secrets) -> None:
             "queries": row.queries,
             "distinct": round(row.distinct),
             "family": row.family,
+            "misfit": round(row.misfit),
+            "refused": row.refused,
         }
         assert {name: found[name] for name in expected} == expected, f"{scenario['name']}: {client} {row.suspicion}"
         told = [alert for alert in result.alerts if alert.get("client_id") == client]

@@ -79,8 +79,8 @@ def spoilt(line: bytes, rng: random.Random) -> bytes:
     """The line as no reader may accept it."""
     ways = (
         lambda: line[: rng.randrange(1, len(line) - 1)],
-        lambda: line.replace(b'"features":[', b'"features":[NaN,'),
-        lambda: line.replace(b'"features":[', b'"features":[0.5,'),
+        lambda: line.replace(b'"model_id":"', b'"model_id":"no-', 1),
+        lambda: line.replace(b'"client_id":"', b'"client_id":"\\u0000', 1),
         lambda: b"",
         lambda: b"\xff\xfe" + line,
     )
