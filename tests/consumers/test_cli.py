@@ -452,7 +452,7 @@ def test_fit_on_traffic_alone_derives_a_reference_and_says_so(files: Path, tmp_p
     traffic = tmp_path / "traffic.jsonl"
     victims.log_of(traffic, victims.streams(40, seed=77, kinds=["regular", "light"]))
     with traffic.open("ab") as more:
-        more.write(b'{"client_id": "x"\n' + victims.line([1.0] * 10, features=[1.0] * 9) + b"\n")
+        more.write(b'{"client_id": "x"\n' + victims.line([1.0] * 10, client_id=None) + b"\n")
     done = run(
         "fit", "--model-id", victims.MODEL, "--traffic", traffic, "--out", tmp_path / "x.baseline", state=tmp_path
     )
