@@ -30,6 +30,7 @@ from consumers.errors import BadRecord
 from consumers.log import MAX_RECORD_BYTES, Records
 from consumers.log.inputs import ANSWER, CARE, FORMS, MEMBERS, Answer, InputReader, Row, Values
 from consumers.log.reasons import FATES, REASONS, Note, why_no_object, why_not_json, without_client
+from consumers.log.redaction import readable_names, redacted
 from consumers.log.tolerant import UNREADABLE, Raw, given, head, is_null, mended, parsed
 from consumers.store import DeadLetter
 from detector.query import UNKNOWN_TIME, Misfit, QueryBatch
@@ -46,15 +47,12 @@ MOST_PLAIN_BYTES = 1024
 COMPARED = (*FORMS, ANSWER)
 """What two events with one id must have in common, beside the id, to be one event that was sent twice."""
 STATUSES = range(100, 600)
-HEAD_BYTES = 256
 LEAST_FRACTION = 1e-9
 """A smaller sampled fraction would make one row stand for more queries than a float32 volume can tell apart."""
 TIMES_MS = range(253_402_214_400_000)
 """Event times that we take, in ms: from 1970 to the last day but one of 9999; what lies beyond can't be printed."""
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff]")
-_PERSONAL = re.compile(rb"""(client_id["']?\s*[:=]\s*)("(?:[^"\\]|\\.)*"?|[^,}\]]*)""", re.DOTALL)
 _LEAP = re.compile(rb"(:\d\d):60(?:\.\d*)?")
-_METADATA = re.compile(rb"""(metadata["']?\s*[:=]).*""", re.DOTALL)
 
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _string = msgspec.json.Decoder(str)
@@ -178,6 +176,7 @@ class NativeFormat:
         self.readers = dict(readers)
         self.admit_unknown = admit_unknown
         self._good_clients: set[str] = set()
+        self._shown = readable_names(c.name for reader in self.readers.values() for c in reader.schema.columns)
 
     def decode(self, records: Records) -> Decoded:
         """Columns of one batch of records. Never raises for content."""
@@ -185,6 +184,7 @@ class NativeFormat:
         columns: dict[str, _Columns] = {}
         counters = out.counters
         counters["produced"] += len(records.values)
+        shown = self._shown
         ignored = sum(reader.ignored for reader in self.readers.values())
         for i, value in enumerate(records.values):
             refused = records.refused.get(i)
@@ -192,18 +192,18 @@ class NativeFormat:
                 reason, detail = refused
                 if reason not in REASONS:
                     reason, detail = "unreadable_batch", f"{reason}: {detail}"
-                out.dead.append(_dead(records, i, reason, detail))
+                out.dead.append(_dead(records, i, reason, detail, shown))
                 continue
             offset = int(records.offsets[i])
             try:
                 letter = self._one(value, offset, columns, out)
                 if letter is not None:
-                    out.dead.append(_dead(records, i, *letter))
+                    out.dead.append(_dead(records, i, *letter, shown))
                     out.counted.add(offset)
             except BadRecord as error:
-                out.dead.append(_dead(records, i, error.reason, error.detail))
+                out.dead.append(_dead(records, i, error.reason, error.detail, shown))
             except UNREADABLE as error:
-                out.dead.append(_dead(records, i, *why_not_json(value, _cause(error))))
+                out.dead.append(_dead(records, i, *why_not_json(value, _cause(error)), shown))
         counters["dead_counted"] += len(out.counted)
         counters["extra_columns"] += sum(reader.ignored for reader in self.readers.values()) - ignored
         counters["dead"] += len(out.dead)
@@ -269,7 +269,7 @@ class NativeFormat:
 
     def _unmodelled(self, model_id: str, out: Decoded) -> None:
         if not self.admit_unknown:
-            raise BadRecord("unknown_model", model_id[:64])
+            raise BadRecord("unknown_model", f"a name of {len(model_id)} characters")
         out.counters["unmodelled"] += 1
 
     def _client(self, event: Mapping[str, Raw]) -> str:
@@ -465,7 +465,7 @@ def _weight(event: Mapping[str, Raw]) -> float:
     return 1 / fraction
 
 
-def _dead(records: Records, i: int, reason: str, detail: str) -> DeadLetter:
+def _dead(records: Records, i: int, reason: str, detail: str, readable: frozenset[str]) -> DeadLetter:
     value = records.values[i]
     return DeadLetter(
         place=records.place(i),
@@ -473,7 +473,7 @@ def _dead(records: Records, i: int, reason: str, detail: str) -> DeadLetter:
         reason=reason,
         detail=_UNPRINTABLE.sub("?", detail)[:200],
         sha256=hashlib.sha256(value).hexdigest(),
-        head=_METADATA.sub(rb"\1 ...", _PERSONAL.sub(rb"\1...", value[:HEAD_BYTES])),
+        head=redacted(value, readable),
     )
 
 

@@ -89,7 +89,7 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A refused record: where, why, and enough to recognise it (first 256 bytes only)."""
+    """A refused record: where, why, and enough to recognise it. `head` is its redacted shape, at most 256 bytes."""
 
     place: str
     offset: int
