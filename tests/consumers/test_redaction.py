@@ -93,9 +93,10 @@ def planted(draw: st.DrawFn) -> tuple[list[str], Any]:
         return value
 
     leaf = PLAIN | st.none().map(secret)
+    names = SECRETS | st.sampled_from(sorted(SHOWN))
     tree = st.recursive(
-        leaf, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(SECRETS | st.sampled_from(sorted(SHOWN)), inner, max_size=3), max_leaves=8
-    )  # fmt: skip
+        leaf, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=3), max_leaves=8
+    )
     event = {
         **EVENT,
         **draw(st.dictionaries(st.sampled_from([*EVENT, "metadata", "status", "more"]), tree, max_size=4)),
@@ -110,28 +111,48 @@ def _keys(tree: Any) -> list[str]:
     return [k for inner in tree for k in _keys(inner)] if isinstance(tree, list) else []
 
 
-# how the record reaches the log
 Writer = Callable[[Any, int], bytes]
+
+
+def cut(event: Any, n: int) -> bytes:
+    whole = json.dumps(event, ensure_ascii=False).encode()
+    return whole[: n % (len(whole) + 1)]
+
+
+def beheaded(event: Any, n: int) -> bytes:
+    whole = json.dumps(event, ensure_ascii=False).encode()
+    return whole[n % (len(whole) + 1) :]
+
+
+def unquoted(event: Any, n: int) -> bytes:
+    """One quote is missing, so that every later string begins where it should end."""
+    parts = json.dumps(event).encode().split(b'"')
+    at = n % len(parts)
+    return b'"'.join(parts[:at]) + b'"'.join(parts[at:])
+
+
+def rotten(event: Any, n: int) -> bytes:
+    return bytes(b ^ 0x80 if i % 7 == n % 7 else b for i, b in enumerate(json.dumps(event).encode()))
+
+
+# how the record reaches the log
 WRITERS: dict[str, Writer] = {
     "valid": lambda e, n: json.dumps(e, ensure_ascii=False).encode(),
     "escaped": lambda e, n: json.dumps(e).encode(),
     "pretty": lambda e, n: json.dumps(e, indent=2).encode(),
-    "truncated": lambda e, n: (whole := json.dumps(e, ensure_ascii=False).encode())[: n % (len(whole) + 1)],
-    "beheaded": lambda e, n: (whole := json.dumps(e, ensure_ascii=False).encode())[n % (len(whole) + 1) :],
-    "without its quotes": lambda e, n: json.dumps(e).replace('"', "").encode(),
-    "without a quote": lambda e, n: (w := json.dumps(e).encode().split(b'"'))
-    and b'"'.join(w[: n % len(w)]) + b'"'.join(w[n % len(w) :]),
+    "truncated": cut,
+    "beheaded": beheaded,
+    "without a quote": unquoted,
+    "without quotes": lambda e, n: json.dumps(e).replace('"', "").encode(),
     "a Python literal": lambda e, n: str(e).encode(),
     "encoded twice": lambda e, n: json.dumps(json.dumps(e)).encode(),
     "concatenated": lambda e, n: json.dumps(e).encode() * 2,
     "framed": lambda e, n: b"\x00\x00\x00\x00\x09" + json.dumps(e).encode(),
     "as text": lambda e, n: f"level=info body={e}".encode(),
     "as UTF-16": lambda e, n: json.dumps(e).encode("utf-16"),
-    "with rotten bytes": lambda e, n: (w := bytearray(json.dumps(e).encode())) and bytes(
-        b ^ 0x80 if i % 7 == n % 7 else b for i, b in enumerate(w)
-    ),
+    "with rotten bytes": rotten,
     "far in": lambda e, n: b'{"more": "' + b"-" * (4096 - n % 300) + b'", "event": ' + json.dumps(e).encode() + b"}",
-}  # fmt: skip
+}
 
 
 def shown_of(secret: str, text: str) -> list[str]:
