@@ -33,13 +33,14 @@ import orjson
 from kafka import KafkaConsumer
 from numpy.typing import NDArray
 
-from consumers import detect, fit, ingest, replay
+from consumers import detect, ingest, replay
 from consumers.alerts.kafka import DeadLetterTopic
 from consumers.log import Records
 from consumers.log.files import FileLog
 from consumers.log.formats import InputReader, NativeFormat
 from consumers.log.kafka import KafkaLog, connection, ensure_topics
 from consumers.log.references import read_reference, reference_batch
+from consumers.schemas import infer_schema
 from consumers.secrets import Secrets
 from consumers.store import Checkpoint, Store
 from consumers.store.embedded import EmbeddedStore
@@ -103,7 +104,7 @@ def fitted(short: bool) -> Baseline:
         for row, p in zip(rows.tolist(), answers(rows).tolist(), strict=True)
     ]
     raw = read_reference([json.dumps(one).encode() for one in found], MODEL)
-    schema = fit.infer_schema(raw)
+    schema = infer_schema(raw)
     reference, _ = reference_batch(raw, schema)
     fmt = NativeFormat({MODEL: InputReader(schema)})
     honest = fmt.decode(records(events(3000, "bare", rng))).batches[MODEL]

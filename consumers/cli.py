@@ -130,14 +130,16 @@ def fit(
 ) -> None:
     """Fit a baseline: what honest use of one model looks like."""
     from consumers import fit as fitting
+    from consumers.commands.understood import print_misfits, print_refused, print_understood
     from consumers.log.files import FileLog
+    from consumers.log.references import lines_of
 
     check_folders(out_path)
     declared = paths.read_json(schema) if schema else None
     with terminal.spinner() as say:
         fitted = fitting.fit(
             model_id,
-            wiring.file_lines(reference) if reference else None,
+            lines_of(FileLog([str(reference)])) if reference else None,
             FileLog([str(p) for p in traffic]) if traffic else None,
             declared=declared,
             personas=fitting.read_personas(persona) if persona else None,
@@ -150,18 +152,18 @@ def fit(
         say("writing")
         fitting.write_baseline(fitted.baseline, out_path)
     baseline = fitted.baseline
-    s = baseline.map.schema
-    kinds = {k: sum(c.kind == k for c in s.columns) for k in ("numeric", "categorical", "embedding")}
-    columns = ", ".join(f"{n} {k}" for k, n in kinds.items() if n)
-    terminal.err.print(
-        f"schema: {columns}; {s.task}{f' into {len(s.labels)} classes' if s.labels else ''}", soft_wrap=True
-    )
+    print_understood(fitted.understood)
     for line in fitted.said:
-        terminal.err.print(line, soft_wrap=True)
+        terminal.err.print(terminal.plain(line), soft_wrap=True)
     recalibration.print_review(fitted.review)
+    for what, refused in fitted.refused.items():
+        print_refused(refused, what)
+    print_misfits(fitted.misfits, "the traffic", baseline.map.schema)
     terminal.out.print(
         f"{out_path}: baseline for {model_id}, map {baseline.map_id}, nulls {baseline.nulls_version}", soft_wrap=True
     )
+    if any(refused.hopeless for refused in fitted.refused.values()):
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -187,6 +189,7 @@ def replay(
 ) -> None:
     """Read query logs, assess every client, show who looks like a thief and why."""
     from consumers import replay as replaying
+    from consumers.commands.understood import nothing_counted, print_misfits, print_refused
     from consumers.fit import load_baselines
     from consumers.log.files import FileLog
     from consumers.store.embedded import EmbeddedStore
@@ -225,8 +228,16 @@ def replay(
                     title="Replay of " + ", ".join(Path(p).name for p in logs),
                 ),
             )
-    terminal.print_ranked([row.score(model) for model, row in rows])
+    if rows:
+        terminal.print_ranked([row.score(model) for model, row in rows])
+    else:
+        terminal.out.print(nothing_counted(result.counters))
     terminal.print_counters(result.counters, result.reasons, [(d.place, d.reason, d.detail) for d in result.dead])
+    print_refused(result.refusals, "the log")
+    for model, misfits in result.misfits.items():
+        print_misfits(misfits, f"model {model}", baselines[model].map.schema)
+    if result.hopeless:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -21,11 +21,14 @@ from consumers import drafts, paths
 from consumers.errors import Refused, WrongUse
 from consumers.log import QueryLog, Records
 from consumers.log.formats import InputReader, NativeFormat
-from consumers.log.references import RawReference, read_reference, reference_batch, stack
+from consumers.log.references import Line, RawReference, input_of, lines_of, read_reference, reference_batch, stack
+from consumers.misfits import Misfits
+from consumers.refused_lines import RefusedLines
+from consumers.schemas import Understood, understand
 from detector.baseline import Baseline, Rehearsed
 from detector.domain import Domain, Scene, strangers
 from detector.errors import DetectorError
-from detector.features import Column, Schema, infer_grain
+from detector.features import Schema
 from detector.honest import BENIGN
 from detector.query import UNKNOWN_TIME, QueryBatch
 from detector.recalibration import Outlier, outliers
@@ -56,118 +59,25 @@ _PersonaName = Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9._-]{1,40}$")]
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """A baseline, what there is to say about it, and clients that its owner should look at."""
+    """A baseline and what there is to say about it.
+
+    understood  the schema, column by column
+    refused     "the reference", "the traffic" → lines that were left out
+    misfits     queries of the traffic that do not fit the schema
+    review      clients that its owner should look at
+    """
 
     baseline: Baseline
     said: list[str]
+    understood: Understood
+    refused: Mapping[str, RefusedLines]
+    misfits: Misfits
     review: tuple[Outlier, ...] = ()
-
-
-def infer_schema(raw: RawReference, declared: dict[str, Any] | None = None) -> Schema:
-    """Schema of a reference: columns with kind, bounds and grain, task and labels. `declared` wins where it speaks.
-
-    declared: ``{"columns": [{"name", "kind", "lower", "upper", "grain", "categories"}, …]}``, all but name optional.
-    """
-    events = raw.events
-    if not events:
-        raise Refused(f"the reference holds no usable event{_reasons(raw.refused)}")
-    forms = Counter(form for e in events for form in ("features", "embedding", "text") if e.get(form) is not None)
-    if not forms:
-        raise Refused("the reference's events have none of features, embedding or text")
-    form = forms.most_common(1)[0][0]
-    if form == "text":
-        raise Refused("text inputs are not assessed yet: log an embedding beside the text")
-    rows = [e[form] for e in events if e.get(form) is not None]
-    named = isinstance(rows[0], dict)
-    names = list(rows[0]) if named else [f"x{j}" for j in range(len(rows[0]))]
-    if not names:
-        raise Refused("the reference's inputs are empty")
-    given = _columns_of(declared)
-    unknown = sorted(set(given) - set(names))
-    if unknown:
-        raise Refused(f"the schema names columns that the reference lacks: {', '.join(unknown[:5])}")
-    columns = []
-    for j, name in enumerate(names):
-        values = [(r.get(name) if isinstance(r, dict) else r[j] if j < len(r) else None) for r in rows]
-        columns.append(_column(name, [v for v in values if v is not None], form, given.get(name, {})))
-    task, labels = _answers([e.get("prediction") or {} for e in events])
-    return Schema(tuple(columns), form, named, task, labels)
-
-
-class _Declared(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
-    name: str
-    kind: str | None = None
-    lower: float | None = None
-    upper: float | None = None
-    grain: Annotated[float, msgspec.Meta(ge=0)] | None = None
-    categories: list[str] | None = None
-
-
-class _SchemaFile(msgspec.Struct, forbid_unknown_fields=True):
-    columns: list[_Declared] = []
-
-
-def _columns_of(declared: object) -> dict[str, dict[str, Any]]:
-    """What a schema file says, by column. Raises Refused in one line."""
-    if declared is None:
-        return {}
-    try:
-        file = msgspec.convert(declared, _SchemaFile)
-    except msgspec.ValidationError as error:
-        raise Refused(f"schema: {error}") from error
-    return {c.name: {k: v for k, v in msgspec.structs.asdict(c).items() if v is not None} for c in file.columns}
-
-
-def _column(name: str, values: Sequence[Any], form: str, given: dict[str, Any]) -> Column:
-    kind = given.get("kind") or ("embedding" if form == "embedding" else "categorical" if _words(values) else "numeric")
-    if kind not in ("numeric", "categorical", "embedding"):
-        raise Refused(f"column {name}: unknown kind {kind!r}")
-    if kind == "categorical":
-        categories = tuple(given.get("categories") or sorted({_name(v) for v in values}))
-        return Column(name, kind, 0.0, float(len(categories) - 1), 1.0, categories)
-    numbers = np.array([v for v in values if isinstance(v, int | float) and not isinstance(v, bool)], np.float64)
-    if not len(numbers) or not np.isfinite(numbers).all():
-        raise Refused(f"column {name}: no finite numbers in the reference")
-    lower, upper = float(given.get("lower", numbers.min())), float(given.get("upper", numbers.max()))
-    if lower > upper:
-        raise Refused(f"column {name}: lower bound {lower:g} above upper bound {upper:g}")
-    return Column(
-        name=name,
-        kind=kind,
-        lower=lower,
-        upper=upper,
-        grain=float(given.get("grain", infer_grain(numbers))),
-    )
-
-
-def _words(values: Sequence[Any]) -> bool:
-    return any(isinstance(v, str) for v in values)
-
-
-def _name(value: Any) -> str:
-    return value if isinstance(value, str) else str(int(value)) if value == int(value) else repr(value)
-
-
-def _answers(predictions: Sequence[dict[str, Any]]) -> tuple[str, tuple[str, ...]]:
-    """Task and class names, in the order of the probabilities where there are some."""
-    scores = [p.get("probabilities") or p.get("logits") for p in predictions]
-    width = max((len(s) for s in scores if s), default=0)
-    labels = [p.get("label") for p in predictions]
-    named = {str(label) for label in labels if label is not None}
-    if not width and not named:
-        return "regression", ()
-    if not width:
-        return "classification", tuple(sorted(named))
-    votes: list[Counter[str]] = [Counter() for _ in range(width)]
-    for label, s in zip(labels, scores, strict=True):
-        if label is not None and s:
-            votes[max(range(width), key=s.__getitem__)][str(label)] += 1
-    return "classification", tuple(v.most_common(1)[0][0] if v else str(k) for k, v in enumerate(votes))
 
 
 def fit(
     model_id: str,
-    reference: Iterable[bytes] | None,
+    reference: Iterable[bytes | Line] | None,
     traffic: QueryLog | None,
     *,
     declared: dict[str, Any] | None = None,
@@ -189,7 +99,7 @@ def fit(
     """
     said: list[str] = []
     rng = np.random.default_rng(seed)
-    lines = list(_read(traffic)) if traffic is not None else []
+    lines = list(lines_of(traffic)) if traffic is not None else []
     if reference is None:
         if traffic is None:
             raise WrongUse("give --reference, --traffic, or both")
@@ -200,18 +110,26 @@ def fit(
     else:
         progress("reading the reference")
         raw = read_reference(reference, model_id)
-    _tell(said, "reference", raw.refused)
-    schema = infer_schema(raw, declared)
-    batch, refused = reference_batch(raw, schema)
-    _tell(said, "reference", refused)
+    if raw.elsewhere:
+        said.append(f"reference: {raw.elsewhere:,} lines of other models left out")
+    understood = understand(raw, declared)
+    schema = understood.schema
+    batch, left_out = reference_batch(raw, schema)
+    if reference is not None:  # else they are the traffic's
+        left_out.add(dataclasses.replace(raw.refused, lines=raw.refused.total))
+    refused, misfits = {"the reference": left_out}, Misfits()
+    _tell(said, "reference", left_out)
     if not len(batch):
-        raise Refused(f"no row of the reference can be used{_reasons(refused)}")
+        raise Refused(f"no row of the reference can be used ({left_out.words()}; {left_out.first()})")
     if traffic is not None:
         progress("reading the traffic")
-        honest, refused = _decode(lines, model_id, schema)
-        _tell(said, "traffic", refused)
+        honest, refused["the traffic"] = _decode(lines, model_id, schema)
+        _tell(said, "traffic", refused["the traffic"])
         if honest is None:
-            raise Refused(f"the traffic holds no usable query of model {model_id}")
+            why = refused["the traffic"]
+            told = f" ({why.words()}; {why.first()})" if why.total else ""
+            raise Refused(f"the traffic holds no usable query of model {model_id}{told}")
+        misfits.add(honest, schema)
         honest = _presumed_honest(honest, excluded, said)
     else:
         progress("simulating honest clients from the reference")
@@ -226,14 +144,14 @@ def fit(
         raise Refused(str(error)) from error
     if exposure:
         progress("rehearsing thefts, to learn what a copy would be worth")
-        estimator = rehearse(baseline.map, batch, honest, rng)
+        estimator = rehearse(baseline.map, filled(batch, rng), filled(honest, rng), rng)
         if estimator is None:
             said.append("no estimate of what could be copied: it needs a classifier and 100 distinct answered rows")
         baseline = dataclasses.replace(baseline, estimator=estimator)
     review: tuple[Outlier, ...] = ()
     if traffic is not None:
         review = outliers(lives.clients, lives.masses, lives.left_out)
-    return Fitted(baseline, [*said, *baseline.notes], review)
+    return Fitted(baseline, [*said, *baseline.notes], understood, refused, misfits, review)
 
 
 def _presumed_honest(traffic: QueryBatch, excluded: frozenset[str], said: list[str]) -> QueryBatch:
@@ -265,15 +183,37 @@ def rehearsal(reference: QueryBatch, schema: Schema, seed: int) -> Rehearsed:
     return Rehearsed(queries, tuple(k if k in STAND_INS else "" for k in kinds))
 
 
+def filled(batch: QueryBatch, rng: np.random.Generator) -> QueryBatch:
+    """The batch with a value of the same column drawn for each that is missing or out of range; itself when there is none.
+
+    What thieves and honest clients of a rehearsal send are numbers; who has none to send comes back in `_played`.
+    """
+    gone = ~np.isfinite(batch.inputs)
+    if not gone.any():
+        return batch
+    inputs = batch.inputs.copy()
+    for j in np.flatnonzero(gone.any(0)):
+        known = inputs[~gone[:, j], j]
+        inputs[gone[:, j], j] = rng.choice(known, int(gone[:, j].sum())) if len(known) else 0.0
+    return dataclasses.replace(batch, inputs=inputs)
+
+
 def _embedded(reference: QueryBatch, schema: Schema) -> bool:
     """Whether inputs are embeddings: logged as such, or many numbers whose rows all have one length, as no table has."""
-    lengths = np.linalg.norm(reference.inputs, axis=1)
+    lengths = np.linalg.norm(reference.inputs[np.isfinite(reference.inputs).all(1)], axis=1)
+    if not len(lengths):
+        return schema.input_form == "embedding"
     alike = float(np.ptp(lengths)) <= ONE_LENGTH * float(lengths.mean())
     return schema.input_form == "embedding" or (schema.width >= MANY_COLUMNS and alike)
 
 
 def _played(reference: QueryBatch, schema: Schema, kinds: Sequence[str], rng: np.random.Generator) -> QueryBatch:
-    """A simulated honest client for each kind, drawn from the reference and answered as the nearest reference row was."""
+    """A simulated honest client for each kind, drawn from the reference and answered as the nearest reference row was.
+
+    It lacks the values that the nearest row lacks.
+    """
+    gone, marks = ~np.isfinite(reference.inputs), reference
+    reference = filled(reference, rng)
     coded = np.array([c.kind == "categorical" for c in schema.columns])
     domain = Domain.of(reference.inputs, coded if coded.any() else None)
     classes = np.maximum(reference.labels, 0).astype(np.int64)
@@ -287,63 +227,59 @@ def _played(reference: QueryBatch, schema: Schema, kinds: Sequence[str], rng: np
     for part in np.array_split(np.arange(len(inputs)), max(1, len(inputs) // 512)):
         query = inputs[part] / scale
         nearest[part] = np.argmin((table**2).sum(1) - 2 * query @ table.T, 1)
+    lacking = gone[nearest]
+    if lacking.any():
+        inputs = np.where(lacking, marks.inputs[nearest], inputs)
     return QueryBatch(
         log.clients, log.who, inputs, reference.labels[nearest], reference.probabilities[nearest], reference.values[nearest],
         (log.times_s * 1000).astype(np.int64), np.ones(len(inputs), np.float32), np.arange(len(inputs)),
+        marks.misfit[nearest], marks.salt[nearest],
     )  # fmt: skip
 
 
-def _read(traffic: QueryLog) -> Iterable[bytes]:
-    while True:
-        poll = traffic.poll(1.0, 5000)
-        for cell in poll.assigned:
-            traffic.seek(cell, None)
-        for records in poll.batches:
-            yield from records.values
-        # nothing for the moment is the end of a file, but not of a pipe
-        if not poll.batches and not poll.assigned and all(traffic.position(c) >= e for c, e in traffic.ends().items()):
-            return
-
-
-def _derived(lines: Sequence[bytes], model_id: str, excluded: frozenset[str]) -> RawReference:
+def _derived(lines: Sequence[Line], model_id: str, excluded: frozenset[str]) -> RawReference:
     """A reference out of traffic: distinct inputs, every client capped, so that nobody shapes it alone."""
     raw = read_reference(lines, model_id)
     seen: set[str] = set()
     count: Counter[str] = Counter()
     kept = []
-    for event in raw.events:
+    for i, event in enumerate(raw.events):
         client = str(event.get("client_id"))
         if client in excluded:
             continue
-        text = json.dumps(event.get("features") or event.get("embedding"))
-        if text in seen or count[client] >= CAP_A_CLIENT or (event.get("status") or 200) not in range(200, 300):
+        given = input_of(event)
+        text = json.dumps(given.values if given is not None else None)
+        answered = event.get("status") is None or event["status"] in range(200, 300)
+        if text in seen or count[client] >= CAP_A_CLIENT or not answered:
             continue
         seen.add(text)
         count[client] += 1
-        kept.append(event)
-    return RawReference(kept, raw.refused)
+        kept.append(i)
+    return RawReference([raw.events[i] for i in kept], raw.refused, [raw.place(i) for i in kept], raw.elsewhere)
 
 
-def _decode(lines: Sequence[bytes], model_id: str, schema: Schema) -> tuple[QueryBatch | None, Counter[str]]:
+def _decode(lines: Sequence[Line], model_id: str, schema: Schema) -> tuple[QueryBatch | None, RefusedLines]:
     native = NativeFormat({model_id: InputReader(schema)}, admit_unknown=True)
     batches: list[QueryBatch] = []
-    refused = Counter[str]()
+    refused = RefusedLines()
     for start in range(0, len(lines), 5000):
-        part = list(lines[start : start + 5000])
-        decoded = native.decode(Records("traffic", part, np.arange(start, start + len(part)), start + len(part)))
-        refused.update(letter.reason for letter in decoded.dead)
+        part = lines[start : start + 5000]
+        offsets = np.arange(start, start + len(part))
+        records = Records(
+            "traffic", [one.value for one in part], offsets, start + len(part), [one.place for one in part]
+        )
+        decoded = native.decode(records)
+        refused.lines += len(part) - decoded.counters["unmodelled"]
+        for letter in decoded.dead:
+            refused.refuse(letter.reason, letter.place, letter.detail, letter.head.decode())
         # a query without a time says nothing about a life
         batches += [b.take(np.flatnonzero(b.time_ms != UNKNOWN_TIME)) for b in decoded.batches.values()]
     return (stack(batches) if batches else None), refused
 
 
-def _tell(said: list[str], what: str, refused: Counter[str]) -> None:
-    if refused:
-        said.append(f"{what}: {sum(refused.values()):,} refused{_reasons(refused)}")
-
-
-def _reasons(refused: Counter[str]) -> str:
-    return f" ({', '.join(f'{k} {v:,}' for k, v in refused.most_common())})" if refused else ""
+def _tell(said: list[str], what: str, refused: RefusedLines) -> None:
+    if refused.total:
+        said.append(f"{what}: {refused.total:,} refused ({refused.words()}; {refused.first()})")
 
 
 def read_personas(path: Path) -> dict[str, str]:

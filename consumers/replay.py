@@ -22,6 +22,8 @@ from consumers.decisions.findings import StoredDecision, is_campaign, stored_ale
 from consumers.errors import Refused
 from consumers.log.files import FileLog
 from consumers.log.formats import Decoded
+from consumers.misfits import Misfits
+from consumers.refused_lines import HOPELESS, RefusedLines
 from consumers.store import Checkpoint, DeadLetter, Store
 from consumers.views.report import AlertRow, ClientRow, Coverage, Evidence, Report
 from detector.baseline import Baseline
@@ -52,6 +54,8 @@ class Replayed:
     scores    one row a client, as stored
     alerts    first alerts, in event-time order
     dead      the first refused records; reasons: how many by reason code
+    refusals  what this run refused, with an example
+    misfits   model → queries of this run that do not fit its schema
     resumed   offset at which an earlier replay of the same log had stopped, None for a fresh one
     """
 
@@ -61,6 +65,13 @@ class Replayed:
     reasons: Counter[str] = field(default_factory=Counter)
     dead: list[DeadLetter] = field(default_factory=list)
     resumed: int | None = None
+    refusals: RefusedLines = field(default_factory=RefusedLines)
+    misfits: Mapping[str, Misfits] = field(default_factory=dict)
+
+    @property
+    def hopeless(self) -> bool:
+        """Most of the log was refused, in this run and in those that it resumed."""
+        return self.counters["dead"] > HOPELESS * self.counters["produced"]
 
 
 def replay(
@@ -75,11 +86,18 @@ def replay(
     """Read the log to its end, assess every client. Raises Refused for a log that can't be read to its end."""
     reasons: Counter[str] = Counter()
     first: list[DeadLetter] = []
+    refusals = RefusedLines()
+    misfits: dict[str, Misfits] = {}
     flagged: set[tuple[str, ...]] = set()
 
     def committed(checkpoint: Checkpoint, decoded: Decoded) -> None:
         reasons.update(letter.reason for letter in decoded.dead)
         first.extend(decoded.dead[: DEAD_LETTERS_SHOWN - len(first)])
+        refusals.lines += decoded.counters["produced"]
+        for letter in decoded.dead:
+            refusals.refuse(letter.reason, letter.place, letter.detail, letter.head.decode("utf-8", "replace"))
+        for model, batch in decoded.batches.items():
+            misfits.setdefault(model, Misfits()).add(batch, detecting.baselines[model].map.schema)
 
     def decided(outcome: Any) -> None:
         for key, row in outcome.rows.items():
@@ -130,7 +148,7 @@ def replay(
     alerts.sort(key=lambda a: (a["time"], a["alert_id"]))
     if damage is not None:
         raise damage
-    return Replayed(scores, alerts, counters, reasons, first, resumed)
+    return Replayed(scores, alerts, counters, reasons, first, resumed, refusals, misfits)
 
 
 def _counters(runner: ingest.Runner) -> Counter[str]:

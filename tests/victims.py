@@ -17,8 +17,8 @@ import numpy as np
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # boosting on few rows: threads only cost, most of all on shared cores
 
-from consumers import fit
 from consumers.log.references import RawReference, read_reference, reference_batch
+from consumers.schemas import infer_schema
 from consumers.simulate import Columns, truth_of, write_log, write_reference
 from detector.baseline import Baseline
 from detector.domain import Domain, Rows, Scene, strangers
@@ -137,7 +137,7 @@ def _fitted(width: int, clients: int) -> Baseline:
     honest = interleave(streams(clients, seed=101, kinds=CALM, start_s=START_S - 30 * DAY_S))
     answers = predict(honest.inputs)
     raw: RawReference = read_reference(_reference_lines(width), MODEL)
-    schema = fit.infer_schema(raw)
+    schema = infer_schema(raw)
     reference, _ = reference_batch(raw, schema)
     traffic = QueryBatch(
         honest.clients, honest.who, np.ascontiguousarray(honest.inputs[:, :width]), answers.argmax(axis=1).astype(np.int32),

@@ -668,20 +668,20 @@ def test_a_reference_counts_what_it_refuses_and_keeps_the_rest() -> None:
         b'{"features": [1, 2], "prediction": {"label": "no"}}',
     ]
     found = read_reference(lines, "plain")
-    assert found.refused == {"unknown_model": 1, "too_deep": 1, "not_json": 1}
+    assert (found.refused.reasons, found.elsewhere) == ({"too_deep": 1, "not_json": 1}, 1)
     batch, refused = reference_batch(found, PLAIN)
     np.testing.assert_array_equal(batch.inputs, [[1, 2, 3], [4, 5, 6], [math.nan, 5, 6]])
     assert batch.labels.tolist() == [1, 0, 1]
     assert batch.misfit.tolist() == [0, 0, Misfit.MISSING]
-    assert refused == {"wrong_dimension": 1, "missing_prediction": 1}
+    assert refused.reasons == {"wrong_dimension": 1, "missing_prediction": 1}
 
 
 def test_a_reference_of_wrong_lines_only_is_an_empty_batch() -> None:
     found = read_reference([b'{"text": "hello"}', b'{"features": 1}', b"[1]"], "plain")
-    assert found.refused == {"wrong_type": 1, "not_json": 1}
+    assert found.refused.reasons == {"wrong_type": 1, "not_json": 1}
     batch, refused = reference_batch(found, PLAIN)
     assert len(batch) == 0
-    assert refused == {"unsupported_input": 1}
+    assert refused.reasons == {"unsupported_input": 1}
 
 
 def test_one_row_or_one_answer_in_a_list_is_that_row_and_that_answer() -> None:

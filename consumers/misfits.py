@@ -1,0 +1,88 @@
+"""Queries that count and do not fit the schema: how many, in which columns, and whether that was to be expected.
+
+A column that was renamed, or a log of another version of the model, refuses nothing: every query counts, and lacks a value. So `fit` and
+`replay` say what they met. Some misfits are expected: the reference lacks values too.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from consumers.refused_lines import LOUD, SHOWN
+from detector.features import Schema
+from detector.query import Misfit, QueryBatch
+
+QUERY_MISFITS: dict[Misfit, str] = {
+    Misfit.RETYPED: "a number is written as text, or a boolean stands among numbers",
+    Misfit.UNREADABLE: "the input cannot be read: another form or length, or a list where a value should be",
+    Misfit.ANSWER: "the answer is missing or has another shape",
+}
+"""Misfits of a whole query."""
+MISSING, UNSEEN, HUGE = "no value", "a category that the reference does not have", "a value over 1e12 in size"
+"""Misfits of one column."""
+_OF_COLUMNS = Misfit.MISSING | Misfit.OTHER | Misfit.OUT_OF_RANGE
+
+
+@dataclass(slots=True)
+class Misfits:
+    """Counts of what does not fit.
+
+    queries  queries that were looked at; marked: those that do not fit
+    counts   (what, column) → queries; the column is empty for what is about the whole query
+    """
+
+    queries: int = 0
+    marked: int = 0
+    counts: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+    def add(self, batch: QueryBatch, schema: Schema) -> None:
+        """Count the queries of a batch."""
+        self.queries += len(batch)
+        some = np.flatnonzero(batch.misfit)
+        if not len(some):
+            return
+        self.marked += len(some)
+        flags, inputs = batch.misfit[some], batch.inputs[some]
+        for flag, words in QUERY_MISFITS.items():
+            n = int(((flags & flag) != 0).sum())
+            if n:
+                self.counts[words, ""] += n
+        inputs = inputs[((flags & _OF_COLUMNS) != 0) & ((flags & Misfit.UNREADABLE) == 0)]
+        unseen = np.array([len(c.categories) if c.kind == "categorical" else np.inf for c in schema.columns])
+        found = {MISSING: np.isnan(inputs), UNSEEN: (inputs >= unseen) & np.isfinite(inputs), HUGE: np.isinf(inputs)}
+        for words, where in found.items():
+            for j in np.flatnonzero(where.any(0)).tolist():
+                self.counts[words, schema.columns[j].name] += int(where[:, j].sum())
+
+    def warning(self, what: str, expected: Mapping[str, float]) -> list[str]:
+        """Lines of the warning; none where hardly more queries do not fit than was to be expected.
+
+        what      what was read: "the traffic", "the log"
+        expected  column → share of rows that have no value in it
+        """
+        unusual = [
+            (words, column, n)
+            for (words, column), n in self.counts.most_common()
+            if n > self.queries * (LOUD + (expected.get(column, 0.0) if words == MISSING else 0.0))
+        ]
+        if not unusual:
+            return []
+        lines = [
+            f"WARNING: of {self.queries:,} queries of {what} {self.marked:,} do not fit the schema; they count all the same"
+        ]
+        for words, column, n in unusual[:SHOWN]:
+            where = f"column {column}: " if column else ""
+            usual = expected.get(column, 0.0) if words == MISSING else 0.0
+            lines.append(f"  {n:,} × {where}{words}{f' (in the reference {usual:.0%})' if column else ''}")
+        if len(unusual) > SHOWN:
+            lines.append(f"  and {len(unusual) - SHOWN} more")
+        return lines
+
+
+def expected_of(schema: Schema) -> dict[str, float]:
+    """Column → share of the reference's rows that have no value in it."""
+    return {c.name: c.missing for c in schema.columns}
