@@ -18,6 +18,7 @@ from consumers import cli, fit, ingest, recalibrate, replay
 from consumers import detect as detecting
 from consumers.errors import Refused
 from consumers.log.files import FileLog
+from consumers.log.references import lines_of
 from consumers.operators.entries import Verdict, packed
 from consumers.recalibrate import Presumption
 from consumers.secrets import Secrets
@@ -141,7 +142,8 @@ def test_the_nulls_are_those_of_a_fit_on_the_same_traffic(
     made = recalibrate.recalibrate(
         store, secrets, "default", old, Presumption(excluded=frozenset({thief}), flagged=True), DAYS
     ).baseline
-    batch, _ = fit._decode(files["log"].read_bytes().splitlines(), victims.MODEL, old.map.schema)
+    lines = list(lines_of(FileLog([str(files["log"])])))
+    batch, _ = fit._decode(lines, victims.MODEL, old.map.schema)
     assert batch is not None
     batch = batch.take(np.flatnonzero(np.array([c != thief for c in batch.clients])[batch.who]))
     fitted, _ = _calibrate(old.map, batch, [""] * len(batch.clients), True, tools=old.nulls.tools)
