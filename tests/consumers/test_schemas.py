@@ -13,11 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from consumers import fit
 from consumers.classes import Answers, infer_answers
 from consumers.errors import Refused
 from consumers.log.files import FileLog
 from consumers.log.references import RawReference, lines_of, read_reference, reference_batch
 from consumers.schemas import Described, Understood, infer_schema, understand
+from detector.baseline import Baseline
 from detector.features import Column
 
 MODEL = "loan"
@@ -267,3 +269,57 @@ def test_lines_that_are_no_object_are_left_out_with_their_place() -> None:
     assert (len(found.events), found.elsewhere) == (1, 1)
     assert (found.refused.reasons, found.refused.examples["not_json"].place) == ({"not_json": 2}, "line 2")
     assert "SECRET" not in str(found.refused)
+
+
+# ---------------------------------------------------------------------------------------- the same code as the log's
+
+
+def mixed(i: int, event: dict[str, Any]) -> None:
+    """Optional, boolean, nested and text columns, and one probability."""
+    features = event["features"]
+    features |= {"vip": i % 3 == 0, "home": {"m2": 20 + i % 50}, "debt": str(features["debt"])}
+    if i % 10 < 3:
+        features["ratio"] = None
+    event["prediction"]["probabilities"] = event["prediction"]["probabilities"][1:]
+
+
+def test_the_decoder_reads_what_was_understood() -> None:
+    events = rows(60, mixed)
+    reference = raw(events)
+    schema = infer_schema(reference)
+    batch, refused = reference_batch(reference, schema)
+    assert (len(batch), refused.total) == (60, 0)
+    by_name = dict(zip([c.name for c in schema.columns], batch.inputs.T, strict=True))
+    assert by_name["vip"].tolist() == [float(i % 3 == 0) for i in range(60)]
+    assert by_name["home.m2"].tolist() == [20.0 + i % 50 for i in range(60)]
+    assert by_name["debt"].tolist() == [float(e["features"]["debt"]) for e in events]
+    assert np.isnan(by_name["ratio"]).tolist() == [i % 10 < 3 for i in range(60)]
+    given = [e["prediction"]["probabilities"][0] for e in events]
+    np.testing.assert_allclose(batch.probabilities, np.column_stack([1 - np.array(given), given]), atol=1e-6)
+    assert batch.labels.tolist() == [int(p >= 0.5) for p in given]
+
+
+def test_a_fit_takes_optional_boolean_and_nested_columns_and_one_probability(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fit, "SIMULATED_CLIENTS", 60)
+    fitted = fit.fit(MODEL, [json.dumps(e).encode() for e in rows(300, mixed)], None, exposure=False)
+    schema = fitted.baseline.map.schema
+    assert [(c.name, c.kind, round(c.missing, 3)) for c in schema.columns] == [
+        ("age", "numeric", 0), ("debt", "numeric", 0), ("country", "categorical", 0), ("ratio", "numeric", 0.3),
+        ("vip", "boolean", 0), ("home.m2", "numeric", 0),
+    ]  # fmt: skip
+    again = Baseline.from_bytes(fitted.baseline.to_bytes())
+    assert again.map.schema == schema
+
+
+def test_simulated_clients_lack_what_the_reference_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fit, "SIMULATED_CLIENTS", 60)
+    reference = raw(rows(300, mixed))
+    schema = infer_schema(reference)
+    batch, _ = reference_batch(reference, schema)
+    played = fit.simulated(batch, schema, np.random.default_rng(0))
+    whole = fit.filled(batch, np.random.default_rng(0)).inputs  # what a rehearsal of thefts computes with
+    assert np.isfinite(whole).all()
+    assert set(whole[:, 3]) <= set(batch.inputs[:, 3])
+    gone = np.isnan(played.inputs).mean(0)
+    assert 0.2 < gone[3] < 0.4
+    assert gone[[0, 1, 2, 4, 5]].max() == 0
