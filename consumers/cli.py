@@ -158,7 +158,7 @@ def fit(
     recalibration.print_review(fitted.review)
     for what, refused in fitted.refused.items():
         print_refused(refused, what)
-    print_misfits(fitted.misfits, "the traffic", baseline.map.schema)
+    print_misfits(fitted.misfits, "the traffic", fitted.expected)
     terminal.out.print(
         f"{out_path}: baseline for {model_id}, map {baseline.map_id}, nulls {baseline.nulls_version}", soft_wrap=True
     )
@@ -192,6 +192,7 @@ def replay(
     from consumers.commands.understood import nothing_counted, print_misfits, print_refused
     from consumers.fit import load_baselines
     from consumers.log.files import FileLog
+    from consumers.misfits import learned
     from consumers.store.embedded import EmbeddedStore
     from consumers.views.report import write_report
 
@@ -235,7 +236,7 @@ def replay(
     terminal.print_counters(result.counters, result.reasons, [(d.place, d.reason, d.detail) for d in result.dead])
     print_refused(result.refusals, "the log")
     for model, misfits in result.misfits.items():
-        print_misfits(misfits, f"model {model}", baselines[model].map.schema)
+        print_misfits(misfits, f"model {model}", learned(baselines[model].map))
     if result.hopeless:
         raise typer.Exit(1)
 

@@ -22,7 +22,7 @@ from consumers.errors import Refused, WrongUse
 from consumers.log import QueryLog, Records
 from consumers.log.formats import InputReader, NativeFormat
 from consumers.log.references import Line, RawReference, input_of, lines_of, read_reference, reference_batch, stack
-from consumers.misfits import Misfits
+from consumers.misfits import Misfits, Shares
 from consumers.refused_lines import RefusedLines
 from consumers.schemas import Understood, understand
 from detector.baseline import Baseline, Rehearsed
@@ -63,7 +63,7 @@ class Fitted:
 
     understood  the schema, column by column
     refused     "the reference", "the traffic" → lines that were left out
-    misfits     queries of the traffic that do not fit the schema
+    misfits     queries of the traffic that do not fit the schema; expected: shares of the reference's rows that do not
     review      clients that its owner should look at
     """
 
@@ -72,6 +72,7 @@ class Fitted:
     understood: Understood
     refused: Mapping[str, RefusedLines]
     misfits: Misfits
+    expected: Shares
     review: tuple[Outlier, ...] = ()
 
 
@@ -117,7 +118,8 @@ def fit(
     batch, left_out = reference_batch(raw, schema)
     if reference is not None:  # else they are the traffic's
         left_out.add(dataclasses.replace(raw.refused, lines=raw.refused.total))
-    refused, misfits = {"the reference": left_out}, Misfits()
+    refused, misfits, usual = {"the reference": left_out}, Misfits(), Misfits()
+    usual.add(batch, schema)
     _tell(said, "reference", left_out)
     if not len(batch):
         raise Refused(f"no row of the reference can be used ({left_out.words()}; {left_out.first()})")
@@ -151,7 +153,7 @@ def fit(
     review: tuple[Outlier, ...] = ()
     if traffic is not None:
         review = outliers(lives.clients, lives.masses, lives.left_out)
-    return Fitted(baseline, [*said, *baseline.notes], understood, refused, misfits, review)
+    return Fitted(baseline, [*said, *baseline.notes], understood, refused, misfits, usual.shares(), review)
 
 
 def _presumed_honest(traffic: QueryBatch, excluded: frozenset[str], said: list[str]) -> QueryBatch:

@@ -1,7 +1,7 @@
 """Queries that count and do not fit the schema: how many, in which columns, and whether that was to be expected.
 
 A column that was renamed, or a log of another version of the model, refuses nothing: every query counts, and lacks a value. So `fit` and
-`replay` say what they met. Some misfits are expected: the reference lacks values too.
+`replay` say what they met. Some misfits are expected: the reference, or the honest traffic that a baseline learned from, has them too.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from consumers.refused_lines import LOUD, SHOWN
-from detector.features import Schema
+from detector.features import FeatureMap, Schema
+from detector.misfit import KINDS
 from detector.query import Misfit, QueryBatch
 
 QUERY_MISFITS: dict[Misfit, str] = {
@@ -25,6 +26,10 @@ QUERY_MISFITS: dict[Misfit, str] = {
 MISSING, UNSEEN, HUGE = "no value", "a category that the reference does not have", "a value over 1e12 in size"
 """Misfits of one column."""
 _OF_COLUMNS = Misfit.MISSING | Misfit.OTHER | Misfit.OUT_OF_RANGE
+
+
+Shares = Mapping[tuple[str, str], float]
+"""(what, column) → share of queries."""
 
 
 @dataclass(slots=True)
@@ -58,31 +63,37 @@ class Misfits:
             for j in np.flatnonzero(where.any(0)).tolist():
                 self.counts[words, schema.columns[j].name] += int(where[:, j].sum())
 
-    def warning(self, what: str, expected: Mapping[str, float]) -> list[str]:
+    def shares(self) -> Shares:
+        """Which share of the queries has each misfit."""
+        return {key: n / self.queries for key, n in self.counts.items()} if self.queries else {}
+
+    def warning(self, what: str, expected: Shares) -> list[str]:
         """Lines of the warning; none where hardly more queries do not fit than was to be expected.
 
         what      what was read: "the traffic", "the log"
-        expected  column → share of rows that have no value in it
+        expected  shares of honest queries
         """
         unusual = [
-            (words, column, n)
-            for (words, column), n in self.counts.most_common()
-            if n > self.queries * (LOUD + (expected.get(column, 0.0) if words == MISSING else 0.0))
+            (key, n) for key, n in self.counts.most_common() if n > self.queries * (LOUD + expected.get(key, 0.0))
         ]
         if not unusual:
             return []
         lines = [
             f"WARNING: of {self.queries:,} queries of {what} {self.marked:,} do not fit the schema; they count all the same"
         ]
-        for words, column, n in unusual[:SHOWN]:
+        for (words, column), n in unusual[:SHOWN]:
             where = f"column {column}: " if column else ""
-            usual = expected.get(column, 0.0) if words == MISSING else 0.0
-            lines.append(f"  {n:,} × {where}{words}{f' (in the reference {usual:.0%})' if column else ''}")
+            lines.append(f"  {n:,} × {where}{words} (expected of {expected.get((words, column), 0.0):.0%})")
         if len(unusual) > SHOWN:
             lines.append(f"  and {len(unusual) - SHOWN} more")
         return lines
 
 
-def expected_of(schema: Schema) -> dict[str, float]:
-    """Column → share of the reference's rows that have no value in it."""
-    return {c.name: c.missing for c in schema.columns}
+def learned(feature_map: FeatureMap) -> Shares:
+    """Shares of the honest queries that a map learned from."""
+    shares: dict[tuple[str, str], float] = {}
+    for words, bits in zip((MISSING, UNSEEN, HUGE), feature_map.misfit_bits, strict=True):
+        shares |= {(words, c.name): float(2.0**-b) for c, b in zip(feature_map.schema.columns, bits, strict=True)}
+    for flag, b in zip(KINDS, feature_map.misfit_kinds, strict=True):
+        shares[QUERY_MISFITS[flag], ""] = float(2.0**-b)
+    return shares

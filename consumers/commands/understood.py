@@ -15,10 +15,9 @@ from rich.text import Text
 
 from consumers import terminal
 from consumers.log.formats import REASONS
-from consumers.misfits import Misfits, expected_of
+from consumers.misfits import Misfits, Shares
 from consumers.refused_lines import RefusedLines
 from consumers.schemas import Described, Understood
-from detector.features import Schema
 
 MOST_COLUMNS = 40
 """A table of more columns is summed up."""
@@ -55,9 +54,9 @@ def print_refused(refused: RefusedLines, what: str) -> None:
     _warn(refused.warning(what, REASONS))
 
 
-def print_misfits(misfits: Misfits, what: str, schema: Schema) -> None:
-    """Print a warning when many queries do not fit the schema."""
-    _warn(misfits.warning(what, expected_of(schema)))
+def print_misfits(misfits: Misfits, what: str, expected: Shares) -> None:
+    """Print a warning when more queries do not fit the schema than was to be expected."""
+    _warn(misfits.warning(what, expected))
 
 
 def _warn(lines: Sequence[str]) -> None:

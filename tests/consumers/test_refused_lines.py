@@ -18,7 +18,7 @@ from rich.console import Console
 from consumers import cli, fit, terminal
 from consumers.commands.understood import print_understood
 from consumers.log.references import read_reference
-from consumers.misfits import Misfits, expected_of
+from consumers.misfits import MISSING, Misfits
 from consumers.refused_lines import RefusedLines
 from consumers.schemas import understand
 from detector.features import Column, Schema
@@ -178,7 +178,7 @@ def test_the_warning_names_reason_and_column_and_hides_the_rest() -> None:
 
 def test_queries_that_lack_more_than_the_reference_are_warned_of_by_column() -> None:
     schema = Schema(
-        (Column("age", "numeric", 0, 9, 1, missing=0.3), Column("home", "categorical", 0, 1, 1, ("AT", "CH"))),
+        (Column("age", "numeric", 0, 9, 1), Column("home", "categorical", 0, 1, 1, ("AT", "CH"))),
         "features", True, "classification", ("no", "yes"),
     )  # fmt: skip
     inputs = np.array([[1.0, 0.0]] * 100)
@@ -187,19 +187,21 @@ def test_queries_that_lack_more_than_the_reference_are_warned_of_by_column() -> 
     batch = dataclasses.replace(batch_of(inputs), misfit=flags)
     misfits = Misfits()
     misfits.add(batch, schema)
-    assert misfits.warning("the log", expected_of(schema)) == []
+    usual = misfits.shares()
+    assert usual == {(MISSING, "age"): 0.3}
+    assert misfits.warning("the log", usual) == []
     inputs[60:70, 1], flags[60:70] = 2, Misfit.OTHER
     inputs[70:80, 0], flags[70:80] = np.inf, Misfit.OUT_OF_RANGE
     inputs[80:90], flags[80:90] = np.nan, Misfit.UNREADABLE
     flags[90:93] = Misfit.ANSWER
     misfits = Misfits()
     misfits.add(batch, schema)
-    assert misfits.warning("the log", expected_of(schema)) == [
+    assert misfits.warning("the log", usual) == [
         "WARNING: of 100 queries of the log 63 do not fit the schema; they count all the same",
-        "  10 × the input cannot be read: another form or length, or a list where a value should be",
-        "  10 × column home: a category that the reference does not have (in the reference 0%)",
-        "  10 × column age: a value over 1e12 in size (in the reference 0%)",
+        "  10 × the input cannot be read: another form or length, or a list where a value should be (expected of 0%)",
+        "  10 × column home: a category that the reference does not have (expected of 0%)",
+        "  10 × column age: a value over 1e12 in size (expected of 0%)",
     ]
     inputs[:50, 0], flags[:50] = np.nan, Misfit.MISSING
     misfits.add(batch, schema)
-    assert "  80 × column age: no value (in the reference 30%)" in misfits.warning("the log", expected_of(schema))
+    assert "  80 × column age: no value (expected of 30%)" in misfits.warning("the log", usual)
