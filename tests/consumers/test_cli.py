@@ -459,8 +459,9 @@ def test_fit_on_traffic_alone_derives_a_reference_and_says_so(files: Path, tmp_p
     assert done.returncode == 0, done.stderr.decode()
     said = done.stderr.decode()
     assert "no reference given: derived from the traffic" in said
-    assert "traffic: 2 refused" in said
-    assert "calibrated on 40 real clients" in said
+    assert "traffic: 1 refused (not_json 1; first traffic.jsonl:" in said
+    assert "reference: 1 refused (wrong_dimension 1;" in said  # it counts for its client all the same
+    assert "calibrated on 41 real clients" in said
 
 
 def test_simulate_writes_a_log_that_replay_reads(files: Path, tmp_path: Path) -> None:
