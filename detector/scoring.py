@@ -9,17 +9,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from detector.baseline import Baseline
 from detector.fold import TRAIL_FIRST, TRAIL_GROWTH, TRAIL_LEVELS
 from detector.profile import Profile
-from detector.signals import FREE, FUSED, MISFIT, SIGNALS, fuse, measure
+from detector.signals import FREE, FUSED, MISFIT, SIGNALS, Statistics, fuse, measure
 
 SHOWN = 0.5
-"""Signals with a p-value up to this are listed as evidence."""
+"""A client's family is named up to this lifetime p-value."""
+
+PAIRS = ("stepped", "flipped", "collinear")
+"""Measures of one query against an earlier one."""
+SPECIFIC = (*PAIRS, "novelty", "part", "residual", "margin", "mix", "step", "jitter", "lattice")
+"""Measures, the most specific claim first. A later one is often only a consequence of an earlier one: noise, far from everything, also
+looks like blends of real inputs to the trees that learned to tell blends."""
+PAIRS_BAND, COVERED = 1 / 3, 0.5
+"""How near to the strongest signal a more specific one must come to be named first: `leading`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +69,7 @@ class Assessment:
 
     @property
     def strongest(self) -> str:
-        """The signal that is named first, "" where none says anything."""
+        """The signal that is named first, "" where there is none."""
         return self.evidence[0].signal if self.evidence else ""
 
 
@@ -106,6 +116,9 @@ def assess(
     evidence = []
     listed = [i for i in range(len(SIGNALS)) if (in_order or FREE[i]) and statistics.value[i] > 0]
     listed.sort(key=lambda i: (-statistics.value[i] / scale[i], SIGNALS[i].name))
+    strongest = [i for i in listed if use[i]]
+    lead = leading(strongest, statistics, scale)
+    listed.sort(key=lambda i: i != lead)
     for i in listed:
         p = baseline.tails[i].p(float(statistics.value[i]))
         base, count = max(1, round(float(statistics.base[i]))), round(float(statistics.count[i]))
@@ -115,7 +128,6 @@ def assess(
         if misfits_held and MISFIT[i]:
             text += "; held back, because many clients began to send the same and an operator has not ruled yet"
         evidence.append(Evidence(SIGNALS[i].name, float(statistics.value[i]), p, text))
-    strongest = [i for i in listed if use[i]]
     return Assessment(
         queries=profile.queries,
         distinct=profile.distinct,
@@ -127,10 +139,39 @@ def assess(
         in_order=in_order,
         fused=fused,
         odd=float(statistics.count[strongest[0]]) if strongest else 0.0,
-        family=SIGNALS[strongest[0]].family if strongest and p_value <= SHOWN else "unknown",
+        family=SIGNALS[lead].family if lead is not None and p_value <= SHOWN else "unknown",
         evidence=tuple(evidence),
         held=misfits_held,
     )
+
+
+def leading(strongest: Sequence[int], statistics: Statistics, scale: NDArray[np.float64]) -> int | None:
+    """The signal that says most tellingly what the client does; None where there is none.
+
+    strongest  fused signals of the client, the largest in honest units first
+
+    The largest leads, unless a more specific claim (`SPECIFIC`) beyond honest lives (one unit) explains the same queries: a measure of
+    single queries must count at least `COVERED` of the share that the largest counts. Pairs cover little, since only a short memory is
+    searched for the earlier query, and honest clients hardly ever make them: they must be at least `PAIRS_BAND` as large.
+    """
+    if not strongest:
+        return None
+    units, share = statistics.value / scale, statistics.count / np.maximum(statistics.base, 1.0)
+    first = strongest[0]
+
+    def explains(i: int) -> bool:
+        near = units[i] >= PAIRS_BAND * units[first] if _measure(i) in PAIRS else share[i] >= COVERED * share[first]
+        return i == first or bool(units[i] >= 1.0 and near)
+
+    def place(i: int) -> int:
+        measure = _measure(i)
+        return SPECIFIC.index(measure) if measure in SPECIFIC[len(PAIRS) :] else 0 if measure in PAIRS else len(SPECIFIC)
+
+    return min((i for i in strongest if explains(i)), key=place)
+
+
+def _measure(signal: int) -> str:
+    return SIGNALS[signal].name.partition("_")[0]
 
 
 def reached(profile: Profile, baseline: Baseline, budget: float, persona: str = "") -> tuple[int, int] | None:

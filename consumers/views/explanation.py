@@ -85,7 +85,7 @@ def standings(one: ClientDetail, baseline: Baseline | None) -> list[Standing]:
         high = lives[min(len(lives) - 1, math.ceil(0.99 * len(lives)))]
         usual, most = lives[len(lives) // 2], lives[-1]
         found.append(Standing(e.signal, e.statistic, e.p_value, e.text, e.statistic / scale, usual, high, most))
-    return found
+    return sorted(found, key=lambda s: -s.value)
 
 
 def sentence(one: ClientDetail) -> str:

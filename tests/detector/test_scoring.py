@@ -171,7 +171,7 @@ def test_evidence_is_sorted_counted_and_readable(name: str) -> None:
     a = assess(fold(name, life(name, 600, np.random.default_rng(71))), baseline)
     assert len(a.evidence) >= 3
     units = [e.statistic / baseline.nulls.scale[NAMES.index(e.signal)] for e in a.evidence]
-    assert units == sorted(units, reverse=True)
+    assert units[1:] == sorted(units[1:], reverse=True)  # after the most telling one, by size
     for e in a.evidence:
         assert 0 < e.p_value <= 1
         assert e.statistic > 0
