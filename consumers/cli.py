@@ -230,7 +230,7 @@ def replay(
                 ),
             )
     if rows:
-        terminal.print_ranked([row.score(model) for model, row in rows])
+        terminal.print_ranked([row.score(model) for model, row in rows], replaying.campaign_rows(result))
     else:
         terminal.out.print(nothing_counted(result.counters))
     terminal.print_counters(result.counters, result.reasons, [(d.place, d.reason, d.detail) for d in result.dead])
@@ -283,35 +283,40 @@ def run(
 def clients(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line, as replay --scores writes.")] = False,
     model: Annotated[str | None, typer.Option(help="Only this model.")] = None,
-    limit: Annotated[int | None, typer.Option(help="At most so many.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Show the N most suspicious clients, in whatever state they are.")
+    ] = None,
     config_file: ConfigFile = None,
 ) -> None:
-    """Clients by suspicion, from the store."""
-    from consumers.decisions.findings import is_campaign, ranked, stored_decision
+    """List clients by suspicion, and campaigns, from the store."""
+    from consumers.commands import listings
 
     settings = config.load(config_file)
-    found = []
     with wiring.open_store(settings) as store:
         secrets = wiring.secrets_of(settings, store)
-        for key, row in store.decisions(settings.tenant, model, limit):
-            if is_campaign(key):
-                continue
-            with _set_aside():
-                found.append((key.model, stored_decision(row, secrets, key.tenant)))
-    rows = [row.score(name) for name, row in ranked(found)]
-    terminal.show(rows, as_json, terminal.print_ranked)
+        found = listings.read(store, secrets, settings.tenant, model, limit, _set_aside)
+    if as_json:
+        terminal.show(found.clients, True, lambda rows: None)
+        if len(found.clients) < found.total:
+            terminal.err.print(terminal.counted(len(found.clients), found.total, "clients"))
+    elif limit is None:
+        terminal.print_ranked(found.clients, found.campaigns)
+    else:
+        terminal.print_clients(found.clients, found.total, found.flagged, "--limit N shows more")
+        terminal.print_campaigns(found.campaigns)
 
 
 @app.command()
 def alerts(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line, as replay --alerts writes.")] = False,
     updates: Annotated[bool, typer.Option("--updates", help="Later alerts of the same finding too.")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="Show the N newest alerts only.")] = None,
     stix_path: Annotated[
         Path | None, typer.Option("--stix", help="Write them as a STIX 2.1 bundle instead (extra [stix]).")
     ] = None,
     config_file: ConfigFile = None,
 ) -> None:
-    """Alerts of the last 30 days, from the store, oldest first."""
+    """List the alerts of the last 30 days, from the store, oldest first."""
     from consumers.decisions.findings import stored_alert
 
     check_folders(stix_path)
@@ -331,7 +336,10 @@ def alerts(
         told = stix.write(stix_path, wiring.stored_alerts(settings))
         terminal.out.print(f"{stix_path}: {told} findings", soft_wrap=True)
         return
-    terminal.show(found, as_json, terminal.print_alerts)
+    shown = found if limit is None else found[-limit:]
+    if as_json and len(shown) < len(found):
+        terminal.err.print(terminal.counted(len(shown), len(found), "alerts"))
+    terminal.show(shown, as_json, lambda rows: terminal.print_alerts(rows, len(found)))
 
 
 @app.command()

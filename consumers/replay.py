@@ -24,8 +24,9 @@ from consumers.log.files import FileLog
 from consumers.log.formats import Decoded
 from consumers.misfits import Misfits
 from consumers.refused_lines import HOPELESS, RefusedLines
+from consumers.secrets import Secrets
 from consumers.store import Checkpoint, DeadLetter, Store
-from consumers.views.report import AlertRow, ClientRow, Coverage, Evidence, Report
+from consumers.views.report import AlertRow, CampaignRow, ClientRow, Coverage, Evidence, Report
 from detector.baseline import Baseline
 from detector.policy import FLAGGED, REASONS
 
@@ -52,6 +53,7 @@ class Replayed:
     """Outcome of a replay.
 
     scores    one row a client, as stored
+    campaigns one row a campaign that is not over, as stored
     alerts    first alerts, in event-time order
     dead      the first refused records; reasons: how many by reason code
     refusals  what this run refused, with an example
@@ -60,6 +62,7 @@ class Replayed:
     """
 
     scores: dict[tuple[str, str], StoredDecision]
+    campaigns: dict[tuple[str, str], StoredDecision]
     alerts: list[dict[str, Any]]
     counters: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
@@ -139,16 +142,28 @@ def replay(
     counters = _counters(reading)
     progress(Progress(1.0, counters["queries"], counters["dead"], len(flagged)))
     secrets = detecting.secrets
-    scores = {
-        (k.model, k.client): stored_decision(row, secrets, k.tenant)
-        for k, row in store.decisions(ingesting.tenant)
-        if not is_campaign(k)
-    }
+    scores, campaigns = _stored(store, secrets, ingesting.tenant)
     alerts = [body for body in (stored_alert(a, secrets) for a in store.alerts()) if body["update"] == 0]
     alerts.sort(key=lambda a: (a["time"], a["alert_id"]))
     if damage is not None:
         raise damage
-    return Replayed(scores, alerts, counters, reasons, first, resumed, refusals, misfits)
+    return Replayed(scores, campaigns, alerts, counters, reasons, first, resumed, refusals, misfits)
+
+
+Rows = dict[tuple[str, str], StoredDecision]
+
+
+def _stored(store: Store, secrets: Secrets, tenant: str) -> tuple[Rows, Rows]:
+    """Rows of all clients, and of the campaigns that are not over, by (model, client)."""
+    clients: Rows = {}
+    campaigns: Rows = {}
+    for key, stored in store.decisions(tenant):
+        row = stored_decision(stored, secrets, key.tenant)
+        if not is_campaign(key):
+            clients[key.model, key.client] = row
+        elif row.state != "clear":
+            campaigns[key.model, key.client] = row
+    return clients, campaigns
 
 
 def _counters(runner: ingest.Runner) -> Counter[str]:
@@ -161,6 +176,11 @@ def _counters(runner: ingest.Runner) -> Counter[str]:
 def ranked(scores: Mapping[tuple[str, str], StoredDecision]) -> list[tuple[str, StoredDecision]]:
     """(model, decision), most suspicious first."""
     return findings.ranked((model, row) for (model, _), row in scores.items())
+
+
+def campaign_rows(result: Replayed) -> list[dict[str, Any]]:
+    """Campaigns with the names of their accounts, most suspicious first: what a terminal shows."""
+    return [row.score(model) | {"members": row.members} for model, row in ranked(result.campaigns)]
 
 
 def write_lines(path: Path, objects: Iterable[Mapping[str, Any]]) -> None:
@@ -181,26 +201,7 @@ def report_of(
 ) -> Report:
     """What `report.write_report` shows. truth: client → {"role", "kind"}, where it is known."""
     truth = truth or {}
-    clients = []
-    for model, row in ranked(result.scores):
-        known = truth.get(row.client_id)
-        top = row.evidence[0]["text"] if row.evidence else ""
-        clients.append(
-            ClientRow(
-                client_id=row.client_id,
-                model_id=model,
-                queries=row.queries,
-                distinct=round(row.distinct),
-                suspicion=row.suspicion,
-                state=row.state,
-                reason=top if row.state != "clear" and top else REASONS.get(row.reason, row.reason),
-                family="" if row.family == "unknown" else row.family,
-                evidence=[Evidence(**e) for e in row.evidence[:6]],
-                trajectory=[(int(q), s, int(ms)) for q, s, ms in row.trail],
-                truth=_truth(known),
-                thief=None if known is None else known.get("role") == "attack",
-            )
-        )
+    clients = [_client_row(model, row, truth.get(row.client_id)) for model, row in ranked(result.scores)]
     coverage = []
     for model, baseline in baselines.items():
         mine = [row for m, row in ranked(result.scores) if m == model]
@@ -219,6 +220,7 @@ def report_of(
         title=title,
         models=[(m, "; ".join(b.notes)) for m, b in baselines.items()],
         clients=clients,
+        campaigns=[_campaign_row(model, row, truth) for model, row in ranked(result.campaigns)],
         budget=budget,
         calibrated=calibrated,
         calibration="; ".join(n for b in baselines.values() for n in b.notes),
@@ -230,6 +232,47 @@ def report_of(
         dead_letters=dict(result.reasons),
         notes=list(notes),
     )
+
+
+def _client_row(model: str, row: StoredDecision, known: Mapping[str, Any] | None) -> ClientRow:
+    top = row.evidence[0]["text"] if row.evidence else ""
+    return ClientRow(
+        client_id=row.client_id,
+        model_id=model,
+        queries=row.queries,
+        distinct=round(row.distinct),
+        suspicion=row.suspicion,
+        state=row.state,
+        reason=top if row.state != "clear" and top else REASONS.get(row.reason, row.reason),
+        family="" if row.family == "unknown" else row.family,
+        evidence=[Evidence(**e) for e in row.evidence[:6]],
+        trajectory=[(int(q), s, int(ms)) for q, s, ms in row.trail],
+        extraction=_exposure(row),
+        first_ms=row.first_ms,
+        truth=_truth(known),
+        thief=None if known is None else known.get("role") == "attack",
+    )
+
+
+def _campaign_row(model: str, row: StoredDecision, truth: Mapping[str, Mapping[str, Any]]) -> CampaignRow:
+    known = [truth[member].get("role") == "attack" for member in row.members if member in truth]
+    return CampaignRow(
+        campaign_id=row.client_id,
+        model_id=model,
+        members=tuple(row.members),
+        queries=row.queries,
+        suspicion=row.suspicion,
+        state=row.state,
+        reason=row.evidence[0]["text"] if row.evidence else REASONS.get(row.reason, row.reason),
+        family="" if row.family == "unknown" else row.family,
+        extraction=_exposure(row),
+        thieves=sum(known) if known else None,
+    )
+
+
+def _exposure(row: StoredDecision) -> tuple[float, float, float] | None:
+    e = row.extraction
+    return None if e is None else (e["fidelity"], e["low"], e["high"])
 
 
 def _truth(known: Mapping[str, Any] | None) -> str | None:

@@ -16,10 +16,13 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import structlog
+from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType
+from rich.padding import Padding
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.segment import Segment
 from rich.table import Table
@@ -61,18 +64,76 @@ err = _SafeConsole(stderr=True, highlight=False, markup=False, emoji=False)
 out = _SafeConsole(highlight=False, markup=False, emoji=False)
 
 
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of a table. right: numbers stand there; whole: its cells are never wrapped."""
+
+    title: str
+    right: bool = False
+    whole: bool = False
+
+
+def print_rows(columns: Sequence[Column], rows: Sequence[Sequence[Text]], to: Console | None = None) -> None:
+    """Print a table or, where its longest words do not fit beside each other, each row on lines of its own.
+
+    No word is ever cut: an id that is longer than the terminal is wide goes on in the next line.
+    """
+    to = to or out
+    needed = [
+        max(
+            (cell_len if column.whole else _longest_word)(text)
+            for text in (column.title, *(row[i].plain for row in rows))
+        )
+        for i, column in enumerate(columns)
+    ]
+    if sum(needed) + _BETWEEN * len(columns) > to.width:
+        _print_stacked(columns, rows, to)
+        return
+    table = Table(box=None, header_style="bold")
+    for column, width in zip(columns, needed, strict=True):
+        table.add_column(
+            column.title, justify="right" if column.right else "left", overflow="fold", min_width=width, no_wrap=column.whole
+        )  # fmt: skip
+    for row in rows:
+        table.add_row(*row)
+    to.print(table)
+
+
+def _print_stacked(columns: Sequence[Column], rows: Sequence[Sequence[Text]], to: Console) -> None:
+    for n, (first, *others) in enumerate(rows):
+        if n:
+            to.print()
+        to.print(first, style="bold", overflow="fold")
+        for column, cell in zip(columns[1:], others, strict=True):
+            if cell.plain:
+                line = Text.assemble((f"{column.title}: " if column.title else "", "dim"), cell)
+                to.print(Padding(line, (0, 0, 0, 2), expand=False), overflow="fold")
+
+
+def _longest_word(text: str) -> int:
+    return max((cell_len(word) for word in text.split()), default=0)
+
+
 def print_table(titles: Sequence[str], rows: Iterable[Sequence[str]], nothing: str = "") -> None:
     """nothing: what is said instead of a table without rows."""
     rows = list(rows)
     if nothing and not rows:
         out.print(Text(nothing), soft_wrap=True)
         return
-    table = Table(box=None, header_style="bold")
-    for title in titles:
-        table.add_column(title, overflow="fold")
-    for row in rows:
-        table.add_row(*(plain(cell) for cell in row))
-    out.print(table)
+    print_rows([Column(title) for title in titles], [[plain(cell) for cell in row] for row in rows])
+
+
+def counted(shown: int, of: int, what: str, more: str = "") -> str:
+    """What stands below a list: how many there are, and how many of them it shows.
+
+    more  how to see the others
+
+    >>> counted(3, 3, "alerts"), counted(1, 1, "alerts"), counted(20, 345, "clients", "--limit N shows more")
+    ('3 alerts', '1 alert', '20 of 345 clients shown; --limit N shows more')
+    """
+    if shown >= of:
+        return f"{of:,} {what.removesuffix('s') if of == 1 else what}"
+    return f"{shown:,} of {of:,} {what} shown" + (f"; {more}" if more else "")
 
 
 @contextlib.contextmanager
@@ -175,6 +236,11 @@ def print_json(value: Any) -> None:
     sys.stdout.write(json_safe(json.dumps(value, ensure_ascii=False, indent=2)) + "\n")
 
 
+FLAGGED = ("throttle", "block")
+MOST_SHOWN, FEWEST_SHOWN, MEMBERS_SHOWN = 20, 5, 8
+"""Rows of a table of suspects, rows where nobody is suspect, and accounts of a campaign."""
+_BETWEEN = 2
+"""Columns of a terminal between two columns of a table."""
 _STYLE = {"block": "bold red", "throttle": "red", "watch": "yellow", "clear": ""}
 
 
@@ -199,58 +265,94 @@ def minute(time: str) -> str:
     return f"{dt.datetime.fromisoformat(time).astimezone(dt.UTC):%Y-%m-%d %H:%M}"
 
 
-def print_ranked(rows: list[dict[str, Any]], most: int = 20) -> None:
-    table = Table(box=None, header_style="bold")
-    for title, right in (
-        ("client", False),
-        ("model", False),
-        ("state", False),
-        ("suspicion", True),
-        ("queries", True),
-        ("why", False),
-    ):
-        table.add_column(title, justify="right" if right else "left", overflow="fold")
-    interesting = [r for r in rows if r["state"] != "clear"] or rows[:5]
-    for r in interesting[:most]:
-        why = short(r["evidence"][0]["text"]) if r["evidence"] else "nothing unusual"
-        mark = "" if r["calibrated"] else " (uncalibrated)"
-        table.add_row(
-            plain(r["client_id"]), plain(r["model_id"]), Text(r["state"], style=_STYLE[r["state"]]), suspicion(r["suspicion"]) + mark,
-            f"{r['queries']:,}", plain(why),
-        )  # fmt: skip
-    out.print(table)
-    flagged = sum(r["state"] in ("throttle", "block") for r in rows)
-    hidden = max(0, len(interesting) - most)
-    out.print(f"{len(rows):,} clients, {flagged} flagged{f', {hidden} more rows not shown' if hidden else ''}")
+def share(value: float) -> str:
+    """A share as whole percent."""
+    return f"{100 * value:.0f} %"
 
 
-def print_alerts(rows: list[dict[str, Any]]) -> None:
+def exposure(found: Mapping[str, float] | None) -> str:
+    """What could be copied by now, with its interval; a dash where nothing estimates it."""
+    return f"{share(found['fidelity'])} ({100 * found['low']:.0f}–{100 * found['high']:.0f})" if found else "–"
+
+
+def print_ranked(rows: Sequence[Mapping[str, Any]], campaigns: Sequence[Mapping[str, Any]] = ()) -> None:
+    """Print the suspects among all clients and the campaigns, and how many clients there are.
+
+    rows  scores of every client, the most suspicious first
+    """
+    suspects = [r for r in rows if r["state"] != "clear"] or rows[:FEWEST_SHOWN]
+    flagged = sum(r["state"] in FLAGGED for r in rows)
+    print_clients(suspects[:MOST_SHOWN], len(rows), flagged)
+    print_campaigns(campaigns)
+
+
+def print_clients(rows: Sequence[Mapping[str, Any]], of: int, flagged: int, more: str = "") -> None:
+    """Print these clients out of `of`, of which so many are flagged. more: how to see the others."""
+    columns = (
+        Column("client"), Column("model"), Column("state"), Column("suspicion", True), Column("queries", True),
+        Column("could copy", True), Column("why"),
+    )  # fmt: skip
+    print_rows(columns, [_client_cells(r) for r in rows])
+    out.print(Text(f"{counted(len(rows), of, 'clients', more)}; {flagged:,} flagged"), soft_wrap=True)
+
+
+def _client_cells(r: Mapping[str, Any]) -> list[Text]:
+    why = short(r["evidence"][0]["text"]) if r["evidence"] else "nothing unusual"
+    mark = "" if r["calibrated"] else " (uncalibrated)"
+    return [
+        plain(r["client_id"]), plain(r["model_id"]), Text(r["state"], style=_STYLE[r["state"]]),
+        Text(suspicion(r["suspicion"]) + mark), Text(f"{r['queries']:,}"), Text(exposure(r["extraction"])), plain(why),
+    ]  # fmt: skip
+
+
+def print_campaigns(rows: Sequence[Mapping[str, Any]], to: Console | None = None) -> None:
+    """Print accounts that act as one, with their names; nothing where there are none. `truth`: shown where the rows have it."""
+    if not rows:
+        return
+    to = to or out
+    columns = [
+        Column("campaign"), Column("model"), Column("state"), Column("suspicion", True), Column("queries", True),
+        Column("could copy", True), Column("accounts"), Column("why"),
+    ]  # fmt: skip
+    if "truth" in rows[0]:
+        columns.append(Column("what it really is"))
+    to.print()
+    print_rows(columns, [_campaign_cells(r) for r in rows[:MOST_SHOWN]], to)
+    to.print(Text(counted(min(len(rows), MOST_SHOWN), len(rows), "campaigns")), soft_wrap=True)
+
+
+def _campaign_cells(r: Mapping[str, Any]) -> list[Text]:
+    members = list(r["members"])
+    names = ", ".join(members[:MEMBERS_SHOWN])
+    more = f" and {len(members) - MEMBERS_SHOWN} more" if len(members) > MEMBERS_SHOWN else ""
+    return [
+        plain(r["campaign_id"]), plain(r["model_id"]), Text(r["state"], style=_STYLE[r["state"]]), Text(suspicion(r["suspicion"])),
+        Text(f"{r['queries']:,}"), Text(exposure(r["extraction"])), plain(f"{len(members)}: {names}{more}"),
+        plain(short(r["evidence"][0]["text"]) if r["evidence"] else ""), *([plain(r["truth"])] if "truth" in r else []),
+    ]  # fmt: skip
+
+
+def print_alerts(rows: Sequence[Mapping[str, Any]], of: int | None = None) -> None:
+    """Print these alerts. of: how many there are, where not all are given."""
     if not rows:
         out.print("no alerts")
         return
-    table = Table(box=None, header_style="bold")
-    for title, right in (
-        ("time (UTC)", False),
-        ("client", False),
-        ("model", False),
-        ("state", False),
-        ("suspicion", True),
-        ("queries", True),
-        ("resembles", False),
-        ("why", False),
-    ):
-        table.add_column(
-            title, justify="right" if right else "left", overflow="fold", no_wrap=title in ("time (UTC)", "suspicion")
-        )
-    for a in rows:
-        who = a.get("client_id") or f"campaign of {len(a['members'])} accounts"
-        table.add_row(
-            minute(a["time"]), plain(who), plain(a["model_id"]), Text(a["state"], style=_STYLE[a["state"]]),
-            suspicion(a["suspicion"]), f"{a['queries_seen']:,}", a["family"],
-            plain(short(a["evidence"][0]["text"]) if a["evidence"] else ""),
-        )  # fmt: skip
-    out.print(table)
-    out.print(f"{len(rows):,} alerts")
+    columns = (
+        Column("time (UTC)", whole=True), Column("client"), Column("model"), Column("state"), Column("suspicion", True),
+        Column("queries", True), Column("resembles"), Column("why"),
+    )  # fmt: skip
+    print_rows(columns, [_alert_cells(a) for a in rows])
+    out.print(counted(len(rows), len(rows) if of is None else of, "alerts", "--limit N shows more"))
+
+
+def _alert_cells(a: Mapping[str, Any]) -> list[Text]:
+    who = a.get("client_id") or f"campaign of {len(a['members'])} accounts"
+    resembles = "" if a["state"] == "clear" or a["family"] == "unknown" else a["family"]
+    return [
+        Text(minute(a["time"])), plain(who), plain(a["model_id"]),
+        Text(a["state"], style=_STYLE[a["state"]]), Text(suspicion(a["suspicion"])), Text(f"{a['queries_seen']:,}"), Text(resembles),
+        plain(short(a["evidence"][0]["text"]) if a["evidence"] else ""),
+    ]  # fmt: skip
 
 
 def print_counters(

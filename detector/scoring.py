@@ -165,7 +165,9 @@ def leading(strongest: Sequence[int], statistics: Statistics, scale: NDArray[np.
 
     def place(i: int) -> int:
         measure = _measure(i)
-        return SPECIFIC.index(measure) if measure in SPECIFIC[len(PAIRS) :] else 0 if measure in PAIRS else len(SPECIFIC)
+        return (
+            SPECIFIC.index(measure) if measure in SPECIFIC[len(PAIRS) :] else 0 if measure in PAIRS else len(SPECIFIC)
+        )
 
     return min((i for i in strongest if explains(i)), key=place)
 

@@ -1,11 +1,11 @@
 """The demo: real thefts of a real model, from the first query to the report.
 
 A digit classifier is trained on scanned handwriting (scikit-learn's digits, UCI). Its owner has a sample of ordinary
-inputs and the log of 300 honest clients; from these QueryWarden fits a baseline. Then 160 other honest clients and 14
-thieves use the model for two weeks, and QueryWarden reads the log. All images are real, and each belongs to one side
-only: training, reference, calibration, test, thieves. What clients ask is simulated (detector/honest.py,
-detector/attacks.py); time and names give nobody away. At the end every flagged client is shown with what it really is,
-honest ones and missed thieves too.
+inputs and the log of 300 honest clients; from these QueryWarden fits a baseline. Then 160 other honest clients and 15
+thieves, one of them with ten accounts of one organisation, use the model for two weeks, and QueryWarden reads the log.
+All images are real, and each belongs to one side only: training, reference, calibration, test, thieves. What clients
+ask is simulated (detector/honest.py, detector/attacks.py); time and names give nobody away. At the end every flagged
+client is shown with what it really is, honest ones and missed thieves too.
 
     make demo            leaves the report on http://127.0.0.1:8080 until Ctrl-C
     make demo ONCE=1     ends when the report is written
@@ -21,14 +21,13 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import zstandard
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Table
 from rich.text import Text
 from scipy import ndimage
 from sklearn.datasets import load_digits, load_sample_images
@@ -43,7 +42,7 @@ from consumers.errors import Refused
 from consumers.log.files import FileLog
 from consumers.metrics import Metrics
 from consumers.secrets import Secrets
-from consumers.simulate import Columns, truth_of, truth_path, write_json, write_log, write_reference
+from consumers.simulate import Columns, origins, truth_of, truth_path, write_json, write_log, write_reference
 from consumers.store.embedded import EmbeddedStore
 from consumers.views.report import write_report
 from detector.baseline import Baseline
@@ -64,7 +63,7 @@ THEFTS = [
     ("noise_uniform", "plain"), ("knockoff_random", "plain"), ("knockoff_adaptive", "plain"), ("copycat", "plain"),
     ("jbda", "plain"), ("trnd", "plain"), ("active_uncertainty", "plain"), ("mixup", "plain"), ("data_free", "plain"),
     ("line_search", "plain"), ("jbda", "drip50"), ("knockoff_random", "drip10"), ("copycat", "slow"),
-    ("in_domain", "plain"),
+    ("in_domain", "plain"), ("knockoff_random", "sybil10"),
 ]  # fmt: skip
 
 console = Console(highlight=False)
@@ -143,7 +142,10 @@ def prepare(rng: np.random.Generator, show: Show) -> tuple[Victim, list[Stream],
         def written(done: int, of: int, name: str = name, accounts: int = len(streams)) -> None:
             show(f"writing the {name} log", done, of, f"{done:,} queries of {accounts} accounts")
 
-        write_log(paths[name], MODEL, interleave(streams), victim.predict, columns, names, domain, progress=written)
+        write_log(
+            paths[name], MODEL, interleave(streams), victim.predict, columns, names, domain,
+            metadata=origins(streams, np.random.default_rng(SEED)), progress=written,
+        )  # fmt: skip
     write_json(truth_path(paths["test"]), {"model_id": MODEL, "clients": truth_of(streams)})
     return victim, streams, paths
 
@@ -215,15 +217,13 @@ def print_table(result: replay.Replayed, streams: Sequence[Stream], copied: Mapp
     by_name = {s.client: s for s in streams}
     alarm_at = {a["client_id"]: int(a["queries_seen"]) for a in result.alerts if a["kind"] == "client"}
     wide = console.width >= 120
-    table = Table(header_style="bold", box=None, pad_edge=False)
     titles = ("client", "what it really is", "queries", "alarm at\nquery", "copied\nat alarm", "copied\nin the end")
-    for i, title in enumerate(titles):
-        table.add_column(title, justify="right" if i > 1 else "left", no_wrap=True)
+    columns = [terminal.Column(title, i > 1, whole=i < 2) for i, title in enumerate(titles)]
     if wide:
-        for title in ("state", "p", "why"):
-            table.add_column(title, overflow="fold", no_wrap=title != "why")
+        columns += [terminal.Column("state"), terminal.Column("p"), terminal.Column("why")]
     else:
-        table.title, table.title_justify = "(each client's reason follows below)", "left"
+        console.print("(each client's reason follows below)")
+    rows: list[list[Text]] = []
     reasons: list[Text] = []
     for _, row in replay.ranked(result.scores):
         stream, flagged = by_name[row.client_id], row.state in FLAGGED
@@ -237,26 +237,33 @@ def print_table(result: replay.Replayed, streams: Sequence[Stream], copied: Mapp
         early, late = copied.get(row.client_id, (float("nan"), float("nan")))
         why = row.evidence[0]["text"] if row.evidence else "nothing unusual"
         more = [Text(row.state), Text(f"{row.p_value:.2g}"), Text(why)] if wide else []
-        table.add_row(
-            Text(row.client_id), Text(mark + kind, style=style), f"{row.queries:,}",
-            f"{alarm_at[row.client_id]:,}" if flagged else "–", "–" if np.isnan(early) else f"{early:.0%}",
-            "–" if np.isnan(late) else f"{late:.0%}", *more,
+        numbers = (
+            f"{row.queries:,}", f"{alarm_at[row.client_id]:,}" if flagged else "–", "–" if np.isnan(early) else f"{early:.0%}",
+            "–" if np.isnan(late) else f"{late:.0%}",
         )  # fmt: skip
+        rows.append([Text(row.client_id), Text(mark + kind, style=style), *map(Text, numbers), *more])
         reasons.append(Text(f"{row.client_id} {row.state}, p {row.p_value:.2g}: {why}"))
-    console.print(table)
+    terminal.print_rows(columns, rows, console)
     for reason in [] if wide else [Text(), *reasons]:
         console.print(reason)
+    thieves = {s.client for s in streams if s.role == "attack"}
+    for campaign in (campaigns := replay.campaign_rows(result)):
+        caught = len(thieves.intersection(campaign["members"]))
+        campaign["truth"] = f"{caught} of {len(campaign['members'])} accounts are a thief's"
+    terminal.print_campaigns(campaigns, console)
 
 
 def print_verdict(result: replay.Replayed, streams: Sequence[Stream]) -> None:
     flagged = {row.client_id for _, row in replay.ranked(result.scores) if row.state in FLAGGED}
     thieves = {s.client for s in streams if s.role == "attack"}
     honest = {s.client for s in streams if s.role != "attack"}
-    wrong = len(flagged & honest)
+    groups = [set(row.members) for row in result.campaigns.values()]
+    wrong, named = len(flagged & honest), set().union(*groups) & thieves - flagged
     console.print(
-        f"\n[bold]{len(flagged & thieves)} of {len(thieves)}[/] thieves were flagged, and "
-        f"[bold]{wrong} of {len(honest)}[/] honest clients ({wrong / len(honest):.1%}; "
-        f"the budget is {BUDGET:.0%} of a large population, over their whole life).\n"
+        f"\n[bold]{len(flagged & thieves)} of {len(thieves)}[/] accounts of thieves were flagged, {len(named)} more were named by a "
+        f"campaign. Flagged were [bold]{wrong} of {len(honest)}[/] honest clients ({wrong / len(honest):.1%}; the budget is "
+        f"{BUDGET:.0%} of a large population, over their whole life), "
+        f"and {sum(not g & thieves for g in groups)} campaigns of honest ones.\n"
         "[dim]copied: how often a copy, trained by the demo on the answers that the client had got, agrees with the "
         "model on fresh images.\nA thief that owns real digits (in_domain) asks what everybody asks: no detector can "
         "tell it by content.[/]"
@@ -331,8 +338,6 @@ def main() -> int:
     )
     title = "Who is copying the digit classifier?"
     report = replay.report_of(result, {MODEL: baseline}, BUDGET, title=title, truth=truth_of(streams), notes=[note])
-    first_ms = {s.client: round(s.times_s[0] * 1000) for s in streams}
-    report = replace(report, clients=[replace(c, first_ms=first_ms[c.client_id]) for c in report.clients])
     write_report(page / "index.html", report)
     console.print(
         f"\nReport: {page / 'index.html'} · logs, truth, baseline: {OUT}/ · {time.monotonic() - began:.0f} s in all"

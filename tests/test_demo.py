@@ -56,7 +56,7 @@ def test_a_small_demo_ends_with_a_report_and_the_truth(demo: ModuleType, monkeyp
         client = line.split(" ")[0]
         if client in truth:
             assert ("HONEST:" in line) == (client not in thieves)
-    assert "of 2 thieves were flagged, and " in text
+    assert "of 2 accounts of thieves were flagged, " in text
     assert " of 15 honest clients" in text
     assert "querywarden replay" in text
 

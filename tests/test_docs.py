@@ -340,7 +340,12 @@ def test_the_quick_start_on_files_does_what_it_says(sampled: tuple[Path, str]) -
     assert noisy in {alert.get("client_id") for alert in alerts}
     (campaign,) = [alert["members"] for alert in alerts if alert["kind"] == "campaign"]
     assert set(campaign) == {client for client, known in truth.items() if known["variant"] == "sybil10"}
-    assert text_of(folder / "report.html").lower().startswith("<!doctype html>")
+    page = text_of(folder / "report.html")
+    assert page.lower().startswith("<!doctype html>")
+    assert "Could copy " in page
+    (found,) = [alert["campaign_id"] for alert in alerts if alert["kind"] == "campaign"]
+    assert found in page
+    assert found in printed
     assert "refused, not_json: 1" in printed
     assert "refused, missing_model: 1" in printed
     assert "damaged.jsonl:2001: not_json" in printed

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 from rich.text import Text
 
 from consumers import config, drafts, paths, terminal, wiring
@@ -30,6 +29,8 @@ if TYPE_CHECKING:
 ModelOption = Annotated[str | None, typer.Option("--model", help="The model; needed where several know the client.")]
 MOST_EVIDENCE = 8
 """Signals that are said in words."""
+MOST_FLAGGED = 40
+"""Flagged clients that `backtest` lists in a terminal."""
 
 
 def explain(client: Client, model: ModelOption = None, as_json: AsJson = False, config_file: ConfigFile = None) -> None:
@@ -230,23 +231,15 @@ def _print_account(told: Mapping[str, Any]) -> None:
         f"{'' if told['calibrated'] else ', not calibrated'} · could be copied: {known} · gateways: {told['in_force']}\n"
     )
     if told["signals"]:
-        table = Table(
-            box=None, header_style="bold", title="signals, in units of the oddest honest clients", title_justify="left"
-        )
-        for title, right in (
-            ("signal", False),
-            ("this client", True),
-            ("honest median", True),
-            ("99 in 100", True),
-            ("oddest", True),
-            ("p", True),
-        ):
-            table.add_column(title, justify="right" if right else "left")
-        for s in told["signals"]:
-            table.add_row(
-                s["signal"], *(f"{s[k]:.2f}" for k in ("value", "usual", "high", "most")), f"{s['p_value']:.2g}"
-            )
-        out.print(table)
+        out.print(Text("signals, in units of the oddest honest clients", style="italic"))
+        titles = ("this client", "honest median", "99 in 100", "oddest", "p")
+        terminal.print_rows(
+            [terminal.Column("signal"), *(terminal.Column(title, True) for title in titles)],
+            [
+                [Text(s["signal"]), *(Text(f"{s[k]:.2f}") for k in ("value", "usual", "high", "most")), Text(f"{s['p_value']:.2g}")]
+                for s in told["signals"]
+            ],
+        )  # fmt: skip
     excesses = [e for e in told["evidence"] if e["statistic"] > 0]
     for e in excesses[:MOST_EVIDENCE]:
         out.print(terminal.plain(f"· {e['text']}"))
@@ -295,8 +288,8 @@ def _print_backtest(rows: list[Any], flagged: list[Any], clients: int) -> None:
                 f"{f.p_value:.2g}", f"{f.smallest_budget:g}",
                 f"{f.alarm_at_query:,}" if f.alarm_at_query else "–", f.why,
             )
-            for f in flagged[:40]
+            for f in flagged[:MOST_FLAGGED]
         ],
     )  # fmt: skip
-    hidden = max(0, len(flagged) - 40)
-    terminal.out.print(f"{clients:,} clients; nothing was written{f', {hidden} more rows not shown' if hidden else ''}")
+    shown = terminal.counted(min(len(flagged), MOST_FLAGGED), len(flagged), "flagged clients", "--json shows all")
+    terminal.out.print(Text(f"{shown}, of {clients:,} clients in all; nothing was written"), soft_wrap=True)

@@ -82,13 +82,19 @@ def seconds(text: str) -> int:
 
 
 def _shown(
-    rows: Sequence[Any], as_json: bool, nothing: str, titles: Sequence[str], cells: Callable[[Any], Sequence[str]]
+    rows: Sequence[Any],
+    as_json: bool,
+    what: str,
+    nothing: str,
+    titles: Sequence[str],
+    cells: Callable[[Any], Sequence[str]],
 ) -> None:
-    terminal.show(
-        [msgspec.to_builtins(row) for row in rows],
-        as_json,
-        lambda _: terminal.print_table(titles, [cells(r) for r in rows], nothing),
-    )
+    def table(_: Any) -> None:
+        terminal.print_table(titles, [cells(r) for r in rows], nothing)
+        if rows:
+            terminal.out.print(terminal.counted(len(rows), len(rows), what))
+
+    terminal.show([msgspec.to_builtins(row) for row in rows], as_json, table)
 
 
 def _until(time_s: int) -> str:
@@ -110,7 +116,7 @@ def decisions_list(as_json: AsJson = False, config_file: ConfigFile = None) -> N
     with _desk(config_file) as desk:
         rows = desk.readings.decisions(simulated=True)
     _shown(
-        rows, as_json, "no operator's decision holds", ("client", "model", "state", "until", "by", "reason"),
+        rows, as_json, "decisions", "no operator's decision holds", ("client", "model", "state", "until", "by", "reason"),
         lambda d: (
             terminal.plain(d.client_id or d.client_key).plain, d.model_id, f"{d.state}{' (dry run)' if d.simulated else ''}",
             _until(d.until_s), d.actor, terminal.plain(d.reason).plain,
@@ -235,7 +241,7 @@ def allowlist_list(as_json: AsJson = False, config_file: ConfigFile = None) -> N
     with _desk(config_file) as desk:
         rows = desk.readings.allowlist()
     _shown(
-        rows, as_json, "the allow-list is empty", ("client", "model", "until", "by", "origin", "reason"),
+        rows, as_json, "entries", "the allow-list is empty", ("client", "model", "until", "by", "origin", "reason"),
         lambda a: (
             terminal.plain(a.client_id or a.client_key).plain, a.model_id, _until(a.until_s), a.actor, a.origin,
             terminal.plain(a.reason).plain,
@@ -300,7 +306,7 @@ def keys_list(as_json: AsJson = False, config_file: ConfigFile = None) -> None:
     with _desk(config_file) as desk:
         rows = [without_digest(key) for key in desk.operations.keys(desk.actor.tenant)]
     _shown(
-        rows, as_json, "no API key lives", ("prefix", "name", "role", "until", "made by"),
+        rows, as_json, "keys", "no API key lives", ("prefix", "name", "role", "until", "made by"),
         lambda k: (k.prefix, k.name, k.role, _until(k.expires_s), k.actor),
     )  # fmt: skip
 

@@ -44,6 +44,7 @@ class StoredDecision(msgspec.Struct, frozen=True):
     links       keyed hashes of what ties accounts together (address, organisation, session, fingerprint)
     persona     the use that its owner declared
     witnesses   event ids of the last queries that the evidence rests on
+    first_ms    event time of the first query that the profile holds, 0 in rows of earlier versions
     members     client ids, where the row is a campaign's; its `client_id` is then the campaign's id
     misfit      distinct queries that did not fit the schema
     refused     reason → queries of which something did not fit or could not be read; misfits: column → reason → queries
@@ -81,6 +82,7 @@ class StoredDecision(msgspec.Struct, frozen=True):
     misfit: float = 0.0
     refused: dict[str, int] = {}
     misfits: dict[str, dict[str, int]] = {}
+    first_ms: int = 0
 
     def score(self, model: str) -> dict[str, Any]:
         """The object of ``--scores`` and ``clients --json``."""

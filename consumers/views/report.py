@@ -27,6 +27,8 @@ from consumers.views.figures import Point, Trace
 
 FLAGGED = ("throttle", "block")
 MOST_TABLE_ROWS = 200
+MOST_MEMBERS = 50
+"""Accounts of a campaign that are named."""
 MAPS = 4
 WIDE, NARROW = 1080, 340
 STATES = ("clear", "watch", "throttle", "block")
@@ -42,17 +44,17 @@ class Evidence:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ClientRow:
-    """One client as the report shows it.
+    """One client as the report shows it. No field has a default: a maker that forgets one fails at once.
 
     suspicion    1 − lifetime p-value, in [0, 1]
     state        clear | watch | throttle | block
     reason       why, in words; family: what kind of theft it resembles ("" when unknown)
     trajectory   (queries seen, suspicion, event time in ms) when it reached each height, in time order
-    first_ms     its first query, where known; the first step of the trajectory otherwise
+    first_ms     its first query, 0 where that is not known: the first step of the trajectory then
     truth        what it really is, where that is known: a kind; `thief` says which side
-    extraction   (fidelity, low, high) where the baseline has an estimator
+    extraction   (fidelity, low, high) of a copy by now, None where the baseline has no estimator
     """
 
     client_id: str
@@ -61,14 +63,14 @@ class ClientRow:
     distinct: int
     suspicion: float
     state: str
-    reason: str = ""
-    family: str = ""
-    evidence: Sequence[Evidence] = ()
-    trajectory: Sequence[Point] = ()
-    truth: str | None = None
-    thief: bool | None = None
-    extraction: tuple[float, float, float] | None = None
-    first_ms: int = 0
+    reason: str
+    family: str
+    evidence: Sequence[Evidence]
+    trajectory: Sequence[Point]
+    truth: str | None
+    thief: bool | None
+    extraction: tuple[float, float, float] | None
+    first_ms: int
 
     @property
     def flagged(self) -> bool:
@@ -80,6 +82,25 @@ class ClientRow:
         if self.flagged:
             return "false" if self.thief is False else "caught"
         return "missed" if self.thief else "quiet"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CampaignRow:
+    """Accounts that act as one, as the report shows them: suspicion, state and exposure of all put together.
+
+    thieves  how many of the members are thieves', None where nobody knows
+    """
+
+    campaign_id: str
+    model_id: str
+    members: Sequence[str]
+    queries: int
+    suspicion: float
+    state: str
+    reason: str
+    family: str
+    extraction: tuple[float, float, float] | None
+    thieves: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +135,7 @@ class Report:
 
     models        (model id, one line about its baseline)
     clients       in any order
+    campaigns     most suspicious first
     counters      what was read: name → count, shown as given
     dead_letters  reason → count
     budget        allowed share of honest clients flagged over their life
@@ -124,6 +146,7 @@ class Report:
     title: str
     models: Sequence[tuple[str, str]]
     clients: Sequence[ClientRow]
+    campaigns: Sequence[CampaignRow]
     budget: float
     calibrated: bool
     calibration: str
@@ -194,6 +217,7 @@ def _view(report: Report) -> dict[str, Any]:
     honest = [c for c in ranked if c.thief is False]
     return {
         "ranked": shown,
+        "most_members": MOST_MEMBERS,
         "left_out": len(ranked) - len(shown),
         "flagged": flagged,
         "truth_known": known,

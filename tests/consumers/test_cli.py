@@ -408,7 +408,7 @@ def test_a_replay_prints_who_and_why_and_flags_the_thieves(files: Path, tmp_path
     for alert in told:
         assert alert["client_id"] in text
         assert alert["client_id"] in report.read_text()
-    assert f"22 clients, {len(told)} flagged" in text
+    assert re.search(rf"\d of 22 clients shown; {len(told)} flagged", text)
     percents = [json.loads(line)["percent"] for line in done.stderr.decode().splitlines() if line.startswith("{")]
     assert percents[-1] == 100
 
@@ -425,9 +425,13 @@ def test_a_replay_with_a_store_resumes_and_says_so(files: Path, tmp_path: Path) 
     listed = run("clients", "--json", state=tmp_path)
     assert lines_of(listed.stdout) == lines_of(scores[0].read_bytes())
     top = run("clients", "--json", "--limit", "3", "--model", victims.MODEL, state=tmp_path)
-    assert len(lines_of(top.stdout)) == 3
-    assert b"flagged" in run("clients", state=tmp_path).stdout
-    assert b"alerts" in run("alerts", state=tmp_path).stdout
+    assert lines_of(top.stdout) == lines_of(scores[0].read_bytes())[:3]
+    assert top.stderr == b"3 of 22 clients shown\n"
+    assert b"\n3 of 22 clients shown; --limit N shows more; " in run("clients", "--limit", "3", state=tmp_path).stdout
+    assert b" of 22 clients shown; " in run("clients", state=tmp_path).stdout
+    assert b"\n1 of 2 alerts shown; " in run("alerts", "--limit", "1", state=tmp_path).stdout
+    assert all(row["family"] == "unknown" for row in lines_of(listed.stdout) if row["state"] == "clear")
+    assert {row["family"] for row in lines_of(listed.stdout) if row["state"] != "clear"} - {"unknown"}
 
 
 def test_fit_without_traffic_says_uncalibrated_and_the_scores_are_marked(files: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from consumers.errors import Refused
 from consumers.views import figures
-from consumers.views.report import AlertRow, ClientRow, Coverage, Evidence, Report, render, write_report
+from consumers.views.report import AlertRow, CampaignRow, ClientRow, Coverage, Evidence, Report, render, write_report
 
 EVIL = "\"><script>alert('x')</script>&<b>"
 HOUR_MS = 3_600_000
@@ -56,14 +56,23 @@ def client(name: str, suspicion: float, state: str, thief: bool | None = None, m
     )
     truth = None if thief is None else ("jbda" if thief else "regular")
     return ClientRow(
-        name, model, 900, 700, suspicion, state, f"odd: {name}", "knockoff", evidence, steps, truth, thief
+        client_id=name, model_id=model, queries=900, distinct=700, suspicion=suspicion, state=state, reason=f"odd: {name}",
+        family="knockoff", evidence=evidence, trajectory=steps, truth=truth, thief=thief, extraction=(0.62, 0.4, 0.71),
+        first_ms=START_MS,
+    )  # fmt: skip
+
+
+def campaign(members: tuple[str, ...] = ("a-1", EVIL), thieves: int | None = None) -> CampaignRow:
+    return CampaignRow(
+        campaign_id="5eed" * 8, model_id="digits", members=members, queries=4305, suspicion=0.996, state="throttle",
+        reason="567 of 567 distinct queries are far", family="out-of-distribution queries", extraction=(0.9, 0.8, 0.95), thieves=thieves,
     )  # fmt: skip
 
 
 def report_of(*clients: ClientRow, **more: object) -> Report:
     alerts = [AlertRow(c.client_id, c.model_id, START_MS + 5 * HOUR_MS, c.state, 300) for c in clients if c.flagged]
     settings: dict[str, object] = {
-        "title": f"Replay of {EVIL}", "models": [("digits", f"baseline {EVIL}")], "clients": clients, "budget": 0.01,
+        "title": f"Replay of {EVIL}", "models": [("digits", f"baseline {EVIL}")], "clients": clients, "campaigns": [], "budget": 0.01,
         "calibrated": True, "calibration": "On 300 honest clients.", "alerts": alerts,
     }  # fmt: skip
     return Report(**{**settings, **more})  # type: ignore[arg-type]
@@ -73,6 +82,7 @@ CELLS = [(0.0, 0.0), (1.0, 2.0), (-1.0, 0.5)]
 FULL = report_of(
     client("caught", 0.9995, "block", True), client("wronged", 0.993, "throttle", False),
     client("slipped", 0.2, "clear", True), client("plain", 0.1, "clear", False), client(EVIL, 0.9999999, "block", True),
+    campaigns=[campaign()],
     coverage=[Coverage("digits", CELLS, [0.5, 0.3, 0.2], {"caught": [0, 1, 0], "plain": [0.4, 0.4, 0.2]})],
     counters={"events": 4500}, dead_letters={"wrong_dimension": 3, EVIL: 1}, notes=[f"A note {EVIL}"],
 )  # fmt: skip
@@ -166,6 +176,38 @@ def test_an_empty_replay_gives_a_page() -> None:
 @pytest.mark.parametrize("suspicion", [0.0, 0.5, 1.0, 1.0 - 1e-12])
 def test_depth_is_finite_and_bounded(suspicion: float) -> None:
     assert 0.0 <= figures.depth(suspicion) <= 6.0
+
+
+def test_a_client_says_what_it_could_copy() -> None:
+    page = re.sub(r"\s+", " ", "".join(Page(render(report_of(client("a", 0.999, "block")))).text))
+    assert "Could copy 62 % of the answers by now (40 %–71 %)." in page
+
+
+def test_a_client_without_its_exposure_is_no_client() -> None:
+    whole = {name: getattr(client("a", 0.5, "clear"), name) for name in ClientRow.__slots__}
+    for name in ("extraction", "first_ms"):
+        with pytest.raises(TypeError, match=name):
+            ClientRow(**{k: v for k, v in whole.items() if k != name})
+
+
+def test_a_campaign_is_shown_with_its_accounts_and_its_exposure() -> None:
+    page = re.sub(r"\s+", " ", "".join(Page(render(report_of(campaigns=[campaign(("a-1", "a-2"), thieves=2)]))).text))
+    for words in (
+        "Campaigns",
+        "5eed" * 8,
+        "2: a-1, a-2",
+        "2 of 2 are a thief's",
+        "Could copy 90 % of the answers",
+        "4,305",
+    ):
+        assert words in page
+    assert "Campaigns" not in "".join(Page(render(report_of())).text)
+
+
+def test_a_large_campaign_names_its_first_accounts_and_counts_the_rest() -> None:
+    page = "".join(Page(render(report_of(campaigns=[campaign(tuple(f"a-{i}" for i in range(1200)))]))).text)
+    assert "1,200: a-0, " in page
+    assert "a-49 and 1,150 more" in page
 
 
 def test_two_models_get_a_column() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -24,7 +25,8 @@ def alert(client: str = "acct-1", suspicion: float = 0.9999949) -> dict[str, Any
     text = "27 of 323 queries are an earlier query with every feature moved by one and the same step"
     return {
         "time": "2026-11-12T19:54:23.663Z", "client_id": client, "model_id": "digits", "state": "throttle", "calibrated": True,
-        "suspicion": suspicion, "queries_seen": 165, "queries": 165, "family": "perturbed seeds",
+        "suspicion": suspicion, "queries_seen": 165, "queries": 165, "family": "perturbed seeds", "campaign_id": "5eed" * 8,
+        "members": ["acct-7f00", "acct-7f01"], "extraction": {"fidelity": 0.62, "low": 0.4, "high": 0.71},
         "evidence": [{"signal": "s", "statistic": 21.0, "p_value": 0.001, "text": f"{text}; the excess of 21 compares with 2"}],
     }  # fmt: skip
 
@@ -43,6 +45,63 @@ def test_an_alert_keeps_its_time_in_one_piece_and_says_one_sentence(screen: io.S
     assert "2026-11-12 19:54 " in said
     assert "0.999995" in said
     assert "compares" not in said
+
+
+@pytest.fixture
+def narrow(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
+    """60 columns."""
+    shown = io.StringIO()
+    monkeypatch.setattr(terminal, "out", Console(file=shown, width=60, highlight=False))
+    return shown
+
+
+LONG = "spiffe://cluster.local/ns/payments/sa/" + "scorer-" * 7
+"""An id that no narrow column holds, and no line of 60 columns."""
+
+
+@pytest.mark.parametrize(
+    "show",
+    [
+        lambda row: terminal.print_ranked([row]),
+        lambda row: terminal.print_alerts([row]),
+        lambda row: terminal.print_campaigns([row | {"members": [LONG]}]),
+        lambda row: terminal.print_table(
+            ("client", "model", "state", "until", "by", "reason"), [[LONG, "digits", *"abcd"]]
+        ),
+    ],
+    ids=["clients", "alerts", "campaigns", "any"],
+)
+def test_a_narrow_terminal_wraps_and_cuts_nothing(show: Callable[[dict[str, Any]], None], narrow: io.StringIO) -> None:
+    show(alert(LONG))
+    lines = narrow.getvalue().splitlines()
+    assert max(map(len, lines)) <= 60
+    assert "…" not in narrow.getvalue()
+    assert LONG in "".join(line.strip() for line in lines)
+    assert "digits" in "".join(lines).split()
+
+
+def test_a_wide_terminal_keeps_one_row_a_client(screen: io.StringIO) -> None:
+    terminal.print_ranked([alert("acct-1"), alert("acct-2")])
+    header, *_ = screen.getvalue().splitlines()
+    assert header.split() == ["client", "model", "state", "suspicion", "queries", "could", "copy", "why"]
+    assert "62 % (40–71)" in screen.getvalue()
+
+
+def test_a_list_says_how_many_there_are_and_how_many_it_shows(screen: io.StringIO) -> None:
+    many = [alert(f"acct-{i}") for i in range(45)]
+    terminal.print_ranked([*many, *(alert(f"calm-{i}") | {"state": "clear"} for i in range(300))])
+    assert screen.getvalue().splitlines()[-1] == "20 of 345 clients shown; 45 flagged"
+    terminal.print_clients(many[:5], 345, 45, "--limit N shows more")
+    assert screen.getvalue().splitlines()[-1] == "5 of 345 clients shown; --limit N shows more; 45 flagged"
+    terminal.print_alerts(many[:2], 45)
+    assert screen.getvalue().splitlines()[-1] == "2 of 45 alerts shown; --limit N shows more"
+    terminal.print_alerts(many[:1])
+    assert screen.getvalue().splitlines()[-1] == "1 alert"
+
+
+def test_a_finding_that_is_over_resembles_nothing(screen: io.StringIO) -> None:
+    terminal.print_alerts([alert() | {"state": "clear"}])
+    assert "perturbed" not in screen.getvalue()
 
 
 def test_no_rows_are_said_in_words(screen: io.StringIO) -> None:

@@ -111,6 +111,6 @@ def test_the_more_specific_claim_leads_where_it_explains_the_same_queries(
     signals: dict[str, tuple[float, float]], first: str | None
 ) -> None:
     found = statistics(**signals)
-    strongest = sorted((i for i in np.flatnonzero(found.value) if FUSED[i]), key=lambda i: -found.value[i] / FLOOR[i])
+    strongest = [int(i) for i in np.argsort(-found.value / FLOOR) if FUSED[i] and found.value[i] > 0]
     lead = leading(strongest, found, FLOOR)
     assert (None if lead is None else NAMES[lead]) == first
