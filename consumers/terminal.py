@@ -74,29 +74,38 @@ class Column:
 
 
 def print_rows(columns: Sequence[Column], rows: Sequence[Sequence[Text]], to: Console | None = None) -> None:
-    """Print a table or, where its longest words do not fit beside each other, each row on lines of its own.
+    """Print a table or, where its columns would get too narrow to read, each row on lines of its own.
 
     No word is ever cut: an id that is longer than the terminal is wide goes on in the next line.
     """
     to = to or out
-    needed = [
-        max(
-            (cell_len if column.whole else _longest_word)(text)
-            for text in (column.title, *(row[i].plain for row in rows))
-        )
-        for i, column in enumerate(columns)
-    ]
-    if sum(needed) + _BETWEEN * len(columns) > to.width:
+    widths = _widths(columns, rows, to.width - _BETWEEN * (len(columns) - 1))
+    if widths is None:
         _print_stacked(columns, rows, to)
         return
-    table = Table(box=None, header_style="bold")
-    for column, width in zip(columns, needed, strict=True):
-        table.add_column(
-            column.title, justify="right" if column.right else "left", overflow="fold", min_width=width, no_wrap=column.whole
-        )  # fmt: skip
+    table = Table(box=None, header_style="bold", padding=(0, _BETWEEN, 0, 0), pad_edge=False)
+    for column, width in zip(columns, widths, strict=True):
+        table.add_column(column.title, justify="right" if column.right else "left", overflow="fold", width=width)
     for row in rows:
         table.add_row(*row)
     to.print(table)
+
+
+def _widths(columns: Sequence[Column], rows: Sequence[Sequence[Text]], room: int) -> list[int] | None:
+    """Width of each column: its longest cell, or less for the widest ones; None where not even the least widths fit."""
+    widths, least = [], []
+    for i, column in enumerate(columns):
+        cells = [row[i].plain for row in rows]
+        whole = max(map(cell_len, (column.title, *cells)))
+        word = max(map(_longest_word, (column.title, *cells)))
+        widths.append(whole)
+        least.append(whole if column.whole else max(word, min(_READABLE, max(map(cell_len, cells), default=0))))
+    if sum(least) > room:
+        return None
+    while sum(widths) > room:
+        widest = max((i for i, width in enumerate(widths) if width > least[i]), key=widths.__getitem__)
+        widths[widest] -= 1
+    return widths
 
 
 def _print_stacked(columns: Sequence[Column], rows: Sequence[Sequence[Text]], to: Console) -> None:
@@ -239,8 +248,8 @@ def print_json(value: Any) -> None:
 FLAGGED = ("throttle", "block")
 MOST_SHOWN, FEWEST_SHOWN, MEMBERS_SHOWN = 20, 5, 8
 """Rows of a table of suspects, rows where nobody is suspect, and accounts of a campaign."""
-_BETWEEN = 2
-"""Columns of a terminal between two columns of a table."""
+_BETWEEN, _READABLE = 2, 16
+"""Characters between two columns of a table, and to which sentences may shrink."""
 _STYLE = {"block": "bold red", "throttle": "red", "watch": "yellow", "clear": ""}
 
 
@@ -265,14 +274,9 @@ def minute(time: str) -> str:
     return f"{dt.datetime.fromisoformat(time).astimezone(dt.UTC):%Y-%m-%d %H:%M}"
 
 
-def share(value: float) -> str:
-    """A share as whole percent."""
-    return f"{100 * value:.0f} %"
-
-
 def exposure(found: Mapping[str, float] | None) -> str:
-    """What could be copied by now, with its interval; a dash where nothing estimates it."""
-    return f"{share(found['fidelity'])} ({100 * found['low']:.0f}–{100 * found['high']:.0f})" if found else "–"
+    """What could be copied by now; a dash where nothing estimates it. `explain` says the interval."""
+    return f"{100 * found['fidelity']:.0f}\N{NO-BREAK SPACE}%" if found else "–"
 
 
 def print_ranked(rows: Sequence[Mapping[str, Any]], campaigns: Sequence[Mapping[str, Any]] = ()) -> None:

@@ -38,6 +38,7 @@ from consumers.operators.operate import ROLES, Actor, Operations
 from consumers.secrets import Secrets
 from consumers.store import Outcome, Store, decision_cell
 from consumers.store.embedded import EmbeddedStore
+from consumers.views.gateways import Modes
 from consumers.views.readings import Readings
 from detector.query import ClientKey
 
@@ -182,7 +183,7 @@ def world(
     gateway = Gateway(view, Identities(["x-api-key"], SECRETS), auth.gateway, metrics)
     refresher = Refresher(store, view, metrics)
     refresher.turn()
-    readings = Readings(store, SECRETS, OURS, baselines=baselines or {})
+    readings = Readings(store, SECRETS, OURS, baselines=baselines or {}, modes=Modes("block"))
     written = folder / "queries.jsonl"
     bridge = Bridge(format or NativeFormat({}, True), write or FileWriter(written).write, OURS)
     feed = DecisionFeed(view, lambda key: readings.of(key.tenant).named(key.model, key.client))

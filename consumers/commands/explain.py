@@ -44,9 +44,7 @@ def explain(client: Client, model: ModelOption = None, as_json: AsJson = False, 
         one = _found(readings, client, model)
         c = one.client
         alerts = readings.alerts(model=c.model_id, client=c.client_key, updates=True, limit=100).items
-        told = explanation.account(
-            one, settings.false_alarm_budget, settings.mode, baselines.get(c.model_id), reversed(alerts)
-        )
+        told = explanation.account(one, settings.false_alarm_budget, baselines.get(c.model_id), reversed(alerts))
     terminal.show([told], as_json, lambda rows: _print_account(rows[0]))
 
 
@@ -187,11 +185,12 @@ def backtest(
 
 @contextlib.contextmanager
 def _readings(settings: config.Settings, baselines: Mapping[str, Baseline]) -> Iterator[Readings]:
+    from consumers.commands.serving import modes_of
     from consumers.views.readings import Readings
 
     with wiring.open_store(settings) as store:
         secrets = wiring.secrets_of(settings, store)
-        yield Readings(store, secrets, settings.tenant, baselines=baselines)
+        yield Readings(store, secrets, settings.tenant, baselines=baselines, modes=modes_of(settings))
 
 
 def _found(readings: Readings, client: str, model: str | None) -> ClientDetail:
@@ -228,8 +227,10 @@ def _print_account(told: Mapping[str, Any]) -> None:
     )
     out.print(
         f"\nqueries {told['queries']:,} ({told['distinct']:,.0f} distinct) · p {told['p_value']:.2g}, {told['rarity']}"
-        f"{'' if told['calibrated'] else ', not calibrated'} · could be copied: {known} · gateways: {told['in_force']}\n"
+        f"{'' if told['calibrated'] else ', not calibrated'} · could be copied: {known}"
     )
+    out.print(terminal.plain(told["gateways"]))
+    out.print()
     if told["signals"]:
         out.print(Text("signals, in units of the oddest honest clients", style="italic"))
         titles = ("this client", "honest median", "99 in 100", "oddest", "p")

@@ -98,7 +98,7 @@ def _shown(
 
 
 def _until(time_s: int) -> str:
-    from consumers.views.explanation import moment
+    from consumers.views.gateways import moment
 
     return moment(time_s * 1000) if time_s else "for ever"
 

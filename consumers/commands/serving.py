@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from consumers.secrets import Secrets
     from consumers.serve import Tls
     from consumers.store import Store
+    from consumers.views.gateways import Modes
     from consumers.views.readings import Readings
     from detector.baseline import Baseline
     from detector.query import ClientKey
@@ -142,7 +143,7 @@ def build_front(settings: config.Settings, stack: contextlib.ExitStack, metrics:
     store = stack.enter_context(wiring.open_store(settings))
     secrets = wiring.secrets_of(settings, store)
     baselines = load_baselines(settings.baselines) if settings.baselines else {}
-    readings = Readings(store, secrets, settings.tenant, baselines=baselines)
+    readings = Readings(store, secrets, settings.tenant, baselines=baselines, modes=modes_of(settings))
     mirror = mirror_of(settings)
     operations = operations_of(settings, store, secrets)
     keys = KeyRing(secrets)
@@ -158,7 +159,6 @@ def build_front(settings: config.Settings, stack: contextlib.ExitStack, metrics:
         auth=auth,
         sessions=Sessions(secrets.derived("dashboard")),
         baselines=baselines,
-        mode=settings.mode,
         budget=settings.false_alarm_budget,
         pulse=_pulse_of(view),
     )
@@ -174,6 +174,13 @@ def build_front(settings: config.Settings, stack: contextlib.ExitStack, metrics:
     return Front(
         app, auth, metrics, ready, gateway, Gateway.matches, http.metrics, known=Buckets(http.rate_per_s, http.burst)
     )
+
+
+def modes_of(settings: config.Settings) -> Modes:
+    """Enforcement modes as readers know them."""
+    from consumers.views.gateways import Modes
+
+    return Modes(settings.mode, dict(settings.modes))
 
 
 def operations_of(settings: config.Settings, store: Store, secrets: Secrets) -> Operations:

@@ -54,6 +54,12 @@ def times(store: Store, tenant: str) -> tuple[int, int]:
     return opened_s, reset_s
 
 
+def held(store: Store) -> bool:
+    """Whether the gateways' breaker is open: nothing that was only detected is enforced. Raises Unavailable."""
+    at_s = {entry.key: time_of(entry) or 0 for entry in store.operator_entries(KIND)[1]}
+    return at_s.get(HELD, 0) > at_s.get(RESET, 0)
+
+
 def opened_after(tripped_s: float, reset_s: float) -> float:
     """When it opened, as an entry says it: after the reset that it follows."""
     return max(tripped_s, reset_s + 1.0)

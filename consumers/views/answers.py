@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,11 +162,27 @@ class Alert:
     verdict: Verdict | None = None
 
 
+Cause: TypeAlias = Literal["allow_list", "operator", "detection", "mode", "breaker", "ended", "nothing"]
+"""Why gateways do what they do with a client."""
+
+
+@dataclass(frozen=True, slots=True)
+class AtGateways:
+    """What gateways do with a client now. until_s: its end, 0 for none or for nothing to end; text: it and its cause, in one sentence."""
+
+    state: str
+    cause: Cause
+    until_s: int
+    text: str
+
+
 @dataclass(frozen=True, slots=True)
 class ClientDetail:
     """Everything known of one client of one model.
 
-    in_force   what gateways do: the allow-list, then the operator, then detection (`client.enforced`)
+    in_force   what gateways do: the allow-list, then the operator, then detection, as far as mode and breaker allow
+    gateways   the same with its cause, in one sentence
+    mode       enforcement mode of the model
     coverage   queries by coverage cell of the baseline
     misfit     distinct queries that did not fit the schema
     refused    reason → queries of which something did not fit or could not be read; misfits: the same by column
@@ -175,6 +192,8 @@ class ClientDetail:
 
     client: Client
     in_force: str
+    gateways: AtGateways
+    mode: str
     trail: tuple[TrailPoint, ...]
     exposures: tuple[ExposurePoint, ...]
     history: tuple[StateChange, ...]

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from consumers.legible import legible
+from consumers.views.gateways import moment
 from consumers.views.readings import Alert, ClientDetail
 from detector.baseline import Baseline
 from detector.policy import BLOCK_FACTOR, MIN_ODD_TO_BLOCK, REASONS, STATES, WATCH_FACTOR
@@ -91,7 +92,7 @@ def standings(one: ClientDetail, baseline: Baseline | None) -> list[Standing]:
 def sentence(one: ClientDetail) -> str:
     """The whole in two or three sentences."""
     c = one.client
-    said = f"{c.state.capitalize()}: {REASONS.get(c.reason, c.reason)}."
+    said = f"{c.state.capitalize()}: {_reason(c.reason)}."
     rare = rarity(c.p_value)
     if rare != "usual":
         said += f" A life like this one is {rare} among honest clients."
@@ -104,8 +105,17 @@ def sentence(one: ClientDetail) -> str:
     return said
 
 
-def what_would_change(one: ClientDetail, budget: float, mode: str, baseline: Baseline | None) -> list[str]:
-    """What would move the client up or down, and what gateways would do then."""
+def _reason(code: str) -> str:
+    """A reason in words. What it once said of gateways is left out: `gateways.at_gateways` alone says what they do now."""
+    return (
+        REASONS.get(code, code).partition(", but ")[0]
+        if code in ("allow_listed", "breaker")
+        else REASONS.get(code, code)
+    )
+
+
+def what_would_change(one: ClientDetail, budget: float, baseline: Baseline | None) -> list[str]:
+    """What would move the client up or down, and what would change what gateways do."""
     c = one.client
     limits = {"watch": budget * WATCH_FACTOR, "throttle": budget, "block": budget * BLOCK_FACTOR}
     above = STATES[STATES.index(c.state) + 1 :]
@@ -125,18 +135,25 @@ def what_would_change(one: ClientDetail, budget: float, mode: str, baseline: Bas
         )
     else:
         lines.append("There is no state above this one.")
-    if c.state in ("throttle", "block") and c.until_s:
+    if c.state in ("throttle", "block") and c.until_s and one.gateways.cause != "ended":
         until = moment(c.until_s * 1000)
-        lines.append(f"The decision ends on {until}; it is renewed whenever the client asks while the evidence stands.")
+        lines.append(f"The state ends on {until}; it is renewed whenever the client asks while the evidence stands.")
     if c.state != "clear":
         lines.append("Evidence goes when its queries leave the horizon (15 to 30 days, unless set otherwise).")
         lines.append(
             "A person can release the client or allow-list it; the verdict “false positive” does so for 30 days."
         )
-    if one.allowed is not None:
-        lines.append("It is on the allow-list, which beats every decision until the entry ends or is undone.")
-    lines.append(f"Mode {mode}: {MODE_WORDS.get(mode, mode)}.")
-    return lines
+    return [*lines, *_at_gateways(one)]
+
+
+def _at_gateways(one: ClientDetail) -> list[str]:
+    """What would change what gateways do, where that is not the state."""
+    return {
+        "allow_list": ["Gateways go by the state again when the allow-list entry ends or is removed."],
+        "operator": ["Gateways go by the state again when the decision by hand ends or is withdrawn."],
+        "mode": ["Gateways restrict it when the model's mode is throttle or block."],
+        "breaker": ["Gateways restrict it when an operator has looked and reset the breaker."],
+    }.get(one.gateways.cause, [])
 
 
 def events(one: ClientDetail, alerts: Iterable[Alert] = ()) -> list[Event]:
@@ -146,11 +163,11 @@ def events(one: ClientDetail, alerts: Iterable[Alert] = ()) -> list[Event]:
         first = one.trail[0]
         found.append(Event(first.time_ms, "clear", f"first signs, at query {first.queries:,}"))
     for h in one.history:
-        said = f"{h.state}: {REASONS.get(h.reason, h.reason)} ({rarity(1 - h.suspicion)})"
+        said = f"{h.state}: {_reason(h.reason)} ({rarity(1 - h.suspicion)})"
         found.append(Event(h.time_s * 1000, h.state, said))
     if not one.history and one.client.since_s:
         c = one.client
-        found.append(Event(c.since_s * 1000, c.state, f"{c.state}: {REASONS.get(c.reason, c.reason)}"))
+        found.append(Event(c.since_s * 1000, c.state, f"{c.state}: {_reason(c.reason)}"))
     for a in alerts:
         what = "finding closed" if a.resolved else "alert" if not a.update else f"alert, update {a.update}"
         found.append(Event(milliseconds(a.time), a.state, f"{what}: {a.state} at query {a.queries_seen:,}"))
@@ -185,7 +202,7 @@ def _most(counts: Mapping[str, int]) -> list[tuple[str, int]]:
 
 
 def account(
-    one: ClientDetail, budget: float, mode: str, baseline: Baseline | None, alerts: Iterable[Alert] = ()
+    one: ClientDetail, budget: float, baseline: Baseline | None, alerts: Iterable[Alert] = ()
 ) -> dict[str, Any]:
     """Everything above as one JSON object."""
     c = one.client
@@ -196,6 +213,7 @@ def account(
         "state": c.state,
         "reason": c.reason,
         "in_force": one.in_force,
+        "gateways": one.gateways.text,
         "queries": c.queries,
         "distinct": c.distinct,
         "suspicion": c.suspicion,
@@ -213,7 +231,7 @@ def account(
         "signals": [asdict(s) for s in standings(one, baseline)],
         "timeline": [{"time": moment(e.at_ms), "what": e.text} for e in events(one, alerts)],
         "what_did_not_fit": refusals(one),
-        "what_would_change_it": what_would_change(one, budget, mode, baseline),
+        "what_would_change_it": what_would_change(one, budget, baseline),
         "until": moment(c.until_s * 1000) if c.until_s else None,
     }
 
@@ -221,8 +239,3 @@ def account(
 def milliseconds(time: str) -> int:
     """RFC 3339 → ms since the epoch."""
     return round(dt.datetime.fromisoformat(time).timestamp() * 1000)
-
-
-def moment(time_ms: int) -> str:
-    """``2026-03-02 09:14 UTC``."""
-    return f"{dt.datetime.fromtimestamp(time_ms / 1000, dt.UTC):%Y-%m-%d %H:%M} UTC"

@@ -48,6 +48,7 @@ from consumers.views.answers import (
     TrailPoint,
     Verdict,
 )
+from consumers.views.gateways import Hands, Modes
 from consumers.views.pages import MOST_ROWS, Place, asked
 from detector.baseline import Baseline
 from detector.query import ClientKey
@@ -86,13 +87,14 @@ _VALUES: Mapping[str, Callable[[_Glance], float]] = {
 
 @dataclass(slots=True)
 class Readings:
-    """Reads one tenant of a store. now_s: seconds since the epoch."""
+    """Reads one tenant of a store. now_s: seconds since the epoch; modes: enforcement modes, as gateways have them."""
 
     store: Store
     secrets: Secrets
     tenant: str = "default"
     now_s: Callable[[], float] = time.time
     baselines: Mapping[str, Baseline] = field(default_factory=dict)
+    modes: Modes = field(default_factory=Modes)
     _kept: dict[str, tuple[float, Any]] = field(default_factory=dict)
 
     def of(self, tenant: str) -> Readings:
@@ -150,6 +152,11 @@ class Readings:
         said |= {a.client_key: a.client_id for a in self.allowlist()}
         return said.get(client_key) or None
 
+    def seen(self, model: str, client_key: str) -> bool:
+        """Whether a client was assessed, on a model or (``*``) on any: what is decided about another may be a slip of the pen."""
+        models = [m.model_id for m in self.models()] if model == entries.EVERY_MODEL else [model]
+        return bool(self.store.decided([ClientKey(self.tenant, m, client_key) for m in models]))
+
     def client(self, model: str, client: str) -> ClientDetail | None:
         """One client, named by its id or its `client_key`."""
         key = self.key_of(model, client)
@@ -158,13 +165,13 @@ class Readings:
         if stored is None:
             return None
         alert_id = stored.alert["alert_id"] if stored.alert else None
-        decision = self._of_client(self.decisions(), key) or self._of_client(self.decisions(simulated=True), key)
-        allowed = self._of_client(self.allowlist(), key)
-        operator = decision.state if decision and not decision.simulated else None
-        detected = stored.enforced if not stored.until_s or stored.until_s > self.now_s() else "clear"
+        seen, hands = _seen(key, stored), self.hands()
+        now = hands.at_gateways(seen)
         return ClientDetail(
-            client=_seen(key, stored),
-            in_force="clear" if allowed else operator or detected,
+            client=seen,
+            in_force=now.state,
+            gateways=now,
+            mode=self.modes.of(model),
             trail=tuple(TrailPoint(int(q), float(s), int(ms)) for q, s, ms in stored.trail),
             exposures=tuple(
                 ExposurePoint(int(p[0]), float(p[1]), float(p[2]), float(p[3]), int(p[4])) for p in stored.exposures
@@ -177,12 +184,17 @@ class Readings:
             links=tuple(stored.links),
             witnesses=tuple(stored.witnesses),
             alert_id=alert_id,
-            decision=decision,
-            allowed=allowed,
+            decision=hands.decision(seen) or hands.dry_run(seen),
+            allowed=hands.allowed(seen),
             verdict=self.verdicts().get(alert_id) if alert_id else None,
             notes=self.notes(key),
             revision=entries.Revisions(self.store, self.tenant)[key.client],
         )
+
+    def hands(self) -> Hands:
+        """What people decided, to be asked of many clients."""
+        held = breakers.held(self.store)
+        return Hands(self.decisions(simulated=True), self.allowlist(), self.modes, held, self.now_s())
 
     def linked(
         self, model: str, links: Collection[str], limit: int = 1000
@@ -428,11 +440,6 @@ class Readings:
             return entries.unsealed(text, self.secrets, self.tenant)
         except CorruptState:
             return ""
-
-    def _of_client(self, found: tuple[Any, ...], key: ClientKey) -> Any:
-        """The entry of a client: for its model, else for every model."""
-        mine = {one.model_id: one for one in found if one.client_key == key.client}
-        return mine.get(key.model) or mine.get(entries.EVERY_MODEL)
 
 
 def _seen(key: ClientKey, row: StoredDecision) -> Client:

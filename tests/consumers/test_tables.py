@@ -84,7 +84,16 @@ def test_a_wide_terminal_keeps_one_row_a_client(screen: io.StringIO) -> None:
     terminal.print_ranked([alert("acct-1"), alert("acct-2")])
     header, *_ = screen.getvalue().splitlines()
     assert header.split() == ["client", "model", "state", "suspicion", "queries", "could", "copy", "why"]
-    assert "62 % (40–71)" in screen.getvalue()
+    assert " 62\N{NO-BREAK SPACE}% " in screen.getvalue()
+
+
+def test_no_word_of_a_reason_is_cut_at_any_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    for width in range(30, 140):
+        shown = io.StringIO()
+        monkeypatch.setattr(terminal, "out", Console(file=shown, width=width, highlight=False))
+        terminal.print_ranked([alert("acct-781f91e8fc")])
+        words = shown.getvalue().split()
+        assert {"acct-781f91e8fc", "throttle", "0.999995", "earlier", "feature", "step"} <= set(words), width
 
 
 def test_a_list_says_how_many_there_are_and_how_many_it_shows(screen: io.StringIO) -> None:
@@ -114,7 +123,7 @@ def test_an_account_says_what_is_above_honest_clients_and_counts_the_rest(screen
     excess = [{"statistic": 5.0 - i, "text": f"reason {i}"} for i in range(12)]
     told = {
         "client_id": "c", "model_id": "m", "state": "watch", "summary": "", "extraction": None, "queries": 1, "distinct": 1.0,
-        "p_value": 1.0, "rarity": "usual", "calibrated": True, "in_force": "clear", "signals": [], "timeline": [],
+        "p_value": 1.0, "rarity": "usual", "calibrated": True, "gateways": "Gateways let it through.", "signals": [], "timeline": [],
         "what_would_change_it": [], "what_did_not_fit": [], "evidence": excess,
     }  # fmt: skip
     explain._print_account(told)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from pathlib import Path
 from typing import Any
 
@@ -228,3 +229,17 @@ def test_static_files_are_few_and_known_by_their_hash(world: World) -> None:
         assert client.get(f"/static/{name}").status_code == 404
     for banned in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "Function("):
         assert banned not in answer.text
+
+
+def test_the_dashboard_says_of_gateways_what_the_readings_say(world: World) -> None:
+    analyst = world.browser("analyst")
+    for state in ("", "throttle", "clear"):
+        if state:
+            actor = Actor("maria", "operator", TENANT)
+            world.operations.decide(actor, world.operations.subject(TENANT, MODEL, "acct-90114"), state)
+        one = world.dashboard.readings.client(MODEL, CLIENT)
+        assert one is not None
+        page = html.unescape(analyst.get(f"/client?client={CLIENT}&model={MODEL}").text)
+        assert one.gateways.text in page
+        assert page.count("Gateways let it through") + page.count("Gateways throttle it") == 1
+        assert one.gateways.text in html.unescape(analyst.get("/decisions").text)

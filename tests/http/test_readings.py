@@ -24,8 +24,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from consumers.errors import Unavailable, WrongUse
+from consumers.operators.operate import Actor
 from consumers.store import DecisionRow, Outcome, decision_cell
 from consumers.store.embedded import EmbeddedStore
+from consumers.views import explanation
 from consumers.views.readings import SORTS, Client, Readings
 from detector.query import ClientKey
 
@@ -207,8 +209,6 @@ def test_health_without_a_store(read: Readings, monkeypatch: pytest.MonkeyPatch)
 
 def test_what_is_in_force(served: World) -> None:
     """Allow-list, then operator, then detection."""
-    from consumers.operators.operate import Actor
-
     actor = Actor("maria", "operator", OURS)
     keep(served.store, OURS, [decided("thief", 0.001, "block", enforced="block", until_s=math.floor(2e9))])
 
@@ -229,3 +229,20 @@ def test_what_is_in_force(served: World) -> None:
     over = served.readings.client(MODEL, "robot")
     assert over is not None
     assert over.in_force == "clear", "its time is over"
+    assert over.gateways.text.startswith("Gateways let it through: what was detected ended on 1970-01-01")
+
+
+def test_the_api_and_explain_say_the_same_of_gateways(served: World) -> None:
+    actor = Actor("maria", "operator", OURS)
+    served.operations.decide(actor, served.operations.subject(OURS, "*", "clerk"), "block")
+    answer = served.client("viewer").get(f"/v1/models/{MODEL}/clients/clerk").json()
+    one = served.readings.client(MODEL, "clerk")
+    assert one is not None
+    told = explanation.account(one, 0.01, None)
+    assert answer["gateways"]["text"] == told["gateways"]
+    assert answer["in_force"] == answer["gateways"]["state"] == "block"
+    assert (answer["client"]["state"], answer["gateways"]["cause"], answer["mode"]) == ("watch", "operator", "block")
+    assert told["gateways"].endswith("maria blocked it by hand.")
+    assert (
+        "Gateways go by the state again when the decision by hand ends or is withdrawn." in told["what_would_change_it"]
+    )

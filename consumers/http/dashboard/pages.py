@@ -103,7 +103,6 @@ class Dashboard:
     auth: Authenticator
     sessions: Sessions
     baselines: Mapping[str, Baseline] = field(default_factory=dict)
-    mode: str = "observe"
     budget: float = 0.01
     mounted: str = ""
     pulse: Callable[[], Pulse] = Pulse
@@ -126,7 +125,7 @@ class Dashboard:
         return Visitor("nobody", "", self.auth.tenant, session)
 
     def views(self, visitor: Visitor) -> Views:
-        return Views(self.readings.of(visitor.tenant), self.baselines, self.mode, self.budget, self.mounted)
+        return Views(self.readings.of(visitor.tenant), self.baselines, self.budget, self.mounted)
 
     # ---------------------------------------------------------------------------------------------------- answers
 
@@ -294,7 +293,7 @@ def _named(template: str, title: str, values: Callable[[Views, str], Mapping[str
 
 
 def _health(d: Dashboard, request: Request, visitor: Visitor) -> Response:
-    values = health_page(d.readings.of(visitor.tenant), d.pulse(), d.mode, int(d.now_s() * 1000))
+    values = health_page(d.readings.of(visitor.tenant), d.pulse(), d.readings.modes.mode, int(d.now_s() * 1000))
     return d.page(request, visitor, "health.html.j2", "Health", values, 200 if values["answers"] else 503)
 
 

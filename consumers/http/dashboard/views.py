@@ -77,11 +77,10 @@ class Filters:
 
 @dataclass(frozen=True, slots=True)
 class Views:
-    """Pages as values. at: where the dashboard is mounted; mode and budget: as detect has them."""
+    """Pages as values. at: where the dashboard is mounted; budget: as detect has it."""
 
     readings: Readings
     baselines: Mapping[str, Baseline] = field(default_factory=dict)
-    mode: str = "observe"
     budget: float = 0.01
     at: str = ""
 
@@ -125,8 +124,8 @@ class Views:
             "total": total,
             "previous": f"{self.at}/{filters.address(filters.page - 1)}" if filters.page else "",
             "next": f"{self.at}/{filters.address(filters.page + 1)}" if matching > end and rows else "",
-            "mode": self.mode,
-            "mode_words": MODE_WORDS.get(self.mode, ""),
+            "mode": self.readings.modes.mode,
+            "mode_words": MODE_WORDS[self.readings.modes.mode],
         }
 
     def queue_live(self, filters: Filters) -> dict[str, Any]:
@@ -221,8 +220,7 @@ class Views:
             "extraction": c.extraction,
             "queries": c.queries,
             "distinct": round(c.distinct),
-            "effective": {"clear": "let it through", "watch": "let it through"}.get(one.in_force, one.in_force),
-            "effective_words": _in_force_words(one.allowed is not None, one.decision, c, self.mode),
+            "gateways": one.gateways.text,
             "last_ms": c.last_seen_ms,
             "suspicion_figure": [
                 figures.suspicion_figure([trace], self.budget, w, h) for w, h in ((BIG, 270), (SMALL, 240))
@@ -242,7 +240,7 @@ class Views:
             "misfit": round(one.misfit),
             "refusals": refusals(one),
             "timeline": list(reversed(events(one, alerts))),
-            "change": what_would_change(one, self.budget, self.mode, baseline),
+            "change": what_would_change(one, self.budget, baseline),
         }
 
     def _exposure(self, one: ClientDetail, alerts: Sequence[Any]) -> list[str] | None:
@@ -357,7 +355,7 @@ class Views:
                     "calibration": self._calibration(m),
                     "total": m.clients,
                     "counts": _counts([m]),
-                    "mode": self.mode,
+                    "mode": self.readings.modes.of(m.model_id),
                 }
                 for m in self.readings.models()
             ]
@@ -385,8 +383,8 @@ class Views:
             "calibration": self._calibration(m),
             "counts": counts,
             "budget": self.budget,
-            "mode": self.mode,
-            "mode_words": MODE_WORDS.get(self.mode, ""),
+            "mode": self.readings.modes.of(model),
+            "mode_words": MODE_WORDS[self.readings.modes.of(model)],
             "figure": None,
             "facts": [],
             "limits": [],
@@ -438,8 +436,10 @@ class Views:
     def decisions(self) -> dict[str, Any]:
         models = self.readings.models()
         merged = heapq.merge(*(self._ranked(m.model_id, FLAGGED) for m in models), key=_order)
+        hands = self.readings.hands()
         detected = [
-            self._suspect(c) | {"enforced": c.enforced, "since_ms": c.since_s * 1000, "until_ms": c.until_s * 1000}
+            self._suspect(c)
+            | {"gateways": hands.at_gateways(c).text, "since_ms": c.since_s * 1000, "until_ms": c.until_s * 1000}
             for c in itertools.islice(merged, MOST_ALERTS)
         ]
         flagged = sum(_counts(models)[s] for s in FLAGGED)
@@ -458,7 +458,7 @@ class Views:
                     "by": d.actor,
                     "until_ms": d.until_s * 1000,
                 }
-                for d in self.readings.decisions(simulated=True)
+                for d in hands.decisions
             ],
             "allowed": [
                 {
@@ -472,11 +472,10 @@ class Views:
                     "by": a.actor,
                     "until_ms": a.until_s * 1000,
                 }
-                for a in self.readings.allowlist()
+                for a in hands.allowlist
             ],
             "detected": detected,
             "detected_more": flagged if flagged > len(detected) else 0,
-            "mode_words": f"in mode {self.mode}, {MODE_WORDS.get(self.mode, '')}",
         }
 
     def alerts(self, cursor: str = "") -> dict[str, Any]:
@@ -539,14 +538,6 @@ def _headline(counts: Mapping[str, int], total: int) -> str:
     )
     parts += [f"{watched:,} {'are' if watched != 1 else 'is'} unusual and watched"] if watched else []
     return "; ".join(parts) + ". Most suspicious first."
-
-
-def _in_force_words(allowed: bool, decision: Any, c: Client, mode: str) -> str:
-    if allowed:
-        return "allow-listed"
-    if decision is not None and not decision.simulated:
-        return f"by hand until {figures.when(decision.until_s * 1000)}" if decision.until_s else "by hand"
-    return f"mode {mode}"
 
 
 def _verdict(verdict: Any) -> dict[str, Any] | None:

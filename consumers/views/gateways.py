@@ -1,0 +1,156 @@
+"""What gateways do with a client, and why: computed here, and said in one sentence that CLI, API and dashboard share.
+
+Rules:
+
+* The outcome is that of `enforcement.restrictions`, which answers the gateways: the allow-list, then an operator's decision, then what was
+  detected, as far as the model's mode and the breaker allow. A test compares the two over all combinations.
+* The state of a client, its reason and what detect wanted enforced say how suspicious it is; nothing but this sentence says what happens.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
+
+from consumers.operators.entries import EVERY_MODEL
+from consumers.views.answers import Allowed, AtGateways, Cause, Client, OperatorDecision
+from detector.policy import FLAGGED, STATES
+
+_CAPS: Mapping[str, str] = {"observe": "clear", "alert": "watch", "throttle": "throttle", "block": "block"}
+_VERBS: Mapping[str, str] = {
+    "clear": "let it through",
+    "watch": "let it through",
+    "throttle": "throttle it",
+    "block": "block it",
+}
+
+
+class Assessed(Protocol):
+    """What detect stored of a client. enforced: what it wanted gateways to do; until_s: 0 for no end."""
+
+    @property
+    def state(self) -> str: ...
+    @property
+    def enforced(self) -> str: ...
+    @property
+    def reason(self) -> str: ...
+    @property
+    def until_s(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Modes:
+    """Enforcement modes: of all models, and another one of some."""
+
+    mode: str = "observe"
+    models: Mapping[str, str] = field(default_factory=dict)
+
+    def of(self, model: str) -> str:
+        """The mode of a model."""
+        return self.models.get(model, self.mode)
+
+
+Said = TypeVar("Said", OperatorDecision, Allowed)
+
+
+@dataclass(frozen=True, slots=True)
+class Hands:
+    """What people decided, real and simulated, and whom they allow-listed; how things stand at `now_s`.
+
+    held  the gateways' breaker is open
+    """
+
+    decisions: Sequence[OperatorDecision]
+    allowlist: Sequence[Allowed]
+    modes: Modes
+    held: bool
+    now_s: float
+
+    def decision(self, client: Client) -> OperatorDecision | None:
+        """The decision that holds for a client: for its model, else for every model."""
+        return self._of(client, [d for d in self.decisions if not d.simulated])
+
+    def dry_run(self, client: Client) -> OperatorDecision | None:
+        """The simulated decision about a client."""
+        return self._of(client, [d for d in self.decisions if d.simulated])
+
+    def allowed(self, client: Client) -> Allowed | None:
+        """The allow-list entry that holds for a client."""
+        return self._of(client, self.allowlist)
+
+    def at_gateways(self, client: Client) -> AtGateways:
+        """What gateways do with a client."""
+        mode = self.modes.of(client.model_id)
+        return at_gateways(client, self.decision(client), self.allowed(client), mode, self.held, self.now_s)
+
+    def _of(self, client: Client, found: Sequence[Said]) -> Said | None:
+        mine = {s.model_id: s for s in found if s.client_key == client.client_key and holds(s.until_s, self.now_s)}
+        return mine.get(client.model_id) or mine.get(EVERY_MODEL)
+
+
+def at_gateways(
+    detected: Assessed, decision: OperatorDecision | None, allowed: Allowed | None, mode: str, held: bool, now_s: float
+) -> AtGateways:
+    """What gateways do with a client of a model that has this mode.
+
+    decision, allowed  those for its model, else for every model
+    held               the gateways' breaker is open
+    """
+    if allowed is not None and holds(allowed.until_s, now_s):
+        return _said("clear", "allow_list", allowed.until_s, f"{allowed.actor} put it on the allow-list")
+    if decision is not None and not decision.simulated and holds(decision.until_s, now_s):
+        done = {"clear": "released", "throttle": "throttled", "block": "blocked"}[decision.state]
+        return _said(decision.state, "operator", decision.until_s, f"{decision.actor} {done} it by hand")
+    return _by_detection(detected, mode, held, now_s)
+
+
+def _by_detection(d: Assessed, mode: str, held: bool, now_s: float) -> AtGateways:
+    if d.state not in FLAGGED:
+        return _said("clear", "nothing", 0, f"no decision restricts it, and in state {d.state} nothing is enforced")
+    if not holds(d.until_s, now_s):
+        return _said("clear", "ended", 0, f"what was detected ended on {moment(d.until_s * 1000)}")
+    cap = _CAPS[mode]
+    state = "watch" if held else _lower(d.enforced, cap)
+    if state in FLAGGED:
+        why = "detection asks for it" if state == d.state else f"detection asks for {d.state}, {_limit(d, state, mode)}"
+        return _said(state, "detection", d.until_s, why)
+    state = _lower(cap, "watch")
+    if held:
+        return _said(state, "breaker", 0, "the breaker is open, so nothing that was only detected is enforced")
+    if cap not in FLAGGED:
+        return _said(
+            state, "mode", 0, f"detection asks for {d.state}, but mode {mode} enforces nothing that was detected"
+        )
+    return _said(state, "detection", 0, f"detection asks for {d.state}, {_limit(d, state, mode)}")
+
+
+def _limit(d: Assessed, state: str, mode: str) -> str:
+    """Why less than the state is enforced, though the mode enforces something."""
+    if d.reason == "allow_listed":
+        return "but it was on the allow-list when it was last assessed"
+    if d.reason == "breaker":
+        return "but detect's breaker was open when it was last assessed"
+    if state == _CAPS[mode]:
+        return f"and mode {mode} allows no more"
+    return "but another mode held when it was last assessed"
+
+
+def _lower(one: str, other: str) -> str:
+    return min(one, other, key=STATES.index)
+
+
+def holds(until_s: int, now_s: float) -> bool:
+    """Whether something that ends at `until_s` (0: never) holds now."""
+    return not until_s or until_s > now_s
+
+
+def _said(state: str, cause: Cause, until_s: int, why: str) -> AtGateways:
+    until = f" until {moment(until_s * 1000)}" if until_s else ""
+    return AtGateways(state, cause, until_s, f"Gateways {_VERBS[state]}{until}: {why}.")
+
+
+def moment(time_ms: int) -> str:
+    """``2026-03-02 09:14 UTC``."""
+    return f"{dt.datetime.fromtimestamp(time_ms / 1000, dt.UTC):%Y-%m-%d %H:%M} UTC"

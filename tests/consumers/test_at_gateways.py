@@ -1,0 +1,105 @@
+"""What is said of gateways is what gateways do: one sentence, in whatever way a client stands."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from consumers.enforcement.restrictions import Restrictions
+from consumers.operators.entries import Allowance, Ruling, entry_key, packed
+from consumers.store import Entry, Restriction
+from consumers.views.answers import Allowed, OperatorDecision
+from consumers.views.gateways import Modes, at_gateways
+from detector.policy import MODES, STATES
+from detector.query import ClientKey
+
+NOW = 1_000_000
+LATER, BEFORE = NOW + 60, NOW - 60
+VERBS = {"clear": "let it through", "watch": "let it through", "throttle": "throttle it", "block": "block it"}
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way in which a client may stand."""
+
+    state: str
+    enforced: str
+    reason: str
+    until_s: int
+    decision: OperatorDecision | None
+    allowed: Allowed | None
+
+
+def ways() -> Iterator[Way]:
+    decisions = [
+        OperatorDecision("c", "h", model, state, until_s, simulated, "", "", "alice", NOW)
+        for state in ("clear", "throttle", "block")
+        for simulated, until_s, model in (
+            (False, LATER, "m"),
+            (False, BEFORE, "m"),
+            (True, LATER, "m"),
+            (False, LATER, "*"),
+        )
+    ]
+    lists = [Allowed("c", "h", "m", until_s, "", "bob", NOW, "operator") for until_s in (0, LATER, BEFORE)]
+    for state, enforced, reason, until_s, decision, allowed in itertools.product(
+        STATES,
+        STATES,
+        ("suspicious", "allow_listed", "breaker"),
+        (0, LATER, BEFORE),
+        (None, *decisions),
+        (None, *lists),
+    ):
+        if STATES.index(enforced) <= STATES.index(state):
+            yield Way(state, enforced, reason, until_s, decision, allowed)
+
+
+def restriction(name: str, way: Way) -> list[Restriction]:
+    return (
+        [Restriction(ClientKey("t", "m", name), way.state, way.enforced, way.until_s)]
+        if way.state in STATES[2:]
+        else []
+    )
+
+
+def entries(name: str, way: Way) -> tuple[list[Entry], list[Entry]]:
+    d, a = way.decision, way.allowed
+    ruled = d and Ruling(name, d.model_id, d.state, d.until_s, d.simulated, "", "", d.actor, d.at_s)
+    listed = a and Allowance(name, a.model_id, a.until_s, "", a.actor, a.at_s)
+    return (
+        [Entry("t", "decision", entry_key(ruled.model, name), packed(ruled), ruled.until_s)] if ruled else [],
+        [Entry("t", "allow", entry_key(listed.model, name), packed(listed), listed.until_s)] if listed else [],
+    )
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("held", [False, True])
+def test_what_is_said_is_what_gateways_do(mode: str, held: bool) -> None:
+    """Over every combination of state, enforcement, operator's decision, allow-list, mode and breaker."""
+    all_ways = {f"{i:032x}": way for i, way in enumerate(ways())}
+    view = Restrictions(mode)
+    said = [entries(name, way) for name, way in all_ways.items()]
+    view.replace(
+        [r for name, way in all_ways.items() for r in restriction(name, way)],
+        [one for ruled, _ in said for one in ruled], [one for _, listed in said for one in listed], NOW,
+    )  # fmt: skip
+    view.hold(held, NOW)
+    sentences = set()
+    for name, way in all_ways.items():
+        real = view.standing("t", name, "m", NOW)
+        found = at_gateways(way, way.decision, way.allowed, mode, held, NOW)
+        assert found.state == STATES[real.level], way
+        assert found.text.startswith(f"Gateways {VERBS[found.state]}"), way
+        assert sum(verb in found.text for verb in {*VERBS.values()}) == 1, found.text
+        if found.until_s and real.level >= 2:
+            assert found.until_s == real.until_s
+        sentences.add(found.text)
+    assert len(sentences) > 8
+
+
+def test_a_model_may_have_a_mode_of_its_own() -> None:
+    modes = Modes("observe", {"fraud": "block"})
+    assert (modes.of("fraud"), modes.of("churn")) == ("block", "observe")
