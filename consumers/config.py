@@ -196,7 +196,9 @@ class HttpSettings(Part):
     bridge: bool = Field(True, description="take queries at POST /v1/queries and write them to the log")
     rate_per_s: float = Field(50.0, ge=0, description="requests a second of one credential; 0: no limit")
     burst: int = Field(200, ge=1, description="requests of one credential at once")
-    longest_decision_s: int = Field(86_400, ge=60, description="how long an operator's decision may hold")
+    longest_decision_s: int = Field(
+        30 * 86_400, ge=60, description="how long an operator's decision may hold, in seconds"
+    )
     key_env: str = Field("live", pattern=r"^[a-z0-9]{1,16}$", description="second part of API keys: qw_<env>_…")
     tls_certfile: str = Field("", description="certificate of the service (PEM, with its chain); empty: plain HTTP")
     tls_keyfile: str = Field("", description="key of the certificate")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,12 +22,16 @@ from consumers.commands.options import AsJson, Client, ConfigFile
 from consumers.errors import Refused, WrongUse
 
 if TYPE_CHECKING:
-    from consumers.operators.operate import Actor, Operations
+    from consumers.operators.operate import Actor, Operations, Subject
     from consumers.views.readings import Readings
     from consumers.views.refusals import Refused as RefusedClient
 
 ModelOption = Annotated[str, typer.Option("--model", help="Only on this model; *: on all.")]
-For = Annotated[str, typer.Option("--for", help="How long: 90s, 15m, 4h, 7d.")]
+For = Annotated[
+    str,
+    typer.Option("--for", help="How long: 90s, 15m, 4h, 7d, 2w; at most 30 days, unless the settings say otherwise."),
+]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask, even if nobody has seen this client.")]
 Reason = Annotated[str, typer.Option(help="Why; kept with it.")]
 
 decisions_app = typer.Typer(help="Operators' decisions: list, block, throttle, release.", no_args_is_help=True)
@@ -45,7 +50,8 @@ _CAUSES = {
     "unsynced": "The service had not read the store yet, and the route is closed meanwhile (gateway.routes).",
     "crowded": "The request named more identities than one may.",
 }
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
+_LONGEST_S = 3650 * 86_400
 
 
 class _Desk:
@@ -54,7 +60,7 @@ class _Desk:
     def __init__(self, operations: Operations, readings: Readings, actor: Actor) -> None:
         self.operations, self.readings, self.actor = operations, readings, actor
 
-    def subject(self, client: str, model: str) -> Any:
+    def subject(self, client: str, model: str) -> Subject:
         from consumers.operators.operate import Subject
 
         key = self.readings.key_of(model, client)
@@ -75,10 +81,38 @@ def _desk(config_file: Path | None) -> Iterator[_Desk]:
 
 def seconds(text: str) -> int:
     """``4h`` → 14,400. Raises WrongUse."""
-    found = re.fullmatch(r"(\d{1,9})([smhd]?)", text.strip())
+    found = re.fullmatch(r"([0-9]{1,9})([smhdw]?)", text.strip())
     if not found:
-        raise WrongUse(f"{text!r} is no length of time (90s, 15m, 4h, 7d)")
-    return int(found[1]) * _UNITS[found[2] or "s"]
+        raise WrongUse(
+            f"--for {text!r} is no length of time: give a whole number and s, m, h, d or w, as 90s, 15m, 4h, 7d, 2w"
+        )
+    length = int(found[1]) * _UNITS[found[2] or "s"]
+    if length > _LONGEST_S:
+        raise WrongUse(f"--for {text}: ten years at most")
+    return length
+
+
+def _decision_seconds(desk: _Desk, text: str) -> int:
+    """Length of a decision. Raises WrongUse beyond what the settings allow."""
+    length, longest = seconds(text), desk.operations.longest_s
+    if not 1 <= length <= longest:
+        raise WrongUse(
+            f"--for {text}: a decision holds for 1s to {longest // 86_400}d (setting http.longest_decision_s)"
+        )
+    return length
+
+
+def _confirm(desk: _Desk, subject: Subject, client: str, what: str, yes: bool) -> None:
+    """Ask before something is decided about a client that nobody has seen: its name may be misspelt. Raises WrongUse, Abort."""
+    if yes or desk.readings.seen(subject.model, subject.client):
+        return
+    where = "any model" if subject.model == "*" else f"model {subject.model}"
+    words = f"no client {_named(client)!r} was seen on {where}"
+    if not sys.stdin.isatty():
+        raise WrongUse(f"{words}; give --yes to {what} it all the same")
+    terminal.err.print(Text(f"{words}; {what} it all the same? [y/N] "), end="", soft_wrap=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise Refused("nothing was done")
 
 
 def _shown(
@@ -164,14 +198,14 @@ def _decide(
     reason: str,
     note: str,
     dry: bool,
+    yes: bool,
     as_json: bool,
     config_file: Path | None,
 ) -> None:
     with _desk(config_file) as desk:
-        subject = desk.subject(client, model)
-        made = desk.operations.decide(
-            desk.actor, subject, state, ttl_s=seconds(ttl), reason=reason, note=note, simulated=dry
-        )
+        subject, ttl_s = desk.subject(client, model), _decision_seconds(desk, ttl)
+        _confirm(desk, subject, client, {"clear": "release"}.get(state, state), yes)
+        made = desk.operations.decide(desk.actor, subject, state, ttl_s=ttl_s, reason=reason, note=note, simulated=dry)
         row = next(
             d
             for d in desk.readings.decisions(simulated=True)
@@ -189,11 +223,12 @@ def decisions_block(
     reason: Reason = "",
     note: Annotated[str, typer.Option(help="Longer words, kept with it.")] = "",
     dry: Annotated[bool, typer.Option("--dry-run", help="Store and show it, enforce nothing.")] = False,
+    yes: Yes = False,
     as_json: AsJson = False,
     config_file: ConfigFile = None,
 ) -> None:
     """Block a client for a while."""
-    _decide("block", client, model, ttl, reason, note, dry, as_json, config_file)
+    _decide("block", client, model, ttl, reason, note, dry, yes, as_json, config_file)
 
 
 @decisions_app.command("throttle")
@@ -204,11 +239,12 @@ def decisions_throttle(
     reason: Reason = "",
     note: Annotated[str, typer.Option(help="Longer words, kept with it.")] = "",
     dry: Annotated[bool, typer.Option("--dry-run", help="Store and show it, enforce nothing.")] = False,
+    yes: Yes = False,
     as_json: AsJson = False,
     config_file: ConfigFile = None,
 ) -> None:
     """Slow a client down for a while."""
-    _decide("throttle", client, model, ttl, reason, note, dry, as_json, config_file)
+    _decide("throttle", client, model, ttl, reason, note, dry, yes, as_json, config_file)
 
 
 @decisions_app.command("release")
@@ -220,12 +256,13 @@ def decisions_release(
     withdraw: Annotated[
         bool, typer.Option("--withdraw", help="Only take an operator's decision back; what was detected holds again.")
     ] = False,
+    yes: Yes = False,
     as_json: AsJson = False,
     config_file: ConfigFile = None,
 ) -> None:
     """Let a client through for a while, whatever was detected or decided."""
     if not withdraw:
-        _decide("clear", client, model, ttl, reason, "", False, as_json, config_file)
+        _decide("clear", client, model, ttl, reason, "", False, yes, as_json, config_file)
         return
     with _desk(config_file) as desk:
         gone = desk.operations.withdraw(desk.actor, desk.subject(client, model))
@@ -253,14 +290,17 @@ def allowlist_list(as_json: AsJson = False, config_file: ConfigFile = None) -> N
 def allowlist_add(
     client: Client,
     model: ModelOption = "*",
-    ttl: Annotated[str, typer.Option("--for", help="How long: 30d; 0: until it is removed.")] = "0",
+    ttl: Annotated[str, typer.Option("--for", help="How long: 7d, 2w; 0: until it is removed.")] = "0",
     reason: Reason = "",
+    yes: Yes = False,
     as_json: AsJson = False,
     config_file: ConfigFile = None,
 ) -> None:
     """Never throttle or block this client."""
     with _desk(config_file) as desk:
-        made = desk.operations.allow(desk.actor, desk.subject(client, model), ttl_s=seconds(ttl), reason=reason)
+        subject, ttl_s = desk.subject(client, model), seconds(ttl)
+        _confirm(desk, subject, client, "allow-list", yes)
+        made = desk.operations.allow(desk.actor, subject, ttl_s=ttl_s, reason=reason)
     until = f" until {_until(made.until_s)}" if made.until_s else ""
     _said(made, as_json, f"{_named(client)}: on the allow-list {_where(made.model)}{until}")
 

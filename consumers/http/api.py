@@ -15,7 +15,7 @@ from __future__ import annotations
 import importlib.metadata
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlencode
 
@@ -126,6 +126,13 @@ class MakeKey(Asked):
 
 class ResetBreaker(Asked):
     reason: Words = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Decided(readings.OperatorDecision):
+    """A decision as it was stored. seen: whether the client was ever assessed there; if not, its name may be misspelt."""
+
+    seen: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -364,9 +371,7 @@ def _decisions(app: FastAPI, api: Api) -> None:
         return part.of(api.read(who.tenant).decisions(simulated=True), _newest)
 
     @route(app, "POST", "/v1/decisions", 409, 412, status_code=201)
-    def decide(
-        who: Acting, response: Response, body: Decide, once: Once = None, seen: Seen = None
-    ) -> readings.OperatorDecision:
+    def decide(who: Acting, response: Response, body: Decide, once: Once = None, seen: Seen = None) -> Decided:
         subject = api.subject(who, body)
         made = api.operations.decide(
             who,
@@ -380,7 +385,7 @@ def _decisions(app: FastAPI, api: Api) -> None:
             seen=_tag(seen),
         )
         _tagged(response, api, who, subject)
-        return _ruled(made, subject)
+        return Decided(**asdict(_ruled(made, subject)), seen=api.read(who.tenant).seen(subject.model, subject.client))
 
     @route(app, "DELETE", "/v1/decisions", 409, 412)
     def release(

@@ -4,7 +4,7 @@ Rules:
 
 * Each operation is one atomic step: its entries, its audit row, the signed head, and the answer to its idempotency key. When somebody else
   changed the operator cell in between, it is planned anew on what is there now.
-* A decision ends: at most `longest_s` from now, one day by default. Nobody is locked out for ever by a slip.
+* A decision ends: at most `longest_s` from now, 30 days by default. Nobody is locked out for ever by a slip.
 * A dry run (`simulated`) is stored, shown and audited like the real one, and enforced nowhere.
 * An idempotency key holds for a day, for one credential and one operation. The same key with another request is a `Conflict`.
 * The answer is what was stored; keys of the API are shown once and stored as a digest only.
@@ -42,6 +42,7 @@ from detector.query import ClientKey
 log = logging.getLogger("querywarden.operate")
 
 DAY_S = 86_400
+LONGEST_S = 30 * DAY_S
 FALSE_POSITIVE_DAYS = 30
 LONGEST_WORDS = 2000
 MOST_NOTES = 100
@@ -100,7 +101,7 @@ class Operations:
     secrets: Secrets
     now_s: Callable[[], float] = time.time
     mirror: audit.Mirror | None = None
-    longest_s: int = DAY_S
+    longest_s: int = LONGEST_S
     env: str = "live"
     sleep: Callable[[float], None] = time.sleep
     seal: audit.Seal = field(init=False)
@@ -134,7 +135,9 @@ class Operations:
         if state not in entries.STATES:
             raise WrongUse(f"state: {', '.join(entries.STATES)}")
         if not 1 <= ttl_s <= self.longest_s:
-            raise WrongUse(f"ttl_s: 1 to {self.longest_s}")
+            raise WrongUse(
+                f"ttl_s: 1 to {self.longest_s} seconds, that is {_length(self.longest_s)} (http.longest_decision_s)"
+            )
         _check(subject, reason, note)
         asked = (subject, state, ttl_s, reason, note, simulated)
 
@@ -473,6 +476,13 @@ class Operations:
 
     def _sealed(self, subject: Subject, tenant: str) -> str:
         return entries.sealed(subject.client_id, self.secrets, tenant) if subject.client_id else ""
+
+
+def _length(seconds: int) -> str:
+    """A length of time as people type it: ``30d``."""
+    return next(
+        f"{seconds // n}{unit}" for unit, n in (("d", DAY_S), ("h", 3600), ("m", 60), ("s", 1)) if not seconds % n
+    )
 
 
 def new_key(env: str) -> tuple[str, str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from apiworld import OURS, SECRETS
+from apiworld import OURS, SECRETS, World
 
 from consumers.errors import Conflict, CorruptState, Missing, Rewound, Unavailable, WrongUse
 from consumers.operators import entries
@@ -70,7 +70,7 @@ def test_a_decision_ends_by_itself(operations: Operations, clock: Clock) -> None
     assert readings(operations).decisions() == ()
 
 
-@pytest.mark.parametrize("ttl_s", [0, -1, DAY_S + 1])
+@pytest.mark.parametrize("ttl_s", [0, -1, 30 * DAY_S + 1])
 def test_nobody_is_locked_out_for_ever(operations: Operations, ttl_s: int) -> None:
     with pytest.raises(WrongUse, match="ttl_s"):
         operations.decide(MARIA, thief(operations), "block", ttl_s=ttl_s)
@@ -310,3 +310,13 @@ def test_a_damaged_entry_is_set_aside(operations: Operations) -> None:
     assert [d.client_id for d in readings(operations).decisions()] == ["thief"]
     with pytest.raises(CorruptState):
         entries.ruling(bad[0])
+
+
+def test_the_answer_to_a_decision_says_whether_the_client_was_ever_seen(served: World) -> None:
+    operator = served.client("operator")
+    for client, seen in (("thief", True), ("theif", False)):
+        for simulated in (True, False):
+            asked = {"client_id": client, "state": "block", "simulated": simulated}
+            answer = operator.post("/v1/decisions", json=asked)
+            assert answer.status_code == 201
+            assert answer.json()["seen"] is seen

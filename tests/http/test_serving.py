@@ -141,7 +141,7 @@ def test_what_the_terminal_decides_the_service_enforces(tmp_path: Path) -> None:
         assert ask(port, "/v1/models")[0] == 200, "open on loopback until there is a key"
         key = done(tmp_path, "keys", "create", "--role", "gateway").stdout.strip()
         until(lambda: ask(port, "/v1/decisions/stream")[0] == 401, 10)
-        assert done(tmp_path, "decisions", "block", "bob", "--for", "1h", "--reason", "test").returncode == 0
+        assert done(tmp_path, "decisions", "block", "bob", "--yes", "--for", "1h", "--reason", "test").returncode == 0
         stream = until(lambda: ask(port, "/v1/decisions/stream?startup=true", key)[1].get("new"), 10)
         assert [(d["type"], d["model"]) for d in stream] == [("ban", "*")]
         reference = refused(port, key, "bob")
@@ -153,7 +153,7 @@ def test_what_the_terminal_decides_the_service_enforces(tmp_path: Path) -> None:
         ), told
         unknown = done(tmp_path, "decisions", "reference", reference[:-1])
         assert (unknown.returncode, unknown.stderr.count("\n")) == (1, 1)
-        assert done(tmp_path, "decisions", "release", "bob").returncode == 0
+        assert done(tmp_path, "decisions", "release", "bob", "--yes").returncode == 0
         until(lambda: not ask(port, "/v1/decisions/stream?startup=true", key)[1].get("new"), 10)
         (prefix,) = [
             json.loads(line)["prefix"] for line in done(tmp_path, "keys", "list", "--json").stdout.splitlines()
@@ -174,8 +174,8 @@ def test_what_the_terminal_decides_the_service_enforces(tmp_path: Path) -> None:
 
 def test_commands_say_what_is_there(tmp_path: Path) -> None:
     for arguments in (
-        ("allowlist", "add", "carol", "--for", "30d"),
-        ("decisions", "throttle", "dave", "--model", "m", "--dry-run"),
+        ("allowlist", "add", "carol", "--yes", "--for", "30d"),
+        ("decisions", "throttle", "dave", "--yes", "--model", "m", "--dry-run"),
     ):
         assert done(tmp_path, *arguments).returncode == 0
     (allowed,) = [json.loads(line) for line in done(tmp_path, "allowlist", "list", "--json").stdout.splitlines()]

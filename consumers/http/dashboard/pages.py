@@ -82,7 +82,7 @@ SAID: Mapping[str, tuple[str, str]] = {
     "refused": ("bad", "That was not done: the form was incomplete, or what it asked for is not allowed."),
 }
 """Codes that a redirect carries, and what they say: no text of a request is ever shown back."""
-TTLS = ((900, "15 minutes"), (3600, "one hour"), (14_400, "4 hours"), (86_400, "one day"))
+TTLS = ((900, "15 minutes"), (3600, "one hour"), (14_400, "4 hours"), (86_400, "one day"), (604_800, "one week"))
 """How long a decision made here may hold; the first three also suit an allow-listing by hand."""
 ACTS = (
     ("block", "Block", "block"), ("throttle", "Throttle", "throttle"), ("clear", "Release", "clear"), ("allow", "Allow-list", "clear"),
