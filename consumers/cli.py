@@ -21,12 +21,14 @@ from rich.text import Text
 from consumers import config, paths, terminal, wiring
 from consumers.commands import explain, gateways, operators, recalibration, schema, serving, upkeep
 from consumers.commands import secrets as key_material
+from consumers.commands.groups import Grouped
 from consumers.commands.options import ConfigFile, Exclude, check_folders
 from consumers.errors import CorruptState, QueryWardenError, WrongUse
 from detector.errors import DetectorError
 
 app = typer.Typer(
     name="querywarden",
+    cls=Grouped,
     help="Flags clients whose prediction queries look like model extraction.",
     no_args_is_help=True,
     add_completion=False,
@@ -128,7 +130,7 @@ def fit(
         ),
     ] = False,
 ) -> None:
-    """Fit a baseline: what honest use of one model looks like."""
+    """Fit a baseline: what honest use of a model looks like."""
     from consumers import fit as fitting
     from consumers.commands.understood import print_misfits, print_refused, print_understood
     from consumers.log.files import FileLog
@@ -187,7 +189,7 @@ def replay(
     mode: Annotated[str | None, typer.Option(help="observe, alert, throttle or block.")] = None,
     config_file: ConfigFile = None,
 ) -> None:
-    """Read query logs, assess every client, show who looks like a thief and why."""
+    """Read query logs, assess every client, and show which ones look like thieves and why."""
     from consumers import replay as replaying
     from consumers.commands.understood import nothing_counted, print_misfits, print_refused
     from consumers.fit import load_baselines
@@ -248,7 +250,7 @@ def ingest(
         bool, typer.Option("--until-end", help="Stop when everything that was in the log at the start is committed.")
     ] = False,
 ) -> None:
-    """Fold the query log into profiles, with the offset. Runs until SIGTERM."""
+    """Read the query log and keep statistics of each client. Runs until SIGTERM."""
     _run(wiring.run_ingest, config_file, until_end)
 
 
@@ -257,7 +259,7 @@ def detect(
     config_file: ConfigFile = None,
     until_idle: Annotated[bool, typer.Option("--until-idle", help="Stop when no touched client is left.")] = False,
 ) -> None:
-    """Assess the clients whose profile changed, decide, alert. Runs until SIGTERM."""
+    """Assess clients with new queries, decide, and send alerts. Runs until SIGTERM."""
     _run(wiring.run_detect, config_file, until_idle)
 
 
@@ -271,7 +273,7 @@ def run(
         ),
     ] = False,
 ) -> None:
-    """Ingest, detect and serve in one process. Runs until SIGTERM."""
+    """Run ingest, detect and serve in one process. Runs until SIGTERM."""
     from consumers.metrics import Metrics
 
     settings = _service(config_file)
@@ -375,20 +377,20 @@ def simulate(
 
 @config_app.command("show")
 def config_show(config_file: ConfigFile = None) -> None:
-    """The settings in force, secrets masked."""
+    """Show the settings in force, secrets masked."""
     terminal.print_json(config.shown(config.load(config_file)))
 
 
 @config_app.command("check")
 def config_check(config_file: ConfigFile = None) -> None:
-    """Say whether the settings are well-formed."""
+    """Check that the settings are well-formed."""
     config.load(config_file)
     terminal.out.print("settings are well-formed")
 
 
 @config_app.command("schema")
 def config_schema() -> None:
-    """Every setting with its environment variable, default and meaning."""
+    """List every setting with its environment variable, default and meaning."""
     terminal.print_table(("TOML", "environment", "default", "meaning"), config.rows())
 
 

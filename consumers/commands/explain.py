@@ -34,7 +34,7 @@ MOST_FLAGGED = 40
 
 
 def explain(client: Client, model: ModelOption = None, as_json: AsJson = False, config_file: ConfigFile = None) -> None:
-    """Say why a client is in its state: signals against honest clients, what happened, what would change it."""
+    """Explain why a client is in its state: its signals, what happened, what would change it."""
     from consumers.fit import load_baselines
     from consumers.views import explanation
 
@@ -135,7 +135,7 @@ def backtest(
     as_json: AsJson = False,
     config_file: ConfigFile = None,
 ) -> None:
-    """Who in old logs would be flagged at which budget and mode. Nothing is written."""
+    """Show which clients of old logs would be flagged, at which budget and mode. Nothing is written."""
     from consumers import replay as replaying
     from consumers.decisions.findings import is_campaign
     from consumers.decisions.horizon import fields_of, spans_in_force, together

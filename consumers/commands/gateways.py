@@ -11,12 +11,12 @@ from consumers import config, terminal
 from consumers.commands.options import ConfigFile
 from consumers.errors import WrongUse
 
-app = typer.Typer(help="For the configuration of gateways.", no_args_is_help=True)
+app = typer.Typer(help="Compute what the configuration of a gateway needs.", no_args_is_help=True)
 
 
 @app.command("hash")
 def hash_of(config_file: ConfigFile = None) -> None:
-    """The client hash of each line of standard input: for gateway.client_map, or to find somebody in a gateway's map."""
+    """Print the client hash of each line of standard input: for gateway.client_map, or to find somebody in a gateway's map."""
     from consumers.secrets import Secrets
 
     settings = config.load(config_file)
@@ -30,7 +30,7 @@ def hash_of(config_file: ConfigFile = None) -> None:
 
 @app.command("edge-key")
 def edge_key(config_file: ConfigFile = None) -> None:
-    """The key with which HAProxy turns an API key into a client hash, in base64. Who has it can try ids: keep it secret."""
+    """Print the key with which HAProxy turns an API key into a client hash, in base64. Who has it can try ids: keep it secret."""
     from consumers.secrets import Secrets
 
     settings = config.load(config_file)

@@ -34,10 +34,12 @@ For = Annotated[
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask, even if nobody has seen this client.")]
 Reason = Annotated[str, typer.Option(help="Why; kept with it.")]
 
-decisions_app = typer.Typer(help="Operators' decisions: list, block, throttle, release.", no_args_is_help=True)
-allowlist_app = typer.Typer(help="Clients that are never throttled or blocked.", no_args_is_help=True)
-keys_app = typer.Typer(help="API keys.", no_args_is_help=True)
-audit_app = typer.Typer(help="The audit log.", no_args_is_help=True)
+decisions_app = typer.Typer(help="List, make and end operators' decisions.", no_args_is_help=True)
+allowlist_app = typer.Typer(
+    help="List and change the clients that are never throttled or blocked.", no_args_is_help=True
+)
+keys_app = typer.Typer(help="Create, list and revoke API keys.", no_args_is_help=True)
+audit_app = typer.Typer(help="Check the audit log.", no_args_is_help=True)
 GROUPS: Mapping[str, typer.Typer] = {
     "decisions": decisions_app,
     "allowlist": allowlist_app,
@@ -146,7 +148,7 @@ def _where(model: str) -> str:
 
 @decisions_app.command("list")
 def decisions_list(as_json: AsJson = False, config_file: ConfigFile = None) -> None:
-    """Operators' decisions that hold, dry runs too, newest first."""
+    """List the operators' decisions that hold, dry runs too, newest first."""
     with _desk(config_file) as desk:
         rows = desk.readings.decisions(simulated=True)
     _shown(
@@ -274,7 +276,7 @@ def decisions_release(
 
 @allowlist_app.command("list")
 def allowlist_list(as_json: AsJson = False, config_file: ConfigFile = None) -> None:
-    """The allow-list, newest first."""
+    """List the allow-list, newest first."""
     with _desk(config_file) as desk:
         rows = desk.readings.allowlist()
     _shown(
@@ -340,7 +342,7 @@ def keys_create(
 
 @keys_app.command("list")
 def keys_list(as_json: AsJson = False, config_file: ConfigFile = None) -> None:
-    """Live API keys."""
+    """List the API keys that are good now."""
     from consumers.operators.operate import without_digest
 
     with _desk(config_file) as desk:

@@ -109,7 +109,7 @@ def erase(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
     config_file: ConfigFile = None,
 ) -> None:
-    """Forget a client for good: profiles, decisions, alerts, what operators wrote. Replays and rebuilds skip it."""
+    """Erase a client for good: profiles, decisions, alerts, what operators wrote. Replays and rebuilds skip it."""
     import msgspec
 
     from consumers.commands.serving import operations_of, user_of
@@ -144,7 +144,7 @@ def erase(
 
 
 def export(client: Client, model: Models = None, hashed: Hashed = False, config_file: ConfigFile = None) -> None:
-    """Everything that is kept about a client, as JSON."""
+    """Print everything that is kept about a client, as JSON."""
     from consumers.operators import erasure
 
     with _open(config_file) as (settings, store, secrets):

@@ -29,6 +29,7 @@ from kafka import KafkaConsumer, TopicPartition
 from streams import produce
 
 from consumers import cli
+from consumers.commands.groups import PANELS
 from consumers.secrets import Secrets
 from consumers.store.layout import DECISION_TTL_S
 
@@ -114,6 +115,20 @@ def test_the_installed_command_has_help(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, b"")
     assert done.stdout.startswith(b"Usage: querywarden")
     assert {c.split()[0] for c in COMMANDS} <= set(done.stdout.decode().split())
+
+
+def test_the_help_groups_every_command_with_a_whole_sentence(called: Callable[..., tuple[int, str, str]]) -> None:
+    _, out, _ = called("--help")
+    titles = [line.rstrip(":") for line in out.splitlines() if line.endswith(":") and not line.startswith(" ")]
+    assert titles == ["Options", *PANELS]
+    assert (
+        out.index("  fit ")
+        < out.index("  replay ")
+        < out.index("  run ")
+        < out.index("  decisions ")
+        < out.index("  doctor ")
+    )
+    assert "..." not in out.partition("Options:")[2]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
