@@ -91,6 +91,13 @@ def opened(browser: Browser, site: Served, role: str = "", **options: Any) -> It
         context.close()
 
 
+UNSEEN = """() => [...document.querySelectorAll("nav[aria-label=Pages] a")].filter(a => {
+  const link = a.getBoundingClientRect(), nav = a.closest("nav").getBoundingClientRect();
+  return link.left < nav.left - 1 || link.right > nav.right + 1 || link.right > innerWidth;
+}).map(a => a.textContent)"""
+"""Links of the navigation that one must scroll to see."""
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
 def test_every_page_fits_is_quiet_and_obeys_its_policy(browser: Browser, site: Served, width: int, scheme: Any) -> None:
@@ -103,6 +110,7 @@ def test_every_page_fits_is_quiet_and_obeys_its_policy(browser: Browser, site: S
             assert "script-src 'self'" in answer.headers["content-security-policy"]
             wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
             assert wide <= 0, f"{name} scrolls sideways by {wide} px at {width}"
+            assert page.evaluate(f"({UNSEEN})()") == [], f"{name} hides pages of the navigation at {width}"
             assert page.evaluate("document.querySelectorAll('h1').length") == 1, name
             assert page.evaluate("window.violations") == [], name
         page.goto(site.url + "/client?client=none&model=none")

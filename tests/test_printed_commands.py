@@ -1,0 +1,191 @@
+"""Every `querywarden` and `make` line that a page prints runs here, or is listed with the reason why not."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import victims
+import zstandard
+from test_docs import BLOCK, PAGES, ROOT, all_commands, named, text_of
+
+from consumers import cli
+
+MODEL, CLIENT = "fraud-v3", "acct-1"
+Line = tuple[str, str]
+"""(page, one line of a fenced block)"""
+
+RUN: tuple[Line, ...] = (
+    ("docs/operations.md", "querywarden fit --model-id fraud-v3 --reference reference.jsonl --out fraud-v3.baseline"),
+    ("docs/dashboard.md", "querywarden backtest --baseline fraud-v3.baseline march.jsonl.zst"),
+    ("docs/dashboard.md", "querywarden explain acct-1"),
+    ("docs/dashboard.md", "querywarden evidence acct-1 --out case.zip"),
+    ("docs/dashboard.md", "querywarden verify-evidence case.zip --baseline fraud-v3.baseline --signer FINGERPRINT"),
+    ("docs/api.md", "querywarden keys create --role operator --name maria"),
+    ("docs/gateways.md", "printf '%s\\n' \"$API_KEY\" | querywarden gateway hash"),
+    ("docs/upkeep.md", "querywarden snapshot store.snapshot"),
+    ("docs/upkeep.md", "querywarden restore store.snapshot"),
+    ("docs/upkeep.md", "querywarden export CLIENT"),
+    ("docs/upkeep.md", "querywarden erase CLIENT"),
+    ("docs/upkeep.md", "querywarden rebuild --from earliest"),
+)
+"""Run here, in this order, in one folder."""
+
+QUICK_START = "tests/test_docs.py::test_the_quick_start_on_files_does_what_it_says"
+QUICK_START_ON_SERVERS = "tests/test_docs.py::test_the_quick_start_on_kafka_and_redis_does_what_it_says"
+ELSEWHERE: dict[Line, str] = {
+    ("CONTRIBUTING.md", "make install"): "made the environment that this test runs in",
+    ("CONTRIBUTING.md", "make test"): "is this suite",
+    ("CONTRIBUTING.md", "make lint"): "minutes; CI runs it before the tests (.ci/run)",
+    (
+        "CONTRIBUTING.md",
+        "make docs",
+    ): "writes into the checkout; tests/test_docs.py::test_the_tables_are_what_the_code_says",
+    (
+        "README.md",
+        "make demo",
+    ): "serves until Ctrl-C; tests/test_demo.py::test_a_small_demo_ends_with_a_report_and_the_truth",
+    ("README.md", "make test"): "is this suite",
+    (
+        "docs/operations.md",
+        "querywarden recalibrate --config querywarden.toml --out fraud-v3.new",
+    ): "needs a week of a service's clients; tests/consumers/test_recalibrate.py::test_",
+    ("docs/quickstart.md", "make install"): "made the environment that this test runs in",
+    **{
+        ("docs/quickstart.md", line): QUICK_START
+        for line in (
+            "querywarden fit --model-id tumour-v1 --reference reference.jsonl --traffic traffic.jsonl --out tumour.baseline",
+            "querywarden replay --baseline tumour.baseline log.jsonl --alerts alerts.jsonl --scores scores.jsonl --report report.html",
+            "cat log.jsonl | querywarden replay --baseline tumour.baseline --false-alarm-budget 0.002 -",
+            "querywarden replay --baseline tumour.baseline damaged.jsonl",
+            "querywarden replay --baseline tumour.baseline log.jsonl --store state.sqlite",
+            "QUERYWARDEN_STORE__URL=sqlite:///state.sqlite querywarden clients --limit 5",
+            "QUERYWARDEN_STORE__URL=sqlite:///state.sqlite querywarden alerts",
+        )
+    },
+    **{
+        ("docs/quickstart.md", line): QUICK_START_ON_SERVERS
+        for line in (
+            "querywarden config check --config querywarden.toml",
+            "querywarden run --config querywarden.toml --until-end",
+            "querywarden clients --config querywarden.toml --limit 5",
+            "querywarden clients --config querywarden.toml --json > scores-from-kafka.jsonl",
+            "querywarden alerts --config querywarden.toml",
+            "querywarden ingest --config querywarden.toml --until-end",
+            "querywarden detect --config querywarden.toml --until-idle",
+        )
+    },
+}
+"""Line → why it is not run here, with the test that runs it."""
+
+
+def ours(line: str) -> bool:
+    """Whether a shell line calls `querywarden` or `make`: as the first word of one of its commands, after variables."""
+    for part in re.split(r"\||&&|;", line):
+        words = part.split()
+        while words and re.match(r"\w+=", words[0]):
+            del words[0]
+        if words and words[0].rpartition("/")[2] in ("querywarden", "make"):
+            return True
+    return False
+
+
+def printed() -> Iterator[Line]:
+    """Every line of a fenced block that calls us, continuation lines joined, prompts and remarks left out."""
+    for page in PAGES:
+        for _, body in BLOCK.findall(text_of(page)):
+            body = re.sub(r"<<'?(\w+)'?\n.*?^\1$", "", body, flags=re.DOTALL | re.MULTILINE)
+            for line in body.replace("\\\n", " ").splitlines():
+                plain = " ".join(re.sub(r"(^|\s)#.*", "", line).removeprefix("$ ").split())
+                if ours(plain):
+                    yield named(page), plain
+
+
+def test_every_printed_line_runs_here_or_is_listed_with_a_reason() -> None:
+    lines = set(printed())
+    listed = {*RUN, *ELSEWHERE}
+    assert lines - listed == set(), "run them, or say why not"
+    assert listed - lines == set(), "no page prints these any more"
+    assert not set(RUN) & set(ELSEWHERE)
+
+
+@pytest.mark.parametrize("reason", sorted(set(ELSEWHERE.values())))
+def test_the_test_that_a_reason_names_exists(reason: str) -> None:
+    assert reason
+    for path, name in re.findall(r"(tests/\S+\.py)::(\w+)", reason):
+        assert f"def {name}" in text_of(ROOT / path)
+
+
+def test_every_command_in_the_running_text_exists() -> None:
+    commands = all_commands()
+    groups = {path[:1] for path in commands if len(path) > 1}
+    for page in PAGES:
+        prose = re.sub(r"^```.*?^```$", "", text_of(page), flags=re.MULTILINE | re.DOTALL)
+        for text in re.findall(r"`(?:\$ )?querywarden ([a-z][^`\n]*)`", prose):
+            words = text.split()
+            path = next((p for p in commands if p == tuple(words[: len(p)])), None)
+            assert path or tuple(words[:1]) in groups, f"{named(page)}: querywarden {text}"
+            known = (
+                {o for p in commands[path].params for o in (*p.opts, *p.secondary_opts)} | {"--help"} if path else set()
+            )
+            unknown = [w for w in words if w.startswith("--") and path and w.partition("=")[0] not in known]
+            assert unknown == [], f"{named(page)}: querywarden {text}"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what the pages take for granted: a reference, and a log in which `acct-1` is a thief."""
+    made = tmp_path_factory.mktemp("printed")
+    streams = victims.streams(4, [("noise_uniform", "plain")], seed=31, kinds=["light"], queries=(200, 300))
+    victims.reference_file(made / "reference.jsonl")
+    truth = victims.log_of(made / "log.jsonl", streams)
+    (thief,) = [client for client, known in truth.items() if known["role"] == "attack"]
+    for name in ("reference.jsonl", "log.jsonl"):
+        text = (made / name).read_text().replace(victims.MODEL, MODEL).replace(thief, CLIENT)
+        (made / name).write_text(text)
+    (made / "march.jsonl.zst").write_bytes(zstandard.ZstdCompressor().compress((made / "log.jsonl").read_bytes()))
+    return made
+
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def call(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("QUERYWARDEN_STATE_DIR", str(folder / "state"))
+    monkeypatch.setenv("QUERYWARDEN_BASELINES", str(folder / "fraud-v3.baseline"))
+    monkeypatch.setenv("QUERYWARDEN_STORE__URL", f"sqlite:///{folder / 'store.sqlite'}")
+
+    def called(*words: str, stdin: str = "") -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
+        with pytest.raises(SystemExit) as ended:
+            cli.main(words)
+        said = capsys.readouterr()
+        return int(ended.value.code or 0), said.out, said.err
+
+    return called
+
+
+def test_the_lines_run(call: Call, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "state").mkdir()
+    signer = ""
+    for page, line in RUN:
+        words = shlex.split(line.rpartition("|")[2])[1:]
+        words = [{"CLIENT": CLIENT, "FINGERPRINT": signer}.get(word, word) for word in words]
+        if words[0] == "restore":  # into an empty store
+            monkeypatch.setenv("QUERYWARDEN_STORE__URL", f"sqlite:///{folder / 'restored.sqlite'}")
+        status, out, err = call(*words, stdin="an-api-key\n" if "|" in line else "")
+        assert status == 0, f"{page}: {line}: {err}"
+        if words[0] == "fit":  # what the service would have read since
+            monkeypatch.setenv("QUERYWARDEN_STORE__URL", f"sqlite:///{folder / 'store.sqlite'}")
+            assert call("replay", "log.jsonl", "--store", "store.sqlite")[0] == 0
+        if words[0] == "evidence":
+            signer = json.loads(call(*words, "--json")[1])["signer"]
+        assert out or err, line
