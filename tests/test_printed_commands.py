@@ -181,7 +181,9 @@ def test_the_lines_run(call: Call, folder: Path, monkeypatch: pytest.MonkeyPatch
         words = [{"CLIENT": CLIENT, "FINGERPRINT": signer}.get(word, word) for word in words]
         if words[0] == "restore":  # into an empty store
             monkeypatch.setenv("QUERYWARDEN_STORE__URL", f"sqlite:///{folder / 'restored.sqlite'}")
-        status, out, err = call(*words, stdin="y\n" if words[0] in ("erase", "rebuild") else "an-api-key\n" if "|" in line else "")
+        status, out, err = call(
+            *words, stdin="y\n" if words[0] in ("erase", "rebuild") else "an-api-key\n" if "|" in line else ""
+        )
         assert status == 0, f"{page}: {line}: {err}"
         if words[0] == "fit":  # what the service would have read since
             monkeypatch.setenv("QUERYWARDEN_STORE__URL", f"sqlite:///{folder / 'store.sqlite'}")
