@@ -29,6 +29,7 @@ RUN: tuple[Line, ...] = (
     ("docs/dashboard.md", "querywarden verify-evidence case.zip --baseline fraud-v3.baseline --signer FINGERPRINT"),
     ("docs/api.md", "querywarden keys create --role operator --name maria"),
     ("docs/gateways.md", "printf '%s\\n' \"$API_KEY\" | querywarden gateway hash"),
+    ("docs/operations.md", "querywarden schema list"),
     ("docs/upkeep.md", "querywarden snapshot store.snapshot"),
     ("docs/upkeep.md", "querywarden restore store.snapshot"),
     ("docs/upkeep.md", "querywarden export CLIENT"),
@@ -55,7 +56,17 @@ ELSEWHERE: dict[Line, str] = {
     (
         "docs/operations.md",
         "querywarden recalibrate --config querywarden.toml --out fraud-v3.new",
-    ): "needs a week of a service's clients; tests/consumers/test_recalibrate.py::test_",
+    ): "needs a week; tests/consumers/test_recalibrate.py::test_the_command_writes_a_baseline_that_the_service_takes",
+    **{
+        (
+            "docs/operations.md",
+            line,
+        ): "needs a column that is held; tests/consumers/test_schema_holds.py::test_a_hold_lasts_until_an_operator_rules"
+        for line in (
+            'querywarden schema accept MODEL COLUMN --reason "app 4.2 leaves it out"',
+            "querywarden schema dismiss MODEL COLUMN",
+        )
+    },
     ("docs/quickstart.md", "make install"): "made the environment that this test runs in",
     **{
         ("docs/quickstart.md", line): QUICK_START
