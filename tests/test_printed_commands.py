@@ -67,6 +67,8 @@ ELSEWHERE: dict[Line, str] = {
             "querywarden schema dismiss MODEL COLUMN",
         )
     },
+    ("docs/gateways.md", "querywarden decisions reference 20260131-9f3ab2c4d5e6f708"): "needs a refusal of a service; "
+    "tests/http/test_serving.py::test_what_the_terminal_decides_the_service_enforces",
     ("docs/quickstart.md", "make install"): "made the environment that this test runs in",
     **{
         ("docs/quickstart.md", line): QUICK_START

@@ -54,10 +54,10 @@ def times(store: Store, tenant: str) -> tuple[int, int]:
     return opened_s, reset_s
 
 
-def held(store: Store) -> bool:
-    """Whether the gateways' breaker is open: nothing that was only detected is enforced. Raises Unavailable."""
+def held_s(store: Store) -> int:
+    """Since when the gateways' breaker is open, in seconds; 0 while it is closed. Raises Unavailable."""
     at_s = {entry.key: time_of(entry) or 0 for entry in store.operator_entries(KIND)[1]}
-    return at_s.get(HELD, 0) > at_s.get(RESET, 0)
+    return at_s.get(HELD, 0) if at_s.get(HELD, 0) > at_s.get(RESET, 0) else 0
 
 
 def opened_after(tripped_s: float, reset_s: float) -> float:

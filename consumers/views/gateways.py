@@ -37,6 +37,8 @@ class Assessed(Protocol):
     @property
     def reason(self) -> str: ...
     @property
+    def since_s(self) -> int: ...
+    @property
     def until_s(self) -> int: ...
 
 
@@ -59,13 +61,13 @@ Said = TypeVar("Said", OperatorDecision, Allowed)
 class Hands:
     """What people decided, real and simulated, and whom they allow-listed; how things stand at `now_s`.
 
-    held  the gateways' breaker is open
+    held_s  since when the gateways' breaker is open, 0 while it is closed
     """
 
     decisions: Sequence[OperatorDecision]
     allowlist: Sequence[Allowed]
     modes: Modes
-    held: bool
+    held_s: int
     now_s: float
 
     def decision(self, client: Client) -> OperatorDecision | None:
@@ -83,7 +85,7 @@ class Hands:
     def at_gateways(self, client: Client) -> AtGateways:
         """What gateways do with a client."""
         mode = self.modes.of(client.model_id)
-        return at_gateways(client, self.decision(client), self.allowed(client), mode, self.held, self.now_s)
+        return at_gateways(client, self.decision(client), self.allowed(client), mode, self.held_s, self.now_s)
 
     def _of(self, client: Client, found: Sequence[Said]) -> Said | None:
         mine = {s.model_id: s for s in found if s.client_key == client.client_key and holds(s.until_s, self.now_s)}
@@ -91,34 +93,35 @@ class Hands:
 
 
 def at_gateways(
-    detected: Assessed, decision: OperatorDecision | None, allowed: Allowed | None, mode: str, held: bool, now_s: float
+    detected: Assessed, decision: OperatorDecision | None, allowed: Allowed | None, mode: str, held_s: int, now_s: float
 ) -> AtGateways:
     """What gateways do with a client of a model that has this mode.
 
     decision, allowed  those for its model, else for every model
-    held               the gateways' breaker is open
+    held_s             since when the gateways' breaker is open, 0 while it is closed: what stood before still holds
     """
     if allowed is not None and holds(allowed.until_s, now_s):
         return _said("clear", "allow_list", allowed.until_s, f"{allowed.actor} put it on the allow-list")
     if decision is not None and not decision.simulated and holds(decision.until_s, now_s):
         done = {"clear": "released", "throttle": "throttled", "block": "blocked"}[decision.state]
         return _said(decision.state, "operator", decision.until_s, f"{decision.actor} {done} it by hand")
-    return _by_detection(detected, mode, held, now_s)
+    return _by_detection(detected, mode, held_s, now_s)
 
 
-def _by_detection(d: Assessed, mode: str, held: bool, now_s: float) -> AtGateways:
+def _by_detection(d: Assessed, mode: str, held_s: int, now_s: float) -> AtGateways:
     if d.state not in FLAGGED:
         return _said("clear", "nothing", 0, f"no decision restricts it, and in state {d.state} nothing is enforced")
     if not holds(d.until_s, now_s):
         return _said("clear", "ended", 0, f"what was detected ended on {moment(d.until_s * 1000)}")
     cap = _CAPS[mode]
+    held = 0 < held_s <= d.since_s
     state = "watch" if held else _lower(d.enforced, cap)
     if state in FLAGGED:
         why = "detection asks for it" if state == d.state else f"detection asks for {d.state}, {_limit(d, state, mode)}"
         return _said(state, "detection", d.until_s, why)
     state = _lower(cap, "watch")
     if held:
-        return _said(state, "breaker", 0, "the breaker is open, so nothing that was only detected is enforced")
+        return _said(state, "breaker", 0, "the breaker is open, so nothing that was detected since is enforced")
     if cap not in FLAGGED:
         return _said(
             state, "mode", 0, f"detection asks for {d.state}, but mode {mode} enforces nothing that was detected"

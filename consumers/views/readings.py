@@ -193,8 +193,8 @@ class Readings:
 
     def hands(self) -> Hands:
         """What people decided, to be asked of many clients."""
-        held = breakers.held(self.store)
-        return Hands(self.decisions(simulated=True), self.allowlist(), self.modes, held, self.now_s())
+        held_s = breakers.held_s(self.store)
+        return Hands(self.decisions(simulated=True), self.allowlist(), self.modes, held_s, self.now_s())
 
     def linked(
         self, model: str, links: Collection[str], limit: int = 1000

@@ -31,6 +31,7 @@ class Way:
     until_s: int
     decision: OperatorDecision | None
     allowed: Allowed | None
+    since_s: int = NOW
 
 
 def ways() -> Iterator[Way]:
@@ -86,11 +87,11 @@ def test_what_is_said_is_what_gateways_do(mode: str, held: bool) -> None:
         [r for name, way in all_ways.items() for r in restriction(name, way)],
         [one for ruled, _ in said for one in ruled], [one for _, listed in said for one in listed], NOW,
     )  # fmt: skip
-    view.hold(held, NOW)
+    view.hold({} if held else None, NOW)
     sentences = set()
     for name, way in all_ways.items():
         real = view.standing("t", name, "m", NOW)
-        found = at_gateways(way, way.decision, way.allowed, mode, held, NOW)
+        found = at_gateways(way, way.decision, way.allowed, mode, NOW if held else 0, NOW)
         assert found.state == STATES[real.level], way
         assert found.text.startswith(f"Gateways {VERBS[found.state]}"), way
         assert sum(verb in found.text for verb in {*VERBS.values()}) == 1, found.text
@@ -103,3 +104,9 @@ def test_what_is_said_is_what_gateways_do(mode: str, held: bool) -> None:
 def test_a_model_may_have_a_mode_of_its_own() -> None:
     modes = Modes("observe", {"fraud": "block"})
     assert (modes.of("fraud"), modes.of("churn")) == ("block", "observe")
+
+
+def test_what_stood_before_the_breaker_opened_still_holds() -> None:
+    way = Way("block", "block", "extraction", LATER, None, None, since_s=BEFORE)
+    assert at_gateways(way, None, None, "block", NOW, NOW).state == "block"
+    assert at_gateways(way, None, None, "block", BEFORE, NOW).cause == "breaker"
