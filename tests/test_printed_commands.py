@@ -30,6 +30,7 @@ RUN: tuple[Line, ...] = (
     ("docs/api.md", "querywarden keys create --role operator --name maria"),
     ("docs/gateways.md", "printf '%s\\n' \"$API_KEY\" | querywarden gateway hash"),
     ("docs/operations.md", "querywarden schema list"),
+    ("docs/operations.md", "querywarden secrets create --secrets secrets.json"),
     ("docs/upkeep.md", "querywarden snapshot store.snapshot"),
     ("docs/upkeep.md", "querywarden restore store.snapshot"),
     ("docs/upkeep.md", "querywarden export CLIENT"),
