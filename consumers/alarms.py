@@ -30,6 +30,7 @@ ALARMS: dict[str, str] = {
     "letters_wait": "dead letters of a cell use over 80 % of their room",
     "outbox": "alerts that a sink has not taken use over 80 % of their room",
     "schema": "many clients began to send the same misfit in one column: it is no evidence until an operator rules",
+    "keys_lost": "the store lost API keys that it had; services that remember them go on with them",
     "breaker": "too many clients were newly restricted at once: no more are, until an operator resets the breaker",
 }
 """Alarm → when it is raised."""
@@ -51,7 +52,7 @@ class Alarms:
     """Which alarms are raised."""
 
     def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
+        self.metrics = metrics
         self.raised: set[str] = set()
 
     def show(self, name: str, holds: bool, **figures: Any) -> None:
@@ -64,7 +65,7 @@ class Alarms:
         else:
             self.raised.discard(name)
             log.info("alarm ended", extra={"alarm": name})
-        self._metrics.set("querywarden_alarm", float(holds), alarm=name)
+        self.metrics.set("querywarden_alarm", float(holds), alarm=name)
 
 
 @dataclass(slots=True)

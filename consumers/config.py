@@ -190,7 +190,7 @@ class HttpSettings(Part):
     bind: str = Field("127.0.0.1:8080", description="host:port of the HTTP service; port 0 picks one and logs it")
     open_on_loopback: bool = Field(
         True,
-        description="without any key, token or certificate configured, a service bound to loopback may be looked at from this machine",
+        description="while there never was a key, token or certificate, a service bound to loopback may be looked at from this machine",
     )
     metrics: bool = Field(True, description="answer /metrics here too")
     bridge: bool = Field(True, description="take queries at POST /v1/queries and write them to the log")
@@ -203,7 +203,9 @@ class HttpSettings(Part):
     tls_certfile: str = Field("", description="certificate of the service (PEM, with its chain); empty: plain HTTP")
     tls_keyfile: str = Field("", description="key of the certificate")
     tls_client_ca: str = Field("", description="who signs client certificates; empty: none are asked for")
-    certificate_roles: dict[str, Role] = Field({}, description="name in a client certificate (DNS, URI, mail) to role")
+    certificate_roles: dict[str, Role] = Field(
+        {}, description="name in a client certificate, with its type, to role: DNS:gw.internal, URI:spiffe://…, email:…"
+    )
     oidc_issuer: str = Field("", description="issuer of bearer tokens; empty: none are taken")
     oidc_audience: str = Field("querywarden", description="audience that a token must be for")
     oidc_jwks: str = Field("", description="the issuer's public keys: a file, or an https address")
@@ -240,8 +242,18 @@ class GatewaySettings(Part):
     throttle_per_s: float = Field(0.0, ge=0, description="requests a second that a throttled client gets through")
     refresh_s: float = Field(0.25, gt=0, le=0.5, description="how often changes are read from the store")
     full_sync_s: float = Field(300.0, ge=1, description="how often everything is read from the store")
-    event_followers: int = Field(64, ge=1, le=10_000, description="how many may follow /v1/decisions/events at once")
+    event_followers: int = Field(
+        64,
+        ge=1,
+        le=10_000,
+        description="how many may follow /v1/decisions/events at once; half the places are kept for gateways",
+    )
     grpc_bind: str = Field("", description="host:port of the gRPC ext_authz service (extra grpc); empty: off")
+    grpc_certfile: str = Field("", description="certificate of the gRPC service (PEM, with its chain); empty: no TLS")
+    grpc_keyfile: str = Field("", description="key of that certificate")
+    grpc_plaintext: bool = Field(
+        False, description="take gRPC without TLS beyond loopback too: gateways' keys cross the network in clear"
+    )
 
 
 class RespondersSettings(Part):

@@ -119,6 +119,11 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
         (),
         "1 while the breaker keeps new detected restrictions from being enforced",
     ),
+    "querywarden_keys_lost": (
+        "gauge",
+        (),
+        "API keys that are still taken although the store has lost them; 0: it lost none",
+    ),
     "querywarden_responder_pushes_total": (
         "counter",
         ("target", "outcome"),

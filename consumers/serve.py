@@ -3,9 +3,10 @@
 Rules:
 
 * Three threads: one answers (uvicorn's loop, with a pool for calls that wait for the store), one keeps what the answers need in memory
-  (`Keeper`: keys, the provider's public keys, the copy of the audit log), one keeps the restrictions (`refresher`).
+  (`Keeper`: keys, sign-outs, the provider's public keys, the copy of the audit log), one keeps the restrictions (`refresher`).
+* Keys and sign-outs are read again as soon as the operator cell has another revision, which is asked for every `LOOK_EVERY_S`.
 * Ready once keys and restrictions were read. A store that goes away later changes nothing for gateways, so it does not make us unready.
-* On `stop` no new connection is taken, open requests get `DRAIN_S`, then the process ends.
+* On `stop` no new connection is taken, followers of events are let go, open requests get `DRAIN_S`, then the process ends.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from urllib.parse import urlsplit
 import uvicorn
 
 from consumers import paths
+from consumers.alarms import Alarms
 from consumers.errors import CorruptState, Refused, Unavailable, WrongUse
 from consumers.http.auth import KeyRing, Tokens
 from consumers.http.front import Front
@@ -38,7 +40,9 @@ from consumers.store import Store
 log = logging.getLogger("querywarden.serve")
 
 DRAIN_S = 10
-KEYS_EVERY_S = 1.0
+LOOK_EVERY_S = 0.25
+KEYS_EVERY_S = 5.0
+"""Whatever the revision says."""
 JWKS_EVERY_S = 600.0
 JWKS_RETRY_S = 30.0
 ANCHOR_EVERY_S = 300.0
@@ -60,8 +64,11 @@ class Tls:
 class Keeper:
     """Keeps in memory what answers need, and the audit log's copy complete.
 
-    jwks    file or URL of the identity provider's public keys, for `tokens`
-    mirror  the copy of the audit log; None: none is kept here
+    jwks     file or URL of the identity provider's public keys, for `tokens`
+    mirror   the copy of the audit log; None: none is kept here
+    follow   reads what else follows the operator cell
+    alarms   says when keys were lost
+    changed  called when other keys are known than before
     """
 
     store: Store
@@ -70,7 +77,12 @@ class Keeper:
     tokens: Tokens | None = None
     jwks: str = ""
     mirror: audit.Mirror | None = None
+    follow: Callable[[Store], None] = lambda store: None
+    alarms: Alarms | None = None
+    changed: Callable[[], None] = lambda: None
     clock: Callable[[], float] = time.monotonic
+    _due_s: float = 0.0
+    _read: int = -1
     _ended: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
     _jwks_due_s: float = 0.0
@@ -92,8 +104,11 @@ class Keeper:
     def turn(self) -> None:
         """One round. Never raises for what others do."""
         try:
-            self.keys.refresh(self.store)
-            self._copy()
+            revision, head = audit.stored_head(self.store)
+            if revision != self._read or self.clock() >= self._due_s:
+                self._learn_keys()
+                self._read, self._due_s = revision, self.clock() + KEYS_EVERY_S
+            self._copy(revision, head)
             self._failures = 0
         except (Unavailable, CorruptState, Refused) as error:
             if not self._failures:
@@ -103,15 +118,27 @@ class Keeper:
             self._learn(self.tokens)
 
     def _run(self) -> None:
-        while not self._ended.wait(KEYS_EVERY_S * random.uniform(0.9, 1.1)):  # noqa: S311 — spreads load, hides nothing
+        while not self._ended.wait(LOOK_EVERY_S * random.uniform(0.9, 1.1)):  # noqa: S311 — spreads load, hides nothing
             try:
                 self.turn()
             except Exception:
                 log.exception("keeper failed; trying again")
 
-    def _copy(self) -> None:
+    def _learn_keys(self) -> None:
+        before = self.keys.fingerprint
+        self.keys.refresh(self.store)
+        self.follow(self.store)
+        if self.alarms is not None:
+            lost = self.keys.lost()
+            self.alarms.show(
+                "keys_lost", bool(lost), keys=sorted(f"{k.prefix} {k.role} {k.name}" for k in lost.values())
+            )
+            self.alarms.metrics.set("querywarden_keys_lost", float(len(lost)))
+        if self.keys.fingerprint != before:
+            self.changed()
+
+    def _copy(self, revision: int, head: audit.Head | None) -> None:
         """Complete the copy and, now and then, log the signed head: an anchor outside of both."""
-        revision, head = audit.stored_head(self.store)
         if head is None:
             return
         if self.mirror is not None and revision != self._revision:
@@ -225,6 +252,7 @@ def run(front: Front, listener: socket.socket, stop: Callable[[], bool], tls: Tl
             time.sleep(0.05)
     finally:
         answering.should_exit = True
+        front.end()
         thread.join(DRAIN_S + 5)
         listener.close()
     if failed:

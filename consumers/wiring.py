@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from consumers.alerts.delivery import Courier
     from consumers.log import QueryLog
     from consumers.metrics import Metrics
+    from consumers.operators.heartbeats import Heart
     from consumers.secrets import Secrets
     from consumers.store import OutboxAlert, Store
     from consumers.tracing import Spans
@@ -296,8 +297,9 @@ def beat(
     store: Store,
     role: str,
     look: Callable[[], tuple[float | None, Alarms, Sequence[Courier]]],
-) -> None:
-    """Leave signs of life until the stack is closed. look: lag, alarms and couriers of the process."""
+    keys: Callable[[], str] = lambda: "",
+) -> Heart:
+    """Leave signs of life until the stack is closed. look: lag, alarms and couriers of the process; keys: those that it knows."""
     from consumers.operators.heartbeats import Heart, Heartbeat, SinkState
 
     process = f"{role}@{socket.gethostname()}/{os.getpid()}"
@@ -305,11 +307,14 @@ def beat(
     def said() -> Heartbeat:
         lag, alarms, couriers = look()
         sinks = [SinkState(one.sink.name, one.waiting(), one.failures > 0) for one in couriers]
-        return Heartbeat(process, role, 0, None if lag is None else int(lag), sorted(alarms.raised.copy()), sinks)
+        return Heartbeat(
+            process, role, 0, None if lag is None else int(lag), sorted(alarms.raised.copy()), sinks, keys=keys()
+        )
 
     heart = Heart(store, said)
     stack.callback(heart.stop)
     heart.start()
+    return heart
 
 
 def _lag(runner: ingest_process.Runner) -> float | None:

@@ -309,6 +309,19 @@ def _certificate(certificate: Path, key: Path) -> Finding:
     return ok(f"TLS, the certificate is good until {ends:%Y-%m-%d}")
 
 
+def _gateway_bind(examined: Examined) -> Finding:
+    g = examined.settings.gateway
+    if not g.grpc_bind:
+        return unchecked("gateway.grpc_bind is empty: gateways ask over HTTP only")
+    if g.grpc_certfile and g.grpc_keyfile:
+        return _certificate(Path(g.grpc_certfile), Path(g.grpc_keyfile))
+    if not is_loopback(g.grpc_bind):
+        return look(
+            f"gateway.grpc_bind {g.grpc_bind} is not loopback and there is no TLS: gateways' keys would travel in clear"
+        )
+    return ok(f"{g.grpc_bind} is loopback")
+
+
 def _serves(bind: str) -> Finding:
     host, _, port = bind.rpartition(":")
     connection = http.client.HTTPConnection(host.strip("[]"), int(port) if port.isdecimal() else 0, timeout=2)
@@ -387,6 +400,7 @@ CHECKS: Mapping[str, Check] = {
     "secrets file": _secrets_file,
     "settings file": _settings_file,
     "http address": _bind,
+    "gateway address": _gateway_bind,
     "authentication": _authentication,
     "baselines": _calibration,
 }

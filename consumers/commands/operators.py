@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import re
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,10 +20,12 @@ from rich.text import Text
 
 from consumers import config, terminal, wiring
 from consumers.commands.options import AsJson, Client, ConfigFile
-from consumers.errors import Refused, WrongUse
+from consumers.errors import Missing, Refused, WrongUse
 
 if TYPE_CHECKING:
+    from consumers.operators.entries import ApiKey
     from consumers.operators.operate import Actor, Operations, Subject
+    from consumers.store import Store
     from consumers.views.readings import Readings
     from consumers.views.refusals import Refused as RefusedClient
 
@@ -333,11 +336,28 @@ def keys_create(
 
     with _desk(config_file) as desk:
         made, text = desk.operations.create_key(desk.actor, name or role, role, ttl_s=seconds(ttl))
+        said = _told(desk.operations.store)
     if as_json:
         terminal.show([{**msgspec.to_builtins(without_digest(made)), "key": text}], True, lambda rows: None)
         return
     terminal.out.print(Text(text or ""), soft_wrap=True)
-    terminal.err.print(f"{made.role} key {made.prefix} for {made.name}, until {_until(made.expires_s)}", soft_wrap=True)
+    terminal.err.print(
+        f"{made.role} key {made.prefix} for {made.name}, until {_until(made.expires_s)}{said}", soft_wrap=True
+    )
+
+
+def _told(store: Store) -> str:
+    """Wait until live services know the keys as they are, a second at most; what to say of it."""
+    from consumers.errors import Unavailable
+    from consumers.operators.heartbeats import services
+
+    try:
+        know, live = services(store)
+    except Unavailable:
+        return ""
+    if know < live:
+        return f"; {live - know} of {live} services have not confirmed it within a second"
+    return f"; {live} {'service knows' if live == 1 else 'services know'} it" if live else ""
 
 
 @keys_app.command("list")
@@ -356,15 +376,34 @@ def keys_list(as_json: AsJson = False, config_file: ConfigFile = None) -> None:
 @keys_app.command("revoke")
 def keys_revoke(
     prefix: Annotated[str, typer.Argument(help="The eight characters that `keys list` shows.")],
+    lost: Annotated[
+        bool, typer.Option("--lost", help="A key that the store has lost and services still take (alarm keys_lost).")
+    ] = False,
     as_json: AsJson = False,
     config_file: ConfigFile = None,
 ) -> None:
-    """End an API key at once: services know within two seconds."""
+    """End an API key: live services refuse it within a second."""
     from consumers.operators.operate import without_digest
 
     with _desk(config_file) as desk:
-        gone = without_digest(desk.operations.revoke_key(desk.actor, prefix))
-    _said(gone, as_json, f"revoked: {gone.name}")
+        known = _lost_key(prefix) if lost else None
+        try:
+            gone = without_digest(desk.operations.revoke_key(desk.actor, prefix, lost=known))
+        except Missing as error:
+            raise Missing(f"{error}; one that the store has lost ends with --lost") from error
+        said = _told(desk.operations.store)
+    _said(gone, as_json, f"revoked: {gone.name}{said}")
+
+
+def _lost_key(prefix: str) -> ApiKey:
+    """What is known of a key that the store has lost: its prefix. Raises WrongUse."""
+    from consumers.operators.entries import ApiKey
+    from consumers.operators.operate import LONGEST_KEY_S
+
+    if not re.fullmatch(r"[0-9A-Za-z]{8}", prefix):
+        raise WrongUse("prefix: the eight letters and digits after qw_<env>_")
+    now = int(time.time())
+    return ApiKey(prefix, "", f"lost key {prefix}", "", now, now + LONGEST_KEY_S, "")
 
 
 # --------------------------------------------------------------------------------------------------------- audit

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import getpass
+import hashlib
 import logging
 import socket
 import threading
@@ -15,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from consumers import config, paths, terminal, wiring
 from consumers.commands.options import ConfigFile
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from consumers.http.decisions import DecisionFeed
     from consumers.http.front import Front
     from consumers.http.gateway import Gateway
+    from consumers.http.keymemory import MemoryFile
     from consumers.metrics import Metrics
     from consumers.operators.audit import Mirror
     from consumers.operators.operate import Actor, Operations
@@ -60,6 +63,7 @@ def run_serve(
     from consumers import serve as serving
 
     tls = tls_of(settings)
+    grpc_tls_of(settings)
     listener = serving.listen(settings.http.bind)
     stack.callback(listener.close)
     front = build_front(settings, stack, metrics)
@@ -128,8 +132,24 @@ def tls_of(settings: config.Settings) -> Tls | None:
     return Tls(http.tls_certfile, http.tls_keyfile, http.tls_client_ca or None) if http.tls_certfile else None
 
 
+def grpc_tls_of(settings: config.Settings) -> tuple[str, str] | None:
+    """Files of the gRPC service's certificate and key; None without TLS. Raises WrongUse where keys would travel in clear."""
+    from consumers.serve import is_loopback
+
+    g = settings.gateway
+    if bool(g.grpc_certfile) != bool(g.grpc_keyfile):
+        raise WrongUse("gateway.grpc_certfile and gateway.grpc_keyfile go together")
+    if g.grpc_bind and not is_loopback(g.grpc_bind) and not g.grpc_certfile and not g.grpc_plaintext:
+        raise WrongUse(
+            f"gateway.grpc_bind {g.grpc_bind} is not loopback and there is no TLS: set gateway.grpc_certfile and "
+            "gateway.grpc_keyfile, or gateway.grpc_plaintext = true where gateways' keys may cross the network in clear"
+        )
+    return (g.grpc_certfile, g.grpc_keyfile) if g.grpc_certfile else None
+
+
 def build_front(settings: config.Settings, stack: contextlib.ExitStack, metrics: Metrics) -> Front:
     """The whole application, its threads started."""
+    from consumers.alarms import Alarms
     from consumers.enforcement.restrictions import Restrictions
     from consumers.fit import load_baselines
     from consumers.http.api import Api, build
@@ -138,6 +158,7 @@ def build_front(settings: config.Settings, stack: contextlib.ExitStack, metrics:
     from consumers.http.dashboard.session import Sessions
     from consumers.http.front import Buckets, Front
     from consumers.http.gateway import Gateway
+    from consumers.serve import Keeper
     from consumers.views.readings import Readings
 
     store = stack.enter_context(wiring.open_store(settings))
@@ -146,18 +167,33 @@ def build_front(settings: config.Settings, stack: contextlib.ExitStack, metrics:
     readings = Readings(store, secrets, settings.tenant, baselines=baselines, modes=modes_of(settings))
     mirror = mirror_of(settings)
     operations = operations_of(settings, store, secrets)
-    keys = KeyRing(secrets)
+    keys = KeyRing(secrets, file=memory_of(settings, secrets))
+    sessions = Sessions(secrets.derived("dashboard"))
     tokens = tokens_of(settings)
     auth = authenticator(settings, keys, tokens)
     view = Restrictions(settings.mode, dict(settings.modes))
     gateway = gateway_of(settings, view, secrets, auth, metrics)
     feed = feed_of(settings, view, readings)
-    _start_keeper(settings, stack, store, secrets, keys, tokens, mirror)
+    alarms = Alarms(metrics)
+    heart = wiring.beat(stack, store, "serve", lambda: (None, alarms, ()), lambda: keys.fingerprint)
+    keeper = Keeper(
+        store,
+        secrets,
+        keys,
+        tokens,
+        settings.http.oidc_jwks,
+        mirror,
+        follow=lambda store: sessions.refresh(store, time.time()),
+        alarms=alarms,
+        changed=heart.nudge,
+    )
+    keeper.start()
+    stack.callback(keeper.stop)
     _start_refresher(settings, stack, store, view, gateway, metrics)
     dashboard = pages.Dashboard(
         readings=readings,
         auth=auth,
-        sessions=Sessions(secrets.derived("dashboard")),
+        sessions=sessions,
         baselines=baselines,
         budget=settings.false_alarm_budget,
         pulse=_pulse_of(view),
@@ -172,7 +208,16 @@ def build_front(settings: config.Settings, stack: contextlib.ExitStack, metrics:
 
     http = settings.http
     return Front(
-        app, auth, metrics, ready, gateway, Gateway.matches, http.metrics, known=Buckets(http.rate_per_s, http.burst)
+        app,
+        auth,
+        metrics,
+        ready,
+        gateway,
+        Gateway.matches,
+        http.metrics,
+        known=Buckets(http.rate_per_s, http.burst),
+        holder=dashboard.holder,
+        ends=(feed.end,),
     )
 
 
@@ -205,6 +250,16 @@ def mirror_of(settings: config.Settings) -> Mirror:
     from consumers.operators.audit import Mirror
 
     return Mirror(settings.state_path / "audit.jsonl")
+
+
+def memory_of(settings: config.Settings, secrets: Secrets) -> MemoryFile:
+    """Where the keys of this store are remembered: another store has other keys."""
+    from consumers.http.keymemory import MemoryFile
+
+    parts = urlsplit(settings.store_url)
+    where = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    digest = hashlib.blake2b(f"{secrets.key_id} {where}".encode(), digest_size=6).hexdigest()
+    return MemoryFile(settings.state_path / f"keys-{digest}.json", secrets)
 
 
 def tokens_of(settings: config.Settings) -> Tokens | None:
@@ -297,22 +352,6 @@ def bridge_of(
     return Bridge(NativeFormat(readers, admit), writer.write, settings.tenant)
 
 
-def _start_keeper(
-    settings: config.Settings,
-    stack: contextlib.ExitStack,
-    store: Store,
-    secrets: Secrets,
-    keys: KeyRing,
-    tokens: Tokens | None,
-    mirror: Mirror,
-) -> None:
-    from consumers.serve import Keeper
-
-    keeper = Keeper(store, secrets, keys, tokens, settings.http.oidc_jwks, mirror)
-    keeper.start()
-    stack.callback(keeper.stop)
-
-
 def _start_refresher(
     settings: config.Settings,
     stack: contextlib.ExitStack,
@@ -339,7 +378,7 @@ def _start_refresher(
     if g.grpc_bind:
         from consumers.http.ext_authz import serve_ext_authz
 
-        answering, port = serve_ext_authz(g.grpc_bind, gateway)
+        answering, port = serve_ext_authz(g.grpc_bind, gateway, tls=grpc_tls_of(settings))
         stack.callback(lambda: answering.stop(5).wait())
         log.info("ext_authz", extra={"port": port})
     for target in _targets(settings):

@@ -20,16 +20,21 @@ ADMINS = VIEWERS[3:]
 BOUNCERS = ("gateway", *VIEWERS)
 WRITERS = ("ingest",)
 EVERYBODY: tuple[str, ...] = ()
+MOST_BYTES, MOST_QUERY_BYTES = 1 << 16, 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """A method and path, the roles that may use it (none: open to everybody), and one line of what it does."""
+    """A method and path, the roles that may use it (none: open to everybody), and one line of what it does.
+
+    most_bytes: how large a body may be that a known caller sends.
+    """
 
     method: str
     path: str
     roles: tuple[str, ...]
     text: str
+    most_bytes: int = MOST_BYTES
 
     @property
     def open(self) -> bool:
@@ -69,7 +74,7 @@ TABLE: tuple[Access, ...] = (
     Access("GET", "/v1/campaigns", VIEWERS, "accounts that act as one"),
     Access("GET", "/v1/campaigns/{campaign_id}", VIEWERS, "one campaign with its members"),
     Access("GET", "/v1/health", VIEWERS, "what the store holds, and whether it answers"),
-    Access("POST", "/v1/queries", WRITERS, "write prediction queries to the log"),
+    Access("POST", "/v1/queries", WRITERS, "write prediction queries to the log", MOST_QUERY_BYTES),
     Access("GET", "/v1/keys", ADMINS, "live API keys, without their text"),
     Access("POST", "/v1/keys", ADMINS, "make an API key; its text is shown once"),
     Access("DELETE", "/v1/keys/{prefix}", ADMINS, "revoke an API key"),
@@ -77,6 +82,9 @@ TABLE: tuple[Access, ...] = (
 )
 
 BY_ROUTE: Mapping[tuple[str, str], Access] = {(row.method, row.path): row for row in TABLE}
+
+LARGE_BODIES: Mapping[str, int] = {row.path: row.most_bytes for row in TABLE if row.most_bytes != MOST_BYTES}
+"""Path → how large a body may be there; elsewhere `MOST_BYTES`."""
 
 
 def methods_by_path() -> dict[str, list[str]]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlencode
@@ -463,7 +463,7 @@ def _keys(app: FastAPI, api: Api) -> None:
 
     @route(app, "DELETE", "/v1/keys/{prefix}", 409)
     def revoke(who: Acting, prefix: Id, once: Once = None) -> Key:
-        gone = api.operations.revoke_key(who, prefix, once=once)
+        gone = api.operations.revoke_key(who, prefix, lost=_lost(api, who, prefix), once=once)
         api.keys.refresh(api.operations.store)
         return _key(gone)
 
@@ -484,15 +484,17 @@ def _queries(app: FastAPI, api: Api) -> None:
     content = dict.fromkeys((bridge.NDJSON[0], bridge.JSON, bridge.CLOUD_EVENT, bridge.CLOUD_BATCH), text)
     extra = {"requestBody": {"required": True, "content": {k: {"schema": {}} for k in content}}}
 
-    @route(app, "POST", "/v1/queries", 415, openapi_extra=extra)
+    def taken(there: bridge.Bridge, headers: Mapping[str, str], body: bytes) -> bridge.Receipt:
+        return there.take(bridge.records(headers.get("content-type", ""), headers, body))
+
+    @route(app, "POST", "/v1/queries", openapi_extra=extra)
     async def queries(who: Caller, request: Request) -> bridge.Receipt:
         if api.bridge is None:
             raise HTTPException(503, "this service does not write the log")
         if who.tenant != api.bridge.tenant:
             raise HTTPException(403, "this bridge writes the log of another tenant")
         try:
-            values = bridge.records(request.headers.get("content-type", ""), request.headers, await request.body())
-            return await anyio.to_thread.run_sync(api.bridge.take, values)
+            return await anyio.to_thread.run_sync(taken, api.bridge, request.headers, await request.body())
         except bridge.UnknownType as error:
             raise HTTPException(415, f"not taken: {str(error)[:100]}") from None
         except bridge.Unreadable as error:
@@ -558,6 +560,14 @@ def _by_name(one: Key) -> Place:
 
 def _newest(one: readings.OperatorDecision | readings.Allowed) -> Place:
     return Place(float(one.at_s), f"{one.client_key}|{one.model_id}")
+
+
+def _lost(api: Api, who: Actor, prefix: str) -> entries.ApiKey | None:
+    """A key of the caller's tenant that this service remembers and the store has lost."""
+    key = api.keys.lost().get(prefix)
+    if key is None or key.tenant != who.tenant:
+        return None
+    return entries.ApiKey(prefix, key.digest, key.name, key.role, 0, key.expires_s, "")
 
 
 def _key(made: entries.ApiKey, text: str | None = None) -> Key:

@@ -3,33 +3,39 @@
 Rules:
 
 * Nothing here waits. Keys are held in memory and refreshed by a thread (`KeyRing.refresh`), as are the provider's public keys; a store that
-  is away changes nothing for keys that are known.
+  is away, or that lost its keys (`keymemory`), changes nothing for keys that are known.
 * The tenant comes from the credential and from nowhere else.
 * API keys: ``qw_<env>_<prefix8>_<43>``, in ``Authorization: Bearer`` or ``X-Api-Key``; gateways, whose requests carry their clients'
   headers, use ``X-QueryWarden-Key``. Every check does the same work whatever is wrong: one digest, one comparison (`KeyRing.check`).
 * Bearer tokens (RFC 8725): algorithms from a list, asymmetric only, and only the one that the key is for; issuer, audience, expiry and
   not-before demanded; a token that brings its own key (``jwk``, ``jku``, ``x5u``, ``x5c``) or unknown critical headers is refused.
-* Certificates: the TLS layer has verified them; a name of the certificate is looked up in a table.
-* Without any credential configured, a service on loopback may be looked at (role viewer) by requests to a loopback name.
+* Certificates: the TLS layer has verified them; a name of the certificate, with its type, is looked up in a table.
+* While no credential was ever configured, a service on loopback may be looked at (role viewer) by requests from this machine to a
+  loopback name that no proxy has passed on.
 """
 
 from __future__ import annotations
 
 import hmac
+import ipaddress
 import logging
+import math
 import re
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jwt
 
-from consumers.errors import CorruptState, Refused
-from consumers.operators import entries
+from consumers.errors import CorruptState, Refused, WrongUse
+from consumers.http.keymemory import Held, Keys, Memory, MemoryFile, Reading, Row, after
+from consumers.operators import audit, entries
+from consumers.operators.heartbeats import fingerprint
 from consumers.operators.operate import ROLES
 from consumers.secrets import Secrets
-from consumers.store import Store
+from consumers.store import Entry, Store
 
 log = logging.getLogger("querywarden.auth")
 
@@ -48,9 +54,12 @@ REQUIRED = ["exp", "iat", "nbf", "iss", "aud", "sub"]
 TOKEN_TYPES = ("jwt", "at+jwt", "application/at+jwt")
 _FOREIGN_HEADERS = frozenset({"jwk", "jku", "x5u", "x5c", "x5t", "crit", "zip"})
 _KEY = re.compile(r"qw_[a-z0-9]{1,16}_([0-9A-Za-z]{8})_[0-9A-Za-z]{43}")
+_NAME_TYPES = ("DNS:", "URI:", "email:")
+_DNS_NAME = re.compile(r"[A-Za-z0-9._*-]{1,253}")
 _TENANT = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _DUMMY = "0" * 64
+_KEY_MADE = b'"action":"key.create"'
 _RANK = {role: i for i, role in enumerate(("viewer", "analyst", "operator", "admin"))}
 
 Scope = Mapping[str, Any]
@@ -69,28 +78,46 @@ class Credential:
 
 
 class KeyRing:
-    """The API keys of all tenants, in memory. prefix → (digest, credential)."""
+    """The API keys of all tenants, in memory. file: where they are remembered over a restart, None: nowhere."""
 
-    def __init__(self, secrets: Secrets, now_s: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, secrets: Secrets, now_s: Callable[[], float] = time.time, file: MemoryFile | None = None
+    ) -> None:
         self._key = secrets.derived("api-key")
         self._now_s = now_s
-        self._keys: dict[str, tuple[str, Credential]] = {}
+        self._file = file
+        self._lock = threading.Lock()
+        self._memory = file.load() if file is not None else Memory()
+        self._keys = _credentials(self._memory)
+        self._searched = 0
         self.loaded = False
+        self.fingerprint = ""
+        """Of the stored keys, as last read."""
 
     def refresh(self, store: Store) -> None:
-        """Read all keys anew. Raises Unavailable; what is known stays."""
-        found: dict[str, tuple[str, Credential]] = {}
-        for entry in store.operator_entries("key")[1]:
-            try:
-                key = entries.unpacked(entry, entries.ApiKey)
-            except CorruptState as error:
-                log.error("an API key cannot be read and is not accepted", extra={"why": str(error)})
-                continue
-            if key.role in ROLES and _DIGEST.fullmatch(key.digest):
-                who = Credential(f"key:{key.prefix}", key.name, key.role, entry.tenant, "key", key.expires_s)
-                found[key.prefix] = (key.digest, who)
-        self._keys = found
-        self.loaded = True
+        """Read all keys anew. Raises Unavailable, CorruptState; what is known stays."""
+        with self._lock:
+            revisions, found = zip(*(store.operator_entries(kind) for kind in ("key", "revoked")), strict=True)
+            revision, head = audit.stored_head(store)
+            read = Reading(
+                _held(found[0]),
+                {entry.key: entry.expires_s for entry in found[1]},
+                Row(head.n, head.hash) if head is not None else None,
+                {*revisions} != {revision},
+            )
+            memory = after(self._memory, read, lambda row: audit.has_row(store, row.n, row.hash), self._now_s())
+            if not memory.keyed and head is not None and self._was_keyed(store):
+                memory = replace(memory, keyed=True)
+            self._memory, self._keys = memory, _credentials(memory)
+            self.fingerprint = fingerprint(found[0])
+            self.loaded = True
+            if self._file is not None:
+                self._file.save(memory)
+
+    def lost(self) -> Keys:
+        """Keys that are still good although the store has lost them."""
+        now_s = self._now_s()
+        return {prefix: key for prefix, key in self._memory.lost.items() if key.live(now_s)}
 
     def check(self, text: str) -> Credential | None:
         """The credential of a key, or None. The same steps for every text."""
@@ -105,12 +132,43 @@ class KeyRing:
         _, who = self._keys.get(prefix, (_DUMMY, None))
         return who if self._live(who) else None
 
-    def any_live(self) -> bool:
-        """Whether anybody has a key; unknown counts as yes."""
-        return not self.loaded or any(self._live(who) for _, who in self._keys.values())
+    @property
+    def ever_keyed(self) -> bool:
+        """Whether there ever was a key, live or not; unknown counts as yes."""
+        return not self.loaded or self._memory.keyed
+
+    def _was_keyed(self, store: Store) -> bool:
+        """Whether the audit log tells of a key; each row is looked at once."""
+        for number, line in audit.stored_rows(store, self._searched):
+            self._searched = number
+            if _KEY_MADE in line:
+                return True
+        return False
 
     def _live(self, who: Credential | None) -> bool:
         return who is not None and (not who.expires_s or who.expires_s > self._now_s())
+
+
+def _held(found: Sequence[Entry]) -> dict[str, Held]:
+    """The keys that can be read."""
+    held = {}
+    for entry in found:
+        try:
+            key = entries.unpacked(entry, entries.ApiKey)
+        except CorruptState as error:
+            log.error("an API key cannot be read and is not accepted", extra={"why": str(error)})
+            continue
+        if key.role in ROLES and _DIGEST.fullmatch(key.digest):
+            held[key.prefix] = Held(key.prefix, key.digest, key.name, key.role, entry.tenant, key.expires_s)
+    return held
+
+
+def _credentials(memory: Memory) -> dict[str, tuple[str, Credential]]:
+    """prefix → (digest, credential), of what the store has and of what it lost."""
+    return {
+        prefix: (key.digest, Credential(f"key:{prefix}", key.name, key.role, key.tenant, "key", key.expires_s))
+        for prefix, key in {**memory.lost, **memory.keys}.items()
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +238,7 @@ class Tokens:
                 options={"require": REQUIRED, "verify_exp": False, "verify_nbf": False, "verify_iat": False},
             )
             return self._credential(claims)
-        except (jwt.PyJWTError, KeyError, ValueError, TypeError) as error:
+        except Exception as error:  # noqa: BLE001 — whatever a stranger wrote into it, it is no good token
             log.info("bearer token refused", extra={"why": type(error).__name__})
             return None
 
@@ -199,7 +257,7 @@ class Tokens:
 
     def _credential(self, claims: Mapping[str, Any]) -> Credential:
         now, rules = self._now_s(), self._rules
-        expires, issued, begins = (int(claims[name]) for name in ("exp", "iat", "nbf"))
+        expires, issued, begins = (_moment(claims[name]) for name in ("exp", "iat", "nbf"))
         if expires <= now - LEEWAY_S or begins > now + LEEWAY_S or issued > now + LEEWAY_S:
             raise ValueError("not valid now")
         if expires - issued > rules.longest_s:
@@ -221,6 +279,13 @@ class Tokens:
         )
 
 
+def _moment(claim: Any) -> int:
+    """Seconds of a NumericDate (RFC 7519). Raises ValueError."""
+    if isinstance(claim, bool) or not isinstance(claim, int | float) or not math.isfinite(claim):
+        raise ValueError("not a time")
+    return int(claim)
+
+
 def _claim(claims: Mapping[str, Any], path: str) -> Any:
     """A claim by its dotted path; None when it isn't there."""
     found: Any = claims
@@ -231,10 +296,16 @@ def _claim(claims: Mapping[str, Any], path: str) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Certificates:
-    """Client certificates: a name (DNS, URI or e-mail of the subject's alternative names) → role."""
+    """Client certificates: a name with its type (``DNS:``, ``URI:`` or ``email:`` of the subject's alternative names) → role.
+
+    A name without a type is a DNS name. Raises WrongUse for one that cannot be.
+    """
 
     roles: Mapping[str, str]
     tenant: str = "default"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "roles", {_typed(name): role for name, role in self.roles.items()})
 
     def check(self, names: Sequence[str]) -> Credential | None:
         """The credential of a verified certificate's names."""
@@ -244,12 +315,20 @@ class Certificates:
         return None
 
 
+def _typed(name: str) -> str:
+    if name.startswith(_NAME_TYPES):
+        return name
+    if not _DNS_NAME.fullmatch(name):
+        raise WrongUse(f"http.certificate_roles: {name!r} is no DNS name: write URI:{name} or email:{name}")
+    return f"DNS:{name}"
+
+
 @dataclass(slots=True)
 class Authenticator:
     """Finds the credential of a request.
 
     tenant            of whom looks at an open service
-    open_on_loopback  whether a service without any credential may be looked at; only for a bind on loopback
+    open_on_loopback  whether a service that never had a credential may be looked at from its machine
     """
 
     keys: KeyRing
@@ -272,19 +351,20 @@ class Authenticator:
         """Tenant of a gateway's request, whose other headers are its client's; None when it may not ask."""
         headers = _headers(scope)
         text = headers.get("x-querywarden-key")
-        # Its Host may be its client's: whoever may look here may ask this.
+        # Its Host, and what says whose request it passes on, are its client's: whoever may look here may ask this.
         who = self.keys.check(text) if text is not None else self._without_text(scope, {"host": "localhost"})
         return who.tenant if who is not None and (who.role == "gateway" or who.kind == "loopback") else None
 
     def is_open(self) -> bool:
-        """Whether anybody on this machine may look."""
-        return self.open_on_loopback and self.tokens is None and self.certificates is None and not self.keys.any_live()
+        """Whether anybody on this machine may look: only while there never was a credential."""
+        return self.open_on_loopback and self.tokens is None and self.certificates is None and not self.keys.ever_keyed
 
     def _without_text(self, scope: Scope, headers: Mapping[str, str]) -> Credential | None:
         names = scope.get("state", {}).get("certificate_names", ())
         if self.certificates is not None and names:
             return self.certificates.check(names)
-        if self.is_open() and loopback_host(headers.get("host", "")):
+        here = on_this_machine(scope) and loopback_host(headers.get("host", ""))
+        if here and not _PASSED_ON & headers.keys() and self.is_open():
             return Credential("loopback", "loopback", "viewer", self.tenant, "loopback")
         return None
 
@@ -295,11 +375,26 @@ def loopback_host(host: str) -> bool:
     return name.lower() in ("127.0.0.1", "localhost", "[::1]")
 
 
+def on_this_machine(scope: Scope) -> bool:
+    """Whether the connection comes from this machine. One whose other end is not known does not."""
+    host = (scope.get("client") or ("", 0))[0]
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
+
+
 def _headers(scope: Scope) -> dict[str, str]:
-    return {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"] if name in _LOOKED_AT}
+    found = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"] if name in _LOOKED_AT}
+    if any(name == b"forwarded" or name.startswith(b"x-forwarded-") for name, _ in scope["headers"]):
+        found["forwarded"] = ""
+    return found
 
 
-_LOOKED_AT = frozenset({b"authorization", b"x-api-key", b"x-querywarden-key", b"host"})
+_LOOKED_AT = frozenset({b"authorization", b"x-api-key", b"x-querywarden-key", b"host", b"x-real-ip", b"via"})
+_PASSED_ON = frozenset({"forwarded", "x-real-ip", "via"})
+"""Headers of a proxy: what it passes on may come from anywhere."""
 
 
 def _bearer(headers: Mapping[str, str]) -> str | None:

@@ -7,7 +7,9 @@ Rules:
 * `new` and `deleted` say where each client stands after the last change; a change and its undoing may both be left out.
 * Simulated decisions and what a mode does not enforce are not listed: a bouncer would enforce them.
 * Nothing of the detection: no score, no reason. A client is its hash, unless the credential may see ids.
-* Followers are bounded in number and cost nothing in memory: one who is too slow begins again.
+* Followers are bounded in number and cost nothing in memory: one who is too slow begins again. Half the places are kept for gateways, and
+  no credential takes them all: a gateway's three quarters at most, another one's an eighth.
+* They end with the service (`end`).
 """
 
 from __future__ import annotations
@@ -19,8 +21,9 @@ import datetime as dt
 import hashlib
 import json
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from consumers.enforcement.restrictions import BLOCK, Change, Restrictions, Standing
 from consumers.operators.entries import EVERY_MODEL
@@ -51,6 +54,40 @@ class TooManyFollowers(Exception):
     pass
 
 
+class Follower(Protocol):
+    """Whoever follows: `Credential`."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def role(self) -> str: ...
+
+
+class Places:
+    """How many followers there may be: in all, of each credential, and of all that are no gateways."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._taken: Counter[str] = Counter()
+        self._others = 0
+
+    def take(self, who: Follower) -> None:
+        """Raises TooManyFollowers."""
+        gateway = who.role == "gateway"
+        share = max(1, self._most * 3 // 4 if gateway else self._most // 8)
+        full = self._taken.total() >= self._most or (not gateway and self._others >= self._most // 2)
+        if full or self._taken[who.id] >= share:
+            raise TooManyFollowers
+        self._taken[who.id] += 1
+        self._others += not gateway
+
+    def leave(self, who: Follower) -> None:
+        self._taken[who.id] -= 1
+        if not self._taken[who.id]:
+            del self._taken[who.id]
+        self._others -= who.role != "gateway"
+
+
 class DecisionFeed:
     """What bouncers read.
 
@@ -67,7 +104,8 @@ class DecisionFeed:
     ) -> None:
         self._view = view
         self._names = names
-        self._free = followers
+        self._places = Places(followers)
+        self._ended = False
         self._clock = clock
 
     @property
@@ -119,21 +157,25 @@ class DecisionFeed:
             cursor = _cursor(epoch, changes[-1].number)
         return Page(200, self._pair(mine, named), cursor)
 
-    async def events(self, tenant: str, last_event_id: str | None = None, named: bool = False) -> AsyncIterator[bytes]:
+    def end(self) -> None:
+        """Let go of all followers, now and from now on."""
+        self._ended = True
+
+    async def events(
+        self, tenant: str, last_event_id: str | None = None, named: bool = False, *, follower: Follower
+    ) -> AsyncIterator[bytes]:
         """Server-sent events: *startup* or *reset* with everything, then *decisions* with what changed.
 
         Raises TooManyFollowers, before the first event.
         """
-        if self._free <= 0:
-            raise TooManyFollowers
-        self._free -= 1
+        self._places.take(follower)
         try:
             yield b"retry: 1000\n\n"
             since, kind = last_event_id, "reset"
             if not last_event_id:
                 kind = "startup"
             quiet_since_s = time.monotonic()
-            while True:
+            while not self._ended:
                 page = self.page(tenant, since=since, named=named)
                 if page.status == 410:
                     since = None
@@ -149,7 +191,7 @@ class DecisionFeed:
                     quiet_since_s = time.monotonic()
                 await asyncio.sleep(_LOOK_EVERY_S)
         finally:
-            self._free += 1
+            self._places.leave(follower)
 
     def _pair(self, changes: Iterable[Change], named: bool) -> dict[str, Any]:
         now_s = self._clock()

@@ -11,6 +11,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+from consumers import paths
 from consumers.errors import Refused
 from consumers.http.gateway import Answer, Gateway
 
@@ -20,8 +21,10 @@ if TYPE_CHECKING:
 _OK, _PERMISSION_DENIED, _UNAUTHENTICATED = 0, 7, 16
 
 
-def serve_ext_authz(bind: str, gateway: Gateway, threads: int = 4) -> tuple[grpc.Server, int]:
-    """Start the service on ``host:port``; port 0 picks one. Returns the server and its port.
+def serve_ext_authz(
+    bind: str, gateway: Gateway, threads: int = 4, tls: tuple[str, str] | None = None
+) -> tuple[grpc.Server, int]:
+    """Start the service on ``host:port``; port 0 picks one. tls: files of certificate and key. Returns the server and its port.
 
     The server ends with its last reference: keep it, `stop` it.
 
@@ -45,7 +48,8 @@ def serve_ext_authz(bind: str, gateway: Gateway, threads: int = 4) -> tuple[grpc
     )
     stubs.add_AuthorizationServicer_to_server(Authorization(), server)
     try:
-        port = server.add_insecure_port(bind)
+        proof = grpc.ssl_server_credentials([_pair(*tls)]) if tls else None
+        port = server.add_secure_port(bind, proof) if proof else server.add_insecure_port(bind)
     except RuntimeError as error:
         raise Refused(f"gateway.grpc_bind: {bind}: {error}") from error
     server.start()
@@ -56,6 +60,11 @@ def _headers(asked: Any) -> list[tuple[bytes, bytes]]:
     found = [(name.lower().encode(), value.encode()) for name, value in asked.headers.items()]
     raw = asked.header_map.headers
     return found + [(one.key.lower().encode(), one.raw_value or one.value.encode()) for one in raw]
+
+
+def _pair(certfile: str, keyfile: str) -> tuple[bytes, bytes]:
+    """Key and certificate chain, as gRPC wants them. Raises Refused."""
+    return paths.read(keyfile, "gateway.grpc_keyfile"), paths.read(certfile, "gateway.grpc_certfile")
 
 
 def _scope(context: Any) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def feed_routes(app: FastAPI, feed: DecisionFeed | None) -> None:
         since: Since = None,
     ) -> Response:
         # Hashes only: looking ids up would hold up everybody else here.
-        told = _there(feed).events(who.tenant, last_event_id or since)
+        told = _there(feed).events(who.tenant, last_event_id or since, follower=who)
         try:
             first = await anext(told)
         except TooManyFollowers:

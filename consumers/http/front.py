@@ -3,13 +3,15 @@
 Rules:
 
 * Gateways' questions go straight to their own application; probes are answered here. Neither waits for anything else.
-* A body is read here, whole, before anything is done: at most 1 MiB for a known caller and 16 KiB for an unknown one, within
-  `BODY_TIMEOUT_S`. Who sends more, or more slowly, costs one buffer and no thread.
-* A token bucket for each credential, and one for each address that has none. Empty: 429 with Retry-After. Gateways' questions and probes
-  take no tokens.
+* A body is read here, whole, before anything is done: at most 64 KiB for a known caller (1 MiB where the table of access says so: queries)
+  and 16 KiB for an unknown one, within `BODY_TIMEOUT_S`. Who sends more, or more slowly, costs one buffer and no thread. Where the answer
+  does not need the body, `bodies` bounds what is left of it. A body in another coding than its own (gzip) is refused.
+* A token bucket for each credential, and one for each address that has none; a browser's session takes from its key's. Empty: 429 with
+  Retry-After. Gateways' questions and probes take no tokens.
 * Security headers on every answer. No access log here: an address may hold a client's id.
 * Every answer is counted by route and status, with its time. A route is a pattern of ours, never what the caller wrote.
 * A failure that nobody foresaw is logged with the request's id and answered with a problem, without its cause.
+* What follows events ends with the service (`end`); a request that outlives its end is cut off without a word.
 """
 
 from __future__ import annotations
@@ -21,17 +23,19 @@ import re
 import secrets as entropy
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from consumers.http.auth import Authenticator
+from consumers.http.access import LARGE_BODIES, MOST_BYTES, MOST_QUERY_BYTES
+from consumers.http.auth import Authenticator, Credential
+from consumers.http.bodies import Bounded, announced
 from consumers.http.problems import problem
 from consumers.metrics import OTHER, Metrics
 
 log = logging.getLogger("querywarden.http")
 
-MOST_BODY_BYTES = 1 << 20
+MOST_BODY_BYTES = MOST_QUERY_BYTES
 MOST_UNKNOWN_BODY_BYTES = 1 << 14
 BODY_TIMEOUT_S = 10.0
 _KEPT_BUCKETS = 65_536
@@ -92,6 +96,8 @@ class Front:
     app      everything but gateways' questions and probes
     gateway  answers gateways, None without; is_gateway: whether a path is its own
     ready    whether the service may get traffic; None: it may, else why not
+    holder   id of the credential whose session a request carries, None without a good one
+    ends     what to call when the service ends, so that nobody follows any longer
     """
 
     app: Application
@@ -103,6 +109,15 @@ class Front:
     show_metrics: bool = True
     known: Buckets = field(default_factory=lambda: Buckets(50, 200))
     unknown: Buckets = field(default_factory=lambda: Buckets(10, 60))
+    holder: Callable[[Scope], str | None] = lambda scope: None
+    ends: Sequence[Callable[[], None]] = ()
+    _ending: bool = False
+
+    def end(self) -> None:
+        """Let go of who follows events: the service ends. Thread-safe."""
+        self._ending = True
+        for end in self.ends:
+            end()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -110,6 +125,16 @@ class Front:
             return
         if scope["type"] != "http":
             return
+        if announced(scope["headers"]):
+            body = Bounded(scope["headers"], receive, send)
+            receive, send = body.receive, body.send
+        try:
+            await self._answer(scope, receive, send)
+        except asyncio.CancelledError:
+            if not self._ending:
+                raise
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]
         if self.is_gateway(path) and self.gateway is not None:
             await self.gateway(scope, receive, send)
@@ -133,7 +158,7 @@ class Front:
             await send(message)
 
         try:
-            await self._known_or_not(scope, state, receive, noting)
+            await self._foreseen_or_not(scope, state, receive, noting)
         finally:
             route = _route(scope)
             method = scope["method"] if scope["method"] in _METHODS else OTHER
@@ -141,16 +166,36 @@ class Front:
             if not endless:  # it lasts as long as its reader
                 self.metrics.observe("querywarden_http_seconds", time.perf_counter() - begun_s, route=route)
 
+    async def _foreseen_or_not(self, scope: Scope, state: dict[str, Any], receive: Receive, send: Send) -> None:
+        begun = False
+
+        async def watched(message: Message) -> None:
+            nonlocal begun
+            begun = begun or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            await self._known_or_not(scope, state, receive, watched)
+        except Exception:
+            log.exception("request failed", extra={"request_id": state["request_id"]})
+            if not begun:
+                await problem(500, request_id=state["request_id"])(scope, receive, send)
+
     async def _known_or_not(self, scope: Scope, state: dict[str, Any], receive: Receive, send: Send) -> None:
         request_id = state["request_id"]
         who = state["credential"] = self.auth.credential(scope)
-        address = (scope.get("client") or ("", 0))[0]
-        wait_s = self.known.take(who.id) if who else self.unknown.take(address)
+        wait_s = self._wait_s(scope, who)
         if wait_s > 0:
             said = {"Retry-After": str(math.ceil(wait_s))}
             await problem(429, "too many requests", request_id=request_id, headers=said)(scope, receive, send)
             return
-        limit = MOST_BODY_BYTES if who else MOST_UNKNOWN_BODY_BYTES
+        if _coded(scope):
+            said = {"Accept-Encoding": "identity"}
+            await problem(415, "bodies are taken as they are", request_id=request_id, headers=said)(
+                scope, receive, send
+            )
+            return
+        limit = LARGE_BODIES.get(scope["path"], MOST_BYTES) if who else MOST_UNKNOWN_BODY_BYTES
         try:
             async with asyncio.timeout(BODY_TIMEOUT_S):
                 body = await _body(scope, receive, limit)
@@ -162,21 +207,13 @@ class Front:
             said = {"Connection": "close"}
             await problem(408, "the body came too slowly", request_id=request_id, headers=said)(scope, receive, send)
             return
-        if body is None:
-            return
-        begun = False
+        if body is not None:
+            await self.app(scope, _given(body, receive), send)
 
-        async def watched(message: Message) -> None:
-            nonlocal begun
-            begun = begun or message["type"] == "http.response.start"
-            await send(message)
-
-        try:
-            await self.app(scope, _given(body, receive), watched)
-        except Exception:
-            log.exception("request failed", extra={"request_id": request_id})
-            if not begun:
-                await problem(500, request_id=request_id)(scope, receive, send)
+    def _wait_s(self, scope: Scope, who: Credential | None) -> float:
+        """Take a token of the caller's bucket; how long to wait when there is none."""
+        name = who.id if who else self.holder(scope)
+        return self.known.take(name) if name else self.unknown.take((scope.get("client") or ("", 0))[0])
 
     async def _probe(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] not in ("GET", "HEAD"):
@@ -217,6 +254,12 @@ async def _body(scope: Scope, receive: Receive, limit: int) -> bytes | None:
         parts.append(part)
         if not message.get("more_body", False):
             return b"".join(parts)
+
+
+def _coded(scope: Scope) -> bool:
+    """Whether the body was compressed, or otherwise coded."""
+    codings = (v.strip().lower() for n, v in scope["headers"] if n == b"content-encoding")
+    return any(coding not in (b"", b"identity") for coding in codings)
 
 
 def _given(body: bytes, receive: Receive) -> Receive:

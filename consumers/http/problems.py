@@ -127,11 +127,9 @@ def install(app: FastAPI, methods: Mapping[str, list[str]]) -> None:
 
     async def invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        found = [
-            {"where": ".".join(str(p) for p in e["loc"])[:200], "what": str(e["msg"])[:200]}
-            for e in error.errors()[:20]
-        ]
-        unreadable = any(e["type"] == "json_invalid" for e in error.errors())
+        said = error.errors()
+        found = [{"where": ".".join(str(p) for p in e["loc"])[:200], "what": str(e["msg"])[:200]} for e in said[:20]]
+        unreadable = any(e["type"] == "json_invalid" for e in said)
         return problem(400 if unreadable else 422, None, request_id=request_id_of(request), errors=found)
 
     async def unforeseen(request: Request, error: Exception) -> Response:

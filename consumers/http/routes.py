@@ -3,25 +3,30 @@
 Rules:
 
 * The role is checked before anything of the request is parsed: who may not ask learns nothing from a validation error.
+* No body of the API is an object of more than `MOST_NAMES` names, and more of them are refused before they are checked one by one.
 * Every route documents every status that it can answer with; errors are `problems.Problem`.
 * `complete` stops the start when the application has a route without a row, or a row has no route.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Annotated, Any, TypeVar
 
+import msgspec
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
-from consumers.http.access import BY_ROUTE, TABLE, Access
+from consumers.http.access import BY_ROUTE, MOST_BYTES, TABLE, Access
 from consumers.http.auth import Credential
 from consumers.http.problems import MEDIA_TYPE, Problem
 from consumers.operators.operate import Actor
 
 F = TypeVar("F", bound=Callable[..., Any])
+MOST_NAMES = 32
+_object = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 _DESCRIPTIONS = {
     400: "the request cannot be read",
@@ -33,12 +38,12 @@ _DESCRIPTIONS = {
     410: "the cursor cannot be continued from: begin again",
     412: "somebody decided about this client since: read it again",
     413: "the body is too large",
-    415: "a content type that is not taken",
+    415: "a content type or a coding that is not taken",
     422: "a value is wrong",
     429: "too many requests",
     503: "the store or the log does not answer",
 }
-_ALWAYS = (400, 401, 403, 404, 408, 413, 422, 429, 503)
+_ALWAYS = (400, 401, 403, 404, 408, 413, 415, 422, 429, 503)
 SCHEMES = {
     "key": {"type": "http", "scheme": "bearer", "description": "an API key (qw_…) or a token of the identity provider"},
     "header": {"type": "apiKey", "in": "header", "name": "X-Api-Key", "description": "an API key"},
@@ -65,9 +70,26 @@ class GuardedRoute(APIRoute):
 
         async def guarded(request: Request) -> Response:
             allowed(row, request)
+            if row.most_bytes == MOST_BYTES and crowded(await request.body()):
+                raise HTTPException(422, f"at most {MOST_NAMES} names")
             return await original(request)
 
         return guarded
+
+
+def crowded(body: bytes) -> bool:
+    """Whether a body is an object of more names than any that is taken. What cannot be read is for others to refuse."""
+    if body.count(b":") <= MOST_NAMES:
+        return False
+    try:
+        return len(_object.decode(body)) > MOST_NAMES
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        pass
+    try:
+        found = json.loads(body)  # takes other encodings, and words that are no JSON
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and len(found) > MOST_NAMES
 
 
 def responses(statuses: Iterable[int]) -> dict[int | str, dict[str, Any]]:

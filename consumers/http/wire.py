@@ -6,7 +6,7 @@ Rules:
   drips headers is cut off.
 * Who gets a refusal while it still sends is read on, to a bound, before the connection closes: closing at once resets the connection, and a
   gateway that sees a reset instead of the refusal may take us for down and let the request pass.
-* The names of a client certificate that TLS has verified go into the connection's state, as ``certificate_names``.
+* The names of a client certificate that TLS has verified go into the connection's state with their types, as ``certificate_names``.
 """
 
 from __future__ import annotations
@@ -94,5 +94,5 @@ class Connection(HttpToolsProtocol):
 
 
 def certificate_names(certificate: Any) -> tuple[str, ...]:
-    """Alternative names of a certificate's subject, as `ssl` shows it: DNS names, URIs, mail addresses."""
-    return tuple(str(name) for kind, name in certificate.get("subjectAltName", ()) if kind in _NAMES)
+    """Alternative names of a certificate's subject, as `ssl` shows it, each with its type: ``DNS:…``, ``URI:…``, ``email:…``."""
+    return tuple(f"{kind}:{name}" for kind, name in certificate.get("subjectAltName", ()) if kind in _NAMES)

@@ -141,6 +141,12 @@ def stored_rows(store: Store, after: int = 0) -> Iterator[tuple[int, bytes]]:
         after = page[-1][0]
 
 
+def has_row(store: Store, n: int, digest: str) -> bool:
+    """Whether the store's chain holds this row: the history that it was read from goes on. Raises Unavailable."""
+    row = next(iter(store.audit_rows(n - 1, 1)), None)
+    return row is not None and row[0] == n and row[1][len(_OPEN) : _REST - 2] == digest.encode()
+
+
 # ----------------------------------------------------------------------------------------------------- checking
 
 

@@ -9,6 +9,8 @@ ids and notes are sealed, never in clear. The kinds:
     verdict      <alert id>                   Verdict               never: it enters the next calibration
     note         <model>|<client hash>|<id>   Note                  after a year
     key          <public prefix>              ApiKey                with its own end
+    revoked      <public prefix>              Revoked               when the key would have ended
+    session      <hash of its ticket>         Ended                 when the session would have ended
     breaker      reset                        Reset                 after a day
                  tripped                      breakers.Tripped      when detect hears of a reset
                  held                         Reset                 never: a reset that is not older overrules it
@@ -110,6 +112,24 @@ class ApiKey:
     created_s: int
     expires_s: int
     actor: str
+    format: int = FORMAT
+
+
+@dataclass(frozen=True, slots=True)
+class Revoked:
+    """A key was ended by hand: it stays so, whatever else the store loses."""
+
+    actor: str
+    at_s: int
+    format: int = FORMAT
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """Somebody signed out: the session's cookie is good for nothing any more."""
+
+    actor: str
+    at_s: int
     format: int = FORMAT
 
 

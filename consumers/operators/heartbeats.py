@@ -1,9 +1,10 @@
-"""Signs of life: what ingest and detect know of themselves, left in the store for whoever shows the health of the whole.
+"""Signs of life: what processes know of themselves, left in the store for whoever shows the health of the whole.
 
 Rules of this file
 * An entry of kind *heartbeat* for each process, in the name of all tenants, every `EVERY_S`; it ends by itself after `LASTS_S`, and is
   dropped when its process stops in order. Figures and alarm names only: no client, no secret.
 * It is no deed of a person, so it adds no row to the audit log.
+* A service also says which keys it knows, as soon as that changes: whoever makes or revokes a key can wait for it (`services`).
 * Best effort, in a thread of its own with nothing to hold up: a store that is away, or a cell that somebody else is writing to, costs
   one heartbeat.
 * No heartbeat of a kind of process means "not known", never zero.
@@ -11,10 +12,11 @@ Rules of this file
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 from consumers.errors import CorruptState, Unavailable
@@ -27,6 +29,8 @@ log = logging.getLogger("querywarden.heartbeat")
 KIND, EVERY_TENANT = "heartbeat", "*"
 EVERY_S = 15.0
 LASTS_S = 60
+CONFIRMED_S = 1.0
+"""How long to wait for services that are live, or seemed so a minute ago."""
 _TRIES = 5
 
 
@@ -41,7 +45,10 @@ class SinkState:
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """role: ingest | detect; lag: records that wait in this process' cells, None where it reads none."""
+    """role: ingest | detect | serve; lag: records that wait in this process' cells, None where it reads none.
+
+    keys: of serve, `fingerprint` of the stored keys as it knows them.
+    """
 
     process: str
     role: str
@@ -50,6 +57,25 @@ class Heartbeat:
     alarms: list[str] = field(default_factory=list)
     sinks: list[SinkState] = field(default_factory=list)
     format: int = 1
+    keys: str = ""
+
+
+def fingerprint(stored: Iterable[Entry]) -> str:
+    """Which keys the store holds: a hash of their public prefixes."""
+    names = sorted(f"{entry.tenant}:{entry.key}" for entry in stored)
+    return hashlib.blake2b("\n".join(names).encode(), digest_size=8).hexdigest()
+
+
+def services(store: Store, within_s: float = CONFIRMED_S, look_s: float = 0.05) -> tuple[int, int]:
+    """Wait until all live services know the stored keys, at most so long; returns how many do, of how many. Raises Unavailable."""
+    deadline = time.monotonic() + within_s
+    while True:
+        said = [beat.keys for beat in heartbeats(store) if beat.role == "serve"]
+        now = fingerprint(store.operator_entries("key")[1]) if said else ""
+        know = said.count(now)
+        if know == len(said) or time.monotonic() >= deadline:
+            return know, len(said)
+        time.sleep(look_s)
 
 
 def heartbeats(store: Store) -> tuple[Heartbeat, ...]:
@@ -84,6 +110,7 @@ class Heart:
     ) -> None:
         self._store, self._look, self._every_s, self._now_s = store, look, every_s, now_s
         self._ended = threading.Event()
+        self._due = threading.Event()
         self._thread: threading.Thread | None = None
         self._left = ""
 
@@ -91,8 +118,13 @@ class Heart:
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self._thread.start()
 
+    def nudge(self) -> None:
+        """Leave the next one now: what it says has changed."""
+        self._due.set()
+
     def stop(self) -> None:
         self._ended.set()
+        self._due.set()
         if self._thread is not None:
             self._thread.join(timeout=5)
         if self._left:
@@ -123,5 +155,7 @@ class Heart:
                 self.once()
             except Exception:  # nothing depends on it, and nobody else would say so
                 log.exception("no heartbeat")
-            if self._ended.wait(self._every_s):
+            self._due.wait(self._every_s)
+            self._due.clear()
+            if self._ended.is_set():
                 return

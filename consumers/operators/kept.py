@@ -19,7 +19,7 @@ import msgspec
 
 from consumers.store import Entry, Store
 
-KINDS = ("decision", "allow", "verdict", "note", "key", "breaker")
+KINDS = ("decision", "allow", "verdict", "note", "key", "revoked", "breaker")
 NOT_BY_PEOPLE = {("breaker", "tripped"), ("breaker", "held")}
 SKEW_S = 60
 """How far the store's clock may be ahead of ours."""

@@ -33,7 +33,7 @@ from consumers.decisions.findings import rfc3339
 from consumers.errors import Conflict, CorruptState, Missing, Refused, Stale, Unavailable, WrongUse
 from consumers.operators import audit, breakers, entries, kept, schema_holds
 from consumers.operators.cell import written
-from consumers.operators.entries import Allowance, Answered, ApiKey, Note, Reset, Ruling, Verdict
+from consumers.operators.entries import Allowance, Answered, ApiKey, Ended, Note, Reset, Revoked, Ruling, Verdict
 from consumers.operators.schema_holds import SchemaHold, SchemaRuling
 from consumers.secrets import Secrets
 from consumers.store import Entry, Operation, Store
@@ -47,6 +47,7 @@ FALSE_POSITIVE_DAYS = 30
 LONGEST_WORDS = 2000
 MOST_NOTES = 100
 LIVE_KEYS = 2
+LONGEST_KEY_S = 3650 * DAY_S
 NOTE_KEPT_S = 365 * DAY_S
 ROLES = ("gateway", "viewer", "analyst", "operator", "admin", "ingest")
 _BASE62 = string.digits + string.ascii_letters
@@ -78,7 +79,7 @@ class Subject:
 
 @dataclass(slots=True)
 class _Plan(Generic[T]):
-    """One operation: what it changes, what it says of itself, what it answers."""
+    """One operation: what it changes, what it says of itself, what it answers. ends: what was there before is gone, its mark aside."""
 
     answer: T
     about: str
@@ -86,6 +87,7 @@ class _Plan(Generic[T]):
     puts: list[Entry] = field(default_factory=list)
     drops: list[tuple[str, str, str]] = field(default_factory=list)
     forget: bool = False
+    ends: bool = False
 
 
 @dataclass(slots=True)
@@ -286,7 +288,7 @@ class Operations:
             raise WrongUse(f"role: {', '.join(ROLES)}")
         if not _NAME.fullmatch(name):
             raise WrongUse("name: letters, digits and . _ @ - only, at most 64")
-        if not 1 <= ttl_s <= 3650 * DAY_S:
+        if not 1 <= ttl_s <= LONGEST_KEY_S:
             raise WrongUse("ttl_s: 1 s to ten years")
         shown: list[str] = []
 
@@ -305,16 +307,31 @@ class Operations:
         fresh = shown and shown[0].split("_")[2] == made.prefix
         return made, shown[0] if fresh else None
 
-    def revoke_key(self, actor: Actor, prefix: str, *, once: str | None = None) -> ApiKey:
-        """End a key at once. Raises Missing."""
+    def revoke_key(self, actor: Actor, prefix: str, *, lost: ApiKey | None = None, once: str | None = None) -> ApiKey:
+        """End a key at once. Raises Missing.
+
+        lost: what is known of the key when the store has lost it; services that remember it refuse it from then on.
+        """
 
         def plan() -> _Plan[ApiKey]:
-            before = self._entry("key", prefix, actor.tenant, ApiKey)
+            before = self._entry("key", prefix, actor.tenant, ApiKey) or lost
             if before is None:
-                raise Missing("no live key has this prefix")
-            return _Plan(before, f"key:{prefix} name:{before.name}", before, drops=[(actor.tenant, "key", prefix)])
+                raise Missing("the store holds no live key of this prefix")
+            mark = Revoked(actor.name, int(self.now_s()))
+            put = Entry(actor.tenant, "revoked", prefix, entries.packed(mark), before.expires_s)
+            drops = [(actor.tenant, "key", prefix)]
+            return _Plan(before, f"key:{prefix} name:{before.name}", before, [put], drops, ends=True)
 
         return self._apply(actor, "key.revoke", plan, ApiKey, once, (prefix,))
+
+    def end_session(self, actor: Actor, ticket: str, ends_s: int) -> None:
+        """Remember that somebody signed out, until the session would have ended. ticket: hash of the session's own."""
+
+        def plan() -> _Plan[None]:
+            mark = Ended(actor.name, int(self.now_s()))
+            return _Plan(None, "session", puts=[Entry(actor.tenant, "session", ticket, entries.packed(mark), ends_s)])
+
+        self._apply(actor, "dashboard.logout", plan, type(None), None, ())
 
     def keys(self, tenant: str) -> tuple[ApiKey, ...]:
         """Live keys of a tenant, by name and age."""
@@ -431,7 +448,7 @@ class Operations:
             "action": action,
             "object": planned.about,
             "before": audit.fingerprint(planned.before),
-            "after": audit.fingerprint(planned.answer if planned.puts else None),
+            "after": audit.fingerprint(planned.answer if planned.puts and not planned.ends else None),
             "request_id": actor.request_id,
             "prev": previous,
             "wrote": kept.wrote(planned.puts, planned.drops),

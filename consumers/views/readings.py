@@ -301,6 +301,7 @@ class Readings:
             models = self.models()
             beats = heartbeats(self.store)
             roles = Counter(beat.role for beat in beats)
+            alarms = tuple(sorted({alarm for beat in beats for alarm in beat.alarms}))
             lags = [beat.lag for beat in beats if beat.lag is not None]
             opened_s, reset_s = breakers.times(self.store, self.tenant)
             sinks = total([sink for beat in beats for sink in beat.sinks])
@@ -313,7 +314,7 @@ class Readings:
                 newest_ms=max((m.last_seen_ms for m in models), default=0),
                 breaker="open" if opened_s > reset_s else "closed",
                 lag=sum(lags) if lags else None,
-                alarms=tuple(sorted({alarm for beat in beats for alarm in beat.alarms})) if beats else None,
+                alarms=alarms if alarms or roles["ingest"] or roles["detect"] else None,
                 sinks=tuple(SinkHealth(s.name, s.waiting, s.away) for s in sinks) if roles["detect"] else None,
                 processes={role: roles[role] for role in ("ingest", "detect")},
             )

@@ -49,7 +49,7 @@ class World:
         self.app = Starlette(routes=[*pages.routes(self.dashboard), *actions.routes(self.dashboard, self.operations)])
 
     def browser(self, role: str = "", host: str = HOST) -> TestClient:
-        client = TestClient(self.app, base_url=f"http://{host}", follow_redirects=False)
+        client = TestClient(self.app, base_url=f"http://{host}", follow_redirects=False, client=("127.0.0.1", 50_000))
         if role:
             form = {"csrf": token(client, "/login"), "key": self.keys[role], "next": "/"}
             assert client.post("/login", data=form).status_code == 303

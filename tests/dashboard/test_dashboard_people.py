@@ -13,6 +13,8 @@ from starlette.testclient import TestClient
 
 from consumers.errors import Unavailable
 from consumers.http.dashboard.session import COOKIE, HOURS, Session, Sessions
+from consumers.http.front import Buckets, Front
+from consumers.metrics import Metrics
 from consumers.operators.operate import Actor
 from detector.baseline import Baseline
 
@@ -162,6 +164,36 @@ def test_signing_in_is_audited_and_signing_out_ends_it(world: World) -> None:
     assert client.post("/logout", data={}).status_code == 403
     assert client.post("/logout", data={"csrf": token(client, "/")}).status_code == 303
     assert client.get("/").status_code == 303
+
+
+def test_a_session_that_was_signed_out_is_over_everywhere(world: World) -> None:
+    client, other = world.browser("analyst"), Sessions(b"k" * 32)
+    kept = client.cookies[COOKIE].strip('"')
+    thief = world.browser()
+    thief.cookies.set(COOKIE, kept)
+    assert thief.get("/").status_code == 200
+    assert client.post("/logout", data={"csrf": token(client, "/")}).status_code == 303
+    thief.cookies.clear()
+    thief.cookies.set(COOKIE, kept)
+    assert thief.get("/").status_code == 303
+    assert other.read(kept, int(world.now)) is not None, "another service does not know yet"
+    other.refresh(world.store, world.now)
+    assert other.read(kept, int(world.now)) is None
+    assert b'"dashboard.logout"' in world.store.audit_rows(0, 1000)[-1][1]
+
+
+def test_strangers_do_not_use_up_what_signed_in_people_have(world: World) -> None:
+    """They share an address, that of a proxy, and nothing else."""
+    front = Front(world.app, world.dashboard.auth, Metrics(), lambda: None, holder=world.dashboard.holder)
+    front.known, front.unknown = Buckets(0.001, 5), Buckets(0.001, 3)
+    person = world.browser("operator")
+    asked = TestClient(front, base_url=f"http://{HOST}", follow_redirects=False)
+    wrong = {"Authorization": "Bearer qw_live_wrong"}
+    assert [asked.get("/", headers=wrong).status_code for _ in range(4)][-1] == 429
+    asked.cookies.set(COOKIE, person.cookies[COOKIE])
+    assert [asked.get("/").status_code for _ in range(6)] == [200] * 5 + [429], "the key's own bucket"
+    asked.cookies.set(COOKIE, person.cookies[COOKIE][:-3] + "AAA")
+    assert asked.get("/").status_code == 429, "a forged one has none"
 
 
 def test_without_any_key_this_machine_may_look_and_nobody_else(tmp_path: Path, baseline: Baseline) -> None:

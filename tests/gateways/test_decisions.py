@@ -13,9 +13,12 @@ from gateways.remembered import TENANT, RememberedStore, read
 
 from consumers.enforcement.restrictions import KEPT_CHANGES, Restrictions
 from consumers.http import decisions
-from consumers.http.decisions import DecisionFeed, TooManyFollowers, duration
+from consumers.http.auth import Credential
+from consumers.http.decisions import DecisionFeed, Places, TooManyFollowers, duration
 from consumers.store import Restriction
 from detector.query import ClientKey
+
+EDGE, OTHER_EDGE = (Credential(f"key:{name}", name, "gateway", TENANT, "key") for name in ("edge", "other"))
 
 
 class Followed:
@@ -137,21 +140,21 @@ def test_events_begin_follow_and_resume(monkeypatch: pytest.MonkeyPatch) -> None
     async def scenario() -> None:
         f = Followed()
         f.detect("a", "block")
-        events = f.feed.events(TENANT)
+        events = f.feed.events(TENANT, follower=EDGE)
         ((kind, number, data),) = await take(events, 1)
         assert (kind, [i["client"] for i in data["new"]]) == ("startup", ["a"])
         f.detect("b", "block")
         f.detect("a", "clear")
-        ((kind, number, data),) = await take(f.feed.events(TENANT, number), 1)
+        ((kind, number, data),) = await take(f.feed.events(TENANT, number, follower=EDGE), 1)
         assert (kind, [i["client"] for i in data["new"]], [i["client"] for i in data["deleted"]]) == (
             "decisions",
             ["b"],
             ["a"],
         )
         f.detect("c", "block")
-        ((kind, _, data),) = await take(f.feed.events(TENANT, number), 1)
+        ((kind, _, data),) = await take(f.feed.events(TENANT, number, follower=EDGE), 1)
         assert (kind, [i["client"] for i in data["new"]], data["deleted"]) == ("decisions", ["c"], None)
-        ((kind, _, data),) = await take(f.feed.events(TENANT, "from another process"), 1)
+        ((kind, _, data),) = await take(f.feed.events(TENANT, "from another process", follower=EDGE), 1)
         assert (kind, [i["client"] for i in data["new"]]) == ("reset", ["b", "c"])
 
     asyncio.run(scenario())
@@ -163,7 +166,7 @@ def test_an_empty_picture_is_told_too_and_silence_is_kept_alive(monkeypatch: pyt
 
     async def scenario() -> list[bytes]:
         found: list[bytes] = []
-        async for block in Followed().feed.events(TENANT):
+        async for block in Followed().feed.events(TENANT, follower=EDGE):
             found.append(block)
             if block.startswith(b":"):
                 return found
@@ -179,15 +182,36 @@ def test_followers_are_bounded_and_leave_their_place(monkeypatch: pytest.MonkeyP
 
     async def scenario() -> None:
         f = Followed(followers=2)
-        first, second, third = (f.feed.events(TENANT) for _ in range(3))
+        first, second, third = (f.feed.events(TENANT, follower=who) for who in (EDGE, OTHER_EDGE, EDGE))
         await anext(first)
         await anext(second)
         with pytest.raises(TooManyFollowers):
             await anext(third)
         await first.aclose()  # type: ignore[attr-defined]
-        await take(f.feed.events(TENANT), 1)
+        await take(f.feed.events(TENANT, follower=EDGE), 1)
 
     asyncio.run(scenario())
+
+
+def test_nobody_takes_the_places_of_gateways() -> None:
+    """One key, or all keys of people together, or one gateway's: others still find a place."""
+    places = Places(64)
+
+    def taken(who: Credential) -> int:
+        for number in range(65):
+            try:
+                places.take(who)
+            except TooManyFollowers:
+                return number
+        return 65
+
+    people = [Credential(f"key:{i}", "", "viewer", TENANT, "key") for i in range(6)]
+    assert [taken(who) for who in people] == [8, 8, 8, 8, 0, 0]
+    assert taken(EDGE) == 32
+    places.leave(people[0])
+    assert taken(people[4]) == 1
+    places = Places(64)
+    assert (taken(EDGE), taken(OTHER_EDGE)) == (48, 16)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
 
-from consumers.errors import Refused
+from consumers.errors import Refused, WrongUse
 from consumers.http import auth
 from consumers.http.auth import Authenticator, Certificates, KeyRing, TokenRules, Tokens, loopback_host
 from consumers.operators.operate import Actor, Operations, new_key
@@ -61,7 +61,7 @@ def test_a_key_is_good_until_it_ends_or_is_revoked(ring: tuple[KeyRing, Operatio
     made, text = operations.create_key(admin, "bot", "gateway", ttl_s=60)
     assert text is not None
     assert keys.check(text) is None, "not read yet"
-    assert keys.any_live(), "unknown counts as yes: nothing opens by itself"
+    assert keys.ever_keyed, "unknown counts as yes: nothing opens by itself"
     keys.refresh(operations.store)
     who = keys.check(text)
     assert who is not None
@@ -76,7 +76,7 @@ def test_a_key_is_good_until_it_ends_or_is_revoked(ring: tuple[KeyRing, Operatio
     keys._now_s = lambda: 1060.0
     assert keys.check(text) is None
     assert keys.of_prefix(made.prefix) is None
-    assert not keys.any_live()
+    assert keys.ever_keyed, "a key that ended was a key"
     keys._now_s = lambda: 1000.0
     operations.revoke_key(admin, made.prefix)
     keys.refresh(operations.store)
@@ -233,6 +233,11 @@ def without(claim: str) -> str:
     return token(body=claims(**{claim: None}))
 
 
+def endless(claim: str) -> str:
+    """A time that JSON may hold and no clock shows: 1e999."""
+    return token(body=claims(**{claim: float("inf")}))
+
+
 ATTACKS: dict[str, Callable[[], str]] = {
     "alg none": lambda: unsigned("none"),
     "alg nOnE": lambda: unsigned("nOnE"),
@@ -262,6 +267,9 @@ ATTACKS: dict[str, Callable[[], str]] = {
     "audience as part": lambda: token(body=claims(aud="querywarden-x")),
     **{f"no {name}": functools.partial(without, name) for name in ("exp", "iat", "nbf", "iss", "aud", "sub")},
     "exp as text": lambda: token(body=claims(exp="never")),
+    **{f"{name} without end": functools.partial(endless, name) for name in ("exp", "iat", "nbf")},
+    "exp as yes": lambda: token(body=claims(exp=True)),
+    "nested deeply": lambda: token(body=claims(realm=functools.reduce(lambda inner, _: [inner], range(900), "x"))),
     "no role": lambda: token(body=claims(realm={"roles": ["staff"]})),
     "our role's name, not the provider's": lambda: token(body=claims(realm={"roles": ["admin"]})),
     "role claim of another shape": lambda: token(body=claims(realm={"roles": {"sec-ops": True}})),
@@ -340,6 +348,9 @@ def test_tokens_over_http(tmp_path: Path) -> None:
     fresh = token(body=claims(iat=now, nbf=now, exp=now + 600))
     with world(tmp_path, tokens=tokens) as served:
         asked = served.client(None)
+        for name in ("exp", "iat", "nbf"):
+            answer = asked.get("/v1/models", headers={"Authorization": f"Bearer {endless(name)}"})
+            assert (answer.status_code, answer.headers["x-frame-options"]) == (401, "DENY")
         assert asked.get("/v1/models", headers={"Authorization": f"Bearer {fresh}"}).status_code == 200
         assert asked.get("/v1/keys", headers={"Authorization": f"Bearer {fresh}"}).status_code == 403
         assert asked.get("/v1/models", headers={"Authorization": f"Bearer {fresh[:-4]}AAAA"}).status_code == 401
@@ -350,11 +361,13 @@ def test_tokens_over_http(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------- certificates
 
 
-def certificate(name: str, issuer: Any = None, *, ca: bool = False) -> tuple[Any, Any]:
+def certificate(
+    name: str, issuer: Any = None, *, ca: bool = False, kind: Callable[[str], x509.GeneralName] = x509.DNSName
+) -> tuple[Any, Any]:
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     now = dt.datetime.now(dt.UTC)
-    alternative: list[x509.GeneralName] = [x509.DNSName(name)]
+    alternative: list[x509.GeneralName] = [kind(name)]
     if name == "localhost":
         alternative.append(x509.IPAddress(ipaddress.ip_address("127.0.0.1")))
     built = (
@@ -386,12 +399,14 @@ def test_client_certificates_over_tls(tmp_path: Path) -> None:
     ca, rogue = certificate("our-ca", ca=True), certificate("rogue-ca", ca=True)
     ca_file, _ = pem(tmp_path, "ca", ca)
     server = pem(tmp_path, "server", certificate("localhost", ca))
-    roles = {"gw.example.test": "gateway", "ops.example.test": "operator"}
+    roles = {"DNS:gw.example.test": "gateway", "ops.example.test": "operator", "URI:spiffe://prod/soc": "viewer"}
 
-    def status(port: int, path: str, name: str | None, issuer: Any = ca) -> int:
+    def status(
+        port: int, path: str, name: str | None, issuer: Any = ca, kind: Callable[[str], Any] = x509.DNSName
+    ) -> int:
         context = ssl.create_default_context(cafile=ca_file)
         if name is not None:
-            context.load_cert_chain(*pem(tmp_path, name + str(issuer is ca), certificate(name, issuer)))
+            context.load_cert_chain(*pem(tmp_path, "client", certificate(name, issuer, kind=kind)))
         connection = http.client.HTTPSConnection("127.0.0.1", port, context=context, timeout=10)
         try:
             connection.request("GET", path, headers={"x-api-key": "thief"} if path == "/v1/authz" else {})
@@ -409,33 +424,58 @@ def test_client_certificates_over_tls(tmp_path: Path) -> None:
         assert status(port, "/v1/models", "gw.example.test") == 403
         assert status(port, "/v1/models", "stranger.example.test") == 401
         assert status(port, "/v1/models", None) == 401
+        for other in (x509.RFC822Name, x509.UniformResourceIdentifier):
+            assert status(port, "/v1/models", "ops.example.test", kind=other) == 401, "no DNS name"
+        assert status(port, "/v1/models", "spiffe://prod/soc", kind=x509.UniformResourceIdentifier) == 200
         with pytest.raises((ssl.SSLError, ConnectionError, http.client.RemoteDisconnected)):
             status(port, "/v1/models", "ops.example.test", rogue)
 
 
+def test_a_name_that_cannot_be_a_dns_name_needs_its_type() -> None:
+    for name in ("spiffe://prod/soc", "ops@example.test"):
+        with pytest.raises(WrongUse, match="is no DNS name"):
+            Certificates({name: "viewer"})
+
+
 # ---------------------------------------------------------------------------------------------------- loopback
+
+HERE = ("127.0.0.1", 50_000)
 
 
 def test_an_open_service_may_be_looked_at_from_its_machine_only(tmp_path: Path) -> None:
     with world(tmp_path, open_on_loopback=True, filled=False) as served:
         local = {"host": "127.0.0.1:8080"}
-        assert served.client(None).get("/v1/models", headers=local).status_code == 200
-        assert served.client(None).get("/v1/models", headers={"host": "evil.example.test"}).status_code == 401, (
-            "rebinding"
-        )
-        assert served.client(None).get("/v1/keys", headers=local).status_code == 403, "viewer, no more"
-        assert served.client(None).post("/v1/queries", headers=local, content=b"{}").status_code == 403
-        assert (
-            served.client(None).get("/v1/authz", headers={"host": "shop.example.test", "x-api-key": "a"}).status_code
-            == 200
-        )
+        stranger = served.client(None, client=HERE)
+
+        def status(**more: str) -> int:
+            return stranger.get("/v1/models", headers=local | more).status_code
+
+        assert status() == 200
+        assert status(host="evil.example.test") == 401, "rebinding"
+        passed_on = ({"forwarded": "for=a"}, {"x-forwarded-for": "a"}, {"x-forwarded-port": "1"}, {"x-real-ip": "a"})
+        assert [status(**header) for header in passed_on] == [401] * 4, "a proxy on this machine"
+        elsewhere = served.client(None, client=("192.0.2.7", 50_000))
+        assert elsewhere.get("/v1/models", headers=local).status_code == 401, "from elsewhere"
+        gateways = {"host": "shop.example.test", "x-api-key": "a", "x-forwarded-for": "a"}
+        assert stranger.get("/v1/authz", headers=gateways).status_code == 200
+        assert elsewhere.get("/v1/authz", headers=gateways).status_code == 401
+        assert stranger.get("/v1/keys", headers=local).status_code == 403, "viewer, no more"
+        assert stranger.post("/v1/queries", headers=local, content=b"{}").status_code == 403
         served.key("viewer")
-        assert served.client(None).get("/v1/models", headers=local).status_code == 401, "the first key closes it"
+        assert status() == 401, "the first key closes it"
+        with served.store._write() as db:
+            db.execute("DELETE FROM entries WHERE kind IN ('key', 'revoked')")
+        served.ring.refresh(served.store)
+        assert status() == 401, "and it stays closed when that key is gone"
+        afresh = KeyRing(SECRETS)
+        afresh.refresh(served.store)
+        assert not Authenticator(afresh, open_on_loopback=True).is_open(), "after a restart too: the audit log tells"
 
 
 def test_it_is_never_open_otherwise(tmp_path: Path) -> None:
     with world(tmp_path, open_on_loopback=False, filled=False) as served:
-        assert served.client(None).get("/v1/models", headers={"host": "127.0.0.1"}).status_code == 401
+        asked = served.client(None, client=HERE)
+        assert asked.get("/v1/models", headers={"host": "127.0.0.1"}).status_code == 401
     ring = KeyRing(SECRETS)
     ring.loaded = True
     configured = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import http.client
 import json
 import re
@@ -16,8 +17,8 @@ import pytest
 from apiworld import MODEL, OURS, World, on_a_port, world
 
 from consumers.errors import CorruptState, Unavailable
+from consumers.http import bodies, wire
 from consumers.http import front as fronts
-from consumers.http import wire
 from consumers.http.front import MOST_BODY_BYTES, MOST_UNKNOWN_BODY_BYTES, Buckets
 
 NDJSON = {"content-type": "application/x-ndjson"}
@@ -65,6 +66,35 @@ def test_bodies_up_to_a_mebibyte(served: World, chunked: bool) -> None:
     assert status(MOST_BODY_BYTES + 1) == 413
     stranger = served.client(None).post("/v1/queries", content=b" " * (MOST_UNKNOWN_BODY_BYTES + 1), headers=NDJSON)
     assert stranger.status_code == 413
+
+
+def test_only_the_bridge_takes_large_bodies(served: World) -> None:
+    asked = served.client("operator")
+    small, large = json.dumps({"text": "x"}), json.dumps({"text": "x", "pad": " " * (64 << 10)})
+    headers = {"content-type": "application/json"}
+    for path in ("/v1/decisions", "/v1/allowlist", "/v1/nothing", f"/v1/models/{MODEL}/clients/thief/notes"):
+        assert asked.post(path, content=small, headers=headers).status_code in (201, 404, 422)
+        assert asked.post(path, content=large, headers=headers).status_code == 413
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_a_flood_of_names_is_refused_before_each_is_checked(served: World, encoding: str) -> None:
+    """A list of errors would show that they were checked, which holds up everybody else."""
+    flood = json.dumps({f"{i:x}": 0 for i in range(3_000)}).encode(encoding)
+    asked, headers = served.client("operator"), {"content-type": "application/json"}
+    answer = asked.post("/v1/decisions", content=flood, headers=headers)
+    assert (answer.status_code, answer.json().get("errors")) == (422, None)
+    few = asked.post("/v1/decisions", content=json.dumps({"a": 0}).encode(encoding), headers=headers)
+    assert (few.status_code, len(few.json()["errors"])) == (422, 2)
+
+
+@pytest.mark.parametrize("path", ["/v1/queries", "/v1/decisions"])
+def test_a_coded_body_is_refused_not_misread(served: World, path: str) -> None:
+    asked = served.client("ingest" if path == "/v1/queries" else "operator")
+    answer = asked.post(path, content=gzip.compress(b"{}"), headers=NDJSON | {"content-encoding": "gzip"})
+    assert (answer.status_code, answer.headers["accept-encoding"]) == (415, "identity")
+    plain = asked.post(path, content=b"{}", headers=NDJSON | {"content-encoding": "identity"})
+    assert plain.status_code in (200, 422)
 
 
 def test_every_answer_is_dressed(served: World) -> None:
@@ -149,7 +179,7 @@ def test_what_was_sent_is_not_repeated(served: World) -> None:
 
 
 NO_JSON = [
-    b"{", b"[1", b"\xff\xfe", b'{"a":' * 100_000, b'{"ttl_s": ' + b"9" * 5000 + b"}", b'{"client_id":"\\ud800","state":"block"}',
+    b"{", b"[1", b"\xff\xfe", b'{"a":' * 12_000, b'{"ttl_s": ' + b"9" * 5000 + b"}", b'{"client_id":"\\ud800","state":"block"}',
 ]  # fmt: skip
 
 
@@ -216,6 +246,45 @@ def test_who_drips_a_head_is_cut_off(port: int) -> None:
 def test_who_drips_a_body_is_cut_off(port: int, served: World) -> None:
     head = written_by(served, 999)
     assert answer_to(port, head, *[b"x"] * 8, pause_s=0.1).startswith(b"HTTP/1.1 408")
+
+
+def sent_slowly(connection: socket.socket, parts: list[bytes]) -> None:
+    for part in parts:
+        connection.sendall(part)
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [("GET /v1/authz", 401), ("POST /v1/authz/any/path", 401), ("POST /healthz", 405), ("POST /v1/queries", 429)],
+)
+def test_a_body_that_nobody_waits_for_does_not_hold_the_connection(
+    port: int, served: World, monkeypatch: pytest.MonkeyPatch, head: str, status: int
+) -> None:
+    monkeypatch.setattr(bodies, "LINGER_S", 0.2)
+    if status == 429:
+        monkeypatch.setattr(served.front, "unknown", fronts.Buckets(0.001, 0))
+    for framing in (b"Content-Length: 100000000", b"Transfer-Encoding: chunked"):
+        drip = [b"1\r\nx\r\n"] * 30 if b"chunked" in framing else [b"x" * 10] * 30
+        request = f"{head} HTTP/1.1\r\nHost: a\r\n".encode() + framing + b"\r\n\r\n"
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+            connection.sendall(request)
+            answer = connection.recv(65_536)
+            assert answer.startswith(b"HTTP/1.1 %d" % status)
+            assert b"connection: close" in answer.lower()
+            with pytest.raises(OSError, match=r"reset|pipe"):
+                sent_slowly(connection, drip)
+
+
+def test_a_body_that_is_there_keeps_the_connection(port: int, served: World) -> None:
+    key = served.keys[OURS, "gateway"]
+    request = f"POST /v1/authz HTTP/1.1\r\nHost: a\r\nX-QueryWarden-Key: {key}\r\nContent-Length: 3\r\n\r\nabc"
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        for _ in range(3):
+            connection.sendall(request.encode())
+            answer = connection.recv(65_536)
+            assert answer.startswith(b"HTTP/1.1 200")
+            assert b"close" not in answer
 
 
 def test_a_large_head_is_refused(port: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import http.client
 import io
 import json
 import os
@@ -16,13 +17,15 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from unittest import mock
 
 import pytest
+import redis
 import trustme
 import victims
 from servers import free_port
@@ -61,10 +64,15 @@ def done(folder: Path, *arguments: str, **more: str) -> subprocess.CompletedProc
 
 
 def ask(
-    port: int, path: str, key: str = "", body: bytes | None = None, kind: str = "application/json"
+    port: int,
+    path: str,
+    key: str = "",
+    body: bytes | None = None,
+    kind: str = "application/json",
+    headers: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[int, Any]:
-    headers = {"Content-Type": kind} | ({"Authorization": f"Bearer {key}"} if key else {})
-    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", body, headers)
+    usual = {"Content-Type": kind} | ({"Authorization": f"Bearer {key}"} if key else {})
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", body, {**usual, **headers})
     try:
         with urllib.request.urlopen(request, timeout=10) as answer:
             raw, status = answer.read(), answer.status
@@ -140,7 +148,7 @@ def test_what_the_terminal_decides_the_service_enforces(tmp_path: Path) -> None:
     with running(tmp_path, "serve") as (port, process):
         assert ask(port, "/v1/models")[0] == 200, "open on loopback until there is a key"
         key = done(tmp_path, "keys", "create", "--role", "gateway").stdout.strip()
-        until(lambda: ask(port, "/v1/decisions/stream")[0] == 401, 10)
+        assert ask(port, "/v1/decisions/stream")[0] == 401, "the key ended that"
         assert done(tmp_path, "decisions", "block", "bob", "--yes", "--for", "1h", "--reason", "test").returncode == 0
         stream = until(lambda: ask(port, "/v1/decisions/stream?startup=true", key)[1].get("new"), 10)
         assert [(d["type"], d["model"]) for d in stream] == [("ban", "*")]
@@ -170,6 +178,71 @@ def test_what_the_terminal_decides_the_service_enforces(tmp_path: Path) -> None:
     tampered = done(tmp_path, "audit", "verify")
     assert tampered.returncode == 1
     assert "row 2 does not follow" in tampered.stdout
+
+
+def test_a_key_is_good_when_its_command_returns(tmp_path: Path) -> None:
+    with running(tmp_path, "serve") as (port, _):
+        for role in ("viewer", "analyst", "admin"):
+            found = done(tmp_path, "keys", "create", "--role", role)
+            assert ask(port, "/v1/models", found.stdout.strip())[0] == 200
+            assert "1 service knows it" in found.stderr
+        prefix = found.stdout.split("_")[2]
+        revoked = done(tmp_path, "keys", "revoke", prefix)
+        assert ask(port, "/v1/models", found.stdout.strip())[0] == 401
+        assert "1 service knows it" in revoked.stdout
+    found = done(tmp_path, "keys", "create", "--role", "viewer", "--name", "late")
+    assert "1 of 1 services have not confirmed it" in found.stderr, "it was killed and seems to live for a minute"
+
+
+def test_a_wiped_store_is_an_alarm_and_no_outage(tmp_path: Path, redis_url: str) -> None:
+    store = {"QUERYWARDEN_STORE__URL": redis_url}
+    key = done(tmp_path, "keys", "create", "--role", "gateway", **store).stdout.strip()
+
+    def gateway() -> int:
+        return ask(port, "/v1/authz", headers={"X-QueryWarden-Key": key, "X-Api-Key": "acct-1"})[0]
+
+    def alarm() -> bool:
+        return b'querywarden_alarm{alarm="keys_lost"} 1.0' in ask(port, "/metrics")[1]
+
+    with running(tmp_path, "serve", **store) as (port, _):
+        assert gateway() == 200
+        redis.Redis.from_url(redis_url).flushdb()
+        until(alarm)
+        assert (gateway(), ask(port, "/v1/models")[0]) == (200, 401)
+        assert f"{key.split('_')[2]} gateway gateway".encode() in (tmp_path / "process.log").read_bytes()
+    with running(tmp_path, "serve", **store) as (port, _):
+        assert (gateway(), ask(port, "/v1/models")[0], alarm()) == (200, 401, True), "after a restart too"
+        wrong = done(tmp_path, "keys", "revoke", key.split("_")[2], **store)
+        assert (wrong.returncode, "--lost" in wrong.stderr) == (1, True)
+        assert done(tmp_path, "keys", "revoke", "--lost", key.split("_")[2], **store).returncode == 0
+        until(lambda: gateway() == 401, 10)
+        until(lambda: not alarm(), 10)
+
+
+def test_a_service_with_followers_ends_at_once_and_in_order(tmp_path: Path) -> None:
+    with running(tmp_path, "serve", QUERYWARDEN_GATEWAY__REFRESH_S="0.1") as (port, process):
+        key = done(tmp_path, "keys", "create", "--role", "gateway").stdout.strip()
+        until(lambda: ask(port, "/v1/decisions", key)[0] == 200)
+        followers = []
+        for _ in range(3):
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+            connection.request("GET", "/v1/decisions/events", headers={"X-Api-Key": key})
+            followers.append(connection.getresponse())
+            assert followers[-1].readline().startswith(b"retry")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(DRAIN_S) == 0
+        for follower in followers:
+            follower.read()  # raises where the stream was cut off
+    text = (tmp_path / "process.log").read_text()
+    assert "Traceback" not in text
+    assert '"level": "error"' not in text.lower()
+
+
+def test_gateways_keys_do_not_cross_the_network_in_clear(tmp_path: Path) -> None:
+    bind = {"QUERYWARDEN_GATEWAY__GRPC_BIND": "0.0.0.0:0", "QUERYWARDEN_HTTP__BIND": "127.0.0.1:0"}
+    refused = done(tmp_path, "serve", **bind)
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "gateway.grpc_plaintext" in refused.stderr
 
 
 def test_commands_say_what_is_there(tmp_path: Path) -> None:
@@ -214,6 +287,7 @@ FIRES: dict[str, tuple[dict[str, dict[str, Any]], str]] = {
     ),
     "kafka access": ({"kafka": {"bootstrap_servers": "kafka.example.test:9092", "security_protocol": "SSL"}}, "nobody is asked"),
     "http address": ({"http": {"bind": "0.0.0.0:8080"}}, "keys would travel in clear"),
+    "gateway address": ({"gateway": {"grpc_bind": "0.0.0.0:8081"}}, "keys would travel in clear"),
     "authentication": ({"http": {"open_on_loopback": False}}, "nobody can use the API"),
     "baselines": ({}, "no baselines"),
 }  # fmt: skip

@@ -23,7 +23,7 @@ from starlette.routing import Route
 from consumers.decisions.findings import campaign_key
 from consumers.errors import Conflict, Missing, Refused, Stale, Unavailable, WrongUse
 from consumers.http.dashboard.pages import ACTS, Dashboard
-from consumers.http.dashboard.session import COOKIE, ROLES, Visitor, local_path, same_origin
+from consumers.http.dashboard.session import COOKIE, ROLES, Visitor, local_path, mark_of, same_origin
 from consumers.operators.operate import Actor, Operations, Subject
 
 log = logging.getLogger("querywarden.dashboard")
@@ -51,7 +51,7 @@ def routes(dashboard: Dashboard, operations: Operations) -> list[Route]:
 
     return [
         post("/login", lambda request, form: _login(dashboard, operations, request, form)),
-        post("/logout", lambda request, form: _logout(dashboard, request, form)),
+        post("/logout", lambda request, form: _logout(dashboard, operations, request, form)),
         post("/act/decide", guarded("operator", _decide)),
         post("/act/undo", guarded("operator", _undo)),
         post("/act/verdict", guarded("analyst", _judge)),
@@ -177,10 +177,16 @@ def _login(d: Dashboard, operations: Operations, request: Request, form: Form) -
     return d.sent_to(request, local_path(form.get("next", "/")), session)
 
 
-def _logout(d: Dashboard, request: Request, form: Form) -> Response:
+def _logout(d: Dashboard, operations: Operations, request: Request, form: Form) -> Response:
     visitor = d.visitor(request)
     if not _trusted(d, request, form, visitor):
         return _forbidden(d, request, visitor, "This form is not one of ours, or too old.")
+    if visitor.signed_in:
+        d.sessions.end(visitor.session)
+        try:
+            operations.end_session(_actor(request, visitor), mark_of(visitor.session), visitor.session.ends_s)
+        except Unavailable as error:
+            log.warning("a sign-out is known to this service only", extra={"why": str(error)})
     answer = d.sent_to(request, "/login?said=signed-out")
     answer.delete_cookie(COOKIE, path=d.mounted or "/", httponly=True, samesite="strict")
     return answer

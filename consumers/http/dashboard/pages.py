@@ -16,7 +16,7 @@ import importlib.resources
 import logging
 import secrets as entropy
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
@@ -29,7 +29,7 @@ from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Re
 from starlette.routing import Route
 
 from consumers.errors import Unavailable
-from consumers.http.auth import Authenticator
+from consumers.http.auth import Authenticator, Credential
 from consumers.http.dashboard.health import Pulse, health_page
 from consumers.http.dashboard.session import COOKIE, HOURS, ROLES, Session, Sessions, Visitor
 from consumers.http.dashboard.views import Filters, Views, brief
@@ -113,16 +113,25 @@ class Dashboard:
         """Who asks: by session, by certificate or token, or from this machine; with an empty role when nobody is known."""
         now = int(self.now_s())
         session = self.sessions.read(request.cookies.get(COOKIE), now)
-        if session is not None and session.key_id:
-            who = self.auth.keys.of_prefix(session.key_id)
-            if who is not None:
-                return Visitor(who.name, who.role, who.tenant, session)
+        who = self._holder(session)
+        if who is not None and session is not None:
+            return Visitor(who.name, who.role, who.tenant, session)
         if session is None or session.key_id:
             session = self.sessions.open("", now)
         who = self.auth.credential(request.scope)
         if who is not None and who.role in ROLES:
             return Visitor(who.name, who.role, who.tenant, session)
         return Visitor("nobody", "", self.auth.tenant, session)
+
+    def holder(self, scope: MutableMapping[str, Any]) -> str | None:
+        """Id of the key whose session a request carries, None without a good one. It says whose limits count, and lets nobody in."""
+        if not any(name == b"cookie" for name, _ in scope["headers"]):
+            return None
+        who = self._holder(self.sessions.read(Request(scope).cookies.get(COOKIE), int(self.now_s())))
+        return who.id if who is not None else None
+
+    def _holder(self, session: Session | None) -> Credential | None:
+        return self.auth.keys.of_prefix(session.key_id) if session is not None and session.key_id else None
 
     def views(self, visitor: Visitor) -> Views:
         return Views(self.readings.of(visitor.tenant), self.baselines, self.budget, self.mounted)
@@ -243,7 +252,7 @@ def _filters(request: Request) -> Filters:
         q=asked.get("q", "").strip()[:256],
         state=asked.get("state") or "suspects",
         model=asked.get("model", "")[:256],
-        page=min(int(page), 10_000) if page.isascii() and page.isdecimal() else 0,
+        page=min(int(page), 10_000) if page.isascii() and page.isdecimal() and len(page) < 10 else 0,
     )
 
 

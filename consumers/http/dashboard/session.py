@@ -4,6 +4,8 @@ Rules of the file:
 
 * The cookie holds a key's id, never the key; it is signed (HMAC-SHA256), HttpOnly, SameSite=Strict, Secure over TLS, and ends. The key is
   looked up again at each request, so a revoked one ends its sessions at once.
+* Who signs out ends the session, not only the cookie: hashes of tickets that ended are kept until their time is over, here at once and
+  through the store in every service.
 * Every form carries a token bound to the cookie; a post without it, or from another origin, is refused before it is read further.
 * Without a session there is a *guest* cookie that signs nothing but the login form: signing somebody else in is an attack too.
 * Comparisons take the same time whatever is wrong, and an error never says what was.
@@ -20,6 +22,8 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 import msgspec
+
+from consumers.store import Store
 
 COOKIE = "qw_session"
 HOURS = 12
@@ -57,13 +61,14 @@ class Visitor:
 class Sessions:
     """Makes and checks cookies and form tokens; `key` must be the same in every process that serves the dashboard."""
 
-    __slots__ = ("_csrf_key", "_key")
+    __slots__ = ("_csrf_key", "_ended", "_key")
 
     def __init__(self, key: bytes) -> None:
         if len(key) < 16:
             raise ValueError("a session key of less than 128 bits signs nothing")
         self._key = hashlib.blake2b(key, digest_size=32, person=b"qw-session").digest()
         self._csrf_key = hashlib.blake2b(key, digest_size=32, person=b"qw-csrf").digest()
+        self._ended: dict[str, int] = {}
 
     def open(self, key_id: str, now_s: int) -> Session:
         return Session(key_id, now_s + HOURS * 3600, entropy.token_urlsafe(_TOKEN_BYTES))
@@ -81,7 +86,16 @@ class Sessions:
             session = msgspec.json.decode(base64.urlsafe_b64decode(body), type=Session)
         except (msgspec.DecodeError, binascii.Error, ValueError):
             return None
-        return session if session.ends_s > now_s else None
+        return session if session.ends_s > now_s and mark_of(session) not in self._ended else None
+
+    def end(self, session: Session) -> None:
+        """The session is good for nothing any more."""
+        self._ended = {**self._ended, mark_of(session): session.ends_s}
+
+    def refresh(self, store: Store, now_s: float) -> None:
+        """Learn which sessions ended elsewhere, and forget those whose time is over. Raises Unavailable."""
+        told = {entry.key: entry.expires_s for entry in store.operator_entries("session")[1]}
+        self._ended = {mark: ends_s for mark, ends_s in {**self._ended, **told}.items() if ends_s > now_s}
 
     def token(self, session: Session) -> str:
         """The form token of a session."""
@@ -95,6 +109,13 @@ class Sessions:
 
     def _sign(self, body: str) -> str:
         return base64.urlsafe_b64encode(hmac.digest(self._key, body.encode("utf-8", "replace"), "sha256")).decode()
+
+
+def mark_of(session: Session) -> str:
+    """One-way mark of a session, for the store."""
+    return hashlib.blake2b(
+        session.ticket.encode("utf-8", "surrogatepass"), digest_size=16, person=b"qw-ended"
+    ).hexdigest()
 
 
 def same_origin(origin: str | None, fetch_site: str | None, host: str) -> bool:
