@@ -29,8 +29,8 @@ ALARMS: dict[str, str] = {
     "store_full": "the store uses over 85 % of its memory: nobody new gets state of his own",
     "letters_wait": "dead letters of a cell use over 80 % of their room",
     "outbox": "alerts that a sink has not taken use over 80 % of their room",
-    "schema": "many clients began to send the same misfit in one column: it is no evidence until an operator rules",
     "keys_lost": "the store lost API keys that it had; services that remember them go on with them",
+    "schema": "many clients began to send the same misfit in one column: it is no evidence until an operator rules",
     "breaker": "too many clients were newly restricted at once: no more are, until an operator resets the breaker",
 }
 """Alarm → when it is raised."""

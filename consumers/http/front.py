@@ -37,6 +37,8 @@ log = logging.getLogger("querywarden.http")
 
 MOST_BODY_BYTES = MOST_QUERY_BYTES
 MOST_UNKNOWN_BODY_BYTES = 1 << 14
+MOST_PARAMETERS = 100
+"""Of an address: to take many more apart would hold up everybody else."""
 BODY_TIMEOUT_S = 10.0
 _KEPT_BUCKETS = 65_536
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -188,6 +190,9 @@ class Front:
         if wait_s > 0:
             said = {"Retry-After": str(math.ceil(wait_s))}
             await problem(429, "too many requests", request_id=request_id, headers=said)(scope, receive, send)
+            return
+        if scope["query_string"].count(b"&") >= MOST_PARAMETERS:
+            await problem(400, f"at most {MOST_PARAMETERS} parameters", request_id=request_id)(scope, receive, send)
             return
         if _coded(scope):
             said = {"Accept-Encoding": "identity"}

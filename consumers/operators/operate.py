@@ -326,12 +326,8 @@ class Operations:
 
     def end_session(self, actor: Actor, ticket: str, ends_s: int) -> None:
         """Remember that somebody signed out, until the session would have ended. ticket: hash of the session's own."""
-
-        def plan() -> _Plan[None]:
-            mark = Ended(actor.name, int(self.now_s()))
-            return _Plan(None, "session", puts=[Entry(actor.tenant, "session", ticket, entries.packed(mark), ends_s)])
-
-        self._apply(actor, "dashboard.logout", plan, type(None), None, ())
+        put = Entry(actor.tenant, "session", ticket, entries.packed(Ended(actor.name, int(self.now_s()))), ends_s)
+        self._apply(actor, "dashboard.logout", lambda: _Plan(None, "session", puts=[put]), type(None), None, ())
 
     def keys(self, tenant: str) -> tuple[ApiKey, ...]:
         """Live keys of a tenant, by name and age."""

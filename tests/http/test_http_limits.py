@@ -78,12 +78,14 @@ def test_only_the_bridge_takes_large_bodies(served: World) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
-def test_a_flood_of_names_is_refused_before_each_is_checked(served: World, encoding: str) -> None:
+def test_a_flood_of_names_is_refused_before_each_is_looked_at(served: World, encoding: str) -> None:
     """A list of errors would show that they were checked, which holds up everybody else."""
     flood = json.dumps({f"{i:x}": 0 for i in range(3_000)}).encode(encoding)
     asked, headers = served.client("operator"), {"content-type": "application/json"}
     answer = asked.post("/v1/decisions", content=flood, headers=headers)
     assert (answer.status_code, answer.json().get("errors")) == (422, None)
+    many = asked.get("/v1/models?" + "&".join(["a=1"] * 3_000))
+    assert (many.status_code, many.json()["detail"]) == (400, "at most 100 parameters")
     few = asked.post("/v1/decisions", content=json.dumps({"a": 0}).encode(encoding), headers=headers)
     assert (few.status_code, len(few.json()["errors"])) == (422, 2)
 

@@ -207,7 +207,7 @@ def test_the_keeper_raises_the_alarm_and_ends_it(place: Place) -> None:
     made(operations)
     keeper = Keeper(operations.store, SECRETS, place.ring(), alarms=Alarms(metrics))
 
-    def shown() -> tuple[float, float]:
+    def shown() -> tuple[float | None, float | None]:
         return metrics.value("querywarden_alarm", alarm="keys_lost"), metrics.value("querywarden_keys_lost")
 
     keeper.turn()

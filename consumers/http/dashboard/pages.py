@@ -88,6 +88,8 @@ ACTS = (
     ("block", "Block", "block"), ("throttle", "Throttle", "throttle"), ("clear", "Release", "clear"), ("allow", "Allow-list", "clear"),
 )  # fmt: skip
 """What the form of a client offers: (act, label, look)."""
+MOST_COOKIE_BYTES = 8192
+"""Ours has a tenth; more are not taken apart for a stranger."""
 _STATIC = {"dashboard.css": "text/css", "dashboard.js": "text/javascript", "mark.svg": "image/svg+xml"}
 
 
@@ -125,7 +127,7 @@ class Dashboard:
 
     def holder(self, scope: MutableMapping[str, Any]) -> str | None:
         """Id of the key whose session a request carries, None without a good one. It says whose limits count, and lets nobody in."""
-        if not any(name == b"cookie" for name, _ in scope["headers"]):
+        if not 0 < sum(len(value) for name, value in scope["headers"] if name == b"cookie") <= MOST_COOKIE_BYTES:
             return None
         who = self._holder(self.sessions.read(Request(scope).cookies.get(COOKIE), int(self.now_s())))
         return who.id if who is not None else None
