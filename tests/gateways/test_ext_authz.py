@@ -77,5 +77,5 @@ def test_gateways_ask_over_tls(tmp_path: Path) -> None:
         assert code(grpc.secure_channel(f"127.0.0.1:{port}", trusted), key) == OK
         with pytest.raises(grpc.RpcError):
             code(grpc.insecure_channel(f"127.0.0.1:{port}"), key)
-        with pytest.raises(Refused, match=r"gateway\.grpc_certfile"):
+        with pytest.raises(Refused, match=r"gateway\.grpc_keyfile"):
             serve_ext_authz("127.0.0.1:0", served.front.gateway, tls=(files[0], "nowhere.key"))  # type: ignore[arg-type]
