@@ -33,6 +33,8 @@ class Records:
     places       for people: what the dead letter shows ("file.jsonl:12"); empty means ``cell@offset``
     refused      index → (reason, detail) of values that the log itself could not give (a decompression bomb, a corrupt
                  batch): one for the whole unreadable stretch, its value is empty; goes to the dead letter unparsed
+    broker_ms    (n,) int64: the time that the log itself has for each record, in ms since the epoch; -1 where it has none.
+                 On Kafka the record's timestamp (its producer's, or the broker's with ``LogAppendTime``). None: a file has none
     """
 
     cell: str
@@ -41,6 +43,7 @@ class Records:
     next_offset: int
     places: list[str] = field(default_factory=list)
     refused: dict[int, tuple[str, str]] = field(default_factory=dict)
+    broker_ms: NDArray[np.int64] | None = None
 
     def place(self, i: int) -> str:
         return self.places[i] if self.places else f"{self.cell}@{int(self.offsets[i])}"
@@ -51,6 +54,7 @@ class Records:
             self.cell, self.values[first:last], self.offsets[first:last],
             int(self.offsets[last]) if last < len(self.offsets) else self.next_offset, self.places[first:last],
             {i - first: why for i, why in self.refused.items() if first <= i < last},
+            None if self.broker_ms is None else self.broker_ms[first:last],
         )  # fmt: skip
 
     def beyond(self, offset: int) -> Records:

@@ -7,7 +7,8 @@ nothing). The stock reader decompresses without a limit, and raises the same err
   that carries the reason; reading goes on at the next batch.
 * A batch that fails its checksum is fetched once more, the damage may be the network's; then it is quarantined too.
 * Control batches and aborted transactions stay invisible.
-* Records are tuples (offset, value, refused); a value is cut to `MAX_RECORD_BYTES` + 1 bytes.
+* Records are tuples (offset, value, refused, broker_ms); a value is cut to `MAX_RECORD_BYTES` + 1 bytes.
+* A record's time is the batch's newest with ``LogAppendTime``, its own otherwise; -1 when it is unknown, or before 1970.
 """
 
 from __future__ import annotations
@@ -23,17 +24,21 @@ import zstandard
 from kafka import codec as codecs
 from kafka.consumer.fetcher import Fetcher
 from kafka.protocol.consumer import IsolationLevel
+from kafka.record.default_records import DefaultRecordBatch
 
 from consumers.log import MAX_RECORD_BYTES
 from consumers.log.inside import check_inside
 
 BATCH_BYTES = 16 << 20
 KEPT_BYTES = MAX_RECORD_BYTES + 1
+INT_SHIFT, LONG_SHIFT = 28, 63  # of the last byte of a number of 32 and of 64 bits
 HEADER_BYTES = 61
 MAX_BATCH_RECORDS = 1 << 20
 XERIAL = b"\x82SNAPPY\x00"
 BOMB = "decompression_limit"
 CORRUPT = "corrupt_batch"
+UNKNOWN_MS = -1
+LATEST_MS = (1 << 63) - 1
 DAMAGE = (zlib.error, zstandard.ZstdError, RuntimeError, ValueError, EOFError)
 
 
@@ -43,6 +48,7 @@ class RawRecord(NamedTuple):
     offset: int
     value: bytes
     refused: tuple[str, str] | None
+    broker_ms: int = UNKNOWN_MS
 
 
 class _Unreadable(Exception):
@@ -102,11 +108,14 @@ class _BoundedRecords(Fetcher.PartitionRecords):  # type: ignore[misc]  # untype
 
     def _records_of(self, batch: Any) -> Iterator[RawRecord]:
         base, end = batch.base_offset, batch.next_offset
+        first_ms = batch.first_timestamp
+        appended_ms = batch.max_timestamp if batch.timestamp_type == DefaultRecordBatch.LOG_APPEND_TIME else None
         try:
             body = _decompressed(bytes(memoryview(batch._buffer)[HEADER_BYTES:]), batch.compression_type)
-            for delta, value in _walk(body, batch.records_count, batch.last_offset_delta):
+            for delta, value, later_ms in _walk(body, batch.records_count, batch.last_offset_delta):
                 self.next_fetch_offset = base + delta + 1
-                yield RawRecord(base + delta, value, None)
+                at_ms = first_ms + later_ms if appended_ms is None else appended_ms
+                yield RawRecord(base + delta, value, None, _known(at_ms))
         except _Unreadable as unreadable:
             if self.next_fetch_offset < end:  # else only the batch's count was wrong
                 yield from self._quarantined(end, *unreadable.args)
@@ -119,7 +128,7 @@ class _BoundedRecords(Fetcher.PartitionRecords):  # type: ignore[misc]  # untype
             return
         for record in batch:
             self.next_fetch_offset = record.offset + 1
-            yield RawRecord(record.offset, (record.value or b"")[:KEPT_BYTES], None)
+            yield RawRecord(record.offset, (record.value or b"")[:KEPT_BYTES], None, _known(record.timestamp))
 
     def _quarantined(self, end: int, reason: str, detail: str) -> Iterator[RawRecord]:
         """One record for everything from where we are up to `end`."""
@@ -138,30 +147,33 @@ def _after_damage(batch: Any, following: Any) -> int:
     return int(batch.base_offset) + 1
 
 
-def _walk(body: bytes, count: int, last_delta: int) -> Iterator[tuple[int, bytes]]:
-    """(offset delta, value) of the records in a batch; attributes, time stamps, keys and headers are skipped."""
+def _known(ms: int | None) -> int:
+    """A time that 64 bits hold; whatever is no time is unknown."""
+    return UNKNOWN_MS if ms is None or ms < 0 else min(ms, LATEST_MS)
+
+
+def _walk(body: bytes, count: int, last_delta: int) -> Iterator[tuple[int, bytes, int]]:
+    """(offset delta, value, time delta in ms) of the records in a batch; attributes, keys and headers are skipped."""
     at, previous = 0, -1
     try:
         for _ in range(count):
             length, at = _varint(body, at)
             end = at + length
-            at += 1  # attributes
-            while body[at] & 0x80:  # time stamp
-                at += 1
-            delta, at = _varint(body, at + 1)
+            later_ms, at = _varint(body, at + 1, LONG_SHIFT)  # after the attributes
+            delta, at = _varint(body, at)
             key_bytes, at = _varint(body, at)
             value_bytes, at = _varint(body, at + key_bytes if key_bytes > 0 else at)
             if not (previous < delta <= last_delta and at + max(value_bytes, 0) <= end <= len(body)):
                 raise _Unreadable(CORRUPT, "records are not well-formed")
             previous = delta
-            yield delta, body[at : at + min(value_bytes, KEPT_BYTES)] if value_bytes > 0 else b""
+            yield delta, body[at : at + min(value_bytes, KEPT_BYTES)] if value_bytes > 0 else b"", later_ms
             at = end
     except IndexError:
         raise _Unreadable(CORRUPT, "records are not well-formed") from None
 
 
-def _varint(body: bytes, at: int) -> tuple[int, int]:
-    """A zig-zag number of at most 5 bytes, and where it ends."""
+def _varint(body: bytes, at: int, last_shift: int = INT_SHIFT) -> tuple[int, int]:
+    """A zig-zag number of at most 5 bytes (with `LONG_SHIFT` 10), and where it ends."""
     byte = body[at]
     at += 1
     if byte < 0x80:
@@ -174,7 +186,7 @@ def _varint(body: bytes, at: int) -> tuple[int, int]:
         if byte < 0x80:
             return (number >> 1) ^ -(number & 1), at
         shift += 7
-        if shift > 28:
+        if shift > last_shift:
             raise _Unreadable(CORRUPT, "records are not well-formed")
 
 

@@ -335,11 +335,12 @@ class KafkaLog:
                 poll.revoked.append(cell)
 
     def _batch(self, tp: TopicPartition, records: Sequence[RawRecord]) -> Records:
-        offsets, values, refusals = zip(*records, strict=True)
+        offsets, values, refusals, times_ms = zip(*records, strict=True)
         refused = {i: refusal for i, refusal in enumerate(refusals) if refusal is not None}
         self._positions[tp] = self._next_offset(tp, records[-1].offset + 1)
         return Records(
-            _cell(tp), list(values), np.array(offsets, np.int64), self._positions[tp], refused=refused
+            _cell(tp), list(values), np.array(offsets, np.int64), self._positions[tp], refused=refused,
+            broker_ms=np.array(times_ms, np.int64),
         )  # fmt: skip
 
     def _moved_without_records(self, fetched: set[TopicPartition]) -> list[Records]:

@@ -23,15 +23,15 @@ from consumers.log.parked import PARKED
 TP = TopicPartition("t", 0)
 CRC_AT = struct.calcsize(">qiib")
 ATTRIBUTES_AT = struct.calcsize(">qiibI")
+FIRST_MS = 1_700_000_000_000
+MAX_MS_AT = struct.calcsize(">qiibIhiq")
 
 
 def batch(base: int, values: list[bytes | None], compression: int = 0) -> bytes:
     """A batch as a broker stores it, starting at offset `base`."""
     builder = MemoryRecordsBuilder(magic=2, compression_type=compression, batch_size=1 << 20)
     for i, value in enumerate(values):
-        builder.append(
-            timestamp=1_700_000_000_000 + 1000 * i, key=b"k" * (i % 3) or None, value=value, headers=[("h", b"v")]
-        )
+        builder.append(timestamp=FIRST_MS + 1000 * i, key=b"k" * (i % 3) or None, value=value, headers=[("h", b"v")])
     builder.close()
     return struct.pack(">q", base) + bytes(builder.buffer())[8:]
 
@@ -89,6 +89,22 @@ def test_what_was_written_is_read(compression: int) -> None:
     assert all(record.refused is None for record in records)
 
 
+def test_a_record_has_its_own_time_or_with_log_append_time_the_broker_s() -> None:
+    appended = bytearray(batch(5, VALUES))
+    appended[ATTRIBUTES_AT + 1] |= 8
+    struct.pack_into(">q", appended, MAX_MS_AT, FIRST_MS + 77)
+    records = Partition(batch(0, VALUES), resealed(appended)).read(10)
+    own = [FIRST_MS + 1000 * i for i in range(len(VALUES))]
+    assert [record.broker_ms for record in records] == [*own, *[FIRST_MS + 77] * len(VALUES)]
+
+
+@pytest.mark.parametrize(("base_ms", "expected"), [(-1, -1), (-(1 << 63), -1), ((1 << 63) - 1, (1 << 63) - 1)])
+def test_a_time_that_is_none_is_unknown(base_ms: int, expected: int) -> None:
+    raw = bytearray(batch(0, VALUES[:1]))
+    struct.pack_into(">q", raw, MAX_MS_AT - 8, base_ms)
+    assert [record.broker_ms for record in Partition(resealed(raw)).read(1)] == [expected]
+
+
 @pytest.mark.parametrize("start", range(5))
 def test_reading_starts_in_the_middle_of_a_batch(start: int) -> None:
     log = Partition(batch(0, VALUES, 4))
@@ -136,7 +152,7 @@ def test_any_mutation_is_survived_and_what_follows_is_read(compression: int) -> 
         records = log.read(6)
         offsets = [record.offset for record in records]
         assert offsets == sorted(set(offsets))
-        assert records[-1] == RawRecord(5, b"intact", None)
+        assert records[-1] == RawRecord(5, b"intact", None, FIRST_MS)
         refused = [record for record in records if record.refused is not None]
         assert len(refused) <= 1
         assert len(records) == 6 or refused, "a record may be missing only when something was refused"

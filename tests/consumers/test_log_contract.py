@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -150,6 +151,20 @@ def test_records_come_in_order_and_the_offsets_agree(write: Write, opened: Opene
         position = batch.next_offset
         assert batch.refused == {}
     assert log.position(cell) == position == log.ends()[cell]
+
+
+def test_each_record_has_the_broker_s_time_and_a_file_s_has_none(write: Write, opened: Opened) -> None:
+    before_ms = time.time() * 1000
+    log = opened(write(LINES))
+    cell = cell_of(log)
+    log.seek(cell, None)
+    batches = read(log, cell, 100, max_records=7)
+    if not isinstance(log, KafkaLog):
+        assert {batch.broker_ms for batch in batches} == {None}
+        return
+    times_ms = [ms for batch in batches for ms in (batch.broker_ms if batch.broker_ms is not None else [])]
+    assert len(times_ms) == 100
+    assert all(before_ms - 1 <= ms <= time.time() * 1000 for ms in times_ms)
 
 
 def test_reading_resumes_wherever_a_batch_ended(write: Write, opened: Opened) -> None:

@@ -8,7 +8,8 @@ from consumers.log import Records
 
 BOMB = ("decompression_limit", "over 16 MiB")
 WHOLE = Records(
-    "t:0", [b"a", b"b", b"c"], np.array([4, 7, 9], np.int64), 15, ["f:1", "f:2", "f:3"], {0: BOMB, 2: ("corrupt_batch", "")}
+    "t:0", [b"a", b"b", b"c"], np.array([4, 7, 9], np.int64), 15, ["f:1", "f:2", "f:3"], {0: BOMB, 2: ("corrupt_batch", "")},
+    np.array([40, -1, 90], np.int64),
 )  # fmt: skip
 
 
@@ -30,6 +31,13 @@ def test_beyond_keeps_what_is_at_or_above_an_offset() -> None:
     assert seen(WHOLE.beyond(10)) == ("t:0", [], [], 15, [], {})
 
 
+def test_the_broker_s_time_stays_with_its_record() -> None:
+    for part, expected in ((WHOLE.part(0, 2), [40, -1]), (WHOLE.part(2, 9), [90]), (WHOLE.beyond(5), [-1, 90])):
+        assert part.broker_ms is not None
+        assert part.broker_ms.tolist() == expected
+
+
 def test_parts_of_what_has_no_places_have_none() -> None:
     plain = Records("t:0", [b"a", b"b"], np.array([0, 1], np.int64), 2)
     assert plain.part(1, 2).place(0) == "t:0@1"
+    assert plain.part(1, 2).broker_ms is None

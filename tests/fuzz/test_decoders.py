@@ -161,7 +161,7 @@ def test_damaged_records_of_a_batch_are_unreadable_or_read(seed: int, executions
     good = b"".join(record(i, value) for i, value in enumerate(events()))
 
     def decode(bad: bytes) -> None:
-        for delta, value in _walk(bad, 5, 4):
+        for delta, value, _ in _walk(bad, 5, 4):
             assert 0 <= delta <= 4
             assert len(value) <= MAX_RECORD_BYTES + 1
 
