@@ -412,6 +412,7 @@ class Runner:
             ("querywarden_extra_columns_total", decoded.counters["extra_columns"]),
             ("querywarden_duplicate_events_total", moved.get("duplicate", 0)),
             ("querywarden_pooled_queries_total", moved.get("pooled", 0)),
+            ("querywarden_ahead_queries_total", moved.get("ahead", 0)),
         ):
             if count:
                 m.add(metric, count)

@@ -37,6 +37,11 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
         (),
         "queries that a producer sent twice (same event_id and content)",
     ),
+    "querywarden_ahead_queries_total": (
+        "counter",
+        (),
+        "queries a day or more ahead of the log's own time, counted at the log's time",
+    ),
     "querywarden_pooled_queries_total": (
         "counter",
         (),

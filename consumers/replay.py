@@ -20,6 +20,7 @@ from consumers import detect, drafts, ingest
 from consumers.decisions import findings
 from consumers.decisions.findings import StoredDecision, is_campaign, stored_alert, stored_decision
 from consumers.errors import Refused
+from consumers.intake.ledger import MARKS
 from consumers.log.files import FileLog
 from consumers.log.formats import Decoded
 from consumers.misfits import Misfits
@@ -169,7 +170,7 @@ def _stored(store: Store, secrets: Secrets, tenant: str) -> tuple[Rows, Rows]:
 def _counters(runner: ingest.Runner) -> Counter[str]:
     total: Counter[str] = Counter()
     for cell in runner.cells.values():
-        total += cell.counters
+        total += Counter({name: n for name, n in cell.counters.items() if name not in MARKS})
     return total
 
 

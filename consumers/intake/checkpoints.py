@@ -3,12 +3,14 @@
 Rules of this file
 * No I/O, no clock, no random numbers: a redo over the same stored state and the same records gives the same checkpoint.
 * A `Cell` is what one process knows of a log cell that it owns: exactly what was committed. After any failure it is thrown away.
+* Event times are those of the log's own clock (detector/clock.py) from `step` on: a record far ahead of it counts at the log's time.
 * Of a batch, in this order: what was erased is left out, clients without state are pooled (admission.py), duplicates are left out
   (duplicates.py), the rest is folded. Every record is counted once (ledger.py).
 """
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import logging
 from collections import Counter
@@ -21,7 +23,7 @@ from numpy.typing import NDArray
 from consumers.intake import links, refusals, witnesses
 from consumers.intake.admission import OVERFLOW, OVERFLOW_IDENTITY, Admission, Limits
 from consumers.intake.duplicates import FIELD, Windows, event_hashes
-from consumers.intake.ledger import COUNTERS, MARKS
+from consumers.intake.ledger import CLOCK, COUNTERS, MARKS
 from consumers.intake.schema_watch import FIELD as WATCH_FIELD
 from consumers.intake.schema_watch import IDENTITY as WATCH_IDENTITY
 from consumers.intake.schema_watch import SchemaWatch
@@ -30,10 +32,11 @@ from consumers.log.formats import Decoded, InputReader, NativeFormat
 from consumers.secrets import Secrets
 from consumers.store import Checkpoint, Tombstones
 from detector.baseline import Baseline
+from detector.clock import on_the_clock
 from detector.errors import IncompatibleProfile
 from detector.profile import Profile, Shape
 from detector.profiles import Profiles
-from detector.query import UNKNOWN_TIME, ClientKey, QueryBatch
+from detector.query import ClientKey, QueryBatch
 
 log = logging.getLogger("querywarden.ingest")
 
@@ -55,7 +58,6 @@ class Cell:
     deaths     so many processes claimed at this offset and never came beyond it
     careful    try records in a child process before they are folded, until the offset `careful_until`
     checked_s  when the store last confirmed token and offset, by the monotonic clock
-    newest_ms  newest event time that this process read
     """
 
     name: str
@@ -72,7 +74,6 @@ class Cell:
     careful_until: int = 0
     deaths: int = 0
     checked_s: float = 0.0
-    newest_ms: int = 0
     stored: dict[ClientKey, set[int]] = field(default_factory=dict)
     links: dict[ClientKey, tuple[str, ...]] = field(default_factory=dict)
     told: dict[ClientKey, tuple[witnesses.Witness, ...]] = field(default_factory=dict)
@@ -109,6 +110,8 @@ class Ingest:
         if cell.offset is not None and len(records.offsets) and records.offsets[0] < cell.offset:
             records = records.beyond(cell.offset)
         decoded = self.format.decode(records)
+        if records.broker_ms is not None:
+            decoded.broker_ms = records.offsets, records.broker_ms
         keys = {
             model: [ClientKey(self.tenant, model, self.secrets.client_hash(self.tenant, c)) for c in batch.clients]
             for model, batch in decoded.batches.items()
@@ -176,14 +179,13 @@ class Ingest:
         """Fold the queries and say what must be written. No I/O; the cache must hold every stored client of `keys`."""
         writes: dict[ClientKey, dict[str, bytes | None]] = {}
         counted = Counter(decoded.counters)
+        clock = self._set_clock(cell, decoded, keys, counted)
         for model, batch in decoded.batches.items():
-            batch = _timed(batch, cell.newest_ms or decoded.last_ms)
             hashes = event_hashes(*decoded.contents[model], self.secrets.sampling_key)
             counting, mine, hashes = self._admitted(cell, model, batch, keys[model], hashes, counted)
             counting, mine = self._unrepeated(cell, model, counting, mine, hashes, counted)
             if len(counting):
                 self._fold(cell, model, counting, mine, decoded, writes)
-        cell.newest_ms = max(cell.newest_ms, decoded.last_ms)
         return Checkpoint(
             cell=cell.name,
             expected_offset=cell.offset,
@@ -191,9 +193,36 @@ class Ingest:
             profiles=writes,
             dead=decoded.dead,
             counters={name: cell.counters[name] + counted[name] for name in COUNTERS}
-            | {name: cell.counters[name] for name in MARKS},
+            | {name: cell.counters[name] for name in MARKS}
+            | clock,
             sketch=cell.admission.to_bytes() if cell.admission.changed else None,
         )
+
+    def _set_clock(
+        self, cell: Cell, decoded: Decoded, keys: Mapping[str, list[ClientKey]], counted: Counter[str]
+    ) -> dict[str, int]:
+        """Give the queries of all models the times at which they count. Returns the clock's state after them."""
+        state = [cell.counters[name] for name in CLOCK]
+        if not decoded.batches:
+            return dict(zip(CLOCK, state, strict=True))
+        batches = list(decoded.batches.items())
+        offsets = np.concatenate([batch.offsets for _, batch in batches])
+        who = np.concatenate([np.array([_voter(k) for k in keys[m]], np.int64)[batch.who] for m, batch in batches])
+        times = np.concatenate([batch.time_ms for _, batch in batches])
+        broker = None
+        if decoded.broker_ms is not None:
+            broker = decoded.broker_ms[1][np.searchsorted(decoded.broker_ms[0], offsets)]
+        order = np.argsort(offsets, kind="stable")
+        times[order], ahead, state = on_the_clock(
+            who[order], times[order], None if broker is None else broker[order], state
+        )
+        counted["ahead"] += int(ahead.sum())
+        decoded.last_ms = int(times.max())
+        start = 0
+        for model, batch in batches:
+            decoded.batches[model] = replace(batch, time_ms=times[start : start + len(batch)])
+            start += len(batch)
+        return dict(zip(CLOCK, state, strict=True))
 
     def _admitted(
         self,
@@ -329,12 +358,10 @@ class Ingest:
                         known.pop(key, None)  # type: ignore[call-overload]
 
 
-def _timed(batch: QueryBatch, newest_ms: int) -> QueryBatch:
-    """A query whose time could not be read counts at the newest time seen before it."""
-    if (batch.time_ms != UNKNOWN_TIME).all():
-        return batch
-    newest = np.maximum(np.maximum.accumulate(batch.time_ms), newest_ms)
-    return replace(batch, time_ms=np.where(batch.time_ms == UNKNOWN_TIME, newest, batch.time_ms))
+def _voter(key: ClientKey) -> int:
+    """Stands for a client of any model in the clock's state, and does not show which."""
+    digest = hashlib.blake2b(key.client.encode(), digest_size=8, person=b"qw-clock").digest()
+    return int.from_bytes(digest, "big") >> 2 | 1
 
 
 def _compact(batch: QueryBatch, keys: list[ClientKey]) -> tuple[QueryBatch, list[ClientKey]]:

@@ -11,6 +11,7 @@
 * duplicate   queries whose event_id the client's window still held (duplicates.py)
 * erased      queries of an erased client below the offset up to which it was erased
 * gap         records that the log's retention dropped before they were read: apart, they were never read
+* ahead       queries a day or more ahead of the log's own time, which count at the log's time (detector/clock.py)
 
 Counters are absolute and stored with the profiles in one step, so the equation holds at every moment in every store. Marks are
 kept beside them in the same way; they are numbers that the next owner of the cell must know.
@@ -20,11 +21,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from detector.clock import STATE
+
 PROCESSED = ("queries", "denied", "failed", "unmodelled")
 APART = ("dead", "duplicate", "erased")
-COUNTERS = ("produced", *PROCESSED, *APART, "dead_counted", "pooled", "gap")
-MARKS = ("log_id",)
-"""log_id: which incarnation of the log the offset belongs to, 0 for unknown."""
+COUNTERS = ("produced", *PROCESSED, *APART, "dead_counted", "pooled", "gap", "ahead")
+CLOCK = tuple(f"clock_{i}" for i in range(STATE))
+MARKS = ("log_id", *CLOCK)
+"""log_id: which incarnation of the log the offset belongs to, 0 for unknown; clock: state of the log's own time."""
 
 
 def processed(counters: Mapping[str, int]) -> int:

@@ -74,6 +74,7 @@ class Decoded:
     counted   offsets of those among them that are queries of their client all the same
     counters  produced = queries + dead − dead_counted + unmodelled + denied + failed; unknown_keys, extra_columns
     last_ms   newest event time seen, 0 if none
+    broker_ms  (offsets, times): what the log itself says about the time of each record, None where it says nothing
     """
 
     batches: dict[str, QueryBatch] = field(default_factory=dict)
@@ -85,6 +86,7 @@ class Decoded:
     counted: set[int] = field(default_factory=set)
     counters: Counter[str] = field(default_factory=Counter)
     last_ms: int = 0
+    broker_ms: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
 
     def misfits(self) -> Counter[str]:
         """Queries of which something did not fit, by reason."""

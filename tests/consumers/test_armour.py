@@ -19,7 +19,7 @@ from consumers import ingest
 from consumers.alarms import Alarms, Watch
 from consumers.errors import LogTruncated, Unavailable
 from consumers.ingest import SINGLY_AFTER, Ingest, Runner
-from consumers.intake.ledger import imbalance, processed, unbalanced
+from consumers.intake.ledger import COUNTERS, imbalance, processed, unbalanced
 from consumers.intake.letters import KEPT, WAITING
 from consumers.log.files import FileLog
 from consumers.metrics import Metrics
@@ -99,7 +99,7 @@ def test_every_kind_of_record_is_counted_once(
     expected = {
         "produced": 60, "queries": 51, "duplicate": 5, "dead": 3, "dead_counted": 1, "denied": 1, "failed": 1,
     }  # fmt: skip
-    assert {name: n for name, n in found.items() if n} == expected
+    assert {name: n for name, n in found.items() if n and name in COUNTERS} == expected
     assert processed(found) == 53
     text = one.metrics.text().decode()
     assert "querywarden_duplicate_events_total 5.0" in text
