@@ -291,7 +291,13 @@ class Settings(BaseSettings):
         0.01, gt=0, lt=0.5, description="share of honest clients that may be flagged, over their whole life"
     )
     horizon_days: float = Field(
-        30.0, ge=1, le=3650, description="how long a query counts at most; for at least half of it it does"
+        30.0, ge=1, le=3650, description="how long a query counts in full at most; for at least half of it it does"
+    )
+    memory_days: float = Field(
+        365.0,
+        ge=0,
+        le=3650,
+        description="beyond the horizon, odd queries count half as much each quarter of this; so long after its last query a client is forgotten; 0: at the horizon",
     )
     unknown_models: Literal["reject", "ignore"] = Field(
         "reject", description="events of a model without a baseline: dead letter, or only counted"

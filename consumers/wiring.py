@@ -52,6 +52,7 @@ def halves(
         secrets=secrets,
         tenant=settings.tenant,
         horizon_days=settings.horizon_days,
+        memory_days=settings.memory_days,
         admit_unknown=settings.unknown_models == "ignore",
         limits=Limits(settings.admission.new_clients_an_hour, settings.admission.clients),
     )

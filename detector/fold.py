@@ -9,6 +9,8 @@ Rules of this file
 * The *odd set*, the *path set* and the *sample* are bottom-k sets by keyed hash (Cohen & Kaplan, PODC 2007): exact below k, unbiased above.
 * Marks are the running maxima of each signal's mass, so a result never depends on when somebody looked (a mass falls
   when its allowance grows). The trail says when the fused maximum first reached each level of a fixed geometric ladder.
+* What left the horizon counts with its faded weight (`archive.py`): its carry adds to the long span's counts. The first row of a window
+  weighs anew, for then weights have changed.
 * The memory (last rows and a content-sampled set of earlier ones) is scratch: it never merges.
 """
 
@@ -20,6 +22,7 @@ import numba as nb
 import numpy as np
 from numpy.typing import NDArray
 
+from detector.archive import seen_again
 from detector.features import BITS, ODD, PATH
 from detector.kernels import HASH_SPAN
 
@@ -251,6 +254,51 @@ def mass_of(form, count, base, allowance):  # type: ignore[no-untyped-def]
 
 
 @nb.njit(cache=True, nogil=True)
+def weigh(  # type: ignore[no-untyped-def]
+    r, time_ms, need, path, roots_base, form, allowance, fusing_scale, horizon_distinct,
+    queries, sample_hash, sample_root, sample_n, odd_hash, odd_n, path_hash, path_n, odd_counts,
+    marks, trail_ms, trail_query, trail_n, carry, carry_base,
+):  # fmt: skip
+    """Masses of one span as they are now into its marks, and into its trail if the fused one reached a level.
+
+    carry (s,), carry_base (2,): what the client's archive adds to the counts, to the distinct queries and to the roots
+    """
+    odd_factor = 0.0
+    if odd_n[r] > 0:
+        odd_factor = kept_estimate(odd_n[r], odd_hash[r, odd_n[r] - 1], ODD_KEPT) / odd_n[r]
+    path_factor = 0.0
+    if path_n[r] > 0:
+        path_factor = kept_estimate(path_n[r], path_hash[r, path_n[r] - 1], PATH_KEPT) / path_n[r]
+    m = sample_n[r]
+    distinct = 0.0
+    roots = 0.0
+    if m > 0:
+        distinct = min(kept_estimate(m, sample_hash[r, m - 1], SAMPLE_KEPT), float(queries[r]))
+        rooted = 0
+        for a in range(m):
+            rooted += int(sample_root[r, a])
+        roots = distinct * rooted / m
+    distinct += carry_base[0]
+    roots += carry_base[1]
+    fade = min(1.0, horizon_distinct / max(distinct, 1.0))
+    fused = 0.0
+    for q in range(need.shape[0]):
+        base = roots if roots_base[q] else distinct
+        seen_odd = min(base, (path_factor if path[q] else odd_factor) * odd_counts[r, q] + carry[q])
+        mass = fade * mass_of(form[q], seen_odd, base, allowance[q])
+        if mass > marks[r, q]:
+            marks[r, q] = mass
+        if fusing_scale[q] > 0.0:
+            fused = max(fused, marks[r, q] / fusing_scale[q])
+    if fused >= TRAIL_FIRST:
+        reached = min(TRAIL_LEVELS, 1 + int(np.floor(np.log(fused / TRAIL_FIRST) / np.log(TRAIL_GROWTH))))
+        for g in range(trail_n[r], reached):
+            trail_ms[r, g] = time_ms
+            trail_query[r, g] = queries[r]
+        trail_n[r] = max(trail_n[r], reached)
+
+
+@nb.njit(cache=True, nogil=True)
 def fold_rows(  # type: ignore[no-untyped-def]
     # the rows, in log order
     slot, hashes, bits, misfit, cells, distance_bins, margin_bins, labels, weight, time_ms, z, codes, raw,
@@ -265,6 +313,9 @@ def fold_rows(  # type: ignore[no-untyped-def]
     marks, trail_ms, trail_query, trail_n,
     # the memory, one row a client
     ring_hash, ring_label, ring_codes, ring_n, low_hash, low_label, low_codes, low_n, raw_ring,
+    # where each client's archive is (-1: it has none), whether its weights are new, its window; the archives and what they add
+    archive, turned, window, decay,
+    archive_hash, archive_bits, archive_seen, archive_n, archive_limit, carry, carry_base,
 ):  # fmt: skip
     n_signals = need.shape[0]
     ring_size = ring_hash.shape[1]
@@ -275,7 +326,7 @@ def fold_rows(  # type: ignore[no-untyped-def]
     surprise = np.zeros(raw.shape[1])
     parent_at = np.empty(PARENTS, np.int64)
     parent_d2 = np.empty(PARENTS)
-    growth = np.log(TRAIL_GROWTH)
+    nothing = np.zeros(max(n_signals, 2))
     for i in range(slot.shape[0]):
         s = slot[i]
         h = hashes[i]
@@ -301,6 +352,15 @@ def fold_rows(  # type: ignore[no-untyped-def]
             for k in range(min(MOMENT_AXES, z.shape[1]) if cells[i] >= 0 else 0):
                 moments[r, 0, k] += z[i, k]
                 moments[r, 1, k] += z[i, k] * z[i, k]
+        # ---- what left the horizon has new weights
+        kept = archive[s]
+        if kept >= 0 and turned[s]:
+            turned[s] = False
+            weigh(
+                span[s, 0], time_ms[i], need, path, roots_base, form, allowance, fusing_scale, horizon_distinct,
+                queries, sample_hash, sample_root, sample_n, odd_hash, odd_n, path_hash, path_n, odd_counts,
+                marks, trail_ms, trail_query, trail_n, carry[kept], carry_base[kept],
+            )  # fmt: skip
         # ---- a repeat that is still remembered adds nothing more
         in_ring = min(ring_n[s], ring_size)
         seen = False
@@ -410,6 +470,11 @@ def fold_rows(  # type: ignore[no-untyped-def]
             returned = n1 + n2 + 2.0 * dot < RETURN * n1
             if moved >= 2 and n1 > 0.0 and n2 > 0.0 and not returned and abs(dot) > COLLINEAR * np.sqrt(n1 * n2):
                 b |= np.uint32(ALONG)
+        if kept >= 0:
+            seen_again(
+                h, b, archive_hash[kept], archive_bits[kept], archive_seen[kept], archive_n[kept], archive_limit[kept],
+                window[s], decay, need, path, carry[kept], carry_base[kept],
+            )  # fmt: skip
         for v in range(2):
             r = span[s, v]
             if r < 0:
@@ -447,34 +512,13 @@ def fold_rows(  # type: ignore[no-untyped-def]
                         path_n[r] = size
                         grew = True
                 if grew:
-                    odd_factor = 0.0
-                    if odd_n[r] > 0:
-                        odd_factor = kept_estimate(odd_n[r], odd_hash[r, odd_n[r] - 1], ODD_KEPT) / odd_n[r]
-                    path_factor = 0.0
-                    if path_n[r] > 0:
-                        path_factor = kept_estimate(path_n[r], path_hash[r, path_n[r] - 1], PATH_KEPT) / path_n[r]
-                    m = sample_n[r]
-                    distinct = min(kept_estimate(m, sample_hash[r, m - 1], SAMPLE_KEPT), float(queries[r]))
-                    rooted = 0
-                    for a in range(m):
-                        rooted += int(sample_root[r, a])
-                    roots = distinct * rooted / m
-                    fade = min(1.0, horizon_distinct / max(distinct, 1.0))
-                    fused = 0.0
-                    for q in range(n_signals):
-                        base = roots if roots_base[q] else distinct
-                        seen_odd = min(base, (path_factor if path[q] else odd_factor) * odd_counts[r, q])
-                        mass = fade * mass_of(form[q], seen_odd, base, allowance[q])
-                        if mass > marks[r, q]:
-                            marks[r, q] = mass
-                        if fusing_scale[q] > 0.0:
-                            fused = max(fused, marks[r, q] / fusing_scale[q])
-                    if fused >= TRAIL_FIRST:
-                        reached = min(TRAIL_LEVELS, 1 + int(np.floor(np.log(fused / TRAIL_FIRST) / growth)))
-                        for g in range(trail_n[r], reached):
-                            trail_ms[r, g] = time_ms[i]
-                            trail_query[r, g] = queries[r]
-                        trail_n[r] = max(trail_n[r], reached)
+                    weigh(
+                        r, time_ms[i], need, path, roots_base, form, allowance, fusing_scale, horizon_distinct,
+                        queries, sample_hash, sample_root, sample_n, odd_hash, odd_n, path_hash, path_n, odd_counts,
+                        marks, trail_ms, trail_query, trail_n,
+                        carry[kept] if kept >= 0 and v == 0 else nothing,
+                        carry_base[kept] if kept >= 0 and v == 0 else nothing,
+                    )  # fmt: skip
         # ---- remember the row; what leaves the ring may stay by content hash
         if not readable:
             continue

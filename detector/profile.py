@@ -5,9 +5,10 @@
   bottom-k by keyed content hash; merge is union, keep k.
 * **Marks and trail**: running maxima of the signals' masses and when the fused one first reached each level; merge is
   maximum and earliest. They belong to one table of signals and one set of nulls (`nulls_version`).
+* **Archive**: what of the odd queries left the horizon, with fading weight (`archive.py`); merge is union.
 * **Memory**: remembered rows of one shard, scratch; `merge` drops it.
 
-Merge of (sum, sets, marks, trail) is associative, commutative, has the empty profile as zero, and on the sum and the sets equals the
+Merge of (sum, sets, marks, trail, archive) is associative, commutative, has the empty profile as zero, and on the sum and the sets equals the
 profile of the unsplit stream (float sums within 1e-9). `Profile` is one client's state by itself, for storage, merging and assessment.
 """
 
@@ -23,6 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from detector.archive import ALL, KEPT, NONE, NOTHING, OFF, Archive, Faded
 from detector.errors import IncompatibleProfile
 from detector.features import BITS, CELLS, DISTANCE_BINS, MARGIN_BINS, RAW_KEPT, FeatureMap
 from detector.fold import (
@@ -36,9 +38,12 @@ from detector.fold import (
     kept_estimate,
 )
 
-FORMAT = 3
-_HEAD = struct.Struct("<2sB8s8siqdqqHHHBIHB")
+FORMAT = 4
+_HEAD = struct.Struct("<2sB8s8siqdqqHHHBIHBd")
+_ARCHIVE_HEAD = struct.Struct("<iBBB")
+_LONGEST_AGO = 0xFFFF
 _STICKY = np.uint32(BITS["root"] | BITS["far"])
+ROOT = BITS["root"]
 
 Array = NDArray[Any]
 
@@ -122,6 +127,7 @@ class Profile:
     window  the half-horizon window in which its span began
     memory  remembered rows, None once merged and for the short span
     parts   how many profiles were merged
+    decay   what a query beyond the horizon keeps of its weight over a window, 0 where nothing is kept; archive: those queries
     """
 
     map_id: str
@@ -148,6 +154,8 @@ class Profile:
     trail_query: NDArray[np.int64]
     memory: dict[str, Array] | None = field(default=None, repr=False)
     parts: int = 1
+    decay: float = OFF
+    archive: Archive = NOTHING
 
     @classmethod
     def empty(cls, map_id: str, nulls_version: str, classes: int, signals: int) -> Profile:
@@ -192,15 +200,51 @@ class Profile:
                 out += np.where(mine, factor * ((bits[:, None] & table.need) == table.need).sum(0), 0.0)
         return out
 
+    def carry(self, table: Masses) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """What left the horizon adds to the count of each signal, (s,), and to the distinct queries and the roots, (2,)."""
+        if not self.archive:
+            return np.zeros(len(table.need)), np.zeros(2)
+        beyond = self.archive.without(self.odd_hash, self.path_hash, self.sample_hash)
+        return beyond.carry(max(self.window, beyond.window), self.decay, table.need, table.path)
+
+    def archived(self, after: Profile | None = None) -> Archive:
+        """All its queries, as they leave the horizon; without those that are still in it, in the profile `after`."""
+        mine = (
+            Faded.of(self.odd_hash, self.odd_bits, self.window, ODD_KEPT),
+            Faded.of(self.path_hash, self.path_bits, self.window, PATH_KEPT),
+            Faded.of(self.sample_hash, np.where(self.sample_root, ROOT, 0).astype(np.uint32), self.window, SAMPLE_KEPT),
+        )
+        archive = Archive(self.window, mine)
+        if after is not None:
+            archive = archive.without(after.odd_hash, after.path_hash, after.sample_hash)
+        return archive
+
+    def left_behind(self, after: Profile | None, window: int) -> Profile:
+        """This long span, and the short one `after` it, as they count where the client has reached a later window elsewhere."""
+        if self.window >= window - 1:
+            return self
+        within = after is not None and after.window >= window - 1
+        archive = self.archive.union(self.archived(after if within else None))
+        if after is not None and not within:
+            archive = archive.union(after.archived())
+        left = archive.at(window, self.decay)
+        if within and after is not None:
+            return replace(after, archive=left, decay=self.decay)
+        none = Profile.empty(self.map_id, self.nulls_version, len(self.classes), len(self.marks))
+        return replace(none, window=window, archive=left, decay=self.decay)
+
     # ------------------------------------------------------------------ algebra
 
     def merge(self, other: Profile) -> Profile:
         """The profile of both streams together; raises IncompatibleProfile across maps."""
         if self.map_id != other.map_id:
             raise IncompatibleProfile(f"profiles of maps {self.map_id} and {other.map_id} do not merge")
+        archive, decay = self.archive.union(other.archive), max(self.decay, other.decay)
         if not self.queries or not other.queries:
-            full = other if other.queries else self
-            return replace(full, memory=None)
+            full, none = (other, self) if other.queries else (self, other)
+            parts = full.parts + (none.parts if none.archive else 0)
+            window = max(self.window, other.window) if none.archive else full.window
+            return replace(full, memory=None, archive=archive, decay=decay, parts=parts, window=window)
         sample_hash, sample_root, sample_misfit = _union_sample(self, other)
         odd_hash, odd_bits = _union_marked(ODD_KEPT, (self.odd_hash, self.odd_bits), (other.odd_hash, other.odd_bits))
         path_hash, path_bits = _union_marked(
@@ -234,6 +278,8 @@ class Profile:
             trail_query=trail[1],
             memory=None,
             parts=self.parts + other.parts,
+            decay=decay,
+            archive=archive,
         )
 
     # ------------------------------------------------------------------ bytes
@@ -244,7 +290,8 @@ class Profile:
         head = _HEAD.pack(
             b"QP", FORMAT, bytes.fromhex(self.map_id), bytes.fromhex(self.nulls_version), self.window, self.queries, self.volume,
             self.first_ms, self.last_ms, len(self.sample_hash), len(self.odd_hash), len(self.path_hash), len(self.trail_ms),
-            int(memory["ring_n"]) if memory else 0, int(memory["low_n"]) if memory else 0, 1 if memory else 0,
+            int(memory["ring_n"]) if memory else 0, int(memory["low_n"]) if memory else 0,
+            (1 if memory else 0) + (2 if self.archive else 0), self.decay,
         )  # fmt: skip
         parts = [head]
         parts += [_pack_counts(c) for c in (self.classes, self.cell_counts, self.distance_counts, self.margin_counts)]
@@ -271,6 +318,8 @@ class Profile:
             parts += [memory["low_codes"][:low].tobytes()]
             raw = memory["raw_ring"]
             parts += [raw[: min(int(memory["ring_n"]), len(raw))].tobytes() if raw.shape[-1] else b""]
+        if self.archive:
+            parts += _pack_archive(self.archive)
         body = b"".join(parts)
         return body + zlib.crc32(body).to_bytes(4, "little")
 
@@ -302,6 +351,7 @@ class Profile:
             ring_n,
             low_n,
             has,
+            decay,
         ) = _HEAD.unpack(blob[: _HEAD.size])
         if (
             n_sample > SAMPLE_KEPT
@@ -309,6 +359,7 @@ class Profile:
             or n_path > PATH_KEPT
             or n_trail > TRAIL_LEVELS
             or low_n > shape.low
+            or not 0.0 <= decay < 1.0
         ):
             raise IncompatibleProfile("profile holds more than this map's profiles do")
         at = _Reader(blob, _HEAD.size)
@@ -328,7 +379,7 @@ class Profile:
         trail_ms = at.array("<i8", (n_trail,)).astype(np.int64)
         trail_query = at.array("<u4", (n_trail,)).astype(np.int64)
         memory = None
-        if has:
+        if has & 1:
             memory = {name: np.zeros(LAYOUT[name][1](shape), dtype_of(name, shape)) for name in MEMORY}
             rows = min(ring_n, shape.ring)
             memory["ring_n"] = np.array(ring_n)
@@ -340,11 +391,13 @@ class Profile:
             if shape.raw:
                 kept = min(ring_n, RAW_KEPT)
                 memory["raw_ring"][:kept] = at.array("<u2", (kept, shape.raw))
+        archive = at.archive() if has & 2 else NOTHING
         at.end()
         return cls(
             map_id.hex(), nulls.hex(), window, queries, volume, first, last,
             classes, cells, distances, margin_counts, moments,
             sample_hash, sample_root, sample_misfit, odd_hash, odd_bits, path_hash, path_bits, marks, trail_ms, trail_query, memory,
+            1, decay, archive,
         )  # fmt: skip
 
 
@@ -390,6 +443,16 @@ def _pack_hashes(hashes: Array) -> bytes:
     return hashes.astype("<u8").view(np.uint8).reshape(-1, 8)[:, :6].tobytes()
 
 
+def _pack_archive(archive: Archive) -> list[bytes]:
+    """The window and, of each set, its limit and for each query hash, bits and how many windows ago it was seen."""
+    parts = [_ARCHIVE_HEAD.pack(archive.window, *(len(s) for s in archive.sets))]
+    for s in archive.sets:
+        ago = np.clip(archive.window - s.seen, 0, _LONGEST_AGO).astype("<u2")
+        parts += [s.limit.to_bytes(7, "little"), _pack_hashes(s.hashes)]
+        parts += [s.bits.astype("<u4").view(np.uint8).reshape(-1, 4)[:, :3].tobytes(), ago.tobytes()]
+    return parts
+
+
 def _pack_counts(counts: NDArray[np.int64]) -> bytes:
     """Type code, then values; sparse (index, value) when that is shorter. Type 1, 2, 4, 8 bytes; +16 for sparse."""
     top = int(counts.max(initial=0))
@@ -433,6 +496,18 @@ class _Reader:
     def marked(self, count: int) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
         hashes = self.hashes(count)
         return hashes, self.array("u1", (count, 3)).astype(np.uint32) @ np.array([1, 1 << 8, 1 << 16], np.uint32)
+
+    def archive(self) -> Archive:
+        window, *sizes = _ARCHIVE_HEAD.unpack(self.array("u1", (_ARCHIVE_HEAD.size,)).tobytes())
+        sets = []
+        for size, kept in zip(sizes, KEPT, strict=True):
+            limit = int.from_bytes(self.array("u1", (7,)).tobytes(), "little")
+            hashes, bits = self.marked(size)
+            ago = self.array("<u2", (size,)).astype(np.int64)
+            if size > kept or not 0 < limit <= ALL or (size and int(hashes.max()) >= limit):
+                raise IncompatibleProfile("profile archives more than it may hold")
+            sets.append(Faded(hashes, bits, window - ago, limit) if size or limit < ALL else NONE)
+        return Archive(window, (sets[0], sets[1], sets[2]))
 
     def counts(self, width: int) -> NDArray[np.int64]:
         (code,) = self.array("u1", (1,)).tolist()

@@ -13,6 +13,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from detector import archive as archives
+from detector.archive import NOTHING, SAMPLE_SET, Archive, Faded
 from detector.errors import IncompatibleProfile
 from detector.features import FeatureMap, Measured
 from detector.fold import Masses, fold_rows
@@ -42,21 +44,31 @@ class Profiles:
     """
 
     def __init__(
-        self, feature_map: FeatureMap, table: Masses, nulls_version: str, half_horizon_ms: int, capacity: int = 64
+        self,
+        feature_map: FeatureMap,
+        table: Masses,
+        nulls_version: str,
+        half_horizon_ms: int,
+        capacity: int = 64,
+        memory_ms: float = 0.0,
     ) -> None:
         self.map = feature_map
         self.table = table
         self.map_id = feature_map.map_id
         self.nulls_version = nulls_version
         self.half_horizon_ms = half_horizon_ms
+        self.decay = archives.decay_of(half_horizon_ms, memory_ms)
         self.shape = Shape.of(feature_map, len(table.need))
         self.rows: dict[object, int] = {}
         width = {n: (shape(self.shape), dtype_of(n, self.shape)) for n, (_, shape) in LAYOUT.items()}
-        # window: the current one of each client; span: the rows of its long and its short span, -1 where there is none
-        self._clients = Rows(
-            {"window": ((), np.int64), "span": ((2,), np.int64)} | {n: width[n] for n in MEMORY}, capacity
-        )
+        # window: the current one of each client; span: the rows of its long and its short span, archive: that of its archive, -1 where
+        # there is none; turned: a window began, and what the archive adds was not weighed yet
+        clients = {"window": ((), np.int64), "span": ((2,), np.int64), "archive": ((), np.int64), "turned": ((), np.bool_)}
+        self._clients = Rows(clients | {n: width[n] for n in MEMORY}, capacity)
         self._spans = Rows({n: width[n] for n in LAYOUT if n not in MEMORY}, capacity)
+        kept = {n: (shape, np.dtype(kind)) for n, (kind, shape) in archives.LAYOUT.items()}
+        carried = {"carry": ((len(table.need),), np.float64), "carry_base": ((2,), np.float64)}
+        self._archives = Rows(kept | carried, 4)
         low, high = feature_map._bounds()
         self._step = np.maximum(high - low, 1e-9) / 65534.0
         unit = [np.ones(len(low))]
@@ -88,6 +100,8 @@ class Profiles:
         if short is not None:
             self._open(row)
             self._take(self._span(row, SHORT), short)
+        if self.decay > archives.OFF and long.archive:
+            self._archive(row, long.archive)
         for name, values in (long.memory or {}).items():
             self._clients.arrays[name][row] = values
 
@@ -120,6 +134,7 @@ class Profiles:
         if row is not None:
             self._close(row, SHORT)
             self._close(row, LONG)
+            self._archive(row, NOTHING)
             self._clients.give_back(row)
 
     def add(self, keys: list[object], batch: QueryBatch, measured: Measured) -> None:
@@ -158,6 +173,7 @@ class Profiles:
             row = self.rows[key] = self._clients.take()
             self._clients.arrays["window"][row] = -1
             self._clients.arrays["span"][row] = self._spans.take(), -1
+            self._clients.arrays["archive"][row] = -1
         return row
 
     def _span(self, row: int, span: int) -> int:
@@ -178,6 +194,8 @@ class Profiles:
         current, span = (self._clients.arrays[name] for name in ("window", "span"))
         opened = slots[(current[slots] < window) & (current[slots] >= 0)]
         for row in opened.tolist():
+            if self.decay > archives.OFF:
+                self._fade(row, window)
             if current[row] != window - 1:  # so long ago that neither span counts
                 self._close(row, SHORT)
                 self._spans.clear(self._span(row, LONG))
@@ -187,6 +205,53 @@ class Profiles:
                 self._close(row, SHORT)
             self._open(row)
         current[slots] = window
+
+    def _fade(self, row: int, window: int) -> None:
+        """What is in the long span and will not be any more goes into the archive."""
+        long, short = self._span(row, LONG), self._span(row, SHORT)
+        state, known = self._spans.arrays, self._clients.arrays["archive"][row] >= 0
+        if not (known or state["odd_n"][long] or state["path_n"][long]):
+            return
+        archive = self._archived(row)
+        gone = self._clients.arrays["window"][row] != window - 1
+        if gone or short >= 0:
+            of_long = self._profile(row, LONG, memory=False)
+            of_short = self._profile(row, SHORT) if short >= 0 else None
+            left = of_long.archived(of_short)
+            if gone and of_short is not None:
+                left = left.union(of_short.archived())
+            if known or left:
+                archive = archive.union(left)
+        self._archive(row, archive.at(window, self.decay), window)
+
+    def _archived(self, row: int) -> Archive:
+        """A copy of a client's archive."""
+        at = int(self._clients.arrays["archive"][row])
+        if at < 0:
+            return NOTHING
+        hashes, bits, seen, n, limit = (self._archives.arrays[name][at] for name in archives.LAYOUT)
+        a, b, c = (
+            Faded(hashes[k, : n[k]].copy(), bits[k, : n[k]].copy(), seen[k, : n[k]].copy(), int(limit[k]))
+            for k in range(SAMPLE_SET + 1)
+        )
+        archive = Archive(int(self._clients.arrays["window"][row]), (a, b, c))
+        return archive if archive else NOTHING
+
+    def _archive(self, row: int, archive: Archive, window: int | None = None) -> None:
+        """Keep a client's archive; window: the one that begins, None: it goes on in its own."""
+        where = self._clients.arrays["archive"]
+        if not archive:
+            if where[row] >= 0:
+                self._archives.give_back(int(where[row]))
+                where[row] = -1
+            return
+        if where[row] < 0:
+            where[row] = self._archives.take()
+        at, kept = int(where[row]), self._archives.arrays
+        for name, values in zip(archives.LAYOUT, archive.arrays(), strict=True):
+            kept[name][at] = values
+        kept["carry"][at], kept["carry_base"][at] = archive.carry(archive.window, self.decay, self.table.need, self.table.path)
+        self._clients.arrays["turned"][row] = window is not None
 
     def _fold(self, slots: NDArray[np.int64], batch: QueryBatch, m: Measured, rows: NDArray[np.intp] | None) -> None:
         def of(array: Array) -> Array:
@@ -201,9 +266,10 @@ class Profiles:
             self._low, self._step_high, self._high, self._step, self._unit, fmap.wide,
             t.need, t.path, t.roots_base, t.form, t.allowance, t.fusing_scale, t.horizon_distinct,
             self._clients.arrays["span"], *self._spans.arrays.values(), *(self._clients.arrays[n] for n in MEMORY),
+            *(self._clients.arrays[n] for n in ("archive", "turned", "window")), self.decay, *self._archives.arrays.values(),
         )  # fmt: skip
 
-    def _profile(self, row: int, span: int) -> Profile:
+    def _profile(self, row: int, span: int, memory: bool = True) -> Profile:
         state, at = self._spans.arrays, self._span(row, span)
         n_sample, n_odd, n_path, n_trail = (int(state[f"{k}_n"][at]) for k in ("sample", "odd", "path", "trail"))
         return Profile(
@@ -229,7 +295,9 @@ class Profiles:
             marks=state["marks"][at].copy(),
             trail_ms=state["trail_ms"][at, :n_trail].copy(),
             trail_query=state["trail_query"][at, :n_trail].copy(),
-            memory={n: self._clients.arrays[n][row].copy() for n in MEMORY} if span == LONG else None,
+            memory={n: self._clients.arrays[n][row].copy() for n in MEMORY} if span == LONG and memory else None,
+            decay=self.decay,
+            archive=self._archived(row) if span == LONG and memory else NOTHING,
         )
 
 

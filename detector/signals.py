@@ -165,10 +165,11 @@ class Statistics:
 
 def measure(profile: Profile, table: Masses) -> Statistics:
     """All signals of one profile."""
-    distinct, roots = profile.distinct, profile.roots
+    faded, (faded_distinct, faded_roots) = profile.carry(table)
+    distinct, roots = profile.distinct + faded_distinct, profile.roots + faded_roots
     base = np.where(table.roots_base, roots, distinct)
     # both are estimates for heavy clients; a part is never more than its whole
-    count = np.minimum(profile.odd_counts(table), base)
+    count = np.minimum(profile.odd_counts(table) + faded, base)
     excess = np.maximum(0.0, count - table.allowance * base)
     now = np.where(table.form == DENSE, excess * excess / np.maximum(base, 1.0), excess)
     now *= min(1.0, table.horizon_distinct / max(distinct, 1.0))

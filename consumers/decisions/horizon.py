@@ -1,7 +1,8 @@
 """A client over one horizon: which of its stored spans count, and what they are together.
 
 Each profile cell keeps at most two spans of a client, named by their first half-horizon window (docs/decisions/0008). Of each cell the
-longest span that began no earlier than one window before the newest counts. Merging in the order of the cells' names makes the result
+longest span that began no earlier than one window before the newest counts; what is older counts with the faded weight of an
+archive (docs/decisions/0018), as if the client had gone on in that cell. Merging in the order of the cells' names makes the result
 the same whoever computes it: detect, an evidence bundle, or somebody who checks one.
 """
 
@@ -58,7 +59,7 @@ def spans_in_force(
     baseline: Baseline,
     damaged: Callable[[str, Exception], None] = lambda cell, error: None,
 ) -> list[Span]:
-    """The spans that count, by cell; those of another map do not. damaged: told of bytes that are no profile, which are passed over."""
+    """What counts of each cell; spans of another map do not. damaged: told of bytes that are no profile, which are passed over."""
     found: dict[str, list[Span]] = {}
     for cell, values in sorted(fields.items()):
         for name, blob in sorted(values.items()):
@@ -72,8 +73,19 @@ def spans_in_force(
                     continue
                 found.setdefault(cell, []).append(span)
     newest = max((span.window for spans in found.values() for span in spans), default=0)
-    started = ([span for span in spans if span.window >= newest - 1] for spans in found.values())
-    return [min(spans, key=lambda span: span.window) for spans in started if spans]
+    counting = (_as_of(newest, sorted(spans, key=lambda span: span.window)) for spans in found.values())
+    return [span for span in counting if span is not None]
+
+
+def _as_of(newest: int, spans: Sequence[Span]) -> Span | None:
+    """What a cell's spans, long before short, count where the client has reached a later window; None for nothing."""
+    long, after = spans[0], spans[1].profile if len(spans) > 1 else None
+    profile = long.profile.left_behind(after, newest)
+    if profile is long.profile:
+        return long
+    if not profile.queries and not profile.archive:
+        return None
+    return Span(long.cell, profile.window, profile.to_bytes(), profile)
 
 
 def together(spans: Sequence[Span] | Iterable[Span]) -> Profile | None:

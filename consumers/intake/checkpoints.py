@@ -88,6 +88,7 @@ class Ingest:
     secrets: Secrets
     tenant: str = "default"
     horizon_days: float = 30.0
+    memory_days: float = 365.0
     admit_unknown: bool = False
     limits: Limits = field(default_factory=Limits)
     format: NativeFormat = field(init=False)
@@ -166,7 +167,9 @@ class Ingest:
         profiles = cell.profiles.get(model)
         if profiles is None:
             b = self.baselines[model]
-            profiles = cell.profiles[model] = Profiles(b.map, b.table, b.nulls_version, self.half_horizon_ms)
+            profiles = cell.profiles[model] = Profiles(
+                b.map, b.table, b.nulls_version, self.half_horizon_ms, memory_ms=self.memory_days * MS_A_DAY
+            )
         return profiles
 
     def windows_of(self, cell: Cell, model: str) -> Windows:
