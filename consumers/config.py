@@ -297,7 +297,8 @@ class Settings(BaseSettings):
         365.0,
         ge=0,
         le=3650,
-        description="beyond the horizon, odd queries count half as much each quarter of this; so long after its last query a client is forgotten; 0: at the horizon",
+        description="beyond the horizon an odd query's weight halves each quarter of this, and a client is forgotten this long after "
+        "its last query; 0: nothing counts beyond the horizon",
     )
     unknown_models: Literal["reject", "ignore"] = Field(
         "reject", description="events of a model without a baseline: dead letter, or only counted"

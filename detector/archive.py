@@ -69,6 +69,12 @@ class Faded:
             return self
         return Faded(self.hashes[rows], self.bits[rows], self.seen[rows], self.limit)
 
+    def cut(self, kept: int) -> Faded:
+        """The smallest `kept` hashes."""
+        if len(self) <= kept:
+            return self
+        return Faded(self.hashes[:kept], self.bits[:kept], self.seen[:kept], min(self.limit, int(self.hashes[kept])))
+
     def union(self, other: Faded, kept: int) -> Faded:
         limit = min(self.limit, other.limit)
         hashes, at = np.unique(np.concatenate([self.hashes, other.hashes]), return_inverse=True)
@@ -113,11 +119,14 @@ class Archive:
         aged = Archive(window, (a, b, c))
         return aged if aged and decay > OFF else NOTHING
 
+    def cut(self) -> Archive:
+        """Within its bounds."""
+        a, b, c = (s.cut(kept) for s, kept in zip(self.sets, KEPT, strict=True))
+        return Archive(self.window, (a, b, c))
+
     def without(self, odd: NDArray[np.uint64], path: NDArray[np.uint64], sample: NDArray[np.uint64]) -> Archive:
         """Without what is within the horizon, by the profile's own sets."""
-        a, b, c = (
-            s.only(~np.isin(s.hashes, hashes)) for s, hashes in zip(self.sets, (odd, path, sample), strict=True)
-        )
+        a, b, c = (s.only(~np.isin(s.hashes, hashes)) for s, hashes in zip(self.sets, (odd, path, sample), strict=True))
         return Archive(self.window, (a, b, c))
 
     def carry(
@@ -125,11 +134,13 @@ class Archive:
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Faded queries that carry all bits of each signal, (s,), and faded distinct queries and roots, (2,)."""
         counts, base = np.zeros(len(need)), np.zeros(2)
-        hashes, bits, seen, n, limit = self.arrays()
+        _, bits, seen, n, limit = self.arrays()
         add_up(bits, seen, n, limit, window, decay, need, path, counts, base)
         return counts, base
 
-    def arrays(self) -> tuple[NDArray[np.uint64], NDArray[np.uint32], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    def arrays(
+        self,
+    ) -> tuple[NDArray[np.uint64], NDArray[np.uint32], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         """The sets side by side, as the kernels take them: hashes, bits, seen (3, k); sizes and limits (3,)."""
         hashes, bits = np.zeros((3, WIDEST), np.uint64), np.zeros((3, WIDEST), np.uint32)
         seen = np.zeros((3, WIDEST), np.int64)

@@ -8,8 +8,9 @@
 * **Archive**: what of the odd queries left the horizon, with fading weight (`archive.py`); merge is union.
 * **Memory**: remembered rows of one shard, scratch; `merge` drops it.
 
-Merge of (sum, sets, marks, trail, archive) is associative, commutative, has the empty profile as zero, and on the sum and the sets equals the
-profile of the unsplit stream (float sums within 1e-9). `Profile` is one client's state by itself, for storage, merging and assessment.
+Merge of (sum, sets, marks, trail, archive) is associative, commutative, has the empty profile as zero, and on the sum and the sets
+equals the profile of the unsplit stream (float sums within 1e-9). `Profile` is one client's state by itself, for storage, merging and
+assessment.
 """
 
 from __future__ import annotations
@@ -200,6 +201,11 @@ class Profile:
                 out += np.where(mine, factor * ((bits[:, None] & table.need) == table.need).sum(0), 0.0)
         return out
 
+    @property
+    def fades(self) -> bool:
+        """Whether something of it stays beyond the horizon."""
+        return self.decay > OFF and bool(len(self.odd_hash) or len(self.path_hash) or self.archive)
+
     def carry(self, table: Masses) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """What left the horizon adds to the count of each signal, (s,), and to the distinct queries and the roots, (2,)."""
         if not self.archive:
@@ -217,7 +223,7 @@ class Profile:
         archive = Archive(self.window, mine)
         if after is not None:
             archive = archive.without(after.odd_hash, after.path_hash, after.sample_hash)
-        return archive
+        return archive.cut()
 
     def left_behind(self, after: Profile | None, window: int) -> Profile:
         """This long span, and the short one `after` it, as they count where the client has reached a later window elsewhere."""

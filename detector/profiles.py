@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from detector import archive as archives
 from detector.archive import NOTHING, SAMPLE_SET, Archive, Faded
@@ -63,12 +63,19 @@ class Profiles:
         width = {n: (shape(self.shape), dtype_of(n, self.shape)) for n, (_, shape) in LAYOUT.items()}
         # window: the current one of each client; span: the rows of its long and its short span, archive: that of its archive, -1 where
         # there is none; turned: a window began, and what the archive adds was not weighed yet
-        clients = {"window": ((), np.int64), "span": ((2,), np.int64), "archive": ((), np.int64), "turned": ((), np.bool_)}
+        clients = {
+            "window": ((), np.int64),
+            "span": ((2,), np.int64),
+            "archive": ((), np.int64),
+            "turned": ((), np.bool_),
+        }
         self._clients = Rows(clients | {n: width[n] for n in MEMORY}, capacity)
         self._spans = Rows({n: width[n] for n in LAYOUT if n not in MEMORY}, capacity)
-        kept = {n: (shape, np.dtype(kind)) for n, (kind, shape) in archives.LAYOUT.items()}
-        carried = {"carry": ((len(table.need),), np.float64), "carry_base": ((2,), np.float64)}
-        self._archives = Rows(kept | carried, 4)
+        kept: dict[str, tuple[tuple[int, ...], DTypeLike]] = {
+            n: (shape, kind) for n, (kind, shape) in archives.LAYOUT.items()
+        }
+        kept |= {"carry": ((len(table.need),), np.float64), "carry_base": ((2,), np.float64)}
+        self._archives = Rows(kept, 4)
         low, high = feature_map._bounds()
         self._step = np.maximum(high - low, 1e-9) / 65534.0
         unit = [np.ones(len(low))]
@@ -235,7 +242,7 @@ class Profiles:
             for k in range(SAMPLE_SET + 1)
         )
         archive = Archive(int(self._clients.arrays["window"][row]), (a, b, c))
-        return archive if archive else NOTHING
+        return archive or NOTHING
 
     def _archive(self, row: int, archive: Archive, window: int | None = None) -> None:
         """Keep a client's archive; window: the one that begins, None: it goes on in its own."""
@@ -250,7 +257,9 @@ class Profiles:
         at, kept = int(where[row]), self._archives.arrays
         for name, values in zip(archives.LAYOUT, archive.arrays(), strict=True):
             kept[name][at] = values
-        kept["carry"][at], kept["carry_base"][at] = archive.carry(archive.window, self.decay, self.table.need, self.table.path)
+        kept["carry"][at], kept["carry_base"][at] = archive.carry(
+            archive.window, self.decay, self.table.need, self.table.path
+        )
         self._clients.arrays["turned"][row] = window is not None
 
     def _fold(self, slots: NDArray[np.int64], batch: QueryBatch, m: Measured, rows: NDArray[np.intp] | None) -> None:
@@ -258,6 +267,8 @@ class Profiles:
             return array if rows is None else array[rows]
 
         fmap, t = self.map, self.table
+        where = (self._clients.arrays[n] for n in ("archive", "turned", "window"))
+        beyond = (*where, self.decay, *self._archives.arrays.values())
         fold_rows(
             slots, of(m.hashes), of(m.bits), of(m.misfit), of(m.cells), of(m.distance_bins), of(m.margin_bins), of(batch.labels),
             of(batch.weight), of(batch.time_ms), of(m.z), of(m.codes), of(m.raw),
@@ -265,8 +276,7 @@ class Profiles:
             fmap.link_mode, fmap.link_bits, fmap.link_level, fmap.near**2, fmap.lattice, fmap.hash_grain,
             self._low, self._step_high, self._high, self._step, self._unit, fmap.wide,
             t.need, t.path, t.roots_base, t.form, t.allowance, t.fusing_scale, t.horizon_distinct,
-            self._clients.arrays["span"], *self._spans.arrays.values(), *(self._clients.arrays[n] for n in MEMORY),
-            *(self._clients.arrays[n] for n in ("archive", "turned", "window")), self.decay, *self._archives.arrays.values(),
+            self._clients.arrays["span"], *self._spans.arrays.values(), *(self._clients.arrays[n] for n in MEMORY), *beyond,
         )  # fmt: skip
 
     def _profile(self, row: int, span: int, memory: bool = True) -> Profile:

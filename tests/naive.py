@@ -327,15 +327,24 @@ class NaiveClient:
     ring: list[Ask] = field(default_factory=list)
     low: list[Ask] = field(default_factory=list)
     remembered: int = 0
+    faded: Sequence[Sequence[tuple[int, float]]] = ((), (), ())
+    """Beyond the horizon: (bits, weight) of odd queries, of those that are odd by what came before them, of all."""
 
     def __post_init__(self) -> None:
         self.classes = [0] * self.way.classes
         self.marks = [0.0] * len(self.way.masses)
 
     def ask(self, q: Ask) -> None:
-        self._tally(q)
-        if any(q.hash == other.hash for other in (*self.ring, *self.low)):
-            return
+        self.tally(q)
+        if not self.knows(q):
+            self.enter(q, *self.judge(q))
+            self.remember(q)
+
+    def knows(self, q: Ask) -> bool:
+        return any(q.hash == other.hash for other in (*self.ring, *self.low))
+
+    def judge(self, q: Ask) -> tuple[int, bool]:
+        """All its bits, and whether it is a root, by what came before it."""
         readable = q.cell >= 0
         parents = sorted((*self.ring, *self.low), key=functools.partial(self._apart, q))[:PARENTS] if readable else []
         bits = q.bits
@@ -351,6 +360,10 @@ class NaiveClient:
             bits |= BITS["stepped"]
         if readable and self._goes_along(q):
             bits |= BITS["collinear"]
+        return bits, root
+
+    def enter(self, q: Ask, bits: int, root: bool) -> None:
+        """Put it into the sets, and weigh anew when a marked one grew."""
         self.sample[q.hash] = self.sample.get(q.hash, True) and root
         self.misfits[q.hash] = self.misfits.get(q.hash, False) or q.misfit
         _keep_smallest(self.sample, SAMPLE_KEPT)
@@ -361,13 +374,11 @@ class NaiveClient:
         if bits & PATH:
             _mark(self.path, PATH_KEPT, q.hash, bits)
         if before != (self.odd, self.path):
-            self._weigh(q)
-        if readable:
-            self._remember(q)
+            self.weigh(q)
 
     # ------------------------------------------------------------------ parts of it
 
-    def _tally(self, q: Ask) -> None:
+    def tally(self, q: Ask) -> None:
         self.queries += 1
         self.volume += q.weight
         self.times.append(q.time_ms)
@@ -447,16 +458,19 @@ class NaiveClient:
         returned = back < RETURN * n1
         return n1 > 0 and n2 > 0 and not returned and abs(dot) > COLLINEAR * math.sqrt(n1 * n2)
 
-    def _weigh(self, q: Ask) -> None:
+    def weigh(self, q: Ask) -> None:
         """Masses as they are now; marks are what they ever were."""
-        distinct = min(estimate(self.sample, SAMPLE_KEPT), float(self.queries))
-        roots = distinct * sum(self.sample.values()) / len(self.sample)
+        distinct = min(estimate(self.sample, SAMPLE_KEPT), float(self.queries)) if self.sample else 0.0
+        roots = distinct * sum(self.sample.values()) / len(self.sample) if self.sample else 0.0
+        distinct += sum(weight for _, weight in self.faded[2])
+        roots += sum(weight for bits, weight in self.faded[2] if bits & BITS["root"])
         fade = min(1.0, self.way.horizon_distinct / max(distinct, 1.0))
         fused = 0.0
         for i, m in enumerate(self.way.masses):
             members, kept = (self.path, PATH_KEPT) if m.path else (self.odd, ODD_KEPT)
             having = sum((bits & m.need) == m.need for bits in members.values())
             count = estimate(members, kept) / len(members) * having if members else 0.0
+            count += sum(weight for bits, weight in self.faded[m.path] if (bits & m.need) == m.need)
             base = roots if m.roots_base else distinct
             count = min(count, base)
             excess = max(0.0, count - m.allowance * base)
@@ -472,8 +486,10 @@ class NaiveClient:
         at = self.remembered % self.way.ring
         return self.ring[at:] + self.ring[:at] if len(self.ring) == self.way.ring else self.ring
 
-    def _remember(self, q: Ask) -> None:
-        """The newest row takes the oldest one's place; of those that leave, the smallest hashes stay."""
+    def remember(self, q: Ask) -> None:
+        """An unreadable input has no place. The newest row takes the oldest one's place; of those that leave, the smallest hashes stay."""
+        if q.cell < 0:
+            return
         if len(self.ring) < self.way.ring:
             self.ring.append(q)
         else:

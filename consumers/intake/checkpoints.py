@@ -181,6 +181,7 @@ class Ingest:
     def step(self, cell: Cell, decoded: Decoded, keys: Mapping[str, list[ClientKey]], next_offset: int) -> Checkpoint:
         """Fold the queries and say what must be written. No I/O; the cache must hold every stored client of `keys`."""
         writes: dict[ClientKey, dict[str, bytes | None]] = {}
+        lasting: set[ClientKey] = set()
         counted = Counter(decoded.counters)
         clock = self._set_clock(cell, decoded, keys, counted)
         for model, batch in decoded.batches.items():
@@ -188,7 +189,7 @@ class Ingest:
             counting, mine, hashes = self._admitted(cell, model, batch, keys[model], hashes, counted)
             counting, mine = self._unrepeated(cell, model, counting, mine, hashes, counted)
             if len(counting):
-                self._fold(cell, model, counting, mine, decoded, writes)
+                self._fold(cell, model, counting, mine, decoded, writes, lasting)
         return Checkpoint(
             cell=cell.name,
             expected_offset=cell.offset,
@@ -199,6 +200,8 @@ class Ingest:
             | {name: cell.counters[name] for name in MARKS}
             | clock,
             sketch=cell.admission.to_bytes() if cell.admission.changed else None,
+            lasting=frozenset(lasting),
+            memory_s=int(self.memory_days * MS_A_DAY) // 1000,
         )
 
     def _set_clock(
@@ -292,6 +295,7 @@ class Ingest:
         keys: list[ClientKey],
         decoded: Decoded,
         writes: dict[ClientKey, dict[str, bytes | None]],
+        lasting: set[ClientKey],
     ) -> None:
         profiles, windows = self.of_model(cell, model), self.windows_of(cell, model)
         measured = profiles.map.measure(batch, self.secrets.sampling_key)
@@ -302,7 +306,10 @@ class Ingest:
         linked, told = self._said(cell, model, batch, keys, measured.bits, decoded)
         refused = refusals.seen(cell.refused, keys, batch, decoded.notes.get(model, {}))
         for key, display in zip(keys, batch.clients, strict=True):
-            fields: dict[str, bytes | None] = {f"w:{span.window}": span.to_bytes() for span in profiles.spans(key)}
+            spans = profiles.spans(key)
+            fields: dict[str, bytes | None] = {f"w:{span.window}": span.to_bytes() for span in spans}
+            if spans[0].fades:
+                lasting.add(key)
             kept = {int(name[2:]) for name in fields}
             stored = cell.stored.get(key)
             if stored is None:

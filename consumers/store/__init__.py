@@ -107,6 +107,7 @@ class Checkpoint:
     dead       refused records, for the dead-letter topic
     counters   absolute values of the cell's counters
     sketch     what else the owner keeps about the cell as a whole; None: unchanged
+    lasting    clients whose profile is kept for `memory_s` after this commit, if that is longer than the others' 30 days
     """
 
     cell: str
@@ -116,6 +117,8 @@ class Checkpoint:
     dead: list[DeadLetter] = field(default_factory=list)
     counters: dict[str, int] = field(default_factory=dict)
     sketch: bytes | None = None
+    lasting: frozenset[ClientKey] = frozenset()
+    memory_s: int = 0
 
 
 class Touch(NamedTuple):

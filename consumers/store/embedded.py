@@ -5,8 +5,8 @@ Rules:
 * Every call that writes is one ``BEGIN IMMEDIATE`` transaction, which makes the same checks as the Redis script of
   that name; reads that must agree with each other share one transaction, hence one snapshot (WAL).
 * Several threads and processes may use one file (`sqlite.py`).
-* Times are the machine's clock: profiles live 30 days after their last commit, decisions 30 days after they were last
-  recorded, alerts 30 days after they were stored. What has expired is never shown, and deleted about once a day.
+* Times are the machine's clock: profiles live 30 days after their last commit (lasting ones the memory), decisions 30 days after they
+  were last recorded, alerts 30 days after they were stored. What has expired is never shown, and deleted about once a day.
 
 Profile cells, decision cells and what gateways read are here; the operator cell is in `embedded_operators.py`, what
 people do to a store in `embedded_upkeep.py`.
@@ -47,7 +47,6 @@ from consumers.store.layout import (
     DECISION_TTL_S,
     FEED_ENTRIES,
     LAYOUT,
-    PROFILE_TTL_S,
     check_checkpoint,
     check_decision_cell,
     check_lease,
@@ -58,6 +57,7 @@ from consumers.store.layout import (
     concerns_gateways,
     feed_position,
     layout_differs,
+    profile_ttl_s,
 )
 from detector.query import ClientKey
 
@@ -396,7 +396,7 @@ class EmbeddedStore(OperatorCell, Upkeep):
             "INSERT INTO profiles (cell, client, decision_cell, touched, expires_s) VALUES (?, ?, ?, ?, ?)"
             " ON CONFLICT (cell, client) DO UPDATE SET touched = excluded.touched, expires_s = excluded.expires_s",
             [
-                (cell, text, decision_cell(client), checkpoint.next_offset, now_s + PROFILE_TTL_S)
+                (cell, text, decision_cell(client), checkpoint.next_offset, now_s + profile_ttl_s(checkpoint, client))
                 for client, text in texts.items()
             ],
         )

@@ -157,6 +157,12 @@ def check_checkpoint(checkpoint: Checkpoint) -> None:
         raise ValueError(f"{checkpoint.cell}: profiles changed, but the offset stays at {after}")
 
 
+def profile_ttl_s(checkpoint: Checkpoint, client: ClientKey | None = None) -> int:
+    """How long a client's profile lives after a commit; None: the longest that any does."""
+    lasts = client is None or client in checkpoint.lasting
+    return max(PROFILE_TTL_S, checkpoint.memory_s) if lasts else PROFILE_TTL_S
+
+
 def check_outcome(outcome: Outcome) -> None:
     """Refuse (ValueError) an outcome that no store could keep as it is."""
     check_decision_cell(outcome.cell)

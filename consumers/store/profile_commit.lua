@@ -2,9 +2,9 @@
 -- Write one ingest step: profiles, touched lists, dead letters, counters, sketch, and the offset last.
 -- Everything is checked before the first write: a script is atomic, but what it did before an error stays done.
 -- KEYS  meta
--- ARGV  token, expected offset or '', next offset, profile ttl in s, profiles, dead, counters, sketches (four counts,
+-- ARGV  token, expected offset or '', next offset, longest profile ttl in s, profiles, dead, counters, sketches (four counts,
 --       the last 0 or 1), then
---       each profile: client, decision cell, fields to set, fields to delete (counts), set name, value..., deleted name...
+--       each profile: client, decision cell, ttl in s, fields to set, fields to delete (counts), set name, value..., deleted name...
 --       each dead letter: place, offset, reason, detail, sha256, head    each counter: name, value
 --       the sketch
 -- Reply {FENCED} | {CAS, offset or nil} | {OK}
@@ -36,8 +36,9 @@ local last = #ARGV - n_sketches
 local at = 9
 local touched = {}
 for _ = 1, n_profiles do
-  local client, v, sets, drops = ARGV[at], count(ARGV[at + 1]), count(ARGV[at + 2]), count(ARGV[at + 3])
-  if not (client and v and sets and drops) then return redis.error_reply('BADARGS commit: profile') end
+  local client, v, own_ttl_s = ARGV[at], count(ARGV[at + 1]), count(ARGV[at + 2])
+  local sets, drops = count(ARGV[at + 3]), count(ARGV[at + 4])
+  if not (client and v and own_ttl_s and sets and drops) then return redis.error_reply('BADARGS commit: profile') end
   if not holds(cell .. 'p:' .. client, 'hash') then return redis.error_reply('WRONGTYPE profile') end
   if not touched[v] then
     if not holds(cell .. 'touched:' .. v, 'zset') then return redis.error_reply('WRONGTYPE touched') end
@@ -46,7 +47,7 @@ for _ = 1, n_profiles do
   local list = touched[v]
   list[#list + 1] = next_offset
   list[#list + 1] = client
-  at = at + 4 + 2 * sets + drops
+  at = at + 5 + 2 * sets + drops
   if at > last + 1 then return redis.error_reply('BADARGS commit: too short') end
 end
 local dead_at, counters_at = at, at + 6 * n_dead
@@ -61,15 +62,15 @@ end
 -- From here on only writes.
 at = 9
 for _ = 1, n_profiles do
-  local key, sets, drops = cell .. 'p:' .. ARGV[at], tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3])
-  local drops_at = at + 4 + 2 * sets
-  call_in_steps('HSET', key, ARGV, at + 4, drops_at - 1)
+  local key, sets, drops = cell .. 'p:' .. ARGV[at], tonumber(ARGV[at + 3]), tonumber(ARGV[at + 4])
+  local drops_at = at + 5 + 2 * sets
+  call_in_steps('HSET', key, ARGV, at + 5, drops_at - 1)
   call_in_steps('HDEL', key, ARGV, drops_at, drops_at + drops - 1)
-  redis.call('EXPIRE', key, ttl_s)
+  redis.call('EXPIRE', key, ARGV[at + 2])
   at = drops_at + drops
 end
 
--- A touched entry lives as long as the profile. Offsets have no date, so the first offset of each day is remembered.
+-- A touched entry lives as long as the longest profile. Offsets have no date, so the first offset of each day is remembered.
 local clock = redis.pcall('TIME')
 if not clock.err then
   local day = math.floor(tonumber(clock[1]) / 86400)

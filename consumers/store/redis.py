@@ -10,8 +10,8 @@ Rules:
   claims.
 * `WAIT` follows only what the log could not bring back (layout, operators, upkeep), and only when replicas are asked
   for; never a commit.
-* Times are the server's: profiles live 30 days after their last commit, decision rows after they were last recorded,
-  alerts after they were stored. A restriction ends by the clock of whoever reads it.
+* Times are the server's: profiles live 30 days after their last commit (lasting ones the memory), decision rows after they were last
+  recorded, alerts after they were stored. A restriction ends by the clock of whoever reads it.
 
 Keys of a profile cell: meta (tok, off, gen, tries, counters ``n:``, dead letters by reason ``d:``, day, old),
 ``p:<client>``, ``touched:<v>``, ``ages`` (offset by day, to trim the former), ``dead``, ``erased``, ``sketch``. Of a
@@ -60,7 +60,6 @@ from consumers.store.layout import (
     DECISION_TTL_S,
     FEED_ENTRIES,
     LAYOUT,
-    PROFILE_TTL_S,
     RESTRICTED,
     check_checkpoint,
     check_decision_cell,
@@ -74,6 +73,7 @@ from consumers.store.layout import (
     model_text,
     part_text,
     profile_prefix,
+    profile_ttl_s,
     schema_differs,
 )
 from consumers.store.redis_operators import OperatorCell
@@ -191,13 +191,19 @@ class RedisStore(OperatorCell, Upkeep):
     def commit(self, token: str, checkpoint: Checkpoint) -> None:
         check_checkpoint(checkpoint)
         expected = "" if checkpoint.expected_offset is None else checkpoint.expected_offset
-        arguments: list[str | bytes | int] = [token, expected, checkpoint.next_offset, PROFILE_TTL_S]
+        arguments: list[str | bytes | int] = [token, expected, checkpoint.next_offset, profile_ttl_s(checkpoint)]
         arguments += [len(checkpoint.profiles), len(checkpoint.dead), len(checkpoint.counters)]
         arguments.append(0 if checkpoint.sketch is None else 1)
         for client, fields in checkpoint.profiles.items():
             kept = [(name, value) for name, value in fields.items() if value is not None]
             dropped = [name for name, value in fields.items() if value is None]
-            arguments += [client_text(client), decision_cell(client), len(kept), len(dropped)]
+            arguments += [
+                client_text(client),
+                decision_cell(client),
+                profile_ttl_s(checkpoint, client),
+                len(kept),
+                len(dropped),
+            ]
             for name, value in kept:
                 arguments += (name, value)
             arguments += dropped

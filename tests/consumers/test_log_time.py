@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import victims
+from references import batch_of
 
 from consumers import ingest
+from consumers.decisions.horizon import spans_in_force, together
 from consumers.ingest import Ingest, Runner
 from consumers.intake.admission import Limits
 from consumers.intake.ledger import imbalance
@@ -21,6 +24,7 @@ from consumers.store.embedded import EmbeddedStore
 from detector.baseline import Baseline
 from detector.profile import Profile
 from detector.query import ClientKey
+from detector.signals import measure
 
 NewStore = Callable[[], EmbeddedStore]
 DAY_MS = 86_400_000
@@ -119,12 +123,56 @@ def test_a_restart_goes_on_with_the_same_log_time(tmp_path: Path, new_store: New
     store = new_store()
     for end in (20, 35, 60):
         one = Runner(FileLog([tmp_path / "log.jsonl"]), store, reading, sleep=lambda s: None, max_poll_records=1)
-        ingest.run(one, lambda one=one, end=end: any((c.offset or 0) >= end for c in one.cells.values()))
+        while all((c.offset or 0) < end for c in one.cells.values()):
+            one.turn(0.0)
     resumed = spans_of(store, reading)
     assert {c: {w: p.to_bytes() for w, p in mine.items()} for c, mine in resumed.items()} == {
         c: {w: p.to_bytes() for w, p in mine.items()} for c, mine in whole.items()
     }
     assert whole["t"][0].last_ms < START_MS + DAY_MS
+
+
+def test_erasing_a_client_removes_what_it_did_beyond_the_horizon(
+    tmp_path: Path, new_store: NewStore, reading: Ingest
+) -> None:
+    rng = np.random.default_rng(8)
+    lines = []
+    for day in range(0, 120, 2):
+        lines += [at(day, c, day) for c in "abc"]
+        stamp = str(np.datetime64(START_MS + day * DAY_MS, "ms")) + "Z"
+        lines.append(victims.line(rng.uniform(-9, 9, victims.WIDTH).round(2), client_id="t", timestamp=stamp))
+    store = new_store()
+    read(tmp_path / "log.jsonl", lines, store, reading)
+    mine = spans_of(store, reading)["t"]
+    assert mine[min(mine)].archive
+    key = ClientKey("default", victims.MODEL, reading.secrets.client_hash("default", "t"))
+    (cell,) = store.cells()
+    store.erase(cell, [key])
+    assert not store.shards(cell, [key]).fields.get(key)
+    again = Runner(FileLog([tmp_path / "log.jsonl"]), store, reading, sleep=lambda s: None)
+    ingest.run(again, lambda: False, until_end=True, poll_timeout_s=0.0)
+    assert "t" not in spans_of(store, reading)
+
+
+def test_a_client_that_moved_to_another_cell_takes_its_faded_evidence_along(
+    baseline: Baseline, reading: Ingest
+) -> None:
+    rng = np.random.default_rng(8)
+    first, second = "topic:0", "topic:1"
+    fields: dict[str, dict[str, bytes]] = {}
+    for cell, days in ((first, range(40)), (second, range(100, 110))):
+        profiles = reading.of_model(ingest.Cell(cell, "t", 0, Counter()), victims.MODEL)
+        rows = rng.uniform(-9, 9, (len(days), victims.WIDTH))
+        batch = batch_of(rows, time_ms=START_MS + np.array(days, np.int64) * DAY_MS)
+        profiles.add(["t"], batch, profiles.map.measure(batch, b"k" * 16))
+        fields[cell] = {f"w:{span.window}": span.to_bytes() for span in profiles.spans("t")}
+    both, alone = (together(spans_in_force(some, baseline)) for some in (fields, {second: fields[second]}))
+    assert both is not None
+    assert alone is not None
+    assert (both.queries, alone.queries, bool(both.archive), bool(alone.archive)) == (10, 10, True, False)
+    more = measure(both, baseline.table).count - measure(alone, baseline.table).count
+    assert more.min() >= 0
+    assert 10 < more.max() < 40
 
 
 class BrokerLog(FileLog):

@@ -613,11 +613,34 @@ def test_redis_keys_of_a_cell_share_a_slot(database: RedisDatabase) -> None:
     assert all(key.startswith(b"qw:") for key in database.all_keys())
 
 
+def test_sqlite_keeps_lasting_profiles_for_the_memory(tmp_path: Path) -> None:
+    now = [1_700_000_000.0]
+    store = EmbeddedStore(tmp_path / "s.sqlite", now_s=lambda: now[0])
+    store.claim(CELL, "t")
+    both, year_s = [client("odd"), client("plain")], 365 * 86_400
+    store.commit("t", Checkpoint(CELL, None, 5, profiles(both), lasting=frozenset(both[:1]), memory_s=year_s))
+    now[0] += PROFILE_TTL_S + 60
+    assert set(store.shards(CELL, both).fields) == {client("odd")}
+    now[0] += year_s
+    assert not store.shards(CELL, both).fields
+    store.close()
+
+
 def test_redis_profiles_expire(database: RedisDatabase) -> None:
     store = database.open()
     store.claim(CELL, "t")
     store.commit("t", Checkpoint(CELL, None, 5, profiles([client(1)])))
     assert PROFILE_TTL_S - 60 < database.raw.ttl(f"{profile_prefix(CELL)}p:{client_text(client(1))}") <= PROFILE_TTL_S
+
+
+def test_redis_keeps_lasting_profiles_for_the_memory_and_the_others_for_thirty_days(database: RedisDatabase) -> None:
+    store = database.open()
+    store.claim(CELL, "t")
+    written, year_s = profiles([client(1), client(2)]), 365 * 86_400
+    store.commit("t", Checkpoint(CELL, None, 5, written, lasting=frozenset([client(1)]), memory_s=year_s))
+    lasts, goes = (database.raw.ttl(f"{profile_prefix(CELL)}p:{client_text(client(k))}") for k in (1, 2))
+    assert year_s - 60 < lasts <= year_s
+    assert PROFILE_TTL_S - 60 < goes <= PROFILE_TTL_S
 
 
 def test_redis_trims_what_is_older_than_thirty_days(database: RedisDatabase) -> None:
@@ -920,7 +943,7 @@ def test_redis_scripts_check_their_arguments_first(name: str, database: RedisDat
     store.claim_decisions(4, "p", "t", 60_000)
     key = f"{profile_prefix(CELL) if name.startswith('profile') else decision_prefix(4)}meta"
     good = {
-        "profile_commit": "t||5|60|1|1|1|1|a:b:c|4|1|1|n|v|gone|place|1|nan|d|s|h|processed|7|sketch",
+        "profile_commit": "t||5|60|1|1|1|1|a:b:c|4|60|1|1|n|v|gone|place|1|nan|d|s|h|processed|7|sketch",
         "decision_record": "t|0|p|1000|1000|60|100|1|1|1|q:0|g:1|a:b:c|a:b|r|watch|0.5|0|clear|a/0|1|body",
     }[name].split("|")
     for cut in range(len(good)):

@@ -62,7 +62,9 @@ RECORDS = st.lists(
 
 @settings(max_examples=300, deadline=None)
 @given(RECORDS, st.lists(st.integers(0, 60), max_size=3))
-def test_what_a_record_counts_at_is_what_the_twin_says_however_polls_cut(records: list[Record], cuts: list[int]) -> None:
+def test_what_a_record_counts_at_is_what_the_twin_says_however_polls_cut(
+    records: list[Record], cuts: list[int]
+) -> None:
     assert counted(records, cuts) == twin(records)
 
 
@@ -70,7 +72,13 @@ def test_one_client_moves_nothing_but_itself_and_three_bring_the_new_day() -> No
     start = 100 * DAY
     monday = start + 3 * DAY
     records = [(client, start, -1) for client in (1, 2, 3, 4)]
-    records += [(4, start + 400 * DAY, -1), (1, start + 1, -1), (1, monday, -1), (2, monday + 5, -1), (3, monday + 9, -1)]
+    records += [
+        (4, start + 400 * DAY, -1),
+        (1, start + 1, -1),
+        (1, monday, -1),
+        (2, monday + 5, -1),
+        (3, monday + 9, -1),
+    ]
     times, ahead = counted(records)
     assert times[4:] == [start, start + 1, start, monday + 5, monday + 9]
     assert ahead[4:] == [True, False, True, False, False]

@@ -23,6 +23,8 @@ from references import (
     reference_of,
 )
 
+from detector.archive import KEPT as ARCHIVED
+from detector.archive import NOTHING, Archive, Faded
 from detector.errors import IncompatibleProfile
 from detector.features import BITS, ODD
 from detector.fold import ODD_KEPT, PATH_KEPT, SAMPLE_KEPT, kept_estimate
@@ -45,7 +47,7 @@ SUMS = (
 )
 SETS = ("sample_hash", "sample_root", "sample_misfit", "odd_hash", "odd_bits", "path_hash", "path_bits")
 MARKS = ("marks", "trail_ms", "trail_query")
-IDENTITY = ("map_id", "nulls_version", "window", "parts")
+IDENTITY = ("map_id", "nulls_version", "window", "parts", "decay", "archive")
 
 
 def table_of(name: str, half_horizon_ms: int = FOREVER, capacity: int = 2) -> Profiles:
@@ -78,10 +80,18 @@ def shape_of(name: str) -> Shape:
     return Shape.of(baseline.map, len(baseline.table.need))
 
 
+def contents_of(archive: Archive) -> tuple[object, ...]:
+    sets = ((s.hashes.tolist(), s.bits.tolist(), s.seen.tolist(), s.limit) for s in archive.sets)
+    return (archive.window, *sets)
+
+
 def differences(one: Profile, two: Profile, names: tuple[str, ...]) -> list[str]:
     """Fields that differ; float sums within 1e-9, everything else exactly."""
     wrong = []
     for name in names:
+        if name == "archive":
+            wrong += [name] if contents_of(one.archive) != contents_of(two.archive) else []
+            continue
         a, b = np.asarray(getattr(one, name)), np.asarray(getattr(two, name))
         same = a.shape == b.shape and (
             np.allclose(a, b, rtol=1e-9, atol=1e-9) if name in ("volume", "moments") else bool((a == b).all())
@@ -107,7 +117,20 @@ def part(seed: int, contents: int, n: int) -> Profile:
     measured.hashes = shared[np.random.default_rng(seed).integers(0, len(shared), n)]
     profiles = table_of("prices")
     profiles.add(["a"], batch, measured)
-    return replace(profiles.profile("a"), window=seed)
+    return replace(profiles.profile("a"), window=seed, decay=0.9, archive=archive_of(seed, contents, n))
+
+
+def archive_of(seed: int, contents: int, n: int) -> Archive:
+    """An archive of queries that other parts of the same `contents` share; full sets have a limit."""
+    rng = np.random.default_rng([seed, n])
+    shared = np.unique(np.random.default_rng(contents).integers(0, 2**48, contents, np.uint64))
+    sets = []
+    for kept in ARCHIVED:
+        hashes = np.unique(rng.choice(shared, min(n, len(shared))))
+        bits = rng.integers(1, 1 << 23, len(hashes)).astype(np.uint32)
+        seen = rng.integers(seed - 30, seed - 1, len(hashes))
+        sets.append(Faded(hashes, bits, seen).union(Faded(hashes, bits, seen), kept))
+    return Archive(seed, (sets[0], sets[1], sets[2])) if n > 1 else NOTHING
 
 
 PARTS = st.builds(part, st.integers(0, 8), st.sampled_from([40, 900, 4000]), st.sampled_from([1, 3, 150, 1100]))
@@ -253,7 +276,8 @@ def test_bytes_round_trip_exactly(name: str, n: int) -> None:
         exact = [
             f
             for f in EVERYTHING
-            if f != "parts" and np.asarray(getattr(read, f)).tobytes() != np.asarray(getattr(written, f)).tobytes()
+            if f not in ("parts", "archive")
+            and np.asarray(getattr(read, f)).tobytes() != np.asarray(getattr(written, f)).tobytes()
         ]
         assert exact == []
         assert same_memory(read, written)
