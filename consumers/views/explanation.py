@@ -139,7 +139,9 @@ def what_would_change(one: ClientDetail, budget: float, baseline: Baseline | Non
         until = moment(c.until_s * 1000)
         lines.append(f"The state ends on {until}; it is renewed whenever the client asks while the evidence stands.")
     if c.state != "clear":
-        lines.append("Evidence counts in full for 15 to 30 days and fades over a year after that, unless set otherwise.")
+        lines.append(
+            "Evidence counts in full for 15 to 30 days and fades over a year after that, unless set otherwise."
+        )
         lines.append(
             "A person can release the client or allow-list it; the verdict “false positive” does so for 30 days."
         )
