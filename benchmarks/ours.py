@@ -29,6 +29,8 @@ from detector.scoring import Assessment, assess, reached
 from detector.worlds import Stream
 
 HALF_HORIZON_MS = 15 * 86_400_000
+MEMORY_MS = 365 * 86_400_000
+"""Horizon and memory of the service, as set by default."""
 KEY = bytes(range(16))
 CONTAMINATION = 0.05
 
@@ -80,7 +82,7 @@ def rehearsed_for(victim: Victim) -> Rehearsed:
 
 
 def profiles_of(victim: Victim, baseline: Baseline, clients: Sequence[Tested]) -> list[Profile]:
-    table = Profiles(baseline.map, baseline.table, baseline.nulls_version, HALF_HORIZON_MS)
+    table = Profiles(baseline.map, baseline.table, baseline.nulls_version, HALF_HORIZON_MS, memory_ms=MEMORY_MS)
     return table.of_log(as_batch(victim, clients), KEY)
 
 
