@@ -126,7 +126,7 @@ class Watch:
             return
         self.shown_s = now_s
         show, sums = self.alarms.show, self.minute.sums(now_s)
-        read, queries = sums["produced"], sums["queries"] + sums["duplicate"]
+        read, queries = sums["produced"] - sums["tombstones"], sums["queries"] + sums["duplicate"]
         show(
             "dead_letters", read >= LEAST_RECORDS and sums["dead"] > DEAD_SHARE * read, dead=sums["dead"], records=read
         )

@@ -60,6 +60,7 @@ OUTCOMES = (
     ("failed", "failed"),
     ("duplicate", "duplicate"),
     ("erased", "erased"),
+    ("tombstone", "tombstones"),
 )
 """Label of ``querywarden_records_total`` → counter."""
 UNATTRIBUTED = frozenset({"missing_client", "malformed_client"})

@@ -23,7 +23,7 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "querywarden_records_total": (
         "counter",
         ("outcome",),
-        "records read from the log: query, dead, unmodelled, denied, failed, duplicate, erased",
+        "records read from the log: query, dead, unmodelled, denied, failed, duplicate, erased, tombstone (no value)",
     ),
     "querywarden_dead_letters_total": ("counter", ("reason",), "refused records by reason code"),
     "querywarden_events_unattributed_total": (

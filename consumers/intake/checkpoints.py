@@ -108,11 +108,13 @@ class Ingest:
 
     def decode(self, cell: Cell, records: Records) -> tuple[Decoded, dict[str, list[ClientKey]]]:
         """Columns of the records at or above the cell's offset, and the clients of each model's batch."""
-        if cell.offset is not None and len(records.offsets) and records.offsets[0] < cell.offset:
+        if cell.offset is not None:
             records = records.beyond(cell.offset)
         decoded = self.format.decode(records)
         if records.broker_ms is not None:
             decoded.broker_ms = records.offsets, records.broker_ms
+        if records.tombstones:
+            decoded.counters.update(produced=records.tombstones, tombstones=records.tombstones)
         keys = {
             model: [ClientKey(self.tenant, model, self.secrets.client_hash(self.tenant, c)) for c in batch.clients]
             for model, batch in decoded.batches.items()

@@ -1,6 +1,6 @@
 """The counters of a profile cell, and the equation that they must satisfy. Nothing is silent.
 
-    produced  =  processed + dead − dead_counted + duplicate + erased
+    produced  =  processed + dead − dead_counted + duplicate + erased + tombstones
     processed =  queries + denied + failed + unmodelled
 
 * produced    records that were read, each exactly once
@@ -10,6 +10,7 @@
 * dead        records that are a dead letter; dead_counted: those among them that count for their client all the same
 * duplicate   queries whose event_id the client's window still held (duplicates.py)
 * erased      queries of an erased client below the offset up to which it was erased
+* tombstones  records without a value (Kafka's null): nothing to refuse, nothing to count for anybody
 * gap         records that the log's retention dropped before they were read: apart, they were never read
 * ahead       queries a day or more ahead of the log's own time, which count at the log's time (detector/clock.py)
 
@@ -24,7 +25,7 @@ from collections.abc import Iterable, Mapping
 from detector.clock import STATE
 
 PROCESSED = ("queries", "denied", "failed", "unmodelled")
-APART = ("dead", "duplicate", "erased")
+APART = ("dead", "duplicate", "erased", "tombstones")
 COUNTERS = ("produced", *PROCESSED, *APART, "dead_counted", "pooled", "gap", "ahead")
 CLOCK = tuple(f"clock_{i}" for i in range(STATE))
 MARKS = ("log_id", *CLOCK)

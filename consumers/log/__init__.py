@@ -14,7 +14,7 @@ Port `QueryLog` has two implementations, Kafka (`kafka.py`) and files (`files.py
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -35,6 +35,8 @@ class Records:
                  batch): one for the whole unreadable stretch, its value is empty; goes to the dead letter unparsed
     broker_ms    (n,) int64: the time that the log itself has for each record, in ms since the epoch; -1 where it has none.
                  On Kafka the record's timestamp (its producer's, or the broker's with ``LogAppendTime``). None: a file has none
+    nulls        (m,) int64: offsets of tombstones, records without a value (Kafka's null). They move the offset and are counted;
+                 they are not among the n and never reach a decoder. None: there is none
     """
 
     cell: str
@@ -44,22 +46,34 @@ class Records:
     places: list[str] = field(default_factory=list)
     refused: dict[int, tuple[str, str]] = field(default_factory=dict)
     broker_ms: NDArray[np.int64] | None = None
+    nulls: NDArray[np.int64] | None = None
+
+    @property
+    def tombstones(self) -> int:
+        """Count the records without a value."""
+        return 0 if self.nulls is None else len(self.nulls)
 
     def place(self, i: int) -> str:
         return self.places[i] if self.places else f"{self.cell}@{int(self.offsets[i])}"
 
     def part(self, first: int, last: int) -> Records:
         """Those from the `first` up to the `last`, which is not among them; they end where the next one begins."""
+        after = int(self.offsets[last]) if last < len(self.offsets) else self.next_offset
+        begin = int(self.offsets[first]) if 0 < first < len(self.offsets) else 0 if first == 0 else after
         return Records(
-            self.cell, self.values[first:last], self.offsets[first:last],
-            int(self.offsets[last]) if last < len(self.offsets) else self.next_offset, self.places[first:last],
+            self.cell, self.values[first:last], self.offsets[first:last], after, self.places[first:last],
             {i - first: why for i, why in self.refused.items() if first <= i < last},
-            None if self.broker_ms is None else self.broker_ms[first:last],
+            None if self.broker_ms is None else self.broker_ms[first:last], self._nulls_within(begin, after),
         )  # fmt: skip
 
     def beyond(self, offset: int) -> Records:
         """Those at or above an offset."""
-        return self.part(int(np.searchsorted(self.offsets, offset)), len(self.offsets))
+        first = int(np.searchsorted(self.offsets, offset))
+        rest = self.part(first, len(self.offsets)) if first else self
+        return rest if self.nulls is None else replace(rest, nulls=self._nulls_within(offset, self.next_offset))
+
+    def _nulls_within(self, begin: int, end: int) -> NDArray[np.int64] | None:
+        return None if self.nulls is None else self.nulls[(self.nulls >= begin) & (self.nulls < end)]
 
 
 @dataclass(slots=True)

@@ -7,7 +7,8 @@ nothing). The stock reader decompresses without a limit, and raises the same err
   that carries the reason; reading goes on at the next batch.
 * A batch that fails its checksum is fetched once more, the damage may be the network's; then it is quarantined too.
 * Control batches and aborted transactions stay invisible.
-* Records are tuples (offset, value, refused, broker_ms); a value is cut to `MAX_RECORD_BYTES` + 1 bytes.
+* Records are tuples (offset, value, refused, broker_ms); a value is cut to `MAX_RECORD_BYTES` + 1 bytes; None is a
+  tombstone, Kafka's null, which is not an empty value.
 * A record's time is the batch's newest with ``LogAppendTime``, its own otherwise; -1 when it is unknown, or before 1970.
 """
 
@@ -46,7 +47,7 @@ class RawRecord(NamedTuple):
     """refused: (reason, detail) when the value could not be had; it then stands for a whole batch."""
 
     offset: int
-    value: bytes
+    value: bytes | None
     refused: tuple[str, str] | None
     broker_ms: int = UNKNOWN_MS
 
@@ -128,7 +129,7 @@ class _BoundedRecords(Fetcher.PartitionRecords):  # type: ignore[misc]  # untype
             return
         for record in batch:
             self.next_fetch_offset = record.offset + 1
-            yield RawRecord(record.offset, (record.value or b"")[:KEPT_BYTES], None, _known(record.timestamp))
+            yield RawRecord(record.offset, _kept(record.value), None, _known(record.timestamp))
 
     def _quarantined(self, end: int, reason: str, detail: str) -> Iterator[RawRecord]:
         """One record for everything from where we are up to `end`."""
@@ -152,7 +153,11 @@ def _known(ms: int | None) -> int:
     return UNKNOWN_MS if ms is None or ms < 0 else min(ms, LATEST_MS)
 
 
-def _walk(body: bytes, count: int, last_delta: int) -> Iterator[tuple[int, bytes, int]]:
+def _kept(value: bytes | None) -> bytes | None:
+    return None if value is None else value[:KEPT_BYTES]
+
+
+def _walk(body: bytes, count: int, last_delta: int) -> Iterator[tuple[int, bytes | None, int]]:
     """(offset delta, value, time delta in ms) of the records in a batch; attributes, keys and headers are skipped."""
     at, previous = 0, -1
     try:
@@ -166,7 +171,8 @@ def _walk(body: bytes, count: int, last_delta: int) -> Iterator[tuple[int, bytes
             if not (previous < delta <= last_delta and at + max(value_bytes, 0) <= end <= len(body)):
                 raise _Unreadable(CORRUPT, "records are not well-formed")
             previous = delta
-            yield delta, body[at : at + min(value_bytes, KEPT_BYTES)] if value_bytes > 0 else b"", later_ms
+            value = body[at : at + min(value_bytes, KEPT_BYTES)] if value_bytes >= 0 else None
+            yield delta, value, later_ms
             at = end
     except IndexError:
         raise _Unreadable(CORRUPT, "records are not well-formed") from None

@@ -335,12 +335,15 @@ class KafkaLog:
                 poll.revoked.append(cell)
 
     def _batch(self, tp: TopicPartition, records: Sequence[RawRecord]) -> Records:
-        offsets, values, refusals, times_ms = zip(*records, strict=True)
-        refused = {i: refusal for i, refusal in enumerate(refusals) if refusal is not None}
+        filled = [record for record in records if record.value is not None]
+        refused = {i: record.refused for i, record in enumerate(filled) if record.refused is not None}
+        nulls = [record.offset for record in records if record.value is None] if len(filled) < len(records) else None
         self._positions[tp] = self._next_offset(tp, records[-1].offset + 1)
         return Records(
-            _cell(tp), list(values), np.array(offsets, np.int64), self._positions[tp], refused=refused,
-            broker_ms=np.array(times_ms, np.int64),
+            _cell(tp), [record.value or b"" for record in filled],
+            np.array([record.offset for record in filled], np.int64), self._positions[tp], refused=refused,
+            broker_ms=np.array([record.broker_ms for record in filled], np.int64),
+            nulls=None if nulls is None else np.array(nulls, np.int64),
         )  # fmt: skip
 
     def _moved_without_records(self, fetched: set[TopicPartition]) -> list[Records]:

@@ -21,6 +21,7 @@ from consumers.errors import LogTruncated, Unavailable
 from consumers.ingest import SINGLY_AFTER, Ingest, Runner
 from consumers.intake.ledger import COUNTERS, imbalance, processed, unbalanced
 from consumers.intake.letters import KEPT, WAITING
+from consumers.log import Poll, Records
 from consumers.log.files import FileLog
 from consumers.metrics import Metrics
 from consumers.secrets import Secrets
@@ -106,12 +107,41 @@ def test_every_kind_of_record_is_counted_once(
     assert 'querywarden_records_total{outcome="duplicate"} 5.0' in text
 
 
+@pytest.mark.parametrize("poll", [7, 90])
+@pytest.mark.parametrize("died", [0, 3])
+def test_tombstones_are_counted_apart_and_are_no_dead_letters(
+    poll: int, died: int, tmp_path: Path, new_store: NewStore, reading: Ingest, lines: list[bytes]
+) -> None:
+    class Compacted(FileLog):
+        """Every line ``null`` stands for a Kafka record without a value."""
+
+        def poll(self, timeout_s: float, max_records: int) -> Poll:
+            found = super().poll(timeout_s, max_records)
+            for i, batch in enumerate(found.batches):
+                filled = [j for j, value in enumerate(batch.values) if value != b"null"]
+                nulls = np.setdiff1d(batch.offsets, batch.offsets[filled])
+                values = [batch.values[j] for j in filled]
+                found.batches[i] = Records(batch.cell, values, batch.offsets[filled], batch.next_offset, nulls=nulls)
+            return found
+
+    mixed = [line for i, one in enumerate(lines[:200]) for line in ([b"null", one] if i % 5 == 0 else [one])]
+    log, store = victims.write_lines(tmp_path / "log.jsonl", [*mixed, b"null"]), new_store()
+    for i in range(died):  # so that records are tried, a part at a time
+        store.claim(FileLog([log]).cell, f"{i:032x}")
+    one = runner(log, store, reading, max_poll_records=poll)
+    one.log = Compacted([log])
+    found = counters(through(one))
+    assert {name: n for name, n in found.items() if n} == {"produced": 241, "queries": 200, "tombstones": 41}
+    assert 'querywarden_records_total{outcome="tombstone"} 41.0' in one.metrics.text().decode()
+
+
 @pytest.mark.parametrize(
-    "name", ["produced", "queries", "denied", "failed", "unmodelled", "dead", "dead_counted", "duplicate", "erased"]
+    "name",
+    ["produced", "queries", "denied", "failed", "unmodelled", "dead", "dead_counted", "duplicate", "erased", "tombstones"],
 )
 def test_a_record_that_is_nowhere_or_twice_is_seen(name: str) -> None:
     whole = {
-        "produced": 26,
+        "produced": 34,
         "queries": 1,
         "denied": 2,
         "failed": 3,
@@ -120,6 +150,7 @@ def test_a_record_that_is_nowhere_or_twice_is_seen(name: str) -> None:
         "dead_counted": 2,
         "duplicate": 6,
         "erased": 7,
+        "tombstones": 8,
     }
     assert imbalance(whole) == 0
     assert imbalance(whole | {name: whole[name] + 1}) == (1 if name in ("produced", "dead_counted") else -1)
@@ -346,6 +377,16 @@ def test_more_than_one_record_in_twenty_refused_is_an_alarm_that_ends(dead: int,
     one.counted(170.0, {"produced": 100}, ())
     one.look(171.0, 0, True)
     assert "dead_letters" not in one.alarms.raised
+
+
+@pytest.mark.parametrize(("tombstones", "dead", "raised"), [(900, 0, False), (900, 6, True)])
+def test_tombstones_neither_raise_nor_hide_the_alarm_of_refused_records(
+    tombstones: int, dead: int, raised: bool
+) -> None:
+    one = watch()
+    one.counted(100.0, {"produced": 100 + tombstones, "dead": dead, "tombstones": tombstones}, ())
+    one.look(101.0, 0, True)
+    assert ("dead_letters" in one.alarms.raised) is raised
 
 
 def test_a_few_bad_records_of_few_are_no_alarm() -> None:

@@ -77,7 +77,7 @@ class Partition:
 
 
 VALUES: list[bytes | None] = [b"a" * 200, b"", b"b" * 3000, None, b"c"]
-GIVEN = [b"a" * 200, b"", b"b" * 3000, b"", b"c"]
+GIVEN = VALUES
 
 
 @pytest.mark.parametrize("compression", range(5))

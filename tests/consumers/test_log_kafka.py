@@ -210,6 +210,21 @@ def test_transactions_are_seen_when_committed_and_never_when_aborted(
     assert reader.log.position(f"{name}:0") == end, "markers at the end move the offset"
 
 
+def test_a_tombstone_is_no_record_but_moves_the_offset(kafka_bootstrap: str, topic: Topic, new_log: NewLog) -> None:
+    name = topic(partitions=1)
+    producer = KafkaProducer(bootstrap_servers=kafka_bootstrap)
+    for value in (None, b"a", None, b"", b"b", None):
+        producer.send(name, value, key=b"c")
+    producer.close()
+    reader = Member(new_log(name), {})
+    nulls: list[int] = []
+    while not reader.at_end():
+        for batch in reader.step().batches:
+            nulls += [] if batch.nulls is None else batch.nulls.tolist()
+            assert len(batch.values) == len(batch.offsets)
+    assert (reader.values, nulls, reader.stored[f"{name}:0"]) == ([b"a", b"", b"b"], [0, 2, 5], 6)
+
+
 def test_what_retention_dropped_is_reported_as_a_gap(
     kafka_bootstrap: str, topic: Topic, new_log: NewLog, admin: KafkaAdminClient
 ) -> None:

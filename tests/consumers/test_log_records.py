@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from consumers.log import Records
@@ -35,6 +37,15 @@ def test_the_broker_s_time_stays_with_its_record() -> None:
     for part, expected in ((WHOLE.part(0, 2), [40, -1]), (WHOLE.part(2, 9), [90]), (WHOLE.beyond(5), [-1, 90])):
         assert part.broker_ms is not None
         assert part.broker_ms.tolist() == expected
+
+
+def test_tombstones_go_with_the_part_that_their_offset_lies_in() -> None:
+    whole = replace(WHOLE, nulls=np.array([3, 5, 8, 12], np.int64))
+    cut = [whole.part(0, 1), whole.part(1, 2), whole.part(2, 3), whole.beyond(5), whole.beyond(6), whole.beyond(13)]
+    found = [[] if part.nulls is None else part.nulls.tolist() for part in cut]
+    assert found == [[3, 5], [8], [12], [5, 8, 12], [8, 12], []]
+    assert [part.tombstones for part in cut] == [2, 1, 1, 3, 2, 0]
+    assert WHOLE.tombstones == 0
 
 
 def test_parts_of_what_has_no_places_have_none() -> None:
