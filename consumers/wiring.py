@@ -175,7 +175,14 @@ def open_log(settings: config.Settings) -> QueryLog:
 
     k = settings.kafka
     brokers = kafka_connection(settings)
-    kafka.ensure_topics(brokers, [k.topic, k.dead_letter_topic, k.alerts_topic])
+    if not kafka.has_topic(brokers, k.topic):
+        if not k.wait_for_topic:
+            raise Refused(
+                f"kafka.topic: there is no topic {k.topic!r} at {k.bootstrap_servers}, or this account may not see it; "
+                "it is never created by reading (kafka.wait_for_topic = true waits for it)"
+            )
+        log.warning("the query topic does not exist yet", extra={"topic": k.topic})
+    kafka.ensure_topics(brokers, [k.dead_letter_topic, k.alerts_topic])
     return kafka.KafkaLog(
         brokers,
         topic=k.topic,

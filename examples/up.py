@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from consumers.config import user_state_dir
+from consumers.log.kafka import connection, ensure_topics
 from examples.servers import Kafka, MissingServer, Redis, Server, Valkey, free_port, listens
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -287,6 +288,8 @@ def up(arguments: argparse.Namespace) -> int:
                     if not stopping:
                         part.wait_ready()
                         say(f"{part.name}: ready after {time.monotonic() - began:.1f} s, log {part.log}")
+                        if isinstance(part, Kafka):
+                            ensure_topics(connection(f"127.0.0.1:{ports['kafka']}"), [TOPIC])
             if not stopping:
                 say_where(state, ports)
             watch(running, stopping)

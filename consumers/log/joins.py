@@ -10,6 +10,8 @@ kafka-python 3.0.12 starts a join in its own thread and looks at it only from `p
   From then on nothing tells `poll` that a join is under way; if it did not finish within the poll that started it,
   nobody ever completes it: the member reads nothing, sends no heartbeats and is thrown out. Here a member that is
   joining needs to join until it has.
+* Refused, and nobody hears: a join that the group refused for good between two polls is begun again like one that was
+  never tried. Here its error is raised by the next poll.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import kafka
 from kafka.coordinator.base import MemberState
 
 from consumers.log.inside import check_inside
+from consumers.log.refusals import GROUP
 
 
 def complete_joins(consumer: kafka.KafkaConsumer) -> None:
@@ -30,6 +33,9 @@ def complete_joins(consumer: kafka.KafkaConsumer) -> None:
 
     async def join_group_async(timeout_ms: float | None = None) -> bool:
         task, generation = coordinator._join_task, coordinator._generation
+        if task is not None and task.is_done and type(task.exception) in GROUP:
+            coordinator._join_task = None
+            raise task.exception
         finished = task is not None and task.is_done and task.exception is None
         if not finished or not coordinator.rejoining or generation.generation_id < 0:
             return bool(await join(timeout_ms=timeout_ms))

@@ -12,10 +12,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -31,11 +32,12 @@ from kafka import (
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.record.util import crc32c_c
 
-from consumers.errors import Fenced, LogTruncated, Refused, Unavailable, WrongUse
+from consumers.errors import Fenced, LogTruncated, Refused, WrongUse
 from consumers.log import Poll, Records
 from consumers.log.batches import RawRecord, read_bounded
 from consumers.log.joins import complete_joins
 from consumers.log.parked import check_parked, drop_parked
+from consumers.log.refusals import translated
 
 RECONNECT_MS = {"reconnect_backoff_ms": 50, "reconnect_backoff_max_ms": 500}  # the library's 30 s outlast every outage
 POLL_SLICE_S = 0.1  # an assignment is reported at once, not when the poll times out
@@ -102,24 +104,34 @@ def ensure_topics(brokers: Mapping[str, Any], topics: Iterable[str], partitions:
 
     brokers  what `connection` returned
     """
-    try:
-        admin = KafkaAdminClient(**brokers)
-    except errors.KafkaError as error:
-        raise _translated(error) from error
-    try:
-        missing = sorted(set(topics) - set(admin.list_topics()))
-        created = []
-        for topic in missing:
+    created = []
+    with _admin(brokers) as admin:
+        for topic in sorted(set(topics) - set(admin.list_topics())):
             try:
                 admin.create_topics({topic: {"num_partitions": partitions}}, wait_for_metadata=True)
             except errors.TopicAlreadyExistsError:
                 continue  # another process was faster
             created.append(topic)
-        return created
+    return created
+
+
+def has_topic(brokers: Mapping[str, Any], topic: str) -> bool:
+    """Ask the brokers whether `topic` exists; nothing is created."""
+    with _admin(brokers) as admin:
+        return topic in admin.list_topics()
+
+
+@contextlib.contextmanager
+def _admin(brokers: Mapping[str, Any]) -> Iterator[KafkaAdminClient]:
+    admin = None
+    try:
+        admin = KafkaAdminClient(**brokers)
+        yield admin
     except errors.KafkaError as error:
-        raise _translated(error) from error
+        raise translated(error) from error
     finally:
-        admin.close()
+        if admin is not None:
+            admin.close()
 
 
 class KafkaLog:
@@ -145,6 +157,7 @@ class KafkaLog:
     ) -> None:
         _check_checksums()
         self.topic = topic
+        self._group = group_id
         self.commit_failures = 0
         self._start_ms = _start(start)
         self._assignments: deque[tuple[bool, TopicPartition]] = deque()  # filled by the callback, in its thread
@@ -163,7 +176,7 @@ class KafkaLog:
         try:
             self._consumer = KafkaConsumer(**READER, **settings, **brokers)
         except errors.KafkaError as error:
-            raise _translated(error) from error
+            raise translated(error) from error
         read_bounded(self._consumer)
         complete_joins(self._consumer)
         check_parked(self._consumer)
@@ -196,7 +209,7 @@ class KafkaLog:
             drop_parked(self._consumer, tp)
             self._consumer.resume(tp)
         except errors.KafkaError as error:
-            raise _translated(error) from error
+            raise translated(error) from error
         except (ValueError, KeyError) as error:  # revoked since the last poll, which will report it
             raise Fenced(f"{cell}: not assigned any more") from error
         self._waiting.discard(tp)
@@ -226,7 +239,7 @@ class KafkaLog:
             every = [TopicPartition(self.topic, partition) for partition in partitions]
             ends, starts = self._consumer.end_offsets(every), self._consumer.beginning_offsets(every)
         except errors.KafkaError as error:
-            raise _translated(error) from error
+            raise translated(error) from error
         return {_cell(tp): int(end) for tp, end in ends.items() if end > starts[tp]}
 
     def still_ours(self, cell: str) -> bool:
@@ -238,7 +251,7 @@ class KafkaLog:
         try:
             self._consumer.commit({tp: OffsetAndMetadata(offset, "", -1)}, timeout_ms=5_000)
         except errors.RetriableError as error:
-            raise _translated(error) from error
+            raise translated(error) from error
         except errors.KafkaError:
             return False
         return True
@@ -297,7 +310,7 @@ class KafkaLog:
         except errors.RetriableError:
             return {}  # the library reconnects by itself, and says so in its log
         except errors.KafkaError as error:
-            raise _translated(error) from error
+            raise translated(error, self._group) from error
 
     def _report_gaps(self, positions: Mapping[TopicPartition, int], poll: Poll) -> None:
         try:
@@ -305,7 +318,7 @@ class KafkaLog:
         except errors.RetriableError:
             return  # the next poll finds the same
         except errors.KafkaError as error:
-            raise _translated(error) from error
+            raise translated(error) from error
         for tp, offset in positions.items():
             start = int(starts[tp])
             if start < offset:
@@ -365,7 +378,7 @@ class KafkaLog:
         except (errors.IllegalStateError, errors.RetriableError):
             return otherwise  # revoked while polling, or the brokers are away
         except errors.KafkaError as error:
-            raise _translated(error) from error
+            raise translated(error) from error
         return otherwise if position is None else int(position)
 
     def _first(self, tp: TopicPartition) -> int:
@@ -431,7 +444,7 @@ def offsets_at(brokers: Mapping[str, Any], cells: Iterable[str], start: str) -> 
         finally:
             consumer.close()
     except errors.KafkaError as error:
-        raise _translated(error) from error
+        raise translated(error) from error
     return {partitions[tp]: offset for tp, offset in found.items()}
 
 
@@ -469,14 +482,3 @@ def _partition(cell: str) -> TopicPartition:
         raise Fenced(f"{cell}: not a partition")
     return TopicPartition(topic, int(partition))
 
-
-def _translated(error: errors.KafkaError) -> Unavailable | Refused | LogTruncated:
-    """The library's error as an instruction."""
-    text = str(error) or type(error).__name__
-    if isinstance(error, errors.LogTruncationError):
-        return LogTruncated(text)
-    if isinstance(error, (errors.AuthorizationError, errors.SaslAuthenticationFailedError)):
-        return Refused(f"Kafka does not let us in: {text}")
-    if isinstance(error, errors.KafkaConfigurationError):
-        return Refused(f"Kafka settings: {text}")
-    return Unavailable(f"Kafka: {text}")

@@ -113,6 +113,7 @@ def connect(url: str, *, timeout_s: float = 2.0, min_replicas: int = 0) -> Redis
     if parts.scheme not in SCHEMES:
         raise WrongUse(f"store.url: unknown scheme {parts.scheme!r}, known are {', '.join(SCHEMES)}")
     scheme, cluster = SCHEMES[parts.scheme]
+    _check_database(parts.path, cluster)
     asked = parse_qs(parts.query)
     if fixed := sorted(_FIXED_OPTIONS & asked.keys()):
         raise WrongUse(f"store.url: {', '.join(fixed)} cannot be set")
@@ -139,6 +140,15 @@ def connect(url: str, *, timeout_s: float = 2.0, min_replicas: int = 0) -> Redis
         except (ValueError, TypeError, AttributeError, redis.DataError) as error:
             raise WrongUse("store.url: host, port or option is not valid") from error
     return RedisStore(client, min_replicas=min_replicas)
+
+
+def _check_database(path: str, cluster: bool) -> None:
+    """Refuse a path that names no database: the client library would read database 0 and say nothing."""
+    number = path.strip("/")
+    if number and not (number.isdecimal() and len(number) < 10):
+        raise WrongUse(f"store.url: {number[:20]!r} is no number of a database")
+    if cluster and number.strip("0"):
+        raise WrongUse(f"store.url: a cluster has database 0 only, not {number}")
 
 
 class RedisStore(OperatorCell, Upkeep):

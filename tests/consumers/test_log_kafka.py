@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 
 import pytest
 from bombs import produce_bomb
-from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from servers import Kafka, free_port
 from streams import produce
 
@@ -137,6 +138,36 @@ def test_a_join_that_outlasts_its_poll_is_completed(
         one.step(0.0)  # too short for any answer of the broker
         time.sleep(0.1)
     assert (len(one.cells) == 2) is completed
+
+
+@pytest.mark.parametrize("polled_s", [0.2, 0.0])
+def test_a_group_that_consumers_of_another_protocol_hold_is_refused(
+    kafka_bootstrap: str, topic: Topic, new_log: NewLog, polled_s: float
+) -> None:
+    name = topic(partitions=2)
+    other = KafkaConsumer(name, bootstrap_servers=kafka_bootstrap, group_id=name)  # range and others, not ours
+    ended = threading.Event()
+    joined = threading.Event()
+
+    def hold() -> None:
+        while not ended.is_set():
+            other.poll(200)
+            if other.assignment():
+                joined.set()
+
+    holding = threading.Thread(target=hold)
+    holding.start()
+    try:
+        assert joined.wait(30)
+        reader = Member(new_log(name), {})
+        with pytest.raises(Refused, match=f"kafka.group_id: .*{name}"):
+            for _ in range(200):
+                reader.step(polled_s)
+                time.sleep(0.05)
+    finally:
+        ended.set()
+        holding.join()
+        other.close()
 
 
 def test_two_members_share_and_hand_over(kafka_bootstrap: str, topic: Topic, new_log: NewLog) -> None:

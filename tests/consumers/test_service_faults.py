@@ -1,0 +1,141 @@
+"""A running service and what is wrong around it: misspelt settings end it in one line, a cell that cannot go on stops alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import victims
+from kafka import KafkaAdminClient, KafkaConsumer
+from streams import produce
+
+from detector.baseline import Baseline
+
+QUERYWARDEN = Path(sys.executable).with_name("querywarden")
+Topic = Callable[..., str]
+
+
+@pytest.fixture
+def settings(tmp_path: Path, baseline: Baseline) -> dict[str, str]:
+    (tmp_path / "loans.baseline").write_bytes(baseline.to_bytes())
+    mine = {name: value for name, value in os.environ.items() if not name.startswith("QUERYWARDEN_")}
+    ours = {
+        "STATE_DIR": tmp_path,
+        "BASELINES": tmp_path / "loans.baseline",
+        "HTTP__BIND": "127.0.0.1:0",
+        "KAFKA__SESSION_TIMEOUT_MS": 6000,
+        "KAFKA__HEARTBEAT_INTERVAL_MS": 500,
+    }
+    return mine | {"OMP_NUM_THREADS": "1"} | {f"QUERYWARDEN_{name}": str(value) for name, value in ours.items()}
+
+
+def on_kafka(bootstrap: str, topic: str) -> dict[str, str]:
+    names = {
+        "BOOTSTRAP_SERVERS": bootstrap,
+        "TOPIC": topic,
+        "GROUP_ID": topic,
+        "DEAD_LETTER_TOPIC": f"{topic}.dead",
+        "ALERTS_TOPIC": f"{topic}.alerts",
+    }
+    return {f"QUERYWARDEN_KAFKA__{name}": value for name, value in names.items()}
+
+
+def ended(settings: dict[str, str], *arguments: str) -> tuple[int, list[str]]:
+    """Status, and what was said on standard error that is no line of the log."""
+    done = subprocess.run([QUERYWARDEN, *arguments], env=settings, capture_output=True, text=True, timeout=90, check=False)
+    return done.returncode, [line for line in done.stderr.splitlines() if not line.startswith("{")]
+
+
+def lines(count: int, client: str = "acct-1") -> list[bytes]:
+    rows = victims.items(count, np.random.default_rng(7))
+    return [
+        victims.line(row, client_id=client, timestamp=f"2026-03-10T{i // 60:02d}:{i % 60:02d}:00Z")
+        for i, row in enumerate(rows)
+    ]
+
+
+@pytest.fixture
+def topics(kafka_bootstrap: str) -> Iterator[Callable[[], set[str]]]:
+    """Which topics there are."""
+    admin = KafkaAdminClient(bootstrap_servers=kafka_bootstrap)
+    yield lambda: set(admin.list_topics())
+    admin.close()
+
+
+# ----------------------------------------------------------------------------------------------- misspelt settings
+
+
+@pytest.mark.parametrize("command", [("ingest", "--until-end"), ("run",)])
+def test_a_query_topic_that_does_not_exist_is_refused_and_nothing_is_created(
+    command: tuple[str, ...], settings: dict[str, str], kafka_bootstrap: str, topic: Topic, topics: Callable[[], set[str]]
+) -> None:
+    misspelt = f"{topic(partitions=1)}s"
+    status, said = ended(settings | on_kafka(kafka_bootstrap, misspelt), *command)
+    assert (status, len(said)) == (1, 1), said
+    assert re.search(f"kafka.topic: there is no topic '{misspelt}'", said[0])
+    assert not {name for name in topics() if name.startswith(misspelt)} - {f"{misspelt}.alerts"}
+
+
+def test_a_setting_allows_to_wait_for_the_query_topic(
+    settings: dict[str, str], kafka_bootstrap: str, topic: Topic, topics: Callable[[], set[str]]
+) -> None:
+    later = f"{topic(partitions=1)}-later"
+    more = on_kafka(kafka_bootstrap, later) | {"QUERYWARDEN_KAFKA__WAIT_FOR_TOPIC": "true"}
+    assert ended(settings | more, "ingest", "--until-end") == (0, [])
+    assert {later, f"{later}.dead"} & topics() == {f"{later}.dead"}, "only what we write to is created"
+
+
+@contextmanager
+def held(bootstrap: str, topic: str) -> Iterator[None]:
+    """A consumer with the library's own assignors is the only member of the group."""
+    other = KafkaConsumer(topic, bootstrap_servers=bootstrap, group_id=topic)
+    over, joined = threading.Event(), threading.Event()
+
+    def poll() -> None:
+        while not over.is_set():
+            other.poll(200)
+            if other.assignment():
+                joined.set()
+
+    thread = threading.Thread(target=poll)
+    thread.start()
+    try:
+        assert joined.wait(30)
+        yield
+    finally:
+        over.set()
+        thread.join()
+        other.close()
+
+
+@pytest.mark.parametrize("command", [("ingest",), ("run", "--until-end")])
+def test_a_group_that_is_held_by_another_protocol_is_refused(
+    command: tuple[str, ...], settings: dict[str, str], kafka_bootstrap: str, topic: Topic
+) -> None:
+    name = topic(partitions=1)
+    produce(kafka_bootstrap, name, lines(3))
+    with held(kafka_bootstrap, name):
+        status, said = ended(settings | on_kafka(kafka_bootstrap, name), *command)
+    ours = [line for line in said if line.startswith("querywarden:")]
+    assert (status, len(ours)) == (1, 1), said
+    assert "kafka.group_id" in ours[0]
+    assert name in ours[0]
+
+
+@pytest.mark.parametrize(("path", "status"), [("900", 1), ("x", 2), ("99999999999999999999", 2)])
+def test_a_redis_database_that_the_server_does_not_have_is_refused(
+    path: str, status: int, settings: dict[str, str], redis_server: str
+) -> None:
+    found, said = ended(settings | {"QUERYWARDEN_STORE__URL": f"{redis_server}/{path}"}, "ingest", "--until-end")
+    assert (found, len(said)) == (status, 1), said
+    assert "store.url" in said[0]
