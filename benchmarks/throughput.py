@@ -38,8 +38,9 @@ from consumers.alerts.kafka import DeadLetterTopic
 from consumers.log import Records
 from consumers.log.files import FileLog
 from consumers.log.formats import InputReader, NativeFormat
-from consumers.log.kafka import KafkaLog, connection, ensure_topics
+from consumers.log.kafka import KafkaLog, connection
 from consumers.log.references import read_reference, reference_batch
+from consumers.log.topics import ensure_topics
 from consumers.schemas import infer_schema
 from consumers.secrets import Secrets
 from consumers.store import Checkpoint, Store

@@ -49,7 +49,9 @@ class StoreSettings(Part):
 class KafkaSettings(Part):
     bootstrap_servers: str = Field("127.0.0.1:9092", description="brokers, separated by commas")
     topic: str = Field("prediction-queries", description="the query log; must exist")
-    wait_for_topic: bool = Field(False, description="wait for a query topic that does not exist yet, instead of refusing it")
+    wait_for_topic: bool = Field(
+        False, description="wait for a query topic that does not exist yet, instead of refusing it"
+    )
     dead_letter_topic: str = Field("prediction-queries.dead-letter", description="refused records; created if missing")
     alerts_topic: str = Field("extraction-alerts", description="alerts; created if missing")
     group_id: str = Field("querywarden", description="consumer group of the ingest processes")

@@ -5,7 +5,8 @@ Order of effects, for each decision cell that this process holds:
 1. claim the cell: lease, fresh token, revision, cursors;
 2. ask every profile cell which clients changed after the cursor;
 3. load their decision rows; read their profile shards in every profile cell that may hold some, each at one offset;
-   an answer of another generation, or older than the cursor to be, is discarded;
+   an answer of another generation, or older than the cursor to be, is discarded; a profile cell that can't be read at all is left out,
+   and whose decision reflects it keeps that decision until the cell was begun anew;
 4. `step` (no I/O) → an `Outcome`: rows, alerts, cursors;
 5. record it in one atomic step, alerts into the outbox;
 6. send what the outbox holds, each destination by itself, at least once (delivery.py). Stored before sent.
@@ -116,6 +117,7 @@ class Runner:
     _until: dict[ClientKey, int] = field(default_factory=dict)
     _share: int = DECISION_CELLS
     _leases: dict[int, tuple[int, int]] = field(default_factory=dict)
+    _corrupt: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.alarms = Alarms(self.metrics)
@@ -254,7 +256,12 @@ class Runner:
                 wanted[cell] = cursor.offset if cursor else -1
             if not wanted:
                 continue
-            for cell, answer in self.store.touched(name, wanted, TOUCHED_LIMIT).items():
+            try:
+                answers = self.store.touched(name, wanted, TOUCHED_LIMIT)
+            except CorruptState as error:
+                self._say_corrupt(name, error)
+                continue
+            for cell, answer in answers.items():
                 cursor = self.held[cell].cursors.get(name)
                 if cursor is not None and cursor.generation != answer.generation:
                     # rebuilt: everything counts as changed
@@ -328,9 +335,14 @@ class Runner:
         A cell without touched clients may have been rolled back, too: a row that reflects a shard there waits for its replay.
         """
         fields: dict[ClientKey, dict[str, Mapping[str, bytes]]] = {k: {} for k in clients}
-        behind = set()
+        behind, corrupt = set(), set()
         for name in profile_cells if clients else ():
-            answer = self.store.shards(name, clients)
+            try:
+                answer = self.store.shards(name, clients)
+            except CorruptState as error:
+                self._say_corrupt(name, error)
+                corrupt.add(name)
+                continue
             if name in pending:
                 cursor, _ = pending[name]
                 if answer.generation != cursor.generation or answer.offset < cursor.offset:
@@ -354,8 +366,15 @@ class Runner:
                     log.warning("decision row set aside", extra={"why": str(error)})
             if behind and (before is None or not behind.isdisjoint(before.cells)):
                 return [], False  # without a row (it may have been erased) nobody knows what the replay will bring
+            if before is not None and not corrupt.isdisjoint(before.cells):
+                continue  # what the row reflects can't be read: it stays as it is
             seen.append(Seen(key, fields[key], before))
         return seen, True
+
+    def _say_corrupt(self, name: str, error: CorruptState) -> None:
+        if name not in self._corrupt:
+            self._corrupt.add(name)
+            log.error("profile cell cannot be read", extra={"cell": name, "why": str(error)})
 
     def release(self) -> None:
         """Give the cells back, so that another process need not wait for the leases to run out."""

@@ -5,8 +5,9 @@
     Fenced        somebody else owns the cell: drop its cache and its token
     Rewound       the store is at another offset than we thought: claim again, seek there
     DataGap       the log no longer holds an offset that we still needed
-    LogTruncated  the log ends before the offset that the store has: an operator must decide
-    CorruptState  a stored blob fails its checksum: quarantine it, never crash
+    LogTruncated  the log ends before the offset that the store has: that cell stops, an operator must decide
+    LogRecreated  the same, because another log has the name now
+    CorruptState  a stored blob fails its checksum: quarantine it, never crash. A whole cell that can't be read stops
     Undeliverable the receiver refuses this alert for good: set it aside, go on with the next
     LeaseHeld     another live detector works on this decision cell
     WrongUse      the caller's mistake (exit status 2)
@@ -14,6 +15,7 @@
     Conflict      what is asked contradicts what is there
     Stale         what is there is not what the caller saw when deciding: read it again
     Refused       a clear refusal at start: secrets, schema, baseline (exit status 1)
+    StoppedCells  everything else was read to its end, these cells were not (exit status 1)
 
 Anything else is a bug and ends the process with the position in its message.
 """
@@ -57,6 +59,10 @@ class LogTruncated(QueryWardenError):
     pass
 
 
+class LogRecreated(LogTruncated):
+    pass
+
+
 class CorruptState(QueryWardenError):
     pass
 
@@ -88,4 +94,8 @@ class Stale(QueryWardenError):
 
 
 class Refused(QueryWardenError):
+    pass
+
+
+class StoppedCells(Refused):
     pass

@@ -16,11 +16,14 @@ A record that ends the process (a crash of a library, the machine's out-of-memor
 another process claimed at this offset and never came beyond it tries the records in a child process first (trial.py): the ones that
 end it are refused with the reason ``poison``. That takes two restarts, and whatever else ends a process condemns no record.
 (A cell that merely changed hands twice without a new record is read slowly for one poll: no harm.)
+A cell that cannot go on (its log was cut back or made anew, its keys can't be read) stops alone until an operator begins it anew
+(stopped.py).
 Ready means: joined the group, and the store answers. A replica that no cell was left for is ready too.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import random
@@ -31,14 +34,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from consumers.alarms import Alarms, Watch
-from consumers.errors import Fenced, LogTruncated, Rewound, Unavailable
+from consumers.errors import CorruptState, Fenced, LogRecreated, LogTruncated, Rewound, Unavailable
 from consumers.intake.admission import FULL_SHARE, Admission
 from consumers.intake.checkpoints import Cell, Ingest, shape_of
 from consumers.intake.letters import DeadLetterShip, Letters
+from consumers.intake.stopped import STOPPING, Stops, generation_of
 from consumers.intake.trial import Trial, deadly
 from consumers.log import QueryLog, Records
 from consumers.log.formats import Decoded
 from consumers.metrics import Metrics
+from consumers.operators.heartbeats import stopped_elsewhere
 from consumers.store import Checkpoint, Store
 
 __all__ = ["Cell", "Ingest", "Runner", "run", "shape_of"]
@@ -82,6 +87,7 @@ class Runner:
     careful_after      so many others claimed at an offset and never came beyond it before this one tries records first
     trial              which records end a process
     doubted            cells that the group said were not ours, and when; it has not taken them away either
+    stops              cells that cannot go on until an operator decides
     silent             why this turn got no answer from store or log; None: it did
     """
 
@@ -103,17 +109,20 @@ class Runner:
     doubted: dict[str, float] = field(default_factory=dict)
     letters: Letters = field(init=False)
     watch: Watch = field(init=False)
+    stops: Stops = field(init=False)
     failures: int = 0
     ready: bool = False
     full: bool = False
     silent: Unavailable | None = None
     _answered_s: float = -math.inf
     _pressed_s: float = -math.inf
+    _stops_seen_s: float = -math.inf
     _claims: dict[str, tuple[int | None, int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.letters = Letters(self.store, self.dead_letters)
         self.watch = Watch(Alarms(self.metrics))
+        self.stops = Stops(self.metrics)
 
     def turn(self, timeout_s: float) -> int:
         """One poll and what follows from it; returns the number of records committed. Raises what only an operator can mend."""
@@ -135,10 +144,14 @@ class Runner:
             self.waiting.discard(name)
             self.doubted.pop(name, None)
             self.letters.forget(name)
+            self.stops.end(name)
         if poll.revoked:
             self.watch.handed_over()
         self.waiting.update(poll.assigned)
+        for name, why in poll.stopped:
+            self._stop(name, LogTruncated(why))
         self._ask_again()
+        self._ask_for_rebuilt()
         for cell, first, last in poll.gaps:
             log.error("data gap", extra={"cell": cell, "first": first, "last": last})
             self.metrics.add("querywarden_gap_records_total", last - first + 1)
@@ -151,7 +164,7 @@ class Runner:
             if not self._claim(name):
                 break
         self._press()
-        committed = sum(self._batch(records) for records in poll.batches)
+        committed = sum(self._guarded(records) for records in poll.batches)
         self.letters.hand_on()
         self._beacon()
         self._look()
@@ -177,6 +190,8 @@ class Runner:
             self.store.load(cell.name, cell.token, cell.offset, [])
         except (Fenced, Rewound, Unavailable) as error:
             self._refused(cell, error)
+        except CorruptState as error:
+            self._stop(cell.name, error)
         else:
             self._heard()
             cell.checked_s = self.clock()
@@ -200,6 +215,7 @@ class Runner:
         newest_s = self.metrics.value("querywarden_event_time_seconds") or 0.0
         late_s = max(0.0, time.time() - newest_s) if behind and newest_s else 0.0
         self.metrics.set("querywarden_ingest_lag_seconds", late_s)
+        self.watch.alarms.show("cell_stopped", bool(self.stops.found), cells=dict(self.stops.words()))
         self.watch.alarms.show("store_full", self.full)
         self.watch.alarms.show("letters_wait", self.letters.fullest() >= 0.8)
         self.watch.look(self.clock(), behind, self.silent is None)
@@ -210,6 +226,13 @@ class Runner:
 
     def _claim(self, name: str) -> bool:
         """False when the store or the log does not answer."""
+        try:
+            return self._claimed(name)
+        except STOPPING as error:
+            self._stop(name, error)
+            return True
+
+    def _claimed(self, name: str) -> bool:
         token = self.new_token()
         try:
             claim = self.store.claim(name, token)
@@ -220,9 +243,6 @@ class Runner:
         except Fenced:
             self.waiting.discard(name)  # the log says that the cell is gone; it will tell when it is back
             return True
-        except LogTruncated:
-            self.waiting.discard(name)
-            raise
         self._heard()
         self.waiting.discard(name)
         # an earlier owner may have left some
@@ -230,7 +250,7 @@ class Runner:
         # the position in memory is the store's: None until the first commit, whatever the log started at
         cell = Cell(name, token, claim.next_offset, Counter(claim.counters))
         cell.admission, cell.erased, cell.full = Admission(claim.sketch), claim.erased, self.full
-        cell.checked_s = self.clock()
+        cell.generation, cell.checked_s = claim.generation, self.clock()
         self._check_incarnation(cell)
         self._notice_deaths(cell, claim.attempts)
         self.cells[name] = cell
@@ -238,10 +258,10 @@ class Runner:
         return True
 
     def _check_incarnation(self, cell: Cell) -> None:
-        """Raises LogTruncated when the offset belongs to a log that is no more."""
+        """Raises LogRecreated when the offset belongs to a log that is no more."""
         known, now = cell.counters["log_id"], self.log.incarnation(cell.name)
         if known and now and known != now:
-            raise LogTruncated(
+            raise LogRecreated(
                 f"{cell.name}: the topic was deleted and created again; the store's offset belongs to the old one"
             )
         cell.counters["log_id"] = now or known
@@ -255,6 +275,35 @@ class Runner:
         cell.careful = cell.deaths >= self.careful_after
         if cell.careful:
             log.warning("records are tried before they are folded", extra={"cell": cell.name, "offset": cell.offset})
+
+    def _stop(self, name: str, error: LogTruncated | CorruptState) -> None:
+        """This cell cannot go on; the others do."""
+        cell = self.cells.pop(name, None)
+        self.waiting.discard(name)
+        self.doubted.pop(name, None)
+        self.stops.add(name, error, cell.generation if cell is not None else generation_of(self.store, name))
+        with contextlib.suppress(Fenced):  # revoked since the poll, which will say so
+            self.log.pause(name)
+
+    def _ask_for_rebuilt(self) -> None:
+        """A stopped cell that an operator began anew is claimed again."""
+        if self.stops.found and self.clock() - self._stops_seen_s >= BEACON_S:
+            self._stops_seen_s = self.clock()
+            try:
+                rebuilt = self.stops.rebuilt(self.store)
+            except Unavailable as error:
+                self.silent = error
+                return
+            for name in rebuilt:
+                self.stops.end(name)
+                self.waiting.add(name)
+
+    def _guarded(self, records: Records) -> int:
+        try:
+            return self._batch(records)
+        except STOPPING as error:
+            self._stop(records.cell, error)
+            return 0
 
     def _batch(self, records: Records) -> int:
         """Fold and commit the records of one cell; returns how many."""
@@ -423,7 +472,10 @@ class Runner:
 
 
 def run(runner: Runner, stop: Callable[[], bool], until_end: bool = False, poll_timeout_s: float = 0.2) -> None:
-    """Loop until `stop`, or, with `until_end`, until everything that was in the log at the start is committed by somebody."""
+    """Loop until `stop`, or, with `until_end`, until everything that was in the log at the start is committed by somebody.
+
+    With `until_end`, raises StoppedCells at the end when cells of this process stopped before theirs.
+    """
     ends: Mapping[str, int] | None = None if until_end else {}
     while not stop():
         committed = runner.turn(poll_timeout_s)
@@ -434,19 +486,26 @@ def run(runner: Runner, stop: Callable[[], bool], until_end: bool = False, poll_
                 runner.back_off(error)
                 continue
         if until_end and not committed and _reached(runner, ends):
+            if runner.stops.found:
+                raise runner.stops.refusal()
             return
 
 
 def _reached(runner: Runner, ends: Mapping[str, int]) -> bool:
-    """Whether every cell of the log has reached its end: ours by what we committed, others by what the store says."""
+    """Whether every cell of the log has reached its end: ours by what we committed, others by what the store says.
+
+    A stopped cell never will, here or in another process that says so.
+    """
     for name, end in ends.items():
+        if name in runner.stops.found:
+            continue
         mine = runner.cells.get(name)
         if mine is not None:
             if max(mine.offset or 0, runner.log.position(name)) < end:
                 return False
         elif end > 0:
             try:
-                if runner.store.shards(name, []).offset < end:
+                if runner.store.shards(name, []).offset < end and name not in stopped_elsewhere(runner.store):
                     return False
             except Unavailable:
                 return False

@@ -64,6 +64,11 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "querywarden_commits_total": ("counter", ("outcome",), "checkpoints: committed, fenced, rewound, unavailable"),
     "querywarden_gap_records_total": ("counter", (), "records that the log's retention dropped before they were read"),
     "querywarden_cells": ("gauge", (), "log cells that this process owns"),
+    "querywarden_cell_stopped": (
+        "gauge",
+        ("cell", "reason"),
+        "1 for a log cell that cannot go on: log_truncated, log_recreated, cell_corrupt",
+    ),
     "querywarden_profiles_cached": ("gauge", ("model",), "client profiles held in memory"),
     "querywarden_event_time_seconds": ("gauge", (), "newest event time that was committed"),
     "querywarden_clients_assessed_total": ("counter", ("model",), "clients assessed"),

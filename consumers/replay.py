@@ -123,6 +123,8 @@ def replay(
                 reading.turn(0.1)
             except Refused as error:
                 damage = error  # what was readable counts; the damage is told at the end
+            if reading.stops.found:
+                raise reading.stops.refusal()
             if reading.silent is not None and reading.failures >= PATIENCE:
                 raise reading.silent
             if turn % POLLS_A_TURN == 0:

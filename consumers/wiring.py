@@ -171,18 +171,18 @@ def open_log(settings: config.Settings) -> QueryLog:
         return FollowedFile(url.removeprefix("file://"))
     if not url.startswith("kafka:"):
         raise WrongUse(f"log.url: {config.masked(url)!r} is neither kafka: nor file:///path.jsonl")
-    from consumers.log import kafka
+    from consumers.log import kafka, topics
 
     k = settings.kafka
     brokers = kafka_connection(settings)
-    if not kafka.has_topic(brokers, k.topic):
+    if not topics.has_topic(brokers, k.topic):
         if not k.wait_for_topic:
             raise Refused(
                 f"kafka.topic: there is no topic {k.topic!r} at {k.bootstrap_servers}, or this account may not see it; "
                 "it is never created by reading (kafka.wait_for_topic = true waits for it)"
             )
         log.warning("the query topic does not exist yet", extra={"topic": k.topic})
-    kafka.ensure_topics(brokers, [k.dead_letter_topic, k.alerts_topic])
+    topics.ensure_topics(brokers, [k.dead_letter_topic, k.alerts_topic])
     return kafka.KafkaLog(
         brokers,
         topic=k.topic,
@@ -206,10 +206,10 @@ def open_sinks(settings: config.Settings, metrics: Metrics | None = None) -> lis
         sinks.append(JsonLinesSink(settings.alerts.file))
     if settings.log.url.startswith("kafka:") and settings.alerts.kafka:
         from consumers.alerts.kafka import KafkaSink
-        from consumers.log import kafka
+        from consumers.log.topics import ensure_topics
 
         brokers = kafka_connection(settings)
-        kafka.ensure_topics(brokers, [settings.kafka.alerts_topic])
+        ensure_topics(brokers, [settings.kafka.alerts_topic])
         sinks.append(KafkaSink(brokers, settings.kafka.alerts_topic, form=settings.alerts.kafka_format))
     return sinks + destinations.configured(settings.alerts, metrics, lambda: stored_alerts(settings))
 
@@ -258,7 +258,7 @@ def run_ingest(
         query_log, store, reading, metrics, dead_letters=letters, max_poll_records=settings.kafka.max_poll_records
     )
     _serve_metrics(settings, runner.metrics, lambda: runner.ready, stack)
-    beat(stack, store, "ingest", lambda: (_lag(runner), runner.watch.alarms, ()))
+    beat(stack, store, "ingest", lambda: (_lag(runner), runner.watch.alarms, ()), runner.stops.words)
     log.info("ingest started")
     ingesting.run(runner, stop, until_end)
     log.info("ingest stopped", extra={"counters": {c.name: dict(c.counters) for c in runner.cells.values()}})
@@ -306,8 +306,14 @@ def beat(
     role: str,
     look: Callable[[], tuple[float | None, Alarms, Sequence[Courier]]],
     keys: Callable[[], str] = lambda: "",
+    stopped: Callable[[], Mapping[str, str]] = dict,
 ) -> Heart:
-    """Leave signs of life until the stack is closed. look: lag, alarms and couriers of the process; keys: those that it knows."""
+    """Leave signs of life until the stack is closed.
+
+    look     lag, alarms and couriers of the process
+    keys     those that it knows
+    stopped  cells that cannot go on
+    """
     from consumers.operators.heartbeats import Heart, Heartbeat, SinkState
 
     process = f"{role}@{socket.gethostname()}/{os.getpid()}"
@@ -315,9 +321,9 @@ def beat(
     def said() -> Heartbeat:
         lag, alarms, couriers = look()
         sinks = [SinkState(one.sink.name, one.waiting(), one.failures > 0) for one in couriers]
-        return Heartbeat(
-            process, role, 0, None if lag is None else int(lag), sorted(alarms.raised.copy()), sinks, keys=keys()
-        )
+        raised = sorted(alarms.raised.copy())
+        waiting = None if lag is None else int(lag)
+        return Heartbeat(process, role, 0, waiting, raised, sinks, dict(stopped()), keys=keys())
 
     heart = Heart(store, said)
     stack.callback(heart.stop)

@@ -31,7 +31,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from consumers.config import user_state_dir
-from consumers.log.kafka import connection, ensure_topics
+from consumers.log.kafka import connection
+from consumers.log.topics import ensure_topics
 from examples.servers import Kafka, MissingServer, Redis, Server, Valkey, free_port, listens
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -286,10 +287,7 @@ def up(arguments: argparse.Namespace) -> int:
                     note(state, ports, running)
                 for part in group:
                     if not stopping:
-                        part.wait_ready()
-                        say(f"{part.name}: ready after {time.monotonic() - began:.1f} s, log {part.log}")
-                        if isinstance(part, Kafka):
-                            ensure_topics(connection(f"127.0.0.1:{ports['kafka']}"), [TOPIC])
+                        await_ready(part, began)
             if not stopping:
                 say_where(state, ports)
             watch(running, stopping)
@@ -306,6 +304,13 @@ def up(arguments: argparse.Namespace) -> int:
             if running:
                 say("stopped")
     return 0
+
+
+def await_ready(part: Server, began: float) -> None:
+    part.wait_ready()
+    say(f"{part.name}: ready after {time.monotonic() - began:.1f} s, log {part.log}")
+    if isinstance(part, Kafka):  # the service reads the query topic and never creates it
+        ensure_topics(connection(part.bootstrap), [TOPIC])
 
 
 def watch(running: Sequence[Server], stopping: Sequence[int]) -> None:

@@ -110,6 +110,21 @@ def _store_answers(examined: Examined) -> Finding:
         return ok(f"{len(store.cells())} log cells")
 
 
+def _log_cells(examined: Examined) -> Finding:
+    from consumers.operators.heartbeats import heartbeats, stopped_elsewhere
+
+    settings = examined.settings
+    file = _sqlite_file(examined)
+    if file is not None and not file.exists():
+        return unchecked(f"{file} is not there yet: the first process makes it")
+    with wiring.open_store(settings) as store:
+        stopped = stopped_elsewhere(store)
+        lives = any(beat.role == "ingest" for beat in heartbeats(store))
+    if stopped:
+        return look("; ".join(f"{cell} is stopped ({words})" for cell, words in stopped.items()))
+    return ok("no log cell is stopped") if lives else unchecked("no ingest process lives")
+
+
 def _store_encryption(examined: Examined) -> Finding:
     if not examined.on_redis:
         return unchecked("SQLite is a file; whether its disk is encrypted is not known")
@@ -395,6 +410,7 @@ CHECKS: Mapping[str, Check] = {
     "store eviction": _store_eviction,
     "store replicas": _replicas,
     "log answers": _log_answers,
+    "log cells": _log_cells,
     "kafka encryption": _kafka_encryption,
     "kafka access": _kafka_access,
     "secrets file": _secrets_file,

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from consumers import config, paths, terminal, wiring
 from consumers.commands.options import ConfigFile
-from consumers.errors import WrongUse
+from consumers.errors import StoppedCells, WrongUse
 
 if TYPE_CHECKING:
     from consumers.enforcement.restrictions import Restrictions
@@ -73,8 +73,12 @@ def run_serve(
 
 
 def run_all(settings: config.Settings, stop: Callable[[], bool], until_end: bool, metrics: Metrics) -> None:
-    """Ingest, detect and serve, a thread each; the first that fails ends all. With `until_end`, until all was assessed."""
+    """Ingest, detect and serve, a thread each; the first that fails ends all. With `until_end`, until all was assessed.
+
+    Cells that stopped before their end fail nothing: what was read is assessed first, then they are named.
+    """
     failed: list[BaseException] = []
+    stopped: list[StoppedCells] = []
     read, assessed = threading.Event(), threading.Event()
 
     def ending() -> bool:
@@ -85,6 +89,8 @@ def run_all(settings: config.Settings, stop: Callable[[], bool], until_end: bool
             try:
                 with contextlib.ExitStack() as stack:
                     work(stack)
+            except StoppedCells as cells:
+                stopped.append(cells)
             except BaseException as error:  # noqa: BLE001 — raised again below, in the main thread
                 failed.append(error)
             finally:
@@ -109,8 +115,8 @@ def run_all(settings: config.Settings, stop: Callable[[], bool], until_end: bool
     for thread in threads:
         while thread.is_alive():  # in slices, so that the main thread hears signals
             thread.join(0.2)
-    if failed:
-        raise failed[0]
+    if failed or stopped:
+        raise [*failed, *stopped][0]
 
 
 def bound(listener: socket.socket) -> str:

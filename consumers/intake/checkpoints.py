@@ -55,6 +55,7 @@ class Cell:
     refused    client → what did not fit, counted (refusals.py)
     erased     client → offset below which its queries are skipped
     full       the store has no room for new clients
+    generation the store's, which changes when an operator begins the cell anew
     deaths     so many processes claimed at this offset and never came beyond it
     careful    try records in a child process before they are folded, until the offset `careful_until`
     checked_s  when the store last confirmed token and offset, by the monotonic clock
@@ -70,6 +71,7 @@ class Cell:
     admission: Admission = field(default_factory=Admission)
     erased: Tombstones = field(default_factory=Tombstones)
     full: bool = False
+    generation: str = ""
     careful: bool = False
     careful_until: int = 0
     deaths: int = 0

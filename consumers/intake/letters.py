@@ -13,7 +13,7 @@ import logging
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from consumers.errors import Unavailable
+from consumers.errors import CorruptState, Unavailable
 from consumers.store import DeadLetter, Store
 
 log = logging.getLogger("querywarden.ingest")
@@ -85,6 +85,10 @@ class Letters:
                 if len(pending) < AT_ONCE:
                     self.forget(name)
                     return True
+        except CorruptState as error:  # its next commit finds the same, and stops the cell
+            log.error("dead letters cannot be read", extra={"cell": name, "why": str(error)})
+            self.forget(name)
+            return True
         except Unavailable as error:
             log.warning("dead letters wait", extra={"cell": name, "why": str(error)})
             return False

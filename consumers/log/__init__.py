@@ -83,12 +83,14 @@ class Poll:
     assigned  cells that are ours now and wait for `seek`
     revoked   cells that are no longer ours (revoked or lost): forget their cache and token
     gaps      (cell, first missing, last missing): retention dropped them before we read them
+    stopped   (cell, why): the log cannot go on where we are in it (`LogTruncated`); it is paused until `seek`, the others go on
     """
 
     batches: list[Records] = field(default_factory=list)
     assigned: list[str] = field(default_factory=list)
     revoked: list[str] = field(default_factory=list)
     gaps: list[tuple[str, int, int]] = field(default_factory=list)
+    stopped: list[tuple[str, str]] = field(default_factory=list)
 
 
 class QueryLog(Protocol):

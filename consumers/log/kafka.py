@@ -4,7 +4,8 @@
   nothing else (store I/O there would block heartbeats), and stays paused until `seek`. Kafka's own committed offsets
   are written for lag dashboards and never read.
 * Nothing is skipped silently: no automatic offset reset. Records that retention dropped are reported as a gap, and
-  reading goes on at the start of the log; a log that ends before the stored offset is `LogTruncated`.
+  reading goes on at the start of the log; a log that ends before the stored offset is `LogTruncated`. What happens to one
+  partition stops that partition only.
 * Cooperative rebalancing, committed transactions only, no topic created by reading, checksums verified. Without the
   ``crc32c`` package kafka-python is twelve times slower and says nothing, so we refuse to start.
 * Batches are read by `batches.py`, in bounded memory.
@@ -12,11 +13,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import ipaddress
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -24,7 +24,6 @@ import kafka.errors as errors
 import numpy as np
 from kafka import (
     ConsumerRebalanceListener,
-    KafkaAdminClient,
     KafkaConsumer,
     OffsetAndMetadata,
     TopicPartition,
@@ -99,41 +98,6 @@ def connection(
     return arguments | {name: path for name, path in files.items() if path is not None}
 
 
-def ensure_topics(brokers: Mapping[str, Any], topics: Iterable[str], partitions: int = -1) -> list[str]:
-    """Create those topics that are missing (-1 partitions: the broker's default); returns which were created.
-
-    brokers  what `connection` returned
-    """
-    created = []
-    with _admin(brokers) as admin:
-        for topic in sorted(set(topics) - set(admin.list_topics())):
-            try:
-                admin.create_topics({topic: {"num_partitions": partitions}}, wait_for_metadata=True)
-            except errors.TopicAlreadyExistsError:
-                continue  # another process was faster
-            created.append(topic)
-    return created
-
-
-def has_topic(brokers: Mapping[str, Any], topic: str) -> bool:
-    """Ask the brokers whether `topic` exists; nothing is created."""
-    with _admin(brokers) as admin:
-        return topic in admin.list_topics()
-
-
-@contextlib.contextmanager
-def _admin(brokers: Mapping[str, Any]) -> Iterator[KafkaAdminClient]:
-    admin = None
-    try:
-        admin = KafkaAdminClient(**brokers)
-        yield admin
-    except errors.KafkaError as error:
-        raise translated(error) from error
-    finally:
-        if admin is not None:
-            admin.close()
-
-
 class KafkaLog:
     """Port QueryLog on one topic. Cells are ``topic:partition``.
 
@@ -183,7 +147,7 @@ class KafkaLog:
         self._consumer.subscribe([topic], listener=_Listener(self._consumer, self._assignments))
 
     def poll(self, timeout_s: float, max_records: int) -> Poll:
-        """Raises LogTruncated; Refused when the brokers don't let us read. Brokers that are away give nothing."""
+        """Raises Refused when the brokers don't let us read. Brokers that are away give nothing."""
         deadline_s = time.monotonic() + timeout_s
         while True:
             poll = Poll()
@@ -194,7 +158,7 @@ class KafkaLog:
                 if tp in self._positions:
                     poll.batches.append(self._batch(tp, records))
             poll.batches += self._moved_without_records(set(fetched))
-            if poll.batches or poll.assigned or poll.revoked or poll.gaps or left_s <= POLL_SLICE_S:
+            if poll.batches or poll.assigned or poll.revoked or poll.gaps or poll.stopped or left_s <= POLL_SLICE_S:
                 return poll
 
     def seek(self, cell: str, offset: int | None) -> int:
@@ -307,6 +271,9 @@ class KafkaLog:
         except errors.OffsetOutOfRangeError as error:
             self._report_gaps(error.args[0], poll)
             return {}
+        except errors.LogTruncationError as error:
+            self._stop(error.divergent_offsets, poll)
+            return {}
         except errors.RetriableError:
             return {}  # the library reconnects by itself, and says so in its log
         except errors.KafkaError as error:
@@ -322,13 +289,28 @@ class KafkaLog:
         for tp, offset in positions.items():
             start = int(starts[tp])
             if start < offset:
-                raise LogTruncated(f"{_cell(tp)}: the log no longer reaches offset {offset}")
+                self._stop([tp], poll)
+                continue
             try:
                 self._consumer.seek(tp, start)
             except ValueError:
                 continue  # revoked meanwhile
             if tp in self._positions:
                 poll.gaps.append((_cell(tp), offset, start - 1))
+
+    def _stop(self, partitions: Iterable[TopicPartition], poll: Poll) -> None:
+        """The log of these partitions was cut back behind where we are in it."""
+        for tp in partitions:
+            offset = self._positions.pop(tp, None)
+            if offset is None:
+                continue
+            self._waiting.add(tp)
+            try:
+                self._consumer.pause(tp)
+                self._consumer.seek(tp, offset)  # forgets the leader's epoch, or each poll would find the same again
+            except (KeyError, ValueError):
+                continue  # revoked meanwhile
+            poll.stopped.append((_cell(tp), f"{_cell(tp)}: the log no longer reaches offset {offset}"))
 
     def _reassigned(self, poll: Poll) -> None:
         """What the callback noted, in order: a cell that was lost and regained counts as both."""
@@ -375,8 +357,8 @@ class KafkaLog:
         """Not last + 1: the library steps over transaction markers and what compaction removed."""
         try:
             position = self._consumer.position(tp, timeout_ms=0)
-        except (errors.IllegalStateError, errors.RetriableError):
-            return otherwise  # revoked while polling, or the brokers are away
+        except (errors.IllegalStateError, errors.RetriableError, errors.LogTruncationError):
+            return otherwise  # revoked while polling, the brokers are away, or the next fetch says what was cut back
         except errors.KafkaError as error:
             raise translated(error) from error
         return otherwise if position is None else int(position)
@@ -481,4 +463,3 @@ def _partition(cell: str) -> TopicPartition:
     if not partition.isdigit():
         raise Fenced(f"{cell}: not a partition")
     return TopicPartition(topic, int(partition))
-

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import kafka.errors as errors
 
-from consumers.errors import LogTruncated, Refused, Unavailable
+from consumers.errors import Refused, Unavailable
 
 GROUP: dict[type[Exception], str] = {
     errors.InconsistentGroupProtocolError: (
@@ -25,13 +25,11 @@ GROUP: dict[type[Exception], str] = {
 """Why a group does not take a member → the line for people."""
 
 
-def translated(error: errors.KafkaError, group: str = "") -> Unavailable | Refused | LogTruncated:
+def translated(error: errors.KafkaError, group: str = "") -> Unavailable | Refused:
     """Turn the library's error into an instruction; `group` names the consumer group in the line."""
     text = str(error) or type(error).__name__
     if type(error) in GROUP:
         return Refused(GROUP[type(error)].format(group=group))
-    if isinstance(error, errors.LogTruncationError):
-        return LogTruncated(text)
     if isinstance(error, (errors.AuthorizationError, errors.SaslAuthenticationFailedError)):
         return Refused(f"Kafka does not let us in: {text}")
     if isinstance(error, errors.KafkaConfigurationError):

@@ -47,7 +47,8 @@ class SinkState:
 class Heartbeat:
     """role: ingest | detect | serve; lag: records that wait in this process' cells, None where it reads none.
 
-    keys: of serve, `fingerprint` of the stored keys as it knows them.
+    keys     of serve, `fingerprint` of the stored keys as it knows them
+    stopped  log cell of this process that cannot go on → reason and text
     """
 
     process: str
@@ -56,6 +57,7 @@ class Heartbeat:
     lag: int | None = None
     alarms: list[str] = field(default_factory=list)
     sinks: list[SinkState] = field(default_factory=list)
+    stopped: dict[str, str] = field(default_factory=dict)
     format: int = 1
     keys: str = ""
 
@@ -87,6 +89,11 @@ def heartbeats(store: Store) -> tuple[Heartbeat, ...]:
         except CorruptState as error:
             log.warning("entry set aside", extra={"kind": KIND, "why": str(error)})
     return tuple(sorted(found, key=lambda beat: beat.process))
+
+
+def stopped_elsewhere(store: Store) -> dict[str, str]:
+    """Log cells that cannot go on, by the processes that live → reason and text. Raises Unavailable."""
+    return {cell: words for beat in heartbeats(store) for cell, words in sorted(beat.stopped.items())}
 
 
 def total(sinks: list[SinkState]) -> list[SinkState]:

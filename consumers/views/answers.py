@@ -260,6 +260,7 @@ class Health:
     breaker       open (nothing detected is newly enforced) | closed
     lag           records that wait in the log, by the ingest processes that live
     alarms        that are raised in any process
+    stopped       log cells that cannot go on until an operator decides, each with its reason
     sinks         by the detect processes that live
     processes     how many ingest and detect processes live
     """
@@ -275,6 +276,7 @@ class Health:
     alarms: tuple[str, ...] | None = None
     sinks: tuple[SinkHealth, ...] | None = None
     processes: Mapping[str, int] | None = None
+    stopped: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -317,6 +317,7 @@ class Readings:
                 alarms=alarms if alarms or roles["ingest"] or roles["detect"] else None,
                 sinks=tuple(SinkHealth(s.name, s.waiting, s.away) for s in sinks) if roles["detect"] else None,
                 processes={role: roles[role] for role in ("ingest", "detect")},
+                stopped={cell: words for beat in beats for cell, words in beat.stopped.items()} if beats else None,
             )
         except Unavailable:
             return Health(False, None, None, None, None, None)

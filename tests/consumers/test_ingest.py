@@ -12,7 +12,7 @@ import pytest
 import victims
 
 from consumers import ingest
-from consumers.errors import Fenced, LogTruncated, Rewound, Unavailable
+from consumers.errors import Fenced, Rewound, StoppedCells, Unavailable
 from consumers.ingest import Ingest, Runner
 from consumers.intake.checkpoints import MAX_CACHED
 from consumers.intake.letters import KEPT
@@ -239,7 +239,7 @@ def test_a_log_that_ends_before_the_store_needs_an_operator(
     cell = one.log.poll(0.0, 1).assigned[0]
     store.claim(cell, "t" * 32)
     store.commit("t" * 32, Checkpoint(cell, None, 99))
-    with pytest.raises(LogTruncated, match="ends after line 10"):
+    with pytest.raises(StoppedCells, match="log_truncated: .* ends after line 10"):
         through(runner(tmp_path / "log.jsonl", store, reading))
 
 

@@ -18,7 +18,8 @@ from streams import produce
 from consumers.errors import LogTruncated, Refused, Unavailable, WrongUse
 from consumers.log import Poll
 from consumers.log.batches import BATCH_BYTES
-from consumers.log.kafka import KafkaLog, connection, ensure_topics
+from consumers.log.kafka import KafkaLog, connection
+from consumers.log.topics import ensure_topics
 
 Topic = Callable[..., str]
 NewLog = Callable[..., KafkaLog]
@@ -67,11 +68,11 @@ class Member:
             self.stored[batch.cell] = batch.next_offset
         return poll
 
-    def until(self, condition: Callable[[], bool], within_s: float = 30) -> None:
+    def until(self, condition: Callable[[], bool], within_s: float = 30, timeout_s: float = 0.2) -> None:
         deadline = time.monotonic() + within_s
         while not condition():
             assert time.monotonic() < deadline, "did not come true"
-            self.step()
+            self.step(timeout_s)
 
     def at_end(self) -> bool:
         return all(self.stored.get(cell, 0) >= end for cell, end in self.log.ends().items())
@@ -161,9 +162,7 @@ def test_a_group_that_consumers_of_another_protocol_hold_is_refused(
         assert joined.wait(30)
         reader = Member(new_log(name), {})
         with pytest.raises(Refused, match=f"kafka.group_id: .*{name}"):
-            for _ in range(200):
-                reader.step(polled_s)
-                time.sleep(0.05)
+            reader.until(lambda: bool(time.sleep(0.05)), timeout_s=polled_s)
     finally:
         ended.set()
         holding.join()

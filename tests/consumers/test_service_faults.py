@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import threading
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,9 +17,13 @@ from typing import Any
 import numpy as np
 import pytest
 import victims
-from kafka import KafkaAdminClient, KafkaConsumer
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
+from servers import wait_until
 from streams import produce
 
+from consumers.alarms import ALARMS
+from consumers.store import Checkpoint
+from consumers.store.embedded import EmbeddedStore
 from detector.baseline import Baseline
 
 QUERYWARDEN = Path(sys.executable).with_name("querywarden")
@@ -52,7 +57,9 @@ def on_kafka(bootstrap: str, topic: str) -> dict[str, str]:
 
 def ended(settings: dict[str, str], *arguments: str) -> tuple[int, list[str]]:
     """Status, and what was said on standard error that is no line of the log."""
-    done = subprocess.run([QUERYWARDEN, *arguments], env=settings, capture_output=True, text=True, timeout=90, check=False)
+    done = subprocess.run(
+        [QUERYWARDEN, *arguments], env=settings, capture_output=True, text=True, timeout=90, check=False
+    )
     return done.returncode, [line for line in done.stderr.splitlines() if not line.startswith("{")]
 
 
@@ -77,7 +84,11 @@ def topics(kafka_bootstrap: str) -> Iterator[Callable[[], set[str]]]:
 
 @pytest.mark.parametrize("command", [("ingest", "--until-end"), ("run",)])
 def test_a_query_topic_that_does_not_exist_is_refused_and_nothing_is_created(
-    command: tuple[str, ...], settings: dict[str, str], kafka_bootstrap: str, topic: Topic, topics: Callable[[], set[str]]
+    command: tuple[str, ...],
+    settings: dict[str, str],
+    kafka_bootstrap: str,
+    topic: Topic,
+    topics: Callable[[], set[str]],
 ) -> None:
     misspelt = f"{topic(partitions=1)}s"
     status, said = ended(settings | on_kafka(kafka_bootstrap, misspelt), *command)
@@ -139,3 +150,105 @@ def test_a_redis_database_that_the_server_does_not_have_is_refused(
     found, said = ended(settings | {"QUERYWARDEN_STORE__URL": f"{redis_server}/{path}"}, "ingest", "--until-end")
     assert (found, len(said)) == (status, 1), said
     assert "store.url" in said[0]
+
+
+# ------------------------------------------------------------------------------------------------- one stopped cell
+
+
+class Service:
+    """A service process; what it says on standard error is read as it comes."""
+
+    def __init__(self, settings: dict[str, str], *arguments: str) -> None:
+        self.process = subprocess.Popen([QUERYWARDEN, *arguments], env=settings, stderr=subprocess.PIPE, text=True)
+
+    def says(self, event: str, **fields: str) -> dict[str, Any]:
+        """Wait for a line of its log."""
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            said: dict[str, Any] = json.loads(line)
+            if said["event"] == event and fields.items() <= said.items():
+                return said
+        raise AssertionError(f"ended with {self.process.wait()} without {event!r}")
+
+    def end(self) -> int:
+        self.process.terminate()
+        assert self.process.stderr is not None
+        self.process.stderr.read()
+        return self.process.wait(30)
+
+
+def get(address: str) -> str:
+    with urllib.request.urlopen(address, timeout=5) as answer:
+        return str(answer.read().decode())
+
+
+def fill(bootstrap: str, topic: str, partition: int, values: list[bytes]) -> None:
+    producer = KafkaProducer(bootstrap_servers=bootstrap)
+    for value in values:
+        producer.send(topic, value, partition=partition)
+    producer.close()
+
+
+def moved(path: Path, cell: str, offset: int) -> None:
+    """The store believes to have read further than the log reaches: the log was cut back."""
+    store = EmbeddedStore(path)
+    claim = store.claim(cell, "t" * 32)
+    store.commit("t" * 32, Checkpoint(cell, claim.next_offset, offset, counters=dict(claim.counters)))
+    store.close()
+
+
+@pytest.fixture
+def cut_back(
+    settings: dict[str, str], tmp_path: Path, kafka_bootstrap: str, topic: Topic
+) -> tuple[str, dict[str, str]]:
+    """A topic of two partitions, and settings whose store is behind the end of the first one."""
+    name = topic(partitions=2)
+    settings |= on_kafka(kafka_bootstrap, name)
+    for partition in (0, 1):
+        fill(kafka_bootstrap, name, partition, lines(5, f"acct-{partition}"))
+    assert ended(settings, "ingest", "--until-end") == (0, [])
+    moved(tmp_path / "querywarden.sqlite", f"{name}:0", 99)
+    fill(kafka_bootstrap, name, 1, lines(9, "acct-1")[5:])
+    return name, settings
+
+
+@pytest.mark.parametrize("command", ["ingest", "run"])
+def test_until_end_reads_the_other_cells_and_then_names_the_stopped_one(
+    command: str, cut_back: tuple[str, dict[str, str]], tmp_path: Path
+) -> None:
+    name, settings = cut_back
+    for _ in range(2):  # a restart behaves the same
+        status, said = ended(settings, command, "--until-end")
+        assert (status, len(said)) == (1, 1), said
+        assert f"{name}:0 (log_truncated: " in said[0]
+    store = EmbeddedStore(tmp_path / "querywarden.sqlite")
+    assert store.shards(f"{name}:1", []).offset == 9
+    assert len(list(store.decisions("default"))) == (0 if command == "ingest" else 2), "what was read was assessed"
+    store.close()
+
+
+def test_a_service_with_a_stopped_cell_answers_reads_on_and_resumes_when_told(
+    cut_back: tuple[str, dict[str, str]], kafka_bootstrap: str
+) -> None:
+    name, settings = cut_back
+    service = Service(settings | {"QUERYWARDEN_METRICS__BIND": "127.0.0.1:0"}, "run")
+    try:
+        bind = service.says("serve started")["bind"]
+        assert service.says("cell stopped")["cell"] == f"{name}:0"
+        service.says("alarm: " + ALARMS["cell_stopped"])
+        assert get(f"http://{bind}/healthz")
+        wait_until(lambda: bool(json.loads(get(f"http://{bind}/v1/health"))["stopped"]), 40, "the heartbeat")
+        assert f"{name}:0" in json.loads(get(f"http://{bind}/v1/health"))["stopped"]
+        assert "stopped" in get(f"http://{bind}/health")
+        found = subprocess.run(
+            [QUERYWARDEN, "doctor"], env=settings, capture_output=True, text=True, check=False
+        ).stdout
+        assert re.search(rf"log cells +LOOK +{name}:0 is stopped", found)
+        assert ended(settings, "rebuild", "--yes", "--from", "earliest", "--cell", f"{name}:0") == (0, [])
+        service.says("cell claimed", cell=f"{name}:0")
+        service.says("alarm ended", alarm="cell_stopped")
+        assert service.end() == 0
+    finally:
+        service.process.kill()
+        service.process.wait()
+    assert ended(settings, "ingest", "--until-end") == (0, [])

@@ -17,6 +17,7 @@ from consumers.views.readings import Readings
 QUIET_MS = 15 * 60_000
 """A log whose newest query is older is called quiet."""
 STALE_S = 5.0
+_STOPPED = "Its records wait until an operator begins it anew: querywarden rebuild --cell."
 _QUIET = "A tap that went silent looks like this; so does an old log that was replayed."
 
 
@@ -49,7 +50,8 @@ def health_page(readings: Readings, pulse: Pulse, mode: str, now_ms: int) -> dic
     dead = sorted((found.dead_letters or {}).items(), key=lambda d: -d[1])
     stale = pulse.stale_s is not None and pulse.stale_s > STALE_S
     held = bool(pulse.breaker) or found.breaker == "open"
-    alarms = [ALARMS.get(name, name) for name in found.alarms or () if name != "breaker"]
+    alarms = [ALARMS.get(name, name) for name in found.alarms or () if name not in ("breaker", "cell_stopped")]
+    stopped = sorted((found.stopped or {}).items())
     live = found.processes or {}
     quiet = age is not None and age > QUIET_MS
     facts = [
@@ -59,6 +61,7 @@ def health_page(readings: Readings, pulse: Pulse, mode: str, now_ms: int) -> dic
         if found.clients is None
         else _fact("clients", f"{found.clients:,}", f"of {_plural(found.models, 'model')}"),
         None if found.cells is None else _fact("log cells", f"{found.cells:,}", "claimed so far"),
+        _fact("stopped cells", f"{len(stopped):,}", "wait for an operator", "block") if stopped else None,
         None
         if pulse.stale_s is None
         else _fact("gateway list", f"{pulse.stale_s:.1f} s", "old", "throttle" if stale else ""),
@@ -103,6 +106,10 @@ def health_page(readings: Readings, pulse: Pulse, mode: str, now_ms: int) -> dic
                 "bad",
                 "The breaker is open.",
                 "Too many clients were restricted at once. New blocks are alerts only until an operator resets it.",
+            ),
+            *(
+                (True, "bad", f"The log cell {cell} stopped.", f"{words}. The others go on. {_STOPPED}")
+                for cell, words in stopped
             ),
             *((True, "bad", "Alarm.", f"{text[0].upper()}{text[1:]}.") for text in alarms),
         )
