@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 import pytest
+import redis
 import victims
 
-from consumers import ingest
+from consumers import detect, ingest
+from consumers.decisions.findings import stored_decision
 from consumers.errors import CorruptState, Fenced, LogTruncated, StoppedCells
 from consumers.ingest import BEACON_S, Ingest, Runner
 from consumers.intake.stopped import METRIC
@@ -17,8 +19,10 @@ from consumers.operators.heartbeats import Heart, Heartbeat, stopped_elsewhere
 from consumers.secrets import Secrets
 from consumers.store import Checkpoint, Claim
 from consumers.store.embedded import EmbeddedStore
+from consumers.store.redis import connect
 from consumers.views.readings import Readings
 from detector.baseline import Baseline
+from detector.policy import Policy
 
 NewStore = Callable[[], EmbeddedStore]
 CELLS = ("t:0", "t:1", "t:2")
@@ -266,3 +270,36 @@ def test_the_health_of_the_whole_names_the_cell_and_the_reason(new_store: NewSto
     words = {"t:1": "cell_corrupt: redis: WRONGTYPE"}
     assert Heart(store, lambda: Heartbeat("ingest@a/1", "ingest", alarms=["cell_stopped"], stopped=words)).once()
     assert Readings(store, secrets, "default").health().stopped == words
+
+
+@pytest.mark.parametrize("key", ["meta", "erased", "touched", "dead"])
+def test_a_cell_whose_keys_are_of_another_kind_stops_alone_and_is_begun_anew(
+    key: str, redis_url: str, reading: Ingest, secrets: Secrets, records: dict[str, list[bytes]]
+) -> None:
+    """On a real Redis, where somebody wrote to one key: ingest reads the other cells, detect assesses them, a rebuild mends it."""
+    store = connect(redis_url)
+    store.prepare(secrets.key_id)
+    log = Partitions(records)
+    World(log, store, reading).turns(2)
+    judging = detect.Runner(store, detect.Detect(reading.baselines, secrets, Policy(0.01, "observe")), now_s=lambda: 0)
+    judging.turn()
+    with redis.Redis.from_url(redis_url) as raw:
+        (name,) = list(raw.scan_iter("*t:1*:meta"))
+        prefix = name.decode().removesuffix("meta")
+        for spoilt in raw.scan_iter(f"{prefix}touched:*") if key == "touched" else [f"{prefix}{key}"]:
+            raw.delete(spoilt)
+            raw.set(spoilt, "not ours")
+        log = Partitions(records)
+        world = World(log, store, reading)
+        world.turns()
+        assert list(world.runner.stops.found) == ["t:1"]
+        assert world.queries() == {"t:0": 60, "t:2": 60}
+        while judging.turn():
+            pass
+        store.reset("t:1", None)
+        world.turns(60)
+        assert world.queries() == dict.fromkeys(CELLS, 60)
+        while judging.turn():
+            pass
+        assert sum(stored_decision(row, secrets, "default").queries for _, row in store.decisions("default")) == 180
+    store.close()
