@@ -37,8 +37,10 @@ from consumers.alarms import Alarms, Watch
 from consumers.errors import CorruptState, Fenced, LogRecreated, LogTruncated, Rewound, Unavailable
 from consumers.intake.admission import FULL_SHARE, Admission
 from consumers.intake.checkpoints import Cell, Ingest, shape_of
+from consumers.intake.deaths import Deaths
 from consumers.intake.letters import DeadLetterShip, Letters
 from consumers.intake.stopped import STOPPING, Stops, generation_of
+from consumers.intake.tally import tally
 from consumers.intake.trial import Trial, deadly
 from consumers.log import QueryLog, Records
 from consumers.log.formats import Decoded
@@ -57,18 +59,6 @@ DOUBT_S = 1.0
 BEACON_S = 5.0
 """How often the store is asked for a sign of life, and whether it still holds a cell as we know it, when there is nothing to write."""
 
-OUTCOMES = (
-    ("query", "queries"),
-    ("dead", "dead"),
-    ("unmodelled", "unmodelled"),
-    ("denied", "denied"),
-    ("failed", "failed"),
-    ("duplicate", "duplicate"),
-    ("erased", "erased"),
-    ("tombstone", "tombstones"),
-)
-"""Label of ``querywarden_records_total`` → counter."""
-UNATTRIBUTED = frozenset({"missing_client", "malformed_client"})
 CAREFUL_AFTER = 1
 """So many processes claimed at an offset and never came beyond it before the next tries records in a child process. The one that got
 there by reading is not among them, so a batch has killed twice by then."""
@@ -87,6 +77,7 @@ class Runner:
     careful_after      so many others claimed at an offset and never came beyond it before this one tries records first
     trial              which records end a process
     doubted            cells that the group said were not ours, and when; it has not taken them away either
+    deaths             what claims say about processes that ended
     stops              cells that cannot go on until an operator decides
     silent             why this turn got no answer from store or log; None: it did
     """
@@ -110,6 +101,7 @@ class Runner:
     letters: Letters = field(init=False)
     watch: Watch = field(init=False)
     stops: Stops = field(init=False)
+    deaths: Deaths = field(default_factory=Deaths)
     failures: int = 0
     ready: bool = False
     full: bool = False
@@ -117,7 +109,6 @@ class Runner:
     _answered_s: float = -math.inf
     _pressed_s: float = -math.inf
     _stops_seen_s: float = -math.inf
-    _claims: dict[str, tuple[int | None, int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.letters = Letters(self.store, self.dead_letters)
@@ -235,9 +226,10 @@ class Runner:
     def _claimed(self, name: str) -> bool:
         token = self.new_token()
         try:
-            claim = self.store.claim(name, token)
+            claim = self.store.claim(name, token, self.deaths.proof(name))
             offset = self.log.seek(name, claim.next_offset)
         except Unavailable as error:
+            self.deaths.lived(name)
             self.silent = error
             return False
         except Fenced:
@@ -267,11 +259,8 @@ class Runner:
         cell.counters["log_id"] = now or known
 
     def _notice_deaths(self, cell: Cell, attempts: int) -> None:
-        """Whether processes died here. A claim that this process made itself, and lived, speaks for nothing."""
-        offset, mine = self._claims.get(cell.name, (None, 0))
-        mine = mine + 1 if mine and offset == cell.offset else 1
-        self._claims[cell.name] = (cell.offset, mine)
-        cell.deaths = attempts - mine
+        """Whether processes died here (deaths.py)."""
+        cell.deaths = self.deaths.count(cell, attempts)
         cell.careful = cell.deaths >= self.careful_after
         if cell.careful:
             log.warning("records are tried before they are folded", extra={"cell": cell.name, "offset": cell.offset})
@@ -364,7 +353,7 @@ class Runner:
 
     def _commit(self, cell: Cell, records: Records) -> bool:
         """False when nothing, or nobody knows what, was written; the cell is then no longer ours to go on with."""
-        before = cell.counters.copy()
+        before, folded = cell.counters.copy(), False
         try:
             decoded, keys = self.ingest.decode(cell, records)
             self.ingest.trim(cell, keys, len(self.cells))
@@ -372,14 +361,18 @@ class Runner:
             if wanted:
                 self.ingest.take(cell, self.store.load(cell.name, cell.token, cell.offset, wanted), wanted)
             checkpoint = self.ingest.step(cell, decoded, keys, records.next_offset)
+            folded = True
             dropped = len(checkpoint.dead) - self.letters.room(cell.name)
             if dropped > 0:
                 checkpoint.dead = checkpoint.dead[:-dropped]
             self.store.commit(cell.token, checkpoint)
         except (Fenced, Rewound, Unavailable) as error:
+            if folded and not isinstance(error, Rewound):
+                self.deaths.folded(cell.name)
             self._refused(cell, error)
             return False
         self._heard()
+        self.deaths.moved(cell.name)
         cell.offset, cell.checked_s = checkpoint.next_offset, self.clock()
         cell.counters.update({name: n - cell.counters[name] for name, n in checkpoint.counters.items()})
         self._count(cell.counters - before, decoded, max(0, dropped))
@@ -444,30 +437,7 @@ class Runner:
 
     def _count(self, moved: Mapping[str, int], decoded: Decoded, dropped: int) -> None:
         """What a commit moved the counters by, for the metrics and the alarms."""
-        m = self.metrics
-        m.add("querywarden_commits_total", outcome="committed")
-        for outcome, name in OUTCOMES:
-            if moved.get(name):
-                m.add("querywarden_records_total", moved[name], outcome=outcome)
-        for letter in decoded.dead:
-            m.add("querywarden_dead_letters_total", reason=letter.reason)
-            if letter.reason in UNATTRIBUTED:
-                m.add("querywarden_events_unattributed_total")
-        for reason, count in decoded.misfits().items():
-            m.add("querywarden_misfits_total", count, reason=reason)
-        if dropped:
-            m.add("querywarden_letters_dropped_total", dropped)
-        for metric, count in (
-            ("querywarden_unknown_keys_total", decoded.counters["unknown_keys"]),
-            ("querywarden_extra_columns_total", decoded.counters["extra_columns"]),
-            ("querywarden_duplicate_events_total", moved.get("duplicate", 0)),
-            ("querywarden_pooled_queries_total", moved.get("pooled", 0)),
-            ("querywarden_ahead_queries_total", moved.get("ahead", 0)),
-        ):
-            if count:
-                m.add(metric, count)
-        if decoded.last_ms:
-            m.set("querywarden_event_time_seconds", decoded.last_ms / 1000)
+        tally(self.metrics, moved, decoded, dropped)
         self.watch.counted(self.clock(), moved, decoded.batches)
 
 

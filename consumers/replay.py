@@ -107,14 +107,11 @@ def replay(
         for key, row in outcome.rows.items():
             (flagged.add if row.state in FLAGGED else flagged.discard)(key)
 
-    reading = ingest.Runner(
-        log, store, ingesting, max_poll_records=max_poll_records, on_commit=committed,
-        careful_after=ingest.CAREFUL_AFTER + 1,  # the claim below, which only asks where the log stands, is one
-    )  # fmt: skip
+    reading = ingest.Runner(log, store, ingesting, max_poll_records=max_poll_records, on_commit=committed)
     judging = detect.Runner(
         store, detecting, now_s=lambda: None, on_outcome=decided, lease_ms=3_600_000, balanced=False, overrides=None
     )
-    resumed = store.claim(log.cell, "0" * 32).next_offset
+    resumed = store.claim(log.cell, "0" * 32, "alive").next_offset  # only asks where the log stands
     damage: Refused | None = None
     searched = 0
     try:

@@ -258,7 +258,7 @@ def run_ingest(
         query_log, store, reading, metrics, dead_letters=letters, max_poll_records=settings.kafka.max_poll_records
     )
     _serve_metrics(settings, runner.metrics, lambda: runner.ready, stack)
-    beat(stack, store, "ingest", lambda: (_lag(runner), runner.watch.alarms, ()), runner.stops.words)
+    beat(stack, store, "ingest", lambda: (_lag(runner), runner.watch.alarms, ()), stopped=runner.stops.words)
     log.info("ingest started")
     ingesting.run(runner, stop, until_end)
     log.info("ingest stopped", extra={"counters": {c.name: dict(c.counters) for c in runner.cells.values()}})

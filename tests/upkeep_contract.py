@@ -87,6 +87,15 @@ class WholeContract(StoreContract):
         assert backing.open().claim(CELL, "t").attempts == 1
         assert store.claim("queries:9", "t").attempts == 1
 
+    def test_attempts_of_a_process_that_lives_do_not_count(self, backing: Backing) -> None:
+        store = backing.open()
+        assert store.claim(CELL, "t", "alive").attempts == 0
+        assert [store.claim(CELL, "t", proof).attempts for proof in ("none", "alive", "none", "alive")] == [1, 1, 2, 2]
+        assert store.claim(CELL, "t", "folded").attempts == 0
+        assert store.claim(CELL, "t").attempts == 1
+        with pytest.raises(Fenced):
+            store.load(CELL, "s", None, [])
+
     def test_the_sketch_is_kept_with_the_offset(self, backing: Backing) -> None:
         store = backing.open()
         assert store.claim(CELL, "t").sketch == b""

@@ -25,11 +25,14 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from detector.query import ClientKey
 
 DECISION_CELLS = 32
+Proof = Literal["none", "alive", "folded"]
+"""What a claim says for the records that come next. none: it counts as an attempt; alive: the process claimed before and lives, so it does
+not count; folded: the process came through their fold, so no earlier attempt counts any more."""
 SCHEMA_VERSION = 2
 
 
@@ -74,7 +77,7 @@ class Claim:
 
     generation   random, new when the cell is rebuilt
     next_offset  where to resume, None if nothing is stored
-    attempts     how often the cell was claimed at this offset since the last commit moved it, this claim included
+    attempts     counted claims at this offset since the last commit moved it, this claim included if it counts (`Proof`)
     erased       offsets below which some clients' queries are skipped for good
     sketch       as the last checkpoint left it; opaque
     """
@@ -248,7 +251,8 @@ class Store(Protocol):
         """
 
     # --- ingest: one profile cell
-    def claim(self, cell: str, token: str) -> Claim: ...
+    def claim(self, cell: str, token: str, proof: Proof = "none") -> Claim:
+        """Take a profile cell: whoever held it is fenced from now on."""
 
     def load(
         self, cell: str, token: str, offset: int | None, clients: Sequence[ClientKey]

@@ -34,6 +34,7 @@ from consumers.store import (
     DecisionRow,
     OutboxAlert,
     Outcome,
+    Proof,
     Restriction,
     Shards,
     Tombstones,
@@ -87,12 +88,13 @@ class EmbeddedStore(OperatorCell, Upkeep):
 
     # --- ingest: one profile cell
 
-    def claim(self, cell: str, token: str) -> Claim:
+    def claim(self, cell: str, token: str, proof: Proof = "none") -> Claim:
         with self._write() as db:
             db.execute(
-                "INSERT INTO cells (name, token, generation, attempts) VALUES (?, ?, ?, 1) ON CONFLICT (name)"
-                " DO UPDATE SET token = excluded.token, attempts = attempts + 1",
-                (cell, token, entropy.token_hex(8)),
+                "INSERT INTO cells (name, token, generation, attempts) VALUES (?1, ?2, ?3, ?4 = 'none') ON CONFLICT (name)"
+                " DO UPDATE SET token = excluded.token,"
+                " attempts = CASE ?4 WHEN 'folded' THEN 0 ELSE attempts + excluded.attempts END",
+                (cell, token, entropy.token_hex(8), proof),
             )
             number, *found = db.execute(
                 "SELECT id, generation, next_offset, attempts, sketch FROM cells WHERE name = ?", (cell,)

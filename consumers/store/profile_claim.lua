@@ -1,14 +1,21 @@
 #!lua
 -- Take a profile cell: whoever held it is fenced from now on.
--- KEYS  meta   ARGV  token, generation to use if the cell has none
+-- A process that claims again lives: it does not count as an attempt. One that came through the fold of what is next clears them.
+-- KEYS  meta   ARGV  token, generation to use if the cell has none, proof: none, alive or folded
 -- Reply {OK, generation, next offset or nil, {counter, value, ...}, attempts at this offset, {mark, offset, ...}, sketch}
-local meta, token, generation = KEYS[1], ARGV[1], ARGV[2]
+local meta, token, generation, proof = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
 local cell = string.sub(meta, 1, -5)
-if #ARGV ~= 2 or token == '' or generation == '' then return redis.error_reply('BADARGS claim') end
+local known = proof == 'none' or proof == 'alive' or proof == 'folded'
+if #ARGV ~= 3 or token == '' or generation == '' or not known then return redis.error_reply('BADARGS claim') end
 
 redis.call('HSETNX', meta, 'gen', generation)
 redis.call('HSET', meta, 'tok', token)
-local attempts = redis.call('HINCRBY', meta, 'tries', 1)
+if proof == 'none' then
+  redis.call('HINCRBY', meta, 'tries', 1)
+elseif proof == 'folded' then
+  redis.call('HDEL', meta, 'tries')
+end
+local attempts = tonumber(redis.call('HGET', meta, 'tries') or '0')
 
 local counters = {}
 local all = redis.call('HGETALL', meta)

@@ -48,6 +48,7 @@ from consumers.store import (
     DecisionRow,
     OutboxAlert,
     Outcome,
+    Proof,
     Restriction,
     Shards,
     Tombstones,
@@ -176,9 +177,9 @@ class RedisStore(OperatorCell, Upkeep):
 
     # --- ingest: one profile cell
 
-    def claim(self, cell: str, token: str) -> Claim:
+    def claim(self, cell: str, token: str, proof: Proof = "none") -> Claim:
         self._register(cell)
-        arguments = [token, entropy.token_hex(8)]
+        arguments = [token, entropy.token_hex(8), proof]
         generation, offset, counters, attempts, erased, sketch = self._scripts.run(
             "profile_claim", profile_meta(cell), arguments
         )

@@ -326,6 +326,57 @@ def test_however_many_processes_end_for_other_reasons_no_healthy_record_is_conde
     assert (counters(one)["queries"], counters(one)["dead"]) == (200, 0)
 
 
+class Refusing:
+    """A store that takes small writes and refuses commits: full, read-only, or its answers are lost."""
+
+    def __init__(self, store: EmbeddedStore) -> None:
+        self._store = store
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def commit(self, token: str, checkpoint: Checkpoint) -> None:
+        raise Unavailable("redis: OOM command not allowed when used memory > 'maxmemory'")
+
+
+def outage(log: Path, store: EmbeddedStore, reading: Ingest, processes: int) -> None:
+    """So many processes, one after another, find that the store refuses commits, try again and again, and are killed."""
+    for _ in range(processes):
+        one = runner(log, Refusing(store), reading)
+        for _ in range(9):
+            one.turn(0.0)
+        assert (one.metrics.value("querywarden_commits_total", outcome="unavailable") or 0) >= 3
+
+
+@pytest.mark.parametrize("read_before", [0, 90])
+def test_an_outage_of_the_store_is_no_death_however_many_processes_meet_it(
+    read_before: int, tmp_path: Path, new_store: NewStore, reading: Ingest, lines: list[bytes]
+) -> None:
+    store, log = new_store(), victims.write_lines(tmp_path / "log.jsonl", lines)
+    if read_before:
+        first = runner(log, store, reading)
+        while not sum(cell.offset or 0 for cell in first.cells.values()):
+            first.turn(0.0)
+    outage(log, store, reading, processes=6)
+    one = runner(log, store, reading)
+    steps: list[int] = []
+    one.on_commit = lambda checkpoint, decoded: steps.append(checkpoint.next_offset - (checkpoint.expected_offset or 0))
+    through(one)
+    assert steps[:2] == [90, 90], "polls are committed whole at once"
+    assert counters(one)["queries"] == len(lines)
+
+
+def test_a_deadly_record_is_found_after_an_outage_too(
+    tmp_path: Path, new_store: NewStore, reading: Ingest, lines: list[bytes], blob: Path
+) -> None:
+    log = victims.write_lines(tmp_path / "log.jsonl", [*lines[:137], b"KILLER", *lines[137:200]])
+    store = new_store()
+    outage(log, store, reading, processes=6)
+    assert lives(log, store, blob) == 2
+    ((_, letter),) = store.dead_letters(store.cells()[0], 10)
+    assert (letter.reason, letter.offset) == ("poison", 137)
+
+
 def test_claims_of_a_process_that_lives_do_not_make_it_careful(
     tmp_path: Path, new_store: NewStore, reading: Ingest, lines: list[bytes]
 ) -> None:

@@ -736,6 +736,6 @@ def test_an_address_that_is_none_is_a_value_error(bind: str) -> None:
 def test_labels_are_never_of_a_client() -> None:
     labels = {label for _, names, _ in METRICS.values() for label in names}
     assert labels <= {
-        "alarm", "cause", "decision", "method", "model", "operation", "origin", "outcome", "process", "reason", "route",
+        "alarm", "cause", "cell", "decision", "method", "model", "operation", "origin", "outcome", "process", "reason", "route",
         "sink", "state", "status", "target", "version",
     }  # fmt: skip

@@ -19,7 +19,7 @@ from consumers.intake.letters import KEPT
 from consumers.log import Poll
 from consumers.log.files import FileLog
 from consumers.secrets import Secrets
-from consumers.store import Checkpoint, Claim, DeadLetter
+from consumers.store import Checkpoint, Claim, DeadLetter, Proof
 from consumers.store.embedded import EmbeddedStore
 from detector.baseline import Baseline
 from detector.profile import Profile
@@ -251,7 +251,7 @@ def test_many_cells_of_a_silent_store_do_not_hold_up_the_poll(
             return Poll(assigned=[f"t:{i}" for i in range(64)])
 
     class Away(EmbeddedStore):
-        def claim(self, cell: str, token: str) -> Claim:
+        def claim(self, cell: str, token: str, proof: Proof = "none") -> Claim:
             raise Unavailable("no route")
 
     slept: list[float] = []

@@ -17,7 +17,7 @@ from consumers.intake.stopped import METRIC
 from consumers.log import Poll, Records
 from consumers.operators.heartbeats import Heart, Heartbeat, stopped_elsewhere
 from consumers.secrets import Secrets
-from consumers.store import Checkpoint, Claim
+from consumers.store import Checkpoint, Claim, Proof
 from consumers.store.embedded import EmbeddedStore
 from consumers.store.redis import connect
 from consumers.views.readings import Readings
@@ -232,9 +232,9 @@ def test_a_stopped_cell_is_not_claimed_again_and_again(
         def __getattr__(self, name: str) -> object:
             return getattr(self._store, name)
 
-        def claim(self, cell: str, token: str) -> Claim:
+        def claim(self, cell: str, token: str, proof: Proof) -> Claim:
             claimed.append(cell)
-            return self._store.claim(cell, token)
+            return self._store.claim(cell, token, proof)
 
     store = new_store()
     log, _ = spoilt("log_truncated", Partitions(records), store, reading)
@@ -248,7 +248,7 @@ def test_a_cell_that_another_process_stopped_holds_up_no_run_until_end(
     store, log = new_store(), Partitions(records)
     store.claim("t:9", "t" * 32)
     log.records["t:9"] = records["t:0"]  # another member of the group has it: it is never assigned here
-    log.poll = _without("t:9", log.poll)  # type: ignore[method-assign]
+    log.poll = _without("t:9", log.poll)  # type: ignore[method-assign,assignment]
     beat = Heartbeat("ingest@b/1", "ingest", stopped={"t:9": "log_recreated: the topic was deleted and created again"})
     assert Heart(store, lambda: beat).once()
     until_end(log, store, reading)

@@ -27,6 +27,7 @@ from consumers.store import (
     Operation,
     OutboxAlert,
     Outcome,
+    Proof,
     Restriction,
     Shards,
     Tombstones,
@@ -107,11 +108,11 @@ class ModelStore:
 
     # --- ingest
 
-    def claim(self, cell: str, token: str) -> Claim:
+    def claim(self, cell: str, token: str, proof: Proof = "none") -> Claim:
         state = self.nodes.profile_cell(cell)
         state = ProfileCell(generation=self._generation()) if state is None else state.copy()
         self.claimed(cell, token, state)
-        state.attempts += 1
+        state.attempts = 0 if proof == "folded" else state.attempts + (proof == "none")
         state.epoch += 1
         self.nodes.put(("profiles", cell), state)
         return Claim(

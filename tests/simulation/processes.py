@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from simulation.cells import Place
 
 from consumers.errors import QueryWardenError, Unavailable
-from consumers.store import Checkpoint, Claim, DeadLetter, DecisionClaim, DecisionRow, OutboxAlert, Outcome
+from consumers.store import Checkpoint, Claim, DeadLetter, DecisionClaim, DecisionRow, OutboxAlert, Outcome, Proof
 from detector.query import ClientKey
 
 if TYPE_CHECKING:
@@ -155,9 +155,9 @@ class Port:
 
     # --- ingest
 
-    def claim(self, cell: str, token: str) -> Claim:
+    def claim(self, cell: str, token: str, proof: Proof = "none") -> Claim:
         def call() -> tuple[Claim, int]:
-            return self._store.claim(cell, token), self._lineage(cell)
+            return self._store.claim(cell, token, proof), self._lineage(cell)
 
         claim, self._profiles[cell] = self._effect("claim", ("profiles", cell), call)
         return claim  # type: ignore[no-any-return]
