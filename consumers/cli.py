@@ -204,7 +204,7 @@ def replay(
     if not baselines:
         raise WrongUse("no baseline: give --baseline FILE (querywarden fit makes one)")
     wiring.say_limits(settings, baselines)
-    source = FileLog(logs)
+    source = FileLog(logs, resumable=store is not None)
     with contextlib.ExitStack() as stack:
         where = store or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="querywarden-"))) / "replay.sqlite"
         kept = EmbeddedStore(where)
@@ -217,6 +217,8 @@ def replay(
         rows = replaying.ranked(result.scores)
         if result.resumed is not None:
             terminal.err.print(f"resumed at line {result.resumed:,}: this log was read before into {where}")
+        if source.partial:
+            terminal.err.print("the last line is not complete: it is left for the next replay")
         if alerts:
             replaying.write_lines(alerts, result.alerts)
         if scores:

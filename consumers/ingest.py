@@ -42,7 +42,7 @@ from consumers.intake.letters import DeadLetterShip, Letters
 from consumers.intake.stopped import STOPPING, Stops, generation_of
 from consumers.intake.tally import tally
 from consumers.intake.trial import Trial, deadly
-from consumers.log import QueryLog, Records
+from consumers.log import QueryLog, Records, prefix
 from consumers.log.formats import Decoded
 from consumers.metrics import Metrics
 from consumers.operators.heartbeats import stopped_elsewhere
@@ -354,6 +354,7 @@ class Runner:
     def _commit(self, cell: Cell, records: Records) -> bool:
         """False when nothing, or nobody knows what, was written; the cell is then no longer ours to go on with."""
         before, folded = cell.counters.copy(), False
+        prefix.note(cell.counters, records.beyond(cell.offset or 0))
         try:
             decoded, keys = self.ingest.decode(cell, records)
             self.ingest.trim(cell, keys, len(self.cells))

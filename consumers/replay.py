@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from consumers import detect, drafts, ingest
 from consumers.decisions import findings
 from consumers.decisions.findings import StoredDecision, is_campaign, stored_alert, stored_decision
 from consumers.errors import Refused
 from consumers.intake.ledger import MARKS
+from consumers.log import prefix
 from consumers.log.files import FileLog
 from consumers.log.formats import Decoded
 from consumers.misfits import Misfits
@@ -111,6 +113,8 @@ def replay(
     judging = detect.Runner(
         store, detecting, now_s=lambda: None, on_outcome=decided, lease_ms=3_600_000, balanced=False, overrides=None
     )
+    if log.resumable:
+        _resume(log, store)
     resumed = store.claim(log.cell, "0" * 32, "alive").next_offset  # only asks where the log stands
     damage: Refused | None = None
     searched = 0
@@ -169,8 +173,52 @@ def _stored(store: Store, secrets: Secrets, tenant: str) -> tuple[Rows, Rows]:
 def _counters(runner: ingest.Runner) -> Counter[str]:
     total: Counter[str] = Counter()
     for cell in runner.cells.values():
-        total += Counter({name: n for name, n in cell.counters.items() if name not in MARKS})
+        total += Counter({n: c for n, c in cell.counters.items() if n not in MARKS and not prefix.carried(n)})
     return total
+
+
+def _resume(log: FileLog, store: Store) -> None:
+    """Find the cell that an earlier version of this log has. Raises Refused for a log of which a part was read, and not its beginning."""
+    known: dict[str, tuple[int, Mapping[str, int]]] = {}
+    for cell in store.cells():
+        if cell.startswith("files:"):
+            claim = store.claim(cell, "0" * 32, "alive")
+            if claim.next_offset and any(map(prefix.carried, claim.counters)):
+                known[cell] = (claim.next_offset, claim.counters)
+    if not known:
+        return
+    sums, ended, grown = _compared(log, {cell: (lines, marks) for cell, (lines, marks) in known.items()})
+    ours = max(grown, key=lambda cell: known[cell][0], default=None)
+    for cell, (lines, marks) in known.items():
+        if cell in grown:
+            continue
+        if log.marks.keys() & marks.keys() or prefix.overlap(sums, ended, marks, lines):
+            raise Refused(
+                f"the log does not begin with the {lines:,} lines that were read of it before (it was changed, cut or put together anew): "
+                "nothing was read; replay it into a new store"
+            )
+    if ours is not None:
+        log.resume(ours)
+
+
+def _compared(
+    log: FileLog, known: Mapping[str, tuple[int, Mapping[str, int]]]
+) -> tuple[dict[str, int], int, list[str]]:
+    """Sums of the whole log, its lines, and the cells whose lines it begins with."""
+    sums: dict[str, int] = {}
+    ends = sorted({lines for lines, _ in known.values()})
+    grown: list[str] = []
+    ended = 0
+    for offsets, prints, after in log.scan():
+        at = 0
+        for end in [end for end in ends if ended < end <= after]:
+            upto = int(np.searchsorted(offsets, end))
+            prefix.add(sums, offsets[at:upto], prints[at:upto])
+            at = upto
+            grown += [cell for cell, (lines, marks) in known.items() if lines == end and prefix.same(sums, marks)]
+        prefix.add(sums, offsets[at:], prints[at:])
+        ended = after
+    return sums, ended, grown
 
 
 def ranked(scores: Mapping[tuple[str, str], StoredDecision]) -> list[tuple[str, StoredDecision]]:

@@ -27,7 +27,7 @@ from consumers.intake.ledger import CLOCK, COUNTERS, MARKS
 from consumers.intake.schema_watch import FIELD as WATCH_FIELD
 from consumers.intake.schema_watch import IDENTITY as WATCH_IDENTITY
 from consumers.intake.schema_watch import SchemaWatch
-from consumers.log import Records
+from consumers.log import Records, prefix
 from consumers.log.formats import Decoded, InputReader, NativeFormat
 from consumers.secrets import Secrets
 from consumers.store import Checkpoint, Tombstones
@@ -202,6 +202,7 @@ class Ingest:
             dead=decoded.dead,
             counters={name: cell.counters[name] + counted[name] for name in COUNTERS}
             | {name: cell.counters[name] for name in MARKS}
+            | {name: n for name, n in cell.counters.items() if prefix.carried(name)}
             | clock,
             sketch=cell.admission.to_bytes() if cell.admission.changed else None,
             lasting=frozenset(lasting),

@@ -40,6 +40,7 @@ def tally(m: Metrics, moved: Mapping[str, int], decoded: Decoded, dropped: int) 
         ("querywarden_extra_columns_total", decoded.counters["extra_columns"]),
         ("querywarden_duplicate_events_total", moved.get("duplicate", 0)),
         ("querywarden_pooled_queries_total", moved.get("pooled", 0)),
+        ("querywarden_ahead_queries_total", moved.get("ahead", 0)),
     ):
         if count:
             m.add(metric, count)

@@ -37,6 +37,7 @@ class Records:
                  On Kafka the record's timestamp (its producer's, or the broker's with ``LogAppendTime``). None: a file has none
     nulls        (m,) int64: offsets of tombstones, records without a value (Kafka's null). They move the offset and are counted;
                  they are not among the n and never reach a decoder. None: there is none
+    prints       (n,) uint64: hashes of the lines, of a log in files that may be resumed (prefix.py); marks: what else is stored with them
     """
 
     cell: str
@@ -47,6 +48,8 @@ class Records:
     refused: dict[int, tuple[str, str]] = field(default_factory=dict)
     broker_ms: NDArray[np.int64] | None = None
     nulls: NDArray[np.int64] | None = None
+    prints: NDArray[np.uint64] | None = None
+    marks: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def tombstones(self) -> int:
@@ -64,6 +67,7 @@ class Records:
             self.cell, self.values[first:last], self.offsets[first:last], after, self.places[first:last],
             {i - first: why for i, why in self.refused.items() if first <= i < last},
             None if self.broker_ms is None else self.broker_ms[first:last], self._nulls_within(begin, after),
+            None if self.prints is None else self.prints[first:last], self.marks,
         )  # fmt: skip
 
     def beyond(self, offset: int) -> Records:

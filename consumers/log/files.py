@@ -1,7 +1,8 @@
 """Query logs in files: .jsonl, .jsonl.gz, .jsonl.zst, .parquet and standard input.
 
-* All files of one call are ONE cell, ``files:<hash of their contents>``: a second run over the same files resumes, a
-  run over other files starts anew. A stream that cannot be read twice (a pipe, standard input) has a random cell.
+* All files of one call are ONE cell, ``files:<hash of their contents>``. A log that grew keeps its cell: whoever keeps a store
+  compares what was read (prefix.py) and calls `resume`. A stream that cannot be read twice (a pipe, standard input) has a random cell.
+* A `resumable` log leaves a last line that was not written to its end for the next run: no newline, and no whole JSON value either.
 * The offset counts lines (Parquet: rows) through all files, empty lines included; `places` tells file and line.
 * Everything is streamed; see `lines.py` for the bounds.
 """
@@ -17,12 +18,15 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import BinaryIO
 
+import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from consumers.errors import Fenced, LogTruncated, Refused, WrongUse
 from consumers.log import Poll, Records
 from consumers.log.lines import Lines, gunzip, plain, unzstd
 from consumers.log.parquet import ParquetRows
+from consumers.log.prefix import path_mark, prints_of
 
 COUNTED_LINES = 4096
 UNKNOWN_END = 2**63 - 1
@@ -41,9 +45,14 @@ class FileLog:
 
     Raises WrongUse for a path that isn't there, Refused for one that can't be read. `poll` raises Refused at the end of
     a truncated or damaged file, after everything that was readable was delivered.
+
+    resumable  records carry the hashes of their lines
+    partial    the last line was left for the next run
     """
 
-    def __init__(self, paths: Sequence[str | os.PathLike[str]], stdin: BinaryIO | None = None) -> None:
+    def __init__(
+        self, paths: Sequence[str | os.PathLike[str]], stdin: BinaryIO | None = None, resumable: bool = False
+    ) -> None:
         self._paths = [os.fspath(path) for path in paths]
         self._stdin = stdin or sys.stdin.buffer
         if not self._paths:
@@ -52,6 +61,9 @@ class FileLog:
             raise WrongUse("standard input can be read only once")
         self._sizes = [_size(path) for path in self._paths]
         self._once = any(size is None for size in self._sizes)
+        self.resumable = resumable and not self._once
+        self._marks = {path_mark(path): 1 for path in self._paths} if self.resumable else {}
+        self.partial = False
         self.cell = "files:" + (secrets.token_hex(8) if self._once else _contents(self._paths))
         self._assigned = False
         self._sought = False
@@ -99,7 +111,32 @@ class FileLog:
             self._offset += len(lines)
         if self._offset == before:
             return Poll()
-        return Poll(batches=[Records(self.cell, values, np.array(offsets, np.int64), self._offset, places)])
+        prints = prints_of(values, offsets) if self.resumable else None
+        at = np.array(offsets, np.int64)
+        return Poll(batches=[Records(self.cell, values, at, self._offset, places, prints=prints, marks=self._marks)])
+
+    def resume(self, cell: str) -> None:
+        """Read on in a cell that an earlier version of this log has; before the first `poll`."""
+        self.cell = cell
+
+    @property
+    def marks(self) -> Mapping[str, int]:
+        """The paths, as they are stored."""
+        return self._marks
+
+    def scan(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint64], int]]:
+        """Hash all lines in a pass of its own: offsets and prints of some (not the empty ones), and how many lines that makes."""
+        reader = FileLog(self._paths, resumable=True)
+        at = 0
+        try:
+            while taken := reader._take(COUNTED_LINES):
+                offsets = [at + i for i, value in enumerate(taken) if value and not value.isspace()]
+                yield np.array(offsets, np.int64), prints_of([taken[o - at] for o in offsets], offsets), at + len(taken)
+                at += len(taken)
+        except Refused:
+            pass  # `poll` will say so, when it gets there
+        finally:
+            reader.close()
 
     def seek(self, cell: str, offset: int | None) -> int:
         """Read on from line `offset`. Raises LogTruncated when the files hold fewer lines."""
@@ -183,6 +220,9 @@ class FileLog:
         while True:
             if self._rows is not None:
                 lines = self._rows.take(n)
+                if self._cut_off(lines):
+                    self.partial = True
+                    lines = lines[:-1]
                 if lines:
                     self._line += len(lines)
                     return lines
@@ -193,6 +233,17 @@ class FileLog:
             self._file += 1
             self._line = 0
             self._rows = self._open(self._paths[self._file])
+
+    def _cut_off(self, lines: list[bytes]) -> bool:
+        """Whether the writer of the last file may still be at the last of these lines."""
+        last = self._file + 1 == len(self._paths)
+        if not (self.resumable and last and isinstance(self._rows, Lines) and self._rows.unended):
+            return False
+        try:
+            msgspec.json.decode(lines[-1])
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return True
+        return False
 
     def _readable(self, timeout_s: float) -> bool:
         """False when a read would wait for the writer of a pipe for longer than that."""

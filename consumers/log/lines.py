@@ -36,6 +36,8 @@ class Lines:
         self._done = False
         self._damage: Refused | None = None
         self._first = True
+        self.unended = False
+        """The last line was taken, and no newline ends it."""
 
     @property
     def ready(self) -> bool:
@@ -48,6 +50,7 @@ class Lines:
             self._fill()
         lines = self._ready[self._at : self._at + n]
         self._at += len(lines)
+        self.unended = bool(lines and self._done and self._tail)
         if not lines and self._damage is not None:
             raise self._damage
         return lines

@@ -162,7 +162,7 @@ def test_a_group_that_consumers_of_another_protocol_hold_is_refused(
         assert joined.wait(30)
         reader = Member(new_log(name), {})
         with pytest.raises(Refused, match=f"kafka.group_id: .*{name}"):
-            reader.until(lambda: bool(time.sleep(0.05)), timeout_s=polled_s)
+            reader.until(lambda: False, timeout_s=polled_s)
     finally:
         ended.set()
         holding.join()
