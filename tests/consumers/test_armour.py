@@ -137,7 +137,18 @@ def test_tombstones_are_counted_apart_and_are_no_dead_letters(
 
 @pytest.mark.parametrize(
     "name",
-    ["produced", "queries", "denied", "failed", "unmodelled", "dead", "dead_counted", "duplicate", "erased", "tombstones"],
+    [
+        "produced",
+        "queries",
+        "denied",
+        "failed",
+        "unmodelled",
+        "dead",
+        "dead_counted",
+        "duplicate",
+        "erased",
+        "tombstones",
+    ],
 )
 def test_a_record_that_is_nowhere_or_twice_is_seen(name: str) -> None:
     whole = {
