@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from consumers.decisions.findings import StoredDecision, is_campaign, rfc3339, stored_decision
 from consumers.decisions.horizon import fields_of, spans_in_force, together
 from consumers.errors import CorruptState, Refused
-from consumers.intake.admission import OVERFLOW_IDENTITY
+from consumers.intake.admission import OVERFLOW
 from consumers.operators import entries
 from consumers.secrets import Secrets
 from consumers.store import Store
@@ -74,7 +74,7 @@ def _lives(
 ) -> Iterator[Life]:
     """Presumably honest clients, some at a time. `left_out` counts the others, `newest` gets the time of the last query."""
     verdicts = _verdicts(store, tenant)
-    nobody = secrets.client_hash(tenant, OVERFLOW_IDENTITY)
+    nobody = secrets.client_hash(tenant, OVERFLOW)
     honest: dict[ClientKey, str] = {}
     for key, row in store.decisions(tenant, baseline.model_id):
         if key.client == nobody or is_campaign(key):

@@ -30,9 +30,8 @@ SKETCH_BYTES = HEAD_BYTES + DEPTH * WIDTH * 2
 """256 KiB."""
 FULL_SHARE = 0.85
 """Share of the store's memory beyond which nobody new is taken up."""
-OVERFLOW = "overflow"
-OVERFLOW_IDENTITY = "\x00overflow"
-"""No client id can hold a control character, so the overflow client's key belongs to nobody."""
+OVERFLOW = "\x1foverflow"
+"""Id of the overflow client, wherever ids are shown. No client id can hold a control character, so no client has it, nor its key."""
 
 _HOUR, _NEW, _LATE, _TOTAL, _WINDOW, _THIS, _BEFORE, _VERSION = range(8)
 _FORMAT = 1

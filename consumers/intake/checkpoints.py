@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from consumers.intake import links, refusals, witnesses
-from consumers.intake.admission import OVERFLOW, OVERFLOW_IDENTITY, Admission, Limits
+from consumers.intake.admission import OVERFLOW, Admission, Limits
 from consumers.intake.duplicates import FIELD, Windows, event_hashes
 from consumers.intake.ledger import CLOCK, COUNTERS, MARKS
 from consumers.intake.schema_watch import FIELD as WATCH_FIELD
@@ -136,7 +136,7 @@ class Ingest:
 
     def overflow(self, model: str) -> ClientKey:
         """The client that takes the queries of those without state."""
-        return ClientKey(self.tenant, model, self.secrets.client_hash(self.tenant, OVERFLOW_IDENTITY))
+        return ClientKey(self.tenant, model, self.secrets.client_hash(self.tenant, OVERFLOW))
 
     def take(self, cell: Cell, loaded: Mapping[ClientKey, Mapping[str, bytes]], wanted: list[ClientKey]) -> None:
         """Put loaded profiles into the cache. A profile of an older map, or a damaged one, is set aside and begun anew.

@@ -19,11 +19,13 @@ from consumers import detect, ingest
 from consumers.decisions.findings import stored_decision
 from consumers.detect import Detect
 from consumers.ingest import Ingest, Runner
-from consumers.intake.admission import HEAD_BYTES, SKETCH_BYTES, Admission, Limits
+from consumers.intake.admission import HEAD_BYTES, OVERFLOW, SKETCH_BYTES, Admission, Limits
 from consumers.intake.ledger import imbalance
+from consumers.legible import legible
 from consumers.log.files import FileLog
 from consumers.secrets import Secrets
 from consumers.store.embedded import EmbeddedStore
+from consumers.terminal import plain
 from detector.baseline import Baseline
 from detector.query import ClientKey
 
@@ -184,5 +186,30 @@ def test_an_explosion_of_ids_leaves_honest_clients_as_they_are_and_is_scored(
     rows = {k: stored_decision(row, secrets, k.tenant) for k, row in store.decisions("default")}
     assert len(rows) <= 1000 + 20 + 1 + ids // 1000, "growth is bounded"
     pooled = rows[reading.overflow(victims.MODEL)]
-    assert (pooled.client_id, pooled.queries) == ("overflow", cell.counters["pooled"])
+    assert (pooled.client_id, pooled.queries) == (OVERFLOW, cell.counters["pooled"])
     assert pooled.state in ("throttle", "block"), "a theft by many ids is seen where they are pooled"
+
+
+def test_no_client_can_be_named_like_the_pool(
+    tmp_path: Path, new_store: NewStore, reading: Ingest, baseline: Baseline, secrets: Secrets
+) -> None:
+    """A client that is called overflow has a row of its own, beside that of the clients without state."""
+    rows = victims.items(40, np.random.default_rng(9))
+    names = ["overflow"] * 10 + ["acct-1", "acct-2"] * 10 + [OVERFLOW] * 10
+    lines = [victims.line(row, client_id=client) for row, client in zip(rows, names, strict=True)]
+    reading.limits = Limits(1, 100)
+    store = new_store()
+    one = through(victims.write_lines(tmp_path / "log.jsonl", lines), store, reading)
+    (cell,) = one.cells.values()
+    assert (cell.counters["pooled"], store.dead_letter_counts()) == (20, {"malformed_client": 10})
+    judge = Detect({victims.MODEL: baseline}, secrets)
+    detect.run(detect.Runner(store, judge, now_s=lambda: None, overrides=None), lambda: False, until_idle=True)
+    found = {
+        stored_decision(row, secrets, key.tenant).score(key.model)["client_id"]: stored_decision(
+            row, secrets, key.tenant
+        )
+        for key, row in store.decisions("default")
+    }
+    assert {client: row.queries for client, row in found.items()} == {"overflow": 10, OVERFLOW: 20}
+    for shown in (plain(OVERFLOW).plain, legible(OVERFLOW)):
+        assert shown not in ("overflow", OVERFLOW), "people see the mark too"

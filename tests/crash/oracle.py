@@ -1,6 +1,6 @@
 """The oracle: what the store holds against a clean replay of the ledger. Counts and sets exactly, sums within 1e-8, scores within 1e-6.
 
-While a store's memory is full, clients that it does not know yet are counted together, as one that is called `overflow`. A clean replay
+While a store's memory is full, clients that it does not know yet are counted together, as one client (`OVERFLOW`). A clean replay
 knows no full memory. So queries may be there instead of with their client, one for one and counted as such; such a client is *late*: its
 count is judged, the rest of its profile can't be. Where nothing was counted together, nobody is late.
 """
@@ -20,7 +20,7 @@ import redis
 from crash.cluster import QUERYWARDEN, Cluster
 from crash.ledger import Ledger
 
-from consumers.intake.admission import OVERFLOW_IDENTITY
+from consumers.intake.admission import OVERFLOW
 from consumers.intake.ledger import imbalance
 from consumers.secrets import Secrets
 from consumers.store.embedded import EmbeddedStore
@@ -32,7 +32,6 @@ from detector.query import ClientKey
 
 FLAGGED = ("throttle", "block")
 CLOSE = 1e-6
-OVERFLOW = "overflow"
 Row = dict[str, Any]
 Spans = Mapping[str, bytes]
 
@@ -171,7 +170,7 @@ def assert_exactly_once(cluster: Cluster, ledger: Ledger, expected: Replayed) ->
     counted = {client: row["queries"] for client, row in scores.items()}
     pooled, late = assert_counts(cluster, ledger, counted)
     key_of = keys_of(cluster)
-    apart = {key_of(client) for client in late} | {key_of(OVERFLOW_IDENTITY)}
+    apart = {key_of(client) for client in late} | {key_of(OVERFLOW)}
     judged = {key: spans for key, spans in expected.profiles.items() if key not in apart}
     verdict = compare(judged, stored(url, apart=apart), shape_of(cluster.baseline))
     verdict.pooled, verdict.late = pooled, late
