@@ -181,7 +181,8 @@ def replay(
     scores: Annotated[Path | None, typer.Option(help="Write one JSON object a client.")] = None,
     report: Annotated[Path | None, typer.Option(help="Write an HTML report with plots.")] = None,
     store: Annotated[
-        Path | None, typer.Option(help="Keep the state in this SQLite file; a log that was read before, or grew, is resumed.")
+        Path | None,
+        typer.Option(help="Keep the state in this SQLite file; a log that was read before, or grew, is resumed."),
     ] = None,
     false_alarm_budget: Annotated[
         float | None, typer.Option(help="Share of honest clients that may be flagged, over their whole life.")

@@ -69,13 +69,19 @@ def parquet(path: Path, lines: list[bytes]) -> None:
     pq.write_table(pa.Table.from_pylist([json.loads(line) for line in lines]), path, row_group_size=64)
 
 
+PACKS: dict[str, Callable[[bytes], bytes]] = {
+    ".jsonl": bytes,
+    ".gz": gzip.compress,
+    ".zst": zstandard.ZstdCompressor().compress,
+}
+
+
 def packed(suffix: str, path: Path, lines: list[bytes]) -> None:
     content = b"".join(lines)
     if suffix == ".parquet":
         parquet(path, lines)
     else:
-        pack = {".jsonl": bytes, ".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}[suffix]
-        path.write_bytes(pack(content))
+        path.write_bytes(PACKS[suffix](content))
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".gz", ".zst", ".parquet"])
