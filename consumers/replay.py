@@ -22,7 +22,6 @@ from consumers.decisions import findings
 from consumers.decisions.findings import StoredDecision, is_campaign, stored_alert, stored_decision
 from consumers.errors import Refused
 from consumers.intake.ledger import MARKS
-from consumers.legible import legible
 from consumers.log import prefix
 from consumers.log.files import FileLog
 from consumers.log.formats import Decoded
@@ -261,7 +260,7 @@ def report_of(
                 model_id=model,
                 cells=[(float(x), float(y)) for x, y in baseline.map.cell_at],
                 reference=baseline.map.cell_share.tolist(),
-                clients={legible(row.client_id): [c / max(1, sum(row.coverage)) for c in row.coverage] for row in top},
+                clients={row.client_id: [c / max(1, sum(row.coverage)) for c in row.coverage] for row in top},
             )
         )
     calibrated = all(b.nulls.calibrated for b in baselines.values())
@@ -286,7 +285,7 @@ def report_of(
 def _client_row(model: str, row: StoredDecision, known: Mapping[str, Any] | None) -> ClientRow:
     top = row.evidence[0]["text"] if row.evidence else ""
     return ClientRow(
-        client_id=legible(row.client_id),
+        client_id=row.client_id,
         model_id=model,
         queries=row.queries,
         distinct=round(row.distinct),
@@ -332,7 +331,7 @@ def _truth(known: Mapping[str, Any] | None) -> str | None:
 
 
 def _subject(alert: Mapping[str, Any]) -> str:
-    return legible(str(alert.get("client_id") or f"campaign of {len(alert['members'])} accounts"))
+    return str(alert.get("client_id") or f"campaign of {len(alert['members'])} accounts")
 
 
 def _ms(time: str) -> int:
