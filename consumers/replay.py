@@ -80,6 +80,26 @@ class Replayed:
         return self.counters["dead"] > HOPELESS * self.counters["produced"]
 
 
+@dataclass(slots=True)
+class _Taken:
+    """What the commits of a replay showed: dead letters by reason and the first of them, refused lines, misfits by model."""
+
+    baselines: Mapping[str, Baseline]
+    reasons: Counter[str] = field(default_factory=Counter)
+    first: list[DeadLetter] = field(default_factory=list)
+    refusals: RefusedLines = field(default_factory=RefusedLines)
+    misfits: dict[str, Misfits] = field(default_factory=dict)
+
+    def committed(self, checkpoint: Checkpoint, decoded: Decoded) -> None:
+        self.reasons.update(letter.reason for letter in decoded.dead)
+        self.first.extend(decoded.dead[: DEAD_LETTERS_SHOWN - len(self.first)])
+        self.refusals.lines += decoded.counters["produced"]
+        for letter in decoded.dead:
+            self.refusals.refuse(letter.reason, letter.place, letter.detail, letter.head.decode("utf-8", "replace"))
+        for model, batch in decoded.batches.items():
+            self.misfits.setdefault(model, Misfits()).add(batch, self.baselines[model].map.schema)
+
+
 def replay(
     log: FileLog,
     store: Store,
@@ -90,68 +110,73 @@ def replay(
     max_poll_records: int = 2000,
 ) -> Replayed:
     """Read the log to its end, assess every client. Raises Refused for a log that can't be read to its end."""
-    reasons: Counter[str] = Counter()
-    first: list[DeadLetter] = []
-    refusals = RefusedLines()
-    misfits: dict[str, Misfits] = {}
+    taken = _Taken(detecting.baselines)
     flagged: set[tuple[str, ...]] = set()
-
-    def committed(checkpoint: Checkpoint, decoded: Decoded) -> None:
-        reasons.update(letter.reason for letter in decoded.dead)
-        first.extend(decoded.dead[: DEAD_LETTERS_SHOWN - len(first)])
-        refusals.lines += decoded.counters["produced"]
-        for letter in decoded.dead:
-            refusals.refuse(letter.reason, letter.place, letter.detail, letter.head.decode("utf-8", "replace"))
-        for model, batch in decoded.batches.items():
-            misfits.setdefault(model, Misfits()).add(batch, detecting.baselines[model].map.schema)
 
     def decided(outcome: Any) -> None:
         for key, row in outcome.rows.items():
             (flagged.add if row.state in FLAGGED else flagged.discard)(key)
 
-    reading = ingest.Runner(log, store, ingesting, max_poll_records=max_poll_records, on_commit=committed)
+    reading = ingest.Runner(log, store, ingesting, max_poll_records=max_poll_records, on_commit=taken.committed)
     judging = detect.Runner(
         store, detecting, now_s=lambda: None, on_outcome=decided, lease_ms=3_600_000, balanced=False, overrides=None
     )
     if log.resumable:
         _resume(log, store)
     resumed = store.claim(log.cell, "0" * 32, "alive").next_offset  # only asks where the log stands
-    damage: Refused | None = None
-    searched = 0
+
+    def show(fraction: float) -> Counter[str]:
+        counters = _counters(reading)
+        progress(Progress(fraction, counters["queries"], counters["dead"], len(flagged)))
+        return counters
+
     try:
-        for turn in itertools.count(1):
-            try:
-                reading.turn(0.1)
-            except Refused as error:
-                damage = error  # what was readable counts; the damage is told at the end
-            if reading.stops.found:
-                raise reading.stops.refusal()
-            if reading.silent is not None and reading.failures >= PATIENCE:
-                raise reading.silent
-            if turn % POLLS_A_TURN == 0:
-                judging.turn()
-            counters = _counters(reading)
-            progress(Progress(log.fraction_read(), counters["queries"], counters["dead"], len(flagged)))
-            if damage or log.finished:
-                break
-            if counters["queries"] - searched >= CAMPAIGNS_EVERY:
-                searched = counters["queries"]
-                judging.turn()
-                judging.look_for_campaigns()
+        damage = _read_all(log, reading, judging, show)
         while judging.turn():
             pass
         judging.look_for_campaigns()
     finally:
         judging.release()
-    counters = _counters(reading)
-    progress(Progress(1.0, counters["queries"], counters["dead"], len(flagged)))
+    counters = show(1.0)
     secrets = detecting.secrets
     scores, campaigns = _stored(store, secrets, ingesting.tenant)
     alerts = [body for body in (stored_alert(a, secrets) for a in store.alerts()) if body["update"] == 0]
     alerts.sort(key=lambda a: (a["time"], a["alert_id"]))
     if damage is not None:
         raise damage
-    return Replayed(scores, campaigns, alerts, counters, reasons, first, resumed, refusals, misfits)
+    return Replayed(
+        scores, campaigns, alerts, counters, taken.reasons, taken.first, resumed, taken.refusals, taken.misfits
+    )
+
+
+def _read_all(
+    log: FileLog, reading: ingest.Runner, judging: detect.Runner, show: Callable[[float], Counter[str]]
+) -> Refused | None:
+    """Ingest and detect in turns up to the end of the log, or up to where it cannot be read: then that is the answer.
+
+    Raises what keeps the store from being written, and what stops the log's cell.
+    """
+    damage: Refused | None = None
+    searched = 0
+    for turn in itertools.count(1):
+        try:
+            reading.turn(0.1)
+        except Refused as error:
+            damage = error  # what was readable counts; the damage is told at the end
+        if reading.stops.found:
+            raise reading.stops.refusal()
+        if reading.silent is not None and reading.failures >= PATIENCE:
+            raise reading.silent
+        if turn % POLLS_A_TURN == 0:
+            judging.turn()
+        queries = show(log.fraction_read())["queries"]
+        if damage or log.finished:
+            break
+        if queries - searched >= CAMPAIGNS_EVERY:
+            searched = queries
+            judging.turn()
+            judging.look_for_campaigns()
+    return damage
 
 
 Rows = dict[tuple[str, str], StoredDecision]
