@@ -125,7 +125,7 @@ def replay(
         _resume(log, store)
     resumed = store.claim(log.cell, "0" * 32, "alive").next_offset  # only asks where the log stands
 
-    def show(fraction: float) -> Counter[str]:
+    def show(fraction: float | None) -> Counter[str]:
         counters = _counters(reading)
         progress(Progress(fraction, counters["queries"], counters["dead"], len(flagged)))
         return counters
@@ -150,7 +150,7 @@ def replay(
 
 
 def _read_all(
-    log: FileLog, reading: ingest.Runner, judging: detect.Runner, show: Callable[[float], Counter[str]]
+    log: FileLog, reading: ingest.Runner, judging: detect.Runner, show: Callable[[float | None], Counter[str]]
 ) -> Refused | None:
     """Ingest and detect in turns up to the end of the log, or up to where it cannot be read: then that is the answer.
 
