@@ -181,6 +181,26 @@ def overview(results: Results) -> str:
     return table(titles, rows)
 
 
+VARIANT_WORDS = {
+    "plain": "queries as they come to the thief",
+    "drip50": "half of its queries are honest cover",
+    "drip10": "nine of ten queries are honest cover",
+    "slow": "spread over the whole two weeks of the log",
+}
+
+
+def promise(results: Results) -> str:
+    """Ours in short, for the front page: what share of thefts is caught, by how they are spread, and what it costs."""
+    rows = [
+        (VARIANT_WORDS.get(v, v), share(mean_caught(results, OURS, "equal", v)))
+        for v in sorted(variants(results), key=list(VARIANT_WORDS).index)
+    ]
+    alarms = honest(results, OURS, "equal")
+    return table(
+        ("thefts that content can show", "share caught"), [*rows, ("honest clients ever flagged", percent(alarms))]
+    )
+
+
 def kinds(results: Results) -> str:
     """False alarms of ours by honest kind."""
     names = sorted({k for v in results["victims"].values() for k in v["methods"][OURS]["equal"]["honest"]})
@@ -368,6 +388,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "bench-kinds": kinds,
     "bench-leak": leaks,
     "bench-overview": overview,
+    "bench-promise": promise,
     "bench-unseen": unseen,
     "bench-victims": by_victim,
     "bench-setup": setup,

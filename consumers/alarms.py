@@ -27,7 +27,7 @@ ALARMS: dict[str, str] = {
     "lag": "over 20,000 records have been waiting for 5 minutes",
     "data_gap": "within the last 10 minutes, records turned out to have been dropped before they were read",
     "cell_stopped": "a log cell cannot go on; its records wait until an operator begins it anew (querywarden rebuild --cell)",
-    "store_full": "the store uses over 85 % of its memory: nobody new gets state of his own",
+    "store_full": "the store uses over 85 % of its memory: new clients share one state",
     "letters_wait": "dead letters of a cell use over 80 % of their room",
     "outbox": "alerts that a sink has not taken use over 80 % of their room",
     "keys_lost": "the store lost API keys that it had; services that remember them go on with them",

@@ -31,7 +31,7 @@ KINDS = ("numeric", "boolean", "categorical", "embedding", "ignored")
 """What a schema file may declare."""
 RARE = 0.01
 FEWEST_ROWS = 3
-"""A column is in the schema when so many rows, and this share of them, have a value in it."""
+"""Fewest rows, and smallest share of the rows, that must have a value in a column of the schema."""
 MANY_NUMBERS = 20
 """A column with more distinct numbers, and words in at most half of its rows, is a column of numbers with words for what is missing."""
 MANY_CATEGORIES = 0.5

@@ -291,7 +291,7 @@ def print_ranked(rows: Sequence[Mapping[str, Any]], campaigns: Sequence[Mapping[
 
 
 def print_clients(rows: Sequence[Mapping[str, Any]], of: int, flagged: int, more: str = "") -> None:
-    """Print these clients out of `of`, of which so many are flagged. more: how to see the others."""
+    """Print these clients. of: how many there are; flagged: how many of those are flagged; more: how to see the others."""
     columns = (
         Column("client"), Column("model"), Column("state"), Column("suspicion", True), Column("queries", True),
         Column("could copy", True), Column("why"),

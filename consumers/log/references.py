@@ -32,7 +32,7 @@ from detector.query import UNKNOWN_LABEL, QueryBatch
 
 FORMS = ("features", "embedding", "text")
 DEEPEST = 8
-"""Objects are nested at most so deeply; what is deeper is no value."""
+"""Deepest level of nested objects that is read as columns; what is deeper is no value."""
 AT_ONCE = 5000
 
 

@@ -69,7 +69,7 @@ def fingerprint(stored: Iterable[Entry]) -> str:
 
 
 def services(store: Store, within_s: float = CONFIRMED_S, look_s: float = 0.05) -> tuple[int, int]:
-    """Wait until all live services know the stored keys, at most so long; returns how many do, of how many. Raises Unavailable."""
+    """Wait up to `within_s` until all live services know the stored keys; returns how many do and how many live. Raises Unavailable."""
     deadline = time.monotonic() + within_s
     while True:
         said = [beat.keys for beat in heartbeats(store) if beat.role == "serve"]

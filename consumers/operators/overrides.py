@@ -2,7 +2,7 @@
 
 Rules of this file
 * An allow-listed client is assessed, scored and alerted like any other; nothing is enforced against it (reason ``allow_listed``).
-* While a tenant's breaker is open nobody new of that tenant is restricted (reason ``breaker``). That it opened is kept (breakers.py)
+* While a tenant's breaker is open no further client of that tenant is restricted (reason ``breaker``). That it opened is kept (breakers.py)
   until a reset of the same tenant is not older; the entry is then dropped. Each tenant has its own: nobody opens or closes another's.
 * The operator cell is read once, then followed by its changes. It is read before every turn: an entry takes effect with the next
   assessment, and at once at the gateways, which read the same entries.
