@@ -224,7 +224,7 @@ def test_another_tenants_clients_are_not_there(world: World) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"act": "destroy"}, {"reason": " "}, {"ttl_s": "-1"}, {"ttl_s": "9" * 40}, {"ttl_s": "٣"}, {"ttl_s": "864000"}, {"model": "|"},
+        {"act": "destroy"}, {"reason": " "}, {"ttl_s": "-1"}, {"ttl_s": "9" * 40}, {"ttl_s": "٣"}, {"ttl_s": "2764800"}, {"model": "|"},
         {"client": "x" * 9000},
     ],
 )  # fmt: skip

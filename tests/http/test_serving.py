@@ -299,6 +299,7 @@ UNTRIED: dict[str, dict[str, dict[str, Any]]] = {
     "store eviction": {},
     "store replicas": {"store": {"url": "redis://127.0.0.1:1", "min_replicas": 1}},
     "log answers": {"log": {"url": "file:///nowhere/log.jsonl"}},
+    "log cells": {},
     "kafka encryption": {"kafka": {"bootstrap_servers": "127.0.0.1:1", "security_protocol": "SSL"}},
     "kafka access": {"kafka": {"bootstrap_servers": "127.0.0.1:1", "security_protocol": "SASL_SSL"}},
     "secrets file": {},

@@ -46,7 +46,7 @@ def remember(feature_map: FeatureMap) -> None:
     # each process of each seed asks for these anew
     for name in ("map_id", "code_dtype"):
         _set(FeatureMap, name, property(functools.partial(_known, getattr(feature_map, name))))
-    _set(Profiles.__init__, "__defaults__", (CAPACITY,))
+    _set(Profiles.__init__, "__defaults__", (CAPACITY, 0.0))
 
 
 def forget() -> None:
