@@ -276,7 +276,7 @@ def minute(time: str) -> str:
 
 def exposure(found: Mapping[str, float] | None) -> str:
     """What could be copied by now; a dash where nothing estimates it. `explain` says the interval."""
-    return f"{100 * found['fidelity']:.0f}\N{NO-BREAK SPACE}%" if found else "–"
+    return f"{100 * found['fidelity']:.0f}%" if found else "–"
 
 
 def print_ranked(rows: Sequence[Mapping[str, Any]], campaigns: Sequence[Mapping[str, Any]] = ()) -> None:
