@@ -321,7 +321,7 @@ def alerts(
     ] = None,
     config_file: ConfigFile = None,
 ) -> None:
-    """List the alerts of the last 30 days, from the store, oldest first."""
+    """List the alerts that were stored in the last 30 days, oldest first."""
     from consumers.decisions.findings import stored_alert
 
     check_folders(stix_path)

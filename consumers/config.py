@@ -186,7 +186,7 @@ class BreakerSettings(Part):
         20, ge=1, description="newly restricted clients within 10 minutes that open the breaker if exceeded"
     )
     share: float = Field(0.01, gt=0, le=1, description="the same as a share of the active clients")
-    least: int = Field(5, ge=1, description="so many are never too many")
+    least: int = Field(5, ge=1, description="the share alone never opens the breaker for up to this many clients")
 
 
 class HttpSettings(Part):

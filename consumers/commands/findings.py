@@ -374,7 +374,7 @@ def _authentication(examined: Examined) -> Finding:
         return ok(f"{len(keys)} API keys live")
     none = "no API key, token or certificate is configured:"
     if is_loopback(http_settings.bind) and http_settings.open_on_loopback:
-        return look(f"{none} everybody on this machine may look (querywarden keys create)")
+        return look(f"{none} everybody on this machine may look (querywarden keys create --role admin)")
     return look(f"{none} nobody can use the API (querywarden keys create --role admin)")
 
 

@@ -169,7 +169,7 @@ def decisions_reference(
     as_json: AsJson = False,
     config_file: ConfigFile = None,
 ) -> None:
-    """Say who was refused, by the reference id of the refusal. Exit status 1 when nobody is known by it."""
+    """Find the client that was refused, by the reference id of the refusal. Exit status 1 if none is found."""
     from consumers.views.refusals import refused
 
     with _desk(config_file) as desk:
@@ -326,8 +326,10 @@ def allowlist_remove(
 @keys_app.command("create")
 def keys_create(
     role: Annotated[str, typer.Option(help="gateway, viewer, analyst, operator, admin or ingest.")],
-    name: Annotated[str, typer.Option(help="Whose it is; two keys of a name may live, for a rotation.")] = "",
-    ttl: Annotated[str, typer.Option("--for", help="How long it is good for.")] = "365d",
+    name: Annotated[
+        str, typer.Option(help="Name of its owner; two keys of one name may be valid at once, for a rotation.")
+    ] = "",
+    ttl: Annotated[str, typer.Option("--for", help="How long the key is valid.")] = "365d",
     as_json: AsJson = False,
     config_file: ConfigFile = None,
 ) -> None:
@@ -362,7 +364,7 @@ def _told(store: Store) -> str:
 
 @keys_app.command("list")
 def keys_list(as_json: AsJson = False, config_file: ConfigFile = None) -> None:
-    """List the API keys that are good now."""
+    """List the API keys that are valid now."""
     from consumers.operators.operate import without_digest
 
     with _desk(config_file) as desk:
@@ -377,7 +379,8 @@ def keys_list(as_json: AsJson = False, config_file: ConfigFile = None) -> None:
 def keys_revoke(
     prefix: Annotated[str, typer.Argument(help="The eight characters that `keys list` shows.")],
     lost: Annotated[
-        bool, typer.Option("--lost", help="A key that the store has lost and services still take (alarm keys_lost).")
+        bool,
+        typer.Option("--lost", help="End a key that the store has lost and services still accept (alarm keys_lost)."),
     ] = False,
     as_json: AsJson = False,
     config_file: ConfigFile = None,

@@ -29,10 +29,12 @@ def recalibrate(
     exclude: Exclude = None,
     include_flagged: Annotated[
         bool,
-        typer.Option("--include-flagged", help="Take flagged clients as honest too, but those found to be thieves."),
+        typer.Option(
+            "--include-flagged", help="Take flagged clients as honest too, except those that a verdict calls thieves."
+        ),
     ] = False,
     min_days: Annotated[
-        float, typer.Option(min=0, help="At least 20 clients must have been seen for so many days.")
+        float, typer.Option(min=0, help="At least 20 clients must have been seen for this many days.")
     ] = 7.0,
     config_file: ConfigFile = None,
 ) -> None:
@@ -76,7 +78,7 @@ def print_review(review: Sequence[Outlier]) -> None:
     if not review:
         return
     terminal.err.print(
-        f"{len(review)} clients are far beyond the others. Look at them; whoever is no honest client goes into a file for --exclude:",
+        f"{len(review)} clients are far beyond the others. Check them, and list those that are not honest in a file for --exclude:",
         soft_wrap=True,
     )
     for one in review[:SHOWN]:

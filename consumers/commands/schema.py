@@ -11,7 +11,9 @@ from rich.text import Text
 from consumers import config, terminal, wiring
 from consumers.commands.options import ConfigFile
 
-app = typer.Typer(help="Rule on columns whose misfits are held back as evidence.", no_args_is_help=True)
+app = typer.Typer(
+    help="Decide on columns in which many clients began to send what does not fit the schema.", no_args_is_help=True
+)
 Model = Annotated[str, typer.Argument(help="The model.")]
 Column = Annotated[str, typer.Argument(help="The column that `schema list` shows.")]
 Reason = Annotated[str, typer.Option(help="Why; kept in the audit log.")]
@@ -20,7 +22,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="JSON lines instead of a ta
 
 @app.command("list")
 def schema_list(as_json: AsJson = False, config_file: ConfigFile = None) -> None:
-    """Columns that are held, and what was ruled."""
+    """List the columns whose misfits are held back, and what operators ruled on them."""
     from consumers.operators.schema_holds import holds_of
 
     settings = config.load(config_file)
@@ -39,13 +41,13 @@ def schema_list(as_json: AsJson = False, config_file: ConfigFile = None) -> None
 
 @app.command("accept")
 def schema_accept(model: Model, column: Column, reason: Reason = "", config_file: ConfigFile = None) -> None:
-    """The change is ours: these misfits stay out of the evidence until the model's baseline is fitted anew."""
+    """Accept a change as ours: its misfits are no evidence until the model is fitted again."""
     _rule(model, column, "accepted", reason, config_file)
 
 
 @app.command("dismiss")
 def schema_dismiss(model: Model, column: Column, reason: Reason = "", config_file: ConfigFile = None) -> None:
-    """The change is not ours: these misfits count as evidence again."""
+    """Reject a change that is not ours: its misfits count as evidence again."""
     _rule(model, column, "dismissed", reason, config_file)
 
 

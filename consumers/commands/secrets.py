@@ -14,7 +14,7 @@ from rich.text import Text
 from consumers import config, terminal
 from consumers.commands.options import AsJson, ConfigFile
 
-app = typer.Typer(help="The secrets file: sampling key, pepper and sealing key.", no_args_is_help=True)
+app = typer.Typer(help="Create the secrets file: sampling key, pepper and sealing key.", no_args_is_help=True)
 
 
 @app.command("create")
