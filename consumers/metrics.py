@@ -111,7 +111,7 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "querywarden_authz_answers_total": (
         "counter",
         ("decision", "cause"),
-        "answers to gateways; cause: known, anonymous (no identity), unsynced (store not read yet), crowded (over 32 identities), unauthorized",
+        "answers to gateways; cause: known, anonymous (no identity), unsynced (store not read yet), crowded (over 32 names), unauthorized",
     ),
     "querywarden_authz_duration_seconds": (
         "histogram",
