@@ -193,14 +193,14 @@ class HttpSettings(Part):
     bind: str = Field("127.0.0.1:8080", description="host:port of the HTTP service; port 0 picks one and logs it")
     open_on_loopback: bool = Field(
         True,
-        description="while there never was a key, token or certificate, a service bound to loopback may be looked at from this machine",
+        description="until a key, token or certificate is configured, everybody on this machine may look at a service bound to loopback",
     )
     metrics: bool = Field(True, description="answer /metrics here too")
     bridge: bool = Field(True, description="take queries at POST /v1/queries and write them to the log")
     rate_per_s: float = Field(50.0, ge=0, description="requests a second of one credential; 0: no limit")
     burst: int = Field(200, ge=1, description="requests of one credential at once")
     longest_decision_s: int = Field(
-        30 * 86_400, ge=60, description="how long an operator's decision may hold, in seconds"
+        30 * 86_400, ge=60, description="how long an operator's decision may last, in seconds"
     )
     key_env: str = Field("live", pattern=r"^[a-z0-9]{1,16}$", description="second part of API keys: qw_<env>_…")
     tls_certfile: str = Field("", description="certificate of the service (PEM, with its chain); empty: plain HTTP")
@@ -294,7 +294,7 @@ class Settings(BaseSettings):
         0.01, gt=0, lt=0.5, description="share of honest clients that may be flagged, over their whole life"
     )
     horizon_days: float = Field(
-        30.0, ge=1, le=3650, description="how long a query counts in full at most; for at least half of it it does"
+        30.0, ge=1, le=3650, description="a query counts in full for at least half of this, and at most for all of it"
     )
     memory_days: float = Field(
         365.0,
