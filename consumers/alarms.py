@@ -2,7 +2,7 @@
 
 Rules of this file
 * An alarm is a state, not an event: ``querywarden_alarm{alarm="…"}`` is 1 while it holds. What pages somebody is for the rules of the
-  monitoring to say; no alarm changes what is computed.
+  monitoring to say; only `schema` and `breaker` change what is decided.
 * Rates are over the last minute by the process' own monotonic clock, and need `LEAST_RECORDS` to mean anything.
 * Every process sees its own cells only. A model's log that goes quiet is noticed by the processes that used to read it.
 """

@@ -19,14 +19,8 @@ def topics(brokers: Mapping[str, Any], timeout_ms: int = 5_000) -> frozenset[str
     from kafka.errors import KafkaError
 
     try:
-        admin = KafkaAdminClient(
-            **{
-                **brokers,
-                "bootstrap_timeout_ms": timeout_ms,
-                "request_timeout_ms": timeout_ms,
-                "default_api_timeout_ms": timeout_ms,
-            }
-        )
+        limits = {"bootstrap_timeout_ms": timeout_ms, "request_timeout_ms": timeout_ms}
+        admin = KafkaAdminClient(**{**brokers, **limits})
         try:
             return frozenset(admin.list_topics())
         finally:

@@ -216,7 +216,7 @@ def _log_answers(examined: Examined) -> Finding:
     if isinstance(topics, str):
         return look(f"no answer from {settings.kafka.bootstrap_servers}: {topics}")
     if settings.kafka.topic not in topics:
-        return look(f"the brokers have no topic {settings.kafka.topic}: ingest would create it")
+        return look(f"the brokers have no topic {settings.kafka.topic}: create it, or ingest will not start")
     return ok(f"the brokers have the topic {settings.kafka.topic}")
 
 
@@ -249,8 +249,12 @@ def _kafka_access(examined: Examined) -> Finding:
         stranger.pop(name, None)
     with contextlib.suppress(QueryWardenError, OSError):
         connections.topics(stranger, 2_000)
-        return look("the brokers also answer who gives no name, at the same address")
-    return ok("the brokers let us in, and nobody who gives no name")
+        return look("the brokers also answer a client that gives no name, at the same address")
+    try:
+        connections.topics(wiring.kafka_connection(examined.settings), 2_000)
+    except (QueryWardenError, OSError):
+        return unchecked("the brokers stopped answering while they were asked")
+    return ok("the brokers answer us, and they do not answer a client that gives no name")
 
 
 # -------------------------------------------------------------------------------------------------------- files

@@ -29,6 +29,7 @@ import redis
 import trustme
 import victims
 from servers import free_port
+from streams import produce
 
 from consumers import cli, config
 from consumers.commands import findings
@@ -329,6 +330,14 @@ def test_doctor_calls_nothing_good_that_it_could_not_try(tmp_path: Path, name: s
     assert finding(name, tmp_path, UNTRIED[name])[0] == "not checked"
     assert list(tmp_path.iterdir()) == [], "looking makes no file"
     assert findings.CHECKS.keys() == FIRES.keys() | UNTRIED.keys()
+
+
+def test_doctor_asks_a_real_broker(tmp_path: Path, kafka_bootstrap: str) -> None:
+    produce(kafka_bootstrap, "asked-by-doctor", [b"{}"], partitions=1)
+    brokers = {"bootstrap_servers": kafka_bootstrap, "topic": "asked-by-doctor"}
+    assert finding("log answers", tmp_path, {"kafka": brokers}) == ("ok", "the brokers have the topic asked-by-doctor")
+    state, words = finding("log answers", tmp_path, {"kafka": brokers | {"topic": "misspelt"}})
+    assert (state, "no topic misspelt" in words) == ("look", True)
 
 
 @pytest.mark.parametrize("option", ["ssl_cert_reqs=none", "ssl_cert_reqs=optional", "ssl_check_hostname=false"])
