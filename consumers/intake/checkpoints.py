@@ -3,7 +3,8 @@
 Rules of this file
 * No I/O, no clock, no random numbers: a redo over the same stored state and the same records gives the same checkpoint.
 * A `Cell` is what one process knows of a log cell that it owns: exactly what was committed. After any failure it is thrown away.
-* Event times are those of the log's own clock (detector/clock.py) from `step` on: a record far ahead of it counts at the log's time.
+* `decode` gives queries the times at which they count, by the log's own clock (detector/clock.py): a record far ahead of it counts at
+  the log's time.
 * Of a batch, in this order: what was erased is left out, clients without state are pooled (admission.py), duplicates are left out
   (duplicates.py), the rest is folded. Every record is counted once (ledger.py).
 """
@@ -112,15 +113,15 @@ class Ingest:
         """Columns of the records at or above the cell's offset, and the clients of each model's batch."""
         if cell.offset is not None:
             records = records.beyond(cell.offset)
-        decoded = self.format.decode(records)
-        if records.broker_ms is not None:
-            decoded.broker_ms = records.offsets, records.broker_ms
+        found = self.format.decode(records)
+        decoded = replace(found, batches=dict(found.batches), counters=Counter(found.counters), stated_ms={})
         if records.tombstones:
             decoded.counters.update(produced=records.tombstones, tombstones=records.tombstones)
         keys = {
             model: [ClientKey(self.tenant, model, self.secrets.client_hash(self.tenant, c)) for c in batch.clients]
             for model, batch in decoded.batches.items()
         }
+        self._set_clock(cell, decoded, keys, records)
         return decoded, keys
 
     def missing(self, cell: Cell, keys: Mapping[str, list[ClientKey]]) -> list[ClientKey]:
@@ -187,11 +188,10 @@ class Ingest:
         writes: dict[ClientKey, dict[str, bytes | None]] = {}
         lasting: set[ClientKey] = set()
         counted = Counter(decoded.counters)
-        clock = self._set_clock(cell, decoded, keys, counted)
         for model, batch in decoded.batches.items():
             hashes = event_hashes(*decoded.contents[model], self.secrets.sampling_key)
             counting, mine, hashes = self._admitted(cell, model, batch, keys[model], hashes, counted)
-            counting, mine = self._unrepeated(cell, model, counting, mine, hashes, counted)
+            counting, mine = self._unrepeated(cell, model, counting, mine, hashes, counted, decoded)
             if len(counting):
                 self._fold(cell, model, counting, mine, decoded, writes, lasting)
         return Checkpoint(
@@ -203,37 +203,36 @@ class Ingest:
             counters={name: cell.counters[name] + counted[name] for name in COUNTERS}
             | {name: cell.counters[name] for name in MARKS}
             | {name: n for name, n in cell.counters.items() if prefix.carried(name)}
-            | clock,
+            | decoded.clock,
             sketch=cell.admission.to_bytes() if cell.admission.changed else None,
             lasting=frozenset(lasting),
             memory_s=int(self.memory_days * MS_A_DAY) // 1000,
         )
 
-    def _set_clock(
-        self, cell: Cell, decoded: Decoded, keys: Mapping[str, list[ClientKey]], counted: Counter[str]
-    ) -> dict[str, int]:
-        """Give the queries of all models the times at which they count. Returns the clock's state after them."""
-        state = [cell.counters[name] for name in CLOCK]
-        if not decoded.batches:
-            return dict(zip(CLOCK, state, strict=True))
+    def _set_clock(self, cell: Cell, decoded: Decoded, keys: Mapping[str, list[ClientKey]], records: Records) -> None:
+        """Give the queries of all models the times at which they count, and say how the clock stands after them."""
         batches = list(decoded.batches.items())
+        if not batches:
+            return
         offsets = np.concatenate([batch.offsets for _, batch in batches])
         who = np.concatenate([np.array([_voter(k) for k in keys[m]], np.int64)[batch.who] for m, batch in batches])
         times = np.concatenate([batch.time_ms for _, batch in batches])
         broker = None
-        if decoded.broker_ms is not None:
-            broker = decoded.broker_ms[1][np.searchsorted(decoded.broker_ms[0], offsets)]
+        if records.broker_ms is not None:
+            broker = records.broker_ms[np.searchsorted(records.offsets, offsets)]
         order = np.argsort(offsets, kind="stable")
         times[order], ahead, state = on_the_clock(
-            who[order], times[order], None if broker is None else broker[order], state
+            who[order], times[order], None if broker is None else broker[order], [cell.counters[name] for name in CLOCK]
         )
-        counted["ahead"] += int(ahead.sum())
+        decoded.counters["ahead"] += int(ahead.sum())
+        decoded.clock = dict(zip(CLOCK, state, strict=True))
         decoded.last_ms = int(times.max())
         start = 0
         for model, batch in batches:
-            decoded.batches[model] = replace(batch, time_ms=times[start : start + len(batch)])
+            counted = times[start : start + len(batch)]
+            decoded.stated_ms[model] = np.where(batch.time_ms < 0, counted, batch.time_ms)
+            decoded.batches[model] = replace(batch, time_ms=counted)
             start += len(batch)
-        return dict(zip(CLOCK, state, strict=True))
 
     def _admitted(
         self,
@@ -280,11 +279,13 @@ class Ingest:
         keys: list[ClientKey],
         hashes: NDArray[np.uint64],
         counted: Counter[str],
+        decoded: Decoded,
     ) -> tuple[QueryBatch, list[ClientKey]]:
         """Without duplicates."""
         if not hashes.any():
             return batch, keys
-        fresh = self.windows_of(cell, model).unseen(keys, batch.who, hashes, batch.time_ms)
+        stated = decoded.stated_ms[model][np.searchsorted(decoded.batches[model].offsets, batch.offsets)]
+        fresh = self.windows_of(cell, model).unseen(keys, batch.who, hashes, batch.time_ms, stated)
         if fresh.all():
             return batch, keys
         repeated = len(fresh) - int(fresh.sum())

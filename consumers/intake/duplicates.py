@@ -5,6 +5,8 @@ Rules of this file
   nothing: a gateway may take it from a header that the client sends.
 * A client's window holds 64-bit keyed hashes of the last events that counted: at most `KEPT`, none older than `SPAN_MS` of event
   time before the newest. An event that the window holds is a duplicate and changes nothing. A query without an id is never one.
+* An event's age is that of the time it states. One that is ahead of the log's own time counts earlier than it states; it is held until the
+  log has passed the stated time, for its repetition states the same.
 * A false match needs two hashes of 64 bits to be equal: at most 1.4e-17 a query.
 * What is a duplicate depends on the client's earlier queries alone, never on how polls cut them: rows are walked one by one.
 * The window lives in one shard: the same event in two partitions is not noticed (producers key by client).
@@ -28,7 +30,7 @@ FIELD = "e"
 KEPT = 256
 SPAN_MS = 600_000
 _HEAD = struct.Struct("<BxHxxxxq")  # version, entries, newest event time in ms
-_VERSION = 1
+_VERSION = 2
 
 
 def event_hashes(texts: bytearray, ends: NDArray[np.int64], key: bytes) -> NDArray[np.uint64]:
@@ -41,8 +43,8 @@ def event_hashes(texts: bytearray, ends: NDArray[np.int64], key: bytes) -> NDArr
 
 
 @nb.njit(cache=True, nogil=True)
-def _unseen(slots, hashes, time_ms, kept_hash, kept_ms, count, newest, fresh):  # type: ignore[no-untyped-def]
-    """fresh[i]: row i is no duplicate. The windows take up what is fresh."""
+def _unseen(slots, hashes, time_ms, stated_ms, kept_hash, kept_ms, count, newest, fresh):  # type: ignore[no-untyped-def]
+    """fresh[i]: row i is no duplicate. The windows take up what is fresh, with the times that it states."""
     for i in range(slots.shape[0]):
         fresh[i] = True
         h = hashes[i]
@@ -65,14 +67,14 @@ def _unseen(slots, hashes, time_ms, kept_hash, kept_ms, count, newest, fresh):  
                     kept_hash[c, kept] = kept_hash[c, j]
                     kept_ms[c, kept] = kept_ms[c, j]
                 kept += 1
-        if now - time_ms[i] <= SPAN_MS:
+        if now - stated_ms[i] <= SPAN_MS:
             if kept == KEPT:
                 for j in range(1, KEPT):
                     kept_hash[c, j - 1] = kept_hash[c, j]
                     kept_ms[c, j - 1] = kept_ms[c, j]
                 kept = KEPT - 1
             kept_hash[c, kept] = h
-            kept_ms[c, kept] = time_ms[i]
+            kept_ms[c, kept] = stated_ms[i]
             kept += 1
         count[c] = kept
 
@@ -93,13 +95,22 @@ class Windows:
         )
 
     def unseen(
-        self, keys: Sequence[object], who: NDArray[np.int32], hashes: NDArray[np.uint64], time_ms: NDArray[np.int64]
+        self,
+        keys: Sequence[object],
+        who: NDArray[np.int32],
+        hashes: NDArray[np.uint64],
+        time_ms: NDArray[np.int64],
+        stated_ms: NDArray[np.int64],
     ) -> NDArray[np.bool_]:
-        """Which rows (n,) are no duplicates; keys (g,) are what `who` points into. The windows remember them."""
+        """Which rows (n,) are no duplicates. The windows remember them.
+
+        keys       (g,) what `who` points into
+        time_ms    (n,) when the rows count; stated_ms: what their records state
+        """
         fresh = np.ones(len(who), np.bool_)
         slots = np.array([self._row(key) for key in keys], np.int64)[who]
         kept = self._kept.arrays
-        _unseen(slots, hashes, time_ms, kept["hash"], kept["ms"], kept["count"], kept["newest"], fresh)
+        _unseen(slots, hashes, time_ms, stated_ms, kept["hash"], kept["ms"], kept["count"], kept["newest"], fresh)
         return fresh
 
     def put(self, key: object, blob: bytes | None) -> None:
@@ -109,12 +120,11 @@ class Windows:
         if blob is None or len(blob) < _HEAD.size:
             return
         version, count, newest = _HEAD.unpack_from(blob)
-        if version != _VERSION or count > KEPT or len(blob) != _HEAD.size + 12 * count:
+        if version != _VERSION or count > KEPT or len(blob) != _HEAD.size + 16 * count:
             return
         kept = self._kept.arrays
         kept["hash"][row, :count] = np.frombuffer(blob, "<u8", count, _HEAD.size)
-        age = np.frombuffer(blob, "<u4", count, _HEAD.size + 8 * count)
-        kept["ms"][row, :count] = newest - age.astype(np.int64)
+        kept["ms"][row, :count] = np.frombuffer(blob, "<i8", count, _HEAD.size + 8 * count)
         kept["count"][row], kept["newest"][row] = count, newest
 
     def blob(self, key: object) -> bytes | None:
@@ -124,8 +134,8 @@ class Windows:
         if row is None or not kept["count"][row]:
             return None
         count, newest = int(kept["count"][row]), int(kept["newest"][row])
-        age = (newest - kept["ms"][row, :count]).astype("<u4")
-        return _HEAD.pack(_VERSION, count, newest) + kept["hash"][row, :count].tobytes() + age.tobytes()
+        stated = kept["ms"][row, :count].astype("<i8")
+        return _HEAD.pack(_VERSION, count, newest) + kept["hash"][row, :count].tobytes() + stated.tobytes()
 
     def drop(self, key: object) -> None:
         row = self.rows.pop(key, None)

@@ -74,7 +74,8 @@ class Decoded:
     counted   offsets of those among them that are queries of their client all the same
     counters  produced = queries + dead − dead_counted + unmodelled + denied + failed; unknown_keys, extra_columns
     last_ms   newest event time seen, 0 if none
-    broker_ms  (offsets, times): what the log itself says about the time of each record, None where it says nothing
+    stated_ms model id → (n,) event times as the records state them, where `batches` has those at which they count
+    clock     state of the log's own time after these records, by name; empty: as before (intake/checkpoints.py sets it)
     """
 
     batches: dict[str, QueryBatch] = field(default_factory=dict)
@@ -86,7 +87,8 @@ class Decoded:
     counted: set[int] = field(default_factory=set)
     counters: Counter[str] = field(default_factory=Counter)
     last_ms: int = 0
-    broker_ms: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
+    stated_ms: dict[str, NDArray[np.int64]] = field(default_factory=dict)
+    clock: dict[str, int] = field(default_factory=dict)
 
     def misfits(self) -> Counter[str]:
         """Queries of which something did not fit, by reason."""

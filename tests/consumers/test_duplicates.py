@@ -48,10 +48,10 @@ def twin(rows: Sequence[Row]) -> list[bool]:
 def fold(windows: Windows, rows: Sequence[Row]) -> list[bool]:
     if not rows:
         return []
-    who, events, times = (np.array(column) for column in zip(*rows, strict=True))
+    who, events, times = (np.array(column, np.int64) for column in zip(*rows, strict=True))
     clients = sorted(set(who.tolist()))
     index = np.array([clients.index(c) for c in who.tolist()], np.int32)
-    fresh = windows.unseen(clients, index, events.astype(np.uint64), times.astype(np.int64))
+    fresh = windows.unseen(clients, index, events.astype(np.uint64), times, times)
     return [bool(f) for f in fresh]
 
 
@@ -81,12 +81,25 @@ def test_the_last_256_are_remembered_and_no_more() -> None:
     assert fold(windows, [(0, 2, 1000), (0, KEPT + 1, 1000), (0, 1, 1000)]) == [False, False, True]
     blob = windows.blob(0)
     assert blob is not None
-    assert len(blob) == 16 + 12 * KEPT
+    assert len(blob) == 16 + 16 * KEPT
 
 
 @pytest.mark.parametrize(("age_ms", "fresh"), [(SPAN_MS, False), (SPAN_MS + 1, True)])
 def test_an_id_is_remembered_for_ten_minutes_of_event_time(age_ms: int, fresh: bool) -> None:
     assert fold(Windows(), [(0, 7, 5000), (0, 8, 5000 + age_ms), (0, 7, 5000)]) == [True, True, fresh]
+
+
+def test_an_event_that_was_ahead_of_the_log_is_known_when_the_log_has_come_there() -> None:
+    """It counted at 1,000 and states a time two spans later; its repetition states the same and counts there."""
+    windows, later = Windows(), 1000 + 2 * SPAN_MS
+    who, event = np.zeros(1, np.int32), np.array([7], np.uint64)
+    for counted, stated, fresh in ((1000, later, True), (2000, 2000, True), (later, later, False)):
+        event[0] = 8 if stated == 2000 else 7
+        seen = windows.unseen(["a"], who, event, np.array([counted]), np.array([stated]))
+        assert seen.tolist() == [fresh]
+        again = Windows()
+        again.put("a", windows.blob("a"))
+        windows = again
 
 
 def test_hashes_are_the_keyed_hash_of_the_literature_and_no_text_has_none() -> None:
@@ -97,7 +110,7 @@ def test_hashes_are_the_keyed_hash_of_the_literature_and_no_text_has_none() -> N
     assert event_hashes(*column(texts), bytes(16))[0] != out[0]
 
 
-@pytest.mark.parametrize("damaged", [b"", b"\x01", b"x" * 16, b"\x02" + bytes(27), b"\x01\x00\xff\xff" + bytes(12)])
+@pytest.mark.parametrize("damaged", [b"", b"\x01", b"x" * 16, b"\x01" + bytes(27), b"\x02\x00\xff\xff" + bytes(12)])
 def test_a_damaged_window_begins_anew(damaged: bytes) -> None:
     windows = Windows()
     windows.put("c", damaged)

@@ -15,7 +15,7 @@ import os
 import random
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -151,7 +151,8 @@ class Script:
         gone, seen = Tombstones(dict(erased)), set[bytes]()
         counters: Counter[str] = Counter()
         left: list[Sent] = []
-        for one in (s for burst in self.bursts for s in burst if s.cell == cell and s.offset >= (base or 0)):
+        sent = [s for burst in self.bursts for s in burst if s.cell == cell and s.offset >= (base or 0)]
+        for one in sent:
             if one.offset in poison:
                 counters["dead"] += 1
             elif one.client and one.offset < gone.get(key_of(one.client), 0):
@@ -162,9 +163,20 @@ class Script:
                 left.append(one)
                 seen.add(one.value)
         counters["produced"] = sum(counters.values())
-        records = Records(cell, [s.value for s in left], np.array([s.offset for s in left], np.int64), self.ends[cell])
         cell_ = Cell(cell, "", None, Counter())
-        decoded, keys = reading().decode(cell_, records)
+        # the log's own time goes on with every record that can be read, also with those that do not count
+        timed, _ = reading().decode(cell_, self._records(cell, [s for s in sent if s.offset not in poison]))
+        times = {
+            at: ms
+            for b in timed.batches.values()
+            for at, ms in zip(b.offsets.tolist(), b.time_ms.tolist(), strict=True)
+        }
+        decoded, keys = reading().decode(cell_, self._records(cell, left))
+        for model, batch in decoded.batches.items():
+            decoded.batches[model] = replace(
+                batch, time_ms=np.array([times[at] for at in batch.offsets.tolist()], np.int64)
+            )
+        decoded.counters["ahead"], decoded.clock = timed.counters["ahead"], timed.clock
         reading().take(cell_, {}, reading().missing(cell_, keys))
         checkpoint = reading().step(cell_, decoded, keys, self.ends[cell])
         for name in COUNTERS:
@@ -172,6 +184,9 @@ class Script:
         profiles = {k: {f: v for f, v in fields.items() if v is not None} for k, fields in checkpoint.profiles.items()}
         dead = frozenset(letter.offset for letter in checkpoint.dead) | poison
         return Folded(profiles, {name: n for name, n in counters.items() if n}, dead)
+
+    def _records(self, cell: str, sent: list[Sent]) -> Records:
+        return Records(cell, [s.value for s in sent], np.array([s.offset for s in sent], np.int64), self.ends[cell])
 
     def assess(self, key: ClientKey, fields: Mapping[str, Fields]) -> StoredDecision | None:
         """The decision row of a client that nobody saw before, from all its shards."""
