@@ -160,21 +160,30 @@ class Service:
 
     def __init__(self, settings: dict[str, str], *arguments: str) -> None:
         self.process = subprocess.Popen([QUERYWARDEN, *arguments], env=settings, stderr=subprocess.PIPE, text=True)
+        self.lines: list[dict[str, Any]] = []
+        self.reader = threading.Thread(target=self._read, daemon=True)
+        self.reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        self.lines.extend(json.loads(line) for line in self.process.stderr)
 
     def says(self, event: str, **fields: str) -> dict[str, Any]:
-        """Wait for a line of its log."""
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            said: dict[str, Any] = json.loads(line)
-            if said["event"] == event and fields.items() <= said.items():
-                return said
-        raise AssertionError(f"ended with {self.process.wait()} without {event!r}")
+        """Wait for a line of its log, in whatever order its threads write; each line is found once."""
+
+        def found() -> list[dict[str, Any]]:
+            return [line for line in self.lines if line["event"] == event and fields.items() <= line.items()]
+
+        wait_until(lambda: bool(found()), 60, event)
+        line = found()[0]
+        self.lines.remove(line)
+        return line
 
     def end(self) -> int:
         self.process.terminate()
-        assert self.process.stderr is not None
-        self.process.stderr.read()
-        return self.process.wait(30)
+        status = self.process.wait(30)
+        self.reader.join(5)
+        return status
 
 
 def get(address: str) -> str:
@@ -241,9 +250,11 @@ def test_a_service_with_a_stopped_cell_answers_reads_on_and_resumes_when_told(
         assert f"{name}:0" in json.loads(get(f"http://{bind}/v1/health"))["stopped"]
         assert "stopped" in get(f"http://{bind}/health")
         found = subprocess.run(
-            [QUERYWARDEN, "doctor"], env=settings, capture_output=True, text=True, check=False
+            [QUERYWARDEN, "doctor", "--json"], env=settings, capture_output=True, text=True, check=False
         ).stdout
-        assert re.search(rf"log cells +LOOK +{name}:0 is stopped", found)
+        checks = {row["check"]: row for row in map(json.loads, found.splitlines())}
+        assert checks["log cells"]["state"] == "look"
+        assert f"{name}:0 is stopped" in checks["log cells"]["finding"]
         assert ended(settings, "rebuild", "--yes", "--from", "earliest", "--cell", f"{name}:0") == (0, [])
         service.says("cell claimed", cell=f"{name}:0")
         service.says("alarm ended", alarm="cell_stopped")
