@@ -30,7 +30,7 @@ import random
 import secrets as entropy
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from consumers.alarms import Alarms, Watch
@@ -74,6 +74,7 @@ class Runner:
 
     clock, sleep, rng  injected, so that the simulation owns time
     dead_letters       where refused records are shipped to; None: the first of each cell stay in the store
+    parts              how a poll's records of a cell are divided into commits, in order; the service commits them at once
     careful_after      so many others claimed at an offset and never came beyond it before this one tries records first
     trial              which records end a process
     doubted            cells that the group said were not ours, and when; it has not taken them away either
@@ -93,6 +94,7 @@ class Runner:
     rng: random.Random = field(default_factory=random.Random)
     new_token: Callable[[], str] = lambda: entropy.token_hex(16)
     on_commit: Callable[[Checkpoint, Decoded], None] = lambda checkpoint, decoded: None
+    parts: Callable[[Cell, Records], Iterable[Records]] = lambda cell, records: (records,)
     careful_after: int = CAREFUL_AFTER
     trial: Trial = deadly
     cells: dict[str, Cell] = field(default_factory=dict)
@@ -301,7 +303,12 @@ class Runner:
             return 0  # claimed again since the poll: the records come back
         self._check_incarnation(cell)
         if not cell.careful:
-            return len(records.values) if self._commit(cell, records) else 0
+            done = 0
+            for part in self.parts(cell, records):
+                if not self._commit(cell, part):
+                    break
+                done += len(part.values)
+            return done
         return self._carefully(cell, records.beyond(cell.offset or 0))
 
     def _carefully(self, cell: Cell, records: Records) -> int:

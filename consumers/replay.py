@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from consumers.decisions import findings
 from consumers.decisions.findings import StoredDecision, is_campaign, stored_alert, stored_decision
 from consumers.errors import Refused
 from consumers.intake.ledger import MARKS
-from consumers.log import prefix
+from consumers.log import Records, prefix
 from consumers.log.files import FileLog
 from consumers.log.formats import Decoded
 from consumers.misfits import Misfits
@@ -81,6 +81,56 @@ class Replayed:
 
 
 @dataclass(slots=True)
+class _Looks:
+    """A look at all clients before the log's time turns to a new half-horizon window, however many windows a poll spans.
+
+    What leaves a client's horizon takes its running maxima along. The service looks twice a second; a replay reads months in a second.
+
+    window  that of the newest row that was committed, None before the first
+    """
+
+    ingesting: ingest.Ingest
+    judging: detect.Runner
+    window: int | None = None
+
+    def parts(self, cell: ingest.Cell, records: Records) -> Iterator[Records]:
+        """The records, divided where a window begins, with a look before each window."""
+        if not self._within(records):
+            starts = self._starts(cell, records)
+            for (first, window), (last, _) in itertools.pairwise([*starts, (len(records.offsets), 0)]):
+                if self.window is not None and window > self.window:
+                    while self.judging.turn():
+                        pass
+                self.window = window
+                yield records.part(first, last)
+        else:
+            yield records
+
+    def _within(self, records: Records) -> bool:
+        """Whether the first and the last record state times of the window at hand; most polls do."""
+        if not len(records.offsets):
+            return True
+        ends = (records.part(i, i + 1) for i in (0, len(records.offsets) - 1))
+        stated = [batch.time_ms for end in ends for batch in self.ingesting.format.decode(end).batches.values()]
+        windows = {int(ms) // self.ingesting.half_horizon_ms for times in stated for ms in times}
+        return len(stated) == 2 and windows == {self.window}
+
+    def _starts(self, cell: ingest.Cell, records: Records) -> list[tuple[int, int]]:
+        """Where a part begins, as an index of the records, and its window; the first part begins at 0."""
+        decoded, _ = self.ingesting.decode(cell, records)
+        offsets = np.concatenate([np.zeros(0, np.int64), *(b.offsets for b in decoded.batches.values())])
+        times = np.concatenate([np.zeros(0, np.int64), *(b.time_ms for b in decoded.batches.values())])
+        order = np.argsort(offsets, kind="stable")
+        windows = np.maximum.accumulate(times[order] // self.ingesting.half_horizon_ms)
+        first = windows[0] if len(windows) else (self.window or 0)
+        starts = [(0, max(int(first), self.window or 0))]
+        for i in (np.flatnonzero(np.diff(windows)) + 1).tolist():
+            if windows[i] > starts[-1][1]:
+                starts.append((int(np.searchsorted(records.offsets, offsets[order][i])), int(windows[i])))
+        return starts
+
+
+@dataclass(slots=True)
 class _Taken:
     """What the commits of a replay showed: dead letters by reason and the first of them, refused lines, misfits by model."""
 
@@ -121,6 +171,7 @@ def replay(
     judging = detect.Runner(
         store, detecting, now_s=lambda: None, on_outcome=decided, lease_ms=3_600_000, balanced=False, overrides=None
     )
+    reading.parts = _Looks(ingesting, judging).parts
     if log.resumable:
         _resume(log, store)
     resumed = store.claim(log.cell, "0" * 32, "alive").next_offset  # only asks where the log stands
