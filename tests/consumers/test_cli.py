@@ -467,18 +467,23 @@ def test_fit_without_traffic_says_uncalibrated_and_the_scores_are_marked(files: 
     assert b"(uncalibrated)" in done.stdout
 
 
+SHORT = victims.event([1.0] * 10) | {"features": [1.0], "client_id": "short"}
+"""A query whose input has another number of columns than the model's."""
+
+
 def test_fit_on_traffic_alone_derives_a_reference_and_says_so(files: Path, tmp_path: Path) -> None:
     traffic = tmp_path / "traffic.jsonl"
     victims.log_of(traffic, victims.streams(40, seed=77, kinds=["regular", "light"]))
     with traffic.open("ab") as more:
-        more.write(b'{"client_id": "x"\n' + victims.line([1.0] * 10, client_id=None) + b"\n")
+        broken = (b'{"client_id": "x"', victims.line([1.0] * 10, client_id=None), victims.encoded(SHORT))
+        more.write(b"".join(line + b"\n" for line in broken))
     done = run(
         "fit", "--model-id", victims.MODEL, "--traffic", traffic, "--out", tmp_path / "x.baseline", state=tmp_path
     )
     assert done.returncode == 0, done.stderr.decode()
     said = done.stderr.decode()
     assert "no reference given: derived from the traffic" in said
-    assert "traffic: 1 refused (not_json 1; first traffic.jsonl:" in said
+    assert "traffic: 2 refused (not_json 1, missing_client 1; first traffic.jsonl:" in said
     assert "reference: 1 refused (wrong_dimension 1;" in said  # it counts for its client all the same
     assert "calibrated on 41 real clients" in said
 

@@ -174,7 +174,7 @@ def assert_exactly_once(cluster: Cluster, ledger: Ledger, expected: Replayed) ->
     judged = {key: spans for key, spans in expected.profiles.items() if key not in apart}
     verdict = compare(judged, stored(url, apart=apart), shape_of(cluster.baseline))
     verdict.pooled, verdict.late = pooled, late
-    assert (verdict.lost, verdict.doubled, verdict.wrong) == (0, 0, [])
+    assert (verdict.lost, verdict.doubled, verdict.wrong) == (0, 0, []), verdict
     assert scores.keys() - late - {OVERFLOW} == expected.scores.keys() - late
     for client, row in expected.scores.items():
         if client not in late:
