@@ -73,14 +73,18 @@ def streams(
     queries: tuple[int, int] = (600, 1500),
     kinds: Sequence[str] | None = None,
     start_s: float = START_S,
+    days: float = 14.0,
 ) -> list[Stream]:
-    """Honest clients and thieves with a life of up to 14 days."""
+    """Honest clients and thieves with a life of up to `days`."""
     rng = np.random.default_rng(seed)
     pool = items(800, rng)
     asked = predict(pool).argmax(axis=1)
     foreign = strangers(domain(), reference_rows(), rng)
     scene = Scene(domain(), pool, asked, items(300, rng), foreign, lambda rows, rng: items(len(rows), rng))
-    return world(scene, predict, rng, clients=clients, kinds=kinds, attacks=attacks, queries=queries, start_s=start_s)
+    return world(
+        scene, predict, rng, clients=clients, kinds=kinds, attacks=attacks, queries=queries, start_s=start_s,
+        horizon_s=days * DAY_S,
+    )  # fmt: skip
 
 
 def log_of(path: Path, who: Sequence[Stream]) -> dict[str, Any]:
