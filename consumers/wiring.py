@@ -215,7 +215,7 @@ def open_sinks(settings: config.Settings, metrics: Metrics | None = None) -> lis
 
 
 def stored_alerts(settings: config.Settings) -> list[OutboxAlert]:
-    """Alerts of the last 30 days as their receivers see them, oldest first; what can't be read is left out."""
+    """Alerts stored in the last 30 days as their receivers see them, oldest first; what can't be read is left out."""
     import msgspec
 
     from consumers.decisions.findings import stored_alert

@@ -21,6 +21,9 @@ import redis
 from kafka import KafkaAdminClient
 from servers import Kafka, MissingServer, Redis, Server, Valkey
 
+# Servers are started by fork, and gRPC's own handlers of a fork can hang the child before it becomes the server.
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
+
 _databases = itertools.count()
 
 

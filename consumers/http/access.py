@@ -68,7 +68,7 @@ TABLE: tuple[Access, ...] = (
     Access("GET", _CLIENT, VIEWERS, "everything known of one client: by id or by client_key"),
     Access("GET", f"{_CLIENT}/history", VIEWERS, "how its suspicion rose and its state changed"),
     Access("POST", f"{_CLIENT}/notes", ANALYSTS, "leave words about a client"),
-    Access("GET", "/v1/alerts", VIEWERS, "findings of the last 30 days, newest first"),
+    Access("GET", "/v1/alerts", VIEWERS, "alerts stored in the last 30 days, newest first"),
     Access("GET", "/v1/alerts/{alert_id}", VIEWERS, "one finding as last sent"),
     Access("POST", "/v1/alerts/{alert_id}/verdict", ANALYSTS, "true or false positive"),
     Access("GET", "/v1/campaigns", VIEWERS, "accounts that act as one"),

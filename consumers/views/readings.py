@@ -222,7 +222,7 @@ class Readings:
         cursor: str | None = None,
         limit: int = 100,
     ) -> AlertPage:
-        """A page of findings of the last 30 days, newest first: each as last sent, or with `updates` each time it was sent."""
+        """A page of the alerts stored in the last 30 days, newest first: each as last sent, or with `updates` each time it was sent."""
         page = asked("alerts", cursor, limit)
         found: dict[str, tuple[Place, dict[str, Any]]] = {}
         for stored in self.store.alerts():
