@@ -247,6 +247,7 @@ def verify(blob: bytes, baseline_file: bytes | None = None, signer: str | None =
             raise Refused(f"evidence: {name} is not named by the manifest")
         if hashlib.sha256(members[name]).hexdigest() != named[name].sha256 or len(members[name]) != named[name].bytes:
             raise Refused(f"evidence: {name} was changed")
+    _check_readable(members)
     differences = [] if baseline_file is None else _differences(manifest, members, baseline_file)
     return Checked(manifest, fingerprint(raw), baseline_file is not None, differences)
 
@@ -262,6 +263,18 @@ def _manifest(text: bytes) -> Manifest:
         raise Refused(f"evidence: the manifest is none: {error}") from error
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise Refused("evidence: the manifest is damaged") from error
+
+
+def _check_readable(members: Mapping[str, bytes]) -> None:
+    """What people read beside the profile must be what it is called. Raises Refused."""
+    kinds = {"decision.json": dict[str, Any], "alerts.json": list[dict[str, Any]]}
+    lines = members.get("audit.jsonl", b"").splitlines()
+    texts = [(name, members[name], kind) for name, kind in kinds.items() if name in members]
+    for name, text, kind in (*texts, *(("audit.jsonl", line, dict[str, Any]) for line in lines)):
+        try:
+            msgspec.json.decode(text, type=kind)
+        except (msgspec.DecodeError, ValueError, RecursionError) as error:
+            raise Refused(f"evidence: {name} cannot be read") from error
 
 
 def _members(blob: bytes) -> dict[str, bytes]:

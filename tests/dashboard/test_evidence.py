@@ -285,6 +285,19 @@ def test_a_hostile_bundle_is_refused_in_one_line_however_well_it_is_signed(folde
             verify(signed_anew(blob, lambda members, manifest, wrong=wrong: manifest.update(wrong)))  # type: ignore[misc]
 
 
+@pytest.mark.parametrize(
+    ("name", "junk"),
+    [("decision.json", b"null"), ("decision.json", b"["), ("alerts.json", b"{}"), ("audit.jsonl", b"{}\nx\n"), ("audit.jsonl", b"[1]\n")],
+)  # fmt: skip
+def test_a_member_that_is_not_what_it_is_called_is_named(bundle: Path, name: str, junk: bytes) -> None:
+    def spoil(members: dict[str, bytes], manifest: dict[str, Any]) -> None:
+        members[name] = junk
+        manifest["members"][name] = {"sha256": hashlib.sha256(junk).hexdigest(), "bytes": len(junk)}
+
+    with pytest.raises(Refused, match=f"{name} cannot be read"):
+        verify(signed_anew(bundle.read_bytes(), spoil))
+
+
 def test_an_assessment_that_is_none_is_refused(folder: Path, bundle: Path) -> None:
     baseline = (folder / "loans.baseline").read_bytes()
     for body in (b"[", b"[" * 100_000, b"[]", b'"x"', b"\xff"):
