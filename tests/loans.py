@@ -66,6 +66,12 @@ def in_order(events: list[Event]) -> list[Event]:
     return sorted(events, key=lambda e: str(e["timestamp"]))
 
 
+def usual_traffic() -> list[Event]:
+    """120 honest clients without a misfit, of 40 to 159 queries."""
+    rng = np.random.default_rng(4)
+    return [e for k in range(120) for e in life(f"c-{k}", person, int(rng.integers(40, 160)), rng)]
+
+
 def fitted(folder: Path, traffic: list[Event]) -> Baseline:
     """A baseline for these people, calibrated on the traffic."""
     known = life("reference", person, 600, np.random.default_rng(3))

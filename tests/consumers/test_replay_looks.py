@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from loans import START, Event, event, fitted, in_order, life, lines_of, noise, person, replayed
+from loans import START, Event, event, fitted, in_order, life, lines_of, noise, person, replayed, usual_traffic
 
 from consumers import replay
 from detector.baseline import Baseline
@@ -15,9 +15,7 @@ from detector.baseline import Baseline
 
 @pytest.fixture(scope="module")
 def baseline(tmp_path_factory: pytest.TempPathFactory) -> Baseline:
-    rng = np.random.default_rng(4)
-    traffic = [e for k in range(120) for e in life(f"c-{k}", person, int(rng.integers(40, 160)), rng)]
-    return fitted(tmp_path_factory.mktemp("fit"), traffic)
+    return fitted(tmp_path_factory.mktemp("fit"), usual_traffic())
 
 
 def quiet_after(queries: int) -> list[Event]:

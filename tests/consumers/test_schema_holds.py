@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from loans import MODEL, Event, fitted, in_order, life, lines_of, noise, person, replayed, row_of
+from loans import MODEL, Event, fitted, in_order, life, lines_of, noise, person, replayed, row_of, usual_traffic
 
 from consumers.errors import Missing
 from consumers.intake.schema_watch import FIELD, IDENTITY, Distinct, SchemaWatch
@@ -28,9 +28,7 @@ ALICE = Actor("alice", "operator", "default")
 
 @pytest.fixture(scope="module")
 def baseline(tmp_path_factory: pytest.TempPathFactory) -> Baseline:
-    rng = np.random.default_rng(4)
-    traffic = [e for k in range(120) for e in life(f"c-{k}", person, int(rng.integers(40, 160)), rng)]
-    return fitted(tmp_path_factory.mktemp("fit"), traffic)
+    return fitted(tmp_path_factory.mktemp("fit"), usual_traffic())
 
 
 def rolled_out(clients: int) -> list[Event]:
