@@ -14,7 +14,7 @@ import numpy as np
 
 from consumers.refused_lines import LOUD, SHOWN
 from detector.features import FeatureMap, Schema
-from detector.misfit import KINDS
+from detector.misfit import KINDS, states
 from detector.query import Misfit, QueryBatch
 
 QUERY_MISFITS: dict[Misfit, str] = {
@@ -57,9 +57,8 @@ class Misfits:
             if n:
                 self.counts[words, ""] += n
         inputs = inputs[((flags & _OF_COLUMNS) != 0) & ((flags & Misfit.UNREADABLE) == 0)]
-        unseen = np.array([len(c.categories) if c.kind == "categorical" else np.inf for c in schema.columns])
-        found = {MISSING: np.isnan(inputs), UNSEEN: (inputs >= unseen) & np.isfinite(inputs), HUGE: np.isinf(inputs)}
-        for words, where in found.items():
+        levels = np.array([len(c.categories) if c.kind == "categorical" else 0 for c in schema.columns], np.int64)
+        for words, where in zip((MISSING, UNSEEN, HUGE), states(inputs, levels), strict=True):
             for j in np.flatnonzero(where.any(0)).tolist():
                 self.counts[words, schema.columns[j].name] += int(where[:, j].sum())
 

@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 
 from consumers.classes import Answers, infer_answers, label_name
 from consumers.errors import Refused
-from consumers.log.inputs import MAX_ABSOLUTE
 from consumers.log.references import RawReference, flattened, input_of
 from detector.features import Column, Schema, infer_grain
+from detector.misfit import OUT_OF_RANGE
 
 KINDS = ("numeric", "boolean", "categorical", "embedding", "ignored")
 """What a schema file may declare."""
@@ -173,7 +173,7 @@ class _Values:
             number = float(value)
         except OverflowError:
             number = math.inf
-        if abs(number) <= MAX_ABSOLUTE:
+        if abs(number) <= OUT_OF_RANGE:
             self.numbers.append(number)
         else:
             self.huge += 1
@@ -285,7 +285,7 @@ def _column(name: str, values: _Values, rows: int, given: Mapping[str, Any]) -> 
     if values.huge > len(values.numbers):
         ignored = f'{{"columns": [{{"name": "{name}", "kind": "ignored"}}]}}'
         raise Refused(
-            f"column {name}: {values.huge:,} of {rows:,} values are over {MAX_ABSOLUTE:g} in size, beyond what is read. "
+            f"column {name}: {values.huge:,} of {rows:,} values are over {OUT_OF_RANGE:g} in size, beyond what is read. "
             f"Log times in seconds or days; leave identifiers out, or ignore them: fit --schema FILE with {ignored}"
         )
     numbers = np.array(values.numbers, np.float64)
@@ -333,7 +333,7 @@ def _note(values: _Values) -> str:
     if values.words:
         notes.append(f"{values.words:,} words count as missing")
     if values.huge:
-        notes.append(f"{values.huge:,} values are over {MAX_ABSOLUTE:g} in size and count as out of range")
+        notes.append(f"{values.huge:,} values are over {OUT_OF_RANGE:g} in size and count as out of range")
     return "; ".join(notes)
 
 

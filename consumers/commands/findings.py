@@ -99,11 +99,18 @@ def examine(settings: config.Settings, file: Path | None = None) -> Iterator[tup
 # -------------------------------------------------------------------------------------------------------- store
 
 
+def _no_store_yet(examined: Examined) -> Finding | None:
+    """The finding where the store is a file that no process has made yet; looking must not make it."""
+    file = _sqlite_file(examined)
+    if file is None or file.exists():
+        return None
+    return unchecked(f"{file} is not there yet: the first process makes it")
+
+
 def _store_answers(examined: Examined) -> Finding:
     settings = examined.settings
-    file = _sqlite_file(examined)
-    if file is not None and not file.exists():
-        return unchecked(f"{file} is not there yet: the first process makes it")
+    if (absent := _no_store_yet(examined)) is not None:
+        return absent
     with wiring.open_store(settings) as store:
         if settings.secrets_path.exists():
             wiring.secrets_of(settings, store)
@@ -114,9 +121,8 @@ def _log_cells(examined: Examined) -> Finding:
     from consumers.operators.heartbeats import heartbeats, stopped_elsewhere
 
     settings = examined.settings
-    file = _sqlite_file(examined)
-    if file is not None and not file.exists():
-        return unchecked(f"{file} is not there yet: the first process makes it")
+    if (absent := _no_store_yet(examined)) is not None:
+        return absent
     with wiring.open_store(settings) as store:
         stopped = stopped_elsewhere(store)
         lives = any(beat.role == "ingest" for beat in heartbeats(store))

@@ -9,7 +9,7 @@ import typer
 from rich.text import Text
 
 from consumers import config, terminal, wiring
-from consumers.commands.options import ConfigFile
+from consumers.commands.options import AsJson, ConfigFile
 
 app = typer.Typer(
     help="Decide on columns in which many clients began to send what does not fit the schema.", no_args_is_help=True
@@ -17,7 +17,6 @@ app = typer.Typer(
 Model = Annotated[str, typer.Argument(help="The model.")]
 Column = Annotated[str, typer.Argument(help="The column that `schema list` shows.")]
 Reason = Annotated[str, typer.Option(help="Why; kept in the audit log.")]
-AsJson = Annotated[bool, typer.Option("--json", help="JSON lines instead of a table.")]
 
 
 @app.command("list")

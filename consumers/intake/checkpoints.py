@@ -144,9 +144,10 @@ class Ingest:
 
         Who is not stored is not put: new clients are those that the cache does not hold.
         """
+        watch = self.secrets.client_hash(self.tenant, WATCH_IDENTITY)
         for key in wanted:
             fields = loaded.get(key)
-            if key == self.watch_key(key.model):
+            if key.client == watch:
                 cell.watches[key.model] = SchemaWatch.from_bytes((fields or {}).get(WATCH_FIELD))
                 continue
             if not fields:

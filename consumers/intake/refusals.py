@@ -21,7 +21,7 @@ from detector.query import ClientKey, QueryBatch
 FIELD = "r"
 MOST_COLUMNS = 64
 MOST_NAME = 64
-"""Letters of a column's name."""
+"""Characters that are kept of a column's name."""
 OTHERS = "(others)"
 
 Counts = dict[str, int]

@@ -21,20 +21,20 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from detector.clock import DAY_MS
 from detector.features import FeatureMap
+from detector.fold import kept_estimate
 from detector.misfit import KINDS, STATES, states
 from detector.query import Misfit, QueryBatch
 
 IDENTITY = "\x00schema"
 """No client id can hold a control character, so this client's key belongs to nobody."""
 FIELD = "s"
-DAY_MS = 86_400_000
 USUAL_SHARE = 0.02
 KEPT = 128
 MOST_COLUMNS = 64
 WHOLE = {Misfit.RETYPED: "(type)", Misfit.UNREADABLE: "(input)", Misfit.ANSWER: "(answer)"}
 """Misfits of a whole query, named where a column would be."""
-_HASH_SPAN = float(1 << 48)
 
 Hashes = NDArray[np.uint64]
 
@@ -54,9 +54,8 @@ class Distinct:
 
     def estimate(self) -> float:
         """How many there are: exact below `KEPT`."""
-        if len(self.smallest) < KEPT:
-            return float(len(self.smallest))
-        return (KEPT - 1.0) / ((float(self.smallest[-1]) + 1.0) / _HASH_SPAN)
+        kept = self.smallest
+        return float(kept_estimate(len(kept), kept[-1], KEPT)) if len(kept) else 0.0
 
 
 class _Stored(msgspec.Struct, array_like=True):

@@ -23,9 +23,9 @@ from consumers.log.reasons import Note
 from consumers.log.tolerant import UNREADABLE, Raw, given, parsed
 from detector.errors import MalformedQuery
 from detector.features import Schema
+from detector.misfit import OUT_OF_RANGE
 from detector.query import UNKNOWN_LABEL, Misfit
 
-MAX_ABSOLUTE = 1e12
 FORMS = ("features", "embedding", "text", "messages")
 """What an input may be called."""
 MEMBERS = ("label", "probabilities", "logits", "value", "text")
@@ -143,7 +143,7 @@ class InputReader:
             raise MalformedQuery("missing_input")
         values = self._strict(raw) if self._coded else _numbers.decode(raw)
         # the parser knows neither NaN nor infinity, so the extremes speak for all
-        if len(values) != self.width or max(values) > MAX_ABSOLUTE or min(values) < -MAX_ABSOLUTE:
+        if len(values) != self.width or max(values) > OUT_OF_RANGE or min(values) < -OUT_OF_RANGE:
             raise MalformedQuery("wrong_dimension")
         return values
 
@@ -240,7 +240,7 @@ class InputReader:
         found = _prediction.decode(raw)
         if self.schema.task == "regression":
             value = found.value[0] if isinstance(found.value, list) and found.value else found.value
-            if not isinstance(value, float | int) or abs(value) > MAX_ABSOLUTE:
+            if not isinstance(value, float | int) or abs(value) > OUT_OF_RANGE:
                 raise MalformedQuery("wrong_output")
             return UNKNOWN_LABEL, self._no_probabilities, float(value)
         probabilities = found.probabilities
@@ -281,7 +281,7 @@ class InputReader:
         if isinstance(value, list) and value:
             value = value[0]
         number = _number(value)
-        if not abs(number) <= MAX_ABSOLUTE:
+        if not abs(number) <= OUT_OF_RANGE:
             return self._unanswered("wrong_output")
         return Answer(UNKNOWN_LABEL, self._no_probabilities, number)
 
@@ -359,7 +359,7 @@ def _of_number(value: float) -> _Cell:
         return _BOUNDLESS
     if not math.isfinite(number):
         return _BOUNDLESS
-    if abs(number) > MAX_ABSOLUTE:
+    if abs(number) > OUT_OF_RANGE:
         whole = int(value) if number.is_integer() else value
         return _Cell(math.copysign(math.inf, number), int(Misfit.OUT_OF_RANGE), "out_of_range", repr(whole))
     return _Cell(number)

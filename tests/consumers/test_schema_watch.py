@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from references import batch_of, fitted_map, reference_of
 
-from consumers.intake.schema_watch import DAY_MS, KEPT, Distinct, SchemaWatch, watched
+from consumers.intake.schema_watch import KEPT, Distinct, SchemaWatch, watched
+from detector.clock import DAY_MS
 from detector.query import Misfit, QueryBatch
 
 FMAP = fitted_map("people")
