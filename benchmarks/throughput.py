@@ -33,8 +33,10 @@ import orjson
 from kafka import KafkaConsumer
 from numpy.typing import NDArray
 
-from consumers import detect, ingest, replay
+from consumers import replay
 from consumers.alerts.kafka import DeadLetterTopic
+from consumers.detect import process as detect
+from consumers.ingest import process as ingest
 from consumers.log import Records
 from consumers.log.files import FileLog
 from consumers.log.formats import InputReader, NativeFormat

@@ -322,7 +322,7 @@ def alerts(
     config_file: ConfigFile = None,
 ) -> None:
     """List the alerts that were stored in the last 30 days, oldest first."""
-    from consumers.decisions.findings import stored_alert
+    from consumers.records.decision import stored_alert
 
     check_folders(stix_path)
     settings = config.load(config_file)

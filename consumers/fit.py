@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import msgspec
 import numpy as np
 
-from consumers import drafts, paths
+from consumers import atomic_file, paths
 from consumers.errors import Refused, WrongUse
 from consumers.log import QueryLog, Records
 from consumers.log.formats import InputReader, NativeFormat
@@ -300,7 +300,7 @@ def read_excluded(path: Path) -> frozenset[str]:
 
 def write_baseline(baseline: Baseline, path: Path) -> None:
     """Whole or not at all. Raises Refused."""
-    with drafts.whole(path) as draft:
+    with atomic_file.whole(path) as draft:
         draft.write_bytes(baseline.to_bytes())
 
 

@@ -10,11 +10,11 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from consumers.decisions.findings import StoredDecision, is_campaign, rfc3339, stored_decision
-from consumers.decisions.horizon import fields_of, spans_in_force, together
 from consumers.errors import CorruptState, Refused
-from consumers.intake.admission import OVERFLOW
-from consumers.operators import entries
+from consumers.records import operator_entries
+from consumers.records.decision import StoredDecision, is_campaign, rfc3339, stored_decision
+from consumers.records.ledger import OVERFLOW
+from consumers.records.spans import fields_of, spans_in_force, together
 from consumers.secrets import Secrets
 from consumers.store import Store
 from detector.baseline import Baseline
@@ -101,25 +101,27 @@ def _lives(
             yield Life(client, profile, len(by_cell), presumption.personas.get(client, ""))
 
 
-def _verdicts(store: Store, tenant: str) -> dict[str, entries.Verdict]:
+def _verdicts(store: Store, tenant: str) -> dict[str, operator_entries.Verdict]:
     """The last word on an alert, and on a client of a model, by ``alert_id`` and by ``model|client``."""
-    found: dict[str, entries.Verdict] = {}
-    said = (entries.unpacked(e, entries.Verdict) for e in store.operator_entries("verdict", tenant)[1])
+    found: dict[str, operator_entries.Verdict] = {}
+    said = (
+        operator_entries.unpacked(e, operator_entries.Verdict) for e in store.operator_entries("verdict", tenant)[1]
+    )
     for verdict in sorted(said, key=lambda v: v.at_s):
         found[verdict.alert_id] = verdict
         if verdict.client:
-            found[entries.entry_key(verdict.model, verdict.client)] = verdict
+            found[operator_entries.entry_key(verdict.model, verdict.client)] = verdict
     return found
 
 
 def _suspect(
-    key: ClientKey, decision: StoredDecision, verdicts: Mapping[str, entries.Verdict], presumption: Presumption
+    key: ClientKey, decision: StoredDecision, verdicts: Mapping[str, operator_entries.Verdict], presumption: Presumption
 ) -> str:
     """Why a client is not presumed honest; "" when it is."""
     if decision.client_id in presumption.excluded:
         return "excluded by hand"
     alert_id = decision.alert["alert_id"] if decision.alert else ""
-    verdict = verdicts.get(entries.entry_key(key.model, key.client)) or verdicts.get(alert_id)
+    verdict = verdicts.get(operator_entries.entry_key(key.model, key.client)) or verdicts.get(alert_id)
     if verdict is not None:
         return "found to be a thief" if verdict.verdict == "true_positive" else ""
     was = {decision.state, *(state for _, state, *_ in decision.history)}

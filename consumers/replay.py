@@ -17,15 +17,17 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from consumers import detect, drafts, ingest
-from consumers.decisions import findings
-from consumers.decisions.findings import StoredDecision, is_campaign, stored_alert, stored_decision
+from consumers import atomic_file
+from consumers.detect import process as detect
 from consumers.errors import Refused
-from consumers.intake.ledger import MARKS
+from consumers.ingest import process as ingest
 from consumers.log import Records, prefix
 from consumers.log.files import FileLog
 from consumers.log.formats import Decoded
 from consumers.misfits import Misfits
+from consumers.records import decision
+from consumers.records.decision import StoredDecision, is_campaign, stored_alert, stored_decision
+from consumers.records.ledger import MARKS
 from consumers.refused_lines import HOPELESS, RefusedLines
 from consumers.secrets import Secrets
 from consumers.store import Checkpoint, DeadLetter, Store
@@ -299,7 +301,7 @@ def _compared(
 
 def ranked(scores: Mapping[tuple[str, str], StoredDecision]) -> list[tuple[str, StoredDecision]]:
     """(model, decision), most suspicious first."""
-    return findings.ranked((model, row) for (model, _), row in scores.items())
+    return decision.ranked((model, row) for (model, _), row in scores.items())
 
 
 def campaign_rows(result: Replayed) -> list[dict[str, Any]]:
@@ -309,7 +311,7 @@ def campaign_rows(result: Replayed) -> list[dict[str, Any]]:
 
 def write_lines(path: Path, objects: Iterable[Mapping[str, Any]]) -> None:
     """JSON lines, whole or not at all."""
-    with drafts.whole(path) as draft, draft.open("wb") as out:
+    with atomic_file.whole(path) as draft, draft.open("wb") as out:
         for one in objects:
             out.write(msgspec.json.encode(one) + b"\n")
 

@@ -26,7 +26,7 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
-from consumers import drafts, paths
+from consumers import atomic_file, paths
 from consumers.errors import Refused, WrongUse
 from consumers.log.lines import Lines, gunzip, plain, unzstd
 from detector.attacks import ATTACKS, Surrogate
@@ -309,7 +309,7 @@ def write_json(path: Path, content: Any) -> None:
 @contextmanager
 def _written(path: Path) -> Iterator[BinaryIO]:
     """A file that appears under its name only when everything was written; the same content gives the same bytes."""
-    with drafts.whole(path) as draft, draft.open("wb") as raw:
+    with atomic_file.whole(path) as draft, draft.open("wb") as raw:
         if path.suffix == ".gz":
             with gzip.GzipFile(fileobj=raw, mode="wb", filename="", mtime=0, compresslevel=4) as packed:
                 yield packed  # type: ignore[misc]

@@ -19,14 +19,14 @@ from consumers.errors import CorruptState, Refused, WrongUse
 from consumers.tracing import spans_of, watched
 
 if TYPE_CHECKING:
-    from consumers import detect as detect_process
-    from consumers import ingest as ingest_process
     from consumers.alarms import Alarms
     from consumers.alerts import AlertSink
     from consumers.alerts.delivery import Courier
+    from consumers.detect import process as detect_process
+    from consumers.ingest import process as ingest_process
     from consumers.log import QueryLog
     from consumers.metrics import Metrics
-    from consumers.operators.heartbeats import Heart
+    from consumers.records.heartbeat import Heart
     from consumers.secrets import Secrets
     from consumers.store import OutboxAlert, Store
     from consumers.tracing import Spans
@@ -39,10 +39,10 @@ def halves(
     settings: config.Settings, baselines: Mapping[str, Baseline]
 ) -> tuple[ingest_process.Ingest, detect_process.Detect]:
     """The pure halves of ingest and detect, as the settings say."""
-    from consumers import detect as detecting
-    from consumers import ingest as ingesting
+    from consumers.detect import process as detecting
     from consumers.fit import read_personas
-    from consumers.intake.admission import Limits
+    from consumers.ingest import process as ingesting
+    from consumers.ingest.admission import Limits
     from consumers.secrets import Secrets
     from detector.policy import Policy
 
@@ -218,7 +218,7 @@ def stored_alerts(settings: config.Settings) -> list[OutboxAlert]:
     """Alerts stored in the last 30 days as their receivers see them, oldest first; what can't be read is left out."""
     import msgspec
 
-    from consumers.decisions.findings import stored_alert
+    from consumers.records.decision import stored_alert
     from consumers.store import OutboxAlert
 
     found = []
@@ -238,7 +238,7 @@ def run_ingest(
     until_end: bool,
     metrics: Metrics,
 ) -> None:
-    from consumers import ingest as ingesting
+    from consumers.ingest import process as ingesting
 
     reading, _ = halves(settings, baselines_of(settings))
     spans = _spans(stack, "querywarden-ingest")
@@ -272,10 +272,10 @@ def run_detect(
     metrics: Metrics,
     serve: bool = True,
 ) -> None:
-    from consumers import detect as detecting
     from consumers.alerts.rounds import Census, Rounds
-    from consumers.decisions.breaker import Limits
-    from consumers.operators.overrides import Overrides
+    from consumers.detect import process as detecting
+    from consumers.detect.overrides import Overrides
+    from consumers.records.breaker import Limits
 
     _, judging = halves(settings, baselines_of(settings))
     spans = _spans(stack, "querywarden-detect")
@@ -314,7 +314,7 @@ def beat(
     keys     those that it knows
     stopped  cells that cannot go on
     """
-    from consumers.operators.heartbeats import Heart, Heartbeat, SinkState
+    from consumers.records.heartbeat import Heart, Heartbeat, SinkState
 
     process = f"{role}@{socket.gethostname()}/{os.getpid()}"
 

@@ -35,10 +35,12 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.neural_network import MLPClassifier
 from threadpoolctl import threadpool_limits
 
-from consumers import config, detect, fit, ingest, replay, terminal
+from consumers import config, fit, replay, terminal
 from consumers import serve as answering
 from consumers.commands import serving
+from consumers.detect import process as detect
 from consumers.errors import Refused
+from consumers.ingest import process as ingest
 from consumers.log.files import FileLog
 from consumers.metrics import Metrics
 from consumers.secrets import Secrets

@@ -15,8 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from consumers import detect, fit, ingest, replay
-from consumers.intake.admission import Limits
+from consumers import fit, replay
+from consumers.detect import process as detect
+from consumers.ingest import process as ingest
+from consumers.ingest.admission import Limits
 from consumers.log.files import FileLog
 from consumers.secrets import Secrets
 from consumers.store.embedded import EmbeddedStore

@@ -13,7 +13,21 @@ from typing import Any
 from starlette.testclient import TestClient
 
 from consumers import serve
-from consumers.decisions.findings import (
+from consumers.enforcement.refresher import Refresher
+from consumers.enforcement.restrictions import Restrictions
+from consumers.http.api import Api, build
+from consumers.http.auth import Authenticator, Certificates, KeyRing, Tokens
+from consumers.http.bridge import Bridge
+from consumers.http.front import Buckets, Front
+from consumers.http.gateway import Gateway
+from consumers.http.identities import Identities
+from consumers.http.restriction_feed import DecisionFeed
+from consumers.log.formats import NativeFormat
+from consumers.log.writers import FileWriter
+from consumers.metrics import Metrics
+from consumers.operators.audit import Mirror
+from consumers.operators.operate import ROLES, Actor, Operations
+from consumers.records.decision import (
     FRAMEWORKS,
     StoredDecision,
     campaign_key,
@@ -21,20 +35,6 @@ from consumers.decisions.findings import (
     packed_decision,
     rfc3339,
 )
-from consumers.enforcement.refresher import Refresher
-from consumers.enforcement.restrictions import Restrictions
-from consumers.http.api import Api, build
-from consumers.http.auth import Authenticator, Certificates, KeyRing, Tokens
-from consumers.http.bridge import Bridge
-from consumers.http.decisions import DecisionFeed
-from consumers.http.front import Buckets, Front
-from consumers.http.gateway import Gateway
-from consumers.http.identities import Identities
-from consumers.log.formats import NativeFormat
-from consumers.log.writers import FileWriter
-from consumers.metrics import Metrics
-from consumers.operators.audit import Mirror
-from consumers.operators.operate import ROLES, Actor, Operations
 from consumers.secrets import Secrets
 from consumers.store import Outcome, Store, decision_cell
 from consumers.store.embedded import EmbeddedStore

@@ -12,10 +12,10 @@ import numpy as np
 from references import quick_training
 
 from consumers import fit, replay
-from consumers.decisions.findings import StoredDecision
-from consumers.detect import Detect
-from consumers.ingest import Ingest
+from consumers.detect.process import Detect
+from consumers.ingest.process import Ingest
 from consumers.log.files import FileLog
+from consumers.records.decision import StoredDecision
 from consumers.secrets import Secrets
 from consumers.store.embedded import EmbeddedStore
 from detector.baseline import Baseline

@@ -21,13 +21,13 @@ import uvicorn
 import victims
 from starlette.applications import Starlette
 
-from consumers.decisions.findings import FRAMEWORKS, StoredDecision, packed_alert, packed_decision, rfc3339
 from consumers.http.auth import Authenticator, KeyRing
 from consumers.http.dashboard import actions, pages
 from consumers.http.dashboard.health import Pulse, Sink
 from consumers.http.dashboard.pages import Dashboard
 from consumers.http.dashboard.session import Sessions
 from consumers.operators.operate import Actor, Operations
+from consumers.records.decision import FRAMEWORKS, StoredDecision, packed_alert, packed_decision, rfc3339
 from consumers.secrets import Secrets
 from consumers.store import Checkpoint, DeadLetter, Outcome, Store, decision_cell
 from consumers.store.embedded import EmbeddedStore

@@ -7,9 +7,9 @@ import re
 from pathlib import Path
 
 from consumers import config
-from consumers.decisions.findings import FRAMEWORKS
 from consumers.http.access import TABLE
 from consumers.metrics import METRICS
+from consumers.records.decision import FRAMEWORKS
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "aisvs.md").read_text()

@@ -30,9 +30,9 @@ from store_contract import failures
 
 from consumers import cli, config
 from consumers.alerts.kafka import _letter
-from consumers.decisions.findings import FRAMEWORKS
 from consumers.log import formats
 from consumers.metrics import METRICS
+from consumers.records.decision import FRAMEWORKS
 from consumers.store import DECISION_CELLS, DeadLetter, Store
 from consumers.store.redis import connect
 from detector import calibration, fold, policy

@@ -14,7 +14,7 @@ import redis
 import victims
 from resident import watched
 
-from consumers.intake.admission import Limits
+from consumers.ingest.admission import Limits
 
 QUERYWARDEN = Path(sys.executable).with_name("querywarden")
 

@@ -30,7 +30,7 @@ BANNED_NAMES = frozenset(
     "utils util common helpers helper base core manager service data info process handle engine misc shared".split()
 )
 MOST_LINES = 600
-SERVICE = ("consumers.ingest", "consumers.detect", "consumers.wiring", "consumers.cli")
+SERVICE = ("consumers.ingest.process", "consumers.detect.process", "consumers.wiring", "consumers.cli")
 
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
@@ -134,12 +134,13 @@ def test_the_import_contracts_hold(copied: Path) -> None:
         ("detector/query.py", "import detector.features", "The floors of the core"),
         ("detector/features.py", "import sklearn", "scikit-learn only where models are trained"),
         ("consumers/errors.py", "import consumers.store", "The floors of the shell"),
-        ("consumers/ingest.py", "import consumers.detect", "The floors of the shell"),
-        ("consumers/ingest.py", "import consumers.store.redis", "Only cli"),
-        ("consumers/detect.py", "import consumers.config", "Only cli"),
+        ("consumers/ingest/process.py", "import consumers.detect.process", "The floors of the shell"),
+        ("consumers/ingest/process.py", "import consumers.store.redis", "Only cli"),
+        ("consumers/detect/process.py", "import consumers.config", "Only cli"),
         ("consumers/anything.py", "", "The floors of the shell"),
-        ("consumers/intake/ledger.py", "import consumers.decisions.breaker", "The floors of the shell"),
-        ("consumers/intake/ledger.py", "import consumers.intake.checkpoints", "The floors of the room intake"),
+        ("consumers/records/ledger.py", "import consumers.ingest.step", "The floors of the shell"),
+        ("consumers/records/ledger.py", "import consumers.records.heartbeat", "The floors of the room records"),
+        ("consumers/ingest/tally.py", "import consumers.ingest.step", "The floors of the room ingest"),
         ("consumers/views/anything.py", "", "The floors of the room views"),
         ("detector/anything.py", "", "The floors of the core"),
     ],

@@ -22,9 +22,9 @@ import msgspec
 
 from consumers.alarms import Alarms
 from consumers.alerts import AlertSink
-from consumers.decisions.findings import stored_alert
 from consumers.errors import CorruptState, Unavailable, Undeliverable
 from consumers.metrics import Metrics
+from consumers.records.decision import stored_alert
 from consumers.secrets import Secrets
 from consumers.store import DECISION_CELLS, OutboxAlert, Store
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from consumers import config, drafts, paths, terminal, wiring
+from consumers import atomic_file, config, paths, terminal, wiring
 from consumers.commands.options import AsJson, BaselineFiles, Client, ConfigFile, check_folders
 from consumers.errors import Refused, WrongUse
 
@@ -58,9 +58,10 @@ def evidence(
     config_file: ConfigFile = None,
 ) -> None:
     """Write a signed, replayable bundle: decision, findings, profile, audit rows, method."""
-    from consumers.decisions.findings import stored_alert, stored_decision
-    from consumers.decisions.horizon import fields_of, spans_in_force
-    from consumers.operators import audit, entries
+    from consumers.operators import audit
+    from consumers.records import operator_entries
+    from consumers.records.decision import stored_alert, stored_decision
+    from consumers.records.spans import fields_of, spans_in_force
     from consumers.views import evidence as bundling
 
     check_folders(out_path)
@@ -79,7 +80,7 @@ def evidence(
             tenant=key.tenant,
             model=key.model,
             client=key.client,
-            sealed_id=entries.sealed(c.client_id, secrets, key.tenant),
+            sealed_id=operator_entries.sealed(c.client_id, secrets, key.tenant),
             decision=stored_decision(store.decided([key])[key], secrets, key.tenant),
             alerts=[b for b in bodies if (b["tenant"], b["model_id"], b.get("client_id")) == (key.tenant, key.model, c.client_id)],
             spans=spans_in_force(fields, known),
@@ -93,7 +94,7 @@ def evidence(
         )  # fmt: skip
         signing = bundling.signing_key(secrets)
         packed = bundling.bundle(case, signing, clear)
-    with drafts.whole(out_path) as draft:
+    with atomic_file.whole(out_path) as draft:
         draft.write_bytes(packed)
     signer = bundling.verify(packed).signer
     row = {"file": str(out_path), "bytes": len(packed), "client_id": "clear" if clear else "sealed", "signer": signer}
@@ -137,10 +138,10 @@ def backtest(
 ) -> None:
     """Show which clients of old logs would be flagged, at which budget and mode. Nothing is written."""
     from consumers import replay as replaying
-    from consumers.decisions.findings import is_campaign
-    from consumers.decisions.horizon import fields_of, spans_in_force, together
     from consumers.fit import load_baselines
     from consumers.log.files import FileLog
+    from consumers.records.decision import is_campaign
+    from consumers.records.spans import fields_of, spans_in_force, together
     from consumers.store.embedded import EmbeddedStore
     from consumers.views import backtest as testing
 

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
-from consumers.decisions.findings import is_campaign, ranked, stored_decision
+from consumers.records.decision import is_campaign, ranked, stored_decision
 from consumers.secrets import Secrets
 from consumers.store import DecisionRow, Store
 from detector.policy import FLAGGED

@@ -23,8 +23,8 @@ from consumers.commands.options import AsJson, Client, ConfigFile
 from consumers.errors import Missing, Refused, WrongUse
 
 if TYPE_CHECKING:
-    from consumers.operators.entries import ApiKey
     from consumers.operators.operate import Actor, Operations, Subject
+    from consumers.records.operator_entries import ApiKey
     from consumers.store import Store
     from consumers.views.readings import Readings
     from consumers.views.refusals import Refused as RefusedClient
@@ -351,7 +351,7 @@ def keys_create(
 def _told(store: Store) -> str:
     """Wait until live services know the keys as they are, a second at most; what to say of it."""
     from consumers.errors import Unavailable
-    from consumers.operators.heartbeats import services
+    from consumers.records.heartbeat import services
 
     try:
         know, live = services(store)
@@ -400,8 +400,8 @@ def keys_revoke(
 
 def _lost_key(prefix: str) -> ApiKey:
     """What is known of a key that the store has lost: its prefix. Raises WrongUse."""
-    from consumers.operators.entries import ApiKey
     from consumers.operators.operate import LONGEST_KEY_S
+    from consumers.records.operator_entries import ApiKey
 
     if not re.fullmatch(r"[0-9A-Za-z]{8}", prefix):
         raise WrongUse("prefix: the eight letters and digits after qw_<env>_")
@@ -447,7 +447,7 @@ def audit_verify(
 
 def doctor(as_json: AsJson = False, config_file: ConfigFile = None) -> None:
     """Try servers, files and settings, and say what is insecure or does not answer. Exit status 1 on findings."""
-    from consumers.commands.findings import examine
+    from consumers.commands.doctor import examine
 
     found = list(examine(config.load(config_file), config_file))
     rows = [

@@ -22,7 +22,7 @@ Reason = Annotated[str, typer.Option(help="Why; kept in the audit log.")]
 @app.command("list")
 def schema_list(as_json: AsJson = False, config_file: ConfigFile = None) -> None:
     """List the columns whose misfits are held back, and what operators ruled on them."""
-    from consumers.operators.schema_holds import holds_of
+    from consumers.records.schema_holds import holds_of
 
     settings = config.load(config_file)
     with wiring.open_store(settings) as store:

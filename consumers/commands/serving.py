@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from consumers.http.auth import Authenticator, KeyRing, Tokens
     from consumers.http.bridge import Bridge
     from consumers.http.dashboard.health import Pulse
-    from consumers.http.decisions import DecisionFeed
     from consumers.http.front import Front
     from consumers.http.gateway import Gateway
     from consumers.http.keymemory import MemoryFile
+    from consumers.http.restriction_feed import DecisionFeed
     from consumers.metrics import Metrics
     from consumers.operators.audit import Mirror
     from consumers.operators.operate import Actor, Operations
@@ -318,7 +318,7 @@ def gateway_of(
 
 
 def feed_of(settings: config.Settings, view: Restrictions, readings: Readings) -> DecisionFeed:
-    from consumers.http.decisions import DecisionFeed
+    from consumers.http.restriction_feed import DecisionFeed
 
     @functools.lru_cache(maxsize=65_536)
     def known(key: ClientKey) -> str:

@@ -23,7 +23,7 @@ from consumers.enforcement.restrictions import OPERATOR_KINDS, Restrictions
 from consumers.enforcement.storm import Storm
 from consumers.errors import Unavailable
 from consumers.metrics import Metrics
-from consumers.operators import breakers
+from consumers.records import breaker_entries
 from consumers.store import Entry, Store
 
 log = logging.getLogger("querywarden.refresher")
@@ -139,7 +139,7 @@ class Refresher:
         positions, restrictions = self._store.restrictions()
         decisions, allowed = (entries for _, entries in said)
         if self._storm is not None:
-            self._hear(self._store.operator_entries(breakers.KIND)[1])
+            self._hear(self._store.operator_entries(breaker_entries.KIND)[1])
         self._view.replace(restrictions, decisions, allowed, now_s)
         self._positions, self._revision = positions, min(revision for revision, _ in said)
         self._full_due_s = now_s + self._full_sync_s

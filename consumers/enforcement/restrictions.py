@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias, TypeVar
 
 from consumers.errors import CorruptState
-from consumers.operators.entries import EVERY_MODEL, allowance, ruling
+from consumers.records.operator_entries import EVERY_MODEL, allowance, ruling
 from consumers.store import Entry, Restriction
 from detector.policy import STATES
 from detector.query import ClientKey

@@ -22,12 +22,12 @@ from typing import Any
 
 import msgspec
 
-from consumers.decisions.breaker import Breaker, Limits
 from consumers.enforcement.restrictions import CLEAR, THROTTLE, Restrictions
 from consumers.errors import Unavailable
-from consumers.operators.breakers import HELD, KIND, RESET, opened_after, time_of
-from consumers.operators.cell import written
-from consumers.operators.entries import Reset, packed
+from consumers.records.breaker import Breaker, Limits
+from consumers.records.breaker_entries import HELD, KIND, RESET, opened_after, time_of
+from consumers.records.operator_cell import written
+from consumers.records.operator_entries import Reset, packed
 from consumers.store import DecisionRow, Entry, Operation, Store
 from detector.policy import STATES
 from detector.query import ClientKey

@@ -27,19 +27,20 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 
-from consumers.decisions.findings import campaign_key
 from consumers.errors import Missing
 from consumers.http import bridge, problems
 from consumers.http.access import methods_by_path
 from consumers.http.auth import KeyRing
-from consumers.http.decisions import DecisionFeed
-from consumers.http.feed import feed_routes
+from consumers.http.decisions import feed_routes
 from consumers.http.refusals import refusal_routes
+from consumers.http.restriction_feed import DecisionFeed
 from consumers.http.routes import Acting, Caller, complete, document, route
 from consumers.http.schema import schema_routes
-from consumers.operators import entries, operate
+from consumers.operators import operate
 from consumers.operators.audit import stored_rows
 from consumers.operators.operate import Actor, Operations, Subject
+from consumers.records import operator_entries
+from consumers.records.decision import campaign_key
 from consumers.views import readings
 from consumers.views.pages import Page, Place, asked
 from consumers.views.readings import Readings
@@ -85,7 +86,7 @@ class Asked(BaseModel):
 class AboutClient(Asked):
     """A client, by id or by hash, on one model or on all (``*``)."""
 
-    model_id: ModelId = entries.EVERY_MODEL
+    model_id: ModelId = operator_entries.EVERY_MODEL
     client_id: ClientId | None = None
     client_key: ClientHash | None = None
 
@@ -219,8 +220,10 @@ class Api:
         if about.client_id is not None:
             return self.operations.subject(actor.tenant, about.model_id, about.client_id)
         read, key = self.read(actor.tenant), about.client_key or ""
-        everywhere = about.model_id == entries.EVERY_MODEL
-        for model in (entries.EVERY_MODEL, *(m.model_id for m in read.models())) if everywhere else (about.model_id,):
+        everywhere = about.model_id == operator_entries.EVERY_MODEL
+        for model in (
+            (operator_entries.EVERY_MODEL, *(m.model_id for m in read.models())) if everywhere else (about.model_id,)
+        ):
             client = read.named(model, key)
             if client is not None:
                 return Subject(key, about.model_id, client)
@@ -393,7 +396,7 @@ def _decisions(app: FastAPI, api: Api) -> None:
         response: Response,
         model_id: Annotated[
             str, Query(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f|]+$")
-        ] = entries.EVERY_MODEL,
+        ] = operator_entries.EVERY_MODEL,
         client_id: Annotated[str | None, Query(min_length=1, max_length=256)] = None,
         client_key: Annotated[str | None, Query(pattern=r"^[0-9a-f]{32}$")] = None,
         withdraw: Annotated[
@@ -438,7 +441,7 @@ def _allowlist(app: FastAPI, api: Api) -> None:
         response: Response,
         model_id: Annotated[
             str, Query(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f|]+$")
-        ] = entries.EVERY_MODEL,
+        ] = operator_entries.EVERY_MODEL,
         client_id: Annotated[str | None, Query(min_length=1, max_length=256)] = None,
         client_key: Annotated[str | None, Query(pattern=r"^[0-9a-f]{32}$")] = None,
         once: Once = None,
@@ -533,7 +536,7 @@ def _about(model_id: str, client_id: str | None, client_key: str | None) -> Abou
     return AboutClient(model_id=model_id, client_id=client_id, client_key=client_key)
 
 
-def _ruled(made: entries.Ruling, subject: Subject) -> readings.OperatorDecision:
+def _ruled(made: operator_entries.Ruling, subject: Subject) -> readings.OperatorDecision:
     return readings.OperatorDecision(
         subject.client_id,
         made.client,
@@ -548,7 +551,7 @@ def _ruled(made: entries.Ruling, subject: Subject) -> readings.OperatorDecision:
     )
 
 
-def _allowed(made: entries.Allowance, subject: Subject) -> readings.Allowed:
+def _allowed(made: operator_entries.Allowance, subject: Subject) -> readings.Allowed:
     return readings.Allowed(
         subject.client_id, made.client, made.model, made.until_s, made.reason, made.actor, made.at_s, made.origin
     )
@@ -562,13 +565,13 @@ def _newest(one: readings.OperatorDecision | readings.Allowed) -> Place:
     return Place(float(one.at_s), f"{one.client_key}|{one.model_id}")
 
 
-def _lost(api: Api, who: Actor, prefix: str) -> entries.ApiKey | None:
+def _lost(api: Api, who: Actor, prefix: str) -> operator_entries.ApiKey | None:
     """A key of the caller's tenant that this service remembers and the store has lost."""
     key = api.keys.lost().get(prefix)
     if key is None or key.tenant != who.tenant:
         return None
-    return entries.ApiKey(prefix, key.digest, key.name, key.role, 0, key.expires_s, "")
+    return operator_entries.ApiKey(prefix, key.digest, key.name, key.role, 0, key.expires_s, "")
 
 
-def _key(made: entries.ApiKey, text: str | None = None) -> Key:
+def _key(made: operator_entries.ApiKey, text: str | None = None) -> Key:
     return Key(made.prefix, made.name, made.role, made.created_s, made.expires_s, made.actor, text)

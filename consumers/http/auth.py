@@ -31,9 +31,10 @@ import jwt
 
 from consumers.errors import CorruptState, Refused, WrongUse
 from consumers.http.keymemory import Held, Keys, Memory, MemoryFile, Reading, Row, after
-from consumers.operators import audit, entries
-from consumers.operators.heartbeats import fingerprint
+from consumers.operators import audit
 from consumers.operators.operate import ROLES
+from consumers.records import operator_entries
+from consumers.records.heartbeat import fingerprint
 from consumers.secrets import Secrets
 from consumers.store import Entry, Store
 
@@ -154,7 +155,7 @@ def _held(found: Sequence[Entry]) -> dict[str, Held]:
     held = {}
     for entry in found:
         try:
-            key = entries.unpacked(entry, entries.ApiKey)
+            key = operator_entries.unpacked(entry, operator_entries.ApiKey)
         except CorruptState as error:
             log.error("an API key cannot be read and is not accepted", extra={"why": str(error)})
             continue

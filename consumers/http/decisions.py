@@ -1,258 +1,92 @@
-"""The restrictions in force as bouncers read them: a list, a stream of changes, server-sent events. CrowdSec's shape.
+"""Routes of what is enforced, for bouncers: a list, a stream of changes, server-sent events. See `decisions` for what they hold.
 
-Rules:
-
-* The caller holds the cursor; nothing is kept for it. A cursor from before a restart, or too far back, is answered with
-  *gone* (stream) or a fresh start (events): begin again. A cursor's text means nothing to anybody but us.
-* `new` and `deleted` say where each client stands after the last change; a change and its undoing may both be left out.
-* Simulated decisions and what a mode does not enforce are not listed: a bouncer would enforce them.
-* Nothing of the detection: no score, no reason. A client is its hash, unless the credential may see ids.
-* Followers are bounded in number and cost nothing in memory: one who is too slow begins again. Half the places are kept for gateways, and
-  no credential takes them all: a gateway's three quarters at most, another one's an eighth.
-* They end with the service (`end`).
+Rules: the caller's cursor comes back in ``X-QueryWarden-Cursor``, in the body and as ``ETag``: who sends it in ``If-None-Match``, too, is
+spared a body that would say that nothing changed (304); a gateway's credential sees hashes, a person's
+ids; events hold hashes only.
 """
 
 from __future__ import annotations
 
-import asyncio
-import base64
-import binascii
-import datetime as dt
-import hashlib
-import json
-import time
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable
-from typing import Any, NamedTuple, Protocol
+from typing import Annotated, Any
 
-from consumers.enforcement.restrictions import BLOCK, Change, Restrictions, Standing
-from consumers.operators.entries import EVERY_MODEL
-from detector.query import ClientKey
+from fastapi import FastAPI, Header, Query, Response
+from starlette.exceptions import HTTPException
+from starlette.responses import StreamingResponse
 
-SCOPE = "ApiKey"
-SCENARIO = "querywarden/model-extraction"
-TYPES = {BLOCK: "ban"}
-"""Level → type of a CrowdSec decision; others by their own name."""
+from consumers.http.access import VIEWERS
+from consumers.http.restriction_feed import DecisionFeed, TooManyFollowers
+from consumers.http.routes import Caller, route
 
-_ORIGINS = {"detected": "querywarden", "operator": "querywarden-operator"}
-_FOR_EVER_S = 365 * 86_400
-_LOOK_EVERY_S = 0.25
-_KEEP_ALIVE_S = 15.0
-
-Names = Callable[[ClientKey], str | None]
+CURSOR_HEADER = "X-QueryWarden-Cursor"
+Since = Annotated[str | None, Query(max_length=256, description="cursor of the answer before")]
+Scopes = Annotated[str | None, Query(max_length=256, description="CrowdSec scopes, separated by commas")]
 
 
-class Page(NamedTuple):
-    """An answer of the stream. status: 200, 410 for a cursor that can't be continued from, 503 before the first sync."""
-
-    status: int
-    body: dict[str, Any]
-    cursor: str
-
-
-class TooManyFollowers(Exception):
-    pass
-
-
-class Follower(Protocol):
-    """Whoever follows: `Credential`."""
-
-    @property
-    def id(self) -> str: ...
-    @property
-    def role(self) -> str: ...
-
-
-class Places:
-    """How many followers there may be: in all, of each credential, and of all that are no gateways."""
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._taken: Counter[str] = Counter()
-        self._others = 0
-
-    def take(self, who: Follower) -> None:
-        """Raises TooManyFollowers."""
-        gateway = who.role == "gateway"
-        share = max(1, self._most * 3 // 4 if gateway else self._most // 8)
-        full = self._taken.total() >= self._most or (not gateway and self._others >= self._most // 2)
-        if full or self._taken[who.id] >= share:
-            raise TooManyFollowers
-        self._taken[who.id] += 1
-        self._others += not gateway
-
-    def leave(self, who: Follower) -> None:
-        self._taken[who.id] -= 1
-        if not self._taken[who.id]:
-            del self._taken[who.id]
-        self._others -= who.role != "gateway"
-
-
-class DecisionFeed:
-    """What bouncers read.
-
-    names      client → its id in the log, for credentials that may see it
-    followers  how many may follow the events at once
-    """
-
-    def __init__(
-        self,
-        view: Restrictions,
-        names: Names | None = None,
-        followers: int = 64,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
-        self._view = view
-        self._names = names
-        self._places = Places(followers)
-        self._ended = False
-        self._clock = clock
-
-    @property
-    def cursor(self) -> str:
-        """Where a reader is who knows everything."""
-        return _cursor(self._view.epoch, self._view.number)
-
+def feed_routes(app: FastAPI, feed: DecisionFeed | None) -> None:
+    @route(app, "GET", "/v1/decisions")
     def listing(
-        self,
-        tenant: str,
-        *,
-        named: bool = False,
-        model: str | None = None,
-        value: str | None = None,
-        scopes: str | None = None,
+        who: Caller,
+        response: Response,
+        model: Annotated[str | None, Query(max_length=256)] = None,
+        value: Annotated[str | None, Query(max_length=1024, description="a client's hash, or its id")] = None,
+        scopes: Scopes = None,
     ) -> list[dict[str, Any]]:
-        """Every restriction in force, or those of a model or a client (by hash, or by id if `named`)."""
-        if not _in_scope(scopes):
-            return []
-        now_s = self._clock()
-        items = [
-            self._item(ClientKey(tenant, m, key[1]), standing, now_s, named)
-            for key, m, standing in self._view.enforced(now_s)
-            if key[0] == tenant and (model is None or m in (model, EVERY_MODEL))
-        ]
-        return items if value is None else [i for i in items if value in (i["value"], i["client"])]
+        there = _there(feed)
+        response.headers[CURSOR_HEADER] = there.cursor
+        return there.listing(who.tenant, named=who.role in VIEWERS, model=model, value=value, scopes=scopes)
 
-    def page(
-        self,
-        tenant: str,
-        *,
-        startup: bool = False,
-        since: str | None = None,
-        named: bool = False,
-        scopes: str | None = None,
-    ) -> Page:
-        """What changed since a cursor; everything at the start-up or without a cursor."""
-        cursor = self.cursor  # before reading: what changes meanwhile is said twice, never missed
-        if not self._view.synced:
-            return Page(503, {}, cursor)
-        if startup or not since:
-            return Page(200, {"new": self.listing(tenant, named=named, scopes=scopes) or None, "deleted": None}, cursor)
-        epoch, number = _position(since)
-        changes = self._view.since(number, epoch)
-        if changes is None:
-            return Page(410, {}, cursor)
-        mine = [c for c in changes if c.tenant == tenant and _in_scope(scopes)]
-        if changes:
-            cursor = _cursor(epoch, changes[-1].number)
-        return Page(200, self._pair(mine, named), cursor)
+    unchanged: dict[int | str, dict[str, Any]] = {
+        304: {"description": "nothing changed since the cursor; there is no body"}
+    }
 
-    def end(self) -> None:
-        """Let go of all followers, now and from now on."""
-        self._ended = True
+    @route(app, "GET", "/v1/decisions/stream", 410, response_model=dict[str, Any], answers=unchanged)
+    def stream(
+        who: Caller,
+        response: Response,
+        startup: Annotated[bool, Query(description="everything, not only what changed")] = False,
+        since: Since = None,
+        scopes: Scopes = None,
+        known: Annotated[str | None, Header(alias="If-None-Match", max_length=300, description="ETag")] = None,
+    ) -> Any:
+        page = _there(feed).page(who.tenant, startup=startup, since=since, named=who.role in VIEWERS, scopes=scopes)
+        if page.status == 410:
+            raise HTTPException(410, "the cursor cannot be continued from: ask with startup=true")
+        if page.status != 200:
+            raise HTTPException(503, "nothing was read from the store yet", {"Retry-After": "1"})
+        tag = f'"{page.cursor}"'
+        if known == tag and not startup and not page.body["new"] and not page.body["deleted"]:
+            return Response(status_code=304, headers={"ETag": tag, CURSOR_HEADER: page.cursor})
+        response.headers.update({CURSOR_HEADER: page.cursor, "ETag": tag})
+        return {**page.body, "cursor": page.cursor}
 
+    @route(
+        app,
+        "GET",
+        "/v1/decisions/events",
+        response_class=StreamingResponse,
+        status_code=200,
+    )
     async def events(
-        self, tenant: str, last_event_id: str | None = None, named: bool = False, *, follower: Follower
-    ) -> AsyncIterator[bytes]:
-        """Server-sent events: *startup* or *reset* with everything, then *decisions* with what changed.
-
-        Raises TooManyFollowers, before the first event.
-        """
-        self._places.take(follower)
+        who: Caller,
+        last_event_id: Annotated[str | None, Header(alias="Last-Event-ID", max_length=256)] = None,
+        since: Since = None,
+    ) -> Response:
+        # Hashes only: looking ids up would hold up everybody else here.
+        told = _there(feed).events(who.tenant, last_event_id or since, follower=who)
         try:
-            yield b"retry: 1000\n\n"
-            since, kind = last_event_id, "reset"
-            if not last_event_id:
-                kind = "startup"
-            quiet_since_s = time.monotonic()
-            while not self._ended:
-                page = self.page(tenant, since=since, named=named)
-                if page.status == 410:
-                    since = None
-                    continue
-                if page.status == 200:
-                    if since is None or not since or page.body["new"] or page.body["deleted"]:
-                        event = "decisions" if since else kind
-                        yield _event(event, page.cursor, page.body)
-                        quiet_since_s = time.monotonic()
-                    since, kind = page.cursor, "reset"
-                if time.monotonic() - quiet_since_s >= _KEEP_ALIVE_S:
-                    yield b": still here\n\n"
-                    quiet_since_s = time.monotonic()
-                await asyncio.sleep(_LOOK_EVERY_S)
-        finally:
-            self._places.leave(follower)
+            first = await anext(told)
+        except TooManyFollowers:
+            raise HTTPException(503, "too many follow already", {"Retry-After": "5"}) from None
 
-    def _pair(self, changes: Iterable[Change], named: bool) -> dict[str, Any]:
-        now_s = self._clock()
-        last = {(c.model, c.client): c for c in changes}
-        found: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
-        for c in last.values():
-            item = self._item(ClientKey(c.tenant, c.model, c.client), c.standing, now_s, named, c.lifted)
-            found[c.lifted].append(item)
-        return {"new": found[False] or None, "deleted": found[True] or None}
+        async def all_of_it() -> Any:
+            yield first
+            async for event in told:
+                yield event
 
-    def _item(
-        self, client: ClientKey, standing: Standing, now_s: float, named: bool, lifted: bool = False
-    ) -> dict[str, Any]:
-        left_s = -1 if lifted else max(0, round(standing.until_s - now_s)) if standing.until_s else _FOR_EVER_S
-        name = self._names(client) if named and self._names else None
-        digest = hashlib.blake2b("\x00".join(client).encode(), digest_size=6).digest()
-        item = {
-            "id": int.from_bytes(digest, "big"),
-            "origin": _ORIGINS[standing.origin],
-            "type": type_of(standing.level),
-            "scope": SCOPE,
-            "value": name or client.client,
-            "duration": duration(left_s),
-            "scenario": SCENARIO,
-            "model": client.model,
-            "client": client.client,
-        }
-        if standing.until_s:
-            item["until"] = dt.datetime.fromtimestamp(standing.until_s, dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        return item
+        return StreamingResponse(all_of_it(), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
 
 
-def type_of(level: int) -> str:
-    return TYPES.get(level, "throttle")
-
-
-def duration(seconds: int) -> str:
-    """As Go writes it: 3h59m59s, -1s."""
-    hours, rest = divmod(abs(seconds), 3600)
-    minutes, left = divmod(rest, 60)
-    text = f"{hours}h{minutes}m{left}s" if hours else f"{minutes}m{left}s" if minutes else f"{left}s"
-    return f"-{text}" if seconds < 0 else text
-
-
-def _in_scope(scopes: str | None) -> bool:
-    return scopes is None or SCOPE.lower() in scopes.lower().split(",")
-
-
-def _cursor(epoch: str, number: int) -> str:
-    return base64.urlsafe_b64encode(f"{epoch}.{number}".encode()).decode().rstrip("=")
-
-
-def _position(cursor: str) -> tuple[str, int]:
-    """Epoch and number; an epoch that never was for a cursor that is none."""
-    try:
-        text = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True).decode("ascii")
-        epoch, _, number = text.partition(".")
-        return epoch, int(number) if number.isdecimal() and len(number) < 19 else -1
-    except (ValueError, binascii.Error):
-        return "", 0
-
-
-def _event(event: str, cursor: str, body: dict[str, Any]) -> bytes:
-    return f"event: {event}\nid: {cursor}\ndata: {json.dumps(body, separators=(',', ':'))}\n\n".encode()
+def _there(feed: DecisionFeed | None) -> DecisionFeed:
+    if feed is None:
+        raise HTTPException(503, "this service does not follow decisions")
+    return feed

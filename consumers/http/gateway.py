@@ -30,8 +30,8 @@ from consumers.enforcement.restrictions import BLOCK, CLEAR, NOTHING, THROTTLE, 
 from consumers.http.identities import Identities
 from consumers.http.paths import Routes
 from consumers.metrics import Metrics
-from consumers.operators.entries import EVERY_MODEL
 from consumers.operators.references import HEADER, Cause
+from consumers.records.operator_entries import EVERY_MODEL
 from detector.policy import STATES
 
 PREFIX = "/v1/authz"

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import msgspec
 
-from consumers.drafts import whole
+from consumers.atomic_file import whole
 from consumers.errors import Refused
 from consumers.secrets import Secrets
 

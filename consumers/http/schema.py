@@ -1,4 +1,4 @@
-"""Routes about schema holds: columns whose misfits wait for an operator (operators/schema_holds.py)."""
+"""Routes about schema holds: columns whose misfits wait for an operator (records/schema_holds.py)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from consumers.http.routes import Acting, Caller, route
 from consumers.operators.operate import LONGEST_WORDS, Operations
-from consumers.operators.schema_holds import SchemaHold, holds_of
+from consumers.records.schema_holds import SchemaHold, holds_of
 
 
 class RuleOnSchema(BaseModel):

@@ -75,7 +75,7 @@ class Decoded:
     counters  produced = queries + dead − dead_counted + unmodelled + denied + failed; unknown_keys, extra_columns
     last_ms   newest event time seen, 0 if none
     stated_ms model id → (n,) event times as the records state them, where `batches` has those at which they count
-    clock     state of the log's own time after these records, by name; empty: as before (intake/checkpoints.py sets it)
+    clock     state of the log's own time after these records, by name; empty: as before (ingest/step.py sets it)
     """
 
     batches: dict[str, QueryBatch] = field(default_factory=dict)

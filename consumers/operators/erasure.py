@@ -20,9 +20,9 @@ from typing import Any
 
 import msgspec
 
-from consumers.decisions.findings import campaign_key, is_campaign, stored_alert, stored_decision
 from consumers.errors import CorruptState
-from consumers.operators.cell import written
+from consumers.records.decision import campaign_key, is_campaign, stored_alert, stored_decision
+from consumers.records.operator_cell import written
 from consumers.secrets import Secrets
 from consumers.store import Entry, Operation, Store, decision_cell
 from detector.query import ClientKey

@@ -29,12 +29,13 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
-from consumers.decisions.findings import rfc3339
 from consumers.errors import Conflict, CorruptState, Missing, Refused, Stale, Unavailable, WrongUse
-from consumers.operators import audit, breakers, entries, kept, schema_holds
-from consumers.operators.cell import written
-from consumers.operators.entries import Allowance, Answered, ApiKey, Ended, Note, Reset, Revoked, Ruling, Verdict
-from consumers.operators.schema_holds import SchemaHold, SchemaRuling
+from consumers.operators import audit, kept
+from consumers.records import breaker_entries, operator_entries, schema_holds
+from consumers.records.decision import rfc3339
+from consumers.records.operator_cell import written
+from consumers.records.operator_entries import Allowance, Answered, ApiKey, Ended, Note, Reset, Revoked, Ruling, Verdict
+from consumers.records.schema_holds import SchemaHold, SchemaRuling
 from consumers.secrets import Secrets
 from consumers.store import Entry, Operation, Store
 from detector.query import ClientKey
@@ -134,8 +135,8 @@ class Operations:
 
         Raises Conflict for a dry run where a decision holds (it would take its place), Stale when `seen` is over.
         """
-        if state not in entries.STATES:
-            raise WrongUse(f"state: {', '.join(entries.STATES)}")
+        if state not in operator_entries.STATES:
+            raise WrongUse(f"state: {', '.join(operator_entries.STATES)}")
         if not 1 <= ttl_s <= self.longest_s:
             raise WrongUse(
                 f"ttl_s: 1 to {self.longest_s} seconds, that is {_length(self.longest_s)} (http.longest_decision_s)"
@@ -150,15 +151,15 @@ class Operations:
                 self._sealed(subject, actor.tenant),
             )  # fmt: skip
             self._unchanged(actor.tenant, subject, seen)
-            key = entries.entry_key(subject.model, subject.client)
+            key = operator_entries.entry_key(subject.model, subject.client)
             before = self._entry("decision", key, actor.tenant, Ruling)
             if simulated and before is not None and not before.simulated:
                 raise Conflict("a decision holds for this client and model; a dry run would end it: withdraw it first")
             plan = _Plan(made, f"client:{subject.client} model:{subject.model}", before)
-            if state == "clear" and subject.model == entries.EVERY_MODEL and not simulated:
+            if state == "clear" and subject.model == operator_entries.EVERY_MODEL and not simulated:
                 mine = self._of_client("decision", subject.client, actor.tenant)
                 plan.drops = [(actor.tenant, "decision", other) for other in mine if other != key]
-            plan.puts = [Entry(actor.tenant, "decision", key, entries.packed(made), made.until_s)]
+            plan.puts = [Entry(actor.tenant, "decision", key, operator_entries.packed(made), made.until_s)]
             return plan
 
         action = f"decision.{state}{'.simulated' if simulated else ''}"
@@ -193,9 +194,9 @@ class Operations:
                 subject.client, subject.model, now + ttl_s if ttl_s else 0, reason, actor.name, now, "operator",
                 self._sealed(subject, actor.tenant),
             )  # fmt: skip
-            key = entries.entry_key(subject.model, subject.client)
+            key = operator_entries.entry_key(subject.model, subject.client)
             before = self._entry("allow", key, actor.tenant, Allowance)
-            put = Entry(actor.tenant, "allow", key, entries.packed(made), made.until_s)
+            put = Entry(actor.tenant, "allow", key, operator_entries.packed(made), made.until_s)
             return _Plan(made, f"client:{subject.client} model:{subject.model}", before, [put])
 
         return self._apply(actor, "allow.add", plan, Allowance, once, (subject, ttl_s, reason))
@@ -224,8 +225,8 @@ class Operations:
 
         campaign: key of the campaign that the alert is about. Its accounts are not allow-listed: each may be a thief by itself.
         """
-        if verdict not in entries.VERDICTS:
-            raise WrongUse(f"verdict: {', '.join(entries.VERDICTS)}")
+        if verdict not in operator_entries.VERDICTS:
+            raise WrongUse(f"verdict: {', '.join(operator_entries.VERDICTS)}")
         _check(None, note)
 
         def plan() -> _Plan[Verdict]:
@@ -235,7 +236,10 @@ class Operations:
             made = Verdict(alert_id, verdict, note, actor.name, now, model, client)
             before = self._entry("verdict", alert_id, actor.tenant, Verdict)
             plan = _Plan(
-                made, f"alert:{alert_id}", before, [Entry(actor.tenant, "verdict", alert_id, entries.packed(made))]
+                made,
+                f"alert:{alert_id}",
+                before,
+                [Entry(actor.tenant, "verdict", alert_id, operator_entries.packed(made))],
             )
             if subject is not None:
                 self._allow_by_verdict(plan, actor, subject, made, now)
@@ -244,7 +248,7 @@ class Operations:
         return self._apply(actor, f"verdict.{verdict}", plan, Verdict, once, (alert_id, verdict, note))
 
     def _allow_by_verdict(self, plan: _Plan[Verdict], actor: Actor, subject: Subject, made: Verdict, now: int) -> None:
-        key = entries.entry_key(subject.model, subject.client)
+        key = operator_entries.entry_key(subject.model, subject.client)
         listed = self._entry("allow", key, actor.tenant, Allowance)
         if made.verdict == "false_positive":
             until = now + FALSE_POSITIVE_DAYS * DAY_S
@@ -252,7 +256,7 @@ class Operations:
                 words = f"false positive: alert {made.alert_id}"
                 sealed = self._sealed(subject, actor.tenant)
                 allowed = Allowance(subject.client, subject.model, until, words, actor.name, now, "verdict", sealed)
-                plan.puts.append(Entry(actor.tenant, "allow", key, entries.packed(allowed), until))
+                plan.puts.append(Entry(actor.tenant, "allow", key, operator_entries.packed(allowed), until))
         elif listed is not None and listed.origin == "verdict":
             plan.drops.append((actor.tenant, "allow", key))
 
@@ -268,9 +272,9 @@ class Operations:
             mine = [e for e in self._all("note", actor.tenant) if e.key.startswith(above)]
             if len(mine) >= MOST_NOTES:
                 raise Conflict(f"{MOST_NOTES} notes about this client already")
-            sealed = entries.sealed(text, self.secrets, actor.tenant)
+            sealed = operator_entries.sealed(text, self.secrets, actor.tenant)
             made = Note(entropy.token_hex(8), key.client, key.model, sealed, actor.name, now)
-            put = Entry(actor.tenant, "note", above + made.id, entries.packed(made), now + NOTE_KEPT_S)
+            put = Entry(actor.tenant, "note", above + made.id, operator_entries.packed(made), now + NOTE_KEPT_S)
             return _Plan(made, f"client:{key.client} model:{key.model}", puts=[put])
 
         return self._apply(actor, "note.add", plan, Note, once, (key, text))
@@ -300,7 +304,7 @@ class Operations:
             prefix, text = new_key(self.env)
             shown[:] = [text]
             made = ApiKey(prefix, key_digest(self.secrets, text), name, role, now, now + ttl_s, actor.name)
-            put = Entry(actor.tenant, "key", prefix, entries.packed(made), made.expires_s)
+            put = Entry(actor.tenant, "key", prefix, operator_entries.packed(made), made.expires_s)
             return _Plan(made, f"key:{prefix} name:{name} role:{role}", puts=[put])
 
         made = self._apply(actor, "key.create", plan, ApiKey, once, (name, role, ttl_s))
@@ -318,7 +322,7 @@ class Operations:
             if before is None:
                 raise Missing("the store holds no live key of this prefix")
             mark = Revoked(actor.name, int(self.now_s()))
-            put = Entry(actor.tenant, "revoked", prefix, entries.packed(mark), before.expires_s)
+            put = Entry(actor.tenant, "revoked", prefix, operator_entries.packed(mark), before.expires_s)
             drops = [(actor.tenant, "key", prefix)]
             return _Plan(before, f"key:{prefix} name:{before.name}", before, [put], drops, ends=True)
 
@@ -326,7 +330,9 @@ class Operations:
 
     def end_session(self, actor: Actor, ticket: str, ends_s: int) -> None:
         """Remember that somebody signed out, until the session would have ended. ticket: hash of the session's own."""
-        put = Entry(actor.tenant, "session", ticket, entries.packed(Ended(actor.name, int(self.now_s()))), ends_s)
+        put = Entry(
+            actor.tenant, "session", ticket, operator_entries.packed(Ended(actor.name, int(self.now_s()))), ends_s
+        )
         self._apply(actor, "dashboard.logout", lambda: _Plan(None, "session", puts=[put]), type(None), None, ())
 
     def keys(self, tenant: str) -> tuple[ApiKey, ...]:
@@ -338,10 +344,12 @@ class Operations:
         _check(None, reason)
 
         def plan() -> _Plan[Reset]:
-            opened_s, _ = breakers.times(self.store, actor.tenant)
+            opened_s, _ = breaker_entries.times(self.store, actor.tenant)
             now = max(int(self.now_s()), opened_s)  # whatever the clocks say, it is later than what it closes
             made = Reset(actor.name, now, reason)
-            put = Entry(actor.tenant, breakers.KIND, breakers.RESET, entries.packed(made), now + DAY_S)
+            put = Entry(
+                actor.tenant, breaker_entries.KIND, breaker_entries.RESET, operator_entries.packed(made), now + DAY_S
+            )
             return _Plan(made, "breaker", puts=[put])
 
         return self._apply(actor, "breaker.reset", plan, Reset, once, (reason,))
@@ -360,7 +368,7 @@ class Operations:
             now = int(self.now_s())
             made = replace(before, ruling=ruling, actor=actor.name, at_s=now)
             until_s = now + schema_holds.DISMISSED_S if ruling == "dismissed" else 0
-            put = Entry(actor.tenant, schema_holds.KIND, key, entries.packed(made), until_s)
+            put = Entry(actor.tenant, schema_holds.KIND, key, operator_entries.packed(made), until_s)
             return _Plan(made, f"model:{model} column:{column}", before, [put])
 
         return self._apply(actor, f"schema.{ruling}", plan, SchemaHold, once, (model, column, ruling))
@@ -386,16 +394,16 @@ class Operations:
         action: str,
         subject: Subject,
         kind: str,
-        as_type: type[entries.Value],
+        as_type: type[operator_entries.Value],
         missing: str,
         once: str | None,
         seen: str | None,
-    ) -> entries.Value:
+    ) -> operator_entries.Value:
         """Drop what stands for a client and model under a kind of entry; it is returned. Raises Missing, Stale."""
 
-        def plan() -> _Plan[entries.Value]:
+        def plan() -> _Plan[operator_entries.Value]:
             self._unchanged(actor.tenant, subject, seen)
-            key = entries.entry_key(subject.model, subject.client)
+            key = operator_entries.entry_key(subject.model, subject.client)
             before = self._entry(kind, key, actor.tenant, as_type)
             if before is None:
                 raise Missing(missing)
@@ -419,7 +427,9 @@ class Operations:
             if answer_key:
                 answered = Answered(digest, msgspec.json.encode(planned.answer).decode())
                 ends = int(self.now_s()) + DAY_S
-                operation.puts.append(Entry(actor.tenant, "idempotency", answer_key, entries.packed(answered), ends))
+                operation.puts.append(
+                    Entry(actor.tenant, "idempotency", answer_key, operator_entries.packed(answered), ends)
+                )
             return revision, operation, planned.answer
 
         def pause(tried: int) -> None:
@@ -462,7 +472,7 @@ class Operations:
 
     def revision(self, tenant: str, subject: Subject) -> str:
         """Of what people decided and allow-listed for a client: changes whenever they do."""
-        return entries.Revisions(self.store, tenant)[subject.client]
+        return operator_entries.Revisions(self.store, tenant)[subject.client]
 
     def _unchanged(self, tenant: str, subject: Subject, seen: str | None) -> None:
         if seen is not None and self.revision(tenant, subject) != seen:
@@ -478,17 +488,19 @@ class Operations:
         now = self.now_s()
         return [e for e in self.store.operator_entries(kind, tenant)[1] if not e.expires_s or e.expires_s > now]
 
-    def _entry(self, kind: str, key: str, tenant: str, as_type: type[entries.Value]) -> entries.Value | None:
-        return next((entries.unpacked(e, as_type) for e in self._all(kind, tenant) if e.key == key), None)
+    def _entry(
+        self, kind: str, key: str, tenant: str, as_type: type[operator_entries.Value]
+    ) -> operator_entries.Value | None:
+        return next((operator_entries.unpacked(e, as_type) for e in self._all(kind, tenant) if e.key == key), None)
 
     def _of_client(self, kind: str, client: str, tenant: str) -> list[str]:
         return [e.key for e in self._all(kind, tenant) if e.key.rpartition("|")[2] == client]
 
     def _keys(self, tenant: str) -> list[ApiKey]:
-        return [entries.unpacked(e, ApiKey) for e in self._all("key", tenant)]
+        return [operator_entries.unpacked(e, ApiKey) for e in self._all("key", tenant)]
 
     def _sealed(self, subject: Subject, tenant: str) -> str:
-        return entries.sealed(subject.client_id, self.secrets, tenant) if subject.client_id else ""
+        return operator_entries.sealed(subject.client_id, self.secrets, tenant) if subject.client_id else ""
 
 
 def _length(seconds: int) -> str:
@@ -515,7 +527,7 @@ def without_digest(key: ApiKey) -> ApiKey:
 
 
 def _check(subject: Subject | None, *words: str) -> None:
-    if subject is not None and subject.model != entries.EVERY_MODEL and not _MODEL.fullmatch(subject.model):
+    if subject is not None and subject.model != operator_entries.EVERY_MODEL and not _MODEL.fullmatch(subject.model):
         raise WrongUse("model_id: 1 to 256 characters, no control characters and no bar")
     if any(len(text) > LONGEST_WORDS for text in words):
         raise WrongUse(f"at most {LONGEST_WORDS} characters")

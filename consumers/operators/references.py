@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from consumers.decisions.findings import is_campaign
+from consumers.records.decision import is_campaign
 from consumers.secrets import Secrets
 from consumers.store import Store
 

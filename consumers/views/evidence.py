@@ -28,9 +28,9 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from consumers.decisions.findings import StoredDecision
-from consumers.decisions.horizon import Span, read_span, together
 from consumers.errors import Refused
+from consumers.records.decision import StoredDecision
+from consumers.records.spans import Span, read_span, together
 from consumers.secrets import Secrets
 from detector.baseline import Baseline
 from detector.errors import IncompatibleProfile

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
-from consumers.operators.entries import EVERY_MODEL
+from consumers.records.operator_entries import EVERY_MODEL
 from consumers.views.answers import Allowed, AtGateways, Cause, Client, OperatorDecision
 from detector.policy import FLAGGED, STATES
 

@@ -21,10 +21,10 @@ from typing import Any
 
 import msgspec
 
-from consumers.decisions.findings import StoredDecision, is_campaign, rfc3339, stored_alert, stored_decision
 from consumers.errors import CorruptState, Unavailable, WrongUse
-from consumers.operators import breakers, entries
-from consumers.operators.heartbeats import heartbeats, total
+from consumers.records import breaker_entries, operator_entries
+from consumers.records.decision import StoredDecision, is_campaign, rfc3339, stored_alert, stored_decision
+from consumers.records.heartbeat import heartbeats, total
 from consumers.secrets import Secrets
 from consumers.store import DecisionRow, Store
 from consumers.store.layout import client_text
@@ -137,7 +137,7 @@ class Readings:
         """Key of a client that is named by its id or by its `client_key`; a 32-digit hash that is a client's wins."""
         if _HASH.fullmatch(client):
             key = ClientKey(self.tenant, model, client)
-            if model == entries.EVERY_MODEL or self.store.decided([key]):
+            if model == operator_entries.EVERY_MODEL or self.store.decided([key]):
                 return key
         return ClientKey(self.tenant, model, self.secrets.client_hash(self.tenant, client))
 
@@ -154,7 +154,7 @@ class Readings:
 
     def seen(self, model: str, client_key: str) -> bool:
         """Whether a client was assessed, on a model or (``*``) on any: what is decided about another may be a slip of the pen."""
-        models = [m.model_id for m in self.models()] if model == entries.EVERY_MODEL else [model]
+        models = [m.model_id for m in self.models()] if model == operator_entries.EVERY_MODEL else [model]
         return bool(self.store.decided([ClientKey(self.tenant, m, client_key) for m in models]))
 
     def client(self, model: str, client: str) -> ClientDetail | None:
@@ -188,12 +188,12 @@ class Readings:
             allowed=hands.allowed(seen),
             verdict=self.verdicts().get(alert_id) if alert_id else None,
             notes=self.notes(key),
-            revision=entries.Revisions(self.store, self.tenant)[key.client],
+            revision=operator_entries.Revisions(self.store, self.tenant)[key.client],
         )
 
     def hands(self) -> Hands:
         """What people decided, to be asked of many clients."""
-        held_s = breakers.held_s(self.store)
+        held_s = breaker_entries.held_s(self.store)
         return Hands(self.decisions(simulated=True), self.allowlist(), self.modes, held_s, self.now_s())
 
     def linked(
@@ -257,7 +257,7 @@ class Readings:
 
     def decisions(self, *, simulated: bool = False) -> tuple[OperatorDecision, ...]:
         """Operators' decisions that hold now, newest first; with `simulated` dry runs too."""
-        kept = [r for _, r in self._entries("decision", entries.Ruling) if simulated or not r.simulated]
+        kept = [r for _, r in self._entries("decision", operator_entries.Ruling) if simulated or not r.simulated]
         return tuple(
             OperatorDecision(
                 self._unsealed(r.sealed_id), r.client, r.model, r.state, r.until_s, r.simulated, r.reason, r.note,
@@ -268,7 +268,7 @@ class Readings:
 
     def allowlist(self) -> tuple[Allowed, ...]:
         """Allow-list entries that hold now, newest first."""
-        kept = [a for _, a in self._entries("allow", entries.Allowance)]
+        kept = [a for _, a in self._entries("allow", operator_entries.Allowance)]
         return tuple(
             Allowed(self._unsealed(a.sealed_id), a.client, a.model, a.until_s, a.reason, a.actor, a.at_s, a.origin)
             for a in sorted(kept, key=lambda a: (-a.at_s, a.client, a.model))
@@ -278,20 +278,22 @@ class Readings:
         """Verdicts by alert."""
         return {
             v.alert_id: Verdict(v.alert_id, v.verdict, v.note, v.actor, v.at_s)
-            for _, v in self._entries("verdict", entries.Verdict)
+            for _, v in self._entries("verdict", operator_entries.Verdict)
         }
 
     def notes(self, key: ClientKey) -> tuple[Note, ...]:
         """Notes about a client, oldest first."""
-        mine = [n for _, n in self._entries("note", entries.Note) if (n.model, n.client) == (key.model, key.client)]
+        mine = [
+            n for _, n in self._entries("note", operator_entries.Note) if (n.model, n.client) == (key.model, key.client)
+        ]
         return tuple(
             Note(n.id, self._unsealed(n.sealed_text), n.actor, n.at_s)
             for n in sorted(mine, key=lambda n: (n.at_s, n.id))
         )
 
-    def revisions(self) -> entries.Revisions:
+    def revisions(self) -> operator_entries.Revisions:
         """Client → tag of what people decided about it."""
-        return entries.Revisions(self.store, self.tenant)
+        return operator_entries.Revisions(self.store, self.tenant)
 
     # --------------------------------------------------------------------------------------------------- health
 
@@ -303,7 +305,7 @@ class Readings:
             roles = Counter(beat.role for beat in beats)
             alarms = tuple(sorted({alarm for beat in beats for alarm in beat.alarms}))
             lags = [beat.lag for beat in beats if beat.lag is not None]
-            opened_s, reset_s = breakers.times(self.store, self.tenant)
+            opened_s, reset_s = breaker_entries.times(self.store, self.tenant)
             sinks = total([sink for beat in beats for sink in beat.sinks])
             return Health(
                 store=True,
@@ -430,16 +432,18 @@ class Readings:
             verdict=verdicts.get(body["alert_id"]),
         )
 
-    def _entries(self, kind: str, as_type: type[entries.Value]) -> Iterator[tuple[str, entries.Value]]:
+    def _entries(
+        self, kind: str, as_type: type[operator_entries.Value]
+    ) -> Iterator[tuple[str, operator_entries.Value]]:
         for entry in self.store.operator_entries(kind, self.tenant)[1]:
             try:
-                yield entry.key, entries.unpacked(entry, as_type)
+                yield entry.key, operator_entries.unpacked(entry, as_type)
             except CorruptState as error:
                 log.warning("entry set aside", extra={"kind": kind, "why": str(error)})
 
     def _unsealed(self, text: str) -> str:
         try:
-            return entries.unsealed(text, self.secrets, self.tenant)
+            return operator_entries.unsealed(text, self.secrets, self.tenant)
         except CorruptState:
             return ""
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from consumers import drafts
+from consumers import atomic_file
 from consumers.legible import legible
 from consumers.views import figures
 from consumers.views.figures import Point, Trace
@@ -160,7 +160,7 @@ class Report:
 def write_report(path: Path, report: Report) -> None:
     """Write the page. Raises Refused when the file can't be written."""
     page = render(report)
-    with drafts.whole(path) as draft:
+    with atomic_file.whole(path) as draft:
         draft.write_text(page, encoding="utf-8")
 
 

@@ -18,8 +18,8 @@ from consumers.alerts import stix, taxonomy
 from consumers.alerts.envelope import kafka_message
 from consumers.alerts.finding import finding, visible
 from consumers.alerts.ocsf import VERSION, detection_finding
-from consumers.decisions.findings import FRAMEWORKS
 from consumers.errors import Undeliverable
+from consumers.records.decision import FRAMEWORKS
 
 SHAPES: dict[str, Any] = {
     "first": {},

@@ -18,7 +18,7 @@ import pytest
 from alerts.courier_process import SECRETS
 from alerts.receivers import recording
 
-from consumers.decisions.findings import packed_alert
+from consumers.records.decision import packed_alert
 from consumers.store import DECISION_CELLS, Outcome
 from consumers.store.embedded import EmbeddedStore
 

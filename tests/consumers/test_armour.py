@@ -15,15 +15,15 @@ import numpy as np
 import pytest
 import victims
 
-from consumers import ingest
 from consumers.alarms import Alarms, Watch
 from consumers.errors import Unavailable
-from consumers.ingest import SINGLY_AFTER, Ingest, Runner
-from consumers.intake.ledger import COUNTERS, MARKS, imbalance, processed, unbalanced
-from consumers.intake.letters import KEPT, WAITING
+from consumers.ingest import process as ingest
+from consumers.ingest.dead_letters import KEPT, WAITING
+from consumers.ingest.process import SINGLY_AFTER, Ingest, Runner
 from consumers.log import Poll, Records
 from consumers.log.files import FileLog
 from consumers.metrics import Metrics
+from consumers.records.ledger import COUNTERS, MARKS, imbalance, processed, unbalanced
 from consumers.secrets import Secrets
 from consumers.store import Checkpoint, DeadLetter
 from consumers.store.embedded import EmbeddedStore
@@ -228,7 +228,7 @@ CHILD = """
 import os, signal, sys
 from pathlib import Path
 import victims
-from consumers import ingest
+from consumers.ingest import process as ingest
 from consumers.log.files import FileLog
 from consumers.secrets import Secrets
 from consumers.store.embedded import EmbeddedStore
@@ -411,7 +411,7 @@ def test_claims_of_a_process_that_lives_do_not_make_it_careful(
 def test_dead_letters_wait_in_bounded_room_and_are_all_counted(
     tmp_path: Path, new_store: NewStore, reading: Ingest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("consumers.intake.letters.WAITING", 50)
+    monkeypatch.setattr("consumers.ingest.dead_letters.WAITING", 50)
 
     class Gone:
         def ship(self, letters: list[DeadLetter]) -> list[bool]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 
 from consumers.enforcement.restrictions import Restrictions
-from consumers.operators.entries import Allowance, Ruling, entry_key, packed
+from consumers.records.operator_entries import Allowance, Ruling, entry_key, packed
 from consumers.store import Entry, Restriction
 from consumers.views.answers import Allowed, OperatorDecision
 from consumers.views.gateways import Modes, at_gateways

@@ -12,18 +12,20 @@ import numpy as np
 import pytest
 import victims
 
-from consumers import detect, ingest, replay
+from consumers import replay
 from consumers.alerts.finding import finding
 from consumers.alerts.ocsf import detection_finding
-from consumers.decisions.campaigns import EVERY_S, Search, campaign_id
-from consumers.decisions.findings import StoredDecision, campaign_key, is_campaign, stored_alert, stored_decision
-from consumers.detect import MOST_POSTPONED, Detect, Runner
-from consumers.ingest import Ingest
+from consumers.detect import process as detect
+from consumers.detect.campaigns import EVERY_S, Search, campaign_id
+from consumers.detect.overrides import Overrides
+from consumers.detect.process import MOST_POSTPONED, Detect, Runner
+from consumers.ingest import process as ingest
+from consumers.ingest.process import Ingest
 from consumers.log.files import FileLog
 from consumers.operators import erasure
-from consumers.operators.heartbeats import Heart, Heartbeat
 from consumers.operators.operate import Actor, Operations
-from consumers.operators.overrides import Overrides
+from consumers.records.decision import StoredDecision, campaign_key, is_campaign, stored_alert, stored_decision
+from consumers.records.heartbeat import Heart, Heartbeat
 from consumers.secrets import Secrets
 from consumers.store import DECISION_CELLS, DecisionRow, OutboxAlert, Outcome, decision_cell
 from consumers.store.embedded import EmbeddedStore

@@ -12,7 +12,7 @@ import pytest
 from apiworld import MODEL, decided
 
 from consumers import cli, config, wiring
-from consumers.decisions.findings import packed_decision
+from consumers.records.decision import packed_decision
 from consumers.store import Outcome, decision_cell
 from detector.query import ClientKey
 

@@ -13,9 +13,9 @@ import pytest
 from consumers.alarms import Alarms
 from consumers.alerts import delivery
 from consumers.alerts.delivery import Courier, Deliveries
-from consumers.decisions.findings import packed_alert
 from consumers.errors import Unavailable, Undeliverable
 from consumers.metrics import Metrics
+from consumers.records.decision import packed_alert
 from consumers.secrets import Secrets
 from consumers.store import OutboxAlert, Outcome
 from consumers.store.embedded import EmbeddedStore

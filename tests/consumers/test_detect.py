@@ -15,16 +15,17 @@ import numpy as np
 import pytest
 import victims
 
-from consumers import detect, ingest
-from consumers.decisions import findings
-from consumers.decisions.breaker import Limits
-from consumers.decisions.episodes import finding_id
-from consumers.decisions.findings import StoredDecision, rfc3339, stored_alert, stored_decision
-from consumers.detect import Detect, Runner, Seen
+from consumers.detect import process as detect
+from consumers.detect.episodes import finding_id
+from consumers.detect.overrides import Overrides
+from consumers.detect.process import Detect, Runner, Seen
 from consumers.errors import CorruptState, Fenced, LeaseHeld, Rewound, Unavailable
+from consumers.ingest import process as ingest
 from consumers.log.files import FileLog
 from consumers.metrics import METRICS, Metrics, serve_metrics
-from consumers.operators.overrides import Overrides
+from consumers.records import decision
+from consumers.records.breaker import Limits
+from consumers.records.decision import StoredDecision, rfc3339, stored_alert, stored_decision
 from consumers.secrets import Secrets
 from consumers.store import DECISION_CELLS, DecisionRow, Entry, Operation, OutboxAlert, Outcome, decision_cell
 from consumers.store.embedded import EmbeddedStore
@@ -338,7 +339,7 @@ def test_changes_of_state_are_remembered_with_time_reason_and_score(
     assert held.history == row.history, "nothing changed"
     over, _ = decided(lenient, filled, key, held, row.until_s)
     assert over.history[1:] == [[row.until_s, "clear", "no_evidence", over.suspicion]]
-    monkeypatch.setattr(findings, "HISTORY_KEPT", 1)
+    monkeypatch.setattr(decision, "HISTORY_KEPT", 1)
     again, _ = decided(judging, filled, key, over, row.until_s + 10)
     assert [entry[1] for entry in again.history] == ["throttle"]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from consumers.drafts import whole
+from consumers.atomic_file import whole
 from consumers.errors import Refused
 
 

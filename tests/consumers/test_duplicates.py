@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from consumers.intake import duplicates
-from consumers.intake.duplicates import KEPT, SPAN_MS, Windows, event_hashes
+from consumers.ingest import duplicates
+from consumers.ingest.duplicates import KEPT, SPAN_MS, Windows, event_hashes
 
 KEY = bytes(range(16))
 Row = tuple[int, int, int]  # client, event id (0: none), time in ms

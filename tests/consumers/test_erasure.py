@@ -12,12 +12,13 @@ import redis
 import victims
 from servers import MissingServer, Redis, wait_until
 
-from consumers import detect, ingest
-from consumers.decisions.findings import stored_decision
-from consumers.detect import Detect
+from consumers.detect import process as detect
+from consumers.detect.process import Detect
+from consumers.ingest import process as ingest
 from consumers.log.files import FileLog
 from consumers.operators import erasure
 from consumers.operators.operate import Actor, Operations, Subject
+from consumers.records.decision import stored_decision
 from consumers.secrets import Secrets
 from consumers.store import Store, Tombstones, decision_cell, snapshot
 from consumers.store.embedded import EmbeddedStore

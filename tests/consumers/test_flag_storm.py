@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 from apiworld import MODEL, OURS, SECRETS, client_hash, decided
 
-from consumers.decisions.breaker import Limits
-from consumers.decisions.findings import packed_decision
-from consumers.detect import Detect, Runner, Seen
+from consumers.detect.overrides import Overrides
+from consumers.detect.process import Detect, Runner, Seen
 from consumers.enforcement.refresher import Refresher
 from consumers.enforcement.restrictions import Restrictions
 from consumers.enforcement.storm import Storm
 from consumers.metrics import Metrics
 from consumers.operators.operate import Actor, Operations, Subject
-from consumers.operators.overrides import Overrides
+from consumers.records.breaker import Limits
+from consumers.records.decision import packed_decision
 from consumers.store import Checkpoint, Cursor, Outcome, Store
 from consumers.store.embedded import EmbeddedStore
 from consumers.store.redis import connect

@@ -16,10 +16,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from consumers.intake.ledger import imbalance
 from consumers.log import MAX_RECORD_BYTES, Records
 from consumers.log.formats import FATES, KNOWN_KEYS, REASONS, Decoded, InputReader, NativeFormat, Note
 from consumers.log.references import read_reference, reference_batch, stack
+from consumers.records.ledger import imbalance
 from detector.features import Column, Schema
 from detector.query import UNKNOWN_LABEL, UNKNOWN_TIME, Misfit, QueryBatch
 

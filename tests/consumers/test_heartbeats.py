@@ -16,10 +16,10 @@ from consumers.alerts.delivery import Courier
 from consumers.errors import Unavailable
 from consumers.http.dashboard.health import Pulse, health_page
 from consumers.metrics import Metrics
-from consumers.operators import heartbeats
-from consumers.operators.entries import packed
-from consumers.operators.heartbeats import EVERY_TENANT, KIND, LASTS_S, Heart, Heartbeat, SinkState
 from consumers.operators.operate import Actor, Operations
+from consumers.records import heartbeat
+from consumers.records.heartbeat import EVERY_TENANT, KIND, LASTS_S, Heart, Heartbeat, SinkState
+from consumers.records.operator_entries import packed
 from consumers.store import Entry, Operation, OutboxAlert
 from consumers.store.embedded import EmbeddedStore
 from consumers.views.readings import Readings
@@ -97,13 +97,13 @@ def test_a_process_says_what_its_sinks_have_not_taken_until_it_stops(store: Embe
         wiring.beat(stack, store, "detect", lambda: (None, alarms, [courier]))
         wiring.beat(stack, store, "ingest", lambda: (metrics.value("querywarden_lag_records"), alarms, []))
         deadline_s = time.monotonic() + 10
-        while len(found := heartbeats.heartbeats(store)) < 2:
+        while len(found := heartbeat.heartbeats(store)) < 2:
             assert time.monotonic() < deadline_s
             time.sleep(0.01)
         assert [beat.role for beat in found] == ["detect", "ingest"]
         assert found[0].sinks == [SinkState("webhook:soc.example", 2, True)]
         assert (found[0].alarms, found[1].lag) == (["breaker"], 0)
-    assert heartbeats.heartbeats(store) == ()
+    assert heartbeat.heartbeats(store) == ()
 
 
 def test_a_heartbeat_is_no_deed_and_hinders_none(store: EmbeddedStore) -> None:
@@ -121,7 +121,7 @@ def test_who_is_silent_for_a_minute_is_not_counted(new_store: NewStore, store: E
     long_ago = time.time() - LASTS_S - 1
     heart = Heart(store, lambda: Heartbeat("ingest@a/1", "ingest"), now_s=lambda: long_ago)
     assert heart.once()
-    assert heartbeats.heartbeats(store) == ()
+    assert heartbeat.heartbeats(store) == ()
 
 
 def test_a_store_that_is_away_costs_one_heartbeat_and_a_strange_one_is_set_aside(
@@ -139,7 +139,7 @@ def test_a_store_that_is_away_costs_one_heartbeat_and_a_strange_one_is_set_aside
     )
     heart = Heart(store, lambda: Heartbeat("detect@a/1", "detect"))
     assert heart.once()
-    assert [beat.process for beat in heartbeats.heartbeats(store)] == ["detect@a/1"]
+    assert [beat.process for beat in heartbeat.heartbeats(store)] == ["detect@a/1"]
 
     def silent(*_: object) -> int:
         raise Unavailable("away")

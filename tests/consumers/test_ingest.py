@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import victims
 
-from consumers import ingest
 from consumers.errors import Fenced, Rewound, StoppedCells, Unavailable
-from consumers.ingest import Ingest, Runner
-from consumers.intake.checkpoints import MAX_CACHED
-from consumers.intake.letters import KEPT
+from consumers.ingest import process as ingest
+from consumers.ingest.dead_letters import KEPT
+from consumers.ingest.process import Ingest, Runner
+from consumers.ingest.step import MAX_CACHED
 from consumers.log import Poll
 from consumers.log.files import FileLog
 from consumers.secrets import Secrets
@@ -410,7 +410,7 @@ def test_a_trimmed_cache_gives_the_same_profiles(
     whole: dict[str, Mapping[str, bytes]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("consumers.intake.checkpoints.MAX_CACHED", 5)
+    monkeypatch.setattr("consumers.ingest.step.MAX_CACHED", 5)
     store = new_store()
     faulty = Faulty(store)
     one = runner(log_path(tmp_path), faulty, reading, max_poll_records=11)
@@ -441,7 +441,7 @@ def test_who_came_first_is_forgotten_first_and_nobody_of_the_poll(
     (cell,) = one.cells.values()
     known = list(cell.stored)
     assert known == list(cell.profiles[victims.MODEL].rows)
-    monkeypatch.setattr("consumers.intake.checkpoints.MAX_CACHED", len(known) - 2)
+    monkeypatch.setattr("consumers.ingest.step.MAX_CACHED", len(known) - 2)
     reading.trim(cell, {victims.MODEL: known[1:2]})
     assert list(cell.profiles[victims.MODEL].rows) == [known[1], *known[3:]]
     assert not {known[0], known[2]} & cell.stored.keys()

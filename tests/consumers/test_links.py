@@ -13,11 +13,11 @@ import victims
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consumers.ingest import Ingest, Runner, run
-from consumers.intake import links, witnesses
+from consumers.ingest.process import Ingest, Runner, run
 from consumers.log import Records
 from consumers.log.files import FileLog
 from consumers.log.formats import InputReader, NativeFormat
+from consumers.records import links, sample_events
 from consumers.secrets import Secrets
 from consumers.store.embedded import EmbeddedStore
 from detector.baseline import Baseline
@@ -80,7 +80,7 @@ def test_metadata_is_never_a_reason_to_refuse(baseline: Baseline) -> None:
 @given(st.binary(max_size=60))
 def test_a_damaged_field_is_begun_anew(blob: bytes) -> None:
     assert len(links.unpacked(blob)) <= links.KEPT
-    assert witnesses.unpacked(blob, Secrets(b"s" * 16, b"p" * 32, b"k" * 32), "default") == ()
+    assert sample_events.unpacked(blob, Secrets(b"s" * 16, b"p" * 32, b"k" * 32), "default") == ()
 
 
 def test_a_link_is_keyed_by_tenant_and_kind(secrets: Secrets) -> None:
@@ -174,16 +174,16 @@ def test_witnesses_are_the_last_odd_queries_with_an_id_of_fair_length(
     tmp_path: Path, new_store: NewStore, reading: Ingest, lines: list[bytes]
 ) -> None:
     fields = fields_after(tmp_path, new_store(), reading, lines, 50)
-    told = witnesses.unpacked(fields["thief"]["x"], reading.secrets, "default")
+    told = sample_events.unpacked(fields["thief"]["x"], reading.secrets, "default")
     names = [name for _, _, name in told]
-    assert len(names) == witnesses.KEPT
+    assert len(names) == sample_events.KEPT
     assert set(names) <= {"x" * 128, "17", *(f"t-{k}" for k in range(60))}
     assert names[-1] == "t-59"
-    mask = int(np.bitwise_or.reduce(witnesses.masks(reading.baselines[MODEL].table)))
+    mask = int(np.bitwise_or.reduce(sample_events.masks(reading.baselines[MODEL].table)))
     assert all(bits & mask for _, bits, _ in told)
-    honest = [len(witnesses.unpacked(fields[f"honest-{i}"].get("x"), reading.secrets, "default")) for i in range(6)]
-    assert min(honest) < witnesses.KEPT, "what is not odd is no witness"
-    assert len(fields["thief"]["x"]) < 6 * (witnesses.MOST_BYTES + 40)
+    honest = [len(sample_events.unpacked(fields[f"honest-{i}"].get("x"), reading.secrets, "default")) for i in range(6)]
+    assert min(honest) < sample_events.KEPT, "what is not odd is no witness"
+    assert len(fields["thief"]["x"]) < 6 * (sample_events.MOST_BYTES + 40)
 
 
 @pytest.mark.parametrize(("poll", "restart"), [(1, 0), (7, 0), (7, 3), (1000, 0)])
@@ -195,7 +195,7 @@ def test_polls_and_restarts_make_no_difference(
     cut = fields_after(tmp_path, new_store(), reading, lines, poll, restart)
     for name, fields in whole.items():
         assert links.unpacked(cut[name].get("l")) == links.unpacked(fields.get("l")), name
-        mine, theirs = (witnesses.unpacked(f.get("x"), reading.secrets, "default") for f in (cut[name], fields))
+        mine, theirs = (sample_events.unpacked(f.get("x"), reading.secrets, "default") for f in (cut[name], fields))
         assert mine == theirs, name
 
 

@@ -12,13 +12,13 @@ import pytest
 import victims
 from references import batch_of
 
-from consumers import ingest
-from consumers.decisions.horizon import spans_in_force, together
-from consumers.ingest import Ingest, Runner
-from consumers.intake.admission import Limits
-from consumers.intake.ledger import imbalance
+from consumers.ingest import process as ingest
+from consumers.ingest.admission import Limits
+from consumers.ingest.process import Ingest, Runner
 from consumers.log import Poll, Records
 from consumers.log.files import FileLog
+from consumers.records.ledger import imbalance
+from consumers.records.spans import spans_in_force, together
 from consumers.secrets import Secrets
 from consumers.store.embedded import EmbeddedStore
 from detector.baseline import Baseline

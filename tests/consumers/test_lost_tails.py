@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import victims
 
-from consumers import detect, ingest
+from consumers.detect import process as detect
+from consumers.ingest import process as ingest
 from consumers.log.files import FileLog
 from consumers.secrets import Secrets
 from consumers.store import DECISION_CELLS, Shards, decision_cell
@@ -173,7 +174,7 @@ def cursor_of(one: detect.Runner, cell: str) -> int:
 
 
 def queries(store: EmbeddedStore, secrets: Secrets) -> dict[str, int]:
-    from consumers.decisions.findings import stored_decision
+    from consumers.records.decision import stored_decision
 
     rows = (stored_decision(row, secrets, key.tenant) for key, row in store.decisions("default"))
     return {row.client_id: row.queries for row in rows}

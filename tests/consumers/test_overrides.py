@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import pytest
 
-from consumers.decisions.breaker import Breaker, Limits
-from consumers.operators.breakers import RESET, TRIPPED, times
-from consumers.operators.entries import Allowance, Reset, entry_key, packed
+from consumers.detect.overrides import Overrides
 from consumers.operators.operate import Actor, Operations
-from consumers.operators.overrides import Overrides
+from consumers.records.breaker import Breaker, Limits
+from consumers.records.breaker_entries import RESET, TRIPPED, times
+from consumers.records.operator_entries import Allowance, Reset, entry_key, packed
 from consumers.secrets import Secrets
 from consumers.store import Entry, Operation
 from consumers.store.embedded import EmbeddedStore

@@ -14,13 +14,14 @@ import victims
 from references import batch_of
 from typer.testing import CliRunner
 
-from consumers import cli, fit, ingest, recalibrate, replay
-from consumers import detect as detecting
+from consumers import cli, fit, recalibrate, replay
+from consumers.detect import process as detecting
 from consumers.errors import Refused
+from consumers.ingest import process as ingest
 from consumers.log.files import FileLog
 from consumers.log.references import lines_of
-from consumers.operators.entries import Verdict, packed
 from consumers.recalibrate import Presumption
+from consumers.records.operator_entries import Verdict, packed
 from consumers.secrets import Secrets
 from consumers.store import Entry, Operation
 from consumers.store.embedded import EmbeddedStore

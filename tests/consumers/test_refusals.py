@@ -13,14 +13,14 @@ import victims
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consumers import detect
-from consumers.decisions.findings import stored_decision
-from consumers.detect import Detect
-from consumers.ingest import Ingest, Runner, run
-from consumers.intake import refusals
-from consumers.intake.refusals import MOST_COLUMNS, OTHERS, Refusals
+from consumers.detect import process as detect
+from consumers.detect.process import Detect
+from consumers.ingest.process import Ingest, Runner, run
 from consumers.log.files import FileLog
 from consumers.log.reasons import Note
+from consumers.records import refusals
+from consumers.records.decision import stored_decision
+from consumers.records.refusals import MOST_COLUMNS, OTHERS, Refusals
 from consumers.secrets import Secrets
 from consumers.store.embedded import EmbeddedStore
 from consumers.views.explanation import refusals as said

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from loans import MODEL, Event, fitted, in_order, life, lines_of, noise, person, replayed, row_of, usual_traffic
 
+from consumers.detect.overrides import Overrides
 from consumers.errors import Missing
-from consumers.intake.schema_watch import FIELD, IDENTITY, Distinct, SchemaWatch
 from consumers.operators.operate import Actor, Operations
-from consumers.operators.overrides import Overrides
-from consumers.operators.schema_holds import SchemaHolds, holds_of
+from consumers.records.schema_holds import SchemaHolds, holds_of
+from consumers.records.schema_watch import FIELD, IDENTITY, Distinct, SchemaWatch
 from consumers.secrets import Secrets
 from consumers.store import Checkpoint
 from consumers.store.embedded import EmbeddedStore

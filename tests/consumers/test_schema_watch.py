@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from references import batch_of, fitted_map, reference_of
 
-from consumers.intake.schema_watch import KEPT, Distinct, SchemaWatch, watched
+from consumers.records.schema_watch import KEPT, Distinct, SchemaWatch, watched
 from detector.clock import DAY_MS
 from detector.query import Misfit, QueryBatch
 

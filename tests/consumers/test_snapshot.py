@@ -16,11 +16,12 @@ import redis
 import victims
 from servers import wait_until
 
-from consumers import detect, ingest
-from consumers.decisions.findings import stored_decision
-from consumers.detect import Detect
+from consumers.detect import process as detect
+from consumers.detect.process import Detect
 from consumers.errors import Refused
+from consumers.ingest import process as ingest
 from consumers.log.files import FileLog
+from consumers.records.decision import stored_decision
 from consumers.secrets import Secrets
 from consumers.store import Exported, Store, snapshot
 from consumers.store.embedded import EmbeddedStore

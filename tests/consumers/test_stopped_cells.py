@@ -9,13 +9,14 @@ import pytest
 import redis
 import victims
 
-from consumers import detect, ingest
-from consumers.decisions.findings import stored_decision
+from consumers.detect import process as detect
 from consumers.errors import CorruptState, Fenced, LogTruncated, StoppedCells
-from consumers.ingest import BEACON_S, Ingest, Runner
-from consumers.intake.stopped import METRIC
+from consumers.ingest import process as ingest
+from consumers.ingest.process import BEACON_S, Ingest, Runner
+from consumers.ingest.stopped_cells import METRIC
 from consumers.log import Poll, Records
-from consumers.operators.heartbeats import Heart, Heartbeat, stopped_elsewhere
+from consumers.records.decision import stored_decision
+from consumers.records.heartbeat import Heart, Heartbeat, stopped_elsewhere
 from consumers.secrets import Secrets
 from consumers.store import Checkpoint, Claim, Proof
 from consumers.store.embedded import EmbeddedStore

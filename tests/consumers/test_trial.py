@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from consumers.intake import trial
-from consumers.intake.trial import deadly
+from consumers.ingest import poison
+from consumers.ingest.poison import deadly
 
 
 def spin() -> None:
@@ -39,7 +39,7 @@ def end() -> None:
 
 @pytest.mark.parametrize("death", [spin, crash, kill, fail, end])
 def test_what_ends_a_process_is_found(death: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trial, "CPU_S", 1)
+    monkeypatch.setattr(poison, "CPU_S", 1)
     before = os.getpid()
     assert deadly(6, lambda i: death() if i in (0, 4) else None) == [0, 4]
     assert os.getpid() == before
@@ -72,7 +72,7 @@ def test_a_child_that_ended_for_another_reason_condemns_nothing(tmp_path_factory
 
 
 def test_silence_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trial, "SILENCE_S", 0.2)
+    monkeypatch.setattr(poison, "SILENCE_S", 0.2)
     assert deadly(3, lambda i: time.sleep(30) if i == 1 else None) == []
 
 

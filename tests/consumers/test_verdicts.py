@@ -11,10 +11,10 @@ from apiworld import MODEL, OURS, SECRETS, alert_id, alert_of, client_hash, deci
 
 from consumers.alerts.finding import finding
 from consumers.alerts.ocsf import detection_finding
-from consumers.decisions.findings import stored_decision
-from consumers.detect import Detect, Runner
+from consumers.detect.process import Detect, Runner
 from consumers.errors import Rewound
 from consumers.operators.operate import Actor, Operations, Subject
+from consumers.records.decision import stored_decision
 from consumers.store import OutboxAlert
 from consumers.store.embedded import EmbeddedStore
 from detector.query import ClientKey

@@ -20,8 +20,7 @@ import redis
 from crash.cluster import QUERYWARDEN, Cluster
 from crash.ledger import Ledger
 
-from consumers.intake.admission import OVERFLOW
-from consumers.intake.ledger import imbalance
+from consumers.records.ledger import OVERFLOW, imbalance
 from consumers.secrets import Secrets
 from consumers.store.embedded import EmbeddedStore
 from consumers.store.layout import client_from_text

@@ -16,7 +16,7 @@ from playwright.sync_api import Browser, Dialog, Page, expect
 from seeded import MODEL, SECRETS, TENANT, Served
 
 from consumers.legible import legible
-from consumers.operators import entries
+from consumers.records import operator_entries
 from detector.baseline import Baseline
 from detector.query import ClientKey
 
@@ -260,8 +260,8 @@ def test_buttons_are_there_for_those_who_may_press_them(browser: Browser, site: 
 def test_a_block_is_in_the_store_with_its_audit_row_and_can_be_undone(browser: Browser, site: Served) -> None:
     client = SECRETS.client_hash(TENANT, "svc-pricing-batch")
 
-    def kept() -> list[entries.Ruling]:
-        rulings = [entries.ruling(e) for e in site.store.operator_entries("decision", TENANT)[1]]
+    def kept() -> list[operator_entries.Ruling]:
+        rulings = [operator_entries.ruling(e) for e in site.store.operator_entries("decision", TENANT)[1]]
         return [r for r in rulings if r.client == client]
 
     with opened(browser, site, "operator") as (page, seen):

@@ -8,9 +8,9 @@ import seeded
 from dashboard.people import BLOCK, SUBJECT, World, token
 from seeded import MODEL, SECRETS, TENANT
 
-from consumers.decisions.findings import campaign_key, exposures_of, packed_alert, packed_decision
 from consumers.http.dashboard.views import MOST_ALERTS
-from consumers.operators.entries import Verdict, unpacked
+from consumers.records.decision import campaign_key, exposures_of, packed_alert, packed_decision
+from consumers.records.operator_entries import Verdict, unpacked
 from consumers.store import Outcome, decision_cell
 from detector.baseline import Baseline
 

@@ -21,15 +21,15 @@ import pytest
 import victims
 import zstandard
 
-from consumers.decisions.findings import packed_alert, stored_alert, stored_decision
 from consumers.errors import CorruptState, Refused
-from consumers.intake.admission import Admission
-from consumers.intake.duplicates import Windows
-from consumers.intake.ledger import imbalance
+from consumers.ingest.admission import Admission
+from consumers.ingest.duplicates import Windows
 from consumers.log import MAX_RECORD_BYTES, Records
 from consumers.log.batches import CODECS, _decompressed, _Unreadable, _walk
 from consumers.log.formats import REASONS, InputReader, NativeFormat
 from consumers.log.lines import Lines, gunzip, unzstd
+from consumers.records.decision import packed_alert, stored_alert, stored_decision
+from consumers.records.ledger import imbalance
 from consumers.secrets import Secrets
 from consumers.store import DecisionRow, OutboxAlert
 from detector.errors import CorruptBaseline, IncompatibleProfile

@@ -9,7 +9,7 @@ import msgspec
 
 from consumers.enforcement.restrictions import Restrictions
 from consumers.errors import Rewound, Unavailable
-from consumers.operators import entries
+from consumers.records import operator_entries
 from consumers.store import DecisionRow, Entry, Operation, Restriction
 from detector.query import ClientKey
 
@@ -33,16 +33,16 @@ class RememberedStore:
         self.feed.append(Restriction(ClientKey(TENANT, model, client), state, enforced or state, until_s))
 
     def say(self, client: str, state: str, *, model: str = "*", until_s: int = 0, simulated: bool = False) -> None:
-        value = entries.Ruling(client, model, state, until_s, simulated, "reason", "", "someone", 0)
-        self.put("decision", client, model, entries.packed(value), until_s)
+        value = operator_entries.Ruling(client, model, state, until_s, simulated, "reason", "", "someone", 0)
+        self.put("decision", client, model, operator_entries.packed(value), until_s)
 
     def allow(self, client: str, *, model: str = "*", until_s: int = 0) -> None:
-        value = entries.Allowance(client, model, until_s, "reason", "someone", 0)
-        self.put("allow", client, model, entries.packed(value), until_s)
+        value = operator_entries.Allowance(client, model, until_s, "reason", "someone", 0)
+        self.put("allow", client, model, operator_entries.packed(value), until_s)
 
     def put(self, kind: str, client: str, model: str, value: bytes, expires_s: int = 0) -> None:
         """An entry as it comes; an empty value drops it."""
-        self.entries.append(Entry(TENANT, kind, entries.entry_key(model, client), value, expires_s))
+        self.entries.append(Entry(TENANT, kind, operator_entries.entry_key(model, client), value, expires_s))
 
     def restrictions(self) -> tuple[dict[int, str], list[Restriction]]:
         self._up()

@@ -12,9 +12,9 @@ import pytest
 from gateways.remembered import TENANT, RememberedStore, read
 
 from consumers.enforcement.restrictions import KEPT_CHANGES, Restrictions
-from consumers.http import decisions
+from consumers.http import restriction_feed
 from consumers.http.auth import Credential
-from consumers.http.decisions import DecisionFeed, Places, TooManyFollowers, duration
+from consumers.http.restriction_feed import DecisionFeed, Places, TooManyFollowers, duration
 from consumers.store import Restriction
 from detector.query import ClientKey
 
@@ -135,7 +135,7 @@ async def take(events: AsyncIterator[bytes], kinds: int) -> list[tuple[str, str,
 
 
 def test_events_begin_follow_and_resume(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decisions, "_LOOK_EVERY_S", 0.001)
+    monkeypatch.setattr(restriction_feed, "_LOOK_EVERY_S", 0.001)
 
     async def scenario() -> None:
         f = Followed()
@@ -161,8 +161,8 @@ def test_events_begin_follow_and_resume(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_an_empty_picture_is_told_too_and_silence_is_kept_alive(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decisions, "_LOOK_EVERY_S", 0.001)
-    monkeypatch.setattr(decisions, "_KEEP_ALIVE_S", 0.01)
+    monkeypatch.setattr(restriction_feed, "_LOOK_EVERY_S", 0.001)
+    monkeypatch.setattr(restriction_feed, "_KEEP_ALIVE_S", 0.01)
 
     async def scenario() -> list[bytes]:
         found: list[bytes] = []
@@ -178,7 +178,7 @@ def test_an_empty_picture_is_told_too_and_silence_is_kept_alive(monkeypatch: pyt
 
 
 def test_followers_are_bounded_and_leave_their_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decisions, "_LOOK_EVERY_S", 0.001)
+    monkeypatch.setattr(restriction_feed, "_LOOK_EVERY_S", 0.001)
 
     async def scenario() -> None:
         f = Followed(followers=2)

@@ -7,12 +7,12 @@ import random
 import pytest
 from gateways.remembered import TENANT, RememberedStore, read
 
-from consumers.detect import Detect
+from consumers.detect.process import Detect
 from consumers.enforcement.refresher import Refresher
 from consumers.enforcement.restrictions import BLOCK, CLEAR, KEPT_CHANGES, THROTTLE, WATCH, Restrictions
 from consumers.enforcement.storm import Storm
 from consumers.metrics import Metrics
-from consumers.operators import entries
+from consumers.records import operator_entries
 from consumers.secrets import Secrets
 from consumers.store import Restriction
 from detector.policy import STATES, Policy
@@ -293,7 +293,9 @@ def test_a_flag_storm_is_not_enforced_until_an_operator_says_so() -> None:
     assert again.blocked(*"xyabcdo") == "xo", "nor does a restart"
     assert (level(again.view, "y"), level(again.view, "a")) == (THROTTLE, WATCH)
     for one in (s, again):
-        one.store.put("breaker", "", "", entries.packed(entries.Reset("someone", int(s.now_s), "looked at")))
+        one.store.put(
+            "breaker", "", "", operator_entries.packed(operator_entries.Reset("someone", int(s.now_s), "looked at"))
+        )
         one.store.entries[-1] = one.store.entries[-1]._replace(key="reset")
         one.turn()
         assert (one.blocked(*"xyabcdo"), one.view.held) == ("xyabcdo", False)

@@ -29,8 +29,8 @@ from consumers.operators.audit import (
     stored_rows,
     verify,
 )
-from consumers.operators.entries import entry_key
 from consumers.operators.operate import Actor, Operations
+from consumers.records.operator_entries import entry_key
 from consumers.secrets import Secrets
 from consumers.store import Entry, Operation
 from consumers.store.embedded import EmbeddedStore

@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kafka import KafkaConsumer, TopicPartition
 
-from consumers import ingest as ingesting
 from consumers.http import bridge
 from consumers.http.bridge import MOST_RECORDS, Bridge, Unreadable, records
+from consumers.ingest import process as ingesting
 from consumers.log.formats import InputReader, NativeFormat
 from consumers.log.kafka import KafkaLog, connection
 from consumers.log.writers import FileWriter, KafkaWriter

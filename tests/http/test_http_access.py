@@ -14,10 +14,10 @@ from fastapi import FastAPI
 from consumers.http.access import BY_ROUTE, TABLE, Access
 from consumers.http.api import ELSEWHERE
 from consumers.http.routes import complete, route
-from consumers.operators.entries import packed
 from consumers.operators.operate import ROLES, Actor
 from consumers.operators.references import References
-from consumers.operators.schema_holds import KIND, SchemaHold, hold_key
+from consumers.records.operator_entries import packed
+from consumers.records.schema_holds import KIND, SchemaHold, hold_key
 from consumers.store import Entry, Operation
 
 _numbers = itertools.count()

@@ -14,9 +14,9 @@ from consumers.errors import Unavailable
 from consumers.http.auth import Authenticator, KeyRing
 from consumers.http.keymemory import MemoryFile
 from consumers.metrics import Metrics
-from consumers.operators import heartbeats
-from consumers.operators.entries import ApiKey
 from consumers.operators.operate import LONGEST_KEY_S, Actor, Operations
+from consumers.records import heartbeat
+from consumers.records.operator_entries import ApiKey
 from consumers.secrets import Secrets
 from consumers.serve import Keeper
 from consumers.store.embedded import EmbeddedStore
@@ -229,7 +229,7 @@ def test_a_service_learns_of_keys_with_the_next_change_of_the_store(place: Place
     keeper.turn()
     keeper.turn()
     assert ring.check(text) is not None
-    assert told[-1] == heartbeats.fingerprint(operations.store.operator_entries("key")[1])
+    assert told[-1] == heartbeat.fingerprint(operations.store.operator_entries("key")[1])
     assert len(told) == 2
 
 
@@ -251,10 +251,10 @@ def test_a_store_that_is_away_changes_nothing(place: Place, monkeypatch: pytest.
 
 def test_who_waits_for_services_hears_how_many_know(place: Place) -> None:
     operations = place.store()
-    assert heartbeats.services(operations.store, 0.0) == (0, 0)
+    assert heartbeat.services(operations.store, 0.0) == (0, 0)
     made(operations)
-    now = heartbeats.fingerprint(operations.store.operator_entries("key")[1])
+    now = heartbeat.fingerprint(operations.store.operator_entries("key")[1])
     for process, keys in (("serve@a/1", now), ("serve@b/2", "before")):
-        beat = heartbeats.Heartbeat(process, "serve", keys=keys)
-        assert heartbeats.Heart(operations.store, lambda beat=beat: beat, now_s=lambda: place.now).once()  # type: ignore[misc]
-    assert heartbeats.services(operations.store, 0.0) == (1, 2)
+        beat = heartbeat.Heartbeat(process, "serve", keys=keys)
+        assert heartbeat.Heart(operations.store, lambda beat=beat: beat, now_s=lambda: place.now).once()  # type: ignore[misc]
+    assert heartbeat.services(operations.store, 0.0) == (1, 2)

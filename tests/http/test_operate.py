@@ -11,9 +11,9 @@ import pytest
 from apiworld import OURS, SECRETS, World
 
 from consumers.errors import Conflict, CorruptState, Missing, Rewound, Unavailable, WrongUse
-from consumers.operators import entries
 from consumers.operators.audit import stored_rows
 from consumers.operators.operate import DAY_S, MOST_NOTES, Actor, Operations, Subject
+from consumers.records import operator_entries
 from consumers.store import Entry, Operation
 from consumers.store.embedded import EmbeddedStore
 from consumers.views.readings import Readings
@@ -309,7 +309,7 @@ def test_a_damaged_entry_is_set_aside(operations: Operations) -> None:
     operations.store.operate(revision, Operation(puts=bad))
     assert [d.client_id for d in readings(operations).decisions()] == ["thief"]
     with pytest.raises(CorruptState):
-        entries.ruling(bad[0])
+        operator_entries.ruling(bad[0])
 
 
 def test_the_answer_to_a_decision_says_whether_the_client_was_ever_seen(served: World) -> None:

@@ -32,7 +32,7 @@ from servers import free_port
 from streams import produce
 
 from consumers import cli, config
-from consumers.commands import findings
+from consumers.commands import doctor
 from consumers.commands.operators import seconds
 from consumers.errors import WrongUse
 from consumers.secrets import Secrets
@@ -313,8 +313,8 @@ UNTRIED: dict[str, dict[str, dict[str, Any]]] = {
 def finding(name: str, folder: Path, more: dict[str, dict[str, Any]], file: Path | None = None) -> tuple[str, str]:
     """(state, words) of one check."""
     settings = config.Settings(state_dir=str(folder), **more)  # type: ignore[arg-type]
-    with mock.patch.object(findings, "CHECKS", {name: findings.CHECKS[name]}):
-        return dict(findings.examine(settings, file))[name]
+    with mock.patch.object(doctor, "CHECKS", {name: doctor.CHECKS[name]}):
+        return dict(doctor.examine(settings, file))[name]
 
 
 @pytest.mark.parametrize("name", FIRES)
@@ -329,7 +329,7 @@ def test_each_check_of_doctor_fires(tmp_path: Path, name: str) -> None:
 def test_doctor_calls_nothing_good_that_it_could_not_try(tmp_path: Path, name: str) -> None:
     assert finding(name, tmp_path, UNTRIED[name])[0] == "not checked"
     assert list(tmp_path.iterdir()) == [], "looking makes no file"
-    assert findings.CHECKS.keys() == FIRES.keys() | UNTRIED.keys()
+    assert doctor.CHECKS.keys() == FIRES.keys() | UNTRIED.keys()
 
 
 def test_doctor_asks_a_real_broker(tmp_path: Path, kafka_bootstrap: str) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from apiworld import CAMPAIGN, MODEL, OURS, World, alert_of, client_hash, decided, keep
 
-from consumers.decisions.findings import campaign_key
-from consumers.operators.entries import Verdict, unpacked
+from consumers.records.decision import campaign_key
+from consumers.records.operator_entries import Verdict, unpacked
 
 THIEF = {"model_id": MODEL, "client_id": "thief"}
 PAGE = f"/v1/models/{MODEL}/clients/thief"

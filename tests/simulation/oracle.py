@@ -12,9 +12,9 @@ from simulation.cells import ProfileCell
 from simulation.world import World
 
 from consumers import store as port
-from consumers.decisions.findings import StoredDecision, stored_decision
-from consumers.ingest import shape_of
-from consumers.intake.ledger import COUNTERS, imbalance
+from consumers.ingest.process import shape_of
+from consumers.records.decision import StoredDecision, stored_decision
+from consumers.records.ledger import COUNTERS, imbalance
 from consumers.store import decision_cell
 from detector.policy import FLAGGED
 from detector.profile import Profile, Shape

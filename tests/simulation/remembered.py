@@ -14,8 +14,8 @@ import functools
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
-from consumers.decisions import outcomes
-from consumers.decisions.outcomes import Detect
+from consumers.detect import step
+from consumers.detect.step import Detect
 from consumers.log import Records
 from consumers.log.formats import NativeFormat
 from consumers.secrets import Secrets
@@ -42,7 +42,7 @@ def remember(feature_map: FeatureMap) -> None:
     _once(Secrets, "seal", lambda self, text, tenant: (text, tenant))
     _once(Secrets, "unseal", lambda self, sealed, tenant: (sealed, tenant))
     _once(Detect, "merged", _of_shards)
-    _once(outcomes, "assess", _of_profile)
+    _once(step, "assess", _of_profile)
     # each process of each seed asks for these anew
     for name in ("map_id", "code_dtype"):
         _set(FeatureMap, name, property(functools.partial(_known, getattr(feature_map, name))))

@@ -22,13 +22,13 @@ import numpy as np
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from consumers.decisions.episodes import finding_id
-from consumers.decisions.findings import StoredDecision, stored_decision
-from consumers.decisions.outcomes import Detect, Seen
-from consumers.ingest import Cell, Ingest
-from consumers.intake.ledger import COUNTERS
+from consumers.detect.episodes import finding_id
+from consumers.detect.step import Detect, Seen
+from consumers.ingest.process import Cell, Ingest
 from consumers.log import Records
 from consumers.metrics import Metrics
+from consumers.records.decision import StoredDecision, stored_decision
+from consumers.records.ledger import COUNTERS
 from consumers.secrets import Secrets
 from consumers.store import Tombstones
 from detector.baseline import Baseline

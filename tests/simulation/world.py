@@ -21,9 +21,10 @@ from simulation.processes import Crash, Port, Process
 from simulation.schedule import Schedule
 from simulation.topic import MemberLog, Topic
 
-from consumers import detect, ingest
 from consumers import store as port
+from consumers.detect import process as detect
 from consumers.errors import QueryWardenError, Unavailable
+from consumers.ingest import process as ingest
 from consumers.store import DeadLetter, OutboxAlert, Store
 
 INGEST, DETECT = 3, 2

@@ -20,11 +20,11 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from consumers.decisions.findings import campaign_key
 from consumers.errors import Conflict, Missing, Refused, Stale, Unavailable, WrongUse
 from consumers.http.dashboard.pages import ACTS, Dashboard
 from consumers.http.dashboard.session import COOKIE, ROLES, Visitor, local_path, mark_of, same_origin
 from consumers.operators.operate import Actor, Operations, Subject
+from consumers.records.decision import campaign_key
 
 log = logging.getLogger("querywarden.dashboard")
 

@@ -2,7 +2,7 @@
 
 Rules of this file
 * A column is held when at least `LEAST_CLIENTS` clients, and `LEAST_SHARE` of the day's clients, sent the same kind of misfit in it on one
-  day of the log's own time (intake/schema_watch.py). The alarm ``schema`` is then raised.
+  day of the log's own time (records/schema_watch.py). The alarm ``schema`` is then raised.
 * While a column of a model is held, the signals of misfits take no part in the decisions on this model's clients. All other evidence
   counts as ever. A restriction that stood before the hold runs to its end, or until an operator lifts it.
 * A hold is kept in the operator cell, over days and restarts, until an operator rules. *Accepted*: the change is ours, so the evidence
@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from consumers.errors import CorruptState, Rewound
-from consumers.intake.schema_watch import FIELD, IDENTITY, SchemaWatch
-from consumers.operators.entries import packed, unpacked
+from consumers.records.operator_entries import packed, unpacked
+from consumers.records.schema_watch import FIELD, IDENTITY, SchemaWatch
 from consumers.secrets import Secrets
 from consumers.store import Entry, Operation, Store
 from detector.baseline import Baseline

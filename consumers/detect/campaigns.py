@@ -25,8 +25,10 @@ from typing import Any, Protocol, TypeVar
 
 import msgspec
 
-from consumers.decisions import episodes
-from consumers.decisions.findings import (
+from consumers.detect import episodes
+from consumers.errors import CorruptState, Fenced, Rewound
+from consumers.records import sample_events
+from consumers.records.decision import (
     StoredDecision,
     campaign_key,
     history_of,
@@ -34,9 +36,7 @@ from consumers.decisions.findings import (
     packed_decision,
     stored_decision,
 )
-from consumers.decisions.horizon import Fields, fields_of
-from consumers.errors import CorruptState, Fenced, Rewound
-from consumers.intake import witnesses
+from consumers.records.spans import Fields, fields_of
 from consumers.secrets import Secrets
 from consumers.store import DecisionRow, OutboxAlert, Outcome, Store, decision_cell
 from detector.baseline import Baseline
@@ -174,12 +174,12 @@ class Campaigns:
             decision = lapsed(previous, decision, now)
         if before is None and decision.state not in FLAGGED:
             return None
-        blobs = (f.get(witnesses.FIELD) for k in group.members for f in fields.get(k, {}).values())
+        blobs = (f.get(sample_events.FIELD) for k in group.members for f in fields.get(k, {}).values())
         row = msgspec.structs.replace(
             episodes.assessed(group.campaign_id, whole, baseline, assessment, decision, before),
             campaign_id=group.campaign_id,
             links=list(group.links),
-            witnesses=witnesses.chosen(blobs, assessment.strongest, baseline.table, self.secrets, group.key.tenant),
+            witnesses=sample_events.chosen(blobs, assessment.strongest, baseline.table, self.secrets, group.key.tenant),
             members=names,
         )
         return episodes.told(group.key, row, before, self.secrets)

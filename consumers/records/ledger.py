@@ -24,6 +24,9 @@ from collections.abc import Iterable, Mapping
 
 from detector.clock import STATE
 
+OVERFLOW = "\x1foverflow"
+"""Id of the overflow client, wherever ids are shown. No client id can hold a control character, so no client has it, nor its key."""
+
 PROCESSED = ("queries", "denied", "failed", "unmodelled")
 APART = ("dead", "duplicate", "erased", "tombstones")
 COUNTERS = ("produced", *PROCESSED, *APART, "dead_counted", "pooled", "gap", "ahead")

@@ -19,7 +19,8 @@ from typing import Any
 
 import msgspec
 
-from consumers.decisions.findings import (
+from consumers.errors import CorruptState
+from consumers.records.decision import (
     StoredDecision,
     packed_alert,
     packed_decision,
@@ -27,8 +28,7 @@ from consumers.decisions.findings import (
     stored_alert,
     stored_decision,
 )
-from consumers.errors import CorruptState
-from consumers.operators.entries import Verdict, unpacked
+from consumers.records.operator_entries import Verdict, unpacked
 from consumers.secrets import Secrets
 from consumers.store import DecisionRow, Entry, Outcome, Store, decision_cell
 from detector.query import ClientKey

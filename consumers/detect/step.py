@@ -14,11 +14,11 @@ from dataclasses import dataclass, field, replace
 
 import msgspec
 
-from consumers.decisions import episodes
-from consumers.decisions.findings import StoredDecision, packed_decision
-from consumers.decisions.horizon import Fields, spans_in_force, together
+from consumers.detect import episodes
 from consumers.errors import CorruptState
-from consumers.intake import links, refusals, witnesses
+from consumers.records import links, refusals, sample_events
+from consumers.records.decision import StoredDecision, packed_decision
+from consumers.records.spans import Fields, spans_in_force, together
 from consumers.secrets import Secrets
 from consumers.store import Cursor, OutboxAlert, Outcome
 from detector.baseline import Baseline
@@ -48,7 +48,7 @@ class Detect:
 
     modes     models with another mode than the policy's
     personas  client id → the use that its owner declared
-    misfits_held  (tenant, model) → whether misfits are held back until an operator rules (operators/schema_holds.py)
+    misfits_held  (tenant, model) → whether misfits are held back until an operator rules (records/schema_holds.py)
     """
 
     baselines: Mapping[str, Baseline]
@@ -96,7 +96,7 @@ class Detect:
         return outcome
 
     def merged(self, key: ClientKey, shards: Fields) -> tuple[Profile, str] | None:
-        """The client over one horizon (horizon.py), and its id."""
+        """The client over one horizon (spans.py), and its id."""
         display = None
         for cell, fields in sorted(shards.items()):
             if "h" in fields:
@@ -126,8 +126,8 @@ class Detect:
             cells=sorted(one.fields),
             campaign_id=one.before.campaign_id if one.before else None,
             links=links.together(f.get(links.FIELD) for f in shards),
-            witnesses=witnesses.chosen(
-                (f.get(witnesses.FIELD) for f in shards), assessment.strongest, baseline.table, self.secrets, one.key.tenant
+            witnesses=sample_events.chosen(
+                (f.get(sample_events.FIELD) for f in shards), assessment.strongest, baseline.table, self.secrets, one.key.tenant
             ),
         )  # fmt: skip
 

@@ -20,8 +20,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 from consumers.errors import CorruptState, Unavailable
-from consumers.operators.cell import written
-from consumers.operators.entries import packed, unpacked
+from consumers.records.operator_cell import written
+from consumers.records.operator_entries import packed, unpacked
 from consumers.store import Entry, Operation, Store
 
 log = logging.getLogger("querywarden.heartbeat")

@@ -118,7 +118,7 @@ def _store_answers(examined: Examined) -> Finding:
 
 
 def _log_cells(examined: Examined) -> Finding:
-    from consumers.operators.heartbeats import heartbeats, stopped_elsewhere
+    from consumers.records.heartbeat import heartbeats, stopped_elsewhere
 
     settings = examined.settings
     if (absent := _no_store_yet(examined)) is not None:

@@ -35,15 +35,15 @@ from typing import TYPE_CHECKING
 
 from consumers.alarms import Alarms
 from consumers.alerts.delivery import Courier, Deliveries
-from consumers.decisions.campaigns import EVERY_S, Campaigns, Search
-from consumers.decisions.findings import stored_decision
-from consumers.decisions.outcomes import Detect, Seen
+from consumers.detect.campaigns import EVERY_S, Campaigns, Search
+from consumers.detect.overrides import Overrides
+from consumers.detect.step import Detect, Seen
+from consumers.detect.verdicts import Said, tell
 from consumers.errors import CorruptState, Fenced, LeaseHeld, Rewound, Unavailable
 from consumers.metrics import Metrics
-from consumers.operators.heartbeats import heartbeats
-from consumers.operators.overrides import Overrides
-from consumers.operators.schema_holds import SchemaHolds
-from consumers.operators.verdicts import Said, tell
+from consumers.records.decision import stored_decision
+from consumers.records.heartbeat import heartbeats
+from consumers.records.schema_holds import SchemaHolds
 from consumers.store import DECISION_CELLS, Cursor, DecisionClaim, DecisionRow, Outcome, Store, decision_cell
 from detector.query import ClientKey
 

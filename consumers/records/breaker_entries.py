@@ -14,7 +14,7 @@ import logging
 from dataclasses import dataclass
 
 from consumers.errors import CorruptState
-from consumers.operators.entries import Reset, unpacked
+from consumers.records.operator_entries import Reset, unpacked
 from consumers.store import Entry, Store
 
 log = logging.getLogger("querywarden.detect")

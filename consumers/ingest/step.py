@@ -21,15 +21,15 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from consumers.intake import links, refusals, witnesses
-from consumers.intake.admission import OVERFLOW, Admission, Limits
-from consumers.intake.duplicates import FIELD, Windows, event_hashes
-from consumers.intake.ledger import CLOCK, COUNTERS, MARKS
-from consumers.intake.schema_watch import FIELD as WATCH_FIELD
-from consumers.intake.schema_watch import IDENTITY as WATCH_IDENTITY
-from consumers.intake.schema_watch import SchemaWatch
+from consumers.ingest.admission import Admission, Limits
+from consumers.ingest.duplicates import FIELD, Windows, event_hashes
 from consumers.log import Records, prefix
 from consumers.log.formats import Decoded, InputReader, NativeFormat
+from consumers.records import links, refusals, sample_events
+from consumers.records.ledger import CLOCK, COUNTERS, MARKS, OVERFLOW
+from consumers.records.schema_watch import FIELD as WATCH_FIELD
+from consumers.records.schema_watch import IDENTITY as WATCH_IDENTITY
+from consumers.records.schema_watch import SchemaWatch
 from consumers.secrets import Secrets
 from consumers.store import Checkpoint, Tombstones
 from detector.baseline import Baseline
@@ -52,7 +52,7 @@ class Cell:
 
     stored     client → spans that the store holds, by first window; sealed: clients whose header is stored
     windows    model → event ids of its clients; watches: model → misfits that its clients share (schema_watch.py)
-    links      client → what ties it to others (links.py); told: client → its last odd queries (witnesses.py)
+    links      client → what ties it to others (links.py); told: client → its last odd queries (sample_events.py)
     refused    client → what did not fit, counted (refusals.py)
     erased     client → offset below which its queries are skipped
     full       the store has no room for new clients
@@ -79,7 +79,7 @@ class Cell:
     checked_s: float = 0.0
     stored: dict[ClientKey, set[int]] = field(default_factory=dict)
     links: dict[ClientKey, tuple[str, ...]] = field(default_factory=dict)
-    told: dict[ClientKey, tuple[witnesses.Witness, ...]] = field(default_factory=dict)
+    told: dict[ClientKey, tuple[sample_events.Witness, ...]] = field(default_factory=dict)
     refused: dict[ClientKey, refusals.Refusals] = field(default_factory=dict)
 
 
@@ -99,7 +99,7 @@ class Ingest:
 
     def __post_init__(self) -> None:
         self._masks = {
-            model: int(np.bitwise_or.reduce(witnesses.masks(baseline.table)))
+            model: int(np.bitwise_or.reduce(sample_events.masks(baseline.table)))
             for model, baseline in self.baselines.items()
         }
         readers = {model: InputReader(baseline.map.schema) for model, baseline in self.baselines.items()}
@@ -156,7 +156,7 @@ class Ingest:
                 self.windows_of(cell, key.model).put(key, fields[FIELD])
             cell.links[key] = links.unpacked(fields.get(links.FIELD))
             cell.refused[key] = refusals.unpacked(fields.get(refusals.FIELD))
-            cell.told[key] = witnesses.unpacked(fields.get(witnesses.FIELD), self.secrets, key.tenant)
+            cell.told[key] = sample_events.unpacked(fields.get(sample_events.FIELD), self.secrets, key.tenant)
             blobs = {int(name[2:]): blob for name, blob in fields.items() if name.startswith("w:")}
             profiles = self.of_model(cell, key.model)
             spans: list[Profile] = []
@@ -330,7 +330,7 @@ class Ingest:
                 fields[links.FIELD] = links.packed(linked[key])
             if key in told:
                 cell.told[key] = told[key]
-                fields[witnesses.FIELD] = witnesses.packed(told[key], self.secrets, self.tenant)
+                fields[sample_events.FIELD] = sample_events.packed(told[key], self.secrets, self.tenant)
             if key in refused:
                 cell.refused[key] = refused[key]
                 fields[refusals.FIELD] = refusals.packed(refused[key])
@@ -345,12 +345,12 @@ class Ingest:
         keys: list[ClientKey],
         bits: NDArray[np.uint32],
         decoded: Decoded,
-    ) -> tuple[dict[ClientKey, tuple[str, ...]], dict[ClientKey, tuple[witnesses.Witness, ...]]]:
+    ) -> tuple[dict[ClientKey, tuple[str, ...]], dict[ClientKey, tuple[sample_events.Witness, ...]]]:
         """Links and witnesses that change, by client. The overflow client is many, so it has neither."""
         linked = links.seen(cell.links, keys, batch, decoded.metadata.get(model, {}), self.secrets)
         texts, ends = decoded.events[model]
         rows = np.searchsorted(decoded.batches[model].offsets, batch.offsets).astype(np.int64)
-        told = witnesses.seen(cell.told, keys, batch, bits, self._masks[model], texts, ends, rows)
+        told = sample_events.seen(cell.told, keys, batch, bits, self._masks[model], texts, ends, rows)
         pool = self.overflow(model)
         linked.pop(pool, None)
         told.pop(pool, None)

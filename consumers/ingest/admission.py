@@ -30,8 +30,6 @@ SKETCH_BYTES = HEAD_BYTES + DEPTH * WIDTH * 2
 """256 KiB."""
 FULL_SHARE = 0.85
 """Share of the store's memory beyond which nobody new is taken up."""
-OVERFLOW = "\x1foverflow"
-"""Id of the overflow client, wherever ids are shown. No client id can hold a control character, so no client has it, nor its key."""
 
 _HOUR, _NEW, _LATE, _TOTAL, _WINDOW, _THIS, _BEFORE, _VERSION = range(8)
 _FORMAT = 1

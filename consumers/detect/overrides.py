@@ -2,8 +2,9 @@
 
 Rules of this file
 * An allow-listed client is assessed, scored and alerted like any other; nothing is enforced against it (reason ``allow_listed``).
-* While a tenant's breaker is open no further client of that tenant is restricted (reason ``breaker``). That it opened is kept (breakers.py)
-  until a reset of the same tenant is not older; the entry is then dropped. Each tenant has its own: nobody opens or closes another's.
+* While a tenant's breaker is open no further client of that tenant is restricted (reason ``breaker``). The store keeps when it opened
+  (breaker_entries.py) until a reset of the same tenant is not older; the entry is then dropped.
+  Each tenant has its own: nobody opens or closes another's.
 * The operator cell is read once, then followed by its changes. It is read before every turn: an entry takes effect with the next
   assessment, and at once at the gateways, which read the same entries.
 * Schema holds are followed for detect (schema_holds.py).
@@ -16,13 +17,13 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, field, replace
 
-from consumers.decisions.breaker import Breaker, Limits
+from consumers.detect.verdicts import Verdicts
 from consumers.errors import Rewound
-from consumers.operators import schema_holds
-from consumers.operators.breakers import KIND, RESET, TRIPPED, Tripped, opened_after, time_of
-from consumers.operators.entries import EVERY_MODEL, entry_key, packed
-from consumers.operators.schema_holds import SchemaHolds
-from consumers.operators.verdicts import Verdicts
+from consumers.records import schema_holds
+from consumers.records.breaker import Breaker, Limits
+from consumers.records.breaker_entries import KIND, RESET, TRIPPED, Tripped, opened_after, time_of
+from consumers.records.operator_entries import EVERY_MODEL, entry_key, packed
+from consumers.records.schema_holds import SchemaHolds
 from consumers.store import Entry, Operation, Store
 from detector.policy import FLAGGED, STATES, Decision
 from detector.query import ClientKey

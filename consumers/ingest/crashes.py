@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from consumers.intake.checkpoints import Cell
+from consumers.ingest.step import Cell
 from consumers.store import Proof
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from consumers.decisions.findings import (
+from consumers.records.decision import (
     CAMPAIGN,
     FRAMEWORKS,
     StoredDecision,

@@ -13,11 +13,11 @@ Order of effects, for each cell and poll (docs/architecture.md):
 `Fenced` drops the cell; `Rewound` claims again and seeks; `Unavailable` pauses, backs off once a turn and claims again: a commit whose
 outcome is unknown is never sent twice. The cache holds what was committed and nothing else, so dropping it is always safe.
 A record that ends the process (a crash of a library, the machine's out-of-memory killer) must not stop its cell. Who finds that
-another process claimed at this offset and never came beyond it tries the records in a child process first (trial.py): the ones that
+another process claimed at this offset and never came beyond it tries the records in a child process first (poison.py): the ones that
 end it are refused with the reason ``poison``. That takes two restarts, and whatever else ends a process condemns no record.
 (A cell that merely changed hands twice without a new record is read slowly for one poll: no harm.)
 A cell that cannot go on (its log was cut back or made anew, its keys can't be read) stops alone until an operator begins it anew
-(stopped.py).
+(stopped_cells.py).
 Ready means: joined the group, and the store answers. A replica that no cell was left for is ready too.
 """
 
@@ -35,17 +35,17 @@ from dataclasses import dataclass, field, replace
 
 from consumers.alarms import Alarms, Watch
 from consumers.errors import CorruptState, Fenced, LogRecreated, LogTruncated, Rewound, Unavailable
-from consumers.intake.admission import FULL_SHARE, Admission
-from consumers.intake.checkpoints import Cell, Ingest, shape_of
-from consumers.intake.deaths import Deaths
-from consumers.intake.letters import DeadLetterShip, Letters
-from consumers.intake.stopped import STOPPING, Stops, generation_of
-from consumers.intake.tally import tally
-from consumers.intake.trial import Trial, deadly
+from consumers.ingest.admission import FULL_SHARE, Admission
+from consumers.ingest.crashes import Deaths
+from consumers.ingest.dead_letters import DeadLetterShip, Letters
+from consumers.ingest.poison import Trial, deadly
+from consumers.ingest.step import Cell, Ingest, shape_of
+from consumers.ingest.stopped_cells import STOPPING, Stops, generation_of
+from consumers.ingest.tally import tally
 from consumers.log import QueryLog, Records, prefix
 from consumers.log.formats import Decoded
 from consumers.metrics import Metrics
-from consumers.operators.heartbeats import stopped_elsewhere
+from consumers.records.heartbeat import stopped_elsewhere
 from consumers.store import Checkpoint, Store
 
 __all__ = ["Cell", "Ingest", "Runner", "run", "shape_of"]
@@ -261,7 +261,7 @@ class Runner:
         cell.counters["log_id"] = now or known
 
     def _notice_deaths(self, cell: Cell, attempts: int) -> None:
-        """Whether processes died here (deaths.py)."""
+        """Whether processes died here (crashes.py)."""
         cell.deaths = self.deaths.count(cell, attempts)
         cell.careful = cell.deaths >= self.careful_after
         if cell.careful:
