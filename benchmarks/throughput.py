@@ -35,8 +35,8 @@ from numpy.typing import NDArray
 
 from consumers import replay
 from consumers.alerts.kafka import DeadLetterTopic
-from consumers.detect import process as detect
-from consumers.ingest import process as ingest
+from consumers.detect import loop as detect
+from consumers.ingest import loop as ingest
 from consumers.log import Records
 from consumers.log.files import FileLog
 from consumers.log.formats import InputReader, NativeFormat

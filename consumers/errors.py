@@ -4,7 +4,6 @@
     Unavailable   outcome unknown: pause, back off, claim again (never resend the same commit)
     Fenced        somebody else owns the cell: drop its cache and its token
     Rewound       the store is at another offset than we thought: claim again, seek there
-    DataGap       the log no longer holds an offset that we still needed
     LogTruncated  the log ends before the offset that the store has: that cell stops, an operator must decide
     LogRecreated  the same, because another log has the name now
     CorruptState  a stored blob fails its checksum: quarantine it, never crash. A whole cell that can't be read stops
@@ -47,12 +46,6 @@ class Rewound(QueryWardenError):
         super().__init__(f"{cell}: the store is at offset {offset}")
         self.cell = cell
         self.offset = offset
-
-
-class DataGap(QueryWardenError):
-    def __init__(self, cell: str, first: int, last: int) -> None:
-        super().__init__(f"{cell}: offsets {first}..{last} are no longer in the log")
-        self.cell, self.first, self.last = cell, first, last
 
 
 class LogTruncated(QueryWardenError):

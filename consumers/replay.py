@@ -18,9 +18,9 @@ import msgspec
 import numpy as np
 
 from consumers import atomic_file
-from consumers.detect import process as detect
+from consumers.detect import loop as detect
 from consumers.errors import Refused
-from consumers.ingest import process as ingest
+from consumers.ingest import loop as ingest
 from consumers.log import Records, prefix
 from consumers.log.files import FileLog
 from consumers.log.formats import Decoded

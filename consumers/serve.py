@@ -3,7 +3,7 @@
 Rules:
 
 * Three threads: one answers (uvicorn's loop, with a pool for calls that wait for the store), one keeps what the answers need in memory
-  (`Keeper`: keys, sign-outs, the provider's public keys, the copy of the audit log), one keeps the restrictions (`refresher`).
+  (`CredentialRefresher`: keys, sign-outs, the provider's public keys, the copy of the audit log), one keeps the restrictions (`refresher`).
 * Keys and sign-outs are read again as soon as the operator cell has another revision, which is asked for every `LOOK_EVERY_S`.
 * Ready once keys and restrictions were read. A store that goes away later changes nothing for gateways, so it does not make us unready.
 * On `stop` no new connection is taken, followers of events are let go, open requests get `DRAIN_S`, then the process ends.
@@ -61,7 +61,7 @@ class Tls:
 
 
 @dataclass(slots=True)
-class Keeper:
+class CredentialRefresher:
     """Keeps in memory what answers need, and the audit log's copy complete.
 
     jwks     file or URL of the identity provider's public keys, for `tokens`

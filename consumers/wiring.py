@@ -21,12 +21,12 @@ from consumers.tracing import spans_of, watched
 if TYPE_CHECKING:
     from consumers.alarms import Alarms
     from consumers.alerts import AlertSink
-    from consumers.alerts.delivery import Courier
-    from consumers.detect import process as detect_process
-    from consumers.ingest import process as ingest_process
+    from consumers.alerts.delivery import OutboxWorker
+    from consumers.detect import loop as detect_process
+    from consumers.ingest import loop as ingest_process
     from consumers.log import QueryLog
     from consumers.metrics import Metrics
-    from consumers.records.heartbeat import Heart
+    from consumers.records.heartbeat import HeartbeatPublisher
     from consumers.secrets import Secrets
     from consumers.store import OutboxAlert, Store
     from consumers.tracing import Spans
@@ -39,9 +39,9 @@ def halves(
     settings: config.Settings, baselines: Mapping[str, Baseline]
 ) -> tuple[ingest_process.Ingest, detect_process.Detect]:
     """The pure halves of ingest and detect, as the settings say."""
-    from consumers.detect import process as detecting
+    from consumers.detect import loop as detecting
     from consumers.fit import read_personas
-    from consumers.ingest import process as ingesting
+    from consumers.ingest import loop as ingesting
     from consumers.ingest.admission import Limits
     from consumers.secrets import Secrets
     from detector.policy import Policy
@@ -238,7 +238,7 @@ def run_ingest(
     until_end: bool,
     metrics: Metrics,
 ) -> None:
-    from consumers.ingest import process as ingesting
+    from consumers.ingest import loop as ingesting
 
     reading, _ = halves(settings, baselines_of(settings))
     spans = _spans(stack, "querywarden-ingest")
@@ -272,8 +272,8 @@ def run_detect(
     metrics: Metrics,
     serve: bool = True,
 ) -> None:
-    from consumers.alerts.rounds import Census, Rounds
-    from consumers.detect import process as detecting
+    from consumers.alerts.rounds import FlaggedClientsGauge, PeriodicRefresh
+    from consumers.detect import loop as detecting
     from consumers.detect.overrides import Overrides
     from consumers.records.breaker import Limits
 
@@ -285,8 +285,8 @@ def run_detect(
     sinks = open_sinks(settings, metrics)
     for sink in sinks:
         stack.callback(sink.close)
-    census = Census(lambda: open_store(settings), metrics)
-    rounds = Rounds([*sinks, census], settings.alerts.alertmanager.resend_s)
+    census = FlaggedClientsGauge(lambda: open_store(settings), metrics)
+    rounds = PeriodicRefresh([*sinks, census], settings.alerts.alertmanager.resend_s)
     sinks = [watched(sink, "sink", spans) for sink in sinks]
     stack.callback(rounds.stop)
     rounds.start()
@@ -304,17 +304,17 @@ def beat(
     stack: contextlib.ExitStack,
     store: Store,
     role: str,
-    look: Callable[[], tuple[float | None, Alarms, Sequence[Courier]]],
+    look: Callable[[], tuple[float | None, Alarms, Sequence[OutboxWorker]]],
     keys: Callable[[], str] = lambda: "",
     stopped: Callable[[], Mapping[str, str]] = dict,
-) -> Heart:
+) -> HeartbeatPublisher:
     """Leave signs of life until the stack is closed.
 
     look     lag, alarms and couriers of the process
     keys     those that it knows
     stopped  cells that cannot go on
     """
-    from consumers.records.heartbeat import Heart, Heartbeat, SinkState
+    from consumers.records.heartbeat import Heartbeat, HeartbeatPublisher, SinkState
 
     process = f"{role}@{socket.gethostname()}/{os.getpid()}"
 
@@ -325,7 +325,7 @@ def beat(
         waiting = None if lag is None else int(lag)
         return Heartbeat(process, role, 0, waiting, raised, sinks, dict(stopped()), keys=keys())
 
-    heart = Heart(store, said)
+    heart = HeartbeatPublisher(store, said)
     stack.callback(heart.stop)
     heart.start()
     return heart

@@ -38,9 +38,9 @@ from threadpoolctl import threadpool_limits
 from consumers import config, fit, replay, terminal
 from consumers import serve as answering
 from consumers.commands import serving
-from consumers.detect import process as detect
+from consumers.detect import loop as detect
 from consumers.errors import Refused
-from consumers.ingest import process as ingest
+from consumers.ingest import loop as ingest
 from consumers.log.files import FileLog
 from consumers.metrics import Metrics
 from consumers.secrets import Secrets

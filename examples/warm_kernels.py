@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from consumers import fit, replay
-from consumers.detect import process as detect
-from consumers.ingest import process as ingest
+from consumers.detect import loop as detect
+from consumers.ingest import loop as ingest
 from consumers.ingest.admission import Limits
 from consumers.log.files import FileLog
 from consumers.secrets import Secrets

@@ -30,7 +30,7 @@ BANNED_NAMES = frozenset(
     "utils util common helpers helper base core manager service data info process handle engine misc shared".split()
 )
 MOST_LINES = 600
-SERVICE = ("consumers.ingest.process", "consumers.detect.process", "consumers.wiring", "consumers.cli")
+SERVICE = ("consumers.ingest.loop", "consumers.detect.loop", "consumers.wiring", "consumers.cli")
 
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
@@ -134,9 +134,9 @@ def test_the_import_contracts_hold(copied: Path) -> None:
         ("detector/query.py", "import detector.features", "The floors of the core"),
         ("detector/features.py", "import sklearn", "scikit-learn only where models are trained"),
         ("consumers/errors.py", "import consumers.store", "The floors of the shell"),
-        ("consumers/ingest/process.py", "import consumers.detect.process", "The floors of the shell"),
-        ("consumers/ingest/process.py", "import consumers.store.redis", "Only cli"),
-        ("consumers/detect/process.py", "import consumers.config", "Only cli"),
+        ("consumers/ingest/loop.py", "import consumers.detect.loop", "The floors of the shell"),
+        ("consumers/ingest/loop.py", "import consumers.store.redis", "Only cli"),
+        ("consumers/detect/loop.py", "import consumers.config", "Only cli"),
         ("consumers/anything.py", "", "The floors of the shell"),
         ("consumers/records/ledger.py", "import consumers.ingest.step", "The floors of the shell"),
         ("consumers/records/ledger.py", "import consumers.records.heartbeat", "The floors of the room records"),

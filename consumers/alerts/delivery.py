@@ -2,7 +2,7 @@
 
 Rules of this file
 * At least once, in order within a decision cell: an alert leaves a sink's outbox only after the sink took it.
-* One slow or broken sink delays neither the others nor the detection: in the service each has one thread (`Deliveries.start`), which
+* One slow or broken sink delays neither the others nor the detection: in the service each has one thread (`OutboxWorkers.start`), which
   holds at most `ALERTS_AT_ONCE` alerts in memory. Without threads a turn delivers inline (replay, tests, simulation).
 * A sink that takes nothing is left alone for 1 s, then twice as long each time, at most 5 minutes.
 * An alert that is refused for good (`Undeliverable`) is set aside: counted, its id logged, kept with the store's alerts for 30 days.
@@ -41,7 +41,7 @@ NEARLY_FULL = 0.8
 
 
 @dataclass(slots=True)
-class Courier:
+class OutboxWorker:
     """Carries alerts to one sink.
 
     failures, not_before_s  how often in a row the sink took nothing, and when it is asked again
@@ -143,7 +143,7 @@ class Courier:
 class _Thread(threading.Thread):
     """Runs one courier; `asked` and `done` count passes."""
 
-    def __init__(self, courier: Courier, cells: Callable[[], frozenset[int]]) -> None:
+    def __init__(self, courier: OutboxWorker, cells: Callable[[], frozenset[int]]) -> None:
         super().__init__(name="delivery", daemon=True)
         self.courier = courier
         self.cells = cells
@@ -169,10 +169,10 @@ class _Thread(threading.Thread):
 
 
 @dataclass(slots=True)
-class Deliveries:
+class OutboxWorkers:
     """The couriers of a process. `offer` after every turn; what is not offered any more is not delivered by us."""
 
-    couriers: Sequence[Courier]
+    couriers: Sequence[OutboxWorker]
     alarms: Alarms
     cells: frozenset[int] = frozenset()
     threads: list[_Thread] = field(default_factory=list)

@@ -17,7 +17,6 @@ from consumers.alerts.finding import Finding
 from consumers.alerts.ocsf import VERSION, detection_finding
 
 TYPE = "io.querywarden.finding.{activity}.v1"
-FORMATS = ("native", "ocsf")
 SCHEMAS = {"ocsf": f"https://schema.ocsf.io/{VERSION}/classes/detection_finding"}
 
 

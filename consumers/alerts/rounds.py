@@ -22,7 +22,7 @@ log = logging.getLogger("querywarden.alerts")
 EVERY_S = 60.0
 
 
-class Rounds:
+class PeriodicRefresh:
     """Calls `refresh` of every sink that has one, every `every_s` seconds, the first time at once."""
 
     def __init__(
@@ -64,7 +64,7 @@ class Rounds:
                 return
 
 
-class Census:
+class FlaggedClientsGauge:
     """How many clients are throttled or blocked, by model and state, as a gauge. `opened`: a store, for one look."""
 
     name = "census"

@@ -42,11 +42,3 @@ TAGS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("NIST AI 100-2 E2025", ("NISTAML.031 Model Extraction",)),
 )
 """(framework, ids) of every finding."""
-
-MITIGATIONS: tuple[tuple[str, str], ...] = (
-    ("AML.M0004", "Restrict Number of AI Model Queries"),
-    ("AML.M0024", "AI Telemetry Logging"),
-    ("AML.M0019", "Control Access to AI Models and Data in Production"),
-    ("AML.M0002", "Passive AI Output Obfuscation"),
-)
-"""What QueryWarden is, in the words of ATLAS."""

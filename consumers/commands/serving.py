@@ -164,7 +164,7 @@ def build_front(settings: config.Settings, stack: contextlib.ExitStack, metrics:
     from consumers.http.dashboard.session import Sessions
     from consumers.http.front import Buckets, Front
     from consumers.http.gateway import Gateway
-    from consumers.serve import Keeper
+    from consumers.serve import CredentialRefresher
     from consumers.views.readings import Readings
 
     store = stack.enter_context(wiring.open_store(settings))
@@ -182,7 +182,7 @@ def build_front(settings: config.Settings, stack: contextlib.ExitStack, metrics:
     feed = feed_of(settings, view, readings)
     alarms = Alarms(metrics)
     heart = wiring.beat(stack, store, "serve", lambda: (None, alarms, ()), lambda: keys.fingerprint)
-    keeper = Keeper(
+    keeper = CredentialRefresher(
         store,
         secrets,
         keys,
@@ -367,7 +367,7 @@ def _start_refresher(
     metrics: Metrics,
 ) -> None:
     from consumers.enforcement.refresher import Refresher
-    from consumers.enforcement.storm import Storm
+    from consumers.enforcement.storm import GatewayBreaker
 
     g = settings.gateway
     refresher = Refresher(
@@ -376,7 +376,7 @@ def _start_refresher(
         metrics,
         refresh_s=g.refresh_s,
         full_sync_s=g.full_sync_s,
-        storm=Storm(store, view, settings.tenant, settings.breaker.most),
+        storm=GatewayBreaker(store, view, settings.tenant, settings.breaker.most),
         each_turn=(gateway.flush,),
     )
     refresher.start()

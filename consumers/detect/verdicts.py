@@ -40,7 +40,7 @@ KEPT_S = 30 * 86_400
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class PendingVerdict:
     """A verdict, and whose finding it is about: a client's or a campaign's key."""
 
     client: ClientKey
@@ -51,7 +51,7 @@ class Said:
 class Verdicts:
     """cells: decision cell → (tenant, alert id) → what was said last."""
 
-    cells: dict[int, dict[tuple[str, str], Said]] = field(default_factory=dict)
+    cells: dict[int, dict[tuple[str, str], PendingVerdict]] = field(default_factory=dict)
 
     def take(self, entry: Entry) -> None:
         """An entry of kind *verdict*; one that cannot be read is passed over."""
@@ -66,16 +66,20 @@ class Verdicts:
             return
         if verdict.client:
             client = ClientKey(entry.tenant, verdict.model, verdict.client)
-            self.cells.setdefault(decision_cell(client), {})[entry.tenant, entry.key] = Said(client, verdict)
+            self.cells.setdefault(decision_cell(client), {})[entry.tenant, entry.key] = PendingVerdict(client, verdict)
 
-    def due(self, cell: int, told: set[Said], now_s: float) -> list[Said]:
+    def due(self, cell: int, told: set[PendingVerdict], now_s: float) -> list[PendingVerdict]:
         """What the owner of a cell has not looked at since it claimed the cell."""
         oldest_s = now_s - KEPT_S
         return [one for one in self.cells.get(cell, {}).values() if one not in told and one.verdict.at_s > oldest_s]
 
 
 def tell(
-    outcome: Outcome, due: Iterable[Said], rows: Mapping[ClientKey, DecisionRow], store: Store, secrets: Secrets
+    outcome: Outcome,
+    due: Iterable[PendingVerdict],
+    rows: Mapping[ClientKey, DecisionRow],
+    store: Store,
+    secrets: Secrets,
 ) -> None:
     """Add the updates to what is about to be recorded. rows: as stored, of the clients at least. Raises Unavailable."""
     over = []

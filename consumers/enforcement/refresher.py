@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 
 from consumers.enforcement.restrictions import OPERATOR_KINDS, Restrictions
-from consumers.enforcement.storm import Storm
+from consumers.enforcement.storm import GatewayBreaker
 from consumers.errors import Unavailable
 from consumers.metrics import Metrics
 from consumers.records import breaker_entries
@@ -50,7 +50,7 @@ class Refresher:
         *,
         refresh_s: float = 0.25,
         full_sync_s: float = 300.0,
-        storm: Storm | None = None,
+        storm: GatewayBreaker | None = None,
         each_turn: tuple[Callable[[], None], ...] = (),
         clock: Callable[[], float] = time.time,
     ) -> None:

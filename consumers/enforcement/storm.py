@@ -49,7 +49,7 @@ class _Past(msgspec.Struct):
 _past = msgspec.msgpack.Decoder(_Past)
 
 
-class Storm:
+class GatewayBreaker:
     """Watches a view. tenant: in whose name the entry is kept; most: clients newly restricted within the breaker's window."""
 
     def __init__(self, store: Store, view: Restrictions, tenant: str, most: int = 20) -> None:

@@ -536,7 +536,7 @@ def _about(model_id: str, client_id: str | None, client_key: str | None) -> Abou
     return AboutClient(model_id=model_id, client_id=client_id, client_key=client_key)
 
 
-def _ruled(made: operator_entries.Ruling, subject: Subject) -> readings.OperatorDecision:
+def _ruled(made: operator_entries.StoredOperatorDecision, subject: Subject) -> readings.OperatorDecision:
     return readings.OperatorDecision(
         subject.client_id,
         made.client,
@@ -551,7 +551,7 @@ def _ruled(made: operator_entries.Ruling, subject: Subject) -> readings.Operator
     )
 
 
-def _allowed(made: operator_entries.Allowance, subject: Subject) -> readings.Allowed:
+def _allowed(made: operator_entries.AllowlistEntry, subject: Subject) -> readings.Allowed:
     return readings.Allowed(
         subject.client_id, made.client, made.model, made.until_s, made.reason, made.actor, made.at_s, made.origin
     )

@@ -17,7 +17,7 @@ from consumers.store import Proof
 
 
 @dataclass(slots=True)
-class Deaths:
+class CrashCounts:
     """What one process knows of the claims that led nowhere.
 
     proofs  cell → what this process can say for itself with its next claim

@@ -30,7 +30,7 @@ class DeadLetterShip(Protocol):
 
 
 @dataclass(slots=True)
-class Letters:
+class DeadLetterShipper:
     """The dead letters of the cells that a process owns.
 
     topic      where they are shipped to; None: the first of each cell stay in the store

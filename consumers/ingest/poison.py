@@ -35,7 +35,7 @@ Trial = Callable[[int, Callable[[int], None]], list[int]]
 """(number of records, what to do with the i-th) → indices of those that end a process"""
 
 
-def deadly(count: int, attempt: Callable[[int], None]) -> list[int]:
+def find_poison(count: int, attempt: Callable[[int], None]) -> list[int]:
     """Indices of the records at which ``attempt(index)`` ends a process; without ``fork`` there is no trial and none is found."""
     found: list[int] = []
     deaths: Counter[int] = Counter()

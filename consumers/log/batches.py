@@ -40,7 +40,6 @@ BOMB = "decompression_limit"
 CORRUPT = "corrupt_batch"
 UNKNOWN_MS = -1
 LATEST_MS = (1 << 63) - 1
-DAMAGE = (zlib.error, zstandard.ZstdError, RuntimeError, ValueError, EOFError)
 
 
 class RawRecord(NamedTuple):

@@ -34,7 +34,17 @@ from consumers.operators import audit, kept
 from consumers.records import breaker_entries, operator_entries, schema_holds
 from consumers.records.decision import rfc3339
 from consumers.records.operator_cell import written
-from consumers.records.operator_entries import Allowance, Answered, ApiKey, Ended, Note, Reset, Revoked, Ruling, Verdict
+from consumers.records.operator_entries import (
+    AllowlistEntry,
+    Answered,
+    ApiKey,
+    Ended,
+    Note,
+    Reset,
+    Revoked,
+    StoredOperatorDecision,
+    Verdict,
+)
 from consumers.records.schema_holds import SchemaHold, SchemaRuling
 from consumers.secrets import Secrets
 from consumers.store import Entry, Operation, Store
@@ -130,7 +140,7 @@ class Operations:
         simulated: bool = False,
         once: str | None = None,
         seen: str | None = None,
-    ) -> Ruling:
+    ) -> StoredOperatorDecision:
         """Block, throttle or clear a client for a while. once: idempotency key; seen: `revision` that the caller decided on.
 
         Raises Conflict for a dry run where a decision holds (it would take its place), Stale when `seen` is over.
@@ -144,15 +154,15 @@ class Operations:
         _check(subject, reason, note)
         asked = (subject, state, ttl_s, reason, note, simulated)
 
-        def plan() -> _Plan[Ruling]:
+        def plan() -> _Plan[StoredOperatorDecision]:
             now = int(self.now_s())
-            made = Ruling(
+            made = StoredOperatorDecision(
                 subject.client, subject.model, state, now + ttl_s, simulated, reason, note, actor.name, now,
                 self._sealed(subject, actor.tenant),
             )  # fmt: skip
             self._unchanged(actor.tenant, subject, seen)
             key = operator_entries.entry_key(subject.model, subject.client)
-            before = self._entry("decision", key, actor.tenant, Ruling)
+            before = self._entry("decision", key, actor.tenant, StoredOperatorDecision)
             if simulated and before is not None and not before.simulated:
                 raise Conflict("a decision holds for this client and model; a dry run would end it: withdraw it first")
             plan = _Plan(made, f"client:{subject.client} model:{subject.model}", before)
@@ -163,12 +173,16 @@ class Operations:
             return plan
 
         action = f"decision.{state}{'.simulated' if simulated else ''}"
-        return self._apply(actor, action, plan, Ruling, once, asked)
+        return self._apply(actor, action, plan, StoredOperatorDecision, once, asked)
 
-    def withdraw(self, actor: Actor, subject: Subject, *, once: str | None = None, seen: str | None = None) -> Ruling:
+    def withdraw(
+        self, actor: Actor, subject: Subject, *, once: str | None = None, seen: str | None = None
+    ) -> StoredOperatorDecision:
         """Take an operator's decision back: what was detected holds again. Raises Missing, Stale."""
         missing = "no decision of an operator for this client and model"
-        return self._remove(actor, "decision.withdraw", subject, "decision", Ruling, missing, once, seen)
+        return self._remove(
+            actor, "decision.withdraw", subject, "decision", StoredOperatorDecision, missing, once, seen
+        )
 
     # ------------------------------------------------------------------------------------------------ allow-list
 
@@ -181,32 +195,32 @@ class Operations:
         reason: str = "",
         once: str | None = None,
         seen: str | None = None,
-    ) -> Allowance:
+    ) -> AllowlistEntry:
         """Never throttle or block this client; ttl_s 0: until it is removed. Raises Stale."""
         if ttl_s < 0:
             raise WrongUse("ttl_s: 0 or more")
         _check(subject, reason)
 
-        def plan() -> _Plan[Allowance]:
+        def plan() -> _Plan[AllowlistEntry]:
             self._unchanged(actor.tenant, subject, seen)
             now = int(self.now_s())
-            made = Allowance(
+            made = AllowlistEntry(
                 subject.client, subject.model, now + ttl_s if ttl_s else 0, reason, actor.name, now, "operator",
                 self._sealed(subject, actor.tenant),
             )  # fmt: skip
             key = operator_entries.entry_key(subject.model, subject.client)
-            before = self._entry("allow", key, actor.tenant, Allowance)
+            before = self._entry("allow", key, actor.tenant, AllowlistEntry)
             put = Entry(actor.tenant, "allow", key, operator_entries.packed(made), made.until_s)
             return _Plan(made, f"client:{subject.client} model:{subject.model}", before, [put])
 
-        return self._apply(actor, "allow.add", plan, Allowance, once, (subject, ttl_s, reason))
+        return self._apply(actor, "allow.add", plan, AllowlistEntry, once, (subject, ttl_s, reason))
 
     def disallow(
         self, actor: Actor, subject: Subject, *, once: str | None = None, seen: str | None = None
-    ) -> Allowance:
+    ) -> AllowlistEntry:
         """Take a client off the allow-list. Raises Missing, Stale."""
         missing = "this client is not on the allow-list for this model"
-        return self._remove(actor, "allow.remove", subject, "allow", Allowance, missing, once, seen)
+        return self._remove(actor, "allow.remove", subject, "allow", AllowlistEntry, missing, once, seen)
 
     # ----------------------------------------------------------------------------------------- verdicts and notes
 
@@ -249,13 +263,15 @@ class Operations:
 
     def _allow_by_verdict(self, plan: _Plan[Verdict], actor: Actor, subject: Subject, made: Verdict, now: int) -> None:
         key = operator_entries.entry_key(subject.model, subject.client)
-        listed = self._entry("allow", key, actor.tenant, Allowance)
+        listed = self._entry("allow", key, actor.tenant, AllowlistEntry)
         if made.verdict == "false_positive":
             until = now + FALSE_POSITIVE_DAYS * DAY_S
             if listed is None or (listed.until_s and listed.until_s < until):
                 words = f"false positive: alert {made.alert_id}"
                 sealed = self._sealed(subject, actor.tenant)
-                allowed = Allowance(subject.client, subject.model, until, words, actor.name, now, "verdict", sealed)
+                allowed = AllowlistEntry(
+                    subject.client, subject.model, until, words, actor.name, now, "verdict", sealed
+                )
                 plan.puts.append(Entry(actor.tenant, "allow", key, operator_entries.packed(allowed), until))
         elif listed is not None and listed.origin == "verdict":
             plan.drops.append((actor.tenant, "allow", key))

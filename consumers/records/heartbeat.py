@@ -105,7 +105,7 @@ def total(sinks: list[SinkState]) -> list[SinkState]:
     return sorted(found.values(), key=lambda one: one.name)
 
 
-class Heart:
+class HeartbeatPublisher:
     """Leaves what `look` says, every `every_s`, from `start` to `stop`."""
 
     def __init__(

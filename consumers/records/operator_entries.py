@@ -4,8 +4,8 @@ An entry's value is one JSON object with a ``format``; another format than ours 
 ids and notes are sealed, never in clear. The kinds:
 
     kind         key                          value                 ends
-    decision     <model or *>|<client hash>   Ruling                with until_s
-    allow        <model or *>|<client hash>   Allowance             with its own end, or never
+    decision     <model or *>|<client hash>   StoredOperatorDecision                with until_s
+    allow        <model or *>|<client hash>   AllowlistEntry             with its own end, or never
     verdict      <alert id>                   Verdict               never: it enters the next calibration
     note         <model>|<client hash>|<id>   Note                  after a year
     key          <public prefix>              ApiKey                with its own end
@@ -43,7 +43,7 @@ VERDICTS = ("true_positive", "false_positive")
 
 
 @dataclass(frozen=True, slots=True)
-class Ruling:
+class StoredOperatorDecision:
     """An operator's decision. client: keyed hash; sealed_id: the client's id, sealed, empty when only the hash was known."""
 
     client: str
@@ -60,7 +60,7 @@ class Ruling:
 
 
 @dataclass(frozen=True, slots=True)
-class Allowance:
+class AllowlistEntry:
     """An allow-list entry. until_s: 0 for never; origin: operator | verdict."""
 
     client: str
@@ -190,14 +190,14 @@ def unpacked(entry: Entry, kind: type[Value]) -> Value:
     return value
 
 
-def ruling(entry: Entry) -> Ruling:
+def ruling(entry: Entry) -> StoredOperatorDecision:
     """The value of a *decision* entry. Raises CorruptState."""
-    return unpacked(entry, Ruling)
+    return unpacked(entry, StoredOperatorDecision)
 
 
-def allowance(entry: Entry) -> Allowance:
+def allowance(entry: Entry) -> AllowlistEntry:
     """The value of an *allow* entry. Raises CorruptState."""
-    return unpacked(entry, Allowance)
+    return unpacked(entry, AllowlistEntry)
 
 
 def sealed(text: str, secrets: Secrets, tenant: str) -> str:
@@ -210,9 +210,3 @@ def unsealed(text: str, secrets: Secrets, tenant: str) -> str:
         return secrets.unseal(base64.b64decode(text, validate=True), tenant) if text else ""
     except ValueError as error:
         raise CorruptState(f"sealed text: {error}") from error
-
-
-def plain_object(value: Any) -> dict[str, Any]:
-    """A value of this file as JSON would show it."""
-    found: dict[str, Any] = msgspec.to_builtins(value)
-    return found

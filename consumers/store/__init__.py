@@ -124,11 +124,6 @@ class Checkpoint:
     memory_s: int = 0
 
 
-class Touch(NamedTuple):
-    client: ClientKey
-    offset: int
-
-
 @dataclass(frozen=True, slots=True)
 class Touched:
     """Clients of one decision cell changed after a cursor. `cursor` is how far this answer is complete."""

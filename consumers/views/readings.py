@@ -257,7 +257,11 @@ class Readings:
 
     def decisions(self, *, simulated: bool = False) -> tuple[OperatorDecision, ...]:
         """Operators' decisions that hold now, newest first; with `simulated` dry runs too."""
-        kept = [r for _, r in self._entries("decision", operator_entries.Ruling) if simulated or not r.simulated]
+        kept = [
+            r
+            for _, r in self._entries("decision", operator_entries.StoredOperatorDecision)
+            if simulated or not r.simulated
+        ]
         return tuple(
             OperatorDecision(
                 self._unsealed(r.sealed_id), r.client, r.model, r.state, r.until_s, r.simulated, r.reason, r.note,
@@ -268,7 +272,7 @@ class Readings:
 
     def allowlist(self) -> tuple[Allowed, ...]:
         """Allow-list entries that hold now, newest first."""
-        kept = [a for _, a in self._entries("allow", operator_entries.Allowance)]
+        kept = [a for _, a in self._entries("allow", operator_entries.AllowlistEntry)]
         return tuple(
             Allowed(self._unsealed(a.sealed_id), a.client, a.model, a.until_s, a.reason, a.actor, a.at_s, a.origin)
             for a in sorted(kept, key=lambda a: (-a.at_s, a.client, a.model))

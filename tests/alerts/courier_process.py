@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from consumers.alerts.delivery import Courier
+from consumers.alerts.delivery import OutboxWorker
 from consumers.alerts.outbound import Allowed
 from consumers.alerts.webhook import WebhookSink
 from consumers.metrics import Metrics
@@ -42,7 +42,7 @@ class Careless:
 def main(path: str, url: str, deadline_s: str, *how: str) -> None:
     store = EmbeddedStore(Path(path))
     sink = WebhookSink(url, KEY, allow=Allowed.of("127.0.0.1"), deadline_s=float(deadline_s))
-    courier = Courier(
+    courier = OutboxWorker(
         Careless(sink) if how else sink, store, SECRETS, Metrics(), clock=lambda: time.monotonic() * FASTER
     )
     while any(store.outbox(cell, sink.name, 1) for cell in range(DECISION_CELLS)):

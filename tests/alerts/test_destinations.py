@@ -16,7 +16,7 @@ from consumers import config, destinations, wiring
 from consumers.alerts.alertmanager import MAX_OPEN, AlertmanagerSink
 from consumers.alerts.capped import DAY_S, CappedSink
 from consumers.alerts.outbound import Allowed
-from consumers.alerts.rounds import Rounds
+from consumers.alerts.rounds import PeriodicRefresh
 from consumers.errors import Refused, Unavailable, WrongUse
 from consumers.metrics import Metrics
 from consumers.store import OutboxAlert
@@ -245,7 +245,7 @@ def test_rounds_go_on_when_a_sink_is_away_and_stop() -> None:
         if len(heard) >= 6:
             enough.set()
 
-    rounds = Rounds([object(), away, here], every_s=0.01, heard=listen)
+    rounds = PeriodicRefresh([object(), away, here], every_s=0.01, heard=listen)
     rounds.start()
     assert enough.wait(5)
     rounds.stop()

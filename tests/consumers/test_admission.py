@@ -15,15 +15,15 @@ import victims
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from consumers.detect import process as detect
-from consumers.detect.process import Detect
-from consumers.ingest import process as ingest
-from consumers.ingest.admission import HEAD_BYTES, OVERFLOW, SKETCH_BYTES, Admission, Limits
-from consumers.ingest.process import Ingest, Runner
+from consumers.detect import loop as detect
+from consumers.detect.loop import Detect
+from consumers.ingest import loop as ingest
+from consumers.ingest.admission import HEAD_BYTES, SKETCH_BYTES, Admission, Limits
+from consumers.ingest.loop import Ingest, Runner
 from consumers.legible import legible
 from consumers.log.files import FileLog
 from consumers.records.decision import stored_decision
-from consumers.records.ledger import imbalance
+from consumers.records.ledger import OVERFLOW, imbalance
 from consumers.secrets import Secrets
 from consumers.store.embedded import EmbeddedStore
 from consumers.terminal import plain

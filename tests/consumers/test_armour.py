@@ -17,9 +17,9 @@ import victims
 
 from consumers.alarms import Alarms, Watch
 from consumers.errors import Unavailable
-from consumers.ingest import process as ingest
+from consumers.ingest import loop as ingest
 from consumers.ingest.dead_letters import KEPT, WAITING
-from consumers.ingest.process import SINGLY_AFTER, Ingest, Runner
+from consumers.ingest.loop import SINGLY_AFTER, Ingest, Runner
 from consumers.log import Poll, Records
 from consumers.log.files import FileLog
 from consumers.metrics import Metrics
@@ -228,7 +228,7 @@ CHILD = """
 import os, signal, sys
 from pathlib import Path
 import victims
-from consumers.ingest import process as ingest
+from consumers.ingest import loop as ingest
 from consumers.log.files import FileLog
 from consumers.secrets import Secrets
 from consumers.store.embedded import EmbeddedStore
@@ -312,7 +312,7 @@ def test_without_care_the_record_stops_its_cell_for_good(
 def test_however_many_processes_end_for_other_reasons_no_healthy_record_is_condemned(
     died: int, tmp_path: Path, new_store: NewStore, reading: Ingest, lines: list[bytes]
 ) -> None:
-    """Killed, paused and fenced owners, and a store that is away: what the store knows of them looks the same as a deadly record."""
+    """Killed, paused and fenced owners, and a store that is away: what the store knows of them looks the same as a poison record."""
     store = new_store()
     log = victims.write_lines(tmp_path / "log.jsonl", lines[:200])
     probe = FileLog([log]).cell

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 
 from consumers.enforcement.restrictions import Restrictions
-from consumers.records.operator_entries import Allowance, Ruling, entry_key, packed
+from consumers.records.operator_entries import AllowlistEntry, StoredOperatorDecision, entry_key, packed
 from consumers.store import Entry, Restriction
 from consumers.views.answers import Allowed, OperatorDecision
 from consumers.views.gateways import Modes, at_gateways
@@ -68,8 +68,8 @@ def restriction(name: str, way: Way) -> list[Restriction]:
 
 def entries(name: str, way: Way) -> tuple[list[Entry], list[Entry]]:
     d, a = way.decision, way.allowed
-    ruled = d and Ruling(name, d.model_id, d.state, d.until_s, d.simulated, "", "", d.actor, d.at_s)
-    listed = a and Allowance(name, a.model_id, a.until_s, "", a.actor, a.at_s)
+    ruled = d and StoredOperatorDecision(name, d.model_id, d.state, d.until_s, d.simulated, "", "", d.actor, d.at_s)
+    listed = a and AllowlistEntry(name, a.model_id, a.until_s, "", a.actor, a.at_s)
     return (
         [Entry("t", "decision", entry_key(ruled.model, name), packed(ruled), ruled.until_s)] if ruled else [],
         [Entry("t", "allow", entry_key(listed.model, name), packed(listed), listed.until_s)] if listed else [],

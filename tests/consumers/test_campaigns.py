@@ -15,17 +15,17 @@ import victims
 from consumers import replay
 from consumers.alerts.finding import finding
 from consumers.alerts.ocsf import detection_finding
-from consumers.detect import process as detect
+from consumers.detect import loop as detect
 from consumers.detect.campaigns import EVERY_S, Search, campaign_id
+from consumers.detect.loop import MOST_POSTPONED, Detect, Runner
 from consumers.detect.overrides import Overrides
-from consumers.detect.process import MOST_POSTPONED, Detect, Runner
-from consumers.ingest import process as ingest
-from consumers.ingest.process import Ingest
+from consumers.ingest import loop as ingest
+from consumers.ingest.loop import Ingest
 from consumers.log.files import FileLog
 from consumers.operators import erasure
 from consumers.operators.operate import Actor, Operations
 from consumers.records.decision import StoredDecision, campaign_key, is_campaign, stored_alert, stored_decision
-from consumers.records.heartbeat import Heart, Heartbeat
+from consumers.records.heartbeat import Heartbeat, HeartbeatPublisher
 from consumers.secrets import Secrets
 from consumers.store import DECISION_CELLS, DecisionRow, OutboxAlert, Outcome, decision_cell
 from consumers.store.embedded import EmbeddedStore
@@ -315,7 +315,7 @@ def test_a_verdict_about_a_campaign_is_its_next_update_and_stays_with_it(world: 
 @pytest.mark.parametrize(("alarms", "postponed"), [([], 0), (["dead_letters"], 0), (["lag"], MOST_POSTPONED)])
 def test_the_search_waits_while_ingest_lags_but_not_for_ever(alarms: list[str], postponed: int, world: World) -> None:
     world.read(lines_of())
-    assert Heart(world.store, lambda: Heartbeat("ingest@one", "ingest", alarms=alarms)).once()
+    assert HeartbeatPublisher(world.store, lambda: Heartbeat("ingest@one", "ingest", alarms=alarms)).once()
     clock_s = [0.0]
     one = world.detector(clock=lambda: clock_s[0])
     while one.turn():

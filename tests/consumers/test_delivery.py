@@ -12,7 +12,7 @@ import pytest
 
 from consumers.alarms import Alarms
 from consumers.alerts import delivery
-from consumers.alerts.delivery import Courier, Deliveries
+from consumers.alerts.delivery import OutboxWorker, OutboxWorkers
 from consumers.errors import Unavailable, Undeliverable
 from consumers.metrics import Metrics
 from consumers.records.decision import packed_alert
@@ -47,11 +47,11 @@ def filled(store: EmbeddedStore, secrets: Secrets, count: int, cell: int = 0) ->
     return store
 
 
-def courier(store: Any, secrets: Secrets, sink: Sink, **more: Any) -> Courier:
-    return Courier(sink, store, secrets, Metrics(), **more)
+def courier(store: Any, secrets: Secrets, sink: Sink, **more: Any) -> OutboxWorker:
+    return OutboxWorker(sink, store, secrets, Metrics(), **more)
 
 
-def outcomes(one: Courier) -> dict[str, float]:
+def outcomes(one: OutboxWorker) -> dict[str, float]:
     text = one.metrics.text().decode().splitlines()
     return {
         line.split('outcome="')[1].split('"')[0]: float(line.split()[-1])
@@ -113,7 +113,7 @@ def test_what_waits_is_bounded_and_an_alarm_comes_before(
     for count, dropped, alarm in ((79, 0, False), (80, 0, True), (130, 30, True)):
         store = filled(new_store(), secrets, count)
         one = courier(store, secrets, Sink("webhook:x", away), clock=lambda: 100.0)
-        all_of_them = Deliveries([one], Alarms(one.metrics))
+        all_of_them = OutboxWorkers([one], Alarms(one.metrics))
         all_of_them.offer([0])
         assert ("outbox" in all_of_them.alarms.raised) is alarm
         waiting = [alert.uid for _, alert in store.outbox(0, "webhook:x", 1000)]
@@ -131,7 +131,7 @@ def test_a_slow_sink_delays_neither_the_others_nor_the_turn(new_store: NewStore,
 
     store = filled(new_store(), secrets, 5)
     slow, fast = Sink("webhook:slow", hangs), Sink("file:fast")
-    both = Deliveries([courier(store, secrets, slow), courier(store, secrets, fast)], Alarms(Metrics()))
+    both = OutboxWorkers([courier(store, secrets, slow), courier(store, secrets, fast)], Alarms(Metrics()))
     both.start()
     try:
         both.offer([0])
@@ -161,7 +161,7 @@ def test_without_threads_the_slow_one_would_delay_the_fast_one(new_store: NewSto
 
     store = filled(new_store(), secrets, 1)
     sinks = [Sink("a", noted("slow")), Sink("b", noted("fast"))]
-    Deliveries([courier(store, secrets, sink) for sink in sinks], Alarms(Metrics())).offer([0])
+    OutboxWorkers([courier(store, secrets, sink) for sink in sinks], Alarms(Metrics())).offer([0])
     assert order == ["slow", "fast"]
 
 
@@ -170,7 +170,7 @@ def test_a_bug_in_a_sink_ends_the_process_not_only_its_thread(new_store: NewStor
         raise KeyError("a bug")
 
     store = filled(new_store(), secrets, 1)
-    one = Deliveries([courier(store, secrets, Sink("x", broken))], Alarms(Metrics()))
+    one = OutboxWorkers([courier(store, secrets, Sink("x", broken))], Alarms(Metrics()))
     one.start()
     one.offer([0])
     one.threads[0].join(20)

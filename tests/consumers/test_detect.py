@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 import victims
 
-from consumers.detect import process as detect
+from consumers.detect import loop as detect
 from consumers.detect.episodes import finding_id
+from consumers.detect.loop import Detect, Runner, Seen
 from consumers.detect.overrides import Overrides
-from consumers.detect.process import Detect, Runner, Seen
 from consumers.errors import CorruptState, Fenced, LeaseHeld, Rewound, Unavailable
-from consumers.ingest import process as ingest
+from consumers.ingest import loop as ingest
 from consumers.log.files import FileLog
 from consumers.metrics import METRICS, Metrics, serve_metrics
 from consumers.records import decision

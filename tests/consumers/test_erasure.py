@@ -12,9 +12,9 @@ import redis
 import victims
 from servers import MissingServer, Redis, wait_until
 
-from consumers.detect import process as detect
-from consumers.detect.process import Detect
-from consumers.ingest import process as ingest
+from consumers.detect import loop as detect
+from consumers.detect.loop import Detect
+from consumers.ingest import loop as ingest
 from consumers.log.files import FileLog
 from consumers.operators import erasure
 from consumers.operators.operate import Actor, Operations, Subject

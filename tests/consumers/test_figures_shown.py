@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import victims
 
-from consumers.detect import process as detect
+from consumers.detect import loop as detect
 from consumers.detect.step import Detect
-from consumers.ingest import process as ingest
+from consumers.ingest import loop as ingest
 from consumers.log.files import FileLog
 from consumers.metrics import Metrics
 from consumers.secrets import Secrets

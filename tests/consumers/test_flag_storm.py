@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from apiworld import MODEL, OURS, SECRETS, client_hash, decided
 
+from consumers.detect.loop import Detect, Runner, Seen
 from consumers.detect.overrides import Overrides
-from consumers.detect.process import Detect, Runner, Seen
 from consumers.enforcement.refresher import Refresher
 from consumers.enforcement.restrictions import Restrictions
-from consumers.enforcement.storm import Storm
+from consumers.enforcement.storm import GatewayBreaker
 from consumers.metrics import Metrics
 from consumers.operators.operate import Actor, Operations, Subject
 from consumers.records.breaker import Limits
@@ -66,7 +66,7 @@ class Scene:
             for i in range(detects)
         ]
         self.view = Restrictions("block")
-        self.refresher = Refresher(store, self.view, self.metrics, storm=Storm(store, self.view, OURS, MOST))
+        self.refresher = Refresher(store, self.view, self.metrics, storm=GatewayBreaker(store, self.view, OURS, MOST))
         self.operations = Operations(store, SECRETS)
         self.offset: int | None = None
         for one in self.detects:

@@ -12,13 +12,13 @@ from apiworld import OURS, SECRETS, alert_of, decided, keep
 
 from consumers import wiring
 from consumers.alarms import Alarms
-from consumers.alerts.delivery import Courier
+from consumers.alerts.delivery import OutboxWorker
 from consumers.errors import Unavailable
 from consumers.http.dashboard.health import Pulse, health_page
 from consumers.metrics import Metrics
 from consumers.operators.operate import Actor, Operations
 from consumers.records import heartbeat
-from consumers.records.heartbeat import EVERY_TENANT, KIND, LASTS_S, Heart, Heartbeat, SinkState
+from consumers.records.heartbeat import EVERY_TENANT, KIND, LASTS_S, Heartbeat, HeartbeatPublisher, SinkState
 from consumers.records.operator_entries import packed
 from consumers.store import Entry, Operation, OutboxAlert
 from consumers.store.embedded import EmbeddedStore
@@ -58,7 +58,7 @@ def test_what_nobody_says_is_not_known_rather_than_none(store: EmbeddedStore) ->
     assert health.processes == {"ingest": 0, "detect": 0}
     assert page(store)["detecting"] is False
     assert not {"log lag", "alarms"} & set(facts(store))
-    assert Heart(store, lambda: Heartbeat("detect@a/1", "detect")).once()
+    assert HeartbeatPublisher(store, lambda: Heartbeat("detect@a/1", "detect")).once()
     health = Readings(store, SECRETS, OURS).health()
     assert (health.lag, health.alarms, health.sinks) == (None, (), ())
     assert page(store)["detecting"] is True
@@ -72,7 +72,7 @@ def test_health_adds_up_what_the_processes_say(store: EmbeddedStore) -> None:
         Heartbeat("detect@b/2", "detect", 0, None, ["outbox"], [SinkState("webhook:soc", 4, True)]),
     ]
     for beat in beats:
-        assert Heart(store, lambda beat=beat: beat).once()  # type: ignore[misc]
+        assert HeartbeatPublisher(store, lambda beat=beat: beat).once()  # type: ignore[misc]
     health = Readings(store, SECRETS, OURS).health()
     assert (health.lag, health.alarms) == (2_100, ("lag", "outbox", "silent_tap"))
     assert [(s.name, s.waiting, s.away) for s in health.sinks or ()] == [
@@ -90,7 +90,7 @@ def test_a_process_says_what_its_sinks_have_not_taken_until_it_stops(store: Embe
     row = decided("thief", 1e-5, "block")
     keep(store, OURS, [row], [alert_of(row, OURS), alert_of(row, OURS, update=1)])
     metrics = Metrics()
-    alarms, courier = Alarms(metrics), Courier(Away(), store, SECRETS, metrics)
+    alarms, courier = Alarms(metrics), OutboxWorker(Away(), store, SECRETS, metrics)
     courier.deliver(range(32))
     alarms.show("breaker", True)
     with contextlib.ExitStack() as stack:
@@ -109,7 +109,7 @@ def test_a_process_says_what_its_sinks_have_not_taken_until_it_stops(store: Embe
 def test_a_heartbeat_is_no_deed_and_hinders_none(store: EmbeddedStore) -> None:
     operations = Operations(store, SECRETS)
     operations.record(ALICE, "test", "before")
-    heart = Heart(store, lambda: Heartbeat("ingest@a/1", "ingest"))
+    heart = HeartbeatPublisher(store, lambda: Heartbeat("ingest@a/1", "ingest"))
     for _ in range(50):
         assert heart.once()
     operations.record(ALICE, "test", "after")
@@ -119,7 +119,7 @@ def test_a_heartbeat_is_no_deed_and_hinders_none(store: EmbeddedStore) -> None:
 
 def test_who_is_silent_for_a_minute_is_not_counted(new_store: NewStore, store: EmbeddedStore) -> None:
     long_ago = time.time() - LASTS_S - 1
-    heart = Heart(store, lambda: Heartbeat("ingest@a/1", "ingest"), now_s=lambda: long_ago)
+    heart = HeartbeatPublisher(store, lambda: Heartbeat("ingest@a/1", "ingest"), now_s=lambda: long_ago)
     assert heart.once()
     assert heartbeat.heartbeats(store) == ()
 
@@ -137,7 +137,7 @@ def test_a_store_that_is_away_costs_one_heartbeat_and_a_strange_one_is_set_aside
             ]
         ),
     )
-    heart = Heart(store, lambda: Heartbeat("detect@a/1", "detect"))
+    heart = HeartbeatPublisher(store, lambda: Heartbeat("detect@a/1", "detect"))
     assert heart.once()
     assert [beat.process for beat in heartbeat.heartbeats(store)] == ["detect@a/1"]
 

@@ -13,7 +13,7 @@ import victims
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consumers.ingest.process import Ingest, Runner, run
+from consumers.ingest.loop import Ingest, Runner, run
 from consumers.log import Records
 from consumers.log.files import FileLog
 from consumers.log.formats import InputReader, NativeFormat

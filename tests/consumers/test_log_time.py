@@ -12,9 +12,9 @@ import pytest
 import victims
 from references import batch_of
 
-from consumers.ingest import process as ingest
+from consumers.ingest import loop as ingest
 from consumers.ingest.admission import Limits
-from consumers.ingest.process import Ingest, Runner
+from consumers.ingest.loop import Ingest, Runner
 from consumers.log import Poll, Records
 from consumers.log.files import FileLog
 from consumers.records.ledger import imbalance

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import victims
 
-from consumers.detect import process as detect
-from consumers.ingest import process as ingest
+from consumers.detect import loop as detect
+from consumers.ingest import loop as ingest
 from consumers.log.files import FileLog
 from consumers.secrets import Secrets
 from consumers.store import DECISION_CELLS, Shards, decision_cell

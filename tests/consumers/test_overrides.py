@@ -10,7 +10,7 @@ from consumers.detect.overrides import Overrides
 from consumers.operators.operate import Actor, Operations
 from consumers.records.breaker import Breaker, Limits
 from consumers.records.breaker_entries import RESET, TRIPPED, times
-from consumers.records.operator_entries import Allowance, Reset, entry_key, packed
+from consumers.records.operator_entries import AllowlistEntry, Reset, entry_key, packed
 from consumers.secrets import Secrets
 from consumers.store import Entry, Operation
 from consumers.store.embedded import EmbeddedStore
@@ -32,7 +32,7 @@ def put(store: EmbeddedStore, *entries: Entry) -> None:
 
 
 def allow(model: str, who: ClientKey, until_s: int = 0) -> Entry:
-    value = Allowance(who.client, model, until_s, "partner", "alice", NOW_S)
+    value = AllowlistEntry(who.client, model, until_s, "partner", "alice", NOW_S)
     return Entry("default", "allow", entry_key(model, who.client), packed(value), until_s)
 
 

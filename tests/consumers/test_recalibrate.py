@@ -15,9 +15,9 @@ from references import batch_of
 from typer.testing import CliRunner
 
 from consumers import cli, fit, recalibrate, replay
-from consumers.detect import process as detecting
+from consumers.detect import loop as detecting
 from consumers.errors import Refused
-from consumers.ingest import process as ingest
+from consumers.ingest import loop as ingest
 from consumers.log.files import FileLog
 from consumers.log.references import lines_of
 from consumers.recalibrate import Presumption

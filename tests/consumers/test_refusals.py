@@ -13,9 +13,9 @@ import victims
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consumers.detect import process as detect
-from consumers.detect.process import Detect
-from consumers.ingest.process import Ingest, Runner, run
+from consumers.detect import loop as detect
+from consumers.detect.loop import Detect
+from consumers.ingest.loop import Ingest, Runner, run
 from consumers.log.files import FileLog
 from consumers.log.reasons import Note
 from consumers.records import refusals

@@ -16,10 +16,10 @@ import redis
 import victims
 from servers import wait_until
 
-from consumers.detect import process as detect
-from consumers.detect.process import Detect
+from consumers.detect import loop as detect
+from consumers.detect.loop import Detect
 from consumers.errors import Refused
-from consumers.ingest import process as ingest
+from consumers.ingest import loop as ingest
 from consumers.log.files import FileLog
 from consumers.records.decision import stored_decision
 from consumers.secrets import Secrets

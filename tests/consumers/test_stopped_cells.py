@@ -9,14 +9,14 @@ import pytest
 import redis
 import victims
 
-from consumers.detect import process as detect
+from consumers.detect import loop as detect
 from consumers.errors import CorruptState, Fenced, LogTruncated, StoppedCells
-from consumers.ingest import process as ingest
-from consumers.ingest.process import BEACON_S, Ingest, Runner
+from consumers.ingest import loop as ingest
+from consumers.ingest.loop import BEACON_S, Ingest, Runner
 from consumers.ingest.stopped_cells import METRIC
 from consumers.log import Poll, Records
 from consumers.records.decision import stored_decision
-from consumers.records.heartbeat import Heart, Heartbeat, stopped_elsewhere
+from consumers.records.heartbeat import Heartbeat, HeartbeatPublisher, stopped_elsewhere
 from consumers.secrets import Secrets
 from consumers.store import Checkpoint, Claim, Proof
 from consumers.store.embedded import EmbeddedStore
@@ -251,7 +251,7 @@ def test_a_cell_that_another_process_stopped_holds_up_no_run_until_end(
     log.records["t:9"] = records["t:0"]  # another member of the group has it: it is never assigned here
     log.poll = _without("t:9", log.poll)  # type: ignore[method-assign,assignment]
     beat = Heartbeat("ingest@b/1", "ingest", stopped={"t:9": "log_recreated: the topic was deleted and created again"})
-    assert Heart(store, lambda: beat).once()
+    assert HeartbeatPublisher(store, lambda: beat).once()
     until_end(log, store, reading)
     assert stopped_elsewhere(store) == beat.stopped
 
@@ -269,7 +269,9 @@ def test_the_health_of_the_whole_names_the_cell_and_the_reason(new_store: NewSto
     store = new_store()
     assert Readings(store, secrets, "default").health().stopped is None, "nobody says so"
     words = {"t:1": "cell_corrupt: redis: WRONGTYPE"}
-    assert Heart(store, lambda: Heartbeat("ingest@a/1", "ingest", alarms=["cell_stopped"], stopped=words)).once()
+    assert HeartbeatPublisher(
+        store, lambda: Heartbeat("ingest@a/1", "ingest", alarms=["cell_stopped"], stopped=words)
+    ).once()
     assert Readings(store, secrets, "default").health().stopped == words
 
 

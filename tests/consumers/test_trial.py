@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from consumers.ingest import poison
-from consumers.ingest.poison import deadly
+from consumers.ingest.poison import find_poison
 
 
 def spin() -> None:
@@ -41,7 +41,7 @@ def end() -> None:
 def test_what_ends_a_process_is_found(death: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(poison, "CPU_S", 1)
     before = os.getpid()
-    assert deadly(6, lambda i: death() if i in (0, 4) else None) == [0, 4]
+    assert find_poison(6, lambda i: death() if i in (0, 4) else None) == [0, 4]
     assert os.getpid() == before
 
 
@@ -53,8 +53,8 @@ def test_what_lives_is_not() -> None:
         if i == 3:
             time.sleep(0.2)
 
-    assert deadly(500, attempt) == []
-    assert deadly(0, attempt) == []
+    assert find_poison(500, attempt) == []
+    assert find_poison(0, attempt) == []
     assert changed == [0], "what a child changes is its own"
 
 
@@ -67,13 +67,13 @@ def test_a_child_that_ended_for_another_reason_condemns_nothing(tmp_path_factory
             (marks / str(os.getpid())).touch()
             kill()
 
-    assert deadly(3, attempt) == []
+    assert find_poison(3, attempt) == []
     assert len(list(marks.iterdir())) == 2
 
 
 def test_silence_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(poison, "SILENCE_S", 0.2)
-    assert deadly(3, lambda i: time.sleep(30) if i == 1 else None) == []
+    assert find_poison(3, lambda i: time.sleep(30) if i == 1 else None) == []
 
 
 def test_a_child_holds_nothing_of_its_parent() -> None:
@@ -82,7 +82,7 @@ def test_a_child_holds_nothing_of_its_parent() -> None:
         def held(i: int) -> None:
             os.fstat(port.fileno())
 
-        assert deadly(1, held) == [0]
+        assert find_poison(1, held) == [0]
         os.fstat(port.fileno())
 
 
@@ -93,6 +93,6 @@ def test_a_child_leaves_nothing_behind() -> None:
 
     before, mine = len(os.listdir("/proc/self/fd")), children()
     for _ in range(20):
-        deadly(2, lambda i: kill() if i else None)
+        find_poison(2, lambda i: kill() if i else None)
     assert len(os.listdir("/proc/self/fd")) == before
     assert children() <= mine

@@ -260,7 +260,7 @@ def test_buttons_are_there_for_those_who_may_press_them(browser: Browser, site: 
 def test_a_block_is_in_the_store_with_its_audit_row_and_can_be_undone(browser: Browser, site: Served) -> None:
     client = SECRETS.client_hash(TENANT, "svc-pricing-batch")
 
-    def kept() -> list[operator_entries.Ruling]:
+    def kept() -> list[operator_entries.StoredOperatorDecision]:
         rulings = [operator_entries.ruling(e) for e in site.store.operator_entries("decision", TENANT)[1]]
         return [r for r in rulings if r.client == client]
 

@@ -33,11 +33,13 @@ class RememberedStore:
         self.feed.append(Restriction(ClientKey(TENANT, model, client), state, enforced or state, until_s))
 
     def say(self, client: str, state: str, *, model: str = "*", until_s: int = 0, simulated: bool = False) -> None:
-        value = operator_entries.Ruling(client, model, state, until_s, simulated, "reason", "", "someone", 0)
+        value = operator_entries.StoredOperatorDecision(
+            client, model, state, until_s, simulated, "reason", "", "someone", 0
+        )
         self.put("decision", client, model, operator_entries.packed(value), until_s)
 
     def allow(self, client: str, *, model: str = "*", until_s: int = 0) -> None:
-        value = operator_entries.Allowance(client, model, until_s, "reason", "someone", 0)
+        value = operator_entries.AllowlistEntry(client, model, until_s, "reason", "someone", 0)
         self.put("allow", client, model, operator_entries.packed(value), until_s)
 
     def put(self, kind: str, client: str, model: str, value: bytes, expires_s: int = 0) -> None:

@@ -7,10 +7,10 @@ import random
 import pytest
 from gateways.remembered import TENANT, RememberedStore, read
 
-from consumers.detect.process import Detect
+from consumers.detect.loop import Detect
 from consumers.enforcement.refresher import Refresher
 from consumers.enforcement.restrictions import BLOCK, CLEAR, KEPT_CHANGES, THROTTLE, WATCH, Restrictions
-from consumers.enforcement.storm import Storm
+from consumers.enforcement.storm import GatewayBreaker
 from consumers.metrics import Metrics
 from consumers.records import operator_entries
 from consumers.secrets import Secrets
@@ -250,7 +250,7 @@ class Stormy:
 
     def __init__(self, store: RememberedStore | None = None) -> None:
         self.store, self.view, self.now_s = store or RememberedStore(), Restrictions("block"), 1000.0
-        self.storm = Storm(self.store, self.view, TENANT, most=3)
+        self.storm = GatewayBreaker(self.store, self.view, TENANT, most=3)
         self.refresher = Refresher(self.store, self.view, Metrics(), storm=self.storm, clock=lambda: self.now_s)
 
     def detect(self, *clients: str) -> None:

@@ -19,7 +19,7 @@ from kafka import KafkaConsumer, TopicPartition
 
 from consumers.http import bridge
 from consumers.http.bridge import MOST_RECORDS, Bridge, Unreadable, records
-from consumers.ingest import process as ingesting
+from consumers.ingest import loop as ingesting
 from consumers.log.formats import InputReader, NativeFormat
 from consumers.log.kafka import KafkaLog, connection
 from consumers.log.writers import FileWriter, KafkaWriter

@@ -18,7 +18,7 @@ from consumers.operators.operate import LONGEST_KEY_S, Actor, Operations
 from consumers.records import heartbeat
 from consumers.records.operator_entries import ApiKey
 from consumers.secrets import Secrets
-from consumers.serve import Keeper
+from consumers.serve import CredentialRefresher
 from consumers.store.embedded import EmbeddedStore
 
 ADMIN = Actor("root", "admin", OURS)
@@ -205,7 +205,7 @@ def test_a_folder_that_cannot_be_written_leaves_the_memory_of_the_process(place:
 def test_the_keeper_raises_the_alarm_and_ends_it(place: Place) -> None:
     operations, metrics = place.store(), Metrics()
     made(operations)
-    keeper = Keeper(operations.store, SECRETS, place.ring(), alarms=Alarms(metrics))
+    keeper = CredentialRefresher(operations.store, SECRETS, place.ring(), alarms=Alarms(metrics))
 
     def shown() -> tuple[float | None, float | None]:
         return metrics.value("querywarden_alarm", alarm="keys_lost"), metrics.value("querywarden_keys_lost")
@@ -223,7 +223,9 @@ def test_a_service_learns_of_keys_with_the_next_change_of_the_store(place: Place
     operations = place.store()
     ring = place.ring()
     told: list[str] = []
-    keeper = Keeper(operations.store, SECRETS, ring, changed=lambda: told.append(ring.fingerprint), clock=lambda: 0.0)
+    keeper = CredentialRefresher(
+        operations.store, SECRETS, ring, changed=lambda: told.append(ring.fingerprint), clock=lambda: 0.0
+    )
     keeper.turn()
     _, text = made(operations)
     keeper.turn()
@@ -237,7 +239,7 @@ def test_a_store_that_is_away_changes_nothing(place: Place, monkeypatch: pytest.
     operations = place.store()
     _, text = made(operations)
     ring = place.ring()
-    keeper = Keeper(operations.store, SECRETS, ring)
+    keeper = CredentialRefresher(operations.store, SECRETS, ring)
     keeper.turn()
 
     def away(*_: object) -> None:
@@ -256,5 +258,5 @@ def test_who_waits_for_services_hears_how_many_know(place: Place) -> None:
     now = heartbeat.fingerprint(operations.store.operator_entries("key")[1])
     for process, keys in (("serve@a/1", now), ("serve@b/2", "before")):
         beat = heartbeat.Heartbeat(process, "serve", keys=keys)
-        assert heartbeat.Heart(operations.store, lambda beat=beat: beat, now_s=lambda: place.now).once()  # type: ignore[misc]
+        assert heartbeat.HeartbeatPublisher(operations.store, lambda beat=beat: beat, now_s=lambda: place.now).once()  # type: ignore[misc]
     assert heartbeat.services(operations.store, 0.0) == (1, 2)

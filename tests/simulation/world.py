@@ -22,9 +22,9 @@ from simulation.schedule import Schedule
 from simulation.topic import MemberLog, Topic
 
 from consumers import store as port
-from consumers.detect import process as detect
+from consumers.detect import loop as detect
 from consumers.errors import QueryWardenError, Unavailable
-from consumers.ingest import process as ingest
+from consumers.ingest import loop as ingest
 from consumers.store import DeadLetter, OutboxAlert, Store
 
 INGEST, DETECT = 3, 2
@@ -87,7 +87,7 @@ class Sink:
         pass
 
 
-class Letters:
+class DeadLetterShipper:
     """The dead-letter topic, as one ingest process sees it."""
 
     def __init__(self, process: Process) -> None:
@@ -197,7 +197,7 @@ class World:
     def _ingest(self, process: Process) -> None:
         log = MemberLog(self.topic, process, process.identity)
         runner = ingest.Runner(
-            log, _port(process), scene.reading(), metrics=scene.metrics(), dead_letters=Letters(process),
+            log, _port(process), scene.reading(), metrics=scene.metrics(), dead_letters=DeadLetterShipper(process),
             max_poll_records=self.max_poll, clock=self.schedule.monotonic, sleep=process.pause,
             rng=random.Random(f"{self.seed}/{process.identity}"), new_token=self.token,
             careful_after=self.careful_after, trial=lambda count, attempt: [],

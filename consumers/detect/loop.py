@@ -34,11 +34,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from consumers.alarms import Alarms
-from consumers.alerts.delivery import Courier, Deliveries
+from consumers.alerts.delivery import OutboxWorker, OutboxWorkers
 from consumers.detect.campaigns import EVERY_S, Campaigns, Search
 from consumers.detect.overrides import Overrides
 from consumers.detect.step import Detect, Seen
-from consumers.detect.verdicts import Said, tell
+from consumers.detect.verdicts import PendingVerdict, tell
 from consumers.errors import CorruptState, Fenced, LeaseHeld, Rewound, Unavailable
 from consumers.metrics import Metrics
 from consumers.records.decision import stored_decision
@@ -74,7 +74,7 @@ class Held:
     token: str
     revision: int
     cursors: dict[str, Cursor]
-    told: set[Said] = field(default_factory=set)
+    told: set[PendingVerdict] = field(default_factory=set)
 
 
 @dataclass(slots=True)
@@ -105,7 +105,7 @@ class Runner:
     overrides: Overrides | None = field(default_factory=Overrides)
     tenants: set[str] = field(default_factory=set)
     alarms: Alarms = field(init=False)
-    deliveries: Deliveries = field(init=False)
+    deliveries: OutboxWorkers = field(init=False)
     search: Search = field(init=False)
     schema: SchemaHolds = field(init=False)
     _schema_s: float = -math.inf
@@ -121,8 +121,10 @@ class Runner:
 
     def __post_init__(self) -> None:
         self.alarms = Alarms(self.metrics)
-        couriers = [Courier(sink, self.store, self.detect.secrets, self.metrics, self.clock) for sink in self.sinks]
-        self.deliveries = Deliveries(couriers, self.alarms)
+        couriers = [
+            OutboxWorker(sink, self.store, self.detect.secrets, self.metrics, self.clock) for sink in self.sinks
+        ]
+        self.deliveries = OutboxWorkers(couriers, self.alarms)
         d = self.detect
         self.search = Search(self.store, Campaigns(d.baselines, d.secrets, d.merged, d.policy_of))
         self._searched_s = self.clock()

@@ -36,9 +36,9 @@ from dataclasses import dataclass, field, replace
 from consumers.alarms import Alarms, Watch
 from consumers.errors import CorruptState, Fenced, LogRecreated, LogTruncated, Rewound, Unavailable
 from consumers.ingest.admission import FULL_SHARE, Admission
-from consumers.ingest.crashes import Deaths
-from consumers.ingest.dead_letters import DeadLetterShip, Letters
-from consumers.ingest.poison import Trial, deadly
+from consumers.ingest.crashes import CrashCounts
+from consumers.ingest.dead_letters import DeadLetterShip, DeadLetterShipper
+from consumers.ingest.poison import Trial, find_poison
 from consumers.ingest.step import Cell, Ingest, shape_of
 from consumers.ingest.stopped_cells import STOPPING, Stops, generation_of
 from consumers.ingest.tally import tally
@@ -96,14 +96,14 @@ class Runner:
     on_commit: Callable[[Checkpoint, Decoded], None] = lambda checkpoint, decoded: None
     parts: Callable[[Cell, Records], Iterable[Records]] = lambda cell, records: (records,)
     careful_after: int = CAREFUL_AFTER
-    trial: Trial = deadly
+    trial: Trial = find_poison
     cells: dict[str, Cell] = field(default_factory=dict)
     waiting: set[str] = field(default_factory=set)
     doubted: dict[str, float] = field(default_factory=dict)
-    letters: Letters = field(init=False)
+    letters: DeadLetterShipper = field(init=False)
     watch: Watch = field(init=False)
     stops: Stops = field(init=False)
-    deaths: Deaths = field(default_factory=Deaths)
+    deaths: CrashCounts = field(default_factory=CrashCounts)
     failures: int = 0
     ready: bool = False
     full: bool = False
@@ -113,7 +113,7 @@ class Runner:
     _stops_seen_s: float = -math.inf
 
     def __post_init__(self) -> None:
-        self.letters = Letters(self.store, self.dead_letters)
+        self.letters = DeadLetterShipper(self.store, self.dead_letters)
         self.watch = Watch(Alarms(self.metrics))
         self.stops = Stops(self.metrics)
 
