@@ -9,8 +9,8 @@ Rules:
 * While it is open, what became new within the breaker's window is not enforced, nor what becomes so later: each of these clients stands as
   it did before. What was in force longer stays so until its time is over, so that nobody gets out of a block by raising a storm.
 * A process that starts while it is open reads from the decisions' history what stood before; until it has, nothing detected is enforced.
-* Open stays open, over restarts too: an entry of the operator cell says so (`records.breaker_entries`) until an operator resets the breakers.
-  A store that is away delays the entry, not the holding.
+* Open stays open, over restarts too: an entry of the operator cell says so (`records.breaker_entries`) until an operator resets the
+  breakers. A store that is away delays the entry, not the holding.
 """
 
 from __future__ import annotations
