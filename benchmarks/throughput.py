@@ -35,8 +35,9 @@ from numpy.typing import NDArray
 
 from consumers import replay
 from consumers.alerts.kafka import DeadLetterTopic
-from consumers.detect import loop as detect
+from consumers.detect.step import Detect
 from consumers.ingest import loop as ingest
+from consumers.ingest.step import Cell, Ingest
 from consumers.log import Records
 from consumers.log.files import FileLog
 from consumers.log.formats import InputReader, NativeFormat
@@ -220,7 +221,7 @@ def steps(baseline: Baseline, lines: Sequence[bytes], runs: int) -> list[dict[st
 
 
 def commits(
-    name: str, open_store: Callable[[], Store], reading: ingest.Ingest, lines: Sequence[bytes], runs: int
+    name: str, open_store: Callable[[], Store], reading: Ingest, lines: Sequence[bytes], runs: int
 ) -> dict[str, Any]:
     """One step's profiles, at once and one client a write."""
     store = open_store()
@@ -230,7 +231,7 @@ def commits(
     def checkpoint() -> tuple[str, Checkpoint]:
         cell = f"bench:{next(number)}"
         claim = store.claim(cell, "a" * 32)
-        owned = ingest.Cell(cell, "a" * 32, claim.next_offset, Counter())
+        owned = Cell(cell, "a" * 32, claim.next_offset, Counter())
         decoded, keys = reading.decode(owned, records(lines))
         return cell, reading.step(owned, decoded, keys, len(lines))
 
@@ -271,8 +272,8 @@ def replays(baseline: Baseline, folder: Path, logs: dict[str, Path], runs: int) 
         store, log = EmbeddedStore(folder / f"replay{next(number)}.sqlite"), FileLog([str(path)])
         try:
             store.prepare(secrets.key_id)
-            reading = ingest.Ingest(baselines={MODEL: baseline}, secrets=secrets)
-            judging = detect.Detect({MODEL: baseline}, secrets, Policy(0.01, "observe"))
+            reading = Ingest(baselines={MODEL: baseline}, secrets=secrets)
+            judging = Detect({MODEL: baseline}, secrets, Policy(0.01, "observe"))
             return replay.replay(log, store, reading, judging).counters["queries"]
         finally:
             log.close()
@@ -309,7 +310,7 @@ def ingests(
         log = KafkaLog(brokers, topic="bench", group_id=f"bench-{i}", max_poll_records=5000)
         letters = DeadLetterTopic(brokers, "bench-dead")
         try:
-            runner = ingest.Runner(log, store, ingest.Ingest(baselines={MODEL: baseline}, secrets=secrets), dead_letters=letters,
+            runner = ingest.Runner(log, store, Ingest(baselines={MODEL: baseline}, secrets=secrets), dead_letters=letters,
                                    max_poll_records=5000)  # fmt: skip
             done = 0
             while done < len(lines):
@@ -380,7 +381,7 @@ def run(short: bool, kafka: bool, say: Callable[[str], None]) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory(prefix="querywarden-bench-") as name, redis_url() as url:
         folder = Path(name)
-        reading = ingest.Ingest(baselines={MODEL: baseline}, secrets=Secrets.load(folder / "secrets.json", create=True))
+        reading = Ingest(baselines={MODEL: baseline}, secrets=Secrets.load(folder / "secrets.json", create=True))
         some = logs["bare"][:AT_ONCE]
         add(steps(baseline, some, runs))
         add([commits("SQLite", lambda: EmbeddedStore(folder / "commit.sqlite"), reading, some, runs)])

@@ -19,8 +19,10 @@ import numpy as np
 
 from consumers import atomic_file
 from consumers.detect import loop as detect
+from consumers.detect.step import Detect
 from consumers.errors import Refused
 from consumers.ingest import loop as ingest
+from consumers.ingest.step import Cell, Ingest
 from consumers.log import Records, prefix
 from consumers.log.files import FileLog
 from consumers.log.formats import Decoded
@@ -91,11 +93,11 @@ class _Looks:
     window  that of the newest row that was committed, None before the first
     """
 
-    ingesting: ingest.Ingest
+    ingesting: Ingest
     judging: detect.Runner
     window: int | None = None
 
-    def parts(self, cell: ingest.Cell, records: Records) -> Iterator[Records]:
+    def parts(self, cell: Cell, records: Records) -> Iterator[Records]:
         """The records, divided where a window begins, with a look before each window."""
         if not self._within(records):
             starts = self._starts(cell, records)
@@ -117,7 +119,7 @@ class _Looks:
         windows = {int(ms) // self.ingesting.half_horizon_ms for times in stated for ms in times}
         return len(stated) == 2 and windows == {self.window}
 
-    def _starts(self, cell: ingest.Cell, records: Records) -> list[tuple[int, int]]:
+    def _starts(self, cell: Cell, records: Records) -> list[tuple[int, int]]:
         """Where a part begins, as an index of the records, and its window; the first part begins at 0."""
         decoded, _ = self.ingesting.decode(cell, records)
         offsets = np.concatenate([np.zeros(0, np.int64), *(b.offsets for b in decoded.batches.values())])
@@ -155,8 +157,8 @@ class _Taken:
 def replay(
     log: FileLog,
     store: Store,
-    ingesting: ingest.Ingest,
-    detecting: detect.Detect,
+    ingesting: Ingest,
+    detecting: Detect,
     *,
     progress: Callable[[Progress], None] = lambda p: None,
     max_poll_records: int = 2000,

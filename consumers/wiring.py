@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from consumers.alarms import Alarms
     from consumers.alerts import AlertSink
     from consumers.alerts.delivery import OutboxWorker
-    from consumers.detect import loop as detect_process
+    from consumers.detect.step import Detect
     from consumers.ingest import loop as ingest_process
+    from consumers.ingest.step import Ingest
     from consumers.log import QueryLog
     from consumers.metrics import Metrics
     from consumers.records.heartbeat import HeartbeatPublisher
@@ -35,19 +36,17 @@ if TYPE_CHECKING:
 log = logging.getLogger("querywarden.wiring")
 
 
-def halves(
-    settings: config.Settings, baselines: Mapping[str, Baseline]
-) -> tuple[ingest_process.Ingest, detect_process.Detect]:
+def halves(settings: config.Settings, baselines: Mapping[str, Baseline]) -> tuple[Ingest, Detect]:
     """The pure halves of ingest and detect, as the settings say."""
-    from consumers.detect import loop as detecting
+    from consumers.detect.step import Detect
     from consumers.fit import read_personas
-    from consumers.ingest import loop as ingesting
     from consumers.ingest.admission import Limits
+    from consumers.ingest.step import Ingest
     from consumers.secrets import Secrets
     from detector.policy import Policy
 
     secrets = Secrets.load(settings.secrets_path, create=True)
-    reading = ingesting.Ingest(
+    reading = Ingest(
         baselines=baselines,
         secrets=secrets,
         tenant=settings.tenant,
@@ -57,7 +56,7 @@ def halves(
         limits=Limits(settings.admission.new_clients_an_hour, settings.admission.clients),
     )
     personas = read_personas(Path(settings.personas)) if settings.personas else {}
-    return reading, detecting.Detect(
+    return reading, Detect(
         baselines, secrets, Policy(settings.false_alarm_budget, settings.mode), dict(settings.modes), personas
     )
 
@@ -294,7 +293,7 @@ def run_detect(
     runner = detecting.Runner(store, judging, sinks, metrics, overrides=Overrides(limits), tenants={settings.tenant})
     if serve:
         _serve_metrics(settings, runner.metrics, lambda: runner.ready, stack)
-    beat(stack, store, "detect", lambda: (None, runner.alarms, runner.deliveries.couriers))
+    beat(stack, store, "detect", lambda: (None, runner.alarms, runner.deliveries.workers))
     log.info("detect started")
     detecting.run(runner, stop, until_idle, threads=True)
     log.info("detect stopped")
@@ -310,7 +309,7 @@ def beat(
 ) -> HeartbeatPublisher:
     """Leave signs of life until the stack is closed.
 
-    look     lag, alarms and couriers of the process
+    look     lag, alarms and workers of the process
     keys     those that it knows
     stopped  cells that cannot go on
     """
@@ -319,8 +318,8 @@ def beat(
     process = f"{role}@{socket.gethostname()}/{os.getpid()}"
 
     def said() -> Heartbeat:
-        lag, alarms, couriers = look()
-        sinks = [SinkState(one.sink.name, one.waiting(), one.failures > 0) for one in couriers]
+        lag, alarms, workers = look()
+        sinks = [SinkState(one.sink.name, one.waiting(), one.failures > 0) for one in workers]
         raised = sorted(alarms.raised.copy())
         waiting = None if lag is None else int(lag)
         return Heartbeat(process, role, 0, waiting, raised, sinks, dict(stopped()), keys=keys())

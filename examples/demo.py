@@ -38,9 +38,9 @@ from threadpoolctl import threadpool_limits
 from consumers import config, fit, replay, terminal
 from consumers import serve as answering
 from consumers.commands import serving
-from consumers.detect import loop as detect
+from consumers.detect.step import Detect
 from consumers.errors import Refused
-from consumers.ingest import loop as ingest
+from consumers.ingest.step import Ingest
 from consumers.log.files import FileLog
 from consumers.metrics import Metrics
 from consumers.secrets import Secrets
@@ -206,8 +206,8 @@ def watch(baseline: Baseline, log_path: Path, show: Show) -> replay.Replayed:
     try:
         secrets = Secrets.load(state / "secrets", create=True)
         store.prepare(secrets.key_id)
-        reading = ingest.Ingest(baselines={MODEL: baseline}, secrets=secrets)
-        judging = detect.Detect({MODEL: baseline}, secrets, Policy(BUDGET, "observe"))
+        reading = Ingest(baselines={MODEL: baseline}, secrets=secrets)
+        judging = Detect({MODEL: baseline}, secrets, Policy(BUDGET, "observe"))
         return replay.replay(log, store, reading, judging, progress=seen)
     finally:
         log.close()

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from consumers import fit, replay
-from consumers.detect import loop as detect
-from consumers.ingest import loop as ingest
+from consumers.detect.step import Detect
 from consumers.ingest.admission import Limits
+from consumers.ingest.step import Ingest
 from consumers.log.files import FileLog
 from consumers.secrets import Secrets
 from consumers.store.embedded import EmbeddedStore
@@ -61,9 +61,9 @@ def main() -> None:
         store = EmbeddedStore(folder / "warm.sqlite")
         store.prepare(secrets.key_id)
         for limits in (Limits(), Limits(new_an_hour=3)):  # the second with clients that are pooled
-            reading = ingest.Ingest(baselines=baselines, secrets=secrets, limits=limits)
+            reading = Ingest(baselines=baselines, secrets=secrets, limits=limits)
             source = FileLog(logs)
-            replay.replay(source, store, reading, detect.Detect(baselines, secrets, Policy(0.01, "observe")))
+            replay.replay(source, store, reading, Detect(baselines, secrets, Policy(0.01, "observe")))
             source.close()
             logs.reverse()  # another log to the store, and profiles that it holds already
         store.close()

@@ -12,8 +12,8 @@ import numpy as np
 from references import quick_training
 
 from consumers import fit, replay
-from consumers.detect.loop import Detect
-from consumers.ingest.loop import Ingest
+from consumers.detect.step import Detect
+from consumers.ingest.step import Ingest
 from consumers.log.files import FileLog
 from consumers.records.decision import StoredDecision
 from consumers.secrets import Secrets

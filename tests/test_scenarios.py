@@ -20,8 +20,8 @@ import victims
 import yaml
 
 from consumers import replay
-from consumers.detect.loop import Detect
-from consumers.ingest.loop import Ingest
+from consumers.detect.step import Detect
+from consumers.ingest.step import Ingest
 from consumers.log.files import FileLog
 from consumers.secrets import Secrets
 from consumers.store.embedded import EmbeddedStore

@@ -141,11 +141,11 @@ class OutboxWorker:
 
 
 class _Thread(threading.Thread):
-    """Runs one courier; `asked` and `done` count passes."""
+    """Runs one worker; `asked` and `done` count passes."""
 
-    def __init__(self, courier: OutboxWorker, cells: Callable[[], frozenset[int]]) -> None:
+    def __init__(self, worker: OutboxWorker, cells: Callable[[], frozenset[int]]) -> None:
         super().__init__(name="delivery", daemon=True)
-        self.courier = courier
+        self.worker = worker
         self.cells = cells
         self.wake = threading.Event()
         self.asked = self.done = 0
@@ -158,7 +158,7 @@ class _Thread(threading.Thread):
             self.wake.clear()
             asked = self.asked
             try:
-                self.courier.deliver(self.cells())
+                self.worker.deliver(self.cells())
             except Unavailable as error:
                 log.warning("alerts wait", extra={"why": str(error)})
             except Exception as error:  # noqa: BLE001  # a bug: the process must end, and it is the main thread that ends it
@@ -170,34 +170,34 @@ class _Thread(threading.Thread):
 
 @dataclass(slots=True)
 class OutboxWorkers:
-    """The couriers of a process. `offer` after every turn; what is not offered any more is not delivered by us."""
+    """The workers of a process. `offer` after every turn; what is not offered any more is not delivered by us."""
 
-    couriers: Sequence[OutboxWorker]
+    workers: Sequence[OutboxWorker]
     alarms: Alarms
     cells: frozenset[int] = frozenset()
     threads: list[_Thread] = field(default_factory=list)
 
     def start(self) -> None:
         """From now on each sink has a thread of its own."""
-        self.threads = [_Thread(courier, lambda: self.cells) for courier in self.couriers]
+        self.threads = [_Thread(worker, lambda: self.cells) for worker in self.workers]
         for thread in self.threads:
             thread.start()
 
     def offer(self, cells: Iterable[int]) -> None:
-        """These cells are ours. Raises what ended a courier."""
+        """These cells are ours. Raises what ended a worker."""
         self.cells = frozenset(cells)
         if not self.threads:
-            for courier in self.couriers:
-                courier.deliver(self.cells)
+            for worker in self.workers:
+                worker.deliver(self.cells)
         for thread in self.threads:
             if thread.error is not None:
                 raise thread.error
             thread.asked += 1
             thread.wake.set()
-        self.alarms.show("outbox", any(courier.fullest >= NEARLY_FULL for courier in self.couriers))
+        self.alarms.show("outbox", any(worker.fullest >= NEARLY_FULL for worker in self.workers))
 
     def drain(self, timeout_s: float) -> None:
-        """Wait until every courier has looked once more, or the time is over."""
+        """Wait until every worker has looked once more, or the time is over."""
         deadline_s = time.monotonic() + timeout_s
         for thread in self.threads:
             thread.asked += 1

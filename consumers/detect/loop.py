@@ -37,20 +37,18 @@ from consumers.alarms import Alarms
 from consumers.alerts.delivery import OutboxWorker, OutboxWorkers
 from consumers.detect.campaigns import EVERY_S, Campaigns, Search
 from consumers.detect.overrides import Overrides
+from consumers.detect.schema_holds import SchemaHolds
 from consumers.detect.step import Detect, Seen
 from consumers.detect.verdicts import PendingVerdict, tell
 from consumers.errors import CorruptState, Fenced, LeaseHeld, Rewound, Unavailable
 from consumers.metrics import Metrics
 from consumers.records.decision import stored_decision
 from consumers.records.heartbeat import heartbeats
-from consumers.records.schema_holds import SchemaHolds
 from consumers.store import DECISION_CELLS, Cursor, DecisionClaim, DecisionRow, Outcome, Store, decision_cell
 from detector.query import ClientKey
 
 if TYPE_CHECKING:
     from consumers.alerts import AlertSink
-
-__all__ = ["Detect", "Runner", "Seen", "run"]
 
 log = logging.getLogger("querywarden.detect")
 
@@ -121,10 +119,8 @@ class Runner:
 
     def __post_init__(self) -> None:
         self.alarms = Alarms(self.metrics)
-        couriers = [
-            OutboxWorker(sink, self.store, self.detect.secrets, self.metrics, self.clock) for sink in self.sinks
-        ]
-        self.deliveries = OutboxWorkers(couriers, self.alarms)
+        workers = [OutboxWorker(sink, self.store, self.detect.secrets, self.metrics, self.clock) for sink in self.sinks]
+        self.deliveries = OutboxWorkers(workers, self.alarms)
         d = self.detect
         self.search = Search(self.store, Campaigns(d.baselines, d.secrets, d.merged, d.policy_of))
         self._searched_s = self.clock()

@@ -17,13 +17,13 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, field, replace
 
+from consumers.detect.schema_holds import SchemaHolds
 from consumers.detect.verdicts import Verdicts
 from consumers.errors import Rewound
 from consumers.records import schema_holds
 from consumers.records.breaker import Breaker, Limits
 from consumers.records.breaker_entries import KIND, RESET, TRIPPED, Tripped, opened_after, time_of
 from consumers.records.operator_entries import EVERY_MODEL, entry_key, packed
-from consumers.records.schema_holds import SchemaHolds
 from consumers.store import Entry, Operation, Store
 from detector.policy import FLAGGED, STATES, Decision
 from detector.query import ClientKey

@@ -48,7 +48,7 @@ class Detect:
 
     modes     models with another mode than the policy's
     personas  client id → the use that its owner declared
-    misfits_held  (tenant, model) → whether misfits are held back until an operator rules (records/schema_holds.py)
+    misfits_held  (tenant, model) → whether misfits are held back until an operator rules (detect/schema_holds.py)
     """
 
     baselines: Mapping[str, Baseline]

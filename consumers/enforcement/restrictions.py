@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias, TypeVar
 
 from consumers.errors import CorruptState
-from consumers.records.operator_entries import EVERY_MODEL, allowance, ruling
+from consumers.records.operator_entries import EVERY_MODEL, allowlist_entry, operator_decision
 from consumers.store import Entry, Restriction
 from detector.policy import STATES
 from detector.query import ClientKey
@@ -306,9 +306,9 @@ def _said(tables: _Tables, entry: Entry) -> Key:
     if entry.value:
         try:
             if entry.kind == "allow":
-                allowed_until_s = allowance(entry).until_s or entry.expires_s
+                allowed_until_s = allowlist_entry(entry).until_s or entry.expires_s
             else:
-                value = ruling(entry)
+                value = operator_decision(entry)
                 ruled = _Said(STATES.index(value.state), value.until_s or entry.expires_s, value.simulated)
         except (CorruptState, ValueError) as error:
             log.error("an operator's entry cannot be read and does not count", extra={"error": str(error)})

@@ -2,7 +2,7 @@
 
 Rules of this room
 
-* `loop` is the process and does the I/O. `step` is the pure half: records and what is known of the cell come in, a checkpoint goes out.
+* `loop` does the I/O. `step` is the pure half: records and what is known of the cell come in, a checkpoint goes out.
   Two more files act, and say so: `dead_letters` ships refused records, `poison` tries records in a child process.
 * Every record is counted once, as one of the things that `records.ledger` names. Nothing is silent.
 * What is kept of a client depends on its own queries in their order, never on how they fell into polls.

@@ -39,7 +39,7 @@ from consumers.ingest.admission import FULL_SHARE, Admission
 from consumers.ingest.crashes import CrashCounts
 from consumers.ingest.dead_letters import DeadLetterShip, DeadLetterShipper
 from consumers.ingest.poison import Trial, find_poison
-from consumers.ingest.step import Cell, Ingest, shape_of
+from consumers.ingest.step import Cell, Ingest
 from consumers.ingest.stopped_cells import STOPPING, Stops, generation_of
 from consumers.ingest.tally import tally
 from consumers.log import QueryLog, Records, prefix
@@ -47,8 +47,6 @@ from consumers.log.formats import Decoded
 from consumers.metrics import Metrics
 from consumers.records.heartbeat import stopped_elsewhere
 from consumers.store import Checkpoint, Store
-
-__all__ = ["Cell", "Ingest", "Runner", "run", "shape_of"]
 
 log = logging.getLogger("querywarden.ingest")
 
@@ -100,7 +98,7 @@ class Runner:
     cells: dict[str, Cell] = field(default_factory=dict)
     waiting: set[str] = field(default_factory=set)
     doubted: dict[str, float] = field(default_factory=dict)
-    letters: DeadLetterShipper = field(init=False)
+    shipper: DeadLetterShipper = field(init=False)
     watch: Watch = field(init=False)
     stops: Stops = field(init=False)
     deaths: CrashCounts = field(default_factory=CrashCounts)
@@ -113,7 +111,7 @@ class Runner:
     _stops_seen_s: float = -math.inf
 
     def __post_init__(self) -> None:
-        self.letters = DeadLetterShipper(self.store, self.dead_letters)
+        self.shipper = DeadLetterShipper(self.store, self.dead_letters)
         self.watch = Watch(Alarms(self.metrics))
         self.stops = Stops(self.metrics)
 
@@ -136,7 +134,7 @@ class Runner:
             self.cells.pop(name, None)
             self.waiting.discard(name)
             self.doubted.pop(name, None)
-            self.letters.forget(name)
+            self.shipper.forget(name)
             self.stops.end(name)
         if poll.revoked:
             self.watch.handed_over()
@@ -158,7 +156,7 @@ class Runner:
                 break
         self._press()
         committed = sum(self._guarded(records) for records in poll.batches)
-        self.letters.hand_on()
+        self.shipper.hand_on()
         self._beacon()
         self._look()
         self.ready = self.silent is None and self.log.joined()
@@ -210,7 +208,7 @@ class Runner:
         self.metrics.set("querywarden_ingest_lag_seconds", late_s)
         self.watch.alarms.show("cell_stopped", bool(self.stops.found), cells=dict(self.stops.words()))
         self.watch.alarms.show("store_full", self.full)
-        self.watch.alarms.show("letters_wait", self.letters.fullest() >= 0.8)
+        self.watch.alarms.show("letters_wait", self.shipper.fullest() >= 0.8)
         self.watch.look(self.clock(), behind, self.silent is None)
 
     def _heard(self) -> None:
@@ -240,7 +238,7 @@ class Runner:
         self._heard()
         self.waiting.discard(name)
         # an earlier owner may have left some
-        self.letters.unshipped.add(name)
+        self.shipper.unshipped.add(name)
         # the position in memory is the store's: None until the first commit, whatever the log started at
         cell = Cell(name, token, claim.next_offset, Counter(claim.counters))
         cell.admission, cell.erased, cell.full = Admission(claim.sketch), claim.erased, self.full
@@ -370,7 +368,7 @@ class Runner:
                 self.ingest.take(cell, self.store.load(cell.name, cell.token, cell.offset, wanted), wanted)
             checkpoint = self.ingest.step(cell, decoded, keys, records.next_offset)
             folded = True
-            dropped = len(checkpoint.dead) - self.letters.room(cell.name)
+            dropped = len(checkpoint.dead) - self.shipper.room(cell.name)
             if dropped > 0:
                 checkpoint.dead = checkpoint.dead[:-dropped]
             self.store.commit(cell.token, checkpoint)
@@ -384,7 +382,7 @@ class Runner:
         cell.offset, cell.checked_s = checkpoint.next_offset, self.clock()
         cell.counters.update({name: n - cell.counters[name] for name, n in checkpoint.counters.items()})
         self._count(cell.counters - before, decoded, max(0, dropped))
-        self.letters.wrote(cell.name, len(checkpoint.dead))
+        self.shipper.wrote(cell.name, len(checkpoint.dead))
         self.on_commit(checkpoint, decoded)
         return True
 

@@ -2,18 +2,20 @@
 
 | file | what it describes | written by | read by |
 |---|---|---|---|
-| `spans` | the windows of a client's profile, and which of them count | ingest | detect |
-| `links`, `sample_events`, `refusals` | fields ``l``, ``x``, ``r`` of a profile | ingest | detect, readers |
-| `ledger` | the counters of a profile cell | ingest | readers |
+| `spans` | the windows of a client's profile, and which of them count | ingest | detect, recalibrate, readers |
+| `links`, `sample_events`, `refusals` | fields ``l``, ``x``, ``r`` of a profile | ingest | detect |
+| `ledger` | the counters of a profile cell, and the overflow client | ingest | recalibrate, replay |
 | `schema_watch` | columns that many clients begin to send otherwise | ingest | detect |
-| `decision` | a decision row, an alert body, the key of a campaign | detect | serve, readers |
-| `operator_entries`, `operator_cell` | what operators decide, and how it is written | serve, commands | detect, serve |
-| `schema_holds`, `breaker`, `breaker_entries` | misfits that wait for an operator; the breaker | detect, serve | detect, serve |
-| `heartbeat` | what each process says of itself every 15 s | all | serve |
+| `decision` | a decision row, an alert body, the key of a campaign | detect | sinks, serve, commands |
+| `operator_entries`, `operator_cell` | what operators decide, and how it is written | serve, commands | detect, serve, commands |
+| `schema_holds` | columns whose misfits wait for an operator | detect, serve, commands | detect, serve, commands |
+| `breaker_entries` | when the breaker opened, and when somebody closed it | detect, serve | detect, serve |
+| `heartbeat` | what each process says of itself every 15 s | ingest, detect, serve | serve, commands |
 
 Rules of this room
 
-* Nothing here runs a process. A file holds the shape of a record, its codec, and how several of them are added up.
+* A file holds the shape of a record, its codec, and how several of them are added up. Two hold a little more, because several
+  processes share it: `heartbeat` the thread that writes heartbeats, `breaker` the pure count of new restrictions.
 * Client ids are sealed before anything is stored.
 * A record that cannot be read is passed over with a warning; it never lifts or imposes anything.
 """

@@ -3,23 +3,23 @@
 An entry's value is one JSON object with a ``format``; another format than ours is `CorruptState`, unknown fields are skipped. Client
 ids and notes are sealed, never in clear. The kinds:
 
-    kind         key                          value                 ends
-    decision     <model or *>|<client hash>   StoredOperatorDecision                with until_s
+    kind         key                          value                      ends
+    decision     <model or *>|<client hash>   StoredOperatorDecision     with until_s
     allow        <model or *>|<client hash>   AllowlistEntry             with its own end, or never
-    verdict      <alert id>                   Verdict               never: it enters the next calibration
-    note         <model>|<client hash>|<id>   Note                  after a year
-    key          <public prefix>              ApiKey                with its own end
-    revoked      <public prefix>              Revoked               when the key would have ended
-    session      <hash of its ticket>         Ended                 when the session would have ended
-    breaker      reset                        Reset                 after a day
-                 tripped                      breakers.Tripped      when detect hears of a reset
-                 held                         Reset                 never: a reset that is not older overrules it
-    heartbeat    <process>                    heartbeats.Heartbeat  after a minute
-    idempotency  <hash of the request's key>  Answered              after a day
-    audit        head                         audit.Head            never
+    verdict      <alert id>                   Verdict                    never: it enters the next calibration
+    note         <model>|<client hash>|<id>   Note                       after a year
+    key          <public prefix>              ApiKey                     with its own end
+    revoked      <public prefix>              Revoked                    when the key would have ended
+    session      <hash of its ticket>         Ended                      when the session would have ended
+    breaker      reset                        Reset                      after a day
+                 tripped                      breaker_entries.Tripped    when detect hears of a reset
+                 held                         Reset                      never: a reset that is not older overrules it
+    heartbeat    <process>                    heartbeat.Heartbeat        after a minute
+    idempotency  <hash of the request's key>  Answered                   after a day
+    audit        head                         audit.Head                 never
 
-Whoever enforces reads *decision* and *allow* (`ruling`, `allowance`): an allow-list entry beats a decision, a decision beats what was
-detected, what is said of one model beats what is said of all (``*``), a simulated decision is only shown.
+Whoever enforces reads *decision* and *allow* (`operator_decision`, `allowlist_entry`): an allow-list entry beats a decision,
+a decision beats what was detected, what is said of one model beats what is said of all (``*``), a simulated decision is only shown.
 """
 
 from __future__ import annotations
@@ -190,12 +190,12 @@ def unpacked(entry: Entry, kind: type[Value]) -> Value:
     return value
 
 
-def ruling(entry: Entry) -> StoredOperatorDecision:
+def operator_decision(entry: Entry) -> StoredOperatorDecision:
     """The value of a *decision* entry. Raises CorruptState."""
     return unpacked(entry, StoredOperatorDecision)
 
 
-def allowance(entry: Entry) -> AllowlistEntry:
+def allowlist_entry(entry: Entry) -> AllowlistEntry:
     """The value of an *allow* entry. Raises CorruptState."""
     return unpacked(entry, AllowlistEntry)
 

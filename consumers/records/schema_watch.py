@@ -1,7 +1,7 @@
 """Schema watch: how many of a day's clients send the same misfit in the same column.
 
 One client that sends nulls in a column is odd. Hundreds that begin to do so on one day are a roll-out or a broken integration, and the
-evidence against them is held until an operator rules (decisions/schema_holds.py).
+evidence against them is held until an operator rules (detect/schema_holds.py).
 
 Rules of this file
 * A misfit is watched where fewer than `USUAL_SHARE` of the honest queries of the calibration had it in this column. What a fleet sends

@@ -42,11 +42,11 @@ class Careless:
 def main(path: str, url: str, deadline_s: str, *how: str) -> None:
     store = EmbeddedStore(Path(path))
     sink = WebhookSink(url, KEY, allow=Allowed.of("127.0.0.1"), deadline_s=float(deadline_s))
-    courier = OutboxWorker(
+    worker = OutboxWorker(
         Careless(sink) if how else sink, store, SECRETS, Metrics(), clock=lambda: time.monotonic() * FASTER
     )
     while any(store.outbox(cell, sink.name, 1) for cell in range(DECISION_CELLS)):
-        courier.deliver(range(DECISION_CELLS))
+        worker.deliver(range(DECISION_CELLS))
         time.sleep(0.001)
 
 

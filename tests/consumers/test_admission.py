@@ -16,10 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from consumers.detect import loop as detect
-from consumers.detect.loop import Detect
+from consumers.detect.step import Detect
 from consumers.ingest import loop as ingest
 from consumers.ingest.admission import HEAD_BYTES, SKETCH_BYTES, Admission, Limits
-from consumers.ingest.loop import Ingest, Runner
+from consumers.ingest.loop import Runner
+from consumers.ingest.step import Ingest
 from consumers.legible import legible
 from consumers.log.files import FileLog
 from consumers.records.decision import stored_decision

@@ -19,7 +19,8 @@ from consumers.alarms import Alarms, Watch
 from consumers.errors import Unavailable
 from consumers.ingest import loop as ingest
 from consumers.ingest.dead_letters import KEPT, WAITING
-from consumers.ingest.loop import SINGLY_AFTER, Ingest, Runner
+from consumers.ingest.loop import SINGLY_AFTER, Runner
+from consumers.ingest.step import Ingest
 from consumers.log import Poll, Records
 from consumers.log.files import FileLog
 from consumers.metrics import Metrics
@@ -229,12 +230,13 @@ import os, signal, sys
 from pathlib import Path
 import victims
 from consumers.ingest import loop as ingest
+from consumers.ingest.step import Ingest
 from consumers.log.files import FileLog
 from consumers.secrets import Secrets
 from consumers.store.embedded import EmbeddedStore
 from detector.baseline import Baseline
 
-class Killed(ingest.Ingest):
+class Killed(Ingest):
     "Stands for a library that crashes on some input."
     def decode(self, cell, records):
         for value, why in zip(records.values, range(len(records.values))):

@@ -17,10 +17,11 @@ from consumers.alerts.finding import finding
 from consumers.alerts.ocsf import detection_finding
 from consumers.detect import loop as detect
 from consumers.detect.campaigns import EVERY_S, Search, campaign_id
-from consumers.detect.loop import MOST_POSTPONED, Detect, Runner
+from consumers.detect.loop import MOST_POSTPONED, Runner
 from consumers.detect.overrides import Overrides
+from consumers.detect.step import Detect
 from consumers.ingest import loop as ingest
-from consumers.ingest.loop import Ingest
+from consumers.ingest.step import Ingest
 from consumers.log.files import FileLog
 from consumers.operators import erasure
 from consumers.operators.operate import Actor, Operations

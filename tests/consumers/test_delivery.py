@@ -47,7 +47,7 @@ def filled(store: EmbeddedStore, secrets: Secrets, count: int, cell: int = 0) ->
     return store
 
 
-def courier(store: Any, secrets: Secrets, sink: Sink, **more: Any) -> OutboxWorker:
+def worker(store: Any, secrets: Secrets, sink: Sink, **more: Any) -> OutboxWorker:
     return OutboxWorker(sink, store, secrets, Metrics(), **more)
 
 
@@ -70,7 +70,7 @@ def test_a_sink_that_is_away_is_asked_after_1_2_4_s_and_never_later_than_5_minut
         asked.append(clock[0])
         raise Unavailable("503")
 
-    one = courier(filled(new_store(), secrets, 3), secrets, Sink("webhook:x", away), clock=lambda: clock[0])
+    one = worker(filled(new_store(), secrets, 3), secrets, Sink("webhook:x", away), clock=lambda: clock[0])
     while clock[0] < 2000:
         one.deliver([0])
         clock[0] += 0.5
@@ -94,7 +94,7 @@ def test_one_that_is_refused_for_good_is_set_aside_and_the_next_ones_arrive(
 
     store = filled(new_store(), secrets, 4)
     sink = Sink("webhook:x", picky)
-    one = courier(store, secrets, sink)
+    one = worker(store, secrets, sink)
     one.deliver([0])
     assert sink.taken == ["0000/0", "0002/0", "0003/0"]
     assert outcomes(one)["refused"] == 1
@@ -112,7 +112,7 @@ def test_what_waits_is_bounded_and_an_alarm_comes_before(
 
     for count, dropped, alarm in ((79, 0, False), (80, 0, True), (130, 30, True)):
         store = filled(new_store(), secrets, count)
-        one = courier(store, secrets, Sink("webhook:x", away), clock=lambda: 100.0)
+        one = worker(store, secrets, Sink("webhook:x", away), clock=lambda: 100.0)
         all_of_them = OutboxWorkers([one], Alarms(one.metrics))
         all_of_them.offer([0])
         assert ("outbox" in all_of_them.alarms.raised) is alarm
@@ -131,7 +131,7 @@ def test_a_slow_sink_delays_neither_the_others_nor_the_turn(new_store: NewStore,
 
     store = filled(new_store(), secrets, 5)
     slow, fast = Sink("webhook:slow", hangs), Sink("file:fast")
-    both = OutboxWorkers([courier(store, secrets, slow), courier(store, secrets, fast)], Alarms(Metrics()))
+    both = OutboxWorkers([worker(store, secrets, slow), worker(store, secrets, fast)], Alarms(Metrics()))
     both.start()
     try:
         both.offer([0])
@@ -161,7 +161,7 @@ def test_without_threads_the_slow_one_would_delay_the_fast_one(new_store: NewSto
 
     store = filled(new_store(), secrets, 1)
     sinks = [Sink("a", noted("slow")), Sink("b", noted("fast"))]
-    OutboxWorkers([courier(store, secrets, sink) for sink in sinks], Alarms(Metrics())).offer([0])
+    OutboxWorkers([worker(store, secrets, sink) for sink in sinks], Alarms(Metrics())).offer([0])
     assert order == ["slow", "fast"]
 
 
@@ -170,7 +170,7 @@ def test_a_bug_in_a_sink_ends_the_process_not_only_its_thread(new_store: NewStor
         raise KeyError("a bug")
 
     store = filled(new_store(), secrets, 1)
-    one = OutboxWorkers([courier(store, secrets, Sink("x", broken))], Alarms(Metrics()))
+    one = OutboxWorkers([worker(store, secrets, Sink("x", broken))], Alarms(Metrics()))
     one.start()
     one.offer([0])
     one.threads[0].join(20)

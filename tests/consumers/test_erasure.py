@@ -13,8 +13,9 @@ import victims
 from servers import MissingServer, Redis, wait_until
 
 from consumers.detect import loop as detect
-from consumers.detect.loop import Detect
+from consumers.detect.step import Detect
 from consumers.ingest import loop as ingest
+from consumers.ingest.step import Ingest
 from consumers.log.files import FileLog
 from consumers.operators import erasure
 from consumers.operators.operate import Actor, Operations, Subject
@@ -57,7 +58,7 @@ class Life:
 
     def live(self, store: Store) -> None:
         store.prepare(self.secrets.key_id)
-        reading = ingest.Runner(FileLog([self.log]), store, ingest.Ingest(self.baselines, self.secrets))
+        reading = ingest.Runner(FileLog([self.log]), store, Ingest(self.baselines, self.secrets))
         ingest.run(reading, lambda: False, until_end=True, poll_timeout_s=0.0)
         judging = Detect(self.baselines, self.secrets, Policy(0.01, "block"))
         once: Any = {"now_s": lambda: None, "sleep": lambda s: None}

@@ -12,6 +12,7 @@ import victims
 from consumers.detect import loop as detect
 from consumers.detect.step import Detect
 from consumers.ingest import loop as ingest
+from consumers.ingest.step import Ingest
 from consumers.log.files import FileLog
 from consumers.metrics import Metrics
 from consumers.secrets import Secrets
@@ -42,7 +43,7 @@ def test_scores_are_counted_and_who_names_nobody_too(tmp_path: Path, baseline: B
     path = victims.write_lines(tmp_path / "log.jsonl", [*lines, nobody, nobody, b"{"])
     store, shown = EmbeddedStore(tmp_path / "s.sqlite"), Metrics()
     log: Any = Behind(FileLog([path]), 7)
-    runner = ingest.Runner(log, store, ingest.Ingest({victims.MODEL: baseline}, secrets), shown)
+    runner = ingest.Runner(log, store, Ingest({victims.MODEL: baseline}, secrets), shown)
     ingest.run(runner, lambda: False, until_end=True, poll_timeout_s=0.0)
     assert shown.value("querywarden_events_unattributed_total") == 2
     late_s = shown.value("querywarden_ingest_lag_seconds")

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from apiworld import MODEL, OURS, SECRETS, client_hash, decided
 
-from consumers.detect.loop import Detect, Runner, Seen
+from consumers.detect.loop import Runner
 from consumers.detect.overrides import Overrides
+from consumers.detect.step import Detect, Seen
 from consumers.enforcement.refresher import Refresher
 from consumers.enforcement.restrictions import Restrictions
 from consumers.enforcement.storm import GatewayBreaker

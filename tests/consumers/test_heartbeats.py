@@ -90,11 +90,11 @@ def test_a_process_says_what_its_sinks_have_not_taken_until_it_stops(store: Embe
     row = decided("thief", 1e-5, "block")
     keep(store, OURS, [row], [alert_of(row, OURS), alert_of(row, OURS, update=1)])
     metrics = Metrics()
-    alarms, courier = Alarms(metrics), OutboxWorker(Away(), store, SECRETS, metrics)
-    courier.deliver(range(32))
+    alarms, worker = Alarms(metrics), OutboxWorker(Away(), store, SECRETS, metrics)
+    worker.deliver(range(32))
     alarms.show("breaker", True)
     with contextlib.ExitStack() as stack:
-        wiring.beat(stack, store, "detect", lambda: (None, alarms, [courier]))
+        wiring.beat(stack, store, "detect", lambda: (None, alarms, [worker]))
         wiring.beat(stack, store, "ingest", lambda: (metrics.value("querywarden_lag_records"), alarms, []))
         deadline_s = time.monotonic() + 10
         while len(found := heartbeat.heartbeats(store)) < 2:

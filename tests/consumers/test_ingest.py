@@ -14,8 +14,8 @@ import victims
 from consumers.errors import Fenced, Rewound, StoppedCells, Unavailable
 from consumers.ingest import loop as ingest
 from consumers.ingest.dead_letters import KEPT
-from consumers.ingest.loop import Ingest, Runner
-from consumers.ingest.step import MAX_CACHED
+from consumers.ingest.loop import Runner
+from consumers.ingest.step import MAX_CACHED, Ingest, shape_of
 from consumers.log import Poll
 from consumers.log.files import FileLog
 from consumers.secrets import Secrets
@@ -53,7 +53,7 @@ class Faulty:
         return call
 
 
-class DeadLetterShipper:
+class FakeDeadLetterTopic:
     """A dead-letter topic that can be away."""
 
     def __init__(self) -> None:
@@ -346,7 +346,7 @@ def test_refused_records_are_dead_letters_with_their_place(
     tmp_path: Path, lines: list[bytes], new_store: NewStore, reading: Ingest, whole: dict[str, Mapping[str, bytes]]
 ) -> None:
     spoilt = [*lines[:100], b"{", *lines[100:900], victims.line([1.0] * 10, model_id="another"), b"", *lines[900:]]
-    store, letters = new_store(), DeadLetterShipper()
+    store, letters = new_store(), FakeDeadLetterTopic()
     one = through(runner(victims.write_lines(tmp_path / "spoilt.jsonl", spoilt), store, reading, dead_letters=letters))
     assert [(d.place, d.offset, d.reason) for d in letters.taken] == [
         ("spoilt.jsonl:101", 100, "not_json"),
@@ -366,7 +366,7 @@ def test_refused_records_are_dead_letters_with_their_place(
 
 def test_dead_letters_wait_for_their_topic_and_all_arrive(tmp_path: Path, new_store: NewStore, reading: Ingest) -> None:
     path = victims.write_lines(tmp_path / "log.jsonl", [f"line {i}".encode() for i in range(2500)])
-    store, letters = new_store(), DeadLetterShipper()
+    store, letters = new_store(), FakeDeadLetterTopic()
     letters.there = False
     one = runner(path, store, reading, dead_letters=letters, max_poll_records=2500)
     through(one)
@@ -381,7 +381,7 @@ def test_dead_letters_that_an_earlier_process_left_are_handed_on(
     tmp_path: Path, new_store: NewStore, reading: Ingest
 ) -> None:
     path = victims.write_lines(tmp_path / "log.jsonl", [b"no", b"JSON"])
-    store, letters = new_store(), DeadLetterShipper()
+    store, letters = new_store(), FakeDeadLetterTopic()
     letters.there = False
     through(runner(path, store, reading, dead_letters=letters))
     letters.there = True
@@ -455,7 +455,7 @@ def at_day(day: float, client: str, seed: int) -> bytes:
 
 
 def windows(store: EmbeddedStore, reading: Ingest, client: str) -> dict[int, Profile]:
-    shape = ingest.shape_of(reading.baselines[victims.MODEL])
+    shape = shape_of(reading.baselines[victims.MODEL])
     fields = contents(store, reading, [client])[client]
     return {int(n[2:]): Profile.from_bytes(b, shape) for n, b in fields.items() if n.startswith("w:")}
 

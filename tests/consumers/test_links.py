@@ -13,7 +13,8 @@ import victims
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consumers.ingest.loop import Ingest, Runner, run
+from consumers.ingest.loop import Runner, run
+from consumers.ingest.step import Ingest
 from consumers.log import Records
 from consumers.log.files import FileLog
 from consumers.log.formats import InputReader, NativeFormat

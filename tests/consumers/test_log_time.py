@@ -14,7 +14,8 @@ from references import batch_of
 
 from consumers.ingest import loop as ingest
 from consumers.ingest.admission import Limits
-from consumers.ingest.loop import Ingest, Runner
+from consumers.ingest.loop import Runner
+from consumers.ingest.step import Cell, Ingest, shape_of
 from consumers.log import Poll, Records
 from consumers.log.files import FileLog
 from consumers.records.ledger import imbalance
@@ -59,7 +60,7 @@ def read(
 
 def spans_of(store: EmbeddedStore, reading: Ingest) -> dict[str, dict[int, Profile]]:
     (cell,) = store.cells()
-    shape = ingest.shape_of(reading.baselines[victims.MODEL])
+    shape = shape_of(reading.baselines[victims.MODEL])
     keys = {ClientKey("default", victims.MODEL, reading.secrets.client_hash("default", c)): c for c in "abcdt"}
     fields: Mapping[ClientKey, Mapping[str, bytes]] = store.shards(cell, list(keys)).fields
     return {
@@ -161,7 +162,7 @@ def test_a_client_that_moved_to_another_cell_takes_its_faded_evidence_along(
     first, second = "topic:0", "topic:1"
     fields: dict[str, dict[str, bytes]] = {}
     for cell, days in ((first, range(40)), (second, range(100, 110))):
-        profiles = reading.of_model(ingest.Cell(cell, "t", 0, Counter()), victims.MODEL)
+        profiles = reading.of_model(Cell(cell, "t", 0, Counter()), victims.MODEL)
         rows = rng.uniform(-9, 9, (len(days), victims.WIDTH))
         batch = batch_of(rows, time_ms=START_MS + np.array(days, np.int64) * DAY_MS)
         profiles.add(["t"], batch, profiles.map.measure(batch, b"k" * 16))

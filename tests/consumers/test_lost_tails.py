@@ -15,7 +15,9 @@ import pytest
 import victims
 
 from consumers.detect import loop as detect
+from consumers.detect.step import Detect
 from consumers.ingest import loop as ingest
+from consumers.ingest.step import Ingest
 from consumers.log.files import FileLog
 from consumers.secrets import Secrets
 from consumers.store import DECISION_CELLS, Shards, decision_cell
@@ -38,8 +40,8 @@ def lines() -> list[bytes]:
 
 
 @pytest.fixture
-def reading(baseline: Baseline, secrets: Secrets) -> ingest.Ingest:
-    return ingest.Ingest({victims.MODEL: baseline}, secrets)
+def reading(baseline: Baseline, secrets: Secrets) -> Ingest:
+    return Ingest({victims.MODEL: baseline}, secrets)
 
 
 def keys(secrets: Secrets) -> list[ClientKey]:
@@ -55,7 +57,7 @@ def test_an_idle_cell_reads_again_what_its_store_lost(
     asked: bool,
     tmp_path: Path,
     new_store: NewStore,
-    reading: ingest.Ingest,
+    reading: Ingest,
     lines: list[bytes],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -85,7 +87,7 @@ def test_an_idle_cell_reads_again_what_its_store_lost(
     assert (contents(store, reading.secrets) == before) is asked
 
 
-def read(path: Path, lines: list[bytes], store: EmbeddedStore, reading: ingest.Ingest) -> str:
+def read(path: Path, lines: list[bytes], store: EmbeddedStore, reading: Ingest) -> str:
     """The cell of a log that was written and read to its end."""
     log = FileLog([victims.write_lines(path, lines)])
     ingest.run(ingest.Runner(log, store, reading), lambda: False, until_end=True, poll_timeout_s=0.0)
@@ -111,7 +113,7 @@ def test_a_decision_that_rests_on_a_rolled_back_cell_waits_for_it(
     careful: bool,
     tmp_path: Path,
     new_store: NewStore,
-    reading: ingest.Ingest,
+    reading: Ingest,
     baseline: Baseline,
     lines: list[bytes],
     monkeypatch: pytest.MonkeyPatch,
@@ -120,7 +122,7 @@ def test_a_decision_that_rests_on_a_rolled_back_cell_waits_for_it(
     secrets, store = reading.secrets, new_store()
 
     lost = read(tmp_path / "a.jsonl", lines[:150], store, reading)
-    judging = detect.Detect({victims.MODEL: baseline}, secrets, Policy(0.01, "observe"))
+    judging = Detect({victims.MODEL: baseline}, secrets, Policy(0.01, "observe"))
     behind = Behind(store, lost)
     behind.back = True
     one = detect.Runner(behind, judging, [], now_s=lambda: None, sleep=lambda s: None)
@@ -143,7 +145,7 @@ def test_a_decision_that_rests_on_a_rolled_back_cell_waits_for_it(
 
 
 def test_a_client_without_a_row_waits_for_a_rolled_back_cell_too(
-    tmp_path: Path, new_store: NewStore, reading: ingest.Ingest, baseline: Baseline, lines: list[bytes]
+    tmp_path: Path, new_store: NewStore, reading: Ingest, baseline: Baseline, lines: list[bytes]
 ) -> None:
     """Its row was erased: nothing says that the cell that is behind holds a part of it, and what comes back is no news to the cursor."""
     secrets, store = reading.secrets, new_store()
@@ -151,7 +153,7 @@ def test_a_client_without_a_row_waits_for_a_rolled_back_cell_too(
     lost = read(tmp_path / "a.jsonl", lines[:150], store, reading)
     behind = Behind(store, lost)
     behind.back = True
-    judging = detect.Detect({victims.MODEL: baseline}, secrets, Policy(0.01, "observe"))
+    judging = Detect({victims.MODEL: baseline}, secrets, Policy(0.01, "observe"))
     one = detect.Runner(behind, judging, [], now_s=lambda: None, sleep=lambda s: None)
     while one.turn():
         pass

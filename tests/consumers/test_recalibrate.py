@@ -15,9 +15,9 @@ from references import batch_of
 from typer.testing import CliRunner
 
 from consumers import cli, fit, recalibrate, replay
-from consumers.detect import loop as detecting
+from consumers.detect.step import Detect
 from consumers.errors import Refused
-from consumers.ingest import loop as ingest
+from consumers.ingest.step import Ingest
 from consumers.log.files import FileLog
 from consumers.log.references import lines_of
 from consumers.recalibrate import Presumption
@@ -79,8 +79,8 @@ def seen(files: dict[str, Path]) -> tuple[EmbeddedStore, Secrets, Baseline, repl
     secrets = Secrets.load(files["folder"] / "secrets.json", create=True)
     store = EmbeddedStore(files["folder"] / "store.sqlite")
     store.prepare(secrets.key_id)
-    reading = ingest.Ingest(baselines={victims.MODEL: old}, secrets=secrets)
-    judging = detecting.Detect({victims.MODEL: old}, secrets, Policy(0.01, "observe"))
+    reading = Ingest(baselines={victims.MODEL: old}, secrets=secrets)
+    judging = Detect({victims.MODEL: old}, secrets, Policy(0.01, "observe"))
     log = FileLog([str(files["log"])])
     result = replay.replay(log, store, reading, judging)
     log.close()

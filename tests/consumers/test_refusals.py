@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from consumers.detect import loop as detect
-from consumers.detect.loop import Detect
-from consumers.ingest.loop import Ingest, Runner, run
+from consumers.detect.step import Detect
+from consumers.ingest.loop import Runner, run
+from consumers.ingest.step import Ingest
 from consumers.log.files import FileLog
 from consumers.log.reasons import Note
 from consumers.records import refusals

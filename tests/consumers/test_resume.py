@@ -16,9 +16,9 @@ import victims
 import zstandard
 
 from consumers import replay as replaying
-from consumers.detect.loop import Detect
+from consumers.detect.step import Detect
 from consumers.errors import Refused
-from consumers.ingest.loop import Ingest
+from consumers.ingest.step import Ingest
 from consumers.log import prefix
 from consumers.log.files import FileLog
 from consumers.replay import Replayed

@@ -12,9 +12,10 @@ import pytest
 from loans import MODEL, Event, fitted, in_order, life, lines_of, noise, person, replayed, row_of, usual_traffic
 
 from consumers.detect.overrides import Overrides
+from consumers.detect.schema_holds import SchemaHolds
 from consumers.errors import Missing
 from consumers.operators.operate import Actor, Operations
-from consumers.records.schema_holds import SchemaHolds, holds_of
+from consumers.records.schema_holds import holds_of
 from consumers.records.schema_watch import FIELD, IDENTITY, Distinct, SchemaWatch
 from consumers.secrets import Secrets
 from consumers.store import Checkpoint

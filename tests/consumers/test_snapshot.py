@@ -17,9 +17,10 @@ import victims
 from servers import wait_until
 
 from consumers.detect import loop as detect
-from consumers.detect.loop import Detect
+from consumers.detect.step import Detect
 from consumers.errors import Refused
 from consumers.ingest import loop as ingest
+from consumers.ingest.step import Ingest
 from consumers.log.files import FileLog
 from consumers.records.decision import stored_decision
 from consumers.secrets import Secrets
@@ -175,9 +176,7 @@ class Life:
         self.log, self.baselines, self.secrets = log, {victims.MODEL: baseline}, secrets
 
     def reading(self, store: Store) -> ingest.Runner:
-        return ingest.Runner(
-            FileLog([self.log]), store, ingest.Ingest(self.baselines, self.secrets), max_poll_records=500
-        )
+        return ingest.Runner(FileLog([self.log]), store, Ingest(self.baselines, self.secrets), max_poll_records=500)
 
     def part(self, store: Store, turns: int) -> None:
         reading = self.reading(store)

@@ -10,9 +10,11 @@ import redis
 import victims
 
 from consumers.detect import loop as detect
+from consumers.detect.step import Detect
 from consumers.errors import CorruptState, Fenced, LogTruncated, StoppedCells
 from consumers.ingest import loop as ingest
-from consumers.ingest.loop import BEACON_S, Ingest, Runner
+from consumers.ingest.loop import BEACON_S, Runner
+from consumers.ingest.step import Ingest
 from consumers.ingest.stopped_cells import METRIC
 from consumers.log import Poll, Records
 from consumers.records.decision import stored_decision
@@ -284,7 +286,7 @@ def test_a_cell_whose_keys_are_of_another_kind_stops_alone_and_is_begun_anew(
     store.prepare(secrets.key_id)
     log = Partitions(records)
     World(log, store, reading).turns(2)
-    judging = detect.Runner(store, detect.Detect(reading.baselines, secrets, Policy(0.01, "observe")), now_s=lambda: 0)
+    judging = detect.Runner(store, Detect(reading.baselines, secrets, Policy(0.01, "observe")), now_s=lambda: 0)
     judging.turn()
     with redis.Redis.from_url(redis_url) as raw:
         (name,) = list(raw.scan_iter("*t:1*:meta"))

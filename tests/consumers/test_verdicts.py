@@ -11,7 +11,8 @@ from apiworld import MODEL, OURS, SECRETS, alert_id, alert_of, client_hash, deci
 
 from consumers.alerts.finding import finding
 from consumers.alerts.ocsf import detection_finding
-from consumers.detect.loop import Detect, Runner
+from consumers.detect.loop import Runner
+from consumers.detect.step import Detect
 from consumers.errors import Rewound
 from consumers.operators.operate import Actor, Operations, Subject
 from consumers.records.decision import stored_decision

@@ -21,7 +21,7 @@ import redis
 from kafka import KafkaConsumer
 from kafka.errors import KafkaError
 
-from consumers.ingest.loop import Cell, Ingest
+from consumers.ingest.step import Cell, Ingest
 from consumers.log import Records
 from consumers.secrets import Secrets
 from consumers.store import Checkpoint

@@ -16,7 +16,7 @@ from crash import oracle
 from crash.ledger import repeated
 from crash.naive_ingest import PREFIX, folded
 
-from consumers.ingest.loop import Cell, Ingest
+from consumers.ingest.step import Cell, Ingest
 from consumers.log import Records
 from consumers.secrets import Secrets
 from detector.baseline import Baseline

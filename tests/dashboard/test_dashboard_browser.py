@@ -261,7 +261,7 @@ def test_a_block_is_in_the_store_with_its_audit_row_and_can_be_undone(browser: B
     client = SECRETS.client_hash(TENANT, "svc-pricing-batch")
 
     def kept() -> list[operator_entries.StoredOperatorDecision]:
-        rulings = [operator_entries.ruling(e) for e in site.store.operator_entries("decision", TENANT)[1]]
+        rulings = [operator_entries.operator_decision(e) for e in site.store.operator_entries("decision", TENANT)[1]]
         return [r for r in rulings if r.client == client]
 
     with opened(browser, site, "operator") as (page, seen):

@@ -7,7 +7,7 @@ import random
 import pytest
 from gateways.remembered import TENANT, RememberedStore, read
 
-from consumers.detect.loop import Detect
+from consumers.detect.step import Detect
 from consumers.enforcement.refresher import Refresher
 from consumers.enforcement.restrictions import BLOCK, CLEAR, KEPT_CHANGES, THROTTLE, WATCH, Restrictions
 from consumers.enforcement.storm import GatewayBreaker

@@ -309,7 +309,7 @@ def test_a_damaged_entry_is_set_aside(operations: Operations) -> None:
     operations.store.operate(revision, Operation(puts=bad))
     assert [d.client_id for d in readings(operations).decisions()] == ["thief"]
     with pytest.raises(CorruptState):
-        operator_entries.ruling(bad[0])
+        operator_entries.operator_decision(bad[0])
 
 
 def test_the_answer_to_a_decision_says_whether_the_client_was_ever_seen(served: World) -> None:

@@ -12,7 +12,7 @@ from simulation.cells import ProfileCell
 from simulation.world import World
 
 from consumers import store as port
-from consumers.ingest.loop import shape_of
+from consumers.ingest.step import shape_of
 from consumers.records.decision import StoredDecision, stored_decision
 from consumers.records.ledger import COUNTERS, imbalance
 from consumers.store import decision_cell

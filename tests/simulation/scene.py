@@ -24,7 +24,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from consumers.detect.episodes import finding_id
 from consumers.detect.step import Detect, Seen
-from consumers.ingest.loop import Cell, Ingest
+from consumers.ingest.step import Cell, Ingest
 from consumers.log import Records
 from consumers.metrics import Metrics
 from consumers.records.decision import StoredDecision, stored_decision

@@ -87,7 +87,7 @@ class Sink:
         pass
 
 
-class DeadLetterShipper:
+class FakeDeadLetterTopic:
     """The dead-letter topic, as one ingest process sees it."""
 
     def __init__(self, process: Process) -> None:
@@ -197,7 +197,7 @@ class World:
     def _ingest(self, process: Process) -> None:
         log = MemberLog(self.topic, process, process.identity)
         runner = ingest.Runner(
-            log, _port(process), scene.reading(), metrics=scene.metrics(), dead_letters=DeadLetterShipper(process),
+            log, _port(process), scene.reading(), metrics=scene.metrics(), dead_letters=FakeDeadLetterTopic(process),
             max_poll_records=self.max_poll, clock=self.schedule.monotonic, sleep=process.pause,
             rng=random.Random(f"{self.seed}/{process.identity}"), new_token=self.token,
             careful_after=self.careful_after, trial=lambda count, attempt: [],
