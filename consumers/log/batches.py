@@ -1,7 +1,8 @@
 """Record batches of Kafka, read in bounded memory; no batch can stop a partition.
 
 Takes the place of kafka-python's own reader inside one consumer (`read_bounded`, an explicit call; importing changes
-nothing). The stock reader decompresses without a limit, and raises the same error for ever at a batch it cannot read.
+nothing). `kafka_patches.py` says for which version. The stock reader decompresses without a limit, and raises the same
+error for ever at a batch it cannot read.
 
 * A batch that decompresses to more than `BATCH_BYTES`, or whose records are not well-formed, is given as ONE record
   that carries the reason; reading goes on at the next batch.
@@ -28,7 +29,7 @@ from kafka.protocol.consumer import IsolationLevel
 from kafka.record.default_records import DefaultRecordBatch
 
 from consumers.log import MAX_RECORD_BYTES
-from consumers.log.inside import check_inside
+from consumers.log.kafka_patches import check_library
 
 BATCH_BYTES = 16 << 20
 KEPT_BYTES = MAX_RECORD_BYTES + 1
@@ -58,9 +59,9 @@ class _Unreadable(Exception):
 def read_bounded(consumer: kafka.KafkaConsumer) -> None:
     """Make `consumer` read through this module; its `poll` then returns `RawRecord` lists.
 
-    Raises Refused with a kafka-python whose inside we don't know.
+    Raises Refused with an unknown kafka-python.
     """
-    check_inside(consumer, "_fetcher")
+    check_library(consumer, "_fetcher")
     consumer._fetcher.PartitionRecords = functools.partial(_BoundedRecords, set())
 
 

@@ -8,7 +8,7 @@
   partition stops that partition only.
 * Cooperative rebalancing, committed transactions only, no topic created by reading, checksums verified. Without the
   ``crc32c`` package kafka-python is twelve times slower and says nothing, so we refuse to start.
-* Batches are read by `batches.py`, in bounded memory.
+* Batches are read by `batches.py`, in bounded memory. Errors of the library that are mended here: `kafka_patches.py`.
 """
 
 from __future__ import annotations
@@ -34,8 +34,7 @@ from kafka.record.util import crc32c_c
 from consumers.errors import Fenced, LogTruncated, Refused, WrongUse
 from consumers.log import Poll, Records
 from consumers.log.batches import RawRecord, read_bounded
-from consumers.log.joins import complete_joins
-from consumers.log.parked import check_parked, drop_parked
+from consumers.log.kafka_patches import check_parked, complete_joins, drop_parked
 from consumers.log.refusals import translated
 
 RECONNECT_MS = {"reconnect_backoff_ms": 50, "reconnect_backoff_max_ms": 500}  # the library's 30 s outlast every outage

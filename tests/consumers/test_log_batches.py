@@ -17,8 +17,7 @@ from kafka.record.util import calc_crc32c
 
 from consumers.errors import Refused
 from consumers.log.batches import BATCH_BYTES, CORRUPT, RawRecord, _BoundedRecords
-from consumers.log.inside import check_inside
-from consumers.log.parked import PARKED
+from consumers.log.kafka_patches import CHECKED, PARKED, check_library
 
 TP = TopicPartition("t", 0)
 CRC_AT = struct.calcsize(">qiib")
@@ -188,10 +187,15 @@ def test_snappy_blocks_that_announce_too_much_are_not_believed() -> None:
 def test_a_library_whose_inside_is_unknown_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     fetcher = Fetcher.__new__(Fetcher)
     with pytest.raises(Refused, match="needs 3.0.x"):
-        check_inside(fetcher, *PARKED)
+        check_library(fetcher, *PARKED)
     for name in PARKED:
         setattr(fetcher, name, {})
-    check_inside(fetcher, *PARKED)
+    check_library(fetcher, *PARKED)
     monkeypatch.setattr(kafka, "__version__", "3.1.0")
     with pytest.raises(Refused, match="3.1.0"):
-        check_inside(fetcher, *PARKED)
+        check_library(fetcher, *PARKED)
+
+
+def test_the_patches_were_checked_against_the_installed_library() -> None:
+    """Another version: follow the header of consumers/log/kafka_patches.py, then change `CHECKED`."""
+    assert kafka.__version__ == CHECKED
