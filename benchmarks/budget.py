@@ -27,7 +27,7 @@ from benchmarks.victims import Victim, build
 from detector.attacks import ATTACKS
 from detector.baseline import Baseline
 from detector.evaluation import Rate
-from detector.policy import FLAGGED, Policy, wanted
+from detector.policy import FLAGGED, Policy, State, wanted
 from detector.worlds import Stream, world
 
 RESULTS = Path(__file__).parent / "results" / "budget.json"
@@ -57,7 +57,7 @@ def honest(victim: Victim, groups: tuple[int, ...], clients: int, rng: np.random
     return [s for g in groups for s in world(victim.scenes[g], victim.predict, rng, clients=clients // len(groups))]
 
 
-def states_of(victim: Victim, baseline: Baseline, streams: list[Stream]) -> list[list[str]]:
+def states_of(victim: Victim, baseline: Baseline, streams: list[Stream]) -> list[list[State]]:
     """The state of each client at each budget."""
     states = []
     for some in (streams[i : i + 200] for i in range(0, len(streams), 200)):

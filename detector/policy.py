@@ -11,19 +11,27 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple, get_args
 
 from detector.calibration import Nulls
 from detector.scoring import Assessment
 
-STATES = ("clear", "watch", "throttle", "block")
-FLAGGED = ("throttle", "block")
-MODES = ("observe", "alert", "throttle", "block")
+State = Literal["clear", "watch", "throttle", "block"]
+"""State of a client's decision, the mildest first."""
+Mode = Literal["observe", "alert", "throttle", "block"]
+"""The strongest state that the service enforces; observe and alert enforce none."""
+
+STATES: tuple[State, ...] = get_args(State)
+FLAGGED: tuple[State, ...] = ("throttle", "block")
+MODES: tuple[Mode, ...] = get_args(Mode)
 WATCH_FACTOR = 5.0
 BLOCK_FACTOR = 0.1
 MIN_ODD_TO_THROTTLE = 8
 MIN_ODD_TO_BLOCK = 30
-TTL_S = {"clear": 0, "watch": 0, "throttle": 86_400, "block": 86_400}
+TTL_S: dict[State, int] = {"clear": 0, "watch": 0, "throttle": 86_400, "block": 86_400}
 
 REASONS: dict[str, str] = {
     "no_evidence": "nothing unusual among honest clients",
@@ -49,41 +57,113 @@ class Policy:
     """budget: lifetime false-alarm budget a, share of honest clients; mode: the strongest state that is enforced."""
 
     budget: float = 0.01
-    mode: str = "observe"
+    mode: Mode = "observe"
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
     """state and why; until_s: when it ends, 0 for never; episode: rises when a client returns to clear; enforced: what gateways do."""
 
-    state: str = "clear"
+    state: State = "clear"
     reason: str = "no_evidence"
     since_s: int = 0
     until_s: int = 0
     episode: int = 0
-    enforced: str = "clear"
+    enforced: State = "clear"
 
 
-def wanted(assessment: Assessment, nulls: Nulls, policy: Policy) -> tuple[str, str]:
-    """State and reason that an assessment asks for."""
-    for holds, state, reason in TRANSITIONS:
-        if holds(assessment, nulls, policy.budget):
-            return state, reason
-    return "clear", "no_evidence"
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What the table of transitions looks at.
+
+    NaN is handled here and nowhere else: a p-value that is no number is infinite, an odd count that is none is 0.0. So a number that
+    could not be computed never counts as evidence.
+
+    p_value, content_p_value  lifetime p-values, with and without the signals of misfits
+    odd         distinct queries behind the strongest signal
+    calibrated  whether the baseline was calibrated on real clients
+    supported   whether the calibration knows enough honest clients to speak of a block at this budget
+    budget      lifetime false-alarm budget
+    """
+
+    p_value: float
+    content_p_value: float
+    odd: float
+    calibrated: bool
+    supported: bool
+    budget: float
+
+    @classmethod
+    def of(cls, assessment: Assessment, nulls: Nulls, budget: float) -> Case:
+        """The case of one client under one budget."""
+        return cls(
+            p_value=_number(assessment.p_value, math.inf),
+            content_p_value=_number(assessment.content_p_value, math.inf),
+            odd=_number(assessment.odd, 0.0),
+            calibrated=assessment.calibrated,
+            supported=nulls.supports(budget * BLOCK_FACTOR),
+            budget=budget,
+        )
+
+    def usual(self) -> bool:
+        return self.p_value > self.budget * WATCH_FACTOR
+
+    def within_budget(self) -> bool:
+        return self.p_value > self.budget
+
+    def too_few_to_throttle(self) -> bool:
+        return self.odd < MIN_ODD_TO_THROTTLE
+
+    def uncalibrated(self) -> bool:
+        return not self.calibrated
+
+    def too_common_to_block(self) -> bool:
+        return self.p_value > self.budget * BLOCK_FACTOR
+
+    def too_few_to_block(self) -> bool:
+        return self.odd < MIN_ODD_TO_BLOCK
+
+    def rare_by_misfits_only(self) -> bool:
+        return self.content_p_value > self.budget * BLOCK_FACTOR
+
+    def unsupported(self) -> bool:
+        return not self.supported
+
+    def everything_else(self) -> bool:
+        return True
+
+
+def _number(value: float, otherwise: float) -> float:
+    return otherwise if math.isnan(value) else value
+
+
+class Transition(NamedTuple):
+    """One row of the table: under this condition the client is to be in this state, for this reason."""
+
+    condition: Callable[[Case], bool]
+    state: State
+    reason: str
+
+
+def wanted(assessment: Assessment, nulls: Nulls, policy: Policy) -> tuple[State, str]:
+    """Return the state and the reason that an assessment asks for: the first row of `TRANSITIONS` whose condition holds."""
+    case = Case.of(assessment, nulls, policy.budget)
+    row = next(row for row in TRANSITIONS if row.condition(case))
+    return row.state, row.reason
 
 
 TRANSITIONS = (
-    (lambda a, n, b: not a.p_value <= b * WATCH_FACTOR, "clear", "no_evidence"),  # no number is no evidence either
-    (lambda a, n, b: a.p_value > b, "watch", "unusual"),
-    (lambda a, n, b: not a.odd >= MIN_ODD_TO_THROTTLE, "watch", "too_few_to_throttle"),
-    (lambda a, n, b: not a.calibrated, "throttle", "uncalibrated"),
-    (lambda a, n, b: a.p_value > b * BLOCK_FACTOR, "throttle", "suspicious"),
-    (lambda a, n, b: a.odd < MIN_ODD_TO_BLOCK, "throttle", "too_few_to_block"),
-    (lambda a, n, b: not a.content_p_value <= b * BLOCK_FACTOR, "throttle", "misfit_only"),
-    (lambda a, n, b: not n.supports(b * BLOCK_FACTOR), "throttle", "budget_unsupported"),
-    (lambda a, n, b: True, "block", "extraction"),
+    Transition(Case.usual, "clear", "no_evidence"),
+    Transition(Case.within_budget, "watch", "unusual"),
+    Transition(Case.too_few_to_throttle, "watch", "too_few_to_throttle"),
+    Transition(Case.uncalibrated, "throttle", "uncalibrated"),
+    Transition(Case.too_common_to_block, "throttle", "suspicious"),
+    Transition(Case.too_few_to_block, "throttle", "too_few_to_block"),
+    Transition(Case.rare_by_misfits_only, "throttle", "misfit_only"),
+    Transition(Case.unsupported, "throttle", "budget_unsupported"),
+    Transition(Case.everything_else, "block", "extraction"),
 )
-"""First row that holds decides: (condition on assessment, nulls, budget), state, reason."""
+"""The first row that holds decides."""
 
 
 def decide(previous: Decision, assessment: Assessment, nulls: Nulls, policy: Policy, now_s: int) -> Decision:
@@ -126,7 +206,7 @@ def lapsed(previous: Decision, decision: Decision, now_s: int) -> Decision:
     return decision
 
 
-def enforce(state: str, mode: str) -> str:
+def enforce(state: State, mode: Mode) -> State:
     """What a gateway does: never more than the mode allows; observe and alert enforce nothing."""
     allowed = {"observe": 0, "alert": 0, "throttle": STATES.index("throttle"), "block": STATES.index("block")}[mode]
     return STATES[min(allowed, STATES.index(state))]

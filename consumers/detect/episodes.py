@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -31,7 +31,7 @@ from consumers.secrets import Secrets
 from consumers.store import OutboxAlert
 from detector.baseline import Baseline
 from detector.extraction import estimate
-from detector.policy import FLAGGED, STATES, Decision
+from detector.policy import FLAGGED, STATES, Decision, State
 from detector.profile import Profile
 from detector.query import ClientKey
 from detector.scoring import Assessment, rung
@@ -60,7 +60,8 @@ def previous(before: StoredDecision | None) -> Decision:
     """The decision that a row holds; a clear one for who has no row."""
     if before is None:
         return Decision()
-    return Decision(before.state, before.reason, before.since_s, before.until_s, before.episode, before.enforced)
+    state, enforced = cast("State", before.state), cast("State", before.enforced)
+    return Decision(state, before.reason, before.since_s, before.until_s, before.episode, enforced)
 
 
 def assessed(

@@ -22,7 +22,7 @@ from consumers.records.spans import Fields, spans_in_force, together
 from consumers.secrets import Secrets
 from consumers.store import Cursor, OutboxAlert, Outcome
 from detector.baseline import Baseline
-from detector.policy import Decision, Policy, decide, lapsed
+from detector.policy import Decision, Mode, Policy, decide, lapsed
 from detector.profile import Profile
 from detector.query import ClientKey
 from detector.scoring import Assessment, assess, reached
@@ -54,7 +54,7 @@ class Detect:
     baselines: Mapping[str, Baseline]
     secrets: Secrets
     policy: Policy = field(default_factory=Policy)
-    modes: Mapping[str, str] = field(default_factory=dict)
+    modes: Mapping[str, Mode] = field(default_factory=dict)
     personas: Mapping[str, str] = field(default_factory=dict)
     misfits_held: Callable[[str, str], bool] = lambda tenant, model: False
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from detector.baseline import Baseline
-from detector.policy import FLAGGED, MODES, STATES, Policy, enforce, wanted
+from detector.policy import FLAGGED, MODES, STATES, Mode, Policy, State, enforce, wanted
 from detector.profile import Profile
 from detector.scoring import Assessment, assess, reached
 
@@ -44,11 +44,11 @@ class AtBudget:
     """
 
     budget: float
-    states: Mapping[str, int]
+    states: Mapping[State, int]
     flagged: int
     expected: float
     supported: bool
-    enforced: Mapping[str, Mapping[str, int]]
+    enforced: Mapping[Mode, Mapping[State, int]]
     reasons: Mapping[str, int]
 
 

@@ -32,7 +32,7 @@ from consumers.secrets import Secrets
 from consumers.store import DECISION_CELLS, DecisionRow, Entry, Operation, OutboxAlert, Outcome, decision_cell
 from consumers.store.embedded import EmbeddedStore
 from detector.baseline import Baseline
-from detector.policy import Policy
+from detector.policy import Mode, Policy
 from detector.query import ClientKey
 
 NewStore = Callable[[], EmbeddedStore]
@@ -318,7 +318,7 @@ def test_an_uncalibrated_baseline_blocks_nothing_and_marks_its_scores(
     ("mode", "enforced"), [("observe", "clear"), ("alert", "clear"), ("throttle", "throttle"), ("block", "throttle")]
 )
 def test_the_mode_bounds_what_is_enforced_and_not_what_is_told(
-    mode: str, enforced: str, filled: EmbeddedStore, judging: Detect, secrets: Secrets, thieves: set[str]
+    mode: Mode, enforced: str, filled: EmbeddedStore, judging: Detect, secrets: Secrets, thieves: set[str]
 ) -> None:
     judge = Detect(judging.baselines, secrets, Policy(BUDGET, mode))
     row, (alert,) = decided(judge, filled, thief_key(secrets, thieves), None, 5)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from apiworld import MODEL, OURS, SECRETS, client_hash, decided
 
+from consumers.detect.episodes import previous
 from consumers.detect.loop import Runner
 from consumers.detect.overrides import Overrides
 from consumers.detect.step import Detect, Seen
@@ -41,7 +42,7 @@ class Alarmed(Detect):
         assert now_s is not None
         outcome = Outcome(cell, dict(cursors))
         for one in seen:
-            before = Decision(one.before.state, enforced=one.before.enforced) if one.before else Decision()
+            before = previous(one.before)
             made = Decision("block", "extraction", now_s, now_s + 3600, 0, "block")
             made = overrule(one.key, before, made, now_s)
             row = decided(f"c{one.key.client}", 1e-6, "block", enforced=made.enforced, reason=made.reason)

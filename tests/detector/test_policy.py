@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -21,8 +20,11 @@ from detector.policy import (
     STATES,
     TRANSITIONS,
     TTL_S,
+    Case,
     Decision,
+    Mode,
     Policy,
+    State,
     decide,
     enforce,
     lapsed,
@@ -74,10 +76,10 @@ def test_what_an_assessment_asks_for(case: str) -> None:
 
 
 def test_every_row_of_the_table_is_hit_and_every_reason_is_reached() -> None:
-    rows: Sequence[tuple[Callable[[Assessment, Nulls, float], bool], str, str]] = TRANSITIONS
     hit = set()
     for a, n, _, _ in CASES.values():
-        hit.add(next(i for i, (holds, *_) in enumerate(rows) if holds(a, n, BUDGET)))
+        case = Case.of(a, n, BUDGET)
+        hit.add(next(i for i, row in enumerate(TRANSITIONS) if row.condition(case)))
     assert hit == set(range(len(TRANSITIONS)))
     reasons = {wanted(a, n, Policy(BUDGET))[1] for a, n, _, _ in CASES.values()}
     held = decide(Decision("block", "extraction", NOW_S, NOW_S + 9), assessment(1.0), nulls(), Policy(BUDGET), NOW_S)
@@ -85,7 +87,7 @@ def test_every_row_of_the_table_is_hit_and_every_reason_is_reached() -> None:
     # by what people said (tests/consumers/test_overrides.py), and about groups (tests/consumers/test_campaigns.py)
     overruled = {"allow_listed", "breaker", "campaign"}
     assert reasons | {held.reason, over.reason} | overruled == set(REASONS)
-    assert {state for _, state, _ in TRANSITIONS} == set(STATES)
+    assert {row.state for row in TRANSITIONS} == set(STATES)
     assert set(TTL_S) == set(STATES)
     assert set(FLAGGED) <= set(STATES)
 
@@ -101,7 +103,7 @@ def test_every_row_of_the_table_is_hit_and_every_reason_is_reached() -> None:
     ],
 )
 def test_a_restriction_is_not_renewed_for_a_client_that_asked_nothing_since(
-    before: str, now_s: int, after: str, state: str
+    before: State, now_s: int, after: State, state: State
 ) -> None:
     decision = lapsed(
         Decision(before, "extraction", 10, 100, 3), Decision(after, "x", now_s, now_s + 50, 3, after), now_s
@@ -160,7 +162,7 @@ def test_a_state_rises_at_once_and_falls_only_when_its_time_is_over(
 
 @pytest.mark.parametrize("state", STATES)
 @pytest.mark.parametrize("mode", MODES)
-def test_a_gateway_never_does_more_than_the_mode(state: str, mode: str) -> None:
+def test_a_gateway_never_does_more_than_the_mode(state: State, mode: Mode) -> None:
     enforced = enforce(state, mode)
     assert STATES.index(enforced) <= STATES.index(state)
     most = mode if mode in STATES else "clear"
