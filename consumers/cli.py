@@ -196,8 +196,8 @@ def replay(
     from consumers.fit import load_baselines
     from consumers.log.files import FileLog
     from consumers.misfits import learned
+    from consumers.readers.report import write_report
     from consumers.store.embedded import EmbeddedStore
-    from consumers.views.report import write_report
 
     check_folders(alerts, scores, report, store)
     settings = config.load(config_file, false_alarm_budget=false_alarm_budget, mode=mode)

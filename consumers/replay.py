@@ -27,13 +27,13 @@ from consumers.log import Records, prefix
 from consumers.log.files import FileLog
 from consumers.log.formats import Decoded
 from consumers.misfits import Misfits
+from consumers.readers.report import AlertRow, CampaignRow, ClientRow, Coverage, Evidence, Report
 from consumers.records import decision
 from consumers.records.decision import StoredDecision, is_campaign, stored_alert, stored_decision
 from consumers.records.ledger import MARKS
 from consumers.refused_lines import HOPELESS, RefusedLines
 from consumers.secrets import Secrets
 from consumers.store import Checkpoint, DeadLetter, Store
-from consumers.views.report import AlertRow, CampaignRow, ClientRow, Coverage, Evidence, Report
 from detector.baseline import Baseline
 from detector.policy import FLAGGED, REASONS
 

@@ -43,10 +43,10 @@ from consumers.errors import Refused
 from consumers.ingest.step import Ingest
 from consumers.log.files import FileLog
 from consumers.metrics import Metrics
+from consumers.readers.report import write_report
 from consumers.secrets import Secrets
 from consumers.simulate import Columns, origins, truth_of, truth_path, write_json, write_log, write_reference
 from consumers.store.embedded import EmbeddedStore
-from consumers.views.report import write_report
 from detector.baseline import Baseline
 from detector.domain import Domain, Rows, Scene
 from detector.policy import FLAGGED, Policy

@@ -27,6 +27,8 @@ from consumers.log.writers import FileWriter
 from consumers.metrics import Metrics
 from consumers.operators.audit import Mirror
 from consumers.operators.operate import ROLES, Actor, Operations
+from consumers.readers.gateways import Modes
+from consumers.readers.queries import Reader
 from consumers.records.decision import (
     FRAMEWORKS,
     StoredDecision,
@@ -38,8 +40,6 @@ from consumers.records.decision import (
 from consumers.secrets import Secrets
 from consumers.store import Outcome, Store, decision_cell
 from consumers.store.embedded import EmbeddedStore
-from consumers.views.gateways import Modes
-from consumers.views.readings import Readings
 from detector.query import ClientKey
 
 OURS, FOREIGN = "acme", "rival"
@@ -121,7 +121,7 @@ class World:
     front: Front
     operations: Operations
     ring: KeyRing
-    readings: Readings
+    reader: Reader
     view: Restrictions
     refresher: Refresher
     written: Path
@@ -183,11 +183,11 @@ def world(
     gateway = Gateway(view, Identities(["x-api-key"], SECRETS), auth.gateway, metrics)
     refresher = Refresher(store, view, metrics)
     refresher.turn()
-    readings = Readings(store, SECRETS, OURS, baselines=baselines or {}, modes=Modes("block"))
+    reader = Reader(store, SECRETS, OURS, baselines=baselines or {}, modes=Modes("block"))
     written = folder / "queries.jsonl"
     bridge = Bridge(format or NativeFormat({}, True), write or FileWriter(written).write, OURS)
-    feed = DecisionFeed(view, lambda key: readings.of(key.tenant).named(key.model, key.client))
-    app = build(Api(readings, operations, ring, feed, bridge))
+    feed = DecisionFeed(view, lambda key: reader.of(key.tenant).named(key.model, key.client))
+    app = build(Api(reader, operations, ring, feed, bridge))
     front = Front(
         app,
         auth,
@@ -198,7 +198,7 @@ def world(
         known=Buckets(rate_per_s, burst),
         unknown=Buckets(rate_per_s, burst),
     )
-    yield World(store, front, operations, ring, readings, view, refresher, written, mirror, keys)
+    yield World(store, front, operations, ring, reader, view, refresher, written, mirror, keys)
     store.close()
 
 

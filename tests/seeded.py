@@ -27,11 +27,11 @@ from consumers.http.dashboard.health import Pulse, Sink
 from consumers.http.dashboard.pages import Dashboard
 from consumers.http.dashboard.session import Sessions
 from consumers.operators.operate import Actor, Operations
+from consumers.readers.queries import Reader
 from consumers.records.decision import FRAMEWORKS, StoredDecision, packed_alert, packed_decision, rfc3339
 from consumers.secrets import Secrets
 from consumers.store import Checkpoint, DeadLetter, Outcome, Store, decision_cell
 from consumers.store.embedded import EmbeddedStore
-from consumers.views.readings import Readings
 from detector.baseline import Baseline
 from detector.features import CELLS
 from detector.policy import FLAGGED, STATES
@@ -195,10 +195,10 @@ def served(
     keys = people(operations) if fill else {}
     ring = KeyRing(SECRETS, time.time)
     ring.refresh(store)
-    readings = Readings(store, SECRETS, TENANT, time.time, {MODEL: baseline})
+    reader = Reader(store, SECRETS, TENANT, time.time, {MODEL: baseline})
     sinks = [Sink("kafka:extraction-alerts", 0), Sink("webhook:soc", 2, "away since 09:12")]
     dashboard = Dashboard(
-        readings=readings,
+        reader=reader,
         auth=Authenticator(ring, tenant=TENANT, open_on_loopback=True),
         sessions=Sessions(SECRETS.derived("dashboard")),
         baselines={MODEL: baseline},

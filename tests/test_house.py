@@ -141,7 +141,7 @@ def test_the_import_contracts_hold(copied: Path) -> None:
         ("consumers/records/ledger.py", "import consumers.ingest.step", "The floors of the shell"),
         ("consumers/records/ledger.py", "import consumers.records.heartbeat", "The floors of the room records"),
         ("consumers/ingest/tally.py", "import consumers.ingest.step", "The floors of the room ingest"),
-        ("consumers/views/anything.py", "", "The floors of the room views"),
+        ("consumers/readers/anything.py", "", "The floors of the room readers"),
         ("detector/anything.py", "", "The floors of the core"),
     ],
 )

@@ -23,7 +23,8 @@ from consumers.commands.options import AsJson, BaselineFiles, Client, ConfigFile
 from consumers.errors import Refused, WrongUse
 
 if TYPE_CHECKING:
-    from consumers.views.readings import ClientDetail, Readings
+    from consumers.readers.models import ClientDetail
+    from consumers.readers.queries import Reader
     from detector.baseline import Baseline
 
 ModelOption = Annotated[str | None, typer.Option("--model", help="The model; needed where several know the client.")]
@@ -36,14 +37,14 @@ MOST_FLAGGED = 40
 def explain(client: Client, model: ModelOption = None, as_json: AsJson = False, config_file: ConfigFile = None) -> None:
     """Explain why a client is in its state: its signals, what happened, what would change it."""
     from consumers.fit import load_baselines
-    from consumers.views import explanation
+    from consumers.readers import explanation
 
     settings = config.load(config_file)
     baselines = load_baselines(settings.baselines) if settings.baselines else {}
-    with _readings(settings, baselines) as readings:
-        one = _found(readings, client, model)
+    with _reader(settings, baselines) as reader:
+        one = _found(reader, client, model)
         c = one.client
-        alerts = readings.alerts(model=c.model_id, client=c.client_key, updates=True, limit=100).items
+        alerts = reader.alerts(model=c.model_id, client=c.client_key, updates=True, limit=100).items
         told = explanation.account(one, settings.false_alarm_budget, baselines.get(c.model_id), reversed(alerts))
     terminal.show([told], as_json, lambda rows: _print_account(rows[0]))
 
@@ -59,21 +60,21 @@ def evidence(
 ) -> None:
     """Write a signed, replayable bundle: decision, findings, profile, audit rows, method."""
     from consumers.operators import audit
+    from consumers.readers import evidence as bundling
     from consumers.records import operator_entries
     from consumers.records.decision import stored_alert, stored_decision
     from consumers.records.spans import fields_of, spans_in_force
-    from consumers.views import evidence as bundling
 
     check_folders(out_path)
     settings = config.load(config_file)
     files = _baseline_files(baseline or list(settings.baselines))
-    with _readings(settings, {m: b for m, (b, _) in files.items()}) as readings:
-        c = _found(readings, client, model).client
+    with _reader(settings, {m: b for m, (b, _) in files.items()}) as reader:
+        c = _found(reader, client, model).client
         if c.model_id not in files:
             raise WrongUse(f"no baseline of model {c.model_id}: give --baseline FILE")
         known, blob = files[c.model_id]
-        store, secrets = readings.store, readings.secrets
-        key = readings.key_of(c.model_id, c.client_key)
+        store, secrets = reader.store, reader.secrets
+        key = reader.key_of(c.model_id, c.client_key)
         fields = fields_of(store, [key])[key]
         bodies = (stored_alert(a, secrets) for a in store.alerts())
         case = bundling.Case(
@@ -110,7 +111,7 @@ def verify_evidence(
     as_json: AsJson = False,
 ) -> None:
     """Check a bundle: signature, hashes and, with the baseline, the scores."""
-    from consumers.views import evidence as bundling
+    from consumers.readers import evidence as bundling
 
     checked = bundling.verify(paths.read(file), paths.read(baseline) if baseline else None, signer)
     said = {
@@ -140,10 +141,10 @@ def backtest(
     from consumers import replay as replaying
     from consumers.fit import load_baselines
     from consumers.log.files import FileLog
+    from consumers.readers import backtest as testing
     from consumers.records.decision import is_campaign
     from consumers.records.spans import fields_of, spans_in_force, together
     from consumers.store.embedded import EmbeddedStore
-    from consumers.views import backtest as testing
 
     settings = config.load(config_file)
     baselines = load_baselines(baseline or list(settings.baselines))
@@ -185,19 +186,19 @@ def backtest(
 
 
 @contextlib.contextmanager
-def _readings(settings: config.Settings, baselines: Mapping[str, Baseline]) -> Iterator[Readings]:
+def _reader(settings: config.Settings, baselines: Mapping[str, Baseline]) -> Iterator[Reader]:
     from consumers.commands.serving import modes_of
-    from consumers.views.readings import Readings
+    from consumers.readers.queries import Reader
 
     with wiring.open_store(settings) as store:
         secrets = wiring.secrets_of(settings, store)
-        yield Readings(store, secrets, settings.tenant, baselines=baselines, modes=modes_of(settings))
+        yield Reader(store, secrets, settings.tenant, baselines=baselines, modes=modes_of(settings))
 
 
-def _found(readings: Readings, client: str, model: str | None) -> ClientDetail:
+def _found(reader: Reader, client: str, model: str | None) -> ClientDetail:
     """The client on the one model that is meant. Raises Refused, WrongUse."""
-    names = [model] if model is not None else [m.model_id for m in readings.models()]
-    found = [one for one in (readings.client(name, client) for name in names) if one is not None]
+    names = [model] if model is not None else [m.model_id for m in reader.models()]
+    found = [one for one in (reader.client(name, client) for name in names) if one is not None]
     if not found:
         raise Refused(f"no client {client!r} was assessed{f' on model {model}' if model else ''}")
     if len(found) > 1:

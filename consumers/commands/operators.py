@@ -24,10 +24,10 @@ from consumers.errors import Missing, Refused, WrongUse
 
 if TYPE_CHECKING:
     from consumers.operators.operate import Actor, Operations, Subject
+    from consumers.readers.queries import Reader
+    from consumers.readers.refusals import Refused as RefusedClient
     from consumers.records.operator_entries import ApiKey
     from consumers.store import Store
-    from consumers.views.readings import Readings
-    from consumers.views.refusals import Refused as RefusedClient
 
 ModelOption = Annotated[str, typer.Option("--model", help="Only on this model; *: on all.")]
 For = Annotated[
@@ -62,26 +62,26 @@ _LONGEST_S = 3650 * 86_400
 class _Desk:
     """A store that is open for an operator."""
 
-    def __init__(self, operations: Operations, readings: Readings, actor: Actor) -> None:
-        self.operations, self.readings, self.actor = operations, readings, actor
+    def __init__(self, operations: Operations, reader: Reader, actor: Actor) -> None:
+        self.operations, self.reader, self.actor = operations, reader, actor
 
     def subject(self, client: str, model: str) -> Subject:
         from consumers.operators.operate import Subject
 
-        key = self.readings.key_of(model, client)
+        key = self.reader.key_of(model, client)
         return Subject(key.client, model, "" if key.client == client else client)
 
 
 @contextlib.contextmanager
 def _desk(config_file: Path | None) -> Iterator[_Desk]:
     from consumers.commands.serving import operations_of, user_of
-    from consumers.views.readings import Readings
+    from consumers.readers.queries import Reader
 
     settings = config.load(config_file)
     with wiring.open_store(settings) as store:
         secrets = wiring.secrets_of(settings, store)
-        readings = Readings(store, secrets, settings.tenant)
-        yield _Desk(operations_of(settings, store, secrets), readings, user_of(settings))
+        reader = Reader(store, secrets, settings.tenant)
+        yield _Desk(operations_of(settings, store, secrets), reader, user_of(settings))
 
 
 def seconds(text: str) -> int:
@@ -109,7 +109,7 @@ def _decision_seconds(desk: _Desk, text: str) -> int:
 
 def _confirm(desk: _Desk, subject: Subject, client: str, what: str, yes: bool) -> None:
     """Ask before something is decided about a client that nobody has seen: its name may be misspelt. Raises WrongUse, Abort."""
-    if yes or desk.readings.seen(subject.model, subject.client):
+    if yes or desk.reader.seen(subject.model, subject.client):
         return
     where = "any model" if subject.model == "*" else f"model {subject.model}"
     words = f"no client {_named(client)!r} was seen on {where}"
@@ -137,7 +137,7 @@ def _shown(
 
 
 def _until(time_s: int) -> str:
-    from consumers.views.gateways import moment
+    from consumers.readers.gateways import moment
 
     return moment(time_s * 1000) if time_s else "for ever"
 
@@ -153,7 +153,7 @@ def _where(model: str) -> str:
 def decisions_list(as_json: AsJson = False, config_file: ConfigFile = None) -> None:
     """List the operators' decisions that hold, dry runs too, newest first."""
     with _desk(config_file) as desk:
-        rows = desk.readings.decisions(simulated=True)
+        rows = desk.reader.decisions(simulated=True)
     _shown(
         rows, as_json, "decisions", "no operator's decision holds", ("client", "model", "state", "until", "by", "reason"),
         lambda d: (
@@ -170,10 +170,10 @@ def decisions_reference(
     config_file: ConfigFile = None,
 ) -> None:
     """Find the client that was refused, by the reference id of the refusal. Exit status 1 if none is found."""
-    from consumers.views.refusals import refused
+    from consumers.readers.refusals import refused
 
     with _desk(config_file) as desk:
-        found = refused(desk.readings, reference)
+        found = refused(desk.reader, reference)
     if found is None:
         raise Refused("no client that the store knows was refused with this reference")
     _said(found, as_json, _refusal(found))
@@ -212,9 +212,7 @@ def _decide(
         _confirm(desk, subject, client, {"clear": "release"}.get(state, state), yes)
         made = desk.operations.decide(desk.actor, subject, state, ttl_s=ttl_s, reason=reason, note=note, simulated=dry)
         row = next(
-            d
-            for d in desk.readings.decisions(simulated=True)
-            if (d.client_key, d.model_id) == (made.client, made.model)
+            d for d in desk.reader.decisions(simulated=True) if (d.client_key, d.model_id) == (made.client, made.model)
         )
     words = f"{row.state} {_where(row.model_id)} until {_until(row.until_s)}"
     _said(row, as_json, f"{_named(client)}: {words}{', dry run: nothing is enforced' if dry else ''}")
@@ -281,7 +279,7 @@ def decisions_release(
 def allowlist_list(as_json: AsJson = False, config_file: ConfigFile = None) -> None:
     """List the allow-list, newest first."""
     with _desk(config_file) as desk:
-        rows = desk.readings.allowlist()
+        rows = desk.reader.allowlist()
     _shown(
         rows, as_json, "entries", "the allow-list is empty", ("client", "model", "until", "by", "origin", "reason"),
         lambda a: (

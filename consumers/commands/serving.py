@@ -34,12 +34,12 @@ if TYPE_CHECKING:
     from consumers.metrics import Metrics
     from consumers.operators.audit import Mirror
     from consumers.operators.operate import Actor, Operations
+    from consumers.readers.gateways import Modes
+    from consumers.readers.queries import Reader
     from consumers.responders import Target
     from consumers.secrets import Secrets
     from consumers.serve import Tls
     from consumers.store import Store
-    from consumers.views.gateways import Modes
-    from consumers.views.readings import Readings
     from detector.baseline import Baseline
     from detector.query import ClientKey
 
@@ -164,13 +164,13 @@ def build_front(settings: config.Settings, stack: contextlib.ExitStack, metrics:
     from consumers.http.dashboard.session import Sessions
     from consumers.http.front import Buckets, Front
     from consumers.http.gateway import Gateway
+    from consumers.readers.queries import Reader
     from consumers.serve import CredentialRefresher
-    from consumers.views.readings import Readings
 
     store = stack.enter_context(wiring.open_store(settings))
     secrets = wiring.secrets_of(settings, store)
     baselines = load_baselines(settings.baselines) if settings.baselines else {}
-    readings = Readings(store, secrets, settings.tenant, baselines=baselines, modes=modes_of(settings))
+    reader = Reader(store, secrets, settings.tenant, baselines=baselines, modes=modes_of(settings))
     mirror = mirror_of(settings)
     operations = operations_of(settings, store, secrets)
     keys = KeyRing(secrets, file=memory_of(settings, secrets))
@@ -179,7 +179,7 @@ def build_front(settings: config.Settings, stack: contextlib.ExitStack, metrics:
     auth = authenticator(settings, keys, tokens)
     view = Restrictions(settings.mode, dict(settings.modes))
     gateway = gateway_of(settings, view, secrets, auth, metrics)
-    feed = feed_of(settings, view, readings)
+    feed = feed_of(settings, view, reader)
     alarms = Alarms(metrics)
     heart = wiring.beat(stack, store, "serve", lambda: (None, alarms, ()), lambda: keys.fingerprint)
     keeper = CredentialRefresher(
@@ -197,14 +197,14 @@ def build_front(settings: config.Settings, stack: contextlib.ExitStack, metrics:
     stack.callback(keeper.stop)
     _start_refresher(settings, stack, store, view, gateway, metrics)
     dashboard = pages.Dashboard(
-        readings=readings,
+        reader=reader,
         auth=auth,
         sessions=sessions,
         baselines=baselines,
         budget=settings.false_alarm_budget,
         pulse=_pulse_of(view),
     )
-    api = Api(readings, operations, keys, feed, bridge_of(settings, stack, baselines))
+    api = Api(reader, operations, keys, feed, bridge_of(settings, stack, baselines))
     app = build(api, [*pages.routes(dashboard), *actions.routes(dashboard, operations)])
 
     def ready() -> str | None:
@@ -229,7 +229,7 @@ def build_front(settings: config.Settings, stack: contextlib.ExitStack, metrics:
 
 def modes_of(settings: config.Settings) -> Modes:
     """Enforcement modes as readers know them."""
-    from consumers.views.gateways import Modes
+    from consumers.readers.gateways import Modes
 
     return Modes(settings.mode, dict(settings.modes))
 
@@ -317,12 +317,12 @@ def gateway_of(
     return Gateway(view, identities, auth.gateway, metrics, rules)
 
 
-def feed_of(settings: config.Settings, view: Restrictions, readings: Readings) -> DecisionFeed:
+def feed_of(settings: config.Settings, view: Restrictions, reader: Reader) -> DecisionFeed:
     from consumers.http.restriction_feed import DecisionFeed
 
     @functools.lru_cache(maxsize=65_536)
     def known(key: ClientKey) -> str:
-        name = readings.of(key.tenant).named(key.model, key.client)
+        name = reader.of(key.tenant).named(key.model, key.client)
         if name is None:
             raise KeyError  # not remembered: it may be known later
         return name

@@ -1,4 +1,4 @@
-"""The routes of the API: what they take and what they answer. Who may use them is in `access`, what they do in `readings` and `operate`.
+"""The routes of the API: what they take and what they answer. Who may use them is in `access`; `readers` and `operate` do the work.
 
 Rules:
 
@@ -39,11 +39,11 @@ from consumers.http.schema import schema_routes
 from consumers.operators import operate
 from consumers.operators.audit import stored_rows
 from consumers.operators.operate import Actor, Operations, Subject
+from consumers.readers import models as read_models
+from consumers.readers.pagination import MOST_ROWS, Page, Place, asked
+from consumers.readers.queries import Reader
 from consumers.records import operator_entries
 from consumers.records.decision import campaign_key
-from consumers.views import readings
-from consumers.views.pages import Page, Place, asked
-from consumers.views.readings import Readings
 
 ELSEWHERE = frozenset({("GET", "/healthz"), ("GET", "/readyz"), ("GET", "/metrics"), ("ANY", "/v1/authz")})
 """Rows whose paths are answered before the API: see `front`."""
@@ -58,7 +58,7 @@ Model = Annotated[str, Path(min_length=1, max_length=256)]
 Named = Annotated[str, Path(min_length=1, max_length=1024, description="the client's id or its client_key")]
 Id = Annotated[str, Path(min_length=1, max_length=128)]
 Cursor = Annotated[str | None, Query(max_length=2048, description="next of the page before")]
-Limit = Annotated[int, Query(ge=1, le=readings.MOST_ROWS)]
+Limit = Annotated[int, Query(ge=1, le=MOST_ROWS)]
 NEXT: dict[int | str, dict[str, Any]] = {
     200: {
         "headers": {
@@ -130,7 +130,7 @@ class ResetBreaker(Asked):
 
 
 @dataclass(frozen=True, slots=True)
-class Decided(readings.OperatorDecision):
+class Decided(read_models.OperatorDecision):
     """A decision as it was stored. seen: whether the client was ever assessed there; if not, its name may be misspelt."""
 
     seen: bool
@@ -153,9 +153,9 @@ class Key:
 class History:
     """When suspicion first reached each level, what could be copied over queries, and each change of state."""
 
-    trail: tuple[readings.TrailPoint, ...]
-    exposures: tuple[readings.ExposurePoint, ...]
-    history: tuple[readings.StateChange, ...]
+    trail: tuple[read_models.TrailPoint, ...]
+    exposures: tuple[read_models.ExposurePoint, ...]
+    history: tuple[read_models.StateChange, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,18 +199,18 @@ class Api:
     bridge   None where this service does not write the log
     """
 
-    readings: Readings
+    reader: Reader
     operations: Operations
     keys: KeyRing
     feed: DecisionFeed | None = None
     bridge: bridge.Bridge | None = None
-    _of: OrderedDict[str, Readings] = field(default_factory=OrderedDict)
+    _of: OrderedDict[str, Reader] = field(default_factory=OrderedDict)
 
-    def read(self, tenant: str) -> Readings:
-        """The readings of a tenant, with what they remember."""
+    def read(self, tenant: str) -> Reader:
+        """The reader of a tenant, with what it remembers."""
         found = self._of.get(tenant)
         if found is None:
-            found = self._of[tenant] = self.readings.of(tenant)
+            found = self._of[tenant] = self.reader.of(tenant)
             while len(self._of) > _KEPT_TENANTS:
                 self._of.popitem(last=False)
         return found
@@ -247,7 +247,7 @@ class Part:
         return shown
 
 
-def _part(request: Request, response: Response, cursor: Cursor = None, limit: Limit = readings.MOST_ROWS) -> Part:
+def _part(request: Request, response: Response, cursor: Cursor = None, limit: Limit = MOST_ROWS) -> Part:
     """Raises WrongUse for a cursor of another list."""
     return Part(request, response, asked(request.url.path, cursor, limit))
 
@@ -284,11 +284,11 @@ def build(api: Api, pages: Sequence[BaseRoute] = ()) -> FastAPI:
 
 def _models(app: FastAPI, api: Api) -> None:
     @route(app, "GET", "/v1/models", answers=NEXT)
-    def models(who: Caller, part: Paged) -> tuple[readings.Model, ...]:
+    def models(who: Caller, part: Paged) -> tuple[read_models.Model, ...]:
         return part.of(api.read(who.tenant).models(), lambda m: Place(0, m.model_id))
 
     @route(app, "GET", "/v1/models/{model_id}")
-    def model(who: Caller, model_id: Model) -> readings.Model:
+    def model(who: Caller, model_id: Model) -> read_models.Model:
         return _there(api.read(who.tenant).model(model_id))
 
     @route(app, "GET", "/v1/models/{model_id}/clients")
@@ -300,13 +300,13 @@ def _models(app: FastAPI, api: Api) -> None:
         state: Annotated[Literal["clear", "watch", "throttle", "block"] | None, Query()] = None,
         cursor: Cursor = None,
         limit: Limit = 100,
-    ) -> readings.ClientPage:
+    ) -> read_models.ClientPage:
         read = api.read(who.tenant)
         _there(read.model(model_id))
         return read.clients(model_id, sort=sort, min_suspicion=min_suspicion, state=state, cursor=cursor, limit=limit)
 
     @route(app, "GET", "/v1/models/{model_id}/clients/{client}")
-    def client(who: Caller, response: Response, model_id: Model, client: Named) -> readings.ClientDetail:
+    def client(who: Caller, response: Response, model_id: Model, client: Named) -> read_models.ClientDetail:
         found = _there(api.read(who.tenant).client(model_id, client))
         response.headers["ETag"] = f'"{found.revision}"'
         return found
@@ -317,14 +317,14 @@ def _models(app: FastAPI, api: Api) -> None:
         return History(found.trail, found.exposures, found.history)
 
     @route(app, "POST", "/v1/models/{model_id}/clients/{client}/notes", 409, status_code=201)
-    def note(who: Acting, model_id: Model, client: Named, body: Write, once: Once = None) -> readings.Note:
+    def note(who: Acting, model_id: Model, client: Named, body: Write, once: Once = None) -> read_models.Note:
         read = api.read(who.tenant)
         _there(read.client(model_id, client))
         made = api.operations.note(who, read.key_of(model_id, client), body.text, once=once)
-        return readings.Note(made.id, body.text, made.actor, made.at_s)
+        return read_models.Note(made.id, body.text, made.actor, made.at_s)
 
     @route(app, "GET", "/v1/health")
-    def health(who: Caller) -> readings.Health:
+    def health(who: Caller) -> read_models.Health:
         return api.read(who.tenant).health()
 
 
@@ -338,17 +338,17 @@ def _findings(app: FastAPI, api: Api) -> None:
         updates: Annotated[bool, Query(description="each time that a finding was sent, not only the last")] = False,
         cursor: Cursor = None,
         limit: Limit = 100,
-    ) -> readings.AlertPage:
+    ) -> read_models.AlertPage:
         return api.read(who.tenant).alerts(
             model=model_id, client=client, state=state, updates=updates, cursor=cursor, limit=limit
         )
 
     @route(app, "GET", "/v1/alerts/{alert_id}")
-    def alert(who: Caller, alert_id: Id) -> readings.Alert:
+    def alert(who: Caller, alert_id: Id) -> read_models.Alert:
         return _there(api.read(who.tenant).alert(alert_id))
 
     @route(app, "POST", "/v1/alerts/{alert_id}/verdict", 409)
-    def verdict(who: Acting, alert_id: Id, body: Judge, once: Once = None) -> readings.Verdict:
+    def verdict(who: Acting, alert_id: Id, body: Judge, once: Once = None) -> read_models.Verdict:
         found = _there(api.read(who.tenant).alert(alert_id))
         subject, campaign = None, None
         if found.client_key is not None:
@@ -356,21 +356,21 @@ def _findings(app: FastAPI, api: Api) -> None:
         elif found.campaign_id is not None:
             campaign = campaign_key(who.tenant, found.model_id, found.campaign_id)
         made = api.operations.judge(who, alert_id, body.verdict, subject, campaign=campaign, note=body.note, once=once)
-        return readings.Verdict(made.alert_id, made.verdict, made.note, made.actor, made.at_s)
+        return read_models.Verdict(made.alert_id, made.verdict, made.note, made.actor, made.at_s)
 
     @route(app, "GET", "/v1/campaigns", answers=NEXT)
-    def campaigns(who: Caller, part: Paged) -> tuple[readings.Campaign, ...]:
+    def campaigns(who: Caller, part: Paged) -> tuple[read_models.Campaign, ...]:
         found = api.read(who.tenant).campaigns()
         return part.of(found, lambda c: Place(c.suspicion, f"{c.campaign_id}|{c.model_id}"))
 
     @route(app, "GET", "/v1/campaigns/{campaign_id}")
-    def campaign(who: Caller, campaign_id: Id) -> readings.Campaign:
+    def campaign(who: Caller, campaign_id: Id) -> read_models.Campaign:
         return _there(api.read(who.tenant).campaign(campaign_id))
 
 
 def _decisions(app: FastAPI, api: Api) -> None:
     @route(app, "GET", "/v1/decisions/operator", answers=NEXT)
-    def operators(who: Caller, part: Paged) -> tuple[readings.OperatorDecision, ...]:
+    def operators(who: Caller, part: Paged) -> tuple[read_models.OperatorDecision, ...]:
         return part.of(api.read(who.tenant).decisions(simulated=True), _newest)
 
     @route(app, "POST", "/v1/decisions", 409, 412, status_code=201)
@@ -408,7 +408,7 @@ def _decisions(app: FastAPI, api: Api) -> None:
         reason: Annotated[str, Query(max_length=operate.LONGEST_WORDS)] = "",
         once: Once = None,
         seen: Seen = None,
-    ) -> readings.OperatorDecision:
+    ) -> read_models.OperatorDecision:
         subject, tag = api.subject(who, _about(model_id, client_id, client_key)), _tag(seen)
         if withdraw:
             made = api.operations.withdraw(who, subject, once=once, seen=tag)
@@ -425,11 +425,13 @@ def _decisions(app: FastAPI, api: Api) -> None:
 
 def _allowlist(app: FastAPI, api: Api) -> None:
     @route(app, "GET", "/v1/allowlist", answers=NEXT)
-    def allowlist(who: Caller, part: Paged) -> tuple[readings.Allowed, ...]:
+    def allowlist(who: Caller, part: Paged) -> tuple[read_models.Allowed, ...]:
         return part.of(api.read(who.tenant).allowlist(), _newest)
 
     @route(app, "POST", "/v1/allowlist", 409, 412, status_code=201)
-    def allow(who: Acting, response: Response, body: Allow, once: Once = None, seen: Seen = None) -> readings.Allowed:
+    def allow(
+        who: Acting, response: Response, body: Allow, once: Once = None, seen: Seen = None
+    ) -> read_models.Allowed:
         subject = api.subject(who, body)
         made = api.operations.allow(who, subject, ttl_s=body.ttl_s, reason=body.reason, once=once, seen=_tag(seen))
         _tagged(response, api, who, subject)
@@ -446,7 +448,7 @@ def _allowlist(app: FastAPI, api: Api) -> None:
         client_key: Annotated[str | None, Query(pattern=r"^[0-9a-f]{32}$")] = None,
         once: Once = None,
         seen: Seen = None,
-    ) -> readings.Allowed:
+    ) -> read_models.Allowed:
         subject = api.subject(who, _about(model_id, client_id, client_key))
         gone = api.operations.disallow(who, subject, once=once, seen=_tag(seen))
         _tagged(response, api, who, subject)
@@ -536,8 +538,8 @@ def _about(model_id: str, client_id: str | None, client_key: str | None) -> Abou
     return AboutClient(model_id=model_id, client_id=client_id, client_key=client_key)
 
 
-def _ruled(made: operator_entries.StoredOperatorDecision, subject: Subject) -> readings.OperatorDecision:
-    return readings.OperatorDecision(
+def _ruled(made: operator_entries.StoredOperatorDecision, subject: Subject) -> read_models.OperatorDecision:
+    return read_models.OperatorDecision(
         subject.client_id,
         made.client,
         made.model,
@@ -551,8 +553,8 @@ def _ruled(made: operator_entries.StoredOperatorDecision, subject: Subject) -> r
     )
 
 
-def _allowed(made: operator_entries.AllowlistEntry, subject: Subject) -> readings.Allowed:
-    return readings.Allowed(
+def _allowed(made: operator_entries.AllowlistEntry, subject: Subject) -> read_models.Allowed:
+    return read_models.Allowed(
         subject.client_id, made.client, made.model, made.until_s, made.reason, made.actor, made.at_s, made.origin
     )
 
@@ -561,7 +563,7 @@ def _by_name(one: Key) -> Place:
     return Place(0, f"{one.name}|{one.created_s:012d}|{one.prefix}")
 
 
-def _newest(one: readings.OperatorDecision | readings.Allowed) -> Place:
+def _newest(one: read_models.OperatorDecision | read_models.Allowed) -> Place:
     return Place(float(one.at_s), f"{one.client_key}|{one.model_id}")
 
 

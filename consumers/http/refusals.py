@@ -9,13 +9,13 @@ from fastapi import FastAPI, Path
 from starlette.exceptions import HTTPException
 
 from consumers.http.routes import Caller, route
-from consumers.views.readings import Readings
-from consumers.views.refusals import Refused, refused
+from consumers.readers.queries import Reader
+from consumers.readers.refusals import Refused, refused
 
 Reference = Annotated[str, Path(min_length=1, max_length=64, description="what the refused client saw")]
 
 
-def refusal_routes(app: FastAPI, read: Callable[[str], Readings]) -> None:
+def refusal_routes(app: FastAPI, read: Callable[[str], Reader]) -> None:
     @route(app, "GET", "/v1/decisions/references/{reference}")
     def who_was_refused(who: Caller, reference: Reference) -> Refused:
         found = refused(read(who.tenant), reference)

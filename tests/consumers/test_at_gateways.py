@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import pytest
 
 from consumers.enforcement.restrictions import Restrictions
+from consumers.readers.gateways import Modes, at_gateways
+from consumers.readers.models import Allowed, OperatorDecision
 from consumers.records.operator_entries import AllowlistEntry, StoredOperatorDecision, entry_key, packed
 from consumers.store import Entry, Restriction
-from consumers.views.answers import Allowed, OperatorDecision
-from consumers.views.gateways import Modes, at_gateways
 from detector.policy import MODES, STATES
 from detector.query import ClientKey
 

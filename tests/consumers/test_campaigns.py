@@ -25,12 +25,12 @@ from consumers.ingest.step import Ingest
 from consumers.log.files import FileLog
 from consumers.operators import erasure
 from consumers.operators.operate import Actor, Operations
+from consumers.readers.queries import Reader
 from consumers.records.decision import StoredDecision, campaign_key, is_campaign, stored_alert, stored_decision
 from consumers.records.heartbeat import Heartbeat, HeartbeatPublisher
 from consumers.secrets import Secrets
 from consumers.store import DECISION_CELLS, DecisionRow, OutboxAlert, Outcome, decision_cell
 from consumers.store.embedded import EmbeddedStore
-from consumers.views.readings import Readings
 from detector.baseline import Baseline
 from detector.policy import TTL_S, Decision, Policy, decide_group
 from detector.query import ClientKey
@@ -178,17 +178,17 @@ def test_a_campaign_is_no_client_and_restricts_nobody(world: World, lines: list[
     world.read(lines)
     world.judge()
     assert world.store.restrictions()[1] == []
-    readings = Readings(world.store, world.judging.secrets, TENANT, baselines={MODEL: baseline})
-    assert [c.client_id for c in readings.clients(MODEL, limit=1000).items if "sybil" not in c.client_id] == [
-        c.client_id for c in readings.clients(MODEL, limit=1000).items if c.client_id.startswith("honest")
+    reader = Reader(world.store, world.judging.secrets, TENANT, baselines={MODEL: baseline})
+    assert [c.client_id for c in reader.clients(MODEL, limit=1000).items if "sybil" not in c.client_id] == [
+        c.client_id for c in reader.clients(MODEL, limit=1000).items if c.client_id.startswith("honest")
     ]
-    assert len(readings.clients(MODEL, sort="queries", limit=1000).items) == 44
-    assert (readings.models()[0].clients, readings.models()[0].throttle) == (44, 0)
-    (shown,) = readings.campaigns()
+    assert len(reader.clients(MODEL, sort="queries", limit=1000).items) == 44
+    assert (reader.models()[0].clients, reader.models()[0].throttle) == (44, 0)
+    (shown,) = reader.campaigns()
     assert {m.client_id for m in shown.members} == set(THIEVES)
     assert (shown.state, shown.queries) == ("throttle", 160)
     assert shown.suspicion == world.campaigns[0].suspicion > max(m.suspicion for m in shown.members)
-    (found,) = [a for a in readings.alerts().items if a.kind == "campaign"]
+    (found,) = [a for a in reader.alerts().items if a.kind == "campaign"]
     assert list(found.members) == THIEVES
 
 

@@ -20,12 +20,12 @@ from consumers.enforcement.restrictions import Restrictions
 from consumers.enforcement.storm import GatewayBreaker
 from consumers.metrics import Metrics
 from consumers.operators.operate import Actor, Operations, Subject
+from consumers.readers.queries import Reader
 from consumers.records.breaker import Limits
 from consumers.records.decision import packed_decision
 from consumers.store import Checkpoint, Cursor, Outcome, Store
 from consumers.store.embedded import EmbeddedStore
 from consumers.store.redis import connect
-from consumers.views.readings import Readings
 from detector.policy import Decision
 from detector.query import ClientKey
 
@@ -103,7 +103,7 @@ class Scene:
         return self.metrics.value(name, **labels) or 0.0
 
     def breaker(self) -> str | None:
-        return Readings(self.store, SECRETS, OURS).health().breaker
+        return Reader(self.store, SECRETS, OURS).health().breaker
 
 
 @pytest.fixture(params=["sqlite", "redis"])

@@ -17,12 +17,12 @@ from consumers.errors import Unavailable
 from consumers.http.dashboard.health import Pulse, health_page
 from consumers.metrics import Metrics
 from consumers.operators.operate import Actor, Operations
+from consumers.readers.queries import Reader
 from consumers.records import heartbeat
 from consumers.records.heartbeat import EVERY_TENANT, KIND, LASTS_S, Heartbeat, HeartbeatPublisher, SinkState
 from consumers.records.operator_entries import packed
 from consumers.store import Entry, Operation, OutboxAlert
 from consumers.store.embedded import EmbeddedStore
-from consumers.views.readings import Readings
 
 NewStore = Callable[[], EmbeddedStore]
 ALICE = Actor("alice", "admin", OURS)
@@ -45,7 +45,7 @@ def store(new_store: NewStore) -> EmbeddedStore:
 
 
 def page(store: EmbeddedStore) -> dict[str, Any]:
-    return health_page(Readings(store, SECRETS, OURS), Pulse(), "block", int(time.time() * 1000))
+    return health_page(Reader(store, SECRETS, OURS), Pulse(), "block", int(time.time() * 1000))
 
 
 def facts(store: EmbeddedStore) -> dict[str, str]:
@@ -53,13 +53,13 @@ def facts(store: EmbeddedStore) -> dict[str, str]:
 
 
 def test_what_nobody_says_is_not_known_rather_than_none(store: EmbeddedStore) -> None:
-    health = Readings(store, SECRETS, OURS).health()
+    health = Reader(store, SECRETS, OURS).health()
     assert (health.lag, health.alarms, health.sinks) == (None, None, None)
     assert health.processes == {"ingest": 0, "detect": 0}
     assert page(store)["detecting"] is False
     assert not {"log lag", "alarms"} & set(facts(store))
     assert HeartbeatPublisher(store, lambda: Heartbeat("detect@a/1", "detect")).once()
-    health = Readings(store, SECRETS, OURS).health()
+    health = Reader(store, SECRETS, OURS).health()
     assert (health.lag, health.alarms, health.sinks) == (None, (), ())
     assert page(store)["detecting"] is True
 
@@ -73,7 +73,7 @@ def test_health_adds_up_what_the_processes_say(store: EmbeddedStore) -> None:
     ]
     for beat in beats:
         assert HeartbeatPublisher(store, lambda beat=beat: beat).once()  # type: ignore[misc]
-    health = Readings(store, SECRETS, OURS).health()
+    health = Reader(store, SECRETS, OURS).health()
     assert (health.lag, health.alarms) == (2_100, ("lag", "outbox", "silent_tap"))
     assert [(s.name, s.waiting, s.away) for s in health.sinks or ()] == [
         ("kafka:alerts", 0, False),

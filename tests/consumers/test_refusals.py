@@ -19,13 +19,13 @@ from consumers.ingest.loop import Runner, run
 from consumers.ingest.step import Ingest
 from consumers.log.files import FileLog
 from consumers.log.reasons import Note
+from consumers.readers.explanation import refusals as said
+from consumers.readers.queries import Reader
 from consumers.records import refusals
 from consumers.records.decision import stored_decision
 from consumers.records.refusals import MOST_COLUMNS, OTHERS, Refusals
 from consumers.secrets import Secrets
 from consumers.store.embedded import EmbeddedStore
-from consumers.views.explanation import refusals as said
-from consumers.views.readings import Readings
 from detector.baseline import Baseline
 from detector.policy import Policy
 from detector.query import ClientKey
@@ -104,7 +104,7 @@ def test_scores_account_and_readers_show_them(
     assert score["misfit"] == 28
     assert (rows["fits"].score(MODEL)["refused"], rows["fits"].score(MODEL)["misfit"]) == ({}, 0)
     key = reading.secrets.client_hash("default", "odd")
-    one = Readings(store, reading.secrets, baselines={MODEL: baseline}).client(MODEL, key)
+    one = Reader(store, reading.secrets, baselines={MODEL: baseline}).client(MODEL, key)
     assert one is not None
     assert (one.refused, one.misfits, one.misfit) == (ODD.reasons, ODD.columns, 28)
     assert said(one) == [

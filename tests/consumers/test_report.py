@@ -12,8 +12,8 @@ from xml.etree import ElementTree
 import pytest
 
 from consumers.errors import Refused
-from consumers.views import figures
-from consumers.views.report import AlertRow, CampaignRow, ClientRow, Coverage, Evidence, Report, render, write_report
+from consumers.readers import charts
+from consumers.readers.report import AlertRow, CampaignRow, ClientRow, Coverage, Evidence, Report, render, write_report
 
 EVIL = "\"><script>alert('x')</script>&<b>"
 HOUR_MS = 3_600_000
@@ -175,7 +175,7 @@ def test_an_empty_replay_gives_a_page() -> None:
 
 @pytest.mark.parametrize("suspicion", [0.0, 0.5, 1.0, 1.0 - 1e-12])
 def test_depth_is_finite_and_bounded(suspicion: float) -> None:
-    assert 0.0 <= figures.depth(suspicion) <= 6.0
+    assert 0.0 <= charts.depth(suspicion) <= 6.0
 
 
 def test_a_client_says_what_it_could_copy() -> None:
@@ -228,6 +228,6 @@ def test_the_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
 def test_time_marks_are_round_and_few() -> None:
     for hours in (1, 7, 30, 24 * 14, 24 * 400):
         end_ms = START_MS + hours * HOUR_MS
-        trace = figures.Trace("a", "", "caught", [(1, 0.1, START_MS)], [(START_MS, "block")], START_MS, end_ms)
-        svg = figures.timeline_figure([trace], 900)
+        trace = charts.Trace("a", "", "caught", [(1, 0.1, START_MS)], [(START_MS, "block")], START_MS, end_ms)
+        svg = charts.timeline_figure([trace], 900)
         assert 1 <= svg.count('class="tick"') <= 8

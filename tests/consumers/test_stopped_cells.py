@@ -17,13 +17,13 @@ from consumers.ingest.loop import BEACON_S, Runner
 from consumers.ingest.step import Ingest
 from consumers.ingest.stopped_cells import METRIC
 from consumers.log import Poll, Records
+from consumers.readers.queries import Reader
 from consumers.records.decision import stored_decision
 from consumers.records.heartbeat import Heartbeat, HeartbeatPublisher, stopped_elsewhere
 from consumers.secrets import Secrets
 from consumers.store import Checkpoint, Claim, Proof
 from consumers.store.embedded import EmbeddedStore
 from consumers.store.redis import connect
-from consumers.views.readings import Readings
 from detector.baseline import Baseline
 from detector.policy import Policy
 
@@ -269,12 +269,12 @@ def _without(cell: str, poll: Callable[[float, int], Poll]) -> Callable[[float, 
 
 def test_the_health_of_the_whole_names_the_cell_and_the_reason(new_store: NewStore, secrets: Secrets) -> None:
     store = new_store()
-    assert Readings(store, secrets, "default").health().stopped is None, "nobody says so"
+    assert Reader(store, secrets, "default").health().stopped is None, "nobody says so"
     words = {"t:1": "cell_corrupt: redis: WRONGTYPE"}
     assert HeartbeatPublisher(
         store, lambda: Heartbeat("ingest@a/1", "ingest", alarms=["cell_stopped"], stopped=words)
     ).once()
-    assert Readings(store, secrets, "default").health().stopped == words
+    assert Reader(store, secrets, "default").health().stopped == words
 
 
 @pytest.mark.parametrize("key", ["meta", "erased", "touched", "dead"])

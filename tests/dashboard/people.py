@@ -15,8 +15,8 @@ from consumers.http.dashboard import actions, pages
 from consumers.http.dashboard.pages import Dashboard
 from consumers.http.dashboard.session import Sessions
 from consumers.operators.operate import Operations
+from consumers.readers.queries import Reader
 from consumers.store.embedded import EmbeddedStore
-from consumers.views.readings import Readings
 from detector.baseline import Baseline
 
 HOST = "127.0.0.1:8080"
@@ -40,7 +40,7 @@ class World:
         self.ring = KeyRing(SECRETS, clock)
         self.ring.refresh(self.store)
         self.dashboard = Dashboard(
-            readings=Readings(self.store, SECRETS, TENANT, clock, {MODEL: baseline}),
+            reader=Reader(self.store, SECRETS, TENANT, clock, {MODEL: baseline}),
             auth=Authenticator(self.ring, tenant=TENANT, open_on_loopback=True),
             sessions=Sessions(b"k" * 32),
             baselines={MODEL: baseline},

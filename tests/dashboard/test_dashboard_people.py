@@ -244,7 +244,7 @@ def test_a_silent_store_is_said_and_no_error(world: World, monkeypatch: pytest.M
 
     for name in ("decisions", "decided", "alerts", "operator_entries", "operate", "cells"):
         monkeypatch.setattr(world.store, name, silent)
-    world.dashboard.readings._kept.clear()  # what it remembers for some seconds
+    world.dashboard.reader._kept.clear()  # what it remembers for some seconds
     for path in READ:
         answer = client.get(path)
         assert answer.status_code == 503, path
@@ -269,7 +269,7 @@ def test_the_dashboard_says_of_gateways_what_the_readings_say(world: World) -> N
         if state:
             actor = Actor("maria", "operator", TENANT)
             world.operations.decide(actor, world.operations.subject(TENANT, MODEL, "acct-90114"), state)
-        one = world.dashboard.readings.client(MODEL, CLIENT)
+        one = world.dashboard.reader.client(MODEL, CLIENT)
         assert one is not None
         page = html.unescape(analyst.get(f"/client?client={CLIENT}&model={MODEL}").text)
         assert one.gateways.text in page

@@ -17,8 +17,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from consumers import cli
 from consumers.errors import Refused
+from consumers.readers.evidence import MAX_BYTES, fingerprint, signing_key, verify
 from consumers.secrets import Secrets
-from consumers.views.evidence import MAX_BYTES, fingerprint, signing_key, verify
 
 ATTACKS = [("noise_uniform", "plain")]
 QUERIES = (500, 700)

@@ -67,7 +67,7 @@ def test_a_failure_is_counted_too(served: World, monkeypatch: pytest.MonkeyPatch
     def broken(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(type(served.readings), "alerts", broken)
+    monkeypatch.setattr(type(served.reader), "alerts", broken)
     with served.client() as client:
         assert client.get("/v1/alerts").status_code == 500
     assert counted(served) == {("GET", "/v1/alerts", "500"): 1}

@@ -13,10 +13,10 @@ from apiworld import OURS, SECRETS, World
 from consumers.errors import Conflict, CorruptState, Missing, Rewound, Unavailable, WrongUse
 from consumers.operators.audit import stored_rows
 from consumers.operators.operate import DAY_S, MOST_NOTES, Actor, Operations, Subject
+from consumers.readers.queries import Reader
 from consumers.records import operator_entries
 from consumers.store import Entry, Operation
 from consumers.store.embedded import EmbeddedStore
-from consumers.views.readings import Readings
 from detector.query import ClientKey
 
 MARIA = Actor("maria", "operator", OURS)
@@ -43,8 +43,8 @@ def operations(tmp_path: Path, clock: Clock) -> Iterator[Operations]:
     store.close()
 
 
-def readings(operations: Operations) -> Readings:
-    return Readings(operations.store, SECRETS, OURS, operations.now_s)
+def reader(operations: Operations) -> Reader:
+    return Reader(operations.store, SECRETS, OURS, operations.now_s)
 
 
 def thief(operations: Operations, model: str = "*") -> Subject:
@@ -58,7 +58,7 @@ def rows(operations: Operations) -> int:
 def test_a_decision_ends_by_itself(operations: Operations, clock: Clock) -> None:
     made = operations.decide(MARIA, thief(operations), "block", ttl_s=600, reason="r", note="n")
     assert made.until_s == clock.now + 600
-    (shown,) = readings(operations).decisions()
+    (shown,) = reader(operations).decisions()
     assert (shown.client_id, shown.state, shown.actor, shown.reason, shown.note) == (
         "thief",
         "block",
@@ -67,7 +67,7 @@ def test_a_decision_ends_by_itself(operations: Operations, clock: Clock) -> None
         "n",
     )
     clock.now += 601
-    assert readings(operations).decisions() == ()
+    assert reader(operations).decisions() == ()
 
 
 @pytest.mark.parametrize("ttl_s", [0, -1, 30 * DAY_S + 1])
@@ -94,13 +94,13 @@ def test_what_is_stored_holds_no_id_in_clear(operations: Operations) -> None:
 def test_release_of_all_models_drops_what_was_said_of_one(operations: Operations) -> None:
     operations.decide(MARIA, thief(operations, "fraud"), "block")
     operations.decide(MARIA, thief(operations), "clear", ttl_s=60)
-    assert [(d.model_id, d.state) for d in readings(operations).decisions()] == [("*", "clear")]
+    assert [(d.model_id, d.state) for d in reader(operations).decisions()] == [("*", "clear")]
 
 
 def test_a_dry_run_is_only_shown(operations: Operations) -> None:
     operations.decide(MARIA, thief(operations, "fraud"), "block")
     operations.decide(MARIA, thief(operations), "clear", simulated=True)
-    kept = readings(operations)
+    kept = reader(operations)
     assert [(d.model_id, d.state) for d in kept.decisions()] == [("fraud", "block")], "the real one stays"
     assert {(d.model_id, d.simulated) for d in kept.decisions(simulated=True)} == {("fraud", False), ("*", True)}
     assert rows(operations) == 2
@@ -111,12 +111,12 @@ def test_taking_back(operations: Operations) -> None:
         operations.withdraw(MARIA, thief(operations))
     operations.decide(MARIA, thief(operations), "block")
     assert operations.withdraw(MARIA, thief(operations)).state == "block"
-    assert readings(operations).decisions() == ()
+    assert reader(operations).decisions() == ()
     with pytest.raises(Missing):
         operations.disallow(MARIA, thief(operations))
     operations.allow(MARIA, thief(operations), reason="ours")
     assert operations.disallow(MARIA, thief(operations)).reason == "ours"
-    assert readings(operations).allowlist() == ()
+    assert reader(operations).allowlist() == ()
 
 
 # ------------------------------------------------------------------------------------------------- idempotency
@@ -211,13 +211,13 @@ def _always_rewound(revision: int, operation: Operation) -> int:
 def test_a_false_positive_is_left_alone_for_a_month(operations: Operations, clock: Clock) -> None:
     subject = thief(operations, "fraud")
     operations.judge(MARIA, "alert-1", "false_positive", subject, note="our own test")
-    (allowed,) = readings(operations).allowlist()
+    (allowed,) = reader(operations).allowlist()
     assert (allowed.client_id, allowed.model_id, allowed.origin) == ("thief", "fraud", "verdict")
     assert allowed.until_s == clock.now + 30 * DAY_S
-    assert readings(operations).verdicts()["alert-1"].verdict == "false_positive"
+    assert reader(operations).verdicts()["alert-1"].verdict == "false_positive"
     operations.judge(MARIA, "alert-1", "true_positive", subject)
-    assert readings(operations).allowlist() == ()
-    assert readings(operations).verdicts()["alert-1"].verdict == "true_positive"
+    assert reader(operations).allowlist() == ()
+    assert reader(operations).verdicts()["alert-1"].verdict == "true_positive"
 
 
 def test_a_verdict_never_shortens_what_an_operator_allowed(operations: Operations) -> None:
@@ -225,7 +225,7 @@ def test_a_verdict_never_shortens_what_an_operator_allowed(operations: Operation
     operations.allow(MARIA, subject, reason="partner")
     operations.judge(MARIA, "alert-1", "false_positive", subject)
     operations.judge(MARIA, "alert-1", "true_positive", subject)
-    (allowed,) = readings(operations).allowlist()
+    (allowed,) = reader(operations).allowlist()
     assert (allowed.reason, allowed.until_s) == ("partner", 0)
 
 
@@ -235,9 +235,9 @@ def test_notes_are_kept_sealed_and_bounded(operations: Operations) -> None:
         operations.note(MARIA, key, f"note {i}")
     with pytest.raises(Conflict):
         operations.note(MARIA, key, "one more")
-    kept = readings(operations).notes(key)
+    kept = reader(operations).notes(key)
     assert {n.text for n in kept} == {f"note {i}" for i in range(MOST_NOTES)}
-    assert readings(operations).notes(key._replace(client="0" * 32)) == ()
+    assert reader(operations).notes(key._replace(client="0" * 32)) == ()
 
 
 # --------------------------------------------------------------------------------------------------------- keys
@@ -292,7 +292,7 @@ def test_wrong_values_change_nothing(operations: Operations, name: str) -> None:
 def test_tenants_do_not_see_each_other(operations: Operations) -> None:
     operations.decide(MARIA, thief(operations), "block")
     operations.create_key(MARIA, "bot", "viewer")
-    rival = Readings(operations.store, SECRETS, "rival", operations.now_s)
+    rival = Reader(operations.store, SECRETS, "rival", operations.now_s)
     assert rival.decisions() == ()
     assert operations.keys("rival") == ()
     with pytest.raises(Missing):
@@ -307,7 +307,7 @@ def test_a_damaged_entry_is_set_aside(operations: Operations) -> None:
         Entry(OURS, "decision", "*|" + "1" * 32, b'{"format":9}', 0),
     ]
     operations.store.operate(revision, Operation(puts=bad))
-    assert [d.client_id for d in readings(operations).decisions()] == ["thief"]
+    assert [d.client_id for d in reader(operations).decisions()] == ["thief"]
     with pytest.raises(CorruptState):
         operator_entries.operator_decision(bad[0])
 

@@ -187,15 +187,15 @@ def test_grafanas_own_types_know_every_field_of_a_dashboard(file: Path) -> None:
 
 
 def test_the_table_of_clients_asks_routes_and_fields_that_exist() -> None:
-    from consumers.views import readings
+    from consumers.readers import models as read_models
 
     board = json.loads((ROOT / "helm" / "files" / "grafana" / "querywarden-clients.json").read_text())
     clients, alerts = (panel["targets"][0] for panel in board["panels"])
     assert clients["url"].startswith("/v1/models/${model}/clients")
     assert alerts["url"] == "/v1/alerts"
     for target, page, item in (
-        (clients, readings.ClientPage, readings.Client),
-        (alerts, readings.AlertPage, readings.Alert),
+        (clients, read_models.ClientPage, read_models.Client),
+        (alerts, read_models.AlertPage, read_models.Alert),
     ):
         assert target["root_selector"] in page.__dataclass_fields__
         for column in target["columns"]:

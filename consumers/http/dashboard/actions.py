@@ -137,7 +137,7 @@ def _undo(d: Dashboard, operations: Operations, who: Actor, form: Form) -> tuple
 
 def _judge(d: Dashboard, operations: Operations, who: Actor, form: Form) -> tuple[str, str]:
     subject = _subject(d, who, form)
-    found = d.readings.of(who.tenant).client(form["model"], form["client"])
+    found = d.reader.of(who.tenant).client(form["model"], form["client"])
     if found is None or found.alert_id != form["alert"]:
         raise Missing("this client has no such alert")
     operations.judge(who, form["alert"], form["verdict"], subject, note=form.get("note", "").strip())
@@ -145,7 +145,7 @@ def _judge(d: Dashboard, operations: Operations, who: Actor, form: Form) -> tupl
 
 
 def _judge_campaign(d: Dashboard, operations: Operations, who: Actor, form: Form) -> tuple[str, str]:
-    found = d.readings.of(who.tenant).alert(form["alert"])
+    found = d.reader.of(who.tenant).alert(form["alert"])
     if found is None or found.campaign_id is None or found.campaign_id != form["campaign"]:
         raise Missing("this campaign has no such alert")
     key = campaign_key(who.tenant, found.model_id, found.campaign_id)
@@ -154,10 +154,10 @@ def _judge_campaign(d: Dashboard, operations: Operations, who: Actor, form: Form
 
 
 def _note(d: Dashboard, operations: Operations, who: Actor, form: Form) -> tuple[str, str]:
-    readings = d.readings.of(who.tenant)
-    if readings.client(form["model"], form["client"]) is None:
+    reader = d.reader.of(who.tenant)
+    if reader.client(form["model"], form["client"]) is None:
         raise Missing("no such client")
-    operations.note(who, readings.key_of(form["model"], form["client"]), form["text"])
+    operations.note(who, reader.key_of(form["model"], form["client"]), form["text"])
     return _client_path(form), "noted"
 
 
@@ -210,7 +210,7 @@ def _actor(request: Request, visitor: Visitor) -> Actor:
 
 def _subject(d: Dashboard, who: Actor, form: Form) -> Subject:
     """The client of a form, with the id as the store has it. Raises Missing."""
-    found = d.readings.of(who.tenant).client(form["model"], form["client"])
+    found = d.reader.of(who.tenant).client(form["model"], form["client"])
     if found is None:
         raise Missing("no such client")
     return Subject(found.client.client_key, found.client.model_id, found.client.client_id)

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from consumers.alarms import ALARMS
-from consumers.views import figures
-from consumers.views.readings import Readings
+from consumers.readers import charts
+from consumers.readers.queries import Reader
 
 QUIET_MS = 15 * 60_000
 """A log whose newest query is older is called quiet."""
@@ -43,9 +43,9 @@ class Pulse:
     sinks: Sequence[Sink] = ()
 
 
-def health_page(readings: Readings, pulse: Pulse, mode: str, now_ms: int) -> dict[str, Any]:
+def health_page(reader: Reader, pulse: Pulse, mode: str, now_ms: int) -> dict[str, Any]:
     """What the page shows; `answers` is False while the store is silent."""
-    found = readings.health()
+    found = reader.health()
     age = max(0, now_ms - found.newest_ms) if found.newest_ms else None
     dead = sorted((found.dead_letters or {}).items(), key=lambda d: -d[1])
     stale = pulse.stale_s is not None and pulse.stale_s > STALE_S
@@ -93,7 +93,7 @@ def health_page(readings: Readings, pulse: Pulse, mode: str, now_ms: int) -> dic
                 quiet,
                 "warn",
                 "The log is quiet.",
-                f"The newest query that was assessed is of {figures.when(found.newest_ms or 0)} UTC. {_QUIET}",
+                f"The newest query that was assessed is of {charts.when(found.newest_ms or 0)} UTC. {_QUIET}",
             ),
             (
                 stale,
@@ -120,7 +120,7 @@ def health_page(readings: Readings, pulse: Pulse, mode: str, now_ms: int) -> dic
         "headline": "Something wants a look." if warnings else "Everything that can be seen from here is in order.",
         "facts": [f for f in facts if f is not None],
         "warnings": warnings,
-        "counters": _models(readings) if found.store else [],
+        "counters": _models(reader) if found.store else [],
         "dead": dead,
         "sinks": [
             {"name": s.name, "state": s.state, "waiting": "?" if s.waiting is None else f"{s.waiting:,}"}
@@ -144,11 +144,11 @@ def ago(age_ms: int) -> str:
     return f"{age_ms // 86_400_000:,} days"
 
 
-def _models(readings: Readings) -> list[tuple[str, str]]:
+def _models(reader: Reader) -> list[tuple[str, str]]:
     """Per model, when its newest query was: the staleness of each tap."""
     found = []
-    for m in readings.models():
-        newest = figures.when(m.last_seen_ms) if m.last_seen_ms else "never"
+    for m in reader.models():
+        newest = charts.when(m.last_seen_ms) if m.last_seen_ms else "never"
         lacks = "" if m.has_baseline else " – no baseline here"
         found.append((m.model_id, f"{_plural(m.clients, 'client')}, newest query {newest}{lacks}"))
     return found

@@ -34,8 +34,8 @@ from consumers.http.dashboard.health import Pulse, health_page
 from consumers.http.dashboard.session import COOKIE, HOURS, ROLES, Session, Sessions, Visitor
 from consumers.http.dashboard.views import Filters, Views, brief
 from consumers.legible import legible
-from consumers.views import figures
-from consumers.views.readings import Readings
+from consumers.readers import charts
+from consumers.readers.queries import Reader
 from detector.baseline import Baseline
 
 log = logging.getLogger("querywarden.dashboard")
@@ -101,7 +101,7 @@ class Dashboard:
     mounted  path that all addresses begin with, "" for the root
     """
 
-    readings: Readings
+    reader: Reader
     auth: Authenticator
     sessions: Sessions
     baselines: Mapping[str, Baseline] = field(default_factory=dict)
@@ -136,7 +136,7 @@ class Dashboard:
         return self.auth.keys.of_prefix(session.key_id) if session is not None and session.key_id else None
 
     def views(self, visitor: Visitor) -> Views:
-        return Views(self.readings.of(visitor.tenant), self.baselines, self.budget, self.mounted)
+        return Views(self.reader.of(visitor.tenant), self.baselines, self.budget, self.mounted)
 
     # ---------------------------------------------------------------------------------------------------- answers
 
@@ -275,7 +275,7 @@ def _client(d: Dashboard, request: Request, visitor: Visitor) -> Response:
 
 
 def _live_client(d: Dashboard, request: Request, visitor: Visitor) -> Response:
-    one = d.readings.of(visitor.tenant).client(
+    one = d.reader.of(visitor.tenant).client(
         request.query_params.get("model", ""), request.query_params.get("client", "")
     )
     if one is None:
@@ -304,7 +304,7 @@ def _named(template: str, title: str, values: Callable[[Views, str], Mapping[str
 
 
 def _health(d: Dashboard, request: Request, visitor: Visitor) -> Response:
-    values = health_page(d.readings.of(visitor.tenant), d.pulse(), d.readings.modes.mode, int(d.now_s() * 1000))
+    values = health_page(d.reader.of(visitor.tenant), d.pulse(), d.reader.modes.mode, int(d.now_s() * 1000))
     return d.page(request, visitor, "health.html.j2", "Health", values, 200 if values["answers"] else 503)
 
 
@@ -326,7 +326,7 @@ def templates() -> Environment:
         thousands=lambda n: f"{n:,.0f}",
         share=lambda s: f"{100 * s:.2g}\N{NO-BREAK SPACE}%" if s < 0.1 else f"{100 * s:.0f}\N{NO-BREAK SPACE}%",
         brief=brief,
-        when=lambda ms: figures.when(ms) if ms else "–",
+        when=lambda ms: charts.when(ms) if ms else "–",
         iso=lambda ms: dt.datetime.fromtimestamp(ms / 1000, dt.UTC).isoformat(),
     )
     return made

@@ -1,4 +1,4 @@
-"""What each page shows, from readings to plain values: no HTML, no HTTP.
+"""What each page shows, from read models to plain values: no HTML, no HTTP.
 
 Rules of the file:
 
@@ -18,10 +18,11 @@ from typing import Any
 from urllib.parse import urlencode
 
 from consumers.errors import WrongUse
-from consumers.http.dashboard import charts
+from consumers.http.dashboard import page_charts
 from consumers.legible import legible
-from consumers.views import figures
-from consumers.views.explanation import (
+from consumers.readers import charts
+from consumers.readers.charts import Trace
+from consumers.readers.explanation import (
     MODE_WORDS,
     events,
     milliseconds,
@@ -31,8 +32,8 @@ from consumers.views.explanation import (
     standings,
     what_would_change,
 )
-from consumers.views.figures import Trace
-from consumers.views.readings import Campaign, Client, ClientDetail, Model, Readings
+from consumers.readers.models import Campaign, Client, ClientDetail, Model
+from consumers.readers.queries import Reader
 from detector.baseline import Baseline
 from detector.policy import BLOCK_FACTOR, FLAGGED, REASONS, WATCH_FACTOR
 
@@ -79,7 +80,7 @@ class Filters:
 class Views:
     """Pages as values. at: where the dashboard is mounted; budget: as detect has it."""
 
-    readings: Readings
+    reader: Reader
     baselines: Mapping[str, Baseline] = field(default_factory=dict)
     budget: float = 0.01
     at: str = ""
@@ -98,7 +99,7 @@ class Views:
     # ----------------------------------------------------------------------------------------------------- queue
 
     def queue(self, filters: Filters) -> dict[str, Any]:
-        models = self.readings.models()
+        models = self.reader.models()
         counts = _counts(models)
         shown = [m for m in models if filters.model in ("", m.model_id)]
         start = filters.page * PAGE_ROWS
@@ -113,7 +114,7 @@ class Views:
         end = start + len(rows)
         return {
             "rows": [self._suspect(c) for c in rows],
-            "blank": _BLANK | {"gauge": charts.gauge(1.0, "clear")},
+            "blank": _BLANK | {"gauge": page_charts.gauge(1.0, "clear")},
             "counts": counts,
             "headline": _headline(counts, total),
             "models": [m.model_id for m in models],
@@ -124,8 +125,8 @@ class Views:
             "total": total,
             "previous": f"{self.at}/{filters.address(filters.page - 1)}" if filters.page else "",
             "next": f"{self.at}/{filters.address(filters.page + 1)}" if matching > end and rows else "",
-            "mode": self.readings.modes.mode,
-            "mode_words": MODE_WORDS[self.readings.modes.mode],
+            "mode": self.reader.modes.mode,
+            "mode_words": MODE_WORDS[self.reader.modes.mode],
         }
 
     def queue_live(self, filters: Filters) -> dict[str, Any]:
@@ -157,8 +158,8 @@ class Views:
             "client_id": c.client_id,
             "state": c.state,
             "rarity": rarity(c.p_value),
-            "steps": charts.steps(c.p_value),
-            "gauge": charts.gauge(c.p_value, c.state),
+            "steps": page_charts.steps(c.p_value),
+            "gauge": page_charts.gauge(c.p_value, c.state),
             "copied": _copied(c),
             "queries": c.queries,
             "model": c.model_id,
@@ -171,7 +172,7 @@ class Views:
         cursor = None
         only = states[0] if len(states) == 1 else None
         while True:
-            page = self.readings.clients(model, state=only, cursor=cursor, limit=200)
+            page = self.reader.clients(model, state=only, cursor=cursor, limit=200)
             yield from (c for c in page.items if c.state in states)
             if page.next is None or (page.items and page.items[-1].suspicion <= 0 and "clear" not in states):
                 return
@@ -192,13 +193,13 @@ class Views:
         return f"{c.queries}.{c.state}.{c.last_seen_ms}.{one.in_force}.{len(one.notes)}"
 
     def client(self, model: str, key: str) -> dict[str, Any] | None:
-        one = self.readings.client(model, key)
+        one = self.reader.client(model, key)
         if one is None:
             return None
         c, baseline = one.client, self.baselines.get(model)
-        alerts = self.readings.alerts(model=model, client=c.client_key, updates=True, limit=50).items
+        alerts = self.reader.alerts(model=model, client=c.client_key, updates=True, limit=50).items
         signals = standings(one, baseline)
-        bars = [charts.SignalBar(s.signal, s.value, s.usual, s.high, s.most, s.p_value) for s in signals[:12]]
+        bars = [page_charts.SignalBar(s.signal, s.value, s.usual, s.high, s.most, s.p_value) for s in signals[:12]]
         trace = Trace(
             name=legible(c.client_id),
             note="",
@@ -223,11 +224,11 @@ class Views:
             "gateways": one.gateways.text,
             "last_ms": c.last_seen_ms,
             "suspicion_figure": [
-                figures.suspicion_figure([trace], self.budget, w, h) for w, h in ((BIG, 270), (SMALL, 240))
+                charts.suspicion_figure([trace], self.budget, w, h) for w, h in ((BIG, 270), (SMALL, 240))
             ],
             "signals": signals,
             "honest": baseline.nulls.clients if baseline else 0,
-            "signals_figure": [charts.signals_figure(bars, w) for w in (BIG, SMALL)],
+            "signals_figure": [page_charts.signals_figure(bars, w) for w in (BIG, SMALL)],
             "evidence": c.evidence[:8],
             "exposure_figure": self._exposure(one, alerts),
             "revision": one.revision,
@@ -251,7 +252,7 @@ class Views:
         seen: dict[int, Any] = {a.queries_seen: a.extraction for a in alerts if a.extraction is not None}
         seen |= {e.queries: e for e in one.exposures} | {c.queries: c.extraction}
         points = [(q, e.fidelity, e.low, e.high) for q, e in sorted(seen.items())]
-        return [charts.exposure_figure(points, w, h) for w, h in ((BIG // 2, 240), (SMALL, 230))]
+        return [page_charts.exposure_figure(points, w, h) for w, h in ((BIG // 2, 240), (SMALL, 230))]
 
     def _coverage(self, counts: Sequence[int], baseline: Baseline | None, look: str) -> dict[str, Any]:
         if baseline is None or len(counts) != len(baseline.map.cell_share):
@@ -261,15 +262,15 @@ class Views:
         shares = [n / asked for n in counts]
         usual = baseline.map.cell_share.tolist()
         return {
-            "coverage": figures.coverage_figure(cells, usual, shares, look, 320),
+            "coverage": charts.coverage_figure(cells, usual, shares, look, 320),
             "cells_used": sum(n > 0 for n in counts),
             "cells_all": sum(s > 0 or n > 0 for s, n in zip(usual, counts, strict=True)),
         }
 
     def _linked(self, links: Sequence[str], c: Client) -> list[dict[str, Any]]:
         """Accounts of the same model that share a link with this one, or are of its campaign; most shared first."""
-        found = {other.client_key: (other, len(shared)) for other, shared in self.readings.linked(c.model_id, links)}
-        group = self.readings.campaign(c.campaign_id) if c.campaign_id else None
+        found = {other.client_key: (other, len(shared)) for other, shared in self.reader.linked(c.model_id, links)}
+        group = self.reader.campaign(c.campaign_id) if c.campaign_id else None
         for member in group.members if group else ():
             found.setdefault(member.client_key, (member, 0))
         found.pop(c.client_key, None)
@@ -289,25 +290,26 @@ class Views:
     # ------------------------------------------------------------------------------------------------- campaigns
 
     def campaigns(self) -> dict[str, Any]:
-        return {"campaigns": [self._campaign(g) for g in self.readings.campaigns()[:MOST_ALERTS]]}
+        return {"campaigns": [self._campaign(g) for g in self.reader.campaigns()[:MOST_ALERTS]]}
 
     def campaign(self, campaign_id: str) -> dict[str, Any] | None:
-        g = self.readings.campaign(campaign_id)
+        g = self.reader.campaign(campaign_id)
         if g is None:
             return None
         place = {member.client_key: i for i, member in enumerate(g.members)}
         shared: dict[str, list[int]] = {}
-        for client, links in self.readings.linked(g.model_id, g.links):
+        for client, links in self.reader.linked(g.model_id, g.links):
             for link in sorted(links) if client.client_key in place else ():
                 shared.setdefault(link, []).append(place[client.client_key])
         ties = {name[:12]: members for name, members in shared.items() if len(members) > 1}
         nodes = [
-            charts.Node(legible(m.client_id), m.state, self.client_address(m.client_key, g.model_id)) for m in g.members
+            page_charts.Node(legible(m.client_id), m.state, self.client_address(m.client_key, g.model_id))
+            for m in g.members
         ]
         alert = next(
             (
                 a
-                for a in self.readings.alerts(limit=1000).items
+                for a in self.reader.alerts(limit=1000).items
                 if a.campaign_id == g.campaign_id and a.kind == "campaign"
             ),
             None,
@@ -316,7 +318,7 @@ class Views:
             "g": self._campaign(g)
             | {
                 "figure": [
-                    charts.campaign_figure(nodes, ties, w, h) for w, h in ((BIG + 320, 440), (SMALL, SMALL))
+                    page_charts.campaign_figure(nodes, ties, w, h) for w, h in ((BIG + 320, 440), (SMALL, SMALL))
                 ],
                 "shared": len(ties),
                 "evidence": alert.evidence if alert else (),
@@ -341,7 +343,7 @@ class Views:
             "model": g.model_id,
             "why": worst.evidence[0].text if worst.evidence else REASONS.get(worst.reason, worst.reason),
             "sentence": f"{len(g.members)} accounts that look like one: together they asked {g.queries:,} queries, the last on "
-            f"{figures.when(g.last_seen_ms)}. The most suspicious of them is in state {worst.state}.",
+            f"{charts.when(g.last_seen_ms)}. The most suspicious of them is in state {worst.state}.",
         }  # fmt: skip
 
     # ---------------------------------------------------------------------------------------------------- models
@@ -355,14 +357,14 @@ class Views:
                     "calibration": self._calibration(m),
                     "total": m.clients,
                     "counts": _counts([m]),
-                    "mode": self.readings.modes.of(m.model_id),
+                    "mode": self.reader.modes.of(m.model_id),
                 }
-                for m in self.readings.models()
+                for m in self.reader.models()
             ]
         }
 
     def model(self, model: str) -> dict[str, Any] | None:
-        m, baseline = self.readings.model(model), self.baselines.get(model)
+        m, baseline = self.reader.model(model), self.baselines.get(model)
         if m is None:
             return None
         counts = _counts([m])
@@ -383,8 +385,8 @@ class Views:
             "calibration": self._calibration(m),
             "counts": counts,
             "budget": self.budget,
-            "mode": self.readings.modes.of(model),
-            "mode_words": MODE_WORDS[self.readings.modes.of(model)],
+            "mode": self.reader.modes.of(model),
+            "mode_words": MODE_WORDS[self.reader.modes.of(model)],
             "figure": None,
             "facts": [],
             "limits": [],
@@ -410,7 +412,9 @@ class Views:
         ]
         levels = [(state, tail.level(p)) for state, p in limits if p < 1]
         maxima = tail.maxima.tolist()
-        return [charts.honest_figure(maxima, tail.p, levels, spots, w, h) for w, h in ((BIG + 340, 380), (SMALL, 320))]
+        return [
+            page_charts.honest_figure(maxima, tail.p, levels, spots, w, h) for w, h in ((BIG + 340, 380), (SMALL, 320))
+        ]
 
     def _calibration(self, m: Model) -> str:
         baseline = self.baselines.get(m.model_id)
@@ -434,16 +438,16 @@ class Views:
     # -------------------------------------------------------------------------------- decisions, alerts and health
 
     def decisions(self) -> dict[str, Any]:
-        models = self.readings.models()
+        models = self.reader.models()
         merged = heapq.merge(*(self._ranked(m.model_id, FLAGGED) for m in models), key=_order)
-        hands = self.readings.hands()
+        manual = self.reader.manual_decisions()
         detected = [
             self._suspect(c)
-            | {"gateways": hands.at_gateways(c).text, "since_ms": c.since_s * 1000, "until_ms": c.until_s * 1000}
+            | {"gateways": manual.at_gateways(c).text, "since_ms": c.since_s * 1000, "until_ms": c.until_s * 1000}
             for c in itertools.islice(merged, MOST_ALERTS)
         ]
         flagged = sum(_counts(models)[s] for s in FLAGGED)
-        revisions = self.readings.revisions()
+        revisions = self.reader.revisions()
         return {
             "manual": [
                 {
@@ -458,7 +462,7 @@ class Views:
                     "by": d.actor,
                     "until_ms": d.until_s * 1000,
                 }
-                for d in hands.decisions
+                for d in manual.decisions
             ],
             "allowed": [
                 {
@@ -472,7 +476,7 @@ class Views:
                     "by": a.actor,
                     "until_ms": a.until_s * 1000,
                 }
-                for a in hands.allowlist
+                for a in manual.allowlist
             ],
             "detected": detected,
             "detected_more": flagged if flagged > len(detected) else 0,
@@ -481,9 +485,9 @@ class Views:
     def alerts(self, cursor: str = "") -> dict[str, Any]:
         """A page of findings; a cursor that is none begins anew."""
         try:
-            page = self.readings.alerts(limit=MOST_ALERTS, cursor=cursor or None)
+            page = self.reader.alerts(limit=MOST_ALERTS, cursor=cursor or None)
         except WrongUse:
-            page, cursor = self.readings.alerts(limit=MOST_ALERTS), ""
+            page, cursor = self.reader.alerts(limit=MOST_ALERTS), ""
         return {
             "alerts": [
                 {

@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from consumers.operators.references import References, known_clients
-from consumers.views.readings import OperatorDecision, Readings
+from consumers.readers.models import OperatorDecision
+from consumers.readers.queries import Reader
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,21 +43,21 @@ class Refused:
     allowed: bool = False
 
 
-def refused(readings: Readings, reference: str) -> Refused | None:
+def refused(reader: Reader, reference: str) -> Refused | None:
     """What a reference stands for. None: it is none, or of a client that the store does not know. Raises Unavailable."""
-    store, tenant = readings.store, readings.tenant
-    found = References(readings.secrets).find(tenant, reference, known_clients(store, tenant))
+    store, tenant = reader.store, reader.tenant
+    found = References(reader.secrets).find(tenant, reference, known_clients(store, tenant))
     if found is None:
         return None
     reference = reference.strip().lower()
     if found.cause:
         return Refused(reference, found.day, found.answer, found.cause, None, None)
-    clients = [one for m in readings.models() if (one := readings.client(m.model_id, found.client)) is not None]
-    decisions = tuple(d for d in readings.decisions() if d.client_key == found.client)
+    clients = [one for m in reader.models() if (one := reader.client(m.model_id, found.client)) is not None]
+    decisions = tuple(d for d in reader.decisions() if d.client_key == found.client)
     names = [one.client.client_id for one in clients] + [d.client_id for d in decisions if d.client_id]
     return Refused(
         reference, found.day, found.answer, "", names[0] if names else None, found.client,
         tuple(OnModel(c.model_id, c.state, c.enforced, c.until_s) for c in (one.client for one in clients)),
         decisions,
-        any(a.client_key == found.client for a in readings.allowlist()),
+        any(a.client_key == found.client for a in reader.allowlist()),
     )  # fmt: skip

@@ -25,23 +25,24 @@ from hypothesis import strategies as st
 
 from consumers.errors import Unavailable, WrongUse
 from consumers.operators.operate import Actor
+from consumers.readers import explanation
+from consumers.readers.models import Client
+from consumers.readers.queries import SORTS, Reader
 from consumers.store import DecisionRow, Outcome, decision_cell
 from consumers.store.embedded import EmbeddedStore
-from consumers.views import explanation
-from consumers.views.readings import SORTS, Client, Readings
 from detector.query import ClientKey
 
 EXPOSURE = [None, {"fidelity": 0.5, "low": 0.4, "high": 0.6}, {"fidelity": 0.9, "low": 0.8, "high": 0.95}]
 
 
 @pytest.fixture
-def read(tmp_path: Path) -> Readings:
+def read(tmp_path: Path) -> Reader:
     store = EmbeddedStore(tmp_path / "read.sqlite")
     store.prepare(SECRETS.key_id)
-    return Readings(store, SECRETS, OURS)
+    return Reader(store, SECRETS, OURS)
 
 
-def fill(read: Readings, n: int, start: int = 0) -> list[str]:
+def fill(read: Reader, n: int, start: int = 0) -> list[str]:
     """Clients with many equal values, so that the order has ties everywhere."""
     names = [f"client-{i}" for i in range(start, start + n)]
     keep(
@@ -54,7 +55,7 @@ def fill(read: Readings, n: int, start: int = 0) -> list[str]:
 
 @pytest.mark.parametrize("sort", SORTS)
 @pytest.mark.parametrize("limit", [1, 7, 40, 1000])
-def test_pages_hold_every_client_once_in_order(read: Readings, sort: str, limit: int) -> None:
+def test_pages_hold_every_client_once_in_order(read: Reader, sort: str, limit: int) -> None:
     names = fill(read, 40)
     seen: list[Client] = []
     cursor = None
@@ -76,7 +77,7 @@ def test_pages_hold_every_client_once_in_order(read: Readings, sort: str, limit:
 
 
 @pytest.mark.parametrize("sort", SORTS)
-def test_rows_that_come_in_between_neither_repeat_nor_hide_others(read: Readings, sort: str) -> None:
+def test_rows_that_come_in_between_neither_repeat_nor_hide_others(read: Reader, sort: str) -> None:
     names = fill(read, 20)
     seen: list[str] = []
     cursor = None
@@ -94,14 +95,14 @@ def test_rows_that_come_in_between_neither_repeat_nor_hide_others(read: Readings
 @settings(max_examples=200, deadline=None)
 @given(st.text(max_size=40) | st.sampled_from(["WyJzdXNwaWNpb24iLDFd", "bnVsbA", "W10", "WyJhIiwxLCJiIl0"]))
 def test_no_text_is_mistaken_for_a_cursor(cursor: str) -> None:
-    nobody = Readings(None, SECRETS, OURS)  # type: ignore[arg-type]  # nothing may be read for it
+    nobody = Reader(None, SECRETS, OURS)  # type: ignore[arg-type]  # nothing may be read for it
     with pytest.raises(WrongUse):
         nobody.clients(MODEL, cursor=cursor)
     with pytest.raises(WrongUse):
         nobody.alerts(cursor=cursor)
 
 
-def test_a_cursor_belongs_to_its_order(read: Readings) -> None:
+def test_a_cursor_belongs_to_its_order(read: Reader) -> None:
     fill(read, 4)
     cursor = read.clients(MODEL, sort="queries", limit=2).next
     with pytest.raises(WrongUse, match="another order"):
@@ -109,14 +110,14 @@ def test_a_cursor_belongs_to_its_order(read: Readings) -> None:
 
 
 @pytest.mark.parametrize("limit", [0, -1, 1001])
-def test_limits(read: Readings, limit: int) -> None:
+def test_limits(read: Reader, limit: int) -> None:
     with pytest.raises(WrongUse):
         read.clients(MODEL, limit=limit)
     with pytest.raises(WrongUse):
         read.alerts(limit=limit)
 
 
-def test_filters(read: Readings) -> None:
+def test_filters(read: Reader) -> None:
     seed(read.store)
     assert [c.client_id for c in read.clients(MODEL, min_suspicion=0.9995).items] == ["thief", "scraper"]
     assert [c.client_id for c in read.clients(MODEL, state="watch").items] == ["clerk"]
@@ -127,7 +128,7 @@ def test_filters(read: Readings) -> None:
     assert read.alerts(model="unknown").items == ()
 
 
-def test_one_client_by_id_and_by_hash(read: Readings) -> None:
+def test_one_client_by_id_and_by_hash(read: Reader) -> None:
     seed(read.store)
     by_id, by_hash = read.client(MODEL, "thief"), read.client(MODEL, client_hash("thief"))
     assert by_id is not None
@@ -143,7 +144,7 @@ def test_one_client_by_id_and_by_hash(read: Readings) -> None:
     assert found.client.client_id == odd
 
 
-def test_tenants(read: Readings) -> None:
+def test_tenants(read: Reader) -> None:
     seed(read.store)
     seed(read.store, FOREIGN)
     theirs = read.of(FOREIGN)
@@ -155,7 +156,7 @@ def test_tenants(read: Readings) -> None:
     assert {a.client_id for a in theirs.alerts().items} == {f"thief@{FOREIGN}", f"scraper@{FOREIGN}"}
 
 
-def test_alerts_newest_first_once_or_with_updates(read: Readings) -> None:
+def test_alerts_newest_first_once_or_with_updates(read: Reader) -> None:
     one = decided("thief", 0.001, "block")
     keep(read.store, OURS, [one], [alert_of(one, OURS, 0, suspicion=0.9), alert_of(one, OURS, 1, suspicion=0.99)])
     (last,) = read.alerts().items
@@ -165,7 +166,7 @@ def test_alerts_newest_first_once_or_with_updates(read: Readings) -> None:
     assert [a.update for a in read.alerts(updates=True, cursor=first.next).items] == [0]
 
 
-def test_campaigns(read: Readings) -> None:
+def test_campaigns(read: Reader) -> None:
     seed(read.store)
     (group,) = read.campaigns()
     assert (group.campaign_id, group.queries, len(group.members)) == (CAMPAIGN, 80, 2)
@@ -174,7 +175,7 @@ def test_campaigns(read: Readings) -> None:
     assert read.campaign("c-9") is None
 
 
-def test_models_are_counted(read: Readings) -> None:
+def test_models_are_counted(read: Reader) -> None:
     seed(read.store)
     (model,) = read.models()
     assert (model.clients, model.watch, model.throttle, model.block) == (4, 1, 1, 1)
@@ -182,7 +183,7 @@ def test_models_are_counted(read: Readings) -> None:
     assert read.model("unknown") is None
 
 
-def test_a_damaged_row_hides_no_other(read: Readings) -> None:
+def test_a_damaged_row_hides_no_other(read: Reader) -> None:
     seed(read.store)
     key = ClientKey(OURS, MODEL, "f" * 32)
     cell = decision_cell(key)
@@ -195,7 +196,7 @@ def test_a_damaged_row_hides_no_other(read: Readings) -> None:
     assert len(read.campaigns()) == 1
 
 
-def test_health_without_a_store(read: Readings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_health_without_a_store(read: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
     seed(read.store)
     good = read.health()
     assert (good.store, good.clients, good.models) == (True, 4, 1)
@@ -213,7 +214,7 @@ def test_what_is_in_force(served: World) -> None:
     keep(served.store, OURS, [decided("thief", 0.001, "block", enforced="block", until_s=math.floor(2e9))])
 
     def in_force() -> str:
-        found = served.readings.client(MODEL, "thief")
+        found = served.reader.client(MODEL, "thief")
         assert found is not None
         return found.in_force
 
@@ -226,7 +227,7 @@ def test_what_is_in_force(served: World) -> None:
     served.operations.allow(actor, served.operations.subject(OURS, "*", "thief"))
     assert in_force() == "clear"
     keep(served.store, OURS, [decided("robot", 0.001, "block", enforced="block", until_s=1)])
-    over = served.readings.client(MODEL, "robot")
+    over = served.reader.client(MODEL, "robot")
     assert over is not None
     assert over.in_force == "clear", "its time is over"
     assert over.gateways.text.startswith("Gateways let it through: what was detected ended on 1970-01-01")
@@ -236,7 +237,7 @@ def test_the_api_and_explain_say_the_same_of_gateways(served: World) -> None:
     actor = Actor("maria", "operator", OURS)
     served.operations.decide(actor, served.operations.subject(OURS, "*", "clerk"), "block")
     answer = served.client("viewer").get(f"/v1/models/{MODEL}/clients/clerk").json()
-    one = served.readings.client(MODEL, "clerk")
+    one = served.reader.client(MODEL, "clerk")
     assert one is not None
     told = explanation.account(one, 0.01, None)
     assert answer["gateways"]["text"] == told["gateways"]

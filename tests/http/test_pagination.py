@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from consumers.errors import WrongUse
-from consumers.views.pages import Place, asked
+from consumers.readers.pagination import Place, asked
 
 LISTS = {
     "/v1/models": "model_id",

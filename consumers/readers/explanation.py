@@ -16,8 +16,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from consumers.legible import legible
-from consumers.views.gateways import moment
-from consumers.views.readings import Alert, ClientDetail
+from consumers.readers.gateways import moment
+from consumers.readers.models import Alert, ClientDetail
 from detector.baseline import Baseline
 from detector.policy import BLOCK_FACTOR, MIN_ODD_TO_BLOCK, REASONS, STATES, WATCH_FACTOR
 from detector.signals import NAMES

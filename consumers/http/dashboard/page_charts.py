@@ -5,7 +5,7 @@ Rules of the file:
 * Colours are CSS classes, geometry is attributes: the content security policy forbids inline styles.
 * Every word that is not ours is escaped here; templates print drawings as they are.
 * Never colour alone: states are written out, an honest range is a bar and a client a mark.
-* What the report draws too (suspicion over queries, coverage) comes from `consumers.views.figures`.
+* What the report draws too (suspicion over queries, coverage) comes from `consumers.readers.charts`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from consumers.views.figures import escape
+from consumers.readers.charts import escape
 
 GAUGE_STEPS = 5
 MOST_NODES = 60

@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
+from consumers.readers.models import Allowed, AtGateways, Cause, Client, OperatorDecision
 from consumers.records.operator_entries import EVERY_MODEL
-from consumers.views.answers import Allowed, AtGateways, Cause, Client, OperatorDecision
 from detector.policy import FLAGGED, STATES
 
 _CAPS: Mapping[str, str] = {"observe": "clear", "alert": "watch", "throttle": "throttle", "block": "block"}
@@ -58,7 +58,7 @@ Said = TypeVar("Said", OperatorDecision, Allowed)
 
 
 @dataclass(frozen=True, slots=True)
-class Hands:
+class ManualDecisions:
     """What people decided, real and simulated, and whom they allow-listed; how things stand at `now_s`.
 
     held_s  since when the gateways' breaker is open, 0 while it is closed

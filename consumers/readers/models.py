@@ -1,4 +1,4 @@
-"""What readers get: frozen, typed values of clients, findings and decisions. `readings` makes them; API, dashboard and terminal show them.
+"""What readers get: frozen, typed values of clients, findings and decisions. `queries` makes them; API, dashboard and terminal show them.
 
 Times are seconds (``_s``) or milliseconds (``_ms``) since the epoch, UTC; 0 stands for never. Client ids are as the log has them.
 """

@@ -2,9 +2,9 @@
 
 Rules:
 
-* One `Readings` reads for one tenant; nothing of another tenant is ever seen, whatever is asked for. What isn't there is None.
+* A `Reader` reads for one tenant; nothing of another tenant is ever seen, whatever is asked for. What isn't there is None.
 * Values are frozen and typed. Client ids are unsealed here and nowhere above.
-* Long lists come in pages (`pages`); clients of equal value are ordered by their hash.
+* Long lists come in pages (`pagination`); clients of equal value are ordered by their hash.
 * A damaged row is set aside and logged; it hides no other.
 * What needs a look at every row (counts, campaigns) is remembered for `REMEMBERED_S`.
 """
@@ -22,13 +22,8 @@ from typing import Any
 import msgspec
 
 from consumers.errors import CorruptState, Unavailable, WrongUse
-from consumers.records import breaker_entries, operator_entries
-from consumers.records.decision import StoredDecision, is_campaign, rfc3339, stored_alert, stored_decision
-from consumers.records.heartbeat import heartbeats, total
-from consumers.secrets import Secrets
-from consumers.store import DecisionRow, Store
-from consumers.store.layout import client_text
-from consumers.views.answers import (
+from consumers.readers.gateways import ManualDecisions, Modes
+from consumers.readers.models import (
     Alert,
     AlertPage,
     Allowed,
@@ -48,16 +43,15 @@ from consumers.views.answers import (
     TrailPoint,
     Verdict,
 )
-from consumers.views.gateways import Hands, Modes
-from consumers.views.pages import MOST_ROWS, Place, asked
+from consumers.readers.pagination import Place, asked
+from consumers.records import breaker_entries, operator_entries
+from consumers.records.decision import StoredDecision, is_campaign, rfc3339, stored_alert, stored_decision
+from consumers.records.heartbeat import heartbeats, total
+from consumers.secrets import Secrets
+from consumers.store import DecisionRow, Store
+from consumers.store.layout import client_text
 from detector.baseline import Baseline
 from detector.query import ClientKey
-
-__all__ = [
-    "MOST_ROWS", "SORTS", "Readings", "when", "Alert", "AlertPage", "Allowed", "Campaign", "Client", "ClientDetail",
-    "ClientPage", "Evidence", "Exposure", "ExposurePoint", "Health", "Model", "Note", "OperatorDecision", "StateChange", "TrailPoint",
-    "Verdict",
-]  # fmt: skip
 
 log = logging.getLogger("querywarden.readings")
 
@@ -86,7 +80,7 @@ _VALUES: Mapping[str, Callable[[_Glance], float]] = {
 
 
 @dataclass(slots=True)
-class Readings:
+class Reader:
     """Reads one tenant of a store. now_s: seconds since the epoch; modes: enforcement modes, as gateways have them."""
 
     store: Store
@@ -97,7 +91,7 @@ class Readings:
     modes: Modes = field(default_factory=Modes)
     _kept: dict[str, tuple[float, Any]] = field(default_factory=dict)
 
-    def of(self, tenant: str) -> Readings:
+    def of(self, tenant: str) -> Reader:
         """The same for another tenant."""
         return self if tenant == self.tenant else replace(self, tenant=tenant, _kept={})
 
@@ -165,8 +159,8 @@ class Readings:
         if stored is None:
             return None
         alert_id = stored.alert["alert_id"] if stored.alert else None
-        seen, hands = _seen(key, stored), self.hands()
-        now = hands.at_gateways(seen)
+        seen, manual = _seen(key, stored), self.manual_decisions()
+        now = manual.at_gateways(seen)
         return ClientDetail(
             client=seen,
             in_force=now.state,
@@ -184,17 +178,17 @@ class Readings:
             links=tuple(stored.links),
             witnesses=tuple(stored.witnesses),
             alert_id=alert_id,
-            decision=hands.decision(seen) or hands.dry_run(seen),
-            allowed=hands.allowed(seen),
+            decision=manual.decision(seen) or manual.dry_run(seen),
+            allowed=manual.allowed(seen),
             verdict=self.verdicts().get(alert_id) if alert_id else None,
             notes=self.notes(key),
             revision=operator_entries.Revisions(self.store, self.tenant)[key.client],
         )
 
-    def hands(self) -> Hands:
+    def manual_decisions(self) -> ManualDecisions:
         """What people decided, to be asked of many clients."""
         held_s = breaker_entries.held_s(self.store)
-        return Hands(self.decisions(simulated=True), self.allowlist(), self.modes, held_s, self.now_s())
+        return ManualDecisions(self.decisions(simulated=True), self.allowlist(), self.modes, held_s, self.now_s())
 
     def linked(
         self, model: str, links: Collection[str], limit: int = 1000

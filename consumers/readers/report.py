@@ -3,7 +3,7 @@
 Rules of the file:
 
 * No script, style, font or picture from anywhere else; a content security policy in the page says so to the browser.
-* Every word that came from a log (client ids, models, reasons) is made `legible` and escaped by the template; `figures` does so itself.
+* Every word that came from a log (client ids, models, reasons) is made `legible` and escaped by the template; `charts` does so itself.
 * Truth is shown only where the caller knew it (demo, benchmark), and then the honest clients that were flagged and the
   thieves that were missed stand as plainly as the successes.
 * The file is written beside its name first, so that a reader never sees half of it.
@@ -22,8 +22,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from consumers import atomic_file
 from consumers.legible import legible
-from consumers.views import figures
-from consumers.views.figures import Point, Trace
+from consumers.readers import charts
+from consumers.readers.charts import Point, Trace
 
 FLAGGED = ("throttle", "block")
 MOST_TABLE_ROWS = 200
@@ -175,7 +175,7 @@ def render(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(thousands=lambda n: f"{n:,}", p=_p_words, when=figures.when, share=_share_words)
+    environment.filters.update(thousands=lambda n: f"{n:,}", p=_p_words, when=charts.when, share=_share_words)
     script = (folder / "report.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template("report.html.j2").render(
@@ -226,11 +226,11 @@ def _view(report: Report) -> dict[str, Any]:
         "honest": honest,
         "false_alarms": [c for c in honest if c.flagged],
         "queries": sum(c.queries for c in ranked),
-        "suspicion": [figures.suspicion_figure(traces, report.budget, w, h) for w, h in ((WIDE, 430), (NARROW, 300))],
-        "timeline": [figures.timeline_figure(traces, width) for width in (WIDE, NARROW)],
-        "timeline_rows": figures.MOST_ROWS,
+        "suspicion": [charts.suspicion_figure(traces, report.budget, w, h) for w, h in ((WIDE, 430), (NARROW, 300))],
+        "timeline": [charts.timeline_figure(traces, width) for width in (WIDE, NARROW)],
+        "timeline_rows": charts.MOST_ROWS,
         "maps": _maps(report, ranked),
-        "quiet_lines": (sum(c.look == "quiet" for c in ranked), figures.MOST_QUIET_LINES),
+        "quiet_lines": (sum(c.look == "quiet" for c in ranked), charts.MOST_QUIET_LINES),
     }
 
 
@@ -253,7 +253,7 @@ def _maps(report: Report, ranked: Sequence[ClientRow]) -> list[dict[str, Any]]:
         quiet = sorted((c for c in of_model if c.look == "quiet"), key=lambda c: -c.distinct)
         for client in [c for c in of_model if c.flagged][: MAPS - 1] + quiet[:1]:
             shares = coverage.clients[client.client_id]
-            svg = figures.coverage_figure(coverage.cells, coverage.reference, shares, client.look, 240)
+            svg = charts.coverage_figure(coverage.cells, coverage.reference, shares, client.look, 240)
             used = sum(share > 0 for share in shares)
             panels.append({"client": client, "svg": svg, "used": used, "cells": len(shares)})
     return panels
@@ -263,7 +263,7 @@ def _p_words(suspicion: float) -> str:
     """How rare: the p-value behind a suspicion, in two figures."""
     p = 1.0 - suspicion
     return (
-        "< 10⁻⁶" if p < figures.LEAST_P else f"{p:.6f}".rstrip("0")[: 8 if p < 0.001 else 6] if p < 0.1 else f"{p:.2f}"
+        "< 10⁻⁶" if p < charts.LEAST_P else f"{p:.6f}".rstrip("0")[: 8 if p < 0.001 else 6] if p < 0.1 else f"{p:.2f}"
     )
 
 

@@ -1,9 +1,0 @@
-"""Views: what the store says, as people and programs read it.
-
-Rules of this room
-
-* To read changes nothing: no file here writes to the store.
-* Values are frozen and typed (`answers`); API, dashboard and command line show the same ones (`readings`), in the same words
-  (`explanation`) and with the same plots (`figures`).
-* What leaves the house stands alone: a report is one HTML file, an evidence bundle can be checked without us (`report`, `evidence`).
-"""
