@@ -43,11 +43,12 @@ down: $(STAMP) ## Stop what `make up` started
 ## Checking
 
 # Two halves side by side: most tests wait for a server, and two cores are there to be used. $(1): options; exit statuses in `one`, `two`.
+ONE_HALF := $(addprefix tests/,commands consumers detect ingest log store)
 HALF := $(BIN)/python -m pytest -q --durations=20 --durations-min=8 -m "not soak and not alone"
 define halves
 half=$$(mktemp); one=0; two=0; \
-  $(if $(1),COVERAGE_FILE=.coverage.consumers) $(HALF) $(1) tests/consumers >$$half 2>&1 & pid=$$!; \
-  $(if $(1),COVERAGE_FILE=.coverage.rest) $(HALF) $(1) tests --ignore=tests/consumers || one=$$?; \
+  $(if $(1),COVERAGE_FILE=.coverage.consumers) $(HALF) $(1) $(ONE_HALF) >$$half 2>&1 & pid=$$!; \
+  $(if $(1),COVERAGE_FILE=.coverage.rest) $(HALF) $(1) tests $(addprefix --ignore=,$(ONE_HALF)) || one=$$?; \
   wait $$pid || two=$$?; cat $$half; rm -f $$half
 endef
 

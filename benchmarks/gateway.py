@@ -290,7 +290,7 @@ def process(target: Any, *arguments: Any) -> Iterator[Connection]:
 
 def measure(scenario: Scenario, seconds: float, cores: tuple[int | None, int | None]) -> dict[str, Any]:
     """Figures of a scenario."""
-    from servers import Redis
+    from support.servers import Redis
 
     from consumers.operators.operate import Actor, Operations
     from consumers.secrets import Secrets

@@ -294,7 +294,7 @@ def ingests(
     baseline: Baseline, broker: Kafka, url: str, folder: Path, lines: Sequence[bytes], runs: int
 ) -> dict[str, Any]:
     """Kafka to Redis, against a consumer that reads and parses and does nothing else."""
-    from streams import produce
+    from support.kafka_producer import produce
 
     keys = [line.split(b'"client_id":"', 1)[1].split(b'"', 1)[0] for line in lines]
     produce(broker.bootstrap, "bench", lines, keys=keys, partitions=4)

@@ -4,7 +4,7 @@ Rules of this file
 * A threshold decides "odd", so nothing here may depend on the batch: every kernel walks rows one by one in float64
   (float32 only inside the neighbour scan, again row by row). No BLAS, no parallel loop, no `fastmath` on anything a threshold sees.
 * Kernels own no memory: inputs and outputs are arrays of the caller.
-* Every kernel has a slow obvious twin in ``tests/naive.py``.
+* Every kernel has a slow obvious twin in ``tests/support/naive.py``.
 
 Compiled once by Numba and cached on disk (docs/decisions/0001-compiled-row-kernels.md).
 """

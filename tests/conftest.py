@@ -4,6 +4,10 @@
     topic             a factory of topics with unique names: ``topic(partitions=4) -> str``
     redis_url         "redis://127.0.0.1:port/n"  an empty database of its own for each test
     valkey_url        the same on Valkey
+    baseline          one small baseline of the loan model
+    secrets           secrets of a deployment, the same in every test
+    new_store         a factory of prepared embedded stores
+    served            a seeded HTTP service, see `support.seeded_api`
 
 A missing server skips the test with the command that installs it, and fails it under ``CI=true``.
 """
@@ -15,11 +19,17 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import redis
 from kafka import KafkaAdminClient
-from servers import Kafka, MissingServer, Redis, Server, Valkey
+from support import seeded_api, victims
+from support.servers import Kafka, MissingServer, Redis, Server, Valkey
+
+from consumers.secrets import Secrets
+from consumers.store.embedded import EmbeddedStore
+from detector.baseline import Baseline
 
 # Servers are started by fork, and gRPC's own handlers of a fork can hang the child before it becomes the server.
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
@@ -141,3 +151,35 @@ def redis_url(redis_server: str) -> Iterator[str]:
 @pytest.fixture
 def valkey_url(valkey_server: str) -> Iterator[str]:
     yield from _own_database(valkey_server)
+
+
+@pytest.fixture(scope="session")
+def baseline() -> Baseline:
+    return victims.baseline()
+
+
+@pytest.fixture(scope="session")
+def secrets() -> Secrets:
+    return Secrets(b"s" * 16, b"p" * 32, b"k" * 32)
+
+
+@pytest.fixture
+def new_store(tmp_path: Path, secrets: Secrets) -> Iterator[Callable[[], EmbeddedStore]]:
+    """Factory of prepared stores in files of their own."""
+    opened: list[EmbeddedStore] = []
+
+    def create() -> EmbeddedStore:
+        store = EmbeddedStore(tmp_path / f"store{len(opened)}.sqlite")
+        store.prepare(secrets.key_id)
+        opened.append(store)
+        return store
+
+    yield create
+    for store in opened:
+        store.close()
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[seeded_api.World]:
+    with seeded_api.world(tmp_path) as world:
+        yield world

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-import victims
 from pydantic import BaseModel, SecretStr
-from servers import free_port, wait_until
+from support import victims
+from support.servers import free_port, wait_until
 
 from consumers import cli, config
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-import victims
 from rich.console import Console
+from support import victims
 
 DEMO = Path(__file__).parent.parent / "examples" / "demo.py"
 

@@ -26,7 +26,7 @@ import numpy as np
 import pytest
 import redis
 import typer.main
-from store_contract import failures
+from support.store_contract import failures
 
 from consumers import cli, config
 from consumers.alerts.kafka import _letter

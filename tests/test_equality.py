@@ -19,9 +19,9 @@ from typing import Any
 
 import pytest
 import redis
-import victims
-from resident import watched
-from streams import produce
+from support import victims
+from support.kafka_producer import produce
+from support.resident_memory import watched
 
 from consumers.store.embedded import EmbeddedStore
 from detector.signals import FREE, NAMES

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import redis
-import victims
-from resident import watched
+from support import victims
+from support.resident_memory import watched
 
 from consumers.ingest.admission import Limits
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-import victims
+from support import victims
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCKERFILE = re.sub(r"\\\n", " ", (ROOT / "Dockerfile").read_text())

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import victims
 import zstandard
+from support import victims
 from test_docs import BLOCK, PAGES, ROOT, all_commands, named, text_of
 
 from consumers import cli
@@ -62,14 +62,14 @@ ELSEWHERE: dict[Line, str] = {
         (
             "docs/operations.md",
             line,
-        ): "needs a column that is held; tests/consumers/test_schema_holds.py::test_a_hold_lasts_until_an_operator_rules"
+        ): "needs a column that is held; tests/detect/test_schema_holds.py::test_a_hold_lasts_until_an_operator_rules"
         for line in (
             'querywarden schema accept MODEL COLUMN --reason "app 4.2 leaves it out"',
             "querywarden schema dismiss MODEL COLUMN",
         )
     },
     ("docs/gateways.md", "querywarden decisions reference 20260131-9f3ab2c4d5e6f708"): "needs a refusal of a service; "
-    "tests/http/test_serving.py::test_what_the_terminal_decides_the_service_enforces",
+    "tests/test_serving.py::test_what_the_terminal_decides_the_service_enforces",
     ("docs/quickstart.md", "make install"): "made the environment that this test runs in",
     **{
         ("docs/quickstart.md", line): QUICK_START

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import victims
 import yaml
+from support import victims
 
 from consumers import replay
 from consumers.detect.step import Detect

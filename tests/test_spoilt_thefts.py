@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from loans import Event, Rng, fitted, life, lines_of, noise, person, replayed, row_of
+from support.loans import Event, Rng, fitted, life, lines_of, noise, person, replayed, row_of
 
 from consumers import replay
 from detector.baseline import Baseline

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import victims
-from servers import MissingServer, free_port, wait_until
-from streams import produce
+from support import victims
+from support.kafka_producer import produce
+from support.servers import MissingServer, free_port, wait_until
 
 from examples import up
 from examples.servers import Kafka

@@ -1,7 +1,7 @@
 """The query log: records in, nothing parsed.
 
 Port `QueryLog` has two implementations, Kafka (`kafka.py`) and files (`files.py`, and `followed.py` for a growing one);
-`tests/consumers/test_log_contract.py` runs on all. Rules:
+`tests/log/test_contract.py` runs on all. Rules:
 
 * A *cell* names one ordered sequence of records: ``topic:partition`` on Kafka, ``files:<content hash>`` for files.
 * An offset is the position of a record in its cell. Where to resume is the store's to say, so a newly assigned

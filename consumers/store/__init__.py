@@ -1,7 +1,7 @@
 """The store: profiles with the offset they reflect, decisions with the profiles they reflect.
 
 Port `Store` has two implementations, Redis (`redis.py` + `*.lua`) and SQLite (`embedded.py`);
-`tests/store_contract.py` runs on both. The store is blind: it sees bytes, offsets and decisions, never a statistic.
+`tests/support/store_contract.py` runs on both. The store is blind: it sees bytes, offsets and decisions, never a statistic.
 
 A *profile cell* is one log cell's profiles, under one hash tag; ingest owns it. A *decision cell* (0 ≤ v < `DECISION_CELLS`)
 holds the decisions of the clients that `decision_cell` maps to it; detect owns it. Nothing is written across cells.

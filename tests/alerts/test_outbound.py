@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 import trustme
-from alerts.receivers import Recorder, recording
-from servers import free_port
+from support.receivers import Recorder, recording
+from support.servers import free_port
 
 from consumers.alerts.outbound import Allowed, Outbound, is_open, resolve
 from consumers.errors import Refused, Unavailable, Undeliverable

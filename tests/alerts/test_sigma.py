@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import yaml
-from alerts.receivers import alert, life
 from sigma.collection import SigmaCollection
 from sigma.rule import SigmaRule
 from sigma.validation import SigmaValidator
 from sigma.validators.core import validators
+from support.receivers import alert, life
 
 RULES = Path(__file__).parents[2] / "examples" / "sigma"
 

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 import trustme
-from alerts import sink_contract as contract
-from alerts.receivers import Recorder, Syslog, alert, eventually, life, recording
-from alerts.sink_contract import CANARY, Case, Message
 from kafka import KafkaConsumer, TopicPartition
+from support import sink_contract as contract
+from support.receivers import Recorder, Syslog, alert, eventually, life, recording
+from support.sink_contract import CANARY, Case, Message
 
 from consumers.alerts import AlertSink
 from consumers.alerts.alertmanager import AlertmanagerSink

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from alerts.receivers import Request, alert, recording
+from support.receivers import Request, alert, recording
 
 from consumers.alerts.outbound import Allowed
 from consumers.alerts.webhook import TOLERANCE_S, WebhookSink, keys, signature, verify

@@ -23,10 +23,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import victims
 import zstandard
 from kafka import KafkaConsumer, TopicPartition
-from streams import produce
+from support import victims
+from support.kafka_producer import produce
 
 from consumers import cli
 from consumers.commands.groups import PANELS

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import victims
-from references import batch_of
+from support import victims
+from support.references import batch_of
 from typer.testing import CliRunner
 
 from consumers import cli, fit, recalibrate, replay

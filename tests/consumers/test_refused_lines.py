@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import victims
-from references import batch_of
 from rich.console import Console
+from support import victims
+from support.references import batch_of
 
 from consumers import cli, fit, terminal
 from consumers.commands.understood import print_understood

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from loans import START, Event, event, fitted, in_order, life, lines_of, noise, person, replayed, usual_traffic
+from support.loans import START, Event, event, fitted, in_order, life, lines_of, noise, person, replayed, usual_traffic
 
 from consumers import replay
 from detector.baseline import Baseline

@@ -32,10 +32,10 @@ from pathlib import Path
 from typing import Any, Self
 
 import redis
-import servers
 from crash.faultproxy import FaultProxy
 from crash.flaky import FlakyWebhook
-from servers import Kafka, Redis, free_port, wait_until
+from support import servers
+from support.servers import Kafka, Redis, free_port, wait_until
 
 from consumers.store.layout import profile_prefix
 from examples.servers import KAFKA_PROPERTIES

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import victims
 from crash import oracle
 from crash.cluster import Cluster
 from crash.ledger import write_log
-from servers import MissingServer
+from support import victims
+from support.servers import MissingServer
 
 SEED = 7
 

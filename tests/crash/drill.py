@@ -19,7 +19,7 @@ from crash import oracle
 from crash.chaos import Chaos
 from crash.cluster import Cluster
 from crash.ledger import Ledger
-from servers import wait_until
+from support.servers import wait_until
 
 from consumers.store.redis import connect
 

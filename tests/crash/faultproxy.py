@@ -27,7 +27,7 @@ from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from servers import free_port
+from support.servers import free_port
 
 KINDS = ("latency", "bandwidth", "slicer", "limit_data", "reset_peer", "black_hole", "slow_close", "down")
 CHUNK = 64 << 10

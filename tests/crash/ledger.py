@@ -17,10 +17,10 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import victims
 from crash.cluster import PARTITIONS
 from kafka import KafkaAdminClient, KafkaProducer
 from kafka.producer.future import FutureRecordMetadata
+from support import victims
 
 ATTACKS = [(family, "plain") for family in
            ("jbda", "noise_uniform", "knockoff_random", "copycat", "mixup", "trnd", "line_search", "in_domain")]  # fmt: skip

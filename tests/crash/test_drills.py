@@ -15,7 +15,7 @@ from crash.chaos import Chaos
 from crash.cluster import SESSION_MS, Cluster
 from crash.drill import run_drill
 from crash.ledger import Ledger, repeated
-from servers import wait_until
+from support.servers import wait_until
 
 EVENTS = 200_000  # at most: the ledger ends with the last fault
 RATE = 800.0

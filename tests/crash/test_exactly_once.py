@@ -20,7 +20,7 @@ from crash.drill import run_drill
 from crash.ledger import Ledger, repeated, varied
 from crash.oracle import called
 from kafka import KafkaAdminClient
-from servers import wait_until
+from support.servers import wait_until
 
 from detector.query import ClientKey
 

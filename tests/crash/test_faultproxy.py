@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 from crash.faultproxy import KINDS, Fault, FaultProxy
-from servers import wait_until
+from support.servers import wait_until
 
 TEXT = bytes(range(256)) * 200
 

@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from bombs import produce_bomb
 from crash import oracle
 from crash.chaos import Chaos
 from crash.cluster import Cluster, Worker
 from crash.drill import run_drill
 from crash.ledger import Ledger, repeated
-from servers import wait_until
-from streams import produce
+from support.decompression_bombs import produce_bomb
+from support.kafka_producer import produce
+from support.servers import wait_until
 
 EVENTS = 100_000
 RATE = 2_500.0

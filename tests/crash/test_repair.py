@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 from crash.cluster import DiskRedis
-from servers import MissingServer
+from support.servers import MissingServer
 
 
 @pytest.fixture

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import naive
-import naive_archive
 import numpy as np
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from references import (
+from support import naive, naive_archive
+from support.references import (
     DAY_MS,
     KEY,
     START_MS,
@@ -22,7 +21,7 @@ from references import (
     reference_of,
     rows_of,
 )
-from twins import asks, check, small_table, way_of
+from support.twins import asks, check, small_table, way_of
 
 from detector.archive import ALL, NOTHING, decay_of, lasting
 from detector.features import BITS

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from references import KEY, answered, fitted_baseline, reference_of
+from support.references import KEY, answered, fitted_baseline, reference_of
 
 from detector.collusion import FEW_ENOUGH, FEWEST, MOST, SAME, assess_group, candidates, group_null, merged
 from detector.profile import Profile

@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from references import KEY, answered, fitted_baseline, reference_of
 from scipy.stats import spearmanr
+from support.references import KEY, answered, fitted_baseline, reference_of
 
 from detector.baseline import Baseline
 from detector.errors import CorruptBaseline

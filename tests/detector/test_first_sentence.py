@@ -6,9 +6,9 @@ from collections import Counter
 
 import numpy as np
 import pytest
-import victims
 from numpy.typing import NDArray
-from references import KEY, answers, batch_of, fitted_baseline, reference_of
+from support import victims
+from support.references import KEY, answers, batch_of, fitted_baseline, reference_of
 
 from detector.attacks import Loot, steal
 from detector.baseline import Baseline

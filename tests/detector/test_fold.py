@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import naive
 import numpy as np
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from references import DAY_MS, KEY, REFERENCES, batch_of, fitted_baseline, fitted_map, invented, life, rows_of
-from twins import asks, check, small_table, way_of
+from support import naive
+from support.references import DAY_MS, KEY, REFERENCES, batch_of, fitted_baseline, fitted_map, invented, life, rows_of
+from support.twins import asks, check, small_table, way_of
 
 from detector.features import BITS, FeatureMap, Measured
 from detector.fold import (

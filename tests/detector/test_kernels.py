@@ -7,14 +7,14 @@ import subprocess
 import sys
 from dataclasses import fields
 
-import naive
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
-from references import KEY, REFERENCES, fitted_map, life
+from support import naive
+from support.references import KEY, REFERENCES, fitted_map, life
 
 from detector import kernels
 from detector.discriminators import Trees

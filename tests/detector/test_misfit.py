@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from references import FOREVER, KEY, answered, fitted_baseline, fold, noise, quick_training, reference_of
+from support.references import FOREVER, KEY, answered, fitted_baseline, fold, noise, quick_training, reference_of
 
 from detector.baseline import Baseline
 from detector.features import BITS

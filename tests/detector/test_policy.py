@@ -84,7 +84,7 @@ def test_every_row_of_the_table_is_hit_and_every_reason_is_reached() -> None:
     reasons = {wanted(a, n, Policy(BUDGET))[1] for a, n, _, _ in CASES.values()}
     held = decide(Decision("block", "extraction", NOW_S, NOW_S + 9), assessment(1.0), nulls(), Policy(BUDGET), NOW_S)
     over = lapsed(Decision("block", "extraction", 5, 9), Decision("throttle", "suspicious", 9, 20), 9)
-    # by what people said (tests/consumers/test_overrides.py), and about groups (tests/consumers/test_campaigns.py)
+    # by what people said (tests/detect/test_overrides.py), and about groups (tests/detect/test_campaigns.py)
     overruled = {"allow_listed", "breaker", "campaign"}
     assert reasons | {held.reason, over.reason} | overruled == set(REASONS)
     assert {row.state for row in TRANSITIONS} == set(STATES)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from references import (
+from support.references import (
     DAY_MS,
     KEY,
     REFERENCES,

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from references import FOREVER, KEY, REFERENCES, batch_of, fitted_baseline, fold, life, noise, reference_of
+from support.references import FOREVER, KEY, REFERENCES, batch_of, fitted_baseline, fold, life, noise, reference_of
 
 from detector.features import BITS, ODD, PATH
 from detector.fold import TRAIL_FIRST, TRAIL_GROWTH, TRAIL_LEVELS

@@ -16,8 +16,8 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 import pytest
-from gateways.peers import EXAMPLES
-from servers import MissingServer, Redis, Server, _listens, free_port
+from support.gateway_peers import EXAMPLES
+from support.servers import MissingServer, Redis, Server, _listens, free_port
 
 from consumers.operators.operate import Actor, Operations, Subject
 from consumers.secrets import Secrets

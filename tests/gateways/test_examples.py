@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 from gateways.conftest import example_module
-from gateways.peers import EXAMPLES
 from hypothesis import given
 from hypothesis import strategies as st
+from support.gateway_peers import EXAMPLES
 from typer.testing import CliRunner
 
 from consumers import cli

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 
 import pytest
 from gateways.conftest import Backend, or_skip, started
-from gateways.peers import Caddy, Envoy, EnvoyGrpc, Nginx, Peer, ask
-from servers import free_port
+from support.gateway_peers import Caddy, Envoy, EnvoyGrpc, Nginx, Peer, ask
+from support.servers import free_port
 
 TAKES_EFFECT_S = 2.0
 FORGED = {"X-QueryWarden-Decision": "block", "X-QueryWarden-Degrade": "top1", "X-QueryWarden-Model": "another"}

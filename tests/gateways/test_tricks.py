@@ -18,8 +18,8 @@ from types import MappingProxyType
 
 import pytest
 from gateways.conftest import TENANT, Backend, Service, or_skip, started
-from gateways.peers import Caddy, Envoy, EnvoyGrpc, Haproxy, Nginx, Peer
-from servers import Redis, Server, free_port, wait_until
+from support.gateway_peers import Caddy, Envoy, EnvoyGrpc, Haproxy, Nginx, Peer
+from support.servers import Redis, Server, free_port, wait_until
 
 from consumers.operators.references import References, Refusal
 

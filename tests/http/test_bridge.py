@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import victims
-from apiworld import FOREIGN, OURS, SECRETS, World, world
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kafka import KafkaConsumer, TopicPartition
+from support import victims
+from support.seeded_api import FOREIGN, OURS, SECRETS, World, world
 
 from consumers.http import bridge
 from consumers.http.bridge import MOST_RECORDS, Bridge, Unreadable, records

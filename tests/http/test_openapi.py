@@ -12,7 +12,6 @@ from typing import Any
 import jsonschema_rs
 import pytest
 import schemathesis
-from apiworld import OURS, World, world
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from schemathesis import Case, GenerationMode
@@ -24,6 +23,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
     unsupported_method,
 )
+from support.seeded_api import OURS, World, world
 
 from consumers.http.access import TABLE, Access
 from consumers.http.api import ELSEWHERE

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from simulation.cells import Nodes
 from simulation.model import ModelStore
-from store_contract import StoreContract
+from support.store_contract import StoreContract
 
 from consumers.store import Store
 

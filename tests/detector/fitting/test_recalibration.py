@@ -1,0 +1,171 @@
+"""New nulls for an old map: equal to a fit on the same clients, one life each, and whoever is far beyond the others is named."""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from support.references import DAY_MS, Rows, quick_training, reference_of
+
+from detector.baseline import PUBLIC_KEY, Baseline, _calibrate
+from detector.errors import UnfittedModel
+from detector.profiles import Profiles
+from detector.query import QueryBatch
+from detector.recalibration import FAR_BEYOND, Life, outliers, recalibrate
+from detector.signals import NAMES, SIGNALS
+
+SPAN_DAYS = 14
+
+
+@functools.cache
+def uncalibrated() -> Baseline:
+    """A baseline that no real client was seen by; its stand-ins asked much."""
+    reference = reference_of("digits")
+    with quick_training():
+        fitted, _ = Baseline.fit(
+            "digits", reference.schema, reference.batch, reference.traffic, real_clients=False,
+            rng=np.random.default_rng(9),
+        )  # fmt: skip
+    return replace(fitted, nulls=replace(fitted.nulls, distinct=5000.0))
+
+
+def traffic(noise_of: dict[int, int] | None = None, clients: int = 40, days: float = SPAN_DAYS) -> QueryBatch:
+    """Honest clients over two weeks. noise_of: client → queries of noise that it sends besides."""
+    rng = np.random.default_rng(21)
+    reference = reference_of("digits").traffic
+    who = rng.integers(0, clients, 1600).astype(np.int32)
+    x = reference.inputs[rng.integers(0, len(reference), len(who))]
+    for client, n in (noise_of or {}).items():
+        x = np.concatenate([x, rng.uniform(0, 1, (n, x.shape[1]))])
+        who = np.concatenate([who, np.full(n, client, np.int32)])
+    order = rng.permutation(len(who))
+    return batch(x[order], who[order], clients, days)
+
+
+def batch(x: Rows, who: np.ndarray, clients: int, days: float) -> QueryBatch:
+    from support.references import answered
+
+    made = answered(x, 10, who)
+    times = (1_700_000_000_000 + np.linspace(0, days * DAY_MS, len(x))).astype(np.int64)
+    return replace(made, clients=[f"client {i}" for i in range(clients)], time_ms=times)
+
+
+def lives(baseline: Baseline, seen: QueryBatch) -> list[Life]:
+    """Each client as the service keeps it under `baseline`."""
+    profiles = Profiles(baseline.map, baseline.table, baseline.nulls_version, 2**62)
+    for rows in np.array_split(np.arange(len(seen)), 7):
+        part = seen.take(rows)
+        profiles.add(list(seen.clients), part, baseline.map.measure(part, PUBLIC_KEY))
+    return [Life(client, profiles.profile(client)) for client in seen.clients]
+
+
+def test_an_uncalibrated_baseline_becomes_the_one_that_a_fit_on_the_same_clients_gives() -> None:
+    old, seen = uncalibrated(), traffic({3: 60})
+    made = recalibrate(old, lives(old, seen), "clients that the service saw")
+    fitted, _ = _calibrate(old.map, seen, [""] * len(seen.clients), True)
+    for name in ("lives", "scale", "ordered", "free"):
+        np.testing.assert_array_equal(getattr(made.baseline.nulls, name), getattr(fitted, name))
+    assert made.baseline.nulls_version == fitted.version
+    assert fitted.ordered.max() > 0  # not a comparison of zeros
+    assert made.baseline.nulls.days == pytest.approx(SPAN_DAYS, abs=1)
+
+
+def test_the_map_stays_the_nulls_are_new_and_the_notes_say_so() -> None:
+    old = uncalibrated()
+    new = recalibrate(old, lives(old, traffic()), "clients that the service saw").baseline
+    assert new.map_id == old.map_id
+    assert new.nulls_version != old.nulls_version
+    assert not old.nulls.calibrated
+    assert new.nulls.calibrated
+    assert new.notes[0].startswith("calibrated on 40 clients that the service saw, 40 of them for 7 days or more")
+    assert not any("UNCALIBRATED" in note for note in new.notes)
+    again = Baseline.from_bytes(new.to_bytes())
+    assert (again.nulls_version, again.notes) == (new.nulls_version, new.notes)
+
+
+def test_a_thief_in_the_population_is_named_and_the_honest_are_not() -> None:
+    old = uncalibrated()
+    made = recalibrate(old, lives(old, traffic({5: 800})), "clients")
+    assert [o.client for o in made.review] == ["client 5"]
+    assert made.review[0].times > FAR_BEYOND
+    assert recalibrate(old, lives(old, traffic()), "clients").review == ()
+
+
+def test_thieves_do_not_hide_each_other_by_stretching_the_scale() -> None:
+    masses = np.zeros((100, len(SIGNALS)))
+    masses[:, NAMES.index("novelty_roots")] = 1.0
+    masses[[4, 7, 9], NAMES.index("novelty_roots")] = [900.0, 1000.0, 1100.0]
+    assert [o.client for o in outliers([f"c{i}" for i in range(100)], masses)] == ["c9", "c7", "c4"]
+    assert outliers([], np.zeros((0, len(SIGNALS)))) == ()
+
+
+def test_beyond_what_honest_tools_reach_a_client_has_no_say_and_is_named() -> None:
+    old, seen = uncalibrated(), traffic({5: 800})
+    reach = np.full(len(SIGNALS), 20.0)
+    bounded = replace(old, nulls=replace(old.nulls, reach=reach))
+    free = recalibrate(old, lives(old, seen), "clients").baseline
+    made = recalibrate(bounded, lives(bounded, seen), "clients")
+    assert [(o.client, o.left_out) for o in made.review] == [("client 5", True)]
+    assert made.left_out["beyond what honest tools reach in rehearsal"] == 1
+    assert made.baseline.nulls.clients == free.nulls.clients - 1 == 39
+    assert made.baseline.nulls.lives.max() <= 50 < free.nulls.lives.max()
+    assert made.baseline.notes[0].startswith("calibrated on 39 clients")
+    np.testing.assert_array_equal(made.baseline.nulls.reach, reach)  # the next calibration is bounded, too
+
+
+def test_one_client_is_one_life_however_much_it_asks() -> None:
+    old = uncalibrated()
+    known = lives(old, traffic())
+    quiet = recalibrate(old, known, "clients").baseline.nulls
+    known[5] = lives(old, traffic({5: 800}))[5]
+    loud = recalibrate(old, known, "clients").baseline.nulls
+    assert loud.clients == quiet.clients == 40
+    changed = (loud.lives != quiet.lives).any(axis=1)
+    assert np.flatnonzero(changed).tolist() == [5]
+
+
+def test_too_few_or_too_short_lives_are_refused_by_number_unless_stated_otherwise() -> None:
+    old = uncalibrated()
+    with pytest.raises(UnfittedModel, match="19 clients to calibrate on"):
+        recalibrate(old, lives(old, traffic())[:19], "clients")
+    short = lives(old, traffic(days=2))
+    with pytest.raises(UnfittedModel, match="0 clients were seen for 7 days or more"):
+        recalibrate(old, short, "clients")
+    assert recalibrate(old, short, "clients", min_days=1).baseline.nulls.calibrated
+
+
+def test_lives_under_other_nulls_or_in_several_partitions_are_left_out() -> None:
+    old = uncalibrated()
+    known = lives(old, traffic())
+    known[0] = replace(known[0], profile=replace(known[0].profile, nulls_version="0" * 16))
+    known[1] = replace(known[1], cells=2)
+    made = recalibrate(old, known, "clients", left_out=Counter({"flagged, without a verdict": 3}))
+    assert made.baseline.nulls.clients == 38
+    assert made.left_out == {
+        "known under another baseline": 1, "seen in several partitions": 1, "flagged, without a verdict": 3,
+    }  # fmt: skip
+    assert any("3 flagged" in note for note in made.baseline.notes)
+    unkeyed = recalibrate(old, [replace(one, cells=2) for one in lives(old, traffic())], "clients")
+    assert unkeyed.baseline.nulls.clients == 40
+    assert any("several partitions" in note for note in unkeyed.baseline.notes)
+
+
+def test_masses_beyond_the_old_bound_were_damped_by_it_so_it_stays() -> None:
+    old = uncalibrated()
+    tight = replace(old, nulls=replace(old.nulls, distinct=20.0))
+    new = recalibrate(tight, lives(tight, traffic({5: 300})), "clients").baseline
+    assert new.nulls.distinct == 20.0
+    wide = recalibrate(old, lives(old, traffic()), "clients").baseline
+    assert 20 < wide.nulls.distinct < old.nulls.distinct
+
+
+def test_declared_personas_keep_a_null_of_their_own() -> None:
+    old = uncalibrated()
+    known = [replace(one, persona="qa" if i < 6 else "") for i, one in enumerate(lives(old, traffic({2: 200})))]
+    new = recalibrate(old, known, "clients").baseline.nulls
+    assert new.clients == 34
+    assert [p.name for p in new.personas] == ["qa"]
+    assert new.personas[0].ordered[-1] > new.ordered[-1]

@@ -1,0 +1,336 @@
+"""Settings → sinks: every row of the table; filters, caps and digests; rounds. Alertmanager's repeats."""
+
+from __future__ import annotations
+
+import base64
+import json
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.receivers import alert, life, recording
+
+from consumers import config, destinations, wiring
+from consumers.alerts.alertmanager import MAX_OPEN, AlertmanagerSink
+from consumers.alerts.capped import DAY_S, CappedSink
+from consumers.alerts.outbound import Allowed
+from consumers.alerts.rounds import PeriodicRefresh
+from consumers.errors import Refused, Unavailable, WrongUse
+from consumers.metrics import Metrics
+from consumers.store import OutboxAlert
+
+CANARY = "canaryK3yNeverShown"
+KEY = f"whsec_{base64.b64encode(CANARY.encode() * 2).decode()}"
+FILLED: dict[str, tuple[dict[str, Any], str]] = {
+    "webhook": ({"url": f"https://hooks.example/{CANARY}", "keys": KEY}, "webhook:hooks.example"),
+    "alertmanager": ({"url": "http://alertmanager:9093", "token": CANARY}, "alertmanager:alertmanager"),
+    "pagerduty": ({"routing_key": CANARY}, "pagerduty"),
+    "notify": ({"urls": f"json://u:{CANARY}@127.0.0.1 json://127.0.0.2"}, "notify"),
+    "splunk": ({"url": "https://splunk.example:8088", "token": CANARY}, "splunk:splunk.example"),
+    "syslog": ({"url": "tls://log.example:6514"}, "syslog:log.example"),
+    "ecs": ({"url": "https://es.example/alerts", "api_key": CANARY}, "ecs:es.example"),
+}
+
+
+def settings(**sections: Any) -> config.AlertSettings:
+    return config.AlertSettings.model_validate(sections)
+
+
+@pytest.mark.parametrize("row", destinations.SINKS, ids=lambda row: row.section)
+def test_every_row_makes_its_sink_when_its_section_is_filled(row: destinations.Sink) -> None:
+    section, name = FILLED[row.section]
+    assert not row.filled(settings())
+    (sink,) = destinations.configured(settings(**{row.section: section}), None, tuple)
+    assert sink.name == name
+    sink.close()
+
+
+def test_nothing_is_on_by_default() -> None:
+    assert destinations.configured(config.AlertSettings(), Metrics(), tuple) == []
+
+
+def test_every_sink_has_a_section_and_every_section_a_row() -> None:
+    sections = {name for name, f in config.AlertSettings.model_fields.items() if _is_section(f.annotation)}
+    assert sections == {row.section for row in destinations.SINKS} == set(FILLED)
+
+
+def _is_section(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, config.SinkSettings)
+
+
+@pytest.mark.parametrize(
+    ("section", "values"),
+    [
+        ("webhook", {"url": "https://hooks.example/x"}),
+        ("webhook", {"url": f"ftp://{CANARY}", "keys": KEY}),
+        ("webhook", {"url": "https://hooks.example/x", "keys": KEY, "allow": "*"}),
+        ("alertmanager", {"url": "nonsense"}),
+        ("alertmanager", {"url": "http://a:9093", "token": f"{CANARY}\r\n"}),
+        ("splunk", {"url": "https://splunk.example", "token": ""}),
+        ("notify", {"urls": f"nosuch://{CANARY}"}),
+        ("syslog", {"url": "log.example"}),
+    ],
+)
+def test_a_section_that_cannot_work_is_refused_in_one_line(section: str, values: dict[str, Any]) -> None:
+    with pytest.raises(Refused) as refused:
+        destinations.configured(settings(**{section: values}), None, tuple)
+    assert str(refused.value).startswith(f"alerts.{section}: ")
+    assert "\n" not in str(refused.value)
+    assert CANARY not in str(refused.value)
+
+
+def test_settings_come_from_the_file_and_the_environment_and_mask_their_secrets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "querywarden.toml"
+    file.write_text(
+        f'[alerts.webhook]\nurl = "https://hooks.example/{CANARY}"\nkeys = "{KEY}"\nmin_severity = "high"\n'
+        f'[alerts.splunk]\nurl = "https://splunk.example"\n'
+    )
+    monkeypatch.setenv("QUERYWARDEN_ALERTS__SPLUNK__TOKEN", CANARY)
+    monkeypatch.setenv("QUERYWARDEN_ALERTS__PAGERDUTY__PER_DAY", "7")
+    loaded = config.load(file)
+    assert loaded.alerts.webhook.min_severity == "high"
+    assert loaded.alerts.splunk.token.get_secret_value() == CANARY
+    assert loaded.alerts.pagerduty.per_day == 7
+    for text in (repr(loaded), str(loaded), json.dumps(loaded.model_dump(mode="json")), loaded.model_dump_json()):
+        assert CANARY not in text
+        assert KEY not in text
+    assert [
+        s.name for s in wiring.open_sinks(loaded.model_copy(update={"log": config.LogSettings(url="file:///x")}))
+    ] == [
+        "webhook:hooks.example",
+        "splunk:splunk.example",
+    ]
+    file.write_text("[alerts.webhook]\nsecret = 1\n")
+    with pytest.raises(WrongUse, match=r"alerts\.webhook\.secret"):
+        config.load(file)
+
+
+# --- filter, cap, digest
+
+
+class Kept:
+    """A sink that keeps what it is given; `away` makes it unavailable."""
+
+    name = "kept:x"
+
+    def __init__(self) -> None:
+        self.uids: list[str] = []
+        self.digests: list[tuple[str, str]] = []
+        self.away = False
+        self.closed = False
+        self.refreshed = 0
+
+    def send(self, alerts: Sequence[OutboxAlert]) -> list[bool]:
+        if self.away:
+            raise Unavailable("away")
+        self.uids += [a.uid.lstrip("0") for a in alerts]
+        return [True] * len(alerts)
+
+    def summary(self, title: str, text: str) -> None:
+        if self.away:
+            raise Unavailable("away")
+        self.digests.append((title, text))
+
+    def refresh(self) -> int:
+        self.refreshed += 1
+        if self.away:
+            raise Unavailable("away")
+        return 1
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now_s = 1_772_442_100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def capped(**more: Any) -> tuple[Kept, CappedSink, Clock]:
+    kept, clock = Kept(), Clock()
+    return kept, CappedSink(kept, clock=clock, **more), clock
+
+
+def test_a_filter_looks_at_severity_and_kind_and_lets_the_end_pass_where_the_beginning_did() -> None:
+    medium, high = life(1, calibrated=False), [alert(2), alert(2, 1, state="clear", was="throttle", resolved=True)]
+    critical = life(3)
+    group = alert(4, kind="campaign", client_id=None, campaign_id="c")
+    everything = [medium[0], *high, *critical, group]
+    cases: list[tuple[dict[str, Any], list[str]]] = [
+        ({}, ["1/0", "2/0", "2/1", "3/0", "3/1", "3/2", "4/0"]),
+        ({"min_severity": "high"}, ["2/0", "2/1", "3/0", "3/1", "3/2", "4/0"]),
+        ({"min_severity": "critical"}, ["3/1", "3/2"]),
+        ({"kinds": ("campaign",)}, ["4/0"]),
+    ]
+    for wanted, uids in cases:
+        kept, sink, _ = capped(**wanted)
+        assert sink.send(everything) == [True] * 7, "what a sink does not want is none of its business any more"
+        assert kept.uids == uids, wanted
+
+
+def test_what_is_over_the_cap_comes_in_a_digest_and_the_next_day_is_new() -> None:
+    counted: list[int] = []
+    kept, sink, clock = capped(per_day=2, digest_s=600, on_capped=lambda: counted.append(1))
+    assert sink.send([alert(n) for n in range(1, 6)]) == [True] * 5
+    assert kept.uids == ["1/0", "2/0"]
+    assert len(counted) == 3
+    clock.now_s += 599
+    assert sink.refresh() == 1, "only the sink's own repeat"
+    assert kept.digests == []
+    clock.now_s += 2
+    assert sink.refresh() == 4
+    ((title, text),) = kept.digests
+    assert title == "3 more alerts over today's limit"
+    assert "3 created" in text
+    assert "fraud-v3: 3" in text
+    clock.now_s += DAY_S
+    assert sink.send([alert(9)]) == [True]
+    assert kept.uids[-1] == "9/0"
+
+
+def test_the_end_of_a_finding_is_told_to_who_was_told_of_it() -> None:
+    kept, sink, _ = capped(per_day=1)
+    sink.send([alert(1), alert(2)])
+    ends = [alert(n, 1, state="clear", was="throttle", resolved=True) for n in (1, 2, 3)]
+    assert sink.send(ends) == [True] * 3
+    assert kept.uids == ["1/0", "1/1", "3/1"], "3 was told before this process began"
+    sink.close()
+    assert kept.closed
+    assert kept.digests[0][0] == "2 more alerts over today's limit"
+
+
+def test_an_outage_costs_nothing_of_the_cap_and_loses_no_digest() -> None:
+    kept, sink, clock = capped(per_day=1, digest_s=60)
+    kept.away = True
+    with pytest.raises(Unavailable):
+        sink.send([alert(1)])
+    kept.away = False
+    assert sink.send([alert(1), alert(2)]) == [True, True]
+    assert kept.uids == ["1/0"]
+    kept.away = True
+    clock.now_s += 61
+    with pytest.raises(Unavailable):
+        sink.refresh()
+    kept.away = False
+    sink.refresh()
+    assert len(kept.digests) == 1
+
+
+def test_a_digest_shows_no_hidden_character() -> None:
+    kept, sink, _ = capped(per_day=1)
+    sink.send([alert(1), alert(2, client_id="a\r\nb\u202e", model_id="m\x1b[31m")])
+    sink.close()
+    ((_, text),) = kept.digests
+    assert text.replace("\n", "").isprintable()
+
+
+# --- rounds
+
+
+def test_rounds_go_on_when_a_sink_is_away_and_stop() -> None:
+    away, here = Kept(), Kept()
+    away.away = True
+    heard: list[tuple[str, bool]] = []
+    enough = threading.Event()
+
+    def listen(sink: str, ok: bool) -> None:
+        heard.append((sink, ok))
+        if len(heard) >= 6:
+            enough.set()
+
+    rounds = PeriodicRefresh([object(), away, here], every_s=0.01, heard=listen)
+    rounds.start()
+    assert enough.wait(5)
+    rounds.stop()
+    assert heard[:2] == [("kept", False), ("kept", True)]
+    after = here.refreshed
+    rounds.once()
+    assert here.refreshed == after, "stopped is stopped"
+
+
+# --- Alertmanager
+
+
+def manager(
+    url: str, stored: Callable[[], Sequence[OutboxAlert]] = tuple, clock: Clock | None = None
+) -> AlertmanagerSink:
+    return AlertmanagerSink(
+        url,
+        allow=Allowed.of("127.0.0.1"),
+        firing_s=3600,
+        stored=stored,
+        clock=clock or Clock(),
+        dashboard_url="https://qw",
+    )
+
+
+def test_open_findings_are_sent_again_until_they_are_resolved() -> None:
+    clock = Clock()
+    with recording() as recorder:
+        sink = manager(recorder.url, clock=clock)
+        sink.send([alert(1), alert(2)])
+        recorder.seen.clear()
+        clock.now_s += 60
+        assert sink.refresh() == 2
+        (request,) = recorder.seen
+        assert [a["labels"]["alert_id"][-1] for a in request.json] == ["1", "2"]
+        assert {a["endsAt"] for a in request.json} == {"2026-03-02T10:01:40.000Z"}, (
+            "an hour after the news, not the repeat"
+        )
+        assert {a["generatorURL"] for a in request.json} == {"https://qw"}
+        sink.send([alert(1, 1, state="clear", was="throttle", resolved=True)])
+        assert sink.refresh() == 1
+        clock.now_s += 3600
+        assert sink.refresh() == 0, "no news for so long"
+        sink.close()
+
+
+def test_what_others_told_of_is_learnt_from_the_store_in_every_round() -> None:
+    stored = [alert(1), *life(2)[:1]]
+    with recording() as recorder:
+        sink = manager(recorder.url, lambda: [*stored, OutboxAlert("x/0", 1_772_442_000_123, b"broken")])
+        assert sink.refresh() == 2
+        stored += life(2)[1:]  # another process saw the end of it
+        assert sink.refresh() == 1
+        assert [a["labels"]["alert_id"] for a in recorder.seen[-1].json] == [f"{1:032x}"]
+        sink.close()
+
+
+def test_a_finding_fires_under_one_severity_and_the_labels_stay() -> None:
+    with recording() as recorder:
+        sink = manager(recorder.url)
+        sink.send(life(1))
+        sink.close()
+    now = "2026-03-02T09:01:40.000Z"
+    firing = [[a["labels"]["severity"] for a in r.json if a["endsAt"] > now] for r in recorder.seen]
+    assert firing == [["high"], ["critical"], []]
+    labels = [{k: v for k, v in a["labels"].items() if k != "severity"} for r in recorder.seen for a in r.json]
+    assert all(named == labels[0] for named in labels)
+    assert "acct-1" not in json.dumps(labels), "a client is no label"
+    for request in recorder.seen:
+        for told in request.json:
+            assert told["startsAt"] < told["endsAt"]
+
+
+def test_a_late_older_message_changes_nothing() -> None:
+    with recording() as recorder:
+        sink = manager(recorder.url)
+        first, second, _ = life(1)
+        assert sink.send([second, first]) == [True, True]
+        assert len(recorder.seen) == 1
+        sink.close()
+
+
+def test_open_findings_are_bounded() -> None:
+    sink = manager("http://127.0.0.1:9")
+    for n in range(MAX_OPEN + 50):
+        sink._restore([alert(n)])
+    sink._prune()
+    assert len(sink._open) == MAX_OPEN
