@@ -101,9 +101,9 @@ def serve(pipe: Connection, folder: str, url: str, core: int | None, control: bo
 
     from consumers import config
     from consumers import serve as serving
-    from consumers.commands.serving import build_front
     from consumers.metrics import Metrics
-    from consumers.wiring import open_store
+    from consumers.wiring.adapters import open_store
+    from consumers.wiring.serve import build_front
 
     settings = config.Settings(
         store={"url": url, "timeout_s": 1.0}, secrets={"file": f"{folder}/secrets.json"}, state_dir=folder, mode="block"

@@ -18,12 +18,13 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from consumers import config, paths, terminal, wiring
+from consumers import config, paths, terminal
 from consumers.commands import explain, gateways, operators, recalibration, schema, serving, upkeep
 from consumers.commands import secrets as key_material
 from consumers.commands.groups import Grouped
 from consumers.commands.options import ConfigFile, Exclude, check_folders
 from consumers.errors import CorruptState, QueryWardenError, WrongUse
+from consumers.wiring import adapters, processes
 from detector.errors import DetectorError
 
 app = typer.Typer(
@@ -204,14 +205,14 @@ def replay(
     baselines = load_baselines(baseline or list(settings.baselines))
     if not baselines:
         raise WrongUse("no baseline: give --baseline FILE (querywarden fit makes one)")
-    wiring.say_limits(settings, baselines)
+    processes.warn_of_weak_baselines(settings, baselines)
     source = FileLog(logs, resumable=store is not None)
     with contextlib.ExitStack() as stack:
         where = store or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="querywarden-"))) / "replay.sqlite"
         kept = EmbeddedStore(where)
         stack.callback(kept.close)
         stack.callback(source.close)
-        ingesting, detecting = wiring.halves(settings, baselines)
+        ingesting, detecting = processes.pure_steps(settings, baselines)
         kept.prepare(ingesting.secrets.key_id)
         with terminal.bar("replay") as advance:
             result = replaying.replay(source, kept, ingesting, detecting, progress=advance)
@@ -254,7 +255,7 @@ def ingest(
     ] = False,
 ) -> None:
     """Read the query log and keep statistics of each client. Runs until SIGTERM."""
-    _run(wiring.run_ingest, config_file, until_end)
+    _run(processes.run_ingest, config_file, until_end)
 
 
 @app.command()
@@ -263,7 +264,7 @@ def detect(
     until_idle: Annotated[bool, typer.Option("--until-idle", help="Stop when no touched client is left.")] = False,
 ) -> None:
     """Assess clients with new queries, decide, and send alerts. Runs until SIGTERM."""
-    _run(wiring.run_detect, config_file, until_idle)
+    _run(processes.run_detect, config_file, until_idle)
 
 
 @app.command()
@@ -281,7 +282,7 @@ def run(
 
     settings = _service(config_file)
     with terminal.stopping() as stop:
-        serving.run_all(settings, stop, until_end, Metrics())
+        processes.run_all(settings, stop, until_end, Metrics())
 
 
 @app.command()
@@ -297,8 +298,8 @@ def clients(
     from consumers.commands import listings
 
     settings = config.load(config_file)
-    with wiring.open_store(settings) as store:
-        secrets = wiring.secrets_of(settings, store)
+    with adapters.open_store(settings) as store:
+        secrets = adapters.secrets_of(settings, store)
         found = listings.read(store, secrets, settings.tenant, model, limit, _set_aside)
     if as_json:
         terminal.show(found.clients, True, lambda rows: None)
@@ -327,8 +328,8 @@ def alerts(
     check_folders(stix_path)
     settings = config.load(config_file)
     found = []
-    with wiring.open_store(settings) as store:
-        secrets = wiring.secrets_of(settings, store)
+    with adapters.open_store(settings) as store:
+        secrets = adapters.secrets_of(settings, store)
         for alert in store.alerts():
             with _set_aside():
                 found.append(stored_alert(alert, secrets))
@@ -337,8 +338,9 @@ def alerts(
     )
     if stix_path is not None:
         from consumers.alerts import stix
+        from consumers.wiring.sinks import stored_alerts
 
-        told = stix.write(stix_path, wiring.stored_alerts(settings))
+        told = stix.write(stix_path, stored_alerts(settings))
         terminal.out.print(f"{stix_path}: {told} findings", soft_wrap=True)
         return
     shown = found if limit is None else found[-limit:]

@@ -2,7 +2,7 @@
 
 Rules:
 
-* Nobody but the wiring knows of this: an adapter is handed on in a `Watched`, which forwards every call.
+* Nobody but the wiring knows of this: an adapter is handed on in an `Instrumented`, which forwards every call.
 * Without the extra, or without ``OTEL_EXPORTER_OTLP_ENDPOINT`` (or ``…_TRACES_ENDPOINT``) in the environment, no span is made.
 * One root span a unit of work, begun by its first call that matters and ended when the next one begins: ``ingest.batch`` from a
   poll to its commits, ``detect.turn`` from loading rows to sending alerts. An idle process makes none.
@@ -68,11 +68,13 @@ class Spans:
             self._local.root = None
 
 
-class Watched:
-    """Forwards to `thing`; calls go through `spans`, and their time in seconds to `took`."""
+class Instrumented:
+    """Forwards to `thing`; calls go through `spans`, and their time in seconds to `observe`."""
 
-    def __init__(self, thing: Any, part: str, spans: Spans | None, took: Callable[[str, float], None] | None) -> None:
-        self._thing, self._part, self._spans, self._took = thing, part, spans, took
+    def __init__(
+        self, thing: Any, part: str, spans: Spans | None, observe: Callable[[str, float], None] | None
+    ) -> None:
+        self._thing, self._part, self._spans, self._observe = thing, part, spans, observe
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._thing, name)
@@ -86,18 +88,18 @@ class Watched:
                     return value(*arguments, **named)
                 return self._spans.call(f"{self._part}.{name}", value, arguments, named)
             finally:
-                if self._took is not None:
-                    self._took(name, time.perf_counter() - began_s)
+                if self._observe is not None:
+                    self._observe(name, time.perf_counter() - began_s)
 
         self.__dict__[name] = forward  # found at once from now on
         return forward
 
 
-def watched(thing: T, part: str, spans: Spans | None, took: Callable[[str, float], None] | None = None) -> T:
+def instrumented(thing: T, part: str, spans: Spans | None, observe: Callable[[str, float], None] | None = None) -> T:
     """`thing` itself when there is nothing to do; else something that behaves as it does. `part`: log, store or sink."""
-    if spans is None and took is None:
+    if spans is None and observe is None:
         return thing
-    return cast(T, Watched(thing, part, spans, took))
+    return cast(T, Instrumented(thing, part, spans, observe))
 
 
 def spans_of(

@@ -37,7 +37,6 @@ from threadpoolctl import threadpool_limits
 
 from consumers import config, fit, replay, terminal
 from consumers import serve as answering
-from consumers.commands import serving
 from consumers.detect.step import Detect
 from consumers.errors import Refused
 from consumers.ingest.step import Ingest
@@ -47,6 +46,7 @@ from consumers.readers.report import write_report
 from consumers.secrets import Secrets
 from consumers.simulate import Columns, origins, truth_of, truth_path, write_json, write_log, write_reference
 from consumers.store.embedded import EmbeddedStore
+from consumers.wiring.serve import build_front
 from detector.baseline import Baseline
 from detector.domain import Domain, Rows, Scene
 from detector.policy import FLAGGED, Policy
@@ -297,7 +297,7 @@ def serve(stop: Callable[[], bool]) -> None:
         return
     with contextlib.ExitStack() as stack:
         stack.callback(listener.close)
-        front = serving.build_front(settings, stack, Metrics())
+        front = build_front(settings, stack, Metrics())
         console.print(
             f"The dashboard is on [bold]http://{ADDRESS[0]}:{ADDRESS[1]}[/] until you press Ctrl-C "
             f"[dim](the same by hand: querywarden serve --config {OUT / 'demo.toml'})[/]",

@@ -17,7 +17,7 @@ from types import FrameType
 
 from kafka import KafkaProducer
 
-from consumers.wiring import file_lines
+from consumers.wiring.adapters import file_lines
 
 RATE_S = 1000.0
 

@@ -30,7 +30,13 @@ BANNED_NAMES = frozenset(
     "utils util common helpers helper base core manager service data info process handle engine misc shared".split()
 )
 MOST_LINES = 600
-SERVICE = ("consumers.ingest.loop", "consumers.detect.loop", "consumers.wiring", "consumers.cli")
+SERVICE = (
+    "consumers.ingest.loop",
+    "consumers.detect.loop",
+    "consumers.wiring.processes",
+    "consumers.wiring.serve",
+    "consumers.cli",
+)
 
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))

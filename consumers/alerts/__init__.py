@@ -1,6 +1,6 @@
 """Alert sinks: where an alert goes once the store holds it.
 
-Port `AlertSink`; every implementation is one file, named by one row of `consumers.destinations.SINKS`. Rules:
+Port `AlertSink`; every implementation is one file, named by one row of `consumers.wiring.sinks.SINKS`. Rules:
 
 * At least once. An alert leaves the store's outbox only after `send` said True for it; a receiver de-duplicates on
   ``uid``, which a redo repeats.

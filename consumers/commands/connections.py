@@ -6,9 +6,8 @@ import socket
 import ssl
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import urlsplit
 
-from consumers.errors import Refused, Unavailable
+from consumers.errors import Unavailable
 
 TIMEOUT_S = 3.0
 
@@ -42,18 +41,3 @@ def handshake(host: str, port: int, options: Mapping[str, str]) -> str:
         context.wrap_socket(plain, server_hostname=host) as secured,
     ):
         return secured.version() or "TLS"
-
-
-def is_open(store_url: str, timeout_s: float) -> bool:
-    """Whether a Redis server lets in who gives neither name nor password. Raises Unavailable when it does not answer."""
-    from consumers.store.redis import connect
-
-    parts = urlsplit(store_url)
-    stranger = connect(parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl(), timeout_s=timeout_s)
-    try:
-        stranger.cells()
-    except Refused:
-        return False
-    finally:
-        stranger.close()
-    return True

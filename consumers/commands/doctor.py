@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
-from consumers import config, paths, wiring
+from consumers import config, paths
 from consumers.commands import connections
 from consumers.errors import QueryWardenError, Unavailable
 from consumers.serve import is_loopback, read_jwks
+from consumers.wiring import adapters
 from detector.errors import DetectorError
 
 State = Literal["ok", "look", "not checked"]
@@ -50,7 +51,7 @@ class Examined:
     def topics(self) -> frozenset[str] | str:
         """Topics of the brokers, or why they did not say."""
         try:
-            return connections.topics(wiring.kafka_connection(self.settings))
+            return connections.topics(adapters.kafka_connection(self.settings))
         except (QueryWardenError, OSError) as error:
             return str(error)
 
@@ -111,9 +112,9 @@ def _store_answers(examined: Examined) -> Finding:
     settings = examined.settings
     if (absent := _no_store_yet(examined)) is not None:
         return absent
-    with wiring.open_store(settings) as store:
+    with adapters.open_store(settings) as store:
         if settings.secrets_path.exists():
-            wiring.secrets_of(settings, store)
+            adapters.secrets_of(settings, store)
         return ok(f"{len(store.cells())} log cells")
 
 
@@ -123,7 +124,7 @@ def _log_cells(examined: Examined) -> Finding:
     settings = examined.settings
     if (absent := _no_store_yet(examined)) is not None:
         return absent
-    with wiring.open_store(settings) as store:
+    with adapters.open_store(settings) as store:
         stopped = stopped_elsewhere(store)
         lives = any(beat.role == "ingest" for beat in heartbeats(store))
     if stopped:
@@ -164,7 +165,7 @@ def _store_password(examined: Examined) -> Finding:
     parts = urlsplit(examined.settings.store_url)
     given = bool(parts.password)
     try:
-        stranger = connections.is_open(examined.settings.store_url, examined.settings.store.timeout_s)
+        stranger = adapters.lets_strangers_in(examined.settings)
     except Unavailable as error:
         return unchecked(f"no answer: {error}") if given else look(f"store.url has no password; no answer: {error}")
     if stranger:
@@ -179,9 +180,9 @@ def _store_eviction(examined: Examined) -> Finding:
     if not settings.secrets_path.exists():
         return unchecked("there is no secrets file, and with others the store would be refused")
     # A store refuses to open with another policy than noeviction; a warning means that it was not allowed to look.
-    with wiring.open_store(settings) as store:
-        wiring.secrets_of(settings, store)
-        warnings = list(getattr(store, "warnings", ()))
+    with adapters.open_store(settings) as store:
+        adapters.secrets_of(settings, store)
+        warnings = list(adapters.warnings_of(store))
     return unchecked("; ".join(warnings)) if warnings else ok("version and maxmemory-policy are as they must be")
 
 
@@ -193,8 +194,8 @@ def _replicas(examined: Examined) -> Finding:
         return look(
             "store.min_replicas is 0: a failover may lose operators' decisions, which the log cannot bring back"
         )
-    with wiring.open_store(examined.settings) as store:
-        found: int | None = getattr(store, "replicas", lambda: None)()
+    with adapters.open_store(examined.settings) as store:
+        found = adapters.replicas_of(store)
     if found is None:
         return unchecked("INFO is not permitted: the replicas were not counted")
     if found < wanted:
@@ -248,7 +249,7 @@ def _kafka_access(examined: Examined) -> Finding:
         return unchecked("the brokers are on this machine, and no name is given")
     if isinstance(examined.topics, str):
         return unchecked("no answer from the brokers")
-    stranger = wiring.kafka_connection(examined.settings) | {
+    stranger = adapters.kafka_connection(examined.settings) | {
         "security_protocol": examined.protocol.removeprefix("SASL_")
     }
     for name in ("sasl_mechanism", "sasl_plain_username", "sasl_plain_password", "ssl_certfile", "ssl_keyfile"):
@@ -257,7 +258,7 @@ def _kafka_access(examined: Examined) -> Finding:
         connections.topics(stranger, 2_000)
         return look("the brokers also answer a client that gives no name, at the same address")
     try:
-        connections.topics(wiring.kafka_connection(examined.settings), 2_000)
+        connections.topics(adapters.kafka_connection(examined.settings), 2_000)
     except (QueryWardenError, OSError):
         return unchecked("the brokers stopped answering while they were asked")
     return ok("the brokers answer us, and they do not answer a client that gives no name")
@@ -307,7 +308,7 @@ def _private(path: Path, otherwise: str) -> Finding:
 
 
 def _bind(examined: Examined) -> Finding:
-    from consumers.commands.serving import tls_of
+    from consumers.wiring.serve import tls_of
 
     http_settings, metrics = examined.settings.http, examined.settings.metrics.bind
     if not is_loopback(http_settings.bind) and not http_settings.tls_certfile:
@@ -364,7 +365,7 @@ def _authentication(examined: Examined) -> Finding:
     settings = examined.settings
     http_settings = settings.http
     if http_settings.oidc_issuer:
-        from consumers.commands.serving import tokens_of
+        from consumers.wiring.serve import tokens_of
 
         tokens_of(settings)
         try:
@@ -378,7 +379,7 @@ def _authentication(examined: Examined) -> Finding:
     file = _sqlite_file(examined)
     keys: list[Any] = []
     if file is None or file.exists():
-        with wiring.open_store(settings) as store:
+        with adapters.open_store(settings) as store:
             keys = store.operator_entries("key", settings.tenant)[1]
     if keys:
         return ok(f"{len(keys)} API keys live")

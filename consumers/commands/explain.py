@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from consumers import atomic_file, config, paths, terminal, wiring
+from consumers import atomic_file, config, paths, terminal
 from consumers.commands.options import AsJson, BaselineFiles, Client, ConfigFile, check_folders
 from consumers.errors import Refused, WrongUse
+from consumers.wiring import processes
 
 if TYPE_CHECKING:
     from consumers.readers.models import ClientDetail
@@ -153,7 +154,7 @@ def backtest(
         raise WrongUse("no baseline: give --baseline FILE (querywarden fit makes one)")
     if not all(0 < b < 0.5 for b in budgets):
         raise WrongUse("--budget: above 0 and below 0.5")
-    wiring.say_limits(settings, baselines)
+    processes.warn_of_weak_baselines(settings, baselines)
     lives = []
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="querywarden-")))
@@ -161,7 +162,7 @@ def backtest(
         stack.callback(store.close)
         source = FileLog(logs)
         stack.callback(source.close)
-        reading, judging = wiring.halves(settings, baselines)
+        reading, judging = processes.pure_steps(settings, baselines)
         store.prepare(reading.secrets.key_id)
         with terminal.bar("backtest") as advance:
             result = replaying.replay(source, store, reading, judging, progress=advance)
@@ -187,12 +188,10 @@ def backtest(
 
 @contextlib.contextmanager
 def _reader(settings: config.Settings, baselines: Mapping[str, Baseline]) -> Iterator[Reader]:
-    from consumers.commands.serving import modes_of
-    from consumers.readers.queries import Reader
+    from consumers.wiring.operators import open_reader
 
-    with wiring.open_store(settings) as store:
-        secrets = wiring.secrets_of(settings, store)
-        yield Reader(store, secrets, settings.tenant, baselines=baselines, modes=modes_of(settings))
+    with open_reader(settings, baselines) as reader:
+        yield reader
 
 
 def _found(reader: Reader, client: str, model: str | None) -> ClientDetail:

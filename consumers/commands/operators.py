@@ -18,9 +18,10 @@ import msgspec
 import typer
 from rich.text import Text
 
-from consumers import config, terminal, wiring
+from consumers import config, terminal
 from consumers.commands.options import AsJson, Client, ConfigFile
 from consumers.errors import Missing, Refused, WrongUse
+from consumers.wiring import adapters
 
 if TYPE_CHECKING:
     from consumers.operators.operate import Actor, Operations, Subject
@@ -74,12 +75,12 @@ class _Desk:
 
 @contextlib.contextmanager
 def _desk(config_file: Path | None) -> Iterator[_Desk]:
-    from consumers.commands.serving import operations_of, user_of
     from consumers.readers.queries import Reader
+    from consumers.wiring.operators import operations_of, user_of
 
     settings = config.load(config_file)
-    with wiring.open_store(settings) as store:
-        secrets = wiring.secrets_of(settings, store)
+    with adapters.open_store(settings) as store:
+        secrets = adapters.secrets_of(settings, store)
         reader = Reader(store, secrets, settings.tenant)
         yield _Desk(operations_of(settings, store, secrets), reader, user_of(settings))
 
@@ -419,12 +420,12 @@ def audit_verify(
     config_file: ConfigFile = None,
 ) -> None:
     """Check the audit log and this machine's copy: edits, deletions, swaps, a cut-off end. Exit status 1 on findings."""
-    from consumers.commands.serving import mirror_of
     from consumers.operators import audit
+    from consumers.wiring.operators import mirror_of
 
     settings = config.load(config_file)
-    with wiring.open_store(settings) as store:
-        secrets = wiring.secrets_of(settings, store)
+    with adapters.open_store(settings) as store:
+        secrets = adapters.secrets_of(settings, store)
         found = audit.verify(store, audit.Seal(secrets), mirror_of(settings), audit.heads_of(anchor or ()))
     row = {"rows": found.rows, "last": found.last, "findings": found.findings}
 

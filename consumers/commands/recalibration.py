@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from consumers import config, terminal, wiring
+from consumers import config, terminal
 from consumers.commands.options import BaselineFiles, ConfigFile, Exclude, check_folders
 from consumers.errors import WrongUse
+from consumers.wiring import adapters
 
 if TYPE_CHECKING:
     from detector.recalibration import Outlier
@@ -55,9 +56,9 @@ def recalibrate(
         read_excluded(exclude) if exclude else frozenset(),
         include_flagged,
     )
-    with terminal.spinner() as say, wiring.open_store(settings) as store:
+    with terminal.spinner() as say, adapters.open_store(settings) as store:
         say("reading what the service saw")
-        secrets = wiring.secrets_of(settings, store)
+        secrets = adapters.secrets_of(settings, store)
         made = recalibrating.recalibrate(store, secrets, settings.tenant, old, presumption, min_days)
         say("writing")
         write_baseline(made.baseline, out_path)

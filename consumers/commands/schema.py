@@ -8,8 +8,9 @@ import msgspec
 import typer
 from rich.text import Text
 
-from consumers import config, terminal, wiring
+from consumers import config, terminal
 from consumers.commands.options import AsJson, ConfigFile
+from consumers.wiring import adapters
 
 app = typer.Typer(
     help="Decide on columns in which many clients began to send what does not fit the schema.", no_args_is_help=True
@@ -25,7 +26,7 @@ def schema_list(as_json: AsJson = False, config_file: ConfigFile = None) -> None
     from consumers.records.schema_holds import holds_of
 
     settings = config.load(config_file)
-    with wiring.open_store(settings) as store:
+    with adapters.open_store(settings) as store:
         rows = holds_of(store, settings.tenant)
     terminal.show(
         [msgspec.to_builtins(row) for row in rows],
@@ -51,10 +52,10 @@ def schema_dismiss(model: Model, column: Column, reason: Reason = "", config_fil
 
 
 def _rule(model: str, column: str, ruling: str, reason: str, config_file: ConfigFile) -> None:
-    from consumers.commands.serving import operations_of, user_of
+    from consumers.wiring.operators import operations_of, user_of
 
     settings = config.load(config_file)
-    with wiring.open_store(settings) as store:
-        operations = operations_of(settings, store, wiring.secrets_of(settings, store))
+    with adapters.open_store(settings) as store:
+        operations = operations_of(settings, store, adapters.secrets_of(settings, store))
         made = operations.rule_on_schema(user_of(settings), model, column, ruling, reason)  # type: ignore[arg-type]
     terminal.out.print(Text(f"{made.model}, column {made.column}: {made.ruling}"), soft_wrap=True)

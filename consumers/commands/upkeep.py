@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from consumers import config, paths, terminal, wiring
+from consumers import config, paths, terminal
 from consumers.commands.options import ConfigFile
 from consumers.errors import Refused, WrongUse
+from consumers.wiring import adapters
 
 if TYPE_CHECKING:
     from consumers.operators.erasure import Subject
@@ -63,12 +64,12 @@ def restore(
     secrets = Secrets.load(settings.secrets_path)
     with (
         files.opened(path, secrets) as (header, items),
-        wiring.open_store(settings) as store,
+        adapters.open_store(settings) as store,
         terminal.spinner() as say,
     ):
         say("restoring")
         store.restore(items)
-        wiring.prepare(store, secrets)
+        adapters.prepare(store, secrets)
         _note(settings, store, secrets, "store.restore", f"created_s:{header.created_s}")
         cells = store.cells()
     terminal.out.print(f"restored {len(cells)} cells from {path}", soft_wrap=True)
@@ -112,9 +113,9 @@ def erase(
     """Erase a client for good: profiles, decisions, alerts, what operators wrote. Replays and rebuilds skip it."""
     import msgspec
 
-    from consumers.commands.serving import operations_of, user_of
     from consumers.operators import erasure
     from consumers.store import Tombstones
+    from consumers.wiring.operators import operations_of, user_of
 
     with _open(config_file) as (settings, store, secrets):
         subject = _subject(settings, store, secrets, client, model, hashed)
@@ -157,13 +158,13 @@ def export(client: Client, model: Models = None, hashed: Hashed = False, config_
 @contextlib.contextmanager
 def _open(config_file: Path | None) -> Iterator[tuple[config.Settings, Store, Secrets]]:
     settings = config.load(config_file)
-    with wiring.open_store(settings) as store:
-        yield settings, store, wiring.secrets_of(settings, store)
+    with adapters.open_store(settings) as store:
+        yield settings, store, adapters.secrets_of(settings, store)
 
 
 def _note(settings: config.Settings, store: Store, secrets: Secrets, action: str, about: str) -> None:
     """A row in the audit log."""
-    from consumers.commands.serving import operations_of, user_of
+    from consumers.wiring.operators import operations_of, user_of
 
     operations_of(settings, store, secrets).record(user_of(settings), action, about)
 
@@ -197,4 +198,4 @@ def _offsets(settings: config.Settings, cells: list[str], start: str) -> dict[st
         return dict.fromkeys(others)
     from consumers.log import kafka
 
-    return {**dict.fromkeys(others), **kafka.offsets_at(wiring.kafka_connection(settings), mine, start)}
+    return {**dict.fromkeys(others), **kafka.offsets_at(adapters.kafka_connection(settings), mine, start)}

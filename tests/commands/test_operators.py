@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from support.seeded_api import MODEL, decided
 
-from consumers import cli, config, wiring
+from consumers import cli, config
 from consumers.records.decision import packed_decision
 from consumers.store import Outcome, decision_cell
+from consumers.wiring import adapters
 from detector.query import ClientKey
 
 DAY_S = 86_400
@@ -32,8 +33,8 @@ def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     """The command on a store that knows the client `thief`: status, output, errors."""
     monkeypatch.setenv("QUERYWARDEN_STATE_DIR", str(tmp_path))
     settings = config.load(None)
-    with wiring.open_store(settings) as store:
-        secrets = wiring.secrets_of(settings, store)
+    with adapters.open_store(settings) as store:
+        secrets = adapters.secrets_of(settings, store)
         key = ClientKey("default", MODEL, secrets.client_hash("default", "thief"))
         outcome = Outcome(decision_cell(key))
         outcome.rows[key] = packed_decision(decided("thief", 0.001, "throttle"), secrets, "default")

@@ -10,7 +10,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
 
-from consumers.tracing import Spans, spans_of, watched
+from consumers.tracing import Spans, instrumented, spans_of
 
 
 class Store:
@@ -71,7 +71,7 @@ def parents(spans: list[ReadableSpan]) -> set[int | None]:
 
 def test_a_batch_is_one_span_from_poll_to_commit(traced: Traced) -> None:
     spans, ended = traced
-    store, log = watched(Store(), "store", spans), watched(Log(), "log", spans)
+    store, log = instrumented(Store(), "store", spans), instrumented(Log(), "log", spans)
     for _ in range(2):
         assert log.poll(0.5, limit=10) == "polled 0.5 10"
         assert store.load("c") == "loaded c"
@@ -93,7 +93,7 @@ def test_a_batch_is_one_span_from_poll_to_commit(traced: Traced) -> None:
 
 def test_a_turn_is_one_span_from_rows_to_alerts(traced: Traced) -> None:
     spans, ended = traced
-    store, sink = watched(Store(), "store", spans), watched(Sink(), "sink", spans)
+    store, sink = instrumented(Store(), "store", spans), instrumented(Sink(), "sink", spans)
     store.cells()
     store.load_decisions(1)
     store.record(1)
@@ -111,7 +111,7 @@ def test_an_error_is_marked_and_tells_nobody_apart(traced: Traced) -> None:
     store = Store()
     store.fails = True
     with pytest.raises(ConnectionError, match="acct-1"):
-        watched(store, "store", spans).commit("acct-1")
+        instrumented(store, "store", spans).commit("acct-1")
     (span,) = ended()["store.commit"]
     assert span.status.status_code is StatusCode.ERROR
     assert dict(span.attributes or {}) == {"error.type": "ConnectionError"}
@@ -131,7 +131,7 @@ def test_nothing_is_traced_unless_asked(environment: dict[str, str]) -> None:
     assert spans is None
     finish()
     store = Store()
-    assert watched(store, "store", spans) is store, "the adapter itself, at no cost"
+    assert instrumented(store, "store", spans) is store, "the adapter itself, at no cost"
 
 
 def test_without_the_extra_the_service_runs_and_says_so(
@@ -146,7 +146,7 @@ def test_without_the_extra_the_service_runs_and_says_so(
 
 def test_calls_are_timed_and_everything_else_is_forwarded() -> None:
     took: list[tuple[str, float]] = []
-    store = watched(Store(), "store", None, lambda name, seconds: took.append((name, seconds)))
+    store = instrumented(Store(), "store", None, lambda name, seconds: took.append((name, seconds)))
     assert store.size == 3
     assert store.load("x") == "loaded x"
     with pytest.raises(AttributeError):

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from support.seeded_api import OURS, SECRETS, alert_of, decided, keep
 
-from consumers import wiring
 from consumers.alarms import Alarms
 from consumers.alerts.delivery import OutboxWorker
 from consumers.errors import Unavailable
@@ -23,6 +22,7 @@ from consumers.records.heartbeat import EVERY_TENANT, KIND, LASTS_S, Heartbeat, 
 from consumers.records.operator_entries import packed
 from consumers.store import Entry, Operation, OutboxAlert
 from consumers.store.embedded import EmbeddedStore
+from consumers.wiring import telemetry
 
 NewStore = Callable[[], EmbeddedStore]
 ALICE = Actor("alice", "admin", OURS)
@@ -94,8 +94,10 @@ def test_a_process_says_what_its_sinks_have_not_taken_until_it_stops(store: Embe
     worker.deliver(range(32))
     alarms.show("breaker", True)
     with contextlib.ExitStack() as stack:
-        wiring.beat(stack, store, "detect", lambda: (None, alarms, [worker]))
-        wiring.beat(stack, store, "ingest", lambda: (metrics.value("querywarden_lag_records"), alarms, []))
+        telemetry.start_heartbeat(stack, store, "detect", lambda: (None, alarms, [worker]))
+        telemetry.start_heartbeat(
+            stack, store, "ingest", lambda: (metrics.value("querywarden_lag_records"), alarms, [])
+        )
         deadline_s = time.monotonic() + 10
         while len(found := heartbeat.heartbeats(store)) < 2:
             assert time.monotonic() < deadline_s

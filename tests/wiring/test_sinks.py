@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from support.receivers import alert, life, recording
 
-from consumers import config, destinations, wiring
+from consumers import config
 from consumers.alerts.alertmanager import MAX_OPEN, AlertmanagerSink
 from consumers.alerts.capped import DAY_S, CappedSink
 from consumers.alerts.outbound import Allowed
@@ -20,6 +20,7 @@ from consumers.alerts.rounds import PeriodicRefresh
 from consumers.errors import Refused, Unavailable, WrongUse
 from consumers.metrics import Metrics
 from consumers.store import OutboxAlert
+from consumers.wiring import sinks
 
 CANARY = "canaryK3yNeverShown"
 KEY = f"whsec_{base64.b64encode(CANARY.encode() * 2).decode()}"
@@ -38,22 +39,22 @@ def settings(**sections: Any) -> config.AlertSettings:
     return config.AlertSettings.model_validate(sections)
 
 
-@pytest.mark.parametrize("row", destinations.SINKS, ids=lambda row: row.section)
-def test_every_row_makes_its_sink_when_its_section_is_filled(row: destinations.Sink) -> None:
+@pytest.mark.parametrize("row", sinks.SINKS, ids=lambda row: row.section)
+def test_every_row_makes_its_sink_when_its_section_is_filled(row: sinks.Sink) -> None:
     section, name = FILLED[row.section]
     assert not row.filled(settings())
-    (sink,) = destinations.configured(settings(**{row.section: section}), None, tuple)
+    (sink,) = sinks.configured(settings(**{row.section: section}), None, tuple)
     assert sink.name == name
     sink.close()
 
 
 def test_nothing_is_on_by_default() -> None:
-    assert destinations.configured(config.AlertSettings(), Metrics(), tuple) == []
+    assert sinks.configured(config.AlertSettings(), Metrics(), tuple) == []
 
 
 def test_every_sink_has_a_section_and_every_section_a_row() -> None:
     sections = {name for name, f in config.AlertSettings.model_fields.items() if _is_section(f.annotation)}
-    assert sections == {row.section for row in destinations.SINKS} == set(FILLED)
+    assert sections == {row.section for row in sinks.SINKS} == set(FILLED)
 
 
 def _is_section(kind: Any) -> bool:
@@ -75,7 +76,7 @@ def _is_section(kind: Any) -> bool:
 )
 def test_a_section_that_cannot_work_is_refused_in_one_line(section: str, values: dict[str, Any]) -> None:
     with pytest.raises(Refused) as refused:
-        destinations.configured(settings(**{section: values}), None, tuple)
+        sinks.configured(settings(**{section: values}), None, tuple)
     assert str(refused.value).startswith(f"alerts.{section}: ")
     assert "\n" not in str(refused.value)
     assert CANARY not in str(refused.value)
@@ -99,7 +100,7 @@ def test_settings_come_from_the_file_and_the_environment_and_mask_their_secrets(
         assert CANARY not in text
         assert KEY not in text
     assert [
-        s.name for s in wiring.open_sinks(loaded.model_copy(update={"log": config.LogSettings(url="file:///x")}))
+        s.name for s in sinks.open_sinks(loaded.model_copy(update={"log": config.LogSettings(url="file:///x")}))
     ] == [
         "webhook:hooks.example",
         "splunk:splunk.example",

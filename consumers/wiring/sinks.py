@@ -1,4 +1,4 @@
-"""Settings → alert sinks: the table of the sinks there are.
+"""Settings → alert sinks: the table of the sinks that exist.
 
 Rules: a new sink is one file in `consumers/alerts`, one section of settings and one row here. An adapter is imported when its section
 is filled in. Every sink but the plain log of alerts (file, Kafka) stands behind its filter and its cap.
@@ -6,19 +6,25 @@ is filled in. Every sink but the plain log of alerts (file, Kafka) stands behind
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
+import msgspec
+
 from consumers import config
+from consumers.alerts.capped import CappedSink
 from consumers.alerts.outbound import Allowed
-from consumers.errors import Refused
+from consumers.errors import CorruptState, Refused
+from consumers.records.decision import stored_alert
+from consumers.store import OutboxAlert
+from consumers.wiring import adapters
 
 if TYPE_CHECKING:
     from consumers.alerts import AlertSink
     from consumers.metrics import Metrics
-    from consumers.store import OutboxAlert
 
-Stored = Callable[[], "Iterable[OutboxAlert]"]
+Stored = Callable[[], Iterable[OutboxAlert]]
 INSIDE = "0.0.0.0/0 ::/0"
 """Allow-list of receivers that an operator names and that live inside: any address, still pinned, still without redirects."""
 
@@ -103,11 +109,38 @@ SINKS: tuple[Sink, ...] = (
 )
 
 
+def open_sinks(settings: config.Settings, metrics: Metrics | None = None) -> list[AlertSink]:
+    """All sinks of the settings: the plain logs of alerts, a file and a topic, and those of the table."""
+    sinks: list[AlertSink] = []
+    if settings.alerts.file:
+        from consumers.alerts.jsonl import JsonLinesSink
+
+        sinks.append(JsonLinesSink(settings.alerts.file))
+    if adapters.on_kafka(settings) and settings.alerts.kafka:
+        from consumers.alerts.kafka import KafkaSink
+        from consumers.log.topics import ensure_topics
+
+        brokers = adapters.kafka_connection(settings)
+        ensure_topics(brokers, [settings.kafka.alerts_topic])
+        sinks.append(KafkaSink(brokers, settings.kafka.alerts_topic, form=settings.alerts.kafka_format))
+    return sinks + configured(settings.alerts, metrics, lambda: stored_alerts(settings))
+
+
+def stored_alerts(settings: config.Settings) -> list[OutboxAlert]:
+    """Alerts stored in the last 30 days as their receivers see them, oldest first; what can't be read is left out."""
+    alerts = []
+    with adapters.open_store(settings) as store:
+        secrets = adapters.secrets_of(settings, store)
+        for alert in store.alerts():
+            with contextlib.suppress(CorruptState):
+                body = msgspec.json.encode(stored_alert(alert, secrets))
+                alerts.append(OutboxAlert(alert.uid, alert.time_ms, body))
+    return alerts
+
+
 def configured(alerts: config.AlertSettings, metrics: Metrics | None, stored: Stored) -> list[AlertSink]:
     """The sinks whose sections are filled in, each behind its filter and cap. Raises Refused in one line."""
-    from consumers.alerts.capped import CappedSink
-
-    found: list[AlertSink] = []
+    sinks: list[AlertSink] = []
     for row in SINKS:
         if not row.filled(alerts):
             continue
@@ -116,7 +149,7 @@ def configured(alerts: config.AlertSettings, metrics: Metrics | None, stored: St
             sink = row.make(alerts, stored)
         except Refused as error:
             raise Refused(f"alerts.{row.section}: {error}") from error
-        found.append(
+        sinks.append(
             CappedSink(
                 sink,
                 min_severity=section.min_severity,
@@ -126,7 +159,7 @@ def configured(alerts: config.AlertSettings, metrics: Metrics | None, stored: St
                 on_capped=_counter(metrics, row.section),
             )
         )
-    return found
+    return sinks
 
 
 def _counter(metrics: Metrics | None, section: str) -> Callable[[], None]:

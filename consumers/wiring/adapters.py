@@ -1,0 +1,250 @@
+"""Settings → opened adapters: the secrets, the store, the query log, files that are read once.
+
+Rules: an adapter is imported when its address asks for it. What is opened here is closed by the caller, who gets a context manager or
+something with `close`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from consumers import config, paths
+from consumers.errors import Refused, WrongUse
+from consumers.secrets import Secrets
+from consumers.store import Store
+
+if TYPE_CHECKING:
+    from consumers.http.bridge import Write
+    from consumers.ingest.dead_letters import DeadLetterShip
+    from consumers.log import QueryLog
+    from consumers.log.files import FileLog
+
+log = logging.getLogger("querywarden.wiring")
+
+FILE_SCHEME = "file://"
+
+
+# ------------------------------------------------------------------------------------------------------- secrets
+
+
+def secrets_of(settings: config.Settings, store: Store) -> Secrets:
+    """Load the secrets, create them where there are none, and check them against the store: others could read nothing in it."""
+    secrets = Secrets.load(settings.secrets_path, create=True)
+    prepare(store, secrets)
+    return secrets
+
+
+def prepare(store: Store, secrets: Secrets) -> None:
+    """Check the store's layout and secrets, and log what could not be checked."""
+    store.prepare(secrets.key_id)
+    for warning in warnings_of(store):
+        log.warning(warning)
+
+
+def warnings_of(store: Store) -> Sequence[str]:
+    """What the store was not allowed to check of its server."""
+    warnings: Sequence[str] = getattr(store, "warnings", ())
+    return warnings
+
+
+def replicas_of(store: Store) -> int | None:
+    """Replicas that are connected to the store's server; None where they can't be counted."""
+    count: int | None = getattr(store, "replicas", lambda: None)()
+    return count
+
+
+# --------------------------------------------------------------------------------------------------------- store
+
+
+@contextlib.contextmanager
+def open_store(settings: config.Settings) -> Iterator[Store]:
+    """Open the store that `store.url` names."""
+    url = settings.store_url
+    scheme = url.partition(":")[0]
+    store: Store
+    if scheme == "sqlite":
+        from consumers.store.embedded import EmbeddedStore
+
+        path = _sqlite_path(url)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise Refused(f"store {path}: {error.strerror}") from error
+        store = EmbeddedStore(path)
+    elif scheme in ("redis", "rediss", "redis+cluster", "rediss+cluster"):
+        from consumers.store.redis import connect
+
+        store = connect(url, timeout_s=settings.store.timeout_s, min_replicas=settings.store.min_replicas)
+    else:
+        raise WrongUse(f"store.url: unknown scheme {scheme!r} (sqlite, redis, rediss, redis+cluster)")
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+def _sqlite_path(url: str) -> Path:
+    """The file of a ``sqlite:///`` address. Raises WrongUse, Refused."""
+    name = url.removeprefix("sqlite:///")
+    if name == url or not name.strip("/"):
+        raise WrongUse(
+            "store.url: sqlite:///name.sqlite (in the working folder) or sqlite:////folder/name.sqlite is meant"
+        )
+    path = Path(name)
+    if path.exists():
+        paths.check_regular(path, "store")
+    return path
+
+
+@contextlib.contextmanager
+def open_sqlite(path: Path | None = None) -> Iterator[Store]:
+    """Open the SQLite store in a file; without one, a store that is gone afterwards."""
+    from consumers.store.embedded import EmbeddedStore
+
+    with contextlib.ExitStack() as stack:
+        if path is None:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="querywarden-"))
+            path = Path(folder) / "replay.sqlite"
+        store = EmbeddedStore(path)
+        stack.callback(store.close)
+        yield store
+
+
+def lets_strangers_in(settings: config.Settings) -> bool:
+    """Whether the Redis server answers a client that gives neither name nor password. Raises Unavailable when it does not answer."""
+    from consumers.store.redis import connect
+
+    parts = urlsplit(settings.store_url)
+    address = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    stranger = connect(address, timeout_s=settings.store.timeout_s)
+    try:
+        stranger.cells()
+    except Refused:
+        return False
+    finally:
+        stranger.close()
+    return True
+
+
+# ----------------------------------------------------------------------------------------------------------- log
+
+
+def on_kafka(settings: config.Settings) -> bool:
+    """Whether the query log is in Kafka."""
+    return settings.log.url.startswith("kafka:")
+
+
+def kafka_connection(settings: config.Settings) -> dict[str, Any]:
+    """Arguments of a Kafka client for the configured brokers. Raises Refused for a file of certificates that is none."""
+    from consumers.log import kafka
+
+    k = settings.kafka
+    for name in ("ssl_cafile", "ssl_certfile", "ssl_keyfile"):
+        if file := getattr(k, name):
+            paths.check_regular(file, f"kafka.{name}")
+    return kafka.connection(
+        k.bootstrap_servers,
+        security_protocol=k.security_protocol,
+        sasl_mechanism=k.sasl_mechanism,
+        sasl_username=k.sasl_username,
+        sasl_password=k.sasl_password.get_secret_value() if k.sasl_password else None,
+        ssl_cafile=k.ssl_cafile,
+        ssl_certfile=k.ssl_certfile,
+        ssl_keyfile=k.ssl_keyfile,
+    )
+
+
+def open_log(settings: config.Settings) -> QueryLog:
+    """Open the query log that `log.url` names; on Kafka, make sure of the topics first."""
+    url = settings.log.url
+    if url.startswith(FILE_SCHEME):
+        from consumers.log.followed import FollowedFile
+
+        return FollowedFile(url.removeprefix(FILE_SCHEME))
+    if not on_kafka(settings):
+        raise WrongUse(f"log.url: {config.masked(url)!r} is neither kafka: nor file:///path.jsonl")
+    from consumers.log import kafka, topics
+
+    k = settings.kafka
+    brokers = kafka_connection(settings)
+    if not topics.has_topic(brokers, k.topic):
+        if not k.wait_for_topic:
+            raise Refused(
+                f"kafka.topic: there is no topic {k.topic!r} at {k.bootstrap_servers}, or this account may not see it; "
+                "it is never created by reading (kafka.wait_for_topic = true waits for it)"
+            )
+        log.warning("the query topic does not exist yet", extra={"topic": k.topic})
+    topics.ensure_topics(brokers, [k.dead_letter_topic, k.alerts_topic])
+    return kafka.KafkaLog(
+        brokers,
+        topic=k.topic,
+        group_id=k.group_id,
+        start=k.start,
+        group_instance_id=k.group_instance_id,
+        max_poll_records=k.max_poll_records,
+        session_timeout_ms=k.session_timeout_ms,
+        heartbeat_interval_ms=k.heartbeat_interval_ms,
+        max_poll_interval_ms=k.max_poll_interval_ms,
+    )
+
+
+def open_dead_letters(settings: config.Settings, stack: contextlib.ExitStack) -> DeadLetterShip | None:
+    """The topic of refused records, until the stack is closed; None where the log is a file."""
+    if not on_kafka(settings):
+        return None
+    from consumers.alerts.kafka import DeadLetterTopic
+
+    letters = DeadLetterTopic(kafka_connection(settings), settings.kafka.dead_letter_topic)
+    stack.callback(letters.close)
+    return letters
+
+
+def open_writer(settings: config.Settings, stack: contextlib.ExitStack) -> Write:
+    """What appends to the query log, until the stack is closed: the HTTP service is a producer where `http.bridge` says so."""
+    from consumers.log.writers import FileWriter, KafkaWriter
+
+    url = settings.log.url
+    writer: FileWriter | KafkaWriter
+    if url.startswith(FILE_SCHEME):
+        writer = FileWriter(Path(url.removeprefix(FILE_SCHEME)))
+    else:
+        writer = KafkaWriter(kafka_connection(settings), settings.kafka.topic)
+    stack.callback(writer.close)
+    return writer.write
+
+
+def offsets_at(settings: config.Settings, cells: Sequence[str], start: str) -> Mapping[str, int | None]:
+    """Offset of each partition at a time. start: earliest, latest or an RFC 3339 time."""
+    from consumers.log import kafka
+
+    return kafka.offsets_at(kafka_connection(settings), list(cells), start)
+
+
+# --------------------------------------------------------------------------------------------------------- files
+
+
+def open_files(names: Sequence[str], resumable: bool = False) -> FileLog:
+    """Files of the query log, read from their beginning; ``-`` is standard input. resumable: their bytes are remembered."""
+    from consumers.log.files import FileLog
+
+    return FileLog(list(names), resumable=resumable)
+
+
+def file_lines(path: Path) -> Iterator[bytes]:
+    """The records of a file, packed or not, as the service would read them."""
+    source = open_files([str(path)])
+    try:
+        while not source.finished:
+            poll = source.poll(0.0, 5000)
+            for cell in poll.assigned:
+                source.seek(cell, None)
+            for records in poll.batches:
+                yield from records.values
+    finally:
+        source.close()

@@ -1,0 +1,74 @@
+"""What operators' commands work on: the store with its secrets, the operations that change it, the queries that read it.
+
+Rules: whoever has the store and the secrets file is an administrator; the audit log names the user of the machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import socket
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+from consumers import config
+from consumers.operators.audit import Mirror
+from consumers.operators.operate import Actor, Operations
+from consumers.readers.gateways import Modes
+from consumers.readers.queries import Reader
+from consumers.secrets import Secrets
+from consumers.store import Store
+from consumers.wiring.adapters import open_store, secrets_of
+from detector.baseline import Baseline
+
+
+class Opened(NamedTuple):
+    """A store that is open for an operator, with what works on it."""
+
+    store: Store
+    secrets: Secrets
+    reader: Reader
+    operations: Operations
+    actor: Actor
+
+
+@contextlib.contextmanager
+def open_for_operator(settings: config.Settings) -> Iterator[Opened]:
+    """Open the store for the user of this machine."""
+    with open_store(settings) as store:
+        secrets = secrets_of(settings, store)
+        reader = Reader(store, secrets, settings.tenant)
+        yield Opened(store, secrets, reader, operations_of(settings, store, secrets), user_of(settings))
+
+
+@contextlib.contextmanager
+def open_reader(settings: config.Settings, baselines: Mapping[str, Baseline]) -> Iterator[Reader]:
+    """Open the store to look at clients, with the baselines that explain them and the modes that gateways have."""
+    with open_store(settings) as store:
+        secrets = secrets_of(settings, store)
+        yield Reader(store, secrets, settings.tenant, baselines=baselines, modes=modes_of(settings))
+
+
+def modes_of(settings: config.Settings) -> Modes:
+    """Enforcement modes as readers know them."""
+    return Modes(settings.mode, dict(settings.modes))
+
+
+def operations_of(settings: config.Settings, store: Store, secrets: Secrets) -> Operations:
+    """What operators may change, with the copy of the audit log that this machine keeps."""
+    http = settings.http
+    return Operations(store, secrets, mirror=mirror_of(settings), longest_s=http.longest_decision_s, env=http.key_env)
+
+
+def user_of(settings: config.Settings) -> Actor:
+    """The user of this machine, as an administrator of the tenant."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        user = "unknown"
+    return Actor(f"{user}@{socket.gethostname()}", "admin", settings.tenant)
+
+
+def mirror_of(settings: config.Settings) -> Mirror:
+    """This machine's copy of the audit log."""
+    return Mirror(settings.state_path / "audit.jsonl")
