@@ -1,10 +1,12 @@
-"""Alarms: what an operator should look at although everything runs. One gauge each, and a log line when it is raised and when it ends.
+"""Alarms: conditions that an operator should look at while the service keeps running.
 
-Rules of this file
-* An alarm is a state, not an event: ``querywarden_alarm{alarm="…"}`` is 1 while it holds. What pages somebody is for the rules of the
-  monitoring to say; only `schema` and `breaker` change what is decided.
-* Rates are over the last minute by the process' own monotonic clock, and need `LEAST_RECORDS` to mean anything.
-* Every process sees its own cells only. A model's log that goes quiet is noticed by the processes that used to read it.
+Each alarm is one gauge. A log line is written when it is raised and when it ends.
+
+Rules:
+* An alarm is a state, not an event: ``querywarden_alarm{alarm="…"}`` is 1 while it holds. The rules of the monitoring system decide
+  whether somebody is paged. Only `schema` and `breaker` change decisions.
+* Rates cover the last minute on the process' own monotonic clock. Below `LEAST_RECORDS` records no rate is computed.
+* Every process sees its own log cells only. A process notices silence only of models that it has read.
 """
 
 from __future__ import annotations
@@ -20,21 +22,21 @@ from consumers.metrics import Metrics
 log = logging.getLogger("querywarden.alarm")
 
 ALARMS: dict[str, str] = {
-    "dead_letters": "over 5 % of the records of the last minute were refused",
-    "duplicates": "over 20 % of the queries of the last minute were duplicates",
-    "new_clients": "new client ids come faster than the admission budget; some have no state of their own",
-    "silent_tap": "a model that was queried in most minutes of an hour has had no query for 10 minutes",
-    "lag": "over 20,000 records have been waiting for 5 minutes",
-    "data_gap": "within the last 10 minutes, records turned out to have been dropped before they were read",
-    "cell_stopped": "a log cell cannot go on; its records wait until an operator begins it anew (querywarden rebuild --cell)",
-    "store_full": "the store uses over 85 % of its memory: new clients share one state",
-    "letters_wait": "dead letters of a cell use over 80 % of their room",
-    "outbox": "alerts that a sink has not taken use over 80 % of their room",
-    "keys_lost": "the store lost API keys that it had; services that remember them go on with them",
-    "schema": "many clients began to send the same misfit in one column: it is no evidence until an operator rules",
-    "breaker": "too many clients were newly restricted at once: no more are, until an operator resets the breaker",
+    "dead_letters": "more than 5 % of the records of the last minute were refused",
+    "duplicates": "more than 20 % of the queries of the last minute were duplicates",
+    "new_clients": "new client ids arrive faster than the admission limits allow; some share the statistics of an overflow client",
+    "silent_tap": "a model that was queried in at least half of the minutes of an hour has had no query for 10 minutes",
+    "lag": "more than 20,000 records have been waiting for 5 minutes",
+    "data_gap": "the log deleted records before they were read; noticed within the last 10 minutes",
+    "cell_stopped": "a log cell stopped; its records wait until an operator restarts it (querywarden rebuild --cell)",
+    "store_full": "the store uses more than 85 % of its memory; new clients share the statistics of an overflow client",
+    "letters_wait": "the dead letters of a log cell fill more than 80 % of their buffer",
+    "outbox": "undelivered alerts of a sink fill more than 80 % of its outbox",
+    "keys_lost": "the store lost API keys; services that remember these keys still accept them",
+    "schema": "many clients began to send the same misfit in one column; it does not count as evidence until an operator decides",
+    "breaker": "too many clients were restricted at once; no further client is restricted until an operator resets the breaker",
 }
-"""Alarm → when it is raised."""
+"""Alarm → condition under which it is raised."""
 
 LEAST_RECORDS = 100
 DEAD_SHARE = 0.05

@@ -1,7 +1,11 @@
-"""The command line: arguments in, tables and exit statuses out. What is opened for a command is `wiring`'s matter.
+"""The command line: it turns arguments into calls, and results into tables and exit statuses.
 
-Rules: exit status 0 done, 1 failed, 2 wrong call; an error is one clear line on standard error; progress bars on a terminal, JSON
-log lines otherwise; results on standard output, everything else on standard error. Heavy imports happen inside the command.
+The commands themselves are short. `wiring` opens what a command needs, and each larger command has a module in `commands/`.
+
+Rules:
+* Exit status 0 means done, 1 failed, 2 wrong call. An error is one clear line on standard error.
+* Results go to standard output, everything else to standard error. A terminal gets progress bars, anything else gets JSON log lines.
+* Heavy imports happen inside the command, so that `--help` is quick.
 """
 
 from __future__ import annotations
@@ -36,7 +40,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-config_app = typer.Typer(help="Show, check and list settings.", no_args_is_help=True)
+config_app = typer.Typer(help="Show, check and list the settings.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 app.add_typer(gateways.app, name="gateway")
 app.add_typer(schema.app, name="schema")
@@ -105,33 +109,40 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 @app.command()
 def fit(
-    out_path: Annotated[Path, typer.Option("--out", help="Where to write the baseline.")],
-    model_id: Annotated[str, typer.Option("--model-id", help="The model that this baseline is for.")],
+    out_path: Annotated[Path, typer.Option("--out", help="Baseline file to write.")],
+    model_id: Annotated[str, typer.Option("--model-id", help="Id of the model that the baseline is for.")],
     reference: Annotated[
-        Path | None, typer.Option(help="Honest inputs with the model's answers (JSON lines, .gz, .zst, Parquet).")
+        Path | None, typer.Option(help="Honest inputs with the answers of the model (JSON lines, .gz, .zst, Parquet).")
     ] = None,
     traffic: Annotated[
-        list[Path] | None, typer.Option(help="A log of presumably honest clients; may be given several times.")
+        list[Path] | None, typer.Option(help="Query log of presumably honest clients; may be given several times.")
     ] = None,
     schema: Annotated[
-        Path | None, typer.Option(help="JSON that declares columns: name, kind, lower, upper, grain, categories.")
+        Path | None, typer.Option(help="JSON file that declares columns: name, kind, lower, upper, grain, categories.")
     ] = None,
     persona: Annotated[
-        Path | None, typer.Option(help="JSON object, client id to declared use (explainer, qa, …): its own null.")
+        Path | None,
+        typer.Option(
+            help="JSON file with the declared use of client ids (explainer, qa, …); each use gets null distributions of its own."
+        ),
     ] = None,
     exclude: Exclude = None,
-    seed: Annotated[int, typer.Option(help="Seed of everything random in the fit.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed for the random parts of the fit.")] = 0,
     exposure: Annotated[
-        bool, typer.Option(help="Rehearse thefts, to be able to say how much a client could have copied.")
+        bool,
+        typer.Option(
+            help="Simulate thefts, so that the exposure of each client (how well its queries could have copied the model) can be estimated."
+        ),
     ] = True,
     trust_traffic: Annotated[
         bool,
         typer.Option(
-            "--trust-traffic", help="Calibrate on every client of the traffic, even far beyond what honest tools do."
+            "--trust-traffic",
+            help="Calibrate on every client of the traffic, even on those with more odd queries than any simulated honest tool.",
         ),
     ] = False,
 ) -> None:
-    """Fit a baseline: what honest use of a model looks like."""
+    """Fit a baseline, a file that describes the honest use of a model."""
     from consumers import fit as fitting
     from consumers.commands.understood import print_misfits, print_refused, print_understood
     from consumers.log.files import FileLog
@@ -163,7 +174,8 @@ def fit(
         print_refused(refused, what)
     print_misfits(fitted.misfits, "the traffic", fitted.expected)
     terminal.out.print(
-        f"{out_path}: baseline for {model_id}, map {baseline.map_id}, nulls {baseline.nulls_version}", soft_wrap=True
+        f"{out_path}: baseline for {model_id}, map {baseline.map_id}, calibration {baseline.nulls_version}",
+        soft_wrap=True,
     )
     if any(refused.hopeless for refused in fitted.refused.values()):
         raise typer.Exit(1)
@@ -173,25 +185,37 @@ def fit(
 def replay(
     logs: Annotated[
         list[str],
-        typer.Argument(help="Query logs in time order (JSON lines, .gz, .zst, Parquet); - reads standard input."),
+        typer.Argument(
+            help="Query logs in the order of time (JSON lines, .gz, .zst, Parquet); - reads standard input."
+        ),
     ],
     baseline: Annotated[
         list[str] | None, typer.Option(help="Baseline file or folder; may be given several times.")
     ] = None,
-    alerts: Annotated[Path | None, typer.Option(help="Write first alerts as JSON lines, in event-time order.")] = None,
-    scores: Annotated[Path | None, typer.Option(help="Write one JSON object a client.")] = None,
-    report: Annotated[Path | None, typer.Option(help="Write an HTML report with plots.")] = None,
+    alerts: Annotated[
+        Path | None,
+        typer.Option(help="Write the first alert of each finding to this file: JSON lines in the order of event time."),
+    ] = None,
+    scores: Annotated[
+        Path | None, typer.Option(help="Write the scores to this file: one JSON object per client and line.")
+    ] = None,
+    report: Annotated[Path | None, typer.Option(help="Write a report with plots to this HTML file.")] = None,
     store: Annotated[
         Path | None,
-        typer.Option(help="Keep the state in this SQLite file; a log that was read before, or grew, is resumed."),
+        typer.Option(
+            help="Keep the state in this SQLite file. A log that was read into it before, and may have grown, is resumed."
+        ),
     ] = None,
     false_alarm_budget: Annotated[
-        float | None, typer.Option(help="Share of honest clients that may be flagged, over their whole life.")
+        float | None, typer.Option(help="Share of honest clients that may be flagged, each over its whole lifetime.")
     ] = None,
-    mode: Annotated[str | None, typer.Option(help="observe, alert, throttle or block.")] = None,
+    mode: Annotated[
+        str | None,
+        typer.Option(help="Strongest decision that gateways would enforce: observe, alert, throttle or block."),
+    ] = None,
     config_file: ConfigFile = None,
 ) -> None:
-    """Read query logs, assess every client, and show which ones look like thieves and why."""
+    """Read query logs, assess every client, and show which clients look like model extraction, and why."""
     from consumers import replay as replaying
     from consumers.commands.understood import nothing_counted, print_misfits, print_refused
     from consumers.fit import load_baselines
@@ -220,7 +244,7 @@ def replay(
         if result.resumed is not None:
             terminal.err.print(f"resumed at line {result.resumed:,}: this log was read before into {where}")
         if source.partial:
-            terminal.err.print("the last line is not complete: it is left for the next replay")
+            terminal.err.print("the last line is incomplete; the next replay will read it")
         if alerts:
             replaying.write_lines(alerts, result.alerts)
         if scores:
@@ -251,7 +275,8 @@ def replay(
 def ingest(
     config_file: ConfigFile = None,
     until_end: Annotated[
-        bool, typer.Option("--until-end", help="Stop when everything that was in the log at the start is committed.")
+        bool,
+        typer.Option("--until-end", help="Stop as soon as all records that the log held at the start are committed."),
     ] = False,
 ) -> None:
     """Read the query log and keep statistics of each client. Runs until SIGTERM."""
@@ -261,7 +286,9 @@ def ingest(
 @app.command()
 def detect(
     config_file: ConfigFile = None,
-    until_idle: Annotated[bool, typer.Option("--until-idle", help="Stop when no touched client is left.")] = False,
+    until_idle: Annotated[
+        bool, typer.Option("--until-idle", help="Stop as soon as no client has queries that were not assessed.")
+    ] = False,
 ) -> None:
     """Assess clients with new queries, decide, and send alerts. Runs until SIGTERM."""
     _run(processes.run_detect, config_file, until_idle)
@@ -273,11 +300,11 @@ def run(
     until_end: Annotated[
         bool,
         typer.Option(
-            "--until-end", help="Stop when everything that was in the log at the start is committed and assessed."
+            "--until-end", help="Stop as soon as all records that the log held at the start are committed and assessed."
         ),
     ] = False,
 ) -> None:
-    """Run ingest, detect and serve in one process. Runs until SIGTERM."""
+    """Run ingest, detect and serve in one process. It runs until SIGTERM."""
     from consumers.metrics import Metrics
 
     settings = _service(config_file)
@@ -287,14 +314,16 @@ def run(
 
 @app.command()
 def clients(
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line, as replay --scores writes.")] = False,
-    model: Annotated[str | None, typer.Option(help="Only this model.")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object per line, in the format of replay --scores.")
+    ] = False,
+    model: Annotated[str | None, typer.Option(help="List clients of this model only.")] = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Show the N most suspicious clients, in whatever state they are.")
+        int | None, typer.Option(min=1, help="List only the N most suspicious clients, whatever their state.")
     ] = None,
     config_file: ConfigFile = None,
 ) -> None:
-    """List clients by suspicion, and campaigns, from the store."""
+    """List the clients of the store, most suspicious first, and the campaigns."""
     from consumers.commands import listings
 
     settings = config.load(config_file)
@@ -314,15 +343,21 @@ def clients(
 
 @app.command()
 def alerts(
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line, as replay --alerts writes.")] = False,
-    updates: Annotated[bool, typer.Option("--updates", help="Later alerts of the same finding too.")] = False,
-    limit: Annotated[int | None, typer.Option(min=1, help="Show the N newest alerts only.")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object per line, in the format of replay --alerts.")
+    ] = False,
+    updates: Annotated[bool, typer.Option("--updates", help="List later alerts of the same finding too.")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="List only the N newest alerts.")] = None,
     stix_path: Annotated[
-        Path | None, typer.Option("--stix", help="Write them as a STIX 2.1 bundle instead (extra [stix]).")
+        Path | None,
+        typer.Option(
+            "--stix",
+            help="Write the alerts to this file as a STIX 2.1 bundle instead of listing them (needs the extra [stix]).",
+        ),
     ] = None,
     config_file: ConfigFile = None,
 ) -> None:
-    """List the alerts that were stored in the last 30 days, oldest first."""
+    """List the alerts of the last 30 days, oldest first."""
     from consumers.records.decision import stored_alert
 
     check_folders(stix_path)
@@ -351,20 +386,27 @@ def alerts(
 
 @app.command()
 def simulate(
-    out_path: Annotated[Path, typer.Option("--out", help="Log to write (.jsonl, .jsonl.gz, .jsonl.zst).")],
-    reference: Annotated[Path, typer.Option(help="Reference that clients and attacks are drawn from.")],
-    clients: Annotated[int, typer.Option(help="Honest clients.")] = 300,
+    out_path: Annotated[Path, typer.Option("--out", help="Query log to write (.jsonl, .jsonl.gz, .jsonl.zst).")],
+    reference: Annotated[Path, typer.Option(help="Reference file; the simulated queries are drawn from its rows.")],
+    clients: Annotated[int, typer.Option(help="Number of honest clients.")] = 300,
     attack: Annotated[
         list[str] | None,
-        typer.Option(help="FAMILY or FAMILY/VARIANT; may be given several times; default: every family."),
+        typer.Option(
+            help="Attack to simulate, FAMILY or FAMILY/VARIANT; may be given several times; default: every family."
+        ),
     ] = None,
-    model_id: Annotated[str | None, typer.Option(help="Model id of the events; default: the reference's.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    model_id: Annotated[
+        str | None, typer.Option(help="Model id of the events; default: the model id of the reference.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed for everything random.")] = 0,
     linked: Annotated[
-        bool, typer.Option("--linked", help="Events have metadata; the accounts of one theft share an organisation.")
+        bool,
+        typer.Option(
+            "--linked", help="Add metadata to the events; the accounts of one theft then share an organisation."
+        ),
     ] = False,
 ) -> None:
-    """Write a log of simulated honest clients and extraction attacks, and the truth beside it."""
+    """Write a query log of simulated honest clients and extraction attacks, and a file with the truth about each client."""
     from consumers import simulate as simulating
 
     chosen = attack or simulating.PLAIN_ATTACKS
@@ -375,14 +417,14 @@ def simulate(
         )
     thieves = sum(t["role"] == "attack" for t in truth["clients"].values())
     terminal.out.print(
-        f"{out_path}: {len(truth['clients'])} clients, {thieves} of them accounts of thieves; truth in {simulating.truth_path(out_path)}",
+        f"{out_path}: {len(truth['clients'])} clients, {thieves} of them attacking accounts; truth in {simulating.truth_path(out_path)}",
         soft_wrap=True,
     )
 
 
 @config_app.command("show")
 def config_show(config_file: ConfigFile = None) -> None:
-    """Show the settings in force, secrets masked."""
+    """Show the settings in force; secrets are masked."""
     terminal.print_json(config.shown(config.load(config_file)))
 
 

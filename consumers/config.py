@@ -42,126 +42,154 @@ class StoreSettings(Part):
     url: SecretStr = Field(
         SecretStr(""), description="sqlite:///path, redis://, rediss:// or redis+cluster://; empty: SQLite in state_dir"
     )
-    min_replicas: int = Field(0, ge=0, description="replicas that must hold an operator's write (WAIT); 0: none")
-    timeout_s: float = Field(2.0, gt=0, description="how long one call to the store may take")
+    min_replicas: int = Field(
+        0, ge=0, description="number of replicas that must confirm an operator's write (Redis WAIT); 0: none"
+    )
+    timeout_s: float = Field(2.0, gt=0, description="timeout of one call to the store, in seconds")
 
 
 class KafkaSettings(Part):
-    bootstrap_servers: str = Field("127.0.0.1:9092", description="brokers, separated by commas")
-    topic: str = Field("prediction-queries", description="the query log; must exist")
+    bootstrap_servers: str = Field("127.0.0.1:9092", description="Kafka brokers, separated by commas")
+    topic: str = Field("prediction-queries", description="topic of the query log; it must exist")
     wait_for_topic: bool = Field(
-        False, description="wait for a query topic that does not exist yet, instead of refusing it"
+        False, description="if the query topic does not exist yet, wait for it instead of refusing to start"
     )
-    dead_letter_topic: str = Field("prediction-queries.dead-letter", description="refused records; created if missing")
-    alerts_topic: str = Field("extraction-alerts", description="alerts; created if missing")
+    dead_letter_topic: str = Field(
+        "prediction-queries.dead-letter", description="topic for refused records; created if missing"
+    )
+    alerts_topic: str = Field("extraction-alerts", description="topic for alerts; created if missing")
     group_id: str = Field("querywarden", description="consumer group of the ingest processes")
-    group_instance_id: str | None = Field(None, description="static membership: a stable name of this process")
+    group_instance_id: str | None = Field(
+        None, description="static membership in the consumer group: a stable name for this process"
+    )
     start: str = Field(
         "earliest",
-        description="where a partition begins that the store does not know: earliest, latest or an RFC 3339 time",
+        description="where to start reading a partition for which the store has no position: earliest, latest or an RFC 3339 time",
     )
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] | None = Field(
-        None, description="must be stated for brokers that are not on loopback"
+        None, description="required for brokers that are not on loopback"
     )
-    sasl_mechanism: str = Field("SCRAM-SHA-512", description="for SASL protocols")
-    sasl_username: str | None = Field(None, description="for SASL protocols")
-    sasl_password: SecretStr | None = Field(None, description="for SASL protocols")
-    ssl_cafile: str | None = Field(None, description="certificate authority of the brokers")
-    ssl_certfile: str | None = Field(None, description="client certificate")
-    ssl_keyfile: str | None = Field(None, description="key of the client certificate")
-    max_poll_records: int = Field(2000, ge=1, le=100_000, description="records in one poll, and so in one commit")
-    session_timeout_ms: int = Field(10_000, ge=1000, description="a member silent for so long is out of the group")
-    heartbeat_interval_ms: int = Field(3_000, ge=100, description="how often a member says that it lives")
-    max_poll_interval_ms: int = Field(60_000, ge=1000, description="longest time between two polls of a live member")
+    sasl_mechanism: str = Field("SCRAM-SHA-512", description="SASL mechanism")
+    sasl_username: str | None = Field(None, description="SASL user name")
+    sasl_password: SecretStr | None = Field(None, description="SASL password")
+    ssl_cafile: str | None = Field(
+        None, description="file with the certificate authority that signed the brokers' certificates"
+    )
+    ssl_certfile: str | None = Field(None, description="file with the client certificate")
+    ssl_keyfile: str | None = Field(None, description="file with the key of the client certificate")
+    max_poll_records: int = Field(
+        2000, ge=1, le=100_000, description="maximum number of records in one poll, which is also one commit"
+    )
+    session_timeout_ms: int = Field(
+        10_000, ge=1000, description="the group removes a member that sends no heartbeat for this long"
+    )
+    heartbeat_interval_ms: int = Field(3_000, ge=100, description="time between two heartbeats to the group")
+    max_poll_interval_ms: int = Field(
+        60_000, ge=1000, description="the group removes a member that does not poll for this long"
+    )
 
 
 class LogSettings(Part):
-    url: str = Field("kafka:", description="kafka: or file:///path.jsonl (followed as it grows)")
+    url: str = Field("kafka:", description="kafka: or file:///path.jsonl (a file is followed as it grows)")
 
 
 class MetricsSettings(Part):
     bind: str = Field(
-        "", description="host:port for /metrics, /healthz and /readyz; empty: off; port 0 picks one and logs it"
+        "", description="host:port for /metrics, /healthz and /readyz; port 0 picks a free port and logs it; empty: off"
     )
 
 
 class SecretsSettings(Part):
     file: str = Field(
         "",
-        description="sampling key, pepper and sealing key, shared by all processes; empty: secrets.json in state_dir",
+        description="file with the sampling key, the pepper and the sealing key; all processes share it; empty: secrets.json in state_dir",
     )
 
 
 class SinkSettings(Part):
-    """What every sink can be told; a sink is on when its address is filled in."""
+    """Settings that every sink has; a sink is on when its address is set."""
 
     min_severity: Literal["medium", "high", "critical"] = Field(
-        "medium", description="only findings at least so severe: uncalibrated medium, throttle high, block critical"
+        "medium",
+        description="send only findings of this severity or above: uncalibrated is medium, throttle is high, block is critical",
     )
-    kinds: Literal["all", "client", "campaign"] = Field("all", description="only findings of this kind")
-    per_day: int = Field(0, ge=0, description="alerts a day (UTC); what is over goes into a digest; 0: no limit")
-    digest_minutes: float = Field(60.0, gt=0, description="how long alerts over the limit are gathered")
+    kinds: Literal["all", "client", "campaign"] = Field("all", description="send only findings of this kind")
+    per_day: int = Field(0, ge=0, description="alerts per day (UTC); further alerts go into a digest; 0: no limit")
+    digest_minutes: float = Field(60.0, gt=0, description="a digest is sent after this many minutes")
 
 
 class WebhookSettings(SinkSettings):
-    url: SecretStr = Field(SecretStr(""), description="https address that alerts are posted to, signed; empty: off")
-    keys: SecretStr = Field(
-        SecretStr(""), description="whsec_<base64 of 24 to 64 bytes>; two, separated by a space, while they are rotated"
+    url: SecretStr = Field(
+        SecretStr(""), description="https address; each alert is signed and posted to it; empty: off"
     )
-    format: Literal["native", "ocsf"] = Field("native", description="shape of the alert in the body's `data`")
+    keys: SecretStr = Field(
+        SecretStr(""),
+        description="signing key, whsec_<base64 of 24 to 64 bytes>; during a rotation two keys, separated by a space",
+    )
+    format: Literal["native", "ocsf"] = Field("native", description="format of the alert in `data` of the body")
     allow: str = Field(
-        "", description="networks and hosts inside that may be reached, and by http; separated by spaces; empty: none"
+        "",
+        description="private networks and hosts that the sink may connect to, also by plain http; separated by spaces; empty: none",
     )
 
 
 class AlertmanagerSettings(SinkSettings):
-    url: SecretStr = Field(SecretStr(""), description="address of the Alertmanager, without the API's path; empty: off")
+    url: SecretStr = Field(
+        SecretStr(""), description="address of Alertmanager, without the path of its API; empty: off"
+    )
     token: SecretStr = Field(SecretStr(""), description="bearer token; empty: none")
-    firing_hours: float = Field(24.0, gt=0, description="how long after its last news a finding fires")
-    resend_s: float = Field(60.0, gt=0, description="how often open findings are sent again")
+    firing_hours: float = Field(
+        24.0, gt=0, description="an alert fires for this long after the last change of its finding"
+    )
+    resend_s: float = Field(60.0, gt=0, description="time between two sends of the open findings")
 
 
 class PagerDutySettings(SinkSettings):
     routing_key: SecretStr = Field(
-        SecretStr(""), description="integration key of the service, Events API v2; empty: off"
+        SecretStr(""), description="integration key of the PagerDuty service (Events API v2); empty: off"
     )
-    url: str = Field("https://events.pagerduty.com/v2/enqueue", description="the Events API; another for the EU region")
-    allow: str = Field("", description="as alerts.webhook.allow")
-    per_day: int = Field(50, ge=0, description="incidents a day (UTC); what is over goes into a digest; 0: no limit")
+    url: str = Field(
+        "https://events.pagerduty.com/v2/enqueue",
+        description="address of the Events API; the EU region has another one",
+    )
+    allow: str = Field("", description="same as alerts.webhook.allow")
+    per_day: int = Field(50, ge=0, description="incidents per day (UTC); further alerts go into a digest; 0: no limit")
 
 
 class NotifySettings(SinkSettings):
     urls: SecretStr = Field(
         SecretStr(""),
-        description="Slack, Teams, e-mail, …: Apprise URLs, separated by spaces; extra [notify]; empty: off",
+        description="Apprise URLs for Slack, Teams, e-mail and others, separated by spaces; needs the extra [notify]; empty: off",
     )
-    per_day: int = Field(100, ge=0, description="messages a day (UTC); what is over goes into a digest; 0: no limit")
+    per_day: int = Field(100, ge=0, description="messages per day (UTC); further alerts go into a digest; 0: no limit")
 
 
 class SplunkSettings(SinkSettings):
-    url: SecretStr = Field(SecretStr(""), description="HTTP Event Collector, without a path; empty: off")
-    token: SecretStr = Field(SecretStr(""), description="token of the collector")
-    index: str = Field("", description="index; empty: the token's default")
-    format: Literal["native", "ocsf"] = Field("native", description="shape of the event")
+    url: SecretStr = Field(SecretStr(""), description="address of the HTTP Event Collector, without a path; empty: off")
+    token: SecretStr = Field(SecretStr(""), description="token of the HTTP Event Collector")
+    index: str = Field("", description="index that events go to; empty: the default index of the token")
+    format: Literal["native", "ocsf"] = Field("native", description="format of the event")
 
 
 class SyslogSettings(SinkSettings):
-    url: str = Field("", description="udp://, tcp:// or tls://host:port; RFC 5424 with a CEF text; empty: off")
+    url: str = Field(
+        "", description="udp://, tcp:// or tls://host:port; messages are RFC 5424 with a CEF text; empty: off"
+    )
 
 
 class EcsSettings(SinkSettings):
-    url: SecretStr = Field(SecretStr(""), description="index or data stream of Elasticsearch; empty: off")
-    api_key: SecretStr = Field(SecretStr(""), description="API key, as Elasticsearch encodes it; empty: none")
-    file: str = Field("", description="instead: append ECS documents to this JSON lines file")
+    url: SecretStr = Field(SecretStr(""), description="address of an Elasticsearch index or data stream; empty: off")
+    api_key: SecretStr = Field(SecretStr(""), description="API key in Elasticsearch's encoded form; empty: none")
+    file: str = Field("", description="append ECS documents to this JSON lines file instead of sending them")
 
 
 class AlertSettings(Part):
     kafka_format: Literal["native", "ocsf"] = Field(
-        "native", description="shape of the alerts on Kafka; ocsf: Detection Finding 1.8.0 as a CloudEvent"
+        "native", description="format of the alerts on Kafka; ocsf: OCSF Detection Finding 1.8.0 as a CloudEvent"
     )
     kafka: bool = Field(True, description="send alerts to kafka.alerts_topic when the log is on Kafka")
-    file: str = Field("", description="also append alerts to this JSON lines file; empty: don't")
-    dashboard_url: str = Field("", description="where people find the dashboard; goes with what is sent to them")
+    file: str = Field("", description="append alerts to this JSON lines file as well; empty: off")
+    dashboard_url: str = Field("", description="address of the dashboard; alerts for people link to it")
     webhook: WebhookSettings = WebhookSettings()
     alertmanager: AlertmanagerSettings = AlertmanagerSettings()
     pagerduty: PagerDutySettings = PagerDutySettings()
@@ -176,138 +204,181 @@ Role = Literal["gateway", "viewer", "analyst", "operator", "admin", "ingest"]
 
 class AdmissionSettings(Part):
     new_clients_an_hour: int = Field(
-        5_000, ge=1, description="new clients that get state at once, in one log cell and hour of event time"
+        5_000,
+        ge=1,
+        description="new clients per log cell and hour of event time that get statistics of their own at once",
     )
-    clients: int = Field(100_000, ge=1, description="new clients that get state within a horizon, in one log cell")
+    clients: int = Field(
+        100_000, ge=1, description="new clients per log cell and horizon that get statistics of their own"
+    )
 
 
 class BreakerSettings(Part):
     most: int = Field(
-        20, ge=1, description="newly restricted clients within 10 minutes that open the breaker if exceeded"
+        20, ge=1, description="the breaker opens when more clients than this are newly restricted within 10 minutes"
     )
-    share: float = Field(0.01, gt=0, le=1, description="the same as a share of the active clients")
-    least: int = Field(5, ge=1, description="the share alone never opens the breaker for up to this many clients")
+    share: float = Field(
+        0.01,
+        gt=0,
+        le=1,
+        description="the breaker also opens when a larger share of the active clients than this is newly restricted within 10 minutes",
+    )
+    least: int = Field(
+        5, ge=1, description="breaker.share is ignored while no more clients than this are newly restricted"
+    )
 
 
 class HttpSettings(Part):
-    bind: str = Field("127.0.0.1:8080", description="host:port of the HTTP service; port 0 picks one and logs it")
+    bind: str = Field(
+        "127.0.0.1:8080", description="host:port of the HTTP service; port 0 picks a free port and logs it"
+    )
     open_on_loopback: bool = Field(
         True,
-        description="until a key, token or certificate is configured, everybody on this machine may look at a service bound to loopback",
+        description="a service bound to loopback lets everybody on this machine read until a key, token or certificate is configured",
     )
-    metrics: bool = Field(True, description="answer /metrics here too")
-    bridge: bool = Field(True, description="take queries at POST /v1/queries and write them to the log")
-    rate_per_s: float = Field(50.0, ge=0, description="requests a second of one credential; 0: no limit")
-    burst: int = Field(200, ge=1, description="requests of one credential at once")
+    metrics: bool = Field(True, description="serve /metrics on the HTTP service too")
+    bridge: bool = Field(True, description="accept queries at POST /v1/queries and write them to the log")
+    rate_per_s: float = Field(50.0, ge=0, description="requests per second that one credential may send; 0: no limit")
+    burst: int = Field(200, ge=1, description="requests that one credential may send in one burst")
     longest_decision_s: int = Field(
-        30 * 86_400, ge=60, description="how long an operator's decision may last, in seconds"
+        30 * 86_400, ge=60, description="longest duration of an operator's decision, in seconds"
     )
-    key_env: str = Field("live", pattern=r"^[a-z0-9]{1,16}$", description="second part of API keys: qw_<env>_…")
-    tls_certfile: str = Field("", description="certificate of the service (PEM, with its chain); empty: plain HTTP")
-    tls_keyfile: str = Field("", description="key of the certificate")
-    tls_client_ca: str = Field("", description="who signs client certificates; empty: none are asked for")
+    key_env: str = Field(
+        "live",
+        pattern=r"^[a-z0-9]{1,16}$",
+        description="name of the environment, the second part of an API key: qw_<env>_…",
+    )
+    tls_certfile: str = Field(
+        "", description="file with the certificate of the service (PEM, with its chain); empty: plain HTTP"
+    )
+    tls_keyfile: str = Field("", description="file with the key of the certificate")
+    tls_client_ca: str = Field(
+        "",
+        description="file with the certificate authority that signs client certificates; empty: clients are not asked for one",
+    )
     certificate_roles: dict[str, Role] = Field(
-        {}, description="name in a client certificate, with its type, to role: DNS:gw.internal, URI:spiffe://…, email:…"
+        {},
+        description="role for each name in a client certificate; a name starts with its type: DNS:gw.internal, URI:spiffe://…, email:…",
     )
-    oidc_issuer: str = Field("", description="issuer of bearer tokens; empty: none are taken")
-    oidc_audience: str = Field("querywarden", description="audience that a token must be for")
-    oidc_jwks: str = Field("", description="the issuer's public keys: a file, or an https address")
-    oidc_algorithms: tuple[str, ...] = Field(("RS256", "ES256", "EdDSA"), description="signatures that are taken")
-    oidc_role_claim: str = Field("roles", description="dotted path of the claim that holds roles")
-    oidc_roles: dict[str, Role] = Field({}, description="the issuer's role or group to ours")
-    oidc_tenant_claim: str = Field("", description="dotted path of the claim that holds the tenant; empty: `tenant`")
-    oidc_longest_s: int = Field(3600, ge=60, description="how long a token may be good for")
+    oidc_issuer: str = Field("", description="issuer of bearer tokens; empty: tokens are not accepted")
+    oidc_audience: str = Field("querywarden", description="audience that a token must name")
+    oidc_jwks: str = Field("", description="public keys of the issuer: a file or an https address")
+    oidc_algorithms: tuple[str, ...] = Field(
+        ("RS256", "ES256", "EdDSA"), description="signature algorithms that are accepted"
+    )
+    oidc_role_claim: str = Field("roles", description="dotted path of the claim that lists the roles")
+    oidc_roles: dict[str, Role] = Field({}, description="QueryWarden role for each role or group of the issuer")
+    oidc_tenant_claim: str = Field("", description="dotted path of the claim that names the tenant; empty: `tenant`")
+    oidc_longest_s: int = Field(
+        3600, ge=60, description="longest validity of a token, in seconds; tokens valid for longer are refused"
+    )
 
 
 class GatewaySettings(Part):
     identity_headers: tuple[str, ...] = Field(
         ("x-api-key", "x-consumer-id", "authorization"),
-        description="headers whose value is what the query log calls a client (authorization: a bearer token); all present ones count;"
-        " the one to trust most comes first",
+        description="headers whose value identifies a client of the query log (authorization: a bearer token); all that are present"
+        " are looked up; put the most trustworthy first",
     )
     client_map: str = Field(
-        "", description="JSON file: hash of a header's value (querywarden gateway hash) to client id; empty: none"
+        "",
+        description="JSON file with the client id for each hash of a header's value (querywarden gateway hash); empty: none",
     )
-    model_header: str = Field(
-        "x-querywarden-model", description="names the model that is asked; the gateway must set it"
-    )
+    model_header: str = Field("x-querywarden-model", description="header that names the model; the gateway must set it")
     default_model: str = Field(
-        "*", description="the model where the header is absent; *: the most severe over all models"
+        "*", description="model of a request without that header; *: the most severe decision over all models applies"
     )
     routes: dict[str, Literal["open", "closed"]] = Field(
         {"/": "open"},
-        description="path prefix: whether clients that cannot be known pass (the longest prefix decides); advised: / closed,"
-        " exceptions open",
+        description="per path prefix, whether a request without a usable identity passes (open) or is refused (closed); the longest"
+        " prefix decides; advised: / closed, with open exceptions",
     )
     degrade: dict[Literal["clear", "watch", "throttle"], str] = Field(
-        {}, description='what X-QueryWarden-Degrade asks of the model server, by decision: {"watch": "round=2"}'
+        {},
+        description='value of the header X-QueryWarden-Degrade per decision, for the model server: {"watch": "round=2"}',
     )
-    throttle_per_s: float = Field(0.0, ge=0, description="requests a second that a throttled client gets through")
-    refresh_s: float = Field(0.25, gt=0, le=0.5, description="how often changes are read from the store")
-    full_sync_s: float = Field(300.0, ge=1, description="how often everything is read from the store")
+    throttle_per_s: float = Field(0.0, ge=0, description="requests per second that pass for a throttled client")
+    refresh_s: float = Field(0.25, gt=0, le=0.5, description="seconds between two reads of the changes in the store")
+    full_sync_s: float = Field(300.0, ge=1, description="seconds between two full reads of the store")
     event_followers: int = Field(
         64,
         ge=1,
         le=10_000,
-        description="how many may follow /v1/decisions/events at once; half the places are kept for gateways",
+        description="connections that may follow /v1/decisions/events at the same time; half of them are reserved for gateways",
     )
-    grpc_bind: str = Field("", description="host:port of the gRPC ext_authz service (extra grpc); empty: off")
-    grpc_certfile: str = Field("", description="certificate of the gRPC service (PEM, with its chain); empty: no TLS")
-    grpc_keyfile: str = Field("", description="key of that certificate")
+    grpc_bind: str = Field(
+        "", description="host:port of the gRPC ext_authz service (needs the extra [grpc]); empty: off"
+    )
+    grpc_certfile: str = Field(
+        "", description="file with the certificate of the gRPC service (PEM, with its chain); empty: no TLS"
+    )
+    grpc_keyfile: str = Field("", description="file with the key of that certificate")
     grpc_plaintext: bool = Field(
-        False, description="take gRPC without TLS beyond loopback too: gateways' keys cross the network in clear"
+        False,
+        description="allow gRPC without TLS outside loopback; the gateways' keys then cross the network in clear text",
     )
 
 
 class RespondersSettings(Part):
-    every_s: float = Field(0.5, gt=0, le=1, description="how often what changed is pushed")
-    verify_s: float = Field(60.0, ge=1, description="how often the targets are compared with what they should hold")
-    haproxy_socket: str = Field(
-        "", description="HAProxy's runtime socket (path or host:port); empty: nothing is pushed"
+    every_s: float = Field(0.5, gt=0, le=1, description="seconds between two pushes of changed decisions")
+    verify_s: float = Field(
+        60.0, ge=1, description="seconds between two comparisons of a target with the decisions that it should hold"
     )
-    haproxy_map: str = Field("", description="the map as HAProxy's configuration names it")
-    crowdsec_url: str = Field("", description="CrowdSec's local API; empty: nothing is pushed")
-    crowdsec_machine: str = Field("querywarden", description="machine id of the watcher")
-    crowdsec_password: SecretStr = Field(SecretStr(""), description="password of the watcher")
-    crowdsec_bouncer_key: SecretStr = Field(SecretStr(""), description="key of a bouncer, to verify what was pushed")
+    haproxy_socket: str = Field("", description="runtime socket of HAProxy (path or host:port); empty: off")
+    haproxy_map: str = Field("", description="name of the map in HAProxy's configuration")
+    crowdsec_url: str = Field("", description="address of CrowdSec's local API; empty: off")
+    crowdsec_machine: str = Field("querywarden", description="machine id that QueryWarden logs in with")
+    crowdsec_password: SecretStr = Field(SecretStr(""), description="password of that machine")
+    crowdsec_bouncer_key: SecretStr = Field(
+        SecretStr(""), description="key of a bouncer, used to verify what was pushed"
+    )
 
 
 class Settings(BaseSettings):
     model_config = SettingsConfigDict(extra="forbid", frozen=True, env_prefix=PREFIX, env_nested_delimiter="__")
 
     baselines: tuple[str, ...] = Field(
-        (), description="baseline files or folders of *.baseline (environment: separated by colons)"
+        (), description="baseline files, or folders with *.baseline files (in the environment: separated by colons)"
     )
     personas: str = Field(
-        "", description="JSON file, client id to declared use: such a client is judged by the null of that persona"
+        "",
+        description="JSON file with the declared use of client ids; such a client is compared with the null distributions of that persona",
     )
     tenant: str = Field(
-        "default", min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+$", description="whose clients these are"
+        "default",
+        min_length=1,
+        max_length=64,
+        pattern=r"^[A-Za-z0-9._-]+$",
+        description="tenant that the clients belong to",
     )
     mode: Literal["observe", "alert", "throttle", "block"] = Field(
         "observe", description="the strongest decision that gateways enforce"
     )
     modes: dict[str, Literal["observe", "alert", "throttle", "block"]] = Field(
-        {}, description='another mode for some models: {"fraud-v3": "block"}'
+        {}, description='mode per model, where it differs: {"fraud-v3": "block"}'
     )
     false_alarm_budget: float = Field(
-        0.01, gt=0, lt=0.5, description="share of honest clients that may be flagged, over their whole life"
+        0.01, gt=0, lt=0.5, description="share of honest clients that may be flagged, each over its whole lifetime"
     )
     horizon_days: float = Field(
-        30.0, ge=1, le=3650, description="a query counts in full for at least half of this, and at most for all of it"
+        30.0,
+        ge=1,
+        le=3650,
+        description="how far back detection looks: a query counts in full for at least half of this time and for at most all of it",
     )
     memory_days: float = Field(
         365.0,
         ge=0,
         le=3650,
-        description="beyond the horizon an odd query's weight halves each quarter of this, and a client is forgotten this long after "
-        "its last query; 0: nothing counts beyond the horizon",
+        description="older than the horizon, an odd query keeps a weight that halves with each quarter of this time; a client is "
+        "forgotten this long after its last query; 0: nothing older than the horizon counts",
     )
     unknown_models: Literal["reject", "ignore"] = Field(
-        "reject", description="events of a model without a baseline: dead letter, or only counted"
+        "reject",
+        description="what happens to events of a model without a baseline: reject writes a dead letter, ignore only counts them",
     )
     state_dir: str = Field(
-        "", description="where state is kept that has no other place; empty: the platform's user state folder"
+        "", description="folder for state without a place of its own; empty: the user's state folder of the platform"
     )
     store: StoreSettings = StoreSettings()
     log: LogSettings = LogSettings()

@@ -294,7 +294,7 @@ def print_clients(rows: Sequence[Mapping[str, Any]], of: int, flagged: int, more
     """Print these clients. of: how many there are; flagged: how many of those are flagged; more: how to see the others."""
     columns = (
         Column("client"), Column("model"), Column("state"), Column("suspicion", True), Column("queries", True),
-        Column("could copy", True), Column("why"),
+        Column("exposure", True), Column("why"),
     )  # fmt: skip
     print_rows(columns, [_client_cells(r) for r in rows])
     out.print(Text(f"{counted(len(rows), of, 'clients', more)}; {flagged:,} flagged"), soft_wrap=True)
@@ -316,7 +316,7 @@ def print_campaigns(rows: Sequence[Mapping[str, Any]], to: Console | None = None
     to = to or out
     columns = [
         Column("campaign"), Column("model"), Column("state"), Column("suspicion", True), Column("queries", True),
-        Column("could copy", True), Column("accounts"), Column("why"),
+        Column("exposure", True), Column("accounts"), Column("why"),
     ]  # fmt: skip
     if "truth" in rows[0]:
         columns.append(Column("what it really is"))

@@ -45,7 +45,7 @@ REASONS: dict[str, str] = {
     "budget_unsupported": "the baseline knows too few honest clients to support a block at this budget",
     "holds": "a decision holds until its time is over",
     "expired": "the time of the decision is over, and the client has asked nothing since",
-    "allow_listed": "as suspicious as it says, but the client is on the allow-list, so nothing is enforced",
+    "allow_listed": "as suspicious as it says, but the client is on the allowlist, so nothing is enforced",
     "campaign": "accounts that share a link ask together what an honest group of this size hardly ever asks",
     "breaker": "as suspicious as it says, but too many clients were restricted at once, so an operator must look first",
 }

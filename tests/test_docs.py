@@ -342,7 +342,7 @@ def test_the_quick_start_on_files_does_what_it_says(sampled: tuple[Path, str]) -
     assert set(campaign) == {client for client, known in truth.items() if known["variant"] == "sybil10"}
     page = text_of(folder / "report.html")
     assert page.lower().startswith("<!doctype html>")
-    assert "Could copy " in page
+    assert "Exposure: " in page
     (found,) = [alert["campaign_id"] for alert in alerts if alert["kind"] == "campaign"]
     assert found in page
     assert found in printed

@@ -287,9 +287,9 @@ FIRES: dict[str, tuple[dict[str, dict[str, Any]], str]] = {
     "kafka encryption": (
         {"kafka": {"bootstrap_servers": "kafka.example.test:9092", "security_protocol": "PLAINTEXT"}}, "PLAINTEXT",
     ),
-    "kafka access": ({"kafka": {"bootstrap_servers": "kafka.example.test:9092", "security_protocol": "SSL"}}, "nobody is asked"),
-    "http address": ({"http": {"bind": "0.0.0.0:8080"}}, "keys would travel in clear"),
-    "gateway address": ({"gateway": {"grpc_bind": "0.0.0.0:8081"}}, "keys would travel in clear"),
+    "kafka access": ({"kafka": {"bootstrap_servers": "kafka.example.test:9092", "security_protocol": "SSL"}}, "without authentication"),
+    "http address": ({"http": {"bind": "0.0.0.0:8080"}}, "keys would cross the network in clear text"),
+    "gateway address": ({"gateway": {"grpc_bind": "0.0.0.0:8081"}}, "keys would cross the network in clear text"),
     "authentication": ({"http": {"open_on_loopback": False}}, "nobody can use the API"),
     "baselines": ({}, "no baselines"),
 }  # fmt: skip
@@ -373,7 +373,7 @@ def test_doctor_shakes_hands_with_an_encrypted_store(tmp_path: Path) -> None:
 
 def test_doctor_tries_a_store_without_its_password(tmp_path: Path, redis_url: str) -> None:
     state, words = finding("store password", tmp_path, {"store": {"url": redis_url.replace("//", "//:secret@")}})
-    assert (state, "gives no password" in words) == ("look", True), "it is spelt with one, and yet lets everybody in"
+    assert (state, "without a password" in words) == ("look", True), "it is spelt with one, and yet lets everybody in"
     assert finding("store answers", tmp_path, {"store": {"url": redis_url}})[0] == "ok"
     Secrets.create(tmp_path / "secrets.json")
     assert finding("store eviction", tmp_path, {"store": {"url": redis_url}})[0] == "ok"
@@ -392,9 +392,12 @@ def test_doctor_looks_at_the_secrets_file(tmp_path: Path) -> None:
     assert finding("secrets file", tmp_path, {})[0] == "look", "it is none"
     secrets.unlink()
     made = Secrets.create(secrets)
-    assert finding("secrets file", tmp_path, {}) == ("ok", f"{secrets}: secrets {made.key_id}, for its owner only")
+    assert finding("secrets file", tmp_path, {}) == (
+        "ok",
+        f"{secrets}: secrets {made.key_id}, readable by its owner only",
+    )
     tmp_path.chmod(0o777)
-    assert "another secrets file" in finding("secrets file", tmp_path, {})[1]
+    assert "replace the secrets file" in finding("secrets file", tmp_path, {})[1]
 
 
 def test_doctor_reads_the_settings_file(tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
         if self.resolved:
             return f"{who} of {visible(self.model_id)} is clear again after {self.queries_seen} queries"
         copied = (self.extraction or {}).get("fidelity")
-        much = f", could copy {copied:.0%} of the model" if isinstance(copied, float) else ""
+        much = f", exposure {copied:.0%}" if isinstance(copied, float) else ""
         why = visible(str(self.evidence[0].get("text", ""))) if self.evidence else self.reason
         return f"{who}: {self.state} after {self.queries_seen} queries, suspicion {self.suspicion:.4f}{much}. {why}"
 

@@ -2,13 +2,13 @@
 
 An address that somebody else can choose must not turn us into their way into the network. Rules:
 
-* https. Plain http only to what the allow-list names (tests, an Alertmanager beside us).
+* https. Plain http only to what the allowlist names (tests, an Alertmanager beside us).
 * The host is resolved for each new connection, **every** answer is checked, and the connection goes to the checked address: what
   the name means a moment later does not matter. TLS still asks for the certificate of the name.
 * Only global unicast passes: no loopback, private, link-local, metadata, carrier-grade NAT, documentation, multicast or reserved
   address, and no IPv6 form that hides an IPv4 one (mapped, compatible, NAT64, 6to4, Teredo, ISATAP). What is meant to be inside is
-  named in the allow-list by network or by host name.
-* A metadata service and whatever is link-local are never reached, whatever the allow-list says, in whatever form the address comes.
+  named in the allowlist by network or by host name.
+* A metadata service and whatever is link-local are never reached, whatever the allowlist says, in whatever form the address comes.
 * No redirects, no proxies from the environment, no credentials in URLs, at most 5 s in all and 64 KB of answer.
 * 2xx is taken; 408, 425, 429, 3xx and 5xx are `Unavailable`, other 4xx `Undeliverable`. An error names the host and the status:
   never the path, a header or the answer's text.
@@ -58,7 +58,7 @@ NEVER: tuple[Network, ...] = tuple(
         "fd00:ec2::23/128", "fd00:ec2::254/128", "fd20:ce::254/128", "fd00:c1::a9fe:a9fe/128", "fd00:42::42/128",
     )
 )  # fmt: skip
-"""Whatever the allow-list says: a cloud's metadata service hands out credentials."""
+"""Whatever the allowlist says: a cloud's metadata service hands out credentials."""
 
 _NAT64 = (ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Network("64:ff9b:1::/48"))
 _COMPATIBLE = ipaddress.IPv6Network("::/96")
@@ -89,7 +89,7 @@ def _translated(address: ipaddress.IPv6Address, last: ipaddress.IPv4Address) -> 
 
 
 def is_never(address: Address) -> bool:
-    """Whether no allow-list opens it."""
+    """Whether no allowlist opens it."""
     return any(one in net for one in inside(address) for net in NEVER)
 
 
@@ -102,7 +102,7 @@ def is_open(address: Address) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Allowed:
-    """What the allow-list names: networks and host names that may be private and spoken to in plain http."""
+    """What the allowlist names: networks and host names that may be private and spoken to in plain http."""
 
     networks: tuple[Network, ...] = ()
     hosts: frozenset[str] = frozenset()
@@ -117,7 +117,7 @@ class Allowed:
                 networks.append(ipaddress.ip_network(word))
             except ValueError:
                 if not re.fullmatch(r"[A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9])?", word):
-                    raise Refused(f"allow-list: {word!r} is neither a network nor a host name") from None
+                    raise Refused(f"allowlist: {word!r} is neither a network nor a host name") from None
                 hosts.add(word.lower())
         return cls(tuple(networks), frozenset(hosts))
 
@@ -282,9 +282,9 @@ class Outbound:
                 raise Unavailable(f"{self.what}: {host} has no address that can be checked") from error
             allowed = self._allow.has(host, address)
             if not allowed and not is_open(address):
-                raise Unavailable(f"{self.what}: {host} is at an address that alerts may not go to (allow-list)")
+                raise Unavailable(f"{self.what}: {host} is at an address that alerts may not go to (allowlist)")
             if not allowed and self.target.scheme != "https":
-                raise Unavailable(f"{self.what}: plain http to {host} is not in the allow-list")
+                raise Unavailable(f"{self.what}: plain http to {host} is not in the allowlist")
             found.append(address)
         if not found:
             raise Unavailable(f"{self.what}: {host} has no address")

@@ -1,4 +1,4 @@
-"""What `doctor` tries on servers: each function makes one connection, within seconds, and changes nothing there."""
+"""The connections that `doctor` tries. Each function makes one connection, takes at most seconds, and changes nothing on the server."""
 
 from __future__ import annotations
 

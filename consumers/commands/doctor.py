@@ -1,8 +1,10 @@
-"""What `doctor` looks at: one function a check, which says what it saw.
+"""The checks of `doctor`: one function per check. Each returns a state and a sentence.
 
-Rules: *ok* is what was tried and found good, *look* is a finding, *not checked* is what can't be tried from here, with the reason; no
-setting is called good because of its spelling. A check changes nothing, except that an empty Redis is marked with our secrets' id; a
-server that does not answer is a finding, never an error; a secret is never printed.
+Rules:
+* *ok* means tried and found good. *look* is a finding. *not checked* means that it cannot be tried from here, with the reason.
+* A setting is never called good because of its spelling alone.
+* A check changes nothing, with one exception: an empty Redis is marked with the id of our secrets.
+* A server that does not answer is a finding, not an error. A secret is never printed.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ EXPIRES_SOON_DAYS = 14
 
 
 class Finding(NamedTuple):
-    """What a check saw, in words."""
+    """Result of a check: its state and a sentence."""
 
     state: State
     words: str
@@ -42,14 +44,14 @@ Check = Callable[["Examined"], Finding]
 
 
 class Examined:
-    """The settings, and what several checks want to know: each server is asked once."""
+    """The settings, and answers of servers that several checks share. Each server is asked once."""
 
     def __init__(self, settings: config.Settings, file: Path | None = None) -> None:
         self.settings, self.file = settings, file
 
     @functools.cached_property
     def topics(self) -> frozenset[str] | str:
-        """Topics of the brokers, or why they did not say."""
+        """Topics of the brokers, or the error text."""
         try:
             return connections.topics(adapters.kafka_connection(self.settings))
         except (QueryWardenError, OSError) as error:
@@ -101,11 +103,11 @@ def examine(settings: config.Settings, file: Path | None = None) -> Iterator[tup
 
 
 def _no_store_yet(examined: Examined) -> Finding | None:
-    """The finding where the store is a file that no process has made yet; looking must not make it."""
+    """Return a finding if the store is a file that does not exist yet; a check must not create it."""
     file = _sqlite_file(examined)
     if file is None or file.exists():
         return None
-    return unchecked(f"{file} is not there yet: the first process makes it")
+    return unchecked(f"{file} does not exist yet; the first process creates it")
 
 
 def _store_answers(examined: Examined) -> Finding:
@@ -129,12 +131,12 @@ def _log_cells(examined: Examined) -> Finding:
         lives = any(beat.role == "ingest" for beat in heartbeats(store))
     if stopped:
         return look("; ".join(f"{cell} is stopped ({words})" for cell, words in stopped.items()))
-    return ok("no log cell is stopped") if lives else unchecked("no ingest process lives")
+    return ok("no log cell is stopped") if lives else unchecked("no ingest process is running")
 
 
 def _store_encryption(examined: Examined) -> Finding:
     if not examined.on_redis:
-        return unchecked("SQLite is a file; whether its disk is encrypted is not known")
+        return unchecked("SQLite is a file; whether its disk is encrypted cannot be seen from here")
     parts = urlsplit(examined.settings.store_url)
     host = parts.hostname or ""
     if not parts.scheme.startswith("rediss"):
@@ -148,7 +150,9 @@ def _store_encryption(examined: Examined) -> Finding:
         if name in asked and asked[name][-1].lower() not in strict
     ]
     if weak:
-        return look(f"the encryption is not verified ({', '.join(weak)}): whoever stands between is believed")
+        return look(
+            f"the server's certificate is not verified ({', '.join(weak)}): an attacker on the network can pose as the server"
+        )
     try:
         version = connections.handshake(host, parts.port or 6379, {k: v[-1] for k, v in asked.items()})
     except ssl.SSLError as error:
@@ -161,7 +165,7 @@ def _store_encryption(examined: Examined) -> Finding:
 def _store_password(examined: Examined) -> Finding:
     file = _sqlite_file(examined)
     if file is not None:
-        return _private(file, "the first process makes it")
+        return _private(file, "the first process creates it")
     parts = urlsplit(examined.settings.store_url)
     given = bool(parts.password)
     try:
@@ -169,8 +173,10 @@ def _store_password(examined: Examined) -> Finding:
     except Unavailable as error:
         return unchecked(f"no answer: {error}") if given else look(f"store.url has no password; no answer: {error}")
     if stranger:
-        return look("the server lets in who gives no password: whoever reaches it reads and writes everything")
-    return ok("the server refuses who gives no password")
+        return look(
+            "the server accepts connections without a password: everybody who can reach it can read and write everything"
+        )
+    return ok("the server refuses connections without a password")
 
 
 def _store_eviction(examined: Examined) -> Finding:
@@ -178,7 +184,7 @@ def _store_eviction(examined: Examined) -> Finding:
         return unchecked("SQLite drops nothing to make room")
     settings = examined.settings
     if not settings.secrets_path.exists():
-        return unchecked("there is no secrets file, and with others the store would be refused")
+        return unchecked("there is no secrets file; with other secrets the store cannot be opened")
     # A store refuses to open with another policy than noeviction; a warning means that it was not allowed to look.
     with adapters.open_store(settings) as store:
         adapters.secrets_of(settings, store)
@@ -192,12 +198,12 @@ def _replicas(examined: Examined) -> Finding:
     wanted = examined.settings.store.min_replicas
     if wanted < 1:
         return look(
-            "store.min_replicas is 0: a failover may lose operators' decisions, which the log cannot bring back"
+            "store.min_replicas is 0: a failover may lose operators' decisions, and they cannot be rebuilt from the log"
         )
     with adapters.open_store(examined.settings) as store:
         found = adapters.replicas_of(store)
     if found is None:
-        return unchecked("INFO is not permitted: the replicas were not counted")
+        return unchecked("the command INFO is not permitted, so the replicas cannot be counted")
     if found < wanted:
         return look(f"{found} replicas are connected, store.min_replicas is {wanted}: operators' writes will fail")
     return ok(f"{found} replicas are connected, {wanted} must confirm")
@@ -216,7 +222,7 @@ def _log_answers(examined: Examined) -> Finding:
     if not examined.on_kafka:
         file = Path(settings.log.url.removeprefix("file://"))
         if not file.exists():
-            return unchecked(f"{file} is not there yet")
+            return unchecked(f"{file} does not exist yet")
         with paths.opened(file, "log.url"):
             return ok(f"{file} can be read")
     topics = examined.topics
@@ -245,8 +251,8 @@ def _kafka_access(examined: Examined) -> Finding:
     named = "SASL" in examined.protocol or examined.settings.kafka.ssl_certfile
     if not named:
         if examined.brokers_away:
-            return look("nobody is asked who they are: neither SASL nor a client certificate for the brokers")
-        return unchecked("the brokers are on this machine, and no name is given")
+            return look("the brokers are used without authentication: neither SASL nor a client certificate is set")
+        return unchecked("no authentication; the brokers are on this machine")
     if isinstance(examined.topics, str):
         return unchecked("no answer from the brokers")
     stranger = adapters.kafka_connection(examined.settings) | {
@@ -256,12 +262,12 @@ def _kafka_access(examined: Examined) -> Finding:
         stranger.pop(name, None)
     with contextlib.suppress(QueryWardenError, OSError):
         connections.topics(stranger, 2_000)
-        return look("the brokers also answer a client that gives no name, at the same address")
+        return look("the brokers also answer a client without credentials at the same address")
     try:
         connections.topics(adapters.kafka_connection(examined.settings), 2_000)
     except (QueryWardenError, OSError):
         return unchecked("the brokers stopped answering while they were asked")
-    return ok("the brokers answer us, and they do not answer a client that gives no name")
+    return ok("the brokers answer us, and do not answer a client without credentials")
 
 
 # -------------------------------------------------------------------------------------------------------- files
@@ -271,37 +277,37 @@ def _secrets_file(examined: Examined) -> Finding:
     from consumers.secrets import Secrets
 
     path = examined.settings.secrets_path
-    private = _private(path, "querywarden secrets create makes it, or else the first process")
+    private = _private(path, "querywarden secrets create creates it, or else the first process")
     if private.state != "ok":
         return private
     folder = stat.S_IMODE(path.parent.stat().st_mode)
     if folder & 0o022 and not folder & stat.S_ISVTX:
-        return look(f"{path.parent} has mode {folder:04o}: others can put another secrets file there")
-    return ok(f"{path}: secrets {Secrets.load(path).key_id}, for its owner only")
+        return look(f"{path.parent} has mode {folder:04o}: other users of this machine can replace the secrets file")
+    return ok(f"{path}: secrets {Secrets.load(path).key_id}, readable by its owner only")
 
 
 def _settings_file(examined: Examined) -> Finding:
     if examined.file is None:
-        return unchecked("none was given (--config)")
+        return unchecked("no settings file was given (--config)")
     held = config.secrets_in(tomllib.loads(paths.read_text(examined.file)))
     if not held:
         return ok(f"{examined.file} holds no secret")
     mode = stat.S_IMODE(examined.file.stat().st_mode)
     if mode & 0o077:
         return look(
-            f"{examined.file} has mode {mode:04o} and holds {', '.join(held)}: others on this machine can read it"
+            f"{examined.file} has mode {mode:04o} and holds {', '.join(held)}: other users of this machine can read it"
         )
-    return ok(f"{examined.file} holds {', '.join(held)}, for its owner only")
+    return ok(f"{examined.file} holds {', '.join(held)}; only its owner can read it")
 
 
 def _private(path: Path, otherwise: str) -> Finding:
     try:
         mode = stat.S_IMODE(path.stat().st_mode)
     except FileNotFoundError:
-        return unchecked(f"{path} is not there yet: {otherwise}")
+        return unchecked(f"{path} does not exist yet; {otherwise}")
     if mode & 0o077:
-        return look(f"{path} has mode {mode:04o}: others on this machine can read it")
-    return ok(f"{path} is for its owner only")
+        return look(f"{path} has mode {mode:04o}: other users of this machine can read it")
+    return ok(f"{path} is readable by its owner only")
 
 
 # --------------------------------------------------------------------------------------------------------- http
@@ -312,9 +318,11 @@ def _bind(examined: Examined) -> Finding:
 
     http_settings, metrics = examined.settings.http, examined.settings.metrics.bind
     if not is_loopback(http_settings.bind) and not http_settings.tls_certfile:
-        return look(f"http.bind {http_settings.bind} is not loopback and there is no TLS: keys would travel in clear")
+        return look(
+            f"http.bind {http_settings.bind} is not loopback and there is no TLS: keys would cross the network in clear text"
+        )
     if metrics and not is_loopback(metrics):
-        return look(f"metrics.bind {metrics} answers everybody who reaches it")
+        return look(f"metrics.bind {metrics} answers everybody who can reach it")
     tls = tls_of(examined.settings)
     if tls is not None:
         return _certificate(Path(tls.certfile), Path(tls.keyfile))
@@ -328,11 +336,11 @@ def _certificate(certificate: Path, key: Path) -> Finding:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
         ends = x509.load_pem_x509_certificate(paths.read(certificate)).not_valid_after_utc
     except (ssl.SSLError, ValueError) as error:
-        return look(f"{certificate} and {key} can't be used: {getattr(error, 'reason', None) or error}")
+        return look(f"{certificate} and {key} cannot be used: {getattr(error, 'reason', None) or error}")
     left = ends - dt.datetime.now(dt.UTC)
     if left < dt.timedelta(days=EXPIRES_SOON_DAYS):
-        return look(f"the certificate {certificate} ends {ends:%Y-%m-%d %H:%M} UTC")
-    return ok(f"TLS, the certificate is good until {ends:%Y-%m-%d}")
+        return look(f"the certificate {certificate} expires {ends:%Y-%m-%d %H:%M} UTC")
+    return ok(f"TLS; the certificate is valid until {ends:%Y-%m-%d}")
 
 
 def _gateway_bind(examined: Examined) -> Finding:
@@ -343,7 +351,7 @@ def _gateway_bind(examined: Examined) -> Finding:
         return _certificate(Path(g.grpc_certfile), Path(g.grpc_keyfile))
     if not is_loopback(g.grpc_bind):
         return look(
-            f"gateway.grpc_bind {g.grpc_bind} is not loopback and there is no TLS: gateways' keys would travel in clear"
+            f"gateway.grpc_bind {g.grpc_bind} is not loopback and there is no TLS: gateways' keys would cross the network in clear text"
         )
     return ok(f"{g.grpc_bind} is loopback")
 
@@ -355,7 +363,7 @@ def _serves(bind: str) -> Finding:
         connection.request("GET", "/healthz")
         status = connection.getresponse().status
     except (OSError, http.client.HTTPException):
-        return unchecked(f"{bind} is loopback; nobody answers there now")
+        return unchecked(f"{bind} is loopback; nothing answers there now")
     finally:
         connection.close()
     return ok(f"{bind} is loopback, and serve answers") if status == 200 else look(f"{bind} answers {status}")
@@ -372,20 +380,20 @@ def _authentication(examined: Examined) -> Finding:
             known = read_jwks(http_settings.oidc_jwks)
         except (ValueError, http.client.HTTPException) as error:
             return look(f"http.oidc_jwks cannot be read: {type(error).__name__}")
-        return ok(f"tokens of the identity provider, {len(known.get('keys', ()))} public keys")
+        return ok(f"tokens of the identity provider; {len(known.get('keys', ()))} public keys")
     if http_settings.certificate_roles and http_settings.tls_client_ca:
         ssl.create_default_context(cafile=http_settings.tls_client_ca)
-        return ok("client certificates, their authority can be read")
+        return ok("client certificates; the file with their authority can be read")
     file = _sqlite_file(examined)
     keys: list[Any] = []
     if file is None or file.exists():
         with adapters.open_store(settings) as store:
             keys = store.operator_entries("key", settings.tenant)[1]
     if keys:
-        return ok(f"{len(keys)} API keys live")
+        return ok(f"{len(keys)} API keys are valid")
     none = "no API key, token or certificate is configured:"
     if is_loopback(http_settings.bind) and http_settings.open_on_loopback:
-        return look(f"{none} everybody on this machine may look (querywarden keys create --role admin)")
+        return look(f"{none} every user of this machine can read (querywarden keys create --role admin)")
     return look(f"{none} nobody can use the API (querywarden keys create --role admin)")
 
 
@@ -403,7 +411,7 @@ def _calibration(examined: Examined) -> Finding:
     words = [f"not calibrated on real clients: {', '.join(guessed)}"] if guessed else []
     words += [f"too few clients for the false-alarm budget: {', '.join(weak)}"] if weak else []
     if not found:
-        return look("there is no *.baseline where baselines are looked for")
+        return look("the folders of the setting `baselines` hold no *.baseline file")
     return look("; ".join(words)) if words else ok(f"calibrated: {', '.join(found)}")
 
 

@@ -1,7 +1,9 @@
-"""Why a client is where it is, from the terminal: explain, evidence, verify-evidence, backtest.
+"""Commands that explain decisions: explain, evidence, verify-evidence, backtest.
 
-Rules: these commands read the store and change nothing in it. A client is named by its id or its hash; where several models know it,
-``--model`` chooses. Results go to standard output, ``--json`` prints one object a line.
+Rules:
+* These commands read the store and change nothing in it.
+* A client is named by its id or its hash. If it was assessed on several models, ``--model`` chooses one.
+* Results go to standard output. ``--json`` prints one object per line.
 """
 
 from __future__ import annotations
@@ -28,15 +30,17 @@ if TYPE_CHECKING:
     from consumers.readers.queries import Reader
     from detector.baseline import Baseline
 
-ModelOption = Annotated[str | None, typer.Option("--model", help="The model; needed where several know the client.")]
+ModelOption = Annotated[
+    str | None, typer.Option("--model", help="Id of the model; needed if the client was assessed on several models.")
+]
 MOST_EVIDENCE = 8
-"""Signals that are said in words."""
+"""Number of signals that are shown as sentences."""
 MOST_FLAGGED = 40
 """Flagged clients that `backtest` lists in a terminal."""
 
 
 def explain(client: Client, model: ModelOption = None, as_json: AsJson = False, config_file: ConfigFile = None) -> None:
-    """Explain why a client is in its state: its signals, what happened, what would change it."""
+    """Explain the state of a client: its signals, its history, and what would change the state."""
     from consumers.fit import load_baselines
     from consumers.readers import explanation
 
@@ -52,14 +56,16 @@ def explain(client: Client, model: ModelOption = None, as_json: AsJson = False, 
 
 def evidence(
     client: Client,
-    out_path: Annotated[Path, typer.Option("--out", help="Where to write the bundle (.zip).")],
+    out_path: Annotated[Path, typer.Option("--out", help="Bundle to write (.zip).")],
     model: ModelOption = None,
-    clear: Annotated[bool, typer.Option("--clear", help="The client's id in clear; otherwise it is sealed.")] = False,
+    clear: Annotated[
+        bool, typer.Option("--clear", help="Write the client's id in clear; by default it is sealed.")
+    ] = False,
     baseline: BaselineFiles = None,
     as_json: AsJson = False,
     config_file: ConfigFile = None,
 ) -> None:
-    """Write a signed, replayable bundle: decision, findings, profile, audit rows, method."""
+    """Write a signed evidence bundle: decision, alerts, profile, audit rows and method. With the baseline it can be verified."""
     from consumers.operators import audit
     from consumers.readers import evidence as bundling
     from consumers.records import operator_entries
@@ -106,9 +112,9 @@ def evidence(
 
 
 def verify_evidence(
-    file: Annotated[Path, typer.Argument(help="The bundle.")],
-    baseline: Annotated[Path | None, typer.Option(help="The baseline: the profile is then assessed again.")] = None,
-    signer: Annotated[str | None, typer.Option(help="Fingerprint of the key that must have signed it.")] = None,
+    file: Annotated[Path, typer.Argument(help="Evidence bundle to check.")],
+    baseline: Annotated[Path | None, typer.Option(help="Baseline; with it the profile is assessed again.")] = None,
+    signer: Annotated[str | None, typer.Option(help="Fingerprint of the key that must have signed the bundle.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Check a bundle: signature, hashes and, with the baseline, the scores."""
@@ -130,15 +136,15 @@ def verify_evidence(
 
 
 def backtest(
-    logs: Annotated[list[str], typer.Argument(help="Query logs in time order; - reads standard input.")],
+    logs: Annotated[list[str], typer.Argument(help="Query logs in the order of time; - reads standard input.")],
     baseline: BaselineFiles = None,
     budget: Annotated[
-        list[float] | None, typer.Option("--budget", help="A false-alarm budget; may be given several times.")
+        list[float] | None, typer.Option("--budget", help="False-alarm budget to try; may be given several times.")
     ] = None,
     as_json: AsJson = False,
     config_file: ConfigFile = None,
 ) -> None:
-    """Show which clients of old logs would be flagged, at which budget and mode. Nothing is written."""
+    """Show which clients of old logs would be flagged, for several budgets and modes. Nothing is written."""
     from consumers import replay as replaying
     from consumers.fit import load_baselines
     from consumers.log.files import FileLog
@@ -201,7 +207,9 @@ def _found(reader: Reader, client: str, model: str | None) -> ClientDetail:
     if not found:
         raise Refused(f"no client {client!r} was assessed{f' on model {model}' if model else ''}")
     if len(found) > 1:
-        raise WrongUse(f"several models know this client: give --model ({', '.join(o.client.model_id for o in found)})")
+        raise WrongUse(
+            f"this client was assessed on several models: give --model ({', '.join(o.client.model_id for o in found)})"
+        )
     return found[0]
 
 
@@ -228,13 +236,13 @@ def _print_account(told: Mapping[str, Any]) -> None:
     )
     out.print(
         f"\nqueries {told['queries']:,} ({told['distinct']:,.0f} distinct) · p {told['p_value']:.2g}, {told['rarity']}"
-        f"{'' if told['calibrated'] else ', not calibrated'} · could be copied: {known}"
+        f"{'' if told['calibrated'] else ', not calibrated'} · exposure: {known}"
     )
     out.print(terminal.plain(told["gateways"]))
     out.print()
     if told["signals"]:
-        out.print(Text("signals, in units of the oddest honest clients", style="italic"))
-        titles = ("this client", "honest median", "99 in 100", "oddest", "p")
+        out.print(Text("signals, in units of the honest clients with the highest values", style="italic"))
+        titles = ("this client", "honest median", "99th percentile", "highest", "p")
         terminal.print_rows(
             [terminal.Column("signal"), *(terminal.Column(title, True) for title in titles)],
             [
@@ -246,10 +254,10 @@ def _print_account(told: Mapping[str, Any]) -> None:
     for e in excesses[:MOST_EVIDENCE]:
         out.print(terminal.plain(f"· {e['text']}"))
     if more := len(told["evidence"]) - min(len(excesses), MOST_EVIDENCE):
-        out.print(f"· {more} weaker signal{'s' if more > 1 else ''}: --json has all")
+        out.print(f"· {more} weaker signal{'s' if more > 1 else ''}; --json shows all")
     for title, lines in (
-        ("what did not fit", told["what_did_not_fit"]),
-        ("what happened", [f"{t['time']}  {t['what']}" for t in told["timeline"]]),
+        ("values that did not fit the schema", told["what_did_not_fit"]),
+        ("history", [f"{t['time']}  {t['what']}" for t in told["timeline"]]),
         ("what would change it", told["what_would_change_it"]),
     ):
         if lines:
@@ -259,12 +267,12 @@ def _print_account(told: Mapping[str, Any]) -> None:
 
 
 def _print_checked(said: Mapping[str, Any]) -> None:
-    known = "as demanded" if said["signer_checked"] else "compare it with what you know: give --signer"
-    terminal.out.print(f"whole, and signed by key {said['signer']} ({known})", soft_wrap=True)
+    known = "the key of --signer" if said["signer_checked"] else "give --signer to check that it is the right key"
+    terminal.out.print(f"complete, and signed by key {said['signer']} ({known})", soft_wrap=True)
     if not said["assessed_again"]:
         terminal.out.print("not assessed again: give --baseline FILE", soft_wrap=True)
     elif not said["differences"]:
-        terminal.out.print("assessed again: the same scores")
+        terminal.out.print("assessed again: the scores are the same")
     for line in said["differences"]:
         terminal.out.print(terminal.plain(f"differs: {line}"), soft_wrap=True)
 
@@ -277,7 +285,7 @@ def _print_backtest(rows: list[Any], flagged: list[Any], clients: int) -> None:
                 f"{r.budget:g}", f"{r.states['watch']:,}", f"{r.states['throttle']:,}", f"{r.states['block']:,}", f"{r.flagged:,}",
                 f"{r.expected:.1f}", f"{r.enforced['throttle']['throttle']:,} slowed",
                 f"{r.enforced['block']['throttle']:,} slowed, {r.enforced['block']['block']:,} blocked",
-                "" if r.supported else "too few honest clients known",
+                "" if r.supported else "too few honest clients in the calibration",
             )
             for r in rows
         ],
@@ -294,4 +302,4 @@ def _print_backtest(rows: list[Any], flagged: list[Any], clients: int) -> None:
         ],
     )  # fmt: skip
     shown = terminal.counted(min(len(flagged), MOST_FLAGGED), len(flagged), "flagged clients", "--json shows all")
-    terminal.out.print(Text(f"{shown}, of {clients:,} clients in all; nothing was written"), soft_wrap=True)
+    terminal.out.print(Text(f"{shown}, of {clients:,} clients in total; nothing was written"), soft_wrap=True)

@@ -1,4 +1,4 @@
-"""What a gateway's configuration needs that only we know: hashes of keys, the key of the hashes."""
+"""Commands that compute values for the configuration of a gateway: client hashes, and the key that makes them."""
 
 from __future__ import annotations
 
@@ -11,18 +11,20 @@ from consumers import config, terminal
 from consumers.commands.options import ConfigFile
 from consumers.errors import WrongUse
 
-app = typer.Typer(help="Compute what the configuration of a gateway needs.", no_args_is_help=True)
+app = typer.Typer(help="Compute values for the configuration of a gateway.", no_args_is_help=True)
 
 
 @app.command("hash")
 def hash_of(config_file: ConfigFile = None) -> None:
-    """Print the client hash of each line of standard input: for gateway.client_map, or to find somebody in a gateway's map."""
+    """Print the client hash of each line of standard input, for gateway.client_map or to find a client in a gateway's map."""
     from consumers.secrets import Secrets
 
     settings = config.load(config_file)
     secrets = Secrets.load(settings.secrets_path)
     if sys.stdin.isatty():
-        raise WrongUse("give ids or keys on standard input, one a line; arguments would be seen by others")
+        raise WrongUse(
+            "give ids or keys on standard input, one per line; other users of this machine could see arguments"
+        )
     for line in sys.stdin:
         if text := line.rstrip("\r\n"):
             terminal.out.print(secrets.client_hash(settings.tenant, text))
@@ -30,7 +32,7 @@ def hash_of(config_file: ConfigFile = None) -> None:
 
 @app.command("edge-key")
 def edge_key(config_file: ConfigFile = None) -> None:
-    """Print the key with which HAProxy turns an API key into a client hash, in base64. Who has it can try ids: keep it secret."""
+    """Print the key, in base64, with which HAProxy turns an API key into a client hash. Keep it secret: its owner can guess ids."""
     from consumers.secrets import Secrets
 
     settings = config.load(config_file)

@@ -1,7 +1,8 @@
-"""How `--help` lists the commands: by what people come for, the main job first.
+"""The order of commands in `--help`: grouped by task, the main task first.
 
-Rules: plain text, without markup; a command's line is the first sentence of its help, whole. A command that `PANELS` forgets stands under
-*Other*, and a test fails.
+Rules:
+* Plain text, no markup. A command's line is the whole first sentence of its help.
+* A command that `PANELS` does not name appears under *Other*, and a test fails.
 """
 
 from __future__ import annotations
@@ -12,23 +13,23 @@ from typing import Any
 from typer.core import TyperGroup
 
 PANELS: Mapping[str, Sequence[str]] = {
-    "Find out who copies a model": (
+    "Find clients that copy a model": (
         "fit", "replay", "explain", "clients", "alerts", "evidence", "verify-evidence", "backtest", "simulate", "evaluate", "inspect",
     ),
     "Run the service": ("run", "ingest", "detect", "serve", "gateway"),
     "Act as an operator": ("decisions", "allowlist", "schema", "keys", "audit"),
-    "Keep it healthy": (
+    "Maintain the service": (
         "doctor", "config", "secrets", "recalibrate", "snapshot", "restore", "rebuild", "export", "erase", "indicators", "watermark",
     ),
 }  # fmt: skip
-"""Title → commands, in the order in which they are listed. A command that this version does not have is skipped."""
+"""Title → commands in the order of the listing. A command that this version does not have is skipped."""
 
 
 class Grouped(TyperGroup):
-    """The root command: its help has a section for each panel."""
+    """The root command. Its help has one section per panel."""
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """Write the sections."""
+        """Write one section per panel."""
         left = {name: command for name in self.list_commands(ctx) if (command := self.get_command(ctx, name))}
         sections = {
             title: [(name, left.pop(name)) for name in names if name in left] for title, names in PANELS.items()
@@ -42,6 +43,6 @@ class Grouped(TyperGroup):
 
 
 def _line(command: Any) -> str:
-    """First sentence of a command's help."""
+    """Return the first sentence of a command's help."""
     text = " ".join((command.help or "").split("\n\n")[0].split())
     return text.partition(". ")[0].removesuffix(".") + "."

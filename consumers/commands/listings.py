@@ -1,6 +1,8 @@
-"""What `clients` lists: the most suspicious clients of a store, how many there are, and the campaigns.
+"""The rows of the command `clients`: the most suspicious clients of a store, their number, and the campaigns.
 
-Rules: every row is counted, only those that are shown are unsealed; a damaged row is set aside by the caller and hides no other.
+Rules:
+* Every row is counted, but only the rows that are shown are unsealed.
+* The caller sets a damaged row aside, so that it hides no other row.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""What operators do from the terminal: decisions, allow-list, keys, the audit log, a look for insecure settings.
+"""Commands for operators: decisions, the allowlist, API keys, the audit log, and `doctor`.
 
-Rules: these commands work on the store directly, with the secrets file: whoever has both is an administrator, and the audit log names the
-user of the machine. `--json` prints one JSON object a line, as the API would answer it.
+Rules:
+* The commands work on the store directly, with the secrets file. A user with access to both is an administrator. The audit log
+  records the user name on this machine.
+* `--json` prints one JSON object per line, the same object that the API answers.
 """
 
 from __future__ import annotations
@@ -30,17 +32,19 @@ if TYPE_CHECKING:
     from consumers.records.operator_entries import ApiKey
     from consumers.store import Store
 
-ModelOption = Annotated[str, typer.Option("--model", help="Only on this model; *: on all.")]
+ModelOption = Annotated[str, typer.Option("--model", help="Model that the entry is for; *: all models.")]
 For = Annotated[
     str,
-    typer.Option("--for", help="How long: 90s, 15m, 4h, 7d, 2w; at most 30 days, unless the settings say otherwise."),
+    typer.Option(
+        "--for", help="Duration: 90s, 15m, 4h, 7d, 2w; at most 30 days, or http.longest_decision_s of the settings."
+    ),
 ]
-Yes = Annotated[bool, typer.Option("--yes", help="Do not ask, even if nobody has seen this client.")]
-Reason = Annotated[str, typer.Option(help="Why; kept with it.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation if the client was never seen.")]
+Reason = Annotated[str, typer.Option(help="Reason; stored with the entry.")]
 
-decisions_app = typer.Typer(help="List, make and end operators' decisions.", no_args_is_help=True)
+decisions_app = typer.Typer(help="List, make and withdraw operators' decisions.", no_args_is_help=True)
 allowlist_app = typer.Typer(
-    help="List and change the clients that are never throttled or blocked.", no_args_is_help=True
+    help="List and change the allowlist: clients that are never throttled or blocked.", no_args_is_help=True
 )
 keys_app = typer.Typer(help="Create, list and revoke API keys.", no_args_is_help=True)
 audit_app = typer.Typer(help="Check the audit log.", no_args_is_help=True)
@@ -53,8 +57,8 @@ GROUPS: Mapping[str, typer.Typer] = {
 
 _CAUSES = {
     "anonymous": "The request named no client, and its route is closed to such requests (gateway.routes).",
-    "unsynced": "The service had not read the store yet, and the route is closed meanwhile (gateway.routes).",
-    "crowded": "The request named more identities than one may.",
+    "unsynced": "The service had not read the store yet, and the route is closed until then (gateway.routes).",
+    "crowded": "The request named more identities than allowed.",
 }
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 _LONGEST_S = 3650 * 86_400
@@ -90,11 +94,11 @@ def seconds(text: str) -> int:
     found = re.fullmatch(r"([0-9]{1,9})([smhdw]?)", text.strip())
     if not found:
         raise WrongUse(
-            f"--for {text!r} is no length of time: give a whole number and s, m, h, d or w, as 90s, 15m, 4h, 7d, 2w"
+            f"--for {text!r} is not a duration: give a whole number with s, m, h, d or w, such as 90s, 15m, 4h, 7d, 2w"
         )
     length = int(found[1]) * _UNITS[found[2] or "s"]
     if length > _LONGEST_S:
-        raise WrongUse(f"--for {text}: ten years at most")
+        raise WrongUse(f"--for {text}: at most ten years")
     return length
 
 
@@ -115,8 +119,8 @@ def _confirm(desk: _Desk, subject: Subject, client: str, what: str, yes: bool) -
     where = "any model" if subject.model == "*" else f"model {subject.model}"
     words = f"no client {_named(client)!r} was seen on {where}"
     if not sys.stdin.isatty():
-        raise WrongUse(f"{words}; give --yes to {what} it all the same")
-    terminal.err.print(Text(f"{words}; {what} it all the same? [y/N] "), end="", soft_wrap=True)
+        raise WrongUse(f"{words}; give --yes to {what} it anyway")
+    terminal.err.print(Text(f"{words}; {what} it anyway? [y/N] "), end="", soft_wrap=True)
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise Refused("nothing was done")
 
@@ -152,11 +156,11 @@ def _where(model: str) -> str:
 
 @decisions_app.command("list")
 def decisions_list(as_json: AsJson = False, config_file: ConfigFile = None) -> None:
-    """List the operators' decisions that hold, dry runs too, newest first."""
+    """List the operators' decisions in force and the dry runs, newest first."""
     with _desk(config_file) as desk:
         rows = desk.reader.decisions(simulated=True)
     _shown(
-        rows, as_json, "decisions", "no operator's decision holds", ("client", "model", "state", "until", "by", "reason"),
+        rows, as_json, "decisions", "no operator's decision is in force", ("client", "model", "state", "until", "by", "reason"),
         lambda d: (
             terminal.plain(d.client_id or d.client_key).plain, d.model_id, f"{d.state}{' (dry run)' if d.simulated else ''}",
             _until(d.until_s), d.actor, terminal.plain(d.reason).plain,
@@ -166,7 +170,7 @@ def decisions_list(as_json: AsJson = False, config_file: ConfigFile = None) -> N
 
 @decisions_app.command("reference")
 def decisions_reference(
-    reference: Annotated[str, typer.Argument(help="What the refused client saw, such as 20260131-9f3ab2c4d5e6f708.")],
+    reference: Annotated[str, typer.Argument(help="Reference id from the refusal, such as 20260131-9f3ab2c4d5e6f708.")],
     as_json: AsJson = False,
     config_file: ConfigFile = None,
 ) -> None:
@@ -176,14 +180,14 @@ def decisions_reference(
     with _desk(config_file) as desk:
         found = refused(desk.reader, reference)
     if found is None:
-        raise Refused("no client that the store knows was refused with this reference")
+        raise Refused("the store knows no client that was refused with this reference")
     _said(found, as_json, _refusal(found))
 
 
 def _refusal(found: RefusedClient) -> str:
     """What a reference stands for, in words."""
     if found.cause:
-        return f"{found.answer} on {found.day}: nobody in particular. {_CAUSES[found.cause]}"
+        return f"{found.answer} on {found.day}: no particular client. {_CAUSES[found.cause]}"
     lines = [f"{found.answer} on {found.day}: {_named(found.client_id or found.client_key or '')}. Now:"]
     for one in found.models:
         until = f" until {_until(one.until_s)}" if one.until_s else ""
@@ -192,8 +196,8 @@ def _refusal(found: RefusedClient) -> str:
         f"  operator {d.actor}: {d.state} {_where(d.model_id)} until {_until(d.until_s)}" for d in found.decisions
     ]
     if found.allowed:
-        lines.append("  on the allow-list")
-    return "\n".join(lines if len(lines) > 1 else [*lines, "  nothing is known of it"])
+        lines.append("  on the allowlist")
+    return "\n".join(lines if len(lines) > 1 else [*lines, "  nothing is stored about this client"])
 
 
 def _decide(
@@ -225,8 +229,8 @@ def decisions_block(
     model: ModelOption = "*",
     ttl: For = "24h",
     reason: Reason = "",
-    note: Annotated[str, typer.Option(help="Longer words, kept with it.")] = "",
-    dry: Annotated[bool, typer.Option("--dry-run", help="Store and show it, enforce nothing.")] = False,
+    note: Annotated[str, typer.Option(help="Longer explanation; stored with the decision.")] = "",
+    dry: Annotated[bool, typer.Option("--dry-run", help="Store and show the decision, but do not enforce it.")] = False,
     yes: Yes = False,
     as_json: AsJson = False,
     config_file: ConfigFile = None,
@@ -241,8 +245,8 @@ def decisions_throttle(
     model: ModelOption = "*",
     ttl: For = "24h",
     reason: Reason = "",
-    note: Annotated[str, typer.Option(help="Longer words, kept with it.")] = "",
-    dry: Annotated[bool, typer.Option("--dry-run", help="Store and show it, enforce nothing.")] = False,
+    note: Annotated[str, typer.Option(help="Longer explanation; stored with the decision.")] = "",
+    dry: Annotated[bool, typer.Option("--dry-run", help="Store and show the decision, but do not enforce it.")] = False,
     yes: Yes = False,
     as_json: AsJson = False,
     config_file: ConfigFile = None,
@@ -258,31 +262,34 @@ def decisions_release(
     ttl: For = "24h",
     reason: Reason = "",
     withdraw: Annotated[
-        bool, typer.Option("--withdraw", help="Only take an operator's decision back; what was detected holds again.")
+        bool,
+        typer.Option(
+            "--withdraw", help="Only withdraw the operator's decision; the detected decision is in force again."
+        ),
     ] = False,
     yes: Yes = False,
     as_json: AsJson = False,
     config_file: ConfigFile = None,
 ) -> None:
-    """Let a client through for a while, whatever was detected or decided."""
+    """Let a client through for a while, whatever was detected or decided before."""
     if not withdraw:
         _decide("clear", client, model, ttl, reason, "", False, yes, as_json, config_file)
         return
     with _desk(config_file) as desk:
         gone = desk.operations.withdraw(desk.actor, desk.subject(client, model))
-    _said(gone, as_json, f"{_named(client)}: taken back, {gone.state} {_where(gone.model)} by {gone.actor}")
+    _said(gone, as_json, f"{_named(client)}: withdrawn, {gone.state} {_where(gone.model)} by {gone.actor}")
 
 
-# ---------------------------------------------------------------------------------------------------- allow-list
+# ----------------------------------------------------------------------------------------------------- allowlist
 
 
 @allowlist_app.command("list")
 def allowlist_list(as_json: AsJson = False, config_file: ConfigFile = None) -> None:
-    """List the allow-list, newest first."""
+    """List the entries of the allowlist, newest first."""
     with _desk(config_file) as desk:
         rows = desk.reader.allowlist()
     _shown(
-        rows, as_json, "entries", "the allow-list is empty", ("client", "model", "until", "by", "origin", "reason"),
+        rows, as_json, "entries", "the allowlist is empty", ("client", "model", "until", "by", "origin", "reason"),
         lambda a: (
             terminal.plain(a.client_id or a.client_key).plain, a.model_id, _until(a.until_s), a.actor, a.origin,
             terminal.plain(a.reason).plain,
@@ -294,29 +301,29 @@ def allowlist_list(as_json: AsJson = False, config_file: ConfigFile = None) -> N
 def allowlist_add(
     client: Client,
     model: ModelOption = "*",
-    ttl: Annotated[str, typer.Option("--for", help="How long: 7d, 2w; 0: until it is removed.")] = "0",
+    ttl: Annotated[str, typer.Option("--for", help="Duration: 7d, 2w; 0: until the entry is removed.")] = "0",
     reason: Reason = "",
     yes: Yes = False,
     as_json: AsJson = False,
     config_file: ConfigFile = None,
 ) -> None:
-    """Never throttle or block this client."""
+    """Add a client to the allowlist: it is never throttled or blocked."""
     with _desk(config_file) as desk:
         subject, ttl_s = desk.subject(client, model), seconds(ttl)
-        _confirm(desk, subject, client, "allow-list", yes)
+        _confirm(desk, subject, client, "allowlist", yes)
         made = desk.operations.allow(desk.actor, subject, ttl_s=ttl_s, reason=reason)
     until = f" until {_until(made.until_s)}" if made.until_s else ""
-    _said(made, as_json, f"{_named(client)}: on the allow-list {_where(made.model)}{until}")
+    _said(made, as_json, f"{_named(client)}: on the allowlist {_where(made.model)}{until}")
 
 
 @allowlist_app.command("remove")
 def allowlist_remove(
     client: Client, model: ModelOption = "*", as_json: AsJson = False, config_file: ConfigFile = None
 ) -> None:
-    """Take a client off the allow-list."""
+    """Remove a client from the allowlist."""
     with _desk(config_file) as desk:
         gone = desk.operations.disallow(desk.actor, desk.subject(client, model))
-    _said(gone, as_json, f"{_named(client)}: off the allow-list {_where(gone.model)}")
+    _said(gone, as_json, f"{_named(client)}: removed from the allowlist {_where(gone.model)}")
 
 
 # ---------------------------------------------------------------------------------------------------------- keys
@@ -324,15 +331,15 @@ def allowlist_remove(
 
 @keys_app.command("create")
 def keys_create(
-    role: Annotated[str, typer.Option(help="gateway, viewer, analyst, operator, admin or ingest.")],
+    role: Annotated[str, typer.Option(help="Role of the key: gateway, viewer, analyst, operator, admin or ingest.")],
     name: Annotated[
-        str, typer.Option(help="Name of its owner; two keys of one name may be valid at once, for a rotation.")
+        str, typer.Option(help="Name of the owner. Two keys of the same name may be valid at once, for a rotation.")
     ] = "",
-    ttl: Annotated[str, typer.Option("--for", help="How long the key is valid.")] = "365d",
+    ttl: Annotated[str, typer.Option("--for", help="Validity of the key: 90d, 52w.")] = "365d",
     as_json: AsJson = False,
     config_file: ConfigFile = None,
 ) -> None:
-    """Make an API key. Its text is shown once, on standard output, and stored as a digest only."""
+    """Create an API key. Its text is printed once, on standard output; the store keeps only a digest."""
     from consumers.operators.operate import without_digest
 
     with _desk(config_file) as desk:
@@ -369,22 +376,24 @@ def keys_list(as_json: AsJson = False, config_file: ConfigFile = None) -> None:
     with _desk(config_file) as desk:
         rows = [without_digest(key) for key in desk.operations.keys(desk.actor.tenant)]
     _shown(
-        rows, as_json, "keys", "no API key lives", ("prefix", "name", "role", "until", "made by"),
+        rows, as_json, "keys", "there is no valid API key", ("prefix", "name", "role", "until", "made by"),
         lambda k: (k.prefix, k.name, k.role, _until(k.expires_s), k.actor),
     )  # fmt: skip
 
 
 @keys_app.command("revoke")
 def keys_revoke(
-    prefix: Annotated[str, typer.Argument(help="The eight characters that `keys list` shows.")],
+    prefix: Annotated[str, typer.Argument(help="Prefix of the key: the eight characters that `keys list` shows.")],
     lost: Annotated[
         bool,
-        typer.Option("--lost", help="End a key that the store has lost and services still accept (alarm keys_lost)."),
+        typer.Option(
+            "--lost", help="Revoke a key that the store lost but that services still accept (alarm keys_lost)."
+        ),
     ] = False,
     as_json: AsJson = False,
     config_file: ConfigFile = None,
 ) -> None:
-    """End an API key: live services refuse it within a second."""
+    """Revoke an API key. Running services refuse it within a second."""
     from consumers.operators.operate import without_digest
 
     with _desk(config_file) as desk:
@@ -392,7 +401,7 @@ def keys_revoke(
         try:
             gone = without_digest(desk.operations.revoke_key(desk.actor, prefix, lost=known))
         except Missing as error:
-            raise Missing(f"{error}; one that the store has lost ends with --lost") from error
+            raise Missing(f"{error}; give --lost for a key that the store has lost") from error
         said = _told(desk.operations.store)
     _said(gone, as_json, f"revoked: {gone.name}{said}")
 
@@ -403,7 +412,7 @@ def _lost_key(prefix: str) -> ApiKey:
     from consumers.records.operator_entries import ApiKey
 
     if not re.fullmatch(r"[0-9A-Za-z]{8}", prefix):
-        raise WrongUse("prefix: the eight letters and digits after qw_<env>_")
+        raise WrongUse("prefix: give the eight letters and digits after qw_<env>_")
     now = int(time.time())
     return ApiKey(prefix, "", f"lost key {prefix}", "", now, now + LONGEST_KEY_S, "")
 
@@ -414,7 +423,10 @@ def _lost_key(prefix: str) -> ApiKey:
 @audit_app.command("verify")
 def audit_verify(
     anchor: Annotated[
-        list[str] | None, typer.Option(help="number:hash of a head that was logged; may be given several times.")
+        list[str] | None,
+        typer.Option(
+            help="Head of the audit log that was noted elsewhere, as number:hash; may be given several times."
+        ),
     ] = None,
     as_json: AsJson = False,
     config_file: ConfigFile = None,
@@ -445,7 +457,7 @@ def audit_verify(
 
 
 def doctor(as_json: AsJson = False, config_file: ConfigFile = None) -> None:
-    """Try servers, files and settings, and say what is insecure or does not answer. Exit status 1 on findings."""
+    """Check servers, files and settings, and report what is insecure or does not answer. The exit status is 1 on findings."""
     from consumers.commands.doctor import examine
 
     found = list(examine(config.load(config_file), config_file))

@@ -1,4 +1,4 @@
-"""Arguments and options that several commands share, and what is asked of them before the work begins."""
+"""Arguments and options that several commands share, and the check that output folders exist before the work begins."""
 
 from __future__ import annotations
 
@@ -10,20 +10,24 @@ import typer
 from consumers.errors import WrongUse
 
 ConfigFile = Annotated[
-    Path | None, typer.Option("--config", help="Settings file (TOML). The environment wins over it.")
+    Path | None, typer.Option("--config", help="Settings file (TOML). Environment variables override it.")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
-Client = Annotated[str, typer.Argument(help="The client's id, or its hash as listings show it.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")]
+Client = Annotated[str, typer.Argument(help="Id of the client, or its hash as listings show it.")]
 BaselineFiles = Annotated[
-    list[str] | None, typer.Option("--baseline", help="Baseline file or folder; default: the setting `baselines`.")
+    list[str] | None,
+    typer.Option(
+        "--baseline", help="Baseline file or folder; may be given several times; default: the setting `baselines`."
+    ),
 ]
 Exclude = Annotated[
-    Path | None, typer.Option(help="Text file of client ids, one a line, that are not to be calibrated on.")
+    Path | None,
+    typer.Option(help="Text file with one client id per line; these clients are excluded from the calibration."),
 ]
 
 
 def check_folders(*paths: Path | None) -> None:
-    """Where results go must be there before the work begins, not after it. Raises WrongUse."""
+    """Check that the folders of all output files exist, before the work begins. Raises WrongUse."""
     for path in paths:
         if path is not None and not path.absolute().parent.is_dir():
             raise WrongUse(f"{path}: no such folder")

@@ -1,6 +1,6 @@
-"""`recalibrate`, and the list of clients to look at that it shares with `fit`.
+"""The command `recalibrate`, and the list of outliers that it and `fit` print for review.
 
-Rules: as in cli.py. The store is read, never written; the baseline appears whole or not at all.
+Rules: as in cli.py. The store is read and never written. The baseline file is written completely or not at all.
 """
 
 from __future__ import annotations
@@ -24,22 +24,26 @@ SHOWN = 20
 
 
 def recalibrate(
-    out_path: Annotated[Path, typer.Option("--out", help="Where to write the new baseline.")],
+    out_path: Annotated[Path, typer.Option("--out", help="Baseline file to write.")],
     baseline: BaselineFiles = None,
-    model: Annotated[str | None, typer.Option(help="The model; needed where there are several baselines.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Model to recalibrate; needed if there are several baselines.")
+    ] = None,
     exclude: Exclude = None,
     include_flagged: Annotated[
         bool,
         typer.Option(
-            "--include-flagged", help="Take flagged clients as honest too, except those that a verdict calls thieves."
+            "--include-flagged",
+            help="Calibrate on flagged clients too, except on those that an analyst's verdict confirmed.",
         ),
     ] = False,
     min_days: Annotated[
-        float, typer.Option(min=0, help="At least 20 clients must have been seen for this many days.")
+        float,
+        typer.Option(min=0, help="Refuse to recalibrate unless at least 20 clients were observed for this many days."),
     ] = 7.0,
     config_file: ConfigFile = None,
 ) -> None:
-    """Calibrate a baseline anew on the clients that the service saw; the map and all profiles stay."""
+    """Recalibrate a baseline on the clients that the service observed. The feature map and all profiles stay as they are."""
     from consumers import recalibrate as recalibrating
     from consumers.fit import load_baselines, read_excluded, read_personas, write_baseline
 
@@ -67,24 +71,27 @@ def recalibrate(
         terminal.err.print(Text(line), soft_wrap=True)
     print_review(made.review)
     terminal.err.print(
-        "put it where the service finds its baselines and restart ingest and detect; profiles go on", soft_wrap=True
+        "to use it, put it among the baselines of the service and restart ingest and detect; the profiles stay",
+        soft_wrap=True,
     )
     terminal.out.print(
-        Text(f"{out_path}: baseline for {new.model_id}, map {new.map_id}, nulls {new.nulls_version}"), soft_wrap=True
+        Text(f"{out_path}: baseline for {new.model_id}, map {new.map_id}, calibration {new.nulls_version}"),
+        soft_wrap=True,
     )
 
 
 def print_review(review: Sequence[Outlier]) -> None:
-    """Clients far beyond the others, for a human to look at."""
+    """Print the clients whose statistics are far above all others, for review."""
     if not review:
         return
     terminal.err.print(
-        f"{len(review)} clients are far beyond the others. Check them, and list those that are not honest in a file for --exclude:",
+        f"{len(review)} clients are far above the others. Check them, and list those that are not honest in a file for --exclude:",
         soft_wrap=True,
     )
     for one in review[:SHOWN]:
-        line = f"  {terminal.plain(one.client).plain}: {one.signal} {one.mass:,.0f}, {one.times:.0f} times what nine in ten stay below"
-        line += "; left out of the calibration" if one.left_out else ""
+        times = f"{one.times:.0f} times the 90th percentile of the clients"
+        line = f"  {terminal.plain(one.client).plain}: {one.signal} {one.mass:,.0f}, {times}"
+        line += "; excluded from the calibration" if one.left_out else ""
         terminal.err.print(Text(line), soft_wrap=True)
     if len(review) > SHOWN:
         terminal.err.print(f"  and {len(review) - SHOWN} more", soft_wrap=True)

@@ -1,4 +1,4 @@
-"""Commands about schema holds: columns in which many clients began to send the same misfit."""
+"""Commands for schema holds: columns in which many clients began to send the same value that does not fit the schema."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from consumers.commands.options import AsJson, ConfigFile
 from consumers.wiring import adapters
 
 app = typer.Typer(
-    help="Decide on columns in which many clients began to send what does not fit the schema.", no_args_is_help=True
+    help="List and decide schema holds: columns in which many clients began to send values that do not fit.",
+    no_args_is_help=True,
 )
-Model = Annotated[str, typer.Argument(help="The model.")]
-Column = Annotated[str, typer.Argument(help="The column that `schema list` shows.")]
-Reason = Annotated[str, typer.Option(help="Why; kept in the audit log.")]
+Model = Annotated[str, typer.Argument(help="Id of the model.")]
+Column = Annotated[str, typer.Argument(help="Column, as `schema list` shows it.")]
+Reason = Annotated[str, typer.Option(help="Reason; stored in the audit log.")]
 
 
 @app.command("list")
 def schema_list(as_json: AsJson = False, config_file: ConfigFile = None) -> None:
-    """List the columns whose misfits are held back, and what operators ruled on them."""
+    """List the columns with a schema hold, and the operators' decisions on them."""
     from consumers.records.schema_holds import holds_of
 
     settings = config.load(config_file)
@@ -32,22 +33,22 @@ def schema_list(as_json: AsJson = False, config_file: ConfigFile = None) -> None
         [msgspec.to_builtins(row) for row in rows],
         as_json,
         lambda _: terminal.print_table(
-            ("model", "column", "clients", "ruling", "by"),
+            ("model", "column", "clients", "decision", "by"),
             [(row.model, row.column, f"{row.clients} of {row.of_clients}", row.ruling, row.actor) for row in rows],
-            "no column is held",
+            "no column has a schema hold",
         ),
     )
 
 
 @app.command("accept")
 def schema_accept(model: Model, column: Column, reason: Reason = "", config_file: ConfigFile = None) -> None:
-    """Accept a change as ours: its misfits are no evidence until the model is fitted again."""
+    """Accept a change of our own applications. Its misfits do not count as evidence until the model is fitted again."""
     _rule(model, column, "accepted", reason, config_file)
 
 
 @app.command("dismiss")
 def schema_dismiss(model: Model, column: Column, reason: Reason = "", config_file: ConfigFile = None) -> None:
-    """Reject a change that is not ours: its misfits count as evidence again."""
+    """Dismiss a change that is not ours. Its misfits count as evidence again."""
     _rule(model, column, "dismissed", reason, config_file)
 
 

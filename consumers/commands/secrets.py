@@ -1,6 +1,6 @@
-"""Key material: the secrets file of an installation.
+"""The command `secrets create`, which writes the secrets file of an installation.
 
-Rules: as in cli.py. No secret is printed, only the id of the whole; nothing is ever replaced.
+Rules: as in cli.py. No secret is printed, only the id of the file's keys. An existing file is never replaced.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ app = typer.Typer(help="Create the secrets file: sampling key, pepper and sealin
 def create(
     file: Annotated[
         Path | None,
-        typer.Option("--secrets", metavar="FILE", help="The file to write; default: secrets.file of the settings."),
+        typer.Option("--secrets", metavar="FILE", help="Secrets file to write; default: secrets.file of the settings."),
     ] = None,
     as_json: AsJson = False,
     config_file: ConfigFile = None,
 ) -> None:
-    """Draw new secrets and write them to a file that only its owner can read; an existing file is never replaced."""
+    """Draw new secrets and write them to a file that only its owner can read. An existing file is never replaced."""
     from consumers.secrets import Secrets
 
     path = file if file is not None else config.load(config_file).secrets_path
@@ -35,7 +35,7 @@ def create(
     def say(_: object) -> None:
         terminal.out.print(Text(f"{row['file']}: secrets {row['key_id']}"), soft_wrap=True)
         terminal.err.print(
-            "Give this file to every process of the installation (secrets.file) and back it up, apart from the snapshots: "
+            "Give this file to every process of the installation (secrets.file). Back it up, but not together with the snapshots: "
             "without it no snapshot can be restored and no client id can be read.",
             soft_wrap=True,
         )

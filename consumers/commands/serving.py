@@ -12,7 +12,7 @@ from consumers.commands.options import ConfigFile
 
 
 def serve(config_file: ConfigFile = None) -> None:
-    """Answer gateways, dashboards and people over HTTP. Runs until SIGTERM."""
+    """Serve the HTTP API, the dashboard and the answers to gateways. It runs until SIGTERM."""
     from consumers.metrics import Metrics
     from consumers.wiring.serve import run_serve
 

@@ -1,6 +1,8 @@
-"""What `fit` and `replay` say about what they read: columns as they were understood, and lines that were refused.
+"""Messages of `fit` and `replay` about their input: the columns as they were understood, and the refused lines.
 
-Rules: to standard error; a table on a terminal, one JSON object a line otherwise; names are shown as text, categories shortened.
+Rules:
+* Everything goes to standard error: a table on a terminal, one JSON object per line otherwise.
+* Names are printed as text, without markup; long lists of categories are shortened.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from consumers.refused_lines import RefusedLines
 from consumers.schemas import Described, Understood
 
 MOST_COLUMNS = 40
-"""A table of more columns is summed up."""
+"""More columns than this are summarised."""
 MOST_EXTRAS = 10
 MOST_NOTES = 10
 
@@ -55,7 +57,7 @@ def print_refused(refused: RefusedLines, what: str) -> None:
 
 
 def print_misfits(misfits: Misfits, what: str, expected: Shares) -> None:
-    """Print a warning when more queries do not fit the schema than was to be expected."""
+    """Print a warning when more queries misfit the schema than expected."""
     _warn(misfits.warning(what, expected))
 
 
@@ -67,7 +69,7 @@ def _warn(lines: Sequence[str]) -> None:
 
 
 def nothing_counted(counters: Mapping[str, int]) -> str:
-    """Why a log gave no query."""
+    """Return a sentence that says why a log contained no usable query."""
     read = counters.get("produced", 0)
     if not read:
         return "no query was counted: the log is empty"
@@ -81,7 +83,7 @@ def _say(text: str) -> None:
 
 
 def _line(one: Described) -> dict[str, Any]:
-    """A column without what there is not to say about it."""
+    """Return the description of a column, without empty fields."""
     found: dict[str, Any] = {"column": one.name, "kind": one.kind, "missing": round(one.missing, 4)}
     if one.categories is None:
         found |= {"lower": one.lower, "upper": one.upper, "grain": one.grain}
@@ -137,7 +139,7 @@ def _print_summary(columns: tuple[Described, ...]) -> None:
     for one in noted[:MOST_NOTES]:
         _say(f"column {one.name}: {one.note}")
     if len(noted) > MOST_NOTES:
-        _say(f"and {len(noted) - MOST_NOTES} more columns to look at")
+        _say(f"and {len(noted) - MOST_NOTES} more columns with notes")
 
 
 def _print_extras(extras: tuple[tuple[str, str], ...]) -> None:

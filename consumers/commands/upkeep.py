@@ -1,7 +1,9 @@
-"""Upkeep of the store: snapshot and restore, rebuild from the log, erase a client, say what is kept about one.
+"""Commands that maintain the store: snapshot, restore, rebuild from the log, and erase or export a client.
 
-Rules: as in cli.py. What cannot be undone is asked for, unless ``--yes``; each of these leaves a row in the audit log. They work on the
-store directly, so whoever has it and the secrets file may do it.
+Rules: as in cli.py.
+* A command that cannot be undone asks for confirmation, unless ``--yes`` is given.
+* Each of these commands writes a row to the audit log.
+* They work on the store directly; access to the store and to the secrets file is all that they need.
 """
 
 from __future__ import annotations
@@ -26,23 +28,23 @@ if TYPE_CHECKING:
     from consumers.secrets import Secrets
     from consumers.store import Store
 
-Yes = Annotated[bool, typer.Option("--yes", help="Don't ask.")]
-Client = Annotated[str, typer.Argument(help="The client's id.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")]
+Client = Annotated[str, typer.Argument(help="Id of the client.")]
 Hashed = Annotated[bool, typer.Option("--hashed", help="CLIENT is the hash that listings show, not the id.")]
-Models = Annotated[list[str] | None, typer.Option("--model", help="Only this model; may be given several times.")]
+Models = Annotated[list[str] | None, typer.Option("--model", help="Only on this model; may be given several times.")]
 
 FILE_CELLS = ("files:", "file:")
 
 
 def snapshot(
-    out_path: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write; must not exist.")],
+    out_path: Annotated[Path, typer.Argument(metavar="FILE", help="Snapshot file to write; it must not exist.")],
     config_file: ConfigFile = None,
 ) -> None:
-    """Write everything that the store holds to a file, while the service runs."""
+    """Write the whole content of the store to a file, while the service runs."""
     from consumers.store import snapshot as files
 
     if out_path.exists():
-        raise Refused(f"{out_path}: exists; a snapshot never replaces another file")
+        raise Refused(f"{out_path}: the file exists; a snapshot never replaces a file")
     with _open(config_file) as (settings, store, secrets), terminal.spinner() as say:
         say("reading the store")
         # The row comes first, so that the snapshot holds it: what is restored continues the same chain.
@@ -53,9 +55,9 @@ def snapshot(
 
 
 def restore(
-    path: Annotated[Path, typer.Argument(metavar="FILE", help="A snapshot.")], config_file: ConfigFile = None
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="Snapshot file to read.")], config_file: ConfigFile = None
 ) -> None:
-    """Fill an empty store from a snapshot. Then start the service: it reads on where the snapshot was taken."""
+    """Fill an empty store from a snapshot. Then start the service: it reads on from the position of the snapshot."""
     from consumers.secrets import Secrets
     from consumers.store import snapshot as files
 
@@ -76,14 +78,19 @@ def restore(
 
 
 def rebuild(
-    start: Annotated[str, typer.Option("--from", help="earliest, an offset, or an RFC 3339 time (Kafka only).")],
+    start: Annotated[
+        str,
+        typer.Option(
+            "--from", help="Where to start reading again: earliest, an offset, or an RFC 3339 time (Kafka only)."
+        ),
+    ],
     cell: Annotated[
-        list[str] | None, typer.Option(help="Only this cell (topic:partition); may be given several times.")
+        list[str] | None, typer.Option(help="Only this log cell (topic:partition); may be given several times.")
     ] = None,
     yes: Yes = False,
     config_file: ConfigFile = None,
 ) -> None:
-    """Drop profiles, so that ingest reads the log again from there. Decisions stay until detect has looked again."""
+    """Drop profiles, so that ingest reads the log again. Decisions stay in force until detect has assessed the clients again."""
     with _open(config_file) as (settings, store, secrets):
         cells = [name for name in store.cells() if not cell or name in cell]
         if missing := sorted(set(cell or ()) - set(cells)):
@@ -107,10 +114,10 @@ def erase(
     model: Models = None,
     hashed: Hashed = False,
     yes: Yes = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     config_file: ConfigFile = None,
 ) -> None:
-    """Erase a client for good: profiles, decisions, alerts, what operators wrote. Replays and rebuilds skip it."""
+    """Erase a client for good: its profiles, decisions, alerts and operators' entries. Replays and rebuilds skip its queries."""
     import msgspec
 
     from consumers.operators import erasure
@@ -139,13 +146,13 @@ def erase(
     )
     if not done.scrubbed:
         terminal.err.print(
-            "the server's files may still hold it: let its operator run BGREWRITEAOF (and BGSAVE), and remove old snapshots",
+            "the files of the Redis server may still hold its data: have BGREWRITEAOF (and BGSAVE) run there, and remove old snapshots",
             soft_wrap=True,
         )
 
 
 def export(client: Client, model: Models = None, hashed: Hashed = False, config_file: ConfigFile = None) -> None:
-    """Print everything that is kept about a client, as JSON."""
+    """Print all stored data about a client, as JSON."""
     from consumers.operators import erasure
 
     with _open(config_file) as (settings, store, secrets):
@@ -192,7 +199,7 @@ def _offsets(settings: config.Settings, cells: list[str], start: str) -> dict[st
     others = [name for name in cells if name not in mine]
     if others and start != "earliest":
         raise WrongUse(
-            f"--from {start}: {others[0]} is a file, which can be read again from earliest or from an offset"
+            f"--from {start}: {others[0]} is a file and can be read again only from earliest or from an offset"
         )
     if not mine:
         return dict.fromkeys(others)

@@ -11,7 +11,7 @@ Order of effects, for each decision cell that this process holds:
 5. record it in one atomic step, alerts into the outbox;
 6. send what the outbox holds, each destination by itself, at least once (delivery.py). Stored before sent.
 
-Before anything is recorded, what people said is honoured (overrides.py): nothing is enforced against allow-listed clients, and nothing
+Before anything is recorded, what people said is honoured (overrides.py): nothing is enforced against allowlisted clients, and nothing
 new while the breaker is open. Detectors that live share the cells: none holds more than its part, or takes more while another waits.
 While ingest lags behind the log, the search for campaigns waits, and says so; it reads every row (docs/decisions/0015).
 A throttle or block whose time is over falls by itself, without a new query; gateways stop at `until_s` whatever detect does.

@@ -1,7 +1,7 @@
-"""What people said that detect must honour: the allow-list, which always wins, and the breaker's state.
+"""What people said that detect must honour: the allowlist, which always wins, and the breaker's state.
 
 Rules of this file
-* An allow-listed client is assessed, scored and alerted like any other; nothing is enforced against it (reason ``allow_listed``).
+* An allowlisted client is assessed, scored and alerted like any other; nothing is enforced against it (reason ``allow_listed``).
 * While a tenant's breaker is open no further client of that tenant is restricted (reason ``breaker``). The store keeps when it opened
   (breaker_entries.py) until a reset of the same tenant is not older; the entry is then dropped.
   Each tenant has its own: nobody opens or closes another's.
@@ -132,7 +132,7 @@ class Overrides:
         return True
 
     def lists(self, client: ClientKey, now_s: float) -> bool:
-        """Whether the client is allow-listed."""
+        """Whether the client is allowlisted."""
         for model in (client.model, EVERY_MODEL):
             until_s = self.allowed.get((client.tenant, entry_key(model, client.client)))
             if until_s is not None and (until_s == 0 or now_s < until_s):

@@ -5,7 +5,7 @@ Rules:
 * An answer never waits: it reads dictionaries that one thread (refresher.py) changes. Store down, slow or paused: the
   last known restrictions hold until their own end, and `stale_since_s` says since when nothing new was learned.
 * What an operator decided beats what was detected; what is said of one model beats what is said of all (``*``); an
-  allow-list entry beats both. A simulated decision is never enforced.
+  allowlist entry beats both. A simulated decision is never enforced.
 * Detected restrictions are enforced as far as detect's breaker, this process' breaker and the model's mode allow. A
   flagged client that is not enforced shows as *watch*, in mode observe as *clear*. Operators' decisions always count.
 * While this process' breaker is open (`hold`), a detected restriction stays as it was before the storm, until its time is over; none begins

@@ -184,7 +184,7 @@ class Operations:
             actor, "decision.withdraw", subject, "decision", StoredOperatorDecision, missing, once, seen
         )
 
-    # ------------------------------------------------------------------------------------------------ allow-list
+    # ------------------------------------------------------------------------------------------------ allowlist
 
     def allow(
         self,
@@ -218,8 +218,8 @@ class Operations:
     def disallow(
         self, actor: Actor, subject: Subject, *, once: str | None = None, seen: str | None = None
     ) -> AllowlistEntry:
-        """Take a client off the allow-list. Raises Missing, Stale."""
-        missing = "this client is not on the allow-list for this model"
+        """Take a client off the allowlist. Raises Missing, Stale."""
+        missing = "this client is not on the allowlist for this model"
         return self._remove(actor, "allow.remove", subject, "allow", AllowlistEntry, missing, once, seen)
 
     # ----------------------------------------------------------------------------------------- verdicts and notes
@@ -235,9 +235,9 @@ class Operations:
         note: str = "",
         once: str | None = None,
     ) -> Verdict:
-        """An analyst's verdict. A false positive puts the alert's client on the allow-list for 30 days; another verdict takes it off.
+        """An analyst's verdict. A false positive puts the alert's client on the allowlist for 30 days; another verdict takes it off.
 
-        campaign: key of the campaign that the alert is about. Its accounts are not allow-listed: each may be a thief by itself.
+        campaign: key of the campaign that the alert is about. Its accounts are not allowlisted: each may be a thief by itself.
         """
         if verdict not in operator_entries.VERDICTS:
             raise WrongUse(f"verdict: {', '.join(operator_entries.VERDICTS)}")
@@ -487,7 +487,7 @@ class Operations:
                 log.error("the copy of the audit log is behind", extra={"why": str(error)})
 
     def revision(self, tenant: str, subject: Subject) -> str:
-        """Of what people decided and allow-listed for a client: changes whenever they do."""
+        """Of what people decided and allowlisted for a client: changes whenever they do."""
         return operator_entries.Revisions(self.store, tenant)[subject.client]
 
     def _unchanged(self, tenant: str, subject: Subject, seen: str | None) -> None:

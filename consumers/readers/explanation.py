@@ -95,13 +95,13 @@ def sentence(one: ClientDetail) -> str:
     said = f"{c.state.capitalize()}: {_reason(c.reason)}."
     rare = rarity(c.p_value)
     if rare != "usual":
-        said += f" A life like this one is {rare} among honest clients."
+        said += f" Such a client is {rare} among honest clients."
     if c.evidence and c.state != "clear":
-        said += f" Most of all, {c.evidence[0].text}."
+        said += f" The strongest signal: {c.evidence[0].text}."
         if c.family not in ("unknown", ""):
-            said += f" That looks like {c.family}."
+            said += f" This resembles {c.family}."
     if not c.calibrated:
-        said += " The baseline was calibrated on simulated clients only, so none of these rates was measured."
+        said += " The baseline was calibrated on simulated clients only, so these rates are not measured."
     return said
 
 
@@ -123,27 +123,27 @@ def what_would_change(one: ClientDetail, budget: float, baseline: Baseline | Non
     if c.reason == "uncalibrated":
         lines.append("Nothing is blocked until the baseline is fitted with the traffic of real clients.")
     elif c.reason == "too_few_to_block":
-        lines.append(f"With {MIN_ODD_TO_BLOCK} odd distinct queries it would be blocked.")
+        lines.append(f"It would be blocked after {MIN_ODD_TO_BLOCK} odd distinct queries.")
     elif c.reason == "budget_unsupported":
-        have = f"; {baseline.nulls.clients:,} are known" if baseline is not None else ""
+        have = f"; it has {baseline.nulls.clients:,}" if baseline is not None else ""
         lines.append(
-            f"A block at this budget needs a calibration on {math.ceil(1 / limits['block']):,} honest clients{have}."
+            f"To block at this budget, the calibration needs {math.ceil(1 / limits['block']):,} honest clients{have}."
         )
     elif above:
         lines.append(
             f"It rises to {above[0]} when its p-value is {limits[above[0]]:.3g} or less; it is {c.p_value:.2g} now."
         )
     else:
-        lines.append("There is no state above this one.")
+        lines.append("There is no higher state.")
     if c.state in ("throttle", "block") and c.until_s and one.gateways.cause != "ended":
         until = moment(c.until_s * 1000)
-        lines.append(f"The state ends on {until}; it is renewed whenever the client asks while the evidence stands.")
-    if c.state != "clear":
         lines.append(
-            "Evidence counts in full for 15 to 30 days and fades over a year after that, unless set otherwise."
+            f"The state ends on {until}. It is renewed when the client sends queries while the evidence still holds."
         )
+    if c.state != "clear":
+        lines.append("With the default settings, evidence counts in full for 15 to 30 days and then fades over a year.")
         lines.append(
-            "A person can release the client or allow-list it; the verdict “false positive” does so for 30 days."
+            "An operator can release the client or put it on the allowlist. The verdict “false positive” puts it there for 30 days."
         )
     return [*lines, *_at_gateways(one)]
 
@@ -151,10 +151,10 @@ def what_would_change(one: ClientDetail, budget: float, baseline: Baseline | Non
 def _at_gateways(one: ClientDetail) -> list[str]:
     """What would change what gateways do, where that is not the state."""
     return {
-        "allow_list": ["Gateways go by the state again when the allow-list entry ends or is removed."],
-        "operator": ["Gateways go by the state again when the decision by hand ends or is withdrawn."],
-        "mode": ["Gateways restrict it when the model's mode is throttle or block."],
-        "breaker": ["Gateways restrict it when an operator has looked and reset the breaker."],
+        "allow_list": ["Gateways follow the state again when the allowlist entry ends or is removed."],
+        "operator": ["Gateways follow the state again when the operator's decision ends or is withdrawn."],
+        "mode": ["Gateways restrict the client when the mode of the model is throttle or block."],
+        "breaker": ["Gateways restrict the client when an operator has reset the breaker."],
     }.get(one.gateways.cause, [])
 
 
@@ -163,7 +163,7 @@ def events(one: ClientDetail, alerts: Iterable[Alert] = ()) -> list[Event]:
     found = []
     if one.trail and one.client.evidence:
         first = one.trail[0]
-        found.append(Event(first.time_ms, "clear", f"first signs, at query {first.queries:,}"))
+        found.append(Event(first.time_ms, "clear", f"first evidence, at query {first.queries:,}"))
     for h in one.history:
         said = f"{h.state}: {_reason(h.reason)} ({rarity(1 - h.suspicion)})"
         found.append(Event(h.time_s * 1000, h.state, said))
@@ -177,7 +177,7 @@ def events(one: ClientDetail, alerts: Iterable[Alert] = ()) -> list[Event]:
         dry = " (dry run)" if d.simulated else ""
         found.append(Event(d.at_s * 1000, "hand", f"{d.actor} decided: {d.state}{dry}{_because(d.reason)}"))
     if w := one.allowed:
-        found.append(Event(w.at_s * 1000, "hand", f"{w.actor} allow-listed it{_because(w.reason)}"))
+        found.append(Event(w.at_s * 1000, "hand", f"{w.actor} allowlisted it{_because(w.reason)}"))
     if v := one.verdict:
         found.append(Event(v.at_s * 1000, "hand", f"{v.actor} judged: {v.verdict.replace('_', ' ')}"))
     found += [Event(n.at_s * 1000, "hand", f"{n.actor} noted: {n.text}") for n in one.notes]

@@ -2,7 +2,7 @@
 
 Rules:
 
-* The outcome is that of `enforcement.restrictions`, which answers the gateways: the allow-list, then an operator's decision, then what was
+* The outcome is that of `enforcement.restrictions`, which answers the gateways: the allowlist, then an operator's decision, then what was
   detected, as far as the model's mode and the breaker allow. A test compares the two over all combinations.
 * The state of a client, its reason and what detect wanted enforced say how suspicious it is; nothing but this sentence says what happens.
 """
@@ -79,7 +79,7 @@ class ManualDecisions:
         return self._of(client, [d for d in self.decisions if d.simulated])
 
     def allowed(self, client: Client) -> Allowed | None:
-        """The allow-list entry that holds for a client."""
+        """The allowlist entry that holds for a client."""
         return self._of(client, self.allowlist)
 
     def at_gateways(self, client: Client) -> AtGateways:
@@ -101,18 +101,18 @@ def at_gateways(
     held_s             since when the gateways' breaker is open, 0 while it is closed: what stood before still holds
     """
     if allowed is not None and holds(allowed.until_s, now_s):
-        return _said("clear", "allow_list", allowed.until_s, f"{allowed.actor} put it on the allow-list")
+        return _said("clear", "allow_list", allowed.until_s, f"{allowed.actor} put it on the allowlist")
     if decision is not None and not decision.simulated and holds(decision.until_s, now_s):
         done = {"clear": "released", "throttle": "throttled", "block": "blocked"}[decision.state]
-        return _said(decision.state, "operator", decision.until_s, f"{decision.actor} {done} it by hand")
+        return _said(decision.state, "operator", decision.until_s, f"operator {decision.actor} {done} it")
     return _by_detection(detected, mode, held_s, now_s)
 
 
 def _by_detection(d: Assessed, mode: str, held_s: int, now_s: float) -> AtGateways:
     if d.state not in FLAGGED:
-        return _said("clear", "nothing", 0, f"no decision restricts it, and in state {d.state} nothing is enforced")
+        return _said("clear", "nothing", 0, f"no decision restricts it, and state {d.state} is not enforced")
     if not holds(d.until_s, now_s):
-        return _said("clear", "ended", 0, f"what was detected ended on {moment(d.until_s * 1000)}")
+        return _said("clear", "ended", 0, f"the detected decision ended on {moment(d.until_s * 1000)}")
     cap = _CAPS[mode]
     held = 0 < held_s <= d.since_s
     state = "watch" if held else _lower(d.enforced, cap)
@@ -121,18 +121,16 @@ def _by_detection(d: Assessed, mode: str, held_s: int, now_s: float) -> AtGatewa
         return _said(state, "detection", d.until_s, why)
     state = _lower(cap, "watch")
     if held:
-        return _said(state, "breaker", 0, "the breaker is open, so nothing that was detected since is enforced")
+        return _said(state, "breaker", 0, "the breaker is open, so new detected decisions are not enforced")
     if cap not in FLAGGED:
-        return _said(
-            state, "mode", 0, f"detection asks for {d.state}, but mode {mode} enforces nothing that was detected"
-        )
+        return _said(state, "mode", 0, f"detection asks for {d.state}, but mode {mode} enforces no detected decision")
     return _said(state, "detection", 0, f"detection asks for {d.state}, {_limit(d, state, mode)}")
 
 
 def _limit(d: Assessed, state: str, mode: str) -> str:
     """Why less than the state is enforced, though the mode enforces something."""
     if d.reason == "allow_listed":
-        return "but it was on the allow-list when it was last assessed"
+        return "but it was on the allowlist when it was last assessed"
     if d.reason == "breaker":
         return "but detect's breaker was open when it was last assessed"
     if state == _CAPS[mode]:

@@ -180,7 +180,7 @@ class AtGateways:
 class ClientDetail:
     """Everything known of one client of one model.
 
-    in_force   what gateways do: the allow-list, then the operator, then detection, as far as mode and breaker allow
+    in_force   what gateways do: the allowlist, then the operator, then detection, as far as mode and breaker allow
     gateways   the same with its cause, in one sentence
     mode       enforcement mode of the model
     coverage   queries by coverage cell of the baseline

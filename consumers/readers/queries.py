@@ -265,7 +265,7 @@ class Reader:
         )  # fmt: skip
 
     def allowlist(self) -> tuple[Allowed, ...]:
-        """Allow-list entries that hold now, newest first."""
+        """Allowlist entries that hold now, newest first."""
         kept = [a for _, a in self._entries("allow", operator_entries.AllowlistEntry)]
         return tuple(
             Allowed(self._unsealed(a.sealed_id), a.client, a.model, a.until_s, a.reason, a.actor, a.at_s, a.origin)

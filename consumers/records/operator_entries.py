@@ -18,7 +18,7 @@ ids and notes are sealed, never in clear. The kinds:
     idempotency  <hash of the request's key>  Answered                   after a day
     audit        head                         audit.Head                 never
 
-Whoever enforces reads *decision* and *allow* (`operator_decision`, `allowlist_entry`): an allow-list entry beats a decision,
+Whoever enforces reads *decision* and *allow* (`operator_decision`, `allowlist_entry`): an allowlist entry beats a decision,
 a decision beats what was detected, what is said of one model beats what is said of all (``*``), a simulated decision is only shown.
 """
 
@@ -61,7 +61,7 @@ class StoredOperatorDecision:
 
 @dataclass(frozen=True, slots=True)
 class AllowlistEntry:
-    """An allow-list entry. until_s: 0 for never; origin: operator | verdict."""
+    """An allowlist entry. until_s: 0 for never; origin: operator | verdict."""
 
     client: str
     model: str
@@ -156,12 +156,12 @@ Value = TypeVar("Value")
 
 
 def entry_key(model: str, client: str) -> str:
-    """Key of a decision or an allow-list entry. A client hash holds no bar; a model may."""
+    """Key of a decision or an allowlist entry. A client hash holds no bar; a model may."""
     return f"{model}|{client}"
 
 
 class Revisions(dict[str, str]):
-    """Client → tag of what people decided and allow-listed for it, on whatever model: 32 hex digits, others after any change."""
+    """Client → tag of what people decided and allowlisted for it, on whatever model: 32 hex digits, others after any change."""
 
     def __init__(self, store: Store, tenant: str) -> None:
         said: dict[str, Any] = {}

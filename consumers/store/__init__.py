@@ -12,7 +12,7 @@ atomic step. Written values are absolute, never increments. The position is writ
 unknown: claim again with a new token, never send the same commit again.
 
 What people decide cannot be rebuilt from the log. It lives in one more cell, the *operator cell*: entries of some kinds (a manual
-decision, an allow-list entry, a verdict, a note, an API key), each change with its audit rows in the same atomic step, refused with
+decision, an allowlist entry, a verdict, a note, an API key), each change with its audit rows in the same atomic step, refused with
 `Rewound` when somebody else changed the cell in between. Nobody who owns another cell is disturbed by it.
 
 Gateways read `restrictions` once and `changes` from then on; a position too old to be continued from is answered with None.

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 Stored = Callable[[], Iterable[OutboxAlert]]
 INSIDE = "0.0.0.0/0 ::/0"
-"""Allow-list of receivers that an operator names and that live inside: any address, still pinned, still without redirects."""
+"""Allowlist of receivers that an operator names and that live inside: any address, still pinned, still without redirects."""
 
 
 class Sink(NamedTuple):

@@ -67,8 +67,8 @@ def test_a_decision_holds_for_as_long_as_was_asked(
 
 @pytest.mark.parametrize(
     ("length", "words"),
-    [("31d", "1s to 30d"), ("5w", "1s to 30d"), ("0", "1s to 30d"), ("2 weeks", "no length of time"), ("7D", "no length of time"),
-     ("999999999w", "ten years at most")],
+    [("31d", "1s to 30d"), ("5w", "1s to 30d"), ("0", "1s to 30d"), ("2 weeks", "is not a duration"), ("7D", "is not a duration"),
+     ("999999999w", "at most ten years")],
 )  # fmt: skip
 def test_a_length_that_is_none_is_refused_in_one_line(length: str, words: str, call: Call) -> None:
     status, out, err = call("decisions", "block", "thief", "--for", length)
@@ -84,9 +84,9 @@ def test_a_length_that_is_none_is_refused_in_one_line(length: str, words: str, c
 def test_a_client_that_nobody_has_seen_is_asked_about(words: tuple[str, ...], call: Call) -> None:
     status, out, err = call(*words, "theif", "--model", MODEL)
     assert (status, out) == (2, "")
-    verb = "allow-list" if words[1] == "add" else words[1]
+    verb = "allowlist" if words[1] == "add" else words[1]
     question = f"no client 'theif' was seen on model {MODEL}"
-    assert err.splitlines() == [f"querywarden: {question}; give --yes to {verb} it all the same"]
+    assert err.splitlines() == [f"querywarden: {question}; give --yes to {verb} it anyway"]
     status, out, err = call(*words, "theif", typed="n\n")
     assert (status, out) == (1, "")
     assert "no client 'theif' was seen on any model" in err

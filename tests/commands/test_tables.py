@@ -83,7 +83,7 @@ def test_a_narrow_terminal_wraps_and_cuts_nothing(show: Callable[[dict[str, Any]
 def test_a_wide_terminal_keeps_one_row_a_client(screen: io.StringIO) -> None:
     terminal.print_ranked([alert("acct-1"), alert("acct-2")])
     header, *_ = screen.getvalue().splitlines()
-    assert header.split() == ["client", "model", "state", "suspicion", "queries", "could", "copy", "why"]
+    assert header.split() == ["client", "model", "state", "suspicion", "queries", "exposure", "why"]
     assert " 62% " in screen.getvalue()
 
 

@@ -344,7 +344,7 @@ def test_secrets_create_makes_a_file_once_and_shows_none(
     made = Secrets.load(file)
     assert (code, out) == (0, f"{file}: secrets {made.key_id}\n")
     assert "every process" in err
-    assert "back it up" in err
+    assert "Back it up" in err
     assert file.stat().st_mode & 0o777 == 0o600
     assert [p.name for p in file.parent.iterdir()] == [file.name]
     keys = [value for value in json.loads(file.read_text()).values() if isinstance(value, str)]

@@ -223,7 +223,7 @@ def test_the_command_writes_a_baseline_that_the_service_takes(
     assert thief_of(files) in done.output
     new = fit.load_baselines([str(out)])[victims.MODEL]
     assert new.nulls.calibrated
-    assert f"nulls {new.nulls_version}" in done.output.replace("\n", " ")
+    assert f"calibration {new.nulls_version}" in done.output.replace("\n", " ")
 
 
 def test_fit_gives_the_thief_in_its_traffic_no_say_and_names_it(files: dict[str, Path]) -> None:

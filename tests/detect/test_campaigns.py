@@ -282,7 +282,7 @@ def test_it_is_told_once_again_with_new_members_and_when_it_is_over(world: World
 
 
 def test_a_verdict_about_a_campaign_is_its_next_update_and_stays_with_it(world: World, secrets: Secrets) -> None:
-    """Judged over HTTP's own path, told by whoever holds the cell, kept when accounts join, and no account is allow-listed."""
+    """Judged over HTTP's own path, told by whoever holds the cell, kept when accounts join, and no account is allowlisted."""
     world.read(lines_of())
     world.judge()
     (row,) = world.campaigns

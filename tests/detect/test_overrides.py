@@ -1,4 +1,4 @@
-"""What people said: the allow-list always wins, and a flag storm stops by itself and stays stopped."""
+"""What people said: the allowlist always wins, and a flag storm stops by itself and stays stopped."""
 
 from __future__ import annotations
 

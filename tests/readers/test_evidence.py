@@ -93,14 +93,14 @@ def test_explain_says_what_the_store_says(run: Run, thief: str) -> None:
     assert top["value"] > top["most"] >= top["high"] >= top["usual"]
     assert any(t["what"].startswith("alert") for t in told["timeline"])
     assert [t["time"] for t in told["timeline"]] == sorted(t["time"] for t in told["timeline"])
-    assert told["gateways"].startswith("Gateways let it through: what was detected ended on 2026-03-")
+    assert told["gateways"].startswith("Gateways let it through: the detected decision ended on 2026-03-")
     assert sum("ateways" in words for words in [told["summary"], *told["what_would_change_it"]]) == 0
 
 
 def test_explain_reads_well_and_names_who_is_not_known(run: Run, thief: str) -> None:
     status, out, _ = run("explain", thief)
     assert status == 0
-    for words in (thief, "Gateways let it through", "what happened", "what would change it", "honest median"):
+    for words in (thief, "Gateways let it through", "history", "what would change it", "honest median"):
         assert words in out
     honest = next(c for c, row in scores(run).items() if row["state"] == "clear")
     assert "Clear: nothing unusual" in " ".join(run("explain", honest)[1].split())

@@ -79,7 +79,7 @@ def entries(name: str, way: Way) -> tuple[list[Entry], list[Entry]]:
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("held", [False, True])
 def test_what_is_said_is_what_gateways_do(mode: str, held: bool) -> None:
-    """Over every combination of state, enforcement, operator's decision, allow-list, mode and breaker."""
+    """Over every combination of state, enforcement, operator's decision, allowlist, mode and breaker."""
     all_ways = {f"{i:032x}": way for i, way in enumerate(ways())}
     view = Restrictions(mode)
     said = [entries(name, way) for name, way in all_ways.items()]

@@ -209,7 +209,7 @@ def test_health_without_a_store(read: Reader, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_what_is_in_force(served: World) -> None:
-    """Allow-list, then operator, then detection."""
+    """Allowlist, then operator, then detection."""
     actor = Actor("maria", "operator", OURS)
     keep(served.store, OURS, [decided("thief", 0.001, "block", enforced="block", until_s=math.floor(2e9))])
 
@@ -230,7 +230,7 @@ def test_what_is_in_force(served: World) -> None:
     over = served.reader.client(MODEL, "robot")
     assert over is not None
     assert over.in_force == "clear", "its time is over"
-    assert over.gateways.text.startswith("Gateways let it through: what was detected ended on 1970-01-01")
+    assert over.gateways.text.startswith("Gateways let it through: the detected decision ended on 1970-01-01")
 
 
 def test_the_api_and_explain_say_the_same_of_gateways(served: World) -> None:
@@ -243,7 +243,8 @@ def test_the_api_and_explain_say_the_same_of_gateways(served: World) -> None:
     assert answer["gateways"]["text"] == told["gateways"]
     assert answer["in_force"] == answer["gateways"]["state"] == "block"
     assert (answer["client"]["state"], answer["gateways"]["cause"], answer["mode"]) == ("watch", "operator", "block")
-    assert told["gateways"].endswith("maria blocked it by hand.")
+    assert told["gateways"].endswith("operator maria blocked it.")
     assert (
-        "Gateways go by the state again when the decision by hand ends or is withdrawn." in told["what_would_change_it"]
+        "Gateways follow the state again when the operator's decision ends or is withdrawn."
+        in told["what_would_change_it"]
     )

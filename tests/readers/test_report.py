@@ -127,7 +127,7 @@ def test_every_figure_is_valid_xml() -> None:
 
 def test_false_alarms_and_misses_stand_beside_the_caught() -> None:
     page = re.sub(r"\s+", " ", "".join(Page(render(FULL)).text))
-    assert "3 of 5 clients were flagged: 2 of 3 thieving accounts, and 1 of 2 honest clients." in page
+    assert "3 of 5 clients were flagged: 2 of 3 attacking accounts, and 1 of 2 honest clients." in page
     assert "honest, flagged" in page
     assert "thief, missed" in page
     assert "refused: wrong_dimension" in page
@@ -137,7 +137,7 @@ def test_without_truth_nothing_is_called_thief_or_honest() -> None:
     text = render(report_of(client("a", 0.999, "block"), client("b", 0.1, "clear")))
     page = re.sub(r"\s+", " ", "".join(Page(text).text))
     assert "1 of 2 clients were flagged." in page
-    for words in ("thief,", "thieving", "honest, flagged", "Truth"):
+    for words in ("thief,", "attacking", "honest, flagged", "Truth"):
         assert words not in page
 
 
@@ -163,7 +163,7 @@ def test_a_long_table_is_cut_but_keeps_false_alarms_and_misses() -> None:
     text = render(report_of(*many))
     assert "slipped</td>" in text
     assert text.count('<td class="id">') == 201
-    assert "1,300 quieter clients are left out" in text
+    assert "1,300 less suspicious clients are not listed" in text
     assert len(text) < 1_500_000
 
 
@@ -180,7 +180,7 @@ def test_depth_is_finite_and_bounded(suspicion: float) -> None:
 
 def test_a_client_says_what_it_could_copy() -> None:
     page = re.sub(r"\s+", " ", "".join(Page(render(report_of(client("a", 0.999, "block")))).text))
-    assert "Could copy 62 % of the answers by now (40 %–71 %)." in page
+    assert "Exposure: 62 % of the answers (40 %–71 %)." in page
 
 
 def test_a_client_without_its_exposure_is_no_client() -> None:
@@ -196,8 +196,8 @@ def test_a_campaign_is_shown_with_its_accounts_and_its_exposure() -> None:
         "Campaigns",
         "5eed" * 8,
         "2: a-1, a-2",
-        "2 of 2 are a thief's",
-        "Could copy 90 % of the answers",
+        "2 of 2 belong to an attacker",
+        "Exposure: 90 % of the answers",
         "4,305",
     ):
         assert words in page

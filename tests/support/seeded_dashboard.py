@@ -154,7 +154,7 @@ def seed(store: Store, baseline: Baseline, *, exposure: bool = True) -> None:
 
 
 def people(operations: Operations) -> dict[str, str]:
-    """Keys by role, a few decisions, notes and an allow-list entry."""
+    """Keys by role, a few decisions, notes and an allowlist entry."""
     keys = {}
     for role in ("viewer", "analyst", "operator", "gateway"):
         _, text = operations.create_key(ADMIN, f"{role}-key", role)

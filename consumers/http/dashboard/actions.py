@@ -83,10 +83,10 @@ def _acted(d: Dashboard, operations: Operations, request: Request, form: Form, r
                 d,
                 request,
                 visitor,
-                "This form is not one of ours, or too old. Go back, load the page again, and retry.",
+                "This form is invalid or too old. Go back, reload the page, and try again.",
             )
         if not visitor.may(role):
-            return _forbidden(d, request, visitor, f"That needs the role {role}.")
+            return _forbidden(d, request, visitor, f"This needs the role {role}.")
         path, said = act(d, operations, _actor(request, visitor), form)
     except Missing:
         path, said = _back(form), "gone"
@@ -102,7 +102,7 @@ def _acted(d: Dashboard, operations: Operations, request: Request, form: Form, r
         return d.dressed(
             request,
             Response(
-                "The store does not answer; nothing was changed for certain. Try again.", 503, media_type="text/plain"
+                "The store does not answer. The change may not have been made. Try again.", 503, media_type="text/plain"
             ),
         )
     mark = "&" if "?" in path else "?"
@@ -117,7 +117,7 @@ def _decide(d: Dashboard, operations: Operations, who: Actor, form: Form) -> tup
     dry = form.get("dry_run") == "1"
     if act == "allow":
         if dry:
-            raise WrongUse("allow-listing has no dry run")
+            raise WrongUse("allowlisting has no dry run")
         operations.allow(who, subject, ttl_s=ttl_s, reason=reason, once=once, seen=seen)
     else:
         operations.decide(who, subject, act, ttl_s=ttl_s, reason=reason, simulated=dry, once=once, seen=seen)
@@ -164,9 +164,7 @@ def _note(d: Dashboard, operations: Operations, who: Actor, form: Form) -> tuple
 def _login(d: Dashboard, operations: Operations, request: Request, form: Form) -> Response:
     visitor = d.visitor(request)
     if not _trusted(d, request, form, visitor):
-        return _forbidden(
-            d, request, visitor, "This form is not one of ours, or too old. Load the page again, and retry."
-        )
+        return _forbidden(d, request, visitor, "This form is invalid or too old. Reload the page and try again.")
     who = d.auth.keys.check(form.get("key", "").strip())
     if who is None or who.role not in ROLES:
         return d.sent_to(request, "/login?said=wrong-key")
@@ -180,7 +178,7 @@ def _login(d: Dashboard, operations: Operations, request: Request, form: Form) -
 def _logout(d: Dashboard, operations: Operations, request: Request, form: Form) -> Response:
     visitor = d.visitor(request)
     if not _trusted(d, request, form, visitor):
-        return _forbidden(d, request, visitor, "This form is not one of ours, or too old.")
+        return _forbidden(d, request, visitor, "This form is invalid or too old.")
     if visitor.signed_in:
         d.sessions.end(visitor.session)
         try:

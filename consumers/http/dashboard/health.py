@@ -17,8 +17,8 @@ from consumers.readers.queries import Reader
 QUIET_MS = 15 * 60_000
 """A log whose newest query is older is called quiet."""
 STALE_S = 5.0
-_STOPPED = "Its records wait until an operator begins it anew: querywarden rebuild --cell."
-_QUIET = "A tap that went silent looks like this; so does an old log that was replayed."
+_STOPPED = "Its records wait until an operator restarts it: querywarden rebuild --cell."
+_QUIET = "Either no queries arrive any more, or an old log was replayed."
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ def health_page(reader: Reader, pulse: Pulse, mode: str, now_ms: int) -> dict[st
     live = found.processes or {}
     quiet = age is not None and age > QUIET_MS
     facts = [
-        _fact("store", "answers" if found.store else "silent", "", "clear" if found.store else "block"),
+        _fact("store", "answers" if found.store else "no answer", "", "clear" if found.store else "block"),
         None if age is None else _fact("newest query", ago(age), "ago", "throttle" if quiet else ""),
         None
         if found.clients is None
@@ -81,12 +81,12 @@ def health_page(reader: Reader, pulse: Pulse, mode: str, now_ms: int) -> dict[st
                 not found.store,
                 "bad",
                 "The store does not answer.",
-                "Ingest and detect wait for it; gateways go on with what they know.",
+                "Ingest and detect wait for it. Gateways keep the decisions that they have.",
             ),
             (
                 found.cells == 0,
                 "warn",
-                "Nothing was ever read.",
+                "No query was read yet.",
                 "Start querywarden ingest, or replay a log with --store.",
             ),
             (
@@ -98,14 +98,14 @@ def health_page(reader: Reader, pulse: Pulse, mode: str, now_ms: int) -> dict[st
             (
                 stale,
                 "warn",
-                "Gateways decide on an old list.",
-                "The store was not reached lately; blocks and undos wait until it is.",
+                "Gateways use an old list of decisions.",
+                "The store does not answer at the moment. New decisions reach gateways when it does.",
             ),
             (
                 held,
                 "bad",
                 "The breaker is open.",
-                "Too many clients were restricted at once. New blocks are alerts only until an operator resets it.",
+                "Too many clients were restricted at once. New detections are alerted but not enforced until an operator resets it.",
             ),
             *(
                 (True, "bad", f"The log cell {cell} stopped.", f"{words}. The others go on. {_STOPPED}")
@@ -117,7 +117,7 @@ def health_page(reader: Reader, pulse: Pulse, mode: str, now_ms: int) -> dict[st
     ]
     return {
         "answers": found.store,
-        "headline": "Something wants a look." if warnings else "Everything that can be seen from here is in order.",
+        "headline": "Something needs your attention." if warnings else "No problem was found.",
         "facts": [f for f in facts if f is not None],
         "warnings": warnings,
         "counters": _models(reader) if found.store else [],

@@ -79,13 +79,13 @@ def signals_figure(bars: Sequence[SignalBar], width: int) -> str:
     for power in range(-1, int(math.log10(most)) + 1):
         x = at(10.0**power)
         out += [_line("grid", x, top, x, height - 36), _text("tick", x, height - 21, f"{10.0**power:g}×", "middle")]
-    caption = "excess, in units of the oddest honest clients"
+    caption = "excess, in units of the highest honest clients"
     out.append(_text("caption", (left + width - right) / 2, height - 4, caption, "middle"))
     for i, bar in enumerate(bars):
         y = top + row * i + row / 2 + (0 if wide else 8)
         x = at(bar.value)
         words = (
-            f"{bar.name}: {bar.value:.3g} times the honest scale, p {bar.p:.2g}; oddest honest client {bar.most:.3g}"
+            f"{bar.name}: {bar.value:.3g} times the honest scale, p {bar.p:.2g}; highest honest client {bar.most:.3g}"
         )
         out.append(f"<g><title>{escape(words)}</title>")
         out.append(_bar(left, y - 5, width - left - right, 10, "track"))
@@ -115,7 +115,7 @@ def exposure_figure(points: Sequence[tuple[int, float, float, float]], width: in
     def at_y(share: float) -> float:
         return height - bottom - (height - top - bottom) * min(max(share, 0.0), 1.0)
 
-    out = [_open(width, height, "How much of the model could be copied by now")]
+    out = [_open(width, height, "Exposure: how much of the model the client could have copied")]
     for percent in (0, 25, 50, 75, 100):
         y = at_y(percent / 100)
         out += [_line("grid", left, y, width - right, y), _text("tick", left - 6, y + 4, f"{percent} %", "end")]
@@ -158,7 +158,7 @@ def honest_figure(
     def at_y(p: float) -> float:
         return top + (height - top - bottom) * min(float(floor), -math.log10(max(p, 1e-9))) / floor
 
-    out = [_open(width, height, "Honest clients' scores and where the live clients stand")]
+    out = [_open(width, height, "Scores of honest clients and of your clients")]
     for k in range(floor + 1):
         y, label = at_y(10.0**-k), "all" if k == 0 else f"1 in {10**k:,}" if width > 500 else f"1e-{k}"
         out += [_line("grid", left, y, width - right, y), _text("tick", left - 5, y + 4, label, "end")]
@@ -182,7 +182,7 @@ def honest_figure(
         spot = f'cx="{at_x(score):.1f}" cy="{height - bottom + 14}" r="{radius:.1f}"'
         out.append(f'<circle class="spot {escape(state)}" {spot}/>')
     caption = (
-        "highest score ever reached (1 = the oddest honest clients)" if width > 500 else "highest score ever reached"
+        "highest score of the client (1 = the highest honest clients)" if width > 500 else "highest score of the client"
     )
     out.append(_text("caption", (left + width - right) / 2, height - 5, caption, "middle"))
     return "".join([*out, "</svg>"])
@@ -206,7 +206,7 @@ def campaign_figure(nodes: Sequence[Node], links: Mapping[str, Sequence[int]], w
         title = f"<title>{escape(f'shared by {len(known)} accounts: {name}')}</title>"
         box = f'x="{x - 6:.1f}" y="{y - 6:.1f}" width="12" height="12" rx="3"'
         middles.append(f'<rect class="node link" {box}>{title}</rect>')
-    out = [_open(width, height, f"{len(nodes)} accounts and what ties them together", "group"), *edges, *middles]
+    out = [_open(width, height, f"{len(nodes)} accounts and the values that they share", "group"), *edges, *middles]
     for i, (node, (x, y)) in enumerate(zip(shown, at, strict=True)):
         words = escape(f"{node.name} · {node.state}")
         out.append(f'<a href="{escape(node.href)}" aria-label="{words}"><title>{words}</title>')

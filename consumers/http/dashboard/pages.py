@@ -58,34 +58,34 @@ HEADERS = {
     "cache-control": "no-store",
 }
 SAID: Mapping[str, tuple[str, str]] = {
-    "block": ("good", "Blocked. Gateways know within two seconds."),
-    "throttle": ("good", "Throttled. Gateways know within two seconds."),
-    "clear": ("good", "Released. Gateways know within two seconds."),
-    "allow": ("good", "Allow-listed. Nothing that is detected or decided touches this client until the entry ends."),
-    "dry": ("", "Dry run: it was noted as simulated, and nothing is enforced."),
-    "undone": ("good", "Undone. What was detected is in force again."),
-    "gone": ("", "That entry was gone already."),
-    "true_positive": ("good", "Kept: true positive."),
-    "false_positive": ("good", "Kept: false positive. The client is allow-listed for 30 days."),
-    "judged": ("good", "Kept. Whoever got the campaign's alert is told."),
+    "block": ("good", "Blocked. Gateways follow within two seconds."),
+    "throttle": ("good", "Throttled. Gateways follow within two seconds."),
+    "clear": ("good", "Released. Gateways follow within two seconds."),
+    "allow": ("good", "Added to the allowlist. Gateways let this client through until the entry ends."),
+    "dry": ("", "Dry run: the decision is stored as simulated and is not enforced."),
+    "undone": ("good", "Undone. The detected decision is in force again."),
+    "gone": ("", "That entry had already ended."),
+    "true_positive": ("good", "Saved: true positive."),
+    "false_positive": ("good", "Saved: false positive. The client is on the allowlist for 30 days."),
+    "judged": ("good", "Saved. The receivers of the campaign's alert are informed."),
     "changed": (
         "bad",
-        "Not done: somebody decided about this client since the page was loaded. This is how it stands now.",
+        "Not done: somebody else decided about this client after the page was loaded. The page now shows the current state.",
     ),
     "conflict": (
         "bad",
-        "Not done: a decision holds for this client, and a dry run would end it. Undo the decision first.",
+        "Not done: a decision about this client is in force, and a dry run would replace it. Undo the decision first.",
     ),
-    "noted": ("good", "The note is kept."),
-    "wrong-key": ("bad", "That key is unknown, has ended, or its role may not look here."),
+    "noted": ("good", "The note is saved."),
+    "wrong-key": ("bad", "This key is unknown or expired, or its role has no access to the dashboard."),
     "signed-out": ("", "Signed out."),
-    "refused": ("bad", "That was not done: the form was incomplete, or what it asked for is not allowed."),
+    "refused": ("bad", "Not done: the form was incomplete, or you are not allowed to do that."),
 }
 """Codes that a redirect carries, and what they say: no text of a request is ever shown back."""
 TTLS = ((900, "15 minutes"), (3600, "one hour"), (14_400, "4 hours"), (86_400, "one day"), (604_800, "one week"))
-"""How long a decision made here may hold; the first three also suit an allow-listing by hand."""
+"""How long a decision made here may hold; the first three also suit an allowlisting by hand."""
 ACTS = (
-    ("block", "Block", "block"), ("throttle", "Throttle", "throttle"), ("clear", "Release", "clear"), ("allow", "Allow-list", "clear"),
+    ("block", "Block", "block"), ("throttle", "Throttle", "throttle"), ("clear", "Release", "clear"), ("allow", "Allowlist", "clear"),
 )  # fmt: skip
 """What the form of a client offers: (act, label, look)."""
 MOST_COOKIE_BYTES = 8192

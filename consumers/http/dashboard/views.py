@@ -419,7 +419,7 @@ class Views:
     def _calibration(self, m: Model) -> str:
         baseline = self.baselines.get(m.model_id)
         if baseline is None:
-            return "no baseline is loaded here"
+            return "the baseline is not loaded here"
         return "; ".join(baseline.notes) or "calibrated"
 
     def _limits(self, baseline: Baseline) -> list[str]:
@@ -427,11 +427,11 @@ class Views:
         if nulls.calibrated and not nulls.supports(self.budget * BLOCK_FACTOR):
             need = round(1 / (self.budget * BLOCK_FACTOR))
             said.append(
-                f"{nulls.clients:,} honest clients can't support a block at this budget ({need:,} would): nothing is blocked by detection."
+                f"{nulls.clients:,} honest clients are too few to block at this budget; {need:,} are needed. Detection blocks no client."
             )
         if not nulls.calibrated:
             said.append(
-                "Calibrated on simulated clients: nothing is blocked, and rates are a guess. Fit again with --traffic."
+                "Calibrated on simulated clients only: no client is blocked, and the rates are a guess. Fit it again with --traffic."
             )
         return said
 
@@ -532,11 +532,11 @@ def _copied(c: Client) -> str:
 def _headline(counts: Mapping[str, int], total: int) -> str:
     flagged, watched = counts["block"] + counts["throttle"], counts["watch"]
     if not total:
-        return "Clients whose queries look like an attempt to copy a model, most suspicious first."
+        return "Clients whose queries look like model extraction, most suspicious first."
     if not flagged and not watched:
-        return f"All {total:,} clients behave as honest clients do."
+        return f"All {total:,} clients behave like honest clients."
     parts = (
-        [f"{flagged:,} of {total:,} clients {'ask' if flagged != 1 else 'asks'} as nobody honest should"]
+        [f"{flagged:,} of {total:,} clients {'send' if flagged != 1 else 'sends'} queries like no honest client"]
         if flagged
         else []
     )
@@ -554,7 +554,7 @@ def _facts(baseline: Baseline) -> list[tuple[str, str]]:
     nulls = baseline.nulls
     return [
         ("honest clients", f"{nulls.clients:,}"),
-        ("longest honest life", f"{nulls.days:.1f} days, {nulls.distinct:,.0f} distinct queries"),
+        ("longest honest client", f"{nulls.days:.1f} days, {nulls.distinct:,.0f} distinct queries"),
         (
             "reference",
             f"{baseline.facts.get('reference_rows', 0):,.0f} rows, {len(baseline.map.schema.columns)} columns",

@@ -174,7 +174,7 @@ def test_filters_narrow_the_queue(browser: Browser, site: Served) -> None:
         assert page.locator("tbody .id").all_inner_texts() == ["acct-77"]
         page.goto(site.url + "/?state=all")
         assert page.locator("tbody tr").count() == 50
-        page.get_by_role("link", name="Lower").click()
+        page.get_by_role("link", name="Next").click()
         page.wait_for_url("**page=1*")
         assert page.locator("tbody tr").count() == 24
 
@@ -246,8 +246,8 @@ def test_fifty_hostile_client_ids_are_text_and_nothing_else(
 def test_buttons_are_there_for_those_who_may_press_them(browser: Browser, site: Served) -> None:
     wanted = {
         "viewer": set(),
-        "analyst": {"True positive", "False positive", "Keep the note"},
-        "operator": {"True positive", "False positive", "Keep the note", "Block", "Throttle", "Release", "Allow-list"},
+        "analyst": {"True positive", "False positive", "Save the note"},
+        "operator": {"True positive", "False positive", "Save the note", "Block", "Throttle", "Release", "Allowlist"},
     }
     for role, buttons in wanted.items():
         with opened(browser, site, role) as (page, _):
@@ -304,13 +304,13 @@ def test_a_block_is_in_the_store_with_its_audit_row_and_can_be_undone(browser: B
 def test_verdicts_and_notes_are_kept(browser: Browser, site: Served) -> None:
     with opened(browser, site, "analyst") as (page, _):
         page.goto(site.url + client_address("key-5d1f0c"))
-        page.get_by_label("For whoever looks next").fill("Ask the sales team")
-        page.get_by_role("button", name="Keep the note").click()
+        page.get_by_label("Note for your colleagues").fill("Ask the sales team")
+        page.get_by_role("button", name="Save the note").click()
         page.wait_for_url("**said=noted")
         expect(page.locator("aside")).to_contain_text("Ask the sales team")
         page.get_by_role("button", name="False positive").click()
         page.wait_for_url("**said=false_positive")
-        expect(page.locator(".title")).to_contain_text("allow-listed")
+        expect(page.locator(".title")).to_contain_text("allowlisted")
         page.goto(site.url + "/alerts")
         expect(page.locator("tbody tr", has_text="key-5d1f0c")).to_contain_text("false positive")
 
@@ -320,7 +320,7 @@ def test_an_empty_dashboard_says_what_to_do_next(browser: Browser, tmp_path: Pat
         for path, words in {
             "/": "querywarden ingest",
             "/campaigns": "metadata",
-            "/decisions": "Allow-list the scanners",
+            "/decisions": "Add the scanners",
             "/alerts": "alerts.*",
             "/health": "querywarden ingest",
         }.items():

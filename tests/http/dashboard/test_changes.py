@@ -29,7 +29,7 @@ def test_a_tab_that_is_over_decides_nothing(world: World) -> None:
     assert tabs[0].post("/act/decide", data=forms[0] | {"act": "clear"}).headers["location"].endswith("said=clear")
     late = tabs[1].post("/act/decide", data=forms[1])
     assert late.headers["location"].endswith("said=changed")
-    assert "somebody decided about this client" in tabs[1].get(late.headers["location"]).text
+    assert "somebody else decided about this client" in tabs[1].get(late.headers["location"]).text
     assert world.rulings() == before + 1
     dry = tabs[0].post("/act/decide", data=BLOCK | {"csrf": forms[0]["csrf"], "dry_run": "1"})
     assert dry.headers["location"].endswith("said=conflict")
