@@ -279,7 +279,7 @@ def ingest(
         typer.Option("--until-end", help="Stop as soon as all records that the log held at the start are committed."),
     ] = False,
 ) -> None:
-    """Read the query log and keep statistics of each client. Runs until SIGTERM."""
+    """Read the query log and keep statistics of each client. It runs until SIGTERM."""
     _run(processes.run_ingest, config_file, until_end)
 
 
@@ -290,7 +290,7 @@ def detect(
         bool, typer.Option("--until-idle", help="Stop as soon as no client has queries that were not assessed.")
     ] = False,
 ) -> None:
-    """Assess clients with new queries, decide, and send alerts. Runs until SIGTERM."""
+    """Assess clients with new queries, decide, and send alerts. It runs until SIGTERM."""
     _run(processes.run_detect, config_file, until_idle)
 
 

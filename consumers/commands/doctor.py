@@ -189,7 +189,7 @@ def _store_eviction(examined: Examined) -> Finding:
     with adapters.open_store(settings) as store:
         adapters.secrets_of(settings, store)
         warnings = list(adapters.warnings_of(store))
-    return unchecked("; ".join(warnings)) if warnings else ok("version and maxmemory-policy are as they must be")
+    return unchecked("; ".join(warnings)) if warnings else ok("version and maxmemory-policy are as required")
 
 
 def _replicas(examined: Examined) -> Finding:

@@ -117,7 +117,7 @@ def verify_evidence(
     signer: Annotated[str | None, typer.Option(help="Fingerprint of the key that must have signed the bundle.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check a bundle: signature, hashes and, with the baseline, the scores."""
+    """Check the signature and the hashes of an evidence bundle and, with the baseline, its scores."""
     from consumers.readers import evidence as bundling
 
     checked = bundling.verify(paths.read(file), paths.read(baseline) if baseline else None, signer)

@@ -174,7 +174,7 @@ def decisions_reference(
     as_json: AsJson = False,
     config_file: ConfigFile = None,
 ) -> None:
-    """Find the client that was refused, by the reference id of the refusal. Exit status 1 if none is found."""
+    """Find the client that a gateway refused, by the reference id of the refusal. The exit status is 1 if none is found."""
     from consumers.readers.refusals import refused
 
     with _desk(config_file) as desk:
@@ -431,7 +431,7 @@ def audit_verify(
     as_json: AsJson = False,
     config_file: ConfigFile = None,
 ) -> None:
-    """Check the audit log and this machine's copy: edits, deletions, swaps, a cut-off end. Exit status 1 on findings."""
+    """Check the audit log and the copy on this machine for changed, deleted, swapped and cut-off rows. The exit status is 1 on findings."""
     from consumers.operators import audit
     from consumers.wiring.operators import mirror_of
 

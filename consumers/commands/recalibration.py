@@ -61,7 +61,7 @@ def recalibrate(
         include_flagged,
     )
     with terminal.spinner() as say, adapters.open_store(settings) as store:
-        say("reading what the service saw")
+        say("reading the observed clients")
         secrets = adapters.secrets_of(settings, store)
         made = recalibrating.recalibrate(store, secrets, settings.tenant, old, presumption, min_days)
         say("writing")

@@ -59,7 +59,7 @@ Said = TypeVar("Said", OperatorDecision, Allowed)
 
 @dataclass(frozen=True, slots=True)
 class ManualDecisions:
-    """What people decided, real and simulated, and whom they allow-listed; how things stand at `now_s`.
+    """What people decided, real and simulated, and whom they allowlisted; how things stand at `now_s`.
 
     held_s  since when the gateways' breaker is open, 0 while it is closed
     """

@@ -91,7 +91,7 @@ def grpc_tls_of(settings: config.Settings) -> tuple[str, str] | None:
     if g.grpc_bind and not is_loopback(g.grpc_bind) and not g.grpc_certfile and not g.grpc_plaintext:
         raise WrongUse(
             f"gateway.grpc_bind {g.grpc_bind} is not loopback and there is no TLS: set gateway.grpc_certfile and "
-            "gateway.grpc_keyfile, or gateway.grpc_plaintext = true where gateways' keys may cross the network in clear"
+            "gateway.grpc_keyfile, or gateway.grpc_plaintext = true if gateways' keys may cross the network in clear text"
         )
     return (g.grpc_certfile, g.grpc_keyfile) if g.grpc_certfile else None
 
@@ -171,7 +171,7 @@ def tokens_of(settings: config.Settings) -> Tokens | None:
     if not http.oidc_issuer:
         return None
     if not http.oidc_jwks:
-        raise WrongUse("http.oidc_issuer needs http.oidc_jwks: where the issuer's public keys are")
+        raise WrongUse("http.oidc_issuer needs http.oidc_jwks, the public keys of the issuer")
     return Tokens(
         TokenRules(
             issuer=http.oidc_issuer,

@@ -93,7 +93,7 @@ def health_page(reader: Reader, pulse: Pulse, mode: str, now_ms: int) -> dict[st
                 quiet,
                 "warn",
                 "The log is quiet.",
-                f"The newest query that was assessed is of {charts.when(found.newest_ms or 0)} UTC. {_QUIET}",
+                f"The newest assessed query was sent at {charts.when(found.newest_ms or 0)} UTC. {_QUIET}",
             ),
             (
                 stale,

@@ -342,8 +342,8 @@ class Views:
             "queries": g.queries,
             "model": g.model_id,
             "why": worst.evidence[0].text if worst.evidence else REASONS.get(worst.reason, worst.reason),
-            "sentence": f"{len(g.members)} accounts that look like one: together they asked {g.queries:,} queries, the last on "
-            f"{charts.when(g.last_seen_ms)}. The most suspicious of them is in state {worst.state}.",
+            "sentence": f"{len(g.members)} linked accounts that together sent {g.queries:,} queries, the last on "
+            f"{charts.when(g.last_seen_ms)}. The most suspicious account is in state {worst.state}.",
         }  # fmt: skip
 
     # ---------------------------------------------------------------------------------------------------- models
