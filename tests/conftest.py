@@ -9,7 +9,13 @@
     new_store         a factory of prepared embedded stores
     served            a seeded HTTP service, see `support.seeded_api`
 
+    new_server        makes a server of the test's own; `support.servers.started` runs it
+    model_port        the example's model server, which hears what a gateway tells it
+
 A missing server skips the test with the command that installs it, and fails it under ``CI=true``.
+
+A test that uses one of these, however indirectly, is marked by what it needs (`NEEDS`) and as `server`: nobody keeps a list of them. Under
+``QUERYWARDEN_TEST_NO_SERVERS=1``, which is `make check`, starting one by another way is an error.
 """
 
 from __future__ import annotations
@@ -17,15 +23,19 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+import threading
 import uuid
 from collections.abc import Callable, Iterator
+from http.server import ThreadingHTTPServer
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 import redis
 from kafka import KafkaAdminClient
 from support import seeded_api, victims
-from support.servers import Kafka, MissingServer, Redis, Server, Valkey
+from support.gateway_peers import model_server
+from support.servers import Kafka, NewServer, Redis, Server, Valkey, free_port, or_skip
 
 from consumers.secrets import Secrets
 from consumers.store.embedded import EmbeddedStore
@@ -34,7 +44,39 @@ from detector.baseline import Baseline
 # Servers are started by fork, and gRPC's own handlers of a fork can hang the child before it becomes the server.
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 
+NEEDS = MappingProxyType(
+    {
+        "kafka_broker": "kafka",
+        "kafka_bootstrap": "kafka",
+        "redis_server": "redis",
+        "valkey_server": "valkey",
+        "new_server": "server",
+        "browser": "browser",
+    }
+)
+"""Fixture → the marker of every test that uses it."""
+
 _databases = itertools.count()
+
+
+def pytest_configure() -> None:
+    if os.environ.get("QUERYWARDEN_TEST_NO_SERVERS") == "1":
+
+        def refuse(self: Server) -> None:
+            raise AssertionError(
+                f"{self.name} is started by a test that is not marked `server`: take it from a fixture"
+            )
+
+        setattr(Server, "launch", refuse)  # noqa: B010 - mypy lets no method be replaced otherwise
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        needed = {NEEDS[name] for name in getattr(item, "fixturenames", ()) if name in NEEDS}
+        needed |= {mark.name for mark in item.iter_markers()} & set(NEEDS.values())  # a parameter that asks by itself
+        for name in sorted(needed | {"server"} if needed else needed):
+            item.add_marker(name)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -42,12 +84,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def _started(kind: type[Server], request: pytest.FixtureRequest) -> Iterator[Server]:
-    try:
-        server = kind()
-    except MissingServer as missing:
-        if os.environ.get("CI") == "true":
-            pytest.fail(str(missing), pytrace=False)
-        pytest.skip(str(missing))
+    server = or_skip(kind)
     try:
         server.start()
         yield server
@@ -183,3 +220,17 @@ def new_store(tmp_path: Path, secrets: Secrets) -> Iterator[Callable[[], Embedde
 def served(tmp_path: Path) -> Iterator[seeded_api.World]:
     with seeded_api.world(tmp_path) as world:
         yield world
+
+
+@pytest.fixture(scope="session")
+def new_server() -> NewServer:
+    return or_skip
+
+
+@pytest.fixture(scope="session")
+def model_port() -> Iterator[int]:
+    server = ThreadingHTTPServer(("127.0.0.1", free_port()), model_server())
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server.server_address[1]
+    server.shutdown()
+    server.server_close()

@@ -25,7 +25,7 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models import dashboard as grafana
 from support import victims
 from support.receivers import HOSTILE, Recorder, Syslog, alert, life, recording
-from support.servers import Alertmanager, MissingServer, Prometheus, Server, found, free_port, wait_until
+from support.servers import Alertmanager, NewServer, Prometheus, found, free_port, started, wait_until
 
 from consumers.alerts.alertmanager import ALERTNAME, AlertmanagerSink
 from consumers.alerts.finding import visible
@@ -38,23 +38,6 @@ EXAMPLES = ROOT / "examples" / "monitoring"
 DASHBOARDS = sorted((ROOT / "helm" / "files" / "grafana").glob("*.json"))
 RULES = ROOT / "helm" / "files" / "querywarden.rules.yml"
 SUFFIXES = ("_bucket", "_count", "_sum")
-
-
-def needed(*names: str) -> str:
-    try:
-        return found(*names)
-    except MissingServer as missing:
-        if os.environ.get("CI") == "true":
-            pytest.fail(str(missing), pytrace=False)
-        pytest.skip(str(missing))
-
-
-def started(server: Server) -> Iterator[Any]:
-    try:
-        server.start()
-        yield server
-    finally:
-        server.remove()
 
 
 def fetched(url: str, **query: str) -> Any:
@@ -76,18 +59,20 @@ def fetched(url: str, **query: str) -> Any:
     ],
     ids=lambda value: " ".join(value),
 )
-def test_the_tools_accept_our_files(tool: tuple[str, ...], arguments: list[str]) -> None:
-    done = subprocess.run([needed(*tool), *arguments], cwd=EXAMPLES, capture_output=True, text=True, timeout=60)
+def test_the_tools_accept_our_files(tool: tuple[str, ...], arguments: list[str], new_server: NewServer) -> None:
+    done = subprocess.run(
+        [new_server(found, *tool), *arguments], cwd=EXAMPLES, capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_promtool_sees_a_wrong_threshold(tmp_path: Path) -> None:
+def test_promtool_sees_a_wrong_threshold(tmp_path: Path, new_server: NewServer) -> None:
     """The unit tests of the rules can fail."""
     rules = RULES.read_text()
     assert "ratio5m > 0.05" in rules
     (tmp_path / "querywarden.rules.yml").write_text(rules.replace("ratio5m > 0.05", "ratio5m > 0.5"))
     shutil.copy(EXAMPLES / "querywarden.rules.test.yml", tmp_path)
-    command = [needed("promtool"), "test", "rules", "querywarden.rules.test.yml"]
+    command = [new_server(found, "promtool"), "test", "rules", "querywarden.rules.test.yml"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.returncode != 0
     assert "QueryWardenRecordsRefused" in done.stdout + done.stderr
@@ -274,16 +259,15 @@ def metrics_port(folder: Path, hook: Recorder, syslog: Syslog, alertmanager: Ale
 
 
 @pytest.fixture(scope="module")
-def alertmanager() -> Iterator[Alertmanager]:
-    needed("prometheus-alertmanager", "alertmanager")
-    yield from started(Alertmanager(EXAMPLES / "alertmanager.yml"))
+def alertmanager(new_server: NewServer) -> Iterator[Alertmanager]:
+    with started(new_server(Alertmanager, EXAMPLES / "alertmanager.yml")) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
 def prometheus(
-    metrics_port: int, alertmanager: Alertmanager, tmp_path_factory: pytest.TempPathFactory
+    metrics_port: int, alertmanager: Alertmanager, tmp_path_factory: pytest.TempPathFactory, new_server: NewServer
 ) -> Iterator[Prometheus]:
-    needed("prometheus")
     folder = tmp_path_factory.mktemp("prometheus")
     shutil.copy(RULES, folder / RULES.name)
     config = yaml.safe_load((EXAMPLES / "prometheus.yml").read_text())
@@ -293,7 +277,8 @@ def prometheus(
     ]
     config["alerting"]["alertmanagers"] = [{"static_configs": [{"targets": [f"127.0.0.1:{alertmanager.port}"]}]}]
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
-    yield from started(Prometheus(folder / "prometheus.yml"))
+    with started(new_server(Prometheus, folder / "prometheus.yml")) as server:
+        yield server
 
 
 def asked(prometheus: Prometheus, expression: str) -> list[Any]:

@@ -8,10 +8,12 @@ import pytest
 import redis
 from kafka import KafkaConsumer, TopicPartition
 from support.kafka_producer import produce
-from support.servers import KAFKA_VERSION, PORTS, Kafka, MissingServer, Redis, free_port
+from support.servers import KAFKA_VERSION, PORTS, Kafka, MissingServer, NewServer, Redis, free_port
 
 
-@pytest.mark.parametrize("server", ["redis_url", "valkey_url"])
+@pytest.mark.parametrize(
+    "server", [pytest.param("redis_url", marks=pytest.mark.redis), pytest.param("valkey_url", marks=pytest.mark.valkey)]
+)
 def test_each_test_has_an_empty_database(server: str, request: pytest.FixtureRequest) -> None:
     with redis.Redis.from_url(request.getfixturevalue(server)) as client:
         assert client.dbsize() == 0
@@ -52,9 +54,8 @@ def test_unkeyed_lines_are_spread(kafka_bootstrap: str, topic: Callable[..., str
     assert sorted(ends.values()) == [5, 5]
 
 
-@pytest.mark.usefixtures("redis_server")  # skips or fails here when there is no Redis
-def test_a_redis_can_be_killed_and_started_again() -> None:
-    server = Redis()
+def test_a_redis_can_be_killed_and_started_again(new_server: NewServer) -> None:
+    server = new_server(Redis)
     try:
         server.start()
         server.kill()

@@ -59,7 +59,7 @@ class Receiver:
         self.make, self.taken = make, taken
 
 
-@pytest.fixture(params=["jsonl", "kafka"])
+@pytest.fixture(params=["jsonl", pytest.param("kafka", marks=pytest.mark.kafka)])
 def receiver(request: pytest.FixtureRequest, tmp_path: Path) -> Receiver:
     if request.param == "jsonl":
         path = tmp_path / "new folder" / "alerts.jsonl"

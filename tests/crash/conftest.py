@@ -13,7 +13,7 @@ from crash import oracle
 from crash.cluster import Cluster
 from crash.ledger import write_log
 from support import victims
-from support.servers import MissingServer
+from support.servers import NewServer
 
 SEED = 7
 
@@ -38,14 +38,8 @@ def baseline_file(log: Path) -> Path:
 
 
 @pytest.fixture
-def cluster(tmp_path: Path, baseline_file: Path) -> Iterator[Cluster]:
+def cluster(tmp_path: Path, baseline_file: Path, new_server: NewServer) -> Iterator[Cluster]:
     baseline = tmp_path / "loans.baseline"
     shutil.copy(baseline_file, baseline)
-    try:
-        made = Cluster(tmp_path, baseline, SEED, disk_megabytes=1024)
-    except MissingServer as missing:
-        if os.environ.get("CI") == "true":
-            pytest.fail(str(missing), pytrace=False)
-        pytest.skip(str(missing))
-    with made:
-        yield made
+    with new_server(Cluster, tmp_path, baseline, SEED, disk_megabytes=1024) as servers:
+        yield servers

@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import pytest
 from crash.cluster import DiskRedis
-from support.servers import MissingServer
+from support.servers import NewServer, started
 
 
 @pytest.fixture
-def server() -> Iterator[DiskRedis]:
-    made = DiskRedis(64)
-    try:
-        made.launch()
-        made.wait_ready()
-    except MissingServer as missing:
-        if os.environ.get("CI") == "true":
-            pytest.fail(str(missing), pytrace=False)
-        pytest.skip(str(missing))
-    yield made
-    made.kill()
-    made.remove()
+def server(new_server: NewServer) -> Iterator[DiskRedis]:
+    with started(new_server(DiskRedis, 64)) as redis:
+        yield redis
 
 
 def test_what_was_written_before_the_break_is_there_again(server: DiskRedis) -> None:

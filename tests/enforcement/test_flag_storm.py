@@ -106,7 +106,7 @@ class Scene:
         return Reader(self.store, SECRETS, OURS).health().breaker
 
 
-@pytest.fixture(params=["sqlite", "redis"])
+@pytest.fixture(params=["sqlite", pytest.param("redis", marks=pytest.mark.redis)])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
     made: Store = (
         EmbeddedStore(tmp_path / "storm.sqlite")

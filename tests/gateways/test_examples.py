@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gateways.conftest import example_module
 from hypothesis import given
 from hypothesis import strategies as st
-from support.gateway_peers import EXAMPLES
+from support.gateway_peers import EXAMPLES, example_module
 from typer.testing import CliRunner
 
 from consumers import cli

@@ -13,9 +13,9 @@ from collections import Counter
 from collections.abc import Iterator
 
 import pytest
-from gateways.conftest import Backend, or_skip, started
+from support.gateway_backend import Backend
 from support.gateway_peers import Caddy, Envoy, EnvoyGrpc, Nginx, Peer, ask
-from support.servers import free_port
+from support.servers import NewServer, free_port, started
 
 TAKES_EFFECT_S = 2.0
 FORGED = {"X-QueryWarden-Decision": "block", "X-QueryWarden-Degrade": "top1", "X-QueryWarden-Model": "another"}
@@ -25,8 +25,10 @@ GATEWAYS = (Envoy, EnvoyGrpc, Nginx, Caddy)
 
 
 @pytest.fixture(scope="module", params=GATEWAYS, ids=lambda kind: kind.name)
-def gateway(request: pytest.FixtureRequest, backend: Backend) -> Iterator[Peer]:
-    yield from started(or_skip(request.param, *backend.ports()))
+def gateway(request: pytest.FixtureRequest, backend: Backend, new_server: NewServer) -> Iterator[Peer]:
+    kind: type[Peer] = request.param
+    with started(new_server(kind, *backend.ports())) as peer:
+        yield peer
 
 
 def status(gateway: Peer, client: str) -> int:
@@ -140,7 +142,7 @@ def test_requests_pass_while_querywarden_hangs(gateway: Peer, backend: Backend) 
 
 
 @pytest.mark.parametrize("kind", GATEWAYS, ids=lambda kind: kind.name)
-def test_requests_pass_while_querywarden_is_down(kind: type[Peer], backend: Backend) -> None:
+def test_requests_pass_while_querywarden_is_down(kind: type[Peer], backend: Backend, new_server: NewServer) -> None:
     model_port, _, _, key = backend.ports()
-    for gateway in started(or_skip(kind, model_port, free_port(), free_port(), key)):
+    with started(new_server(kind, model_port, free_port(), free_port(), key)) as gateway:
         passes_undecided(gateway, "honest")

@@ -17,9 +17,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import MappingProxyType
 
 import pytest
-from gateways.conftest import TENANT, Backend, Service, or_skip, started
+from support.gateway_backend import TENANT, Backend, Service
 from support.gateway_peers import Caddy, Envoy, EnvoyGrpc, Haproxy, Nginx, Peer
-from support.servers import Redis, Server, free_port, wait_until
+from support.servers import NewServer, Redis, Server, free_port, started, wait_until
 
 from consumers.operators.references import References, Refusal
 
@@ -233,27 +233,27 @@ class Arena:
 
 
 @pytest.fixture(scope="module")
-def arena() -> Iterator[Arena]:
+def arena(new_server: NewServer) -> Iterator[Arena]:
     model = Model()
     with contextlib.ExitStack() as stack:
         stack.callback(model.server.server_close)
         stack.callback(model.server.shutdown)
-        redis = or_skip(Redis)
+        redis = new_server(Redis)
         start(stack, redis)
         model_port, port, grpc_port = model.server.server_address[1], free_port(), free_port()
-        haproxy = or_skip(Haproxy, model_port, port, grpc_port, "", edge_key="")
+        haproxy = new_server(Haproxy, model_port, port, grpc_port, "", edge_key="")
         service = Service(redis.url, SETTINGS.format(socket=haproxy.socket, map=haproxy.map), (port, grpc_port))
         stack.callback(service.store.close)
         backend = Backend(redis, service, model_port)
         haproxy.edge_key = service.edge_key
         gateways: dict[str, Peer] = {
-            n: or_skip(kind, *backend.ports()) for n, kind in GATEWAYS.items() if n != "haproxy"
+            n: new_server(kind, *backend.ports()) for n, kind in GATEWAYS.items() if n != "haproxy"
         }
         gateways["haproxy"] = haproxy
-        control = or_skip(HaproxyUnfixed, *backend.ports(), edge_key=service.edge_key)
+        control = new_server(HaproxyUnfixed, *backend.ports(), edge_key=service.edge_key)
         control.map.write_text(f"{service.secrets.client_hash(TENANT, 'thief')} block\n")
         unfixed: dict[str, Peer] = {
-            n: or_skip(kind, *backend.ports()) for n, (kind, *_) in UNFIXED.items() if n != "haproxy"
+            n: new_server(kind, *backend.ports()) for n, (kind, *_) in UNFIXED.items() if n != "haproxy"
         }
         unfixed["haproxy"] = control
         backend.say("thief", "block", 3600)
@@ -270,7 +270,7 @@ def arena() -> Iterator[Arena]:
 
 def start(stack: contextlib.ExitStack, *servers: Server) -> None:
     for server in servers:
-        stack.enter_context(contextlib.contextmanager(started)(server))
+        stack.enter_context(started(server))
 
 
 @pytest.mark.parametrize("name", GATEWAYS)

@@ -75,7 +75,7 @@ KINDS = {
 }
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=[pytest.param(kind, marks=pytest.mark.kafka) if kind == "kafka" else kind for kind in KINDS])
 def write(request: pytest.FixtureRequest) -> Write:
     return KINDS[request.param](request)
 

@@ -13,7 +13,7 @@ import pytest
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from support.decompression_bombs import produce_bomb
 from support.kafka_producer import produce
-from support.servers import Kafka, free_port
+from support.servers import Kafka, NewServer, free_port
 
 from consumers.errors import LogTruncated, Refused, Unavailable, WrongUse
 from consumers.log import Poll
@@ -375,10 +375,9 @@ def test_a_bomb_of_512_mib_costs_less_than_64(
     assert growth_kib < 64 << 10
 
 
-def test_a_broker_restarts_and_a_batch_rots_on_its_disk(request: pytest.FixtureRequest) -> None:
+def test_a_broker_restarts_and_a_batch_rots_on_its_disk(request: pytest.FixtureRequest, new_server: NewServer) -> None:
     """The reader goes on by itself, refuses the rotten batch, and reads what follows it."""
-    request.getfixturevalue("kafka_bootstrap")  # skips or fails here when there is no Kafka
-    broker = Kafka()
+    broker = new_server(Kafka)
     request.addfinalizer(broker.remove)
     broker.start()
     for i in range(3):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import redis
 from support import victims
-from support.servers import MissingServer, Redis, wait_until
+from support.servers import NewServer, Redis, started, wait_until
 
 from consumers.detect import loop as detect
 from consumers.detect.step import Detect
@@ -100,15 +100,10 @@ def life(log: Path, baseline: Baseline, secrets: Secrets) -> Life:
 
 
 @pytest.fixture
-def aof(tmp_path: Path) -> Iterator[Redis]:
+def aof(new_server: NewServer) -> Iterator[Redis]:
     """A Redis that writes an append-only file."""
-    try:
-        server = Redis(options=("--appendonly", "yes", "--appendfsync", "always"))
-    except MissingServer as missing:
-        pytest.skip(str(missing))
-    server.start()
-    yield server
-    server.remove()
+    with started(new_server(Redis, options=("--appendonly", "yes", "--appendfsync", "always"))) as server:
+        yield server
 
 
 def contents(folder: Path, pattern: str) -> bytes:

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gateways.conftest import or_skip, started
 from support.gateway_peers import Crowdsec, Haproxy, ask
 from support.remembered_store import TENANT, RememberedStore, read
-from support.servers import free_port, wait_until
+from support.servers import NewServer, free_port, started, wait_until
 
 from consumers.enforcement.restrictions import BLOCK, THROTTLE, Restrictions, Standing
 from consumers.errors import Unavailable, WrongUse
@@ -132,9 +131,10 @@ def test_failures_are_counted_and_do_not_raise() -> None:
 
 
 @pytest.fixture
-def haproxy(model_port: int) -> Iterator[Haproxy]:
+def haproxy(model_port: int, new_server: NewServer) -> Iterator[Haproxy]:
     key = base64.b64encode(SECRETS.edge_key(TENANT)).decode()
-    yield from started(or_skip(Haproxy, model_port, free_port(), free_port(), "", edge_key=key))
+    with started(new_server(Haproxy, model_port, free_port(), free_port(), "", edge_key=key)) as server:
+        yield server
 
 
 class Pushed:
@@ -227,8 +227,9 @@ def test_haproxy_complains_about_another_map(haproxy: Haproxy) -> None:
 
 
 @pytest.fixture(scope="module")
-def crowdsec() -> Iterator[Crowdsec]:
-    yield from started(or_skip(Crowdsec))
+def crowdsec(new_server: NewServer) -> Iterator[Crowdsec]:
+    with started(new_server(Crowdsec)) as server:
+        yield server
 
 
 def listed(crowdsec: Crowdsec, client: str) -> list[tuple[str, str, str]]:

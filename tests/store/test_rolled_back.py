@@ -24,7 +24,7 @@ def put(key: str) -> Operation:
     return Operation([Entry("acme", "allow", key, b"v")], audit=[key.encode()])
 
 
-@pytest.fixture(params=["sqlite", "redis"])
+@pytest.fixture(params=["sqlite", pytest.param("redis", marks=pytest.mark.redis)])
 def losing(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
     """A store, and how to save it."""
     if request.param == "sqlite":

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import datetime as dt
 import ipaddress
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from support.servers import MissingServer, Redis, free_port, wait_until
+from support.servers import NewServer, Redis, free_port, started, wait_until
 from support.store_backings import RedisDatabase
 from support.store_contract import CELL, client, failures, profiles
 from support.upkeep_contract import WholeContract
@@ -131,18 +130,11 @@ class SecuredDatabase(RedisDatabase):
 
 
 @pytest.fixture(scope="module")
-def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecuredRedis]:
-    try:
-        server = SecuredRedis(_authority(tmp_path_factory.mktemp("tls") / "ours"))
-    except MissingServer as missing:
-        if os.environ.get("CI") == "true":
-            pytest.fail(str(missing), pytrace=False)
-        pytest.skip(str(missing))
-    server.start()
-    with redis.Redis.from_url(server.url_for()) as raw:
-        raw.execute_command("ACL SETUSER", "querywarden", "on", ">canary-5772", *rights())
-    yield server
-    server.remove()
+def secured(tmp_path_factory: pytest.TempPathFactory, new_server: NewServer) -> Iterator[SecuredRedis]:
+    with started(new_server(SecuredRedis, _authority(tmp_path_factory.mktemp("tls") / "ours"))) as server:
+        with redis.Redis.from_url(server.url_for()) as raw:
+            raw.execute_command("ACL SETUSER", "querywarden", "on", ">canary-5772", *rights())
+        yield server
 
 
 def test_the_suite_passes_with_tls_and_few_rights(secured: SecuredRedis) -> None:

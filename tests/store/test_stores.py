@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gc
 import itertools
-import os
 import sqlite3
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from typing import Any
 
 import pytest
 import redis
-from support.servers import MissingServer, Redis, free_port, wait_until
+from support.servers import NewServer, Redis, free_port, started, wait_until
 from support.store_backings import RedisCluster, RedisDatabase, SQLiteFile
 from support.store_contract import (
     ALL_CELLS,
@@ -87,8 +86,10 @@ class TestValkey(WholeContract):
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[list[Redis]]:
-    nodes = [_own_server("--cluster-enabled", "yes", "--cluster-port", str(free_port())) for _ in range(3)]
+def cluster(new_server: NewServer) -> Iterator[list[Redis]]:
+    nodes = [
+        new_server(Redis, options=("--cluster-enabled", "yes", "--cluster-port", str(free_port()))) for _ in range(3)
+    ]
     try:
         for node in nodes:
             node.start()
@@ -123,22 +124,11 @@ class TestCluster(WholeContract):
         database.close()
 
 
-def _own_server(*options: str) -> Redis:
-    try:
-        return Redis(options=options)
-    except MissingServer as missing:
-        if os.environ.get("CI") == "true":
-            pytest.fail(str(missing), pytrace=False)
-        pytest.skip(str(missing))
-
-
 @pytest.fixture
-def own_redis() -> Iterator[Redis]:
+def own_redis(new_server: NewServer) -> Iterator[Redis]:
     """A Redis of the test's own, which it may pause, fill up or reconfigure."""
-    server = _own_server()
-    server.start()
-    yield server
-    server.kill()
+    with started(new_server(Redis)) as server:
+        yield server
 
 
 # --- the suite must notice broken stores
@@ -874,7 +864,7 @@ def test_redis_with_few_rights(own_redis: Redis) -> None:
     store.close()
 
 
-def test_redis_replicas_confirm_the_layout_only(own_redis: Redis) -> None:
+def test_redis_replicas_confirm_the_layout_only(own_redis: Redis, new_server: NewServer) -> None:
     store = connect(own_redis.url, min_replicas=1)
     raw = redis.Redis.from_url(own_redis.url)
     raw.config_set("repl-diskless-sync-delay", 0)
@@ -887,7 +877,7 @@ def test_redis_replicas_confirm_the_layout_only(own_redis: Redis) -> None:
     assert written.value.offset
     store.claim(CELL, "t")
     store.commit("t", Checkpoint(CELL, None, 5))
-    replica = _own_server("--replicaof", "127.0.0.1", str(own_redis.port))
+    replica = new_server(Redis, options=("--replicaof", "127.0.0.1", str(own_redis.port)))
     replica.start()
     try:
         wait_until(lambda: raw.info("replication")["connected_slaves"] == 1)

@@ -7,12 +7,16 @@ root (folders for its temporary files).
 from __future__ import annotations
 
 import http.client
+import importlib.util
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from support.servers import INSTALL, MissingServer, Server, _listens, cache, free_port
 
@@ -195,6 +199,30 @@ prometheus: {{enabled: false}}
         if done.returncode:
             raise RuntimeError(f"cscli {arguments[0]}: {done.stderr}")
         return done.stdout
+
+
+def example_module(name: str) -> ModuleType:
+    """A Python example, imported from its file."""
+    spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def model_server() -> type[BaseHTTPRequestHandler]:
+    """The example's model server, which also tells which of our headers reached it (in ``X-Seen-…``)."""
+    answers: Any = example_module("model_server").Answers
+
+    class Telling(answers):  # type: ignore[misc]
+        def end_headers(self) -> None:
+            for name, value in self.headers.items():
+                if name.lower().startswith("x-querywarden-"):
+                    self.send_header(name.lower().replace("x-querywarden-", "X-Seen-"), value)
+            super().end_headers()
+
+    return Telling
 
 
 def ask(

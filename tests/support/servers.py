@@ -2,15 +2,22 @@
 
 * The log file outlives a failed session: `keep_log`.
 * ``QUERYWARDEN_TEST_KAFKA`` / ``_REDIS`` / ``_VALKEY`` name running servers to use instead.
+* A test reaches a server through a fixture, never by itself: `tests/conftest.py` marks tests by their fixtures, so that `make check` can
+  leave out those that need one.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
 import time
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import pytest
 
 from examples.servers import (
     INSTALL,
@@ -34,6 +41,7 @@ __all__ = [
     "Alertmanager",
     "Kafka",
     "MissingServer",
+    "NewServer",
     "Prometheus",
     "Redis",
     "Server",
@@ -43,8 +51,39 @@ __all__ = [
     "die_with_parent",
     "found",
     "free_port",
+    "or_skip",
+    "started",
     "wait_until",
 ]
+
+S = TypeVar("S", bound=Server)
+T = TypeVar("T")
+
+
+class NewServer(Protocol):
+    """Make a server of a test's own, which is not started yet. What is not installed skips the test, or fails it under ``CI=true``."""
+
+    def __call__(self, kind: Callable[..., T], *arguments: Any, **options: Any) -> T: ...
+
+
+def or_skip(kind: Callable[..., T], *arguments: Any, **options: Any) -> T:
+    """`NewServer`, for fixtures: tests take the fixture `new_server`."""
+    try:
+        return kind(*arguments, **options)
+    except MissingServer as missing:
+        if os.environ.get("CI") == "true":
+            pytest.fail(str(missing), pytrace=False)
+        pytest.skip(str(missing))
+
+
+@contextlib.contextmanager
+def started(server: S) -> Iterator[S]:
+    """Run a server for as long as the block lasts. The end of its log is in the error when it dies at once."""
+    try:
+        server.start()
+        yield server
+    finally:
+        server.remove()
 
 
 class Prometheus(Server):
