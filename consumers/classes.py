@@ -1,6 +1,6 @@
 """What a reference's answers are: task, names of the classes, and which probability belongs to which name.
 
-Rules of this file
+Rules:
 * The names of classes are the labels that were logged. A label need not be the class of the highest probability: models decide at
   thresholds of their own. A label belongs to the probability that is higher where the label is given than elsewhere.
 * One probability (or logit) of two classes is that of the second class: the label that is given where it is high.

@@ -1,6 +1,6 @@
 """What a reference is understood as: columns with kind, bounds and grain, the form of the input, task and classes.
 
-Rules of this file
+Rules:
 * Nothing depends on the first row. The form of the input and the number of a list's columns are what most rows have; the columns of
   objects are the union over all rows, each with the share of rows that lack it.
 * A column that hardly any row has, or that never holds a value, is an extra: listed, not in the schema.

@@ -1,6 +1,6 @@
 """`simulate`: a query log of simulated clients and thieves around a reference, with the truth in a file beside it.
 
-Rules of the file:
+Rules:
 
 * The log is the native event; nothing in it tells a thief. Truth goes to ``NAME.truth.json``, for scoring only.
 * Without a victim at hand a built-in one answers: a small network fitted on the reference's own answers (NumPy only).

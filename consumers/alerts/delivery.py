@@ -1,6 +1,6 @@
 """Delivery: what the outbox holds, to every sink, each by itself.
 
-Rules of this file
+Rules:
 * At least once, in order within a decision cell: an alert leaves a sink's outbox only after the sink took it.
 * One slow or broken sink delays neither the others nor the detection: in the service each has one thread (`OutboxWorkers.start`), which
   holds at most `ALERTS_AT_ONCE` alerts in memory. Without threads a turn delivers inline (replay, tests, simulation).

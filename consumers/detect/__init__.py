@@ -1,6 +1,6 @@
 """Detect: the process that assesses the clients that changed, and records decisions and alerts.
 
-Rules of this room
+Rules:
 
 * `loop` does the I/O. `step` is the pure half: what changed comes in, rows and alerts go out; times come in as `now_s`.
 * What is computed again comes out the same: spans merge in one order, ids are hashes.

@@ -7,7 +7,7 @@ A pass over all decision rows, once a minute, after which each detector writes w
    under `campaign_key` and an alert of kind ``campaign``: the first, one when it rises or has new members, one when it is over;
 3. rows of clients whom a flagged campaign names, or does not name any more, get its id, or lose it.
 
-Rules of this file
+Rules:
 * A campaign is alerted, never enforced by itself (docs/decisions/0009). The store is told that its row is clear.
 * Its id is a hash of tenant, model and the link that it was first known by, its alert's one of that and the episode: any detector comes
   to the same.

@@ -1,6 +1,6 @@
 """An episode and its finding: raised once, told again when it rises, closed when it is over. The same for clients and campaigns.
 
-Rules of this file
+Rules:
 
 * An alert's id is a hash of tenant, kind, model, whose it is (keyed hash of the client, or id of the campaign) and episode: whatever is
   computed again gets the same id. Each further alert of the episode is an update of the first, counted from 0.

@@ -1,6 +1,6 @@
 """What people said that detect must honour: the allowlist, which always wins, and the breaker's state.
 
-Rules of this file
+Rules:
 * An allowlisted client is assessed, scored and alerted like any other; nothing is enforced against it (reason ``allow_listed``).
 * While a tenant's breaker is open no further client of that tenant is restricted (reason ``breaker``). The store keeps when it opened
   (breaker_entries.py) until a reset of the same tenant is not older; the entry is then dropped.

@@ -1,6 +1,6 @@
 """The schema holds that a detect process knows: which misfits it holds back, and which columns it begins to hold.
 
-Rules of this file
+Rules:
 * A column is held when at least `LEAST_CLIENTS` clients, and `LEAST_SHARE` of the day's clients, sent the same kind of misfit in it on one
   day of the log's own time (records/schema_watch.py). The alarm ``schema`` is then raised.
 * While a column of a model is held, the signals of misfits take no part in the decisions on this model's clients. All other evidence

@@ -1,6 +1,6 @@
 """Profiles in, an outcome out: the pure half of detect.
 
-Rules of this file
+Rules:
 * No I/O, no clock, no random numbers: a redo over the same shards and rows gives the same outcome.
 * Who touched clients are, what is stored of them and what people said comes in; rows and alerts come out, sealed as they are stored.
 * A profile or header that cannot be read is passed over with a warning; whoever has none left is not assessed.

@@ -1,6 +1,6 @@
 """Verdicts on their way to the sinks: what an analyst said of a finding becomes an update of that finding.
 
-Rules of this file
+Rules:
 * The entry in the operator cell is the truth; the update is derived from it. Whoever holds the decision cell of the finding's client writes
   it, in the same fenced record as everything else there, so no number of an update is given twice.
 * Nothing remembers what was told except what was told itself: the finding, as it was last sent, carries the verdict. A cell that is

@@ -1,6 +1,6 @@
 """Enforcement: who is restricted, in the memory of the process that answers gateways.
 
-Rules of this room
+Rules:
 
 * An answer never waits for the store: one thread follows it (`refresher`), requests read dictionaries (`restrictions`).
 * The store away, slow or paused: the last picture is answered from, as long as its entries last.

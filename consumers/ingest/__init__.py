@@ -1,6 +1,6 @@
 """Ingest: the process that reads the query log and keeps the clients' profiles.
 
-Rules of this room
+Rules:
 
 * `loop` does the I/O. `step` is the pure half: records and what is known of the cell come in, a checkpoint goes out.
   Two more files act, and say so: `dead_letters` ships refused records, `poison` tries records in a child process.

@@ -1,6 +1,6 @@
 """Admission: how many new clients a cell takes up, so that invented client ids cannot fill the store.
 
-Rules of this file
+Rules:
 * A known client (one that has stored state) is never touched by any of this.
 * `Limits.new_an_hour` new clients get state in one hour of event time at once. Beyond, a client gets none before its
   `Limits.queries_first` queries in that hour; a count-min sketch counts (Cormode & Muthukrishnan 2005), less the noise that the other

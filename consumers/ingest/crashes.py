@@ -1,6 +1,6 @@
 """How many processes ended at an offset, as far as claims can tell: not those that lived, and not those that the store refused.
 
-Rules of this file
+Rules:
 * The store counts claims at an offset that led nowhere. A process that claims again tells it that it lived: such a claim is not counted.
 * A process that came through the fold of what is next, and whose commit was refused (a store that is full, read-only, away) or fenced,
   has shown that those records end no process: with its next claim nothing is counted against them any more.

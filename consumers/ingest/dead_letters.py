@@ -1,6 +1,6 @@
 """Dead letters on their way: from the store, where a commit put them, to a topic.
 
-Rules of this file
+Rules:
 * A letter leaves the store only after the topic took it: at least once.
 * Nothing waits without a bound. Without a topic the first `KEPT` of a cell stay in the store, the others are only counted. While a topic
   is away, up to `WAITING` of a cell wait; what is refused beyond is counted and dropped (`querywarden_letters_dropped_total`), and the

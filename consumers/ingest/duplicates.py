@@ -1,6 +1,6 @@
 """Duplicates: queries that a producer sent twice, known by their ``event_id`` and their content.
 
-Rules of this file
+Rules:
 * A repetition has the same event id, the same input and the same prediction, byte for byte (`Decoded.contents`). The id alone proves
   nothing: a gateway may take it from a header that the client sends.
 * A client's window holds 64-bit keyed hashes of the last events that counted: at most `KEPT`, none older than `SPAN_MS` of event

@@ -1,6 +1,6 @@
 """Which records end the process that folds them: tried in a child process, which may die of it.
 
-Rules of this file
+Rules:
 
 * A record is condemned when `TIMES` children in a row ended at it, and for nothing else. What happens to the process itself – it is
   killed, paused, fenced – condemns no record.

@@ -1,6 +1,6 @@
 """Records in, a checkpoint out: the pure half of ingest.
 
-Rules of this file
+Rules:
 * No I/O, no clock, no random numbers: a redo over the same stored state and the same records gives the same checkpoint.
 * A `Cell` is what one process knows of a log cell that it owns: exactly what was committed. After any failure it is thrown away.
 * `decode` gives queries the times at which they count, by the log's own clock (detector/clock.py): a record far ahead of it counts at

@@ -1,6 +1,6 @@
 """Cells that cannot go on: each stops alone, says why, and waits for an operator.
 
-Rules of this file
+Rules:
 * A stop belongs to one cell. The other cells of the process, detect and serve go on.
 * Nothing is guessed and nothing is written: a process that restarts finds the same log and the same store, and stops the cell again.
 * A cell goes on when an operator gave it a new generation (`querywarden rebuild --cell`); until then it is only looked at, never

@@ -1,6 +1,6 @@
 """The native query event: bytes in, columns out (contract: docs/formats.md).
 
-Rules of this file
+Rules:
 * What was answered counts: an event with a readable client, a known model and a 2xx status (or none) is a query of its client, whatever
   its input and its answer look like. What does not fit is encoded and marked (`inputs.py`), never refused.
 * Parsed with msgspec, strictly; what that refuses is read again with care. Both give the same columns.

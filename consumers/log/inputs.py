@@ -1,6 +1,6 @@
 """One event's input and answer as a row of a schema.
 
-Rules of this file
+Rules:
 * What was answered counts. What fits the schema is read by strict parsers (`InputReader.row`, `InputReader.answer`); what they refuse is
   read again with care (`careful_row`, `careful_answer`), encoded, and marked with what does not fit. The careful half never raises, and
   gives the same row as the strict one for whatever that takes.

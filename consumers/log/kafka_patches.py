@@ -34,7 +34,7 @@ below against the new source, run the tests that they name, then change `CHECKED
    No longer needed when the library has a limit of decompression and steps over a batch that it cannot read
    (tests/consumers/test_log_batches.py says what is asked of it).
 
-Rules of this file
+Rules:
 * A patch changes one consumer, by an explicit call. Importing changes nothing.
 * Whatever reaches into the library calls `check_library` first, with the names that it is about to touch.
 """

@@ -1,6 +1,6 @@
 """What was read of a log in files, in so few numbers that every commit stores them: they tell a log that grew from one that changed.
 
-Rules of this file
+Rules:
 * A line's print is a hash of its place and its bytes, as decompressed. Prints add up: however polls cut a log, its sums are the same.
 * Lines 0, 1–2, 3–6, 7–14, … are the parts; each has one sum, so a log of a billion lines has thirty. Empty lines count nothing.
 * The sums go into the counters of the cell, in the commit that moves its offset: a process that is killed leaves no other pair.

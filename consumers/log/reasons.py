@@ -1,6 +1,6 @@
 """Reason codes: why a record was refused, or what about a query does not fit.
 
-Rules of this file
+Rules:
 * A code says what is wrong, its detail which column or whose format it is; neither holds a value of the record.
 * What becomes of the record is one of three things: *refused* (a dead letter, counts for nobody), *lettered* (a dead letter, and a query
   of its client all the same), *marked* (a query of its client).

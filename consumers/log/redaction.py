@@ -1,6 +1,6 @@
 """Redaction: what of a refused record may be kept and shown (docs/formats.md, "Dead letters").
 
-Rules of this file
+Rules:
 * Redacted by structure, not by field name. A string becomes its type and length, a number its sign and magnitude; null, true, false and
   the punctuation of JSON stay. Nothing else is copied, whether the record parses or not.
 * A key stays readable only if it is on the caller's list. Any other key becomes its length, for a key may be a secret too.

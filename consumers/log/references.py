@@ -1,6 +1,6 @@
 """References: honest inputs with the model's answers, read loosely first, then by a schema with the same code as the log.
 
-Rules of this file
+Rules:
 * A line is taken or left out with a reason, a place and, where there is one, a column. Nothing is dropped without being counted.
 * What a value looks like is no reason to leave a row out; what the row looks like is: another form than most rows have (a list among
   objects), another number of columns, a list or an object where a value should be.

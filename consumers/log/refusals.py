@@ -1,6 +1,6 @@
 """What an error of kafka-python means for the process: wait for the brokers, or end with one line that names the setting.
 
-Rules of this file
+Rules:
 * What passes by itself is `Unavailable`. What only a person can change is `Refused`, and its line begins with the setting to look at.
 * A group that does not take this member is refused: the library tries again for ever and nobody hears of it.
 """

@@ -1,6 +1,6 @@
 """Records that a strict JSON parser does not take, and yet somebody answered: read as far as they can be.
 
-Rules of this file
+Rules:
 * A number that JSON does not have (NaN, Infinity), half of a surrogate pair and a byte that is no UTF-8 are what a client can send, and
   what common libraries write: `mended` makes them JSON, so that no two different records become the same.
 * Of a record that is too large or nested too deeply the top-level fields are read as they stand in its first `HEAD_BYTES` bytes (`head`).

@@ -1,6 +1,6 @@
 """Operators: what people say about clients, kept in the operator cell, and what follows from it.
 
-Rules of this room
+Rules:
 
 * All that people say is an entry of the operator cell (`entries`), written by one fenced step with its row of the audit log (`audit`,
   `operate`). Who read an older revision reads again before writing.

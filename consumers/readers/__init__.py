@@ -1,6 +1,6 @@
 """Readers: what the store says, as people and programs read it.
 
-Rules of this room
+Rules:
 
 * To read changes nothing: no file here writes to the store.
 * Values are frozen and typed (`models`); API, dashboard and command line show the same ones (`queries`), in the same words

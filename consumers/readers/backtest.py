@@ -1,6 +1,6 @@
 """Backtest: who in an old log would be flagged at which false-alarm budget, and what gateways would do in which mode.
 
-Rules of the file:
+Rules:
 
 * The lifetime p-value of a client does not depend on the budget, so one pass over the log answers for all budgets.
 * A client is judged as it stands at the end of the log, over its last horizon, by the same `wanted` as the service. TTLs play no part.

@@ -1,6 +1,6 @@
 """The report's plots, drawn as SVG text on the server: no script, no font, no picture from elsewhere.
 
-Rules of the file:
+Rules:
 
 * A figure is a function of plain values and a size; colours are CSS classes: light and dark are the page's matter.
 * Everything that came from a log is made `legible` and escaped here; the template prints figures as they are.

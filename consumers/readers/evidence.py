@@ -1,6 +1,6 @@
 """A signed, replayable bundle about one client: what was decided, on what, and how to check it.
 
-Rules of the file:
+Rules:
 
 * A zip of plain files. ``manifest.json`` names every member with its SHA-256; ``manifest.sig`` is an Ed25519 signature of its bytes.
   A member that is missing, changed, doubled or not named makes the bundle worthless, and so does any change of the manifest.

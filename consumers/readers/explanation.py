@@ -1,6 +1,6 @@
 """Why a client is where it is, in words and numbers: for the dashboard, `explain` and evidence bundles.
 
-Rules of the file:
+Rules:
 
 * Only what was stored and what the baseline knows is said; nothing is assessed anew.
 * A number never stands alone: rarity is said as one in so many honest clients, a signal beside the honest clients' range.

@@ -1,6 +1,6 @@
 """The report of a replay: one HTML file that stands alone.
 
-Rules of the file:
+Rules:
 
 * No script, style, font or picture from anywhere else; a content security policy in the page says so to the browser.
 * Every word that came from a log (client ids, models, reasons) is made `legible` and escaped by the template; `charts` does so itself.

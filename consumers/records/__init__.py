@@ -12,7 +12,7 @@
 | `breaker_entries` | when the breaker opened, and when somebody closed it | detect, serve | detect, serve |
 | `heartbeat` | what each process says of itself every 15 s | ingest, detect, serve | serve, commands |
 
-Rules of this room
+Rules:
 
 * A file holds the shape of a record, its codec, and how several of them are added up. Two hold a little more, because several
   processes share it: `heartbeat` the thread that writes heartbeats, `breaker` the pure count of new restrictions.

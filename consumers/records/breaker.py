@@ -1,6 +1,6 @@
 """The breaker: no mass false block. Too many clients newly restricted at once means that the detector is wrong, not that all of them are.
 
-Rules of this file
+Rules:
 * A restriction is new when a gateway would do more than before. Over `Limits.most` of them within `Limits.window_s`, or over
   `Limits.share` of the active clients (but never fewer than `Limits.least`, a handful of thieves in a small house is no storm), open
   the breaker. Then nothing more is enforced; alerts are still raised, and what was enforced before stays so until its time is over.

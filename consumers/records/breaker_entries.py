@@ -1,6 +1,6 @@
 """What the operator cell says of the breakers: when detect's or the gateways' opened, and when somebody closed both.
 
-Rules of this file
+Rules:
 
 * Kind *breaker*; key ``tripped``: detect's opened, ``held``: the gateways' did, ``reset``: an operator closed them. Open is what opened
   after the last reset of the same tenant: no tenant opens or closes another's. Times are whole seconds: what opens within the second of

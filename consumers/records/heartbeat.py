@@ -1,6 +1,6 @@
 """Signs of life: what processes know of themselves, left in the store for whoever shows the health of the whole.
 
-Rules of this file
+Rules:
 * An entry of kind *heartbeat* for each process, in the name of all tenants, every `EVERY_S`; it ends by itself after `LASTS_S`, and is
   dropped when its process stops in order. Figures and alarm names only: no client, no secret.
 * It is no deed of a person, so it adds no row to the audit log.

@@ -1,6 +1,6 @@
 """Links: what an event's `metadata` says about where a client comes from, kept as keyed hashes only.
 
-Rules of this file
+Rules:
 * `metadata` is never a reason to refuse an event. It is read for `org`, `session`, `ip`, and `asn` with `ja4` as one (a TLS fingerprint
   alone is shared by everybody with the same browser, and so is `user_agent`): strings of at most `MOST_BYTES` bytes, or whole
   numbers. Whatever else it holds, and whatever has another type, is ignored.

@@ -1,6 +1,6 @@
 """Refusals: what about a client's queries did not fit, counted by reason and by column.
 
-Rules of this file
+Rules:
 * Counted is what counts for the client: a query under each reason of its notes once, whatever the number of columns, and under each
   column once for each reason. Repetitions and erased queries are not among them.
 * Of the first `MOST_COLUMNS` columns that a client got wrong each is counted by itself, further ones together as `OTHERS`. Nothing of a

@@ -1,6 +1,6 @@
 """Witnesses: the event ids of the last odd queries of a client, so that an analyst can look them up in the query log.
 
-Rules of this file
+Rules:
 * A query is a witness when it is odd by itself, in a way that the fused score counts (`masks`). What is odd only by what came before it
   (steps, lines, flips) and what a tenth of honest queries are (near a boundary) names no witness.
 * The last `KEPT` are kept, in the order of the client's queries, whatever cut them into polls. A query without an event id, or with

@@ -3,7 +3,7 @@
 One client that sends nulls in a column is odd. Hundreds that begin to do so on one day are a roll-out or a broken integration, and the
 evidence against them is held until an operator rules (detect/schema_holds.py).
 
-Rules of this file
+Rules:
 * A misfit is watched where fewer than `USUAL_SHARE` of the honest queries of the calibration had it in this column. What a fleet sends
   all day is not watched.
 * Clients are counted once a day of the log's own time, by their keyed hash: exactly up to `KEPT` of them, estimated beyond (k minimum

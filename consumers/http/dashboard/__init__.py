@@ -1,6 +1,6 @@
 """The dashboard at ``/``: server-rendered pages for people.
 
-Rules of the room:
+Rules:
 
 * `views` says what a page shows, `templates/` how, `charts` draws; `pages` and `actions` speak HTTP; `session` knows who sits there.
 * Works without the script; the script only adds keys and live updates. No build step, nothing from elsewhere.

@@ -1,6 +1,6 @@
 """What people do from the pages: sign in and out, decide, undo, judge, note.
 
-Rules of the file:
+Rules:
 
 * A post is refused (403) before anything else when it comes from another origin, carries no token of its session, or the role may not.
 * The body is a small form; clients are named by hash, and the id that is stored sealed with a decision is read from the store.

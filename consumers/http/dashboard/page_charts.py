@@ -1,6 +1,6 @@
 """The dashboard's drawings: SVG text from plain values, no script, no style attribute.
 
-Rules of the file:
+Rules:
 
 * Colours are CSS classes, geometry is attributes: the content security policy forbids inline styles.
 * Every word that is not ours is escaped here; templates print drawings as they are.

@@ -1,6 +1,6 @@
 """The dashboard's pages over HTTP: who may see them, how they are rendered, what every answer carries.
 
-Rules of the file:
+Rules:
 
 * Deny by default: whoever has no session and is not let in as a guest is sent to the login page.
 * Every answer carries the content security policy and is never cached (static files are, by their hash).

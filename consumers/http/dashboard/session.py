@@ -1,6 +1,6 @@
 """Who sits at the browser: a signed cookie, a token on every form, and where a request came from.
 
-Rules of the file:
+Rules:
 
 * The cookie holds a key's id, never the key; it is signed (HMAC-SHA256), HttpOnly, SameSite=Strict, Secure over TLS, and ends. The key is
   looked up again at each request, so a revoked one ends its sessions at once.

@@ -1,6 +1,6 @@
 """What each page shows, from read models to plain values: no HTML, no HTTP.
 
-Rules of the file:
+Rules:
 
 * A client is named in addresses by its keyed hash and model, never by its id: addresses end up in logs and histories.
 * Everything is bounded: a page of the queue, linked accounts, alerts; what is left out is counted.
