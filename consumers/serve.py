@@ -14,7 +14,6 @@ from __future__ import annotations
 import http.client
 import json
 import logging
-import random
 import socket
 import ssl
 import threading
@@ -34,6 +33,7 @@ from consumers.http.auth import KeyRing, Tokens
 from consumers.http.front import Front
 from consumers.http.wire import Connection
 from consumers.operators import audit
+from consumers.periodic import Periodic
 from consumers.secrets import Secrets
 from consumers.store import Store
 
@@ -83,23 +83,23 @@ class CredentialRefresher:
     clock: Callable[[], float] = time.monotonic
     _due_s: float = 0.0
     _read: int = -1
-    _ended: threading.Event = field(default_factory=threading.Event)
-    _thread: threading.Thread | None = None
+    _periodic: Periodic = field(init=False)
     _jwks_due_s: float = 0.0
     _anchored: tuple[float, int] = (-ANCHOR_EVERY_S, 0)
     _revision: int = -1
     _failures: int = 0
 
+    def __post_init__(self) -> None:
+        self._periodic = Periodic("credentials", self.turn, LOOK_EVERY_S, spread=0.1, at_once=False)
+
     def start(self) -> None:
         """Read once, then go on in a thread. What cannot be read now is tried again."""
         self.turn()
-        self._thread = threading.Thread(target=self._run, name="keeper", daemon=True)
-        self._thread.start()
+        self._periodic.start()
 
     def stop(self) -> None:
-        self._ended.set()
-        if self._thread is not None:
-            self._thread.join(timeout=5)
+        """End the thread after its turn."""
+        self._periodic.stop()
 
     def turn(self) -> None:
         """One round. Never raises for what others do."""
@@ -116,13 +116,6 @@ class CredentialRefresher:
             self._failures += 1
         if self.tokens is not None and self.clock() >= self._jwks_due_s:
             self._learn(self.tokens)
-
-    def _run(self) -> None:
-        while not self._ended.wait(LOOK_EVERY_S * random.uniform(0.9, 1.1)):  # noqa: S311 — spreads load, hides nothing
-            try:
-                self.turn()
-            except Exception:
-                log.exception("keeper failed; trying again")
 
     def _learn_keys(self) -> None:
         before = self.keys.fingerprint

@@ -13,7 +13,6 @@ Rules:
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from consumers.alarms import Alarms
 from consumers.alerts import AlertSink
 from consumers.errors import CorruptState, Unavailable, Undeliverable
 from consumers.metrics import Metrics
+from consumers.periodic import Backoff, Periodic
 from consumers.records.decision import stored_alert
 from consumers.secrets import Secrets
 from consumers.store import DECISION_CELLS, OutboxAlert, Store
@@ -44,7 +44,8 @@ NEARLY_FULL = 0.8
 class OutboxWorker:
     """Carries alerts to one sink.
 
-    failures, not_before_s  how often in a row the sink took nothing, and when it is asked again
+    backoff                 pauses while the sink takes nothing: no two workers ask the same sink, so nothing is drawn
+    not_before_s            when the sink is asked again
     fullest                 share of the room that the fullest cell used when it was last measured
     cells                   which were last delivered
     """
@@ -54,11 +55,16 @@ class OutboxWorker:
     secrets: Secrets
     metrics: Metrics
     clock: Callable[[], float] = time.monotonic
-    failures: int = 0
+    backoff: Backoff = field(default_factory=lambda: Backoff(*BACK_OFF_S, spread=0.0))
     not_before_s: float = 0.0
     fullest: float = 0.0
     cells: frozenset[int] = frozenset()
     _measured_s: float = 0.0
+
+    @property
+    def failures(self) -> int:
+        """How often in a row the sink took nothing."""
+        return self.backoff.failures
 
     def waiting(self) -> int:
         """How many alerts of the cells that were last delivered wait; `COUNTED` a cell at most. Raises Unavailable."""
@@ -102,11 +108,9 @@ class OutboxWorker:
             if taken:
                 self.store.sent(cell, self.sink.name, entry, alert.uid)
         if any(delivered):
-            self.failures = 0
+            self.backoff.reset()
         else:
-            first, longest = BACK_OFF_S
-            self.not_before_s = self.clock() + min(longest, first * 2 ** min(self.failures, 16))
-            self.failures += 1
+            self.not_before_s = self.clock() + self.backoff.next_s()
         return any(delivered) and (not all(delivered) or len(pending) == ALERTS_AT_ONCE)
 
     def _pending(self, cell: int) -> list[tuple[str, OutboxAlert]]:
@@ -140,32 +144,34 @@ class OutboxWorker:
         return self.sink.name.partition(":")[0]
 
 
-class _Thread(threading.Thread):
-    """Runs one worker; `asked` and `done` count passes."""
+class _DeliveryThread:
+    """Runs one worker; `asked` and `done` count passes. error: what ended it, for the main thread to raise."""
 
     def __init__(self, worker: OutboxWorker, cells: Callable[[], frozenset[int]]) -> None:
-        super().__init__(name="delivery", daemon=True)
         self.worker = worker
         self.cells = cells
-        self.wake = threading.Event()
         self.asked = self.done = 0
-        self.ended = False
         self.error: Exception | None = None
+        self.periodic = Periodic("delivery", self._pass, 1.0, at_once=False, failed=self._end)
 
-    def run(self) -> None:
-        while not self.ended:
-            self.wake.wait(1.0)
-            self.wake.clear()
-            asked = self.asked
-            try:
-                self.worker.deliver(self.cells())
-            except Unavailable as error:
-                log.warning("alerts wait", extra={"why": str(error)})
-            except Exception as error:  # noqa: BLE001  # a bug: the process must end, and it is the main thread that ends it
-                self.error = error
-                return
-            finally:
-                self.done = asked
+    def ask(self) -> None:
+        """Ask for a pass now."""
+        self.asked += 1
+        self.periodic.wake()
+
+    def _pass(self) -> None:
+        asked = self.asked
+        try:
+            self.worker.deliver(self.cells())
+        except Unavailable as error:
+            log.warning("alerts wait", extra={"why": str(error)})
+        finally:
+            self.done = asked
+
+    def _end(self, error: Exception) -> bool:
+        """A bug: the process must end, and it is the main thread that ends it."""
+        self.error = error
+        return False
 
 
 @dataclass(slots=True)
@@ -175,13 +181,13 @@ class OutboxWorkers:
     workers: Sequence[OutboxWorker]
     alarms: Alarms
     cells: frozenset[int] = frozenset()
-    threads: list[_Thread] = field(default_factory=list)
+    threads: list[_DeliveryThread] = field(default_factory=list)
 
     def start(self) -> None:
         """From now on each sink has a thread of its own."""
-        self.threads = [_Thread(worker, lambda: self.cells) for worker in self.workers]
+        self.threads = [_DeliveryThread(worker, lambda: self.cells) for worker in self.workers]
         for thread in self.threads:
-            thread.start()
+            thread.periodic.start()
 
     def offer(self, cells: Iterable[int]) -> None:
         """These cells are ours. Raises what ended a worker."""
@@ -192,26 +198,23 @@ class OutboxWorkers:
         for thread in self.threads:
             if thread.error is not None:
                 raise thread.error
-            thread.asked += 1
-            thread.wake.set()
+            thread.ask()
         self.alarms.show("outbox", any(worker.fullest >= NEARLY_FULL for worker in self.workers))
 
     def drain(self, timeout_s: float) -> None:
         """Wait until every worker has looked once more, or the time is over."""
         deadline_s = time.monotonic() + timeout_s
         for thread in self.threads:
-            thread.asked += 1
-            thread.wake.set()
+            thread.ask()
         for thread in self.threads:
-            while thread.done < thread.asked and thread.is_alive() and time.monotonic() < deadline_s:
+            while thread.done < thread.asked and thread.periodic.alive and time.monotonic() < deadline_s:
                 time.sleep(0.005)
 
     def stop(self, timeout_s: float) -> None:
         """End the threads; one that hangs in its sink is left behind."""
         deadline_s = time.monotonic() + timeout_s
         for thread in self.threads:
-            thread.ended = True
-            thread.wake.set()
+            thread.periodic.end()
         for thread in self.threads:
-            thread.join(max(0.0, deadline_s - time.monotonic()))
+            thread.periodic.stop(max(0.0, deadline_s - time.monotonic()))
         self.threads = []

@@ -9,12 +9,12 @@ from __future__ import annotations
 import collections
 import contextlib
 import logging
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from consumers.errors import Unavailable, Undeliverable
 from consumers.metrics import Metrics
+from consumers.periodic import Periodic
 from consumers.store import Store
 
 log = logging.getLogger("querywarden.alerts")
@@ -29,24 +29,22 @@ class PeriodicRefresh:
         self, sinks: Sequence[Any], every_s: float = EVERY_S, heard: Callable[[str, bool], None] | None = None
     ):
         self._sinks = [sink for sink in sinks if hasattr(sink, "refresh")]
-        self._every_s = every_s
         self._heard = heard or (lambda sink, ok: None)
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._periodic = Periodic("alert-rounds", self.once, every_s)
 
     def start(self) -> None:
+        """Begin, where a sink has something to refresh."""
         if self._sinks:
-            self._thread = threading.Thread(target=self._run, name="alert-rounds", daemon=True)
-            self._thread.start()
+            self._periodic.start()
 
     def stop(self) -> None:
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join(10)
+        """End the thread after the call that it is in."""
+        self._periodic.stop(10)
 
     def once(self) -> None:
+        """Refresh every sink once, unless the end was asked for."""
         for sink in self._sinks:
-            if self._stop.is_set():
+            if self._periodic.ending:
                 return
             kind = sink.name.partition(":")[0]
             try:
@@ -56,12 +54,6 @@ class PeriodicRefresh:
                 self._heard(kind, False)
             else:
                 self._heard(kind, True)
-
-    def _run(self) -> None:
-        while True:
-            self.once()
-            if self._stop.wait(self._every_s):
-                return
 
 
 class FlaggedClientsGauge:

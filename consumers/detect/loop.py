@@ -42,6 +42,7 @@ from consumers.detect.step import Detect, Seen
 from consumers.detect.verdicts import PendingVerdict, tell
 from consumers.errors import CorruptState, Fenced, LeaseHeld, Rewound, Unavailable
 from consumers.metrics import Metrics
+from consumers.periodic import Backoff
 from consumers.records.decision import stored_decision
 from consumers.records.heartbeat import heartbeats
 from consumers.store import DECISION_CELLS, Cursor, DecisionClaim, DecisionRow, Outcome, Store, decision_cell
@@ -59,6 +60,8 @@ LAPSED_EVERY_S = 60.0
 MOST_POSTPONED = 10
 """How often in a row the search for campaigns may wait: a lag that does not end must not end the search."""
 DRAIN_S = 5.0
+BACK_OFF_S = (0.1, 5.0)
+"""First and longest pause while the store does not answer; half of it is drawn, for many detectors may start at once."""
 SCHEMA_EVERY_S = 2.0
 """How often the misfits that clients share are looked at."""
 RENEWALS = 2
@@ -399,7 +402,7 @@ def run(
     one of them comes to see all. Beside a detector that goes on it waits until that one has looked at its cells.
     threads: a thread for each sink, so that none waits for another.
     """
-    failures = 0
+    backoff = Backoff(*BACK_OFF_S, rng=runner.rng)
     runner.balanced = not until_idle
     if threads:
         runner.deliveries.start()
@@ -407,13 +410,13 @@ def run(
         while not stop():
             try:
                 assessed = runner.turn(stop)
-                failures = 0
+                backoff.reset()
             except Unavailable as error:
-                failures += 1
+                pause_s = backoff.next_s()
                 runner.metrics.add("querywarden_store_unavailable_total", process="detect")
-                log.warning("store unavailable", extra={"why": str(error), "failures": failures})
+                log.warning("store unavailable", extra={"why": str(error), "failures": backoff.failures})
                 runner.held.clear()
-                runner.sleep(min(5.0, 0.05 * 2 ** min(failures, 7)))
+                runner.sleep(pause_s)
                 continue
             if assessed:
                 runner.busy()

@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import gc
 import logging
-import random
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 
@@ -23,6 +21,7 @@ from consumers.enforcement.restrictions import OPERATOR_KINDS, Restrictions
 from consumers.enforcement.storm import GatewayBreaker
 from consumers.errors import Unavailable
 from consumers.metrics import Metrics
+from consumers.periodic import Backoff, Periodic
 from consumers.records import breaker_entries
 from consumers.store import Entry, Store
 
@@ -57,7 +56,6 @@ class Refresher:
         self._store = store
         self._view = view
         self._metrics = metrics
-        self._refresh_s = refresh_s
         self._full_sync_s = full_sync_s
         self._storm = storm
         self._each_turn = each_turn
@@ -66,29 +64,16 @@ class Refresher:
         self._revision = 0
         self._learned_s: float | None = None
         self._full_due_s = 0.0
-        self._ended = threading.Event()
-        self._thread: threading.Thread | None = None
+        backoff = Backoff(_FIRST_BACKOFF_S, _LAST_BACKOFF_S)
+        self._periodic = Periodic("restrictions", self.turn, refresh_s, backoff=backoff)
 
     def start(self) -> None:
         sys.setswitchinterval(min(sys.getswitchinterval(), _SWITCH_INTERVAL_S))
-        self._thread = threading.Thread(target=self._run, name="restrictions", daemon=True)
-        self._thread.start()
+        self._periodic.start()
 
     def stop(self) -> None:
         """Ends the thread after its turn; a store that hangs is not waited for longer than its own time-out."""
-        self._ended.set()
-        if self._thread is not None:
-            self._thread.join(timeout=5)
-
-    def _run(self) -> None:
-        backoff_s = _FIRST_BACKOFF_S
-        while not self._ended.is_set():
-            if self.turn():
-                backoff_s, pause_s = _FIRST_BACKOFF_S, self._refresh_s
-            else:
-                pause_s = backoff_s * random.uniform(0.5, 1.0)  # noqa: S311 — jitter, no secret
-                backoff_s = min(2 * backoff_s, _LAST_BACKOFF_S)
-            self._ended.wait(pause_s)
+        self._periodic.stop()
 
     def turn(self) -> bool:
         """Ask the store once; False when it did not answer."""

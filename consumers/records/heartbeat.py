@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 from consumers.errors import CorruptState, Unavailable
+from consumers.periodic import Periodic
 from consumers.records.operator_cell import written
 from consumers.records.operator_entries import packed, unpacked
 from consumers.store import Entry, Operation, Store
@@ -115,25 +115,21 @@ class HeartbeatPublisher:
         every_s: float = EVERY_S,
         now_s: Callable[[], float] = time.time,
     ) -> None:
-        self._store, self._look, self._every_s, self._now_s = store, look, every_s, now_s
-        self._ended = threading.Event()
-        self._due = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._store, self._look, self._now_s = store, look, now_s
+        self._periodic = Periodic("heartbeat", self.once, every_s)
         self._left = ""
 
     def start(self) -> None:
-        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
-        self._thread.start()
+        """Begin, in a thread."""
+        self._periodic.start()
 
     def nudge(self) -> None:
         """Leave the next one now: what it says has changed."""
-        self._due.set()
+        self._periodic.wake()
 
     def stop(self) -> None:
-        self._ended.set()
-        self._due.set()
-        if self._thread is not None:
-            self._thread.join(timeout=5)
+        """End the thread and drop the heartbeat: the process stops in order."""
+        self._periodic.stop()
         if self._left:
             self._write(Operation(drops=[(EVERY_TENANT, KIND, self._left)]))
 
@@ -155,14 +151,3 @@ class HeartbeatPublisher:
             return written(store, lambda: (store.operator_entries(KIND, EVERY_TENANT)[0], operation, True), _TRIES)
         except Unavailable:
             return False
-
-    def _run(self) -> None:
-        while True:
-            try:
-                self.once()
-            except Exception:  # nothing depends on it, and nobody else would say so
-                log.exception("no heartbeat")
-            self._due.wait(self._every_s)
-            self._due.clear()
-            if self._ended.is_set():
-                return

@@ -12,8 +12,6 @@ Rules:
 from __future__ import annotations
 
 import logging
-import random
-import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Protocol
@@ -21,6 +19,7 @@ from typing import Protocol
 from consumers.enforcement.restrictions import THROTTLE, Restrictions, Standing
 from consumers.errors import QueryWardenError
 from consumers.metrics import Metrics
+from consumers.periodic import Backoff, Periodic
 
 log = logging.getLogger("querywarden.responders")
 
@@ -61,30 +60,20 @@ class Responder:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._target, self._view, self._tenant, self._metrics = target, view, tenant, metrics
-        self._every_s, self._verify_s, self._clock = every_s, verify_s, clock
+        self._verify_s, self._clock = verify_s, clock
         self._position: tuple[int, str] | None = None
         self._verify_due_s = 0.0
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=f"push-{target.name}", daemon=True)
+        backoff = Backoff(every_s, _LAST_BACKOFF_S)
+        self._periodic = Periodic(f"push-{target.name}", self.turn, every_s, backoff=backoff)
 
     def start(self) -> None:
-        self._thread.start()
+        """Begin to push, in a thread."""
+        self._periodic.start()
 
     def stop(self) -> None:
-        self._ended.set()
-        if self._thread.is_alive():
-            self._thread.join(timeout=5)
+        """End the thread after its turn and close the connection."""
+        self._periodic.stop()
         self._target.close()
-
-    def _run(self) -> None:
-        backoff_s = self._every_s
-        while not self._ended.is_set():
-            if self.turn():
-                backoff_s = self._every_s
-                self._ended.wait(self._every_s)
-            else:
-                self._ended.wait(backoff_s * random.uniform(0.5, 1.0))  # noqa: S311 — jitter, no secret
-                backoff_s = min(2 * backoff_s, _LAST_BACKOFF_S)
 
     def turn(self) -> bool:
         """Push what is due; False when the target did not take it."""

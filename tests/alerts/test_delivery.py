@@ -173,7 +173,7 @@ def test_a_bug_in_a_sink_ends_the_process_not_only_its_thread(new_store: NewStor
     one = OutboxWorkers([worker(store, secrets, Sink("x", broken))], Alarms(Metrics()))
     one.start()
     one.offer([0])
-    one.threads[0].join(20)
+    one.threads[0].periodic.join(20)
     with pytest.raises(KeyError, match="a bug"):
         one.offer([0])
     one.stop(5)
