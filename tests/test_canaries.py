@@ -137,7 +137,7 @@ def text_settings(model: type[BaseModel] = config.Settings, prefix: str = "") ->
             yield path
 
 
-def test_config_show_masks_what_an_address_may_hide_in_whatever_setting_it_stands(
+def test_config_show_masks_secrets_inside_addresses_in_every_setting(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     canary_url = "https://CANARY:CANARY@h.example:8443/a?token=CANARY&x=CANARY#CANARY"

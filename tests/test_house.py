@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,13 @@ BANNED_NAMES = frozenset(
     "utils util common helpers helper base core manager service data info process handle engine misc shared".split()
 )
 MOST_LINES = 600
+LONGEST_TEST_NAME = 80
+WHOLE_SYSTEM = ("crash", "gateways", "simulation")
+"""Suites of the whole that have machinery of their own; the other tests of the whole lie at the root of `tests`."""
+INVENTED = {
+    "tests/test_house.py: tests/attic/test_x.py", "tests/test_guarantees.py: tests/nowhere.py", "tests/test_house.py: tests/nowhere.py",
+    "tests/test_house.py: tests/detector/__init__.py",
+}  # fmt: skip
 SERVICE = (
     "consumers.ingest.loop",
     "consumers.detect.loop",
@@ -52,12 +60,50 @@ def name_of(path: Path) -> str:
 # --- tests
 
 
+def rooms(package: str) -> set[Path]:
+    """The folders of a package that hold modules, below it; `.` is the package itself."""
+    return {path.parent.relative_to(ROOT / package) for path in (ROOT / package).rglob("*.py")}
+
+
+def strangers(test_files: Iterable[Path]) -> list[str]:
+    """The test files whose folder is neither the root of `tests` nor that of a room nor a whole-system suite."""
+    homes = {Path(), Path("consumers"), Path("benchmarks"), *map(Path, WHOLE_SYSTEM)}
+    homes |= {Path("detector/fitting"), Path("detector/simulation")}  # rooms that are being made
+    homes |= rooms("consumers") | {Path("detector") / room for room in rooms("detector")}
+    return [name_of(path) for path in test_files if path.parent.relative_to(ROOT / "tests") not in homes]
+
+
+def test_the_folders_of_tests_are_the_rooms_of_the_source() -> None:
+    assert strangers((ROOT / "tests").rglob("test_*.py")) == []
+    assert strangers([ROOT / "tests" / "attic" / "test_x.py"]) == ["tests/attic/test_x.py"]
+
+
 def test_what_needs_both_cores_is_where_make_looks_for_it() -> None:
     (folders,) = re.findall(r'-m "alone and not soak" ([\w/ ]+) \|\|', (ROOT / "Makefile").read_text())
     marked = [path for path in OTHERS if "@pytest.mark.alone" in path.read_text() and path != Path(__file__).resolve()]
     assert len(marked) >= 2
     for path in marked:
         assert any(path.is_relative_to(ROOT / folder) for folder in folders.split()), name_of(path)
+
+
+def test_names_of_tests_can_be_read() -> None:
+    names = [
+        node.name
+        for path in (ROOT / "tests").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+    ]
+    assert [name for name in names if len(name) > LONGEST_TEST_NAME] == []
+
+
+def test_every_file_of_tests_that_a_text_names_exists() -> None:
+    named = {
+        f"{name_of(path)}: {file}"
+        for path in [*SOURCES, *OTHERS, *sorted((ROOT / "docs").rglob("*.md")), *ROOT.glob("*.md"), ROOT / "Makefile"]
+        for file in re.findall(r"tests/[\w/-]+\.(?:py|md|sh)", path.read_text())
+        if not (ROOT / file).exists()
+    }
+    assert named == INVENTED
 
 
 # --- modules
@@ -69,22 +115,21 @@ def test_packages_come_from_this_checkout(package: str) -> None:
     assert importlib.import_module(package).__file__ == str(ROOT / package / "__init__.py")
 
 
-@pytest.mark.parametrize("path", [*SOURCES, *OTHERS], ids=name_of)
-def test_every_module_opens_with_a_docstring(path: Path) -> None:
-    header = ast.get_docstring(ast.parse(path.read_text()))
-    assert header, f"{name_of(path)} says nothing about itself"
-    assert len(header.splitlines()[0]) >= 10
+def test_every_module_opens_with_a_docstring() -> None:
+    headers = {name_of(path): ast.get_docstring(ast.parse(path.read_text())) or "" for path in [*SOURCES, *OTHERS]}
+    assert {name for name, header in headers.items() if len(header.partition("\n")[0]) < 10} == set()
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=name_of)
-def test_modules_are_named_after_something_of_the_field(path: Path) -> None:
-    words = set(path.relative_to(ROOT).with_suffix("").parts)
-    assert not {word for part in words for word in [part, *part.split("_")]} & BANNED_NAMES
+def test_modules_are_named_after_something_of_the_field() -> None:
+    def words(path: Path) -> set[str]:
+        return {word for part in path.relative_to(ROOT).with_suffix("").parts for word in [part, *part.split("_")]}
+
+    assert {name_of(path): words(path) & BANNED_NAMES for path in SOURCES if words(path) & BANNED_NAMES} == {}
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=name_of)
-def test_modules_are_short_enough_to_be_read(path: Path) -> None:
-    assert len(path.read_text().splitlines()) <= MOST_LINES
+def test_modules_are_short_enough_to_be_read() -> None:
+    lengths = {name_of(path): len(path.read_text().splitlines()) for path in SOURCES}
+    assert {name: lines for name, lines in lengths.items() if lines > MOST_LINES} == {}
 
 
 def test_test_folders_have_no_init() -> None:

@@ -19,7 +19,7 @@ def variables(stage: str) -> dict[str, str]:
     return dict(re.findall(r"(NUMBA_\w+)=(\S*)", stage))
 
 
-def test_kernels_are_compiled_at_build_for_the_processor_that_workers_are_told_to_have() -> None:
+def test_the_image_compiles_kernels_for_the_processor_of_its_workers() -> None:
     """Numba keys its cache by processor: built for another, it would be of no use."""
     stages = re.split(r"^FROM ", DOCKERFILE, flags=re.MULTILINE)[1:]
     built, ran = variables(stages[0]), variables(stages[1])

@@ -32,7 +32,7 @@ below against the new source, run the tests that they name, then change `CHECKED
 
    Source: `Fetcher.PartitionRecords`.
    No longer needed when the library has a limit of decompression and steps over a batch that it cannot read
-   (tests/consumers/test_log_batches.py says what is asked of it).
+   (tests/log/test_batches.py says what is asked of it).
 
 Rules:
 * A patch changes one consumer, by an explicit call. Importing changes nothing.

@@ -60,7 +60,7 @@ def outcomes(one: OutboxWorker) -> dict[str, float]:
     }
 
 
-def test_a_sink_that_is_away_is_asked_after_1_2_4_s_and_never_later_than_5_minutes(
+def test_a_sink_that_is_away_is_retried_with_backoff_of_at_most_5_minutes(
     new_store: NewStore, secrets: Secrets
 ) -> None:
     asked: list[float] = []

@@ -79,7 +79,7 @@ def test_one_honest_kind_a_split_is_held_out(results: dict[str, Any]) -> None:
     assert tables.honest(results, tables.OURS, "equal", "explainer", seen=False).trials > 0
 
 
-def test_tools_that_stand_in_spare_clients_of_a_kind_that_the_calibration_lacks(results: dict[str, Any]) -> None:
+def test_pseudo_clients_spare_clients_of_a_kind_missing_from_the_calibration(results: dict[str, Any]) -> None:
     """Each of three calibrations has more of them: without any, without the kind held out, with all."""
     spared = [
         tables.honest(results, m, "equal", "explainer", seen=False).share

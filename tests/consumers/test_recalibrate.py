@@ -112,7 +112,7 @@ def test_flagged_clients_are_left_out_and_the_rest_calibrates(
     assert any(str(len(flagged)) in note and "flagged" in note for note in made.baseline.notes)
 
 
-def test_a_thief_that_is_taken_for_honest_is_named_for_review_and_can_be_excluded(
+def test_a_thief_among_the_honest_is_named_for_review_and_can_be_excluded(
     files: dict[str, Path], seen: tuple[EmbeddedStore, Secrets, Baseline, replay.Replayed]
 ) -> None:
     store, secrets, old, _ = seen

@@ -146,7 +146,7 @@ UNTOLD = ("everything", "the head was cut", "a line before")
     ("what", "renamed"),
     [*((what, False) for what in CHANGES), *((what, True) for what in CHANGES if what not in UNTOLD)],
 )
-def test_a_log_whose_beginning_changed_is_refused_and_nothing_of_it_is_counted(
+def test_a_log_whose_beginning_changed_is_refused_whole(
     what: str, renamed: bool, replay: Replay, lines: list[bytes], tmp_path: Path
 ) -> None:
     path, again = tmp_path / "log.jsonl", tmp_path / ("other.jsonl" if renamed else "log.jsonl")
@@ -197,7 +197,7 @@ class Killing:
 
 @pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize("at", [1, 3])
-def test_what_is_known_of_a_log_moves_with_its_offset_whenever_the_process_ends(
+def test_the_fingerprint_of_a_log_is_stored_together_with_its_offset(
     at: int, after: bool, replay: Replay, lines: list[bytes], tmp_path: Path
 ) -> None:
     path, store = tmp_path / "log.jsonl", tmp_path / "kept.sqlite"

@@ -68,7 +68,7 @@ def test_a_column_that_only_the_first_row_has_is_an_extra() -> None:
     assert found.extras == (("debug", "only 1 of 300 rows have it"),)
 
 
-def test_a_column_that_the_first_row_lacks_is_a_column_with_its_share_of_missing_values() -> None:
+def test_a_column_missing_from_the_first_row_is_found_with_its_missing_share() -> None:
     found = understood(lambda i, e: e["features"].pop("ratio") if i % 10 == 0 else None)
     assert [c.name for c in found.schema.columns] == ["age", "debt", "country", "ratio"]
     assert column(found, "ratio").missing == pytest.approx(0.1)
@@ -112,7 +112,7 @@ def test_the_odd_first_row_among_objects_is_left_out_with_its_reason(
     assert (refused.examples[reason].place, refused.examples[reason].detail) == ("line 1", detail)
 
 
-def test_a_row_of_another_length_is_left_out_and_an_outer_list_of_one_is_its_row() -> None:
+def test_a_row_of_another_length_is_left_out_and_a_nested_row_is_unwrapped() -> None:
     def listed(i: int, e: dict[str, Any]) -> None:
         values = list(e["features"].values())
         e["features"] = values[:3] if i == 0 else [values[:4]] if i == 1 else values

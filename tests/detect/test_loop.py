@@ -284,7 +284,7 @@ def test_an_alert_is_updated_when_the_state_rises_and_keeps_its_id(
     assert [(a["alert_id"], a["update"], a["state"]) for a in more] == [(sent[0]["alert_id"], 1, "block")]
 
 
-def test_an_alert_id_is_the_same_in_every_redo_and_differs_by_client_and_tenant(
+def test_an_alert_id_is_stable_and_differs_by_client_and_tenant(
     filled: EmbeddedStore, judging: Detect, secrets: Secrets, thieves: set[str]
 ) -> None:
     key = thief_key(secrets, thieves)
@@ -370,7 +370,7 @@ def test_a_restriction_falls_by_itself_without_a_new_query(
     assert one.turn() == 0, "once"
 
 
-def test_nothing_is_enforced_against_an_allow_listed_client_and_it_is_told_all_the_same(
+def test_an_allow_listed_client_is_reported_but_nothing_is_enforced(
     filled: EmbeddedStore, judging: Detect, secrets: Secrets, thieves: set[str]
 ) -> None:
     key = thief_key(secrets, thieves)
@@ -629,7 +629,7 @@ def test_a_detector_that_ends_when_idle_ends_beside_one_that_goes_on(
     assert 2 * one.lease_ms / 3000 <= seconds[0] < 15
 
 
-def test_a_detector_that_ends_when_idle_does_not_take_a_stopped_one_for_a_living_one(
+def test_a_detector_that_ends_when_idle_takes_over_the_leases_of_a_stopped_one(
     filled: EmbeddedStore, judging: Detect
 ) -> None:
     """Its leases run out and are taken; nothing is left behind."""

@@ -63,7 +63,7 @@ def test_ten_thousand_flags_restrict_twenty_and_no_allow_listed_one(new_store: N
 
 
 @pytest.mark.parametrize(("active", "limit"), [(10, 5), (500, 5), (900, 9), (1500, 15), (2000, 20), (50_000, 20)])
-def test_the_limit_is_one_in_a_hundred_but_a_handful_is_no_storm_and_twenty_always_one(active: int, limit: int) -> None:
+def test_the_limit_of_a_storm_is_one_percent_between_a_floor_and_twenty(active: int, limit: int) -> None:
     breaker = Breaker()
     for i in range(active):
         breaker.seen(client(i), NOW_S)
@@ -86,7 +86,7 @@ def test_what_was_enforced_before_stays_so_while_the_breaker_is_open() -> None:
     assert decided(overrides, 2, before=throttled) == ("block", "throttle", "breaker")
 
 
-def test_an_open_breaker_is_open_after_a_restart_and_for_the_others_until_an_operator_resets_it(
+def test_an_open_breaker_outlives_a_restart_and_holds_for_all_until_it_is_reset(
     new_store: NewStore,
 ) -> None:
     store = new_store()

@@ -152,7 +152,7 @@ def test_the_same_noise_over_300_days_counts_like_that_over_60() -> None:
     assert counts[1] >= 0.4 * counts[0] > 4 * forgetful
 
 
-def test_a_thief_that_takes_turns_with_a_real_user_is_flagged_over_300_days_as_over_60() -> None:
+def test_a_thief_mixed_with_a_real_user_is_flagged_over_300_days_too() -> None:
     """Six in a hundred odd: what one horizon holds of 300 days is too little."""
     p = {
         (days, memory): assessed("people", queries("people", 600, days, 0.06, seed=5), memory).p_value
@@ -163,12 +163,12 @@ def test_a_thief_that_takes_turns_with_a_real_user_is_flagged_over_300_days_as_o
 
 
 @pytest.mark.parametrize("per_day", [2, 20])
-def test_an_honest_client_with_a_constant_small_odd_rate_is_not_flagged_over_300_days(per_day: int) -> None:
+def test_a_constant_small_rate_of_odd_queries_is_not_flagged_over_300_days(per_day: int) -> None:
     seen = assessed("people", queries("people", 300 * per_day, 300, 0.005, seed=2))
     assert seen.p_value > 0.01
 
 
-def test_an_honest_client_that_repeats_its_test_suite_every_month_is_counted_once() -> None:
+def test_a_test_suite_repeated_every_month_is_counted_once() -> None:
     suite = queries("people", 12, 0.1, 1.0, seed=3)
     months = []
     for month in range(10):

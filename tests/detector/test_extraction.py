@@ -95,7 +95,7 @@ def made(rng: np.random.Generator, n: int = 240) -> tuple[NDArray[np.float64], N
     return described, 1 / (1 + np.exp(-odds)), np.arange(n) % 8
 
 
-def test_the_interval_holds_what_it_says_and_a_shuffled_control_learns_nothing() -> None:
+def test_the_interval_covers_what_it_promises_and_a_shuffled_control_does_not_learn() -> None:
     described, fidelity, family = made(np.random.default_rng(7))
     fresh, truth, _ = made(np.random.default_rng(8), 2000)
     fitted = Estimator.fit(described, fidelity, family, np.full(2, 0.5))

@@ -92,7 +92,7 @@ def test_sets_that_overflow_equal_the_twin() -> None:
     assert (len(profile.sample_hash), len(profile.odd_hash), len(profile.path_hash)) == (192, 512, 128)
 
 
-def test_the_largest_hash_of_a_full_sample_stays_a_root_only_if_it_always_was_one() -> None:
+def test_the_largest_hash_of_a_full_sample_stays_root_only_if_it_always_was() -> None:
     """A content that comes back after it was forgotten, now near to something remembered: it is no root any more, wherever it sorts."""
     fmap = replace(fitted_map("prices"), near=1e6)
     batch, measured = invented(fmap, 300, np.random.default_rng(4), 60, 300)
@@ -183,7 +183,7 @@ def test_one_magnitude_in_ten_columns_is_a_step_and_ten_magnitudes_are_none() ->
     assert mixed[1] < 0.6
 
 
-def test_moves_to_a_bound_and_moves_of_less_than_three_columns_explain_nothing() -> None:
+def test_moves_to_a_bound_or_of_fewer_than_three_columns_explain_nothing() -> None:
     of = plain(4)
     codes = naive.encode([9.5, 9.5, 9.5, 0.0], of.code_low, of.code_step, 65535)
     assert stepped([10.0, 10.0, 10.0, 0.5], codes, of) == (0.0, 0.0)

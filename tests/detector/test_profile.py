@@ -176,7 +176,7 @@ def test_merging_changes_neither_side() -> None:
     assert (a.to_bytes(), b.to_bytes()) == before
 
 
-def test_a_query_of_two_shards_has_the_bits_of_both_and_is_a_root_only_if_it_is_one_in_both() -> None:
+def test_merging_shards_joins_the_bits_of_a_query_and_keeps_root_only_if_in_both() -> None:
     root, odd = BITS["root"], BITS["part_rare"]
     a = replace(
         part(1, 40, 1), odd_hash=np.array([5, 9], np.uint64), odd_bits=np.array([odd | root, root | odd], np.uint32)

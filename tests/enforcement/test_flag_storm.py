@@ -121,7 +121,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
 CROWD = [f"client-{i}" for i in range(120)]
 
 
-def test_a_storm_restricts_no_more_than_the_figure_over_all_cells_until_an_operator_resets_the_breaker(
+def test_a_flag_storm_restricts_at_most_the_limit_until_an_operator_resets(
     store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
     s = Scene(store, 3)
@@ -157,7 +157,7 @@ def test_a_storm_restricts_no_more_than_the_figure_over_all_cells_until_an_opera
     assert s.breaker() == "open", "it opens again"
 
 
-def test_gateways_hold_what_detect_processes_that_do_not_hear_each_other_enforce(
+def test_gateways_keep_the_limit_over_detect_processes_out_of_touch(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     s = Scene(store, 3)

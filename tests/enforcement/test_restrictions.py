@@ -67,7 +67,7 @@ def test_operators_win_over_detection_and_the_allow_list_over_both() -> None:
     assert level(seen(store)) == THROTTLE
 
 
-def test_an_operators_block_counts_in_every_mode_and_while_the_breaker_is_open() -> None:
+def test_a_block_by_an_operator_holds_in_every_mode_and_with_an_open_breaker() -> None:
     store = RememberedStore()
     store.say("c", "block")
     store.detect("d", "block")

@@ -92,7 +92,7 @@ def test_the_last_key_stays_revoked(place: Place) -> None:
             assert (service.check(text), service.lost()) == (None, {})
 
 
-def test_a_key_that_was_removed_without_a_mark_was_revoked_while_the_audit_log_goes_on(place: Place) -> None:
+def test_a_key_missing_from_a_store_whose_audit_log_goes_on_is_revoked(place: Place) -> None:
     """So did versions before this one."""
     operations = place.store()
     _, text = made(operations)

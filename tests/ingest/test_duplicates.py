@@ -89,7 +89,7 @@ def test_an_id_is_remembered_for_ten_minutes_of_event_time(age_ms: int, fresh: b
     assert fold(Windows(), [(0, 7, 5000), (0, 8, 5000 + age_ms), (0, 7, 5000)]) == [True, True, fresh]
 
 
-def test_an_event_that_was_ahead_of_the_log_is_known_when_the_log_has_come_there() -> None:
+def test_an_event_from_ahead_of_the_log_is_recognised_when_the_log_arrives() -> None:
     """It counted at 1,000 and states a time two spans later; its repetition states the same and counts there."""
     windows, later = Windows(), 1000 + 2 * SPAN_MS
     who, event = np.zeros(1, np.int32), np.array([7], np.uint64)

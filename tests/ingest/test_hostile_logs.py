@@ -311,7 +311,7 @@ def test_without_care_the_record_stops_its_cell_for_good(
 
 
 @pytest.mark.parametrize("died", [1, 3, 40])
-def test_however_many_processes_end_for_other_reasons_no_healthy_record_is_condemned(
+def test_processes_that_end_for_other_reasons_quarantine_no_healthy_record(
     died: int, tmp_path: Path, new_store: NewStore, reading: Ingest, lines: list[bytes]
 ) -> None:
     """Killed, paused and fenced owners, and a store that is away: what the store knows of them looks the same as a poison record."""

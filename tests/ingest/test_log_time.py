@@ -187,7 +187,7 @@ class BrokerLog(FileLog):
         return poll
 
 
-def test_no_record_counts_later_than_a_day_after_the_brokers_time_even_if_three_clients_claim_it(
+def test_no_record_counts_more_than_a_day_after_the_time_of_the_broker(
     tmp_path: Path, new_store: NewStore, reading: Ingest
 ) -> None:
     lines = [at(400 + i / 100, "abc"[i % 3], i) for i in range(30)]

@@ -267,7 +267,7 @@ def test_many_cells_of_a_silent_store_do_not_hold_up_the_poll(
     store.close()
 
 
-def test_a_cell_that_the_group_doubts_and_then_leaves_with_us_is_claimed_again(
+def test_a_cell_kept_through_a_rebalance_is_claimed_again(
     tmp_path: Path, new_store: NewStore, reading: Ingest, whole: dict[str, Mapping[str, bytes]]
 ) -> None:
     """A cooperative rebalance tells a member nothing about the partitions that it keeps."""

@@ -206,7 +206,7 @@ def test_a_cell_stops_alone_while_it_is_being_read(
     assert world.queries() == {"t:0": 60, "t:2": 60}
 
 
-def test_an_operator_begins_a_stopped_cell_anew_and_the_running_process_goes_on(
+def test_an_operator_restarts_a_stopped_cell_while_the_process_runs(
     new_store: NewStore, reading: Ingest, records: dict[str, list[bytes]]
 ) -> None:
     store = new_store()

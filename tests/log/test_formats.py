@@ -182,9 +182,7 @@ LETTERED: list[tuple[str, str, bytes]] = [
 
 
 @pytest.mark.parametrize(("reason", "value"), [r[1:] for r in LETTERED], ids=[r[0] for r in LETTERED])
-def test_a_record_that_somebody_must_look_at_is_a_dead_letter_and_counts_for_its_client(
-    reason: str, value: bytes
-) -> None:
+def test_a_record_for_review_is_a_dead_letter_and_still_counts_for_its_client(reason: str, value: bytes) -> None:
     decoded = decode([event(client_id="b"), value])
     (letter,) = decoded.dead
     assert (letter.reason, letter.offset, FATES[reason]) == (reason, 11, "lettered")

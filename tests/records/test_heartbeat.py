@@ -126,7 +126,7 @@ def test_who_is_silent_for_a_minute_is_not_counted(new_store: NewStore, store: E
     assert heartbeat.heartbeats(store) == ()
 
 
-def test_a_store_that_is_away_costs_one_heartbeat_and_a_strange_one_is_set_aside(
+def test_an_absent_store_costs_one_heartbeat_and_an_unreadable_entry_is_skipped(
     store: EmbeddedStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     revision, _ = store.operator_entries(KIND)

@@ -66,7 +66,7 @@ ODD = Refusals(
 )
 
 
-def test_the_counts_of_a_client_are_exact_whatever_the_polls_and_whoever_reads(
+def test_refusals_of_a_client_are_counted_exactly_however_polls_are_cut(
     tmp_path: Path, new_store: NewStore, reading: Ingest
 ) -> None:
     every = lines()

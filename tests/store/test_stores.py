@@ -623,7 +623,7 @@ def test_redis_profiles_expire(database: RedisDatabase) -> None:
     assert PROFILE_TTL_S - 60 < database.raw.ttl(f"{profile_prefix(CELL)}p:{client_text(client(1))}") <= PROFILE_TTL_S
 
 
-def test_redis_keeps_lasting_profiles_for_the_memory_and_the_others_for_thirty_days(database: RedisDatabase) -> None:
+def test_redis_expires_lasting_profiles_after_the_memory_and_others_after_30_days(database: RedisDatabase) -> None:
     store = database.open()
     store.claim(CELL, "t")
     written, year_s = profiles([client(1), client(2)]), 365 * 86_400

@@ -82,7 +82,7 @@ def test_a_section_that_cannot_work_is_refused_in_one_line(section: str, values:
     assert CANARY not in str(refused.value)
 
 
-def test_settings_come_from_the_file_and_the_environment_and_mask_their_secrets(
+def test_sinks_are_set_by_file_and_environment_and_mask_their_secrets(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "querywarden.toml"
@@ -159,7 +159,7 @@ def capped(**more: Any) -> tuple[Kept, CappedSink, Clock]:
     return kept, CappedSink(kept, clock=clock, **more), clock
 
 
-def test_a_filter_looks_at_severity_and_kind_and_lets_the_end_pass_where_the_beginning_did() -> None:
+def test_a_filter_passes_by_severity_and_kind_and_lets_the_end_follow_its_beginning() -> None:
     medium, high = life(1, calibrated=False), [alert(2), alert(2, 1, state="clear", was="throttle", resolved=True)]
     critical = life(3)
     group = alert(4, kind="campaign", client_id=None, campaign_id="c")

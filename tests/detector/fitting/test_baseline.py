@@ -602,7 +602,7 @@ def test_thieves_in_the_traffic_have_no_say_beyond_what_honest_tools_reach() -> 
     assert not any("left out" in note for note in spoilt.notes)
 
 
-def test_a_rehearsal_that_finds_a_fifth_of_the_clients_implausible_leaves_nobody_out() -> None:
+def test_a_rehearsal_that_calls_a_fifth_of_the_clients_implausible_excludes_nobody() -> None:
     baseline, lives, thieves = with_thieves(0.2, rehearsed=True)
     assert len(thieves) > 0.1 * len(lives.clients)
     assert not lives.left_out.any()
@@ -643,7 +643,7 @@ def test_odd_tools_that_the_traffic_lacks_stand_among_its_clients() -> None:
     assert said[0] < 0.001 < 0.01 < said[1]
 
 
-def test_rehearsed_tools_borrow_their_answers_so_no_signal_of_answers_is_theirs() -> None:
+def test_rehearsed_tools_carry_no_signal_that_looks_at_answers() -> None:
     held = with_tools(("explainer",)).nulls.tools
     by_answer = np.array([s.name in BY_ANSWER for s in SIGNALS])
     assert not held.lives[:, by_answer].any()

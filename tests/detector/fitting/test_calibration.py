@@ -109,7 +109,7 @@ def test_within_the_honest_maxima_p_is_the_larger_of_rank_and_tail(maxima: list[
         assert tail.p(value) <= 1 / (len(maxima) + 1) + 1e-12
 
 
-def test_among_the_largest_honest_maxima_the_tail_may_ask_for_more_than_the_rank() -> None:
+def test_the_tail_may_give_the_largest_honest_maxima_a_larger_p_than_their_rank() -> None:
     tail = Tail.fit(np.random.default_rng(66).exponential(1.0, 500))
     largest = [v for v in tail.maxima.tolist() if v > tail.u]
     ranks = [(len(largest) - i + 1) / 501 for i in range(len(largest))]
@@ -244,7 +244,7 @@ def test_who_is_a_little_beyond_has_no_say_where_others_are_far_beyond() -> None
     assert implausible(lives, shares, reach).nonzero()[0].tolist() == [0, 1, 2, 3, 4, 10, 11, 12]
 
 
-def test_without_a_rehearsal_where_it_says_nothing_and_in_a_small_part_of_much_nobody_is_left_out() -> None:
+def test_nobody_is_excluded_without_a_rehearsal_or_for_a_small_part_of_its_queries() -> None:
     lives, shares = np.full((20, 2), 1.0), np.full((20, 2), 0.5)
     lives[3] = 1e9
     assert not implausible(lives, shares, UNREHEARSED).any()
@@ -254,7 +254,7 @@ def test_without_a_rehearsal_where_it_says_nothing_and_in_a_small_part_of_much_n
     assert not implausible(lives, shares, np.array([np.inf, 1.0])).any()
 
 
-def test_of_each_kind_of_tool_one_that_went_far_stands_in_as_often_as_there_are_clients() -> None:
+def test_each_kind_of_tool_adds_pseudo_clients_in_proportion_to_the_clients() -> None:
     kinds = ("explainer", "robustness") * 20
     lives = np.arange(40.0)[:, None] * np.array([[1.0, 0.0, 100.0]])
     held = Tools(kinds, lives, lives / 2)

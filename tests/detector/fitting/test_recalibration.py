@@ -62,7 +62,7 @@ def lives(baseline: Baseline, seen: QueryBatch) -> list[Life]:
     return [Life(client, profiles.profile(client)) for client in seen.clients]
 
 
-def test_an_uncalibrated_baseline_becomes_the_one_that_a_fit_on_the_same_clients_gives() -> None:
+def test_recalibrating_equals_a_fit_on_the_same_clients() -> None:
     old, seen = uncalibrated(), traffic({3: 60})
     made = recalibrate(old, lives(old, seen), "clients that the service saw")
     fitted, _ = _calibrate(old.map, seen, [""] * len(seen.clients), True)
@@ -127,7 +127,7 @@ def test_one_client_is_one_life_however_much_it_asks() -> None:
     assert np.flatnonzero(changed).tolist() == [5]
 
 
-def test_too_few_or_too_short_lives_are_refused_by_number_unless_stated_otherwise() -> None:
+def test_too_few_or_too_short_lifetimes_are_refused_with_their_number() -> None:
     old = uncalibrated()
     with pytest.raises(UnfittedModel, match="19 clients to calibrate on"):
         recalibrate(old, lives(old, traffic())[:19], "clients")

@@ -74,7 +74,7 @@ def test_emit_is_idempotent_and_in_bounds(reference: np.ndarray, wish: np.ndarra
     assert (rows <= domain.high + slack).all()
 
 
-def test_items_come_from_the_pool_until_it_runs_dry_and_keep_codes_and_zeros_after() -> None:
+def test_items_come_from_the_pool_first_and_keep_codes_and_zeros_afterwards() -> None:
     rng = np.random.default_rng(0)
     gain = np.where(rng.random(60) < 0.8, 0, rng.integers(100, 9000, 60))
     pool = np.stack([rng.integers(18, 80, 60), gain, rng.choice([1, 4, 9], 60)], axis=1).astype(np.float64)

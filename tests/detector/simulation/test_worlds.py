@@ -105,7 +105,7 @@ def test_explainers_and_robustness_testers_stay_near_few_items() -> None:
         assert pool.mean() > 0.3
 
 
-def test_most_robustness_testers_go_over_a_whole_set_before_they_come_back_to_an_item() -> None:
+def test_most_robustness_testers_go_over_the_whole_set_before_repeating_an_item() -> None:
     returns = []
     for seed in range(40):
         rows = honest_stream("robustness", SCENE, np.random.default_rng(seed)).inputs
@@ -141,7 +141,7 @@ def test_a_population_has_every_kind_and_heavy_clients() -> None:
     assert set(population(10, np.random.default_rng(0), ["light", "regular"])) == {"light", "regular"}
 
 
-def test_at_least_a_twentieth_of_a_benign_world_sends_over_2000_distinct_queries() -> None:
+def test_at_least_one_honest_client_in_twenty_sends_over_2000_distinct_queries() -> None:
     streams = world(SCENE, MODEL.predict, np.random.default_rng(1), clients=60)
     assert sum(distinct(s) > 2000 for s in streams) >= 3
 
