@@ -1,0 +1,112 @@
+"""The watermark key: one file of 32 random bytes that the model server and the verifying side share.
+
+Rules:
+
+* Apart from `secrets.json`: a model server needs no other secret of the installation.
+* Mode 0600, created once, never replaced. A file that others can read is refused.
+* `key_id` is a one-way hash of the key. Written into the audit log when the key is made, it commits the owner to the key: no key can be
+  chosen later to fit somebody's model.
+* Each purpose (selecting, noise, digests, sealing) has a derived key of its own.
+* Sealing uses random nonces: two sealed records tell nothing about each other.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import json
+import os
+import secrets as entropy
+import stat
+from pathlib import Path
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from consumers import paths
+from consumers.errors import CorruptState, Refused
+
+FORMAT = 1
+KEY_BYTES = 32
+_NONCE_BYTES = 12
+_MOST_FILE_BYTES = 4096
+
+
+class WatermarkKey:
+    """A watermark key. key_id: 16 hex digits that name it and give nothing away about it."""
+
+    __slots__ = ("_cipher", "_key", "key_id")
+
+    def __init__(self, key: bytes) -> None:
+        if len(key) != KEY_BYTES:
+            raise Refused(f"watermark key: {KEY_BYTES} bytes are wanted, not {len(key)}")
+        self._key = key
+        self._cipher = AESGCM(self.derived("seal"))
+        self.key_id = hashlib.blake2b(key, digest_size=8, person=b"qw-watermark-id").hexdigest()
+
+    @classmethod
+    def draw(cls) -> WatermarkKey:
+        """A fresh key that is kept nowhere."""
+        return cls(entropy.token_bytes(KEY_BYTES))
+
+    @classmethod
+    def create(cls, path: Path) -> WatermarkKey:
+        """Draw a key and write it to a new file of mode 0600. Raises Refused when something is there already."""
+        key = entropy.token_bytes(KEY_BYTES)
+        text = json.dumps({"format": FORMAT, "watermark_key": base64.b64encode(key).decode()}) + "\n"
+        draft = paths.draft_of(path)
+        try:
+            with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.link(draft, path)  # whole or not at all, and never in place of another file
+        except FileExistsError:
+            raise Refused(f"watermark key {path}: exists; records sealed with it could not be read any more") from None
+        except OSError as error:
+            raise Refused(f"watermark key {path}: cannot be created: {error.strerror}") from error
+        finally:
+            draft.unlink(missing_ok=True)
+        return cls(key)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> WatermarkKey:
+        """The key in a file. Raises Refused when the file is missing, readable by others, or damaged."""
+        with paths.opened(path, "watermark key") as file:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            text = file.read(_MOST_FILE_BYTES)
+        if mode & 0o077:
+            raise Refused(f"watermark key {path}: mode {mode:04o} lets others use it; run: chmod 600 {path}")
+        try:
+            document = json.loads(text)
+            if document["format"] != FORMAT:
+                raise Refused(
+                    f"watermark key {path}: format {document['format']!r}, this version reads format {FORMAT}"
+                )
+            return cls(base64.b64decode(document["watermark_key"], validate=True))
+        except (ValueError, TypeError, KeyError, binascii.Error, RecursionError):
+            raise Refused(f"watermark key {path}: damaged or not a watermark key") from None
+
+    def derived(self, purpose: str, model: str = "") -> bytes:
+        """32 bytes for one purpose and model."""
+        return hmac.digest(self._key, f"{purpose}\0{model}".encode("utf-8", "surrogatepass"), "sha256")
+
+    def seal(self, plain: bytes) -> bytes:
+        """Nonce (12 bytes), AES-256-GCM ciphertext and tag."""
+        nonce = entropy.token_bytes(_NONCE_BYTES)
+        return nonce + self._cipher.encrypt(nonce, plain, None)
+
+    def unseal(self, sealed: bytes) -> bytes:
+        """Raises CorruptState when the bytes are damaged or were sealed with another key."""
+        try:
+            return self._cipher.decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], None)
+        except (InvalidTag, ValueError) as error:
+            raise CorruptState("watermark record: damaged, or sealed with another key") from error
+
+    def __repr__(self) -> str:
+        return f"WatermarkKey(key_id={self.key_id})"
+
+    def __reduce__(self) -> str:
+        raise TypeError("a watermark key is not serialised")
