@@ -519,7 +519,7 @@ ARRAYS = (
 
 BLOCKS: dict[str, str] = {
     "classes": "queries by predicted class",
-    "cells": "queries by coverage cell",
+    "cells": "queries by region",
     "distances": "queries by distance to the nearest reference row",
     "margins": "queries by margin between the two likeliest classes",
     "moments": "sums and sums of squares of the first whitened coordinates",

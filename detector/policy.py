@@ -35,19 +35,19 @@ TTL_S: dict[State, int] = {"clear": 0, "watch": 0, "throttle": 86_400, "block": 
 
 REASONS: dict[str, str] = {
     "no_evidence": "nothing unusual among honest clients",
-    "unusual": "unusual, but within what honest clients do",
-    "suspicious": "rarer than the false-alarm budget allows an honest client to be",
-    "extraction": "ten times rarer than the budget, with enough odd queries to act on",
-    "too_few_to_throttle": "rarer than the budget, but with too few odd queries to act on at all",
-    "too_few_to_block": "as rare as a block asks for, but with too few odd queries to act on",
-    "misfit_only": "as rare as a block asks for, but only by queries that do not fit the schema, which never block alone",
-    "uncalibrated": "the baseline was not calibrated on real clients, so nothing is blocked",
-    "budget_unsupported": "the baseline knows too few honest clients to support a block at this budget",
-    "holds": "a decision holds until its time is over",
-    "expired": "the time of the decision is over, and the client has asked nothing since",
-    "allow_listed": "as suspicious as it says, but the client is on the allowlist, so nothing is enforced",
-    "campaign": "accounts that share a link ask together what an honest group of this size hardly ever asks",
-    "breaker": "as suspicious as it says, but too many clients were restricted at once, so an operator must look first",
+    "unusual": "unusual, but within the range of honest clients",
+    "suspicious": "rarer among honest clients than the false-alarm budget",
+    "extraction": "ten times rarer than the false-alarm budget, with enough odd queries for a block",
+    "too_few_to_throttle": "rarer than the false-alarm budget, but with too few odd queries for a throttle",
+    "too_few_to_block": "rare enough for a block, but with too few odd queries for one",
+    "misfit_only": "rare enough for a block, but only because of queries that do not fit the schema; these never block alone",
+    "uncalibrated": "the baseline was not calibrated on real clients, so no client is blocked",
+    "budget_unsupported": "the baseline was calibrated on too few honest clients for a block at this budget",
+    "holds": "an earlier decision is in force until it ends",
+    "expired": "the decision has ended, and the client has sent no query since",
+    "allow_listed": "as suspicious as stated, but the client is on the allowlist, so nothing is enforced",
+    "campaign": "the queries of these linked accounts, taken together, are rarer than those of honest groups of this size",
+    "breaker": "as suspicious as stated, but too many clients were restricted at once, so an operator must check first",
 }
 """Reason codes and what they mean."""
 

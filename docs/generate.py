@@ -91,8 +91,8 @@ MEASURE_TEXTS = {
 """Measures that no corruption explains."""
 
 PATH_TEXTS = {
-    "far": "far from every remembered query of its client, and more than a few features differ",
-    "root": "far from every remembered query of its client, and shares no improbable values with one",
+    "far": "a distant query: far from every remembered query of its client, and more than a few features differ",
+    "root": "a novel query: far from every remembered query of its client, and sharing no improbable values with any of them",
     "stepped": "a remembered query moved by one magnitude (description length)",
     "flipped": "near a remembered query, and gets another label",
     "collinear": "on the line of the two queries before it, several features moving",
@@ -132,7 +132,7 @@ def signals() -> str:
         )
         for s in SIGNALS
     ]  # fmt: skip
-    return table(("signal", "bits", "allowance", "form", "block", "resembles", "sentence"), rows)
+    return table(("signal", "bits", "granted share", "form", "block", "resembles", "sentence"), rows)
 
 
 def blocks() -> str:
@@ -142,14 +142,14 @@ def blocks() -> str:
 def sizes() -> str:
     rows = [
         ("odd set", f"{fold.ODD_KEPT} smallest hashes, with their bits"),
-        ("path set", f"{fold.PATH_KEPT} smallest hashes, with their bits"),
-        ("sample of distinct queries", f"{fold.SAMPLE_KEPT} smallest hashes, with the root mark"),
+        ("sequence set", f"{fold.PATH_KEPT} smallest hashes, with their bits"),
+        ("sample of distinct queries", f"{fold.SAMPLE_KEPT} smallest hashes, with the bit `root`"),
         ("memory of a shard", f"{fold.MEMORY_BYTES:,} bytes of codes and hashes, 48 to 256 rows"),
         (
-            "trail",
+            "first passages",
             f"{fold.TRAIL_LEVELS} levels from {fold.TRAIL_FIRST:g}, each {fold.TRAIL_GROWTH - 1:.0%} above the last",
         ),
-        ("scale of a signal", f"mean of the {TOP_LIVES} largest honest lives, never below the signal's floor"),
+        ("scale of a signal", f"mean of the {TOP_LIVES} largest lifetime maxima of honest clients, never below the signal's floor"),
     ]
     return table(("part", "size"), rows)
 
