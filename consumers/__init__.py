@@ -1,4 +1,6 @@
-"""The shell: every program that consumes the query log, the state or the decisions.
+"""The shell: all code that touches the world (log, store, network, files, clock) around the pure `detector`.
 
-It may import ``detector``, never the reverse. Only ``consumers.cli`` names adapters and reads settings.
+Rules:
+* The shell may import ``detector``, never the reverse.
+* Only ``consumers.cli`` and ``consumers.wiring`` read settings, and only ``consumers.wiring`` names adapters.
 """

@@ -1,7 +1,8 @@
-"""A file appears under its name whole or not at all: what is written goes to a draft beside it first.
+"""Write a file completely or not at all: the content goes to a draft beside it, and the draft then takes the name.
 
-The draft is gone afterwards, whatever happened; one of a process that was killed goes with the next write (`paths`). Two processes that
-write the same file do not meet in one draft: the later one wins.
+Rules:
+* The draft is removed, whether the write succeeded or not. A draft of a process that was killed is removed at the next write (`paths`).
+* Two processes that write the same file use different drafts. The later one wins.
 """
 
 from __future__ import annotations

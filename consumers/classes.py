@@ -1,10 +1,10 @@
-"""What a reference's answers are: task, names of the classes, and which probability belongs to which name.
+"""The answers of a reference: the task, the names of the classes, and which probability belongs to which name.
 
 Rules:
-* The names of classes are the labels that were logged. A label need not be the class of the highest probability: models decide at
+* The names of the classes are the labels in the log. A label need not be the class with the highest probability, because models decide at
   thresholds of their own. A label belongs to the probability that is higher where the label is given than elsewhere.
-* One probability (or logit) of two classes is that of the second class: the label that is given where it is high.
-* What cannot be matched is said, never guessed silently.
+* A single probability (or logit) of two classes is that of the second class, the label that is given where the value is high.
+* A label or probability that cannot be matched is reported, never guessed silently.
 """
 
 from __future__ import annotations

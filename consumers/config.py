@@ -1,8 +1,9 @@
-"""Settings: one frozen tree, from a TOML file and the environment.
+"""Settings: one frozen tree, read from a TOML file and the environment. docs/settings.md is generated from this file.
 
-Rules: the environment (``QUERYWARDEN_…``, ``__`` between levels) wins over the file; unknown keys are refused; units are in the
-names; secrets are shown masked, and of any address whatever may be one (user, password, query). Detection thresholds are no settings:
-they belong to the baseline. docs/settings.md is generated from this file.
+Rules:
+* The environment (``QUERYWARDEN_…``, ``__`` between levels) overrides the file. Unknown keys are refused. Names contain the unit.
+* Secrets are shown masked, and so are the parts of an address that may hold one (user, password, query).
+* Detection thresholds are not settings: they belong to the baseline.
 """
 
 from __future__ import annotations

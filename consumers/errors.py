@@ -1,22 +1,22 @@
-"""Errors of the shell; each type tells the process what to do next.
+"""The errors of the shell. The type of an error tells the process what to do next.
 
-    BadRecord     the record goes to the dead letter, the stream goes on
-    Unavailable   outcome unknown: pause, back off, claim again (never resend the same commit)
-    Fenced        somebody else owns the cell: drop its cache and its token
-    Rewound       the store is at another offset than we thought: claim again, seek there
-    LogTruncated  the log ends before the offset that the store has: that cell stops, an operator must decide
-    LogRecreated  the same, because another log has the name now
-    CorruptState  a stored blob fails its checksum: quarantine it, never crash. A whole cell that can't be read stops
+    BadRecord     the record becomes a dead letter, the stream goes on
+    Unavailable   the outcome is unknown: pause, back off, claim again (never send the same commit twice)
+    Fenced        another process owns the cell: drop its cache and its token
+    Rewound       the store is at another offset than expected: claim again, seek there
+    LogTruncated  the log ends before the offset in the store: the cell stops, an operator must decide
+    LogRecreated  the same, because the name now belongs to another log
+    CorruptState  a stored value fails its checksum: set it aside, never crash; a whole cell that cannot be read stops
     Undeliverable the receiver refuses this alert for good: set it aside, go on with the next
-    LeaseHeld     another live detector works on this decision cell
+    LeaseHeld     another running detector works on this decision cell
     WrongUse      the caller's mistake (exit status 2)
-    Missing       nothing of that name is there, or none that the caller may know of
-    Conflict      what is asked contradicts what is there
-    Stale         what is there is not what the caller saw when deciding: read it again
+    Missing       there is no such thing, or none that the caller may know of
+    Conflict      the request contradicts the stored state
+    Stale         the stored state is not the one that the caller saw: read it again
     Refused       a clear refusal at start: secrets, schema, baseline (exit status 1)
-    StoppedCells  everything else was read to its end, these cells were not (exit status 1)
+    StoppedCells  these log cells stopped, all others were read to the end (exit status 1)
 
-Anything else is a bug and ends the process with the position in its message.
+Anything else is a bug and ends the process, with the position in its message.
 """
 
 from __future__ import annotations

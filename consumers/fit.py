@@ -1,7 +1,9 @@
-"""Fit: reference and honest traffic → a baseline file.
+"""Fit a baseline: a reference and honest traffic go in, a baseline file comes out.
 
-Rules: without traffic it calibrates on simulated clients drawn from the reference and says so; whatever is refused is counted and
-shown; the file appears whole or not at all. The reference's schema is inferred unless a schema file is given (docs/formats.md).
+Rules:
+* Without traffic the calibration uses simulated clients that are drawn from the reference, and says so.
+* Every refused line is counted and shown. The file is written completely or not at all.
+* The schema is inferred from the reference, unless a schema file is given (docs/formats.md).
 """
 
 from __future__ import annotations

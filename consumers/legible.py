@@ -1,12 +1,11 @@
-r"""Text of somebody else, made safe for people to read: on a terminal, in a page, in a message.
+"""Make text from outside safe to read on a terminal, on a page and in a message.
 
 Rules:
-
-* Nothing that moves a cursor, turns the direction of writing, breaks a line, hides or takes no room survives: it is written out as
-  ``⟨U+202E⟩``. Among them: control characters (escape sequences begin with one), bidi controls, zero-width and other ignorable
-  characters, blanks that are not the ordinary space, line separators, lone surrogates, what Unicode has not assigned.
-* What is legible stays as it is, so nothing is written out twice.
-* Markup is another matter: each page, message and terminal escapes its own.
+* A character that moves a cursor, changes the direction of writing, breaks a line, or is invisible is written out as ``⟨U+202E⟩``. Among
+  them: control characters (escape sequences begin with one), bidi controls, zero-width and other ignorable characters, blanks other than
+  the ordinary space, line separators, lone surrogates, and unassigned code points.
+* Legible text stays as it is, so that nothing is written out twice.
+* Markup is not handled here: each page, message and terminal escapes its own.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""The catalogue of metrics and the small server that shows them.
+"""The catalogue of metrics, and the small server that shows them.
 
-Rules: never a client, key or event id as a label; base units; names from `METRICS` only. A process that is not asked to serve
-metrics (`metrics.bind` is off) still counts, nobody looks.
+Rules:
+* No label holds a client, a key or an event id. Values are in base units. Only names from `METRICS` exist.
+* A process that serves no metrics (`metrics.bind` is empty) counts all the same.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Queries that count and do not fit the schema: how many, in which columns, and whether that was to be expected.
+"""Statistics of queries that do not fit the schema: how many, in which columns, and whether as many were expected.
 
-A column that was renamed, or a log of another version of the model, refuses nothing: every query counts, and lacks a value. So `fit` and
-`replay` say what they met. Some misfits are expected: the reference, or the honest traffic that a baseline learned from, has them too.
+A renamed column, or a log of another version of the model, causes no refusal: every query counts, with a value missing. So `fit` and
+`replay` report such misfits. Some are expected, because the reference or the honest traffic of the baseline has them too.
 """
 
 from __future__ import annotations

@@ -1,11 +1,10 @@
-"""Files that somebody names: read safely, and written through drafts that nobody finds later.
+"""Read files that a user names, and write files through drafts.
 
 Rules:
-
-* Only a regular file is read (or a link to one): a FIFO would wait for its writer for ever, a device has no end. Never more than a bound.
-* Whatever is wrong with a file is `Refused` in one line.
-* A draft's name holds the process that writes it. One whose process is gone and that nobody has written to for a while is removed by the
-  next who writes into that folder; drafts of other hosts and containers, whose processes we can't see, are young while they live.
+* Only a regular file is read (or a link to one): a FIFO could block for ever, and a device has no end. No read exceeds a bound.
+* Every problem with a file is `Refused` in one line.
+* The name of a draft contains the process that writes it. A draft whose process is gone, and that was not written to for a while, is
+  removed at the next write into that folder. Processes of other hosts and containers cannot be seen, so their young drafts stay.
 """
 
 from __future__ import annotations

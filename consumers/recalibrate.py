@@ -1,7 +1,10 @@
-"""Recalibrate: what the store holds of a model's clients → new nulls for its baseline.
+"""Recalibrate a baseline: the clients in the store become the new null distributions of its model.
 
-Rules: one client, one life. Who was flagged is left out, unless an analyst called that false; so is whoever an analyst called a thief,
-whoever the caller excludes, and the overflow client and campaigns, which are nobody. Nothing is written to the store.
+Rules:
+* Each client counts once.
+* Excluded are: flagged clients, unless an analyst's verdict is false positive; clients with the verdict true positive; clients that the
+  caller excludes; the overflow client and campaigns, which are not clients.
+* Nothing is written to the store.
 """
 
 from __future__ import annotations

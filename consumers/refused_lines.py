@@ -1,4 +1,4 @@
-"""Refused lines of a file or a log: how many, why, and one example, said loudly when they are many.
+"""The refused lines of a file or a log: their number, their reasons and one example, with a loud warning if they are many.
 
 Rules: nothing here holds a value of a record. Examples are redacted before they come here.
 """

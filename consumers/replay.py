@@ -1,7 +1,8 @@
-"""Replay: the main job on files. Ingest and detect, taking turns, on the embedded store, with the log's own time.
+"""Replay query logs from files: ingest and detect take turns on the embedded store, with the log's own time as clock.
 
-The same step functions as the service; nothing here decides anything. Alerts are written in event-time order at the end, because
-the log is read in the order given and detect runs every few polls.
+Rules:
+* The step functions are those of the service. Nothing is decided here.
+* Alerts are written at the end, in the order of event time: the log is read in the order given, and detect runs every few polls.
 """
 
 from __future__ import annotations

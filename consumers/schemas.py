@@ -1,10 +1,10 @@
-"""What a reference is understood as: columns with kind, bounds and grain, the form of the input, task and classes.
+"""Infer the schema of a reference: columns with kind, bounds and grain, the form of the input, the task and the classes.
 
 Rules:
-* Nothing depends on the first row. The form of the input and the number of a list's columns are what most rows have; the columns of
+* Nothing depends on the first row. The form of the input and the number of columns of a list are those of most rows. The columns of
   objects are the union over all rows, each with the share of rows that lack it.
-* A column that hardly any row has, or that never holds a value, is an extra: listed, not in the schema.
-* A declared column wins over what was inferred.
+* A column that hardly any row has, or that never holds a value, is an extra: it is listed but not part of the schema.
+* A declared column overrides the inferred one.
 * A refusal names the column and what to do about it.
 """
 

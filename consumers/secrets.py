@@ -1,15 +1,13 @@
 """The three secrets of an installation, in one file that all its processes share.
 
 Rules:
-
-* Created once, mode 0600, atomically: of several processes that start at once exactly one writes it, all read the
+* The file is created once, with mode 0600, atomically. Of several processes that start at once exactly one writes it, and all read the
   same.
-* A file that group or others can read is refused; so is one that is damaged. Nothing is ever repaired in silence.
+* A file that group or others can read is refused, and so is a damaged one. Nothing is ever repaired silently.
 * Every use of a secret is bound to a tenant: the same client id under two tenants has two unrelated hashes.
-* No secret is shown by `repr`, in an error or in a log. `key_id` is a one-way hash, which the store keeps to notice a
-  mix-up.
-* Sealing is deterministic (the nonce is a keyed hash of the text), so that a replayed profile has the same bytes. It
-  shows which sealed texts of one tenant are equal, which their client hashes show anyway.
+* No secret is shown by `repr`, in an error or in a log. `key_id` is a one-way hash; the store keeps it to notice a mix-up.
+* Sealing is deterministic (the nonce is a keyed hash of the text), so that a replayed profile has the same bytes. It reveals which sealed
+  texts of a tenant are equal, as their client hashes do anyway.
 """
 
 from __future__ import annotations

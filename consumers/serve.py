@@ -1,12 +1,13 @@
-"""Serve: answers for gateways, dashboards, people, over HTTP.
+"""Serve: the process that answers gateways, dashboards and people over HTTP.
 
 Rules:
-
-* Three threads: one answers (uvicorn's loop, with a pool for calls that wait for the store), one keeps what the answers need in memory
-  (`CredentialRefresher`: keys, sign-outs, the provider's public keys, the copy of the audit log), one keeps the restrictions (`refresher`).
-* Keys and sign-outs are read again as soon as the operator cell has another revision, which is asked for every `LOOK_EVERY_S`.
-* Ready once keys and restrictions were read. A store that goes away later changes nothing for gateways, so it does not make us unready.
-* On `stop` no new connection is taken, followers of events are let go, open requests get `DRAIN_S`, then the process ends.
+* There are three threads. One answers (the loop of uvicorn, with a pool for calls that wait for the store). One keeps the credentials in
+  memory (`CredentialRefresher`: keys, sign-outs, the provider's public keys, the copy of the audit log). One keeps the restrictions
+  (`refresher`).
+* Keys and sign-outs are read again when the operator cell has a new revision. The revision is read every `LOOK_EVERY_S`.
+* The process is ready once keys and restrictions were read. If the store stops answering later, gateways notice nothing, so the process
+  stays ready.
+* On `stop` no new connection is accepted, connections that follow events are closed, open requests get `DRAIN_S`, then the process ends.
 """
 
 from __future__ import annotations

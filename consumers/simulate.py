@@ -1,14 +1,13 @@
-"""`simulate`: a query log of simulated clients and thieves around a reference, with the truth in a file beside it.
+"""Simulate a query log: honest clients and extraction attacks around a reference, with the truth in a second file.
 
 Rules:
-
-* The log is the native event; nothing in it tells a thief. Truth goes to ``NAME.truth.json``, for scoring only.
-* Without a victim at hand a built-in one answers: a small network fitted on the reference's own answers (NumPy only).
-* Reference items are dealt out disjointly: 70 % to honest clients, 30 % to thieves. Both were seen by a baseline that
-  was fitted on the same reference, so figures measured on such a log are kinder than real ones; the truth says so.
+* The log has the native event format, and nothing in it marks an attacker. The truth goes to ``NAME.truth.json``, for scoring only.
+* Without a victim model a built-in one answers: a small network that is fitted on the reference's own answers (NumPy only).
+* Reference rows are divided: 70 % go to honest clients, 30 % to attackers. A baseline that was fitted on the same reference has seen both,
+  so figures from such a log are better than real ones. The truth file says so.
 * The same arguments give the same bytes.
-* `linked`: events have metadata (organisation, address), of honest clients too: some are alone, some are colleagues. The accounts of
-  one theft share an organisation of their own.
+* `linked`: events have metadata (organisation, address), also those of honest clients: some are alone, some are colleagues. The accounts
+  of one theft share an organisation of their own.
 """
 
 from __future__ import annotations

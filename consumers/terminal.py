@@ -1,8 +1,9 @@
-"""What people see on a terminal: tables, progress, log lines.
+"""Output on a terminal: tables, progress bars and log lines.
 
-Rules: results go to standard output, everything else to standard error; a bar on a terminal, JSON lines otherwise; whatever came from
-a log or from a person is printed as text, never as markup, and `legible`. The consoles see to that themselves: what reaches them holds no
-escape sequence but their own.
+Rules:
+* Results go to standard output, everything else to standard error. A terminal gets a progress bar, anything else gets JSON lines.
+* Text from a log or from a person is printed as text, never as markup, and made `legible`. The consoles ensure this: their output contains
+  no escape sequence but their own.
 """
 
 from __future__ import annotations

@@ -1,12 +1,11 @@
-"""Calls to the log, the store and the sinks, timed; and, when asked for, traced by OpenTelemetry. Extra ``[otel]``.
+"""Measure the time of calls to the log, the store and the sinks, and trace them with OpenTelemetry on request. Extra ``[otel]``.
 
 Rules:
-
-* Nobody but the wiring knows of this: an adapter is handed on in an `Instrumented`, which forwards every call.
+* Only the wiring knows of this: an adapter is wrapped in an `Instrumented`, which forwards every call.
 * Without the extra, or without ``OTEL_EXPORTER_OTLP_ENDPOINT`` (or ``…_TRACES_ENDPOINT``) in the environment, no span is made.
-* One root span a unit of work, begun by its first call that matters and ended when the next one begins: ``ingest.batch`` from a
-  poll to its commits, ``detect.turn`` from loading rows to sending alerts. An idle process makes none.
-* Attributes are names of parts and kinds of errors: never a client, a key, an alert or a text.
+* There is one root span per unit of work: ``ingest.batch`` from a poll to its commits, ``detect.turn`` from loading rows to sending
+  alerts. The first call of the unit begins it, the next unit ends it. An idle process makes none.
+* Attributes are names of parts and kinds of errors, never a client, a key, an alert or a text.
 """
 
 from __future__ import annotations

@@ -1,14 +1,15 @@
-"""Alert sinks: where an alert goes once the store holds it.
+"""Alert sinks: the receivers to which alerts are sent once the store holds them.
 
-Port `AlertSink`; every implementation is one file, named by one row of `consumers.wiring.sinks.SINKS`. Rules:
+Port `AlertSink`. Every implementation is one file, named by one row of `consumers.wiring.sinks.SINKS`.
 
-* At least once. An alert leaves the store's outbox only after `send` said True for it; a receiver de-duplicates on
-  ``uid``, which a redo repeats.
-* Progress or an exception. `send` answers alert by alert; where it stopped, the rest is False and is sent again. When it could
-  not even take the first one it may say why: `Unavailable` (away or overloaded: back off, send again) or `Undeliverable`
+Rules:
+* At least once. An alert leaves the outbox only after `send` returned True for it. A receiver removes duplicates by ``uid``, which is the
+  same when an alert is sent again.
+* Progress or an exception. `send` answers alert by alert; after the first failure the rest is False and is sent again. If it could
+  not even deliver the first alert it may say why: `Unavailable` (away or overloaded: back off, send again) or `Undeliverable`
   (this first alert is refused for good: set it aside, go on with the next).
-* Sinks see bytes. What an alert says was decided before it was stored.
-* No secret (key, token, the path of a URL that is one) appears in `name`, in an error or in a log line.
+* Sinks get bytes. The content of an alert was decided before it was stored.
+* No secret (key, token, secret path of a URL) appears in `name`, in an error or in a log line.
 """
 
 from __future__ import annotations

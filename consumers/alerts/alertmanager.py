@@ -1,10 +1,11 @@
 """Alerts to the Alertmanager of Prometheus, API v2.
 
+Rules:
 * Alertmanager forgets everything when it restarts, so every open finding is sent again and again (`refresh`) until it is resolved.
-* An alert fires until its `endsAt`: `firing_s` after its last news, so that our own outage does not look like a resolution.
-* Alertmanager knows an alert by its labels. They are the same for the whole life of a finding, except the severity: each message
-  resolves the other severities of the finding. The client is an annotation: it is no label, and no control character survives.
-* What other processes told of, or an earlier one, comes from the store (`stored`) in every round.
+* An alert fires until its `endsAt`, which is `firing_s` after its last change. So an outage of ours does not look like a resolution.
+* Alertmanager identifies an alert by its labels. They stay the same for a whole finding, except the severity: each message resolves the
+  other severities of the finding. The client is an annotation, not a label, and control characters are removed from it.
+* Findings of other processes, and of earlier ones, are read from the store (`stored`) at each refresh.
 """
 
 from __future__ import annotations

@@ -1,13 +1,12 @@
-"""Which alerts a sink gets, and how many a day.
+"""Filters and daily limits: which alerts a sink gets, and how many per day.
 
 Rules:
-
-* A filter looks at the severity and the kind of the finding; the end of a finding passes where its beginning did.
-* `per_day` caps the first alerts and updates of one UTC day. What is over the cap counts as taken and goes into one digest message
-  every `digest_s`, and on `close`; the store keeps every alert, whatever a sink was spared. The end of a finding that was told of is
-  never capped; the end of one that was not goes into the digest.
-* The count and the digest are this process': a process that is killed takes a digest with it that was not sent yet.
-* A sink that has a `summary` gets the digest; of the others the capped alerts are only counted.
+* A filter looks at the severity and the kind of a finding. If the first message of a finding passed, the last one does, too.
+* `per_day` limits the first alerts and updates of one UTC day. Alerts over the limit count as taken and go into one digest message
+  every `digest_s`, and on `close`. The store keeps every alert. The end of a finding that was sent is never limited; the end of one that
+  was not sent goes into the digest.
+* Count and digest belong to this process. A process that is killed loses a digest that was not sent yet.
+* A sink that has a `summary` gets the digest. For other sinks the alerts over the limit are only counted.
 """
 
 from __future__ import annotations

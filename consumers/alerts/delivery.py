@@ -1,13 +1,13 @@
-"""Delivery: what the outbox holds, to every sink, each by itself.
+"""Deliver the outbox to every sink, each sink by itself.
 
 Rules:
-* At least once, in order within a decision cell: an alert leaves a sink's outbox only after the sink took it.
-* One slow or broken sink delays neither the others nor the detection: in the service each has one thread (`OutboxWorkers.start`), which
+* At least once, in order within a decision cell: an alert leaves the outbox of a sink only after the sink took it.
+* A slow or broken sink delays neither the other sinks nor detection: in the service each sink has one thread (`OutboxWorkers.start`), which
   holds at most `ALERTS_AT_ONCE` alerts in memory. Without threads a turn delivers inline (replay, tests, simulation).
 * A sink that takes nothing is left alone for 1 s, then twice as long each time, at most 5 minutes.
-* An alert that is refused for good (`Undeliverable`) is set aside: counted, its id logged, kept with the store's alerts for 30 days.
-* Nothing waits without a bound: of a decision cell at most `ROOM` alerts wait for a sink. The oldest beyond are set aside in the same way,
-  as dropped; the alarm ``outbox`` is raised from four fifths on.
+* An alert that is refused for good (`Undeliverable`) is set aside: counted, its id logged, kept with the alerts of the store for 30 days.
+* The outbox is bounded: at most `ROOM` alerts of a decision cell wait for a sink. Older ones are set aside in the same way, as
+  dropped. The alarm ``outbox`` is raised when four fifths are used.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""Alerts as documents of the Elastic Common Schema: to an HTTP address, one document a request, or as lines of a file.
+"""Alerts as documents of the Elastic Common Schema: one document per HTTP request, or one per line of a file.
 
-Rules: field names of ECS 9; dotted names are nested objects; `event.id` is the alert's uid and, over HTTP, the document's id
-(``/<index>/_create/<id>`` answers 409 for one that is there: that counts as taken). What ECS has no field for lies under
-`querywarden`.
+Rules:
+* Field names are those of ECS 9; dotted names are nested objects. Content without a field in ECS goes to `querywarden`.
+* `event.id` is the alert's uid. Over HTTP it is also the document's id: ``/<index>/_create/<id>`` answers 409 for a document that exists,
+  which counts as taken.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""CloudEvents 1.0 around a finding: attributes for Kafka headers (binary mode) and for a JSON object (structured mode).
+"""The CloudEvents 1.0 envelope of a finding: attributes for Kafka headers (binary mode) and for a JSON object (structured mode).
 
-Rules: `id` is the alert's uid, so a redo has the same id; `source` + `id` name an event once and for all; the type says what
-happened to the finding. An attribute is text without control characters, whatever a client calls itself: ids of clients are
-never attributes.
+Rules:
+* `id` is the alert's uid, so that an alert that is sent again has the same id. `source` and `id` identify an event for good. `type` says
+  what happened to the finding.
+* An attribute is text without control characters. Client ids are never attributes.
 """
 
 from __future__ import annotations

@@ -1,12 +1,11 @@
-"""An alert as the sinks read it: our native JSON, its place in the life of the finding, a severity, a sentence.
+"""An alert as the sinks read it: the native JSON, its place among the messages of its finding, a severity and a sentence.
 
 Rules:
-
-* A finding keeps one id (`alert_id`) for life; each message about it is an update of that id: created, then updated, then closed.
-* `severity` follows what was decided: block critical, throttle high, throttle on an uncalibrated baseline medium. A closed
-  finding keeps the severity that it had, so that who was told of it is told of its end.
-* Unknown fields are ignored, so that an older sink reads a newer alert; a body without the required ones is `Undeliverable`.
-* Text that a client chose goes through `visible` before it meets a person: shortened and `legible`.
+* A finding keeps one id (`alert_id`). Each message about it is an update of that id: created, then updated, then closed.
+* `severity` follows the decision: block is critical, throttle is high, throttle on an uncalibrated baseline is medium. A closed finding
+  keeps its severity, so that every receiver of the finding is told of its end.
+* Unknown fields are ignored, so that an older sink reads a newer alert. A body without the required fields is `Undeliverable`.
+* Text that a client chose goes through `visible` before a person reads it: shortened and `legible`.
 """
 
 from __future__ import annotations

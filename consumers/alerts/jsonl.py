@@ -1,7 +1,7 @@
 """Alerts as lines of a JSON lines file.
 
-Each alert is one line, written by one system call on a file opened for appending, and on the disk before it counts as
-sent: several processes may write to one file, and a crash leaves whole lines only; what a full disk cut off is undone.
+Each alert is one line, written by one system call to a file that is opened for appending, and flushed to the disk before it counts as
+sent. So several processes may write to one file, and a crash leaves whole lines only. A line that a full disk cut off is removed.
 """
 
 from __future__ import annotations

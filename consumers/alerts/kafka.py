@@ -1,10 +1,11 @@
-"""Alerts and refused records as Kafka messages.
+"""Alerts and dead letters as Kafka messages.
 
-* An idempotent producer, ``acks=all``: what was acknowledged survives the loss of a broker, once and in order.
-* Key of an alert: its id (``uid`` without the update), so that all updates of one alert are one ordered sequence.
-* Key of a dead letter: its place, so that a redo lands beside its twin.
-* A broker that is away makes `send` and `ship` answer False, never raise; they wait about `timeout_s`. The producer is
-  then replaced: after a batch that expired on its way, kafka-python's idempotent producer never sends again.
+Rules:
+* The producer is idempotent, with ``acks=all``: an acknowledged message survives the loss of a broker, once and in order.
+* The key of an alert is its id (``uid`` without the update), so that all updates of an alert are one ordered sequence.
+* The key of a dead letter is its position, so that a repeated one is in the same partition.
+* If a broker is away, `send` and `ship` answer False and do not raise; they wait about `timeout_s`. The producer is then replaced, because
+  after an expired batch the idempotent producer of kafka-python never sends again.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""Alerts to people: Slack, Teams, e-mail and whatever else Apprise reaches. Extra ``[notify]``.
+"""Alerts to people through Apprise: Slack, Teams, e-mail and others. Extra ``[notify]``.
 
-Rules: one URL a target, as Apprise writes them; plain text only, so nothing a client calls itself becomes markup or a link; Apprise
-says yes or no, never why, so a no is `Unavailable`. A target that took the alert gets it again when another one did not:
-give each its own process, or live with a double.
+Rules:
+* Each target is one Apprise URL. Messages are plain text, so that no text of a client becomes markup or a link.
+* Apprise reports success or failure, never a cause. So a failure is `Unavailable`.
+* If one of several targets fails, the others get the alert again. To avoid this, give each target a process of its own.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Our alert as an OCSF Detection Finding, schema 1.8.0.
+"""Alerts as OCSF Detection Findings, schema 1.8.0.
 
 Rules:
-
-* Only attributes that the official schema admits; what has no place there goes to `unmapped`. The tests validate every shape.
-* One finding keeps `finding_info.uid` for life: activity 1 Create, 2 Update, 3 Close; status 1 New, 2 In Progress, 4 Resolved.
-* Profile `security_control` always (`action_id`, `disposition_id` and `attacks` need it); `incident` with a verdict.
+* Only attributes of the official schema are used; other content goes to `unmapped`. The tests validate every form.
+* A finding keeps one `finding_info.uid`: activity 1 Create, 2 Update, 3 Close; status 1 New, 2 In Progress, 4 Resolved.
+* The profile `security_control` is always present (`action_id`, `disposition_id` and `attacks` need it); `incident` is present with a
+  verdict.
 * Severity: medium 3, high 4, critical 5; a closed finding is 1, informational.
 """
 

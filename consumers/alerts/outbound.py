@@ -1,17 +1,18 @@
-"""HTTP out of the house: to the receivers of alerts, and to nowhere else.
+"""Outgoing HTTP, to the receivers of alerts and to nothing else.
 
-An address that somebody else can choose must not turn us into their way into the network. Rules:
+An address that somebody else can choose must not open a way into our network.
 
-* https. Plain http only to what the allowlist names (tests, an Alertmanager beside us).
-* The host is resolved for each new connection, **every** answer is checked, and the connection goes to the checked address: what
-  the name means a moment later does not matter. TLS still asks for the certificate of the name.
-* Only global unicast passes: no loopback, private, link-local, metadata, carrier-grade NAT, documentation, multicast or reserved
-  address, and no IPv6 form that hides an IPv4 one (mapped, compatible, NAT64, 6to4, Teredo, ISATAP). What is meant to be inside is
-  named in the allowlist by network or by host name.
-* A metadata service and whatever is link-local are never reached, whatever the allowlist says, in whatever form the address comes.
-* No redirects, no proxies from the environment, no credentials in URLs, at most 5 s in all and 64 KB of answer.
-* 2xx is taken; 408, 425, 429, 3xx and 5xx are `Unavailable`, other 4xx `Undeliverable`. An error names the host and the status:
-  never the path, a header or the answer's text.
+Rules:
+* https only. Plain http is used only for receivers on the allowlist (tests, an Alertmanager on the same machine).
+* The host is resolved for each new connection, **every** answer is checked, and the connection goes to the checked address. A later change
+  of the name has no effect. TLS still checks the certificate of the name.
+* Only global unicast addresses pass: no loopback, private, link-local, metadata, carrier-grade NAT, documentation, multicast or reserved
+  address, and no IPv6 form that hides an IPv4 one (mapped, compatible, NAT64, 6to4, Teredo, ISATAP). Receivers inside the network are
+  named in the allowlist, by network or by host name.
+* Metadata services and link-local addresses are never reached, in whatever form the address comes, even if the allowlist names them.
+* No redirects, no proxies from the environment, no credentials in URLs, at most 5 s in total and 64 KB of answer.
+* 2xx counts as taken; 408, 425, 429, 3xx and 5xx are `Unavailable`, other 4xx `Undeliverable`. An error names the host and the status,
+  never the path, a header or the text of the answer.
 """
 
 from __future__ import annotations

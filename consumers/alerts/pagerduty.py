@@ -1,7 +1,7 @@
-"""Alerts to PagerDuty, Events API v2: one incident a finding.
+"""Alerts to PagerDuty, Events API v2: one incident per finding.
 
-`dedup_key` is the finding's id: news of it updates the incident, its end resolves it, a verdict "true positive" acknowledges it
-and "false positive" resolves it. A redo meets the same key and changes nothing.
+`dedup_key` is the id of the finding. A change of the finding updates the incident, its end resolves it. The verdict true positive
+acknowledges the incident, false positive resolves it. A repeated event has the same key and changes nothing.
 """
 
 from __future__ import annotations

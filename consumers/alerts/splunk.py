@@ -1,6 +1,6 @@
 """Alerts to Splunk's HTTP Event Collector, as native JSON or as OCSF.
 
-The time of the event is the time of what it says; `fields.uid` is the alert's uid, to de-duplicate on.
+The time of the event is the time of the finding's message. `fields.uid` is the alert's uid, for removing duplicates.
 """
 
 from __future__ import annotations

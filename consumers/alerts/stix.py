@@ -1,7 +1,9 @@
-"""Findings as a STIX 2.1 bundle, to share with others. Extra ``[stix]``.
+"""Findings as a STIX 2.1 bundle, for sharing with others. Extra ``[stix]``.
 
-Rules: ids are computed from the findings, so that the same findings give the same bundle; a client id is data of a `user-account`
-and, escaped, of an indicator's pattern; only first alerts and the last state of each finding are told. No TAXII.
+Rules:
+* Ids are computed from the findings, so that the same findings give the same bundle.
+* A client id is data of a `user-account` and, escaped, of the pattern of an indicator.
+* Only the first alert and the last state of each finding are exported. There is no TAXII server.
 """
 
 from __future__ import annotations

@@ -1,12 +1,11 @@
-r"""Alerts as syslog messages (RFC 5424) over UDP, TCP or TLS, the text in ArcSight's CEF.
+r"""Alerts as syslog messages (RFC 5424) over UDP, TCP or TLS, with ArcSight CEF as text.
 
 Rules:
-
-* One message is one line whatever a client calls itself: control, bidi and invisible characters are written out (⟨U+202E⟩), then
-  ``\``, ``|`` (header) and ``=`` (extension) are escaped as CEF wants.
-* TCP and TLS frame by octet count (RFC 6587, RFC 5425). UDP says nothing about arrival: a message sent is a message taken.
-* A broken connection is found out at the next message at the latest; it is made anew once before `Unavailable`.
-* Facility 13 (log audit). MSGID is what happened; structured data carries the uid.
+* A message is one line, whatever a client id contains: control, bidi and invisible characters are written out (⟨U+202E⟩), then
+  ``\``, ``|`` (header) and ``=`` (extension) are escaped as CEF demands.
+* TCP and TLS frame by octet count (RFC 6587, RFC 5425). UDP does not report arrival: a message sent counts as taken.
+* A broken connection is noticed at the next message at the latest. It is opened once more before `Unavailable` is raised.
+* Facility 13 (log audit). MSGID is the kind of message; the structured data carries the uid.
 """
 
 from __future__ import annotations

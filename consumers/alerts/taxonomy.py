@@ -1,6 +1,6 @@
-"""What a finding is called elsewhere: rows of MITRE ATLAS, OWASP, NIST, kept here with their version.
+"""Names of findings in public frameworks: rows of MITRE ATLAS, OWASP and NIST, each with its version.
 
-Rules: a name stands here exactly as its framework prints it; a new release of a framework is a change of this file only.
+Rules: a name is written exactly as its framework prints it. A new release of a framework changes this file only.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """Alerts to a web address, signed as Standard Webhooks describes.
 
-* Headers: ``webhook-id`` (the alert's uid: the same in every attempt), ``webhook-timestamp`` (seconds), ``webhook-signature``
+Rules:
+* Headers: ``webhook-id`` (the alert's uid, the same in every attempt), ``webhook-timestamp`` (seconds), ``webhook-signature``
   (``v1,`` and the base64 of HMAC-SHA256 over ``id.timestamp.body``; one for each key, separated by spaces).
-* Two keys at most: give the receiver the new one first, then us both, then only the new one.
-* `verify` is what a receiver does; docs/alerts.md shows it and a test runs that text.
+* At most two keys. To rotate, give the new key to the receiver first, then both keys to us, then only the new one.
+* `verify` is the receiver's half. docs/alerts.md shows it, and a test runs that text.
 """
 
 from __future__ import annotations

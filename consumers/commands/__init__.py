@@ -1,1 +1,1 @@
-"""Commands of `querywarden` besides the main jobs, one file a group; `cli` registers them. Rules: as in cli.py."""
+"""Commands of `querywarden`, one file per group. `cli` registers them. Rules: as in cli.py."""

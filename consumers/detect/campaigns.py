@@ -1,19 +1,19 @@
-"""Campaigns: accounts that share a link, put together and assessed as one.
+"""Campaigns: accounts that share a link are merged and assessed as one client.
 
-A pass over all decision rows, once a minute, after which each detector writes what lies in the decision cells that it holds:
+Once a minute a pass over all decision rows does the following. Each detector then writes what belongs to the decision cells that it holds.
 
-1. the links of the rows make groups (`detector.collusion`); a group that has a link of a known campaign is that campaign;
-2. the profiles of a group's members are merged, assessed, decided (`decide_group`); what is or was flagged becomes a row of its own
-   under `campaign_key` and an alert of kind ``campaign``: the first, one when it rises or has new members, one when it is over;
-3. rows of clients whom a flagged campaign names, or does not name any more, get its id, or lose it.
+1. The links of the rows form groups (`detector.collusion`). A group that has a link of a known campaign is that campaign.
+2. The profiles of a group's members are merged, assessed and decided (`decide_group`). A flagged group gets a row of its own under
+   `campaign_key` and alerts of kind ``campaign``: a first one, one when the state rises or members join, one when it is over.
+3. The rows of its members get the id of the campaign. Rows of former members lose it.
 
 Rules:
-* A campaign is alerted, never enforced by itself (docs/decisions/0009). The store is told that its row is clear.
-* Its id is a hash of tenant, model and the link that it was first known by, its alert's one of that and the episode: any detector comes
-  to the same.
-* Everything is recorded with the fence of the decision cell that it lies in; cursors stay as they are.
-* A pass costs one look at the rows, and the profiles of the groups that changed since this detector last assessed them, at most
-  `MOST_GROUPS`; the others wait for the next pass, the longest waiting first.
+* A campaign is alerted, but not enforced by itself (docs/decisions/0009). The store is told that its row is clear.
+* The id of a campaign is a hash of the tenant, the model and the link that it was first known by. The id of its alert is a hash of
+  that and the episode. So every detector computes the same ids.
+* Everything is recorded with the fence of its decision cell. Cursors stay as they are.
+* A pass reads all rows, and the profiles of groups that changed since this detector last assessed them, at most `MOST_GROUPS`. The others
+  wait for the next pass, the longest waiting first.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""An episode and its finding: raised once, told again when it rises, closed when it is over. The same for clients and campaigns.
+"""Episodes and findings: a finding is raised once, updated when it rises, and closed when the client is clear again. So are campaigns.
 
 Rules:
-
-* An alert's id is a hash of tenant, kind, model, whose it is (keyed hash of the client, or id of the campaign) and episode: whatever is
-  computed again gets the same id. Each further alert of the episode is an update of the first, counted from 0.
-* A finding is told again when the state rises or a campaign has new members. A verdict that was told goes on with it.
-* The first alert is dated by the query that reached the level, where the order of queries is known; not by when somebody looked.
+* The id of an alert is a hash of tenant, kind, model, subject (keyed hash of the client, or id of the campaign) and episode, so a repeated
+  computation gives the same id. Each further alert of the episode is an update of the first, counted from 0.
+* A finding is updated when its state rises or a campaign gets new members. A verdict that was sent stays part of it.
+* The first alert carries the time of the query that reached the level, if the order of the queries is known, not the time of the
+  assessment.
 """
 
 from __future__ import annotations

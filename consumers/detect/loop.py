@@ -1,23 +1,24 @@
-"""Detect: touched clients → assess → decide → store → alert.
+"""The loop of detect: touched clients → assess → decide → store → alert.
 
 Order of effects, for each decision cell that this process holds:
 
 1. claim the cell: lease, fresh token, revision, cursors;
 2. ask every profile cell which clients changed after the cursor;
-3. load their decision rows; read their profile shards in every profile cell that may hold some, each at one offset;
-   an answer of another generation, or older than the cursor to be, is discarded; a profile cell that can't be read at all is left out,
-   and whose decision reflects it keeps that decision until the cell was begun anew;
+3. load their decision rows, and read their profile shards in every profile cell that may hold some, each at one offset. An answer of
+   another generation, or one older than the new cursor, is discarded. A profile cell that cannot be read is left out, and a client whose
+   decision reflects it keeps that decision until the cell is restarted;
 4. `step` (no I/O) → an `Outcome`: rows, alerts, cursors;
-5. record it in one atomic step, alerts into the outbox;
-6. send what the outbox holds, each destination by itself, at least once (delivery.py). Stored before sent.
+5. record it in one atomic step, with the alerts in the outbox;
+6. send the content of the outbox, each destination by itself, at least once (delivery.py). Stored before sent.
 
-Before anything is recorded, what people said is honoured (overrides.py): nothing is enforced against allowlisted clients, and nothing
-new while the breaker is open. Detectors that live share the cells: none holds more than its part, or takes more while another waits.
-While ingest lags behind the log, the search for campaigns waits, and says so; it reads every row (docs/decisions/0015).
-A throttle or block whose time is over falls by itself, without a new query; gateways stop at `until_s` whatever detect does.
-
-An alert's id is a hash of tenant, kind, model, keyed hash of the client and episode: whatever is computed again gets the same id.
-Client ids are sealed in everything that is stored: rows and outbox hold no id in clear, sinks and readers get it back.
+Rules:
+* Operators' entries are applied before anything is recorded (overrides.py): nothing is enforced against clients on the allowlist, and
+  nothing new while the breaker is open.
+* Running detectors share the cells: none holds more than its part, or takes more while another one waits.
+* While ingest lags behind the log, the search for campaigns waits, because it reads every row; a metric counts this (docs/decisions/0015).
+* A throttle or block ends without a new query. Gateways stop at `until_s`, whatever detect does.
+* The id of an alert is a hash of tenant, kind, model, keyed hash of the client and episode, so a repeated computation gives the same id.
+* Client ids are sealed in everything that is stored: rows and outbox hold no id in clear; sinks and readers unseal it.
 """
 
 from __future__ import annotations

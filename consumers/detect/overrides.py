@@ -1,15 +1,14 @@
-"""What people said that detect must honour: the allowlist, which always wins, and the breaker's state.
+"""Operators' entries that detect applies: the allowlist, which overrides everything, and the state of the breaker.
 
 Rules:
-* An allowlisted client is assessed, scored and alerted like any other; nothing is enforced against it (reason ``allow_listed``).
-* While a tenant's breaker is open no further client of that tenant is restricted (reason ``breaker``). The store keeps when it opened
-  (breaker_entries.py) until a reset of the same tenant is not older; the entry is then dropped.
-  Each tenant has its own: nobody opens or closes another's.
-* The operator cell is read once, then followed by its changes. It is read before every turn: an entry takes effect with the next
+* A client on the allowlist is assessed, scored and alerted like any other. Nothing is enforced against it (reason ``allow_listed``).
+* While the breaker of a tenant is open, no further client of that tenant is restricted (reason ``breaker``). The store keeps the time at
+  which it opened (breaker_entries.py) until a later reset of the same tenant; then the entry is dropped. Tenants do not affect each other.
+* The operator cell is read once and then followed by its changes. It is read before every turn: an entry takes effect with the next
   assessment, and at once at the gateways, which read the same entries.
 * Schema holds are followed for detect (schema_holds.py).
-* Verdicts are kept for the sinks (verdicts.py); they change no decision by themselves.
-* An entry that cannot be read is passed over with a warning; it never lifts or imposes anything.
+* Verdicts are kept for the sinks (verdicts.py). They change no decision by themselves.
+* An entry that cannot be read is skipped with a warning; it never lifts or imposes anything.
 """
 
 from __future__ import annotations

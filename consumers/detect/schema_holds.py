@@ -1,12 +1,11 @@
-"""The schema holds that a detect process knows: which misfits it holds back, and which columns it begins to hold.
+"""The schema holds that a detect process knows, and the columns on which it places new ones.
 
 Rules:
-* A column is held when at least `LEAST_CLIENTS` clients, and `LEAST_SHARE` of the day's clients, sent the same kind of misfit in it on one
-  day of the log's own time (records/schema_watch.py). The alarm ``schema`` is then raised.
-* While a column of a model is held, the signals of misfits take no part in the decisions on this model's clients. All other evidence
-  counts as ever. A restriction that stood before the hold runs to its end, or until an operator lifts it.
-* A hold lasts until an operator rules (records/schema_holds.py). In a replay there is no operator: holds live in memory and are shown at
-  the end.
+* A column gets a schema hold when at least `LEAST_CLIENTS` clients, and `LEAST_SHARE` of the day's clients, sent the same kind of misfit in
+  it on one day of the log's own time (records/schema_watch.py). The alarm ``schema`` is then raised.
+* While a column of a model is held, the signals of misfits do not take part in decisions on the clients of this model. All other evidence
+  counts as before. A restriction from before the hold stays until it ends or an operator lifts it.
+* A hold lasts until an operator decides (records/schema_holds.py). A replay has no operator: holds stay in memory and are shown at the end.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Profiles in, an outcome out: the pure half of detect.
+"""The pure half of detect: profiles come in, an outcome goes out.
 
 Rules:
 * No I/O, no clock, no random numbers: a redo over the same shards and rows gives the same outcome.
-* Who touched clients are, what is stored of them and what people said comes in; rows and alerts come out, sealed as they are stored.
-* A profile or header that cannot be read is passed over with a warning; whoever has none left is not assessed.
+* Input: the touched clients, what is stored about them, and operators' entries. Output: rows and alerts, sealed as they are stored.
+* A profile or header that cannot be read is skipped with a warning. A client without any readable one is not assessed.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""Verdicts on their way to the sinks: what an analyst said of a finding becomes an update of that finding.
+"""Pass analysts' verdicts on to the sinks: a verdict becomes an update of its finding.
 
 Rules:
-* The entry in the operator cell is the truth; the update is derived from it. Whoever holds the decision cell of the finding's client writes
-  it, in the same fenced record as everything else there, so no number of an update is given twice.
-* Nothing remembers what was told except what was told itself: the finding, as it was last sent, carries the verdict. A cell that is
-  claimed again looks at every verdict again and finds nothing left to do.
-* While the finding is the client's current one, its row counts the updates. One that is over is continued from the stored alerts; after
-  30 days it is gone, and nobody is told any more.
-* A campaign's finding is told like a client's: the campaign has a row of its own under a key that no client can have.
+* The entry in the operator cell is the truth, the update is derived from it. The process that holds the decision cell of the client writes
+  the update in the same fenced record as everything else there, so that no update number is given twice.
+* The only memory of what was sent is the finding itself: as last sent, it carries the verdict. A process that claims a cell looks at
+  every verdict again and finds nothing left to do.
+* While a finding is current, the row of its client counts the updates. A closed one is continued from the stored alerts. After 30 days it
+  is gone, and no update is sent any more.
+* Findings of campaigns are treated like those of clients: a campaign has a row of its own under a key that no client can have.
 """
 
 from __future__ import annotations

@@ -1,9 +1,6 @@
-"""Enforcement: who is restricted, in the memory of the process that answers gateways.
+"""Enforcement: the restrictions in the memory of the process that answers gateways.
 
 Rules:
-
-* An answer never waits for the store: one thread follows it (`refresher`), requests read dictionaries (`restrictions`).
-* The store away, slow or paused: the last picture is answered from, as long as its entries last.
-* When too many are newly restricted at once, nothing newly detected is enforced until an operator says so (`storm`).
-* Nothing here decides about a client.
+* An answer never waits for the store: one thread follows the store (`refresher`), requests read dictionaries (`restrictions`).
+* While the store is away, slow or paused, answers come from the last state that was read, as long as its entries last.
 """
