@@ -149,7 +149,10 @@ def sizes() -> str:
             "first passages",
             f"{fold.TRAIL_LEVELS} levels from {fold.TRAIL_FIRST:g}, each {fold.TRAIL_GROWTH - 1:.0%} above the last",
         ),
-        ("scale of a signal", f"mean of the {TOP_LIVES} largest lifetime maxima of honest clients, never below the signal's floor"),
+        (
+            "scale of a signal",
+            f"mean of the {TOP_LIVES} largest lifetime maxima of honest clients, never below the signal's floor",
+        ),
     ]
     return table(("part", "size"), rows)
 

@@ -117,6 +117,10 @@ def test_the_checks_can_fail() -> None:
     bad = {"x.md": prose("A *quantum cell* is new. The nulls of two letters, `nulls`,\nhave no say.")}
     assert unexplained(bad, entries()) == ["x.md: quantum cell"]
     assert [line.partition(" →")[0] for line in used(bad, avoided())] == ["x.md: nulls", "x.md: letters"]
-    good = {"y.md": prose("* *Dead letters* and *log cells*\n* the **nullity** of dead letters\n\n```text\nnulls *unknown*\n```\n")}
+    good = {
+        "y.md": prose(
+            "* *Dead letters* and *log cells*\n* the **nullity** of dead letters\n\n```text\nnulls *unknown*\n```\n"
+        )
+    }
     assert unexplained(good, entries()) == []
     assert used(good, avoided()) == []
