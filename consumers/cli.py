@@ -358,7 +358,7 @@ def alerts(
     config_file: ConfigFile = None,
 ) -> None:
     """List the alerts of the last 30 days, oldest first."""
-    from consumers.records.decision import stored_alert
+    from consumers.records.alert import stored_alert
 
     check_folders(stix_path)
     settings = config.load(config_file)

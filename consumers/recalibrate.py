@@ -15,11 +15,12 @@ from dataclasses import dataclass, field, replace
 
 from consumers.errors import CorruptState, Refused
 from consumers.records import operator_entries
-from consumers.records.decision import StoredDecision, is_campaign, rfc3339, stored_decision
+from consumers.records.decision import StoredDecision, is_campaign, stored_decision
 from consumers.records.ledger import OVERFLOW
 from consumers.records.spans import fields_of, spans_in_force, together
 from consumers.secrets import Secrets
 from consumers.store import Store
+from consumers.times import rfc3339
 from detector.baseline import Baseline
 from detector.errors import DetectorError
 from detector.policy import FLAGGED
@@ -127,5 +128,5 @@ def _suspect(
     verdict = verdicts.get(operator_entries.entry_key(key.model, key.client)) or verdicts.get(alert_id)
     if verdict is not None:
         return "found to be a thief" if verdict.verdict == "true_positive" else ""
-    was = {decision.state, *(state for _, state, *_ in decision.history)}
+    was = {decision.decision.state, *(entered.state for entered in decision.history)}
     return "flagged, without a verdict" if was & set(FLAGGED) and not presumption.flagged else ""

@@ -7,7 +7,6 @@ Rules:
 
 from __future__ import annotations
 
-import datetime as dt
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -28,15 +27,17 @@ from consumers.log import Records, prefix
 from consumers.log.files import FileLog
 from consumers.log.formats import Decoded
 from consumers.misfits import Misfits
-from consumers.readers.report import AlertRow, CampaignRow, ClientRow, Coverage, Evidence, Report
+from consumers.readers.public import alert_of, client_of
+from consumers.readers.report import Coverage, Report, ReportedCampaign, ReportedClient
 from consumers.records import decision
-from consumers.records.decision import StoredDecision, is_campaign, stored_alert, stored_decision
+from consumers.records.alert import stored_alert
+from consumers.records.decision import StoredDecision, is_campaign, stored_decision
 from consumers.records.ledger import MARKS
 from consumers.refused_lines import HOPELESS, RefusedLines
 from consumers.secrets import Secrets
 from consumers.store import Checkpoint, DeadLetter, Store
 from detector.baseline import Baseline
-from detector.policy import FLAGGED, REASONS
+from detector.policy import FLAGGED
 
 POLLS_A_TURN = 8
 CAMPAIGNS_EVERY = 50_000
@@ -246,7 +247,7 @@ def _stored(store: Store, secrets: Secrets, tenant: str) -> tuple[Rows, Rows]:
         row = stored_decision(stored, secrets, key.tenant)
         if not is_campaign(key):
             clients[key.model, key.client] = row
-        elif row.state != "clear":
+        elif row.decision.state != "clear":
             campaigns[key.model, key.client] = row
     return clients, campaigns
 
@@ -330,12 +331,13 @@ def report_of(
 ) -> Report:
     """What `report.write_report` shows. truth: client → {"role", "kind"}, where it is known."""
     truth = truth or {}
-    clients = [_client_row(model, row, truth.get(row.client_id)) for model, row in ranked(result.scores)]
+    clients = [_reported(*key, row, truth.get(row.client_id)) for key, row in _by_rank(result.scores)]
     coverage = []
     for model, baseline in baselines.items():
-        mine = [row for m, row in ranked(result.scores) if m == model]
-        quiet = max((row for row in mine if row.state == "clear"), key=lambda row: row.distinct, default=None)
-        top = [*mine[:4], *([quiet] if quiet is not None and quiet not in mine[:4] else [])]
+        of_model = [row for m, row in ranked(result.scores) if m == model]
+        clear = (row for row in of_model if row.decision.state == "clear")
+        quiet = max(clear, key=lambda row: row.assessment.distinct, default=None)
+        top = [*of_model[:4], *([quiet] if quiet is not None and quiet not in of_model[:4] else [])]
         coverage.append(
             Coverage(
                 model_id=model,
@@ -344,18 +346,15 @@ def report_of(
                 clients={row.client_id: [c / max(1, sum(row.coverage)) for c in row.coverage] for row in top},
             )
         )
-    calibrated = all(b.nulls.calibrated for b in baselines.values())
     return Report(
         title=title,
         models=[(m, "; ".join(b.notes)) for m, b in baselines.items()],
         clients=clients,
-        campaigns=[_campaign_row(model, row, truth) for model, row in ranked(result.campaigns)],
+        campaigns=[_reported_campaign(*key, row, truth) for key, row in _by_rank(result.campaigns)],
         budget=budget,
-        calibrated=calibrated,
+        calibrated=all(b.nulls.calibrated for b in baselines.values()),
         calibration="; ".join(n for b in baselines.values() for n in b.notes),
-        alerts=[
-            AlertRow(_subject(a), a["model_id"], _ms(a["time"]), a["state"], a["queries_seen"]) for a in result.alerts
-        ],
+        alerts=[alert_of(body, None, None) for body in result.alerts],
         coverage=coverage,
         counters={k: v for k, v in result.counters.items() if v},
         dead_letters=dict(result.reasons),
@@ -363,45 +362,28 @@ def report_of(
     )
 
 
-def _client_row(model: str, row: StoredDecision, known: Mapping[str, Any] | None) -> ClientRow:
-    top = row.evidence[0]["text"] if row.evidence else ""
-    return ClientRow(
-        client_id=row.client_id,
-        model_id=model,
-        queries=row.queries,
-        distinct=round(row.distinct),
-        suspicion=row.suspicion,
-        state=row.state,
-        reason=top if row.state != "clear" and top else REASONS.get(row.reason, row.reason),
-        family="" if row.family == "unknown" else row.family,
-        evidence=[Evidence(**e) for e in row.evidence[:6]],
-        trajectory=[(int(q), s, int(ms)) for q, s, ms in row.trail],
-        extraction=_exposure(row),
+def _by_rank(rows: Rows) -> list[tuple[tuple[str, str], StoredDecision]]:
+    """((model, client key), row), most suspicious first."""
+    return sorted(rows.items(), key=lambda item: decision.rank_of(item[1]))
+
+
+def _reported(model: str, client: str, row: StoredDecision, known: Mapping[str, Any] | None) -> ReportedClient:
+    return ReportedClient(
+        client=client_of(model, client, row),
+        trajectory=[(int(p.queries), p.suspicion, int(p.time_ms)) for p in row.trail],
         first_ms=row.first_ms,
         truth=_truth(known),
         thief=None if known is None else known.get("role") == "attack",
     )
 
 
-def _campaign_row(model: str, row: StoredDecision, truth: Mapping[str, Mapping[str, Any]]) -> CampaignRow:
+def _reported_campaign(
+    model: str, client: str, row: StoredDecision, truth: Mapping[str, Mapping[str, Any]]
+) -> ReportedCampaign:
     known = [truth[member].get("role") == "attack" for member in row.members if member in truth]
-    return CampaignRow(
-        campaign_id=row.client_id,
-        model_id=model,
-        members=tuple(row.members),
-        queries=row.queries,
-        suspicion=row.suspicion,
-        state=row.state,
-        reason=row.evidence[0]["text"] if row.evidence else REASONS.get(row.reason, row.reason),
-        family="" if row.family == "unknown" else row.family,
-        extraction=_exposure(row),
-        thieves=sum(known) if known else None,
+    return ReportedCampaign(
+        campaign=client_of(model, client, row), members=row.members, thieves=sum(known) if known else None
     )
-
-
-def _exposure(row: StoredDecision) -> tuple[float, float, float] | None:
-    e = row.extraction
-    return None if e is None else (e["fidelity"], e["low"], e["high"])
 
 
 def _truth(known: Mapping[str, Any] | None) -> str | None:
@@ -409,11 +391,3 @@ def _truth(known: Mapping[str, Any] | None) -> str | None:
         return None
     variant = known.get("variant") or ""
     return str(known.get("kind") or known.get("family")) + (f" / {variant}" if variant not in ("", "plain") else "")
-
-
-def _subject(alert: Mapping[str, Any]) -> str:
-    return str(alert.get("client_id") or f"campaign of {len(alert['members'])} accounts")
-
-
-def _ms(time: str) -> int:
-    return round(dt.datetime.fromisoformat(time).timestamp() * 1000)

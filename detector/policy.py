@@ -24,6 +24,9 @@ State = Literal["clear", "watch", "throttle", "block"]
 Mode = Literal["observe", "alert", "throttle", "block"]
 """The strongest state that the service enforces; observe and alert enforce none."""
 
+News = Literal["none", "raised", "closed"]
+"""What there is to tell of a client: nothing, that its finding is open (first or again), or that it is over."""
+
 STATES: tuple[State, ...] = get_args(State)
 FLAGGED: tuple[State, ...] = ("throttle", "block")
 MODES: tuple[Mode, ...] = get_args(Mode)
@@ -169,7 +172,7 @@ TRANSITIONS = (
 def decide(previous: Decision, assessment: Assessment, nulls: Nulls, policy: Policy, now_s: int) -> Decision:
     """The next decision of a client. Pure: time comes in as `now_s`, seconds since the epoch."""
     state, reason = wanted(assessment, nulls, policy)
-    rank, before = STATES.index(state), STATES.index(previous.state)
+    rank, before = severity(state), severity(previous.state)
     if rank < before and now_s < previous.until_s:
         return Decision(
             previous.state,
@@ -206,7 +209,34 @@ def lapsed(previous: Decision, decision: Decision, now_s: int) -> Decision:
     return decision
 
 
+def severity(state: State) -> int:
+    """Return the rank of a state, 0 for clear: the order of states everywhere.
+
+    >>> severity("block") > severity("throttle") > severity("watch") > severity("clear")
+    True
+    """
+    return STATES.index(state)
+
+
+def milder(one: State, other: State) -> State:
+    """Return the milder of two states."""
+    return min(one, other, key=severity)
+
+
+def news(previous: Decision, decision: Decision, told: bool, joined: bool = False) -> News:
+    """Return what there is to tell once a decision follows another.
+
+    told    whether the previous decision's finding was told and is not over
+    joined  whether a campaign has new members
+    """
+    if decision.state in FLAGGED:
+        first = not told or previous.episode != decision.episode
+        risen = severity(decision.state) > severity(previous.state)
+        return "raised" if first or risen or joined else "none"
+    return "closed" if decision.state == "clear" and told else "none"
+
+
 def enforce(state: State, mode: Mode) -> State:
     """What a gateway does: never more than the mode allows; observe and alert enforce nothing."""
-    allowed = {"observe": 0, "alert": 0, "throttle": STATES.index("throttle"), "block": STATES.index("block")}[mode]
-    return STATES[min(allowed, STATES.index(state))]
+    strongest: dict[Mode, State] = {"observe": "clear", "alert": "clear", "throttle": "throttle", "block": "block"}
+    return milder(state, strongest[mode])

@@ -23,6 +23,9 @@ from detector.signals import FREE, FUSED, MISFIT, SIGNALS, Statistics, fuse, mea
 SHOWN = 0.5
 """A client's family is named up to this lifetime p-value."""
 
+TRAJECTORY_SHOWN = 64
+"""Levels of a trajectory that are shown, the last ones."""
+
 PAIRS = ("stepped", "flipped", "collinear")
 """Measures of one query against an earlier one."""
 SPECIFIC = (*PAIRS, "novelty", "part", "residual", "margin", "mix", "step", "jitter", "lattice")
@@ -42,35 +45,47 @@ class Evidence:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class Assessment:
-    """What a profile says about its client.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AssessmentSummary:
+    """What of an assessment is stored and shown.
 
+    distinct   distinct queries; misfit: those that did not fit the schema
     p_value    of the client's whole life; suspicion is 1 − p_value
-    content_p_value  the same without the signals of misfits, which never block alone
-    misfit     distinct queries that did not fit the schema
-    odd        largest number of odd distinct queries behind a shown signal
-    held       the signals of misfits were left out of `p_value`: a schema alarm waits for an operator
+    calibrated whether the baseline was calibrated on real clients
+    in_order   whether the order of the client's queries is known: it was seen in one log cell
+    evidence   the signals, the most telling first
     """
 
     queries: int
     distinct: float
     misfit: float
     p_value: float
-    content_p_value: float
     suspicion: float
     calibrated: bool
     in_order: bool
-    fused: float
-    odd: float
     family: str
     evidence: tuple[Evidence, ...]
-    held: bool = False
 
     @property
     def strongest(self) -> str:
         """The signal that is named first, "" where there is none."""
         return self.evidence[0].signal if self.evidence else ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assessment(AssessmentSummary):
+    """What a profile says about its client: the summary, and what only the policy asks for.
+
+    content_p_value  the p-value without the signals of misfits, which never block alone
+    fused      the fused score
+    odd        largest number of odd distinct queries behind a shown signal
+    held       the signals of misfits were left out of `p_value`: a schema alarm waits for an operator
+    """
+
+    content_p_value: float
+    fused: float
+    odd: float
+    held: bool = False
 
 
 def ladder(level: float) -> int:
@@ -183,3 +198,21 @@ def reached(profile: Profile, baseline: Baseline, budget: float, persona: str = 
         if tail.p(rung(steps)) <= budget:
             return int(profile.trail_ms[steps - 1]), int(profile.trail_query[steps - 1])
     return None
+
+
+def trajectory(
+    profile: Profile, baseline: Baseline, assessment: AssessmentSummary, persona: str = ""
+) -> list[tuple[int, float, int]]:
+    """Return when suspicion first reached each level: (queries seen, suspicion, event time in ms), oldest first.
+
+    The last point is the present one, and the only one where the order of the client's queries is not known.
+    """
+    now = (profile.queries, assessment.suspicion, profile.last_ms)
+    if not assessment.in_order:
+        return [now]
+    tail = baseline.tail(True, persona)
+    points = [
+        (int(query), 1 - tail.p(rung(i + 1)), int(ms))
+        for i, (ms, query) in enumerate(zip(profile.trail_ms.tolist(), profile.trail_query.tolist(), strict=True))
+    ]
+    return [*points[-TRAJECTORY_SHOWN:], now]

@@ -228,7 +228,7 @@ def print_table(result: replay.Replayed, streams: Sequence[Stream], copied: Mapp
     rows: list[list[Text]] = []
     reasons: list[Text] = []
     for _, row in replay.ranked(result.scores):
-        stream, flagged = by_name[row.client_id], row.state in FLAGGED
+        stream, flagged = by_name[row.client_id], row.decision.state in FLAGGED
         thief = stream.role == "attack"
         if not flagged and not thief:
             continue
@@ -237,14 +237,14 @@ def print_table(result: replay.Replayed, streams: Sequence[Stream], copied: Mapp
             (("", "red") if flagged else ("MISSED: ", "bold magenta")) if thief else ("HONEST: ", "bold yellow")
         )
         early, late = copied.get(row.client_id, (float("nan"), float("nan")))
-        why = row.evidence[0]["text"] if row.evidence else "nothing unusual"
-        more = [Text(row.state), Text(f"{row.p_value:.2g}"), Text(why)] if wide else []
+        why = row.assessment.evidence[0].text if row.assessment.evidence else "nothing unusual"
+        more = [Text(row.decision.state), Text(f"{row.assessment.p_value:.2g}"), Text(why)] if wide else []
         numbers = (
-            f"{row.queries:,}", f"{alarm_at[row.client_id]:,}" if flagged else "–", "–" if np.isnan(early) else f"{early:.0%}",
+            f"{row.assessment.queries:,}", f"{alarm_at[row.client_id]:,}" if flagged else "–", "–" if np.isnan(early) else f"{early:.0%}",
             "–" if np.isnan(late) else f"{late:.0%}",
         )  # fmt: skip
         rows.append([Text(row.client_id), Text(mark + kind, style=style), *map(Text, numbers), *more])
-        reasons.append(Text(f"{row.client_id} {row.state}, p {row.p_value:.2g}: {why}"))
+        reasons.append(Text(f"{row.client_id} {row.decision.state}, p {row.assessment.p_value:.2g}: {why}"))
     terminal.print_rows(columns, rows, console)
     for reason in [] if wide else [Text(), *reasons]:
         console.print(reason)
@@ -256,7 +256,7 @@ def print_table(result: replay.Replayed, streams: Sequence[Stream], copied: Mapp
 
 
 def print_verdict(result: replay.Replayed, streams: Sequence[Stream]) -> None:
-    flagged = {row.client_id for _, row in replay.ranked(result.scores) if row.state in FLAGGED}
+    flagged = {row.client_id for _, row in replay.ranked(result.scores) if row.decision.state in FLAGGED}
     thieves = {s.client for s in streams if s.role == "attack"}
     honest = {s.client for s in streams if s.role != "attack"}
     groups = [set(row.members) for row in result.campaigns.values()]

@@ -9,7 +9,7 @@ from pathlib import Path
 from consumers import config
 from consumers.http.access import TABLE
 from consumers.metrics import METRICS
-from consumers.records.decision import FRAMEWORKS
+from consumers.records.alert import FRAMEWORKS
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "aisvs.md").read_text()

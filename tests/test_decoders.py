@@ -28,7 +28,8 @@ from consumers.log import MAX_RECORD_BYTES, Records
 from consumers.log.batches import CODECS, _decompressed, _Unreadable, _walk
 from consumers.log.formats import REASONS, InputReader, NativeFormat
 from consumers.log.lines import Lines, gunzip, unzstd
-from consumers.records.decision import packed_alert, stored_alert, stored_decision
+from consumers.records.alert import packed_alert, stored_alert
+from consumers.records.decision import stored_decision
 from consumers.records.ledger import imbalance
 from consumers.secrets import Secrets
 from consumers.store import DecisionRow, OutboxAlert

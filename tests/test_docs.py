@@ -32,7 +32,7 @@ from consumers import cli, config
 from consumers.alerts.kafka import _letter
 from consumers.log import formats
 from consumers.metrics import METRICS
-from consumers.records.decision import FRAMEWORKS
+from consumers.records.alert import FRAMEWORKS
 from consumers.store import DECISION_CELLS, DeadLetter, Store
 from consumers.store.redis import connect
 from detector import calibration, fold, policy

@@ -139,17 +139,19 @@ def test_scenario(path: Path, tmp_path: Path, secrets: Secrets) -> None:
     for client, expected in wanted.items():
         row = rows[client]
         found = {
-            "flagged": row.state in FLAGGED,
-            "state": row.state,
-            "queries": row.queries,
-            "distinct": round(row.distinct),
-            "family": row.family,
-            "misfit": round(row.misfit),
+            "flagged": row.decision.state in FLAGGED,
+            "state": row.decision.state,
+            "queries": row.assessment.queries,
+            "distinct": round(row.assessment.distinct),
+            "family": row.assessment.family,
+            "misfit": round(row.assessment.misfit),
             "refused": row.refused,
         }
-        assert {name: found[name] for name in expected} == expected, f"{scenario['name']}: {client} {row.suspicion}"
+        assert {name: found[name] for name in expected} == expected, (
+            f"{scenario['name']}: {client} {row.assessment.suspicion}"
+        )
         told = [alert for alert in result.alerts if alert.get("client_id") == client]
-        assert len(told) == (row.state in FLAGGED)
+        assert len(told) == (row.decision.state in FLAGGED)
     campaigns = [alert for alert in result.alerts if alert["kind"] == "campaign"]
     members = [{n for pattern in patterns for n in meant(pattern, rows)} for patterns in scenario.get("campaigns", [])]
     assert [set(alert["members"]) for alert in campaigns] == members, scenario["name"]
@@ -160,7 +162,7 @@ def test_scenario(path: Path, tmp_path: Path, secrets: Secrets) -> None:
         assert result.counters[name] == count, name
     assert dict(result.reasons) == scenario.get("reasons", {})
     same = scenario.get("same_suspicion", [])
-    assert len({rows[client].suspicion for client in same}) <= 1
+    assert len({rows[client].assessment.suspicion for client in same}) <= 1
     if scenario.get("unchanged_without_lines"):
         clean = replayed(tmp_path / "clean", lines_of(scenario, with_lines=False), secrets)
         assert [r.score(m) for m, r in replay.ranked(clean.scores)] == [

@@ -122,8 +122,8 @@ def seen_at(outcome: replay.Replayed, client: str) -> int | None:
 def test_a_theft_is_flagged_however_its_queries_are_spoilt(outcome: replay.Replayed, way: str) -> None:
     row = row_of(outcome, f"thief {way}")
     assert row is not None
-    assert row.state in FLAGGED
-    assert row.queries == 300
+    assert row.decision.state in FLAGGED
+    assert row.assessment.queries == 300
     plain, spoilt = seen_at(outcome, "thief as it is"), seen_at(outcome, f"thief {way}")
     assert plain is not None
     assert spoilt is not None
@@ -137,6 +137,8 @@ def test_what_is_no_query_of_a_client_flags_nobody(outcome: replay.Replayed) -> 
 
 
 def test_honest_misfits_in_their_calibrated_share_accuse_nobody(outcome: replay.Replayed) -> None:
-    states = {row.client_id: row.state for row in outcome.scores.values() if row.client_id.startswith("honest")}
+    states = {
+        row.client_id: row.decision.state for row in outcome.scores.values() if row.client_id.startswith("honest")
+    }
     assert len(states) == 60
     assert [client for client, state in states.items() if state in FLAGGED] == []

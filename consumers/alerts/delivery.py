@@ -24,7 +24,7 @@ from consumers.alerts import AlertSink
 from consumers.errors import CorruptState, Unavailable, Undeliverable
 from consumers.metrics import Metrics
 from consumers.periodic import Backoff, Periodic
-from consumers.records.decision import stored_alert
+from consumers.records.alert import stored_alert
 from consumers.secrets import Secrets
 from consumers.store import DECISION_CELLS, OutboxAlert, Store
 

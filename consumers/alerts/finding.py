@@ -10,7 +10,6 @@ Rules:
 
 from __future__ import annotations
 
-import datetime as dt
 from typing import Any, Literal
 
 import msgspec
@@ -18,6 +17,7 @@ import msgspec
 from consumers.errors import Undeliverable
 from consumers.legible import legible
 from consumers.store import OutboxAlert
+from consumers.times import milliseconds
 
 Activity = Literal["created", "updated", "closed"]
 SEVERITIES = ("medium", "high", "critical")
@@ -113,7 +113,7 @@ def finding(alert: OutboxAlert) -> Finding:
     """The alert of an outbox entry. Raises Undeliverable for a body that is none."""
     try:
         found = _decode.decode(alert.body)
-        time_ms = round(dt.datetime.fromisoformat(found.time).timestamp() * 1000)
+        time_ms = milliseconds(found.time)
         return msgspec.structs.replace(found, native=msgspec.json.decode(alert.body), time_ms=time_ms)
     except (msgspec.DecodeError, ValueError, OverflowError) as error:
         raise Undeliverable(f"alert {alert.uid}: {error}") from error

@@ -68,8 +68,9 @@ def evidence(
     """Write a signed evidence bundle: decision, alerts, profile, audit rows and method. With the baseline it can be verified."""
     from consumers.operators import audit
     from consumers.readers import evidence as bundling
-    from consumers.records import operator_entries
-    from consumers.records.decision import stored_alert, stored_decision
+    from consumers.records.alert import stored_alert
+    from consumers.records.decision import stored_decision
+    from consumers.records.sealing import sealed
     from consumers.records.spans import fields_of, spans_in_force
 
     check_folders(out_path)
@@ -88,7 +89,7 @@ def evidence(
             tenant=key.tenant,
             model=key.model,
             client=key.client,
-            sealed_id=operator_entries.sealed(c.client_id, secrets, key.tenant),
+            sealed_id=sealed(c.client_id, secrets, key.tenant),
             decision=stored_decision(store.decided([key])[key], secrets, key.tenant),
             alerts=[b for b in bodies if (b["tenant"], b["model_id"], b.get("client_id")) == (key.tenant, key.model, c.client_id)],
             spans=spans_in_force(fields, known),

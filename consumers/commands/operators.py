@@ -142,9 +142,9 @@ def _shown(
 
 
 def _until(time_s: int) -> str:
-    from consumers.readers.gateways import moment
+    from consumers.times import minute
 
-    return moment(time_s * 1000) if time_s else "for ever"
+    return minute(time_s * 1000) if time_s else "for ever"
 
 
 def _where(model: str) -> str:

@@ -20,30 +20,34 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
-import msgspec
-
-from consumers.detect import episodes
 from consumers.errors import CorruptState, Fenced, Rewound
-from consumers.records import sample_events
+from consumers.records import alert, sample_events
+from consumers.records.client import ClientRecord, read_profile
 from consumers.records.decision import (
+    RowSummary,
     StoredDecision,
     campaign_key,
-    history_of,
+    decided,
     is_campaign,
     packed_decision,
+    previous,
     stored_decision,
+    summary_of,
+    with_decision,
 )
+from consumers.records.refusals import Refusals
 from consumers.records.spans import Fields, fields_of
 from consumers.secrets import Secrets
 from consumers.store import DecisionRow, OutboxAlert, Outcome, Store, decision_cell
 from detector.baseline import Baseline
 from detector.collusion import FEWEST, Group, assess_group, candidates, merged
-from detector.policy import FLAGGED, Decision, Policy, decide_group, lapsed
-from detector.profile import Profile
+from detector.extraction import estimate
+from detector.policy import FLAGGED, Decision, Policy, decide_group, lapsed, news
 from detector.query import ClientKey
+from detector.scoring import trajectory
 
 log = logging.getLogger("querywarden.campaigns")
 
@@ -52,18 +56,6 @@ MOST_GROUPS = 200
 MOST_MEMBERS = 2_000
 """Profiles that a pass reads at most (one group, if it is larger): a pass must end well within a lease."""
 LINKS_KEPT = 64
-
-
-class _Glance(msgspec.Struct):
-    """The little of a client's row that grouping needs, read without unsealing."""
-
-    queries: int = 0
-    suspicion: float = 0.0
-    campaign_id: str | None = None
-    links: list[str] = []
-
-
-_glance = msgspec.msgpack.Decoder(_Glance)
 
 
 class Holding(Protocol):
@@ -95,7 +87,7 @@ class Suspected:
 class Survey:
     """All rows of a tenant at a glance: clients, campaigns as stored, and the groups that links make."""
 
-    clients: dict[ClientKey, _Glance] = field(default_factory=dict)
+    clients: dict[ClientKey, RowSummary] = field(default_factory=dict)
     standing: dict[ClientKey, StoredDecision] = field(default_factory=dict)
     groups: list[Suspected] = field(default_factory=list)
 
@@ -104,13 +96,11 @@ class Survey:
 class Campaigns:
     """The pure half: rows and profiles in, rows and alerts out.
 
-    merge      (client, its fields) → its profile over one horizon and its id, None where there is none
     policy_of  model → policy
     """
 
     baselines: Mapping[str, Baseline]
     secrets: Secrets
-    merge: Callable[[ClientKey, Fields], tuple[Profile, str] | None]
     policy_of: Callable[[str], Policy]
 
     def survey(self, rows: Iterable[tuple[ClientKey, DecisionRow]]) -> Survey:
@@ -122,12 +112,12 @@ class Campaigns:
                 if is_campaign(key):
                     found.standing[key] = stored_decision(row, self.secrets, key.tenant)
                     continue
-                glance = found.clients[key] = _glance.decode(row.row)
-            except (CorruptState, msgspec.DecodeError, ValueError) as error:
+                summary = found.clients[key] = summary_of(row)
+            except CorruptState as error:
                 log.warning("decision row set aside", extra={"model": key.model, "why": str(error)})
                 continue
             if key.model in self.baselines:
-                linked.setdefault((key.tenant, key.model), {})[key] = glance.links
+                linked.setdefault((key.tenant, key.model), {})[key] = summary.links
         for (tenant, model), links in sorted(linked.items()):
             # in one order whatever order the rows came in
             groups = candidates({key: links[key] for key in sorted(links)})
@@ -147,55 +137,58 @@ class Campaigns:
             key = named.get(i) or campaign_key(tenant, model, campaign_id(tenant, model, group.links[0]))
             if i not in named and key in found.standing:
                 continue  # the campaign of that name goes on elsewhere
-            glances = [found.clients[k] for k in group.members]
+            summaries = [found.clients[k] for k in group.members]
             before = found.standing.get(key)
             links = dict.fromkeys([*(before.links if before else ()), *group.links])
             yield Suspected(
-                key, tuple(links)[:LINKS_KEPT], group.members, sum(g.queries for g in glances),
-                sum(g.suspicion for g in glances) / len(glances),
+                key, tuple(links)[:LINKS_KEPT], group.members, sum(s.queries for s in summaries),
+                sum(s.suspicion for s in summaries) / len(summaries),
             )  # fmt: skip
 
     def assess(
         self, group: Suspected, fields: Mapping[ClientKey, Fields], before: StoredDecision | None, now_s: int | None
-    ) -> tuple[StoredDecision, OutboxAlert | None] | None:
-        """The group's row and what there is to tell; None when it neither is nor was flagged, or has too few profiles left."""
-        baseline = self.baselines[group.key.model]
-        found = {k: m for k in group.members if (m := self.merge(k, fields.get(k, {}))) is not None}
+    ) -> tuple[DecisionRow, OutboxAlert | None] | None:
+        """The group's row as it is stored, and the alert if there is news.
+
+        None when it neither is nor was flagged, or has too few profiles left.
+        """
+        key, baseline = group.key, self.baselines[group.key.model]
+        read = (read_profile(k, fields.get(k, {}), baseline, self.secrets) for k in group.members)
+        found = [member for member in read if member is not None]
         if len(found) < FEWEST:
             return None
-        profiles = [profile for profile, _ in found.values()]
-        names = sorted(name for _, name in found.values())
+        profiles = [profile for profile, _ in found]
+        names = tuple(sorted(name for _, name in found))
         assessment = assess_group(profiles, baseline)
         whole = merged(profiles)
-        previous = episodes.previous(before)
+        earlier = previous(before)
         now = whole.last_ms // 1000 if now_s is None else now_s
-        decision = decide_group(previous, assessment, baseline.nulls, self.policy_of(group.key.model), now)
-        if before is not None and (before.queries, before.members) == (assessment.queries, names):
-            decision = lapsed(previous, decision, now)
+        decision = decide_group(earlier, assessment, baseline.nulls, self.policy_of(key.model), now)
+        if before is not None and (before.assessment.queries, before.members) == (assessment.queries, names):
+            decision = lapsed(earlier, decision, now)
         if before is None and decision.state not in FLAGGED:
             return None
         blobs = (f.get(sample_events.FIELD) for k in group.members for f in fields.get(k, {}).values())
-        row = msgspec.structs.replace(
-            episodes.assessed(group.campaign_id, whole, baseline, assessment, decision, before),
-            campaign_id=group.campaign_id,
-            links=list(group.links),
-            witnesses=sample_events.chosen(blobs, assessment.strongest, baseline.table, self.secrets, group.key.tenant),
-            members=names,
+        events = sample_events.together(blobs, self.secrets, key.tenant)
+        record = ClientRecord(group.campaign_id, whole, (), group.links, events, Refusals(), names)
+        witnesses = sample_events.chosen(events, assessment.strongest, baseline.table)
+        exposure = estimate(whole, baseline.map, baseline.estimator)
+        row = decided(
+            record, before, decision, assessment, exposure, trajectory(whole, baseline, assessment), witnesses
         )
-        return episodes.told(group.key, row, before, self.secrets)
+        known = before.alert if before is not None else None
+        joined = bool(set(names) - set(known.get("members", ()))) if known else False
+        return alert.told(key, row, before, news(earlier, decision, known is not None, joined), self.secrets)
 
-    def ended(self, key: ClientKey, before: StoredDecision, now_s: int) -> tuple[StoredDecision, OutboxAlert | None]:
+    def ended(self, key: ClientKey, before: StoredDecision, now_s: int) -> tuple[DecisionRow, OutboxAlert | None]:
         """A campaign whose accounts nothing ties together any more, its time over."""
-        decision = Decision("clear", "expired", now_s, 0, before.episode + 1)
-        row = msgspec.structs.replace(
-            before, state="clear", reason="expired", since_s=now_s, until_s=0, episode=decision.episode,
-            history=history_of(before, decision, before.suspicion),
-        )  # fmt: skip
-        return episodes.told(key, row, before, self.secrets)
+        decision = Decision("clear", "expired", now_s, 0, before.decision.episode + 1)
+        telling = news(before.decision, decision, before.alert is not None)
+        return alert.told(key, with_decision(before, decision), before, telling, self.secrets)
 
     def names(self, standing: Mapping[ClientKey, StoredDecision]) -> dict[ClientKey, str]:
         """Client → the flagged campaign that names it, the most suspicious of several."""
-        flagged = [(row.p_value, key, row) for key, row in standing.items() if row.state in FLAGGED]
+        flagged = [(row.assessment.p_value, key, row) for key, row in standing.items() if row.decision.state in FLAGGED]
         found: dict[ClientKey, str] = {}
         for _, key, row in sorted(flagged, key=lambda r: r[:2]):
             for member in row.members:
@@ -238,8 +231,8 @@ class Search:
                     survey.standing[key] = stored_decision(row, self.campaigns.secrets, tenant)
         names = self.campaigns.names(survey.standing)
         renamed: dict[int, list[ClientKey]] = {}
-        for key, glance in survey.clients.items():
-            if names.get(key) != glance.campaign_id:
+        for key, summary in survey.clients.items():
+            if names.get(key) != summary.campaign_id:
                 renamed.setdefault(decision_cell(key), []).append(key)
         for cell, keys in sorted(renamed.items()):
             outcome = self._recorded(
@@ -254,7 +247,7 @@ class Search:
         due = []
         for group in survey.groups:
             before = survey.standing.get(group.key)
-            over = before is not None and now_s is not None and 0 < before.until_s <= now_s
+            over = before is not None and now_s is not None and 0 < before.decision.until_s <= now_s
             if decision_cell(group.key) in held and (
                 over or self.assessed.get(group.key) != (group.members, group.queries)
             ):
@@ -314,9 +307,8 @@ class Search:
             if found is None and before is not None and _over(before, now_s):
                 found = self.campaigns.ended(key, before, now_s or 0)
             if found is not None:
-                row, alert = found
-                outcome.rows[key] = packed_decision(row, self.campaigns.secrets, key.tenant)
-                outcome.alerts += [alert] if alert is not None else []
+                outcome.rows[key], told = found
+                outcome.alerts += [told] if told is not None else []
         return outcome
 
     def _rename(
@@ -330,7 +322,7 @@ class Search:
         for key in keys:
             row = self._stored(key, rows)
             if row is not None and row.campaign_id != names.get(key):
-                named = msgspec.structs.replace(row, campaign_id=names.get(key))
+                named = replace(row, campaign_id=names.get(key))
                 outcome.rows[key] = packed_decision(named, self.campaigns.secrets, key.tenant)
         return outcome
 
@@ -344,7 +336,7 @@ class Search:
 
 def _over(before: StoredDecision, now_s: int | None) -> bool:
     """Whether a campaign that nothing holds together has come to its end."""
-    return now_s is not None and before.state != "clear" and before.until_s <= now_s
+    return now_s is not None and before.decision.state != "clear" and before.decision.until_s <= now_s
 
 
 def _without_group(survey: Survey, groups: Mapping[ClientKey, Suspected], now_s: int | None) -> list[ClientKey]:
@@ -353,4 +345,4 @@ def _without_group(survey: Survey, groups: Mapping[ClientKey, Suspected], now_s:
 
 def campaign_id(tenant: str, model: str, link: str) -> str:
     """32 hex digits."""
-    return episodes.digest_of(tenant, model, link)
+    return alert.digest_of(tenant, model, link)

@@ -126,7 +126,7 @@ class Runner:
         workers = [OutboxWorker(sink, self.store, self.detect.secrets, self.metrics, self.clock) for sink in self.sinks]
         self.deliveries = OutboxWorkers(workers, self.alarms)
         d = self.detect
-        self.search = Search(self.store, Campaigns(d.baselines, d.secrets, d.merged, d.policy_of))
+        self.search = Search(self.store, Campaigns(d.baselines, d.secrets, d.policy_of))
         self._searched_s = self.clock()
         self.schema = SchemaHolds(d.baselines, d.secrets)
         d.misfits_held = self.schema.holds

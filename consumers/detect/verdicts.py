@@ -14,20 +14,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import msgspec
-
 from consumers.errors import CorruptState
-from consumers.records.decision import (
-    StoredDecision,
-    packed_alert,
-    packed_decision,
-    rfc3339,
-    stored_alert,
-    stored_decision,
-)
+from consumers.records.alert import judged, packed_alert, stored_alert
+from consumers.records.decision import StoredDecision, packed_decision, stored_decision
 from consumers.records.operator_entries import Verdict, unpacked
 from consumers.secrets import Secrets
 from consumers.store import DecisionRow, Entry, Outcome, Store, decision_cell
@@ -88,7 +80,7 @@ def tell(
         if row is None or row.alert is None or row.alert["alert_id"] != said.verdict.alert_id:
             over.append(said)
         elif (body := _judged(row.alert, said.verdict, row.update)) is not None:
-            row = msgspec.structs.replace(row, alert=body, update=body["update"])
+            row = replace(row, alert=body, update=body["update"])
             outcome.rows[said.client] = packed_decision(row, secrets, said.client.tenant)
             outcome.alerts.append(packed_alert(body, said.verdict.at_s * 1000, secrets))
     last = _last_sent(store, secrets, {said.verdict.alert_id for said in over}) if over else {}
@@ -101,11 +93,7 @@ def tell(
 
 
 def _judged(body: Mapping[str, Any], verdict: Verdict, update: int) -> dict[str, Any] | None:
-    """The finding with the verdict, as its next update; None when it says so already."""
-    words = {"verdict": verdict.verdict, "by": verdict.actor, "note": verdict.note}
-    if body.get("verdict") == words:
-        return None
-    return {**body, "verdict": words, "time": rfc3339(verdict.at_s * 1000), "update": update + 1}
+    return judged(body, update, verdict.verdict, verdict.actor, verdict.note, verdict.at_s * 1000)
 
 
 def _row(row: DecisionRow | None, tenant: str, secrets: Secrets) -> StoredDecision | None:

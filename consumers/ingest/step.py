@@ -79,7 +79,7 @@ class Cell:
     checked_s: float = 0.0
     stored: dict[ClientKey, set[int]] = field(default_factory=dict)
     links: dict[ClientKey, tuple[str, ...]] = field(default_factory=dict)
-    told: dict[ClientKey, tuple[sample_events.Witness, ...]] = field(default_factory=dict)
+    told: dict[ClientKey, tuple[sample_events.SampleEvent, ...]] = field(default_factory=dict)
     refused: dict[ClientKey, refusals.Refusals] = field(default_factory=dict)
 
 
@@ -345,8 +345,8 @@ class Ingest:
         keys: list[ClientKey],
         bits: NDArray[np.uint32],
         decoded: Decoded,
-    ) -> tuple[dict[ClientKey, tuple[str, ...]], dict[ClientKey, tuple[sample_events.Witness, ...]]]:
-        """Links and witnesses that change, by client. The overflow client is many, so it has neither."""
+    ) -> tuple[dict[ClientKey, tuple[str, ...]], dict[ClientKey, tuple[sample_events.SampleEvent, ...]]]:
+        """Links and sample events that change, by client. The overflow client is many, so it has neither."""
         linked = links.seen(cell.links, keys, batch, decoded.metadata.get(model, {}), self.secrets)
         texts, ends = decoded.events[model]
         rows = np.searchsorted(decoded.batches[model].offsets, batch.offsets).astype(np.int64)

@@ -21,7 +21,8 @@ from typing import Any
 import msgspec
 
 from consumers.errors import CorruptState
-from consumers.records.decision import campaign_key, is_campaign, stored_alert, stored_decision
+from consumers.records.alert import stored_alert
+from consumers.records.decision import campaign_key, is_campaign, stored_decision
 from consumers.records.operator_cell import written
 from consumers.secrets import Secrets
 from consumers.store import Entry, Operation, Store, decision_cell
@@ -155,7 +156,7 @@ def document(store: Store, secrets: Secrets, subject: Subject) -> dict[str, Any]
 
 def _decision(row: Any, secrets: Secrets, key: ClientKey) -> Any:
     try:
-        return msgspec.to_builtins(stored_decision(row, secrets, key.tenant))
+        return stored_decision(row, secrets, key.tenant).document()
     except CorruptState as error:
         return {"damaged": str(error), "state": row.state}
 

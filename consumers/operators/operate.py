@@ -31,10 +31,11 @@ import msgspec
 
 from consumers.errors import Conflict, CorruptState, Missing, Refused, Stale, Unavailable, WrongUse
 from consumers.operators import audit, kept
-from consumers.records import breaker_entries, operator_entries, schema_holds
-from consumers.records.decision import rfc3339
+from consumers.records import breaker_entries, operator_entries, schema_holds, sealing
 from consumers.records.operator_cell import written
 from consumers.records.operator_entries import (
+    RULINGS,
+    VERDICTS,
     AllowlistEntry,
     Answered,
     ApiKey,
@@ -48,6 +49,7 @@ from consumers.records.operator_entries import (
 from consumers.records.schema_holds import SchemaHold, SchemaRuling
 from consumers.secrets import Secrets
 from consumers.store import Entry, Operation, Store
+from consumers.times import rfc3339
 from detector.query import ClientKey
 
 log = logging.getLogger("querywarden.operate")
@@ -145,8 +147,7 @@ class Operations:
 
         Raises Conflict for a dry run where a decision holds (it would take its place), Stale when `seen` is over.
         """
-        if state not in operator_entries.STATES:
-            raise WrongUse(f"state: {', '.join(operator_entries.STATES)}")
+        ruling = _one_of("state", state, RULINGS)
         if not 1 <= ttl_s <= self.longest_s:
             raise WrongUse(
                 f"ttl_s: 1 to {self.longest_s} seconds, that is {_length(self.longest_s)} (http.longest_decision_s)"
@@ -157,7 +158,7 @@ class Operations:
         def plan() -> _Plan[StoredOperatorDecision]:
             now = int(self.now_s())
             made = StoredOperatorDecision(
-                subject.client, subject.model, state, now + ttl_s, simulated, reason, note, actor.name, now,
+                subject.client, subject.model, ruling, now + ttl_s, simulated, reason, note, actor.name, now,
                 self._sealed(subject, actor.tenant),
             )  # fmt: skip
             self._unchanged(actor.tenant, subject, seen)
@@ -239,15 +240,14 @@ class Operations:
 
         campaign: key of the campaign that the alert is about. Its accounts are not allowlisted: each may be a thief by itself.
         """
-        if verdict not in operator_entries.VERDICTS:
-            raise WrongUse(f"verdict: {', '.join(operator_entries.VERDICTS)}")
+        value = _one_of("verdict", verdict, VERDICTS)
         _check(None, note)
 
         def plan() -> _Plan[Verdict]:
             now = int(self.now_s())
             about = subject or campaign
             model, client = (about.model, about.client) if about else ("", "")
-            made = Verdict(alert_id, verdict, note, actor.name, now, model, client)
+            made = Verdict(alert_id, value, note, actor.name, now, model, client)
             before = self._entry("verdict", alert_id, actor.tenant, Verdict)
             plan = _Plan(
                 made,
@@ -288,7 +288,7 @@ class Operations:
             mine = [e for e in self._all("note", actor.tenant) if e.key.startswith(above)]
             if len(mine) >= MOST_NOTES:
                 raise Conflict(f"{MOST_NOTES} notes about this client already")
-            sealed = operator_entries.sealed(text, self.secrets, actor.tenant)
+            sealed = sealing.sealed(text, self.secrets, actor.tenant)
             made = Note(entropy.token_hex(8), key.client, key.model, sealed, actor.name, now)
             put = Entry(actor.tenant, "note", above + made.id, operator_entries.packed(made), now + NOTE_KEPT_S)
             return _Plan(made, f"client:{key.client} model:{key.model}", puts=[put])
@@ -516,7 +516,7 @@ class Operations:
         return [operator_entries.unpacked(e, ApiKey) for e in self._all("key", tenant)]
 
     def _sealed(self, subject: Subject, tenant: str) -> str:
-        return operator_entries.sealed(subject.client_id, self.secrets, tenant) if subject.client_id else ""
+        return sealing.sealed(subject.client_id, self.secrets, tenant) if subject.client_id else ""
 
 
 def _length(seconds: int) -> str:
@@ -540,6 +540,14 @@ def key_digest(secrets: Secrets, text: str) -> str:
 def without_digest(key: ApiKey) -> ApiKey:
     """The key as it may be shown."""
     return replace(key, digest="")
+
+
+def _one_of(name: str, text: str, values: tuple[T, ...]) -> T:
+    """The value that a caller's text names. Raises WrongUse."""
+    for value in values:
+        if value == text:
+            return value
+    raise WrongUse(f"{name}: {', '.join(map(str, values))}")
 
 
 def _check(subject: Subject | None, *words: str) -> None:

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from consumers.legible import legible
+from consumers.times import day_and_minute
 
 LEAST_P = 1e-6
 """The plot's ceiling: smaller p-values are drawn there."""
@@ -158,7 +159,7 @@ def timeline_figure(traces: Sequence[Trace], width: int) -> str:
             f'<rect class="life" x="{first:.1f}" y="{y - 3}" width="{max(last - first, 2):.1f}" height="6" rx="3"/>'
         )
         for time_ms, state in trace.marks:
-            title = f"<title>{escape(state)} · {when(time_ms)}</title>"
+            title = f"<title>{escape(state)} · {day_and_minute(time_ms)}</title>"
             out.append(f'<circle class="mark {escape(state)}" cx="{at_x(time_ms):.1f}" cy="{y}" r="5">{title}</circle>')
         out.append("</g>")
     out.append("</svg>")
@@ -171,12 +172,6 @@ def _hover(trace: Trace) -> str:
 
 def _short(words: str, most: int) -> str:
     return words if len(words) <= most else words[: most - 1] + "…"
-
-
-def when(time_ms: int) -> str:
-    """``2 Mar 2026 09:14``, UTC."""
-    moment = dt.datetime.fromtimestamp(time_ms / 1000, dt.UTC)
-    return f"{moment.day} {moment:%b %Y %H:%M}"
 
 
 def _open(width: int, height: int, label: str) -> str:

@@ -172,7 +172,7 @@ def bundle(case: Case, key: Ed25519PrivateKey, clear: bool = False) -> bytes:
         raise Refused("the store holds no profile of this client for this baseline: there is nothing to replay")
     assessment = assess(profile, case.baseline, case.cells, case.decision.persona)
     shown = case.decision.client_id if clear else case.sealed_id
-    decision = _renamed(msgspec.to_builtins(case.decision), shown)
+    decision = _renamed(case.decision.document(), shown)
     members = {
         "METHOD.md": METHOD.encode(),
         "decision.json": _json(decision),
@@ -202,7 +202,7 @@ def bundle(case: Case, key: Ed25519PrivateKey, clear: bool = False) -> bytes:
         log_cells=case.cells,
         persona=case.decision.persona,
         profile=index,
-        decision_agrees=abs(case.decision.suspicion - assessment.suspicion) <= SAME,
+        decision_agrees=abs(case.decision.assessment.suspicion - assessment.suspicion) <= SAME,
         members={name: MemberNamed(hashlib.sha256(body).hexdigest(), len(body)) for name, body in members.items()},
         public_key=base64.b64encode(raw).decode(),
     )

@@ -9,21 +9,20 @@ Rules:
 
 from __future__ import annotations
 
-import datetime as dt
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from consumers.legible import legible
-from consumers.readers.gateways import moment
-from consumers.readers.models import Alert, ClientDetail
+from consumers.readers.models import Alert, Client, ClientDetail
+from consumers.times import milliseconds, minute
 from detector.baseline import Baseline
-from detector.policy import BLOCK_FACTOR, MIN_ODD_TO_BLOCK, REASONS, STATES, WATCH_FACTOR
+from detector.policy import BLOCK_FACTOR, MIN_ODD_TO_BLOCK, REASONS, STATES, WATCH_FACTOR, Mode, State, severity
 from detector.signals import NAMES
 
 LEAST_P = 1e-9
-MODE_WORDS = {
+MODE_WORDS: dict[Mode, str] = {
     "observe": "gateways enforce nothing",
     "alert": "alerts go out, gateways enforce nothing",
     "throttle": "gateways throttle at most",
@@ -89,6 +88,13 @@ def standings(one: ClientDetail, baseline: Baseline | None) -> list[Standing]:
     return sorted(found, key=lambda s: -s.value)
 
 
+def why(client: Client) -> str:
+    """Why a client is in its state: its strongest evidence, or the reason in words where it is clear or nothing speaks against it."""
+    if client.state != "clear" and client.evidence and client.evidence[0].text:
+        return client.evidence[0].text
+    return REASONS.get(client.reason, client.reason)
+
+
 def sentence(one: ClientDetail) -> str:
     """The whole in two or three sentences."""
     c = one.client
@@ -117,8 +123,8 @@ def _reason(code: str) -> str:
 def what_would_change(one: ClientDetail, budget: float, baseline: Baseline | None) -> list[str]:
     """What would move the client up or down, and what would change what gateways do."""
     c = one.client
-    limits = {"watch": budget * WATCH_FACTOR, "throttle": budget, "block": budget * BLOCK_FACTOR}
-    above = STATES[STATES.index(c.state) + 1 :]
+    limits: dict[State, float] = {"watch": budget * WATCH_FACTOR, "throttle": budget, "block": budget * BLOCK_FACTOR}
+    above = STATES[severity(c.state) + 1 :]
     lines = []
     if c.reason == "uncalibrated":
         lines.append("Nothing is blocked until the baseline is fitted with the traffic of real clients.")
@@ -136,7 +142,7 @@ def what_would_change(one: ClientDetail, budget: float, baseline: Baseline | Non
     else:
         lines.append("There is no higher state.")
     if c.state in ("throttle", "block") and c.until_s and one.gateways.cause != "ended":
-        until = moment(c.until_s * 1000)
+        until = minute(c.until_s * 1000)
         lines.append(
             f"The state ends on {until}. It is renewed when the client sends queries while the evidence still holds."
         )
@@ -231,13 +237,8 @@ def account(
         "summary": sentence(one),
         "evidence": [asdict(e) for e in c.evidence],
         "signals": [asdict(s) for s in standings(one, baseline)],
-        "timeline": [{"time": moment(e.at_ms), "what": e.text} for e in events(one, alerts)],
+        "timeline": [{"time": minute(e.at_ms), "what": e.text} for e in events(one, alerts)],
         "what_did_not_fit": refusals(one),
         "what_would_change_it": what_would_change(one, budget, baseline),
-        "until": moment(c.until_s * 1000) if c.until_s else None,
+        "until": minute(c.until_s * 1000) if c.until_s else None,
     }
-
-
-def milliseconds(time: str) -> int:
-    """RFC 3339 → ms since the epoch."""
-    return round(dt.datetime.fromisoformat(time).timestamp() * 1000)

@@ -9,17 +9,17 @@ Rules:
 
 from __future__ import annotations
 
-import datetime as dt
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 from consumers.readers.models import Allowed, AtGateways, Cause, Client, OperatorDecision
 from consumers.records.operator_entries import EVERY_MODEL
-from detector.policy import FLAGGED, STATES
+from consumers.times import minute
+from detector.policy import FLAGGED, Mode, State, milder
 
-_CAPS: Mapping[str, str] = {"observe": "clear", "alert": "watch", "throttle": "throttle", "block": "block"}
-_VERBS: Mapping[str, str] = {
+_CAPS: Mapping[Mode, State] = {"observe": "clear", "alert": "watch", "throttle": "throttle", "block": "block"}
+_VERBS: Mapping[State, str] = {
     "clear": "let it through",
     "watch": "let it through",
     "throttle": "throttle it",
@@ -31,9 +31,9 @@ class Assessed(Protocol):
     """What detect stored of a client. enforced: what it wanted gateways to do; until_s: 0 for no end."""
 
     @property
-    def state(self) -> str: ...
+    def state(self) -> State: ...
     @property
-    def enforced(self) -> str: ...
+    def enforced(self) -> State: ...
     @property
     def reason(self) -> str: ...
     @property
@@ -46,15 +46,15 @@ class Assessed(Protocol):
 class Modes:
     """Enforcement modes: of all models, and another one of some."""
 
-    mode: str = "observe"
-    models: Mapping[str, str] = field(default_factory=dict)
+    mode: Mode = "observe"
+    models: Mapping[str, Mode] = field(default_factory=dict)
 
-    def of(self, model: str) -> str:
+    def of(self, model: str) -> Mode:
         """The mode of a model."""
         return self.models.get(model, self.mode)
 
 
-Said = TypeVar("Said", OperatorDecision, Allowed)
+ByOperator = TypeVar("ByOperator", OperatorDecision, Allowed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,13 +87,18 @@ class ManualDecisions:
         mode = self.modes.of(client.model_id)
         return at_gateways(client, self.decision(client), self.allowed(client), mode, self.held_s, self.now_s)
 
-    def _of(self, client: Client, found: Sequence[Said]) -> Said | None:
+    def _of(self, client: Client, found: Sequence[ByOperator]) -> ByOperator | None:
         mine = {s.model_id: s for s in found if s.client_key == client.client_key and holds(s.until_s, self.now_s)}
         return mine.get(client.model_id) or mine.get(EVERY_MODEL)
 
 
 def at_gateways(
-    detected: Assessed, decision: OperatorDecision | None, allowed: Allowed | None, mode: str, held_s: int, now_s: float
+    detected: Assessed,
+    decision: OperatorDecision | None,
+    allowed: Allowed | None,
+    mode: Mode,
+    held_s: int,
+    now_s: float,
 ) -> AtGateways:
     """What gateways do with a client of a model that has this mode.
 
@@ -108,18 +113,18 @@ def at_gateways(
     return _by_detection(detected, mode, held_s, now_s)
 
 
-def _by_detection(d: Assessed, mode: str, held_s: int, now_s: float) -> AtGateways:
+def _by_detection(d: Assessed, mode: Mode, held_s: int, now_s: float) -> AtGateways:
     if d.state not in FLAGGED:
         return _said("clear", "nothing", 0, f"no decision restricts it, and state {d.state} is not enforced")
     if not holds(d.until_s, now_s):
-        return _said("clear", "ended", 0, f"the detected decision ended on {moment(d.until_s * 1000)}")
+        return _said("clear", "ended", 0, f"the detected decision ended on {minute(d.until_s * 1000)}")
     cap = _CAPS[mode]
     held = 0 < held_s <= d.since_s
-    state = "watch" if held else _lower(d.enforced, cap)
+    state = "watch" if held else milder(d.enforced, cap)
     if state in FLAGGED:
         why = "detection asks for it" if state == d.state else f"detection asks for {d.state}, {_limit(d, state, mode)}"
         return _said(state, "detection", d.until_s, why)
-    state = _lower(cap, "watch")
+    state = milder(cap, "watch")
     if held:
         return _said(state, "breaker", 0, "the breaker is open, so new detected decisions are not enforced")
     if cap not in FLAGGED:
@@ -127,7 +132,7 @@ def _by_detection(d: Assessed, mode: str, held_s: int, now_s: float) -> AtGatewa
     return _said(state, "detection", 0, f"detection asks for {d.state}, {_limit(d, state, mode)}")
 
 
-def _limit(d: Assessed, state: str, mode: str) -> str:
+def _limit(d: Assessed, state: State, mode: Mode) -> str:
     """Why less than the state is enforced, though the mode enforces something."""
     if d.reason == "allow_listed":
         return "but it was on the allowlist when it was last assessed"
@@ -138,20 +143,11 @@ def _limit(d: Assessed, state: str, mode: str) -> str:
     return "but another mode held when it was last assessed"
 
 
-def _lower(one: str, other: str) -> str:
-    return min(one, other, key=STATES.index)
-
-
 def holds(until_s: int, now_s: float) -> bool:
     """Whether something that ends at `until_s` (0: never) holds now."""
     return not until_s or until_s > now_s
 
 
-def _said(state: str, cause: Cause, until_s: int, why: str) -> AtGateways:
-    until = f" until {moment(until_s * 1000)}" if until_s else ""
+def _said(state: State, cause: Cause, until_s: int, why: str) -> AtGateways:
+    until = f" until {minute(until_s * 1000)}" if until_s else ""
     return AtGateways(state, cause, until_s, f"Gateways {_VERBS[state]}{until}: {why}.")
-
-
-def moment(time_ms: int) -> str:
-    """``2026-03-02 09:14 UTC``."""
-    return f"{dt.datetime.fromtimestamp(time_ms / 1000, dt.UTC):%Y-%m-%d %H:%M} UTC"

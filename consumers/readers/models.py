@@ -9,24 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-
-@dataclass(frozen=True, slots=True)
-class Evidence:
-    """One signal: its statistic, how rarely an honest client reaches it in its whole life, and a sentence."""
-
-    signal: str
-    statistic: float
-    p_value: float
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Exposure:
-    """Fidelity that a copy could have by now, with its interval; shares of honest inputs."""
-
-    fidelity: float
-    low: float
-    high: float
+from consumers.records.operator_entries import Ruling, VerdictValue
+from detector.extraction import Exposure
+from detector.policy import Mode, State
+from detector.scoring import Evidence
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +28,9 @@ class Client:
     p_value: float
     calibrated: bool
     in_order: bool
-    state: str
+    state: State
     reason: str
-    enforced: str
+    enforced: State
     since_s: int
     until_s: int
     last_seen_ms: int
@@ -79,7 +65,7 @@ class StateChange:
     """A change of state."""
 
     time_s: int
-    state: str
+    state: State
     reason: str
     suspicion: float
 
@@ -91,7 +77,7 @@ class OperatorDecision:
     client_id: str
     client_key: str
     model_id: str
-    state: str
+    state: Ruling
     until_s: int
     simulated: bool
     reason: str
@@ -119,7 +105,7 @@ class Verdict:
     """What an analyst found about an alert."""
 
     alert_id: str
-    verdict: str
+    verdict: VerdictValue
     note: str
     actor: str
     at_s: int
@@ -147,7 +133,7 @@ class Alert:
     members: tuple[str, ...]
     campaign_id: str | None
     model_id: str
-    state: str
+    state: State
     suspicion: float
     queries_seen: int
     extraction: Exposure | None
@@ -156,7 +142,7 @@ class Alert:
     update: int
     calibrated: bool
     reason: str
-    enforced: str
+    enforced: State
     resolved: bool
     frameworks: tuple[str, ...]
     verdict: Verdict | None = None
@@ -170,7 +156,7 @@ Cause: TypeAlias = Literal["allow_list", "operator", "detection", "mode", "break
 class AtGateways:
     """What gateways do with a client now. until_s: its end, 0 for none or for nothing to end; text: it and its cause, in one sentence."""
 
-    state: str
+    state: State
     cause: Cause
     until_s: int
     text: str
@@ -191,9 +177,9 @@ class ClientDetail:
     """
 
     client: Client
-    in_force: str
+    in_force: State
     gateways: AtGateways
-    mode: str
+    mode: Mode
     trail: tuple[TrailPoint, ...]
     exposures: tuple[ExposurePoint, ...]
     history: tuple[StateChange, ...]
@@ -237,7 +223,7 @@ class Campaign:
     members: tuple[Client, ...]
     queries: int
     suspicion: float
-    state: str
+    state: State
     first_s: int
     last_seen_ms: int
     links: tuple[str, ...]

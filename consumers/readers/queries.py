@@ -19,8 +19,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import msgspec
-
 from consumers.errors import CorruptState, Unavailable, WrongUse
 from consumers.readers.gateways import ManualDecisions, Modes
 from consumers.readers.models import (
@@ -31,8 +29,6 @@ from consumers.readers.models import (
     Client,
     ClientDetail,
     ClientPage,
-    Evidence,
-    Exposure,
     ExposurePoint,
     Health,
     Model,
@@ -44,9 +40,12 @@ from consumers.readers.models import (
     Verdict,
 )
 from consumers.readers.pagination import Place, asked
+from consumers.readers.public import alert_of, campaign_of, client_of
 from consumers.records import breaker_entries, operator_entries
-from consumers.records.decision import StoredDecision, is_campaign, rfc3339, stored_alert, stored_decision
+from consumers.records.alert import stored_alert
+from consumers.records.decision import RowSummary, StoredDecision, is_campaign, stored_decision, summary_of
 from consumers.records.heartbeat import heartbeats, total
+from consumers.records.sealing import unsealed
 from consumers.secrets import Secrets
 from consumers.store import DecisionRow, Store
 from consumers.store.layout import client_text
@@ -61,21 +60,10 @@ _MOST_UPDATES = 10**11
 _HASH = re.compile(r"[0-9a-f]{32}")
 
 
-class _Glance(msgspec.Struct):
-    """The little of a row that sorting and counting need, read without unsealing."""
-
-    queries: int = 0
-    last_ms: int = 0
-    extraction: dict[str, float] | None = None
-    campaign_id: str | None = None
-    links: list[str] = []
-
-
-_glance = msgspec.msgpack.Decoder(_Glance)
-_VALUES: Mapping[str, Callable[[_Glance], float]] = {
-    "queries": lambda g: float(g.queries),
-    "exposure": lambda g: g.extraction["fidelity"] if g.extraction else -1.0,
-    "last_seen": lambda g: float(g.last_ms),
+_VALUES: Mapping[str, Callable[[RowSummary], float]] = {
+    "queries": lambda s: float(s.queries),
+    "exposure": lambda s: s.extraction.fidelity if s.extraction else -1.0,
+    "last_seen": lambda s: float(s.last_ms),
 }
 
 
@@ -159,24 +147,24 @@ class Reader:
         if stored is None:
             return None
         alert_id = stored.alert["alert_id"] if stored.alert else None
-        seen, manual = _seen(key, stored), self.manual_decisions()
+        seen, manual = client_of(key.model, key.client, stored), self.manual_decisions()
         now = manual.at_gateways(seen)
         return ClientDetail(
             client=seen,
             in_force=now.state,
             gateways=now,
             mode=self.modes.of(model),
-            trail=tuple(TrailPoint(int(q), float(s), int(ms)) for q, s, ms in stored.trail),
+            trail=tuple(TrailPoint(int(p.queries), p.suspicion, int(p.time_ms)) for p in stored.trail),
             exposures=tuple(
-                ExposurePoint(int(p[0]), float(p[1]), float(p[2]), float(p[3]), int(p[4])) for p in stored.exposures
+                ExposurePoint(int(p.queries), p.fidelity, p.low, p.high, int(p.time_ms)) for p in stored.exposures
             ),
-            history=tuple(StateChange(int(h[0]), str(h[1]), str(h[2]), float(h[3])) for h in stored.history),
-            coverage=tuple(stored.coverage),
-            misfit=stored.misfit,
+            history=tuple(StateChange(*entered) for entered in stored.history),
+            coverage=stored.coverage,
+            misfit=stored.assessment.misfit,
             refused=stored.refused,
             misfits=stored.misfits,
-            links=tuple(stored.links),
-            witnesses=tuple(stored.witnesses),
+            links=stored.links,
+            witnesses=stored.witnesses,
             alert_id=alert_id,
             decision=manual.decision(seen) or manual.dry_run(seen),
             allowed=manual.allowed(seen),
@@ -196,7 +184,7 @@ class Reader:
         """Clients of a model that share some of these links, and which; the most suspicious of them, at most `limit`."""
         wanted, found = frozenset(links), []
         for key, row in self._rows(model) if wanted else ():
-            shared = wanted.intersection(self._glance(row).links)
+            shared = wanted.intersection(self._summary(row).links)
             client = self._client(key, row) if shared else None
             if client is not None:
                 found.append((client, shared))
@@ -335,7 +323,7 @@ class Reader:
         for key, row in self._rows():
             mine = counts.setdefault(key.model, {})
             mine[row.state] = mine.get(row.state, 0) + 1
-            mine["last"] = max(mine.get("last", 0), self._glance(row).last_ms)
+            mine["last"] = max(mine.get("last", 0), self._summary(row).last_ms)
         return tuple(
             Model(
                 model, sum(n for state, n in mine.items() if state != "last"), mine.get("watch", 0),
@@ -358,9 +346,9 @@ class Reader:
         for key, row in self.store.decisions(self.tenant):
             if is_campaign(key):
                 stored = self._stored(key, row)
-                if stored is not None and stored.alert is not None and stored.state != "clear":
+                if stored is not None and stored.alert is not None and stored.decision.state != "clear":
                     whole[stored.client_id, key.model] = stored
-            elif name := self._glance(row).campaign_id:
+            elif name := self._summary(row).campaign_id:
                 groups.setdefault((name, key.model), []).append(key)
         for (name, model), stored in whole.items():
             hashes = (self.secrets.client_hash(self.tenant, member) for member in stored.members)
@@ -370,17 +358,18 @@ class Reader:
             decided = self.store.decided(list(dict.fromkeys(keys)))
             rows = [(key, stored) for key, row in decided.items() if (stored := self._stored(key, row))]
             if rows:
-                found.append(_campaign(name, model, rows, whole.get((name, model))))
+                found.append(campaign_of(name, model, rows, whole.get((name, model))))
         return tuple(sorted(found, key=lambda c: (-c.suspicion, c.campaign_id)))
 
     def _value(self, row: DecisionRow, sort: str) -> float:
-        return row.rank if sort == "suspicion" else _VALUES[sort](self._glance(row))
+        return row.rank if sort == "suspicion" else _VALUES[sort](self._summary(row))
 
-    def _glance(self, row: DecisionRow) -> _Glance:
+    def _summary(self, row: DecisionRow) -> RowSummary:
+        """The row's summary; one of zeros for a damaged row, which then sorts last."""
         try:
-            return _glance.decode(row.row)
-        except (msgspec.DecodeError, ValueError):
-            return _Glance()
+            return summary_of(row)
+        except CorruptState:
+            return RowSummary()
 
     def _stored(self, key: ClientKey, row: DecisionRow) -> StoredDecision | None:
         try:
@@ -391,7 +380,7 @@ class Reader:
 
     def _client(self, key: ClientKey, row: DecisionRow) -> Client | None:
         stored = self._stored(key, row)
-        return _seen(key, stored) if stored else None
+        return client_of(key.model, key.client, stored) if stored else None
 
     def _body(self, stored: Any) -> dict[str, Any] | None:
         try:
@@ -406,29 +395,7 @@ class Reader:
         return self.secrets.client_hash(self.tenant, client) if client is not None else None
 
     def _alert(self, body: Mapping[str, Any], verdicts: Mapping[str, Verdict]) -> Alert:
-        return Alert(
-            alert_id=body["alert_id"],
-            time=body["time"],
-            kind=body["kind"],
-            client_id=body.get("client_id"),
-            client_key=self._hash_of(body),
-            members=tuple(body.get("members") or ()),
-            campaign_id=body.get("campaign_id"),
-            model_id=body["model_id"],
-            state=body["state"],
-            suspicion=body["suspicion"],
-            queries_seen=body["queries_seen"],
-            extraction=_exposure(body.get("extraction")),
-            family=body["family"],
-            evidence=_evidence(body["evidence"]),
-            update=body["update"],
-            calibrated=body.get("calibrated", False),
-            reason=body.get("reason", ""),
-            enforced=body.get("enforced", "clear"),
-            resolved=body.get("resolved", False),
-            frameworks=tuple(body.get("frameworks") or ()),
-            verdict=verdicts.get(body["alert_id"]),
-        )
+        return alert_of(body, self._hash_of(body), verdicts.get(body["alert_id"]))
 
     def _entries(
         self, kind: str, as_type: type[operator_entries.Value]
@@ -441,63 +408,6 @@ class Reader:
 
     def _unsealed(self, text: str) -> str:
         try:
-            return operator_entries.unsealed(text, self.secrets, self.tenant)
+            return unsealed(text, self.secrets, self.tenant) if text else ""
         except CorruptState:
             return ""
-
-
-def _seen(key: ClientKey, row: StoredDecision) -> Client:
-    return Client(
-        client_id=row.client_id,
-        client_key=key.client,
-        model_id=key.model,
-        queries=row.queries,
-        distinct=row.distinct,
-        suspicion=row.suspicion,
-        p_value=row.p_value,
-        calibrated=row.calibrated,
-        in_order=row.in_order,
-        state=row.state,
-        reason=row.reason,
-        enforced=row.enforced,
-        since_s=row.since_s,
-        until_s=row.until_s,
-        last_seen_ms=row.last_ms,
-        family=row.family,
-        extraction=_exposure(row.extraction),
-        campaign_id=row.campaign_id,
-        evidence=_evidence(row.evidence),
-    )
-
-
-def _campaign(
-    name: str, model: str, rows: list[tuple[ClientKey, StoredDecision]], whole: StoredDecision | None
-) -> Campaign:
-    """whole: the campaign's own row; without one, what its accounts say."""
-    rows.sort(key=lambda r: (-r[1].suspicion, r[0].client))
-    first = [row.since_s for _, row in rows if row.since_s]
-    worst = whole or rows[0][1]
-    return Campaign(
-        campaign_id=name,
-        model_id=model,
-        members=tuple(_seen(key, row) for key, row in rows),
-        queries=sum(row.queries for _, row in rows),
-        suspicion=worst.suspicion,
-        state=worst.state,
-        first_s=whole.since_s if whole else min(first, default=0),
-        last_seen_ms=max(row.last_ms for _, row in rows),
-        links=tuple(whole.links if whole else sorted({link for _, row in rows for link in row.links})),
-    )
-
-
-def _evidence(rows: list[dict[str, Any]]) -> tuple[Evidence, ...]:
-    return tuple(Evidence(e["signal"], e["statistic"], e["p_value"], e["text"]) for e in rows)
-
-
-def _exposure(found: Mapping[str, float] | None) -> Exposure | None:
-    return Exposure(found["fidelity"], found["low"], found["high"]) if found else None
-
-
-def when(time_s: int) -> str:
-    """RFC 3339 of a time in seconds; empty for 0, which means never."""
-    return rfc3339(time_s * 1000) if time_s else ""

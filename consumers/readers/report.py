@@ -24,57 +24,37 @@ from consumers import atomic_file
 from consumers.legible import legible
 from consumers.readers import charts
 from consumers.readers.charts import Point, Trace
+from consumers.readers.explanation import why
+from consumers.readers.models import Alert, Client
+from consumers.times import day_and_minute, milliseconds
+from detector.policy import FLAGGED, STATES, WATCH_FACTOR, State, severity
 
-FLAGGED = ("throttle", "block")
 MOST_TABLE_ROWS = 200
 MOST_MEMBERS = 50
 """Accounts of a campaign that are named."""
 MAPS = 4
 WIDE, NARROW = 1080, 340
-STATES = ("clear", "watch", "throttle", "block")
-
-
-@dataclass(frozen=True, slots=True)
-class Evidence:
-    """One signal of a client: statistic, lifetime p-value (None while uncalibrated), one sentence."""
-
-    signal: str
-    statistic: float
-    p_value: float | None
-    text: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ClientRow:
-    """One client as the report shows it. No field has a default: a maker that forgets one fails at once.
+class ReportedClient:
+    """A client of a report: its public shape, and what only the report adds. No field has a default: none can be forgotten.
 
-    suspicion    1 − lifetime p-value, in [0, 1]
-    state        clear | watch | throttle | block
-    reason       why, in words; family: what kind of theft it resembles ("" when unknown)
+    client       as API and dashboard show it
     trajectory   (queries seen, suspicion, event time in ms) when it reached each height, in time order
     first_ms     its first query, 0 where that is not known: the first step of the trajectory then
     truth        what it really is, where that is known: a kind; `thief` says which side
-    extraction   (fidelity, low, high) of a copy by now, None where the baseline has no estimator
     """
 
-    client_id: str
-    model_id: str
-    queries: int
-    distinct: int
-    suspicion: float
-    state: str
-    reason: str
-    family: str
-    evidence: Sequence[Evidence]
+    client: Client
     trajectory: Sequence[Point]
+    first_ms: int
     truth: str | None
     thief: bool | None
-    extraction: tuple[float, float, float] | None
-    first_ms: int
 
     @property
     def flagged(self) -> bool:
-        return self.state in FLAGGED
+        return self.client.state in FLAGGED
 
     @property
     def look(self) -> str:
@@ -85,33 +65,15 @@ class ClientRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CampaignRow:
-    """Accounts that act as one, as the report shows them: suspicion, state and exposure of all put together.
+class ReportedCampaign:
+    """Accounts that act as one: the campaign's own row in its public shape, its members, and how many of them are thieves'.
 
-    thieves  how many of the members are thieves', None where nobody knows
+    thieves  None where nobody knows
     """
 
-    campaign_id: str
-    model_id: str
+    campaign: Client
     members: Sequence[str]
-    queries: int
-    suspicion: float
-    state: str
-    reason: str
-    family: str
-    extraction: tuple[float, float, float] | None
     thieves: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class AlertRow:
-    """A state that rose: who, when (event time), to what, after how many queries."""
-
-    client_id: str
-    model_id: str
-    time_ms: int
-    state: str
-    queries_seen: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,12 +107,12 @@ class Report:
 
     title: str
     models: Sequence[tuple[str, str]]
-    clients: Sequence[ClientRow]
-    campaigns: Sequence[CampaignRow]
+    clients: Sequence[ReportedClient]
+    campaigns: Sequence[ReportedCampaign]
     budget: float
     calibrated: bool
     calibration: str
-    alerts: Sequence[AlertRow] = ()
+    alerts: Sequence[Alert] = ()
     coverage: Sequence[Coverage] = ()
     counters: Mapping[str, int] = field(default_factory=dict)
     dead_letters: Mapping[str, int] = field(default_factory=dict)
@@ -175,7 +137,9 @@ def render(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(thousands=lambda n: f"{n:,}", p=_p_words, when=charts.when, share=_share_words)
+    environment.filters.update(
+        why=why, thousands=lambda n: f"{n:,}", p=_p_words, when=day_and_minute, share=_share_words
+    )
     script = (folder / "report.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template("report.html.j2").render(
@@ -189,27 +153,27 @@ def _shown(value: Any) -> Any:
 
 
 def _view(report: Report) -> dict[str, Any]:
-    ranked = sorted(report.clients, key=lambda c: (-STATES.index(c.state), -c.suspicion, -c.queries, c.client_id))
+    ranked = sorted(
+        report.clients,
+        key=lambda r: (-severity(r.client.state), -r.client.suspicion, -r.client.queries, r.client.client_id),
+    )
     shown = ranked[:MOST_TABLE_ROWS]
-    shown += [c for c in ranked[MOST_TABLE_ROWS:] if c.look in ("false", "missed")]
-    marks: dict[tuple[str, str], list[tuple[int, str]]] = {}
-    for alert in sorted(report.alerts, key=lambda a: a.time_ms):
-        marks.setdefault((alert.client_id, alert.model_id), []).append((alert.time_ms, alert.state))
-    for client in ranked:
-        marks[client.client_id, client.model_id] = _marks(
-            client, marks.get((client.client_id, client.model_id), []), report
-        )
+    shown += [r for r in ranked[MOST_TABLE_ROWS:] if r.look in ("false", "missed")]
+    alerts: dict[tuple[str, str], list[tuple[int, State]]] = {}
+    for alert in sorted(report.alerts, key=lambda a: milliseconds(a.time)):
+        if alert.client_id is not None:
+            alerts.setdefault((alert.client_id, alert.model_id), []).append((milliseconds(alert.time), alert.state))
     traces = [
         Trace(
-            name=c.client_id,
-            note=c.truth or "",
-            look=c.look,
-            points=c.trajectory,
-            marks=marks.get((c.client_id, c.model_id), ()),
-            first_ms=c.first_ms or (c.trajectory[0][2] if c.trajectory else 0),
-            last_ms=c.trajectory[-1][2] if c.trajectory else 0,
+            name=r.client.client_id,
+            note=r.truth or "",
+            look=r.look,
+            points=r.trajectory,
+            marks=_marks(r, alerts.get((r.client.client_id, r.client.model_id), []), report),
+            first_ms=r.first_ms or (r.trajectory[0][2] if r.trajectory else 0),
+            last_ms=r.trajectory[-1][2] if r.trajectory else 0,
         )
-        for c in ranked
+        for r in ranked
     ]
     flagged = [c for c in ranked if c.flagged]
     known = any(c.thief is not None for c in ranked)
@@ -225,7 +189,7 @@ def _view(report: Report) -> dict[str, Any]:
         "caught": [c for c in thieves if c.flagged],
         "honest": honest,
         "false_alarms": [c for c in honest if c.flagged],
-        "queries": sum(c.queries for c in ranked),
+        "queries": sum(r.client.queries for r in ranked),
         "suspicion": [charts.suspicion_figure(traces, report.budget, w, h) for w, h in ((WIDE, 430), (NARROW, 300))],
         "timeline": [charts.timeline_figure(traces, width) for width in (WIDE, NARROW)],
         "timeline_rows": charts.MOST_ROWS,
@@ -234,28 +198,30 @@ def _view(report: Report) -> dict[str, Any]:
     }
 
 
-def _marks(client: ClientRow, alerts: Sequence[tuple[int, str]], report: Report) -> list[tuple[int, str]]:
+def _marks(reported: ReportedClient, alerts: Sequence[tuple[int, State]], report: Report) -> list[tuple[int, str]]:
     """When each state up to the client's was reached: by its alerts, else where its trajectory passed the threshold."""
-    found = {state: time_ms for time_ms, state in reversed(alerts)}
-    limits = {"watch": 5 * report.budget, "throttle": report.budget, "block": report.budget / 10}
-    for state in STATES[1 : STATES.index(client.state) + 1]:
-        passed = next((p[2] for p in client.trajectory if 1 - p[1] <= limits[state]), None)
+    reached: dict[State, int] = {state: time_ms for time_ms, state in reversed(alerts)}
+    limits = {"watch": WATCH_FACTOR * report.budget, "throttle": report.budget, "block": report.budget / 10}
+    for state in STATES[1 : severity(reported.client.state) + 1]:
+        passed = next((p[2] for p in reported.trajectory if 1 - p[1] <= limits[state]), None)
         if passed is not None:
-            found.setdefault(state, passed)
-    return sorted((time_ms, state) for state, time_ms in found.items())
+            reached.setdefault(state, passed)
+    return sorted((time_ms, state) for state, time_ms in reached.items())
 
 
-def _maps(report: Report, ranked: Sequence[ClientRow]) -> list[dict[str, Any]]:
+def _maps(report: Report, ranked: Sequence[ReportedClient]) -> list[dict[str, Any]]:
     """Coverage of the top suspects of each model, and of one quiet client beside them."""
     panels = []
     for coverage in report.coverage:
-        of_model = [c for c in ranked if c.model_id == coverage.model_id and c.client_id in coverage.clients]
-        quiet = sorted((c for c in of_model if c.look == "quiet"), key=lambda c: -c.distinct)
-        for client in [c for c in of_model if c.flagged][: MAPS - 1] + quiet[:1]:
-            shares = coverage.clients[client.client_id]
-            svg = charts.coverage_figure(coverage.cells, coverage.reference, shares, client.look, 240)
+        of_model = [
+            r for r in ranked if r.client.model_id == coverage.model_id and r.client.client_id in coverage.clients
+        ]
+        quiet = sorted((r for r in of_model if r.look == "quiet"), key=lambda r: -round(r.client.distinct))
+        for reported in [r for r in of_model if r.flagged][: MAPS - 1] + quiet[:1]:
+            shares = coverage.clients[reported.client.client_id]
+            svg = charts.coverage_figure(coverage.cells, coverage.reference, shares, reported.look, 240)
             used = sum(share > 0 for share in shares)
-            panels.append({"client": client, "svg": svg, "used": used, "cells": len(shares)})
+            panels.append({"reported": reported, "svg": svg, "used": used, "cells": len(shares)})
     return panels
 
 

@@ -6,7 +6,9 @@
 | `links`, `sample_events`, `refusals` | fields ``l``, ``x``, ``r`` of a profile | ingest | detect |
 | `ledger` | the counters of a profile cell, and the overflow client | ingest | recalibrate, replay |
 | `schema_watch` | columns that many clients begin to send otherwise | ingest | detect |
-| `decision` | a decision row, an alert body, the key of a campaign | detect | sinks, serve, commands |
+| `client` | the record of one client: all of the fields above, read and put together | – | detect |
+| `decision` | a decision row, and the key of a campaign | detect | readers, serve, commands |
+| `alert` | a finding as it is told: the body of an alert | detect | sinks, readers, commands |
 | `operator_entries`, `operator_cell` | what operators decide, and how it is written | serve, commands | detect, serve, commands |
 | `schema_holds` | columns whose misfits wait for an operator | detect, serve, commands | detect, serve, commands |
 | `breaker_entries` | when the breaker opened, and when somebody closed it | detect, serve | detect, serve |
@@ -14,8 +16,10 @@
 
 Rules:
 
+* A finding has three shapes. *Stored*: `decision.StoredDecision`, with its alert's body. *Public*: `readers.models`, made by
+  `readers.public`. *Sink*: `alerts.finding`. Each is made from the one before it in one place; nobody else copies its fields.
 * A file holds the shape of a record, its codec, and how several of them are added up. Two hold a little more, because several
   processes share it: `heartbeat` the thread that writes heartbeats, `breaker` the pure count of new restrictions.
-* Client ids are sealed before anything is stored.
+* Client ids are sealed before anything is stored (`sealing`).
 * A record that cannot be read is passed over with a warning; it never lifts or imposes anything.
 """

@@ -1,62 +1,168 @@
-"""What detect leaves for others: decisions and alerts as stored, and the way back.
+"""A decision row: what detect leaves of a client, and the way to its bytes and back.
 
-Client ids, members of campaigns and event ids are sealed in everything that is stored: rows and alerts hold none in clear, readers
-get them back. Detect writes these values; the command line, the API and the sinks read them.
+`StoredDecision` is the *stored* shape of a finding. There are two more, each made in one place from this one: the *public* shape
+(`readers.models`: API, dashboard, command line, report) and the *sink* shape (`alerts.finding`: what a receiver of alerts reads).
 
-A campaign has a row like a client's, under a key that no client can have (`campaign_key`). It is nobody's decision: the store is told
-that it is clear, so that no gateway, breaker or count ever meets it, and who lists clients asks `is_campaign`.
+Rules of this file
+
+* The row is composed of the detector's values (`Decision`, `AssessmentSummary`, `Exposure`) and of what the record adds. Nothing copies
+  their fields by hand: the stored bytes are flat (`_Row`), and one function goes either way.
+* `_Row` is the format. A new field goes to its end with a default, which says what rows of earlier versions meant by its absence.
+* Client ids, members of campaigns and event ids are sealed in the bytes and in clear in the value.
+* A campaign has a row like a client's, under a key that no client can have (`campaign_key`). It is nobody's decision: the store is told
+  that it is clear, so that no gateway, breaker or count ever meets it, and who lists clients asks `is_campaign`.
 """
 
 from __future__ import annotations
 
-import base64
-import datetime as dt
+import dataclasses
+import functools
 import math
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from consumers.errors import CorruptState
+from consumers.records.client import ClientRecord
+from consumers.records.sealing import sealed, unsealed, with_ids
 from consumers.secrets import Secrets
-from consumers.store import DecisionRow, OutboxAlert
-from detector.policy import Decision
+from consumers.store import DecisionRow
+from detector.extraction import Exposure
+from detector.policy import Decision, State
 from detector.query import ClientKey
+from detector.scoring import AssessmentSummary, Evidence
 
 CAMPAIGN: Final = "campaign:"
 """What the key of a campaign begins with; a client's is 32 hex digits."""
 
-BEHIND_ALL = -1.0
+BELOW_ALL = -1.0
 """Rank of a campaign's row: a listing of the highest never gets there."""
 
 HISTORY_KEPT = 64
 
-FRAMEWORKS = ("OWASP:ML05:2023", "MITRE-ATLAS:AML.T0024.002", "OWASP-AISVS:C11.3.1", "NIST-AI-100-2:NISTAML.031")
+
+class LevelReached(NamedTuple):
+    """When suspicion first reached a level: queries seen by then, the level, event time in ms."""
+
+    queries: float
+    suspicion: float
+    time_ms: float
 
 
-class StoredDecision(msgspec.Struct, frozen=True):
-    """A decision row as the store keeps it (msgpack): decision, assessment, first alert and history.
+class ExposureMeasured(NamedTuple):
+    """Exposure as it was after so many queries, with its interval, and the event time in ms."""
 
-    trail       [[queries seen, suspicion, event time in ms], …] when the score first reached each level
-    cells       profile cells that hold a shard of the client
-    history     [[time in s, state, reason, suspicion], …] of the last changes of state, newest last
-    extraction  fidelity, low, high of what could be copied by now; None without an estimator
+    queries: float
+    fidelity: float
+    low: float
+    high: float
+    time_ms: float
+
+
+class StateEntered(NamedTuple):
+    """A change of state: time in s, the state, why, and the suspicion at that moment."""
+
+    time_s: int
+    state: State
+    reason: str
+    suspicion: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredDecision:
+    """All that detect keeps of one client or campaign.
+
+    client_id   for a campaign, the campaign's id
+    decision    state, why, until when, and what gateways do
+    assessment  what the profile said when the decision was taken
+    exposure    how much of the model could be copied by then; None without an estimator
+    persona     the use that the client's owner declared; empty for none
+    trail       when suspicion first reached each level, oldest first
+    exposures   exposure over queries, oldest first
+    history     the last changes of state, newest last
+    coverage    queries by region of the input space
+    first_ms    event time of the first query that the profile holds, 0 in rows of earlier versions; last_ms: of the last
+    cells       profile cells that hold a part of the client
     links       keyed hashes of what ties accounts together (address, organisation, session, fingerprint)
-    persona     the use that its owner declared
     witnesses   event ids of the last queries that the evidence rests on
-    first_ms    event time of the first query that the profile holds, 0 in rows of earlier versions
-    members     client ids, where the row is a campaign's; its `client_id` is then the campaign's id
-    misfit      distinct queries that did not fit the schema
     refused     reason → queries of which something did not fit or could not be read; misfits: column → reason → queries
+    campaign_id the flagged campaign that names the client; members: client ids, where the row is a campaign's
+    alert       body of the open finding as it was last sent; update: its number, -1 for none
     """
 
     client_id: str
-    state: str
+    decision: Decision
+    assessment: AssessmentSummary
+    exposure: Exposure | None
+    persona: str
+    trail: tuple[LevelReached, ...]
+    exposures: tuple[ExposureMeasured, ...]
+    history: tuple[StateEntered, ...]
+    coverage: tuple[int, ...]
+    first_ms: int
+    last_ms: int
+    cells: tuple[str, ...]
+    links: tuple[str, ...]
+    witnesses: tuple[str, ...]
+    refused: dict[str, int]
+    misfits: dict[str, dict[str, int]]
+    campaign_id: str | None
+    members: tuple[str, ...]
+    alert: dict[str, Any] | None
+    update: int
+
+    def score(self, model: str) -> dict[str, Any]:
+        """Return the object of ``--scores`` and ``clients --json``."""
+        found, decision = self.assessment, self.decision
+        return {
+            "client_id": self.client_id,
+            "model_id": model,
+            "queries": found.queries,
+            "misfit": round(found.misfit),
+            "refused": self.refused,
+            "suspicion": found.suspicion,
+            "state": decision.state,
+            "extraction": msgspec.to_builtins(self.exposure),
+            "campaign_id": self.campaign_id,
+            "evidence": msgspec.to_builtins(list(found.evidence)),
+            "distinct": found.distinct,
+            "calibrated": found.calibrated,
+            "in_order": found.in_order,
+            "family": found.family,
+            "reason": decision.reason,
+            "enforced": decision.enforced,
+            "persona": self.persona,
+        }
+
+    def document(self) -> dict[str, Any]:
+        """Return the row as one flat JSON object, ids in clear: for evidence bundles and the export of a client's data."""
+        document: dict[str, Any] = msgspec.to_builtins(_flat(self))
+        return document
+
+
+class RowSummary(msgspec.Struct):
+    """The little of a row that grouping, sorting and counting need, read without unsealing."""
+
+    queries: int = 0
+    suspicion: float = 0.0
+    last_ms: int = 0
+    extraction: Exposure | None = None
+    campaign_id: str | None = None
+    links: list[str] = []
+
+
+class _Row(msgspec.Struct, frozen=True):
+    """The stored row, field by field in the order of its bytes (msgpack map)."""
+
+    client_id: str
+    state: State
     reason: str
     since_s: int
     until_s: int
     episode: int
-    enforced: str
+    enforced: State
     queries: int
     distinct: float
     suspicion: float
@@ -64,156 +170,190 @@ class StoredDecision(msgspec.Struct, frozen=True):
     calibrated: bool
     in_order: bool
     family: str
-    evidence: list[dict[str, Any]]
-    trail: list[list[float]]
-    cells: list[str]
-    coverage: list[int]
+    evidence: tuple[Evidence, ...]
+    trail: tuple[LevelReached, ...]
+    cells: tuple[str, ...]
+    coverage: tuple[int, ...]
     last_ms: int
     update: int
     alert: dict[str, Any] | None
-    history: list[list[Any]] = []
-    extraction: dict[str, float] | None = None
+    history: tuple[StateEntered, ...] = ()
+    extraction: Exposure | None = None
     campaign_id: str | None = None
-    links: list[str] = []
-    witnesses: list[str] = []
+    links: tuple[str, ...] = ()
+    witnesses: tuple[str, ...] = ()
     persona: str = ""
-    members: list[str] = []
-    exposures: list[list[float]] = []
+    members: tuple[str, ...] = ()
+    exposures: tuple[ExposureMeasured, ...] = ()
     misfit: float = 0.0
     refused: dict[str, int] = {}
     misfits: dict[str, dict[str, int]] = {}
     first_ms: int = 0
 
-    def score(self, model: str) -> dict[str, Any]:
-        """The object of ``--scores`` and ``clients --json``."""
-        return {
-            "client_id": self.client_id,
-            "model_id": model,
-            "queries": self.queries,
-            "misfit": round(self.misfit),
-            "refused": self.refused,
-            "suspicion": self.suspicion,
-            "state": self.state,
-            "extraction": self.extraction,
-            "campaign_id": self.campaign_id,
-            "evidence": self.evidence,
-            "distinct": self.distinct,
-            "calibrated": self.calibrated,
-            "in_order": self.in_order,
-            "family": self.family,
-            "reason": self.reason,
-            "enforced": self.enforced,
-            "persona": self.persona,
-        }
-
 
 _pack = msgspec.msgpack.Encoder()
-_unpack = msgspec.msgpack.Decoder(StoredDecision)
+_unpack = msgspec.msgpack.Decoder(_Row)
+_summary = msgspec.msgpack.Decoder(RowSummary)
+_DECISION = tuple(f.name for f in dataclasses.fields(Decision))
+_ASSESSMENT = tuple(f.name for f in dataclasses.fields(AssessmentSummary))
+_OWN = tuple(
+    f.name
+    for f in dataclasses.fields(StoredDecision)
+    if f.name not in ("decision", "assessment", "exposure")  # the parts; exposure is stored as `extraction`
+)
 
 
-def stored_decision(row: DecisionRow, secrets: Secrets, tenant: str) -> StoredDecision:
-    """The row as it was before it was stored. Raises CorruptState."""
-    try:
-        sealed = _unpack.decode(row.row)
-    except (msgspec.DecodeError, ValueError) as error:
-        raise CorruptState(f"decision row: {error}") from error
-    return _renamed(sealed, lambda text: _unsealed(text, secrets, tenant))
+def _flat(row: StoredDecision) -> _Row:
+    parts = ((row, _OWN), (row.decision, _DECISION), (row.assessment, _ASSESSMENT))
+    return _Row(extraction=row.exposure, **{name: getattr(part, name) for part, names in parts for name in names})
 
 
-def stored_alert(alert: OutboxAlert, secrets: Secrets) -> dict[str, Any]:
-    """The alert as its receivers see it. Raises CorruptState."""
-    try:
-        body: dict[str, Any] = msgspec.json.decode(alert.body)
-        return _shown(body, lambda sealed: _unsealed(sealed, secrets, body["tenant"]))
-    except (msgspec.DecodeError, ValueError, KeyError, TypeError) as error:
-        raise CorruptState(f"alert {alert.uid}: {error}") from error
-
-
-def ranked(rows: Iterable[tuple[str, StoredDecision]]) -> list[tuple[str, StoredDecision]]:
-    """(model, decision), most suspicious first: the order of ``--scores`` and ``clients``."""
-    return sorted(rows, key=lambda r: (r[1].p_value, -r[1].queries, r[1].client_id))
+def _composed(flat: _Row) -> StoredDecision:
+    return StoredDecision(
+        decision=Decision(**{name: getattr(flat, name) for name in _DECISION}),
+        assessment=AssessmentSummary(**{name: getattr(flat, name) for name in _ASSESSMENT}),
+        exposure=flat.extraction,
+        **{name: getattr(flat, name) for name in _OWN},
+    )
 
 
 def packed_decision(row: StoredDecision, secrets: Secrets, tenant: str) -> DecisionRow:
-    """The row as it is stored, ids sealed; a campaign's restricts nobody and ranks behind all clients."""
-    kept = _pack.encode(_renamed(row, lambda text: _sealed(text, secrets, tenant)))
+    """Return the row as it is stored, ids sealed."""
+    return packed_row(row, functools.partial(sealed, secrets=secrets, tenant=tenant))
+
+
+def packed_row(row: StoredDecision, seal: Callable[[str], str]) -> DecisionRow:
+    """Return the row as it is stored, ids passed through `seal`; a campaign's restricts nobody and ranks behind all clients."""
+    packed = _pack.encode(_flat(_with_ids(row, seal)))
     if row.members:
-        return DecisionRow(kept, "clear", BEHIND_ALL, 0)
-    return DecisionRow(kept, row.state, row.suspicion, row.until_s, row.enforced)
+        return DecisionRow(packed, "clear", BELOW_ALL, 0)
+    decision = row.decision
+    return DecisionRow(packed, decision.state, row.assessment.suspicion, decision.until_s, decision.enforced)
 
 
-def packed_alert(body: Mapping[str, Any], time_ms: int, secrets: Secrets) -> OutboxAlert:
-    """The alert as it is stored, ids sealed."""
-    kept = _shown(body, lambda text: _sealed(text, secrets, body["tenant"]))
-    return OutboxAlert(f"{body['alert_id']}/{body['update']}", time_ms, msgspec.json.encode(kept))
+def stored_decision(row: DecisionRow, secrets: Secrets, tenant: str) -> StoredDecision:
+    """Read a stored row. Raises CorruptState."""
+    try:
+        flat = _unpack.decode(row.row)
+    except (msgspec.DecodeError, ValueError) as error:
+        raise CorruptState(f"decision row: {error}") from error
+    return _with_ids(_composed(flat), functools.partial(unsealed, secrets=secrets, tenant=tenant))
 
 
-def history_of(before: StoredDecision | None, decision: Decision, suspicion: float) -> list[list[Any]]:
-    """The last changes of state, newest last; who was never anything but clear has none."""
-    history = list(before.history) if before else []
-    if decision.state != (before.state if before else "clear"):
-        history.append([decision.since_s, decision.state, decision.reason, suspicion])
+def summary_of(row: DecisionRow) -> RowSummary:
+    """Read the summary of a stored row. Raises CorruptState."""
+    try:
+        return _summary.decode(row.row)
+    except (msgspec.DecodeError, ValueError) as error:
+        raise CorruptState(f"decision row: {error}") from error
+
+
+def _with_ids(row: StoredDecision, turn: Callable[[str], str]) -> StoredDecision:
+    return dataclasses.replace(
+        row,
+        client_id=turn(row.client_id),
+        witnesses=tuple(map(turn, row.witnesses)),
+        members=tuple(map(turn, row.members)),
+        alert=None if row.alert is None else with_ids(row.alert, turn),
+    )
+
+
+def decided(
+    record: ClientRecord,
+    before: StoredDecision | None,
+    decision: Decision,
+    assessment: AssessmentSummary,
+    exposure: Exposure | None,
+    trail: Iterable[tuple[int, float, int]],
+    witnesses: Iterable[str],
+    persona: str = "",
+) -> StoredDecision:
+    """Return the row that follows `before`, with its finding as it was: `alert.told` says what becomes of that.
+
+    record    what ingest stored of the client
+    trail     (queries seen, suspicion, event time in ms) when suspicion first reached each level, oldest first
+    """
+    profile = record.profile
+    if exposure is not None:
+        exposure = Exposure(*(round(share, 4) for share in (exposure.fidelity, exposure.low, exposure.high)))
+    if decision.state == "clear":
+        assessment = dataclasses.replace(assessment, family="unknown")  # a clear client resembles no thief
+    same = before is not None and before.decision.episode == decision.episode
+    return StoredDecision(
+        client_id=record.client_id,
+        decision=decision,
+        assessment=assessment,
+        exposure=exposure,
+        persona=persona,
+        trail=tuple(LevelReached(*point) for point in trail),
+        exposures=exposures_of(before, exposure, profile.queries, profile.last_ms),
+        history=_history(before, decision, assessment.suspicion),
+        coverage=tuple(profile.cell_counts.tolist()),
+        first_ms=profile.first_ms,
+        last_ms=profile.last_ms,
+        cells=record.cells,
+        links=record.links,
+        witnesses=tuple(witnesses),
+        refused=record.refusals.reasons,
+        misfits=record.refusals.columns,
+        campaign_id=record.client_id if record.members else before.campaign_id if before else None,
+        members=record.members,
+        alert=before.alert if before and same else None,
+        update=before.update if before and same else -1,
+    )
+
+
+def with_decision(before: StoredDecision, decision: Decision) -> StoredDecision:
+    """Return the row under another decision, where nothing was assessed anew; a new episode begins without a finding."""
+    history = _history(before, decision, before.assessment.suspicion)
+    row = dataclasses.replace(before, decision=decision, history=history)
+    if decision.episode == before.decision.episode:
+        return row
+    return dataclasses.replace(row, alert=None, update=-1)
+
+
+def _history(before: StoredDecision | None, decision: Decision, suspicion: float) -> tuple[StateEntered, ...]:
+    """The last changes of state, newest last; a client that was never anything but clear has none."""
+    history = before.history if before else ()
+    if decision.state != (before.decision.state if before else "clear"):
+        history = (*history, StateEntered(decision.since_s, decision.state, decision.reason, suspicion))
     return history[-HISTORY_KEPT:]
 
 
 def exposures_of(
-    before: StoredDecision | None, extraction: Mapping[str, float] | None, queries: int, last_ms: int
-) -> list[list[float]]:
-    """What could be copied, over queries: [queries, fidelity, low, high, ms], oldest first.
-
-    One point for each half octave of queries, the first that was looked at in it: some forty for ten million queries.
-    """
-    points = list(before.exposures) if before else []
-    if extraction is None or queries < 1 or (points and _half_octave(points[-1][0]) >= _half_octave(queries)):
+    before: StoredDecision | None, exposure: Exposure | None, queries: int, last_ms: int
+) -> tuple[ExposureMeasured, ...]:
+    """Return exposure over queries: the first that was measured in each half octave of queries, some forty for ten million."""
+    points = before.exposures if before else ()
+    if exposure is None or queries < 1 or (points and _half_octave(points[-1].queries) >= _half_octave(queries)):
         return points
-    return [*points, [queries, extraction["fidelity"], extraction["low"], extraction["high"], last_ms]]
+    return (*points, ExposureMeasured(queries, exposure.fidelity, exposure.low, exposure.high, last_ms))
 
 
 def _half_octave(queries: float) -> int:
     return int(2 * math.log2(queries))
 
 
+def previous(before: StoredDecision | None) -> Decision:
+    """Return the decision that a row holds; a clear one for a client without a row."""
+    return Decision() if before is None else before.decision
+
+
+def ranked(rows: Iterable[tuple[str, StoredDecision]]) -> list[tuple[str, StoredDecision]]:
+    """Return (model, row) with the most suspicious first: the order of ``--scores`` and ``clients``."""
+    return sorted(rows, key=lambda named: rank_of(named[1]))
+
+
+def rank_of(row: StoredDecision) -> tuple[float, int, str]:
+    """Return what rows are sorted by: the most suspicious first, then the one with the most queries."""
+    return row.assessment.p_value, -row.assessment.queries, row.client_id
+
+
 def campaign_key(tenant: str, model: str, campaign_id: str) -> ClientKey:
+    """Return the key of a campaign's row."""
     return ClientKey(tenant, model, CAMPAIGN + campaign_id)
 
 
 def is_campaign(key: ClientKey) -> bool:
     """Whether a decision row is a campaign's, which is no client."""
     return key.client.startswith(CAMPAIGN)
-
-
-def _sealed(text: str, secrets: Secrets, tenant: str) -> str:
-    return base64.b64encode(secrets.seal(text, tenant)).decode()
-
-
-def _unsealed(sealed: str, secrets: Secrets, tenant: str) -> str:
-    try:
-        return secrets.unseal(base64.b64decode(sealed, validate=True), tenant)
-    except ValueError as error:
-        raise CorruptState(f"sealed id: {error}") from error
-
-
-def _shown(body: Mapping[str, Any], turn: Callable[[str], str]) -> dict[str, Any]:
-    """An alert with every id turned: the client's, or those of a campaign's members, and those of events."""
-    turned = dict(body)
-    if body["kind"] == "client":
-        turned["client_id"] = turn(body["client_id"])
-    for name in ("members", "witnesses"):
-        if body.get(name):
-            turned[name] = [turn(one) for one in body[name]]
-    return turned
-
-
-def _renamed(row: StoredDecision, turn: Callable[[str], str]) -> StoredDecision:
-    return msgspec.structs.replace(
-        row,
-        client_id=turn(row.client_id),
-        witnesses=[turn(one) for one in row.witnesses],
-        members=[turn(one) for one in row.members],
-        alert=None if row.alert is None else _shown(row.alert, turn),
-    )
-
-
-def rfc3339(time_ms: int) -> str:
-    when = dt.datetime.fromtimestamp(time_ms / 1000, dt.UTC)
-    return when.isoformat(timespec="milliseconds").replace("+00:00", "Z")

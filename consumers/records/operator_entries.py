@@ -24,22 +24,23 @@ a decision beats what was detected, what is said of one model beats what is said
 
 from __future__ import annotations
 
-import base64
 import hashlib
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import msgspec
 
 from consumers.errors import CorruptState
-from consumers.secrets import Secrets
 from consumers.store import Entry, Store
 
 FORMAT = 1
 EVERY_MODEL = "*"
-STATES = ("clear", "throttle", "block")
+Ruling = Literal["clear", "throttle", "block"]
 """What an operator may decide; *clear* releases a client whatever was detected."""
-VERDICTS = ("true_positive", "false_positive")
+RULINGS: tuple[Ruling, ...] = get_args(Ruling)
+VerdictValue = Literal["true_positive", "false_positive"]
+"""What an analyst may say of an alert."""
+VERDICTS: tuple[VerdictValue, ...] = get_args(VerdictValue)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ class StoredOperatorDecision:
 
     client: str
     model: str
-    state: str
+    state: Ruling
     until_s: int
     simulated: bool
     reason: str
@@ -69,7 +70,7 @@ class AllowlistEntry:
     reason: str
     actor: str
     at_s: int
-    origin: str = "operator"
+    origin: Literal["operator", "verdict"] = "operator"
     sealed_id: str = ""
     format: int = FORMAT
 
@@ -79,7 +80,7 @@ class Verdict:
     """What an analyst found: true_positive | false_positive."""
 
     alert_id: str
-    verdict: str
+    verdict: VerdictValue
     note: str
     actor: str
     at_s: int
@@ -198,15 +199,3 @@ def operator_decision(entry: Entry) -> StoredOperatorDecision:
 def allowlist_entry(entry: Entry) -> AllowlistEntry:
     """The value of an *allow* entry. Raises CorruptState."""
     return unpacked(entry, AllowlistEntry)
-
-
-def sealed(text: str, secrets: Secrets, tenant: str) -> str:
-    return base64.b64encode(secrets.seal(text, tenant)).decode()
-
-
-def unsealed(text: str, secrets: Secrets, tenant: str) -> str:
-    """Raises CorruptState."""
-    try:
-        return secrets.unseal(base64.b64decode(text, validate=True), tenant) if text else ""
-    except ValueError as error:
-        raise CorruptState(f"sealed text: {error}") from error

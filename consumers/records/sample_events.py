@@ -1,11 +1,11 @@
-"""Witnesses: the event ids of the last odd queries of a client, so that an analyst can look them up in the query log.
+"""Sample events: the event ids of the last odd queries of a client, so that an analyst can look them up in the query log.
 
 Rules:
-* A query is a witness when it is odd by itself, in a way that the fused score counts (`masks`). What is odd only by what came before it
-  (steps, lines, flips) and what a tenth of honest queries are (near a boundary) names no witness.
+* A query is a sample event when it is odd by itself, in a way that the fused score counts (`masks`). A query that is odd only by
+  what came before it (steps, lines, flips), or as a tenth of honest queries are (near a boundary), is none.
 * The last `KEPT` are kept, in the order of the client's queries, whatever cut them into polls. A query without an event id, or with
   one over `MOST_BYTES` bytes, is passed over.
-* An event id may say whose it is: stored witnesses, field ``x`` of the profile, are sealed as one; a field that cannot be read is
+* An event id may say whose it is: stored sample events, field ``x`` of the profile, are sealed as one; a field that cannot be read is
   begun anew.
 """
 
@@ -28,23 +28,23 @@ FIELD = "x"
 KEPT = 5
 MOST_BYTES = 128
 MOST_ALLOWED = 0.1
-"""A signal that allows honest clients a larger share than this names no witness."""
+"""A signal that allows honest clients a larger share than this names no sample event."""
 
-Witness = tuple[int, int, str]
+SampleEvent = tuple[int, int, str]
 """Event time in ms, oddness bits, event id."""
 
 _id = msgspec.json.Decoder(int | str)
-_list = msgspec.json.Decoder(list[Witness])
+_list = msgspec.json.Decoder(list[SampleEvent])
 
 
 def masks(table: Masses) -> NDArray[np.uint32]:
-    """(s,) the bits of each signal that a query can carry by itself; 0 where it names no witness."""
+    """(s,) the bits of each signal that a query can carry by itself; 0 where it names no sample event."""
     alone = table.need & np.uint32(ODD)
     return np.where(FUSED & (table.allowance <= MOST_ALLOWED), alone, np.uint32(0)).astype(np.uint32)
 
 
 def seen(
-    known: Mapping[ClientKey, Sequence[Witness]],
+    known: Mapping[ClientKey, Sequence[SampleEvent]],
     keys: Sequence[ClientKey],
     batch: QueryBatch,
     bits: NDArray[np.uint32],
@@ -52,17 +52,17 @@ def seen(
     texts: bytearray,
     ends: NDArray[np.int64],
     rows: NDArray[np.int64],
-) -> dict[ClientKey, tuple[Witness, ...]]:
-    """Clients with a new witness, and what their witnesses are then.
+) -> dict[ClientKey, tuple[SampleEvent, ...]]:
+    """Clients with a new sample event, and what their sample events are then.
 
     bits         (n,) oddness of the batch's rows
-    mask         bits that make a witness
+    mask         bits that make a sample event
     texts, ends  event ids of the records as decoded, their JSON texts end to end
     rows         (n,) where the batch's rows are among those
     """
     if not texts:
         return {}
-    found: dict[int, list[Witness]] = {}
+    found: dict[int, list[SampleEvent]] = {}
     who = batch.who.tolist()
     for i in np.flatnonzero(bits & np.uint32(mask))[::-1].tolist():
         mine = found.setdefault(who[i], [])
@@ -87,12 +87,12 @@ def _event_id(texts: bytearray, ends: NDArray[np.int64], row: int) -> str:
         return ""
 
 
-def packed(mine: Sequence[Witness], secrets: Secrets, tenant: str) -> bytes:
+def packed(mine: Sequence[SampleEvent], secrets: Secrets, tenant: str) -> bytes:
     return secrets.seal(msgspec.json.encode(mine).decode(), tenant)
 
 
-def unpacked(blob: bytes | None, secrets: Secrets, tenant: str) -> tuple[Witness, ...]:
-    """Witnesses as stored; none for a field that is missing or damaged."""
+def unpacked(blob: bytes | None, secrets: Secrets, tenant: str) -> tuple[SampleEvent, ...]:
+    """Sample events as stored; none for a field that is missing or damaged."""
     if not blob:
         return ()
     try:
@@ -101,9 +101,13 @@ def unpacked(blob: bytes | None, secrets: Secrets, tenant: str) -> tuple[Witness
         return ()
 
 
-def chosen(blobs: Iterable[bytes | None], signal: str, table: Masses, secrets: Secrets, tenant: str) -> list[str]:
-    """Event ids of at most `KEPT` witnesses from several cells, the newest last: those of one signal where there are any."""
-    every = sorted({w for blob in blobs for w in unpacked(blob, secrets, tenant)})
+def together(blobs: Iterable[bytes | None], secrets: Secrets, tenant: str) -> tuple[SampleEvent, ...]:
+    """Sample events of one client from all its profile cells, or of several clients, the newest last."""
+    return tuple(sorted({event for blob in blobs for event in unpacked(blob, secrets, tenant)}))
+
+
+def chosen(events: Sequence[SampleEvent], signal: str, table: Masses) -> list[str]:
+    """Event ids of at most `KEPT` sample events, the newest last: those of one signal where there are any."""
     wanted = int(masks(table)[NAMES.index(signal)]) if signal in NAMES else 0
-    mine = [w for w in every if w[1] & wanted] or every
-    return [name for _, _, name in mine[-KEPT:]]
+    of_signal = [event for event in events if event[1] & wanted] or events
+    return [name for _, _, name in of_signal[-KEPT:]]

@@ -16,7 +16,7 @@ from consumers import config
 from consumers.alerts.capped import CappedSink
 from consumers.alerts.outbound import Allowed
 from consumers.errors import CorruptState, Refused
-from consumers.records.decision import stored_alert
+from consumers.records.alert import stored_alert
 from consumers.store import OutboxAlert
 from consumers.wiring import adapters
 

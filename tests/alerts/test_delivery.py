@@ -15,7 +15,7 @@ from consumers.alerts import delivery
 from consumers.alerts.delivery import OutboxWorker, OutboxWorkers
 from consumers.errors import Unavailable, Undeliverable
 from consumers.metrics import Metrics
-from consumers.records.decision import packed_alert
+from consumers.records.alert import packed_alert
 from consumers.secrets import Secrets
 from consumers.store import OutboxAlert, Outcome
 from consumers.store.embedded import EmbeddedStore

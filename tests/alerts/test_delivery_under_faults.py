@@ -18,7 +18,7 @@ import pytest
 from alerts.outbox_worker_process import SECRETS
 from support.receivers import recording
 
-from consumers.records.decision import packed_alert
+from consumers.records.alert import packed_alert
 from consumers.store import DECISION_CELLS, Outcome
 from consumers.store.embedded import EmbeddedStore
 

@@ -19,7 +19,7 @@ from consumers.alerts.envelope import kafka_message
 from consumers.alerts.finding import finding, visible
 from consumers.alerts.ocsf import VERSION, detection_finding
 from consumers.errors import Undeliverable
-from consumers.records.decision import FRAMEWORKS
+from consumers.records.alert import FRAMEWORKS
 
 SHAPES: dict[str, Any] = {
     "first": {},

@@ -21,7 +21,7 @@ from consumers.ingest.step import Ingest
 from consumers.log.files import FileLog
 from consumers.log.references import lines_of
 from consumers.recalibrate import Presumption
-from consumers.records.operator_entries import Verdict, packed
+from consumers.records.operator_entries import Verdict, VerdictValue, packed
 from consumers.secrets import Secrets
 from consumers.store import Entry, Operation
 from consumers.store.embedded import EmbeddedStore
@@ -94,7 +94,7 @@ def thief_of(files: dict[str, Path]) -> str:
 
 
 def flagged_of(result: replay.Replayed) -> set[str]:
-    return {row.client_id for row in result.scores.values() if row.state in FLAGGED}
+    return {row.client_id for row in result.scores.values() if row.decision.state in FLAGGED}
 
 
 def test_flagged_clients_are_left_out_and_the_rest_calibrates(
@@ -160,12 +160,12 @@ def test_a_verdict_decides_who_is_honest(
     files: dict[str, Path], seen: tuple[EmbeddedStore, Secrets, Baseline, replay.Replayed], tmp_path: Path
 ) -> None:
     store, secrets, old, result = seen
-    flagged = {key[1]: key for key in result.scores if result.scores[key].state in FLAGGED}
+    flagged = {key[1]: key for key in result.scores if result.scores[key].decision.state in FLAGGED}
     thief = thief_of(files)
-    clear = next(row.client_id for row in result.scores.values() if row.state == "clear")
+    clear = next(row.client_id for row in result.scores.values() if row.decision.state == "clear")
     revision, _ = store.operator_entries("verdict")
 
-    def judged(client: str, verdict: str) -> Entry:
+    def judged(client: str, verdict: VerdictValue) -> Entry:
         made = Verdict(
             f"alert of {client}",
             verdict,

@@ -62,7 +62,7 @@ def replay(baseline: Baseline, secrets: Secrets, tmp_path: Path) -> Replay:
 
 def counted(found: Replayed) -> int:
     """Queries of all clients in the store."""
-    return sum(row.queries for row in found.scores.values())
+    return sum(row.assessment.queries for row in found.scores.values())
 
 
 def parquet(path: Path, lines: list[bytes]) -> None:

@@ -16,7 +16,6 @@ import pytest
 from support import victims
 
 from consumers.detect import loop as detect
-from consumers.detect.episodes import finding_id
 from consumers.detect.loop import Runner
 from consumers.detect.overrides import Overrides
 from consumers.detect.step import Detect, Seen
@@ -26,11 +25,13 @@ from consumers.ingest.step import Ingest
 from consumers.log.files import FileLog
 from consumers.metrics import METRICS, Metrics, serve_metrics
 from consumers.records import decision
+from consumers.records.alert import finding_id, stored_alert
 from consumers.records.breaker import Limits
-from consumers.records.decision import StoredDecision, rfc3339, stored_alert, stored_decision
+from consumers.records.decision import StoredDecision, stored_decision
 from consumers.secrets import Secrets
 from consumers.store import DECISION_CELLS, DecisionRow, Entry, Operation, OutboxAlert, Outcome, decision_cell
 from consumers.store.embedded import EmbeddedStore
+from consumers.times import rfc3339
 from detector.baseline import Baseline
 from detector.policy import Mode, Policy
 from detector.query import ClientKey
@@ -116,7 +117,7 @@ def test_every_client_is_assessed_and_thieves_are_flagged_once(
     one = idle(runner(filled, judging))
     found = rows(filled, secrets)
     assert len(found) == 22
-    flagged = {client for client, row in found.items() if row.state in ("throttle", "block")}
+    flagged = {client for client, row in found.items() if row.decision.state in ("throttle", "block")}
     assert flagged >= thieves
     first = alerts(filled, secrets)
     assert {a["client_id"] for a in first} == flagged
@@ -137,7 +138,7 @@ def test_an_alert_says_when_who_why_and_how_sure(
         assert alert["kind"] == "client"
         assert alert["model_id"] == victims.MODEL
         assert alert["tenant"] == "default"
-        assert 0 < alert["queries_seen"] <= row.queries
+        assert 0 < alert["queries_seen"] <= row.assessment.queries
         assert rfc3339(row.last_ms) >= alert["time"] >= "2026-03-09"
         assert alert["suspicion"] >= 1 - BUDGET
         assert alert["calibrated"] is True
@@ -176,12 +177,12 @@ def test_looking_often_or_once_gives_the_same(
     left, right = rows(often, secrets), rows(once, secrets)
     assert left.keys() == right.keys()
     for client, row in left.items():
-        assert (row.suspicion, row.state, row.queries) == (
-            right[client].suspicion,
-            right[client].state,
-            right[client].queries,
+        assert (row.assessment.suspicion, row.decision.state, row.assessment.queries) == (
+            right[client].assessment.suspicion,
+            right[client].decision.state,
+            right[client].assessment.queries,
         )
-        assert row.evidence == right[client].evidence
+        assert row.assessment.evidence == right[client].assessment.evidence
     moments = [
         {
             a["client_id"]: (a["alert_id"], a["time"], a["queries_seen"])
@@ -251,21 +252,26 @@ def test_a_decision_holds_for_its_time_and_a_new_finding_is_a_new_episode(
     key = thief_key(secrets, thieves)
     lenient = Detect(judging.baselines, secrets, Policy(1e-12, "observe"))
     row, sent = decided(judging, filled, key, None, 1000)
-    assert row.state == "throttle"
-    assert row.until_s == 1000 + 86_400
+    assert row.decision.state == "throttle"
+    assert row.decision.until_s == 1000 + 86_400
     assert [a["update"] for a in sent] == [0]
     held, none = decided(lenient, filled, key, row, 2000)
-    assert (held.state, held.reason, held.until_s, none) == ("throttle", "holds", row.until_s, [])
+    assert (held.decision.state, held.decision.reason, held.decision.until_s, none) == (
+        "throttle",
+        "holds",
+        row.decision.until_s,
+        [],
+    )
     assert held.alert == row.alert
-    over, closing = decided(lenient, filled, key, held, row.until_s)
-    assert (over.state, over.episode, over.alert) == ("clear", 1, None)
+    over, closing = decided(lenient, filled, key, held, row.decision.until_s)
+    assert (over.decision.state, over.decision.episode, over.alert) == ("clear", 1, None)
     told = [(a["alert_id"], a["update"], a["state"], a["was"], a["resolved"]) for a in closing]
     assert told == [(sent[0]["alert_id"], 1, "clear", "throttle", True)], (
         "the end of an episode closes its finding, once"
     )
-    assert decided(lenient, filled, key, over, row.until_s + 5)[1] == []
-    again, new = decided(judging, filled, key, over, row.until_s + 10)
-    assert (again.state, again.episode) == ("throttle", 1)
+    assert decided(lenient, filled, key, over, row.decision.until_s + 5)[1] == []
+    again, new = decided(judging, filled, key, over, row.decision.until_s + 10)
+    assert (again.decision.state, again.decision.episode) == ("throttle", 1)
     assert [a["update"] for a in new] == [0]
     assert new[0]["alert_id"] != sent[0]["alert_id"]
 
@@ -277,10 +283,10 @@ def test_an_alert_is_updated_when_the_state_rises_and_keeps_its_id(
     row, sent = decided(judging, filled, key, None, 1000)
     same, none = decided(judging, filled, key, row, 1500)
     assert none == [], "nothing rose"
-    assert same.until_s == 1500 + 86_400
+    assert same.decision.until_s == 1500 + 86_400
     monkeypatch.setattr("detector.calibration.MIN_CLIENTS_A_BUDGET", 0.0)  # as if there were honest clients enough
     risen, more = decided(judging, filled, key, same, 2000)
-    assert risen.state == "block"
+    assert risen.decision.state == "block"
     assert [(a["alert_id"], a["update"], a["state"]) for a in more] == [(sent[0]["alert_id"], 1, "block")]
 
 
@@ -308,7 +314,7 @@ def test_an_uncalibrated_baseline_blocks_nothing_and_marks_its_scores(
         None,
         5,
     )
-    assert (row.state, row.reason, row.calibrated, row.score(victims.MODEL)["calibrated"]) == (
+    assert (row.decision.state, row.decision.reason, row.assessment.calibrated, row.score(victims.MODEL)["calibrated"]) == (
         "throttle", "uncalibrated", False, False,
     )  # fmt: skip
     assert alert["calibrated"] is False
@@ -322,7 +328,12 @@ def test_the_mode_bounds_what_is_enforced_and_not_what_is_told(
 ) -> None:
     judge = Detect(judging.baselines, secrets, Policy(BUDGET, mode))
     row, (alert,) = decided(judge, filled, thief_key(secrets, thieves), None, 5)
-    assert (row.state, row.enforced, alert["state"], alert["enforced"]) == ("throttle", enforced, "throttle", enforced)
+    assert (row.decision.state, row.decision.enforced, alert["state"], alert["enforced"]) == (
+        "throttle",
+        enforced,
+        "throttle",
+        enforced,
+    )
 
 
 # --------------------------------------------------------------------------------- what people said, and what time does
@@ -334,13 +345,13 @@ def test_changes_of_state_are_remembered_with_time_reason_and_score(
     key = thief_key(secrets, thieves)
     lenient = Detect(judging.baselines, secrets, Policy(1e-12, "observe"))
     row, _ = decided(judging, filled, key, None, 1000)
-    assert row.history == [[1000, "throttle", row.reason, row.suspicion]]
+    assert row.history == ((1000, "throttle", row.decision.reason, row.assessment.suspicion),)
     held, _ = decided(lenient, filled, key, row, 2000)
     assert held.history == row.history, "nothing changed"
-    over, _ = decided(lenient, filled, key, held, row.until_s)
-    assert over.history[1:] == [[row.until_s, "clear", "no_evidence", over.suspicion]]
+    over, _ = decided(lenient, filled, key, held, row.decision.until_s)
+    assert over.history[1:] == ((row.decision.until_s, "clear", "no_evidence", over.assessment.suspicion),)
     monkeypatch.setattr(decision, "HISTORY_KEPT", 1)
-    again, _ = decided(judging, filled, key, over, row.until_s + 10)
+    again, _ = decided(judging, filled, key, over, row.decision.until_s + 10)
     assert [entry[1] for entry in again.history] == ["throttle"]
 
 
@@ -354,7 +365,7 @@ def test_a_restriction_falls_by_itself_without_a_new_query(
     one.turn()
     restricted = {r.client for r in filled.restrictions()[1]}
     assert {
-        filled_row.client_id for filled_row in rows(filled, secrets).values() if filled_row.state == "throttle"
+        filled_row.client_id for filled_row in rows(filled, secrets).values() if filled_row.decision.state == "throttle"
     } == thieves
     assert len(restricted) == len(thieves)
     wall[0] += 86_399
@@ -366,7 +377,9 @@ def test_a_restriction_falls_by_itself_without_a_new_query(
     one.turn()
     assert filled.restrictions()[1] == []
     fallen = [row for row in rows(filled, secrets).values() if row.client_id in thieves]
-    assert {(row.state, row.reason, row.enforced, row.until_s) for row in fallen} == {("watch", "expired", "clear", 0)}
+    assert {
+        (row.decision.state, row.decision.reason, row.decision.enforced, row.decision.until_s) for row in fallen
+    } == {("watch", "expired", "clear", 0)}
     assert one.turn() == 0, "once"
 
 
@@ -382,8 +395,12 @@ def test_an_allow_listed_client_is_reported_but_nothing_is_enforced(
     one.turn()
     found = rows(filled, secrets)
     spared = found[min(thieves)]
-    assert (spared.state, spared.enforced, spared.reason) == ("throttle", "clear", "allow_listed")
-    assert {found[t].enforced for t in thieves if t != min(thieves)} == {"throttle"}
+    assert (spared.decision.state, spared.decision.enforced, spared.decision.reason) == (
+        "throttle",
+        "clear",
+        "allow_listed",
+    )
+    assert {found[t].decision.enforced for t in thieves if t != min(thieves)} == {"throttle"}
     assert {a["client_id"] for a in alerts(filled, secrets)} == thieves
 
 
@@ -395,10 +412,10 @@ def test_a_storm_of_flags_is_told_and_enforced_against_nobody_more(
     overrides = Overrides(Limits(most=2, least=2))
     one = runner(filled, judge, now_s=lambda: 1000, overrides=overrides)
     one.turn()
-    flagged = [row for row in rows(filled, secrets).values() if row.state in ("throttle", "block")]
+    flagged = [row for row in rows(filled, secrets).values() if row.decision.state in ("throttle", "block")]
     assert len(flagged) > 4
-    assert sum(row.enforced != "clear" for row in flagged) == 2
-    assert {row.reason for row in flagged if row.enforced == "clear"} == {"breaker"}
+    assert sum(row.decision.enforced != "clear" for row in flagged) == 2
+    assert {row.decision.reason for row in flagged if row.decision.enforced == "clear"} == {"breaker"}
     assert len(alerts(filled, secrets)) == len(flagged)
     one.turn()
     assert "breaker" in one.alarms.raised
@@ -497,7 +514,7 @@ def test_a_damaged_decision_is_set_aside_and_made_anew(
     filled.record("t" * 32, claim.revision, Outcome(cell, {}, {key: bad}, []), "p", 1000)
     filled.release_decisions(cell, "p")
     idle(runner(filled, judging))
-    assert rows(filled, secrets)[min(thieves)].state == "throttle"
+    assert rows(filled, secrets)[min(thieves)].decision.state == "throttle"
 
 
 @pytest.mark.parametrize("field", ["h", "w"])
@@ -572,7 +589,7 @@ def test_a_fault_changes_no_outcome(
     assert faulty.raised
     found = rows(filled, secrets)
     assert len(found) == 22
-    assert all(found[thief].state == "throttle" for thief in thieves)
+    assert all(found[thief].decision.state == "throttle" for thief in thieves)
     told = alerts(filled, secrets)
     assert len({a["alert_id"] for a in told}) == len(told), "stored once"
     assert {alert.uid for alert in sink.taken} == {f"{a['alert_id']}/0" for a in told}, "sent at least once"

@@ -179,4 +179,4 @@ def queries(store: EmbeddedStore, secrets: Secrets) -> dict[str, int]:
     from consumers.records.decision import stored_decision
 
     rows = (stored_decision(row, secrets, key.tenant) for key, row in store.decisions("default"))
-    return {row.client_id: row.queries for row in rows}
+    return {row.client_id: row.assessment.queries for row in rows}

@@ -42,7 +42,7 @@ def rolled_out(clients: int) -> list[Event]:
 
 
 def states(outcome: Any) -> set[str]:
-    return {row.state for row in outcome.scores.values() if row.client_id.startswith("app")}
+    return {row.decision.state for row in outcome.scores.values() if row.client_id.startswith("app")}
 
 
 def test_a_roll_out_accuses_nobody_and_a_thief_is_still_seen(baseline: Baseline, tmp_path: Path) -> None:
@@ -51,8 +51,8 @@ def test_a_roll_out_accuses_nobody_and_a_thief_is_still_seen(baseline: Baseline,
     thief, honest = row_of(outcome, "thief"), row_of(outcome, "app-0")
     assert thief is not None
     assert honest is not None
-    assert thief.state in FLAGGED
-    assert any("held back" in e["text"] for e in honest.evidence)
+    assert thief.decision.state in FLAGGED
+    assert any("held back" in e.text for e in honest.assessment.evidence)
 
 
 def test_without_the_hold_the_roll_out_would_accuse_everybody(

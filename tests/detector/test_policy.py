@@ -43,7 +43,8 @@ def nulls(clients: int = 5000, calibrated: bool = True) -> Nulls:
 
 def assessment(p: float, odd: float = 100.0, calibrated: bool = True, content_p: float | None = None) -> Assessment:
     return Assessment(
-        500, 400.0, 0.0, p, p if content_p is None else content_p, 1.0 - p, calibrated, True, 3.0, odd, "synthesised queries", ()
+        queries=500, distinct=400.0, misfit=0.0, p_value=p, content_p_value=p if content_p is None else content_p, suspicion=1.0 - p,
+        calibrated=calibrated, in_order=True, fused=3.0, odd=odd, family="synthesised queries", evidence=(),
     )  # fmt: skip
 
 

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from support.seeded_api import MODEL, OURS, SECRETS, client_hash, decided
 
-from consumers.detect.episodes import previous
 from consumers.detect.loop import Runner
 from consumers.detect.overrides import Overrides
 from consumers.detect.step import Detect, Seen
@@ -22,7 +21,7 @@ from consumers.metrics import Metrics
 from consumers.operators.operate import Actor, Operations, Subject
 from consumers.readers.queries import Reader
 from consumers.records.breaker import Limits
-from consumers.records.decision import packed_decision
+from consumers.records.decision import packed_decision, previous
 from consumers.store import Checkpoint, Cursor, Outcome, Store
 from consumers.store.embedded import EmbeddedStore
 from consumers.store.redis import connect

@@ -149,11 +149,11 @@ def test_following_changes_leads_to_the_same_as_reading_everything() -> None:
                         client, state, rng.choice(STATES[: STATES.index(state) + 1]), model=model, until_s=until_s
                     )
                 elif rng.random() < 0.5:
-                    of, state = rng.choice(["*", model]), rng.choice(["clear", "throttle", "block"])
+                    of, ruled = rng.choice(["*", model]), rng.choice(operator_entries.RULINGS)
                     if rng.random() < 0.3:
                         store.put("decision", client, of, b"")
                     else:
-                        store.say(client, state, model=of, until_s=until_s, simulated=rng.random() < 0.3)
+                        store.say(client, ruled, model=of, until_s=until_s, simulated=rng.random() < 0.3)
                 elif rng.random() < 0.5:
                     store.allow(client, model=model, until_s=until_s)
                 else:

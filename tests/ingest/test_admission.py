@@ -188,8 +188,8 @@ def test_an_explosion_of_ids_leaves_honest_clients_as_they_are_and_is_scored(
     rows = {k: stored_decision(row, secrets, k.tenant) for k, row in store.decisions("default")}
     assert len(rows) <= 1000 + 20 + 1 + ids // 1000, "growth is bounded"
     pooled = rows[reading.overflow(victims.MODEL)]
-    assert (pooled.client_id, pooled.queries) == (OVERFLOW, cell.counters["pooled"])
-    assert pooled.state in ("throttle", "block"), "a theft by many ids is seen where they are pooled"
+    assert (pooled.client_id, pooled.assessment.queries) == (OVERFLOW, cell.counters["pooled"])
+    assert pooled.decision.state in ("throttle", "block"), "a theft by many ids is seen where they are pooled"
 
 
 def test_no_client_can_be_named_like_the_pool(
@@ -212,6 +212,6 @@ def test_no_client_can_be_named_like_the_pool(
         )
         for key, row in store.decisions("default")
     }
-    assert {client: row.queries for client, row in found.items()} == {"overflow": 10, OVERFLOW: 20}
+    assert {client: row.assessment.queries for client, row in found.items()} == {"overflow": 10, OVERFLOW: 20}
     for shown in (plain(OVERFLOW).plain, legible(OVERFLOW)):
         assert shown not in ("overflow", OVERFLOW), "people see the mark too"

@@ -306,5 +306,8 @@ def test_a_cell_whose_keys_are_of_another_kind_stops_alone_and_is_begun_anew(
         assert world.queries() == dict.fromkeys(CELLS, 60)
         while judging.turn():
             pass
-        assert sum(stored_decision(row, secrets, "default").queries for _, row in store.decisions("default")) == 180
+        assert (
+            sum(stored_decision(row, secrets, "default").assessment.queries for _, row in store.decisions("default"))
+            == 180
+        )
     store.close()

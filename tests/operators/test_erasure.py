@@ -76,7 +76,7 @@ class Life:
 
     def rows(self, store: Store) -> dict[str, int]:
         found = (stored_decision(row, self.secrets, TENANT) for _, row in store.decisions(TENANT))
-        return {row.client_id: row.queries for row in found}
+        return {row.client_id: row.assessment.queries for row in found}
 
     def subject(self, **more: Any) -> erasure.Subject:
         return erasure.Subject(TENANT, self.key.client, self.thief, (MODEL,), **more)

@@ -11,9 +11,9 @@ import pytest
 from consumers.enforcement.restrictions import Restrictions
 from consumers.readers.gateways import Modes, at_gateways
 from consumers.readers.models import Allowed, OperatorDecision
-from consumers.records.operator_entries import AllowlistEntry, StoredOperatorDecision, entry_key, packed
+from consumers.records.operator_entries import RULINGS, AllowlistEntry, StoredOperatorDecision, entry_key, packed
 from consumers.store import Entry, Restriction
-from detector.policy import MODES, STATES
+from detector.policy import MODES, STATES, Mode, State
 from detector.query import ClientKey
 
 NOW = 1_000_000
@@ -25,8 +25,8 @@ VERBS = {"clear": "let it through", "watch": "let it through", "throttle": "thro
 class Way:
     """One way in which a client may stand."""
 
-    state: str
-    enforced: str
+    state: State
+    enforced: State
     reason: str
     until_s: int
     decision: OperatorDecision | None
@@ -37,7 +37,7 @@ class Way:
 def ways() -> Iterator[Way]:
     decisions = [
         OperatorDecision("c", "h", model, state, until_s, simulated, "", "", "alice", NOW)
-        for state in ("clear", "throttle", "block")
+        for state in RULINGS
         for simulated, until_s, model in (
             (False, LATER, "m"),
             (False, BEFORE, "m"),
@@ -78,7 +78,7 @@ def entries(name: str, way: Way) -> tuple[list[Entry], list[Entry]]:
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("held", [False, True])
-def test_what_is_said_is_what_gateways_do(mode: str, held: bool) -> None:
+def test_what_is_said_is_what_gateways_do(mode: Mode, held: bool) -> None:
     """Over every combination of state, enforcement, operator's decision, allowlist, mode and breaker."""
     all_ways = {f"{i:032x}": way for i, way in enumerate(ways())}
     view = Restrictions(mode)

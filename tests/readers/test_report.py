@@ -7,13 +7,22 @@ import hashlib
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from support.seeded_api import decided
 
+from consumers import replay as replaying
 from consumers.errors import Refused
 from consumers.readers import charts
-from consumers.readers.report import AlertRow, CampaignRow, ClientRow, Coverage, Evidence, Report, render, write_report
+from consumers.readers.models import Alert, Client
+from consumers.readers.report import Coverage, Report, ReportedCampaign, ReportedClient, render, write_report
+from consumers.replay import Replayed
+from consumers.times import rfc3339
+from detector.extraction import Exposure
+from detector.policy import State
+from detector.scoring import Evidence
 
 EVIL = "\"><script>alert('x')</script>&<b>"
 HOUR_MS = 3_600_000
@@ -49,28 +58,49 @@ class Page(HTMLParser):
         (self.scripts if self.open and self.open[-1] == "script" else self.text).append(data)
 
 
-def client(name: str, suspicion: float, state: str, thief: bool | None = None, model: str = "digits") -> ClientRow:
+def public(name: str, suspicion: float, state: State, model: str = "digits", **more: Any) -> Client:
+    """A client in its public shape."""
+    fields: dict[str, Any] = {
+        "client_id": name, "client_key": "0" * 32, "model_id": model, "queries": 900, "distinct": 700.0, "suspicion": suspicion,
+        "p_value": 1 - suspicion, "calibrated": True, "in_order": True, "state": state, "reason": f"odd: {name}", "enforced": "clear",
+        "since_s": 0, "until_s": 0, "last_seen_ms": START_MS + 90 * HOUR_MS, "family": "knockoff",
+        "extraction": Exposure(0.62, 0.4, 0.71), "campaign_id": None, "evidence": (),
+    }  # fmt: skip
+    return Client(**(fields | more))
+
+
+def client(
+    name: str, suspicion: float, state: State, thief: bool | None = None, model: str = "digits"
+) -> ReportedClient:
     steps = [(q, suspicion * q / 900, START_MS + q * HOUR_MS // 10) for q in (1, 30, 300, 900)]
     evidence = (
-        [Evidence("part mass", 431.5, 0.004, f"431 of 900 queries of {name} are odd.")] if suspicion > 0.9 else []
+        (Evidence("part mass", 431.5, 0.004, f"431 of 900 queries of {name} are odd."),) if suspicion > 0.9 else ()
     )
     truth = None if thief is None else ("jbda" if thief else "regular")
-    return ClientRow(
-        client_id=name, model_id=model, queries=900, distinct=700, suspicion=suspicion, state=state, reason=f"odd: {name}",
-        family="knockoff", evidence=evidence, trajectory=steps, truth=truth, thief=thief, extraction=(0.62, 0.4, 0.71),
+    return ReportedClient(
+        client=public(name, suspicion, state, model, evidence=evidence), trajectory=steps, truth=truth, thief=thief,
         first_ms=START_MS,
     )  # fmt: skip
 
 
-def campaign(members: tuple[str, ...] = ("a-1", EVIL), thieves: int | None = None) -> CampaignRow:
-    return CampaignRow(
-        campaign_id="5eed" * 8, model_id="digits", members=members, queries=4305, suspicion=0.996, state="throttle",
-        reason="567 of 567 distinct queries are far", family="out-of-distribution queries", extraction=(0.9, 0.8, 0.95), thieves=thieves,
+def campaign(members: tuple[str, ...] = ("a-1", EVIL), thieves: int | None = None) -> ReportedCampaign:
+    whole = public(
+        "5eed" * 8, 0.996, "throttle", queries=4305, reason="567 of 567 distinct queries are far",
+        family="out-of-distribution queries", extraction=Exposure(0.9, 0.8, 0.95),
+    )  # fmt: skip
+    return ReportedCampaign(campaign=whole, members=members, thieves=thieves)
+
+
+def alert(one: Client) -> Alert:
+    return Alert(
+        alert_id="a", time=rfc3339(START_MS + 5 * HOUR_MS), kind="client", client_id=one.client_id, client_key=None, members=(),
+        campaign_id=None, model_id=one.model_id, state=one.state, suspicion=one.suspicion, queries_seen=300, extraction=None,
+        family=one.family, evidence=(), update=0, calibrated=True, reason=one.reason, enforced="clear", resolved=False, frameworks=(),
     )  # fmt: skip
 
 
-def report_of(*clients: ClientRow, **more: object) -> Report:
-    alerts = [AlertRow(c.client_id, c.model_id, START_MS + 5 * HOUR_MS, c.state, 300) for c in clients if c.flagged]
+def report_of(*clients: ReportedClient, **more: object) -> Report:
+    alerts = [alert(c.client) for c in clients if c.flagged]
     settings: dict[str, object] = {
         "title": f"Replay of {EVIL}", "models": [("digits", f"baseline {EVIL}")], "clients": clients, "campaigns": [], "budget": 0.01,
         "calibrated": True, "calibration": "On 300 honest clients.", "alerts": alerts,
@@ -184,10 +214,25 @@ def test_a_client_says_what_it_could_copy() -> None:
 
 
 def test_a_client_without_its_exposure_is_no_client() -> None:
-    whole = {name: getattr(client("a", 0.5, "clear"), name) for name in ClientRow.__slots__}
-    for name in ("extraction", "first_ms"):
+    whole = client("a", 0.5, "clear")
+    for kind, one, name in ((Client, whole.client, "extraction"), (ReportedClient, whole, "first_ms")):
+        given = {field: getattr(one, field) for field in kind.__slots__ if field != name}
         with pytest.raises(TypeError, match=name):
-            ClientRow(**{k: v for k, v in whole.items() if k != name})
+            kind(**given)
+
+
+def test_the_report_of_a_replay_has_the_exposure_and_the_first_query_of_each_row() -> None:
+    """It once had neither: the replay passed on some fields of a row, and defaults hid that two were forgotten."""
+    whole = {"fidelity": 0.62, "low": 0.4, "high": 0.71}
+    client_row = decided("thief", 0.001, "block", extraction=whole, first_ms=START_MS)
+    campaign_row = decided("5eed" * 8, 0.001, "throttle", members=["a", "b"], extraction=whole | {"fidelity": 0.9})
+    result = Replayed({("digits", "0" * 32): client_row}, {("digits", "campaign:5eed"): campaign_row}, [])
+    report = replaying.report_of(result, {}, 0.01)
+    assert (report.clients[0].client.extraction, report.clients[0].first_ms) == (Exposure(0.62, 0.4, 0.71), START_MS)
+    assert report.campaigns[0].campaign.extraction == Exposure(0.9, 0.4, 0.71)
+    page = re.sub(r"\s+", " ", "".join(Page(render(report)).text))
+    assert "Exposure: 62 % of the answers (40 %–71 %)." in page
+    assert "Exposure: 90 % of the answers (40 %–71 %)." in page
 
 
 def test_a_campaign_is_shown_with_its_accounts_and_its_exposure() -> None:

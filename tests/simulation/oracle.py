@@ -178,7 +178,7 @@ def _decisions(world: World, v: Verdict) -> None:
 
 def _alerts(world: World, key: ClientKey, must: StoredDecision, row: StoredDecision | None, v: Verdict) -> None:
     """Who must be flagged was reported to everybody: every update up to the row's."""
-    if must.state not in FLAGGED:
+    if must.decision.state not in FLAGGED:
         return
     uids = {alert.uid for _, alert, _ in world.nodes.decision_cell(decision_cell(key)).alerts}
     if row is None or row.alert is None:

@@ -22,11 +22,11 @@ import numpy as np
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from consumers.detect.episodes import finding_id
 from consumers.detect.step import Detect, Seen
 from consumers.ingest.step import Cell, Ingest
 from consumers.log import Records
 from consumers.metrics import Metrics
+from consumers.records.alert import finding_id
 from consumers.records.decision import StoredDecision, stored_decision
 from consumers.records.ledger import COUNTERS
 from consumers.secrets import Secrets

@@ -32,7 +32,15 @@ class RememberedStore:
     ) -> None:
         self.feed.append(Restriction(ClientKey(TENANT, model, client), state, enforced or state, until_s))
 
-    def say(self, client: str, state: str, *, model: str = "*", until_s: int = 0, simulated: bool = False) -> None:
+    def say(
+        self,
+        client: str,
+        state: operator_entries.Ruling,
+        *,
+        model: str = "*",
+        until_s: int = 0,
+        simulated: bool = False,
+    ) -> None:
         value = operator_entries.StoredOperatorDecision(
             client, model, state, until_s, simulated, "reason", "", "someone", 0
         )

@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from starlette.testclient import TestClient
+from support.rows import stored_row
 
 from consumers import serve
 from consumers.enforcement.refresher import Refresher
@@ -29,17 +31,12 @@ from consumers.operators.audit import Mirror
 from consumers.operators.operate import ROLES, Actor, Operations
 from consumers.readers.gateways import Modes
 from consumers.readers.queries import Reader
-from consumers.records.decision import (
-    FRAMEWORKS,
-    StoredDecision,
-    campaign_key,
-    packed_alert,
-    packed_decision,
-    rfc3339,
-)
+from consumers.records.alert import FRAMEWORKS, packed_alert
+from consumers.records.decision import StoredDecision, campaign_key, packed_decision
 from consumers.secrets import Secrets
 from consumers.store import Outcome, Store, decision_cell
 from consumers.store.embedded import EmbeddedStore
+from consumers.times import rfc3339
 from detector.query import ClientKey
 
 OURS, FOREIGN = "acme", "rival"
@@ -70,15 +67,16 @@ def decided(client: str, p: float, state: str, **more: Any) -> StoredDecision:
         "coverage": [3, 0, 1], "last_ms": now * 1000, "update": -1, "alert": None,
         "history": [[now - 60, state, "extraction", 1 - p]],
     }  # fmt: skip
-    return StoredDecision(**(fields | more))
+    return stored_row(**(fields | more))
 
 
 def alert_of(one: StoredDecision, tenant: str, update: int = 0, **more: Any) -> dict[str, Any]:
     return {
         "alert_id": alert_id(one.client_id, tenant), "time": rfc3339(one.last_ms), "kind": "client", "client_id": one.client_id,
-        "campaign_id": None, "model_id": MODELS[tenant], "state": one.state, "suspicion": one.suspicion, "queries_seen": one.queries,
-        "extraction": None, "family": one.family, "evidence": one.evidence, "update": update, "calibrated": True,
-        "reason": one.reason, "enforced": "clear", "tenant": tenant, "frameworks": list(FRAMEWORKS),
+        "campaign_id": None, "model_id": MODELS[tenant], "state": one.decision.state, "suspicion": one.assessment.suspicion,
+        "queries_seen": one.assessment.queries, "extraction": None, "family": one.assessment.family,
+        "evidence": msgspec.to_builtins(one.assessment.evidence), "update": update, "calibrated": True,
+        "reason": one.decision.reason, "enforced": "clear", "tenant": tenant, "frameworks": list(FRAMEWORKS),
     } | more  # fmt: skip
 
 

@@ -20,6 +20,7 @@ import numpy as np
 import uvicorn
 from starlette.applications import Starlette
 from support import victims
+from support.rows import stored_row
 
 from consumers.http.auth import Authenticator, KeyRing
 from consumers.http.dashboard import actions, pages
@@ -28,10 +29,12 @@ from consumers.http.dashboard.pages import Dashboard
 from consumers.http.dashboard.session import Sessions
 from consumers.operators.operate import Actor, Operations
 from consumers.readers.queries import Reader
-from consumers.records.decision import FRAMEWORKS, StoredDecision, packed_alert, packed_decision, rfc3339
+from consumers.records.alert import FRAMEWORKS, packed_alert
+from consumers.records.decision import StoredDecision, packed_decision
 from consumers.secrets import Secrets
 from consumers.store import Checkpoint, DeadLetter, Outcome, Store, decision_cell
 from consumers.store.embedded import EmbeddedStore
+from consumers.times import rfc3339
 from detector.baseline import Baseline
 from detector.features import CELLS
 from detector.policy import FLAGGED, STATES
@@ -95,7 +98,7 @@ def row(
         "evidence": evidence, "trail": trail, "cells": ["files:0"], "coverage": np.round(coverage * queries).astype(int).tolist(),
         "last_ms": last_ms, "update": 0 if alert else -1, "alert": alert, "history": history,
     }  # fmt: skip
-    return StoredDecision(**(fields | more))
+    return stored_row(**(fields | more))
 
 
 def keep(store: Store, rows: Sequence[tuple[str, StoredDecision]]) -> None:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from consumers.alarms import ALARMS
-from consumers.readers import charts
 from consumers.readers.queries import Reader
+from consumers.times import day_and_minute
 
 QUIET_MS = 15 * 60_000
 """A log whose newest query is older is called quiet."""
@@ -93,7 +93,7 @@ def health_page(reader: Reader, pulse: Pulse, mode: str, now_ms: int) -> dict[st
                 quiet,
                 "warn",
                 "The log is quiet.",
-                f"The newest assessed query was sent at {charts.when(found.newest_ms or 0)} UTC. {_QUIET}",
+                f"The newest assessed query was sent at {day_and_minute(found.newest_ms or 0)} UTC. {_QUIET}",
             ),
             (
                 stale,
@@ -148,7 +148,7 @@ def _models(reader: Reader) -> list[tuple[str, str]]:
     """Per model, when its newest query was: the staleness of each tap."""
     found = []
     for m in reader.models():
-        newest = charts.when(m.last_seen_ms) if m.last_seen_ms else "never"
+        newest = day_and_minute(m.last_seen_ms) if m.last_seen_ms else "never"
         lacks = "" if m.has_baseline else " – no baseline here"
         found.append((m.model_id, f"{_plural(m.clients, 'client')}, newest query {newest}{lacks}"))
     return found

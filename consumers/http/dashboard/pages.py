@@ -32,10 +32,10 @@ from consumers.errors import Unavailable
 from consumers.http.auth import Authenticator, Credential
 from consumers.http.dashboard.health import Pulse, health_page
 from consumers.http.dashboard.session import COOKIE, HOURS, ROLES, Session, Sessions, Visitor
-from consumers.http.dashboard.views import Filters, Views, brief
+from consumers.http.dashboard.views import Filters, Views
 from consumers.legible import legible
-from consumers.readers import charts
 from consumers.readers.queries import Reader
+from consumers.times import day_and_minute, short
 from detector.baseline import Baseline
 
 log = logging.getLogger("querywarden.dashboard")
@@ -325,8 +325,8 @@ def templates() -> Environment:
         legible=legible,
         thousands=lambda n: f"{n:,.0f}",
         share=lambda s: f"{100 * s:.2g}\N{NO-BREAK SPACE}%" if s < 0.1 else f"{100 * s:.0f}\N{NO-BREAK SPACE}%",
-        brief=brief,
-        when=lambda ms: charts.when(ms) if ms else "–",
+        brief=short,
+        when=lambda ms: day_and_minute(ms) if ms else "–",
         iso=lambda ms: dt.datetime.fromtimestamp(ms / 1000, dt.UTC).isoformat(),
     )
     return made

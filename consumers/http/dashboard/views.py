@@ -9,7 +9,6 @@ Rules:
 
 from __future__ import annotations
 
-import datetime as dt
 import heapq
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +24,6 @@ from consumers.readers.charts import Trace
 from consumers.readers.explanation import (
     MODE_WORDS,
     events,
-    milliseconds,
     rarity,
     refusals,
     sentence,
@@ -34,6 +32,7 @@ from consumers.readers.explanation import (
 )
 from consumers.readers.models import Campaign, Client, ClientDetail, Model
 from consumers.readers.queries import Reader
+from consumers.times import day_and_minute, milliseconds, short
 from detector.baseline import Baseline
 from detector.policy import BLOCK_FACTOR, FLAGGED, REASONS, WATCH_FACTOR
 
@@ -144,7 +143,7 @@ class Views:
                 "queries": f"{row['queries']:,}",
                 "model": legible(row["model"]),
                 "why": legible(row["why"]),
-                "last": brief(row["last_ms"]),
+                "last": short(row["last_ms"]),
             }
             for row in page["rows"]
         ]
@@ -343,7 +342,7 @@ class Views:
             "model": g.model_id,
             "why": worst.evidence[0].text if worst.evidence else REASONS.get(worst.reason, worst.reason),
             "sentence": f"{len(g.members)} linked accounts that together sent {g.queries:,} queries, the last on "
-            f"{charts.when(g.last_seen_ms)}. The most suspicious account is in state {worst.state}.",
+            f"{day_and_minute(g.last_seen_ms)}. The most suspicious account is in state {worst.state}.",
         }  # fmt: skip
 
     # ---------------------------------------------------------------------------------------------------- models
@@ -507,12 +506,6 @@ class Views:
             "older": f"{self.at}/alerts?{urlencode({'cursor': page.next})}" if page.next else "",
             "newest": f"{self.at}/alerts" if cursor else "",
         }  # fmt: skip
-
-
-def brief(time_ms: int) -> str:
-    """``2 Mar 09:14``, UTC; a dash for never."""
-    moment = dt.datetime.fromtimestamp(time_ms / 1000, dt.UTC)
-    return f"{moment.day} {moment:%b %H:%M}" if time_ms else "–"
 
 
 def _order(c: Client) -> tuple[float, int, str]:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from support import seeded_dashboard
 from support.dashboard_people import BLOCK, SUBJECT, World, token
 from support.seeded_dashboard import MODEL, SECRETS, TENANT
 
 from consumers.http.dashboard.views import MOST_ALERTS
-from consumers.records.decision import campaign_key, exposures_of, packed_alert, packed_decision
+from consumers.records.alert import packed_alert
+from consumers.records.decision import ExposureMeasured, campaign_key, exposures_of, packed_decision
 from consumers.records.operator_entries import Verdict, unpacked
 from consumers.store import Outcome, decision_cell
 from detector.baseline import Baseline
+from detector.extraction import Exposure
 
 PAGE = f"/client?client={SUBJECT['client']}&model={MODEL}"
 CAMPAIGN = "c-2f9a61"
@@ -45,7 +48,7 @@ def keep_campaign(world: World, baseline: Baseline) -> str:
     key = campaign_key(TENANT, MODEL, CAMPAIGN)
     outcome = Outcome(decision_cell(key))
     outcome.rows[key] = packed_decision(
-        type(row)(**{f: getattr(row, f) for f in row.__struct_fields__} | {"members": names, "alert": alert}),
+        replace(row, members=tuple(names), alert=alert),
         SECRETS,
         TENANT,
     )
@@ -78,12 +81,11 @@ def test_a_campaign_is_judged_from_its_page_by_those_who_may(world: World, basel
 
 def test_exposure_is_drawn_over_queries(world: World, baseline: Baseline) -> None:
     row = seeded_dashboard.row("acct-90114", "block", "extraction", 2.4e-4, 6_120, "step_roots", baseline)
-    kept: list[list[float]] = []
+    kept: tuple[ExposureMeasured, ...] = ()
     for queries in (10, 11, 40, 160, 161, 640, 2_560):
-        share = {"fidelity": 0.3 + queries / 10_000, "low": 0.2, "high": 0.9}
-        kept = exposures_of(type(row)(**{f: getattr(row, f) for f in row.__struct_fields__} | {"exposures": kept}),
-                            share, queries, queries * 1000)  # fmt: skip
-    assert [int(point[0]) for point in kept] == [10, 40, 160, 640, 2_560], "one for each half octave"
+        share = Exposure(0.3 + queries / 10_000, 0.2, 0.9)
+        kept = exposures_of(replace(row, exposures=kept), share, queries, queries * 1000)
+    assert [int(point.queries) for point in kept] == [10, 40, 160, 640, 2_560], "one for each half octave"
     extraction = {"fidelity": 0.8, "low": 0.7, "high": 0.9}
     more = seeded_dashboard.row("acct-90114", "block", "extraction", 2.4e-4, 6_120, "step_roots", baseline,
                       extraction=extraction, exposures=kept)  # fmt: skip

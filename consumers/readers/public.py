@@ -1,0 +1,92 @@
+"""The public shape of what is stored: made here and nowhere else, for API, dashboard, command line and report.
+
+Rules
+
+* One function for each thing: a row becomes a `Client`, a campaign's rows a `Campaign`, an alert's body an `Alert`.
+* A field of the stored shape that people should see gets a field in `models` and one line here. Both have no defaults, so that a field
+  that is forgotten fails at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from consumers.readers.models import Alert, Campaign, Client, Verdict
+from consumers.records.decision import StoredDecision
+from detector.extraction import Exposure
+from detector.query import ClientKey
+from detector.scoring import Evidence
+
+
+def client_of(model: str, client_key: str, row: StoredDecision) -> Client:
+    """Return the public shape of a stored row, a campaign's too. client_key: keyed hash of the client's id."""
+    found, decision = row.assessment, row.decision
+    return Client(
+        client_id=row.client_id,
+        client_key=client_key,
+        model_id=model,
+        queries=found.queries,
+        distinct=found.distinct,
+        suspicion=found.suspicion,
+        p_value=found.p_value,
+        calibrated=found.calibrated,
+        in_order=found.in_order,
+        state=decision.state,
+        reason=decision.reason,
+        enforced=decision.enforced,
+        since_s=decision.since_s,
+        until_s=decision.until_s,
+        last_seen_ms=row.last_ms,
+        family=found.family,
+        extraction=row.exposure,
+        campaign_id=row.campaign_id,
+        evidence=found.evidence,
+    )
+
+
+def campaign_of(
+    name: str, model: str, rows: list[tuple[ClientKey, StoredDecision]], whole: StoredDecision | None
+) -> Campaign:
+    """Return a campaign from its accounts' rows. whole: its own row; without one, what its accounts say."""
+    rows.sort(key=lambda r: (-r[1].assessment.suspicion, r[0].client))
+    first = [row.decision.since_s for _, row in rows if row.decision.since_s]
+    worst = whole or rows[0][1]
+    return Campaign(
+        campaign_id=name,
+        model_id=model,
+        members=tuple(client_of(key.model, key.client, row) for key, row in rows),
+        queries=sum(row.assessment.queries for _, row in rows),
+        suspicion=worst.assessment.suspicion,
+        state=worst.decision.state,
+        first_s=whole.decision.since_s if whole else min(first, default=0),
+        last_seen_ms=max(row.last_ms for _, row in rows),
+        links=tuple(whole.links if whole else sorted({link for _, row in rows for link in row.links})),
+    )
+
+
+def alert_of(body: Mapping[str, Any], client_key: str | None, verdict: Verdict | None) -> Alert:
+    """Return an alert from its body, as last sent. client_key: keyed hash of its client, None for a campaign's."""
+    return Alert(
+        alert_id=body["alert_id"],
+        time=body["time"],
+        kind=body["kind"],
+        client_id=body.get("client_id"),
+        client_key=client_key,
+        members=tuple(body.get("members") or ()),
+        campaign_id=body.get("campaign_id"),
+        model_id=body["model_id"],
+        state=body["state"],
+        suspicion=body["suspicion"],
+        queries_seen=body["queries_seen"],
+        extraction=Exposure(**body["extraction"]) if body.get("extraction") else None,
+        family=body["family"],
+        evidence=tuple(Evidence(**e) for e in body["evidence"]),
+        update=body["update"],
+        calibrated=body.get("calibrated", False),
+        reason=body.get("reason", ""),
+        enforced=body.get("enforced", "clear"),
+        resolved=body.get("resolved", False),
+        frameworks=tuple(body.get("frameworks") or ()),
+        verdict=verdict,
+    )

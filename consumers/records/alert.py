@@ -1,0 +1,154 @@
+"""Alerts: the body that a finding is told with, built here and nowhere else, and the way to its bytes and back.
+
+An episode of a client or a campaign has one finding. It is raised when the state rises to throttle or block, updated when the state
+rises further, when a campaign gets new members or when an analyst gives a verdict, and closed when the client is clear again.
+
+Rules:
+* The id of an alert is a hash of tenant, kind, model, subject (keyed hash of the client, or id of the campaign) and episode, so a repeated
+  computation gives the same id. Each further alert of the episode is an update of the first, counted from 0.
+* Keys and their order are the native format (docs/formats.md). The row keeps the body as it was last sent, so a verdict stays part of it.
+* The first alert carries the time of the query that reached the level, if the order of the queries is known, not the time of the
+  assessment.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import msgspec
+
+from consumers.errors import CorruptState
+from consumers.records.decision import CAMPAIGN, StoredDecision, is_campaign, packed_row
+from consumers.records.sealing import sealed, unsealed, with_ids
+from consumers.secrets import Secrets
+from consumers.store import DecisionRow, OutboxAlert
+from consumers.times import rfc3339
+from detector.policy import News
+from detector.query import ClientKey
+
+Kind = Literal["client", "campaign"]
+"""Whose finding it is."""
+
+FRAMEWORKS = ("OWASP:ML05:2023", "MITRE-ATLAS:AML.T0024.002", "OWASP-AISVS:C11.3.1", "NIST-AI-100-2:NISTAML.031")
+EVIDENCE_TOLD = 8
+TELLING = 0.5
+"""Evidence with a larger p-value tells nothing; the strongest is told all the same."""
+
+
+def digest_of(*parts: str) -> str:
+    """Return 32 hex digits that name what the parts name."""
+    return hashlib.blake2b("\x00".join(parts).encode(), digest_size=16).hexdigest()
+
+
+def kind_of(key: ClientKey) -> Kind:
+    """Return whose finding a row's is."""
+    return "campaign" if is_campaign(key) else "client"
+
+
+def finding_id(key: ClientKey, episode: int) -> str:
+    """Return the id of all alerts of an episode."""
+    return digest_of(key.tenant, kind_of(key), key.model, key.client.removeprefix(CAMPAIGN), str(episode))
+
+
+def told(
+    key: ClientKey,
+    row: StoredDecision,
+    before: StoredDecision | None,
+    news: News,
+    secrets: Secrets,
+    began: tuple[int, int] | None = None,
+) -> tuple[DecisionRow, OutboxAlert | None]:
+    """Return the row as it is stored, and the alert if there is news.
+
+    before  the row that `row` follows
+    began   (event time in ms, queries seen) of when the level was first reached, None where that is not known
+    """
+    body, time_ms = None, row.last_ms
+    if news == "raised":
+        queries = row.assessment.queries
+        if row.alert is None and began is not None:
+            time_ms, queries = began
+        body = _raised(key, row, time_ms, queries)
+        row = dataclasses.replace(row, alert=body, update=body["update"])
+    elif news == "closed" and before is not None and before.alert is not None:
+        body = _closed(row, before.alert, before.update + 1)
+    seal = functools.cache(
+        functools.partial(sealed, secrets=secrets, tenant=key.tenant)
+    )  # row and alert hold the same ids
+    return packed_row(row, seal), None if body is None else _packed(body, time_ms, seal)
+
+
+def judged(
+    body: Mapping[str, Any], update: int, verdict: str, actor: str, note: str, time_ms: int
+) -> dict[str, Any] | None:
+    """Return the finding with an analyst's verdict as update `update` + 1; None when it carries this verdict already."""
+    given = {"verdict": verdict, "by": actor, "note": note}
+    if body.get("verdict") == given:
+        return None
+    return {**body, "verdict": given, "time": rfc3339(time_ms), "update": update + 1}
+
+
+def _raised(key: ClientKey, row: StoredDecision, time_ms: int, queries: int) -> dict[str, Any]:
+    """The finding as it is told while the episode lasts."""
+    named = {"members": list(row.members)} if is_campaign(key) else {"client_id": row.client_id}
+    evidence = row.assessment.evidence
+    verdict = {"verdict": row.alert["verdict"]} if row.alert and "verdict" in row.alert else {}
+    return {
+        "alert_id": finding_id(key, row.decision.episode),
+        "time": rfc3339(time_ms),
+        "kind": kind_of(key),
+        **named,
+        "campaign_id": row.campaign_id,
+        "model_id": key.model,
+        "state": row.decision.state,
+        "suspicion": row.assessment.suspicion,
+        "queries_seen": queries,
+        "extraction": msgspec.to_builtins(row.exposure),
+        "family": row.assessment.family,
+        "evidence": msgspec.to_builtins([e for e in evidence if e.p_value <= TELLING][:EVIDENCE_TOLD] or evidence[:1]),
+        "witnesses": list(row.witnesses),
+        "update": row.update + 1,
+        "calibrated": row.assessment.calibrated,
+        "reason": row.decision.reason,
+        "enforced": row.decision.enforced,
+        "tenant": key.tenant,
+        "frameworks": list(FRAMEWORKS),
+    } | verdict
+
+
+def _closed(row: StoredDecision, body: dict[str, Any], update: int) -> dict[str, Any]:
+    """The finding as it is told last: the episode is over."""
+    return body | {
+        "time": rfc3339(row.last_ms),
+        "state": row.decision.state,
+        "was": body["state"],
+        "resolved": True,
+        "suspicion": row.assessment.suspicion,
+        "queries_seen": row.assessment.queries,
+        "evidence": msgspec.to_builtins(row.assessment.evidence[:1]),
+        "update": update,
+        "reason": row.decision.reason,
+        "enforced": row.decision.enforced,
+    }
+
+
+def packed_alert(body: Mapping[str, Any], time_ms: int, secrets: Secrets) -> OutboxAlert:
+    """Return the alert as it is stored, ids sealed."""
+    return _packed(body, time_ms, functools.partial(sealed, secrets=secrets, tenant=body["tenant"]))
+
+
+def _packed(body: Mapping[str, Any], time_ms: int, seal: Callable[[str], str]) -> OutboxAlert:
+    return OutboxAlert(f"{body['alert_id']}/{body['update']}", time_ms, msgspec.json.encode(with_ids(body, seal)))
+
+
+def stored_alert(alert: OutboxAlert, secrets: Secrets) -> dict[str, Any]:
+    """Read a stored alert as its receivers see it. Raises CorruptState."""
+    try:
+        body: dict[str, Any] = msgspec.json.decode(alert.body)
+        return with_ids(body, lambda text: unsealed(text, secrets, body["tenant"]))
+    except (msgspec.DecodeError, ValueError, KeyError, TypeError) as error:
+        raise CorruptState(f"alert {alert.uid}: {error}") from error

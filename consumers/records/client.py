@@ -1,0 +1,92 @@
+"""A client as ingest left it: all fields of its profile in all cells, read once and put together.
+
+Detect reads a touched client here and assesses what it gets; it does not know what the fields are called.
+
+Rules of this file
+
+* The cells are read in the order of their names, so whoever reads the same bytes gets the same record.
+* What cannot be read is passed over with a warning. A client without any readable profile, or without a readable id, has no record.
+* Values come back unsealed. They are sealed again when a row is stored (`decision`).
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from consumers.errors import CorruptState
+from consumers.records import links, refusals, sample_events
+from consumers.records.refusals import Refusals
+from consumers.records.sample_events import SampleEvent
+from consumers.records.spans import Fields, spans_in_force, together
+from consumers.secrets import Secrets
+from detector.baseline import Baseline
+from detector.profile import Profile
+from detector.query import ClientKey
+
+log = logging.getLogger("querywarden.detect")
+
+HEADER = "h"
+"""Field with the client's id, sealed."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClientRecord:
+    """What ingest stored of one client, or of the accounts of a campaign put together.
+
+    client_id      the client's id; for a campaign, the campaign's
+    profile        merged over one horizon
+    cells          profile cells that hold a part of it, in the order of their names; empty for a campaign
+    links          keyed hashes of what ties accounts together
+    sample_events  event ids of the last odd queries, oldest first
+    refusals       what about the client's queries did not fit
+    members        client ids of a campaign's accounts; empty for a client
+    """
+
+    client_id: str
+    profile: Profile
+    cells: tuple[str, ...]
+    links: tuple[str, ...]
+    sample_events: tuple[SampleEvent, ...]
+    refusals: Refusals
+    members: tuple[str, ...] = ()
+
+
+def read_client(key: ClientKey, fields: Fields, baseline: Baseline, secrets: Secrets) -> ClientRecord | None:
+    """Return the record of a client from its fields by profile cell; None where no id or no profile can be read."""
+    cells = tuple(sorted(fields))
+    shards = [fields[cell] for cell in cells]
+    profile = _profile(key, fields, baseline)
+    counted = refusals.together(shard.get(refusals.FIELD) for shard in shards)
+    linked = links.together(shard.get(links.FIELD) for shard in shards)
+    client_id = _client_id(key, fields, secrets)
+    if profile is None or client_id is None:
+        return None
+    events = sample_events.together((shard.get(sample_events.FIELD) for shard in shards), secrets, key.tenant)
+    return ClientRecord(client_id, profile, cells, tuple(linked), events, counted)
+
+
+def read_profile(key: ClientKey, fields: Fields, baseline: Baseline, secrets: Secrets) -> tuple[Profile, str] | None:
+    """Return only the profile and the id of a client: enough for a member of a campaign."""
+    client_id = _client_id(key, fields, secrets)
+    profile = _profile(key, fields, baseline) if client_id is not None else None
+    return None if profile is None or client_id is None else (profile, client_id)
+
+
+def _profile(key: ClientKey, fields: Fields, baseline: Baseline) -> Profile | None:
+    def damaged(cell: str, error: Exception) -> None:
+        log.warning("profile not read", extra={"cell": cell, "model": key.model, "why": str(error)})
+
+    return together(spans_in_force(fields, baseline, damaged))
+
+
+def _client_id(key: ClientKey, fields: Fields, secrets: Secrets) -> str | None:
+    """The id in the last cell whose header can be read."""
+    client_id = None
+    for cell, shard in sorted(fields.items()):
+        if HEADER in shard:
+            try:
+                client_id = secrets.unseal(shard[HEADER], key.tenant)
+            except CorruptState as error:
+                log.warning("header not read", extra={"cell": cell, "model": key.model, "why": str(error)})
+    return client_id
