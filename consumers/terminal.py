@@ -65,6 +65,12 @@ err = _SafeConsole(stderr=True, highlight=False, markup=False, emoji=False)
 out = _SafeConsole(highlight=False, markup=False, emoji=False)
 
 
+def complain(text: str, status: int = 1) -> int:
+    """Print an error as one line on standard error; return the exit status that goes with it."""
+    err.print(Text(f"querywarden: {' '.join(text.split())}", style="red" if err.is_terminal else ""), soft_wrap=True)
+    return status
+
+
 @dataclass(frozen=True, slots=True)
 class Column:
     """A column of a table. right: numbers stand there; whole: its cells are never wrapped."""

@@ -22,11 +22,18 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
-from consumers import config, paths
+import typer
+
+from consumers import config, paths, terminal
 from consumers.commands import connections
+from consumers.commands.options import AsJson, ConfigFile
 from consumers.errors import QueryWardenError, Unavailable
+from consumers.fit import load_baselines
+from consumers.records.heartbeat import heartbeats, stopped_elsewhere
+from consumers.secrets import Secrets
 from consumers.serve import is_loopback, read_jwks
 from consumers.wiring import adapters
+from consumers.wiring.credentials import tls_of, tokens_of
 from detector.errors import DetectorError
 
 State = Literal["ok", "look", "not checked"]
@@ -87,6 +94,25 @@ def unchecked(words: str) -> Finding:
     return Finding("not checked", words)
 
 
+def doctor(as_json: AsJson = False, config_file: ConfigFile = None) -> None:
+    """Check servers, files and settings, and report what is insecure or does not answer. The exit status is 1 on findings."""
+    found = list(examine(config.load(config_file), config_file))
+    rows = [
+        {"check": name, "ok": {"ok": True, "look": False}.get(one.state), "state": one.state, "finding": one.words}
+        for name, one in found
+    ]
+
+    def table(_: Any) -> None:
+        terminal.print_table(
+            ("check", "", "what was seen"),
+            [(name, "LOOK" if one.state == "look" else one.state, one.words) for name, one in found],
+        )
+
+    terminal.show(rows, as_json, table)
+    if any(one.state == "look" for _, one in found):
+        raise typer.Exit(1)
+
+
 def examine(settings: config.Settings, file: Path | None = None) -> Iterator[tuple[str, Finding]]:
     """(check, finding) of each check. file: the settings file, where one was given."""
     examined = Examined(settings, file)
@@ -121,8 +147,6 @@ def _store_answers(examined: Examined) -> Finding:
 
 
 def _log_cells(examined: Examined) -> Finding:
-    from consumers.records.heartbeat import heartbeats, stopped_elsewhere
-
     settings = examined.settings
     if (absent := _no_store_yet(examined)) is not None:
         return absent
@@ -274,8 +298,6 @@ def _kafka_access(examined: Examined) -> Finding:
 
 
 def _secrets_file(examined: Examined) -> Finding:
-    from consumers.secrets import Secrets
-
     path = examined.settings.secrets_path
     private = _private(path, "querywarden secrets create creates it, or else the first process")
     if private.state != "ok":
@@ -314,8 +336,6 @@ def _private(path: Path, otherwise: str) -> Finding:
 
 
 def _bind(examined: Examined) -> Finding:
-    from consumers.wiring.serve import tls_of
-
     http_settings, metrics = examined.settings.http, examined.settings.metrics.bind
     if not is_loopback(http_settings.bind) and not http_settings.tls_certfile:
         return look(
@@ -373,8 +393,6 @@ def _authentication(examined: Examined) -> Finding:
     settings = examined.settings
     http_settings = settings.http
     if http_settings.oidc_issuer:
-        from consumers.wiring.serve import tokens_of
-
         tokens_of(settings)
         try:
             known = read_jwks(http_settings.oidc_jwks)
@@ -398,8 +416,6 @@ def _authentication(examined: Examined) -> Finding:
 
 
 def _calibration(examined: Examined) -> Finding:
-    from consumers.fit import load_baselines
-
     settings = examined.settings
     if not settings.baselines:
         return look("no baselines are configured")

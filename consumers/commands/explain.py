@@ -8,14 +8,11 @@ Rules:
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
-import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.text import Text
@@ -23,30 +20,31 @@ from rich.text import Text
 from consumers import atomic_file, config, paths, terminal
 from consumers.commands.options import AsJson, BaselineFiles, Client, ConfigFile, check_folders
 from consumers.errors import Refused, WrongUse
-from consumers.wiring import processes
-
-if TYPE_CHECKING:
-    from consumers.readers.models import ClientDetail
-    from consumers.readers.queries import Reader
-    from detector.baseline import Baseline
+from consumers.fit import baseline_files, load_baselines
+from consumers.operators import audit
+from consumers.readers import evidence as bundling
+from consumers.readers import explanation
+from consumers.readers.models import ClientDetail
+from consumers.readers.queries import Reader
+from consumers.records.alert import stored_alert
+from consumers.records.decision import stored_decision
+from consumers.records.sealing import sealed
+from consumers.records.spans import fields_of, spans_in_force
+from consumers.wiring.operators import open_reader
+from detector.baseline import Baseline
 
 ModelOption = Annotated[
     str | None, typer.Option("--model", help="Id of the model; needed if the client was assessed on several models.")
 ]
 MOST_EVIDENCE = 8
 """Number of signals that are shown as sentences."""
-MOST_FLAGGED = 40
-"""Flagged clients that `backtest` lists in a terminal."""
 
 
 def explain(client: Client, model: ModelOption = None, as_json: AsJson = False, config_file: ConfigFile = None) -> None:
     """Explain the state of a client: its signals, its history, and what would change the state."""
-    from consumers.fit import load_baselines
-    from consumers.readers import explanation
-
     settings = config.load(config_file)
     baselines = load_baselines(settings.baselines) if settings.baselines else {}
-    with _reader(settings, baselines) as reader:
+    with open_reader(settings, baselines) as reader:
         one = _found(reader, client, model)
         c = one.client
         alerts = reader.alerts(model=c.model_id, client=c.client_key, updates=True, limit=100).items
@@ -66,17 +64,10 @@ def evidence(
     config_file: ConfigFile = None,
 ) -> None:
     """Write a signed evidence bundle: decision, alerts, profile, audit rows and method. With the baseline it can be verified."""
-    from consumers.operators import audit
-    from consumers.readers import evidence as bundling
-    from consumers.records.alert import stored_alert
-    from consumers.records.decision import stored_decision
-    from consumers.records.sealing import sealed
-    from consumers.records.spans import fields_of, spans_in_force
-
     check_folders(out_path)
     settings = config.load(config_file)
     files = _baseline_files(baseline or list(settings.baselines))
-    with _reader(settings, {m: b for m, (b, _) in files.items()}) as reader:
+    with open_reader(settings, {m: b for m, (b, _) in files.items()}) as reader:
         c = _found(reader, client, model).client
         if c.model_id not in files:
             raise WrongUse(f"no baseline of model {c.model_id}: give --baseline FILE")
@@ -119,8 +110,6 @@ def verify_evidence(
     as_json: AsJson = False,
 ) -> None:
     """Check the signature and the hashes of an evidence bundle and, with the baseline, its scores."""
-    from consumers.readers import evidence as bundling
-
     checked = bundling.verify(paths.read(file), paths.read(baseline) if baseline else None, signer)
     said = {
         "client": checked.manifest.client,
@@ -136,69 +125,7 @@ def verify_evidence(
         raise Refused("evidence: the profile does not give the scores that the bundle claims")
 
 
-def backtest(
-    logs: Annotated[list[str], typer.Argument(help="Query logs in the order of time; - reads standard input.")],
-    baseline: BaselineFiles = None,
-    budget: Annotated[
-        list[float] | None, typer.Option("--budget", help="False-alarm budget to try; may be given several times.")
-    ] = None,
-    as_json: AsJson = False,
-    config_file: ConfigFile = None,
-) -> None:
-    """Show which clients of old logs would be flagged, for several budgets and modes. Nothing is written."""
-    from consumers import replay as replaying
-    from consumers.fit import load_baselines
-    from consumers.log.files import FileLog
-    from consumers.readers import backtest as testing
-    from consumers.records.decision import is_campaign
-    from consumers.records.spans import fields_of, spans_in_force, together
-    from consumers.store.embedded import EmbeddedStore
-
-    settings = config.load(config_file)
-    baselines = load_baselines(baseline or list(settings.baselines))
-    budgets = sorted(budget or testing.BUDGETS, reverse=True)
-    if not baselines:
-        raise WrongUse("no baseline: give --baseline FILE (querywarden fit makes one)")
-    if not all(0 < b < 0.5 for b in budgets):
-        raise WrongUse("--budget: above 0 and below 0.5")
-    processes.warn_of_weak_baselines(settings, baselines)
-    lives = []
-    with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="querywarden-")))
-        store = EmbeddedStore(folder / "backtest.sqlite")
-        stack.callback(store.close)
-        source = FileLog(logs)
-        stack.callback(source.close)
-        reading, judging = processes.pure_steps(settings, baselines)
-        store.prepare(reading.secrets.key_id)
-        with terminal.bar("backtest") as advance:
-            result = replaying.replay(source, store, reading, judging, progress=advance)
-        for key, _ in store.decisions(settings.tenant):
-            if is_campaign(key):
-                continue
-            row, known = result.scores[key.model, key.client], baselines[key.model]
-            fields = fields_of(store, [key])[key]
-            profile = together(spans_in_force(fields, known))
-            if profile is not None:
-                lives.append(testing.Life.of(row.client_id, key.model, profile, len(fields), known))
-    rows = testing.at_budgets(lives, baselines, budgets)
-    flagged = testing.flagged(lives, baselines, budgets)
-    if as_json:
-        lines = [{"kind": "budget"} | asdict(r) for r in rows] + [{"kind": "client"} | asdict(f) for f in flagged]
-        terminal.print_json_lines(lines)
-        return
-    _print_backtest(rows, flagged, len(lives))
-
-
 # ------------------------------------------------------------------------------------------------------- pieces
-
-
-@contextlib.contextmanager
-def _reader(settings: config.Settings, baselines: Mapping[str, Baseline]) -> Iterator[Reader]:
-    from consumers.wiring.operators import open_reader
-
-    with open_reader(settings, baselines) as reader:
-        yield reader
 
 
 def _found(reader: Reader, client: str, model: str | None) -> ClientDetail:
@@ -216,8 +143,6 @@ def _found(reader: Reader, client: str, model: str | None) -> ClientDetail:
 
 def _baseline_files(given: Iterable[str]) -> dict[str, tuple[Baseline, bytes]]:
     """Model → (baseline, bytes of its file)."""
-    from consumers.fit import baseline_files, load_baselines
-
     found = {}
     for file in baseline_files(given):
         for model, one in load_baselines([str(file)]).items():
@@ -276,31 +201,3 @@ def _print_checked(said: Mapping[str, Any]) -> None:
         terminal.out.print("assessed again: the scores are the same")
     for line in said["differences"]:
         terminal.out.print(terminal.plain(f"differs: {line}"), soft_wrap=True)
-
-
-def _print_backtest(rows: list[Any], flagged: list[Any], clients: int) -> None:
-    terminal.print_table(
-        ("budget", "watch", "throttle", "block", "flagged", "if all were honest", "mode throttle", "mode block", ""),
-        [
-            (
-                f"{r.budget:g}", f"{r.states['watch']:,}", f"{r.states['throttle']:,}", f"{r.states['block']:,}", f"{r.flagged:,}",
-                f"{r.expected:.1f}", f"{r.enforced['throttle']['throttle']:,} slowed",
-                f"{r.enforced['block']['throttle']:,} slowed, {r.enforced['block']['block']:,} blocked",
-                "" if r.supported else "too few honest clients in the calibration",
-            )
-            for r in rows
-        ],
-    )  # fmt: skip
-    terminal.print_table(
-        ("client", "model", "queries", "p", "smallest budget", "alarm at query", "why"),
-        [
-            (
-                terminal.plain(f.client_id).plain, terminal.plain(f.model).plain, f"{f.queries:,}",
-                f"{f.p_value:.2g}", f"{f.smallest_budget:g}",
-                f"{f.alarm_at_query:,}" if f.alarm_at_query else "–", f.why,
-            )
-            for f in flagged[:MOST_FLAGGED]
-        ],
-    )  # fmt: skip
-    shown = terminal.counted(min(len(flagged), MOST_FLAGGED), len(flagged), "flagged clients", "--json shows all")
-    terminal.out.print(Text(f"{shown}, of {clients:,} clients in total; nothing was written"), soft_wrap=True)

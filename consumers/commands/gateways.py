@@ -10,6 +10,7 @@ import typer
 from consumers import config, terminal
 from consumers.commands.options import ConfigFile
 from consumers.errors import WrongUse
+from consumers.secrets import Secrets
 
 app = typer.Typer(help="Compute values for the configuration of a gateway.", no_args_is_help=True)
 
@@ -17,8 +18,6 @@ app = typer.Typer(help="Compute values for the configuration of a gateway.", no_
 @app.command("hash")
 def hash_of(config_file: ConfigFile = None) -> None:
     """Print the client hash of each line of standard input, for gateway.client_map or to find a client in a gateway's map."""
-    from consumers.secrets import Secrets
-
     settings = config.load(config_file)
     secrets = Secrets.load(settings.secrets_path)
     if sys.stdin.isatty():
@@ -33,8 +32,6 @@ def hash_of(config_file: ConfigFile = None) -> None:
 @app.command("edge-key")
 def edge_key(config_file: ConfigFile = None) -> None:
     """Print the key, in base64, with which HAProxy turns an API key into a client hash. Keep it secret: its owner can guess ids."""
-    from consumers.secrets import Secrets
-
     settings = config.load(config_file)
     secrets = Secrets.load(settings.secrets_path)
     terminal.out.print(base64.b64encode(secrets.edge_key(settings.tenant)).decode())

@@ -1,48 +1,147 @@
-"""The order of commands in `--help`: grouped by task, the main task first.
+"""The table of commands: what `--help` lists, grouped by task, and where each command is.
 
 Rules:
-* Plain text, no markup. A command's line is the whole first sentence of its help.
-* A command that `PANELS` does not name appears under *Other*, and a test fails.
+* A command's module is imported when the command is asked for, never before: `--help` loads none of them. This table and the room `wiring`
+  are the only places of such imports (tests/test_house.py).
+* Plain text, no markup. A command's line is the whole first sentence of its help; a test compares the two.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import importlib
+from collections.abc import Iterator, Mapping, MutableMapping
+from typing import Any, NamedTuple
 
+import typer
 from typer.core import TyperGroup
 
-PANELS: Mapping[str, Sequence[str]] = {
-    "Find clients that copy a model": (
-        "fit", "replay", "explain", "clients", "alerts", "evidence", "verify-evidence", "backtest", "simulate", "evaluate", "inspect",
-    ),
-    "Run the service": ("run", "ingest", "detect", "serve", "gateway"),
-    "Act as an operator": ("decisions", "allowlist", "schema", "keys", "audit"),
-    "Maintain the service": (
-        "doctor", "config", "secrets", "recalibrate", "snapshot", "restore", "rebuild", "export", "erase", "indicators", "watermark",
-    ),
-}  # fmt: skip
-"""Title → commands in the order of the listing. A command that this version does not have is skipped."""
+
+class Row(NamedTuple):
+    """place: ``module:name`` in this folder, a function or a group of commands; line: the first sentence of its help."""
+
+    place: str
+    line: str
+
+
+PANELS: Mapping[str, Mapping[str, Row]] = {
+    "Find clients that copy a model": {
+        "fit": Row("fit:fit", "Fit a baseline, a file that describes the honest use of a model."),
+        "replay": Row(
+            "replay:replay",
+            "Read query logs, assess every client, and show which clients look like model extraction, and why.",
+        ),
+        "explain": Row(
+            "explain:explain",
+            "Explain the state of a client: its signals, its history, and what would change the state.",
+        ),
+        "clients": Row("listings:clients", "List the clients of the store, most suspicious first, and the campaigns."),
+        "alerts": Row("listings:alerts", "List the alerts of the last 30 days, oldest first."),
+        "evidence": Row(
+            "explain:evidence", "Write a signed evidence bundle: decision, alerts, profile, audit rows and method."
+        ),
+        "verify-evidence": Row(
+            "explain:verify_evidence",
+            "Check the signature and the hashes of an evidence bundle and, with the baseline, its scores.",
+        ),
+        "backtest": Row(
+            "backtest:backtest", "Show which clients of old logs would be flagged, for several budgets and modes."
+        ),
+        "simulate": Row(
+            "simulate:simulate",
+            "Write a query log of simulated honest clients and extraction attacks, and a file with the truth about each client.",
+        ),
+    },
+    "Run the service": {
+        "run": Row("processes:run", "Run ingest, detect and serve in one process."),
+        "ingest": Row("processes:ingest", "Read the query log and keep statistics of each client."),
+        "detect": Row("processes:detect", "Assess clients with new queries, decide, and send alerts."),
+        "serve": Row("processes:serve", "Serve the HTTP API, the dashboard and the answers to gateways."),
+        "gateway": Row("gateways:app", "Compute values for the configuration of a gateway."),
+    },
+    "Act as an operator": {
+        "decisions": Row("operators:decisions_app", "List, make and withdraw operators' decisions."),
+        "allowlist": Row(
+            "operators:allowlist_app", "List and change the allowlist: clients that are never throttled or blocked."
+        ),
+        "schema": Row(
+            "schema:app",
+            "List and decide schema holds: columns in which many clients began to send values that do not fit.",
+        ),
+        "keys": Row("operators:keys_app", "Create, list and revoke API keys."),
+        "audit": Row("operators:audit_app", "Check the audit log."),
+    },
+    "Maintain the service": {
+        "doctor": Row(
+            "doctor:doctor", "Check servers, files and settings, and report what is insecure or does not answer."
+        ),
+        "config": Row("settings:app", "Show, check and list the settings."),
+        "secrets": Row("secrets:app", "Create the secrets file: sampling key, pepper and sealing key."),
+        "recalibrate": Row(
+            "recalibrate:recalibrate", "Recalibrate a baseline on the clients that the service observed."
+        ),
+        "snapshot": Row("upkeep:snapshot", "Write the whole content of the store to a file, while the service runs."),
+        "restore": Row("upkeep:restore", "Fill an empty store from a snapshot."),
+        "rebuild": Row("upkeep:rebuild", "Drop profiles, so that ingest reads the log again."),
+        "export": Row("upkeep:export", "Print all stored data about a client, as JSON."),
+        "erase": Row(
+            "upkeep:erase", "Erase a client for good: its profiles, decisions, alerts and operators' entries."
+        ),
+    },
+}
+"""Title → command → row, in the order of the listing."""
+
+COMMANDS: Mapping[str, Row] = {name: row for rows in PANELS.values() for name, row in rows.items()}
+
+
+def loaded(name: str) -> Any:
+    """Import a command and return what the framework runs. Raises KeyError for a name that is none."""
+    module, _, attribute = COMMANDS[name].place.partition(":")
+    command = getattr(importlib.import_module(f"consumers.commands.{module}"), attribute)
+    holder = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    if isinstance(command, typer.Typer):
+        holder.add_typer(command, name=name)
+    else:
+        holder.command(name)(command)
+    return typer.main.get_group(holder).commands[name]
+
+
+class Commands(MutableMapping[str, Any]):
+    """Name → command, imported when it is asked for."""
+
+    def __init__(self) -> None:
+        self._loaded: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._loaded:
+            self._loaded[name] = loaded(name)
+        return self._loaded[name]
+
+    def __setitem__(self, name: str, command: Any) -> None:
+        self._loaded[name] = command
+
+    def __delitem__(self, name: str) -> None:
+        raise TypeError("the table of commands does not change")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(COMMANDS)
+
+    def __len__(self) -> int:
+        return len(COMMANDS)
+
+    def __contains__(self, name: object) -> bool:
+        return name in COMMANDS
 
 
 class Grouped(TyperGroup):
-    """The root command. Its help has one section per panel."""
+    """The root command. Its help has one section per panel; its commands come from the table."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.commands = Commands()
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write one section per panel."""
-        left = {name: command for name in self.list_commands(ctx) if (command := self.get_command(ctx, name))}
-        sections = {
-            title: [(name, left.pop(name)) for name in names if name in left] for title, names in PANELS.items()
-        }
-        sections["Other"] = list(left.items())
-        width = max(len(name) for found in sections.values() for name, _ in found)
-        for title, found in sections.items():
-            if found:
-                with formatter.section(title):
-                    formatter.write_dl([(name.ljust(width), _line(command)) for name, command in found])
-
-
-def _line(command: Any) -> str:
-    """Return the first sentence of a command's help."""
-    text = " ".join((command.help or "").split("\n\n")[0].split())
-    return text.partition(". ")[0].removesuffix(".") + "."
+        width = max(map(len, COMMANDS))
+        for title, rows in PANELS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name.ljust(width), row.line) for name, row in rows.items()])

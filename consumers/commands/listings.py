@@ -1,4 +1,6 @@
-"""The rows of the command `clients`: the most suspicious clients of a store, their number, and the campaigns.
+"""`clients` and `alerts`: what the store lists.
+
+Of `clients`: the most suspicious clients of a store, their number, and the campaigns.
 
 Rules:
 * Every row is counted, but only the rows that are shown are unsealed.
@@ -7,15 +9,25 @@ Rules:
 
 from __future__ import annotations
 
+import contextlib
 import heapq
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
+import typer
+
+from consumers import config, terminal
+from consumers.alerts import stix
+from consumers.commands.options import ConfigFile, check_folders
+from consumers.errors import CorruptState
+from consumers.records.alert import stored_alert
 from consumers.records.decision import is_campaign, ranked, stored_decision
 from consumers.secrets import Secrets
 from consumers.store import DecisionRow, Store
+from consumers.wiring import adapters
+from consumers.wiring.sinks import stored_alerts
 from detector.policy import FLAGGED
 from detector.query import ClientKey
 
@@ -38,7 +50,6 @@ def read(
     tenant: str,
     model: str | None,
     limit: int | None,
-    set_aside: Callable[[], AbstractContextManager[None]],
 ) -> Listing:
     """Read the clients of a tenant, the most suspicious `limit` of them, and its campaigns. Raises Unavailable."""
     listing, groups = Listing(), list[Row]()
@@ -61,3 +72,75 @@ def read(
         out += [one.score(name) | ({"members": one.members} if one.members else {}) for name, one in ranked(found)]
     listing.campaigns = [one for one in listing.campaigns if one["state"] != "clear"]
     return listing
+
+
+def clients(
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object per line, in the format of replay --scores.")
+    ] = False,
+    model: Annotated[str | None, typer.Option(help="List clients of this model only.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="List only the N most suspicious clients, whatever their state.")
+    ] = None,
+    config_file: ConfigFile = None,
+) -> None:
+    """List the clients of the store, most suspicious first, and the campaigns."""
+    settings = config.load(config_file)
+    with adapters.open_store(settings) as store:
+        secrets = adapters.secrets_of(settings, store)
+        found = read(store, secrets, settings.tenant, model, limit)
+    if as_json:
+        terminal.show(found.clients, True, lambda rows: None)
+        if len(found.clients) < found.total:
+            terminal.err.print(terminal.counted(len(found.clients), found.total, "clients"))
+    elif limit is None:
+        terminal.print_ranked(found.clients, found.campaigns)
+    else:
+        terminal.print_clients(found.clients, found.total, found.flagged, "--limit N shows more")
+        terminal.print_campaigns(found.campaigns)
+
+
+def alerts(
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object per line, in the format of replay --alerts.")
+    ] = False,
+    updates: Annotated[bool, typer.Option("--updates", help="List later alerts of the same finding too.")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="List only the N newest alerts.")] = None,
+    stix_path: Annotated[
+        Path | None,
+        typer.Option(
+            "--stix",
+            help="Write the alerts to this file as a STIX 2.1 bundle instead of listing them (needs the extra [stix]).",
+        ),
+    ] = None,
+    config_file: ConfigFile = None,
+) -> None:
+    """List the alerts of the last 30 days, oldest first."""
+    check_folders(stix_path)
+    settings = config.load(config_file)
+    found = []
+    with adapters.open_store(settings) as store:
+        secrets = adapters.secrets_of(settings, store)
+        for alert in store.alerts():
+            with set_aside():
+                found.append(stored_alert(alert, secrets))
+    found = sorted(
+        (a for a in found if updates or a["update"] == 0), key=lambda a: (a["time"], a["alert_id"], a["update"])
+    )
+    if stix_path is not None:
+        told = stix.write(stix_path, stored_alerts(settings))
+        terminal.out.print(f"{stix_path}: {told} findings", soft_wrap=True)
+        return
+    shown = found if limit is None else found[-limit:]
+    if as_json and len(shown) < len(found):
+        terminal.err.print(terminal.counted(len(shown), len(found), "alerts"))
+    terminal.show(shown, as_json, lambda rows: terminal.print_alerts(rows, len(found)))
+
+
+@contextlib.contextmanager
+def set_aside() -> Iterator[None]:
+    """One damaged row must not hide the others: say so and go on."""
+    try:
+        yield
+    except CorruptState as error:
+        terminal.complain(f"set aside: {error}")

@@ -12,9 +12,9 @@ import contextlib
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import msgspec
 import typer
@@ -22,15 +22,18 @@ from rich.text import Text
 
 from consumers import config, terminal
 from consumers.commands.options import AsJson, Client, ConfigFile
-from consumers.errors import Missing, Refused, WrongUse
+from consumers.errors import Missing, Refused, Unavailable, WrongUse
+from consumers.operators import audit
+from consumers.operators.operate import LONGEST_KEY_S, Actor, Operations, Subject, without_digest
+from consumers.readers.queries import Reader
+from consumers.readers.refusals import Refused as RefusedClient
+from consumers.readers.refusals import refused
+from consumers.records.heartbeat import services
+from consumers.records.operator_entries import ApiKey
+from consumers.store import Store
+from consumers.times import minute
 from consumers.wiring import adapters
-
-if TYPE_CHECKING:
-    from consumers.operators.operate import Actor, Operations, Subject
-    from consumers.readers.queries import Reader
-    from consumers.readers.refusals import Refused as RefusedClient
-    from consumers.records.operator_entries import ApiKey
-    from consumers.store import Store
+from consumers.wiring.operators import mirror_of, operations_of, user_of
 
 ModelOption = Annotated[str, typer.Option("--model", help="Model that the entry is for; *: all models.")]
 For = Annotated[
@@ -48,12 +51,6 @@ allowlist_app = typer.Typer(
 )
 keys_app = typer.Typer(help="Create, list and revoke API keys.", no_args_is_help=True)
 audit_app = typer.Typer(help="Check the audit log.", no_args_is_help=True)
-GROUPS: Mapping[str, typer.Typer] = {
-    "decisions": decisions_app,
-    "allowlist": allowlist_app,
-    "keys": keys_app,
-    "audit": audit_app,
-}
 
 _CAUSES = {
     "anonymous": "The request named no client, and its route is closed to such requests (gateway.routes).",
@@ -71,7 +68,6 @@ class _Desk:
         self.operations, self.reader, self.actor = operations, reader, actor
 
     def subject(self, client: str, model: str) -> Subject:
-        from consumers.operators.operate import Subject
 
         key = self.reader.key_of(model, client)
         return Subject(key.client, model, "" if key.client == client else client)
@@ -79,9 +75,6 @@ class _Desk:
 
 @contextlib.contextmanager
 def _desk(config_file: Path | None) -> Iterator[_Desk]:
-    from consumers.readers.queries import Reader
-    from consumers.wiring.operators import operations_of, user_of
-
     settings = config.load(config_file)
     with adapters.open_store(settings) as store:
         secrets = adapters.secrets_of(settings, store)
@@ -142,8 +135,6 @@ def _shown(
 
 
 def _until(time_s: int) -> str:
-    from consumers.times import minute
-
     return minute(time_s * 1000) if time_s else "for ever"
 
 
@@ -175,8 +166,6 @@ def decisions_reference(
     config_file: ConfigFile = None,
 ) -> None:
     """Find the client that a gateway refused, by the reference id of the refusal. The exit status is 1 if none is found."""
-    from consumers.readers.refusals import refused
-
     with _desk(config_file) as desk:
         found = refused(desk.reader, reference)
     if found is None:
@@ -340,8 +329,6 @@ def keys_create(
     config_file: ConfigFile = None,
 ) -> None:
     """Create an API key. Its text is printed once, on standard output; the store keeps only a digest."""
-    from consumers.operators.operate import without_digest
-
     with _desk(config_file) as desk:
         made, text = desk.operations.create_key(desk.actor, name or role, role, ttl_s=seconds(ttl))
         said = _told(desk.operations.store)
@@ -356,9 +343,6 @@ def keys_create(
 
 def _told(store: Store) -> str:
     """Wait until live services know the keys as they are, a second at most; what to say of it."""
-    from consumers.errors import Unavailable
-    from consumers.records.heartbeat import services
-
     try:
         know, live = services(store)
     except Unavailable:
@@ -371,8 +355,6 @@ def _told(store: Store) -> str:
 @keys_app.command("list")
 def keys_list(as_json: AsJson = False, config_file: ConfigFile = None) -> None:
     """List the API keys that are valid now."""
-    from consumers.operators.operate import without_digest
-
     with _desk(config_file) as desk:
         rows = [without_digest(key) for key in desk.operations.keys(desk.actor.tenant)]
     _shown(
@@ -394,8 +376,6 @@ def keys_revoke(
     config_file: ConfigFile = None,
 ) -> None:
     """Revoke an API key. Running services refuse it within a second."""
-    from consumers.operators.operate import without_digest
-
     with _desk(config_file) as desk:
         known = _lost_key(prefix) if lost else None
         try:
@@ -408,9 +388,6 @@ def keys_revoke(
 
 def _lost_key(prefix: str) -> ApiKey:
     """What is known of a key that the store has lost: its prefix. Raises WrongUse."""
-    from consumers.operators.operate import LONGEST_KEY_S
-    from consumers.records.operator_entries import ApiKey
-
     if not re.fullmatch(r"[0-9A-Za-z]{8}", prefix):
         raise WrongUse("prefix: give the eight letters and digits after qw_<env>_")
     now = int(time.time())
@@ -432,9 +409,6 @@ def audit_verify(
     config_file: ConfigFile = None,
 ) -> None:
     """Check the audit log and the copy on this machine for changed, deleted, swapped and cut-off rows. The exit status is 1 on findings."""
-    from consumers.operators import audit
-    from consumers.wiring.operators import mirror_of
-
     settings = config.load(config_file)
     with adapters.open_store(settings) as store:
         secrets = adapters.secrets_of(settings, store)
@@ -450,30 +424,6 @@ def audit_verify(
 
     terminal.show([row], as_json, table)
     if found.findings:
-        raise typer.Exit(1)
-
-
-# -------------------------------------------------------------------------------------------------------- doctor
-
-
-def doctor(as_json: AsJson = False, config_file: ConfigFile = None) -> None:
-    """Check servers, files and settings, and report what is insecure or does not answer. The exit status is 1 on findings."""
-    from consumers.commands.doctor import examine
-
-    found = list(examine(config.load(config_file), config_file))
-    rows = [
-        {"check": name, "ok": {"ok": True, "look": False}.get(one.state), "state": one.state, "finding": one.words}
-        for name, one in found
-    ]
-
-    def table(_: Any) -> None:
-        terminal.print_table(
-            ("check", "", "what was seen"),
-            [(name, "LOOK" if one.state == "look" else one.state, one.words) for name, one in found],
-        )
-
-    terminal.show(rows, as_json, table)
-    if any(one.state == "look" for _, one in found):
         raise typer.Exit(1)
 
 

@@ -10,7 +10,9 @@ from rich.text import Text
 
 from consumers import config, terminal
 from consumers.commands.options import AsJson, ConfigFile
+from consumers.records.schema_holds import holds_of
 from consumers.wiring import adapters
+from consumers.wiring.operators import operations_of, user_of
 
 app = typer.Typer(
     help="List and decide schema holds: columns in which many clients began to send values that do not fit.",
@@ -24,8 +26,6 @@ Reason = Annotated[str, typer.Option(help="Reason; stored in the audit log.")]
 @app.command("list")
 def schema_list(as_json: AsJson = False, config_file: ConfigFile = None) -> None:
     """List the columns with a schema hold, and the operators' decisions on them."""
-    from consumers.records.schema_holds import holds_of
-
     settings = config.load(config_file)
     with adapters.open_store(settings) as store:
         rows = holds_of(store, settings.tenant)
@@ -53,8 +53,6 @@ def schema_dismiss(model: Model, column: Column, reason: Reason = "", config_fil
 
 
 def _rule(model: str, column: str, ruling: str, reason: str, config_file: ConfigFile) -> None:
-    from consumers.wiring.operators import operations_of, user_of
-
     settings = config.load(config_file)
     with adapters.open_store(settings) as store:
         operations = operations_of(settings, store, adapters.secrets_of(settings, store))

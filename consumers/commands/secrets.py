@@ -13,6 +13,7 @@ from rich.text import Text
 
 from consumers import config, terminal
 from consumers.commands.options import AsJson, ConfigFile
+from consumers.secrets import Secrets
 
 app = typer.Typer(help="Create the secrets file: sampling key, pepper and sealing key.", no_args_is_help=True)
 
@@ -27,8 +28,6 @@ def create(
     config_file: ConfigFile = None,
 ) -> None:
     """Draw new secrets and write them to a file that only its owner can read. An existing file is never replaced."""
-    from consumers.secrets import Secrets
-
     path = file if file is not None else config.load(config_file).secrets_path
     row = {"file": str(path.absolute()), "key_id": Secrets.create(path).key_id}
 

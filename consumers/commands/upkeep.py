@@ -14,19 +14,21 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from consumers import config, paths, terminal
 from consumers.commands.options import ConfigFile
 from consumers.errors import Refused, WrongUse
+from consumers.fit import load_baselines
+from consumers.operators import erasure
+from consumers.operators.erasure import Subject
+from consumers.secrets import Secrets
+from consumers.store import Store, Tombstones
+from consumers.store import snapshot as files
 from consumers.wiring import adapters
-
-if TYPE_CHECKING:
-    from consumers.operators.erasure import Subject
-    from consumers.secrets import Secrets
-    from consumers.store import Store
+from consumers.wiring.operators import operations_of, user_of
 
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")]
 Client = Annotated[str, typer.Argument(help="Id of the client.")]
@@ -41,8 +43,6 @@ def snapshot(
     config_file: ConfigFile = None,
 ) -> None:
     """Write the whole content of the store to a file, while the service runs."""
-    from consumers.store import snapshot as files
-
     if out_path.exists():
         raise Refused(f"{out_path}: the file exists; a snapshot never replaces a file")
     with _open(config_file) as (settings, store, secrets), terminal.spinner() as say:
@@ -58,9 +58,6 @@ def restore(
     path: Annotated[Path, typer.Argument(metavar="FILE", help="Snapshot file to read.")], config_file: ConfigFile = None
 ) -> None:
     """Fill an empty store from a snapshot. Then start the service: it reads on from the position of the snapshot."""
-    from consumers.secrets import Secrets
-    from consumers.store import snapshot as files
-
     settings = config.load(config_file)
     paths.check_regular(path)
     secrets = Secrets.load(settings.secrets_path)
@@ -120,10 +117,6 @@ def erase(
     """Erase a client for good: its profiles, decisions, alerts and operators' entries. Replays and rebuilds skip its queries."""
     import msgspec
 
-    from consumers.operators import erasure
-    from consumers.store import Tombstones
-    from consumers.wiring.operators import operations_of, user_of
-
     with _open(config_file) as (settings, store, secrets):
         subject = _subject(settings, store, secrets, client, model, hashed)
         if not yes:
@@ -153,8 +146,6 @@ def erase(
 
 def export(client: Client, model: Models = None, hashed: Hashed = False, config_file: ConfigFile = None) -> None:
     """Print all stored data about a client, as JSON."""
-    from consumers.operators import erasure
-
     with _open(config_file) as (settings, store, secrets):
         subject = _subject(settings, store, secrets, client, model, hashed)
         found = erasure.document(store, secrets, subject)
@@ -171,17 +162,12 @@ def _open(config_file: Path | None) -> Iterator[tuple[config.Settings, Store, Se
 
 def _note(settings: config.Settings, store: Store, secrets: Secrets, action: str, about: str) -> None:
     """A row in the audit log."""
-    from consumers.wiring.operators import operations_of, user_of
-
     operations_of(settings, store, secrets).record(user_of(settings), action, about)
 
 
 def _subject(
     settings: config.Settings, store: Store, secrets: Secrets, client: str, model: list[str] | None, hashed: bool
 ) -> Subject:
-    from consumers.fit import load_baselines
-    from consumers.operators import erasure
-
     if hashed and not re.fullmatch(r"[0-9a-f]{32}", client):
         raise WrongUse("CLIENT: a hash has 32 hexadecimal digits")
     models = set(model or ()) or erasure.models_of(store, settings.tenant) | set(load_baselines(settings.baselines))
@@ -203,6 +189,4 @@ def _offsets(settings: config.Settings, cells: list[str], start: str) -> dict[st
         )
     if not mine:
         return dict.fromkeys(others)
-    from consumers.log import kafka
-
-    return {**dict.fromkeys(others), **kafka.offsets_at(adapters.kafka_connection(settings), mine, start)}
+    return {**dict.fromkeys(others), **adapters.offsets_at(settings, mine, start)}

@@ -165,13 +165,20 @@ def run_detect(
     log.info("detect stopped")
 
 
+def run_serve(
+    settings: config.Settings, stack: contextlib.ExitStack, stop: Callable[[], bool], metrics: Metrics
+) -> None:
+    """Answer gateways, dashboards and people over HTTP until `stop`."""
+    from consumers.wiring.serve import run_http
+
+    run_http(settings, stack, stop, metrics)
+
+
 def run_all(settings: config.Settings, stop: Callable[[], bool], until_end: bool, metrics: Metrics) -> None:
     """Ingest, detect and serve, a thread each; the first that fails ends all. With `until_end`, until all was assessed.
 
     Cells that stopped before their end fail nothing: what was read is assessed first, then they are named.
     """
-    from consumers.wiring.serve import run_serve
-
     failed: list[BaseException] = []
     stopped: list[StoppedCells] = []
     read, assessed = threading.Event(), threading.Event()

@@ -7,24 +7,21 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import logging
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from urllib.parse import urlsplit
 
-from consumers import config, paths
+from consumers import config
 from consumers import serve as service
 from consumers.alarms import Alarms
 from consumers.enforcement.refresher import Refresher
 from consumers.enforcement.restrictions import Restrictions
 from consumers.enforcement.storm import GatewayBreaker
-from consumers.errors import WrongUse
 from consumers.fit import load_baselines
 from consumers.http.api import Api, build
-from consumers.http.auth import Authenticator, Certificates, KeyRing, TokenRules, Tokens
+from consumers.http.auth import Authenticator, KeyRing
 from consumers.http.bridge import Bridge
 from consumers.http.dashboard import actions, pages
 from consumers.http.dashboard.health import Pulse
@@ -32,16 +29,16 @@ from consumers.http.dashboard.session import Sessions
 from consumers.http.front import Buckets, Front
 from consumers.http.gateway import Gateway, Rules
 from consumers.http.identities import Identities
-from consumers.http.keymemory import MemoryFile
 from consumers.http.restriction_feed import DecisionFeed
 from consumers.log.formats import InputReader, NativeFormat
 from consumers.metrics import Metrics
 from consumers.readers.queries import Reader
 from consumers.responders import Responder, Target
 from consumers.secrets import Secrets
-from consumers.serve import CredentialRefresher, Tls, is_loopback
+from consumers.serve import CredentialRefresher
 from consumers.store import Store
 from consumers.wiring.adapters import open_store, open_writer, secrets_of
+from consumers.wiring.credentials import authenticator, grpc_tls_of, memory_of, tls_of, tokens_of
 from consumers.wiring.operators import mirror_of, modes_of, operations_of
 from consumers.wiring.telemetry import start_heartbeat
 from detector.baseline import Baseline
@@ -50,7 +47,7 @@ from detector.query import ClientKey
 log = logging.getLogger("querywarden.serve")
 
 
-def run_serve(
+def run_http(
     settings: config.Settings, stack: contextlib.ExitStack, stop: Callable[[], bool], metrics: Metrics
 ) -> None:
     """Start everything, answer until `stop`, drain."""
@@ -68,32 +65,6 @@ def bound(listener: socket.socket) -> str:
     """Host and port that a socket listens on."""
     host, port = listener.getsockname()[:2]
     return f"{host}:{port}"
-
-
-def tls_of(settings: config.Settings) -> Tls | None:
-    """Files of the server's certificate; None without TLS. Raises WrongUse, Refused."""
-    http = settings.http
-    if bool(http.tls_certfile) != bool(http.tls_keyfile):
-        raise WrongUse("http.tls_certfile and http.tls_keyfile go together")
-    if (http.tls_client_ca or http.certificate_roles) and not http.tls_certfile:
-        raise WrongUse("http.tls_client_ca and http.certificate_roles need http.tls_certfile")
-    for name in ("tls_certfile", "tls_keyfile", "tls_client_ca"):
-        if file := getattr(http, name):
-            paths.check_regular(file, f"http.{name}")
-    return Tls(http.tls_certfile, http.tls_keyfile, http.tls_client_ca or None) if http.tls_certfile else None
-
-
-def grpc_tls_of(settings: config.Settings) -> tuple[str, str] | None:
-    """Files of the gRPC service's certificate and key; None without TLS. Raises WrongUse where keys would travel in clear."""
-    g = settings.gateway
-    if bool(g.grpc_certfile) != bool(g.grpc_keyfile):
-        raise WrongUse("gateway.grpc_certfile and gateway.grpc_keyfile go together")
-    if g.grpc_bind and not is_loopback(g.grpc_bind) and not g.grpc_certfile and not g.grpc_plaintext:
-        raise WrongUse(
-            f"gateway.grpc_bind {g.grpc_bind} is not loopback and there is no TLS: set gateway.grpc_certfile and "
-            "gateway.grpc_keyfile, or gateway.grpc_plaintext = true if gateways' keys may cross the network in clear text"
-        )
-    return (g.grpc_certfile, g.grpc_keyfile) if g.grpc_certfile else None
 
 
 def build_front(settings: config.Settings, stack: contextlib.ExitStack, metrics: Metrics) -> Front:
@@ -155,42 +126,6 @@ def build_front(settings: config.Settings, stack: contextlib.ExitStack, metrics:
         holder=dashboard.holder,
         ends=(feed.end,),
     )
-
-
-def memory_of(settings: config.Settings, secrets: Secrets) -> MemoryFile:
-    """Where the keys of this store are remembered: another store has other keys."""
-    parts = urlsplit(settings.store_url)
-    where = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-    digest = hashlib.blake2b(f"{secrets.key_id} {where}".encode(), digest_size=6).hexdigest()
-    return MemoryFile(settings.state_path / f"keys-{digest}.json", secrets)
-
-
-def tokens_of(settings: config.Settings) -> Tokens | None:
-    """What checks the identity provider's tokens; None without a provider. Raises WrongUse."""
-    http = settings.http
-    if not http.oidc_issuer:
-        return None
-    if not http.oidc_jwks:
-        raise WrongUse("http.oidc_issuer needs http.oidc_jwks, the public keys of the issuer")
-    return Tokens(
-        TokenRules(
-            issuer=http.oidc_issuer,
-            audience=http.oidc_audience,
-            role_claim=http.oidc_role_claim,
-            roles=dict(http.oidc_roles),
-            tenant_claim=http.oidc_tenant_claim,
-            tenant=settings.tenant,
-            longest_s=http.oidc_longest_s,
-            algorithms=http.oidc_algorithms,
-        )
-    )
-
-
-def authenticator(settings: config.Settings, keys: KeyRing, tokens: Tokens | None) -> Authenticator:
-    """What tells who a caller is: keys, tokens, client certificates."""
-    http = settings.http
-    certificates = Certificates(dict(http.certificate_roles), settings.tenant) if http.certificate_roles else None
-    return Authenticator(keys, tokens, certificates, settings.tenant, http.open_on_loopback and is_loopback(http.bind))
 
 
 def gateway_of(

@@ -12,7 +12,7 @@ import pytest
 from rich.table import Table
 from rich.text import Text
 
-from consumers import cli, terminal
+from consumers import terminal
 from consumers.legible import json_safe, legible
 
 HOSTILE = "a\u001b]0;PWNED\u0007\u001b[2J\u001b[1;1Hb\u009b31mc\u202ed\u200be\u2028f\ud800g\u007fh\rX\u3164\u00a0"
@@ -65,7 +65,7 @@ WAYS: dict[str, Callable[[], object]] = {
     "no rows": lambda: terminal.print_table(("a",), [], nothing=HOSTILE),
     "JSON lines": lambda: terminal.show([{"a": HOSTILE}], True, print),
     "refusals": lambda: terminal.print_counters({HOSTILE: 1}, {HOSTILE: 2}, [(HOSTILE, HOSTILE, HOSTILE)]),
-    "an error": lambda: cli._complain(HOSTILE, 1),
+    "an error": lambda: terminal.complain(HOSTILE),
 }
 
 

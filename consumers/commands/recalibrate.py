@@ -7,18 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.text import Text
 
 from consumers import config, terminal
+from consumers import recalibrate as recalibrating
 from consumers.commands.options import BaselineFiles, ConfigFile, Exclude, check_folders
 from consumers.errors import WrongUse
+from consumers.fit import load_baselines, read_excluded, read_personas, write_baseline
 from consumers.wiring import adapters
-
-if TYPE_CHECKING:
-    from detector.recalibration import Outlier
+from detector.recalibration import Outlier
 
 SHOWN = 20
 
@@ -44,9 +44,6 @@ def recalibrate(
     config_file: ConfigFile = None,
 ) -> None:
     """Recalibrate a baseline on the clients that the service observed. The feature map and all profiles stay as they are."""
-    from consumers import recalibrate as recalibrating
-    from consumers.fit import load_baselines, read_excluded, read_personas, write_baseline
-
     check_folders(out_path)
     settings = config.load(config_file)
     baselines = load_baselines(baseline or list(settings.baselines))
