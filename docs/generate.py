@@ -224,7 +224,7 @@ def room_floors() -> str:
         (container,) = contract.get("containers", [""])
         if container.startswith("consumers."):
             room = importlib.import_module(container)
-            rows.append((code(room.__name__.rpartition(".")[2]), _first(room), " / ".join(layers(contract))))
+            rows.append((code(room.__name__.rpartition(".")[2]), _first(room), code(" / ".join(layers(contract)))))
     return table(("room", "what it is", "floors"), rows)
 
 
@@ -290,7 +290,7 @@ def gateway_figures() -> str:
         for row in found["scenarios"]
     ]  # fmt: skip
     titles = (
-        "who is restricted", "answers a second", "server p50, ms", "server p99, ms", "end to end p50, ms", "end to end p99, ms",
+        "restricted clients", "answers per second", "server p50, ms", "server p99, ms", "end to end p50, ms", "end to end p99, ms",
         "core used", f"≥ {bar['per_s']:,}/s, p99 ≤ {bar['server_p99_ms']:g} ms",
     )  # fmt: skip
     load = ", ".join(f"{x:g}" for x in where["load_average_before"])

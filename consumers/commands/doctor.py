@@ -1,7 +1,7 @@
 """The checks of `doctor`: one function per check. Each returns a state and a sentence.
 
 Rules:
-* *ok* means tried and found good. *look* is a finding. *not checked* means that it cannot be tried from here, with the reason.
+* ``ok`` means tried and found good. ``look`` is a finding. ``not checked`` means that it cannot be tried from here, with the reason.
 * A setting is never called good because of its spelling alone.
 * A check changes nothing, with one exception: an empty Redis is marked with the id of our secrets.
 * A server that does not answer is a finding, not an error. A secret is never printed.

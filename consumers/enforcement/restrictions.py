@@ -1,18 +1,13 @@
-"""Who is restricted, in the memory of the process that answers gateways.
+"""Restrictions: the clients that gateways must throttle or block, in the memory of the process that answers gateways.
 
 Rules:
-
-* An answer never waits: it reads dictionaries that one thread (refresher.py) changes. Store down, slow or paused: the
-  last known restrictions hold until their own end, and `stale_since_s` says since when nothing new was learned.
-* What an operator decided beats what was detected; what is said of one model beats what is said of all (``*``); an
-  allowlist entry beats both. A simulated decision is never enforced.
-* Detected restrictions are enforced as far as detect's breaker, this process' breaker and the model's mode allow. A
-  flagged client that is not enforced shows as *watch*, in mode observe as *clear*. Operators' decisions always count.
-* While this process' breaker is open (`hold`), a detected restriction stays as it was before the storm, until its time is over; none begins
-  or rises.
-* Every change of what is enforced gets a number, for readers who follow (`Restrictions.since`); the numbers begin anew,
-  under another epoch, with the process.
-* The changing thread works in small slices, so that the answering thread gets the interpreter whenever it wants it.
+* An answer never waits: it reads dictionaries that one thread (refresher.py) changes. While the store is down, slow or paused, the last
+  known restrictions hold until their own end, and `stale_since_s` says since when nothing new was read.
+* An operator's decision overrides a detected one. An entry for one model overrides an entry for all models (``*``). An allowlist entry
+  overrides both. A simulated decision is never enforced.
+* Detected restrictions are enforced as far as the breaker of detect, the breaker of this process and the mode of the model allow. A
+  flagged client that is not restricted shows as ``watch``, in mode observe as ``clear``. Operators' decisions always count.
+* While the breaker of this process is open (`hold`), a detected restriction stays as it was before, until it ends; none begins or rises.
 """
 
 from __future__ import annotations

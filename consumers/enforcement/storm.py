@@ -1,16 +1,16 @@
-"""The gateways' own breaker: when too many clients, over all cells, are newly restricted at once, nothing newly detected is enforced.
+"""The breaker of the gateways: if too many clients over all cells are newly restricted at once, no new detected restriction is enforced.
 
 Rules:
-
-* Every detect process counts what it decides (breaker.py); this one counts what all of them enforce together, on the answering side,
-  and so also holds against a detector that does not count.
-* A restriction is new when a gateway does more than before: it begins, or a throttle becomes a block. What was in force when this process
-  started is not new. Operators' decisions are not counted, and stay in force while it is open.
-* While it is open, what became new within the breaker's window is not enforced, nor what becomes so later: each of these clients stands as
-  it did before. What was in force longer stays so until its time is over, so that nobody gets out of a block by raising a storm.
-* A process that starts while it is open reads from the decisions' history what stood before; until it has, nothing detected is enforced.
-* Open stays open, over restarts too: an entry of the operator cell says so (`records.breaker_entries`) until an operator resets the
-  breakers. A store that is away delays the entry, not the holding.
+* Every detect process counts what it decides (breaker.py). This breaker counts what all of them enforce together, on the answering side,
+  and so it also works against a detector that does not count.
+* A restriction is new when a gateway does more than before: it begins, or a throttle becomes a block. Restrictions that were in force when
+  this process started are not new. Operators' decisions are not counted, and stay in force while the breaker is open.
+* While it is open, restrictions that became new within the breaker's window are not enforced, nor are later ones: each of these clients
+  stands as it did before. Older restrictions stay until they end, so that no client can lift its block by causing many others.
+* A process that starts while the breaker is open reads the earlier restrictions from the history of decisions. Until it has, no detected
+  restriction is enforced.
+* An open breaker stays open, over restarts too: an entry of the operator cell says so (`records.breaker_entries`) until an operator resets
+  the breaker. Each tenant has its own. A store that is away delays the entry, but not the breaker.
 """
 
 from __future__ import annotations

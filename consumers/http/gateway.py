@@ -1,19 +1,18 @@
-"""``ANY /v1/authz[/…]``: may this request pass? Answered from memory, as a raw ASGI route.
+"""``ANY /v1/authz[/…]``: the answer to a gateway's question whether a request may pass. It comes from memory, as a raw ASGI route.
 
 Rules:
-
-* No answer waits for anything: not for the store, not for another process, not for the request's body.
-* 200 lets pass, 403 is a block, 429 a throttle; every answer says ``X-QueryWarden-Decision`` (clear, watch, throttle or block) and
-  nothing of the detection behind it. Refusals carry ``Retry-After`` and a reference that operators can look up
+* No answer waits for the store, for another process or for the body of the request.
+* 200 lets the request pass, 403 is a block, 429 a throttle. Every answer carries ``X-QueryWarden-Decision`` (clear, watch, throttle or
+  block) and nothing else about detection. Refusals carry ``Retry-After`` and a reference that operators can look up
   (``X-QueryWarden-Reference``, `operators.references`).
-* Of all identities of a request, and all models it names, the most severe decision counts. More identities than a request may have: 403.
-* A throttled client may get `throttle_per_s` requests through; with 0 (the default) none. Its allowance is used by requests that are *of*
-  it (`Found.first`). Requests that name it beside somebody else share another allowance: whoever adds a client's name takes nothing from
-  it, and whoever puts a name before its own gains at most as much again.
-* ``X-QueryWarden-Degrade`` asks the model server to answer with less, where the settings say so; otherwise *none*.
-* Who cannot be known – no identity in the request, or nothing was read from the store yet – passes on routes that are *open* and
-  is refused on those that are *closed* (`paths`); both are counted. HTTP and gRPC judge the same undecoded path.
-* The gateway's own credential is checked by `caller`, which says whose clients these are.
+* Of all identities and all models that a request names, the most severe decision counts. More identities than allowed give 403.
+* A throttled client may get `throttle_per_s` requests through; with 0 (the default) none. Its tokens are used by requests that belong to
+  it (`Found.first`). Requests that name it beside another client use a second bucket. So adding a client's name takes nothing from that
+  client, and putting a name before its own gains a client at most as much again.
+* ``X-QueryWarden-Degrade`` asks the model server for a less detailed answer, where the settings say so; otherwise it is ``none``.
+* A request without a usable identity, or one that comes before the store was read, passes on routes that are open and is refused on
+  routes that are closed (`paths`). Both are counted. HTTP and gRPC judge the same undecoded path.
+* The gateway's own credential is checked by `caller`, which returns the tenant.
 """
 
 from __future__ import annotations

@@ -1,18 +1,17 @@
-"""Who a gateway asks about: from the headers of a request to client hashes.
+"""The identities of a request: from its headers to client hashes.
 
 Rules:
-
-* Only the configured headers are looked at; of ``Authorization`` only bearer tokens. What a header carries must be what the
-  query log calls the client, or be listed in the client map. ``_`` in a header's name counts as ``-``: CGI and WSGI servers read it so.
+* Only the configured headers are read; of ``Authorization`` only bearer tokens. The value of a header must be the client id of the
+  query log, or be listed in the client map. ``_`` in a header's name counts as ``-``, because CGI and WSGI servers read it so.
 * Every reading of a header counts: its value without white space around it (RFC 9110 means SP and HTAB, servers strip more), as it came,
-  and each part between commas, because gateways join repeated headers that way. Who adds a header or a part cannot get rid of a
-  restriction, only into one.
-* The request is *of* the first configured header that is present, if that is a single value (`Found.first`). A client that is only
-  named elsewhere may be somebody else, whose allowance this request must not use.
-* A request with more than `MOST_VALUES` identities is refused: an honest one has few, and none may hide behind the others.
-* The client map is a JSON object from the hash of a header's value (`querywarden gateway hash`) to the client's id in the
-  log, so that the file holds no key. It is read again when it changes; a damaged one is reported, the last good one stays.
-* Values longer than a client id may be (256 bytes) are nobody's; the parts of such a value still count.
+  and each part between commas, because gateways join repeated headers that way. So adding a header or a part cannot lift a restriction; it
+  can only add one.
+* The request belongs to the first configured header that is present, if that is a single value (`Found.first`). A client that is only
+  named elsewhere may be another one, and this request must not use its tokens.
+* A request with more than `MOST_VALUES` identities is refused: an honest one has few, and a restricted one must not hide among many.
+* The client map is a JSON object from the hash of a header's value (`querywarden gateway hash`) to the client id in the
+  log, so that the file holds no key. It is read again when it changes. A damaged one is reported, and the last good one stays.
+* Values longer than a client id may be (256 bytes) belong to no client; the parts of such a value still count.
 """
 
 from __future__ import annotations

@@ -1,15 +1,14 @@
-"""The restrictions in force as bouncers read them: a list, a stream of changes, server-sent events. CrowdSec's shape.
+"""The restrictions in force for bouncers: a list, a stream of changes, and server-sent events, in CrowdSec's format.
 
 Rules:
-
-* The caller holds the cursor; nothing is kept for it. A cursor from before a restart, or too far back, is answered with
-  *gone* (stream) or a fresh start (events): begin again. A cursor's text means nothing to anybody but us.
-* `new` and `deleted` say where each client stands after the last change; a change and its undoing may both be left out.
-* Simulated decisions and what a mode does not enforce are not listed: a bouncer would enforce them.
-* Nothing of the detection: no score, no reason. A client is its hash, unless the credential may see ids.
-* Followers are bounded in number and cost nothing in memory: one who is too slow begins again. Half the places are kept for gateways, and
-  no credential takes them all: a gateway's three quarters at most, another one's an eighth.
-* They end with the service (`end`).
+* The caller holds the cursor; nothing is stored for it. A cursor from before a restart, or one too far back, is answered with
+  ``gone`` (stream) or a fresh start (events): begin again. The text of a cursor means nothing to the caller.
+* `new` and `deleted` give the state of each client after the last change. A change and its reversal may both be left out.
+* Simulated decisions, and decisions that the mode does not enforce, are not listed: a bouncer would enforce them.
+* Nothing about detection is shown: no score, no reason. A client is its hash, unless the credential may see ids.
+* The number of followers is bounded, and they cost no memory: a follower that is too slow begins again. Half of the places are reserved for
+  gateways, and no credential takes them all: a gateway gets at most three quarters, another credential an eighth.
+* Followers are closed when the service ends (`end`).
 """
 
 from __future__ import annotations

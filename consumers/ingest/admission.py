@@ -1,17 +1,17 @@
-"""Admission: how many new clients a cell takes up, so that invented client ids cannot fill the store.
+"""Admission: how many new clients a log cell takes up, so that invented client ids cannot fill the store.
 
 Rules:
-* A known client (one that has stored state) is never touched by any of this.
-* `Limits.new_an_hour` new clients get state in one hour of event time at once. Beyond, a client gets none before its
-  `Limits.queries_first` queries in that hour; a count-min sketch counts (Cormode & Muthukrishnan 2005), less the noise that the other
-  ids bring (Deng & Rafiei 2007), and as many again may come in this way. At most `Limits.clients` are taken up within two
-  half-horizon windows, which is as long as a client lives.
-* Queries of a client without state are pooled: one overflow client a model takes them, and is profiled and scored like any other.
-  An explosion of ids that steals a model is seen there.
-* Who is admitted is a function of what the cell stores and of the records: a redo decides alike, however polls cut them. One input is
-  not: `full`, when the store has no room; then nobody new is taken up.
-* The hour moves forward with event time; a row more than a day before it begins its own hour (a log that is read again).
-* Stored as `Checkpoint.sketch`: 64 bytes, `SKETCH_BYTES` in an hour that has more newcomers than the budget.
+* A known client (one with stored statistics) is never affected.
+* `Limits.new_an_hour` new clients get statistics at once in one hour of event time. Beyond that, a client gets none before its
+  `Limits.queries_first` queries in that hour. A count-min sketch counts them (Cormode & Muthukrishnan 2005), less the noise that the other
+  ids bring (Deng & Rafiei 2007), and as many clients again may come in this way. At most `Limits.clients` are taken up within two
+  half-horizon windows, the time for which a client is kept.
+* Queries of clients without statistics are pooled: one overflow client per model takes them. It is profiled and scored like any other
+  client, so that a flood of ids that steals a model is noticed there.
+* Admission is a function of the stored cell and of the records: a redo decides alike, however polls cut them. One input is not: `full`,
+  when the store has no room; then no new client is taken up.
+* The hour moves forward with event time. A row more than a day before it begins its own hour (a log that is read again).
+* Stored as `Checkpoint.sketch`: 64 bytes, or `SKETCH_BYTES` in an hour with more newcomers than the limit.
 """
 
 from __future__ import annotations

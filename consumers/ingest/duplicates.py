@@ -1,17 +1,17 @@
-"""Duplicates: queries that a producer sent twice, known by their ``event_id`` and their content.
+"""Duplicates: queries that a producer sent twice, recognised by their ``event_id`` and their content.
 
 Rules:
 * A repetition has the same event id, the same input and the same prediction, byte for byte (`Decoded.contents`). The id alone proves
   nothing: a gateway may take it from a header that the client sends.
-* A client's window holds 64-bit keyed hashes of the last events that counted: at most `KEPT`, none older than `SPAN_MS` of event
-  time before the newest. An event that the window holds is a duplicate and changes nothing. A query without an id is never one.
-* An event's age is that of the time it states. One that is ahead of the log's own time counts earlier than it states; it is held until the
-  log has passed the stated time, for its repetition states the same.
-* A false match needs two hashes of 64 bits to be equal: at most 1.4e-17 a query.
-* What is a duplicate depends on the client's earlier queries alone, never on how polls cut them: rows are walked one by one.
-* The window lives in one shard: the same event in two partitions is not noticed (producers key by client).
-* A stored window is field ``e`` of the profile: newest event time, then hashes and times, oldest first. One that cannot be read is
-  begun anew.
+* The window of a client holds 64-bit keyed hashes of the last events that counted: at most `KEPT`, none older than `SPAN_MS` of event
+  time before the newest. An event that the window holds is a duplicate and changes nothing. A query without an id is never a duplicate.
+* The age of an event is that of its stated time. An event ahead of the log's own time counts earlier than stated; it is held until the
+  log has passed the stated time, because its repetition states the same.
+* A false match needs two equal hashes of 64 bits: at most 1.4e-17 per query.
+* A duplicate depends on the client's earlier queries alone, never on how polls cut them: rows are processed one by one.
+* The window belongs to one shard: the same event in two partitions is not noticed (producers key by client).
+* A stored window is field ``e`` of the profile: newest event time, then hashes and times, oldest first. A window that cannot be read is
+  started again.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Reason codes: why a record was refused, or what about a query does not fit.
+"""Reason codes: why a record was refused, or what does not fit about a query.
 
 Rules:
-* A code says what is wrong, its detail which column or whose format it is; neither holds a value of the record.
-* What becomes of the record is one of three things: *refused* (a dead letter, counts for nobody), *lettered* (a dead letter, and a query
-  of its client all the same), *marked* (a query of its client).
+* A code says what is wrong; its detail says which column or which format. Neither holds a value of the record.
+* A record has one of three fates: ``refused`` (a dead letter that counts for no client), ``lettered`` (a dead letter that also counts as
+  a query of its client), ``marked`` (a query of its client).
 """
 
 from __future__ import annotations

@@ -1,11 +1,10 @@
-"""Operators: what people say about clients, kept in the operator cell, and what follows from it.
+"""Operators: the entries that people make about clients, stored in the operator cell, and their consequences.
 
 Rules:
-
-* All that people say is an entry of the operator cell (`entries`), written by one fenced step with its row of the audit log (`audit`,
-  `operate`). Who read an older revision reads again before writing.
-* Detect honours it (`overrides`) and tells the sinks (`verdicts`); what processes say of themselves lies in the same cell, without a
-  row of the audit log (`heartbeats`).
-* An entry that cannot be read is passed over with a warning; it never lifts or imposes anything.
-* To erase is the one thing that cannot be taken back (`erasure`).
+* Everything that people enter is an entry of the operator cell (`records.operator_entries`), written in one fenced step with its row of the
+  audit log (`audit`, `operate`). A process that read an older revision reads again before it writes.
+* Detect applies the entries (`detect.overrides`) and passes verdicts on to the sinks (`detect.verdicts`). Heartbeats of processes lie in
+  the same cell, without rows of the audit log.
+* An entry that cannot be read is skipped with a warning; it never lifts or imposes anything.
+* Erasing a client is the only operation that cannot be undone (`erasure`).
 """

@@ -1,15 +1,14 @@
-"""The audit log: who did what, in a chain that shows every edit, deletion, swap and truncation.
+"""The audit log: who changed what, in a hash chain that reveals every edit, deletion, swap and truncation.
 
 Rules:
-
 * A row is one canonical JSON line (sorted keys, no spaces) that begins with its hash, SHA-256(previous hash ‖ the rest of the row).
   Its `n` counts from 1. It names clients by their keyed hash only.
-* Rows go into the store's operator cell in the same atomic step as what they tell of, and with them the *head* (number and hash of the
-  last row, signed with Ed25519): a chain alone would not show that its end was cut off.
+* Rows go into the store's operator cell in the same atomic step as the change that they record. With them goes the head (number and hash
+  of the last row, signed with Ed25519): a chain alone would not reveal that its end was cut off.
 * Every process that writes or serves also keeps a copy, `audit.jsonl` in its state folder, with the signed heads in between. The head
-  is logged now and then: whoever collects logs holds an anchor outside both.
-* `verify` checks a log of any length in one pass, and then the entries that the rows tell of (`kept`): it holds the last hash, and of
-  each entry a digest.
+  is logged now and then, so that a log collector holds an anchor outside of both.
+* `verify` checks a log of any length in one pass, and then the entries that the rows record (`kept`). It holds the last hash, and a digest
+  of each entry.
 """
 
 from __future__ import annotations

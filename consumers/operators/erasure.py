@@ -1,14 +1,15 @@
-"""One client: everything that is kept about it, as a document, or for good no longer.
+"""Export or erase one client: everything that is stored about it, as a document, or removed for good.
 
-Where a client leaves traces: profiles in every cell, a decision row for each model, alerts, what operators wrote, and the first bytes of
-refused records. Rules of erasing:
+A client leaves traces in these places: profiles in every cell, a decision row for each model, alerts, operators' entries, and the first
+bytes of refused records.
 
-* Profiles before decisions: whoever assesses at the same time has its record refused, because the second step rewinds it.
-* A tombstone stays in every profile cell, a one-way mark with the cell's offset: what the log still holds below it is skipped for good, by
-  a replay and a rebuild too. Queries that come later are counted again; keeping them away is the gateway's matter.
-* A campaign that names the client goes with it, row and alerts; the next pass finds what is left of it, without the client.
-* What stays: rows of the audit log that name the client's hash (a chain cannot be cut), numbers that name nobody, and what receivers of
-  alerts keep.
+Rules:
+* Profiles are erased before decisions: a process that assesses at the same time has its record refused, because the second step rewinds it.
+* A tombstone stays in every profile cell, a one-way mark with the offset of the cell. The queries in the log below that offset are
+  skipped for good, by a replay and a rebuild too. Later queries are counted again; keeping them away is a matter for the gateway.
+* A campaign that names the client is erased with it, row and alerts. The next pass finds the rest of it, without the client.
+* What stays: rows of the audit log that name the hash of the client (a chain cannot be cut), counts that name no client, and what receivers
+  of alerts keep.
 """
 
 from __future__ import annotations

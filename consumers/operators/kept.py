@@ -1,12 +1,12 @@
-"""What rows of the audit log say of the entries that they wrote, and whether the entries are still there.
+"""Compare the rows of the audit log with the entries that they recorded: are the entries still there?
 
-The chain shows that no row was touched; an entry beside it could still be taken away, changed or added by whoever writes to the store.
+The chain reveals a changed row. An entry beside it could still be removed, changed or added by somebody who can write to the store.
+
 Rules:
-
-* A row lists what it put and dropped (``wrote``): kind, a one-way digest of the entry's name, a digest of its value, and its end. So the
-  row of an erased client names nobody.
-* Only what people decide is compared; what processes note of themselves (heartbeats, that a breaker opened) has no row.
-* An entry whose time is over may be gone.
+* A row lists what it wrote and dropped (``wrote``): kind, a one-way digest of the entry's name, a digest of its value, and its end. So the
+  row of an erased client names no client.
+* Only entries of people are compared. Entries of processes (heartbeats, the opening of a breaker) have no row.
+* An entry that has expired may be gone.
 """
 
 from __future__ import annotations

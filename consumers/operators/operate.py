@@ -1,16 +1,15 @@
-"""What operators may do to the store: decide, allow, judge, note, make keys. Entries and their meaning: `entries`.
+"""The operations of operators on the store: decide, allow, judge, note, create keys. `records.operator_entries` describes their entries.
 
 Rules:
-
-* Each operation is one atomic step: its entries, its audit row, the signed head, and the answer to its idempotency key. When somebody else
-  changed the operator cell in between, it is planned anew on what is there now.
-* A decision ends: at most `longest_s` from now, 30 days by default. Nobody is locked out for ever by a slip.
-* A dry run (`simulated`) is stored, shown and audited like the real one, and enforced nowhere.
+* Each operation is one atomic step: its entries, its audit row, the signed head, and the answer to its idempotency key. If another process
+  changed the operator cell in between, the operation is planned again on the new state.
+* A decision ends at most `longest_s` from now, 30 days by default. So a mistake does not lock a client out for ever.
+* A dry run (`simulated`) is stored, shown and audited like a real decision, and enforced nowhere.
 * An idempotency key holds for a day, for one credential and one operation. The same key with another request is a `Conflict`.
-* The answer is what was stored; keys of the API are shown once and stored as a digest only.
+* The answer is what was stored. The text of an API key is returned once; only a digest is stored.
 
-Errors: `WrongUse` for a value out of bounds, `Missing` and `Conflict` for what is there or not, `Unavailable` when the store is silent
-(the outcome is unknown: send it again with the same idempotency key).
+Errors: `WrongUse` for a value out of bounds, `Missing` and `Conflict` for the stored state, `Unavailable` if the store does not answer
+(the outcome is unknown: send the request again with the same idempotency key).
 """
 
 from __future__ import annotations

@@ -1,13 +1,12 @@
-"""The reference id of a refusal: what a refused client can quote, and an operator can look up.
+"""The reference id of a refusal: a refused client can quote it, and an operator can look it up.
 
 Rules:
-
-* A reference is the day (UTC) and a keyed hash of the day, what was answered and the client: ``20261128-9f3ab2c4d5e6f708``. It is stored
-  nowhere: whoever has the secrets makes it again for each client that the store knows. One client has one a day and answer.
-* It gives nothing away without the secrets: no id, no hash that is used elsewhere, no score.
-* The key is the one that gateways hash API keys with (`querywarden gateway edge-key`), so HAProxy makes the same reference by itself. No
-  client's hash is a reference: the text below is no client id that a log holds.
-* A refusal of nobody in particular has a cause in the client's place.
+* A reference is the day (UTC) and a keyed hash of the day, the answer and the client: ``20261128-9f3ab2c4d5e6f708``. It is stored
+  nowhere: with the secrets it is computed again for each client that the store knows. A client has one reference per day and answer.
+* Without the secrets it reveals nothing: no id, no hash that is used elsewhere, no score.
+* The key is the one with which gateways hash API keys (`querywarden gateway edge-key`), so HAProxy computes the same reference by itself.
+  No hash of a client equals a reference, because the text below is not a possible client id.
+* A refusal that concerns no particular client has a cause in the place of the client.
 """
 
 from __future__ import annotations

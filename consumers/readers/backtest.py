@@ -1,10 +1,9 @@
-"""Backtest: who in an old log would be flagged at which false-alarm budget, and what gateways would do in which mode.
+"""Backtest: which clients of an old log would be flagged at which false-alarm budget, and what gateways would do in which mode.
 
 Rules:
-
 * The lifetime p-value of a client does not depend on the budget, so one pass over the log answers for all budgets.
-* A client is judged as it stands at the end of the log, over its last horizon, by the same `wanted` as the service. TTLs play no part.
-* Pure: assessments in, rows out. Whoever calls reads the log into a store that is thrown away.
+* A client is assessed as it stands at the end of the log, over its last horizon, by the same `wanted` as in the service. TTLs play no part.
+* Pure: assessments in, rows out. The caller reads the log into a store that is thrown away.
 """
 
 from __future__ import annotations

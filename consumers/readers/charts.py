@@ -1,11 +1,10 @@
-"""The report's plots, drawn as SVG text on the server: no script, no font, no picture from elsewhere.
+"""The plots of the report and the dashboard, drawn as SVG text on the server: no script, no font, no picture from elsewhere.
 
 Rules:
-
-* A figure is a function of plain values and a size; colours are CSS classes: light and dark are the page's matter.
-* Everything that came from a log is made `legible` and escaped here; the template prints figures as they are.
-* Never colour alone: flagged, missed and honest differ in dash and marker too.
-* Bounded: a line keeps only points that can be told apart on the page, a timeline and a map show the first few clients.
+* A figure is a function of plain values and a size. Colours are CSS classes, so that light and dark are the page's matter.
+* Text from a log is made `legible` and escaped here. The template prints figures as they are.
+* Nothing is shown by colour alone: flagged, missed and honest clients differ in dash and marker too.
+* Figures are bounded: a line keeps only points that can be distinguished on the page, a timeline and a map show the first few clients.
 """
 
 from __future__ import annotations

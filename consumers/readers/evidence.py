@@ -1,14 +1,13 @@
-"""A signed, replayable bundle about one client: what was decided, on what, and how to check it.
+"""Evidence bundles: a signed file about one client with its decision, the data behind it, and the means to check both.
 
 Rules:
-
-* A zip of plain files. ``manifest.json`` names every member with its SHA-256; ``manifest.sig`` is an Ed25519 signature of its bytes.
-  A member that is missing, changed, doubled or not named makes the bundle worthless, and so does any change of the manifest.
-* Replayable: the profile's bytes are inside. Whoever has the baseline file (the manifest holds its hash) assesses them again and
-  gets the same scores within 1e-9.
-* The client's id is sealed unless it is asked for in clear; the bundle then names the client by its keyed hash.
-* A bundle is hostile until checked, and stays so when it is well signed, for anybody can sign: sizes are bounded before anything is
-  unpacked, nothing is written to a path from inside, the manifest is a typed structure whose every value is bounded.
+* A bundle is a zip of plain files. ``manifest.json`` names every member with its SHA-256. ``manifest.sig`` is an Ed25519 signature of its
+  bytes. A member that is missing, changed, doubled or not named makes the bundle invalid, and so does any change of the manifest.
+* A bundle can be replayed: it holds the bytes of the profile. With the baseline file (the manifest holds its hash) the profile can be
+  assessed again, and the scores are the same within 1e-9.
+* The client's id is sealed unless it is requested in clear; the bundle then names the client by its keyed hash.
+* A bundle is hostile until checked, even if its signature is valid, because anybody can sign. So sizes are bounded before anything is
+  unpacked, nothing is written to a path from inside, and the manifest is a typed structure whose every value is bounded.
 * The same inputs give the same bytes.
 """
 

@@ -1,10 +1,9 @@
-"""Why a client is where it is, in words and numbers: for the dashboard, `explain` and evidence bundles.
+"""Explain the state of a client in words and numbers: for the dashboard, for `explain` and for evidence bundles.
 
 Rules:
-
-* Only what was stored and what the baseline knows is said; nothing is assessed anew.
-* A number never stands alone: rarity is said as one in so many honest clients, a signal beside the honest clients' range.
-* No baseline at hand is no error: what needs it is left out.
+* Only stored values and the baseline are used. Nothing is assessed again.
+* A number never stands alone: rarity is given as one honest client in a number, a signal beside the range of honest clients.
+* A missing baseline is not an error: what needs it is left out.
 """
 
 from __future__ import annotations

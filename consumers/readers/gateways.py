@@ -1,10 +1,10 @@
-"""What gateways do with a client, and why: computed here, and said in one sentence that CLI, API and dashboard share.
+"""What gateways do with a client, and why: computed here, and put into one sentence that CLI, API and dashboard share.
 
 Rules:
-
-* The outcome is that of `enforcement.restrictions`, which answers the gateways: the allowlist, then an operator's decision, then what was
-  detected, as far as the model's mode and the breaker allow. A test compares the two over all combinations.
-* The state of a client, its reason and what detect wanted enforced say how suspicious it is; nothing but this sentence says what happens.
+* The outcome is that of `enforcement.restrictions`, which answers the gateways: the allowlist, then an operator's decision, then the
+  detected one, as far as the mode of the model and the breaker allow. A test compares the two over all combinations.
+* The state, the reason and the enforcement that detect asked for say how suspicious a client is. Only this sentence says what happens to
+  it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What readers get: frozen, typed values of clients, findings and decisions. `queries` makes them; API, dashboard and terminal show them.
+"""Read models: frozen, typed values of clients, findings and decisions. `queries` makes them; API, dashboard and terminal show them.
 
-Times are seconds (``_s``) or milliseconds (``_ms``) since the epoch, UTC; 0 stands for never. Client ids are as the log has them.
+Times are seconds (``_s``) or milliseconds (``_ms``) since the epoch, UTC; 0 means never. Client ids are those of the log.
 """
 
 from __future__ import annotations

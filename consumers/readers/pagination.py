@@ -1,11 +1,10 @@
-"""Pages of a list, for whoever asks again with the cursor of the page before.
+"""Pages of a list: the caller sends the cursor of one page to get the next.
 
 Rules:
-
-* An opaque cursor names the last row shown (keyset), never a number of rows: rows that come or change in between neither
-  repeat nor hide others.
-* A question is checked before anything is read for it.
-* The order is total: the higher value first, equal ones by name. A cursor belongs to the order that it was made in.
+* An opaque cursor names the last row that was shown (keyset pagination), not a number of rows. So rows that come or change in between
+  neither repeat nor hide others.
+* A request is checked before anything is read for it.
+* The order is total: the higher value first, equal values by name. A cursor belongs to the order in which it was made.
 """
 
 from __future__ import annotations

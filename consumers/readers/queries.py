@@ -1,12 +1,11 @@
-"""What the store says, as people and programs read it: API, dashboard and command line share it.
+"""Queries on the store that the API, the dashboard and the command line share.
 
 Rules:
-
-* A `Reader` reads for one tenant; nothing of another tenant is ever seen, whatever is asked for. What isn't there is None.
+* A `Reader` reads for one tenant. Nothing of another tenant is ever returned, whatever is asked for. What does not exist is None.
 * Values are frozen and typed. Client ids are unsealed here and nowhere above.
-* Long lists come in pages (`pagination`); clients of equal value are ordered by their hash.
-* A damaged row is set aside and logged; it hides no other.
-* What needs a look at every row (counts, campaigns) is remembered for `REMEMBERED_S`.
+* Long lists come in pages (`pagination`). Clients of equal value are ordered by their hash.
+* A damaged row is set aside and logged; it hides no other row.
+* Results that need all rows (counts, campaigns) are cached for `REMEMBERED_S`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Who was refused, by the reference that the refused client quotes: for support and operators.
+"""Find a refused client by the reference that it quotes, for support and operators.
 
-Rule: a reference is found among the clients that the store knows now; one of a client that was erased, or was never assessed and whose
-operator's decision has ended, is not found any more.
+Rules: a reference is found among the clients that the store knows now. It is not found any more if its client was erased, or was never
+assessed and its operator's decision has ended.
 """
 
 from __future__ import annotations

@@ -1,12 +1,11 @@
 """The report of a replay: one HTML file that stands alone.
 
 Rules:
-
-* No script, style, font or picture from anywhere else; a content security policy in the page says so to the browser.
-* Every word that came from a log (client ids, models, reasons) is made `legible` and escaped by the template; `charts` does so itself.
-* Truth is shown only where the caller knew it (demo, benchmark), and then the honest clients that were flagged and the
-  thieves that were missed stand as plainly as the successes.
-* The file is written beside its name first, so that a reader never sees half of it.
+* No script, style, font or picture comes from elsewhere. A content security policy in the page enforces this in the browser.
+* Text from a log (client ids, models, reasons) is made `legible` and escaped by the template; `charts` does so itself.
+* The truth is shown only if the caller knew it (demo, benchmark). Then flagged honest clients and missed attackers are shown as plainly as
+  the successes.
+* The file is written as a draft first, so that a reader never sees half of it.
 """
 
 from __future__ import annotations

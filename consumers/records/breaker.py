@@ -1,11 +1,12 @@
-"""The breaker: no mass false block. Too many clients newly restricted at once means that the detector is wrong, not that all of them are.
+"""The breaker: a limit on new restrictions. Too many clients restricted at once point to a wrong detection, not to many attackers.
 
 Rules:
-* A restriction is new when a gateway would do more than before. Over `Limits.most` of them within `Limits.window_s`, or over
-  `Limits.share` of the active clients (but never fewer than `Limits.least`, a handful of thieves in a small house is no storm), open
-  the breaker. Then nothing more is enforced; alerts are still raised, and what was enforced before stays so until its time is over.
+* A restriction is new when a gateway would do more than before. More than `Limits.most` of them within `Limits.window_s`, or more than
+  `Limits.share` of the active clients, open the breaker. The share alone does not open it for up to `Limits.least` clients, because a few
+  attackers among few clients are plausible. While it is open nothing more is enforced; alerts are still raised, and earlier restrictions
+  stay until they end.
 * Open stays open, over restarts too, until an operator resets it (overrides.py keeps it in the store).
-* Each detect process counts what it decides itself, before it is recorded; what all of them enforce together is for `serve` to count.
+* Each detect process counts what it decides itself, before it is recorded. `serve` counts what all of them enforce together.
 * Pure: times come in as `now_s`, seconds since the epoch. A client counts once in a window, so a redo changes nothing.
 """
 

@@ -1,11 +1,10 @@
-"""What the operator cell says of the breakers: when detect's or the gateways' opened, and when somebody closed both.
+"""Entries of the operator cell about the breakers: when detect's or the gateways' breaker opened, and when an operator reset both.
 
 Rules:
-
-* Kind *breaker*; key ``tripped``: detect's opened, ``held``: the gateways' did, ``reset``: an operator closed them. Open is what opened
-  after the last reset of the same tenant: no tenant opens or closes another's. Times are whole seconds: what opens within the second of
-  a reset is written as of the next, so that it is the later.
-* An entry that cannot be read is passed over with a warning; it never opens or closes anything.
+* The kind is ``breaker``. The key is ``tripped`` for detect's, ``held`` for the gateways', ``reset`` for an operator's reset. A breaker
+  is open if it opened after the last reset of the same tenant; tenants do not affect each other. Times are whole seconds: a breaker that
+  opens within the second of a reset is dated one second later, so that it is the later event.
+* An entry that cannot be read is skipped with a warning; it never opens or closes anything.
 """
 
 from __future__ import annotations

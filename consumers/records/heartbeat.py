@@ -1,13 +1,14 @@
-"""Signs of life: what processes know of themselves, left in the store for whoever shows the health of the whole.
+"""Heartbeats: what each process knows of itself, left in the store for the pages and commands that show the health of the service.
 
 Rules:
-* An entry of kind *heartbeat* for each process, in the name of all tenants, every `EVERY_S`; it ends by itself after `LASTS_S`, and is
-  dropped when its process stops in order. Figures and alarm names only: no client, no secret.
-* It is no deed of a person, so it adds no row to the audit log.
-* A service also says which keys it knows, as soon as that changes: whoever makes or revokes a key can wait for it (`services`).
-* Best effort, in a thread of its own with nothing to hold up: a store that is away, or a cell that somebody else is writing to, costs
-  one heartbeat.
-* No heartbeat of a kind of process means "not known", never zero.
+* Each process has an entry of kind ``heartbeat`` for all tenants, written every `EVERY_S`. It expires after `LASTS_S`, and is dropped
+  when the process stops in order. It holds figures and alarm names only: no client, no secret.
+* It is not an act of a person, so it adds no row to the audit log.
+* A service also reports which keys it knows, as soon as that changes, so that a command that creates or revokes a key can wait
+  (`services`).
+* Best effort, in a thread of its own that holds nothing up: a store that is away, or a cell that another process writes at that moment,
+  costs one heartbeat.
+* If no process of a role sent a heartbeat, the answer is "not known", never zero.
 """
 
 from __future__ import annotations

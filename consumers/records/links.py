@@ -1,14 +1,14 @@
-"""Links: what an event's `metadata` says about where a client comes from, kept as keyed hashes only.
+"""Links: where a client comes from, according to the `metadata` of its events, stored as keyed hashes only.
 
 Rules:
-* `metadata` is never a reason to refuse an event. It is read for `org`, `session`, `ip`, and `asn` with `ja4` as one (a TLS fingerprint
-  alone is shared by everybody with the same browser, and so is `user_agent`): strings of at most `MOST_BYTES` bytes, or whole
-  numbers. Whatever else it holds, and whatever has another type, is ignored.
-* An address of version 6 counts as its /64, for that is what one subscriber is given.
-* A link is ``kind:hash`` with 16 hex digits of a hash keyed by the tenant's pepper; nothing of the metadata itself is stored.
-* A client keeps the first `KEPT` links that it was seen with, at most `OF_A_KIND` of a kind, so that who changes its address with every
-  query still shows its organisation. What is kept depends on the order of its queries alone, never on how polls cut them.
-* Links are field ``l`` of the profile (msgpack list); one that cannot be read is begun anew.
+* `metadata` is never a reason to refuse an event. It is read for `org`, `session`, `ip`, and `asn` together with `ja4` (a TLS fingerprint
+  alone is shared by all users of the same browser, and so is `user_agent`): strings of at most `MOST_BYTES` bytes, or whole
+  numbers. Anything else is ignored.
+* An address of version 6 counts as its /64, because that is what one subscriber is given.
+* A link is ``kind:hash`` with 16 hex digits of a hash keyed by the tenant's pepper. Nothing of the metadata itself is stored.
+* A client keeps the first `KEPT` links that it was seen with, at most `OF_A_KIND` of a kind, so that a client that changes its address with
+  every query still shows its organisation. The kept links depend on the order of its queries alone, never on how polls cut them.
+* Links are field ``l`` of the profile (a msgpack list). A field that cannot be read is started again.
 """
 
 from __future__ import annotations

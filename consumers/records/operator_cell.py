@@ -1,6 +1,6 @@
-"""The operator cell, written: read, plan, compare and swap; again when somebody else wrote in between.
+"""Write to the operator cell: read it, plan the change, compare and swap; start over if another process wrote in between.
 
-Who follows the cell by itself (`overrides`) does not come here: it reads again with its next turn, and then writes what is still true.
+`overrides` follows the cell by itself and does not use this: it reads again with its next turn, and then writes what is still true.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ ids and notes are sealed, never in clear. The kinds:
     idempotency  <hash of the request's key>  Answered                   after a day
     audit        head                         audit.Head                 never
 
-Whoever enforces reads *decision* and *allow* (`operator_decision`, `allowlist_entry`): an allowlist entry beats a decision,
+Code that enforces reads ``decision`` and ``allow`` (`operator_decision`, `allowlist_entry`): an allowlist entry beats a decision,
 a decision beats what was detected, what is said of one model beats what is said of all (``*``), a simulated decision is only shown.
 """
 

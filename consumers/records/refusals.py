@@ -1,11 +1,12 @@
-"""Refusals: what about a client's queries did not fit, counted by reason and by column.
+"""Refusals: how many of a client's queries did not fit the schema, by reason and by column.
 
 Rules:
-* Counted is what counts for the client: a query under each reason of its notes once, whatever the number of columns, and under each
-  column once for each reason. Repetitions and erased queries are not among them.
-* Of the first `MOST_COLUMNS` columns that a client got wrong each is counted by itself, further ones together as `OTHERS`. Nothing of a
-  query's values is kept.
-* Field ``r`` of the profile (msgpack); one that cannot be read is begun anew. The counts of several log cells are added up.
+* Only queries that count for the client are counted: a query once under each reason of its notes, whatever the number of columns, and under
+  each column once for each reason. Repetitions and erased queries are not counted.
+* The first `MOST_COLUMNS` columns that a client got wrong are counted separately, further ones together as `OTHERS`. No value of a query is
+  stored.
+* Stored as field ``r`` of the profile (msgpack). A field that cannot be read is started again. The counts of several log cells are added
+  up.
 """
 
 from __future__ import annotations

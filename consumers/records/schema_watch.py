@@ -1,14 +1,14 @@
 """Schema watch: how many of a day's clients send the same misfit in the same column.
 
-One client that sends nulls in a column is odd. Hundreds that begin to do so on one day are a roll-out or a broken integration, and the
-evidence against them is held until an operator rules (detect/schema_holds.py).
+One client that sends missing values in a column is odd. If hundreds of clients begin to do so on one day, the cause is a roll-out or a
+broken integration, and the evidence against them is held back until an operator decides (detect/schema_holds.py).
 
 Rules:
-* A misfit is watched where fewer than `USUAL_SHARE` of the honest queries of the calibration had it in this column. What a fleet sends
-  all day is not watched.
-* Clients are counted once a day of the log's own time, by their keyed hash: exactly up to `KEPT` of them, estimated beyond (k minimum
+* A misfit is watched if fewer than `USUAL_SHARE` of the honest queries of the calibration had it in this column. Misfits that honest
+  clients send all day are not watched.
+* Clients are counted once per day of the log's own time, by their keyed hash: exactly up to `KEPT` of them, estimated beyond (k minimum
   values; Bar-Yossef et al. 2002). The counts of several log cells merge without counting a client twice.
-* The state is kept in the store as a field of a client that no query can name, so it is committed with the profiles it describes, and
+* The state is stored as a field of a client that no query can name, so it is committed with the profiles that it describes, and
   erased, saved and restored like them. It holds no client id. It is written from the first watched misfit of a day on.
 """
 

@@ -1,9 +1,9 @@
-"""A client over one horizon: which of its stored spans count, and what they are together.
+"""The spans of a client over one horizon: which stored spans count, and their merged profile.
 
 Each profile cell keeps at most two spans of a client, named by their first half-horizon window (docs/decisions/0008). Of each cell the
-longest span that began no earlier than one window before the newest counts; what is older counts with the faded weight of an
-archive (docs/decisions/0018), as if the client had gone on in that cell. Merging in the order of the cells' names makes the result
-the same whoever computes it: detect, an evidence bundle, or somebody who checks one.
+longest span that began at most one window before the newest counts. Older queries count with the faded weight of an archive
+(docs/decisions/0018), as if the client had continued in that cell. Spans are merged in the order of the cells' names, so that everybody
+who computes the result gets the same: detect, an evidence bundle, or an auditor who checks one.
 """
 
 from __future__ import annotations

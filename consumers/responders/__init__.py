@@ -1,12 +1,12 @@
-"""Push responders: restrictions brought to gateways that do not ask.
+"""Push responders: bring restrictions to gateways that do not ask.
 
 Rules:
-
-* A target holds what is in force, by client hash: the most severe over all models. Simulated decisions are not in force.
-* At the start, after any failure and every `verify_s` the target is asked what it holds, and only what differs is put or dropped:
-  a push that was lost, repeated or undone by somebody else is repaired. In between, changes are pushed within `every_s`.
-* Putting twice or dropping what is not there is no error. One target's trouble is nobody else's: a thread each.
-* Nothing is pushed before the store was read once: an empty picture would lift everything.
+* A target holds the restrictions in force by client hash: the most severe over all models. Simulated decisions are not in force.
+* At the start, after any failure and every `verify_s` the responder reads what the target holds, and changes only the differences. So
+  a push that was lost, repeated or undone by another party is repaired. In between, changes are pushed within `every_s`.
+* Adding an entry twice, or dropping one that does not exist, is not an error. Each target has a thread of its own, so that a failing target
+  does not affect the others.
+* Nothing is pushed before the store was read once, because an empty list would lift every restriction.
 """
 
 from __future__ import annotations

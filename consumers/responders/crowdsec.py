@@ -1,8 +1,11 @@
-"""Decisions of a CrowdSec local API, pushed as a watcher: its bouncers enforce them.
+"""Push decisions to a CrowdSec local API as a watcher; CrowdSec's bouncers enforce them.
 
-Rules: what is ours is what has our scope and origin; others' decisions are neither read nor touched. CrowdSec ends decisions by
-itself; one whose end moved is put anew. A decision is dropped before it is put, so that each client has one. Reading what is there
-needs a bouncer's key; without one, what was pushed cannot be verified, and everything is dropped and put again at the start.
+Rules:
+* Our decisions are those with our scope and origin. Other decisions are neither read nor changed.
+* CrowdSec ends decisions by itself. A decision whose end moved is written again. It is dropped before it is written, so that each client
+  has one.
+* Reading the present decisions needs the key of a bouncer. Without one, pushes cannot be verified, and everything is dropped and written
+  again at the start.
 """
 
 from __future__ import annotations

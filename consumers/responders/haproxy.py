@@ -1,8 +1,10 @@
-"""A map of HAProxy, written over its runtime socket: client hash → throttle or block.
+"""Write a map of HAProxy over its runtime socket: client hash → throttle or block.
 
-Rules: HAProxy never calls us, so a map entry is all it knows; a map does not end entries by itself, so the responder drops what
-ended. Many changes at once go into a new version of the map that is committed whole: no request sees half of it. Keys and values are
-our own words, checked all the same before they become part of a command.
+Rules:
+* HAProxy never calls us, so an entry of the map is all that it knows. A map does not end entries by itself, so the responder drops those
+  that ended.
+* Many changes at once go into a new version of the map that is committed as a whole, so that no request sees half of it.
+* Keys and values are our own words. They are checked all the same before they become part of a command.
 """
 
 from __future__ import annotations

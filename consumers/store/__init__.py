@@ -1,22 +1,22 @@
-"""The store: profiles with the offset they reflect, decisions with the profiles they reflect.
+"""The store: profiles with the offset that they reflect, and decisions with the profiles that they reflect.
 
 Port `Store` has two implementations, Redis (`redis.py` + `*.lua`) and SQLite (`embedded.py`);
 `tests/support/store_contract.py` runs on both. The store is blind: it sees bytes, offsets and decisions, never a statistic.
 
-A *profile cell* is one log cell's profiles, under one hash tag; ingest owns it. A *decision cell* (0 ≤ v < `DECISION_CELLS`)
+A profile cell holds the profiles of one *log cell*, under one hash tag; ingest owns it. A *decision cell* (0 ≤ v < `DECISION_CELLS`)
 holds the decisions of the clients that `decision_cell` maps to it; detect owns it. Nothing is written across cells.
 
-The protocol (docs/architecture.md): every claim brings a fresh random token; every read and write of the owner names
-the token and the position it believes in, and is refused with `Fenced` (other token) or `Rewound` (other position) in the same
+The protocol (docs/architecture.md): every claim brings a fresh random token. Every read and write of the owner names
+the token and the position that it expects, and is refused with `Fenced` (other token) or `Rewound` (other position) in the same
 atomic step. Written values are absolute, never increments. The position is written last. After an `Unavailable` the outcome is
 unknown: claim again with a new token, never send the same commit again.
 
-What people decide cannot be rebuilt from the log. It lives in one more cell, the *operator cell*: entries of some kinds (a manual
+Operators' entries cannot be rebuilt from the log. They are in one more cell, the *operator cell*: entries of several kinds (a manual
 decision, an allowlist entry, a verdict, a note, an API key), each change with its audit rows in the same atomic step, refused with
-`Rewound` when somebody else changed the cell in between. Nobody who owns another cell is disturbed by it.
+`Rewound` if another process changed the cell in between. This does not disturb the owners of other cells.
 
-Gateways read `restrictions` once and `changes` from then on; a position too old to be continued from is answered with None.
-Whoever else writes to an owned cell (`erase`, `erase_decisions`, `reset`) invalidates its owner in the same step.
+Gateways read `restrictions` once and `changes` from then on. A position that is too old to continue from is answered with None.
+Other writers to an owned cell (`erase`, `erase_decisions`, `reset`) invalidate its owner in the same step.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ Rules:
   account, gets the same answer.
 * Quantised first: numbers to `DIGITS` significant digits, text without case and white space. A query that differs from another by less
   hardly ever gets another decision, so asking around an input does not show that it is marked.
-* For each marked input the same hash chooses *controls*: inputs that are registered and answered truthfully. They say how often a model
+* For each marked input the same hash chooses controls: inputs that are registered and answered truthfully. They say how often a model
   that knows nothing of the marks shows one by chance.
 * Flips and milder marks are separate streams with shares of their own, because only flips cost an honest client a wrong label.
 """

@@ -1,14 +1,13 @@
-"""Who sits at the browser: a signed cookie, a token on every form, and where a request came from.
+"""Sessions of the browser: a signed cookie, a token on every form, and the check of a request's origin.
 
 Rules:
-
-* The cookie holds a key's id, never the key; it is signed (HMAC-SHA256), HttpOnly, SameSite=Strict, Secure over TLS, and ends. The key is
-  looked up again at each request, so a revoked one ends its sessions at once.
-* Who signs out ends the session, not only the cookie: hashes of tickets that ended are kept until their time is over, here at once and
+* The cookie holds the id of a key, never the key. It is signed (HMAC-SHA256), HttpOnly, SameSite=Strict, Secure over TLS, and it expires.
+  The key is looked up again at each request, so revoking a key ends its sessions at once.
+* Signing out ends the session, not only the cookie: hashes of ended tickets are kept until they would have expired, here at once and
   through the store in every service.
-* Every form carries a token bound to the cookie; a post without it, or from another origin, is refused before it is read further.
-* Without a session there is a *guest* cookie that signs nothing but the login form: signing somebody else in is an attack too.
-* Comparisons take the same time whatever is wrong, and an error never says what was.
+* Every form carries a token bound to the cookie. A post without it, or from another origin, is refused before it is read further.
+* Without a session there is a guest cookie, which signs nothing but the login form: signing a stranger in is an attack, too.
+* Comparisons take the same time whatever is wrong, and an error never says what was wrong.
 """
 
 from __future__ import annotations
