@@ -42,7 +42,7 @@ def fit(
     exposure: Annotated[
         bool,
         typer.Option(
-            help="Simulate thefts, so that the exposure of each client (how well its queries could have copied the model) can be estimated."
+            help="Simulate thefts, so that the exposure of each client (how well a copy from its answers would work) can be estimated."
         ),
     ] = True,
     trust_traffic: Annotated[

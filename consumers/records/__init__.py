@@ -16,8 +16,8 @@
 
 Rules:
 
-* A finding has three shapes. *Stored*: `decision.StoredDecision`, with its alert's body. *Public*: `readers.models`, made by
-  `readers.public`. *Sink*: `alerts.finding`. Each is made from the one before it in one place; nobody else copies its fields.
+* A finding has three shapes. **Stored**: `decision.StoredDecision`, with its alert's body. **Public**: `readers.models`, made by
+  `readers.public`. **Sink**: `alerts.finding`. Each is made from the one before it in one place; nobody else copies its fields.
 * A file holds the shape of a record, its codec, and how several of them are added up. Two hold a little more, because several
   processes share it: `heartbeat` the thread that writes heartbeats, `breaker` the pure count of new restrictions.
 * Client ids are sealed before anything is stored (`sealing`).

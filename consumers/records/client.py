@@ -2,7 +2,7 @@
 
 Detect reads a touched client here and assesses what it gets; it does not know what the fields are called.
 
-Rules of this file
+Rules:
 
 * The cells are read in the order of their names, so whoever reads the same bytes gets the same record.
 * What cannot be read is passed over with a warning. A client without any readable profile, or without a readable id, has no record.

@@ -1,9 +1,9 @@
 """A decision row: what detect leaves of a client, and the way to its bytes and back.
 
-`StoredDecision` is the *stored* shape of a finding. There are two more, each made in one place from this one: the *public* shape
-(`readers.models`: API, dashboard, command line, report) and the *sink* shape (`alerts.finding`: what a receiver of alerts reads).
+`StoredDecision` is the stored shape of a finding. There are two more, each made in one place from this one: the public shape
+(`readers.models`: API, dashboard, command line, report) and the sink shape (`alerts.finding`: what a receiver of alerts reads).
 
-Rules of this file
+Rules:
 
 * The row is composed of the detector's values (`Decision`, `AssessmentSummary`, `Exposure`) and of what the record adds. Nothing copies
   their fields by hand: the stored bytes are flat (`_Row`), and one function goes either way.

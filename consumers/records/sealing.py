@@ -1,6 +1,6 @@
 """Sealing of ids inside stored texts: nothing that is stored names a client, an account or an event in clear.
 
-Rules of this file
+Rules:
 
 * A sealed text is base64 of `Secrets.seal`, so that it fits into JSON and msgpack alike. Sealing is deterministic: equal ids of one tenant
   have equal sealed texts, and what is computed again has the same bytes.

@@ -3,7 +3,7 @@
 A model server mounts `middleware.DegradationMiddleware`; the gateway tells it in headers which client gets what. `verification` asks a
 suspected copy the inputs that the registry holds, and computes how improbable its answers are for a model that never saw the marks.
 
-Rules of the room:
+Rules:
 
 * It runs inside model servers: standard library, `cryptography` and `msgspec` only; no store, no settings, no numpy.
 * Everything that is chosen is chosen by a keyed hash of the quantised input: the same input gets the same answer, whichever client asks.
