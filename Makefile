@@ -42,14 +42,24 @@ down: $(STAMP) ## Stop what `make up` started
 
 ## Checking
 
-# Two halves side by side: most tests wait for a server, and two cores are there to be used. $(1): options; exit statuses in `one`, `two`.
-ONE_HALF := $(addprefix tests/,commands consumers detect ingest log store)
-HALF := $(BIN)/python -m pytest -q --durations=20 --durations-min=8 -m "not soak and not alone"
-define halves
-half=$$(mktemp); one=0; two=0; \
-  $(if $(1),COVERAGE_FILE=.coverage.consumers) $(HALF) $(1) $(ONE_HALF) >$$half 2>&1 & pid=$$!; \
-  $(if $(1),COVERAGE_FILE=.coverage.rest) $(HALF) $(1) tests $(addprefix --ignore=,$(ONE_HALF)) || one=$$?; \
-  wait $$pid || two=$$?; cat $$half; rm -f $$half
+# What needs no server and changes most: the core, the log's formats, stored records, the rules of the house.
+CHECKED := tests/detector tests/log tests/records tests/alerts/test_formats.py tests/test_house.py tests/test_guarantees.py
+
+.PHONY: check
+check: $(STAMP) ## The loop for daily work, 90 s: lint, and beside it the tests of core and formats, without a server
+	@log=$$(mktemp); linted=0; tested=0; \
+	  $(MAKE) lint >$$log 2>&1 & pid=$$!; \
+	  $(BIN)/python -m pytest -q --no-servers -m "not soak and not alone and not server" $(or $(ARGS),$(CHECKED)) || tested=$$?; \
+	  wait $$pid || linted=$$?; cat $$log; rm -f $$log; exit $$((linted + tested > 0))
+
+# Two lanes side by side: most tests wait for a server, and two cores are there to be used. A lane takes the next file when it is through
+# with one (tests/support/lanes.py). $(1): options; exit statuses in `one`, `two`; each lane's closing lines are printed.
+LANE := $(BIN)/python -m pytest -q -o console_output_style=classic --durations=20 --durations-min=8 -m "not soak and not alone"
+define lanes
+lanes=$$(mktemp -d); one=0; two=0; \
+  $(if $(1),COVERAGE_FILE=.coverage.one) $(LANE) $(1) --lanes $$lanes tests >$$lanes.log 2>&1 & pid=$$!; \
+  $(if $(1),COVERAGE_FILE=.coverage.two) $(LANE) $(1) --lanes $$lanes tests || two=$$?; \
+  wait $$pid || one=$$?; cat $$lanes.log; rm -rf $$lanes $$lanes.log
 endef
 
 .PHONY: test
@@ -59,7 +69,7 @@ ifdef ARGS
 	@$(BIN)/python -m pytest -q -m "not soak" $(ARGS)
 else
 	@# then the tests that need both cores
-	@$(call halves,); three=0; \
+	@$(call lanes,); three=0; \
 	  $(BIN)/python -m pytest -q -m "alone and not soak" tests/crash tests/simulation || three=$$?; \
 	  exit $$((one + two + three > 0))
 endif
@@ -85,8 +95,8 @@ docs: $(STAMP) ## Write the tables of the docs anew, from the code
 coverage: $(STAMP) ## The tests again, with branch coverage of the workers too, about 25 minutes; writes htmlcov/
 	@tests/install-servers.sh
 	@rm -f .coverage .coverage.*
-	@$(call halves,--cov --cov-report=); \
-	  $(BIN)/coverage combine -q .coverage.consumers .coverage.rest; $(BIN)/coverage html -q; $(BIN)/coverage report --fail-under=95 || one=$$?; \
+	@$(call lanes,--cov --cov-report=); \
+	  $(BIN)/coverage combine -q .coverage.one .coverage.two; $(BIN)/coverage html -q; $(BIN)/coverage report --fail-under=95 || one=$$?; \
 	  exit $$((one + two > 0))
 
 .PHONY: simulate

@@ -15,7 +15,7 @@
 A missing server skips the test with the command that installs it, and fails it under ``CI=true``.
 
 A test that uses one of these, however indirectly, is marked by what it needs (`NEEDS`) and as `server`: nobody keeps a list of them. Under
-``QUERYWARDEN_TEST_NO_SERVERS=1``, which is `make check`, starting one by another way is an error.
+``--no-servers``, which is `make check`, starting one by another way is an error.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from types import MappingProxyType
 import pytest
 import redis
 from kafka import KafkaAdminClient
-from support import seeded_api, victims
+from support import lanes, seeded_api, victims
 from support.gateway_peers import model_server
 from support.servers import Kafka, NewServer, Redis, Server, Valkey, free_port, or_skip
 
@@ -59,8 +59,8 @@ NEEDS = MappingProxyType(
 _databases = itertools.count()
 
 
-def pytest_configure() -> None:
-    if os.environ.get("QUERYWARDEN_TEST_NO_SERVERS") == "1":
+def pytest_configure(config: pytest.Config) -> None:
+    if config.option.no_servers:
 
         def refuse(self: Server) -> None:
             raise AssertionError(
@@ -81,6 +81,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--dst-seed", type=int, help="simulation: run this seed only, and print its trace")
+    parser.addoption(
+        "--lanes", type=Path, metavar="FOLDER", help="run the files that no other process with this folder took"
+    )
+    parser.addoption("--no-servers", action="store_true", help="let a test fail that starts a server")
+
+
+def pytest_runtestloop(session: pytest.Session) -> bool | None:
+    folder: Path | None = session.config.option.lanes
+    if folder is None or session.config.option.collectonly:
+        return None
+    lanes.run(session, folder)
+    return True
 
 
 def _started(kind: type[Server], request: pytest.FixtureRequest) -> Iterator[Server]:

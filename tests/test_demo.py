@@ -38,6 +38,7 @@ def printed(demo: ModuleType) -> str:
     return stream.getvalue()
 
 
+@pytest.mark.soak  # the quick start of the docs runs the same commands
 def test_a_small_demo_ends_with_a_report_and_the_truth(demo: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "CALIBRATION_CLIENTS", 60)
     monkeypatch.setattr(demo, "TEST_CLIENTS", 15)

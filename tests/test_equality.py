@@ -278,6 +278,7 @@ def test_one_ingest_process_gives_what_the_replay_gives(
         assert moment(one.alerts[client]) == moment(alert)
 
 
+@pytest.mark.soak  # the crash test compares three processes with a replay on every run
 def test_three_ingest_processes_give_what_the_replay_gives(
     world: World, plain: Outcome, kafka_bootstrap: str, runs: Runs, databases: Iterator[str]
 ) -> None:
@@ -285,6 +286,7 @@ def test_three_ingest_processes_give_what_the_replay_gives(
     assert_equal(plain, three)
 
 
+@pytest.mark.soak  # the laws of merging are property tests of profiles
 def test_without_keys_what_needs_no_order_is_equal(
     world: World,
     plain: Outcome,

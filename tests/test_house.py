@@ -99,7 +99,14 @@ def test_names_of_tests_can_be_read() -> None:
 def test_every_file_of_tests_that_a_text_names_exists() -> None:
     named = {
         f"{name_of(path)}: {file}"
-        for path in [*SOURCES, *OTHERS, *sorted((ROOT / "docs").rglob("*.md")), *ROOT.glob("*.md"), ROOT / "Makefile"]
+        for path in [
+            *SOURCES,
+            *OTHERS,
+            *sorted((ROOT / "docs").rglob("*.md")),
+            *ROOT.glob("*.md"),
+            *(ROOT / "consumers").rglob("*.css"),
+            ROOT / "Makefile",
+        ]
         for file in re.findall(r"tests/[\w/-]+\.(?:py|md|sh)", path.read_text())
         if not (ROOT / file).exists()
     }

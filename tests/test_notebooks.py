@@ -51,6 +51,7 @@ def test_a_notebook_is_seeded(path: Path) -> None:
     assert "default_rng()" not in text
 
 
+@pytest.mark.soak  # it shows the core, which has its own tests
 def test_a_theft_and_its_profile(monkeypatch: pytest.MonkeyPatch) -> None:
     notebook = executed(ROOT / "notebooks" / "01_a_theft_and_its_profile.py", monkeypatch)
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]

@@ -44,6 +44,8 @@ QUICK_START_ON_SERVERS = "tests/test_docs.py::test_the_quick_start_on_kafka_and_
 ELSEWHERE: dict[Line, str] = {
     ("CONTRIBUTING.md", "make install"): "made the environment that this test runs in",
     ("CONTRIBUTING.md", "make test"): "is this suite",
+    ("CONTRIBUTING.md", "make check"): "is a part of this suite and of `make lint`",
+    ("CONTRIBUTING.md", "make soak"): "takes hours",
     ("CONTRIBUTING.md", "make lint"): "minutes; CI runs it before the tests (.ci/run)",
     (
         "CONTRIBUTING.md",

@@ -80,6 +80,7 @@ def processes_of(state: Path) -> dict[str, int]:
     return {name: p["pid"] for name, p in json.loads((state / "up.json").read_text())["processes"].items()}
 
 
+@pytest.mark.soak  # the quick start on Kafka and Redis runs the same processes
 def test_everything_comes_up_a_query_becomes_a_client_and_nothing_is_left(
     running: subprocess.Popen[str], state: Path, ports: dict[str, int]
 ) -> None:

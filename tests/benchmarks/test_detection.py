@@ -1,7 +1,8 @@
 """The detection benchmark, tiny: one victim and few clients go through every method, and the control fails.
 
 The figures mean nothing at this size; what is tested is that a method that looks at queries can be told from one that draws lots,
-that shares of items are disjoint, and that every table can be made from what is written.
+that shares of items are disjoint, and that every table can be made from what is written. It tests the benchmark, not the product:
+`make soak` runs it. `make test` makes every table of the docs from the committed results (`tests/test_docs.py`).
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from detector.attacks import ATTACKS, Loot
 from detector.domain import Domain, Scene
 from detector.honest import BENIGN
 from detector.worlds import clock
+
+pytestmark = pytest.mark.soak
 
 FAMILIES = ("noise_uniform", "knockoff_random", "data_free", "in_domain")
 LOUD = FAMILIES[:3]

@@ -24,6 +24,7 @@ def short() -> dict[str, Any]:
     return throughput.run(short=True, kafka=False, say=lambda line: None)
 
 
+@pytest.mark.soak
 def test_every_step_stands_beside_a_twin(short: dict[str, Any]) -> None:
     assert [row["name"] for row in short["rows"]] == [*STEPS, *REPLAYS, "replay, bare"]
     for row in short["rows"]:
@@ -32,6 +33,7 @@ def test_every_step_stands_beside_a_twin(short: dict[str, Any]) -> None:
         assert row["ratio"] == pytest.approx(row["twin_us"] / row["ours_us"], rel=0.02, abs=0.01)
 
 
+@pytest.mark.soak
 def test_one_row_a_call_is_dearer(short: dict[str, Any]) -> None:
     ratios = {row["name"]: row["ratio"] for row in short["rows"] if not row["loop"]}
     assert ratios["measure"] > 1.5

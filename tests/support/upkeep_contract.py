@@ -458,7 +458,7 @@ class WholeContract(StoreContract):
         store.commit("t2", Checkpoint(CELL, offset, after, profiles(every[:3])))
         assert len(store.load(CELL, "t2", after, every)) == 3
 
-    def test_an_erasure_during_a_rebuild_covers_all_that_was_read_before(self, backing: Backing) -> None:
+    def test_who_is_erased_during_a_rebuild_is_erased_up_to_where_it_was_read(self, backing: Backing) -> None:
         store = backing.open()
         store.claim(CELL, "t")
         store.commit("t", Checkpoint(CELL, None, 90, profiles([client(1), client(2)])))
