@@ -335,6 +335,19 @@ class RespondersSettings(Part):
     )
 
 
+class WatermarkSettings(Part):
+    key_file: str = Field(
+        "", description="the watermark key that model servers have too; empty: watermark.json in state_dir"
+    )
+    registry: str = Field(
+        "",
+        description="registry of canaries that the model servers write, as this machine sees it; empty: none is looked after",
+    )
+    audit_every_s: float = Field(
+        300.0, ge=1, description="how often what the registry gained is written into the audit log, one row a batch"
+    )
+
+
 class Settings(BaseSettings):
     model_config = SettingsConfigDict(extra="forbid", frozen=True, env_prefix=PREFIX, env_nested_delimiter="__")
 
@@ -392,6 +405,7 @@ class Settings(BaseSettings):
     http: HttpSettings = HttpSettings()
     gateway: GatewaySettings = GatewaySettings()
     responders: RespondersSettings = RespondersSettings()
+    watermark: WatermarkSettings = WatermarkSettings()
 
     @field_validator("baselines", mode="before")
     @classmethod
@@ -416,6 +430,10 @@ class Settings(BaseSettings):
     @property
     def store_url(self) -> str:
         return self.store.url.get_secret_value() or f"sqlite:///{self.state_path / 'querywarden.sqlite'}"
+
+    @property
+    def watermark_key_path(self) -> Path:
+        return Path(self.watermark.key_file) if self.watermark.key_file else self.state_path / "watermark.json"
 
     @property
     def secrets_path(self) -> Path:

@@ -67,6 +67,10 @@ PANELS: Mapping[str, Mapping[str, Row]] = {
             "schema:app",
             "List and decide schema holds: columns in which many clients began to send values that do not fit.",
         ),
+        "watermark": Row(
+            "watermark:app",
+            "Make watermark keys, record canaries, and test whether a suspected model learned from marked answers.",
+        ),
         "keys": Row("operators:keys_app", "Create, list and revoke API keys."),
         "audit": Row("operators:audit_app", "Check the audit log."),
     },

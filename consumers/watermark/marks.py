@@ -131,10 +131,12 @@ def marked(answer: Answer, marks: Sequence[Mark]) -> Answer:
 
 
 def shows(mark: Mark, answer: Answer, labels: Sequence[Label] = ()) -> bool | None:
-    """Whether a suspect's answer shows a mark; None where it cannot."""
+    """Whether a suspect's answer shows a mark; None where it cannot. labels: the suspect's own, where they differ from the model's."""
     p = answer.probabilities
     if isinstance(mark, Flip):
         if answer.label is not None:
+            if labels:
+                return str(answer.label) == str(labels[mark.place]) if mark.place < len(labels) else None
             return str(answer.label) == str(mark.target)
         return None if answer.top is None else answer.top == mark.place
     if isinstance(mark, Wording):

@@ -41,6 +41,7 @@ from consumers.wiring.adapters import open_store, open_writer, secrets_of
 from consumers.wiring.credentials import authenticator, grpc_tls_of, memory_of, tls_of, tokens_of
 from consumers.wiring.operators import mirror_of, modes_of, operations_of
 from consumers.wiring.telemetry import start_heartbeat
+from consumers.wiring.watermark import start_canary_audit
 from detector.baseline import Baseline
 from detector.query import ClientKey
 
@@ -97,6 +98,7 @@ def build_front(settings: config.Settings, stack: contextlib.ExitStack, metrics:
     credentials.start()
     stack.callback(credentials.stop)
     _start_enforcement(settings, stack, store, view, gateway, metrics)
+    start_canary_audit(settings, stack, operations)
     dashboard = pages.Dashboard(
         reader=reader,
         auth=auth,
