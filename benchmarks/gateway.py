@@ -103,25 +103,25 @@ def serve(pipe: Connection, folder: str, url: str, core: int | None, control: bo
     from consumers import serve as serving
     from consumers.metrics import Metrics
     from consumers.wiring.adapters import open_store
-    from consumers.wiring.serve import build_front
+    from consumers.wiring.serve import build_application
 
     settings = config.Settings(
         store={"url": url, "timeout_s": 1.0}, secrets={"file": f"{folder}/secrets.json"}, state_dir=folder, mode="block"
     )
     with contextlib.ExitStack() as stack:
-        front = build_front(settings, stack, Metrics())
+        application = build_application(settings, stack, Metrics())
         if control:
             logging.disable()  # it answers connections that were given up long ago, and says so each time
             store = stack.enter_context(open_store(settings))
-            front.gateway = AsksTheStore(front.gateway, store)
-        timed = Timed(front)
+            application.routing.gateway = AsksTheStore(application.gateway, store)
+        timed = Timed(application)
         listener = serving.listen("127.0.0.1:0")
         ended = threading.Event()
 
         def commands() -> None:
             while (said := pipe.recv()) != "end":
                 if said == "ready":
-                    pipe.send(front.ready() or "ready")
+                    pipe.send(application.ready() or "ready")
                 elif said == "take":
                     taken, timed.times = timed.times, array("d")
                     used = time.process_time()

@@ -31,8 +31,8 @@ from consumers import paths
 from consumers.alarms import Alarms
 from consumers.errors import CorruptState, Refused, Unavailable, WrongUse
 from consumers.http.auth import KeyRing, Tokens
-from consumers.http.front import Front
-from consumers.http.wire import Connection
+from consumers.http.middleware.stack import MiddlewareStack
+from consumers.http.protocol import Connection
 from consumers.operators import audit
 from consumers.periodic import Periodic
 from consumers.secrets import Secrets
@@ -200,10 +200,10 @@ def listen(bind: str) -> socket.socket:
     return listener
 
 
-def server(front: Front, tls: Tls | None = None) -> uvicorn.Server:
+def server(application: MiddlewareStack, tls: Tls | None = None) -> uvicorn.Server:
     """The HTTP server around the application. Raises Refused for certificates that can't be used."""
     config = uvicorn.Config(
-        front,
+        application,
         http=Connection,
         ws="none",
         lifespan="off",
@@ -228,9 +228,11 @@ def server(front: Front, tls: Tls | None = None) -> uvicorn.Server:
     return uvicorn.Server(config)
 
 
-def run(front: Front, listener: socket.socket, stop: Callable[[], bool], tls: Tls | None = None) -> None:
+def run(
+    application: MiddlewareStack, listener: socket.socket, stop: Callable[[], bool], tls: Tls | None = None
+) -> None:
     """Answer until `stop`, then drain. Whatever ends the server before is raised."""
-    answering = server(front, tls)
+    answering = server(application, tls)
     failed: list[BaseException] = []
 
     def answer() -> None:
@@ -246,7 +248,7 @@ def run(front: Front, listener: socket.socket, stop: Callable[[], bool], tls: Tl
             time.sleep(0.05)
     finally:
         answering.should_exit = True
-        front.end()
+        application.end()
         thread.join(DRAIN_S + 5)
         listener.close()
     if failed:

@@ -46,7 +46,7 @@ from consumers.readers.report import write_report
 from consumers.secrets import Secrets
 from consumers.simulate import Columns, origins, truth_of, truth_path, write_json, write_log, write_reference
 from consumers.store.embedded import EmbeddedStore
-from consumers.wiring.serve import build_front
+from consumers.wiring.serve import build_application
 from detector.baseline import Baseline
 from detector.domain import Domain, Rows, Scene
 from detector.policy import FLAGGED, Policy
@@ -297,13 +297,13 @@ def serve(stop: Callable[[], bool]) -> None:
         return
     with contextlib.ExitStack() as stack:
         stack.callback(listener.close)
-        front = build_front(settings, stack, Metrics())
+        application = build_application(settings, stack, Metrics())
         console.print(
             f"The dashboard is on [bold]http://{ADDRESS[0]}:{ADDRESS[1]}[/] until you press Ctrl-C "
             f"[dim](the same by hand: querywarden serve --config {OUT / 'demo.toml'})[/]",
             soft_wrap=True,
         )
-        answering.run(front, listener, stop)
+        answering.run(application, listener, stop)
     console.print("Stopped.")
 
 

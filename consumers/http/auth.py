@@ -28,6 +28,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jwt
+from starlette.types import Scope
 
 from consumers.errors import CorruptState, Refused, WrongUse
 from consumers.http.keymemory import Held, Keys, Memory, MemoryFile, Reading, Row, after
@@ -62,8 +63,6 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 _DUMMY = "0" * 64
 _KEY_MADE = b'"action":"key.create"'
 _RANK = {role: i for i, role in enumerate(("viewer", "analyst", "operator", "admin"))}
-
-Scope = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)

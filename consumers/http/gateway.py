@@ -21,13 +21,16 @@ import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
+
+from starlette.types import Receive, Scope, Send
 
 from consumers.enforcement.restrictions import BLOCK, CLEAR, NOTHING, THROTTLE, Restrictions, Standing
 from consumers.http.identities import Identities
 from consumers.http.paths import Routes
+from consumers.http.token_buckets import TokenBuckets
 from consumers.metrics import Metrics
 from consumers.operators.references import HEADER, Cause
 from consumers.records.operator_entries import EVERY_MODEL
@@ -39,7 +42,6 @@ NO_DEGRADE = "none"
 LONGEST_RETRY_S = 86_400
 _FOR_EVER_RETRY_S = 3600
 _UNKNOWN_RETRY_S = 1
-_BUCKETS = 65_536
 _ORIGINAL_PATH = (b"x-original-uri", b"x-forwarded-uri")
 _TITLES = {
     401: ("unauthorized", "This gateway's credential is missing or not valid."),
@@ -47,9 +49,6 @@ _TITLES = {
     429: ("throttled", "This client may query this model only slowly at present."),
 }
 
-Scope = dict[str, Any]
-Receive = Callable[[], Awaitable[dict[str, Any]]]
-Send = Callable[[dict[str, Any]], Awaitable[None]]
 Headers = Iterable[tuple[bytes, bytes]]
 Caller = Callable[[Scope], str | None]
 """The tenant that a request's gateway credential is good for, or None. Must not block."""
@@ -131,7 +130,8 @@ class Gateway:
         self._model_header = self._rules.model_header.lower().encode("latin-1")
         self._routes = Routes(self._rules.routes)
         self._lock = threading.Lock()  # gRPC answers from threads; held for a few additions only
-        self._buckets: dict[_Bucket, tuple[float, float]] = {}
+        per_s = self._rules.throttle_per_s
+        self._buckets: TokenBuckets[_Bucket] = TokenBuckets(per_s, max(1.0, per_s))
         self._counted: Counter[tuple[str, str]] = Counter()
         self._flushed: Counter[tuple[str, str]] = Counter()
         self._messages: dict[Answer, tuple[dict[str, Any], dict[str, Any]]] = {}
@@ -202,7 +202,7 @@ class Gateway:
         left_s = math.ceil(standing.until_s - now_s) if standing.until_s else _FOR_EVER_RETRY_S
         retry_after_s = max(1, min(left_s, LONGEST_RETRY_S))
         if standing.level == THROTTLE and self._rules.throttle_per_s > 0:
-            wait_s = self._wait(bucket, now_s)
+            wait_s = self._buckets.take(bucket, now_s)
             if wait_s <= 0:
                 return Answer(200, decision, "known", degrade=self._rules.degrade.get(decision, NO_DEGRADE))
             retry_after_s = min(retry_after_s, math.ceil(wait_s))
@@ -213,18 +213,6 @@ class Gateway:
     def _refused_unknown(self, tenant: str, cause: Cause, now_s: float) -> Answer:
         reference = self._identities.references.of(tenant, STATES[BLOCK], cause, now_s)
         return Answer(403, STATES[BLOCK], cause, _UNKNOWN_RETRY_S, reference=reference)
-
-    def _wait(self, key: _Bucket, now_s: float) -> float:
-        """Take a token from a bucket; how long to wait for the next one, 0 when there was one."""
-        rate = self._rules.throttle_per_s
-        room = max(1.0, rate)
-        with self._lock:
-            tokens, last_s = self._buckets.pop(key, (room, now_s))
-            tokens = min(room, tokens + max(0.0, now_s - last_s) * rate)
-            if len(self._buckets) >= _BUCKETS:
-                del self._buckets[next(iter(self._buckets))]
-            self._buckets[key] = (tokens - 1 if tokens >= 1 else tokens, now_s)
-        return 0.0 if tokens >= 1 else (1 - tokens) / rate
 
     def _message(self, answer: Answer) -> tuple[dict[str, Any], dict[str, Any]]:
         body = answer.body()

@@ -133,7 +133,7 @@ def install(app: FastAPI, methods: Mapping[str, list[str]]) -> None:
         return problem(400 if unreadable else 422, None, request_id=request_id_of(request), errors=found)
 
     async def unforeseen(request: Request, error: Exception) -> Response:
-        return problem(500, request_id=request_id_of(request))  # the front logs it
+        return problem(500, request_id=request_id_of(request))  # the middleware `UnforeseenFailures` logs it
 
     app.add_exception_handler(Exception, unforeseen)
     app.add_exception_handler(QueryWardenError, ours)

@@ -20,7 +20,7 @@ from consumers.secrets import Secrets
 from consumers.store import Store
 
 if TYPE_CHECKING:
-    from consumers.http.bridge import Write
+    from consumers.http.producer import Write
     from consumers.ingest.dead_letters import DeadLetterShip
     from consumers.log import QueryLog
     from consumers.log.files import FileLog

@@ -20,16 +20,18 @@ from consumers.enforcement.refresher import Refresher
 from consumers.enforcement.restrictions import Restrictions
 from consumers.enforcement.storm import GatewayBreaker
 from consumers.fit import load_baselines
-from consumers.http.api import Api, build
+from consumers.http.api.application import build
+from consumers.http.api.context import Api
 from consumers.http.auth import Authenticator, KeyRing
-from consumers.http.bridge import Bridge
 from consumers.http.dashboard import actions, pages
 from consumers.http.dashboard.health import Pulse
 from consumers.http.dashboard.session import Sessions
-from consumers.http.front import Buckets, Front
 from consumers.http.gateway import Gateway, Rules
 from consumers.http.identities import Identities
+from consumers.http.middleware.stack import MiddlewareStack
+from consumers.http.producer import LogProducer
 from consumers.http.restriction_feed import DecisionFeed
+from consumers.http.token_buckets import TokenBuckets
 from consumers.log.formats import InputReader, NativeFormat
 from consumers.metrics import Metrics
 from consumers.readers.queries import Reader
@@ -56,9 +58,9 @@ def run_http(
     grpc_tls_of(settings)
     listener = service.listen(settings.http.bind)
     stack.callback(listener.close)
-    front = build_front(settings, stack, metrics)
-    log.info("serve started", extra={"bind": bound(listener), "open": front.auth.is_open()})
-    service.run(front, listener, stop, tls)
+    application = build_application(settings, stack, metrics)
+    log.info("serve started", extra={"bind": bound(listener), "open": application.auth.is_open()})
+    service.run(application, listener, stop, tls)
     log.info("serve stopped")
 
 
@@ -68,7 +70,7 @@ def bound(listener: socket.socket) -> str:
     return f"{host}:{port}"
 
 
-def build_front(settings: config.Settings, stack: contextlib.ExitStack, metrics: Metrics) -> Front:
+def build_application(settings: config.Settings, stack: contextlib.ExitStack, metrics: Metrics) -> MiddlewareStack:
     """Build the whole application and start its threads."""
     store = stack.enter_context(open_store(settings))
     secrets = secrets_of(settings, store)
@@ -107,7 +109,7 @@ def build_front(settings: config.Settings, stack: contextlib.ExitStack, metrics:
         budget=settings.false_alarm_budget,
         pulse=_pulse_of(view),
     )
-    api = Api(reader, operations, keys, feed, bridge_of(settings, stack, baselines))
+    api = Api(reader, operations, keys, feed, producer_of(settings, stack, baselines))
     app = build(api, [*pages.routes(dashboard), *actions.routes(dashboard, operations)])
 
     def ready() -> str | None:
@@ -116,7 +118,7 @@ def build_front(settings: config.Settings, stack: contextlib.ExitStack, metrics:
         return None if view.synced else "restrictions were not read yet"
 
     http = settings.http
-    return Front(
+    return MiddlewareStack(
         app,
         auth,
         metrics,
@@ -124,7 +126,7 @@ def build_front(settings: config.Settings, stack: contextlib.ExitStack, metrics:
         gateway,
         Gateway.matches,
         http.metrics,
-        known=Buckets(http.rate_per_s, http.burst),
+        known=TokenBuckets(http.rate_per_s, http.burst),
         holder=dashboard.holder,
         ends=(feed.end,),
     )
@@ -165,9 +167,9 @@ def feed_of(settings: config.Settings, view: Restrictions, reader: Reader) -> De
     return DecisionFeed(view, name_of, settings.gateway.event_followers)
 
 
-def bridge_of(
+def producer_of(
     settings: config.Settings, stack: contextlib.ExitStack, baselines: Mapping[str, Baseline]
-) -> Bridge | None:
+) -> LogProducer | None:
     """What takes queries over HTTP and appends them to the log; None where `http.bridge` is off."""
     if not settings.http.bridge:
         return None
@@ -175,7 +177,7 @@ def bridge_of(
     readers = {model: InputReader(baseline.map.schema) for model, baseline in baselines.items()}
     # Without a baseline at hand only the form is checked here; ingest checks the rest.
     admit = not readers or settings.unknown_models == "ignore"
-    return Bridge(NativeFormat(readers, admit), write, settings.tenant)
+    return LogProducer(NativeFormat(readers, admit), write, settings.tenant)
 
 
 def _start_enforcement(

@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from support.seeded_api import CAMPAIGN, FOREIGN, MODEL, OURS, SECRETS, World, alert_id, client_hash, world
 
 from consumers.http.access import BY_ROUTE, TABLE, Access
-from consumers.http.api import ELSEWHERE
+from consumers.http.api.application import ELSEWHERE
 from consumers.http.routes import complete, route
 from consumers.operators.operate import ROLES, Actor
 from consumers.operators.references import References

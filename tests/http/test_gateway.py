@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.types import Message
 from support.remembered_store import TENANT, RememberedStore, read
 
 from consumers.enforcement.restrictions import Restrictions
@@ -45,12 +46,12 @@ class Asked:
     ) -> tuple[int, dict[str, str], bytes]:
         if self.synced:
             read(self.store, self.view, self.now_s)
-        sent: list[dict[str, Any]] = []
+        sent: list[Message] = []
 
         async def receive() -> dict[str, Any]:
             raise AssertionError("an answer must not wait for the body")
 
-        async def send(message: dict[str, Any]) -> None:
+        async def send(message: Message) -> None:
             sent.append(message)
 
         scope = {

@@ -17,26 +17,28 @@ import pytest
 from support.seeded_api import MODEL, OURS, World, on_a_port, world
 
 from consumers.errors import CorruptState, Unavailable
-from consumers.http import bodies, wire
-from consumers.http import front as fronts
-from consumers.http.front import MOST_BODY_BYTES, MOST_UNKNOWN_BODY_BYTES, Buckets
+from consumers.http import protocol
+from consumers.http.middleware import limits, unread_bodies
+from consumers.http.middleware.limits import MOST_BODY_BYTES, MOST_UNKNOWN_BODY_BYTES
+from consumers.http.token_buckets import TokenBuckets
 
 NDJSON = {"content-type": "application/x-ndjson"}
 
 
 def test_buckets() -> None:
     now = [0.0]
-    buckets = Buckets(2.0, 3, lambda: now[0])
+    buckets: TokenBuckets[str] = TokenBuckets(2.0, 3, lambda: now[0])
     assert [buckets.take("a") for _ in range(4)] == [0, 0, 0, 0.5]
     assert buckets.take("b") == 0, "each has its own"
     now[0] = 0.5
     assert [buckets.take("a") for _ in range(2)] == [0, 0.5]
     now[0] = 100.0
     assert [buckets.take("a") for _ in range(4)] == [0, 0, 0, 0.5], "never more than the burst"
-    assert Buckets(0, 1).take("a") == 0
+    unlimited: TokenBuckets[str] = TokenBuckets(0, 1)
+    assert unlimited.take("a") == 0
     for i in range(70_000):
         buckets.take(str(i))
-    assert len(buckets._kept) <= 65_536
+    assert len(buckets._buckets) <= 65_536
 
 
 def test_too_many_requests(tmp_path: Path) -> None:
@@ -210,8 +212,8 @@ def test_bodies_are_taken_by_the_letter(served: World, body: dict[str, object]) 
 @pytest.fixture
 def port(served: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """The service on a port, with short patience."""
-    monkeypatch.setattr(wire, "HEAD_TIMEOUT_S", 0.5)
-    monkeypatch.setattr(fronts, "BODY_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(protocol, "HEAD_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(limits, "BODY_TIMEOUT_S", 0.5)
     with on_a_port(served.front) as found:
         yield found
 
@@ -263,9 +265,9 @@ def sent_slowly(connection: socket.socket, parts: list[bytes]) -> None:
 def test_a_body_that_nobody_waits_for_does_not_hold_the_connection(
     port: int, served: World, monkeypatch: pytest.MonkeyPatch, head: str, status: int
 ) -> None:
-    monkeypatch.setattr(bodies, "LINGER_S", 0.2)
+    monkeypatch.setattr(unread_bodies, "LINGER_S", 0.2)
     if status == 429:
-        monkeypatch.setattr(served.front, "unknown", fronts.Buckets(0.001, 0))
+        monkeypatch.setattr(served.front.limits, "unknown", TokenBuckets(0.001, 0))
     for framing in (b"Content-Length: 100000000", b"Transfer-Encoding: chunked"):
         drip = [b"1\r\nx\r\n"] * 30 if b"chunked" in framing else [b"x" * 10] * 30
         request = f"{head} HTTP/1.1\r\nHost: a\r\n".encode() + framing + b"\r\n\r\n"
@@ -312,7 +314,7 @@ def test_who_is_refused_while_it_sends_reads_the_refusal(port: int, beginning: b
 
 
 def test_who_never_ends_is_cut_off_in_the_end(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wire, "LINGER_BYTES", 100_000)
+    monkeypatch.setattr(protocol, "LINGER_BYTES", 100_000)
     cut_off = False
     with socket.create_connection(("127.0.0.1", port), timeout=10) as connection, contextlib.suppress(OSError):
         cut_off = True

@@ -26,7 +26,7 @@ from schemathesis.specs.openapi.checks import (
 from support.seeded_api import OURS, World, world
 
 from consumers.http.access import TABLE, Access
-from consumers.http.api import ELSEWHERE
+from consumers.http.api.application import ELSEWHERE
 
 FEWEST, FEWEST_SOAK = 2_000, 20_000
 PATIENCE_S = 300

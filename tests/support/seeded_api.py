@@ -17,13 +17,15 @@ from support.rows import stored_row
 from consumers import serve
 from consumers.enforcement.refresher import Refresher
 from consumers.enforcement.restrictions import Restrictions
-from consumers.http.api import Api, build
+from consumers.http.api.application import build
+from consumers.http.api.context import Api
 from consumers.http.auth import Authenticator, Certificates, KeyRing, Tokens
-from consumers.http.bridge import Bridge
-from consumers.http.front import Buckets, Front
 from consumers.http.gateway import Gateway
 from consumers.http.identities import Identities
+from consumers.http.middleware.stack import MiddlewareStack
+from consumers.http.producer import LogProducer
 from consumers.http.restriction_feed import DecisionFeed
+from consumers.http.token_buckets import TokenBuckets
 from consumers.log.formats import NativeFormat
 from consumers.log.writers import FileWriter
 from consumers.metrics import Metrics
@@ -116,7 +118,7 @@ class World:
     """store and parts of a service; keys: (tenant, role) → key."""
 
     store: EmbeddedStore
-    front: Front
+    front: MiddlewareStack
     operations: Operations
     ring: KeyRing
     reader: Reader
@@ -183,25 +185,25 @@ def world(
     refresher.turn()
     reader = Reader(store, SECRETS, OURS, baselines=baselines or {}, modes=Modes("block"))
     written = folder / "queries.jsonl"
-    bridge = Bridge(format or NativeFormat({}, True), write or FileWriter(written).write, OURS)
+    producer = LogProducer(format or NativeFormat({}, True), write or FileWriter(written).write, OURS)
     feed = DecisionFeed(view, lambda key: reader.of(key.tenant).named(key.model, key.client))
-    app = build(Api(reader, operations, ring, feed, bridge))
-    front = Front(
+    app = build(Api(reader, operations, ring, feed, producer))
+    front = MiddlewareStack(
         app,
         auth,
         metrics,
         lambda: None,
         gateway,
         Gateway.matches,
-        known=Buckets(rate_per_s, burst),
-        unknown=Buckets(rate_per_s, burst),
+        known=TokenBuckets(rate_per_s, burst),
+        unknown=TokenBuckets(rate_per_s, burst),
     )
     yield World(store, front, operations, ring, reader, view, refresher, written, mirror, keys)
     store.close()
 
 
 @contextlib.contextmanager
-def on_a_port(front: Front, tls: serve.Tls | None = None) -> Iterator[int]:
+def on_a_port(front: MiddlewareStack, tls: serve.Tls | None = None) -> Iterator[int]:
     """The application behind the real server; gives its port."""
     listener = serve.listen("127.0.0.1:0")
     port = int(listener.getsockname()[1])

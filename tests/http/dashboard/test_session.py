@@ -13,7 +13,8 @@ from support.seeded_dashboard import MODEL, SECRETS, TENANT
 
 from consumers.errors import Unavailable
 from consumers.http.dashboard.session import COOKIE, HOURS, Session, Sessions
-from consumers.http.front import Buckets, Front
+from consumers.http.middleware.stack import MiddlewareStack
+from consumers.http.token_buckets import TokenBuckets
 from consumers.metrics import Metrics
 from consumers.operators.operate import Actor
 from detector.baseline import Baseline
@@ -184,8 +185,8 @@ def test_a_session_that_was_signed_out_is_over_everywhere(world: World) -> None:
 
 def test_strangers_do_not_use_up_what_signed_in_people_have(world: World) -> None:
     """They share an address, that of a proxy, and nothing else."""
-    front = Front(world.app, world.dashboard.auth, Metrics(), lambda: None, holder=world.dashboard.holder)
-    front.known, front.unknown = Buckets(0.001, 5), Buckets(0.001, 3)
+    front = MiddlewareStack(world.app, world.dashboard.auth, Metrics(), lambda: None, holder=world.dashboard.holder)
+    front.limits.known, front.limits.unknown = TokenBuckets(0.001, 5), TokenBuckets(0.001, 3)
     person = world.browser("operator")
     asked = TestClient(front, base_url=f"http://{HOST}", follow_redirects=False)
     wrong = {"Authorization": "Bearer qw_live_wrong"}

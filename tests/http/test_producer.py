@@ -1,4 +1,4 @@
-"""The bridge: every form of a request, what is refused and why, what is in the log when the answer leaves."""
+"""The producer: every form of a request, what is refused and why, what is in the log when the answer leaves."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from kafka import KafkaConsumer, TopicPartition
 from support import victims
 from support.seeded_api import FOREIGN, OURS, SECRETS, World, world
 
-from consumers.http import bridge
-from consumers.http.bridge import MOST_RECORDS, Bridge, Unreadable, records
+from consumers.http import producer
+from consumers.http.producer import MOST_RECORDS, LogProducer, Unreadable, records
 from consumers.ingest import loop as ingesting
 from consumers.ingest.step import Ingest
 from consumers.log.formats import InputReader, NativeFormat
@@ -142,7 +142,7 @@ def test_what_was_not_written_is_named(tmp_path: Path) -> None:
 JSON = st.recursive(
     st.none() | st.text() | st.floats(allow_nan=False), lambda s: st.lists(s) | st.dictionaries(st.text(), s)
 )
-KINDS = ("application/json", "application/x-ndjson", bridge.CLOUD_EVENT, bridge.CLOUD_BATCH)
+KINDS = ("application/json", "application/x-ndjson", producer.CLOUD_EVENT, producer.CLOUD_BATCH)
 
 
 @settings(max_examples=300, deadline=None)
@@ -158,7 +158,7 @@ def test_no_body_breaks_it(kind: str, body: bytes) -> None:
         values = records(kind, {}, body)
     except Unreadable:
         return
-    receipt = Bridge(NativeFormat({}, True), write).take(values)
+    receipt = LogProducer(NativeFormat({}, True), write).take(values)
     assert receipt.accepted + len(receipt.rejected) == len(values)
     assert not any(b"\n" in value for value in written)
 

@@ -23,7 +23,7 @@ class RuleOnSchema(BaseModel):
     reason: Annotated[str, Field(max_length=LONGEST_WORDS)] = ""
 
 
-def schema_routes(app: FastAPI, operations: Operations) -> None:
+def schema_hold_routes(app: FastAPI, operations: Operations) -> None:
     @route(app, "GET", "/v1/schema-holds")
     def holds(who: Caller) -> tuple[SchemaHold, ...]:
         return holds_of(operations.store, who.tenant)

@@ -15,7 +15,7 @@ from consumers.readers.refusals import Refused, refused
 Reference = Annotated[str, Path(min_length=1, max_length=64, description="what the refused client saw")]
 
 
-def refusal_routes(app: FastAPI, read: Callable[[str], Reader]) -> None:
+def reference_routes(app: FastAPI, read: Callable[[str], Reader]) -> None:
     @route(app, "GET", "/v1/decisions/references/{reference}")
     def who_was_refused(who: Caller, reference: Reference) -> Refused:
         found = refused(read(who.tenant), reference)

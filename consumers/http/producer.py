@@ -5,7 +5,7 @@ Rules:
 * One request holds one event or many: NDJSON, a JSON array, one JSON object, CloudEvents (binary, structured or batch). An event is checked
   like ingest checks it, and what ingest would refuse is refused here, with the same reason, record by record.
 * An accepted event is in the log when the answer leaves: acknowledged by all replicas, or in the followed file and on its disk.
-* The tenant is that of the credential. A bridge writes the log of one tenant; another's is refused as a whole.
+* The tenant is that of the credential. A producer writes the log of one tenant; another's is refused as a whole.
 * An event is written as it came; of a CloudEvent its data, with ``id`` and ``time`` where the event says no `event_id` and `timestamp`.
 * When writing fails half-way, the answer names what was not written: send that again.
 """
@@ -44,7 +44,7 @@ class Unreadable(Exception):
 
 
 class UnknownType(Exception):
-    """A content type that the bridge does not take."""
+    """A content type that is not taken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +130,7 @@ def _completed(data: bytes, event_id: str | None, time: str | None) -> bytes:
 
 
 @dataclass(slots=True)
-class Bridge:
+class LogProducer:
     """Checks events and writes them. format: what ingest reads them with; tenant: whose log it is."""
 
     format: NativeFormat

@@ -22,7 +22,7 @@ Since = Annotated[str | None, Query(max_length=256, description="cursor of the a
 Scopes = Annotated[str | None, Query(max_length=256, description="CrowdSec scopes, separated by commas")]
 
 
-def feed_routes(app: FastAPI, feed: DecisionFeed | None) -> None:
+def restriction_routes(app: FastAPI, feed: DecisionFeed | None) -> None:
     @route(app, "GET", "/v1/decisions")
     def listing(
         who: Caller,

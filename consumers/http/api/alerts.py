@@ -1,0 +1,60 @@
+"""Alerts, analysts' verdicts on them, and campaigns."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from fastapi import FastAPI, Query
+
+from consumers.http.api.context import Api
+from consumers.http.api.parameters import NEXT, Asked, Cursor, Id, Limit, Once, Paged, Words, there
+from consumers.http.routes import Acting, Caller, route
+from consumers.operators.operate import Subject
+from consumers.readers import models as read_models
+from consumers.readers.pagination import Place
+from consumers.records.decision import campaign_key
+
+
+class Judge(Asked):
+    verdict: Literal["true_positive", "false_positive"]
+    note: Words = ""
+
+
+def alert_routes(app: FastAPI, api: Api) -> None:
+    @route(app, "GET", "/v1/alerts")
+    def alerts(
+        who: Caller,
+        model_id: Annotated[str | None, Query(max_length=256)] = None,
+        client: Annotated[str | None, Query(max_length=1024, description="id or client_key")] = None,
+        state: Annotated[Literal["clear", "watch", "throttle", "block"] | None, Query()] = None,
+        updates: Annotated[bool, Query(description="each time that a finding was sent, not only the last")] = False,
+        cursor: Cursor = None,
+        limit: Limit = 100,
+    ) -> read_models.AlertPage:
+        return api.read(who.tenant).alerts(
+            model=model_id, client=client, state=state, updates=updates, cursor=cursor, limit=limit
+        )
+
+    @route(app, "GET", "/v1/alerts/{alert_id}")
+    def alert(who: Caller, alert_id: Id) -> read_models.Alert:
+        return there(api.read(who.tenant).alert(alert_id))
+
+    @route(app, "POST", "/v1/alerts/{alert_id}/verdict", 409)
+    def verdict(who: Acting, alert_id: Id, body: Judge, once: Once = None) -> read_models.Verdict:
+        found = there(api.read(who.tenant).alert(alert_id))
+        subject, campaign = None, None
+        if found.client_key is not None:
+            subject = Subject(found.client_key, found.model_id, found.client_id or "")
+        elif found.campaign_id is not None:
+            campaign = campaign_key(who.tenant, found.model_id, found.campaign_id)
+        made = api.operations.judge(who, alert_id, body.verdict, subject, campaign=campaign, note=body.note, once=once)
+        return read_models.Verdict(made.alert_id, made.verdict, made.note, made.actor, made.at_s)
+
+    @route(app, "GET", "/v1/campaigns", answers=NEXT)
+    def campaigns(who: Caller, part: Paged) -> tuple[read_models.Campaign, ...]:
+        found = api.read(who.tenant).campaigns()
+        return part.of(found, lambda c: Place(c.suspicion, f"{c.campaign_id}|{c.model_id}"))
+
+    @route(app, "GET", "/v1/campaigns/{campaign_id}")
+    def campaign(who: Caller, campaign_id: Id) -> read_models.Campaign:
+        return there(api.read(who.tenant).campaign(campaign_id))
