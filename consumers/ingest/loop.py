@@ -159,7 +159,7 @@ class Runner:
         self.shipper.hand_on()
         self._beacon()
         self._look()
-        self.ready = self.silent is None and self.log.joined()
+        self.ready = self.silent is None and self.log.is_member()
         if committed or poll.batches:
             self.log.commit({c.name: c.offset for c in self.cells.values() if c.offset is not None})
         return committed
@@ -200,7 +200,7 @@ class Runner:
 
     def _look(self) -> None:
         """What is shown to operators."""
-        behind = self.log.behind()
+        behind = self.log.lag()
         self.metrics.set("querywarden_cells", len(self.cells))
         self.metrics.set("querywarden_lag_records", behind)
         newest_s = self.metrics.value("querywarden_event_time_seconds") or 0.0
@@ -243,15 +243,15 @@ class Runner:
         cell = Cell(name, token, claim.next_offset, Counter(claim.counters))
         cell.admission, cell.erased, cell.full = Admission(claim.sketch), claim.erased, self.full
         cell.generation, cell.checked_s = claim.generation, self.clock()
-        self._check_incarnation(cell)
+        self._check_topic_id(cell)
         self._notice_deaths(cell, claim.attempts)
         self.cells[name] = cell
         log.info("cell claimed", extra={"cell": name, "offset": offset})
         return True
 
-    def _check_incarnation(self, cell: Cell) -> None:
+    def _check_topic_id(self, cell: Cell) -> None:
         """Raises LogRecreated when the offset belongs to a log that is no more."""
-        known, now = cell.counters["log_id"], self.log.incarnation(cell.name)
+        known, now = cell.counters["log_id"], self.log.topic_id(cell.name)
         if known and now and known != now:
             raise LogRecreated(
                 f"{cell.name}: the topic was deleted and created again; the store's offset belongs to the old one"
@@ -299,7 +299,7 @@ class Runner:
         cell = self.cells.get(records.cell)
         if cell is None:
             return 0  # claimed again since the poll: the records come back
-        self._check_incarnation(cell)
+        self._check_topic_id(cell)
         if not cell.careful:
             done = 0
             for part in self.parts(cell, records):
@@ -307,7 +307,7 @@ class Runner:
                     break
                 done += len(part.values)
             return done
-        return self._carefully(cell, records.beyond(cell.offset or 0))
+        return self._carefully(cell, records.from_offset(cell.offset or 0))
 
     def _carefully(self, cell: Cell, records: Records) -> int:
         """Try some records, then commit them without those that end a process."""
@@ -359,7 +359,7 @@ class Runner:
     def _commit(self, cell: Cell, records: Records) -> bool:
         """False when nothing, or nobody knows what, was written; the cell is then no longer ours to go on with."""
         before, folded = cell.counters.copy(), False
-        prefix.note(cell.counters, records.beyond(cell.offset or 0))
+        prefix.note(cell.counters, records.from_offset(cell.offset or 0))
         try:
             decoded, keys = self.ingest.decode(cell, records)
             self.ingest.trim(cell, keys, len(self.cells))
@@ -390,7 +390,7 @@ class Runner:
         """The store did not do what we asked for: what we know of the cell may not be so."""
         if isinstance(error, Fenced):
             self._lost(cell, "fenced", again=True)
-            if not self._still_ours(cell.name):
+            if not self._owns(cell.name):
                 self._doubt(cell.name)
         elif isinstance(error, Rewound):
             log.warning("store is elsewhere", extra={"cell": cell.name, "offset": error.offset})
@@ -407,15 +407,15 @@ class Runner:
 
     def _ask_again(self) -> None:
         due = self.clock() - DOUBT_S
-        for name in [n for n, asked_s in self.doubted.items() if asked_s <= due] if self.log.joined() else ():
+        for name in [n for n, asked_s in self.doubted.items() if asked_s <= due] if self.log.is_member() else ():
             self.doubted[name] = self.clock()
-            if self._still_ours(name):
+            if self._owns(name):
                 self.doubted.pop(name)
                 self.waiting.add(name)
 
-    def _still_ours(self, name: str) -> bool:
+    def _owns(self, name: str) -> bool:
         try:
-            return self.log.still_ours(name)
+            return self.log.owns(name)
         except Fenced:
             return False
         except Unavailable:

@@ -112,7 +112,7 @@ class Ingest:
     def decode(self, cell: Cell, records: Records) -> tuple[Decoded, dict[str, list[ClientKey]]]:
         """Columns of the records at or above the cell's offset, and the clients of each model's batch."""
         if cell.offset is not None:
-            records = records.beyond(cell.offset)
+            records = records.from_offset(cell.offset)
         found = self.format.decode(records)
         decoded = replace(found, batches=dict(found.batches), counters=Counter(found.counters), stated_ms={})
         if records.tombstones:

@@ -70,8 +70,8 @@ class Records:
             None if self.prints is None else self.prints[first:last], self.marks,
         )  # fmt: skip
 
-    def beyond(self, offset: int) -> Records:
-        """Those at or above an offset."""
+    def from_offset(self, offset: int) -> Records:
+        """Give the records at or above an offset."""
         first = int(np.searchsorted(self.offsets, offset))
         rest = self.part(first, len(self.offsets)) if first else self
         return rest if self.nulls is None else replace(rest, nulls=self._nulls_within(offset, self.next_offset))
@@ -107,8 +107,8 @@ class QueryLog(Protocol):
     def pause(self, cell: str) -> None:
         """Deliver nothing more of the cell until `seek`: for a store that does not answer. Keep polling."""
 
-    def still_ours(self, cell: str) -> bool:
-        """After `Fenced`: does the group still say that the cell is ours? True: claim again; False: await `revoked`."""
+    def owns(self, cell: str) -> bool:
+        """Ask after `Fenced` whether the group still gives the cell to this process. True: claim again; False: await `revoked`."""
 
     def position(self, cell: str) -> int:
         """Offset of the next record that `poll` would return for the cell."""
@@ -116,16 +116,16 @@ class QueryLog(Protocol):
     def ends(self) -> dict[str, int]:
         """For every cell of the whole log (assigned here or not) that holds a record: the offset after its last one."""
 
-    def joined(self) -> bool:
-        """Whether this process takes part in reading: a member of the group, even one that no cell was left for."""
+    def is_member(self) -> bool:
+        """Tell whether this process is a member of the group, even one that no cell was left for."""
 
-    def incarnation(self, cell: str) -> int:
-        """Which log the cell's offsets belong to: another number once a topic was deleted and created again; 0: can't tell."""
+    def topic_id(self, cell: str) -> int:
+        """Give the log that the cell's offsets belong to: another number once a topic was deleted and created again; 0: unknown."""
 
-    def behind(self) -> int:
-        """Records that are known to wait in our cells, without asking anybody."""
+    def lag(self) -> int:
+        """Count the records that are known to wait in this process's cells, without asking anybody."""
 
     def commit(self, offsets: Mapping[str, int]) -> None:
-        """Advisory, for lag dashboards; never used to resume. Failures are swallowed and counted."""
+        """Say where reading is, for lag dashboards; never used to resume. A failure is ignored: the next commit says more."""
 
     def close(self) -> None: ...

@@ -27,6 +27,7 @@ from consumers.log import Poll, Records
 from consumers.log.lines import Lines, gunzip, plain, unzstd
 from consumers.log.parquet import ParquetRows
 from consumers.log.prefix import path_mark, prints_of
+from consumers.log.ungrouped import UngroupedLog
 
 COUNTED_LINES = 4096
 UNKNOWN_END = 2**63 - 1
@@ -40,7 +41,7 @@ MAGIC: dict[bytes, Blocks] = {b"\x1f\x8b": gunzip, b"\x28\xb5\x2f\xfd": unzstd}
 PARQUET_MAGIC = b"PAR1"
 
 
-class FileLog:
+class FileLog(UngroupedLog):
     """A query log in files, in the order given; ``-`` is standard input.
 
     Raises WrongUse for a path that isn't there, Refused for one that can't be read. `poll` raises Refused at the end of
@@ -64,7 +65,7 @@ class FileLog:
         self.resumable = resumable and not self._once
         self._marks = {path_mark(path): 1 for path in self._paths} if self.resumable else {}
         self.partial = False
-        self.cell = "files:" + (secrets.token_hex(8) if self._once else _contents(self._paths))
+        self.cell: str = "files:" + (secrets.token_hex(8) if self._once else _contents(self._paths))
         self._assigned = False
         self._sought = False
         self._end: int | None = None  # once counted
@@ -140,7 +141,7 @@ class FileLog:
 
     def seek(self, cell: str, offset: int | None) -> int:
         """Read on from line `offset`. Raises LogTruncated when the files hold fewer lines."""
-        self._ours(cell)
+        self._check_cell(cell)
         wanted = offset or 0
         if wanted < self._offset:
             if self._once:
@@ -156,11 +157,11 @@ class FileLog:
         return wanted
 
     def pause(self, cell: str) -> None:
-        self._ours(cell)
+        self._check_cell(cell)
         self._sought = False
 
     def position(self, cell: str) -> int:
-        self._ours(cell)
+        self._check_cell(cell)
         return self._offset
 
     def ends(self) -> dict[str, int]:
@@ -188,21 +189,6 @@ class FileLog:
         here = min(self._progress(), sizes[self._file]) if self._raw is not None else 0
         return min(1.0, (sum(sizes[: max(self._file, 0)]) + here) / max(sum(sizes), 1))
 
-    def still_ours(self, cell: str) -> bool:
-        return cell == self.cell
-
-    def joined(self) -> bool:
-        return True
-
-    def incarnation(self, cell: str) -> int:
-        return 0  # a file with other contents is another cell
-
-    def behind(self) -> int:
-        return 0
-
-    def commit(self, offsets: Mapping[str, int]) -> None:
-        """Nothing to do: nobody watches the lag of a file."""
-
     def close(self) -> None:
         self._close_file()
 
@@ -211,7 +197,7 @@ class FileLog:
         path = self._paths[self._file]
         return "stdin" if path == "-" else os.path.basename(path)
 
-    def _ours(self, cell: str) -> None:
+    def _check_cell(self, cell: str) -> None:
         if cell != self.cell:
             raise Fenced(f"{cell}: not a cell of these files")
 

@@ -13,7 +13,6 @@ import itertools
 import os
 import time
 from collections import deque
-from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,18 +21,19 @@ import numpy as np
 from consumers.errors import Fenced, LogTruncated, Refused
 from consumers.log import Poll, Records
 from consumers.log.lines import BLOCK_BYTES, KEPT_BYTES
+from consumers.log.ungrouped import UngroupedLog
 from consumers.paths import refuse_irregular
 
 IDENTITY_BYTES = 4096
 
 
-class FollowedFile:
+class FollowedFile(UngroupedLog):
     """A JSON lines file that another process appends to; it may be rotated, truncated, or not be there yet."""
 
     def __init__(self, path: str | os.PathLike[str], poll_interval_s: float = 0.1) -> None:
         self._path = Path(path).absolute()
         self._interval_s = poll_interval_s
-        self._cell: str | None = None
+        self.cell: str | None = None
         self._file: BinaryIO | None = None
         self._sought = False
         self._seek(0)
@@ -48,7 +48,7 @@ class FollowedFile:
         deadline = time.monotonic() + timeout_s
         while True:
             poll = Poll()
-            if self._cell is None:
+            if self.cell is None:
                 self._find(poll)
             elif self._sought:
                 self._read(poll, max_records)
@@ -59,7 +59,7 @@ class FollowedFile:
 
     def seek(self, cell: str, offset: int | None) -> int:
         """Read on from byte `offset`. Raises LogTruncated when the file is shorter, Fenced when it was rotated."""
-        self._ours(cell)
+        self._check_cell(cell)
         wanted = offset or 0
         size = os.fstat(self._open_file.fileno()).st_size
         if wanted > size:
@@ -69,16 +69,16 @@ class FollowedFile:
         return wanted
 
     def pause(self, cell: str) -> None:
-        self._ours(cell)
+        self._check_cell(cell)
         self._sought = False
 
     def position(self, cell: str) -> int:
-        self._ours(cell)
+        self._check_cell(cell)
         return self._offset
 
     def ends(self) -> dict[str, int]:
         """The byte after the last complete line."""
-        if self._cell is None:
+        if self.cell is None:
             return {}
         descriptor = self._open_file.fileno()
         end = os.fstat(descriptor).st_size
@@ -86,24 +86,9 @@ class FollowedFile:
             start = max(0, end - BLOCK_BYTES)
             newline = os.pread(descriptor, end - start, start).rfind(b"\n")
             if newline >= 0:
-                return {self._cell: start + newline + 1}
+                return {self.cell: start + newline + 1}
             end = start
-        return {self._cell: 0}
-
-    def still_ours(self, cell: str) -> bool:
-        return cell == self._cell
-
-    def joined(self) -> bool:
-        return True
-
-    def incarnation(self, cell: str) -> int:
-        return 0  # a file with other contents is another cell
-
-    def behind(self) -> int:
-        return 0
-
-    def commit(self, offsets: Mapping[str, int]) -> None:
-        """Nothing to do: nobody watches the lag of a file."""
+        return {self.cell: 0}
 
     def close(self) -> None:
         if self._file is not None:
@@ -115,8 +100,8 @@ class FollowedFile:
         assert self._file is not None, "a cell has an open file"
         return self._file
 
-    def _ours(self, cell: str) -> None:
-        if cell != self._cell:
+    def _check_cell(self, cell: str) -> None:
+        if cell != self.cell:
             raise Fenced(f"{cell}: not the file that is at {self._path} now")
 
     def _find(self, poll: Poll) -> None:
@@ -133,10 +118,10 @@ class FollowedFile:
         line, newline, _ = first.partition(b"\n")
         if newline or len(first) == IDENTITY_BYTES:
             name = hashlib.sha256(os.fsencode(self._path) + b"\0" + line).hexdigest()[:16]
-            self._cell = f"file:{name}"
+            self.cell = f"file:{name}"
             self._sought = False
             self._seek(0)
-            poll.assigned.append(self._cell)
+            poll.assigned.append(self.cell)
 
     def _read(self, poll: Poll, max_records: int) -> None:
         descriptor = self._open_file.fileno()
@@ -148,8 +133,8 @@ class FollowedFile:
                 if os.pread(descriptor, 1, self._scanned):  # the writer's last words, before it let go
                     continue
                 if not self._tail:
-                    poll.revoked.append(self._cell or "")
-                    self._cell = None
+                    poll.revoked.append(self.cell or "")
+                    self.cell = None
                     break
                 self._ready.append((self._scanned, bytes(self._tail)))
                 self._tail.clear()
@@ -180,7 +165,7 @@ class FollowedFile:
         for _ in range(min(max_records, len(self._ready))):
             self._ready.popleft()
         places = [f"{self._path.name}@{offset}" for offset in offsets]
-        return Records(self._cell or "", values, np.array(offsets, np.int64), self._offset, places)
+        return Records(self.cell or "", values, np.array(offsets, np.int64), self._offset, places)
 
     def _rotated(self) -> bool:
         """Another file is at the path, or ours was cut back."""

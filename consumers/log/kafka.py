@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import time
 from collections import deque
@@ -121,7 +122,6 @@ class KafkaLog:
         _check_checksums()
         self.topic = topic
         self._group = group_id
-        self.commit_failures = 0
         self._start_ms = _start(start)
         self._assignments: deque[tuple[bool, TopicPartition]] = deque()  # filled by the callback, in its thread
         self._waiting: set[TopicPartition] = set()  # assigned, not sought
@@ -162,7 +162,7 @@ class KafkaLog:
 
     def seek(self, cell: str, offset: int | None) -> int:
         """Raises Fenced for a cell that is not ours any more, LogTruncated when the log ends before `offset`."""
-        tp = self._ours(cell)
+        tp = self._assigned(cell)
         try:
             if offset is None:
                 offset = self._first(tp)
@@ -181,7 +181,7 @@ class KafkaLog:
 
     def pause(self, cell: str) -> None:
         """Deliver nothing more of the cell until `seek`; keep polling, or the group takes its partitions away."""
-        tp = self._ours(cell)
+        tp = self._assigned(cell)
         try:
             self._consumer.pause(tp)
         except KeyError:
@@ -190,7 +190,7 @@ class KafkaLog:
         self._waiting.add(tp)
 
     def position(self, cell: str) -> int:
-        tp = self._ours(cell)
+        tp = self._assigned(cell)
         if tp not in self._positions:
             raise Fenced(f"{cell}: `seek` was not called")
         return self._positions[tp]
@@ -205,9 +205,9 @@ class KafkaLog:
             raise translated(error) from error
         return {_cell(tp): int(end) for tp, end in ends.items() if end > starts[tp]}
 
-    def still_ours(self, cell: str) -> bool:
-        """Ask the group: a commit that it accepts proves that the cell is ours in its present generation."""
-        tp = self._ours(cell)
+    def owns(self, cell: str) -> bool:
+        """Ask the group: a commit that it accepts proves that the cell is this member's in the present generation."""
+        tp = self._assigned(cell)
         offset = self._commits.get(tp, self._positions.get(tp))
         if offset is None:
             return True  # nothing to prove before `seek`
@@ -219,15 +219,15 @@ class KafkaLog:
             return False
         return True
 
-    def joined(self) -> bool:
+    def is_member(self) -> bool:
         return bool(self._consumer._coordinator.stable())
 
-    def incarnation(self, cell: str) -> int:
+    def topic_id(self, cell: str) -> int:
         """From the topic's id; brokers older than 2.8 have none."""
         topic_id = self._consumer._client.cluster.topic_id(self.topic)
         return 0 if topic_id is None else int(topic_id.int >> 80)  # 48 bits: exact in every store
 
-    def behind(self) -> int:
+    def lag(self) -> int:
         """By the ends that came with the last fetches."""
         waiting = 0
         for tp, position in self._positions.items():
@@ -245,17 +245,13 @@ class KafkaLog:
                 self._commits[tp] = offset
         if time.monotonic() - self._committed_at_s >= COMMIT_EVERY_S:
             self._committed_at_s = time.monotonic()
-            try:
-                self._consumer.commit_async(self._advisory(), callback=self._committed)
-            except errors.KafkaError:
-                self.commit_failures += 1
+            with contextlib.suppress(errors.KafkaError):
+                self._consumer.commit_async(self._advisory())
 
     def close(self) -> None:
         if self._commits:
-            try:
+            with contextlib.suppress(errors.KafkaError):
                 self._consumer.commit(self._advisory(), timeout_ms=2_000)
-            except errors.KafkaError:
-                self.commit_failures += 1
         self._commits.clear()
         self._consumer.close(autocommit=False, timeout_ms=5_000)
 
@@ -372,7 +368,7 @@ class KafkaLog:
                 return int(found.offset)
         return int(self._consumer.end_offsets([tp])[tp])
 
-    def _ours(self, cell: str) -> TopicPartition:
+    def _assigned(self, cell: str) -> TopicPartition:
         tp = _partition(cell)
         if tp not in self._waiting and tp not in self._positions:
             raise Fenced(f"{cell}: not assigned to this process")
@@ -380,10 +376,6 @@ class KafkaLog:
 
     def _advisory(self) -> dict[TopicPartition, OffsetAndMetadata]:
         return {tp: OffsetAndMetadata(offset, "", -1) for tp, offset in self._commits.items()}
-
-    def _committed(self, _offsets: object, response: object) -> None:
-        if isinstance(response, Exception):
-            self.commit_failures += 1
 
 
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # untyped library

@@ -32,7 +32,7 @@ APART = ("dead", "duplicate", "erased", "tombstones")
 COUNTERS = ("produced", *PROCESSED, *APART, "dead_counted", "pooled", "gap", "ahead")
 CLOCK = tuple(f"clock_{i}" for i in range(STATE))
 MARKS = ("log_id", *CLOCK)
-"""log_id: which incarnation of the log the offset belongs to, 0 for unknown; clock: state of the log's own time."""
+"""log_id: which log the offset belongs to (`QueryLog.topic_id`), 0 for unknown; clock: state of the log's own time."""
 
 
 def processed(counters: Mapping[str, int]) -> int:

@@ -30,7 +30,7 @@ class Behind:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._log, name)
 
-    def behind(self) -> int:
+    def lag(self) -> int:
         return self.waiting
 
 

@@ -500,7 +500,7 @@ def test_a_log_of_the_same_name_that_was_made_anew_needs_an_operator(
     class Topic(FileLog):
         number = 11
 
-        def incarnation(self, cell: str) -> int:
+        def topic_id(self, cell: str) -> int:
             return self.number
 
     path = victims.write_lines(tmp_path / "log.jsonl", lines)

@@ -275,7 +275,7 @@ def test_a_cell_kept_through_a_rebalance_is_claimed_again(
     class Doubts(FileLog):
         asked = 0
 
-        def still_ours(self, cell: str) -> bool:
+        def owns(self, cell: str) -> bool:
             self.asked += 1
             return self.asked > 2
 
@@ -300,7 +300,7 @@ def test_ready_means_joined_and_answered_not_owning_a_cell(
         def poll(self, timeout_s: float, max_records: int) -> Poll:
             return Poll()
 
-        def joined(self) -> bool:
+        def is_member(self) -> bool:
             return self.here
 
     log = NoCells([victims.write_lines(tmp_path / "log.jsonl", [b"{}"])])

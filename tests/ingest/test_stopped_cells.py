@@ -32,7 +32,7 @@ CELLS = ("t:0", "t:1", "t:2")
 
 
 class Partitions:
-    """A log of several cells in memory. `numbers`: which incarnation of the log a cell belongs to; `cut`: cut back while it is read."""
+    """A log of several cells in memory. `numbers`: id of the topic that a cell belongs to; `cut`: cut back while it is read."""
 
     def __init__(self, records: Mapping[str, list[bytes]]) -> None:
         self.records = {cell: list(values) for cell, values in records.items()}
@@ -73,16 +73,16 @@ class Partitions:
     def ends(self) -> dict[str, int]:
         return {cell: len(values) for cell, values in self.records.items()}
 
-    def still_ours(self, cell: str) -> bool:
+    def owns(self, cell: str) -> bool:
         return True
 
-    def joined(self) -> bool:
+    def is_member(self) -> bool:
         return True
 
-    def incarnation(self, cell: str) -> int:
+    def topic_id(self, cell: str) -> int:
         return self.numbers[cell]
 
-    def behind(self) -> int:
+    def lag(self) -> int:
         return 0
 
     def commit(self, offsets: Mapping[str, int]) -> None: ...

@@ -247,7 +247,7 @@ def test_an_advisory_commit_never_fails_and_is_never_used(write: Write, opened: 
     log.seek(cell, None)
     read(log, cell, 100)
     log.commit({cell: 50, "unknown:3": 1})
-    assert log.still_ours(cell)
+    assert log.owns(cell)
     log.close()
     again = opened(make)
     assert again.seek(cell_of(again), None) == 0

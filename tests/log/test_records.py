@@ -27,21 +27,21 @@ def test_a_part_ends_where_the_next_record_begins() -> None:
 
 
 def test_beyond_keeps_what_is_at_or_above_an_offset() -> None:
-    assert seen(WHOLE.beyond(5)) == ("t:0", [b"b", b"c"], [7, 9], 15, ["f:2", "f:3"], {1: ("corrupt_batch", "")})
-    assert seen(WHOLE.beyond(7)) == seen(WHOLE.beyond(5))
-    assert seen(WHOLE.beyond(0)) == seen(WHOLE)
-    assert seen(WHOLE.beyond(10)) == ("t:0", [], [], 15, [], {})
+    assert seen(WHOLE.from_offset(5)) == ("t:0", [b"b", b"c"], [7, 9], 15, ["f:2", "f:3"], {1: ("corrupt_batch", "")})
+    assert seen(WHOLE.from_offset(7)) == seen(WHOLE.from_offset(5))
+    assert seen(WHOLE.from_offset(0)) == seen(WHOLE)
+    assert seen(WHOLE.from_offset(10)) == ("t:0", [], [], 15, [], {})
 
 
 def test_the_broker_s_time_stays_with_its_record() -> None:
-    for part, expected in ((WHOLE.part(0, 2), [40, -1]), (WHOLE.part(2, 9), [90]), (WHOLE.beyond(5), [-1, 90])):
+    for part, expected in ((WHOLE.part(0, 2), [40, -1]), (WHOLE.part(2, 9), [90]), (WHOLE.from_offset(5), [-1, 90])):
         assert part.broker_ms is not None
         assert part.broker_ms.tolist() == expected
 
 
 def test_tombstones_go_with_the_part_that_their_offset_lies_in() -> None:
     whole = replace(WHOLE, nulls=np.array([3, 5, 8, 12], np.int64))
-    cut = [whole.part(0, 1), whole.part(1, 2), whole.part(2, 3), whole.beyond(5), whole.beyond(6), whole.beyond(13)]
+    cut = [whole.part(0, 1), whole.part(1, 2), whole.part(2, 3), whole.from_offset(5), whole.from_offset(6), whole.from_offset(13)]
     found = [[] if part.nulls is None else part.nulls.tolist() for part in cut]
     assert found == [[3, 5], [8], [12], [5, 8, 12], [8, 12], []]
     assert [part.tombstones for part in cut] == [2, 1, 1, 3, 2, 0]

@@ -97,7 +97,7 @@ class MemberLog:
             raise Fenced(cell)
         self._positions.pop(cell, None)
 
-    def still_ours(self, cell: str) -> bool:
+    def owns(self, cell: str) -> bool:
         owners = self._topic.owners
         return bool(
             self._process.effect(
@@ -111,13 +111,13 @@ class MemberLog:
     def ends(self) -> dict[str, int]:
         return dict(self._topic.ends)
 
-    def joined(self) -> bool:
+    def is_member(self) -> bool:
         return True
 
-    def incarnation(self, cell: str) -> int:
+    def topic_id(self, cell: str) -> int:
         return 1
 
-    def behind(self) -> int:
+    def lag(self) -> int:
         return sum(self._topic.ends[cell] - position for cell, position in self._positions.items())
 
     def commit(self, offsets: Mapping[str, int]) -> None:
