@@ -310,8 +310,8 @@ def ingests(
         log = KafkaLog(brokers, topic="bench", group_id=f"bench-{i}", max_poll_records=5000)
         letters = DeadLetterTopic(brokers, "bench-dead")
         try:
-            runner = ingest.Runner(log, store, Ingest(baselines={MODEL: baseline}, secrets=secrets), dead_letters=letters,
-                                   max_poll_records=5000)  # fmt: skip
+            runner = ingest.IngestLoop(log, store, Ingest(baselines={MODEL: baseline}, secrets=secrets), dead_letters=letters,
+                                       max_poll_records=5000)  # fmt: skip
             done = 0
             while done < len(lines):
                 done += runner.turn(0.2)

@@ -173,11 +173,13 @@ def replay(
         for key, row in outcome.rows.items():
             (flagged.add if row.state in FLAGGED else flagged.discard)(key)
 
-    reading = ingest.Runner(log, store, ingesting, max_poll_records=max_poll_records, on_commit=taken.committed)
     judging = detect.Runner(
         store, detecting, now_s=lambda: None, on_outcome=decided, lease_ms=3_600_000, balanced=False, overrides=None
     )
-    reading.parts = _Looks(ingesting, judging).parts
+    parts = _Looks(ingesting, judging).parts
+    reading = ingest.IngestLoop(
+        log, store, ingesting, max_poll_records=max_poll_records, on_commit=taken.committed, parts=parts
+    )
     if log.resumable:
         _resume(log, store)
     resumed = store.claim(log.cell, "0" * 32, "alive").next_offset  # only asks where the log stands
@@ -207,7 +209,7 @@ def replay(
 
 
 def _read_all(
-    log: FileLog, reading: ingest.Runner, judging: detect.Runner, show: Callable[[float | None], Counter[str]]
+    log: FileLog, reading: ingest.IngestLoop, judging: detect.Runner, show: Callable[[float | None], Counter[str]]
 ) -> Refused | None:
     """Ingest and detect in turns up to the end of the log, or up to where it cannot be read: then that is the answer.
 
@@ -220,10 +222,10 @@ def _read_all(
             reading.turn(0.1)
         except Refused as error:
             damage = error  # what was readable counts; the damage is told at the end
-        if reading.stops.found:
-            raise reading.stops.refusal()
-        if reading.silent is not None and reading.failures >= PATIENCE:
-            raise reading.silent
+        if reading.ownership.stops.found:
+            raise reading.ownership.stops.refusal()
+        if reading.health.error is not None and reading.health.failures >= PATIENCE:
+            raise reading.health.error
         if turn % POLLS_A_TURN == 0:
             judging.turn()
         queries = show(log.fraction_read())["queries"]
@@ -252,9 +254,9 @@ def _stored(store: Store, secrets: Secrets, tenant: str) -> tuple[Rows, Rows]:
     return clients, campaigns
 
 
-def _counters(runner: ingest.Runner) -> Counter[str]:
+def _counters(loop: ingest.IngestLoop) -> Counter[str]:
     total: Counter[str] = Counter()
-    for cell in runner.cells.values():
+    for cell in loop.ownership.cells.values():
         total += Counter({n: c for n, c in cell.counters.items() if n not in MARKS and not prefix.carried(n)})
     return total
 

@@ -215,7 +215,7 @@ def test_the_import_contracts_hold(copied: Path) -> None:
         ("consumers/anything.py", "", "The floors of the shell"),
         ("consumers/records/ledger.py", "import consumers.ingest.step", "The floors of the shell"),
         ("consumers/records/ledger.py", "import consumers.records.heartbeat", "The floors of the room records"),
-        ("consumers/ingest/tally.py", "import consumers.ingest.step", "The floors of the room ingest"),
+        ("consumers/ingest/poison.py", "import consumers.ingest.step", "The floors of the room ingest"),
         ("consumers/readers/anything.py", "", "The floors of the room readers"),
         ("detector/anything.py", "", "The floors of the core"),
     ],

@@ -48,7 +48,7 @@ class DeadLetterShipper:
         return max(0, WAITING - self.waiting.get(cell, 0))
 
     def wrote(self, cell: str, letters: int) -> None:
-        """A commit put so many of the cell into the store."""
+        """Note how many letters of the cell a commit put into the store."""
         if letters:
             self.unshipped.add(cell)
             if cell in self.waiting:

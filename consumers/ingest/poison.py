@@ -1,11 +1,11 @@
-"""Which records end the process that folds them: tried in a child process, which may die of it.
+"""Poison records: find those that end the process that folds them, by trying them in a child process, which may die of it.
 
 Rules:
 
-* A record is condemned when `TIMES` children in a row ended at it, and for nothing else. What happens to the process itself – it is
-  killed, paused, fenced – condemns no record.
+* A record is poison when `TIMES` children in a row ended at it, and for nothing else. What happens to the process itself – it is
+  killed, paused, fenced – makes no record poison.
 * A child ends by a signal, by an exception, or by using more than `CPU_S` of processor time; the clock does not count, so that a
-  machine that is paused condemns nobody. A child that says nothing for `SILENCE_S` (a lock that another thread held when it was
+  machine that is paused makes no record poison. A child that says nothing for `SILENCE_S` (a lock that another thread held when it was
   forked) gives no verdict.
 * A child does no I/O but one byte a record, logs nothing and never returns to its caller. What it changes in memory is its own, and
   its parent's files, ports and connections are closed in it.
@@ -31,32 +31,32 @@ CPU_S = 60
 """Of all records of one child: kernels may have to be compiled in it first, which takes some 20 s where they cannot be cached."""
 SILENCE_S = 120.0
 
-Trial = Callable[[int, Callable[[int], None]], list[int]]
-"""(number of records, what to do with the i-th) → indices of those that end a process"""
+FindPoison = Callable[[int, Callable[[int], None]], list[int]]
+"""(number of records, what to do with the i-th) → indices of the records that end a process"""
 
 
 def find_poison(count: int, attempt: Callable[[int], None]) -> list[int]:
-    """Indices of the records at which ``attempt(index)`` ends a process; without ``fork`` there is no trial and none is found."""
-    found: list[int] = []
+    """Find the indices of the records at which ``attempt(index)`` ends a process; without ``fork`` nothing is tried and none is found."""
+    poison: list[int] = []
     deaths: Counter[int] = Counter()
     while hasattr(os, "fork"):
-        order = [i for i in range(count) if i not in found]
-        survived, ended = _child(order, attempt)
+        order = [i for i in range(count) if i not in poison]
+        survived, ended = _try_in_child(order, attempt)
         if not ended or survived == len(order):
-            return found
+            return poison
         at = order[survived]
         deaths[at] += 1
         if deaths[at] >= TIMES:
-            found.append(at)
-    return found
+            poison.append(at)
+    return poison
 
 
-def _child(order: list[int], attempt: Callable[[int], None]) -> tuple[int, bool]:
-    """How many of them one child survived, and whether it ended before it was through."""
+def _try_in_child(order: list[int], attempt: Callable[[int], None]) -> tuple[int, bool]:
+    """Try the records in one child; returns how many it survived, and whether it ended before it was through."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
-        _live(order, attempt, writing)
+        _try_records(order, attempt, writing)
     os.close(writing)
     survived, ended = 0, True
     try:
@@ -66,18 +66,18 @@ def _child(order: list[int], attempt: Callable[[int], None]) -> tuple[int, bool]
                 log.warning("a trial gave no verdict", extra={"records": len(order)})
                 os.kill(child, signal.SIGKILL)
                 break
-            said = os.read(reading, 4096)
-            if not said:
+            done = os.read(reading, 4096)  # one byte a record
+            if not done:
                 break
-            survived += len(said)
+            survived += len(done)
     finally:
         os.close(reading)
         os.waitpid(child, 0)
     return survived, ended
 
 
-def _live(order: list[int], attempt: Callable[[int], None], writing: int) -> None:
-    """The child's life."""
+def _try_records(order: list[int], attempt: Callable[[int], None], writing: int) -> None:
+    """Try the records in order and end the child; never returns."""
     status = 1
     try:
         # a port or a connection must not outlive the process because its child holds it

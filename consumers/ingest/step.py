@@ -57,8 +57,8 @@ class Cell:
     erased     client → offset below which its queries are skipped
     full       the store has no room for new clients
     generation the store's, which changes when an operator begins the cell anew
-    deaths     so many processes claimed at this offset and never came beyond it
-    careful    try records in a child process before they are folded, until the offset `careful_until`
+    crashes    how many processes claimed at this offset and never came beyond it
+    cautious   try records in a child process before they are folded, until the offset `cautious_until` (recovery.py)
     checked_s  when the store last confirmed token and offset, by the monotonic clock
     """
 
@@ -73,9 +73,9 @@ class Cell:
     erased: Tombstones = field(default_factory=Tombstones)
     full: bool = False
     generation: str = ""
-    careful: bool = False
-    careful_until: int = 0
-    deaths: int = 0
+    cautious: bool = False
+    cautious_until: int = 0
+    crashes: int = 0
     checked_s: float = 0.0
     stored: dict[ClientKey, set[int]] = field(default_factory=dict)
     links: dict[ClientKey, tuple[str, ...]] = field(default_factory=dict)

@@ -101,7 +101,7 @@ def run_ingest(
     store = _open_process_store(settings, stack, step.secrets, spans, metrics)
     query_log = open_log(settings)
     stack.callback(query_log.close)
-    runner = loop.Runner(
+    ingest_loop = loop.IngestLoop(
         instrumented(query_log, "log", spans),
         store,
         step,
@@ -111,13 +111,15 @@ def run_ingest(
     )
 
     def lag() -> float | None:
-        return runner.metrics.value("querywarden_lag_records") if runner.ready else None
+        return metrics.value("querywarden_lag_records") if ingest_loop.ready else None
 
-    start_metrics(settings, runner.metrics, lambda: runner.ready, stack)
-    start_heartbeat(stack, store, "ingest", lambda: (lag(), runner.watch.alarms, ()), stopped=runner.stops.words)
+    start_metrics(settings, metrics, lambda: ingest_loop.ready, stack)
+    alarms, stops = ingest_loop.reporter.watch.alarms, ingest_loop.ownership.stops
+    start_heartbeat(stack, store, "ingest", lambda: (lag(), alarms, ()), stopped=stops.words)
     log.info("ingest started")
-    loop.run(runner, stop, until_end)
-    log.info("ingest stopped", extra={"counters": {c.name: dict(c.counters) for c in runner.cells.values()}})
+    loop.run(ingest_loop, stop, until_end)
+    cells = ingest_loop.ownership.cells.values()
+    log.info("ingest stopped", extra={"counters": {c.name: dict(c.counters) for c in cells}})
 
 
 def run_detect(

@@ -43,7 +43,7 @@ def test_scores_are_counted_and_who_names_nobody_too(tmp_path: Path, baseline: B
     path = victims.write_lines(tmp_path / "log.jsonl", [*lines, nobody, nobody, b"{"])
     store, shown = EmbeddedStore(tmp_path / "s.sqlite"), Metrics()
     log: Any = Behind(FileLog([path]), 7)
-    runner = ingest.Runner(log, store, Ingest({victims.MODEL: baseline}, secrets), shown)
+    runner = ingest.IngestLoop(log, store, Ingest({victims.MODEL: baseline}, secrets), shown)
     ingest.run(runner, lambda: False, until_end=True, poll_timeout_s=0.0)
     assert shown.value("querywarden_events_unattributed_total") == 2
     late_s = shown.value("querywarden_ingest_lag_seconds")

@@ -93,7 +93,7 @@ class World:
             self.files += 1
             log = FileLog([victims.write_lines(self.folder / f"log-{self.files}.jsonl", part)])
             reading = Ingest(self.judging.baselines, self.judging.secrets)
-            ingest.run(ingest.Runner(log, self.store, reading), lambda: False, until_end=True, poll_timeout_s=0.0)
+            ingest.run(ingest.IngestLoop(log, self.store, reading), lambda: False, until_end=True, poll_timeout_s=0.0)
             log.close()
 
     def detector(self, **more: Any) -> Runner:

@@ -86,7 +86,7 @@ def filled(new_store: NewStore, log: Path, baseline: Baseline, secrets: Secrets)
 
 
 def read(store: Any, log: Path, baseline: Baseline, secrets: Secrets, turns: int | None = None) -> None:
-    reading = ingest.Runner(FileLog([log]), store, Ingest({victims.MODEL: baseline}, secrets))
+    reading = ingest.IngestLoop(FileLog([log]), store, Ingest({victims.MODEL: baseline}, secrets))
     if turns is None:
         ingest.run(reading, lambda: False, until_end=True, poll_timeout_s=0.0)
     for _ in range(turns or 0):
@@ -167,7 +167,7 @@ def test_looking_often_or_once_gives_the_same(
 ) -> None:
     """Lifetime budget: a client is not flagged for being looked at often, nor missed for being looked at late."""
     often, once = new_store(), filled
-    reading = ingest.Runner(FileLog([log]), often, Ingest({victims.MODEL: baseline}, secrets), max_poll_records=150)
+    reading = ingest.IngestLoop(FileLog([log]), often, Ingest({victims.MODEL: baseline}, secrets), max_poll_records=150)
     looking = runner(often, judging)
     while not reading.log.finished:  # type: ignore[attr-defined]
         reading.turn(0.0)
@@ -206,7 +206,7 @@ def test_looking_often_or_once_gives_the_same_across_the_end_of_a_window(
         lines = [victims.line(row, timestamp=stamp) for row, stamp in zip(rows, stamps, strict=True)]
         log = victims.write_lines(tmp_path / "log.jsonl", lines)
         store = new_store()
-        reading = ingest.Runner(
+        reading = ingest.IngestLoop(
             FileLog([log]), store, Ingest({victims.MODEL: baseline}, secrets), max_poll_records=poll
         )
         looking = runner(store, judging)

@@ -17,6 +17,8 @@ from support import victims
 from consumers.detect import loop as detect
 from consumers.detect.step import Detect
 from consumers.ingest import loop as ingest
+from consumers.ingest.health import KEEPALIVE_S, Runtime
+from consumers.ingest.recovery import Recovery
 from consumers.ingest.step import Ingest
 from consumers.log.files import FileLog
 from consumers.secrets import Secrets
@@ -63,16 +65,20 @@ def test_an_idle_cell_reads_again_what_its_store_lost(
 ) -> None:
     """`asked` False is the control: a cell that nobody asks about stays as short as it became."""
     if not asked:
-        monkeypatch.setattr(ingest.Runner, "_check", lambda self, cell: None)
+        monkeypatch.setattr(Recovery, "check", lambda self, cell: None)
     store, now = new_store(), [0.0]
     log = FileLog([victims.write_lines(tmp_path / "log.jsonl", lines)])
-    one = ingest.Runner(
-        log, store, reading, max_poll_records=100, clock=lambda: now[0], sleep=lambda s: None, rng=random.Random(0)
+    one = ingest.IngestLoop(
+        log,
+        store,
+        reading,
+        runtime=Runtime(clock=lambda: now[0], sleep=lambda s: None, rng=random.Random(0)),
+        max_poll_records=100,
     )
     kept = sqlite3.connect(":memory:")
-    while not any(cell.offset == 300 for cell in one.cells.values()):
+    while not any(cell.offset == 300 for cell in one.ownership.cells.values()):
         one.turn(0.0)
-        if any(cell.offset == 200 for cell in one.cells.values()):
+        if any(cell.offset == 200 for cell in one.ownership.cells.values()):
             with contextlib.closing(sqlite3.connect(store.path)) as db:
                 db.backup(kept)
     before = contents(store, reading.secrets)
@@ -80,7 +86,7 @@ def test_an_idle_cell_reads_again_what_its_store_lost(
         kept.backup(db)
     assert contents(store, reading.secrets) != before
     for _ in range(3):
-        now[0] += ingest.BEACON_S / 3 + 0.1
+        now[0] += KEEPALIVE_S / 3 + 0.1
         one.turn(0.0)
     for _ in range(5):
         one.turn(0.0)
@@ -90,7 +96,7 @@ def test_an_idle_cell_reads_again_what_its_store_lost(
 def read(path: Path, lines: list[bytes], store: EmbeddedStore, reading: Ingest) -> str:
     """The cell of a log that was written and read to its end."""
     log = FileLog([victims.write_lines(path, lines)])
-    ingest.run(ingest.Runner(log, store, reading), lambda: False, until_end=True, poll_timeout_s=0.0)
+    ingest.run(ingest.IngestLoop(log, store, reading), lambda: False, until_end=True, poll_timeout_s=0.0)
     return log.cell
 
 

@@ -19,7 +19,8 @@ from consumers.detect import loop as detect
 from consumers.detect.step import Detect
 from consumers.ingest import loop as ingest
 from consumers.ingest.admission import HEAD_BYTES, SKETCH_BYTES, Admission, Limits
-from consumers.ingest.loop import Runner
+from consumers.ingest.health import Runtime
+from consumers.ingest.loop import IngestLoop
 from consumers.ingest.step import Ingest
 from consumers.legible import legible
 from consumers.log.files import FileLog
@@ -146,11 +147,13 @@ def reading(baseline: Baseline, secrets: Secrets) -> Ingest:
     return Ingest({victims.MODEL: baseline}, secrets, limits=Limits(new_an_hour=1000))
 
 
-def through(path: Path, store: Any, reading: Ingest) -> Runner:
+def through(path: Path, store: Any, reading: Ingest) -> IngestLoop:
     ticks = (
         itertools.count()
     )  # alarms are looked at every 5 s: a second a look at the clock, however fast the machine is
-    one = Runner(FileLog([path]), store, reading, clock=lambda: float(next(ticks)), sleep=lambda s: None)
+    one = IngestLoop(
+        FileLog([path]), store, reading, runtime=Runtime(clock=lambda: float(next(ticks)), sleep=lambda s: None)
+    )
     ingest.run(one, lambda: False, until_end=True, poll_timeout_s=0.0)
     return one
 
@@ -176,12 +179,12 @@ def test_an_explosion_of_ids_leaves_honest_clients_as_they_are_and_is_scored(
     keys = [ClientKey("default", victims.MODEL, secrets.client_hash("default", f"acct-{i}")) for i in range(20)]
     (calm,), (stormy,) = before.cells(), store.cells()
     assert store.shards(stormy, keys).fields == before.shards(calm, keys).fields, "honest states are bit-identical"
-    (cell,) = attacked.cells.values()
-    assert imbalance(cell.counters) == imbalance(next(iter(alone.cells.values())).counters) == 0
+    (cell,) = attacked.ownership.cells.values()
+    assert imbalance(cell.counters) == imbalance(next(iter(alone.ownership.cells.values())).counters) == 0
     assert cell.counters["queries"] == ids + 600
     assert cell.counters["pooled"] >= ids - 1000 - ids // 1000
-    assert "new_clients" in attacked.watch.alarms.raised
-    assert 'querywarden_alarm{alarm="new_clients"} 1.0' in attacked.metrics.text().decode()
+    assert "new_clients" in attacked.reporter.watch.alarms.raised
+    assert 'querywarden_alarm{alarm="new_clients"} 1.0' in attacked.reporter.metrics.text().decode()
 
     judge = Detect({victims.MODEL: baseline}, secrets)
     detect.run(detect.Runner(store, judge, now_s=lambda: None, overrides=None), lambda: False, until_idle=True)
@@ -202,7 +205,7 @@ def test_no_client_can_be_named_like_the_pool(
     reading.limits = Limits(1, 100)
     store = new_store()
     one = through(victims.write_lines(tmp_path / "log.jsonl", lines), store, reading)
-    (cell,) = one.cells.values()
+    (cell,) = one.ownership.cells.values()
     assert (cell.counters["pooled"], store.dead_letter_counts()) == (20, {"malformed_client": 10})
     judge = Detect({victims.MODEL: baseline}, secrets)
     detect.run(detect.Runner(store, judge, now_s=lambda: None, overrides=None), lambda: False, until_idle=True)

@@ -19,7 +19,9 @@ from consumers.alarms import Alarms, Watch
 from consumers.errors import Unavailable
 from consumers.ingest import loop as ingest
 from consumers.ingest.dead_letters import KEPT, WAITING
-from consumers.ingest.loop import SINGLY_AFTER, Runner
+from consumers.ingest.health import Runtime
+from consumers.ingest.loop import IngestLoop
+from consumers.ingest.recovery import SINGLY_AFTER
 from consumers.ingest.step import Ingest
 from consumers.log import Poll, Records
 from consumers.log.files import FileLog
@@ -53,15 +55,17 @@ def lines() -> list[bytes]:
     ]
 
 
-def runner(path: Path, store: Any, reading: Ingest, **more: Any) -> Runner:
-    return Runner(
-        FileLog([path]), store, reading, sleep=lambda s: None, rng=random.Random(0), **({"max_poll_records": 90} | more)
-    )
+def runtime() -> Runtime:
+    return Runtime(sleep=lambda s: None, rng=random.Random(0))
 
 
-def through(one: Runner) -> Runner:
+def runner(path: Path, store: Any, reading: Ingest, **more: Any) -> IngestLoop:
+    return IngestLoop(FileLog([path]), store, reading, runtime=runtime(), **{"max_poll_records": 90} | more)
+
+
+def through(one: IngestLoop) -> IngestLoop:
     ingest.run(one, lambda: False, until_end=True, poll_timeout_s=0.0)
-    assert unbalanced((cell.name, cell.counters) for cell in one.cells.values()) == {}
+    assert unbalanced((cell.name, cell.counters) for cell in one.ownership.cells.values()) == {}
     return one
 
 
@@ -75,8 +79,8 @@ def contents(store: EmbeddedStore, reading: Ingest) -> dict[ClientKey, Mapping[s
     return {k: f for k, f in store.shards(cell, keys(reading)).fields.items() if f}
 
 
-def counters(one: Runner) -> Mapping[str, int]:
-    (cell,) = one.cells.values()
+def counters(one: IngestLoop) -> Mapping[str, int]:
+    (cell,) = one.ownership.cells.values()
     return cell.counters
 
 
@@ -103,7 +107,7 @@ def test_every_kind_of_record_is_counted_once(
     }  # fmt: skip
     assert {name: n for name, n in found.items() if n and name in COUNTERS} == expected
     assert processed(found) == 53
-    text = one.metrics.text().decode()
+    text = one.reporter.metrics.text().decode()
     assert "querywarden_duplicate_events_total 5.0" in text
     assert 'querywarden_records_total{outcome="duplicate"} 5.0' in text
 
@@ -129,15 +133,14 @@ def test_tombstones_are_counted_apart_and_are_no_dead_letters(
     log, store = victims.write_lines(tmp_path / "log.jsonl", [*mixed, b"null"]), new_store()
     for i in range(died):  # so that records are tried, a part at a time
         store.claim(FileLog([log]).cell, f"{i:032x}")
-    one = runner(log, store, reading, max_poll_records=poll)
-    one.log = Compacted([log])
+    one = IngestLoop(Compacted([log]), store, reading, runtime=runtime(), max_poll_records=poll)
     found = counters(through(one))
     assert {name: n for name, n in found.items() if n and name not in MARKS} == {
         "produced": 241,
         "queries": 200,
         "tombstones": 41,
     }
-    assert 'querywarden_records_total{outcome="tombstone"} 41.0' in one.metrics.text().decode()
+    assert 'querywarden_records_total{outcome="tombstone"} 41.0' in one.reporter.metrics.text().decode()
 
 
 @pytest.mark.parametrize(
@@ -249,18 +252,18 @@ class Killed(Ingest):
             os.kill(os.getpid(), signal.SIGKILL)
         return super().step(cell, decoded, keys, next_offset)
 
-log, store, baseline, careful = sys.argv[1:]
+log, store, baseline, cautious_after = sys.argv[1:]
 reading = Killed({victims.MODEL: Baseline.from_bytes(Path(baseline).read_bytes())}, Secrets(b"s" * 16, b"p" * 32, b"k" * 32))
-one = ingest.Runner(FileLog([log]), EmbeddedStore(store), reading, max_poll_records=90, careful_after=int(careful))
+one = ingest.IngestLoop(FileLog([log]), EmbeddedStore(store), reading, max_poll_records=90, cautious_after=int(cautious_after))
 ingest.run(one, lambda: False, until_end=True, poll_timeout_s=0.0)
 """
 
 
-def lives(log: Path, store: EmbeddedStore, blob: Path, careful_after: int = 1, at_most: int = 8) -> int:
+def lives(log: Path, store: EmbeddedStore, blob: Path, cautious_after: int = 1, at_most: int = 8) -> int:
     """How often a real process had to be started until one came to the end of the log; -1: none did."""
     for life in range(at_most):
         child = subprocess.run(
-            [sys.executable, "-c", CHILD, str(log), str(store.path), str(blob), str(careful_after)],
+            [sys.executable, "-c", CHILD, str(log), str(store.path), str(blob), str(cautious_after)],
             env=os.environ | {"PYTHONPATH": os.pathsep.join((os.getcwd(), os.path.join(os.getcwd(), "tests")))},
             check=False,
             timeout=120,
@@ -302,12 +305,12 @@ def test_a_record_that_kills_the_worker_is_quarantined_after_two_restarts(
 
 
 @pytest.mark.soak
-def test_without_care_the_record_stops_its_cell_for_good(
+def test_without_cautious_mode_the_record_stops_its_cell_for_good(
     tmp_path: Path, new_store: NewStore, lines: list[bytes], blob: Path
 ) -> None:
-    """The control: the record does kill, and only the care gets past it."""
+    """The control: the record does kill, and only cautious mode gets past it."""
     log = victims.write_lines(tmp_path / "log.jsonl", [*lines[:5], b"KILLER", *lines[5:9]])
-    assert lives(log, new_store(), blob, careful_after=99, at_most=3) == -1
+    assert lives(log, new_store(), blob, cautious_after=99, at_most=3) == -1
 
 
 @pytest.mark.parametrize("died", [1, 3, 40])
@@ -362,7 +365,7 @@ def outage(log: Path, store: EmbeddedStore, reading: Ingest, processes: int) -> 
         one = runner(log, Refusing(store), reading)
         for _ in range(9):
             one.turn(0.0)
-        assert (one.metrics.value("querywarden_commits_total", outcome="unavailable") or 0) >= 3
+        assert (one.reporter.metrics.value("querywarden_commits_total", outcome="unavailable") or 0) >= 3
 
 
 @pytest.mark.parametrize("read_before", [0, 90])
@@ -372,18 +375,20 @@ def test_an_outage_of_the_store_is_no_death_however_many_processes_meet_it(
     store, log = new_store(), victims.write_lines(tmp_path / "log.jsonl", lines)
     if read_before:
         first = runner(log, store, reading)
-        while not sum(cell.offset or 0 for cell in first.cells.values()):
+        while not sum(cell.offset or 0 for cell in first.ownership.cells.values()):
             first.turn(0.0)
     outage(log, store, reading, processes=6)
     one = runner(log, store, reading)
     steps: list[int] = []
-    one.on_commit = lambda checkpoint, decoded: steps.append(checkpoint.next_offset - (checkpoint.expected_offset or 0))
+    one.committer.on_commit = lambda checkpoint, decoded: steps.append(
+        checkpoint.next_offset - (checkpoint.expected_offset or 0)
+    )
     through(one)
     assert steps[:2] == [90, 90], "polls are committed whole at once"
     assert counters(one)["queries"] == len(lines)
 
 
-def test_a_deadly_record_is_found_after_an_outage_too(
+def test_a_poison_record_is_found_after_an_outage_too(
     tmp_path: Path, new_store: NewStore, reading: Ingest, lines: list[bytes], blob: Path
 ) -> None:
     log = victims.write_lines(tmp_path / "log.jsonl", [*lines[:137], b"KILLER", *lines[137:200]])
@@ -394,17 +399,17 @@ def test_a_deadly_record_is_found_after_an_outage_too(
     assert (letter.reason, letter.offset) == ("poison", 137)
 
 
-def test_claims_of_a_process_that_lives_do_not_make_it_careful(
+def test_claims_of_a_process_that_lives_do_not_make_it_cautious(
     tmp_path: Path, new_store: NewStore, reading: Ingest, lines: list[bytes]
 ) -> None:
     store = new_store()
     one = runner(victims.write_lines(tmp_path / "log.jsonl", lines[:20]), store, reading)
     one.turn(0.0)
-    (cell,) = one.cells.values()
+    (cell,) = one.ownership.cells.values()
     for _ in range(6):
-        one._lost(cell, "unavailable", again=True)
-        one._claim(cell.name)
-    assert not one.cells[cell.name].careful
+        one.recovery.lost(cell, "unavailable")
+        one.ownership.claim(cell.name)
+    assert not one.ownership.cells[cell.name].cautious
 
 
 # ------------------------------------------------------------------------------------------------- dead letters
@@ -424,8 +429,8 @@ def test_dead_letters_wait_in_bounded_room_and_are_all_counted(
     (cell,) = store.cells()
     waiting = len(store.dead_letters(cell, 1000))
     assert 50 <= waiting <= 50 + 90, "one poll may be on its way when the topic turns out to be away"
-    assert (counters(one)["dead"], "letters_wait" in one.watch.alarms.raised) == (400, True)
-    assert f"querywarden_letters_dropped_total {400.0 - waiting}" in one.metrics.text().decode()
+    assert (counters(one)["dead"], "letters_wait" in one.reporter.watch.alarms.raised) == (400, True)
+    assert f"querywarden_letters_dropped_total {400.0 - waiting}" in one.reporter.metrics.text().decode()
     assert KEPT < WAITING
 
 
@@ -505,22 +510,22 @@ def test_a_log_of_the_same_name_that_was_made_anew_needs_an_operator(
 
     path = victims.write_lines(tmp_path / "log.jsonl", lines)
     store = new_store()
-    first = Runner(Topic([path]), store, reading, sleep=lambda s: None, max_poll_records=90)
+    first = IngestLoop(Topic([path]), store, reading, runtime=Runtime(sleep=lambda s: None), max_poll_records=90)
     first.turn(0.0)
     first.turn(0.0)
     assert counters(first)["log_id"] == 11
     Topic.number = 0  # brokers that cannot tell
-    second = Runner(Topic([path]), store, reading, sleep=lambda s: None, max_poll_records=90)
+    second = IngestLoop(Topic([path]), store, reading, runtime=Runtime(sleep=lambda s: None), max_poll_records=90)
     second.turn(0.0)
     second.turn(0.0)
     assert counters(second)["log_id"] == 11
     Topic.number = 12
-    third = Runner(Topic([path]), store, reading, sleep=lambda s: None)
+    third = IngestLoop(Topic([path]), store, reading, runtime=Runtime(sleep=lambda s: None))
     for one in (third, second):  # noticed at the start, and while running
         one.turn(0.0)
-        ((cell, stop),) = one.stops.found.items()
+        ((cell, stop),) = one.ownership.stops.found.items()
         assert (stop.reason, "created again" in stop.why) == ("log_recreated", True)
-        assert (one.cells, one.log.poll(0.0, 90).batches) == ({}, [])
+        assert (one.ownership.cells, one.log.poll(0.0, 90).batches) == ({}, [])
         assert cell == store.cells()[0]
 
 

@@ -14,7 +14,8 @@ from support.references import batch_of
 
 from consumers.ingest import loop as ingest
 from consumers.ingest.admission import Limits
-from consumers.ingest.loop import Runner
+from consumers.ingest.health import Runtime
+from consumers.ingest.loop import IngestLoop
 from consumers.ingest.step import Cell, Ingest, shape_of
 from consumers.log import Poll, Records
 from consumers.log.files import FileLog
@@ -44,15 +45,15 @@ def at(day: float, client: str, seed: int) -> bytes:
     return victims.line(victims.items(1, np.random.default_rng(seed))[0], client_id=client, timestamp=str(stamp))
 
 
-def through(log: Any, store: EmbeddedStore, reading: Ingest, poll: int = 5000) -> Runner:
-    one = Runner(log, store, reading, sleep=lambda s: None, max_poll_records=poll)
+def through(log: Any, store: EmbeddedStore, reading: Ingest, poll: int = 5000) -> IngestLoop:
+    one = IngestLoop(log, store, reading, runtime=Runtime(sleep=lambda s: None), max_poll_records=poll)
     ingest.run(one, lambda: False, until_end=True, poll_timeout_s=0.0)
     return one
 
 
 def read(
     path: Path, lines: Sequence[bytes], store: EmbeddedStore, reading: Ingest, poll: int = 5000
-) -> tuple[Runner, dict[str, dict[int, Profile]]]:
+) -> tuple[IngestLoop, dict[str, dict[int, Profile]]]:
     """Ingest a file; each client's spans by first window, counted from `START_MS`."""
     one = through(FileLog([victims.write_lines(path, lines)]), store, reading, poll)
     return one, spans_of(store, reading)
@@ -85,9 +86,9 @@ def test_records_of_a_future_year_clear_no_profile_and_turn_no_window(
     one, spans = read(tmp_path / "log.jsonl", lines, new_store(), reading, poll)
     assert {w: p.queries for w, p in spans["t"].items()} == {0: 183}
     assert spans["t"][0].last_ms < START_MS + 2 * DAY_MS
-    (cell,) = one.cells.values()
+    (cell,) = one.ownership.cells.values()
     assert (cell.counters["ahead"], cell.counters["dead"], imbalance(cell.counters)) == (3, 0, 0)
-    assert "querywarden_ahead_queries_total 3.0" in one.metrics.text().decode()
+    assert "querywarden_ahead_queries_total 3.0" in one.reporter.metrics.text().decode()
 
 
 def test_a_record_of_the_year_9998_stops_no_admission(
@@ -103,7 +104,7 @@ def test_a_record_of_the_year_9998_stops_no_admission(
             lines += [at(45 * month + 2 + i / 100, f"new-{month}-{i}", i) for i in range(20)]
         name = f"log{len(future)}.jsonl"
         one, _ = read(tmp_path / name, lines, new_store(), reading)
-        (cell,) = one.cells.values()
+        (cell,) = one.ownership.cells.values()
         pooled.append(cell.counters["pooled"])
     assert pooled == [0, 0]
 
@@ -114,7 +115,7 @@ def test_a_record_of_a_future_year_does_not_blind_the_metric_of_event_time(
     """C3: "far behind the clock" can be told still."""
     lines = [at(0.1, c, ord(c)) for c in "abc"] + [at(365 * 7000, c, 1) for c in "ab"]
     one, spans = read(tmp_path / "log.jsonl", lines, new_store(), reading)
-    assert one.metrics.value("querywarden_event_time_seconds") == START_MS / 1000 + 8640
+    assert one.reporter.metrics.value("querywarden_event_time_seconds") == START_MS / 1000 + 8640
     assert max(p.last_ms for mine in spans.values() for p in mine.values()) == START_MS + 8_640_000
 
 
@@ -123,8 +124,10 @@ def test_a_restart_goes_on_with_the_same_log_time(tmp_path: Path, new_store: New
     _, whole = read(tmp_path / "log.jsonl", lines, new_store(), reading)
     store = new_store()
     for end in (20, 35, 60):
-        one = Runner(FileLog([tmp_path / "log.jsonl"]), store, reading, sleep=lambda s: None, max_poll_records=1)
-        while all((c.offset or 0) < end for c in one.cells.values()):
+        one = IngestLoop(
+            FileLog([tmp_path / "log.jsonl"]), store, reading, runtime=Runtime(sleep=lambda s: None), max_poll_records=1
+        )
+        while all((c.offset or 0) < end for c in one.ownership.cells.values()):
             one.turn(0.0)
     resumed = spans_of(store, reading)
     assert {c: {w: p.to_bytes() for w, p in mine.items()} for c, mine in resumed.items()} == {
@@ -150,7 +153,7 @@ def test_erasing_a_client_removes_what_it_did_beyond_the_horizon(
     (cell,) = store.cells()
     store.erase(cell, [key])
     assert not store.shards(cell, [key]).fields.get(key)
-    again = Runner(FileLog([tmp_path / "log.jsonl"]), store, reading, sleep=lambda s: None)
+    again = IngestLoop(FileLog([tmp_path / "log.jsonl"]), store, reading, runtime=Runtime(sleep=lambda s: None))
     ingest.run(again, lambda: False, until_end=True, poll_timeout_s=0.0)
     assert "t" not in spans_of(store, reading)
 
@@ -193,6 +196,6 @@ def test_no_record_counts_more_than_a_day_after_the_time_of_the_broker(
     lines = [at(400 + i / 100, "abc"[i % 3], i) for i in range(30)]
     store = new_store()
     one = through(BrokerLog([victims.write_lines(tmp_path / "log.jsonl", lines)]), store, reading)
-    (cell,) = one.cells.values()
+    (cell,) = one.ownership.cells.values()
     assert cell.counters["ahead"] == 30
     assert {p.last_ms for mine in spans_of(store, reading).values() for p in mine.values()} == {START_MS + 2 * DAY_MS}

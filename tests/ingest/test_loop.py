@@ -14,7 +14,9 @@ from support import victims
 from consumers.errors import Fenced, Rewound, StoppedCells, Unavailable
 from consumers.ingest import loop as ingest
 from consumers.ingest.dead_letters import KEPT
-from consumers.ingest.loop import Runner
+from consumers.ingest.health import BACK_OFF_S, KEEPALIVE_S, Runtime
+from consumers.ingest.loop import IngestLoop
+from consumers.ingest.recovery import RECHECK_S
 from consumers.ingest.step import MAX_CACHED, Ingest, shape_of
 from consumers.log import Poll
 from consumers.log.files import FileLog
@@ -85,18 +87,17 @@ def reading(baseline: Baseline, secrets: Secrets) -> Ingest:
     return Ingest({victims.MODEL: baseline}, secrets)
 
 
-def runner(path: Path, store: Any, reading: Ingest, **more: Any) -> Runner:
-    return Runner(
+def runner(path: Path, store: Any, reading: Ingest, **more: Any) -> IngestLoop:
+    return IngestLoop(
         FileLog([path]),
         store,
         reading,
-        sleep=lambda s: None,
-        rng=random.Random(0),
-        **({"max_poll_records": 200} | more),
+        runtime=Runtime(sleep=lambda s: None, rng=random.Random(0)),
+        **{"max_poll_records": 200} | more,
     )
 
 
-def through(one: Runner) -> Runner:
+def through(one: IngestLoop) -> IngestLoop:
     ingest.run(one, lambda: False, until_end=True, poll_timeout_s=0.0)
     return one
 
@@ -120,7 +121,7 @@ def whole(tmp_path: Path, lines: list[bytes], new_store: NewStore, reading: Inge
     """What the store holds after an undisturbed run."""
     store = new_store()
     one = through(runner(victims.write_lines(tmp_path / "log.jsonl", lines), store, reading))
-    (cell,) = one.cells.values()
+    (cell,) = one.ownership.cells.values()
     assert (cell.offset, cell.counters["produced"], cell.counters["queries"]) == (1500, 1500, 1500)
     found = contents(store, reading, CLIENTS)
     assert len(found) == 30
@@ -145,11 +146,11 @@ def test_a_restart_resumes_where_the_store_is(
 ) -> None:
     store = new_store()
     first = runner(log_path(tmp_path), store, reading)
-    while first.turn(0.0) == 0 or first.cells[store.cells()[0]].offset != 600:
+    while first.turn(0.0) == 0 or first.ownership.cells[store.cells()[0]].offset != 600:
         pass
     second = runner(log_path(tmp_path), store, reading)
     assert second.turn(0.0) == 0
-    (cell,) = second.cells.values()
+    (cell,) = second.ownership.cells.values()
     assert (cell.offset, cell.counters["queries"]) == (600, 600)
     through(second)
     assert contents(store, reading, CLIENTS) == whole
@@ -184,17 +185,17 @@ def test_a_fault_loses_and_doubles_nothing(
     one = runner(log_path(tmp_path), faulty, reading)
     faulty.faults = [(call, after, error)]
     tokens: list[str] = []
-    fresh = one.new_token
+    fresh = Runtime().new_token
 
     def noted() -> str:
         tokens.append(fresh())
         return tokens[-1]
 
-    one.new_token = noted
+    one.health.runtime.new_token = noted
     through(one)
     assert faulty.faults == []
     assert contents(store, reading, CLIENTS) == whole
-    (cell,) = one.cells.values()
+    (cell,) = one.ownership.cells.values()
     assert cell.counters["queries"] == 1500
     assert len(set(tokens)) == len(tokens), "every claim brings a fresh token"
     commits = faulty.calls.count("commit")
@@ -209,7 +210,7 @@ def test_a_cell_that_another_process_took_is_dropped_and_its_work_is_not_lost(
     for _ in range(40):  # both believe that the cell is theirs, and fence each other in turn
         one.turn(0.0)
         other.turn(0.0)
-    fenced = one.metrics._labelled("querywarden_commits_total", {"outcome": "fenced"})._value.get()
+    fenced = one.reporter.metrics._labelled("querywarden_commits_total", {"outcome": "fenced"})._value.get()
     assert fenced > 0
     through(one)
     assert contents(store, reading, CLIENTS) == whole
@@ -221,12 +222,20 @@ def test_a_store_that_was_rolled_back_gets_the_tail_again(
     """The store is replaced by an older copy of itself while the process lives."""
     old, new = new_store(), new_store()
     first = runner(log_path(tmp_path), old, reading)
-    while first.turn(0.0) == 0 or first.cells[old.cells()[0]].offset != 400:
+    while first.turn(0.0) == 0 or first.ownership.cells[old.cells()[0]].offset != 400:
         pass
-    one = runner(log_path(tmp_path), new, reading)
-    while one.turn(0.0) == 0 or one.cells[new.cells()[0]].offset != 1000:
+
+    class Replaced:
+        there = new
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.there, name)
+
+    replaced = Replaced()
+    one = runner(log_path(tmp_path), replaced, reading)
+    while one.turn(0.0) == 0 or one.ownership.cells[new.cells()[0]].offset != 1000:
         pass
-    one.store = old
+    replaced.there = old
     through(one)
     assert contents(old, reading, CLIENTS) == whole
 
@@ -257,12 +266,12 @@ def test_many_cells_of_a_silent_store_do_not_hold_up_the_poll(
     slept: list[float] = []
     path = victims.write_lines(tmp_path / "log.jsonl", [b"{}"])
     store = Away(tmp_path / "away.sqlite")
-    one = Runner(ManyCells([path]), store, reading, sleep=slept.append, rng=random.Random(0))
+    one = IngestLoop(ManyCells([path]), store, reading, runtime=Runtime(sleep=slept.append, rng=random.Random(0)))
     for _ in range(12):
         one.turn(0.0)
     assert len(slept) == 12
-    assert max(slept) <= ingest.BACK_OFF_S[1]
-    assert len(one.waiting) == 64
+    assert max(slept) <= BACK_OFF_S[1]
+    assert len(one.ownership.waiting) == 64
     assert not one.ready
     store.close()
 
@@ -283,9 +292,9 @@ def test_a_cell_kept_through_a_rebalance_is_claimed_again(
     source = Doubts([log_path(tmp_path)])
     faulty = Faulty(store)
     faulty.faults = [("commit", False, Fenced("another process"))]
-    one = Runner(source, faulty, reading, sleep=lambda s: None, clock=lambda: clock[0])
+    one = IngestLoop(source, faulty, reading, runtime=Runtime(sleep=lambda s: None, clock=lambda: clock[0]))
     for _ in range(40):
-        clock[0] += ingest.DOUBT_S
+        clock[0] += RECHECK_S
         one.turn(0.0)
     assert source.asked == 3
     assert contents(store, reading, CLIENTS) == whole
@@ -305,14 +314,14 @@ def test_ready_means_joined_and_answered_not_owning_a_cell(
 
     log = NoCells([victims.write_lines(tmp_path / "log.jsonl", [b"{}"])])
     faulty, clock = Faulty(new_store()), [0.0]
-    one = Runner(log, faulty, reading, sleep=lambda s: None, clock=lambda: clock[0])
+    one = IngestLoop(log, faulty, reading, runtime=Runtime(sleep=lambda s: None, clock=lambda: clock[0]))
     one.turn(0.0)
     seen = [one.ready]
     log.here = True
     one.turn(0.0)
     seen.append(one.ready)
     faulty.faults = [("cells", False, Unavailable("no route"))]
-    clock[0] += ingest.BEACON_S
+    clock[0] += KEEPALIVE_S
     for _ in range(2):
         one.turn(0.0)
         seen.append(one.ready)
@@ -333,7 +342,7 @@ def test_until_end_waits_for_brokers_that_are_away_at_the_start(
 
     store = new_store()
     slept: list[float] = []
-    one = Runner(Away([log_path(tmp_path)]), store, reading, sleep=slept.append)
+    one = IngestLoop(Away([log_path(tmp_path)]), store, reading, runtime=Runtime(sleep=slept.append))
     through(one)
     assert len(slept) == 3
     assert contents(store, reading, CLIENTS) == whole
@@ -354,9 +363,9 @@ def test_refused_records_are_dead_letters_with_their_place(
     ]
     assert contents(store, reading, CLIENTS) == whole
     assert store.dead_letter_counts() == {"not_json": 1, "unknown_model": 1}
-    (cell,) = one.cells.values()
+    (cell,) = one.ownership.cells.values()
     assert (cell.counters["produced"], cell.counters["dead"], cell.counters["queries"]) == (1502, 2, 1500)
-    text = one.metrics.text().decode()
+    text = one.reporter.metrics.text().decode()
     assert 'querywarden_records_total{outcome="query"} 1500.0' in text
     assert 'querywarden_records_total{outcome="dead"} 2.0' in text
     assert 'querywarden_dead_letters_total{reason="unknown_model"} 1.0' in text
@@ -416,7 +425,7 @@ def test_a_trimmed_cache_gives_the_same_profiles(
     one = runner(log_path(tmp_path), faulty, reading, max_poll_records=11)
     through(one)
     assert faulty.calls.count("load") > 50
-    (cell,) = one.cells.values()
+    (cell,) = one.ownership.cells.values()
     assert len(cell.profiles[victims.MODEL]) <= 11
     assert contents(store, reading, CLIENTS) == whole
 
@@ -424,7 +433,7 @@ def test_a_trimmed_cache_gives_the_same_profiles(
 def test_cells_share_the_cache(tmp_path: Path, new_store: NewStore, reading: Ingest, lines: list[bytes]) -> None:
     """Of what a process may keep, each of many cells keeps its share only."""
     one = through(runner(victims.write_lines(tmp_path / "log.jsonl", lines), new_store(), reading))
-    (cell,) = one.cells.values()
+    (cell,) = one.ownership.cells.values()
     held = len(cell.profiles[victims.MODEL])
     assert held > 2
     reading.trim(cell, {}, MAX_CACHED // held)
@@ -438,7 +447,7 @@ def test_who_came_first_is_forgotten_first_and_nobody_of_the_poll(
     tmp_path: Path, new_store: NewStore, reading: Ingest, lines: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = through(runner(victims.write_lines(tmp_path / "log.jsonl", lines), new_store(), reading))
-    (cell,) = one.cells.values()
+    (cell,) = one.ownership.cells.values()
     known = list(cell.stored)
     assert known == list(cell.profiles[victims.MODEL].rows)
     monkeypatch.setattr("consumers.ingest.step.MAX_CACHED", len(known) - 2)
@@ -500,7 +509,7 @@ def test_a_damaged_profile_is_set_aside_and_begun_anew(
     store = new_store()
     path = victims.write_lines(tmp_path / "log.jsonl", lines)
     one = runner(path, store, reading)
-    while one.turn(0.0) == 0 or one.cells[store.cells()[0]].offset != 600:
+    while one.turn(0.0) == 0 or one.ownership.cells[store.cells()[0]].offset != 600:
         pass
     (name,) = store.cells()
     key = key_of(reading, "acct-7")
@@ -537,7 +546,7 @@ def test_a_profile_of_another_map_is_set_aside(
     fields = store.shards(name, [key]).fields[key]
     one = runner(later, store, older)
     one.turn(0.0)
-    (cell,) = one.cells.values()
+    (cell,) = one.ownership.cells.values()
     older.take(cell, {key: fields}, [key])
     assert older.of_model(cell, victims.MODEL).profile(key).queries == 0
     through(one)
@@ -565,5 +574,5 @@ def test_unknown_models_are_refused_or_counted(
     for admit, counter in ((False, "dead"), (True, "unmodelled")):
         one = runner(path, new_store(), Ingest({victims.MODEL: baseline}, secrets, admit_unknown=admit))
         through(one)
-        (cell,) = one.cells.values()
+        (cell,) = one.ownership.cells.values()
         assert cell.counters[counter] == 1

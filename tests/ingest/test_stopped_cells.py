@@ -13,7 +13,8 @@ from consumers.detect import loop as detect
 from consumers.detect.step import Detect
 from consumers.errors import CorruptState, Fenced, LogTruncated, StoppedCells
 from consumers.ingest import loop as ingest
-from consumers.ingest.loop import BEACON_S, Runner
+from consumers.ingest.health import KEEPALIVE_S, Runtime
+from consumers.ingest.loop import IngestLoop
 from consumers.ingest.step import Ingest
 from consumers.ingest.stopped_cells import METRIC
 from consumers.log import Poll, Records
@@ -130,19 +131,25 @@ class World:
 
     def __init__(self, log: Partitions, store: object, reading: Ingest) -> None:
         self.now_s = 0.0
-        self.runner = Runner(log, store, reading, sleep=lambda s: None, clock=self._clock, max_poll_records=20)  # type: ignore[arg-type]
+        self.runner = IngestLoop(
+            log,
+            store,  # type: ignore[arg-type]
+            reading,
+            runtime=Runtime(sleep=lambda s: None, clock=self._clock),
+            max_poll_records=20,
+        )
 
     def _clock(self) -> float:
-        self.now_s += BEACON_S / 50
+        self.now_s += KEEPALIVE_S / 50
         return self.now_s
 
-    def turns(self, count: int = 12) -> Runner:
+    def turns(self, count: int = 12) -> IngestLoop:
         for _ in range(count):
             self.runner.turn(0.0)
         return self.runner
 
     def queries(self) -> dict[str, int]:
-        return {name: cell.counters["queries"] for name, cell in sorted(self.runner.cells.items())}
+        return {name: cell.counters["queries"] for name, cell in sorted(self.runner.ownership.cells.items())}
 
 
 def until_end(log: Partitions, store: object, reading: Ingest) -> None:
@@ -178,9 +185,9 @@ def test_the_other_cells_are_read_to_their_end_and_a_restart_behaves_the_same(
         world = World(again, faulty, reading)
         one = world.turns()
         assert world.queries() == {"t:0": 60, "t:2": 60}
-        assert {cell: stop.reason for cell, stop in one.stops.found.items()} == {"t:1": how}
-        assert one.metrics.value(METRIC, cell="t:1", reason=how) == 1.0
-        assert "cell_stopped" in one.watch.alarms.raised
+        assert {cell: stop.reason for cell, stop in one.ownership.stops.found.items()} == {"t:1": how}
+        assert one.reporter.metrics.value(METRIC, cell="t:1", reason=how) == 1.0
+        assert "cell_stopped" in one.reporter.watch.alarms.raised
         assert one.ready
     assert store.shards("t:1", []).offset == 20, "nothing of the stopped cell was touched"
     with pytest.raises(StoppedCells, match=rf"t:1 \({how}: ") as named:
@@ -202,7 +209,7 @@ def test_a_cell_stops_alone_while_it_is_being_read(
     else:
         store.cell = "t:1"
     one = world.turns()
-    assert list(one.stops.found) == ["t:1"]
+    assert list(one.ownership.stops.found) == ["t:1"]
     assert world.queries() == {"t:0": 60, "t:2": 60}
 
 
@@ -213,14 +220,14 @@ def test_an_operator_restarts_a_stopped_cell_while_the_process_runs(
     log, _ = spoilt("log_recreated", Partitions(records), store, reading)
     world = World(log, store, reading)
     one = world.turns()
-    assert list(one.stops.found) == ["t:1"]
+    assert list(one.ownership.stops.found) == ["t:1"]
     store.reset("t:1", 0)  # querywarden rebuild --from earliest --cell t:1
     world.turns(60)
     assert world.queries() == dict.fromkeys(CELLS, 60)
-    assert one.stops.found == {}
-    assert one.metrics.value(METRIC, cell="t:1", reason="log_recreated") == 0.0
-    assert "cell_stopped" not in one.watch.alarms.raised
-    assert not any(cell.careful for cell in one.cells.values())
+    assert one.ownership.stops.found == {}
+    assert one.reporter.metrics.value(METRIC, cell="t:1", reason="log_recreated") == 0.0
+    assert "cell_stopped" not in one.reporter.watch.alarms.raised
+    assert not any(cell.cautious for cell in one.ownership.cells.values())
 
 
 def test_a_stopped_cell_is_not_claimed_again_and_again(
@@ -297,7 +304,7 @@ def test_a_cell_whose_keys_are_of_another_kind_stops_alone_and_is_begun_anew(
         log = Partitions(records)
         world = World(log, store, reading)
         world.turns()
-        assert list(world.runner.stops.found) == ["t:1"]
+        assert list(world.runner.ownership.stops.found) == ["t:1"]
         assert world.queries() == {"t:0": 60, "t:2": 60}
         while judging.turn():
             pass

@@ -41,7 +41,14 @@ def test_the_broker_s_time_stays_with_its_record() -> None:
 
 def test_tombstones_go_with_the_part_that_their_offset_lies_in() -> None:
     whole = replace(WHOLE, nulls=np.array([3, 5, 8, 12], np.int64))
-    cut = [whole.part(0, 1), whole.part(1, 2), whole.part(2, 3), whole.from_offset(5), whole.from_offset(6), whole.from_offset(13)]
+    cut = [
+        whole.part(0, 1),
+        whole.part(1, 2),
+        whole.part(2, 3),
+        whole.from_offset(5),
+        whole.from_offset(6),
+        whole.from_offset(13),
+    ]
     found = [[] if part.nulls is None else part.nulls.tolist() for part in cut]
     assert found == [[3, 5], [8], [12], [5, 8, 12], [8, 12], []]
     assert [part.tombstones for part in cut] == [2, 1, 1, 3, 2, 0]

@@ -58,7 +58,7 @@ class Life:
 
     def live(self, store: Store) -> None:
         store.prepare(self.secrets.key_id)
-        reading = ingest.Runner(FileLog([self.log]), store, Ingest(self.baselines, self.secrets))
+        reading = ingest.IngestLoop(FileLog([self.log]), store, Ingest(self.baselines, self.secrets))
         ingest.run(reading, lambda: False, until_end=True, poll_timeout_s=0.0)
         judging = Detect(self.baselines, self.secrets, Policy(0.01, "block"))
         once: Any = {"now_s": lambda: None, "sleep": lambda s: None}

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import victims
 
-from consumers.ingest.loop import Runner, run
+from consumers.ingest.loop import IngestLoop, run
 from consumers.ingest.step import Ingest
 from consumers.log import Records
 from consumers.log.files import FileLog
@@ -129,10 +129,10 @@ def fields_after(
     log = victims.write_lines(folder / "log.jsonl", lines)
     if restart:
         for _ in range(len(lines) // poll // restart):
-            one = Runner(FileLog([log]), store, reading, max_poll_records=poll, careful_after=99)
+            one = IngestLoop(FileLog([log]), store, reading, max_poll_records=poll, cautious_after=99)
             for _ in range(restart):
                 one.turn(0.0)
-    last = Runner(FileLog([log]), store, reading, max_poll_records=poll, careful_after=99)
+    last = IngestLoop(FileLog([log]), store, reading, max_poll_records=poll, cautious_after=99)
     run(last, lambda: False, until_end=True, poll_timeout_s=0.0)
     names = ["thief", *(f"honest-{i}" for i in range(6))]
     keys = {n: ClientKey("default", MODEL, reading.secrets.client_hash("default", n)) for n in names}
@@ -202,7 +202,7 @@ def test_polls_and_restarts_make_no_difference(
 
 def test_only_what_changed_is_written(tmp_path: Path, new_store: NewStore, reading: Ingest, lines: list[bytes]) -> None:
     written: list[set[str]] = []
-    one = Runner(
+    one = IngestLoop(
         FileLog([victims.write_lines(tmp_path / "log.jsonl", [*lines, *lines[:50]])]), new_store(), reading,
         max_poll_records=50, on_commit=lambda checkpoint, _: written.append({n for f in checkpoint.profiles.values() for n in f}),
     )  # fmt: skip

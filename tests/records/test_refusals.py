@@ -15,7 +15,7 @@ from support import victims
 
 from consumers.detect import loop as detect
 from consumers.detect.step import Detect
-from consumers.ingest.loop import Runner, run
+from consumers.ingest.loop import IngestLoop, run
 from consumers.ingest.step import Ingest
 from consumers.log.files import FileLog
 from consumers.log.reasons import Note
@@ -74,10 +74,10 @@ def test_refusals_of_a_client_are_counted_exactly_however_polls_are_cut(
     for poll, restart in ((1000, 0), (7, 3), (1, 0)):
         store = new_store()
         for _ in range(len(log) // poll // restart if restart else 0):
-            one = Runner(log_of(tmp_path, log), store, reading, max_poll_records=poll, careful_after=99)
+            one = IngestLoop(log_of(tmp_path, log), store, reading, max_poll_records=poll, cautious_after=99)
             for _ in range(restart):
                 one.turn(0.0)
-        last = Runner(log_of(tmp_path, log), store, reading, max_poll_records=poll, careful_after=99)
+        last = IngestLoop(log_of(tmp_path, log), store, reading, max_poll_records=poll, cautious_after=99)
         run(last, lambda: False, until_end=True, poll_timeout_s=0.0)
         (cell,) = store.cells()
         keys = [ClientKey("default", MODEL, reading.secrets.client_hash("default", c)) for c in ("odd", "fits")]
@@ -91,7 +91,7 @@ def test_scores_account_and_readers_show_them(
 ) -> None:
     store = new_store()
     store.prepare(reading.secrets.key_id)
-    run(Runner(log_of(tmp_path, lines()), store, reading), lambda: False, until_end=True, poll_timeout_s=0.0)
+    run(IngestLoop(log_of(tmp_path, lines()), store, reading), lambda: False, until_end=True, poll_timeout_s=0.0)
     judging = Detect({MODEL: baseline}, reading.secrets, Policy(0.01, "block"))
     detect.run(detect.Runner(store, judging, now_s=lambda: None), lambda: False, until_idle=True)
     rows = {

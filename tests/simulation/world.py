@@ -25,6 +25,8 @@ from consumers import store as port
 from consumers.detect import loop as detect
 from consumers.errors import QueryWardenError, Unavailable
 from consumers.ingest import loop as ingest
+from consumers.ingest.health import Runtime
+from consumers.ingest.ownership import CAUTIOUS_AFTER
 from consumers.store import DeadLetter, OutboxAlert, Store
 
 INGEST, DETECT = 3, 2
@@ -132,8 +134,8 @@ class World:
         self._places = places
         self.store = store(self.nodes, self.schedule.wall_s)
         self.session_s = rng.choice([0.3, 1.0, 2.0])
-        # with so many crashes the careful mode would be all there is
-        self.careful_after = rng.choice([ingest.CAREFUL_AFTER, 1_000, 1_000, 1_000])
+        # with so many crashes cautious mode would be all there is
+        self.cautious_after = rng.choice([CAUTIOUS_AFTER, 1_000, 1_000, 1_000])
         self.lease_ms = rng.choice([500, 2000])
         self.max_poll = rng.choice([5, 20, 50])
         self.receivers = [Receiver(f"sim:{i}") for i in range(rng.choice([1, 1, 2]))]
@@ -196,13 +198,15 @@ class World:
 
     def _ingest(self, process: Process) -> None:
         log = MemberLog(self.topic, process, process.identity)
-        runner = ingest.Runner(
-            log, _port(process), scene.reading(), metrics=scene.metrics(), dead_letters=FakeDeadLetterTopic(process),
-            max_poll_records=self.max_poll, clock=self.schedule.monotonic, sleep=process.pause,
-            rng=random.Random(f"{self.seed}/{process.identity}"), new_token=self.token,
-            careful_after=self.careful_after, trial=lambda count, attempt: [],
+        runtime = Runtime(
+            self.schedule.monotonic, process.pause, random.Random(f"{self.seed}/{process.identity}"), self.token
+        )
+        loop = ingest.IngestLoop(
+            log, _port(process), scene.reading(), scene.metrics(), runtime=runtime,
+            dead_letters=FakeDeadLetterTopic(process), max_poll_records=self.max_poll,
+            cautious_after=self.cautious_after, find_poison=lambda count, attempt: [],
         )  # fmt: skip
-        self._run(process, lambda: ingest.run(runner, lambda: self.over))
+        self._run(process, lambda: ingest.run(loop, lambda: self.over))
 
     def _detect(self, process: Process) -> None:
         runner = detect.Runner(

@@ -175,8 +175,8 @@ class Life:
     def __init__(self, log: Path, baseline: Baseline, secrets: Secrets) -> None:
         self.log, self.baselines, self.secrets = log, {victims.MODEL: baseline}, secrets
 
-    def reading(self, store: Store) -> ingest.Runner:
-        return ingest.Runner(FileLog([self.log]), store, Ingest(self.baselines, self.secrets), max_poll_records=500)
+    def reading(self, store: Store) -> ingest.IngestLoop:
+        return ingest.IngestLoop(FileLog([self.log]), store, Ingest(self.baselines, self.secrets), max_poll_records=500)
 
     def part(self, store: Store, turns: int) -> None:
         reading = self.reading(store)

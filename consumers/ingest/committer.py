@@ -1,0 +1,64 @@
+"""One cell's records into the store: fold, commit, count. The order of effects is that of `consumers.store.Checkpoint`.
+
+Rules:
+* The cache holds what was committed and nothing else. A commit that is refused drops the cell.
+* A commit whose outcome is unknown is never sent twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from consumers.errors import Fenced, Rewound, Unavailable
+from consumers.ingest.recovery import Recovery
+from consumers.ingest.reporting import Reporter
+from consumers.ingest.step import Cell, Ingest
+from consumers.log import Records, prefix
+from consumers.log.formats import Decoded
+from consumers.store import Checkpoint
+
+
+@dataclass(slots=True)
+class Committer:
+    """Folds and commits.
+
+    on_commit  called after each commit, with what was written and what was read
+    """
+
+    ingest: Ingest
+    recovery: Recovery
+    reporter: Reporter
+    on_commit: Callable[[Checkpoint, Decoded], None] = lambda checkpoint, decoded: None
+
+    def commit(self, cell: Cell, records: Records) -> bool:
+        """Fold and commit records; False when nothing, or nobody knows what, was written: the cell is then dropped."""
+        ingest, ownership = self.ingest, self.recovery.ownership
+        store, shipper = ownership.store, ownership.shipper
+        before, folded = cell.counters.copy(), False
+        prefix.note(cell.counters, records.from_offset(cell.offset or 0))
+        try:
+            decoded, keys = ingest.decode(cell, records)
+            ingest.trim(cell, keys, len(ownership.cells))
+            wanted = ingest.missing(cell, keys)
+            if wanted:
+                ingest.take(cell, store.load(cell.name, cell.token, cell.offset, wanted), wanted)
+            checkpoint = ingest.step(cell, decoded, keys, records.next_offset)
+            folded = True
+            dropped = len(checkpoint.dead) - shipper.room(cell.name)
+            if dropped > 0:
+                checkpoint.dead = checkpoint.dead[:-dropped]
+            store.commit(cell.token, checkpoint)
+        except (Fenced, Rewound, Unavailable) as error:
+            if folded and not isinstance(error, Rewound):
+                ownership.crashes.note_fold(cell.name)
+            self.recovery.refused(cell, error)
+            return False
+        ownership.health.note_answer()
+        ownership.crashes.note_commit(cell.name)
+        cell.offset, cell.checked_s = checkpoint.next_offset, ownership.health.runtime.clock()
+        cell.counters.update({name: n - cell.counters[name] for name, n in checkpoint.counters.items()})
+        self.reporter.count(ownership.health.runtime.clock(), cell.counters - before, decoded, max(0, dropped))
+        shipper.wrote(cell.name, len(checkpoint.dead))
+        self.on_commit(checkpoint, decoded)
+        return True
