@@ -19,7 +19,7 @@ from consumers.records.decision import StoredDecision, is_campaign, stored_decis
 from consumers.records.ledger import OVERFLOW
 from consumers.records.spans import fields_of, spans_in_force, together
 from consumers.secrets import Secrets
-from consumers.store import Store
+from consumers.store import ServiceStore
 from consumers.times import rfc3339
 from detector.baseline import Baseline
 from detector.errors import DetectorError
@@ -47,7 +47,7 @@ class Presumption:
 
 
 def recalibrate(
-    store: Store,
+    store: ServiceStore,
     secrets: Secrets,
     tenant: str,
     baseline: Baseline,
@@ -68,7 +68,7 @@ def recalibrate(
 
 
 def _lives(
-    store: Store,
+    store: ServiceStore,
     secrets: Secrets,
     tenant: str,
     baseline: Baseline,
@@ -105,7 +105,7 @@ def _lives(
             yield Life(client, profile, len(by_cell), presumption.personas.get(client, ""))
 
 
-def _verdicts(store: Store, tenant: str) -> dict[str, operator_entries.Verdict]:
+def _verdicts(store: ServiceStore, tenant: str) -> dict[str, operator_entries.Verdict]:
     """The last word on an alert, and on a client of a model, by ``alert_id`` and by ``model|client``."""
     found: dict[str, operator_entries.Verdict] = {}
     said = (

@@ -35,7 +35,7 @@ from consumers.records.decision import StoredDecision, is_campaign, stored_decis
 from consumers.records.ledger import MARKS
 from consumers.refused_lines import HOPELESS, RefusedLines
 from consumers.secrets import Secrets
-from consumers.store import Checkpoint, DeadLetter, Store
+from consumers.store import Checkpoint, DeadLetter, ServiceStore
 from detector.baseline import Baseline
 from detector.policy import FLAGGED
 
@@ -158,7 +158,7 @@ class _Taken:
 
 def replay(
     log: FileLog,
-    store: Store,
+    store: ServiceStore,
     ingesting: Ingest,
     detecting: Detect,
     *,
@@ -241,7 +241,7 @@ def _read_all(
 Rows = dict[tuple[str, str], StoredDecision]
 
 
-def _stored(store: Store, secrets: Secrets, tenant: str) -> tuple[Rows, Rows]:
+def _stored(store: ServiceStore, secrets: Secrets, tenant: str) -> tuple[Rows, Rows]:
     """Rows of all clients, and of the campaigns that are not over, by (model, client)."""
     clients: Rows = {}
     campaigns: Rows = {}
@@ -261,7 +261,7 @@ def _counters(loop: ingest.IngestLoop) -> Counter[str]:
     return total
 
 
-def _resume(log: FileLog, store: Store) -> None:
+def _resume(log: FileLog, store: ServiceStore) -> None:
     """Find the cell that an earlier version of this log has. Raises Refused for a log of which a part was read, and not its beginning."""
     known: dict[str, tuple[int, Mapping[str, int]]] = {}
     for cell in store.cells():

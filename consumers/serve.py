@@ -36,7 +36,7 @@ from consumers.http.protocol import Connection
 from consumers.operators import audit
 from consumers.periodic import Periodic
 from consumers.secrets import Secrets
-from consumers.store import Store
+from consumers.store import ServiceStore
 
 log = logging.getLogger("querywarden.serve")
 
@@ -72,13 +72,13 @@ class CredentialRefresher:
     changed  called when other keys are known than before
     """
 
-    store: Store
+    store: ServiceStore
     secrets: Secrets
     keys: KeyRing
     tokens: Tokens | None = None
     jwks: str = ""
     mirror: audit.Mirror | None = None
-    follow: Callable[[Store], None] = lambda store: None
+    follow: Callable[[ServiceStore], None] = lambda store: None
     alarms: Alarms | None = None
     changed: Callable[[], None] = lambda: None
     clock: Callable[[], float] = time.monotonic

@@ -26,7 +26,7 @@ from consumers.metrics import Metrics
 from consumers.periodic import Backoff, Periodic
 from consumers.records.alert import stored_alert
 from consumers.secrets import Secrets
-from consumers.store import DECISION_CELLS, OutboxAlert, Store
+from consumers.store import DECISION_CELLS, DecisionStore, OutboxAlert
 
 log = logging.getLogger("querywarden.detect")
 
@@ -51,7 +51,7 @@ class OutboxWorker:
     """
 
     sink: AlertSink
-    store: Store
+    store: DecisionStore
     secrets: Secrets
     metrics: Metrics
     clock: Callable[[], float] = time.monotonic

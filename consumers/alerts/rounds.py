@@ -15,7 +15,7 @@ from typing import Any
 from consumers.errors import Unavailable, Undeliverable
 from consumers.metrics import Metrics
 from consumers.periodic import Periodic
-from consumers.store import Store
+from consumers.store import DecisionStore
 
 log = logging.getLogger("querywarden.alerts")
 
@@ -61,7 +61,9 @@ class FlaggedClientsGauge:
 
     name = "census"
 
-    def __init__(self, opened: Callable[[], contextlib.AbstractContextManager[Store]], metrics: Metrics) -> None:
+    def __init__(
+        self, opened: Callable[[], contextlib.AbstractContextManager[DecisionStore]], metrics: Metrics
+    ) -> None:
         self._opened, self._metrics = opened, metrics
         self._told: set[tuple[str, str]] = set()
 

@@ -25,7 +25,7 @@ from consumers.errors import CorruptState
 from consumers.records.alert import stored_alert
 from consumers.records.decision import is_campaign, ranked, stored_decision
 from consumers.secrets import Secrets
-from consumers.store import DecisionRow, Store
+from consumers.store import DecisionRow, ServiceStore
 from consumers.wiring import adapters
 from consumers.wiring.sinks import stored_alerts
 from detector.policy import FLAGGED
@@ -45,7 +45,7 @@ class Listing:
 
 
 def read(
-    store: Store,
+    store: ServiceStore,
     secrets: Secrets,
     tenant: str,
     model: str | None,

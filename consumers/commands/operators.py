@@ -30,7 +30,7 @@ from consumers.readers.refusals import Refused as RefusedClient
 from consumers.readers.refusals import refused
 from consumers.records.heartbeat import services
 from consumers.records.operator_entries import ApiKey
-from consumers.store import Store
+from consumers.store import OperatorStore
 from consumers.times import minute
 from consumers.wiring import adapters
 from consumers.wiring.operators import mirror_of, operations_of, user_of
@@ -341,7 +341,7 @@ def keys_create(
     )
 
 
-def _told(store: Store) -> str:
+def _told(store: OperatorStore) -> str:
     """Wait until live services know the keys as they are, a second at most; what to say of it."""
     try:
         know, live = services(store)

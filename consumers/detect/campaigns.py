@@ -41,7 +41,7 @@ from consumers.records.decision import (
 from consumers.records.refusals import Refusals
 from consumers.records.spans import Fields, fields_of
 from consumers.secrets import Secrets
-from consumers.store import DecisionRow, OutboxAlert, Outcome, Store, decision_cell
+from consumers.store import DecisionRow, OutboxAlert, Outcome, ServiceStore, decision_cell
 from detector.baseline import Baseline
 from detector.collusion import FEWEST, Group, assess_group, candidates, merged
 from detector.extraction import estimate
@@ -204,7 +204,7 @@ class Search:
     assessed  campaign → (members, queries) when it was last assessed here, the longest ago first
     """
 
-    store: Store
+    store: ServiceStore
     campaigns: Campaigns
     most_groups: int = MOST_GROUPS
     most_members: int = MOST_MEMBERS

@@ -46,7 +46,7 @@ from consumers.metrics import Metrics
 from consumers.periodic import Backoff
 from consumers.records.decision import stored_decision
 from consumers.records.heartbeat import heartbeats
-from consumers.store import DECISION_CELLS, Cursor, DecisionClaim, DecisionRow, Outcome, Store, decision_cell
+from consumers.store import DECISION_CELLS, Cursor, DecisionClaim, DecisionRow, Outcome, ServiceStore, decision_cell
 from detector.query import ClientKey
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class Runner:
     tenants    where campaigns are looked for: the service's own, and whose clients turn up
     """
 
-    store: Store
+    store: ServiceStore
     detect: Detect
     sinks: Sequence[AlertSink] = ()
     metrics: Metrics = field(default_factory=Metrics)

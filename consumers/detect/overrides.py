@@ -23,7 +23,7 @@ from consumers.records import schema_holds
 from consumers.records.breaker import Breaker, Limits
 from consumers.records.breaker_entries import KIND, RESET, TRIPPED, Tripped, opened_after, time_of
 from consumers.records.operator_entries import EVERY_MODEL, entry_key, packed
-from consumers.store import Entry, Operation, Store
+from consumers.store import Entry, Operation, OperatorStore
 from detector.policy import FLAGGED, STATES, Decision
 from detector.query import ClientKey
 
@@ -59,7 +59,7 @@ class Overrides:
         """The breaker of a tenant."""
         return self.breakers.setdefault(tenant, Breaker(self.limits))
 
-    def refresh(self, store: Store) -> None:
+    def refresh(self, store: OperatorStore) -> None:
         """Follow the operator cell. Raises Unavailable."""
         found = None if self.revision is None else store.operator_changes(self.revision, CHANGES_AT_ONCE)
         if found is None:
@@ -96,7 +96,7 @@ class Overrides:
                 self.resets[entry.tenant] = at_s
                 self.breaker(entry.tenant).restricted.clear()  # whichever breaker was open: counting begins anew
 
-    def _judge(self, store: Store) -> None:
+    def _judge(self, store: OperatorStore) -> None:
         """Open or closed, by what is stored."""
         over = [tenant for tenant, at_s in self.tripped.items() if at_s <= self.resets.get(tenant, 0)]
         for tenant in {*self.breakers, *self.tripped}:
@@ -109,7 +109,7 @@ class Overrides:
         if over:
             self._write(store, Operation(drops=[(tenant, KIND, TRIPPED) for tenant in over]))
 
-    def remember(self, store: Store, tenant: str) -> None:
+    def remember(self, store: OperatorStore, tenant: str) -> None:
         """Store that a tenant's breaker opened, if it did. Raises Unavailable; another writer in between: with the next turn."""
         breaker = self.breaker(tenant)
         if breaker.open and tenant not in self.tripped:
@@ -120,7 +120,7 @@ class Overrides:
                 self.tripped[tenant] = value.at_s
                 log.error("breaker opened", extra={"tenant": tenant, "restricted": value.restricted, "limit": limit})
 
-    def _write(self, store: Store, operation: Operation) -> bool:
+    def _write(self, store: OperatorStore, operation: Operation) -> bool:
         if self.revision is None:
             return False
         try:

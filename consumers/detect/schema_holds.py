@@ -19,7 +19,7 @@ from consumers.records.operator_entries import packed
 from consumers.records.schema_holds import KIND, SchemaHold, hold_key, read_hold
 from consumers.records.schema_watch import FIELD, IDENTITY, SchemaWatch
 from consumers.secrets import Secrets
-from consumers.store import Entry, Operation, Store
+from consumers.store import Entry, Operation, ServiceStore
 from detector.baseline import Baseline
 from detector.query import ClientKey
 
@@ -58,7 +58,7 @@ class SchemaHolds:
         """Those that wait for an operator."""
         return [hold for hold in self.known.values() if hold.ruling == "held"]
 
-    def look(self, store: Store, tenant: str, now_s: int) -> list[SchemaHold]:
+    def look(self, store: ServiceStore, tenant: str, now_s: int) -> list[SchemaHold]:
         """Columns that are shared by too many of a day's clients and not known yet. Raises Unavailable."""
         found = []
         keys = [ClientKey(tenant, model, self.secrets.client_hash(tenant, IDENTITY)) for model in self.baselines]
@@ -81,7 +81,7 @@ class SchemaHolds:
                     )
         return found
 
-    def keep(self, tenant: str, found: list[SchemaHold], store: Store | None, revision: int | None) -> None:
+    def keep(self, tenant: str, found: list[SchemaHold], store: ServiceStore | None, revision: int | None) -> None:
         """Hold the columns, in the operator cell where there is one. Raises Unavailable; another writer in between: with the next turn."""
         puts = [Entry(tenant, KIND, hold_key(hold.model, hold.column), packed(hold)) for hold in found]
         if puts and store is not None:

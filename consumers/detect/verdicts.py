@@ -22,7 +22,7 @@ from consumers.records.alert import judged, packed_alert, stored_alert
 from consumers.records.decision import StoredDecision, packed_decision, stored_decision
 from consumers.records.operator_entries import Verdict, unpacked
 from consumers.secrets import Secrets
-from consumers.store import DecisionRow, Entry, Outcome, Store, decision_cell
+from consumers.store import DecisionRow, DecisionStore, Entry, Outcome, decision_cell
 from detector.query import ClientKey
 
 log = logging.getLogger("querywarden.detect")
@@ -70,7 +70,7 @@ def tell(
     outcome: Outcome,
     due: Iterable[PendingVerdict],
     rows: Mapping[ClientKey, DecisionRow],
-    store: Store,
+    store: DecisionStore,
     secrets: Secrets,
 ) -> None:
     """Add the updates to what is about to be recorded. rows: as stored, of the clients at least. Raises Unavailable."""
@@ -103,7 +103,7 @@ def _row(row: DecisionRow | None, tenant: str, secrets: Secrets) -> StoredDecisi
         return None  # said by whoever read it first
 
 
-def _last_sent(store: Store, secrets: Secrets, wanted: set[str]) -> dict[str, dict[str, Any]]:
+def _last_sent(store: DecisionStore, secrets: Secrets, wanted: set[str]) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for alert in store.alerts():
         alert_id = alert.uid.rpartition("/")[0]

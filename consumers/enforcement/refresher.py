@@ -23,7 +23,7 @@ from consumers.errors import Unavailable
 from consumers.metrics import Metrics
 from consumers.periodic import Backoff, Periodic
 from consumers.records import breaker_entries
-from consumers.store import Entry, Store
+from consumers.store import Entry, ServiceStore
 
 log = logging.getLogger("querywarden.refresher")
 
@@ -43,7 +43,7 @@ class Refresher:
 
     def __init__(
         self,
-        store: Store,
+        store: ServiceStore,
         view: Restrictions,
         metrics: Metrics,
         *,

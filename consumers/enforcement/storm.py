@@ -28,7 +28,7 @@ from consumers.records.breaker import Breaker, Limits
 from consumers.records.breaker_entries import HELD, KIND, RESET, opened_after, time_of
 from consumers.records.operator_cell import written
 from consumers.records.operator_entries import Reset, packed
-from consumers.store import DecisionRow, Entry, Operation, Store
+from consumers.store import DecisionRow, Entry, Operation, ServiceStore
 from detector.policy import STATES
 from detector.query import ClientKey
 
@@ -52,7 +52,7 @@ _past = msgspec.msgpack.Decoder(_Past)
 class GatewayBreaker:
     """Watches a view. tenant: in whose name the entry is kept; most: clients newly restricted within the breaker's window."""
 
-    def __init__(self, store: Store, view: Restrictions, tenant: str, most: int = 20) -> None:
+    def __init__(self, store: ServiceStore, view: Restrictions, tenant: str, most: int = 20) -> None:
         self._store, self._view, self._tenant = store, view, tenant
         self._breaker = Breaker(Limits(most=most, least=most))
         self._known: dict[ClientKey, int] | None = None

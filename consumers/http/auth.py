@@ -37,7 +37,7 @@ from consumers.operators.operate import ROLES
 from consumers.records import operator_entries
 from consumers.records.heartbeat import fingerprint
 from consumers.secrets import Secrets
-from consumers.store import Entry, Store
+from consumers.store import Entry, OperatorStore
 
 log = logging.getLogger("querywarden.auth")
 
@@ -94,7 +94,7 @@ class KeyRing:
         self.fingerprint = ""
         """Of the stored keys, as last read."""
 
-    def refresh(self, store: Store) -> None:
+    def refresh(self, store: OperatorStore) -> None:
         """Read all keys anew. Raises Unavailable, CorruptState; what is known stays."""
         with self._lock:
             revisions, found = zip(*(store.operator_entries(kind) for kind in ("key", "revoked")), strict=True)
@@ -137,7 +137,7 @@ class KeyRing:
         """Whether there ever was a key, live or not; unknown counts as yes."""
         return not self.loaded or self._memory.keyed
 
-    def _was_keyed(self, store: Store) -> bool:
+    def _was_keyed(self, store: OperatorStore) -> bool:
         """Whether the audit log tells of a key; each row is looked at once."""
         for number, line in audit.stored_rows(store, self._searched):
             self._searched = number

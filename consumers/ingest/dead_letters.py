@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from consumers.errors import CorruptState, Unavailable
-from consumers.store import DeadLetter, Store
+from consumers.store import DeadLetter, ProfileStore
 
 log = logging.getLogger("querywarden.ingest")
 
@@ -38,7 +38,7 @@ class DeadLetterShipper:
     waiting    cell → how many of its letters wait while the topic is away
     """
 
-    store: Store
+    store: ProfileStore
     topic: DeadLetterShip | None = None
     unshipped: set[str] = field(default_factory=set)
     waiting: dict[str, int] = field(default_factory=dict)

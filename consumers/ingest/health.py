@@ -20,7 +20,7 @@ from consumers.errors import Unavailable
 from consumers.ingest.admission import FULL_SHARE
 from consumers.ingest.step import Cell
 from consumers.metrics import Metrics
-from consumers.store import Store
+from consumers.store import ProfileStore
 
 log = logging.getLogger("querywarden.ingest")
 
@@ -50,7 +50,7 @@ class StoreHealth:
     memory_checked_s   when it was last asked how full it is
     """
 
-    store: Store
+    store: ProfileStore
     metrics: Metrics
     runtime: Runtime
     error: Unavailable | None = None

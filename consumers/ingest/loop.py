@@ -20,7 +20,7 @@ Ready means: a member of the group, and the store answers. A replica that no cel
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 
 from consumers.errors import Unavailable
 from consumers.ingest.committer import Committer
@@ -35,8 +35,7 @@ from consumers.ingest.stopped_cells import STOPPING, Stops
 from consumers.log import Poll, QueryLog, Records
 from consumers.log.formats import Decoded
 from consumers.metrics import Metrics
-from consumers.records.heartbeat import stopped_elsewhere
-from consumers.store import Checkpoint, Store
+from consumers.store import Checkpoint, ProfileStore
 
 
 class IngestLoop:
@@ -48,7 +47,7 @@ class IngestLoop:
     def __init__(
         self,
         log: QueryLog,
-        store: Store,
+        store: ProfileStore,
         ingest: Ingest,
         metrics: Metrics | None = None,
         *,
@@ -159,8 +158,16 @@ class IngestLoop:
         self.reporter.report_metrics(health.runtime.clock(), turn, ownership.cells.values(), models)
 
 
-def run(loop: IngestLoop, stop: Callable[[], bool], until_end: bool = False, poll_timeout_s: float = 0.2) -> None:
+def run(
+    loop: IngestLoop,
+    stop: Callable[[], bool],
+    until_end: bool = False,
+    poll_timeout_s: float = 0.2,
+    stopped_elsewhere: Callable[[], Container[str]] = tuple,
+) -> None:
     """Loop until `stop`, or, with `until_end`, until everything that was in the log at the start is committed by somebody.
+
+    stopped_elsewhere  asked with `until_end`: cells that cannot go on in another process. Raises Unavailable.
 
     With `until_end`, raises StoppedCells at the end when cells of this process stopped before theirs.
     """
@@ -173,13 +180,13 @@ def run(loop: IngestLoop, stop: Callable[[], bool], until_end: bool = False, pol
             except Unavailable as error:
                 loop.health.back_off(error)
                 continue
-        if until_end and not committed and _reached(loop, ends):
+        if until_end and not committed and _reached(loop, ends, stopped_elsewhere):
             if loop.ownership.stops.found:
                 raise loop.ownership.stops.refusal()
             return
 
 
-def _reached(loop: IngestLoop, ends: Mapping[str, int]) -> bool:
+def _reached(loop: IngestLoop, ends: Mapping[str, int], stopped_elsewhere: Callable[[], Container[str]]) -> bool:
     """Tell whether every cell of the log has reached its end: ours by what we committed, others by what the store says.
 
     A stopped cell never will, here or in another process that says so.
@@ -194,7 +201,7 @@ def _reached(loop: IngestLoop, ends: Mapping[str, int]) -> bool:
                 return False
         elif end > 0:
             try:
-                if ownership.store.shards(name, []).offset < end and name not in stopped_elsewhere(ownership.store):
+                if ownership.store.shards(name, []).offset < end and name not in stopped_elsewhere():
                     return False
             except Unavailable:
                 return False

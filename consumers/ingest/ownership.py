@@ -22,7 +22,7 @@ from consumers.ingest.health import StoreHealth
 from consumers.ingest.step import Cell
 from consumers.ingest.stopped_cells import STOPPING, Stops, generation_of
 from consumers.log import Poll, QueryLog
-from consumers.store import Store
+from consumers.store import ProfileStore
 
 log = logging.getLogger("querywarden.ingest")
 
@@ -44,7 +44,7 @@ class Ownership:
     """
 
     log: QueryLog
-    store: Store
+    store: ProfileStore
     health: StoreHealth
     shipper: DeadLetterShipper
     stops: Stops

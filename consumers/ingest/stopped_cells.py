@@ -17,7 +17,7 @@ from typing import Literal
 
 from consumers.errors import CorruptState, LogRecreated, LogTruncated, StoppedCells, Unavailable
 from consumers.metrics import Metrics
-from consumers.store import Store
+from consumers.store import ProfileStore
 
 log = logging.getLogger("querywarden.ingest")
 
@@ -57,7 +57,7 @@ class Stops:
         if stop is not None:
             self.metrics.set(METRIC, 0.0, cell=cell, reason=stop.reason)
 
-    def rebuilt(self, store: Store) -> list[str]:
+    def rebuilt(self, store: ProfileStore) -> list[str]:
         """Name the stopped cells that an operator began anew. Raises Unavailable."""
         return [cell for cell, stop in self.found.items() if _generation(store, cell) not in ("", stop.generation)]
 
@@ -77,7 +77,7 @@ def _reason(error: LogTruncated | CorruptState) -> Reason:
     return "log_recreated" if isinstance(error, LogRecreated) else "log_truncated"
 
 
-def generation_of(store: Store, cell: str) -> str:
+def generation_of(store: ProfileStore, cell: str) -> str:
     """Ask the store for the generation of a cell; empty when it cannot say."""
     try:
         return _generation(store, cell)
@@ -85,7 +85,7 @@ def generation_of(store: Store, cell: str) -> str:
         return ""
 
 
-def _generation(store: Store, cell: str) -> str:
+def _generation(store: ProfileStore, cell: str) -> str:
     try:
         return store.shards(cell, []).generation
     except CorruptState:

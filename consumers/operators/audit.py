@@ -32,7 +32,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from consumers.errors import CorruptState, Refused
 from consumers.operators.kept import Kept, stored
 from consumers.secrets import Secrets
-from consumers.store import Entry, Store
+from consumers.store import Entry, OperatorStore
 
 EVERY_TENANT = "*"
 """Tenant of the head: the chain is one for all tenants, whose names cannot hold a star."""
@@ -121,7 +121,7 @@ def packed_head(head: Head) -> Entry:
     return Entry(EVERY_TENANT, KIND, KEY, msgspec.json.encode(head))
 
 
-def stored_head(store: Store) -> tuple[int, Head | None]:
+def stored_head(store: OperatorStore) -> tuple[int, Head | None]:
     """The operator cell's revision, and the chain's head. Raises CorruptState."""
     revision, found = store.operator_entries(KIND, EVERY_TENANT)
     for entry in found:
@@ -133,14 +133,14 @@ def stored_head(store: Store) -> tuple[int, Head | None]:
     return revision, None
 
 
-def stored_rows(store: Store, after: int = 0) -> Iterator[tuple[int, bytes]]:
+def stored_rows(store: OperatorStore, after: int = 0) -> Iterator[tuple[int, bytes]]:
     """Numbered rows of the store, in order."""
     while page := store.audit_rows(after, _PAGE):
         yield from page
         after = page[-1][0]
 
 
-def has_row(store: Store, n: int, digest: str) -> bool:
+def has_row(store: OperatorStore, n: int, digest: str) -> bool:
     """Whether the store's chain holds this row: the history that it was read from goes on. Raises Unavailable."""
     row = next(iter(store.audit_rows(n - 1, 1)), None)
     return row is not None and row[0] == n and row[1][len(_OPEN) : _REST - 2] == digest.encode()
@@ -202,7 +202,7 @@ class Chain:
 
 
 def verify(
-    store: Store,
+    store: OperatorStore,
     seal: Seal,
     mirror: Mirror | None = None,
     anchors: Mapping[int, str] | None = None,
@@ -233,7 +233,9 @@ def verify(
     return chain.found
 
 
-def _differences(store: Store, kept: Kept, entries: list[Entry], rows: int, now_s: Callable[[], float]) -> list[str]:
+def _differences(
+    store: OperatorStore, kept: Kept, entries: list[Entry], rows: int, now_s: Callable[[], float]
+) -> list[str]:
     """How entries and rows differ. Somebody may have written between the reading of both: then a second look agrees."""
     first = kept.differences(entries, now_s())
     if not first:
@@ -253,7 +255,7 @@ class Mirror:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def catch_up(self, store: Store, seal: Seal) -> int:
+    def catch_up(self, store: OperatorStore, seal: Seal) -> int:
         """Append what the store has and the file lacks; returns the number of the last row. Raises Refused."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -264,7 +266,7 @@ class Mirror:
         except OSError as error:
             raise Refused(f"audit copy {self.path}: {error.strerror}") from error
 
-    def _append(self, file: BinaryIO, store: Store, seal: Seal) -> int:
+    def _append(self, file: BinaryIO, store: OperatorStore, seal: Seal) -> int:
         last = _last_number(file)
         lines = []
         for number, line in stored_rows(store, last):

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from consumers.store import Entry, Store
+from consumers.store import Entry, OperatorStore
 
 KINDS = ("decision", "allow", "verdict", "note", "key", "revoked", "breaker")
 NOT_BY_PEOPLE = {("breaker", "tripped"), ("breaker", "held")}
@@ -53,7 +53,7 @@ def wrote(puts: Iterable[Entry], drops: Iterable[tuple[str, str, str]]) -> list[
     ]
 
 
-def stored(store: Store) -> list[Entry]:
+def stored(store: OperatorStore) -> list[Entry]:
     """The entries that rows tell of. Raises Unavailable."""
     return [
         entry

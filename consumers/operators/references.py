@@ -20,7 +20,7 @@ from typing import Literal, get_args
 
 from consumers.records.decision import is_campaign
 from consumers.secrets import Secrets
-from consumers.store import Store
+from consumers.store import ServiceStore
 
 Cause = Literal["anonymous", "unsynced", "crowded"]
 """Why nobody in particular was refused: no identity in the request, restrictions not read yet, more identities than a request may have."""
@@ -72,7 +72,7 @@ class References:
         return hmac.digest(self._secrets.edge_key(tenant), text.encode(), "sha256").hex()[:_DIGITS]
 
 
-def known_clients(store: Store, tenant: str) -> Iterator[str]:
+def known_clients(store: ServiceStore, tenant: str) -> Iterator[str]:
     """Hashes of the clients that may have been refused, some more than once. Raises Unavailable."""
     for entry in store.operator_entries("decision", tenant)[1]:
         yield entry.key.rpartition("|")[2]

@@ -46,7 +46,7 @@ from consumers.records.decision import RowSummary, StoredDecision, is_campaign, 
 from consumers.records.heartbeat import heartbeats, total
 from consumers.records.sealing import unsealed
 from consumers.secrets import Secrets
-from consumers.store import DecisionRow, Store
+from consumers.store import DecisionRow, ServiceStore
 from consumers.store.layout import client_text
 from detector.baseline import Baseline
 from detector.query import ClientKey
@@ -70,7 +70,7 @@ _VALUES: Mapping[str, Callable[[RowSummary], float]] = {
 class Reader:
     """Reads one tenant of a store. now_s: seconds since the epoch; modes: enforcement modes, as gateways have them."""
 
-    store: Store
+    store: ServiceStore
     secrets: Secrets
     tenant: str = "default"
     now_s: Callable[[], float] = time.time

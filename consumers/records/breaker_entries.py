@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from consumers.errors import CorruptState
 from consumers.records.operator_entries import Reset, unpacked
-from consumers.store import Entry, Store
+from consumers.store import Entry, OperatorStore
 
 log = logging.getLogger("querywarden.detect")
 
@@ -41,7 +41,7 @@ def time_of(entry: Entry) -> int | None:
         return None
 
 
-def times(store: Store, tenant: str) -> tuple[int, int]:
+def times(store: OperatorStore, tenant: str) -> tuple[int, int]:
     """When a breaker of the tenant last opened and when they were last reset, in seconds, 0 for never. Raises Unavailable."""
     opened_s = reset_s = 0
     for entry in store.operator_entries(KIND, tenant)[1]:
@@ -53,7 +53,7 @@ def times(store: Store, tenant: str) -> tuple[int, int]:
     return opened_s, reset_s
 
 
-def held_s(store: Store) -> int:
+def held_s(store: OperatorStore) -> int:
     """Since when the gateways' breaker is open, in seconds; 0 while it is closed. Raises Unavailable."""
     at_s = {entry.key: time_of(entry) or 0 for entry in store.operator_entries(KIND)[1]}
     return at_s.get(HELD, 0) if at_s.get(HELD, 0) > at_s.get(RESET, 0) else 0

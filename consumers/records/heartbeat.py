@@ -23,7 +23,7 @@ from consumers.errors import CorruptState, Unavailable
 from consumers.periodic import Periodic
 from consumers.records.operator_cell import written
 from consumers.records.operator_entries import packed, unpacked
-from consumers.store import Entry, Operation, Store
+from consumers.store import Entry, Operation, OperatorStore
 
 log = logging.getLogger("querywarden.heartbeat")
 
@@ -69,7 +69,7 @@ def fingerprint(stored: Iterable[Entry]) -> str:
     return hashlib.blake2b("\n".join(names).encode(), digest_size=8).hexdigest()
 
 
-def services(store: Store, within_s: float = CONFIRMED_S, look_s: float = 0.05) -> tuple[int, int]:
+def services(store: OperatorStore, within_s: float = CONFIRMED_S, look_s: float = 0.05) -> tuple[int, int]:
     """Wait up to `within_s` until all live services know the stored keys; returns how many do and how many live. Raises Unavailable."""
     deadline = time.monotonic() + within_s
     while True:
@@ -81,7 +81,7 @@ def services(store: Store, within_s: float = CONFIRMED_S, look_s: float = 0.05) 
         time.sleep(look_s)
 
 
-def heartbeats(store: Store) -> tuple[Heartbeat, ...]:
+def heartbeats(store: OperatorStore) -> tuple[Heartbeat, ...]:
     """Of all processes that live, by name. Raises Unavailable."""
     found = []
     for entry in store.operator_entries(KIND, EVERY_TENANT)[1]:
@@ -92,7 +92,7 @@ def heartbeats(store: Store) -> tuple[Heartbeat, ...]:
     return tuple(sorted(found, key=lambda beat: beat.process))
 
 
-def stopped_elsewhere(store: Store) -> dict[str, str]:
+def stopped_elsewhere(store: OperatorStore) -> dict[str, str]:
     """Log cells that cannot go on, by the processes that live → reason and text. Raises Unavailable."""
     return {cell: words for beat in heartbeats(store) for cell, words in sorted(beat.stopped.items())}
 
@@ -111,7 +111,7 @@ class HeartbeatPublisher:
 
     def __init__(
         self,
-        store: Store,
+        store: OperatorStore,
         look: Callable[[], Heartbeat],
         every_s: float = EVERY_S,
         now_s: Callable[[], float] = time.time,

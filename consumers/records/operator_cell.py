@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from consumers.errors import Rewound, Unavailable
-from consumers.store import Operation, Store
+from consumers.store import Operation, OperatorStore
 
 TRIES = 50
 
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 def written(
-    store: Store,
+    store: OperatorStore,
     plan: Callable[[], tuple[int, Operation | None, T]],
     tries: int = TRIES,
     pause: Callable[[int], None] = lambda attempt: None,

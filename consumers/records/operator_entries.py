@@ -31,7 +31,7 @@ from typing import Any, Literal, TypeVar, get_args
 import msgspec
 
 from consumers.errors import CorruptState
-from consumers.store import Entry, Store
+from consumers.store import Entry, OperatorStore
 
 FORMAT = 1
 EVERY_MODEL = "*"
@@ -164,7 +164,7 @@ def entry_key(model: str, client: str) -> str:
 class Revisions(dict[str, str]):
     """Client → tag of what people decided and allowlisted for it, on whatever model: 32 hex digits, others after any change."""
 
-    def __init__(self, store: Store, tenant: str) -> None:
+    def __init__(self, store: OperatorStore, tenant: str) -> None:
         said: dict[str, Any] = {}
         for kind in ("decision", "allow"):
             for entry in store.operator_entries(kind, tenant)[1]:

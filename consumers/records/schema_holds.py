@@ -13,7 +13,7 @@ from typing import Literal
 
 from consumers.errors import CorruptState
 from consumers.records.operator_entries import unpacked
-from consumers.store import Entry, Store
+from consumers.store import Entry, OperatorStore
 
 log = logging.getLogger("querywarden.detect")
 
@@ -55,7 +55,7 @@ def read_hold(entry: Entry) -> SchemaHold | None:
         return None
 
 
-def holds_of(store: Store, tenant: str) -> tuple[SchemaHold, ...]:
+def holds_of(store: OperatorStore, tenant: str) -> tuple[SchemaHold, ...]:
     """All holds of a tenant, those that wait for an operator first. Raises Unavailable."""
     found = [hold for entry in store.operator_entries(KIND, tenant)[1] if (hold := read_hold(entry)) is not None]
     return tuple(sorted(found, key=lambda hold: (hold.ruling != "held", hold.model, hold.column)))

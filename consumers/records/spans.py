@@ -12,7 +12,7 @@ import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from consumers.store import Store
+from consumers.store import ProfileStore
 from detector.baseline import Baseline
 from detector.errors import IncompatibleProfile
 from detector.profile import Profile, Shape
@@ -32,7 +32,7 @@ class Span:
     profile: Profile
 
 
-def fields_of(store: Store, clients: Sequence[ClientKey]) -> dict[ClientKey, dict[str, Mapping[str, bytes]]]:
+def fields_of(store: ProfileStore, clients: Sequence[ClientKey]) -> dict[ClientKey, dict[str, Mapping[str, bytes]]]:
     """What every profile cell holds of some clients, each cell at one offset; cells that hold nothing of a client are left out."""
     found: dict[ClientKey, dict[str, Mapping[str, bytes]]] = {key: {} for key in clients}
     for cell in store.cells():

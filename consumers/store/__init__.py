@@ -1,6 +1,7 @@
 """The store: profiles with the offset that they reflect, and decisions with the profiles that they reflect.
 
-Port `Store` has two implementations, Redis (`redis.py` + `*.lua`) and SQLite (`embedded.py`);
+Port `Store` has two implementations, Redis (`redis.py` + `*.lua`) and SQLite (`embedded.py`). It is made of four ports, and a process
+is typed by those that it uses: `ProfileStore`, `DecisionStore`, `OperatorStore` and `UpkeepStore`.
 `tests/support/store_contract.py` runs on both. The store is blind: it sees bytes, offsets and decisions, never a statistic.
 
 A profile cell holds the profiles of one *log cell*, under one hash tag; ingest owns it. A *decision cell* (0 ≤ v < `DECISION_CELLS`)
@@ -237,15 +238,9 @@ class Exported(NamedTuple):
     value: bytes
 
 
-class Store(Protocol):
-    # --- layout and secrets
-    def prepare(self, secrets_id: str) -> None:
-        """Create or check the layout (schema version, number of decision cells, id of the secrets).
+class ProfileStore(Protocol):
+    """Profile cells. Ingest owns them and needs nothing else of the store; detect and readers read them."""
 
-        Raises Refused in one line when the stored layout or the secrets id differ.
-        """
-
-    # --- ingest: one profile cell
     def claim(self, cell: str, token: str, proof: Proof = "none") -> Claim:
         """Take a profile cell: whoever held it is fenced from now on."""
 
@@ -262,7 +257,8 @@ class Store(Protocol):
 
     def dead_letters_shipped(self, cell: str, entries: Sequence[str]) -> None: ...
 
-    # --- detect: decision cells
+    def dead_letter_counts(self) -> dict[str, int]: ...
+
     def cells(self) -> list[str]:
         """All profile cells that were ever claimed."""
 
@@ -271,8 +267,17 @@ class Store(Protocol):
         each. One commit shares one score (its next offset) and is never cut: `cursor` is the highest score returned
         completely, or the cell's offset when nothing was left out."""
 
-    def shards(self, cell: str, clients: Sequence[ClientKey]) -> Shards: ...
+    def shards(self, cell: str, clients: Sequence[ClientKey]) -> Shards:
+        """Profile fields of some clients, all as of the cell's one offset, for processes that own nothing."""
 
+    def pressure(self) -> float:
+        """Share of its memory that the fullest server uses, 0 where there is no limit."""
+
+
+class DecisionStore(Protocol):
+    """Decision cells. Detect owns them; readers and gateways read them."""
+
+    # --- detect
     def claim_decisions(self, cell: int, process: str, token: str, lease_ms: int) -> DecisionClaim:
         """Raises LeaseHeld while another process' lease lives."""
 
@@ -287,7 +292,7 @@ class Store(Protocol):
         """Give up the lease (only if it is ours)."""
 
     def attend(self, process: str, duration_ms: int) -> int:
-        """Say that a detector lives and will for so long (0: it leaves); returns how many live. Cells are shared by it."""
+        """Say that a detector lives and will for this long (0: it leaves); returns how many live. Cells are shared by it."""
 
     def outbox(self, cell: int, destination: str, limit: int) -> list[tuple[str, OutboxAlert]]:
         """Alerts not yet delivered to `destination`, oldest first."""
@@ -302,15 +307,10 @@ class Store(Protocol):
         """All decision rows of a tenant, highest rank first within a model."""
 
     def decided(self, clients: Sequence[ClientKey]) -> dict[ClientKey, DecisionRow]:
-        """Decision rows of those clients that have one, for readers who own nothing."""
+        """Decision rows of those clients that have one, for processes that own nothing."""
 
     def alerts(self, limit: int | None = None) -> list[OutboxAlert]:
         """Alerts of the last 30 days, oldest first."""
-
-    def dead_letter_counts(self) -> dict[str, int]: ...
-
-    def pressure(self) -> float:
-        """Share of its memory that the fullest server uses, 0 where there is no limit."""
 
     # --- gateways
     def restrictions(self) -> tuple[dict[int, str], list[Restriction]]:
@@ -321,7 +321,10 @@ class Store(Protocol):
         """What changed after those positions, oldest first within a cell, at most `limit` a cell, and the new positions.
         None when a feed no longer goes back that far: read `restrictions` again."""
 
-    # --- operators
+
+class OperatorStore(Protocol):
+    """The operator cell."""
+
     def operate(self, revision: int, operation: Operation) -> int:
         """Atomic: check the revision, write entries and audit rows; returns the next revision, which is higher by a random step: one that
         a fail-over lost is not issued again for another content. Raises Rewound, Unavailable."""
@@ -336,7 +339,16 @@ class Store(Protocol):
     def audit_rows(self, after: int, limit: int) -> list[tuple[int, bytes]]:
         """Audit rows numbered above `after` (the first is 1), in order."""
 
-    # --- upkeep: each of these invalidates the owner of the cell it changes
+
+class UpkeepStore(Protocol):
+    """The store as a whole: opened, erased from, rebuilt, copied. What changes a cell invalidates the cell's owner in the same step."""
+
+    def prepare(self, secrets_id: str) -> None:
+        """Create or check the layout (schema version, number of decision cells, id of the secrets).
+
+        Raises Refused in one line when the stored layout or the secrets id differ.
+        """
+
     def erase(self, cell: str, clients: Sequence[ClientKey]) -> None:
         """Drop these clients' profiles and remember the cell's offset, or how far it was read before it was reset: below it their
         queries are never counted again."""
@@ -359,3 +371,11 @@ class Store(Protocol):
         """Take off the disk what was erased before, as far as a store can; False: the server's operator has to."""
 
     def close(self) -> None: ...
+
+
+class ServiceStore(ProfileStore, DecisionStore, OperatorStore, Protocol):
+    """What detect, serve and the readers use: every kind of cell, and nothing that rebuilds one."""
+
+
+class Store(ServiceStore, UpkeepStore, Protocol):
+    """The whole port, as both stores implement it and the commands use it."""

@@ -112,6 +112,7 @@ _BROKEN = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 _CLOSED_TO_US = {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH}
 
 _BUSY_TIMEOUT_S = 10.0
+_PURGE_EVERY_S = 86_400
 
 
 class _Connection(sqlite3.Connection):
@@ -128,6 +129,7 @@ class SQLiteFile:
 
     def __init__(self, path: str | os.PathLike[str], *, now_s: Callable[[], float] = time.time) -> None:
         self.path = Path(path)
+        self._purged_s: dict[str, float] = {}
         self._now_s = now_s
         self._local = threading.local()
         self._guard = threading.Lock()
@@ -172,6 +174,13 @@ class SQLiteFile:
                     yield transaction
             finally:
                 db.execute("PRAGMA secure_delete = OFF")
+
+    def _purge_due(self, what: str, now_s: int) -> bool:
+        """Tell whether what has expired should be deleted now. Once a day is enough: it is not shown any more."""
+        due = now_s - self._purged_s.get(what, 0.0) >= _PURGE_EVERY_S
+        if due:
+            self._purged_s[what] = now_s
+        return due
 
     def _connection(self) -> sqlite3.Connection:
         """The calling thread's own."""

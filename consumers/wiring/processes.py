@@ -95,6 +95,7 @@ def run_ingest(
 ) -> None:
     """Open log and store, then ingest until `stop` or, with `until_end`, until what was in the log at the start is committed."""
     from consumers.ingest import loop
+    from consumers.records.heartbeat import stopped_elsewhere
 
     step, _ = pure_steps(settings, baselines_of(settings))
     spans = start_spans(stack, "querywarden-ingest")
@@ -117,7 +118,7 @@ def run_ingest(
     alarms, stops = ingest_loop.reporter.watch.alarms, ingest_loop.ownership.stops
     start_heartbeat(stack, store, "ingest", lambda: (lag(), alarms, ()), stopped=stops.words)
     log.info("ingest started")
-    loop.run(ingest_loop, stop, until_end)
+    loop.run(ingest_loop, stop, until_end, stopped_elsewhere=lambda: stopped_elsewhere(store))
     cells = ingest_loop.ownership.cells.values()
     log.info("ingest stopped", extra={"counters": {c.name: dict(c.counters) for c in cells}})
 

@@ -16,7 +16,7 @@ from consumers import config
 from consumers.errors import Refused, WrongUse
 from consumers.metrics import Metrics, serve_metrics
 from consumers.records.heartbeat import Heartbeat, HeartbeatPublisher, SinkState
-from consumers.store import Store
+from consumers.store import OperatorStore
 from consumers.tracing import Spans, spans_of
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ log = logging.getLogger("querywarden.wiring")
 
 def start_heartbeat(
     stack: contextlib.ExitStack,
-    store: Store,
+    store: OperatorStore,
     role: str,
     look: Callable[[], tuple[float | None, Alarms, Sequence[OutboxWorker]]],
     keys: Callable[[], str] = lambda: "",

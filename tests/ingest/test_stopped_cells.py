@@ -153,7 +153,10 @@ class World:
 
 
 def until_end(log: Partitions, store: object, reading: Ingest) -> None:
-    ingest.run(World(log, store, reading).runner, lambda: False, until_end=True, poll_timeout_s=0.0)
+    runner = World(log, store, reading).runner
+    ingest.run(
+        runner, lambda: False, until_end=True, poll_timeout_s=0.0, stopped_elsewhere=lambda: stopped_elsewhere(store)
+    )
 
 
 def spoilt(how: str, log: Partitions, store: EmbeddedStore, reading: Ingest) -> tuple[Partitions, object]:

@@ -36,7 +36,7 @@ from consumers.readers.queries import Reader
 from consumers.records.alert import FRAMEWORKS, packed_alert
 from consumers.records.decision import StoredDecision, campaign_key, packed_decision
 from consumers.secrets import Secrets
-from consumers.store import Outcome, Store, decision_cell
+from consumers.store import Outcome, ServiceStore, decision_cell
 from consumers.store.embedded import EmbeddedStore
 from consumers.times import rfc3339
 from detector.query import ClientKey
@@ -82,7 +82,9 @@ def alert_of(one: StoredDecision, tenant: str, update: int = 0, **more: Any) -> 
     } | more  # fmt: skip
 
 
-def keep(store: Store, tenant: str, rows: Sequence[StoredDecision], alerts: Sequence[dict[str, Any]] = ()) -> None:
+def keep(
+    store: ServiceStore, tenant: str, rows: Sequence[StoredDecision], alerts: Sequence[dict[str, Any]] = ()
+) -> None:
     """Write rows and alerts, as detect would."""
     cells: dict[int, Outcome] = {}
     model = MODELS[tenant]
@@ -99,7 +101,7 @@ def keep(store: Store, tenant: str, rows: Sequence[StoredDecision], alerts: Sequ
         store.release_decisions(cell, "seed")
 
 
-def seed(store: Store, tenant: str = OURS) -> None:
+def seed(store: ServiceStore, tenant: str = OURS) -> None:
     rows = [
         decided(
             f"{c}@{tenant}" if tenant != OURS else c,

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from consumers.store import Store
+from consumers.store import OperatorStore
 
 COOKIE = "qw_session"
 HOURS = 12
@@ -91,7 +91,7 @@ class Sessions:
         """The session is good for nothing any more."""
         self._ended = {**self._ended, mark_of(session): session.ends_s}
 
-    def refresh(self, store: Store, now_s: float) -> None:
+    def refresh(self, store: OperatorStore, now_s: float) -> None:
         """Learn which sessions ended elsewhere, and forget those whose time is over. Raises Unavailable."""
         told = {entry.key: entry.expires_s for entry in store.operator_entries("session")[1]}
         self._ended = {mark: ends_s for mark, ends_s in {**self._ended, **told}.items() if ends_s > now_s}
