@@ -224,7 +224,7 @@ def _read_all(
             damage = error  # what was readable counts; the damage is told at the end
         if reading.ownership.stops.found:
             raise reading.ownership.stops.refusal()
-        if reading.health.error is not None and reading.health.failures >= PATIENCE:
+        if reading.health.error is not None and reading.health.backoff.failures >= PATIENCE:
             raise reading.health.error
         if turn % POLLS_A_TURN == 0:
             judging.turn()

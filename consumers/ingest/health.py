@@ -20,11 +20,13 @@ from consumers.errors import Unavailable
 from consumers.ingest.admission import FULL_SHARE
 from consumers.ingest.step import Cell
 from consumers.metrics import Metrics
+from consumers.periodic import Backoff
 from consumers.store import ProfileStore
 
 log = logging.getLogger("querywarden.ingest")
 
 BACK_OFF_S = (0.05, 5.0)
+"""The shortest and the longest pause after a turn without an answer."""
 KEEPALIVE_S = 5.0
 """How long nothing is asked of the store, or of a cell in it, before an idle process asks."""
 
@@ -44,7 +46,7 @@ class StoreHealth:
     """What one process knows of the store's answers.
 
     error              why this turn got no answer from store or log; None: it did
-    failures           turns in a row without an answer
+    backoff            pauses, by the turns in a row without an answer; full jitter, so that processes in step do not hammer the store
     answered_s         when the store last answered, by the monotonic clock
     full               the store has no room for new clients
     memory_checked_s   when it was last asked how full it is
@@ -54,15 +56,19 @@ class StoreHealth:
     metrics: Metrics
     runtime: Runtime
     error: Unavailable | None = None
-    failures: int = 0
     answered_s: float = -math.inf
     full: bool = False
     memory_checked_s: float = -math.inf
+    backoff: Backoff = field(init=False)
+
+    def __post_init__(self) -> None:
+        least_s, longest_s = BACK_OFF_S
+        self.backoff = Backoff(2 * least_s, longest_s, spread=1.0, least_s=least_s, rng=self.runtime.rng)
 
     def note_answer(self) -> None:
         """Note that the store answered just now."""
         self.answered_s = self.runtime.clock()
-        self.failures = 0
+        self.backoff.reset()
 
     def check_memory(self, cells: Iterable[Cell]) -> None:
         """Ask now and then how full the store is, and tell the cells."""
@@ -77,10 +83,10 @@ class StoreHealth:
             cell.full = self.full
 
     def back_off(self, error: Unavailable) -> None:
-        """Wait with full jitter (Brooker 2015): the store is not hammered by processes in step."""
-        self.failures += 1
+        """Wait after a turn without an answer."""
+        pause_s = self.backoff.next_s()
+        failures = self.backoff.failures
         self.metrics.add("querywarden_store_unavailable_total", process="ingest")
-        if self.failures in (1, 10) or self.failures % 100 == 0:
-            log.warning("store or log unavailable", extra={"why": str(error), "failures": self.failures})
-        low, high = BACK_OFF_S
-        self.runtime.sleep(self.runtime.rng.uniform(low, min(high, low * 2 ** min(self.failures, 10))))
+        if failures in (1, 10) or failures % 100 == 0:
+            log.warning("store or log unavailable", extra={"why": str(error), "failures": failures})
+        self.runtime.sleep(pause_s)

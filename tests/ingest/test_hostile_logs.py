@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -55,12 +56,13 @@ def lines() -> list[bytes]:
     ]
 
 
-def runtime() -> Runtime:
-    return Runtime(sleep=lambda s: None, rng=random.Random(0))
+def runtime(clock: Callable[[], float] = time.monotonic) -> Runtime:
+    return Runtime(clock, sleep=lambda s: None, rng=random.Random(0))
 
 
 def runner(path: Path, store: Any, reading: Ingest, **more: Any) -> IngestLoop:
-    return IngestLoop(FileLog([path]), store, reading, runtime=runtime(), **{"max_poll_records": 90} | more)
+    options: dict[str, Any] = {"runtime": runtime(), "max_poll_records": 90}
+    return IngestLoop(FileLog([path]), store, reading, **options | more)
 
 
 def through(one: IngestLoop) -> IngestLoop:
@@ -538,6 +540,6 @@ def test_a_clock_that_is_a_month_off_changes_no_profile(
     through(runner(path, right, reading))
     off = EmbeddedStore(tmp_path / "off.sqlite", now_s=lambda: 1.8e9 + shift_s)
     off.prepare(secrets.key_id)
-    through(runner(path, off, reading, clock=lambda: 5.0 + shift_s))
+    through(runner(path, off, reading, runtime=runtime(lambda: 5.0 + shift_s)))
     assert contents(off, reading) == contents(right, reading)
     off.close()

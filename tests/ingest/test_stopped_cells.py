@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import pytest
@@ -152,7 +153,7 @@ class World:
         return {name: cell.counters["queries"] for name, cell in sorted(self.runner.ownership.cells.items())}
 
 
-def until_end(log: Partitions, store: object, reading: Ingest) -> None:
+def until_end(log: Partitions, store: Any, reading: Ingest) -> None:
     runner = World(log, store, reading).runner
     ingest.run(
         runner, lambda: False, until_end=True, poll_timeout_s=0.0, stopped_elsewhere=lambda: stopped_elsewhere(store)

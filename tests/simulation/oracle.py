@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 import numpy as np
 from simulation import scene
@@ -26,7 +27,10 @@ EXACT = (
 ).split()
 """Fields of a profile that must be the very same; moments and marks are sums, within 1e-8."""
 
-REFLECTS = ("queries", "distinct", "suspicion", "p_value", "in_order", "family", "coverage", "last_ms", "cells")
+ASSESSED = ("queries", "distinct", "suspicion", "p_value", "in_order", "family")
+REFLECTS = {
+    name: attrgetter(name) for name in (*(f"assessment.{name}" for name in ASSESSED), "coverage", "last_ms", "cells")
+}
 """Fields of a decision row that follow from the profiles alone."""
 
 
@@ -160,7 +164,7 @@ def _decisions(world: World, v: Verdict) -> None:
         row = stored_decision(rows[key], scene.secrets(), key.tenant) if key in rows else None
         if row is None and key in erased:
             continue  # asked again between the erasure of profiles and that of decisions; assessed with the next query
-        differs = "no row" if row is None else next((n for n in REFLECTS if getattr(row, n) != getattr(must, n)), "")
+        differs = "no row" if row is None else next((name for name, of in REFLECTS.items() if of(row) != of(must)), "")
         if differs:
             v.old_rows += 1
             v.notes.append(f"decision of {key.client[:6]} does not reflect the log: {differs}")

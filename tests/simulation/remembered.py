@@ -11,13 +11,14 @@ Rules:
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable
 from typing import Any
 
 from consumers.detect import step
-from consumers.detect.step import Detect
 from consumers.log import Records
 from consumers.log.formats import NativeFormat
+from consumers.records import client
+from consumers.records.spans import Fields
 from consumers.secrets import Secrets
 from detector.baseline import Baseline
 from detector.features import FeatureMap
@@ -41,7 +42,7 @@ def remember(feature_map: FeatureMap) -> None:
     _once(Profile, "from_bytes", lambda blob, shape: (blob, shape))
     _once(Secrets, "seal", lambda self, text, tenant: (text, tenant))
     _once(Secrets, "unseal", lambda self, sealed, tenant: (sealed, tenant))
-    _once(Detect, "merged", _of_shards)
+    _once(client, "_profile", _of_shards)
     _once(step, "assess", _of_profile)
     # each process of each seed asks for these anew
     for name in ("map_id", "code_dtype"):
@@ -91,8 +92,8 @@ def _of_records(self: NativeFormat, records: Records) -> Hashable:
     return records.cell, records.offsets.tobytes(), tuple(records.values), tuple(records.refused.items())
 
 
-def _of_shards(self: Detect, key: ClientKey, shards: Mapping[str, Mapping[str, bytes]]) -> Hashable:
-    return key, tuple((cell, *fields.items()) for cell, fields in shards.items())
+def _of_shards(key: ClientKey, shards: Fields, baseline: Baseline) -> Hashable:
+    return key, tuple((cell, *fields.items()) for cell, fields in shards.items()), id(baseline)
 
 
 def _of_profile(profile: Profile, baseline: Baseline, shards: int, persona: str, held: bool) -> Hashable:
