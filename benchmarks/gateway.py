@@ -292,7 +292,8 @@ def measure(scenario: Scenario, seconds: float, cores: tuple[int | None, int | N
     """Figures of a scenario."""
     from support.servers import Redis
 
-    from consumers.operators.operate import Actor, Operations
+    from consumers.operators.audited_write import Actor
+    from consumers.operators.operate import Operations
     from consumers.secrets import Secrets
     from consumers.store.redis import connect
 

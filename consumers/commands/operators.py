@@ -24,7 +24,9 @@ from consumers import config, terminal
 from consumers.commands.options import AsJson, Client, ConfigFile
 from consumers.errors import Missing, Refused, Unavailable, WrongUse
 from consumers.operators import audit
-from consumers.operators.operate import LONGEST_KEY_S, Actor, Operations, Subject, without_digest
+from consumers.operators.api_keys import without_digest
+from consumers.operators.audited_write import Actor, Subject
+from consumers.operators.operate import LONGEST_KEY_S, Operations
 from consumers.readers.queries import Reader
 from consumers.readers.refusals import Refused as RefusedClient
 from consumers.readers.refusals import refused

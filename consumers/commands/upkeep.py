@@ -23,7 +23,7 @@ from consumers.commands.options import ConfigFile
 from consumers.errors import Refused, WrongUse
 from consumers.fit import load_baselines
 from consumers.operators import erasure
-from consumers.operators.erasure import Subject
+from consumers.operators.erasure import DataSubject
 from consumers.secrets import Secrets
 from consumers.store import Store, Tombstones
 from consumers.store import snapshot as files
@@ -167,7 +167,7 @@ def _note(settings: config.Settings, store: Store, secrets: Secrets, action: str
 
 def _subject(
     settings: config.Settings, store: Store, secrets: Secrets, client: str, model: list[str] | None, hashed: bool
-) -> Subject:
+) -> DataSubject:
     if hashed and not re.fullmatch(r"[0-9a-f]{32}", client):
         raise WrongUse("CLIENT: a hash has 32 hexadecimal digits")
     models = set(model or ()) or erasure.models_of(store, settings.tenant) | set(load_baselines(settings.baselines))

@@ -33,7 +33,7 @@ from starlette.types import Scope
 from consumers.errors import CorruptState, Refused, WrongUse
 from consumers.http.keymemory import Held, Keys, Memory, MemoryFile, Reading, Row, after
 from consumers.operators import audit
-from consumers.operators.operate import ROLES
+from consumers.operators.audited_write import ROLES
 from consumers.records import operator_entries
 from consumers.records.heartbeat import fingerprint
 from consumers.secrets import Secrets

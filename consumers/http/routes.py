@@ -22,7 +22,7 @@ from starlette.exceptions import HTTPException
 from consumers.http.access import BY_ROUTE, MOST_BYTES, TABLE, Access
 from consumers.http.auth import Credential
 from consumers.http.problems import MEDIA_TYPE, Problem
-from consumers.operators.operate import Actor
+from consumers.operators.audited_write import Actor
 
 F = TypeVar("F", bound=Callable[..., Any])
 MOST_NAMES = 32

@@ -36,7 +36,7 @@ LETTERS = 100_000
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
+class DataSubject:
     """A client of one tenant. client_id: empty when only the hash is known and nothing stored tells the id."""
 
     tenant: str
@@ -68,24 +68,24 @@ def models_of(store: Store, tenant: str) -> set[str]:
 
 def subject_of(
     store: Store, secrets: Secrets, tenant: str, client: str, models: Iterable[str], hashed: bool
-) -> Subject:
+) -> DataSubject:
     """A client by its id or, with `hashed`, by its hash as listings show it."""
     known = tuple(sorted(set(models)))
     if not hashed:
-        return Subject(tenant, secrets.client_hash(tenant, client), client, known)
+        return DataSubject(tenant, secrets.client_hash(tenant, client), client, known)
     rows = store.decided([ClientKey(tenant, model, client) for model in known])
     for key, row in rows.items():
         try:
-            return Subject(tenant, client, stored_decision(row, secrets, key.tenant).client_id, known)
+            return DataSubject(tenant, client, stored_decision(row, secrets, key.tenant).client_id, known)
         except CorruptState:
             continue
-    return Subject(tenant, client, "", known)
+    return DataSubject(tenant, client, "", known)
 
 
 def erase(
     store: Store,
     secrets: Secrets,
-    subject: Subject,
+    subject: DataSubject,
     whole: bool = True,
     say: Callable[[str], None] = lambda text: None,
     drop: Callable[[Callable[[], list[Entry]]], int] | None = None,
@@ -116,7 +116,7 @@ def erase(
     return done
 
 
-def document(store: Store, secrets: Secrets, subject: Subject) -> dict[str, Any]:
+def document(store: Store, secrets: Secrets, subject: DataSubject) -> dict[str, Any]:
     """Everything that is kept about a client, as JSON; what only we can read, in base64."""
     keys = subject.keys
     rows = store.decided(keys)
@@ -169,7 +169,7 @@ def _readable(value: bytes) -> Any:
         return base64.b64encode(value).decode()
 
 
-def _alerts(store: Store, secrets: Secrets, subject: Subject) -> Iterator[dict[str, Any]]:
+def _alerts(store: Store, secrets: Secrets, subject: DataSubject) -> Iterator[dict[str, Any]]:
     """Stored alerts about the client on its models."""
     for alert in store.alerts():
         try:
@@ -182,14 +182,14 @@ def _alerts(store: Store, secrets: Secrets, subject: Subject) -> Iterator[dict[s
             yield body
 
 
-def _key_of(alert: dict[str, Any], subject: Subject) -> ClientKey:
+def _key_of(alert: dict[str, Any], subject: DataSubject) -> ClientKey:
     """Whose finding it is: the client's, or a campaign's."""
     if alert["kind"] == "campaign":
         return campaign_key(subject.tenant, alert["model_id"], alert["campaign_id"])
     return ClientKey(subject.tenant, alert["model_id"], subject.client)
 
 
-def _alone(alert: dict[str, Any], secrets: Secrets, subject: Subject) -> dict[str, Any]:
+def _alone(alert: dict[str, Any], secrets: Secrets, subject: DataSubject) -> dict[str, Any]:
     """An alert as this client may read it: others are not named, and their queries neither."""
     if alert["kind"] != "campaign":
         return alert
@@ -197,7 +197,7 @@ def _alone(alert: dict[str, Any], secrets: Secrets, subject: Subject) -> dict[st
     return alert | {"members": mine, "accounts": len(alert["members"]), "witnesses": []}
 
 
-def _campaigns(store: Store, secrets: Secrets, subject: Subject) -> Iterator[ClientKey]:
+def _campaigns(store: Store, secrets: Secrets, subject: DataSubject) -> Iterator[ClientKey]:
     """Rows of campaigns that name the client."""
     for model in subject.models:
         for key, row in store.decisions(subject.tenant, model):
@@ -210,12 +210,12 @@ def _campaigns(store: Store, secrets: Secrets, subject: Subject) -> Iterator[Cli
                     yield key
 
 
-def _names(content: bytes, subject: Subject) -> bool:
+def _names(content: bytes, subject: DataSubject) -> bool:
     """Whether a refused record shows the client's id."""
     return bool(subject.client_id) and subject.client_id.encode("utf-8", "surrogatepass") in content
 
 
-def _drop_letters(store: Store, cell: str, subject: Subject) -> int:
+def _drop_letters(store: Store, cell: str, subject: DataSubject) -> int:
     mine = [
         entry
         for entry, letter in store.dead_letters(cell, LETTERS)
@@ -226,7 +226,7 @@ def _drop_letters(store: Store, cell: str, subject: Subject) -> int:
     return len(mine)
 
 
-def _entries(store: Store, subject: Subject, alerts: set[str]) -> list[Entry]:
+def _entries(store: Store, subject: DataSubject, alerts: set[str]) -> list[Entry]:
     """What operators keep that names the client or one of its alerts."""
     names = [name.encode() for name in (subject.client, *alerts)]
     return [
@@ -237,7 +237,7 @@ def _entries(store: Store, subject: Subject, alerts: set[str]) -> list[Entry]:
     ]
 
 
-def _entries_of(store: Store, subject: Subject, whole: bool, alerts: set[str]) -> list[Entry]:
+def _entries_of(store: Store, subject: DataSubject, whole: bool, alerts: set[str]) -> list[Entry]:
     """The entries that go with the client."""
     return [e for e in _entries(store, subject, alerts) if whole or e.key in alerts or _of_models(e, subject.models)]
 

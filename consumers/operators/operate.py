@@ -1,12 +1,10 @@
 """The operations of operators on the store: decide, allow, judge, note, create keys. `records.operator_entries` describes their entries.
 
 Rules:
-* Each operation is one atomic step: its entries, its audit row, the signed head, and the answer to its idempotency key. If another process
-  changed the operator cell in between, the operation is planned again on the new state.
+* Each operation is one atomic step (`audited_write`).
 * A decision ends at most `longest_s` from now, 30 days by default. So a mistake does not lock a client out for ever.
 * A dry run (`simulated`) is stored, shown and audited like a real decision, and enforced nowhere.
-* An idempotency key holds for a day, for one credential and one operation. The same key with another request is a `Conflict`.
-* The answer is what was stored. The text of an API key is returned once; only a digest is stored.
+* The text of an API key is returned once; only a digest is stored (`api_keys`).
 
 Errors: `WrongUse` for a value out of bounds, `Missing` and `Conflict` for the stored state, `Unavailable` if the store does not answer
 (the outcome is unknown: send the request again with the same idempotency key).
@@ -14,29 +12,21 @@ Errors: `WrongUse` for a value out of bounds, `Missing` and `Conflict` for the s
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import logging
-import random
 import re
 import secrets as entropy
-import string
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
-import msgspec
-
-from consumers.errors import Conflict, CorruptState, Missing, Refused, Stale, Unavailable, WrongUse
-from consumers.operators import audit, kept
+from consumers.errors import Conflict, Missing, WrongUse
+from consumers.operators.api_keys import key_digest, new_key
+from consumers.operators.audited_write import DAY_S, ROLES, Actor, AuditedWriter, Plan, Subject
 from consumers.records import breaker_entries, operator_entries, schema_holds, sealing
-from consumers.records.operator_cell import written
 from consumers.records.operator_entries import (
     RULINGS,
     VERDICTS,
     AllowlistEntry,
-    Answered,
     ApiKey,
     Ended,
     Note,
@@ -46,14 +36,11 @@ from consumers.records.operator_entries import (
     Verdict,
 )
 from consumers.records.schema_holds import SchemaHold, SchemaRuling
-from consumers.secrets import Secrets
-from consumers.store import Entry, Operation, Store
-from consumers.times import rfc3339
+from consumers.store import Entry
 from detector.query import ClientKey
 
 log = logging.getLogger("querywarden.operate")
 
-DAY_S = 86_400
 LONGEST_S = 30 * DAY_S
 FALSE_POSITIVE_DAYS = 30
 LONGEST_WORDS = 2000
@@ -61,67 +48,22 @@ MOST_NOTES = 100
 LIVE_KEYS = 2
 LONGEST_KEY_S = 3650 * DAY_S
 NOTE_KEPT_S = 365 * DAY_S
-ROLES = ("gateway", "viewer", "analyst", "operator", "admin", "ingest")
-_BASE62 = string.digits + string.ascii_letters
 _NAME = re.compile(r"[A-Za-z0-9._@-]{1,64}")
 _MODEL = re.compile(r"[^\x00-\x1f\x7f|]{1,256}")
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class Actor:
-    """Who acts. name: of the credential, never a secret; ip, request_id: for the audit log."""
-
-    name: str
-    role: str
-    tenant: str
-    ip: str = ""
-    request_id: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """Whom an operation is about: a client by hash, on one model or on all (``*``), with its id where that is known."""
-
-    client: str
-    model: str
-    client_id: str = ""
-
-
 @dataclass(slots=True)
-class _Plan(Generic[T]):
-    """One operation: what it changes, what it says of itself, what it answers. ends: what was there before is gone, its mark aside."""
-
-    answer: T
-    about: str
-    before: object = None
-    puts: list[Entry] = field(default_factory=list)
-    drops: list[tuple[str, str, str]] = field(default_factory=list)
-    forget: bool = False
-    ends: bool = False
-
-
-@dataclass(slots=True)
-class Operations:
+class Operations(AuditedWriter):
     """What may be done, on one store.
 
     longest_s  how long a decision may hold
-    mirror     the copy of the audit log that this process keeps, None for none
     env        goes into API keys, so that a test key is seen to be one
     """
 
-    store: Store
-    secrets: Secrets
-    now_s: Callable[[], float] = time.time
-    mirror: audit.Mirror | None = None
     longest_s: int = LONGEST_S
     env: str = "live"
-    sleep: Callable[[float], None] = time.sleep
-    seal: audit.Seal = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.seal = audit.Seal(self.secrets)
 
     def subject(self, tenant: str, model: str, client_id: str) -> Subject:
         """A client named by its id."""
@@ -154,7 +96,7 @@ class Operations:
         _check(subject, reason, note)
         asked = (subject, state, ttl_s, reason, note, simulated)
 
-        def plan() -> _Plan[StoredOperatorDecision]:
+        def plan() -> Plan[StoredOperatorDecision]:
             now = int(self.now_s())
             made = StoredOperatorDecision(
                 subject.client, subject.model, ruling, now + ttl_s, simulated, reason, note, actor.name, now,
@@ -165,7 +107,7 @@ class Operations:
             before = self._entry("decision", key, actor.tenant, StoredOperatorDecision)
             if simulated and before is not None and not before.simulated:
                 raise Conflict("a decision holds for this client and model; a dry run would end it: withdraw it first")
-            plan = _Plan(made, f"client:{subject.client} model:{subject.model}", before)
+            plan = Plan(made, f"client:{subject.client} model:{subject.model}", before)
             if state == "clear" and subject.model == operator_entries.EVERY_MODEL and not simulated:
                 mine = self._of_client("decision", subject.client, actor.tenant)
                 plan.drops = [(actor.tenant, "decision", other) for other in mine if other != key]
@@ -201,7 +143,7 @@ class Operations:
             raise WrongUse("ttl_s: 0 or more")
         _check(subject, reason)
 
-        def plan() -> _Plan[AllowlistEntry]:
+        def plan() -> Plan[AllowlistEntry]:
             self._unchanged(actor.tenant, subject, seen)
             now = int(self.now_s())
             made = AllowlistEntry(
@@ -211,7 +153,7 @@ class Operations:
             key = operator_entries.entry_key(subject.model, subject.client)
             before = self._entry("allow", key, actor.tenant, AllowlistEntry)
             put = Entry(actor.tenant, "allow", key, operator_entries.packed(made), made.until_s)
-            return _Plan(made, f"client:{subject.client} model:{subject.model}", before, [put])
+            return Plan(made, f"client:{subject.client} model:{subject.model}", before, [put])
 
         return self._apply(actor, "allow.add", plan, AllowlistEntry, once, (subject, ttl_s, reason))
 
@@ -224,7 +166,7 @@ class Operations:
 
     # ----------------------------------------------------------------------------------------- verdicts and notes
 
-    def judge(
+    def record_verdict(
         self,
         actor: Actor,
         alert_id: str,
@@ -242,13 +184,13 @@ class Operations:
         value = _one_of("verdict", verdict, VERDICTS)
         _check(None, note)
 
-        def plan() -> _Plan[Verdict]:
+        def plan() -> Plan[Verdict]:
             now = int(self.now_s())
             about = subject or campaign
             model, client = (about.model, about.client) if about else ("", "")
             made = Verdict(alert_id, value, note, actor.name, now, model, client)
             before = self._entry("verdict", alert_id, actor.tenant, Verdict)
-            plan = _Plan(
+            plan = Plan(
                 made,
                 f"alert:{alert_id}",
                 before,
@@ -260,7 +202,7 @@ class Operations:
 
         return self._apply(actor, f"verdict.{verdict}", plan, Verdict, once, (alert_id, verdict, note))
 
-    def _allow_by_verdict(self, plan: _Plan[Verdict], actor: Actor, subject: Subject, made: Verdict, now: int) -> None:
+    def _allow_by_verdict(self, plan: Plan[Verdict], actor: Actor, subject: Subject, made: Verdict, now: int) -> None:
         key = operator_entries.entry_key(subject.model, subject.client)
         listed = self._entry("allow", key, actor.tenant, AllowlistEntry)
         if made.verdict == "false_positive":
@@ -281,7 +223,7 @@ class Operations:
             raise WrongUse("text: nothing was written")
         _check(None, text)
 
-        def plan() -> _Plan[Note]:
+        def plan() -> Plan[Note]:
             now = int(self.now_s())
             above = f"{key.model}|{key.client}|"
             mine = [e for e in self._all("note", actor.tenant) if e.key.startswith(above)]
@@ -290,7 +232,7 @@ class Operations:
             sealed = sealing.sealed(text, self.secrets, actor.tenant)
             made = Note(entropy.token_hex(8), key.client, key.model, sealed, actor.name, now)
             put = Entry(actor.tenant, "note", above + made.id, operator_entries.packed(made), now + NOTE_KEPT_S)
-            return _Plan(made, f"client:{key.client} model:{key.model}", puts=[put])
+            return Plan(made, f"client:{key.client} model:{key.model}", puts=[put])
 
         return self._apply(actor, "note.add", plan, Note, once, (key, text))
 
@@ -311,7 +253,7 @@ class Operations:
             raise WrongUse("ttl_s: 1 s to ten years")
         shown: list[str] = []
 
-        def plan() -> _Plan[ApiKey]:
+        def plan() -> Plan[ApiKey]:
             now = int(self.now_s())
             live = [k for k in self._keys(actor.tenant) if k.name == name]
             if len(live) >= LIVE_KEYS:
@@ -320,7 +262,7 @@ class Operations:
             shown[:] = [text]
             made = ApiKey(prefix, key_digest(self.secrets, text), name, role, now, now + ttl_s, actor.name)
             put = Entry(actor.tenant, "key", prefix, operator_entries.packed(made), made.expires_s)
-            return _Plan(made, f"key:{prefix} name:{name} role:{role}", puts=[put])
+            return Plan(made, f"key:{prefix} name:{name} role:{role}", puts=[put])
 
         made = self._apply(actor, "key.create", plan, ApiKey, once, (name, role, ttl_s))
         fresh = shown and shown[0].split("_")[2] == made.prefix
@@ -332,14 +274,14 @@ class Operations:
         lost: what is known of the key when the store has lost it; services that remember it refuse it from then on.
         """
 
-        def plan() -> _Plan[ApiKey]:
+        def plan() -> Plan[ApiKey]:
             before = self._entry("key", prefix, actor.tenant, ApiKey) or lost
             if before is None:
                 raise Missing("the store holds no live key of this prefix")
             mark = Revoked(actor.name, int(self.now_s()))
             put = Entry(actor.tenant, "revoked", prefix, operator_entries.packed(mark), before.expires_s)
             drops = [(actor.tenant, "key", prefix)]
-            return _Plan(before, f"key:{prefix} name:{before.name}", before, [put], drops, ends=True)
+            return Plan(before, f"key:{prefix} name:{before.name}", before, [put], drops, ends=True)
 
         return self._apply(actor, "key.revoke", plan, ApiKey, once, (prefix,))
 
@@ -348,7 +290,7 @@ class Operations:
         put = Entry(
             actor.tenant, "session", ticket, operator_entries.packed(Ended(actor.name, int(self.now_s()))), ends_s
         )
-        self._apply(actor, "dashboard.logout", lambda: _Plan(None, "session", puts=[put]), type(None), None, ())
+        self._apply(actor, "dashboard.logout", lambda: Plan(None, "session", puts=[put]), type(None), None, ())
 
     def keys(self, tenant: str) -> tuple[ApiKey, ...]:
         """Live keys of a tenant, by name and age."""
@@ -358,14 +300,14 @@ class Operations:
         """Close the breaker by hand, detect's and the gateways': enforcement begins anew."""
         _check(None, reason)
 
-        def plan() -> _Plan[Reset]:
+        def plan() -> Plan[Reset]:
             opened_s, _ = breaker_entries.times(self.store, actor.tenant)
             now = max(int(self.now_s()), opened_s)  # whatever the clocks say, it is later than what it closes
             made = Reset(actor.name, now, reason)
             put = Entry(
                 actor.tenant, breaker_entries.KIND, breaker_entries.RESET, operator_entries.packed(made), now + DAY_S
             )
-            return _Plan(made, "breaker", puts=[put])
+            return Plan(made, "breaker", puts=[put])
 
         return self._apply(actor, "breaker.reset", plan, Reset, once, (reason,))
 
@@ -376,7 +318,7 @@ class Operations:
         _check(None, reason)
         key = schema_holds.hold_key(model, column)
 
-        def plan() -> _Plan[SchemaHold]:
+        def plan() -> Plan[SchemaHold]:
             before = self._entry(schema_holds.KIND, key, actor.tenant, SchemaHold)
             if before is None:
                 raise Missing("this column of this model is not held")
@@ -384,138 +326,25 @@ class Operations:
             made = replace(before, ruling=ruling, actor=actor.name, at_s=now)
             until_s = now + schema_holds.DISMISSED_S if ruling == "dismissed" else 0
             put = Entry(actor.tenant, schema_holds.KIND, key, operator_entries.packed(made), until_s)
-            return _Plan(made, f"model:{model} column:{column}", before, [put])
+            return Plan(made, f"model:{model} column:{column}", before, [put])
 
         return self._apply(actor, f"schema.{ruling}", plan, SchemaHold, once, (model, column, ruling))
 
     def record(self, actor: Actor, action: str, about: str) -> None:
         """An audit row without a change: for what others do (erase, restore, sign in)."""
-        self._apply(actor, action, lambda: _Plan(None, about), type(None), None, ())
+        self._apply(actor, action, lambda: Plan(None, about), type(None), None, ())
 
     def drop(self, actor: Actor, action: str, about: str, find: Callable[[], list[Entry]]) -> int:
         """Drop the entries that `find` names, for good; the answer is how many (erasing a client)."""
 
-        def plan() -> _Plan[int]:
+        def plan() -> Plan[int]:
             mine = find()
-            return _Plan(len(mine), about, drops=[(e.tenant, e.kind, e.key) for e in mine], forget=bool(mine))
+            return Plan(len(mine), about, drops=[(e.tenant, e.kind, e.key) for e in mine], forget=bool(mine))
 
         return self._apply(actor, action, plan, int, None, ())
 
-    # ---------------------------------------------------------------------------------------------------- inside
-
-    def _remove(
-        self,
-        actor: Actor,
-        action: str,
-        subject: Subject,
-        kind: str,
-        as_type: type[operator_entries.Value],
-        missing: str,
-        once: str | None,
-        seen: str | None,
-    ) -> operator_entries.Value:
-        """Drop what stands for a client and model under a kind of entry; it is returned. Raises Missing, Stale."""
-
-        def plan() -> _Plan[operator_entries.Value]:
-            self._unchanged(actor.tenant, subject, seen)
-            key = operator_entries.entry_key(subject.model, subject.client)
-            before = self._entry(kind, key, actor.tenant, as_type)
-            if before is None:
-                raise Missing(missing)
-            about = f"client:{subject.client} model:{subject.model}"
-            return _Plan(before, about, before, drops=[(actor.tenant, kind, key)])
-
-        return self._apply(actor, action, plan, as_type, once, (subject,))
-
-    def _apply(
-        self, actor: Actor, action: str, plan: Callable[[], _Plan[T]], kind: type[T], once: str | None, asked: object
-    ) -> T:
-        digest = audit.fingerprint([action, asked])
-        answer_key = audit.fingerprint([actor.name, actor.role, once]) if once else ""
-
-        def attempt() -> tuple[int, Operation | None, T]:
-            revision, head = audit.stored_head(self.store)
-            if answer_key and (before := self._answered(actor.tenant, answer_key, digest)) is not None:
-                return revision, None, msgspec.json.decode(before.body, type=kind)
-            planned = plan()
-            operation = self._operation(actor, action, planned, head)
-            if answer_key:
-                answered = Answered(digest, msgspec.json.encode(planned.answer).decode())
-                ends = int(self.now_s()) + DAY_S
-                operation.puts.append(
-                    Entry(actor.tenant, "idempotency", answer_key, operator_entries.packed(answered), ends)
-                )
-            return revision, operation, planned.answer
-
-        def pause(tried: int) -> None:
-            self.sleep(random.uniform(0, 0.002 * (tried + 1)))  # noqa: S311 — spreads retries, hides nothing
-
-        answer = written(self.store, attempt, pause=pause)
-        self._copy()
-        return answer
-
-    def _operation(self, actor: Actor, action: str, planned: _Plan[T], head: audit.Head | None) -> Operation:
-        now = self.now_s()
-        n, previous = (head.n, head.hash) if head else (0, audit.GENESIS)
-        if head is not None and not self.seal.holds(head):
-            log.error("the head of the audit log carries a wrong signature; run: querywarden audit verify")
-        row: Mapping[str, Any] = {
-            "n": n + 1,
-            "ts": rfc3339(int(now * 1000)),
-            "tenant": actor.tenant,
-            "actor": actor.name,
-            "role": actor.role,
-            "ip": actor.ip,
-            "action": action,
-            "object": planned.about,
-            "before": audit.fingerprint(planned.before),
-            "after": audit.fingerprint(planned.answer if planned.puts and not planned.ends else None),
-            "request_id": actor.request_id,
-            "prev": previous,
-            "wrote": kept.wrote(planned.puts, planned.drops),
-        }
-        line, digest = audit.chained(previous, row)
-        puts = [*planned.puts, audit.packed_head(self.seal.head(n + 1, digest, int(now)))]
-        return Operation(puts=puts, drops=list(planned.drops), audit=[line], forget=planned.forget)
-
-    def _copy(self) -> None:
-        if self.mirror is not None:
-            try:
-                self.mirror.catch_up(self.store, self.seal)
-            except (Unavailable, Refused, CorruptState) as error:
-                log.error("the copy of the audit log is behind", extra={"why": str(error)})
-
-    def revision(self, tenant: str, subject: Subject) -> str:
-        """Of what people decided and allowlisted for a client: changes whenever they do."""
-        return operator_entries.Revisions(self.store, tenant)[subject.client]
-
-    def _unchanged(self, tenant: str, subject: Subject, seen: str | None) -> None:
-        if seen is not None and self.revision(tenant, subject) != seen:
-            raise Stale("somebody decided about this client meanwhile; look at it again")
-
-    def _answered(self, tenant: str, key: str, digest: str) -> Answered | None:
-        before = self._entry("idempotency", key, tenant, Answered)
-        if before is not None and before.request != digest:
-            raise Conflict("this idempotency key was used for another request")
-        return before
-
-    def _all(self, kind: str, tenant: str) -> list[Entry]:
-        now = self.now_s()
-        return [e for e in self.store.operator_entries(kind, tenant)[1] if not e.expires_s or e.expires_s > now]
-
-    def _entry(
-        self, kind: str, key: str, tenant: str, as_type: type[operator_entries.Value]
-    ) -> operator_entries.Value | None:
-        return next((operator_entries.unpacked(e, as_type) for e in self._all(kind, tenant) if e.key == key), None)
-
-    def _of_client(self, kind: str, client: str, tenant: str) -> list[str]:
-        return [e.key for e in self._all(kind, tenant) if e.key.rpartition("|")[2] == client]
-
     def _keys(self, tenant: str) -> list[ApiKey]:
         return [operator_entries.unpacked(e, ApiKey) for e in self._all("key", tenant)]
-
-    def _sealed(self, subject: Subject, tenant: str) -> str:
-        return sealing.sealed(subject.client_id, self.secrets, tenant) if subject.client_id else ""
 
 
 def _length(seconds: int) -> str:
@@ -523,22 +352,6 @@ def _length(seconds: int) -> str:
     return next(
         f"{seconds // n}{unit}" for unit, n in (("d", DAY_S), ("h", 3600), ("m", 60), ("s", 1)) if not seconds % n
     )
-
-
-def new_key(env: str) -> tuple[str, str]:
-    """Public prefix and text of a fresh key: ``qw_<env>_<8>_<43>``, 256 bits."""
-    prefix = "".join(entropy.choice(_BASE62) for _ in range(8))
-    return prefix, f"qw_{env}_{prefix}_{''.join(entropy.choice(_BASE62) for _ in range(43))}"
-
-
-def key_digest(secrets: Secrets, text: str) -> str:
-    """What is stored of a key. It has 256 random bits, so one keyed hash is enough."""
-    return hmac.digest(secrets.derived("api-key"), text.encode("utf-8", "surrogatepass"), hashlib.sha256).hex()
-
-
-def without_digest(key: ApiKey) -> ApiKey:
-    """The key as it may be shown."""
-    return replace(key, digest="")
 
 
 def _one_of(name: str, text: str, values: tuple[T, ...]) -> T:

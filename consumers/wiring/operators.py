@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 from consumers import config
 from consumers.operators.audit import Mirror
-from consumers.operators.operate import Actor, Operations
+from consumers.operators.audited_write import Actor
+from consumers.operators.operate import Operations
 from consumers.readers.gateways import Modes
 from consumers.readers.queries import Reader
 from consumers.secrets import Secrets

@@ -23,8 +23,8 @@ from consumers.fit import load_baselines
 from consumers.http.api.application import build
 from consumers.http.api.context import Api
 from consumers.http.auth import Authenticator, KeyRing
-from consumers.http.dashboard import actions, pages
-from consumers.http.dashboard.health import Pulse
+from consumers.http.dashboard import actions, handlers
+from consumers.http.dashboard.health_page import Pulse
 from consumers.http.dashboard.session import Sessions
 from consumers.http.gateway import Gateway, Rules
 from consumers.http.identities import Identities
@@ -101,7 +101,7 @@ def build_application(settings: config.Settings, stack: contextlib.ExitStack, me
     stack.callback(credentials.stop)
     _start_enforcement(settings, stack, store, view, gateway, metrics)
     start_canary_audit(settings, stack, operations)
-    dashboard = pages.Dashboard(
+    dashboard = handlers.Dashboard(
         reader=reader,
         auth=auth,
         sessions=sessions,
@@ -110,7 +110,7 @@ def build_application(settings: config.Settings, stack: contextlib.ExitStack, me
         pulse=_pulse_of(view),
     )
     api = Api(reader, operations, keys, feed, producer_of(settings, stack, baselines))
-    app = build(api, [*pages.routes(dashboard), *actions.routes(dashboard, operations)])
+    app = build(api, [*handlers.routes(dashboard), *actions.routes(dashboard, operations)])
 
     def ready() -> str | None:
         if not keys.loaded:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from consumers import config
 from consumers.errors import QueryWardenError
-from consumers.operators.operate import Actor, Operations
+from consumers.operators.audited_write import Actor
+from consumers.operators.operate import Operations
 from consumers.periodic import Periodic
 from consumers.watermark.anchoring import anchor
 

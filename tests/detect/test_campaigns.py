@@ -24,7 +24,8 @@ from consumers.ingest import loop as ingest
 from consumers.ingest.step import Ingest
 from consumers.log.files import FileLog
 from consumers.operators import erasure
-from consumers.operators.operate import Actor, Operations
+from consumers.operators.audited_write import Actor
+from consumers.operators.operate import Operations
 from consumers.readers.queries import Reader
 from consumers.records.alert import stored_alert
 from consumers.records.decision import StoredDecision, campaign_key, is_campaign, stored_decision
@@ -304,7 +305,7 @@ def test_a_verdict_about_a_campaign_is_its_next_update_and_stays_with_it(world: 
         bodies = [stored_alert(alert, secrets) for alert in world.store.alerts()]
         return sorted((b for b in bodies if b["kind"] == "campaign"), key=lambda b: int(b["update"]))
 
-    operations.judge(who, row.alert["alert_id"], "true_positive", None, campaign=key, note="one owner")
+    operations.record_verdict(who, row.alert["alert_id"], "true_positive", None, campaign=key, note="one owner")
     told = judged()
     assert [b["update"] for b in told] == [0, 1]
     assert told[1]["verdict"] == {"verdict": "true_positive", "by": "alice", "note": "one owner"}
@@ -314,7 +315,7 @@ def test_a_verdict_about_a_campaign_is_its_next_update_and_stays_with_it(world: 
     assert len(judged()) == 2, "told once, over restarts"
     world.read(lines_of(accounts=["sybil-99"], first=400))
     assert [b.get("verdict", {}).get("verdict") for b in judged()] == [None, "true_positive", "true_positive"]
-    operations.judge(who, row.alert["alert_id"], "false_positive", None, campaign=key)
+    operations.record_verdict(who, row.alert["alert_id"], "false_positive", None, campaign=key)
     assert judged()[-1]["verdict"]["verdict"] == "false_positive"
     assert world.store.operator_entries("allow", TENANT)[1] == []
 

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from consumers.detect.overrides import Overrides
-from consumers.operators.operate import Actor, Operations
+from consumers.operators.audited_write import Actor
+from consumers.operators.operate import Operations
 from consumers.records.breaker import Breaker, Limits
 from consumers.records.breaker_entries import RESET, TRIPPED, times
 from consumers.records.operator_entries import AllowlistEntry, Reset, entry_key, packed

@@ -14,7 +14,8 @@ from support.loans import MODEL, Event, fitted, in_order, life, lines_of, noise,
 from consumers.detect.overrides import Overrides
 from consumers.detect.schema_holds import SchemaHolds
 from consumers.errors import Missing
-from consumers.operators.operate import Actor, Operations
+from consumers.operators.audited_write import Actor
+from consumers.operators.operate import Operations
 from consumers.records.schema_holds import holds_of
 from consumers.records.schema_watch import FIELD, IDENTITY, Distinct, SchemaWatch
 from consumers.secrets import Secrets

@@ -14,7 +14,8 @@ from consumers.alerts.ocsf import detection_finding
 from consumers.detect.loop import Runner
 from consumers.detect.step import Detect
 from consumers.errors import Rewound
-from consumers.operators.operate import Actor, Operations, Subject
+from consumers.operators.audited_write import Actor, Subject
+from consumers.operators.operate import Operations
 from consumers.records.decision import stored_decision
 from consumers.store import OutboxAlert
 from consumers.store.embedded import EmbeddedStore
@@ -55,7 +56,7 @@ def detector(store: Any, sink: Sink) -> Runner:
 
 
 def judge(store: EmbeddedStore, verdict: str, note: str = "looked", alert: str = "") -> None:
-    Operations(store, SECRETS).judge(WHO, alert or alert_id("thief"), verdict, THIEF, note=note)
+    Operations(store, SECRETS).record_verdict(WHO, alert or alert_id("thief"), verdict, THIEF, note=note)
 
 
 def turns(one: Runner, n: int = 3) -> Runner:

@@ -18,7 +18,8 @@ from consumers.enforcement.refresher import Refresher
 from consumers.enforcement.restrictions import Restrictions
 from consumers.enforcement.storm import GatewayBreaker
 from consumers.metrics import Metrics
-from consumers.operators.operate import Actor, Operations, Subject
+from consumers.operators.audited_write import Actor, Subject
+from consumers.operators.operate import Operations
 from consumers.readers.queries import Reader
 from consumers.records.breaker import Limits
 from consumers.records.decision import packed_decision, previous

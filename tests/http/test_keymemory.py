@@ -14,7 +14,8 @@ from consumers.errors import Unavailable
 from consumers.http.auth import Authenticator, KeyRing
 from consumers.http.keymemory import MemoryFile
 from consumers.metrics import Metrics
-from consumers.operators.operate import LONGEST_KEY_S, Actor, Operations
+from consumers.operators.audited_write import Actor
+from consumers.operators.operate import LONGEST_KEY_S, Operations
 from consumers.records import heartbeat
 from consumers.records.operator_entries import ApiKey
 from consumers.secrets import Secrets

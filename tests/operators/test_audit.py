@@ -29,7 +29,8 @@ from consumers.operators.audit import (
     stored_rows,
     verify,
 )
-from consumers.operators.operate import Actor, Operations
+from consumers.operators.audited_write import Actor
+from consumers.operators.operate import Operations
 from consumers.records.operator_entries import entry_key
 from consumers.secrets import Secrets
 from consumers.store import Entry, Operation
@@ -279,7 +280,7 @@ def test_an_entry_that_was_taken_away_changed_or_planted_is_found(desk: Desk, tm
     desk.operations.allow(ADMIN, desk.operations.subject(OURS, "*", "friend"))
     desk.operations.note(ADMIN, ClientKey(OURS, "m", subject.client), "seen before")
     desk.operations.create_key(ADMIN, "gw", "gateway")
-    desk.operations.judge(ADMIN, "alert-1", "false_positive", desk.operations.subject(OURS, "m", "other"))
+    desk.operations.record_verdict(ADMIN, "alert-1", "false_positive", desk.operations.subject(OURS, "m", "other"))
     desk.operations.reset_breaker(ADMIN)
     (block,) = desk.store.operator_entries("decision")[1]
     (key,) = desk.store.operator_entries("key")[1]

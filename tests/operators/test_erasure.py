@@ -18,7 +18,8 @@ from consumers.ingest import loop as ingest
 from consumers.ingest.step import Ingest
 from consumers.log.files import FileLog
 from consumers.operators import erasure
-from consumers.operators.operate import Actor, Operations, Subject
+from consumers.operators.audited_write import Actor, Subject
+from consumers.operators.operate import Operations
 from consumers.records.decision import stored_decision
 from consumers.secrets import Secrets
 from consumers.store import Store, Tombstones, decision_cell, snapshot
@@ -78,8 +79,8 @@ class Life:
         found = (stored_decision(row, self.secrets, TENANT) for _, row in store.decisions(TENANT))
         return {row.client_id: row.assessment.queries for row in found}
 
-    def subject(self, **more: Any) -> erasure.Subject:
-        return erasure.Subject(TENANT, self.key.client, self.thief, (MODEL,), **more)
+    def subject(self, **more: Any) -> erasure.DataSubject:
+        return erasure.DataSubject(TENANT, self.key.client, self.thief, (MODEL,), **more)
 
 
 class _WithoutAudit:

@@ -12,7 +12,8 @@ from support.seeded_api import OURS, SECRETS, World
 
 from consumers.errors import Conflict, CorruptState, Missing, Rewound, Unavailable, WrongUse
 from consumers.operators.audit import stored_rows
-from consumers.operators.operate import DAY_S, MOST_NOTES, Actor, Operations, Subject
+from consumers.operators.audited_write import DAY_S, Actor, Subject
+from consumers.operators.operate import MOST_NOTES, Operations
 from consumers.readers.queries import Reader
 from consumers.records import operator_entries
 from consumers.store import Entry, Operation
@@ -210,12 +211,12 @@ def _always_rewound(revision: int, operation: Operation) -> int:
 
 def test_a_false_positive_is_left_alone_for_a_month(operations: Operations, clock: Clock) -> None:
     subject = thief(operations, "fraud")
-    operations.judge(MARIA, "alert-1", "false_positive", subject, note="our own test")
+    operations.record_verdict(MARIA, "alert-1", "false_positive", subject, note="our own test")
     (allowed,) = reader(operations).allowlist()
     assert (allowed.client_id, allowed.model_id, allowed.origin) == ("thief", "fraud", "verdict")
     assert allowed.until_s == clock.now + 30 * DAY_S
     assert reader(operations).verdicts()["alert-1"].verdict == "false_positive"
-    operations.judge(MARIA, "alert-1", "true_positive", subject)
+    operations.record_verdict(MARIA, "alert-1", "true_positive", subject)
     assert reader(operations).allowlist() == ()
     assert reader(operations).verdicts()["alert-1"].verdict == "true_positive"
 
@@ -223,8 +224,8 @@ def test_a_false_positive_is_left_alone_for_a_month(operations: Operations, cloc
 def test_a_verdict_never_shortens_what_an_operator_allowed(operations: Operations) -> None:
     subject = thief(operations, "fraud")
     operations.allow(MARIA, subject, reason="partner")
-    operations.judge(MARIA, "alert-1", "false_positive", subject)
-    operations.judge(MARIA, "alert-1", "true_positive", subject)
+    operations.record_verdict(MARIA, "alert-1", "false_positive", subject)
+    operations.record_verdict(MARIA, "alert-1", "true_positive", subject)
     (allowed,) = reader(operations).allowlist()
     assert (allowed.reason, allowed.until_s) == ("partner", 0)
 
@@ -273,7 +274,7 @@ WRONG: dict[str, Callable[[Operations], object]] = {
     "model with a line break": lambda o: o.decide(MARIA, thief(o, "a\nb"), "block"),
     "empty model": lambda o: o.decide(MARIA, thief(o, ""), "block"),
     "long reason": lambda o: o.decide(MARIA, thief(o), "block", reason="x" * 2001),
-    "verdict": lambda o: o.judge(MARIA, "a", "maybe", None),
+    "verdict": lambda o: o.record_verdict(MARIA, "a", "maybe", None),
     "empty note": lambda o: o.note(MARIA, ClientKey(OURS, "m", "0" * 32), " "),
     "role": lambda o: o.create_key(MARIA, "bot", "root"),
     "key name": lambda o: o.create_key(MARIA, "a b", "viewer"),

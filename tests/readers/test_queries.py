@@ -24,7 +24,7 @@ from support.seeded_api import (
 )
 
 from consumers.errors import Unavailable, WrongUse
-from consumers.operators.operate import Actor
+from consumers.operators.audited_write import Actor
 from consumers.readers import explanation
 from consumers.readers.models import Client
 from consumers.readers.queries import SORTS, Reader

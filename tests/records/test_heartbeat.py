@@ -13,9 +13,10 @@ from support.seeded_api import OURS, SECRETS, alert_of, decided, keep
 from consumers.alarms import Alarms
 from consumers.alerts.delivery import OutboxWorker
 from consumers.errors import Unavailable
-from consumers.http.dashboard.health import Pulse, health_page
+from consumers.http.dashboard.health_page import Pulse, health_page
 from consumers.metrics import Metrics
-from consumers.operators.operate import Actor, Operations
+from consumers.operators.audited_write import Actor
+from consumers.operators.operate import Operations
 from consumers.readers.queries import Reader
 from consumers.records import heartbeat
 from consumers.records.heartbeat import EVERY_TENANT, KIND, LASTS_S, Heartbeat, HeartbeatPublisher, SinkState

@@ -11,8 +11,8 @@ from support import seeded_dashboard
 from support.seeded_dashboard import MODEL, SECRETS, TENANT
 
 from consumers.http.auth import Authenticator, KeyRing
-from consumers.http.dashboard import actions, pages
-from consumers.http.dashboard.pages import Dashboard
+from consumers.http.dashboard import actions, handlers
+from consumers.http.dashboard.handlers import Dashboard
 from consumers.http.dashboard.session import Sessions
 from consumers.operators.operate import Operations
 from consumers.readers.queries import Reader
@@ -46,7 +46,9 @@ class World:
             baselines={MODEL: baseline},
             now_s=clock,
         )
-        self.app = Starlette(routes=[*pages.routes(self.dashboard), *actions.routes(self.dashboard, self.operations)])
+        self.app = Starlette(
+            routes=[*handlers.routes(self.dashboard), *actions.routes(self.dashboard, self.operations)]
+        )
 
     def browser(self, role: str = "", host: str = HOST) -> TestClient:
         client = TestClient(self.app, base_url=f"http://{host}", follow_redirects=False, client=("127.0.0.1", 50_000))

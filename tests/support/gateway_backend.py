@@ -11,7 +11,8 @@ from pathlib import Path
 
 from support.servers import Redis, Server, _listens, free_port
 
-from consumers.operators.operate import Actor, Operations, Subject
+from consumers.operators.audited_write import Actor, Subject
+from consumers.operators.operate import Operations
 from consumers.secrets import Secrets
 from consumers.store import DecisionRow, Outcome, decision_cell
 from consumers.store.redis import connect

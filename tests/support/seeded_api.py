@@ -30,7 +30,8 @@ from consumers.log.formats import NativeFormat
 from consumers.log.writers import FileWriter
 from consumers.metrics import Metrics
 from consumers.operators.audit import Mirror
-from consumers.operators.operate import ROLES, Actor, Operations
+from consumers.operators.audited_write import ROLES, Actor
+from consumers.operators.operate import Operations
 from consumers.readers.gateways import Modes
 from consumers.readers.queries import Reader
 from consumers.records.alert import FRAMEWORKS, packed_alert
@@ -169,7 +170,7 @@ def world(
     store.prepare(SECRETS.key_id)
     mirror = Mirror(folder / "audit.jsonl")
     operations = Operations(store, SECRETS, mirror=mirror)
-    keys = {}
+    keys: dict[tuple[str, str], str] = {}
     if filled:
         for tenant in (OURS, FOREIGN):
             seed(store, tenant)

@@ -23,11 +23,12 @@ from support import victims
 from support.rows import stored_row
 
 from consumers.http.auth import Authenticator, KeyRing
-from consumers.http.dashboard import actions, pages
-from consumers.http.dashboard.health import Pulse, Sink
-from consumers.http.dashboard.pages import Dashboard
+from consumers.http.dashboard import actions, handlers
+from consumers.http.dashboard.handlers import Dashboard
+from consumers.http.dashboard.health_page import Pulse, Sink
 from consumers.http.dashboard.session import Sessions
-from consumers.operators.operate import Actor, Operations
+from consumers.operators.audited_write import Actor
+from consumers.operators.operate import Operations
 from consumers.readers.queries import Reader
 from consumers.records.alert import FRAMEWORKS, packed_alert
 from consumers.records.decision import StoredDecision, packed_decision
@@ -208,7 +209,7 @@ def served(
         now_s=time.time,
         pulse=lambda: Pulse(0.4, "", sinks),
     )
-    app = Starlette(routes=[*pages.routes(dashboard), *actions.routes(dashboard, operations)])
+    app = Starlette(routes=[*handlers.routes(dashboard), *actions.routes(dashboard, operations)])
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", port))
         port = probe.getsockname()[1]

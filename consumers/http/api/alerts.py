@@ -9,7 +9,7 @@ from fastapi import FastAPI, Query
 from consumers.http.api.context import Api
 from consumers.http.api.parameters import NEXT, Asked, Cursor, Id, Limit, Once, Paged, Words, there
 from consumers.http.routes import Acting, Caller, route
-from consumers.operators.operate import Subject
+from consumers.operators.audited_write import Subject
 from consumers.readers import models as read_models
 from consumers.readers.pagination import Place
 from consumers.records.decision import campaign_key
@@ -47,7 +47,9 @@ def alert_routes(app: FastAPI, api: Api) -> None:
             subject = Subject(found.client_key, found.model_id, found.client_id or "")
         elif found.campaign_id is not None:
             campaign = campaign_key(who.tenant, found.model_id, found.campaign_id)
-        made = api.operations.judge(who, alert_id, body.verdict, subject, campaign=campaign, note=body.note, once=once)
+        made = api.operations.record_verdict(
+            who, alert_id, body.verdict, subject, campaign=campaign, note=body.note, once=once
+        )
         return read_models.Verdict(made.alert_id, made.verdict, made.note, made.actor, made.at_s)
 
     @route(app, "GET", "/v1/campaigns", answers=NEXT)

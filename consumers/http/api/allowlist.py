@@ -11,14 +11,13 @@ from starlette.responses import Response
 from consumers.http.api.context import Api, tell_revision
 from consumers.http.api.parameters import NEXT, AboutClient, Once, Paged, Seen, Words, about_client, newest_first, tag
 from consumers.http.routes import Acting, Caller, route
-from consumers.operators import operate
-from consumers.operators.operate import Subject
+from consumers.operators.audited_write import DAY_S, Subject
 from consumers.readers import models as read_models
 from consumers.records import operator_entries
 
 
 class Allow(AboutClient):
-    ttl_s: int = Field(0, ge=0, le=3650 * operate.DAY_S, description="0: until it is removed")
+    ttl_s: int = Field(0, ge=0, le=3650 * DAY_S, description="0: until it is removed")
     reason: Words = ""
 
 

@@ -12,7 +12,8 @@ from consumers.http.api.parameters import AboutClient
 from consumers.http.auth import KeyRing
 from consumers.http.producer import LogProducer
 from consumers.http.restriction_feed import DecisionFeed
-from consumers.operators.operate import Actor, Operations, Subject
+from consumers.operators.audited_write import Actor, Subject
+from consumers.operators.operate import Operations
 from consumers.readers.queries import Reader
 from consumers.records import operator_entries
 

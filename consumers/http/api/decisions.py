@@ -24,14 +24,14 @@ from consumers.http.api.parameters import (
 )
 from consumers.http.routes import Acting, Caller, route
 from consumers.operators import operate
-from consumers.operators.operate import Subject
+from consumers.operators.audited_write import DAY_S, Subject
 from consumers.readers import models as read_models
 from consumers.records import operator_entries
 
 
 class Decide(AboutClient):
     state: Literal["block", "throttle", "clear"]
-    ttl_s: int = Field(operate.DAY_S, ge=1, le=366 * operate.DAY_S, description="how long it holds")
+    ttl_s: int = Field(DAY_S, ge=1, le=366 * DAY_S, description="how long it holds")
     reason: Words = ""
     note: Words = ""
     simulated: bool = Field(False, description="a dry run: stored and shown, enforced nowhere")
@@ -92,9 +92,7 @@ def decision_routes(app: FastAPI, api: Api) -> None:
         withdraw: Annotated[
             bool, Query(description="take an operator's decision back; what was detected holds again")
         ] = False,
-        ttl_s: Annotated[
-            int, Query(ge=1, le=366 * operate.DAY_S, description="how long the release holds")
-        ] = operate.DAY_S,
+        ttl_s: Annotated[int, Query(ge=1, le=366 * DAY_S, description="how long the release holds")] = DAY_S,
         reason: Annotated[str, Query(max_length=operate.LONGEST_WORDS)] = "",
         once: Once = None,
         seen: Seen = None,

@@ -11,8 +11,7 @@ from pydantic import Field
 from consumers.http.api.context import Api
 from consumers.http.api.parameters import NEXT, Asked, Id, Once, Paged
 from consumers.http.routes import Acting, Caller, route
-from consumers.operators import operate
-from consumers.operators.operate import Actor
+from consumers.operators.audited_write import DAY_S, Actor
 from consumers.readers.pagination import Place
 from consumers.records import operator_entries
 
@@ -20,7 +19,7 @@ from consumers.records import operator_entries
 class MakeKey(Asked):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._@-]{1,64}$")]
     role: Literal["gateway", "viewer", "analyst", "operator", "admin", "ingest"]
-    ttl_s: int = Field(365 * operate.DAY_S, ge=1, le=3650 * operate.DAY_S)
+    ttl_s: int = Field(365 * DAY_S, ge=1, le=3650 * DAY_S)
 
 
 @dataclass(frozen=True, slots=True)

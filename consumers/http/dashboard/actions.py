@@ -21,9 +21,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from consumers.errors import Conflict, Missing, Refused, Stale, Unavailable, WrongUse
-from consumers.http.dashboard.pages import ACTS, Dashboard
+from consumers.http.dashboard.handlers import ACTS, Dashboard
 from consumers.http.dashboard.session import COOKIE, ROLES, Visitor, local_path, mark_of, same_origin
-from consumers.operators.operate import Actor, Operations, Subject
+from consumers.operators.audited_write import Actor, Subject
+from consumers.operators.operate import Operations
 from consumers.records.decision import campaign_key
 
 log = logging.getLogger("querywarden.dashboard")
@@ -140,7 +141,7 @@ def _judge(d: Dashboard, operations: Operations, who: Actor, form: Form) -> tupl
     found = d.reader.of(who.tenant).client(form["model"], form["client"])
     if found is None or found.alert_id != form["alert"]:
         raise Missing("this client has no such alert")
-    operations.judge(who, form["alert"], form["verdict"], subject, note=form.get("note", "").strip())
+    operations.record_verdict(who, form["alert"], form["verdict"], subject, note=form.get("note", "").strip())
     return _client_path(form), form["verdict"]
 
 
@@ -149,7 +150,9 @@ def _judge_campaign(d: Dashboard, operations: Operations, who: Actor, form: Form
     if found is None or found.campaign_id is None or found.campaign_id != form["campaign"]:
         raise Missing("this campaign has no such alert")
     key = campaign_key(who.tenant, found.model_id, found.campaign_id)
-    operations.judge(who, found.alert_id, form["verdict"], None, campaign=key, note=form.get("note", "").strip())
+    operations.record_verdict(
+        who, found.alert_id, form["verdict"], None, campaign=key, note=form.get("note", "").strip()
+    )
     return _campaign_path(form), "judged"
 
 

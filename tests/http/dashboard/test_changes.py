@@ -9,7 +9,7 @@ from support import seeded_dashboard
 from support.dashboard_people import BLOCK, SUBJECT, World, token
 from support.seeded_dashboard import MODEL, SECRETS, TENANT
 
-from consumers.http.dashboard.views import MOST_ALERTS
+from consumers.http.dashboard.site import MOST_ROWS
 from consumers.records.alert import packed_alert
 from consumers.records.decision import ExposureMeasured, campaign_key, exposures_of, packed_decision
 from consumers.records.operator_entries import Verdict, unpacked
@@ -100,7 +100,7 @@ def test_exposure_is_drawn_over_queries(world: World, baseline: Baseline) -> Non
 def test_older_alerts_have_a_page(world: World, baseline: Baseline) -> None:
     rows = [
         seeded_dashboard.row(f"many-{n}", "throttle", "suspicious", 0.001, 500, "part_roots", baseline)
-        for n in range(MOST_ALERTS)
+        for n in range(MOST_ROWS)
     ]
     seeded_dashboard.keep(world.store, [(MODEL, one) for one in rows])
     viewer = world.browser("viewer")
@@ -110,6 +110,6 @@ def test_older_alerts_have_a_page(world: World, baseline: Baseline) -> None:
     second = viewer.get(older[1]).text
     assert 'href="/alerts"' in second
     shown = [len(re.findall(r"<tr><td", text)) for text in (first, second)]
-    assert shown[0] == MOST_ALERTS
-    assert 0 < shown[1] < MOST_ALERTS
+    assert shown[0] == MOST_ROWS
+    assert 0 < shown[1] < MOST_ROWS
     assert viewer.get("/alerts?cursor=nonsense").status_code == 200

@@ -16,7 +16,7 @@ from consumers.http.dashboard.session import COOKIE, HOURS, Session, Sessions
 from consumers.http.middleware.stack import MiddlewareStack
 from consumers.http.token_buckets import TokenBuckets
 from consumers.metrics import Metrics
-from consumers.operators.operate import Actor
+from consumers.operators.audited_write import Actor
 from detector.baseline import Baseline
 
 READ = [

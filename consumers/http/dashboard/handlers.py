@@ -30,9 +30,11 @@ from starlette.routing import Route
 
 from consumers.errors import Unavailable
 from consumers.http.auth import Authenticator, Credential
-from consumers.http.dashboard.health import Pulse, health_page
+from consumers.http.dashboard import campaign_page, client_page, decision_page, model_page, queue_page
+from consumers.http.dashboard.health_page import Pulse, health_page
+from consumers.http.dashboard.queue_page import Filters
 from consumers.http.dashboard.session import COOKIE, HOURS, ROLES, Session, Sessions, Visitor
-from consumers.http.dashboard.views import Filters, Views
+from consumers.http.dashboard.site import Site
 from consumers.legible import legible
 from consumers.readers.queries import Reader
 from consumers.times import day_and_minute, short
@@ -135,8 +137,8 @@ class Dashboard:
     def _holder(self, session: Session | None) -> Credential | None:
         return self.auth.keys.of_prefix(session.key_id) if session is not None and session.key_id else None
 
-    def views(self, visitor: Visitor) -> Views:
-        return Views(self.reader.of(visitor.tenant), self.baselines, self.budget, self.mounted)
+    def site(self, visitor: Visitor) -> Site:
+        return Site(self.reader.of(visitor.tenant), self.baselines, self.budget, self.mounted)
 
     # ---------------------------------------------------------------------------------------------------- answers
 
@@ -210,11 +212,11 @@ def routes(dashboard: Dashboard) -> list[Route]:
         Route(f"{dashboard.mounted}/static/{{name}}", static, methods=["GET"], include_in_schema=False),
         seen("/", _queue),
         seen("/client", _client),
-        seen("/campaigns", _simple("campaigns.html.j2", "Campaigns", lambda v: v.campaigns())),
-        seen("/campaign", _named("campaign.html.j2", "Campaign", lambda v, name: v.campaign(name))),
-        seen("/models", _simple("models.html.j2", "Models", lambda v: v.models())),
-        seen("/model", _named("model.html.j2", "Model", lambda v, name: v.model(name))),
-        seen("/decisions", _simple("decisions.html.j2", "Decisions", lambda v: v.decisions())),
+        seen("/campaigns", _simple("campaigns.html.j2", "Campaigns", campaign_page.campaigns)),
+        seen("/campaign", _named("campaign.html.j2", "Campaign", campaign_page.campaign)),
+        seen("/models", _simple("models.html.j2", "Models", model_page.models)),
+        seen("/model", _named("model.html.j2", "Model", model_page.model)),
+        seen("/decisions", _simple("decisions.html.j2", "Decisions", decision_page.decisions)),
         seen("/alerts", _alerts),
         seen("/health", _health),
         seen("/login", _login),
@@ -259,15 +261,17 @@ def _filters(request: Request) -> Filters:
 
 
 def _queue(d: Dashboard, request: Request, visitor: Visitor) -> Response:
-    return d.page(request, visitor, "queue.html.j2", "Suspects", d.views(visitor).queue(_filters(request)))
+    return d.page(request, visitor, "queue.html.j2", "Suspects", queue_page.queue(d.site(visitor), _filters(request)))
 
 
 def _live_queue(d: Dashboard, request: Request, visitor: Visitor) -> Response:
-    return d.dressed(request, JSONResponse(d.views(visitor).queue_live(_filters(request))))
+    return d.dressed(request, JSONResponse(queue_page.queue_live(d.site(visitor), _filters(request))))
 
 
 def _client(d: Dashboard, request: Request, visitor: Visitor) -> Response:
-    found = d.views(visitor).client(request.query_params.get("model", ""), request.query_params.get("client", ""))
+    found = client_page.client(
+        d.site(visitor), request.query_params.get("model", ""), request.query_params.get("client", "")
+    )
     if found is None:
         return d.problem(request, visitor, 404, "No such client", "It was never assessed, or was erased since.")
     values = {"c": found, "ttls": TTLS, "acts": ACTS, "once": entropy.token_urlsafe(18)}
@@ -280,22 +284,22 @@ def _live_client(d: Dashboard, request: Request, visitor: Visitor) -> Response:
     )
     if one is None:
         return d.dressed(request, JSONResponse({"error": "no such client"}, 404))
-    return d.dressed(request, JSONResponse({"mark": Views.mark(one)}))
+    return d.dressed(request, JSONResponse({"mark": client_page.mark(one)}))
 
 
-def _simple(template: str, title: str, values: Callable[[Views], Mapping[str, Any]]) -> Handler:
-    return lambda d, request, visitor: d.page(request, visitor, template, title, values(d.views(visitor)))
+def _simple(template: str, title: str, values: Callable[[Site], Mapping[str, Any]]) -> Handler:
+    return lambda d, request, visitor: d.page(request, visitor, template, title, values(d.site(visitor)))
 
 
 def _alerts(d: Dashboard, request: Request, visitor: Visitor) -> Response:
-    values = d.views(visitor).alerts(request.query_params.get("cursor", "")[:2048])
+    values = decision_page.alerts(d.site(visitor), request.query_params.get("cursor", "")[:2048])
     return d.page(request, visitor, "alerts.html.j2", "Alerts", values)
 
 
-def _named(template: str, title: str, values: Callable[[Views, str], Mapping[str, Any] | None]) -> Handler:
+def _named(template: str, title: str, values: Callable[[Site, str], Mapping[str, Any] | None]) -> Handler:
     def answer(d: Dashboard, request: Request, visitor: Visitor) -> Response:
         name = request.query_params.get("id", "")
-        found = values(d.views(visitor), name)
+        found = values(d.site(visitor), name)
         if found is None:
             return d.problem(request, visitor, 404, f"No such {title.lower()}", "It is not known, or not any more.")
         return d.page(request, visitor, template, f"{title} {legible(name)}", found)
