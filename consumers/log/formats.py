@@ -15,12 +15,10 @@ from __future__ import annotations
 
 import hashlib
 import re
-from array import array
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -28,7 +26,9 @@ from numpy.typing import NDArray
 
 from consumers.errors import BadRecord
 from consumers.log import MAX_RECORD_BYTES, Records
+from consumers.log.columns import TIMES_MS, Marks, ModelColumns, RowColumns, merged
 from consumers.log.inputs import ANSWER, CARE, FORMS, MEMBERS, Answer, InputReader, Row, Values
+from consumers.log.plain_events import plain_events
 from consumers.log.reasons import FATES, REASONS, Note, why_no_object, why_not_json, without_client
 from consumers.log.redaction import readable_names, redacted
 from consumers.log.tolerant import UNREADABLE, Raw, given, head, is_null, mended, parsed
@@ -42,15 +42,11 @@ KNOWN_KEYS = frozenset(
     " metadata".split()
 )
 MAX_CLIENT_BYTES = 256
-MOST_PLAIN_BYTES = 1024
-"""An input up to this size is kept as it is to be compared, a longer one as its digest."""
 COMPARED = (*FORMS, ANSWER)
 """What two events with one id must have in common, beside the id, to be one event that was sent twice."""
 STATUSES = range(100, 600)
 LEAST_FRACTION = 1e-9
 """A smaller sampled fraction would make one row stand for more queries than a float32 volume can tell apart."""
-TIMES_MS = range(253_402_214_400_000)
-"""Event times that we take, in ms: from 1970 to the last day but one of 9999; what lies beyond can't be printed."""
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff]")
 _LEAP = re.compile(rb"(:\d\d):60(?:\.\d*)?")
 
@@ -96,77 +92,9 @@ class Decoded:
         return Counter(reason for notes in every for reason in {note.reason for note in notes})
 
 
-class _Marks(NamedTuple):
-    """What about a query does not fit."""
-
-    misfit: int
-    salt: int
-    notes: tuple[Note, ...]
-
-
-@dataclass(slots=True)
-class _Columns:
-    clients: dict[str, int] = field(default_factory=dict)
-    who: array[int] = field(default_factory=lambda: array("i"))
-    inputs: array[float] = field(default_factory=lambda: array("d"))
-    labels: array[int] = field(default_factory=lambda: array("i"))
-    probabilities: array[float] = field(default_factory=lambda: array("f"))
-    values: array[float] = field(default_factory=lambda: array("d"))
-    time_ms: array[int] = field(default_factory=lambda: array("q"))
-    weight: array[float] = field(default_factory=lambda: array("f"))
-    offsets: array[int] = field(default_factory=lambda: array("q"))
-    event_ids: bytearray = field(default_factory=bytearray)
-    event_ends: array[int] = field(default_factory=lambda: array("q"))
-    contents: bytearray = field(default_factory=bytearray)
-    content_ends: array[int] = field(default_factory=lambda: array("q"))
-    metadata: dict[int, Raw] = field(default_factory=dict)
-    notes: dict[int, tuple[Note, ...]] = field(default_factory=dict)
-    marked: dict[int, tuple[int, int]] = field(default_factory=dict)
-    """Row → misfit and salt, where they are not 0."""
-
-    def batch(self, reader: InputReader) -> QueryBatch:
-        n, c = len(self.who), reader.classes
-        misfit, salt = np.zeros(n, np.uint8), np.zeros(n, np.uint64)
-        for i, (flags, salted) in self.marked.items():
-            misfit[i], salt[i] = flags, salted
-        return QueryBatch(
-            clients=list(self.clients),
-            who=np.frombuffer(self.who, np.int32),
-            inputs=np.frombuffer(self.inputs, np.float64).reshape(n, reader.width),
-            labels=np.frombuffer(self.labels, np.int32),
-            probabilities=np.frombuffer(self.probabilities, np.float32).reshape(n, c)
-            if c
-            else np.empty((n, 0), np.float32),
-            values=np.frombuffer(self.values, np.float64),
-            time_ms=np.frombuffer(self.time_ms, np.int64),
-            weight=np.frombuffer(self.weight, np.float32),
-            offsets=np.frombuffer(self.offsets, np.int64),
-            misfit=misfit,
-            salt=salt,
-        )
-
-    def mark(self, offset: int, marks: _Marks) -> None:
-        """Note what about the next query does not fit."""
-        self.notes[offset] = marks.notes
-        if marks.misfit:
-            self.marked[len(self.who)] = (marks.misfit, marks.salt)
-
-    def repeatable(self, event_id: Raw, event: Mapping[str, Raw]) -> None:
-        """Take up an event id, and what else a repetition of the query must have in common with it."""
-        if len(event_id) <= 4 and bytes(event_id) in (b"null", b'""'):
-            return
-        self.event_ids += event_id  # as it is written: a producer repeats an event byte by byte
-        contents = self.contents
-        contents += event_id
-        for name in COMPARED:
-            if name in event:
-                raw = event[name]
-                contents += raw if len(raw) <= MOST_PLAIN_BYTES else hashlib.blake2b(raw, digest_size=16).digest()
-
-
 def empty(reader: InputReader) -> QueryBatch:
     """No queries of a model."""
-    return _Columns().batch(reader)
+    return RowColumns().done(reader).batch
 
 
 class NativeFormat:
@@ -185,12 +113,14 @@ class NativeFormat:
     def decode(self, records: Records) -> Decoded:
         """Columns of one batch of records. Never raises for content."""
         out = Decoded()
-        columns: dict[str, _Columns] = {}
+        columns: dict[str, RowColumns] = {}
         counters = out.counters
         counters["produced"] += len(records.values)
         shown = self._shown
         ignored = sum(reader.ignored for reader in self.readers.values())
-        for i, value in enumerate(records.values):
+        plain = plain_events(records, self.readers, self._names_a_client)
+        for i in _others(len(records.values), plain.values()):
+            value = records.values[i]
             refused = records.refused.get(i)
             if refused is not None:
                 reason, detail = refused
@@ -200,7 +130,7 @@ class NativeFormat:
                 continue
             offset = int(records.offsets[i])
             try:
-                letter = self._one(value, offset, columns, out)
+                letter = self._one(value, i, offset, columns, out)
                 if letter is not None:
                     out.dead.append(_dead(records, i, *letter, shown))
                     out.counted.add(offset)
@@ -211,11 +141,10 @@ class NativeFormat:
         counters["dead_counted"] += len(out.counted)
         counters["extra_columns"] += sum(reader.ignored for reader in self.readers.values()) - ignored
         counters["dead"] += len(out.dead)
-        out.batches = {model: c.batch(self.readers[model]) for model, c in columns.items()}
-        out.events = {model: (c.event_ids, np.frombuffer(c.event_ends, np.int64)) for model, c in columns.items()}
-        out.contents = {model: (c.contents, np.frombuffer(c.content_ends, np.int64)) for model, c in columns.items()}
-        out.notes = {model: c.notes for model, c in columns.items() if c.notes}
-        out.metadata = {model: c.metadata for model, c in columns.items()}
+        for model in {**plain, **columns}:
+            rest = columns.get(model)
+            part, other = plain.get(model), rest.done(self.readers[model]) if rest is not None else None
+            _give(out, model, merged(part, other) if part and other else part or other)
         counters["queries"] += sum(len(b) for b in out.batches.values())
         return out
 
@@ -224,7 +153,9 @@ class NativeFormat:
         event, _ = _opened(value)
         return self._client(event)
 
-    def _one(self, value: bytes, offset: int, columns: dict[str, _Columns], out: Decoded) -> tuple[str, str] | None:
+    def _one(
+        self, value: bytes, place: int, offset: int, columns: dict[str, RowColumns], out: Decoded
+    ) -> tuple[str, str] | None:
         """Take up one record; (reason, detail) when it is a dead letter all the same. Raises BadRecord for one that counts for nobody."""
         event, letter = _opened(value)
         client = self._client(event)
@@ -247,29 +178,28 @@ class NativeFormat:
         # from here on nothing can fail: a record is taken whole or not at all
         mine = columns.get(model_id)
         if mine is None:
-            mine = columns[model_id] = _Columns()
+            mine = columns[model_id] = RowColumns()
         if marks is not None and marks.notes:
             mine.mark(offset, marks)
-        row, (label, probabilities, answer) = values
-        mine.who.append(mine.clients.setdefault(client, len(mine.clients)))
-        mine.inputs.fromlist(row)
-        mine.labels.append(label)
-        mine.probabilities.fromlist(probabilities)
-        mine.values.append(answer)
-        mine.time_ms.append(time_ms)
-        mine.weight.append(weight or 1.0)
-        mine.offsets.append(offset)
+        mine.add(place, offset, client, time_ms, weight or 1.0, values)
         if "event_id" in event:
-            mine.repeatable(event["event_id"], event)
-        mine.event_ends.append(len(mine.event_ids))
-        mine.content_ends.append(len(mine.contents))
+            mine.repeatable(event["event_id"], [event[name] for name in COMPARED if name in event])
+        mine.close()
         if "metadata" in event:
             mine.metadata[offset] = event["metadata"]
-        if time_ms > out.last_ms:
-            out.last_ms = time_ms
         if not event.keys() <= KNOWN_KEYS:
             out.counters["unknown_keys"] += len(event.keys() - KNOWN_KEYS)
         return letter
+
+    def _names_a_client(self, client: str) -> bool:
+        """Whether a text can be a client id."""
+        if client in self._good_clients:
+            return True
+        if not client or len(client.encode("utf-8", "surrogatepass")) > MAX_CLIENT_BYTES or _UNPRINTABLE.search(client):
+            return False
+        if len(self._good_clients) < 100_000:
+            self._good_clients.add(client)
+        return True
 
     def _unmodelled(self, model_id: str, out: Decoded) -> None:
         if not self.admit_unknown:
@@ -284,16 +214,29 @@ class NativeFormat:
             client = _string.decode(raw)
         except msgspec.ValidationError:
             client = _client_of_another_type(raw)
-        if client not in self._good_clients:
-            if (
-                not client
-                or len(client.encode("utf-8", "surrogatepass")) > MAX_CLIENT_BYTES
-                or _UNPRINTABLE.search(client)
-            ):
-                raise BadRecord("malformed_client")
-            if len(self._good_clients) < 100_000:
-                self._good_clients.add(client)
+        if not self._names_a_client(client):
+            raise BadRecord("malformed_client")
         return client
+
+
+def _others(n: int, plain: Iterable[ModelColumns]) -> list[int]:
+    """The records of a poll that are not among the plain ones."""
+    left = np.ones(n, np.bool_)
+    for columns in plain:
+        left[columns.places] = False
+    return np.flatnonzero(left).tolist()
+
+
+def _give(out: Decoded, model: str, columns: ModelColumns | None) -> None:
+    """Put the columns of a model where the caller finds them."""
+    if columns is None:
+        return
+    out.batches[model] = columns.batch
+    out.events[model], out.contents[model] = columns.event_ids, columns.contents
+    out.metadata[model] = columns.metadata
+    if columns.notes:
+        out.notes[model] = columns.notes
+    out.last_ms = max(out.last_ms, int(columns.batch.time_ms.max(initial=0)))
 
 
 def _opened(value: bytes) -> tuple[Mapping[str, Raw], tuple[str, str] | None]:
@@ -357,7 +300,7 @@ def _model(event: Mapping[str, Raw]) -> str:
 
 def _carefully(
     reader: InputReader, event: Mapping[str, Raw], values: Values | None, value: bytes, letter: tuple[str, str] | None
-) -> tuple[Values, _Marks, tuple[str, str] | None]:
+) -> tuple[Values, Marks, tuple[str, str] | None]:
     """What an event asks and was answered, what of it does not fit, and (reason, detail) when it is a dead letter all the same.
 
     values  input and answer, when they fit
@@ -380,7 +323,7 @@ def _carefully(
         letter = ("missing_input", "")
     if not _weight(event):
         notes += (Note("bad_sampled_fraction"),)
-    return values, _Marks(misfit, salt, notes), letter
+    return values, Marks(misfit, salt, notes), letter
 
 
 def _of_head(reader: InputReader, event: Mapping[str, Raw], value: bytes, reason: str) -> tuple[Row, Answer]:

@@ -34,6 +34,8 @@ ANSWER = "prediction"
 """Column of the notes about an answer."""
 MOST_NOTES = 64
 """Of one query."""
+PROBABLE = (-1e-6, 1 + 1e-3)
+"""Least and most that a probability may be, rounding allowed for."""
 CARE = (MalformedQuery, KeyError, TypeError, *UNREADABLE)
 """What the strict half raises for whatever the careful half must read."""
 
@@ -122,6 +124,8 @@ class InputReader:
             if c.kind == "categorical"
         }
         self._coded = schema.named or bool(self._codes)
+        self.plain = self.classes > 0 and self.width > 0 and not self._coded
+        """Whether an input is a list of numbers and an answer one of several classes."""
         self._no_probabilities = [math.nan] * self.classes
         self.unanswered = Answer(UNKNOWN_LABEL, self._no_probabilities, math.nan)
 
@@ -249,13 +253,17 @@ class InputReader:
         if probabilities is not None and (len(probabilities) != self.classes or not _probable(probabilities)):
             raise MalformedQuery("wrong_output")
         if found.label is not None:
-            label = self._labels.get(str(found.label))
+            label = self.label_index(found.label)
             if label is None:
                 raise MalformedQuery("wrong_output")
             return label, self._no_probabilities if probabilities is None else probabilities, math.nan
         if probabilities is None:
             raise MalformedQuery("missing_prediction")
         return max(range(self.classes), key=probabilities.__getitem__), probabilities, math.nan
+
+    def label_index(self, label: int | str) -> int | None:
+        """The class that a label names; None where it must be read with care."""
+        return self._labels.get(str(label))
 
     def careful_answer(self, raw: Raw | None) -> Answer:
         """A prediction, whatever it looks like; what cannot be read of it is missing. Never raises."""
@@ -424,7 +432,7 @@ def _number(value: Any) -> float:
 
 
 def _probable(probabilities: Sequence[float]) -> bool:
-    return min(probabilities) >= -1e-6 and max(probabilities) <= 1 + 1e-3
+    return min(probabilities) >= PROBABLE[0] and max(probabilities) <= PROBABLE[1]
 
 
 def _softmax(logits: Iterable[float]) -> list[float]:
