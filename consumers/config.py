@@ -92,6 +92,10 @@ class KafkaSettings(Part):
 
 class LogSettings(Part):
     url: str = Field("kafka:", description="kafka: or file:///path.jsonl (a file is followed as it grows)")
+    mapping: str | dict[str, str] = Field(
+        "native",
+        description="format of the log: native, a preset (kserve, litellm, csv, …) or a mapping file; for some topics: {topic = NAME}",
+    )
 
 
 class MetricsSettings(Part):
@@ -475,6 +479,13 @@ def load(path: Path | None = None, **overrides: Any) -> Settings:
         if type(error).__name__ != "SettingsError":
             raise
         raise WrongUse(f"environment: {error}") from error
+
+
+def with_mapping(settings: Settings, name: str | None) -> Settings:
+    """The settings with another format of the log, if one is given."""
+    if name is None:
+        return settings
+    return settings.model_copy(update={"log": settings.log.model_copy(update={"mapping": name})})
 
 
 def _checked(name: str, value: Any) -> Any:

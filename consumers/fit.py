@@ -23,6 +23,7 @@ from consumers import atomic_file, paths
 from consumers.errors import Refused, WrongUse
 from consumers.log import QueryLog, Records
 from consumers.log.formats import InputReader, NativeFormat
+from consumers.log.mappings.identity import UNATTRIBUTED
 from consumers.log.references import Line, RawReference, input_of, lines_of, read_reference, reference_batch, stack
 from consumers.misfits import Misfits, Shares
 from consumers.refused_lines import RefusedLines
@@ -160,6 +161,10 @@ def fit(
 
 def _presumed_honest(traffic: QueryBatch, excluded: frozenset[str], said: list[str]) -> QueryBatch:
     """The traffic without excluded clients."""
+    if UNATTRIBUTED in traffic.clients:
+        said.append(f"the client {UNATTRIBUTED} stands for everybody whom the log does not name: not calibrated on")
+        nobody = traffic.clients.index(UNATTRIBUTED)
+        traffic = traffic.take(np.flatnonzero(traffic.who != nobody))
     if not excluded:
         return traffic
     out = np.array([client in excluded for client in traffic.clients], np.bool_)

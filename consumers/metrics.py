@@ -32,6 +32,11 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
         (),
         "records refused because they name no client (missing_client, malformed_client)",
     ),
+    "querywarden_mapped_total": (
+        "counter",
+        ("outcome",),
+        "records of a log in another format, and what they became: record, event, unattributed (of nobody known), left_out, unmatched",
+    ),
     "querywarden_letters_dropped_total": (
         "counter",
         (),

@@ -23,8 +23,7 @@ from consumers.detect.step import Detect
 from consumers.errors import Refused
 from consumers.ingest import loop as ingest
 from consumers.ingest.step import Cell, Ingest
-from consumers.log import Records, prefix
-from consumers.log.files import FileLog
+from consumers.log import FileQueryLog, Records, prefix
 from consumers.log.formats import Decoded
 from consumers.misfits import Misfits
 from consumers.readers.public import alert_of, client_of
@@ -157,7 +156,7 @@ class _Taken:
 
 
 def replay(
-    log: FileLog,
+    log: FileQueryLog,
     store: ServiceStore,
     ingesting: Ingest,
     detecting: Detect,
@@ -209,7 +208,7 @@ def replay(
 
 
 def _read_all(
-    log: FileLog, reading: ingest.IngestLoop, judging: detect.Runner, show: Callable[[float | None], Counter[str]]
+    log: FileQueryLog, reading: ingest.IngestLoop, judging: detect.Runner, show: Callable[[float | None], Counter[str]]
 ) -> Refused | None:
     """Ingest and detect in turns up to the end of the log, or up to where it cannot be read: then that is the answer.
 
@@ -261,7 +260,7 @@ def _counters(loop: ingest.IngestLoop) -> Counter[str]:
     return total
 
 
-def _resume(log: FileLog, store: ServiceStore) -> None:
+def _resume(log: FileQueryLog, store: ServiceStore) -> None:
     """Find the cell that an earlier version of this log has. Raises Refused for a log of which a part was read, and not its beginning."""
     known: dict[str, tuple[int, Mapping[str, int]]] = {}
     for cell in store.cells():
@@ -278,7 +277,8 @@ def _resume(log: FileLog, store: ServiceStore) -> None:
             continue
         if log.marks.keys() & marks.keys() or prefix.overlap(sums, ended, marks, lines):
             raise Refused(
-                f"the log does not begin with the {lines:,} lines that were read of it before (it was changed, cut or put together anew): "
+                f"the log does not begin with the {log.line_of(lines):,} lines that were read of it before "
+                "(it was changed, cut or put together anew): "
                 "nothing was read; replay it into a new store"
             )
     if ours is not None:
@@ -286,7 +286,7 @@ def _resume(log: FileLog, store: ServiceStore) -> None:
 
 
 def _compared(
-    log: FileLog, known: Mapping[str, tuple[int, Mapping[str, int]]]
+    log: FileQueryLog, known: Mapping[str, tuple[int, Mapping[str, int]]]
 ) -> tuple[dict[str, int], int, list[str]]:
     """Sums of the whole log, its lines, and the cells whose lines it begins with."""
     sums: dict[str, int] = {}

@@ -216,6 +216,11 @@ def test_the_import_contracts_hold(copied: Path) -> None:
         ("consumers/records/ledger.py", "import consumers.ingest.step", "The floors of the shell"),
         ("consumers/records/ledger.py", "import consumers.records.heartbeat", "The floors of the room records"),
         ("consumers/ingest/poison.py", "import consumers.ingest.step", "The floors of the room ingest"),
+        (
+            "consumers/log/mappings/shapes.py",
+            "import consumers.log.mappings.records",
+            "The floors of the room mappings",
+        ),
         ("consumers/readers/anything.py", "", "The floors of the room readers"),
         ("detector/anything.py", "", "The floors of the core"),
     ],

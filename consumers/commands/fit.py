@@ -10,11 +10,11 @@ from typing import Annotated
 
 import typer
 
+from consumers import config, paths, terminal
 from consumers import fit as fitting
-from consumers import paths, terminal
-from consumers.commands.options import Exclude, check_folders
+from consumers.commands.options import Exclude, MappingName, check_folders
 from consumers.commands.recalibrate import print_review
-from consumers.commands.understood import print_misfits, print_refused, print_understood
+from consumers.commands.understood import print_misfits, print_refused, print_translated, print_understood
 from consumers.log.references import lines_of
 from consumers.wiring import adapters
 
@@ -38,6 +38,7 @@ def fit(
         ),
     ] = None,
     exclude: Exclude = None,
+    mapping: MappingName = None,
     seed: Annotated[int, typer.Option(help="Seed for the random parts of the fit.")] = 0,
     exposure: Annotated[
         bool,
@@ -56,11 +57,13 @@ def fit(
     """Fit a baseline, a file that describes the honest use of a model."""
     check_folders(out_path)
     declared = paths.read_json(schema) if schema else None
+    settings = config.with_mapping(config.load(), mapping)
+    translators = [adapters.open_translator(settings, [model_id]) for _ in range(2)]  # of the reference, of the traffic
     with terminal.spinner() as say:
         fitted = fitting.fit(
             model_id,
-            lines_of(adapters.open_files([str(reference)])) if reference else None,
-            adapters.open_files([str(p) for p in traffic]) if traffic else None,
+            lines_of(adapters.open_reference(reference, translators[0])) if reference else None,
+            adapters.open_files([str(p) for p in traffic], translator=translators[1]) if traffic else None,
             declared=declared,
             personas=fitting.read_personas(persona) if persona else None,
             excluded=fitting.read_excluded(exclude) if exclude else frozenset(),
@@ -75,6 +78,8 @@ def fit(
     print_understood(fitted.understood)
     for line in fitted.said:
         terminal.err.print(terminal.plain(line), soft_wrap=True)
+    for translator in translators:
+        print_translated(translator)
     print_review(fitted.review)
     for what, refused in fitted.refused.items():
         print_refused(refused, what)

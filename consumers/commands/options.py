@@ -20,6 +20,14 @@ BaselineFiles = Annotated[
         "--baseline", help="Baseline file or folder; may be given several times; default: the setting `baselines`."
     ),
 ]
+MappingName = Annotated[
+    str | None,
+    typer.Option(
+        "--mapping",
+        metavar="NAME|FILE",
+        help="Format of the log: native, a preset, or a mapping file; default: the setting `log.mapping`.",
+    ),
+]
 Exclude = Annotated[
     Path | None,
     typer.Option(help="Text file with one client id per line; these clients are excluded from the calibration."),

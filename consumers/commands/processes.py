@@ -13,20 +13,21 @@ from typing import Annotated
 import typer
 
 from consumers import config, terminal
-from consumers.commands.options import ConfigFile
+from consumers.commands.options import ConfigFile, MappingName
 from consumers.metrics import Metrics
 from consumers.wiring import processes
 
 
 def ingest(
     config_file: ConfigFile = None,
+    mapping: MappingName = None,
     until_end: Annotated[
         bool,
         typer.Option("--until-end", help="Stop as soon as all records that the log held at the start are committed."),
     ] = False,
 ) -> None:
     """Read the query log and keep statistics of each client. It runs until SIGTERM."""
-    _run(processes.run_ingest, config_file, until_end)
+    _run(processes.run_ingest, config_file, until_end, mapping)
 
 
 def detect(
@@ -67,8 +68,8 @@ def _service(config_file: Path | None) -> config.Settings:
     return settings
 
 
-def _run(process: Callable[..., None], config_file: Path | None, ends: bool) -> None:
+def _run(process: Callable[..., None], config_file: Path | None, ends: bool, mapping: str | None = None) -> None:
     """One process of the service, until SIGTERM or, with `ends`, until nothing is left to do."""
-    settings = _service(config_file)
+    settings = config.with_mapping(_service(config_file), mapping)
     with terminal.stopping() as stop, contextlib.ExitStack() as stack:
         process(settings, stack, stop, ends, Metrics())

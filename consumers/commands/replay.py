@@ -13,8 +13,8 @@ import typer
 
 from consumers import config, terminal
 from consumers import replay as replaying
-from consumers.commands.options import ConfigFile, check_folders
-from consumers.commands.understood import nothing_counted, print_misfits, print_refused
+from consumers.commands.options import ConfigFile, MappingName, check_folders
+from consumers.commands.understood import nothing_counted, print_misfits, print_refused, print_translated
 from consumers.errors import WrongUse
 from consumers.fit import load_baselines
 from consumers.misfits import learned
@@ -53,16 +53,19 @@ def replay(
         str | None,
         typer.Option(help="Strongest decision that gateways would enforce: observe, alert, throttle or block."),
     ] = None,
+    mapping: MappingName = None,
     config_file: ConfigFile = None,
 ) -> None:
     """Read query logs, assess every client, and show which clients look like model extraction, and why."""
     check_folders(alerts, scores, report, store)
     settings = config.load(config_file, false_alarm_budget=false_alarm_budget, mode=mode)
+    settings = config.with_mapping(settings, mapping)
     baselines = load_baselines(baseline or list(settings.baselines))
     if not baselines:
         raise WrongUse("no baseline: give --baseline FILE (querywarden fit makes one)")
     processes.warn_of_weak_baselines(settings, baselines)
-    source = adapters.open_files(logs, resumable=store is not None)
+    translator = adapters.open_translator(settings, baselines)
+    source = adapters.open_files(logs, resumable=store is not None, translator=translator)
     with adapters.open_sqlite(store) as kept, contextlib.closing(source):
         ingesting, detecting = processes.pure_steps(settings, baselines)
         kept.prepare(ingesting.secrets.key_id)
@@ -70,7 +73,9 @@ def replay(
             result = replaying.replay(source, kept, ingesting, detecting, progress=advance)
         rows = replaying.ranked(result.scores)
         if result.resumed is not None:
-            terminal.err.print(f"resumed at line {result.resumed:,}: this log was read before into {store}")
+            terminal.err.print(
+                f"resumed at line {source.line_of(result.resumed):,}: this log was read before into {store}"
+            )
         if source.partial:
             terminal.err.print("the last line is incomplete; the next replay will read it")
         if alerts:
@@ -92,6 +97,7 @@ def replay(
     else:
         terminal.out.print(nothing_counted(result.counters))
     terminal.print_counters(result.counters, result.reasons, [(d.place, d.reason, d.detail) for d in result.dead])
+    print_translated(translator)
     print_refused(result.refusals, "the log")
     for model, misfits in result.misfits.items():
         print_misfits(misfits, f"model {model}", learned(baselines[model].map))

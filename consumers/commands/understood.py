@@ -17,6 +17,8 @@ from rich.text import Text
 
 from consumers import terminal
 from consumers.log.formats import REASONS
+from consumers.log.mappings.identity import UNATTRIBUTED
+from consumers.log.mappings.records import Translator
 from consumers.misfits import Misfits, Shares
 from consumers.refused_lines import RefusedLines
 from consumers.schemas import Described, Understood
@@ -59,6 +61,24 @@ def print_refused(refused: RefusedLines, what: str) -> None:
 def print_misfits(misfits: Misfits, what: str, expected: Shares) -> None:
     """Print a warning when more queries misfit the schema than expected."""
     _warn(misfits.warning(what, expected))
+
+
+def print_translated(translator: Translator | None) -> None:
+    """What became of the records of a log in another format."""
+    if translator is None or not translator.counts["records"]:
+        return
+    counts = translator.counts
+    told = [f"{counts['records']:,} records", f"{counts['events']:,} queries"]
+    if counts["left_out"]:
+        told.append(f"{counts['left_out']:,} items that are no queries")
+    if translator.waiting is not None:
+        for role, other in (("request", "response"), ("response", "request")):
+            alone = translator.waiting.waiting(role) + translator.waiting.given_up[role]
+            if alone:
+                told.append(f"{alone:,} {role}s without a {other}, not counted")
+    if counts["unattributed"]:
+        told.append(f"{counts['unattributed']:,} queries of nobody known (client {UNATTRIBUTED})")
+    _say(f"mapping {translator.mapping.name}: {', '.join(told)}")
 
 
 def _warn(lines: Sequence[str]) -> None:

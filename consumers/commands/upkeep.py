@@ -36,6 +36,7 @@ Hashed = Annotated[bool, typer.Option("--hashed", help="CLIENT is the hash that 
 Models = Annotated[list[str] | None, typer.Option("--model", help="Only on this model; may be given several times.")]
 
 FILE_CELLS = ("files:", "file:")
+REPLAYED_CELLS = "files:"
 
 
 def snapshot(
@@ -179,7 +180,10 @@ def _subject(
 def _offsets(settings: config.Settings, cells: list[str], start: str) -> dict[str, int | None]:
     """Where each cell is to be read from; None: its beginning."""
     if start.isdecimal():
-        return dict.fromkeys(cells, int(start))
+        return {
+            name: int(start) if name.startswith(REPLAYED_CELLS) else adapters.stored_offset(settings, int(start))
+            for name in cells
+        }
     on_kafka = settings.log.url.startswith("kafka:")
     mine = [name for name in cells if on_kafka and not name.startswith(FILE_CELLS)]
     others = [name for name in cells if name not in mine]

@@ -112,7 +112,8 @@ class Ownership:
         stored, current = cell.counters["log_id"], self.log.topic_id(cell.name)
         if stored and current and stored != current:
             raise LogRecreated(
-                f"{cell.name}: the topic was deleted and created again; the store's offset belongs to the old one"
+                f"{cell.name}: the topic was deleted and created again, or a mapping (log.mapping) was set or removed; "
+                "the store's offset belongs to the log as it was"
             )
         cell.counters["log_id"] = current or stored
 

@@ -13,14 +13,21 @@ Port `QueryLog` has two implementations, Kafka (`kafka.py`) and files (`files.py
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 MAX_RECORD_BYTES = 1 << 20
+
+
+class Beside(NamedTuple):
+    """What stands beside the value of a Kafka record. key: None when it has none; headers: names and values, in order."""
+
+    key: bytes | None = None
+    headers: tuple[tuple[str, bytes], ...] = ()
 
 
 @dataclass(slots=True)
@@ -38,6 +45,7 @@ class Records:
     nulls        (m,) int64: offsets of tombstones, records without a value (Kafka's null). They move the offset and are counted;
                  they are not among the n and never reach a decoder. None: there is none
     prints       (n,) uint64: hashes of the lines, of a log in files that may be resumed (prefix.py); marks: what else is stored with them
+    beside       key and headers of each record, for a log that is read through a mapping; None: nobody asked for them
     """
 
     cell: str
@@ -50,6 +58,7 @@ class Records:
     nulls: NDArray[np.int64] | None = None
     prints: NDArray[np.uint64] | None = None
     marks: Mapping[str, int] = field(default_factory=dict)
+    beside: list[Beside] | None = None
 
     @property
     def tombstones(self) -> int:
@@ -68,6 +77,7 @@ class Records:
             {i - first: why for i, why in self.refused.items() if first <= i < last},
             None if self.broker_ms is None else self.broker_ms[first:last], self._nulls_within(begin, after),
             None if self.prints is None else self.prints[first:last], self.marks,
+            None if self.beside is None else self.beside[first:last],
         )  # fmt: skip
 
     def from_offset(self, offset: int) -> Records:
@@ -129,3 +139,43 @@ class QueryLog(Protocol):
         """Say where reading is, for lag dashboards; never used to resume. A failure is ignored: the next commit says more."""
 
     def close(self) -> None: ...
+
+
+class FileQueryLog(QueryLog, Protocol):
+    """A log in files that is read to its end, and may be resumed.
+
+    cell       its only cell
+    resumable  records carry the hashes of their lines; marks: what else is stored with them
+    partial    the last line was left for the next run
+    finished   everything was delivered
+    """
+
+    @property
+    def cell(self) -> str: ...
+
+    @property
+    def resumable(self) -> bool: ...
+
+    @property
+    def partial(self) -> bool: ...
+
+    @property
+    def finished(self) -> bool: ...
+
+    @property
+    def marks(self) -> Mapping[str, int]: ...
+
+    def resume(self, cell: str) -> None:
+        """Read on in a cell that an earlier version of this log has; before the first `poll`."""
+
+    def scan(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint64], int]]:
+        """Hash the whole log in a pass of its own: offsets and prints of some records, and the offset after them."""
+
+    def fraction_read(self) -> float | None:
+        """Share of the bytes that was read, for progress bars; None when nobody knows."""
+
+    def line_of(self, offset: int) -> int:
+        """Lines before an offset, for people."""
+
+    def again(self) -> FileQueryLog:
+        """The same files, to be read anew."""

@@ -8,8 +8,8 @@ error for ever at a batch it cannot read.
   that carries the reason; reading goes on at the next batch.
 * A batch that fails its checksum is fetched once more, the damage may be the network's; then it is quarantined too.
 * Control batches and aborted transactions stay invisible.
-* Records are tuples (offset, value, refused, broker_ms); a value is cut to `MAX_RECORD_BYTES` + 1 bytes; None is a
-  tombstone, Kafka's null, which is not an empty value.
+* Records are tuples (offset, value, refused, broker_ms, beside); a value is cut to `MAX_RECORD_BYTES` + 1 bytes; None is
+  a tombstone, Kafka's null, which is not an empty value. Key and headers are read only for who asks for them.
 * A record's time is the batch's newest with ``LogAppendTime``, its own otherwise; -1 when it is unknown, or before 1970.
 """
 
@@ -28,7 +28,7 @@ from kafka.consumer.fetcher import Fetcher
 from kafka.protocol.consumer import IsolationLevel
 from kafka.record.default_records import DefaultRecordBatch
 
-from consumers.log import MAX_RECORD_BYTES
+from consumers.log import MAX_RECORD_BYTES, Beside
 from consumers.log.kafka_patches import check_library
 
 BATCH_BYTES = 16 << 20
@@ -44,28 +44,32 @@ LATEST_MS = (1 << 63) - 1
 
 
 class RawRecord(NamedTuple):
-    """refused: (reason, detail) when the value could not be had; it then stands for a whole batch."""
+    """refused: (reason, detail) when the value could not be had; it then stands for a whole batch. beside: key and headers, if wanted."""
 
     offset: int
     value: bytes | None
     refused: tuple[str, str] | None
     broker_ms: int = UNKNOWN_MS
+    beside: Beside | None = None
 
 
 class _Unreadable(Exception):
     """(reason, detail) of a batch."""
 
 
-def read_bounded(consumer: kafka.KafkaConsumer) -> None:
-    """Make `consumer` read through this module; its `poll` then returns `RawRecord` lists.
+def read_bounded(consumer: kafka.KafkaConsumer, headers: bool = False) -> None:
+    """Make `consumer` read through this module; its `poll` then returns `RawRecord` lists, with keys and headers if `headers`.
 
     Raises Refused with an unknown kafka-python.
     """
     check_library(consumer, "_fetcher")
-    consumer._fetcher.PartitionRecords = functools.partial(_BoundedRecords, set())
+    reader = _BoundedRecordsBeside if headers else _BoundedRecords
+    consumer._fetcher.PartitionRecords = functools.partial(reader, set())
 
 
 class _BoundedRecords(Fetcher.PartitionRecords):  # type: ignore[misc]  # untyped library
+    with_headers = False
+
     def __init__(self, suspects: set[tuple[Any, int]], *arguments: Any, **named: Any) -> None:
         self._suspects = suspects  # (partition, base offset) of batches that failed their checksum once
         super().__init__(*arguments, **named)
@@ -113,10 +117,11 @@ class _BoundedRecords(Fetcher.PartitionRecords):  # type: ignore[misc]  # untype
         appended_ms = batch.max_timestamp if batch.timestamp_type == DefaultRecordBatch.LOG_APPEND_TIME else None
         try:
             body = _decompressed(bytes(memoryview(batch._buffer)[HEADER_BYTES:]), batch.compression_type)
-            for delta, value, later_ms in _walk(body, batch.records_count, batch.last_offset_delta):
+            beside: list[Beside] | None = [] if self.with_headers else None
+            for delta, value, later_ms in _walk(body, batch.records_count, batch.last_offset_delta, beside):
                 self.next_fetch_offset = base + delta + 1
                 at_ms = first_ms + later_ms if appended_ms is None else appended_ms
-                yield RawRecord(base + delta, value, None, _known(at_ms))
+                yield RawRecord(base + delta, value, None, _known(at_ms), beside.pop() if beside else None)
         except _Unreadable as unreadable:
             if self.next_fetch_offset < end:  # else only the batch's count was wrong
                 yield from self._quarantined(end, *unreadable.args)
@@ -129,7 +134,8 @@ class _BoundedRecords(Fetcher.PartitionRecords):  # type: ignore[misc]  # untype
             return
         for record in batch:
             self.next_fetch_offset = record.offset + 1
-            yield RawRecord(record.offset, _kept(record.value), None, _known(record.timestamp))
+            beside = Beside(record.key) if self.with_headers else None
+            yield RawRecord(record.offset, _kept(record.value), None, _known(record.timestamp), beside)
 
     def _quarantined(self, end: int, reason: str, detail: str) -> Iterator[RawRecord]:
         """One record for everything from where we are up to `end`."""
@@ -137,6 +143,10 @@ class _BoundedRecords(Fetcher.PartitionRecords):  # type: ignore[misc]  # untype
         end = max(end, start + 1)
         self.next_fetch_offset = end
         yield RawRecord(start, b"", (reason, f"offsets {start} to {end - 1}: {detail}"))
+
+
+class _BoundedRecordsBeside(_BoundedRecords):
+    with_headers = True
 
 
 def _after_damage(batch: Any, following: Any) -> int:
@@ -157,8 +167,13 @@ def _kept(value: bytes | None) -> bytes | None:
     return None if value is None else value[:KEPT_BYTES]
 
 
-def _walk(body: bytes, count: int, last_delta: int) -> Iterator[tuple[int, bytes | None, int]]:
-    """(offset delta, value, time delta in ms) of the records in a batch; attributes, keys and headers are skipped."""
+def _walk(
+    body: bytes, count: int, last_delta: int, beside: list[Beside] | None = None
+) -> Iterator[tuple[int, bytes | None, int]]:
+    """(offset delta, value, time delta in ms) of the records in a batch; attributes are skipped.
+
+    beside  takes up key and headers of each record; None: they are skipped
+    """
     at, previous = 0, -1
     try:
         for _ in range(count):
@@ -167,15 +182,34 @@ def _walk(body: bytes, count: int, last_delta: int) -> Iterator[tuple[int, bytes
             later_ms, at = _varint(body, at + 1, LONG_SHIFT)  # after the attributes
             delta, at = _varint(body, at)
             key_bytes, at = _varint(body, at)
+            key_at = at
             value_bytes, at = _varint(body, at + key_bytes if key_bytes > 0 else at)
             if not (previous < delta <= last_delta and at + max(value_bytes, 0) <= end <= len(body)):
                 raise _Unreadable(CORRUPT, "records are not well-formed")
             previous = delta
             value = body[at : at + min(value_bytes, KEPT_BYTES)] if value_bytes >= 0 else None
+            if beside is not None:
+                key = body[key_at : key_at + key_bytes] if key_bytes >= 0 else None
+                beside.append(Beside(key, _headers(body, at + max(value_bytes, 0), end)))
             yield delta, value, later_ms
             at = end
     except IndexError:
         raise _Unreadable(CORRUPT, "records are not well-formed") from None
+
+
+def _headers(body: bytes, at: int, end: int) -> tuple[tuple[str, bytes], ...]:
+    """Names and values of one record's headers; a null value is empty."""
+    count, at = _varint(body, at)
+    found = []
+    for _ in range(count):
+        name_bytes, at = _varint(body, at)
+        name_at = at
+        value_bytes, at = _varint(body, at + max(name_bytes, 0))
+        value_at, at = at, at + max(value_bytes, 0)
+        if at > end:
+            raise _Unreadable(CORRUPT, "records are not well-formed")
+        found.append((body[name_at : name_at + name_bytes].decode("utf-8", "replace"), body[value_at:at]))
+    return tuple(found)
 
 
 def _varint(body: bytes, at: int, last_shift: int = INT_SHIFT) -> tuple[int, int]:

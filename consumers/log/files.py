@@ -125,6 +125,13 @@ class FileLog(UngroupedLog):
         """The paths, as they are stored."""
         return self._marks
 
+    def line_of(self, offset: int) -> int:
+        return offset
+
+    def again(self) -> FileLog:
+        """The same files, to be read anew."""
+        return FileLog(self._paths, resumable=self.resumable)
+
     def scan(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint64], int]]:
         """Hash all lines in a pass of its own: offsets and prints of some (not the empty ones), and how many lines that makes."""
         reader = FileLog(self._paths, resumable=True)

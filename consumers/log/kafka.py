@@ -33,7 +33,7 @@ from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssi
 from kafka.record.util import crc32c_c
 
 from consumers.errors import Fenced, LogTruncated, Refused, WrongUse
-from consumers.log import Poll, Records
+from consumers.log import Beside, Poll, Records
 from consumers.log.batches import RawRecord, read_bounded
 from consumers.log.kafka_patches import check_parked, complete_joins, drop_parked
 from consumers.log.refusals import translated
@@ -104,6 +104,7 @@ class KafkaLog:
     brokers            what `connection` returned
     start              where a cell begins that the store does not know: ``earliest``, ``latest`` or an RFC 3339 time
     group_instance_id  static membership (the pod's name): a restart within the session time-out moves nothing
+    headers            give the key and the headers of every record too
     """
 
     def __init__(
@@ -118,6 +119,7 @@ class KafkaLog:
         session_timeout_ms: int = 10_000,
         heartbeat_interval_ms: int = 3_000,
         max_poll_interval_ms: int = 60_000,
+        headers: bool = False,
     ) -> None:
         _check_checksums()
         self.topic = topic
@@ -140,7 +142,8 @@ class KafkaLog:
             self._consumer = KafkaConsumer(**READER, **settings, **brokers)
         except errors.KafkaError as error:
             raise translated(error) from error
-        read_bounded(self._consumer)
+        read_bounded(self._consumer, headers)
+        self._headers = headers
         complete_joins(self._consumer)
         check_parked(self._consumer)
         self._consumer.subscribe([topic], listener=_Listener(self._consumer, self._assignments))
@@ -334,6 +337,7 @@ class KafkaLog:
             np.array([record.offset for record in filled], np.int64), self._positions[tp], refused=refused,
             broker_ms=np.array([record.broker_ms for record in filled], np.int64),
             nulls=None if nulls is None else np.array(nulls, np.int64),
+            beside=[record.beside or Beside() for record in filled] if self._headers else None,
         )  # fmt: skip
 
     def _moved_without_records(self, fetched: set[TopicPartition]) -> list[Records]:

@@ -7,9 +7,10 @@ something with `close`.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -22,8 +23,9 @@ from consumers.store import Store
 if TYPE_CHECKING:
     from consumers.http.producer import Write
     from consumers.ingest.dead_letters import DeadLetterShip
-    from consumers.log import QueryLog
-    from consumers.log.files import FileLog
+    from consumers.log import FileQueryLog, QueryLog
+    from consumers.log.mappings.mapped import Report
+    from consumers.log.mappings.records import Translator
 
 log = logging.getLogger("querywarden.wiring")
 
@@ -160,8 +162,40 @@ def kafka_connection(settings: config.Settings) -> dict[str, Any]:
     )
 
 
-def open_log(settings: config.Settings) -> QueryLog:
-    """Open the query log that `log.url` names; on Kafka, make sure of the topics first."""
+def open_translator(settings: config.Settings, models: Collection[str] = ()) -> Translator | None:
+    """Translate records by the mapping that `log.mapping` names; None where the log is native.
+
+    models: those with a baseline; a record that names no model is of the only one
+    """
+    from consumers.log.mappings.mapping import for_topic
+    from consumers.log.mappings.records import Translator
+
+    mapping = for_topic(settings.log.mapping, settings.kafka.topic)
+    if mapping is None:
+        return None
+
+    @functools.cache
+    def secrets() -> Secrets:
+        return Secrets.load(settings.secrets_path, create=True)
+
+    default_model = next(iter(models)) if len(models) == 1 else ""
+    return Translator(mapping, lambda credential: secrets().client_hash(settings.tenant, credential), default_model)
+
+
+def open_log(
+    settings: config.Settings, translator: Translator | None = None, report: Report = lambda counts: None
+) -> QueryLog:
+    """Open the query log that `log.url` names, read through a mapping if there is a translator. report: see `MappedLog`."""
+    log = _open_log(settings, headers=translator is not None)
+    if translator is None:
+        return log
+    from consumers.log.mappings.mapped import MappedLog
+
+    return MappedLog(log, translator, report)
+
+
+def _open_log(settings: config.Settings, headers: bool) -> QueryLog:
+    """The log as it is; on Kafka, make sure of the topics first."""
     url = settings.log.url
     if url.startswith(FILE_SCHEME):
         from consumers.log.followed import FollowedFile
@@ -191,6 +225,7 @@ def open_log(settings: config.Settings) -> QueryLog:
         session_timeout_ms=k.session_timeout_ms,
         heartbeat_interval_ms=k.heartbeat_interval_ms,
         max_poll_interval_ms=k.max_poll_interval_ms,
+        headers=headers,
     )
 
 
@@ -220,20 +255,54 @@ def open_writer(settings: config.Settings, stack: contextlib.ExitStack) -> Write
 
 
 def offsets_at(settings: config.Settings, cells: Sequence[str], start: str) -> Mapping[str, int | None]:
-    """Offset of each partition at a time. start: earliest, latest or an RFC 3339 time."""
+    """Offset of each partition at a time, as a store keeps it. start: earliest, latest or an RFC 3339 time."""
     from consumers.log import kafka
 
-    return kafka.offsets_at(kafka_connection(settings), list(cells), start)
+    found = kafka.offsets_at(kafka_connection(settings), list(cells), start)
+    return {cell: stored_offset(settings, offset) for cell, offset in found.items()}
+
+
+def stored_offset(settings: config.Settings, offset: int) -> int:
+    """The number that a store keeps for an offset of the configured log: through a mapping, records have rows."""
+    from consumers.log.mappings.mapped import ROW_BITS
+    from consumers.log.mappings.mapping import for_topic
+
+    mapped = for_topic(settings.log.mapping, settings.kafka.topic) is not None
+    return offset << ROW_BITS if mapped else offset
 
 
 # --------------------------------------------------------------------------------------------------------- files
 
 
-def open_files(names: Sequence[str], resumable: bool = False) -> FileLog:
-    """Files of the query log, read from their beginning; ``-`` is standard input. resumable: their bytes are remembered."""
+def open_files(names: Sequence[str], resumable: bool = False, translator: Translator | None = None) -> FileQueryLog:
+    """Files of the query log, read from their beginning; ``-`` is standard input.
+
+    resumable   their bytes are remembered
+    translator  they are read through its mapping
+    """
     from consumers.log.files import FileLog
 
-    return FileLog(list(names), resumable=resumable)
+    log = FileLog(list(names), resumable=resumable)
+    if translator is None:
+        return log
+    from consumers.log.mappings.mapped import MappedFiles
+
+    return MappedFiles(log, translator)
+
+
+def open_reference(path: Path, translator: Translator | None) -> FileQueryLog:
+    """The file of a reference: read through the mapping unless it is in the native format."""
+    return open_files([str(path)], translator=None if translator is None or _is_native(path) else translator)
+
+
+def _is_native(path: Path) -> bool:
+    """Whether the first line of a file has an input and a prediction under their native names."""
+    from consumers.log.mappings.recognition import is_native
+
+    if not path.is_file():
+        return False
+    first = next(file_lines(path), b"")
+    return is_native(first)
 
 
 def file_lines(path: Path) -> Iterator[bytes]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +20,7 @@ from consumers.metrics import Metrics
 from consumers.secrets import Secrets
 from consumers.store import Store
 from consumers.tracing import Spans, instrumented
-from consumers.wiring.adapters import open_dead_letters, open_log, open_store, prepare
+from consumers.wiring.adapters import open_dead_letters, open_log, open_store, open_translator, prepare
 from consumers.wiring.telemetry import observe_seconds, start_heartbeat, start_metrics, start_spans
 
 if TYPE_CHECKING:
@@ -100,7 +101,12 @@ def run_ingest(
     step, _ = pure_steps(settings, baselines_of(settings))
     spans = start_spans(stack, "querywarden-ingest")
     store = _open_process_store(settings, stack, step.secrets, spans, metrics)
-    query_log = open_log(settings)
+
+    def mapped(counts: Counter[str]) -> None:
+        for outcome, n in counts.items():
+            metrics.add("querywarden_mapped_total", n, outcome=outcome)
+
+    query_log = open_log(settings, open_translator(settings, step.baselines), mapped)
     stack.callback(query_log.close)
     ingest_loop = loop.IngestLoop(
         instrumented(query_log, "log", spans),

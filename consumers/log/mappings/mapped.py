@@ -1,0 +1,355 @@
+"""A query log read through a mapping: its records in, native events out. Ports `QueryLog` and `FileQueryLog`.
+
+Rules of this file
+* Offsets. A record may give many events, and a commit may end between two of them, so an event's offset is the record's offset times
+  `ROWS`, plus the row. Whoever stores an offset of this log stores that number; only this file and `rebuild` turn it back.
+* `topic_id` differs from that of the log without a mapping: a store that was filled without one is refused, not misread.
+* A poll gives at most `max_records` events. Of a cell whose records gave more, nothing is fetched until they are delivered; the log is
+  polled all the same, so that a consumer group keeps its member.
+* A file is translated from its beginning, also when it is resumed: so a join and the header of a CSV file are as they were.
+* What a record cannot be translated for is its reason in `Records.refused`; its value is the record itself, so that the dead letter has
+  the hash of what stands in the log.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from consumers.errors import BadRecord, Fenced, LogTruncated, Refused
+from consumers.log import Beside, FileQueryLog, Poll, QueryLog, Records
+from consumers.log.mappings.records import Translator
+from consumers.log.mappings.sources import UNKNOWN_MS, Source
+from consumers.log.prefix import prints_of
+
+ROW_BITS = 16
+ROWS = 1 << ROW_BITS
+"""Offsets that one record has; its rows beyond are refused, with one dead letter."""
+MAPPED_LOG = 0x5155_4552_5947
+"""Set apart from any id of a topic, which has 48 bits too."""
+FOLLOWED, FILES, MAPPED = "file:", "files:", "mapped-"
+SMOOTHING = 0.2
+
+Report = Callable[[Counter[str]], None]
+
+
+@dataclass(slots=True)
+class _Reading:
+    """Records of one cell that are being translated.
+
+    at     index of the next record
+    row    of the record at hand, the next one
+    rows   events of the record at hand; None between two records
+    nulls  tombstones that were delivered
+    """
+
+    records: Records
+    at: int = 0
+    row: int = 0
+    rows: Iterator[bytes] | None = None
+    nulls: int = 0
+
+    @property
+    def done(self) -> bool:
+        return self.rows is None and self.at >= len(self.records.offsets)
+
+    @property
+    def next_offset(self) -> int:
+        if self.done:
+            return self.records.next_offset << ROW_BITS
+        return (int(self.records.offsets[self.at]) << ROW_BITS) + (self.row if self.rows is not None else 0)
+
+
+@dataclass(slots=True)
+class _Events:
+    """Events of one delivery."""
+
+    values: list[bytes] = field(default_factory=list)
+    offsets: list[int] = field(default_factory=list)
+    places: list[str] = field(default_factory=list)
+    broker_ms: list[int] = field(default_factory=list)
+    refused: dict[int, tuple[str, str]] = field(default_factory=dict)
+
+
+class MappedLog:
+    """Port QueryLog: another log, read through a mapping.
+
+    report  is told after every poll what `Translator.counts` grew by
+    """
+
+    def __init__(self, log: QueryLog, translator: Translator, report: Report = lambda counts: None) -> None:
+        self._log = log
+        self.translator = translator
+        self._report = report
+        self._told: Counter[str] = Counter()
+        self._queues: dict[str, deque[_Reading]] = {}
+        self._held: dict[str, int] = {}  # cells that are not fetched from until their queue is empty → where to go on
+        self._skip: dict[str, int] = {}  # events below are not delivered again
+        self._positions: dict[str, int] = {}
+        self._rows_a_record = 1.0
+
+    def poll(self, timeout_s: float, max_records: int) -> Poll:
+        found = Poll()
+        self._release(found)
+        waits = any(self._queues.values())
+        wanted = max(1, min(max_records, int(max_records / max(self._rows_a_record, 1.0))))
+        inner = self._log.poll(0.0 if waits else timeout_s, wanted)
+        for cell in inner.revoked:
+            self._forget(cell)
+        for records in inner.batches:
+            self._queues.setdefault(records.cell, deque()).append(_Reading(records))
+        found.assigned = [_outer(cell) for cell in inner.assigned]
+        found.revoked = [_outer(cell) for cell in inner.revoked]
+        found.gaps = [(_outer(cell), first, last) for cell, first, last in inner.gaps]
+        found.stopped += [(_outer(cell), why) for cell, why in inner.stopped]
+        for cell, queue in self._queues.items():
+            if queue:
+                found.batches += self._deliver(cell, queue, max_records)
+                self._hold(cell, queue)
+        self._tell()
+        return found
+
+    def seek(self, cell: str, offset: int | None) -> int:
+        inner = _inner(cell)
+        self._forget(inner)
+        at = self._log.seek(inner, None if offset is None else offset >> ROW_BITS)
+        self._skip[inner] = offset or 0
+        self._positions[inner] = at << ROW_BITS if offset is None else offset
+        return self._positions[inner]
+
+    def pause(self, cell: str) -> None:
+        self._forget(_inner(cell))
+        self._log.pause(_inner(cell))
+
+    def owns(self, cell: str) -> bool:
+        return self._log.owns(_inner(cell))
+
+    def position(self, cell: str) -> int:
+        inner = _inner(cell)
+        if inner not in self._positions:
+            raise Fenced(f"{cell}: `seek` was not called")
+        return self._positions[inner]
+
+    def ends(self) -> dict[str, int]:
+        return {_outer(cell): end << ROW_BITS for cell, end in self._log.ends().items()}
+
+    def is_member(self) -> bool:
+        return self._log.is_member()
+
+    def topic_id(self, cell: str) -> int:
+        return self._log.topic_id(_inner(cell)) ^ MAPPED_LOG
+
+    def lag(self) -> int:
+        waiting = sum(len(one.records.offsets) - one.at for queue in self._queues.values() for one in queue)
+        return self._log.lag() + waiting
+
+    def commit(self, offsets: Mapping[str, int]) -> None:
+        self._log.commit({_inner(cell): offset >> ROW_BITS for cell, offset in offsets.items()})
+
+    def close(self) -> None:
+        self._log.close()
+
+    # ------------------------------------------------------------------------------------------------------ cells
+
+    def _forget(self, cell: str) -> None:
+        """Drop what was read of a cell and not delivered."""
+        self._queues.pop(cell, None)
+        self._held.pop(cell, None)
+        self._positions.pop(cell, None)
+        if self.translator.waiting is not None:
+            self.translator.waiting.forget(cell)
+
+    def _hold(self, cell: str, queue: deque[_Reading]) -> None:
+        """Fetch nothing more of a cell that has events left."""
+        if queue and cell not in self._held:
+            with contextlib.suppress(Fenced):  # revoked since: the next poll says so
+                self._log.pause(cell)
+                self._held[cell] = queue[-1].records.next_offset
+
+    def _release(self, found: Poll) -> None:
+        """Fetch again of cells whose events were all delivered."""
+        for cell in [cell for cell in self._held if not self._queues.get(cell)]:
+            try:
+                self._log.seek(cell, self._held[cell])
+            except Fenced:
+                pass  # revoked since: the next poll says so
+            except LogTruncated as error:
+                found.stopped.append((_outer(cell), str(error)))
+            del self._held[cell]
+
+    # ----------------------------------------------------------------------------------------------------- events
+
+    def _deliver(self, cell: str, queue: deque[_Reading], most: int) -> list[Records]:
+        """Events of a cell, at most so many, in one batch; none when they all were delivered before."""
+        while queue:
+            reading = queue[0]
+            events = self._translated(cell, reading, most)
+            if reading.done:
+                queue.popleft()
+            if events.values or reading.next_offset > self._skip.get(cell, 0):
+                self._positions[cell] = reading.next_offset
+                return [self._records(cell, reading, events)]
+        return []
+
+    def _translated(self, cell: str, reading: _Reading, most: int) -> _Events:
+        events = _Events()
+        skip = self._skip.get(cell, 0)
+        while len(events.values) < most and not reading.done:
+            i = reading.at
+            if reading.rows is None:
+                reading.rows, reading.row = self._rows_of(cell, reading.records, i), 0
+            value, why = self._next(reading)
+            if value is None:
+                reading.rows, reading.at = None, i + 1
+                self._rows_a_record += SMOOTHING * (reading.row - self._rows_a_record)
+                continue
+            offset = (int(reading.records.offsets[i]) << ROW_BITS) + reading.row
+            reading.row += 1
+            if offset < skip:
+                continue
+            if why is not None:
+                events.refused[len(events.values)] = why
+            place = reading.records.place(i)
+            events.values.append(value)
+            events.offsets.append(offset)
+            events.places.append(f"{place}#{reading.row - 1}" if reading.row > 1 else place)
+            if reading.records.broker_ms is not None:
+                events.broker_ms.append(int(reading.records.broker_ms[i]))
+        return events
+
+    def _next(self, reading: _Reading) -> tuple[bytes | None, tuple[str, str] | None]:
+        """The next event, or the record and why it is refused; None: there is no more of this record."""
+        rows, record = reading.rows, reading.records.values[reading.at]
+        refused = reading.records.refused.get(reading.at)
+        if refused is not None:
+            return (record, refused) if reading.row == 0 else (None, None)
+        try:
+            value = next(rows, None) if rows is not None and reading.row < ROWS else None
+            if value is not None and reading.row == ROWS - 1:
+                reading.rows = iter(())
+                return record, ("too_large", f"more than {ROWS - 1:,} rows; the others do not count")
+        except BadRecord as error:
+            reading.rows = iter(())
+            return record, (error.reason, error.detail)
+        return value, None
+
+    def _rows_of(self, cell: str, records: Records, i: int) -> Iterator[bytes]:
+        beside = records.beside[i] if records.beside is not None else Beside()
+        place = records.place(i)
+        file, line = "", 0
+        if cell.startswith((FILES, FOLLOWED)):
+            file, _, number = place.rpartition("@" if cell.startswith(FOLLOWED) else ":")
+            line = int(number) + cell.startswith(FOLLOWED) if number.isdecimal() else 0
+        headers: dict[str, bytes] = {}
+        for name, value in beside.headers:
+            headers.setdefault(name.lower(), value)
+        time_ms = UNKNOWN_MS if records.broker_ms is None else int(records.broker_ms[i])
+        return self.translator.events(records.values[i], Source(place, cell, file, line, time_ms, beside.key, headers))
+
+    def _records(self, cell: str, reading: _Reading, events: _Events) -> Records:
+        records = reading.records
+        nulls = None
+        if records.nulls is not None:
+            passed = records.nulls << ROW_BITS
+            until = len(passed) if reading.done else int(np.searchsorted(passed, reading.next_offset))
+            nulls, reading.nulls = passed[reading.nulls : until], until
+        offsets = np.array(events.offsets, np.int64)
+        return Records(
+            _outer(cell), events.values, offsets, reading.next_offset, events.places, events.refused,
+            broker_ms=None if records.broker_ms is None else np.array(events.broker_ms, np.int64), nulls=nulls,
+            prints=None if records.prints is None else prints_of(events.values, events.offsets), marks=records.marks,
+        )  # fmt: skip
+
+    def _tell(self) -> None:
+        counts = self.translator.counts.copy()
+        if self.translator.waiting is not None:
+            counts["unmatched"] = sum(self.translator.waiting.given_up.values())
+        if counts != self._told:
+            self._report(counts - self._told)
+            self._told = counts
+
+
+class MappedFiles(MappedLog):
+    """Port FileQueryLog: files read through a mapping."""
+
+    def __init__(self, log: FileQueryLog, translator: Translator) -> None:
+        super().__init__(log, translator)
+        self._files = log
+
+    def seek(self, cell: str, offset: int | None) -> int:
+        """Read on from an event. Raises LogTruncated when the files end before it."""
+        if not offset:
+            return super().seek(cell, offset)
+        self._log.seek(cell, offset >> ROW_BITS)
+        super().seek(cell, 0)
+        self.translator.begin()
+        self._skip[cell] = self._positions[cell] = offset
+        return offset
+
+    @property
+    def cell(self) -> str:
+        return self._files.cell
+
+    @property
+    def resumable(self) -> bool:
+        return self._files.resumable
+
+    @property
+    def partial(self) -> bool:
+        return self._files.partial
+
+    @property
+    def finished(self) -> bool:
+        return self._files.finished and not any(self._queues.values())
+
+    @property
+    def marks(self) -> Mapping[str, int]:
+        return self._files.marks
+
+    def resume(self, cell: str) -> None:
+        self._files.resume(cell)
+
+    def fraction_read(self) -> float | None:
+        return self._files.fraction_read()
+
+    def line_of(self, offset: int) -> int:
+        return self._files.line_of(offset >> ROW_BITS)
+
+    def again(self) -> MappedFiles:
+        """The same files, read anew."""
+        fields = self.translator.fields
+        return MappedFiles(
+            self._files.again(), Translator(self.translator.mapping, fields.hashed, fields.default_model)
+        )
+
+    def scan(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint64], int]]:
+        """Hash all events in a pass of its own: offsets and prints of some, and the offset after them."""
+        reader = self.again()
+        try:
+            while not reader.finished:
+                poll = reader.poll(0.0, 4096)
+                for cell in poll.assigned:
+                    reader.seek(cell, None)
+                for records in poll.batches:
+                    if records.prints is not None:
+                        yield records.offsets, records.prints, records.next_offset
+        except Refused:
+            pass  # `poll` will say so, when it gets there
+        finally:
+            reader.close()
+
+
+def _outer(cell: str) -> str:
+    """The name of a cell of this log. A followed file has no id, so its name says that it is read through a mapping."""
+    return FOLLOWED + MAPPED + cell.removeprefix(FOLLOWED) if cell.startswith(FOLLOWED) else cell
+
+
+def _inner(cell: str) -> str:
+    """The name that the log itself has for a cell."""
+    prefix = FOLLOWED + MAPPED
+    return FOLLOWED + cell.removeprefix(prefix) if cell.startswith(prefix) else cell

@@ -1,0 +1,295 @@
+"""A mapping: where in the records of a foreign log each part of a native event stands. Read from TOML, checked, and written as TOML.
+
+Rules of this file
+* A mapping is a frozen value without behaviour; `records.py` translates by it. Unknown keys are refused, so that a misspelt one is not
+  silently without effect.
+* Where several paths are given, the first that leads to a value wins.
+* A preset is a mapping file of this package (`presets/`), chosen by its name; ``native`` is the one that means: no mapping.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path as FilePath
+from typing import Annotated, Any, Literal, get_args
+
+import msgspec
+
+from consumers import paths as files
+from consumers.errors import Refused, WrongUse
+from consumers.log.mappings import paths
+
+NATIVE = "native"
+PRESETS = (
+    "native", "kserve", "seldon", "litellm", "sagemaker", "vertex", "azureml", "databricks", "bentoml", "apisix", "kong", "envoy-ai",
+    "hiddenlayer", "otel-genai", "openinference", "csv",
+)  # fmt: skip
+MOST_FILE_BYTES = 1 << 20
+
+Format = Literal["json", "csv", "otlp"]
+Framing = Literal["none", "schema-registry"]
+Envelope = Literal["none", "cloudevents"]
+ClientKind = Literal["id", "credential", "ip"]
+TimeUnit = Literal["auto", "rfc3339", "s", "ms", "us", "ns"]
+InputForm = Literal["auto", "row", "rows", "columns", "embedding", "text", "messages"]
+AnswerKind = Literal["auto", "label", "probabilities", "logits", "value", "text"]
+Encoding = Literal["auto", "json", "csv", "base64"]
+Role = Literal["query", "request", "response"]
+Paths = tuple[str, ...]
+Words = tuple[str | int | float | bool, ...]
+
+
+class _Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    pass
+
+
+class ReadSpec(_Part, frozen=True):
+    """How the bytes of a record become items, each of which is one query (or one half of it).
+
+    framing   what stands before the value: the five bytes of a schema registry
+    envelope  ``cloudevents``: attributes in Kafka headers (``ce_…``, ``ce-…`` or bare names) or in the JSON object, payload as ``data``
+    each      path of the items, when a record holds several; empty: the record is the item, or each element of a list
+    columns   names of the cells of a CSV line; empty: the first line of a file says them
+    """
+
+    format: Format = "json"
+    framing: Framing = "none"
+    envelope: Envelope = "none"
+    each: str = ""
+    columns: tuple[str, ...] = ()
+    delimiter: Annotated[str, msgspec.Meta(min_length=1, max_length=1)] = ","
+
+
+class RecognitionSpec(_Part, frozen=True):
+    """What tells a log of this source. have: paths that all lead to a value; equal: path → one of these values."""
+
+    have: Paths = ()
+    equal: dict[str, Words] = {}
+
+
+class Condition(_Part, frozen=True):
+    """Which items count. equal: path → one of these values; have: these lead somewhere; lack: these do not."""
+
+    equal: dict[str, Words] = {}
+    have: Paths = ()
+    lack: Paths = ()
+
+
+class JoinSpec(_Part, frozen=True):
+    """Request and response in records of their own. id: paths of what both have in common; request, response: which is which.
+
+    most  requests that wait at once; the oldest is given up first
+    """
+
+    id: Paths
+    request: Condition
+    response: Condition
+    most: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 10_000
+
+
+class ClientPlace(_Part, frozen=True):
+    """One place where a client may stand.
+
+    kind  ``id``: a name that may be stored; ``credential``: an API key or a value of Authorization, replaced by a keyed hash;
+          ``ip``: an address, IPv6 cut to its /64
+    """
+
+    path: str
+    kind: ClientKind = "id"
+
+
+class ClientSpec(_Part, frozen=True):
+    """Who asks: the first of the places that holds something; otherwise the client `unattributed`, or nobody."""
+
+    paths: tuple[ClientPlace, ...] = ()
+    unattributed: bool = True
+
+
+class TimeSpec(_Part, frozen=True):
+    """Event time. utc: a time without an offset is UTC."""
+
+    paths: Paths = ()
+    unit: TimeUnit = "auto"
+    utc: bool = False
+
+
+class TextSpec(_Part, frozen=True):
+    """A value that is taken as it is. constant: where no path leads to one."""
+
+    paths: Paths = ()
+    constant: str = ""
+
+
+class NumberSpec(_Part, frozen=True):
+    """A number. words: what stands for it (``success = 200``); constant: where no path leads to one."""
+
+    paths: Paths = ()
+    words: dict[str, float] = {}
+    constant: float | None = None
+
+
+class InputSpec(_Part, frozen=True):
+    """The rows that a query asks about.
+
+    form     ``auto``: payloads of inference protocols, by their shape; ``row``, ``rows``: lists or objects as they are; ``columns``:
+             fields of the item itself; ``embedding``, ``text``, ``messages``: one each
+    columns  names of the fields (form ``columns``; ``*``: all the others), or of the places of a list or CSV row
+    without  fields that are no columns
+    """
+
+    paths: Paths = ()
+    form: InputForm = "auto"
+    encoding: Encoding = "auto"
+    columns: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+
+
+class AnswerSpec(_Part, frozen=True):
+    """What the model answered, for each row. kind ``auto``: a word, a boolean or a whole number is a label, a number with a fraction a
+    value, numbers that add up to one are probabilities.
+
+    label, probabilities  paths within one row's answer, when it is an object of the source's own
+    """
+
+    paths: Paths = ()
+    kind: AnswerKind = "auto"
+    encoding: Encoding = "auto"
+    label: Paths = ()
+    probabilities: Paths = ()
+
+
+class LinkSpec(_Part, frozen=True):
+    """Where accounts come from (docs/formats.md, "Metadata")."""
+
+    org: Paths = ()
+    session: Paths = ()
+    ip: Paths = ()
+    asn: Paths = ()
+    ja4: Paths = ()
+
+
+class LogMapping(_Part, frozen=True):
+    """One mapping. http: paths of HTTP headers that the log holds (``$http.NAME`` reads them)."""
+
+    name: Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9._-]{1,64}$")]
+    title: str = ""
+    read: ReadSpec = ReadSpec()
+    recognise: RecognitionSpec = RecognitionSpec()
+    keep: Condition = Condition()
+    join: JoinSpec | None = None
+    http: Paths = ()
+    client: ClientSpec = ClientSpec()
+    time: TimeSpec = TimeSpec()
+    model: TextSpec = TextSpec()
+    version: TextSpec = TextSpec()
+    id: TextSpec = TextSpec()
+    status: NumberSpec = NumberSpec()
+    fraction: NumberSpec = NumberSpec()
+    input: InputSpec = InputSpec()
+    answer: AnswerSpec = AnswerSpec()
+    metadata: LinkSpec = LinkSpec()
+
+
+def mapping_of(content: Mapping[str, Any], where: str) -> LogMapping:
+    """Check the content of a mapping file.
+
+    Parameters
+    ----------
+    content
+        As TOML gives it.
+    where
+        Name of the file, for the message.
+
+    Raises
+    ------
+    WrongUse
+        In one line, for an unknown key, a wrong value or a text that is no path.
+    """
+    try:
+        mapping = msgspec.convert(content, LogMapping)
+    except msgspec.ValidationError as error:
+        raise WrongUse(f"mapping {where}: {error}") from None
+    for text in _paths_of(msgspec.to_builtins(mapping)):
+        paths.parse(text)
+    if mapping.read.columns and mapping.read.format != "csv":
+        raise WrongUse(f'mapping {where}: read.columns are for read.format = "csv"')
+    return mapping
+
+
+def preset(name: str) -> LogMapping:
+    """The preset of a name. Raises WrongUse when there is none."""
+    if name not in PRESETS or name == NATIVE:
+        raise WrongUse(f"no preset {name!r}: there are {', '.join(PRESETS)}")
+    text = resources.files("consumers.log.mappings").joinpath("presets", f"{name}.toml").read_text("utf-8")
+    return mapping_of(tomllib.loads(text), name)
+
+
+def presets() -> list[LogMapping]:
+    """Every preset, in the order of `PRESETS`."""
+    return [preset(name) for name in PRESETS if name != NATIVE]
+
+
+def load(name: str) -> LogMapping | None:
+    """The mapping of a preset's name or of a file; None for the native format.
+
+    Raises
+    ------
+    WrongUse
+        In one line, for what is neither, and for a file that is no mapping.
+    """
+    if name == NATIVE:
+        return None
+    if name in PRESETS:
+        return preset(name)
+    if not FilePath(name).exists():
+        raise WrongUse(f"log.mapping: {name!r} is neither a file nor a preset ({', '.join(PRESETS)})")
+    try:
+        return mapping_of(tomllib.loads(files.read_text(name, "mapping", MOST_FILE_BYTES)), name)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise WrongUse(f"mapping {name}: {error}") from None
+    except Refused as error:
+        raise WrongUse(str(error)) from None
+
+
+def for_topic(setting: str | Mapping[str, str], topic: str) -> LogMapping | None:
+    """The mapping that the setting `log.mapping` gives a topic. A topic that a table does not name is native."""
+    return load(setting if isinstance(setting, str) else setting.get(topic, NATIVE))
+
+
+def _paths_of(value: Any, key: str = "") -> list[str]:
+    """Every text of a mapping that must be a path."""
+    if isinstance(value, dict):
+        found = [text for name, inner in value.items() for text in _paths_of(inner, name)]
+        return found + list(value) if key == "equal" else found
+    if key in _PATH_KEYS:
+        return [value] if isinstance(value, str) and value else _texts(value)
+    if isinstance(value, list):
+        return [text for inner in value for text in _paths_of(inner)]
+    return []
+
+
+def _texts(value: Any) -> list[str]:
+    return [text for one in value for text in ([one] if isinstance(one, str) else _paths_of(one))]
+
+
+_PATH_KEYS = frozenset(
+    (
+        "paths",
+        "path",
+        "id",
+        "each",
+        "have",
+        "lack",
+        "http",
+        "label",
+        "probabilities",
+        "org",
+        "session",
+        "ip",
+        "asn",
+        "ja4",
+    )
+)
+ANSWER_KINDS: tuple[str, ...] = get_args(AnswerKind)

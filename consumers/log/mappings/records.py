@@ -1,0 +1,168 @@
+"""Translation: one record of a foreign log into native events, as bytes.
+
+Rules of this file
+* An event is written as the contract has it, and nothing else is decided about it: what is missing, unreadable or misfit, the decoder of
+  native events says, with its codes.
+* A record of which nothing can be used is `BadRecord`. One that is too large or nested too deeply becomes an event that is too large or
+  nested too deeply, if its beginning says whose it is: it counts for its client, as a native one does.
+* Rows of one record get the ids ``ID#0``, ``ID#1``, …, so that a record that was logged twice gives the same events twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import msgspec
+
+from consumers.errors import BadRecord
+from consumers.log import MAX_RECORD_BYTES
+from consumers.log.mappings.answers import answers_of
+from consumers.log.mappings.fields import ConditionTest, FieldReader, read_all
+from consumers.log.mappings.identity import UNATTRIBUTED, Hash
+from consumers.log.mappings.items import ItemReader
+from consumers.log.mappings.joins import Half, Waiting
+from consumers.log.mappings.mapping import LogMapping
+from consumers.log.mappings.sources import Source, View
+from consumers.log.tolerant import head
+
+DEEP = 4000
+"""Nesting that the decoder of events refuses as too deep."""
+
+
+class Translator:
+    """Translates the records of one log, in their order, by one mapping.
+
+    fields   reads the fields of events
+    counts   records, events, unattributed (events), left_out (items that are no queries)
+    waiting  halves of queries that wait for the other half; None where a record is a whole query
+    """
+
+    def __init__(self, mapping: LogMapping, hashed: Hash, default_model: str = "") -> None:
+        self.mapping = mapping
+        self.fields = FieldReader(mapping, hashed, default_model)
+        self.counts: Counter[str] = Counter()
+        self._http = read_all(mapping.http)
+        self._keep = ConditionTest(mapping.keep)
+        join = mapping.join
+        self._key = read_all(join.id) if join else ()
+        self._roles = {"request": ConditionTest(join.request), "response": ConditionTest(join.response)} if join else {}
+        self.begin()
+
+    def begin(self) -> None:
+        """Start at the beginning of a log: nothing waits, no header of CSV was read."""
+        self._reader = ItemReader(self.mapping.read)
+        self.waiting = Waiting(self.mapping.join.most) if self.mapping.join else None
+
+    def views(self, value: bytes, source: Source) -> Iterator[View]:
+        """The items of one record, as paths see them. Raises BadRecord, RecursionError."""
+        for item, record, where in self._reader.items(value, source):
+            yield View(item, record, where, self._http)
+
+    def events(self, value: bytes, source: Source) -> Iterator[bytes]:
+        """The native events of one record, in the order of its rows.
+
+        Parameters
+        ----------
+        value
+            The record as the log has it.
+        source
+            Where it comes from, and what stands beside it.
+
+        Raises
+        ------
+        BadRecord
+            For a record, or what is left of it, that gives no event.
+        """
+        self.counts["records"] += 1
+        if len(value) > MAX_RECORD_BYTES:
+            yield self._of_head(value, source, "too_large")
+            return
+        try:
+            for view in self.views(value, source):
+                yield from self._item(view, len(value))
+        except RecursionError:
+            yield self._of_head(value, source, "too_deep")
+
+    def _item(self, view: View, size: int) -> Iterator[bytes]:
+        if not self._keep.holds(view):
+            self.counts["left_out"] += 1
+            return
+        request = response = view
+        if self.waiting is not None:
+            role = next((name for name, test in self._roles.items() if test.holds(view)), "")
+            if not role:
+                self.counts["left_out"] += 1
+                return
+            key = tuple(_hashable(view.first(path)) for path in self._key)
+            other = self.waiting.partner(role, key, Half(view, size))
+            if other is None:
+                return
+            request, response = (view, other.view) if role == "request" else (other.view, view)
+        yield from self._query(request, response)
+
+    def _query(self, request: View, response: View) -> Iterator[bytes]:
+        """The events of a query, one a row."""
+        shared = self.fields.shared(request, response)
+        rows = self.fields.rows(request)
+        answer = self.fields.answer(response)
+        client = shared.get("client_id", UNATTRIBUTED)
+        if not rows and answer is None and client == UNATTRIBUTED:
+            raise BadRecord("foreign_format", f"nothing that the mapping {self.mapping.name} names is in it")
+        n = max(len(rows), 1)
+        base = shared.get("event_id")
+        for i, one in enumerate(answers_of(answer, n)):
+            event = dict(shared)
+            if base is not None and n > 1:
+                event["event_id"] = f"{base}#{i}"
+            if rows:
+                form, row = rows[i]
+                event[form] = row
+            prediction = self.fields.prediction(one)
+            if prediction is not None:
+                event["prediction"] = prediction
+            self.counts["events"] += 1
+            self.counts["unattributed"] += client == UNATTRIBUTED
+            yield encoded(event)
+
+    def _of_head(self, value: bytes, source: Source, reason: str) -> bytes:
+        """An event that is refused for the same reason and counts for the same client.
+
+        Raises BadRecord when the record's beginning does not say whose it is.
+        """
+        item: dict[str, Any] = {}
+        for name, raw in head(value).items():
+            try:
+                item[name] = msgspec.json.decode(raw)
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                continue
+        view = View(item, item, source, self._http)
+        shared = self.fields.shared(view, view)
+        if shared.get("client_id", UNATTRIBUTED) == UNATTRIBUTED or "model_id" not in shared:
+            raise BadRecord(reason, "its beginning names no client and model")
+        self.counts["events"] += 1
+        start = encoded(shared)[:-1] + f',"{hashlib.sha256(value).hexdigest()}":'.encode()
+        if reason == "too_deep":
+            return start + b"[" * DEEP + b"]" * DEEP + b"}"
+        return start + b'"' + b" " * MAX_RECORD_BYTES + b'"}'
+
+
+def encoded(event: Mapping[str, Any]) -> bytes:
+    """An event as JSON; NaN and infinity stay, so that the decoder marks them under their own name."""
+    try:
+        text = msgspec.json.encode(event)
+    except (UnicodeError, OverflowError):  # half of a surrogate pair, a number of over 64 bits
+        return json.dumps(event, default=_as_text).encode()
+    return json.dumps(event, default=_as_text).encode() if b"null" in text else text
+
+
+def _as_text(value: Any) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+def _hashable(value: Any) -> Any:
+    """A part of a key; a list or an object as its text."""
+    return json.dumps(value, sort_keys=True, default=str) if isinstance(value, list | dict) else value
