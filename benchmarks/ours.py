@@ -2,7 +2,7 @@
 
 Rules of the file:
 
-* What is called is what `fit`, `ingest` and `detect` call: `rehearsal`, `Baseline.fit`, `Profiles`, `assess`, `wanted`.
+* What is called is what `fit`, `ingest` and `detect` call: `rehearsal`, `Baseline.fit`, `ProfileTable`, `assess`, `wanted`.
 * Contamination: thefts stand among the calibration clients, `CONTAMINATION` of all; they are not tested. Beside it the same baseline
   with everybody's say, which is what the bound of influence is for.
 """
@@ -23,7 +23,7 @@ from detector.calibration import UNREHEARSED, Tools
 from detector.domain import Rows
 from detector.policy import FLAGGED, MIN_ODD_TO_THROTTLE, Policy, wanted
 from detector.profile import Profile
-from detector.profiles import Profiles
+from detector.profile_table import ProfileTable
 from detector.query import QueryBatch
 from detector.scoring import Assessment, assess, reached
 from detector.worlds import Stream
@@ -82,7 +82,7 @@ def rehearsed_for(victim: Victim) -> Rehearsed:
 
 
 def profiles_of(victim: Victim, baseline: Baseline, clients: Sequence[Tested]) -> list[Profile]:
-    table = Profiles(baseline.map, baseline.table, baseline.nulls_version, HALF_HORIZON_MS, memory_ms=MEMORY_MS)
+    table = ProfileTable(baseline.map, baseline.table, baseline.nulls_version, HALF_HORIZON_MS, memory_ms=MEMORY_MS)
     return table.of_log(as_batch(victim, clients), KEY)
 
 

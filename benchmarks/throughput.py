@@ -51,7 +51,7 @@ from consumers.store.embedded import EmbeddedStore
 from consumers.store.redis import connect
 from detector.baseline import PUBLIC_KEY, Baseline
 from detector.policy import Policy
-from detector.profiles import Profiles
+from detector.profile_table import ProfileTable
 from detector.scoring import assess
 from examples.servers import Kafka, MissingServer, Redis, Valkey
 
@@ -167,8 +167,8 @@ def steps(baseline: Baseline, lines: Sequence[bytes], runs: int) -> list[dict[st
     measured = fmap.measure(batch, PUBLIC_KEY)
     alone = [fmap.measure(one, PUBLIC_KEY) for one in singles]
 
-    def profiles() -> Profiles:
-        return Profiles(fmap, baseline.table, baseline.nulls_version, 2**62)
+    def profiles() -> ProfileTable:
+        return ProfileTable(fmap, baseline.table, baseline.nulls_version, 2**62)
 
     def measure_all() -> int:
         fmap.measure(batch, PUBLIC_KEY)

@@ -34,7 +34,19 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 
-RENAMED: dict[str, str] = {}
+RENAMED: dict[str, str] = {
+    "cell_counts": "region_counts",
+    "sample_root": "sample_novel",
+    "path_hash": "sequence_hash",
+    "path_bits": "sequence_bits",
+    "marks": "maxima",
+    "trail_ms": "passage_ms",
+    "trail_query": "passage_query",
+    "low_hash": "reservoir_hash",
+    "low_label": "reservoir_label",
+    "low_codes": "reservoir_codes",
+    "low_n": "reservoir_n",
+}
 """Names of profile fields in the older commit → their names today."""
 
 GONE = frozenset({"volume", "margin_counts", "moments"})
@@ -58,6 +70,8 @@ shape = Shape.of(fitted.map, len(fitted.table.need))
 def plain(value):
     if isinstance(value, np.ndarray):
         return value.tolist()
+    if hasattr(value, "_asdict"):
+        value = value._asdict()
     if isinstance(value, dict):
         return {name: plain(inner) for name, inner in sorted(value.items())}
     if dataclasses.is_dataclass(value):
@@ -140,12 +154,18 @@ def differences(before: Results, after: Results) -> Iterator[str]:
         yield f"profiles: {len(before.profiles)} spans before, {len(after.profiles)} after, under other keys"
     unlike: dict[str, int] = {}
     for key in before.profiles.keys() & after.profiles.keys():
-        old = {RENAMED.get(name, name): value for name, value in before.profiles[key].items() if name not in GONE}
-        new = {RENAMED.get(name, name): value for name, value in after.profiles[key].items() if name not in GONE}
+        old, new = renamed(before.profiles[key]), renamed(after.profiles[key])
         for name in old.keys() | new.keys():
             if name not in old or name not in new or old[name] != new[name]:
                 unlike[name] = unlike.get(name, 0) + 1
     yield from (f"profiles: field {name} differs in {count} spans" for name, count in sorted(unlike.items()))
+
+
+def renamed(value: Any) -> Any:
+    """The same value under today's names, without the fields that nothing read."""
+    if isinstance(value, dict):
+        return {RENAMED.get(name, name): renamed(inner) for name, inner in value.items() if name not in GONE}
+    return value
 
 
 def spoilt(results: Results) -> Results:

@@ -343,8 +343,8 @@ def report_of(
         coverage.append(
             Coverage(
                 model_id=model,
-                cells=[(float(x), float(y)) for x, y in baseline.map.cell_at],
-                reference=baseline.map.cell_share.tolist(),
+                cells=[(float(x), float(y)) for x, y in baseline.map.region_at],
+                reference=baseline.map.region_share.tolist(),
                 clients={row.client_id: [c / max(1, sum(row.coverage)) for c in row.coverage] for row in top},
             )
         )

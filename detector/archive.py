@@ -13,25 +13,27 @@ Rules of this file
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numba as nb
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
-from detector.features import BITS, PATH
+from detector.features import BITS, SEQUENCE
 from detector.kernels import HASH_SPAN
+from detector.signal_table import SignalTable
 
-ODD_SET, PATH_SET, SAMPLE_SET = range(3)
+ODD_SET, SEQUENCE_SET, SAMPLE_SET = range(3)
 KEPT = (128, 64, 96)
-"""Of the odd set, the path set and the sample."""
+"""Of the odd set, the sequence set and the sample."""
 WIDEST = max(KEPT)
 ALL = int(HASH_SPAN)
 """The limit of a set that holds everything."""
 LEAST = 0.0625
 OFF = 0.0
 """The decay where nothing is kept beyond the horizon."""
-ROOT = BITS["root"]
-_STICKY = np.uint32(BITS["root"] | BITS["far"])
+NOVEL = BITS["novel"]
+_STICKY = np.uint32(BITS["novel"] | BITS["distant"])
 
 
 def decay_of(half_horizon_ms: float, memory_ms: float) -> float:
@@ -95,13 +97,13 @@ NONE = Faded(np.zeros(0, np.uint64), np.zeros(0, np.uint32), np.zeros(0, np.int6
 
 @dataclass(frozen=True, slots=True)
 class Archive:
-    """window: the newest of the client, which ages are counted from; sets: `ODD_SET`, `PATH_SET`, `SAMPLE_SET`."""
+    """window: the newest of the client, which ages are counted from; sets: `ODD_SET`, `SEQUENCE_SET`, `SAMPLE_SET`."""
 
     window: int = 0
     sets: tuple[Faded, Faded, Faded] = (NONE, NONE, NONE)
 
     def __bool__(self) -> bool:
-        return bool(len(self.sets[ODD_SET]) or len(self.sets[PATH_SET]))
+        return bool(len(self.sets[ODD_SET]) or len(self.sets[SEQUENCE_SET]))
 
     def union(self, other: Archive) -> Archive:
         """Associative, commutative, idempotent, with the empty archive as zero."""
@@ -124,84 +126,104 @@ class Archive:
         a, b, c = (s.cut(kept) for s, kept in zip(self.sets, KEPT, strict=True))
         return Archive(self.window, (a, b, c))
 
-    def without(self, odd: NDArray[np.uint64], path: NDArray[np.uint64], sample: NDArray[np.uint64]) -> Archive:
+    def without(self, odd: NDArray[np.uint64], sequence: NDArray[np.uint64], sample: NDArray[np.uint64]) -> Archive:
         """Without what is within the horizon, by the profile's own sets."""
-        a, b, c = (s.only(~np.isin(s.hashes, hashes)) for s, hashes in zip(self.sets, (odd, path, sample), strict=True))
+        a, b, c = (
+            s.only(~np.isin(s.hashes, hashes)) for s, hashes in zip(self.sets, (odd, sequence, sample), strict=True)
+        )
         return Archive(self.window, (a, b, c))
 
-    def carry(
-        self, window: int, decay: float, need: NDArray[np.uint32], path: NDArray[np.bool_]
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Faded queries that carry all bits of each signal, (s,), and faded distinct queries and roots, (2,)."""
-        counts, base = np.zeros(len(need)), np.zeros(2)
-        _, bits, seen, n, limit = self.arrays()
-        add_up(bits, seen, n, limit, window, decay, need, path, counts, base)
-        return counts, base
+    def carry(self, window: int, decay: float, table: SignalTable) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Faded queries that carry all bits of each signal, (s,), and faded distinct queries and novel ones, (2,)."""
+        arrays = self.arrays(len(table.need))
+        add_up(arrays, 0, window, decay, table)
+        return arrays.carry[0], arrays.carry_base[0]
 
-    def arrays(
-        self,
-    ) -> tuple[NDArray[np.uint64], NDArray[np.uint32], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """The sets side by side, as the kernels take them: hashes, bits, seen (3, k); sizes and limits (3,)."""
-        hashes, bits = np.zeros((3, WIDEST), np.uint64), np.zeros((3, WIDEST), np.uint32)
-        seen = np.zeros((3, WIDEST), np.int64)
+    def arrays(self, signals: int) -> ArchiveArrays:
+        """The sets side by side, as the kernels take them: one row, its carry not added up yet."""
+        out = ArchiveArrays(**{name: np.zeros((1, *shape), kind) for name, (shape, kind) in layout(signals).items()})
         for k, s in enumerate(self.sets):
-            hashes[k, : len(s)], bits[k, : len(s)], seen[k, : len(s)] = s.hashes, s.bits, s.seen
-        return hashes, bits, seen, np.array([len(s) for s in self.sets]), np.array([s.limit for s in self.sets])
+            out.hashes[0, k, : len(s)], out.bits[0, k, : len(s)], out.seen[0, k, : len(s)] = s.hashes, s.bits, s.seen
+            out.n[0, k], out.limit[0, k] = len(s), s.limit
+        return out
 
 
 NOTHING = Archive()
 """Nothing is archived."""
 
-LAYOUT: dict[str, tuple[str, tuple[int, ...]]] = {
-    "hashes": ("<u8", (3, WIDEST)),
-    "bits": ("<u4", (3, WIDEST)),
-    "seen": ("<i8", (3, WIDEST)),
-    "n": ("<i8", (3,)),
-    "limit": ("<i8", (3,)),
-}
-"""One archive in flat arrays. The order is that of `Archive.arrays` and of the kernels' arguments; the carry follows them there."""
+
+class ArchiveArrays(NamedTuple):
+    """One row an archive.
+
+    hashes, bits, seen  (…, 3, k) of each query of its sets: content hash ascending, bits, window; n, limit (…, 3): of each set
+    carry       (…, s) what the archive adds to the count of each signal
+    carry_base  (…, 2) what it adds to the distinct queries and to the novel ones
+    """
+
+    hashes: NDArray[np.uint64]
+    bits: NDArray[np.uint32]
+    seen: NDArray[np.int64]
+    n: NDArray[np.int64]
+    limit: NDArray[np.int64]
+    carry: NDArray[np.float64]
+    carry_base: NDArray[np.float64]
+
+
+def layout(signals: int) -> dict[str, tuple[tuple[int, ...], DTypeLike]]:
+    """Shape and type of one row of each of `ArchiveArrays`, by name."""
+    return {
+        "hashes": ((3, WIDEST), np.uint64),
+        "bits": ((3, WIDEST), np.uint32),
+        "seen": ((3, WIDEST), np.int64),
+        "n": ((3,), np.int64),
+        "limit": ((3,), np.int64),
+        "carry": ((signals,), np.float64),
+        "carry_base": ((2,), np.float64),
+    }
 
 
 @nb.njit(cache=True, nogil=True)
-def add_up(bits, seen, n, limit, window, decay, need, path, counts, base):  # type: ignore[no-untyped-def]
-    """Write the carry of one archive: counts (s,), base (2,) distinct queries and roots."""
+def add_up(archives, at, window, decay, table):  # type: ignore[no-untyped-def]
+    """Write the carry of the archive in row `at`, as of a window: what its queries weigh now."""
+    counts, base = archives.carry[at], archives.carry_base[at]
     counts[:] = 0.0
     base[:] = 0.0
     for k in range(3):
-        share = float(limit[k]) / HASH_SPAN
-        for a in range(n[k]):
-            weight = decay ** max(window - 2 - seen[k, a], 0)
+        share = float(archives.limit[at, k]) / HASH_SPAN
+        for a in range(archives.n[at, k]):
+            weight = decay ** max(window - 2 - archives.seen[at, k, a], 0)
             if weight < LEAST * (1.0 - 1e-9):
                 continue
             weight = weight / share
-            b = bits[k, a]
+            b = archives.bits[at, k, a]
             if k == SAMPLE_SET:
                 base[0] += weight
-                if b & np.uint32(ROOT):
+                if b & np.uint32(NOVEL):
                     base[1] += weight
                 continue
-            for q in range(need.shape[0]):
-                if path[q] == (k == PATH_SET) and (b & need[q]) == need[q]:
+            for q in range(table.need.shape[0]):
+                if table.sequence[q] == (k == SEQUENCE_SET) and (b & table.need[q]) == table.need[q]:
                     counts[q] += weight
 
 
 @nb.njit(cache=True, nogil=True)
-def seen_again(h, b, hashes, bits, seen, n, limit, window, decay, need, path, counts, base):  # type: ignore[no-untyped-def]
-    """Take a query out of an archive, and its weight out of the carry, which is added up anew: never a matter of rounding."""
+def seen_again(h, b, archives, at, window, decay, table):  # type: ignore[no-untyped-def]
+    """Take a query out of the archive in row `at`, and its weight out of the carry, which is added up anew: never a matter of rounding."""
+    hashes, bits, seen, n = archives.hashes[at], archives.bits[at], archives.seen[at], archives.n[at]
     changed = False
     for k in range(3):
-        if k == PATH_SET and not b & np.uint32(PATH):
+        if k == SEQUENCE_SET and not b & np.uint32(SEQUENCE):
             continue  # it is not odd by what came before it this time
-        at = np.searchsorted(hashes[k, : n[k]], h)
-        if at == n[k] or hashes[k, at] != h:
+        place = np.searchsorted(hashes[k, : n[k]], h)
+        if place == n[k] or hashes[k, place] != h:
             continue
         changed = True
-        for a in range(at, n[k] - 1):
+        for a in range(place, n[k] - 1):
             hashes[k, a] = hashes[k, a + 1]
             bits[k, a] = bits[k, a + 1]
             seen[k, a] = seen[k, a + 1]
         n[k] -= 1
     if changed:
-        if n[ODD_SET] == 0 and n[PATH_SET] == 0:
+        if n[ODD_SET] == 0 and n[SEQUENCE_SET] == 0:
             n[SAMPLE_SET] = 0
-        add_up(bits, seen, n, limit, window, decay, need, path, counts, base)
+        add_up(archives, at, window, decay, table)

@@ -24,11 +24,11 @@ from detector.calibration import NO_TOOLS, UNREHEARSED, Nulls, Persona, Tail, To
 from detector.discriminators import Trees
 from detector.errors import CorruptBaseline, UnfittedModel
 from detector.extraction import NAMES, Estimator
-from detector.features import ARRAYS, CELLS, DISTANCE_BINS, MEASURES, Column, FeatureMap, Schema
-from detector.fold import Masses
+from detector.features import ARRAYS, DISTANCE_BINS, MEASURES, REGIONS, Column, FeatureMap, Schema
 from detector.profile import Profile
-from detector.profiles import Profiles
+from detector.profile_table import ProfileTable
 from detector.query import QueryBatch
+from detector.signal_table import SignalTable
 from detector.signals import (
     BY_ANSWER,
     FLOOR,
@@ -51,8 +51,16 @@ _NULL_ARRAYS = ("lives", "scale", "ordered", "free", "reach")
 _TOOL_ARRAYS = ("lives", "ends")
 _ESTIMATOR_ARRAYS = ("weights", "errors", "sizes", "usual")
 _TYPES = ("<f8", "<f4", "<i8", "<i4", "<i2")
-_OF_TYPE = {"start": "<i8", "levels_of": "<i8", "code_category": "<i8", "neighbours": "<f4", "cell_of": "<i2"}
+_OF_TYPE = {"start": "<i8", "levels_of": "<i8", "code_category": "<i8", "neighbours": "<f4", "region_of": "<i2"}
 """Types of a map's arrays; all others are float64."""
+_STORED_NAMES = {
+    "region_of": "cell_of",
+    "region_at": "cell_at",
+    "region_share": "cell_share",
+    "common_value": "link_mode",
+    "agreement_bits": "link_bits",
+}
+"""Arrays of a map that the file keeps under an older name."""
 _UNBOUNDED = ("levels", "margin_levels")
 PUBLIC_KEY = bytes(16)
 """Sampling key of calibration: a baseline must not depend on an installation's secrets."""
@@ -110,7 +118,7 @@ class Baseline:
         return self.nulls.version
 
     @cached_property
-    def table(self) -> Masses:
+    def table(self) -> SignalTable:
         """The signals as the fold needs them, in units of this baseline."""
         return masses(self.nulls.scale, self.nulls.distinct, self.map.misfit_allowance)
 
@@ -191,7 +199,7 @@ class Baseline:
     # ------------------------------------------------------------------ bytes
 
     def to_bytes(self) -> bytes:
-        arrays: list[tuple[str, NDArray[Any]]] = [(f"map.{name}", getattr(self.map, name)) for name in ARRAYS]
+        arrays: list[tuple[str, NDArray[Any]]] = [(f"map.{_stored(name)}", getattr(self.map, name)) for name in ARRAYS]
         for tree, trees in sorted(self.map.trees.items()):
             arrays += [(f"trees.{tree}.{name}", getattr(trees, name)) for name in _TREE_ARRAYS]
         arrays += [(f"nulls.{name}", getattr(self.nulls, name)) for name in _NULL_ARRAYS]
@@ -207,7 +215,7 @@ class Baseline:
             "signals_version": TABLE_VERSION,
             "schema": asdict(self.map.schema),
             "near": self.map.near,
-            "link_level": self.map.link_level,
+            "link_level": self.map.agreement_level,
             "misfit_allowance": self.map.misfit_allowance,
             "bias": {name: trees.bias for name, trees in sorted(self.map.trees.items())},
             "nulls": {"distinct": self.nulls.distinct, "days": self.nulls.days, "calibrated": self.nulls.calibrated},
@@ -260,13 +268,13 @@ class Baseline:
         feature_map = FeatureMap(
             schema=schema,
             near=float(header["near"]),
-            link_level=float(header["link_level"]),
+            agreement_level=float(header["link_level"]),
             misfit_allowance=float(header["misfit_allowance"]),
             trees={
                 name: Trees(bias=float(bias), **{a: arrays[f"trees.{name}.{a}"] for a in _TREE_ARRAYS})
                 for name, bias in header["bias"].items()
             },
-            **{name: arrays[f"map.{name}"] for name in ARRAYS},
+            **{name: arrays[f"map.{_stored(name)}"] for name in ARRAYS},
         )
         _check_map(feature_map)
         nulls = Nulls(
@@ -315,6 +323,11 @@ def limits_of(nulls: Nulls) -> list[str]:
     return said + [f"persona {p.name}: calibrated on {len(p.ordered)} clients of its own" for p in nulls.personas]
 
 
+def _stored(name: str) -> str:
+    """What the file calls an array of a map."""
+    return _STORED_NAMES.get(name, name)
+
+
 def _little(array: NDArray[Any]) -> NDArray[Any]:
     return np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
 
@@ -355,9 +368,9 @@ def _check_map(fmap: FeatureMap) -> None:
     k = len(fmap.margin_levels)
     want = {
         "center": (d,), "scale": (d,), "start": (d,), "levels_of": (d,), "lattice": (d,), "hash_grain": (d,),
-        "basis": (int(width.sum()), m), "spread": (m,), "neighbours": (m, r), "cell_of": (r,), "cell_at": (CELLS, 2),
-        "cell_share": (CELLS,), "distance_edges": (DISTANCE_BINS - 1,), "levels": (len(MEASURES), 2), "margin_levels": (k, 2),
-        "link_mode": (d,), "link_bits": (2, d), "code_low": (w,), "code_step": (w,), "code_weight": (w,), "code_category": (w,),
+        "basis": (int(width.sum()), m), "spread": (m,), "neighbours": (m, r), "region_of": (r,), "region_at": (REGIONS, 2),
+        "region_share": (REGIONS,), "distance_edges": (DISTANCE_BINS - 1,), "levels": (len(MEASURES), 2), "margin_levels": (k, 2),
+        "common_value": (d,), "agreement_bits": (2, d), "code_low": (w,), "code_step": (w,), "code_weight": (w,), "code_category": (w,),
         "donors": (len(fmap.donors), d), "donor_weight": (d,), "misfit_bits": (3, d), "misfit_kinds": (3,),
     }  # fmt: skip
     for name in ARRAYS:
@@ -372,17 +385,17 @@ def _check_map(fmap: FeatureMap) -> None:
         )
     bounds = np.array([(c.lower, c.upper, c.grain) for c in columns], np.float64).reshape(d, 3)
     positive = (fmap.hash_grain, fmap.code_step, fmap.scale, fmap.spread)
-    cells = (int(fmap.cell_of.min(initial=0)), int(fmap.cell_of.max(initial=0)))
+    regions = (int(fmap.region_of.min(initial=0)), int(fmap.region_of.max(initial=0)))
     start = np.concatenate([[0], np.cumsum(width)[:-1]])
     _refuse(
         (
             (min(d, m, r, k, len(fmap.donors)) < 1, "a map without columns, axes, neighbours or margins"),
             (bool(np.any(fmap.levels_of != levels) or np.any(fmap.start != start)), "columns do not fit the schema"),
             (not np.isfinite(bounds).all() or bool(np.any(bounds[:, 0] > bounds[:, 1])), "a column without bounds"),
-            (cells[0] < 0 or cells[1] >= CELLS, "coverage cells outside the map"),
+            (regions[0] < 0 or regions[1] >= REGIONS, "coverage regions outside the map"),
             (any(bool(np.any(a <= 0)) for a in positive), "a scale that is not positive"),
             (
-                not 0 <= fmap.near < np.inf or not np.isfinite(fmap.link_level),
+                not 0 <= fmap.near < np.inf or not np.isfinite(fmap.agreement_level),
                 "no distance between parents and strangers",
             ),
         )
@@ -479,7 +492,7 @@ def _settle_levels(feature_map: FeatureMap, traffic: QueryBatch) -> None:
 def _statistics(feature_map: FeatureMap, queries: QueryBatch) -> list[tuple[str, Profile, Statistics]]:
     """Every client with a query: id, profile, statistics by the very fold that the service uses."""
     table = masses(misfit_allowance=feature_map.misfit_allowance)
-    profiles = Profiles(feature_map, table, "0" * 16, half_horizon_ms=2**62).of_log(queries, PUBLIC_KEY)
+    profiles = ProfileTable(feature_map, table, "0" * 16, half_horizon_ms=2**62).of_log(queries, PUBLIC_KEY)
     return [(client, p, measure(p, table)) for client, p in zip(queries.clients, profiles, strict=True) if p.queries]
 
 

@@ -115,8 +115,8 @@ def _ridge(described: Vector, target: Vector) -> Vector:
 def describe(profile: Profile, feature_map: FeatureMap, usual: Vector) -> Vector:
     """What a profile says about a copy made of it, (f,) in the order of `NAMES`."""
     n = np.log1p(profile.distinct)
-    counts = profile.cell_counts.astype(np.float64)
-    covered = float((feature_map.cell_share * (1.0 - np.exp(-counts / 2.0))).sum())
+    counts = profile.region_counts.astype(np.float64)
+    covered = float((feature_map.region_share * (1.0 - np.exp(-counts / 2.0))).sum())
     total = max(float(profile.distance_counts.sum()), 1.0)
     near = float(profile.distance_counts[:NEAR_BINS].sum()) / total
     classes = np.asarray(profile.classes, np.float64) / max(float(profile.classes.sum()), 1.0)

@@ -1,7 +1,7 @@
 """The feature map: one pass over a poll's rows, everything about a query that needs no memory of the client.
 
-`FeatureMap.measure` turns a `QueryBatch` into `Measured` columns: content hash, oddness bits, coverage cell, distance and margin
-bins, remembered codes. It is fitted on the reference alone (`FeatureMap.fit`); `BITS` names the oddness bits, `BLOCKS` the
+`FeatureMap.measure` turns a `QueryBatch` into `Measured` columns: content hash, oddness bits, coverage region, distance
+bin, remembered codes. It is fitted on the reference alone (`FeatureMap.fit`); `BITS` names the oddness bits, `BLOCKS` the
 blocks of the linear sum. Rules:
 
 * Every number is computed row by row (`kernels.py`): a bit never depends on the batch.
@@ -33,7 +33,7 @@ BITS: dict[str, int] = {
     **{f"{m}_rare": 1 << 2 * i for i, m in enumerate(MEASURES)},
     **{f"{m}_beyond": 1 << 2 * i + 1 for i, m in enumerate(MEASURES)},
     # set by the fold, which remembers earlier rows of the client
-    **{b: 1 << 2 * len(MEASURES) + i for i, b in enumerate(("root", "stepped", "flipped", "collinear", "far"))},
+    **{b: 1 << 2 * len(MEASURES) + i for i, b in enumerate(("novel", "stepped", "flipped", "collinear", "distant"))},
     # a misfit that fewer than half of the honest queries have; how often is too often is learned (`misfit_allowance`)
     "misfit": 1 << 23,
 }
@@ -42,12 +42,11 @@ BITS: dict[str, int] = {
 ODD = sum(1 << b for b in range(2 * len(MEASURES))) | BITS["misfit"]
 """A query with any of these bits enters the odd set: it is odd by itself, in whatever order it came."""
 
-PATH = BITS["stepped"] | BITS["flipped"] | BITS["collinear"]
+SEQUENCE = BITS["stepped"] | BITS["flipped"] | BITS["collinear"]
 """A query with any of these bits enters the path set: it is odd by what came before it."""
 
-CELLS = 64
+REGIONS = 64
 DISTANCE_BINS = 16
-MARGIN_BINS = 8
 MAX_NEIGHBOURS = 1024
 MAX_CLASSES = 256
 MAX_TRAINING_ROWS = 3000
@@ -130,9 +129,8 @@ class Measured:
     hashes    (n,) uint64, 48-bit keyed content hash
     bits      (n,) uint32, oddness bits of `BITS`
     misfit    (n,) bool, whether the query does not fit the schema
-    cells     (n,) int16 coverage cell, −1 for an unreadable input: it has no place in the input space
-    distance_bins, margin_bins  (n,) uint8; margin_bins is 255 where there is no margin
-    z         (n, m) float64 whitened coordinates
+    regions   (n,) int16 coverage region, −1 for an unreadable input: it has no place in the input space
+    distance_bins  (n,) uint8, by distance to the nearest reference row
     codes     (n, w) uint8 or uint16 remembered codes
     raw       (n, d) float64 inputs as logged: NaN is a missing value
     """
@@ -140,10 +138,8 @@ class Measured:
     hashes: NDArray[np.uint64]
     bits: NDArray[np.uint32]
     misfit: NDArray[np.bool_]
-    cells: NDArray[np.int16]
+    regions: NDArray[np.int16]
     distance_bins: NDArray[np.uint8]
-    margin_bins: NDArray[np.uint8]
-    z: NDArray[np.float64]
     codes: Codes
     raw: NDArray[np.float64]
 
@@ -165,9 +161,9 @@ class FeatureMap:
     basis: NDArray[np.float64]  # (e, m)
     spread: NDArray[np.float64]  # (m,)
     neighbours: NDArray[np.float32]  # (m, r)
-    cell_of: NDArray[np.int16]  # (r,) coverage cell of each neighbour
-    cell_at: NDArray[np.float64]  # (CELLS, 2) where a cell is drawn
-    cell_share: NDArray[np.float64]  # (CELLS,) of the reference
+    region_of: NDArray[np.int16]  # (r,) coverage region of each neighbour
+    region_at: NDArray[np.float64]  # (REGIONS, 2) where a region is drawn
+    region_share: NDArray[np.float64]  # (REGIONS,) of the reference
     distance_edges: NDArray[np.float64]  # (DISTANCE_BINS - 1,)
     levels: NDArray[np.float64]  # (len(MEASURES), 2) rare, beyond; margin: negated, per label below
     margin_levels: NDArray[np.float64]  # (c or 1, 2) low margin by label: rare, beyond
@@ -175,8 +171,8 @@ class FeatureMap:
     code_step: NDArray[np.float64]  # (w,)
     code_weight: NDArray[np.float64]  # (w,) of a squared code difference
     code_category: NDArray[np.int64]  # (w,) 1: differ or not
-    link_mode: NDArray[np.float64]  # (d,) most frequent value of a column
-    link_bits: NDArray[np.float64]  # (2, d) surprise of agreeing in it, and in any other value
+    common_value: NDArray[np.float64]  # (d,) most frequent value of a column
+    agreement_bits: NDArray[np.float64]  # (2, d) surprise of agreeing in it, and in any other value
     donors: NDArray[np.float64]  # (r, d) reference rows whose values stand in for missing ones
     donor_weight: NDArray[np.float64]  # (d,) of a squared difference to a donor
     misfit_bits: NDArray[np.float64]  # (3, d) surprise of a missing, unseen, out-of-range value
@@ -184,7 +180,7 @@ class FeatureMap:
         np.float64
     ]  # (3,) surprise of a retyped value, an unreadable input, an answer that does not fit
     misfit_allowance: float  # share of its queries that an honest client may send as misfits
-    link_level: float  # bits of agreement with a remembered row above which a query derives from it
+    agreement_level: float  # bits of agreement with a remembered row above which a query derives from it
     near: float  # distance below which a remembered row is a parent, not a stranger
     trees: dict[str, Trees] = field(default_factory=dict)
 
@@ -199,7 +195,7 @@ class FeatureMap:
         """One byte a code where the reference's lattice fits into it, or for projections."""
         if self.wide:
             return np.uint8
-        low, high = self._bounds()
+        low, high = self.bounds()
         steps = np.where(self.lattice > 0, (high - low) / np.where(self.lattice > 0, self.lattice, 1.0), np.inf)
         steps = np.where(high > low, steps, 0.0)  # a constant column fits into anything
         most = np.where(self.levels_of > 0, 253, 255)  # categories leave a code for those that were never seen
@@ -209,7 +205,7 @@ class FeatureMap:
     def classes(self) -> int:
         return min(MAX_CLASSES, max(1, len(self.schema.labels)))
 
-    def _bounds(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def bounds(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         columns = self.schema.columns
         return np.array([c.lower for c in columns]), np.array([c.upper for c in columns])
 
@@ -237,17 +233,12 @@ class FeatureMap:
         with np.errstate(invalid="ignore"):
             bits |= np.where(margin < self.margin_levels[label, 0], np.uint32(1 << at), np.uint32(0))
             bits |= np.where(margin < self.margin_levels[label, 1], np.uint32(1 << at + 1), np.uint32(0))
-        margin_bins = np.where(np.isnan(margin), 255, np.clip(margin * MARGIN_BINS, 0, MARGIN_BINS - 1)).astype(
-            np.uint8
-        )
         return Measured(
             hashes=hashes,
             bits=bits,
             misfit=batch.misfit != 0,
-            cells=np.where(unreadable, np.int16(-1), self.cell_of[nearest]),
+            regions=np.where(unreadable, np.int16(-1), self.region_of[nearest]),
             distance_bins=np.searchsorted(self.distance_edges, distance).astype(np.uint8),
-            margin_bins=margin_bins,
-            z=z,
             codes=self.encode(raw, z, unreadable),
             raw=raw,
         )
@@ -322,7 +313,7 @@ class FeatureMap:
             digest.update(np.ascontiguousarray(getattr(self, name)).tobytes())
         for name, t in sorted(self.trees.items()):
             digest.update(name.encode() + t.threshold.tobytes() + t.value.tobytes() + t.feature.tobytes())
-        digest.update(repr((self.schema, self.near, self.link_level, self.misfit_allowance)).encode())
+        digest.update(repr((self.schema, self.near, self.agreement_level, self.misfit_allowance)).encode())
         return digest.hexdigest()[:16]
 
     # ------------------------------------------------------------------ fitting
@@ -371,11 +362,11 @@ class FeatureMap:
         new = cls(
             schema=schema, center=center, scale=scale, start=start, levels_of=levels_of, lattice=lattice,
             hash_grain=np.where(lattice > 0, np.minimum(lattice, scale * 1e-3), scale * 1e-3),
-            basis=basis, spread=spread, neighbours=np.zeros((m, 1), np.float32), cell_of=np.zeros(1, np.int16),
-            cell_at=np.zeros((CELLS, 2)), cell_share=np.zeros(CELLS), distance_edges=np.zeros(DISTANCE_BINS - 1),
+            basis=basis, spread=spread, neighbours=np.zeros((m, 1), np.float32), region_of=np.zeros(1, np.int16),
+            region_at=np.zeros((REGIONS, 2)), region_share=np.zeros(REGIONS), distance_edges=np.zeros(DISTANCE_BINS - 1),
             levels=np.full((len(MEASURES), 2), np.inf), margin_levels=np.full((1, 2), -np.inf),
             code_low=code_low, code_step=code_step, code_weight=code_weight, code_category=code_category,
-            link_mode=np.zeros(len(low)), link_bits=np.zeros((2, len(low))), link_level=np.inf, near=0.0,
+            common_value=np.zeros(len(low)), agreement_bits=np.zeros((2, len(low))), agreement_level=np.inf, near=0.0,
             donors=donors.rows, donor_weight=donors.weight, misfit_bits=np.zeros((3, len(low))), misfit_kinds=np.zeros(3),
             misfit_allowance=misfit.LEAST_ALLOWANCE,
         )  # fmt: skip
@@ -418,30 +409,30 @@ class FeatureMap:
             top = int(counts.argmax())
             rest = np.delete(counts, top)
             collision = float((rest**2).sum()) / max(float(rest.sum()) ** 2, 1.0)
-            self.link_mode[j] = values[top]
+            self.common_value[j] = values[top]
             # what the reference hardly ever held can't be called rare: its k other rows vouch for log2(k + 1) bits at most
-            self.link_bits[:, j] = -np.log2(counts[top] / n), -np.log2(max(collision, 1 / (rest.sum() + 1)))
+            self.agreement_bits[:, j] = -np.log2(counts[top] / n), -np.log2(max(collision, 1 / (rest.sum() + 1)))
         kept = RAW_KEPT if self.wide else 128
         rows = inputs[rng.permutation(n)]
         remembered, others = rows[: min(kept, n // 2)], rows[n // 2 :][:400]
-        agree = np.where(others == self.link_mode, self.link_bits[0], self.link_bits[1])
-        low, high = self._bounds()
+        agree = np.where(others == self.common_value, self.agreement_bits[0], self.agreement_bits[1])
+        low, high = self.bounds()
         agree[(others <= low) | (others >= high)] = 0.0  # rows that lack the same value agree in nothing
         bits = np.zeros(len(others))
         for row in remembered:
             bits = np.maximum(bits, np.where(others == row, agree, 0.0).sum(1))
-        self.link_level = float(np.quantile(bits, 0.99)) + 1.0
+        self.agreement_level = float(np.quantile(bits, 0.99)) + 1.0
 
     def _fit_neighbours(self, inputs: NDArray[np.float64], rng: np.random.Generator) -> None:
         z, *_ = self.locate(inputs)
         chosen = rng.permutation(len(z))[:MAX_NEIGHBOURS]
         self.neighbours = np.ascontiguousarray(z[chosen].T, np.float32)
-        centers = spread_out(z[chosen], CELLS)
-        self.cell_of = np.argmin(((z[chosen][:, None] - centers[None]) ** 2).sum(-1), 1).astype(np.int16)
-        self.cell_at = np.zeros((CELLS, 2))
-        self.cell_at[: len(centers), : min(2, z.shape[1])] = centers[:, :2]
+        centers = spread_out(z[chosen], REGIONS)
+        self.region_of = np.argmin(((z[chosen][:, None] - centers[None]) ** 2).sum(-1), 1).astype(np.int16)
+        self.region_at = np.zeros((REGIONS, 2))
+        self.region_at[: len(centers), : min(2, z.shape[1])] = centers[:, :2]
         _, _, _, nearest = self.locate(inputs)
-        self.cell_share = np.bincount(self.cell_of[nearest], minlength=CELLS) / len(inputs)
+        self.region_share = np.bincount(self.region_of[nearest], minlength=REGIONS) / len(inputs)
 
     def _fit_levels(
         self,
@@ -452,7 +443,7 @@ class FeatureMap:
     ) -> None:
         rows = inputs[rng.permutation(len(inputs))[:MAX_TRAINING_ROWS]]
         bounds = Bounds(
-            *self._bounds(), self.lattice, self.scale, np.array([c.kind == "categorical" for c in self.schema.columns])
+            *self.bounds(), self.lattice, self.scale, np.array([c.kind == "categorical" for c in self.schema.columns])
         )
         held_out: dict[str, NDArray[np.float64]] = {}
         for name in CORRUPTIONS:
@@ -511,18 +502,16 @@ class FeatureMap:
 
 
 ARRAYS = (
-    "center", "scale", "start", "levels_of", "lattice", "hash_grain", "basis", "spread", "neighbours", "cell_of", "cell_at",
-    "cell_share", "distance_edges", "levels", "margin_levels", "code_low", "code_step", "code_weight", "code_category",
-    "link_mode", "link_bits", "donors", "donor_weight", "misfit_bits", "misfit_kinds",
+    "center", "scale", "start", "levels_of", "lattice", "hash_grain", "basis", "spread", "neighbours", "region_of", "region_at",
+    "region_share", "distance_edges", "levels", "margin_levels", "code_low", "code_step", "code_weight", "code_category",
+    "common_value", "agreement_bits", "donors", "donor_weight", "misfit_bits", "misfit_kinds",
 )  # fmt: skip
 """The arrays of a map, as stored in a baseline file."""
 
 BLOCKS: dict[str, str] = {
     "classes": "queries by predicted class",
-    "cells": "queries by region",
+    "regions": "queries by region",
     "distances": "queries by distance to the nearest reference row",
-    "margins": "queries by margin between the two likeliest classes",
-    "moments": "sums and sums of squares of the first whitened coordinates",
 }
 """Blocks of the linear sum; merge is addition."""
 

@@ -15,48 +15,44 @@ assessment.
 
 from __future__ import annotations
 
-import math
 import struct
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from detector.archive import ALL, KEPT, NONE, NOTHING, OFF, Archive, Faded
+from detector.bottom_k import kept_estimate
 from detector.errors import IncompatibleProfile
-from detector.features import BITS, CELLS, DISTANCE_BINS, MARGIN_BINS, RAW_KEPT, FeatureMap
-from detector.fold import (
-    MEMORY_BYTES,
-    MOMENT_AXES,
-    ODD_KEPT,
-    PATH_KEPT,
-    SAMPLE_KEPT,
-    TRAIL_LEVELS,
-    Masses,
-    kept_estimate,
-)
+from detector.features import BITS, DISTANCE_BINS, RAW_KEPT, REGIONS, FeatureMap
+from detector.fold_arrays import LADDER_STEPS, MEMORY_BYTES, ODD_KEPT, SAMPLE_KEPT, SEQUENCE_KEPT, Memory
+from detector.packing import Reader, pack_bits, pack_counts, pack_hashes, pack_sparse
+from detector.signal_table import SignalTable
 
-FORMAT = 4
-_HEAD = struct.Struct("<2sB8s8siqdqqHHHBIHBd")
+FORMAT = 5
+"""Version of a profile's bytes. 5 lacks three sums that nothing read: volume, counts by margin, moments."""
+OLDER_FORMATS = (4,)
+"""Versions that are read too: the sums that format 5 lacks are passed over."""
+_HEAD = struct.Struct("<2sB8s8siqqqHHHBIHBd")
+_HEAD_4 = struct.Struct("<2sB8s8siqdqqHHHBIHBd")
+_VOLUME_4 = 6
+_MARGIN_BINS_4 = 8
+_MOMENTS_4 = 8
 _ARCHIVE_HEAD = struct.Struct("<iBBB")
 _LONGEST_AGO = 0xFFFF
-_STICKY = np.uint32(BITS["root"] | BITS["far"])
-ROOT = BITS["root"]
-
-Array = NDArray[Any]
+_STICKY = np.uint32(BITS["novel"] | BITS["distant"])
+_NOVEL = BITS["novel"]
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Sizes that a feature map gives its profiles: classes, signals, memory rows (ring and low), code width and type, raw width."""
+    """Sizes that a feature map gives its profiles: classes, signals, rows of ring buffer and reservoir, code width and type, raw width."""
 
     classes: int
     signals: int
     ring: int
-    low: int
+    reservoir: int
     width: int
     code: str
     raw: int
@@ -70,55 +66,61 @@ class Shape:
             classes=feature_map.classes,
             signals=signals,
             ring=2 * rows // 3,
-            low=rows - 2 * rows // 3,
+            reservoir=rows - 2 * rows // 3,
             width=width,
             code=code.str,
             raw=feature_map.schema.width if feature_map.wide else 0,
         )
 
 
-LAYOUT: dict[str, tuple[str, Callable[[Shape], tuple[int, ...]]]] = {
-    # sum
-    "queries": ("<i8", lambda s: ()),
-    "volume": ("<f8", lambda s: ()),
-    "first_ms": ("<i8", lambda s: ()),
-    "last_ms": ("<i8", lambda s: ()),
-    "classes": ("<i8", lambda s: (s.classes,)),
-    "cell_counts": ("<i8", lambda s: (CELLS,)),
-    "distance_counts": ("<i8", lambda s: (DISTANCE_BINS,)),
-    "margin_counts": ("<i8", lambda s: (MARGIN_BINS,)),
-    "moments": ("<f8", lambda s: (2, MOMENT_AXES)),
-    # sets
-    "sample_hash": ("<u8", lambda s: (SAMPLE_KEPT,)),
-    "sample_root": ("|b1", lambda s: (SAMPLE_KEPT,)),
-    "sample_misfit": ("|b1", lambda s: (SAMPLE_KEPT,)),
-    "sample_n": ("<i8", lambda s: ()),
-    "odd_hash": ("<u8", lambda s: (ODD_KEPT,)),
-    "odd_bits": ("<u4", lambda s: (ODD_KEPT,)),
-    "odd_n": ("<i8", lambda s: ()),
-    "path_hash": ("<u8", lambda s: (PATH_KEPT,)),
-    "path_bits": ("<u4", lambda s: (PATH_KEPT,)),
-    "path_n": ("<i8", lambda s: ()),
-    "odd_counts": ("<i8", lambda s: (s.signals,)),
-    # marks
-    "marks": ("<f8", lambda s: (s.signals,)),
-    "trail_ms": ("<i8", lambda s: (TRAIL_LEVELS,)),
-    "trail_query": ("<i8", lambda s: (TRAIL_LEVELS,)),
-    "trail_n": ("<i8", lambda s: ()),
-    # memory
-    "ring_hash": ("<u8", lambda s: (s.ring,)),
-    "ring_label": ("<i4", lambda s: (s.ring,)),
-    "ring_codes": ("code", lambda s: (s.ring, s.width)),
-    "ring_n": ("<i8", lambda s: ()),
-    "low_hash": ("<u8", lambda s: (s.low,)),
-    "low_label": ("<i4", lambda s: (s.low,)),
-    "low_codes": ("code", lambda s: (s.low, s.width)),
-    "low_n": ("<i8", lambda s: ()),
-    "raw_ring": ("<u2", lambda s: (RAW_KEPT if s.raw else 1, s.raw)),
-}
-"""The state of one client: name → type and shape. The order is that of `fold_rows`' arguments."""
+Layout = dict[str, tuple[tuple[int, ...], DTypeLike]]
+"""Shape and type of one row of each array of a group, by name."""
 
-MEMORY = ("ring_hash", "ring_label", "ring_codes", "ring_n", "low_hash", "low_label", "low_codes", "low_n", "raw_ring")
+
+def span_layout(shape: Shape) -> Layout:
+    """One span of a client, as in `fold.SpanArrays`."""
+    number: tuple[tuple[int, ...], DTypeLike] = ((), np.int64)
+    return {
+        # sum
+        "queries": number,
+        "first_ms": number,
+        "last_ms": number,
+        "classes": ((shape.classes,), np.int64),
+        "region_counts": ((REGIONS,), np.int64),
+        "distance_counts": ((DISTANCE_BINS,), np.int64),
+        # sets
+        "sample_hash": ((SAMPLE_KEPT,), np.uint64),
+        "sample_novel": ((SAMPLE_KEPT,), np.bool_),
+        "sample_misfit": ((SAMPLE_KEPT,), np.bool_),
+        "sample_n": number,
+        "odd_hash": ((ODD_KEPT,), np.uint64),
+        "odd_bits": ((ODD_KEPT,), np.uint32),
+        "odd_n": number,
+        "sequence_hash": ((SEQUENCE_KEPT,), np.uint64),
+        "sequence_bits": ((SEQUENCE_KEPT,), np.uint32),
+        "sequence_n": number,
+        "odd_counts": ((shape.signals,), np.int64),
+        # running maxima and first-passage times
+        "maxima": ((shape.signals,), np.float64),
+        "passage_ms": ((LADDER_STEPS,), np.int64),
+        "passage_query": ((LADDER_STEPS,), np.int64),
+        "passage_n": number,
+    }
+
+
+def memory_layout(shape: Shape) -> Layout:
+    """The remembered rows of a client, as in `fold.Memory`."""
+    return {
+        "ring_hash": ((shape.ring,), np.uint64),
+        "ring_label": ((shape.ring,), np.int32),
+        "ring_codes": ((shape.ring, shape.width), np.dtype(shape.code)),
+        "ring_n": ((), np.int64),
+        "reservoir_hash": ((shape.reservoir,), np.uint64),
+        "reservoir_label": ((shape.reservoir,), np.int32),
+        "reservoir_codes": ((shape.reservoir, shape.width), np.dtype(shape.code)),
+        "reservoir_n": ((), np.int64),
+        "raw_ring": ((RAW_KEPT if shape.raw else 1, shape.raw), np.uint16),
+    }
 
 
 @dataclass(slots=True)
@@ -135,25 +137,22 @@ class Profile:
     nulls_version: str
     window: int
     queries: int
-    volume: float
     first_ms: int
     last_ms: int
     classes: NDArray[np.int64]
-    cell_counts: NDArray[np.int64]
+    region_counts: NDArray[np.int64]
     distance_counts: NDArray[np.int64]
-    margin_counts: NDArray[np.int64]
-    moments: NDArray[np.float64]
     sample_hash: NDArray[np.uint64]
-    sample_root: NDArray[np.bool_]
+    sample_novel: NDArray[np.bool_]
     sample_misfit: NDArray[np.bool_]
     odd_hash: NDArray[np.uint64]
     odd_bits: NDArray[np.uint32]
-    path_hash: NDArray[np.uint64]
-    path_bits: NDArray[np.uint32]
-    marks: NDArray[np.float64]
-    trail_ms: NDArray[np.int64]
-    trail_query: NDArray[np.int64]
-    memory: dict[str, Array] | None = field(default=None, repr=False)
+    sequence_hash: NDArray[np.uint64]
+    sequence_bits: NDArray[np.uint32]
+    maxima: NDArray[np.float64]
+    passage_ms: NDArray[np.int64]
+    passage_query: NDArray[np.int64]
+    memory: Memory | None = field(default=None, repr=False)
     parts: int = 1
     decay: float = OFF
     archive: Archive = NOTHING
@@ -161,9 +160,8 @@ class Profile:
     @classmethod
     def empty(cls, map_id: str, nulls_version: str, classes: int, signals: int) -> Profile:
         return cls(
-            map_id, nulls_version, 0, 0, 0.0, 0, 0,
-            np.zeros(classes, np.int64), np.zeros(CELLS, np.int64), np.zeros(DISTANCE_BINS, np.int64),
-            np.zeros(MARGIN_BINS, np.int64), np.zeros((2, MOMENT_AXES)),
+            map_id, nulls_version, 0, 0, 0, 0,
+            np.zeros(classes, np.int64), np.zeros(REGIONS, np.int64), np.zeros(DISTANCE_BINS, np.int64),
             np.zeros(0, np.uint64), np.zeros(0, bool), np.zeros(0, bool), np.zeros(0, np.uint64), np.zeros(0, np.uint32),
             np.zeros(0, np.uint64), np.zeros(0, np.uint32),
             np.zeros(signals), np.zeros(0, np.int64), np.zeros(0, np.int64),
@@ -178,10 +176,10 @@ class Profile:
         return min(float(kept_estimate(m, self.sample_hash[-1], SAMPLE_KEPT)), float(self.queries)) if m else 0.0
 
     @property
-    def roots(self) -> float:
-        """Distinct queries that were far from everything remembered of the client when they came."""
+    def novel(self) -> float:
+        """Distinct queries that were distant from everything remembered of the client, and shared no improbable values with it."""
         m = len(self.sample_hash)
-        return self.distinct * int(self.sample_root.sum()) / m if m else 0.0
+        return self.distinct * int(self.sample_novel.sum()) / m if m else 0.0
 
     @property
     def misfit(self) -> float:
@@ -189,12 +187,12 @@ class Profile:
         m = len(self.sample_hash)
         return self.distinct * int(self.sample_misfit.sum()) / m if m else 0.0
 
-    def odd_counts(self, table: Masses) -> NDArray[np.float64]:
+    def odd_counts(self, table: SignalTable) -> NDArray[np.float64]:
         """Distinct queries that carry all bits of each signal, (s,)."""
         out = np.zeros(len(table.need))
         for hashes, bits, kept, mine in (
-            (self.odd_hash, self.odd_bits, ODD_KEPT, ~table.path),
-            (self.path_hash, self.path_bits, PATH_KEPT, table.path),
+            (self.odd_hash, self.odd_bits, ODD_KEPT, ~table.sequence),
+            (self.sequence_hash, self.sequence_bits, SEQUENCE_KEPT, table.sequence),
         ):
             if len(hashes):
                 factor = float(kept_estimate(len(hashes), hashes[-1], kept)) / len(hashes)
@@ -204,25 +202,27 @@ class Profile:
     @property
     def fades(self) -> bool:
         """Whether something of it stays beyond the horizon."""
-        return self.decay > OFF and bool(len(self.odd_hash) or len(self.path_hash) or self.archive)
+        return self.decay > OFF and bool(len(self.odd_hash) or len(self.sequence_hash) or self.archive)
 
-    def carry(self, table: Masses) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """What left the horizon adds to the count of each signal, (s,), and to the distinct queries and the roots, (2,)."""
+    def carry(self, table: SignalTable) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """What left the horizon adds to the count of each signal, (s,), and to the distinct queries and the novel ones, (2,)."""
         if not self.archive:
             return np.zeros(len(table.need)), np.zeros(2)
-        beyond = self.archive.without(self.odd_hash, self.path_hash, self.sample_hash)
-        return beyond.carry(max(self.window, beyond.window), self.decay, table.need, table.path)
+        beyond = self.archive.without(self.odd_hash, self.sequence_hash, self.sample_hash)
+        return beyond.carry(max(self.window, beyond.window), self.decay, table)
 
     def archived(self, after: Profile | None = None) -> Archive:
         """All its queries, as they leave the horizon; without those that are still in it, in the profile `after`."""
         mine = (
             Faded.of(self.odd_hash, self.odd_bits, self.window, ODD_KEPT),
-            Faded.of(self.path_hash, self.path_bits, self.window, PATH_KEPT),
-            Faded.of(self.sample_hash, np.where(self.sample_root, ROOT, 0).astype(np.uint32), self.window, SAMPLE_KEPT),
+            Faded.of(self.sequence_hash, self.sequence_bits, self.window, SEQUENCE_KEPT),
+            Faded.of(
+                self.sample_hash, np.where(self.sample_novel, _NOVEL, 0).astype(np.uint32), self.window, SAMPLE_KEPT
+            ),
         )
         archive = Archive(self.window, mine)
         if after is not None:
-            archive = archive.without(after.odd_hash, after.path_hash, after.sample_hash)
+            archive = archive.without(after.odd_hash, after.sequence_hash, after.sample_hash)
         return archive.cut()
 
     def left_behind(self, after: Profile | None, window: int) -> Profile:
@@ -236,7 +236,7 @@ class Profile:
         left = archive.at(window, self.decay)
         if within and after is not None:
             return replace(after, archive=left, decay=self.decay)
-        none = Profile.empty(self.map_id, self.nulls_version, len(self.classes), len(self.marks))
+        none = Profile.empty(self.map_id, self.nulls_version, len(self.classes), len(self.maxima))
         return replace(none, window=window, archive=left, decay=self.decay)
 
     # ------------------------------------------------------------------ algebra
@@ -251,37 +251,34 @@ class Profile:
             parts = full.parts + (none.parts if none.archive else 0)
             window = max(self.window, other.window) if none.archive else full.window
             return replace(full, memory=None, archive=archive, decay=decay, parts=parts, window=window)
-        sample_hash, sample_root, sample_misfit = _union_sample(self, other)
+        sample_hash, sample_novel, sample_misfit = _union_sample(self, other)
         odd_hash, odd_bits = _union_marked(ODD_KEPT, (self.odd_hash, self.odd_bits), (other.odd_hash, other.odd_bits))
-        path_hash, path_bits = _union_marked(
-            PATH_KEPT, (self.path_hash, self.path_bits), (other.path_hash, other.path_bits)
+        sequence_hash, sequence_bits = _union_marked(
+            SEQUENCE_KEPT, (self.sequence_hash, self.sequence_bits), (other.sequence_hash, other.sequence_bits)
         )
         same = self.nulls_version == other.nulls_version
         newer = max(self, other, key=lambda p: (p.last_ms, p.nulls_version))
-        trail = _earliest(self, other) if same else (newer.trail_ms, newer.trail_query)
+        trail = _earliest(self, other) if same else (newer.passage_ms, newer.passage_query)
         return Profile(
             map_id=self.map_id,
             nulls_version=newer.nulls_version,
             window=max(self.window, other.window),
             queries=self.queries + other.queries,
-            volume=self.volume + other.volume,
             first_ms=min(self.first_ms, other.first_ms),
             last_ms=max(self.last_ms, other.last_ms),
             classes=self.classes + other.classes,
-            cell_counts=self.cell_counts + other.cell_counts,
+            region_counts=self.region_counts + other.region_counts,
             distance_counts=self.distance_counts + other.distance_counts,
-            margin_counts=self.margin_counts + other.margin_counts,
-            moments=self.moments + other.moments,
             sample_hash=sample_hash,
-            sample_root=sample_root,
+            sample_novel=sample_novel,
             sample_misfit=sample_misfit,
             odd_hash=odd_hash,
             odd_bits=odd_bits,
-            path_hash=path_hash,
-            path_bits=path_bits,
-            marks=np.maximum(self.marks, other.marks) if same else newer.marks,
-            trail_ms=trail[0],
-            trail_query=trail[1],
+            sequence_hash=sequence_hash,
+            sequence_bits=sequence_bits,
+            maxima=np.maximum(self.maxima, other.maxima) if same else newer.maxima,
+            passage_ms=trail[0],
+            passage_query=trail[1],
             memory=None,
             parts=self.parts + other.parts,
             decay=decay,
@@ -294,36 +291,26 @@ class Profile:
         """Compact little-endian form with a checksum; grows with what the client has done, to a bound."""
         memory = self.memory
         head = _HEAD.pack(
-            b"QP", FORMAT, bytes.fromhex(self.map_id), bytes.fromhex(self.nulls_version), self.window, self.queries, self.volume,
-            self.first_ms, self.last_ms, len(self.sample_hash), len(self.odd_hash), len(self.path_hash), len(self.trail_ms),
-            int(memory["ring_n"]) if memory else 0, int(memory["low_n"]) if memory else 0,
+            b"QP", FORMAT, bytes.fromhex(self.map_id), bytes.fromhex(self.nulls_version), self.window, self.queries,
+            self.first_ms, self.last_ms, len(self.sample_hash), len(self.odd_hash), len(self.sequence_hash), len(self.passage_ms),
+            int(memory.ring_n) if memory else 0, int(memory.reservoir_n) if memory else 0,
             (1 if memory else 0) + (2 if self.archive else 0), self.decay,
         )  # fmt: skip
-        parts = [head]
-        parts += [_pack_counts(c) for c in (self.classes, self.cell_counts, self.distance_counts, self.margin_counts)]
-        parts.append(
-            self.moments.astype("<f8").tobytes() if self.queries > 1 else self.moments[0].astype("<f8").tobytes()
-        )
-        parts += [
-            _pack_hashes(self.sample_hash),
-            *(np.packbits(m).tobytes() for m in (self.sample_root, self.sample_misfit)),
-        ]
-        for hashes, bits in ((self.odd_hash, self.odd_bits), (self.path_hash, self.path_bits)):
-            parts += [_pack_hashes(hashes), bits.astype("<u4").view(np.uint8).reshape(-1, 4)[:, :3].tobytes()]
-        parts += [
-            _pack_sparse(self.marks),
-            self.trail_ms.astype("<i8").tobytes(),
-            self.trail_query.astype("<u4").tobytes(),
+        parts = [
+            head,
+            *(pack_counts(c) for c in (self.classes, self.region_counts, self.distance_counts)),
+            pack_hashes(self.sample_hash),
+            *(np.packbits(m).tobytes() for m in (self.sample_novel, self.sample_misfit)),
+            pack_hashes(self.odd_hash),
+            pack_bits(self.odd_bits),
+            pack_hashes(self.sequence_hash),
+            pack_bits(self.sequence_bits),
+            pack_sparse(self.maxima),
+            self.passage_ms.astype("<i8").tobytes(),
+            self.passage_query.astype("<u4").tobytes(),
         ]
         if memory:
-            rows = min(int(memory["ring_n"]), len(memory["ring_hash"]))
-            low = int(memory["low_n"])
-            parts += [_pack_hashes(memory["ring_hash"][:rows]), memory["ring_label"][:rows].astype("<i2").tobytes()]
-            parts += [memory["ring_codes"][:rows].tobytes()]
-            parts += [_pack_hashes(memory["low_hash"][:low]), memory["low_label"][:low].astype("<i2").tobytes()]
-            parts += [memory["low_codes"][:low].tobytes()]
-            raw = memory["raw_ring"]
-            parts += [raw[: min(int(memory["ring_n"]), len(raw))].tobytes() if raw.shape[-1] else b""]
+            parts += _pack_memory(memory)
         if self.archive:
             parts += _pack_archive(self.archive)
         body = b"".join(parts)
@@ -331,15 +318,18 @@ class Profile:
 
     @classmethod
     def from_bytes(cls, blob: bytes, shape: Shape) -> Profile:
-        """Raises IncompatibleProfile for anything that `to_bytes` of this format did not write."""
-        if (
-            len(blob) < _HEAD.size + 4
-            or blob[:2] != b"QP"
-            or zlib.crc32(blob[:-4]) != int.from_bytes(blob[-4:], "little")
-        ):
+        """Read what `to_bytes` of this format, or of one of `OLDER_FORMATS`, wrote; raises IncompatibleProfile for anything else."""
+        if len(blob) < 7 or blob[:2] != b"QP" or zlib.crc32(blob[:-4]) != int.from_bytes(blob[-4:], "little"):
             raise IncompatibleProfile("not a profile, or damaged")
-        if blob[2] != FORMAT:
-            raise IncompatibleProfile(f"profile format {blob[2]}, this version reads {FORMAT}")
+        version = blob[2]
+        if version != FORMAT and version not in OLDER_FORMATS:
+            raise IncompatibleProfile(f"profile format {version}, this version reads {FORMAT}")
+        form = _HEAD if version == FORMAT else _HEAD_4
+        if len(blob) < form.size + 4:
+            raise IncompatibleProfile("not a profile, or damaged")
+        head = list(form.unpack(blob[: form.size]))
+        if version != FORMAT:
+            del head[_VOLUME_4]
         (
             _,
             _,
@@ -347,76 +337,53 @@ class Profile:
             nulls,
             window,
             queries,
-            volume,
             first,
             last,
             n_sample,
             n_odd,
-            n_path,
-            n_trail,
+            n_sequence,
+            n_passage,
             ring_n,
-            low_n,
+            reservoir_n,
             has,
             decay,
-        ) = _HEAD.unpack(blob[: _HEAD.size])
+        ) = head
         if (
             n_sample > SAMPLE_KEPT
             or n_odd > ODD_KEPT
-            or n_path > PATH_KEPT
-            or n_trail > TRAIL_LEVELS
-            or low_n > shape.low
+            or n_sequence > SEQUENCE_KEPT
+            or n_passage > LADDER_STEPS
+            or reservoir_n > shape.reservoir
             or not 0.0 <= decay < 1.0
         ):
             raise IncompatibleProfile("profile holds more than this map's profiles do")
-        at = _Reader(blob, _HEAD.size)
-        classes, cells = at.counts(shape.classes), at.counts(CELLS)
-        distances, margin_counts = at.counts(DISTANCE_BINS), at.counts(MARGIN_BINS)
-        moments = np.zeros((2, MOMENT_AXES))
-        if queries > 1:
-            moments[:] = at.array("<f8", (2, MOMENT_AXES))
-        else:
-            moments[0] = at.array("<f8", (MOMENT_AXES,))
-            moments[1] = moments[0] ** 2
+        at = Reader(blob, form.size)
+        classes, regions, distances = at.counts(shape.classes), at.counts(REGIONS), at.counts(DISTANCE_BINS)
+        if version != FORMAT:
+            at.counts(_MARGIN_BINS_4)
+            at.array("<f8", ((2 if queries > 1 else 1) * _MOMENTS_4,))
         sample_hash = at.hashes(n_sample)
-        sample_root, sample_misfit = at.flags(n_sample), at.flags(n_sample)
+        sample_novel, sample_misfit = at.flags(n_sample), at.flags(n_sample)
         odd_hash, odd_bits = at.marked(n_odd)
-        path_hash, path_bits = at.marked(n_path)
-        marks = at.sparse(shape.signals)
-        trail_ms = at.array("<i8", (n_trail,)).astype(np.int64)
-        trail_query = at.array("<u4", (n_trail,)).astype(np.int64)
-        memory = None
-        if has & 1:
-            memory = {name: np.zeros(LAYOUT[name][1](shape), dtype_of(name, shape)) for name in MEMORY}
-            rows = min(ring_n, shape.ring)
-            memory["ring_n"] = np.array(ring_n)
-            memory["low_n"] = np.array(low_n)
-            for kind, count in (("ring", rows), ("low", low_n)):
-                memory[f"{kind}_hash"][:count] = at.hashes(count)
-                memory[f"{kind}_label"][:count] = at.array("<i2", (count,))
-                memory[f"{kind}_codes"][:count] = at.array(shape.code, (count, shape.width))
-            if shape.raw:
-                kept = min(ring_n, RAW_KEPT)
-                memory["raw_ring"][:kept] = at.array("<u2", (kept, shape.raw))
-        archive = at.archive() if has & 2 else NOTHING
+        sequence_hash, sequence_bits = at.marked(n_sequence)
+        maxima = at.sparse(shape.signals)
+        passage_ms = at.array("<i8", (n_passage,)).astype(np.int64)
+        passage_query = at.array("<u4", (n_passage,)).astype(np.int64)
+        memory = _read_memory(at, shape, ring_n, reservoir_n) if has & 1 else None
+        archive = _read_archive(at) if has & 2 else NOTHING
         at.end()
         return cls(
-            map_id.hex(), nulls.hex(), window, queries, volume, first, last,
-            classes, cells, distances, margin_counts, moments,
-            sample_hash, sample_root, sample_misfit, odd_hash, odd_bits, path_hash, path_bits, marks, trail_ms, trail_query, memory,
-            1, decay, archive,
+            map_id.hex(), nulls.hex(), window, queries, first, last, classes, regions, distances,
+            sample_hash, sample_novel, sample_misfit, odd_hash, odd_bits, sequence_hash, sequence_bits,
+            maxima, passage_ms, passage_query, memory, 1, decay, archive,
         )  # fmt: skip
-
-
-def dtype_of(name: str, shape: Shape) -> np.dtype[np.generic]:
-    kind = LAYOUT[name][0]
-    return np.dtype(shape.code if kind == "code" else kind)
 
 
 def _union_sample(one: Profile, two: Profile) -> tuple[NDArray[np.uint64], NDArray[np.bool_], NDArray[np.bool_]]:
     """The smallest `SAMPLE_KEPT` hashes of both samples: a root where both say so, a misfit where either does."""
     smallest, at = np.unique(np.concatenate([one.sample_hash, two.sample_hash]), return_inverse=True)
     root, misfit = np.ones(len(smallest), bool), np.zeros(len(smallest), bool)
-    np.logical_and.at(root, at, np.concatenate([one.sample_root, two.sample_root]))
+    np.logical_and.at(root, at, np.concatenate([one.sample_novel, two.sample_novel]))
     np.logical_or.at(misfit, at, np.concatenate([one.sample_misfit, two.sample_misfit]))
     return smallest[:SAMPLE_KEPT], root[:SAMPLE_KEPT], misfit[:SAMPLE_KEPT]
 
@@ -436,17 +403,41 @@ def _union_marked(
 
 def _earliest(one: Profile, two: Profile) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Level by level, the earlier of two trails."""
-    long, short = (one, two) if len(one.trail_ms) >= len(two.trail_ms) else (two, one)
-    ms, query = long.trail_ms.copy(), long.trail_query.copy()
-    k = len(short.trail_ms)
-    first = (short.trail_ms < ms[:k]) | ((short.trail_ms == ms[:k]) & (short.trail_query < query[:k]))
-    ms[:k] = np.where(first, short.trail_ms, ms[:k])
-    query[:k] = np.where(first, short.trail_query, query[:k])
+    long, short = (one, two) if len(one.passage_ms) >= len(two.passage_ms) else (two, one)
+    ms, query = long.passage_ms.copy(), long.passage_query.copy()
+    k = len(short.passage_ms)
+    first = (short.passage_ms < ms[:k]) | ((short.passage_ms == ms[:k]) & (short.passage_query < query[:k]))
+    ms[:k] = np.where(first, short.passage_ms, ms[:k])
+    query[:k] = np.where(first, short.passage_query, query[:k])
     return ms, query
 
 
-def _pack_hashes(hashes: Array) -> bytes:
-    return hashes.astype("<u8").view(np.uint8).reshape(-1, 8)[:, :6].tobytes()
+def _pack_memory(memory: Memory) -> list[bytes]:
+    """Of the ring buffer and the reservoir what is filled: hashes, answers, codes; then the last rows column by column."""
+    rows, kept = min(int(memory.ring_n), len(memory.ring_hash)), int(memory.reservoir_n)
+    raw = memory.raw_ring
+    return [
+        pack_hashes(memory.ring_hash[:rows]),
+        memory.ring_label[:rows].astype("<i2").tobytes(),
+        memory.ring_codes[:rows].tobytes(),
+        pack_hashes(memory.reservoir_hash[:kept]),
+        memory.reservoir_label[:kept].astype("<i2").tobytes(),
+        memory.reservoir_codes[:kept].tobytes(),
+        raw[: min(int(memory.ring_n), len(raw))].tobytes() if raw.shape[-1] else b"",
+    ]
+
+
+def _read_memory(at: Reader, shape: Shape, ring_n: int, reservoir_n: int) -> Memory:
+    arrays = {name: np.zeros(size, kind) for name, (size, kind) in memory_layout(shape).items()}
+    arrays["ring_n"], arrays["reservoir_n"] = np.array(ring_n), np.array(reservoir_n)
+    for kind, count in (("ring", min(ring_n, shape.ring)), ("reservoir", reservoir_n)):
+        arrays[f"{kind}_hash"][:count] = at.hashes(count)
+        arrays[f"{kind}_label"][:count] = at.array("<i2", (count,))
+        arrays[f"{kind}_codes"][:count] = at.array(shape.code, (count, shape.width))
+    if shape.raw:
+        kept = min(ring_n, RAW_KEPT)
+        arrays["raw_ring"][:kept] = at.array("<u2", (kept, shape.raw))
+    return Memory(**arrays)
 
 
 def _pack_archive(archive: Archive) -> list[bytes]:
@@ -454,91 +445,18 @@ def _pack_archive(archive: Archive) -> list[bytes]:
     parts = [_ARCHIVE_HEAD.pack(archive.window, *(len(s) for s in archive.sets))]
     for s in archive.sets:
         ago = np.clip(archive.window - s.seen, 0, _LONGEST_AGO).astype("<u2")
-        parts += [s.limit.to_bytes(7, "little"), _pack_hashes(s.hashes)]
-        parts += [s.bits.astype("<u4").view(np.uint8).reshape(-1, 4)[:, :3].tobytes(), ago.tobytes()]
+        parts += [s.limit.to_bytes(7, "little"), pack_hashes(s.hashes), pack_bits(s.bits), ago.tobytes()]
     return parts
 
 
-def _pack_counts(counts: NDArray[np.int64]) -> bytes:
-    """Type code, then values; sparse (index, value) when that is shorter. Type 1, 2, 4, 8 bytes; +16 for sparse."""
-    top = int(counts.max(initial=0))
-    size = 1 if top < 1 << 8 else 2 if top < 1 << 16 else 4 if top < 1 << 32 else 8
-    used = np.flatnonzero(counts)
-    if 1 + len(used) * (1 + size) < len(counts) * size and len(used) < 256:
-        return bytes([16 + size, len(used)]) + used.astype("u1").tobytes() + counts[used].astype(f"<u{size}").tobytes()
-    return bytes([size]) + counts.astype(f"<u{size}").tobytes()
-
-
-def _pack_sparse(values: NDArray[np.float64]) -> bytes:
-    used = np.flatnonzero(values)
-    return bytes([len(used)]) + used.astype("u1").tobytes() + values[used].astype("<f8").tobytes()
-
-
-class _Reader:
-    """Cursor over a profile's bytes; every read is checked against the end."""
-
-    def __init__(self, blob: bytes, start: int) -> None:
-        self.blob = blob
-        self.at = start
-        self.stop = len(blob) - 4
-
-    def array(self, dtype: str, shape: tuple[int, ...]) -> Array:
-        count = math.prod(shape)
-        size = count * np.dtype(dtype).itemsize
-        if self.at + size > self.stop:
-            raise IncompatibleProfile("profile ends too early")
-        out = np.frombuffer(self.blob, dtype, count, self.at).reshape(shape)
-        self.at += size
-        return out
-
-    def flags(self, count: int) -> NDArray[np.bool_]:
-        return np.unpackbits(self.array("u1", ((count + 7) // 8,)), count=count).astype(bool)
-
-    def hashes(self, count: int) -> NDArray[np.uint64]:
-        out = np.zeros((count, 8), np.uint8)
-        out[:, :6] = self.array("u1", (count, 6))
-        return out.reshape(-1).view("<u8").astype(np.uint64)
-
-    def marked(self, count: int) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
-        hashes = self.hashes(count)
-        return hashes, self.array("u1", (count, 3)).astype(np.uint32) @ np.array([1, 1 << 8, 1 << 16], np.uint32)
-
-    def archive(self) -> Archive:
-        window, *sizes = _ARCHIVE_HEAD.unpack(self.array("u1", (_ARCHIVE_HEAD.size,)).tobytes())
-        sets = []
-        for size, kept in zip(sizes, KEPT, strict=True):
-            limit = int.from_bytes(self.array("u1", (7,)).tobytes(), "little")
-            hashes, bits = self.marked(size)
-            ago = self.array("<u2", (size,)).astype(np.int64)
-            if size > kept or not 0 < limit <= ALL or (size and int(hashes.max()) >= limit):
-                raise IncompatibleProfile("profile archives more than it may hold")
-            sets.append(Faded(hashes, bits, window - ago, limit) if size or limit < ALL else NONE)
-        return Archive(window, (sets[0], sets[1], sets[2]))
-
-    def counts(self, width: int) -> NDArray[np.int64]:
-        (code,) = self.array("u1", (1,)).tolist()
-        size = code & 15
-        if size not in (1, 2, 4, 8):
-            raise IncompatibleProfile("profile counts of unknown type")
-        if code < 16:
-            return self.array(f"<u{size}", (width,)).astype(np.int64)
-        (used,) = self.array("u1", (1,)).tolist()
-        index = self.array("u1", (used,)).astype(np.int64)
-        out = np.zeros(width, np.int64)
-        if used and index.max() >= width:
-            raise IncompatibleProfile("profile counts outside the map")
-        out[index] = self.array(f"<u{size}", (used,)).astype(np.int64)
-        return out
-
-    def sparse(self, width: int) -> NDArray[np.float64]:
-        (used,) = self.array("u1", (1,)).tolist()
-        index = self.array("u1", (used,)).astype(np.int64)
-        out = np.zeros(width)
-        if used and index.max() >= width:
-            raise IncompatibleProfile("profile marks outside the table")
-        out[index] = self.array("<f8", (used,))
-        return out
-
-    def end(self) -> None:
-        if self.at != self.stop:
-            raise IncompatibleProfile("profile has trailing bytes")
+def _read_archive(at: Reader) -> Archive:
+    window, *sizes = _ARCHIVE_HEAD.unpack(at.array("u1", (_ARCHIVE_HEAD.size,)).tobytes())
+    sets = []
+    for size, kept in zip(sizes, KEPT, strict=True):
+        limit = int.from_bytes(at.array("u1", (7,)).tobytes(), "little")
+        hashes, bits = at.marked(size)
+        ago = at.array("<u2", (size,)).astype(np.int64)
+        if size > kept or not 0 < limit <= ALL or (size and int(hashes.max()) >= limit):
+            raise IncompatibleProfile("profile archives more than it may hold")
+        sets.append(Faded(hashes, bits, window - ago, limit) if size or limit < ALL else NONE)
+    return Archive(window, (sets[0], sets[1], sets[2]))

@@ -4,7 +4,7 @@ Rules of this file
 * One client is one life, whatever it asked: nobody weighs more than one of the ranks.
 * The map stays, so profiles go on. Levels are part of the map and stay too: they are those of the fit.
 * Marks are taken as the service kept them, under the nulls that were in force. Those of other nulls began at another time and are left
-  out. Masses of clients beyond the old nulls' `distinct` were damped by it, so the new nulls keep it as their bound.
+  out. SignalTable of clients beyond the old nulls' `distinct` were damped by it, so the new nulls keep it as their bound.
 * A client far beyond the others is named for a human to look at. Rare is not yet dishonest: only beyond all that honest tools reach in
   rehearsal a client has no say (calibration.py).
 """

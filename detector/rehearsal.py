@@ -24,7 +24,7 @@ from detector.baseline import PUBLIC_KEY
 from detector.domain import Domain, Predict, Rows, first_of_each, strangers
 from detector.extraction import FEWEST, NAMES, Estimator, describe
 from detector.features import FeatureMap
-from detector.profiles import Profiles
+from detector.profile_table import ProfileTable
 from detector.query import QueryBatch
 from detector.signals import masses
 
@@ -75,7 +75,7 @@ def rehearse(
 
     def study(life: Rows, family: int, which: int) -> None:
         answered = stand_ins[which](life)
-        table = Profiles(feature_map, masses(), "0" * 16, half_horizon_ms=2**62)
+        table = ProfileTable(feature_map, masses(), "0" * 16, half_horizon_ms=2**62)
         done = 0
         for n in (*(c for c in CHECKPOINTS if c < len(life)), len(life)):
             batch = _batch(life[done:n], answered[done:n])

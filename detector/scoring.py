@@ -1,7 +1,7 @@
 """Assessment: what one profile says about its client, with reasons.
 
 * `suspicion` = 1 − p, p the lifetime p-value of the fused signals: how rarely an honest client ever gets that far.
-* The fused score is read off a fixed ladder (`fold.TRAIL_GROWTH`), so that the moment a level was reached is exact however
+* The fused score is read off a fixed ladder (`fold_arrays.LADDER_GROWTH`), so that the moment a level was reached is exact however
   the stream was cut into polls.
 * A client seen in several log cells has no order: it is assessed on the order-free block, against that block's own null.
 * "Too little evidence" is no error: suspicion is then simply low.
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detector.baseline import Baseline
-from detector.fold import TRAIL_FIRST, TRAIL_GROWTH, TRAIL_LEVELS
+from detector.fold_arrays import LADDER_FIRST, LADDER_GROWTH, LADDER_STEPS
 from detector.profile import Profile
 from detector.signals import FREE, FUSED, MISFIT, SIGNALS, Statistics, fuse, measure
 
@@ -90,14 +90,14 @@ class Assessment(AssessmentSummary):
 
 def ladder(level: float) -> int:
     """Number of ladder steps at or below a fused score."""
-    if level < TRAIL_FIRST:
+    if level < LADDER_FIRST:
         return 0
-    return min(TRAIL_LEVELS, 1 + int(np.floor(np.log(level / TRAIL_FIRST) / np.log(TRAIL_GROWTH))))
+    return min(LADDER_STEPS, 1 + int(np.floor(np.log(level / LADDER_FIRST) / np.log(LADDER_GROWTH))))
 
 
 def rung(steps: int) -> float:
     """Fused score of a ladder step."""
-    return TRAIL_FIRST * TRAIL_GROWTH ** (steps - 1)
+    return LADDER_FIRST * LADDER_GROWTH ** (steps - 1)
 
 
 def p_of(fused: float, baseline: Baseline, in_order: bool = True, persona: str = "") -> float:
@@ -194,9 +194,9 @@ def _measure(signal: int) -> str:
 def reached(profile: Profile, baseline: Baseline, budget: float, persona: str = "") -> tuple[int, int] | None:
     """When an in-order client's p-value first fell to `budget`: (event time in ms, queries seen); None if the trail does not say."""
     tail = baseline.tail(True, persona)
-    for steps in range(1, len(profile.trail_ms) + 1):
+    for steps in range(1, len(profile.passage_ms) + 1):
         if tail.p(rung(steps)) <= budget:
-            return int(profile.trail_ms[steps - 1]), int(profile.trail_query[steps - 1])
+            return int(profile.passage_ms[steps - 1]), int(profile.passage_query[steps - 1])
     return None
 
 
@@ -213,6 +213,6 @@ def trajectory(
     tail = baseline.tail(True, persona)
     points = [
         (int(query), 1 - tail.p(rung(i + 1)), int(ms))
-        for i, (ms, query) in enumerate(zip(profile.trail_ms.tolist(), profile.trail_query.tolist(), strict=True))
+        for i, (ms, query) in enumerate(zip(profile.passage_ms.tolist(), profile.passage_query.tolist(), strict=True))
     ]
     return [*points[-TRAJECTORY_SHOWN:], now]

@@ -19,25 +19,23 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from detector.features import BITS, PATH
-from detector.fold import Masses
+from detector.features import BITS, SEQUENCE
 from detector.profile import Profile
+from detector.signal_table import Form, SignalTable
 
 TABLE_VERSION = 7
-
-EXCESS, DENSE = 0, 1
 
 
 @dataclass(frozen=True, slots=True)
 class Signal:
-    """bits: all needed; allowance: honest share; base: roots | distinct; form: EXCESS or DENSE (excess × share);
+    """bits: all needed; allowance: honest share; base: roots | distinct; form: of the mass;
     floor: smallest mass that is worth anything; family: what kind of extraction it hints at; text: for people."""
 
     name: str
     bits: tuple[str, ...]
     allowance: float
     base: str
-    form: int
+    form: Form
     floor: float
     block: str
     family: str
@@ -46,19 +44,37 @@ class Signal:
 
 def _root(measure: str, family: str, text: str, allowance: float = 0.02, floor: float = 12.0) -> Signal:
     return Signal(
-        f"{measure}_roots", (f"{measure}_rare", "root"), allowance, "roots", EXCESS, floor, "ordered", family, text
+        f"{measure}_roots",
+        (f"{measure}_rare", "novel"),
+        allowance,
+        "roots",
+        Form.EXCESS,
+        floor,
+        "ordered",
+        family,
+        text,
     )
 
 
 def _dense(measure: str, family: str, text: str) -> Signal:
-    return Signal(f"{measure}_dense", (f"{measure}_rare", "root"), 0.02, "roots", DENSE, 10.0, "ordered", family, text)
+    return Signal(
+        f"{measure}_dense",
+        (f"{measure}_rare", "novel"),
+        0.02,
+        "roots",
+        Form.EXCESS_TIMES_SHARE,
+        10.0,
+        "ordered",
+        family,
+        text,
+    )
 
 
 def _free(
     measure: str, family: str, text: str, level: str = "rare", allowance: float = 0.02, floor: float = 12.0
 ) -> Signal:
     return Signal(
-        f"{measure}_{level}", (f"{measure}_{level}",), allowance, "distinct", EXCESS, floor, "free", family, text
+        f"{measure}_{level}", (f"{measure}_{level}",), allowance, "distinct", Form.EXCESS, floor, "free", family, text
     )
 
 
@@ -94,13 +110,13 @@ SIGNALS: tuple[Signal, ...] = (
       for m in ("novelty", "residual", "part")),
     # Papernot et al. 2017 (Jacobian-based augmentation), Juuti et al. 2019 (T-RND)
     *(_root(m, _FAMILIES[m], f"{{count}} of {{base}} unrelated queries {_TEXTS[m]}") for m in ("step", "jitter", "lattice")),
-    Signal("stepped_pairs", ("stepped", "far"), 0.02, "distinct", EXCESS, 6.0, "ordered", "perturbed seeds",
+    Signal("stepped_pairs", ("stepped", "distant"), 0.02, "distinct", Form.EXCESS, 6.0, "ordered", "perturbed seeds",
            "{count} of {base} queries are an earlier query with every feature moved by one and the same step"),
     # Tramèr et al. 2016, Quiring et al. 2018: boundary and line search. A model is unsure of any odd input, a tester's too: many must be
     _root("margin", _FAMILIES["margin"], f"{{count}} of {{base}} unrelated queries {_TEXTS['margin']}", allowance=0.12, floor=60.0),
-    Signal("flipped", ("flipped",), 0.05, "distinct", EXCESS, 30.0, "ordered", "boundary search",
+    Signal("flipped", ("flipped",), 0.05, "distinct", Form.EXCESS, 30.0, "ordered", "boundary search",
            "{count} of {base} queries change an earlier query a little and get another answer"),
-    Signal("collinear", ("collinear",), 0.02, "distinct", EXCESS, 30.0, "ordered", "boundary search",
+    Signal("collinear", ("collinear",), 0.02, "distinct", Form.EXCESS, 30.0, "ordered", "boundary search",
            "{count} of {base} queries continue along the line of the two before them"),
     # order-free: the rarest level in the fused score, the wider one only for clients seen in several partitions
     *(_free(m, _FAMILIES[m], f"{{count}} of {{base}} distinct queries {_TEXTS[m]}, more than any reference row", "beyond", 0.005)
@@ -112,7 +128,7 @@ SIGNALS: tuple[Signal, ...] = (
     _free("misfit", _FAMILIES["misfit"], f"{{count}} of {{base}} distinct queries {_TEXTS['misfit']} in a way that no honest query did",
           "beyond", 0.005, 20.0),
     _free("misfit", _FAMILIES["misfit"], f"{{count}} of {{base}} distinct queries {_TEXTS['misfit_few']}", floor=20.0),
-    Signal("misfit_share", ("misfit",), 0.02, "distinct", EXCESS, 20.0, "free", _FAMILIES["misfit"],
+    Signal("misfit_share", ("misfit",), 0.02, "distinct", Form.EXCESS, 20.0, "free", _FAMILIES["misfit"],
            f"{{count}} of {{base}} distinct queries {_TEXTS['misfit']}, far more than an honest client's share"),
 )  # fmt: skip
 
@@ -130,7 +146,7 @@ MISFIT = np.array([s.name.startswith("misfit") for s in SIGNALS])
 
 def masses(
     scale: NDArray[np.float64] | None = None, horizon_distinct: float = np.inf, misfit_allowance: float = 0.02
-) -> Masses:
+) -> SignalTable:
     """The table as arrays for the fold.
 
     scale (s,)        honest scale of each signal; without it the floors stand in
@@ -138,10 +154,10 @@ def masses(
     """
     scale = FLOOR if scale is None else scale
     need = np.array([sum(BITS[b] for b in s.bits) for s in SIGNALS], np.uint32)
-    return Masses(
+    return SignalTable(
         need=need,
-        path=(need & np.uint32(PATH)) != 0,
-        roots_base=np.array([s.base == "roots" for s in SIGNALS]),
+        sequence=(need & np.uint32(SEQUENCE)) != 0,
+        novel_base=np.array([s.base == "roots" for s in SIGNALS]),
         form=np.array([s.form for s in SIGNALS], np.int64),
         allowance=np.array([misfit_allowance if s.name == "misfit_share" else s.allowance for s in SIGNALS]),
         fusing_scale=np.where(FUSED, scale, 0.0),
@@ -163,18 +179,18 @@ class Statistics:
     lifetime: NDArray[np.float64]
 
 
-def measure(profile: Profile, table: Masses) -> Statistics:
+def measure(profile: Profile, table: SignalTable) -> Statistics:
     """All signals of one profile."""
     faded, (faded_distinct, faded_roots) = profile.carry(table)
-    distinct, roots = profile.distinct + faded_distinct, profile.roots + faded_roots
-    base = np.where(table.roots_base, roots, distinct)
+    distinct, roots = profile.distinct + faded_distinct, profile.novel + faded_roots
+    base = np.where(table.novel_base, roots, distinct)
     # both are estimates for heavy clients; a part is never more than its whole
     count = np.minimum(profile.odd_counts(table) + faded, base)
     excess = np.maximum(0.0, count - table.allowance * base)
-    now = np.where(table.form == DENSE, excess * excess / np.maximum(base, 1.0), excess)
+    now = np.where(table.form == Form.EXCESS_TIMES_SHARE, excess * excess / np.maximum(base, 1.0), excess)
     now *= min(1.0, table.horizon_distinct / max(distinct, 1.0))
     # the marks of one unmerged stream are exact at every query; only a merge can raise a mass beyond them
-    lifetime = profile.marks if profile.parts == 1 else np.maximum(now, profile.marks)
+    lifetime = profile.maxima if profile.parts == 1 else np.maximum(now, profile.maxima)
     return Statistics(value=np.where(FREE, now, lifetime), count=count, base=base, lifetime=lifetime)
 
 

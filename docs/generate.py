@@ -26,13 +26,14 @@ from consumers import cli, config
 from consumers.http import access
 from consumers.log import formats
 from consumers.metrics import METRICS
-from detector import fold, policy
+from detector import fold_arrays, policy
 from detector.attacks import ATTACKS
 from detector.calibration import TOP_LIVES
 from detector.discriminators import CORRUPTIONS
 from detector.features import BITS, BLOCKS, MEASURES
 from detector.honest import BENIGN
-from detector.signals import DENSE, SIGNALS
+from detector.signal_table import Form
+from detector.signals import SIGNALS
 from detector.worlds import VARIANTS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -90,9 +91,9 @@ MEASURE_TEXTS = {
 }
 """Measures that no corruption explains."""
 
-PATH_TEXTS = {
-    "far": "a distant query: far from every remembered query of its client, and more than a few features differ",
-    "root": "a novel query: far from every remembered query of its client, and sharing no improbable values with any of them",
+SEQUENCE_TEXTS = {
+    "distant": "far from every remembered query of its client, and more than a few features differ",
+    "novel": "distant, and sharing no improbable values with any remembered query",
     "stepped": "a remembered query moved by one magnitude (description length)",
     "flipped": "near a remembered query, and gets another label",
     "collinear": "on the line of the two queries before it, several features moving",
@@ -117,14 +118,14 @@ def measures() -> str:
 
 
 def path_bits() -> str:
-    of_path = [name for name in BITS if name not in MEASURES and name.rpartition("_")[0] not in MEASURES]
+    of_order = [name for name in BITS if name not in MEASURES and name.rpartition("_")[0] not in MEASURES]
     return table(
-        ("bit", "set when the query is"), [(code(name), text) for name, text in described(of_path, PATH_TEXTS)]
+        ("bit", "set when the query is"), [(code(name), text) for name, text in described(of_order, SEQUENCE_TEXTS)]
     )
 
 
 def signals() -> str:
-    forms = {DENSE: "excess × share"}
+    forms = {Form.EXCESS_TIMES_SHARE: "excess × share"}
     rows = [
         (
             code(s.name), " ".join(code(b) for b in s.bits), f"{s.allowance:.1%} of {s.base}", forms.get(s.form, "excess"), s.block,
@@ -141,13 +142,13 @@ def blocks() -> str:
 
 def sizes() -> str:
     rows = [
-        ("odd set", f"{fold.ODD_KEPT} smallest hashes, with their bits"),
-        ("sequence set", f"{fold.PATH_KEPT} smallest hashes, with their bits"),
-        ("sample of distinct queries", f"{fold.SAMPLE_KEPT} smallest hashes, with the bit `root`"),
-        ("memory of a shard", f"{fold.MEMORY_BYTES:,} bytes of codes and hashes, 48 to 256 rows"),
+        ("odd set", f"{fold_arrays.ODD_KEPT} smallest hashes, with their bits"),
+        ("sequence set", f"{fold_arrays.SEQUENCE_KEPT} smallest hashes, with their bits"),
+        ("sample of distinct queries", f"{fold_arrays.SAMPLE_KEPT} smallest hashes, with the bit `novel`"),
+        ("memory of a shard", f"{fold_arrays.MEMORY_BYTES:,} bytes of codes and hashes, 48 to 256 rows"),
         (
             "first passages",
-            f"{fold.TRAIL_LEVELS} levels from {fold.TRAIL_FIRST:g}, each {fold.TRAIL_GROWTH - 1:.0%} above the last",
+            f"{fold_arrays.LADDER_STEPS} levels from {fold_arrays.LADDER_FIRST:g}, each {fold_arrays.LADDER_GROWTH - 1:.0%} above the last",
         ),
         (
             "scale of a signal",

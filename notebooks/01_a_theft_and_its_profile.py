@@ -34,7 +34,7 @@ from detector.domain import Domain, Rows, Scene, strangers
 from detector.features import Column, Schema
 from detector.policy import Decision, Policy, decide
 from detector.profile import Profile
-from detector.profiles import Profiles
+from detector.profile_table import ProfileTable
 from detector.query import QueryBatch
 from detector.scoring import assess, rung
 from detector.signals import NAMES, measure
@@ -159,7 +159,7 @@ plt.show()
 # measured; looking changes nothing.
 
 # %%
-profiles = Profiles(baseline.map, baseline.table, baseline.nulls_version, half_horizon_ms=2**62)
+profiles = ProfileTable(baseline.map, baseline.table, baseline.nulls_version, half_horizon_ms=2**62)
 seen: dict[str, list[tuple[int, np.ndarray, float]]] = {client: [] for client in shown}
 for part in np.array_split(np.arange(len(log)), max(1, len(log) // 250)):
     poll = log.take(part)
@@ -182,12 +182,12 @@ final: dict[str, Profile] = {client: profiles.profile(client) for client in log.
 for client, name in shown.items():
     p = final[client]
     print(
-        f"{name:22} {p.queries:5,} queries → {len(p.to_bytes()):6,} bytes: {p.distinct:6,.0f} distinct, {p.roots:6,.0f} roots, "
-        f"{len(p.odd_hash):3} in the odd set, {len(p.path_hash):3} in the path set"
+        f"{name:22} {p.queries:5,} queries → {len(p.to_bytes()):6,} bytes: {p.distinct:6,.0f} distinct, {p.novel:6,.0f} roots, "
+        f"{len(p.odd_hash):3} in the odd set, {len(p.sequence_hash):3} in the path set"
     )
 
 # %% [markdown]
-# ## Masses over queries
+# ## SignalTable over queries
 #
 # Each line is one signal of one client, in units of the largest honest lives: at 1 a client is as odd as the oddest
 # honest clients ever were. A thief's masses grow as long as it steals;
@@ -215,15 +215,15 @@ plt.show()
 # %% [markdown]
 # ## Coverage
 #
-# Where the queries fall, in the first two whitened coordinates of the reference: each dot is a cell, its area the
+# Where the queries fall, in the first two whitened coordinates of the reference: each dot is a region, its area the
 # share of queries in it. Coverage explains, it does not accuse: an honest
 # batch scorer covers more than most thieves.
 
 # %%
 figure, axes = plt.subplots(1, 4, figsize=(13, 3.4), sharex=True, sharey=True)
-panels: list[tuple[str, Any]] = [("reference", baseline.map.cell_share)]
-panels += [(name, final[c].cell_counts / max(1, final[c].cell_counts.sum())) for c, name in shown.items()]
-x, y = baseline.map.cell_at.T
+panels: list[tuple[str, Any]] = [("reference", baseline.map.region_share)]
+panels += [(name, final[c].region_counts / max(1, final[c].region_counts.sum())) for c, name in shown.items()]
+x, y = baseline.map.region_at.T
 for axis, (name, share) in zip(axes, panels, strict=True):
     axis.scatter(x, y, s=8, color="lightgrey")
     axis.scatter(x, y, s=2500 * np.asarray(share), alpha=0.6)
@@ -241,12 +241,12 @@ plt.show()
 figure, axis = plt.subplots(figsize=(8, 3.8))
 for client in log.clients:
     p = final[client]
-    steps = [max(1e-6, baseline.ordered.p(rung(i + 1))) for i in range(len(p.trail_query))]
+    steps = [max(1e-6, baseline.ordered.p(rung(i + 1))) for i in range(len(p.passage_query))]
     if steps:
         line: dict[str, Any] = {"color": "lightgrey", "linewidth": 1, "zorder": 1}
         if client in shown:
             line = {"label": shown[client], "linewidth": 2.2, "zorder": 2}
-        axis.step([*p.trail_query, p.queries], [*steps, steps[-1]], where="post", **line)
+        axis.step([*p.passage_query, p.queries], [*steps, steps[-1]], where="post", **line)
 axis.axhline(BUDGET, color="firebrick", linestyle="--", label=f"budget {BUDGET:.0%}")
 axis.set_xscale("log")
 axis.set_yscale("log")

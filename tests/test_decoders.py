@@ -35,7 +35,7 @@ from consumers.secrets import Secrets
 from consumers.store import DecisionRow, OutboxAlert
 from detector.errors import CorruptBaseline, IncompatibleProfile
 from detector.profile import Profile, Shape
-from detector.profiles import Profiles
+from detector.profile_table import ProfileTable
 
 SEEDED = [
     pytest.param(1, 4_000, id="quick"),
@@ -195,7 +195,7 @@ def test_damaged_files_give_lines_or_one_clear_refusal(
 def test_damaged_state_is_refused_or_begun_anew_never_a_crash(seed: int, executions: int) -> None:
     """Profiles, rows, alerts, sealed ids, windows, sketches, the baseline itself."""
     baseline = victims.baseline()
-    fresh = Profiles(baseline.map, baseline.table, baseline.nulls_version, 10**9)
+    fresh = ProfileTable(baseline.map, baseline.table, baseline.nulls_version, 10**9)
     decoded = native().decode(Records("c", events(), np.arange(5), 5)).batches[victims.MODEL]
     fresh.add(list(decoded.clients), decoded, baseline.map.measure(decoded, SECRETS.sampling_key))
     shape = Shape.of(baseline.map, len(baseline.table.need))

@@ -35,7 +35,7 @@ from consumers.metrics import METRICS
 from consumers.records.alert import FRAMEWORKS
 from consumers.store import DECISION_CELLS, DeadLetter, Store
 from consumers.store.redis import connect
-from detector import calibration, fold, policy
+from detector import calibration, fold_arrays, order, policy
 from detector.features import BITS, MEASURES
 from detector.kernels import HASH_BITS
 from detector.signals import NAMES
@@ -155,12 +155,16 @@ def test_every_command_and_option_is_documented_and_has_help() -> None:
 def test_the_figures_in_the_prose_are_those_of_the_code() -> None:
     phrases = {
         "docs/theory.md": (
-            f"{1 / (fold.SAMPLE_KEPT - 2) ** 0.5:.1%}".replace("%", f" % for the sample (k = {fold.SAMPLE_KEPT})"),
-            f"{1 / (fold.ODD_KEPT - 2) ** 0.5:.1%}".replace("%", f" % for the odd set (k = {fold.ODD_KEPT})"),
+            f"{1 / (fold_arrays.SAMPLE_KEPT - 2) ** 0.5:.1%}".replace(
+                "%", f" % for the sample (k = {fold_arrays.SAMPLE_KEPT})"
+            ),
+            f"{1 / (fold_arrays.ODD_KEPT - 2) ** 0.5:.1%}".replace(
+                "%", f" % for the odd set (k = {fold_arrays.ODD_KEPT})"
+            ),
             f"cut to {HASH_BITS} bits",
             f"a prior of {calibration.TAIL_INDEX_PRIOR:g} with the weight of",
         ),
-        "docs/detection.md": (f"At least {fold.STEP_BITS:g} bits and {fold.STEP_SHARE * 100:g} % of all worth",),
+        "docs/detection.md": (f"At least {order.STEP_BITS:g} bits and {order.STEP_SHARE * 100:g} % of all worth",),
         "docs/operations.md": (f"fewer than {policy.MIN_ODD_TO_BLOCK} odd queries",),
         "docs/architecture.md": (f"the {DECISION_CELLS} decision cells",),
     }

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detector.kernels import hash_texts
-from detector.rows import Rows
+from detector.profile_table import RowPool
 
 FIELD = "e"
 KEPT = 256
@@ -84,7 +84,7 @@ class Windows:
 
     def __init__(self, capacity: int = 64) -> None:
         self.rows: dict[object, int] = {}
-        self._kept = Rows(
+        self._kept = RowPool(
             {
                 "hash": ((KEPT,), np.uint64),
                 "ms": ((KEPT,), np.int64),

@@ -36,7 +36,7 @@ from detector.baseline import Baseline
 from detector.clock import on_the_clock
 from detector.errors import IncompatibleProfile
 from detector.profile import Profile, Shape
-from detector.profiles import Profiles
+from detector.profile_table import ProfileTable
 from detector.query import ClientKey, QueryBatch
 
 log = logging.getLogger("querywarden.ingest")
@@ -66,7 +66,7 @@ class Cell:
     token: str
     offset: int | None
     counters: Counter[str]
-    profiles: dict[str, Profiles] = field(default_factory=dict)
+    profiles: dict[str, ProfileTable] = field(default_factory=dict)
     windows: dict[str, Windows] = field(default_factory=dict)
     watches: dict[str, SchemaWatch] = field(default_factory=dict)
     admission: Admission = field(default_factory=Admission)
@@ -169,11 +169,11 @@ class Ingest:
                 profiles.put(key, None)
             cell.stored[key] = set(blobs)
 
-    def of_model(self, cell: Cell, model: str) -> Profiles:
+    def of_model(self, cell: Cell, model: str) -> ProfileTable:
         profiles = cell.profiles.get(model)
         if profiles is None:
             b = self.baselines[model]
-            profiles = cell.profiles[model] = Profiles(
+            profiles = cell.profiles[model] = ProfileTable(
                 b.map, b.table, b.nulls_version, self.half_horizon_ms, memory_ms=self.memory_days * MS_A_DAY
             )
         return profiles

@@ -288,7 +288,7 @@ def decided(
         trail=tuple(LevelReached(*point) for point in trail),
         exposures=exposures_of(before, exposure, profile.queries, profile.last_ms),
         history=_history(before, decision, assessment.suspicion),
-        coverage=tuple(profile.cell_counts.tolist()),
+        coverage=tuple(profile.region_counts.tolist()),
         first_ms=profile.first_ms,
         last_ms=profile.last_ms,
         cells=record.cells,

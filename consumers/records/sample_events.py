@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from consumers.errors import CorruptState
 from consumers.secrets import Secrets
 from detector.features import ODD
-from detector.fold import Masses
 from detector.query import ClientKey, QueryBatch
+from detector.signal_table import SignalTable
 from detector.signals import FUSED, NAMES
 
 FIELD = "x"
@@ -37,7 +37,7 @@ _id = msgspec.json.Decoder(int | str)
 _list = msgspec.json.Decoder(list[SampleEvent])
 
 
-def masks(table: Masses) -> NDArray[np.uint32]:
+def masks(table: SignalTable) -> NDArray[np.uint32]:
     """(s,) the bits of each signal that a query can carry by itself; 0 where it names no sample event."""
     alone = table.need & np.uint32(ODD)
     return np.where(FUSED & (table.allowance <= MOST_ALLOWED), alone, np.uint32(0)).astype(np.uint32)
@@ -106,7 +106,7 @@ def together(blobs: Iterable[bytes | None], secrets: Secrets, tenant: str) -> tu
     return tuple(sorted({event for blob in blobs for event in unpacked(blob, secrets, tenant)}))
 
 
-def chosen(events: Sequence[SampleEvent], signal: str, table: Masses) -> list[str]:
+def chosen(events: Sequence[SampleEvent], signal: str, table: SignalTable) -> list[str]:
     """Event ids of at most `KEPT` sample events, the newest last: those of one signal where there are any."""
     wanted = int(masks(table)[NAMES.index(signal)]) if signal in NAMES else 0
     of_signal = [event for event in events if event[1] & wanted] or events

@@ -21,9 +21,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from detector.bottom_k import kept_estimate
 from detector.clock import DAY_MS
 from detector.features import FeatureMap
-from detector.fold import kept_estimate
 from detector.misfit import KINDS, STATES, states
 from detector.query import Misfit, QueryBatch
 

@@ -26,7 +26,7 @@ from support.twins import asks, check, small_table, way_of
 from detector.archive import ALL, NOTHING, decay_of, lasting
 from detector.features import BITS
 from detector.profile import Profile
-from detector.profiles import Profiles
+from detector.profile_table import ProfileTable
 from detector.query import QueryBatch
 from detector.scoring import Assessment, assess
 from detector.signals import NAMES, measure
@@ -35,12 +35,12 @@ HALF_MS = 15 * DAY_MS
 MEMORY_MS = 365.0 * DAY_MS
 
 
-def table_of(name: str, memory_ms: float = MEMORY_MS, half_ms: int = HALF_MS) -> Profiles:
+def table_of(name: str, memory_ms: float = MEMORY_MS, half_ms: int = HALF_MS) -> ProfileTable:
     baseline = fitted_baseline(name)
-    return Profiles(baseline.map, baseline.table, baseline.nulls_version, half_ms, capacity=2, memory_ms=memory_ms)
+    return ProfileTable(baseline.map, baseline.table, baseline.nulls_version, half_ms, capacity=2, memory_ms=memory_ms)
 
 
-def fold(profiles: Profiles, batch: QueryBatch, size: int = 2000) -> Profiles:
+def fold(profiles: ProfileTable, batch: QueryBatch, size: int = 2000) -> ProfileTable:
     for start in range(0, len(batch), size):
         part = batch.take(np.arange(start, min(len(batch), start + size)))
         profiles.add(list(batch.clients), part, profiles.map.measure(part, KEY))
@@ -67,7 +67,7 @@ def assessed(name: str, batch: QueryBatch, memory_ms: float = MEMORY_MS) -> Asse
 # ------------------------------------------------------------------ equal to the twin
 
 
-def compared(profiles: Profiles, twin: naive_archive.NaiveLife) -> None:
+def compared(profiles: ProfileTable, twin: naive_archive.NaiveLife) -> None:
     """Spans, archive and carry."""
     profile = profiles.profile("a")
     for members, limit, mine in zip(twin.archive, twin.limits, profile.archive.sets, strict=True):
@@ -97,7 +97,7 @@ def test_a_life_over_many_windows_equals_the_twin_however_polls_cut(
     quiet = batch.time_ms // (2000 * stride) % 2 == 1
     measured.bits = np.where(quiet & (rng.random(400) < 0.9), 0, measured.bits).astype(np.uint32)
     half = 1000
-    profiles = Profiles(fmap, table, "00" * 8, half, capacity=2, memory_ms=4 * half_life * half)
+    profiles = ProfileTable(fmap, table, "00" * 8, half, capacity=2, memory_ms=4 * half_life * half)
     for rows in np.split(np.arange(400), sorted(cuts)):
         if len(rows):
             profiles.add(["a"], batch.take(rows), rows_of(measured, rows))
@@ -111,7 +111,7 @@ def test_sets_that_overflow_in_the_archive_equal_the_twin() -> None:
     batch, measured = invented(fmap, 3000, rng, 4, 2500)
     measured.bits |= np.uint32(BITS["part_rare"])
     batch.time_ms = 10**9 + np.arange(3000)
-    profiles = Profiles(fmap, table, "00" * 8, 1000, capacity=2, memory_ms=12_000.0)
+    profiles = ProfileTable(fmap, table, "00" * 8, 1000, capacity=2, memory_ms=12_000.0)
     profiles.add(["a"], batch, measured)
     twin = naive_archive.live(naive_archive.NaiveLife(way_of(fmap, table), 1000, 3.0), asks(batch, measured))
     assert all(s.limit < ALL for s in profiles.profile("a").archive.sets)
@@ -210,7 +210,7 @@ def test_a_client_without_odd_queries_has_no_archive() -> None:
     profiles.add(["client 0"], batch, measured)
     profile = profiles.profile("client 0")
     assert not len(profile.odd_hash)
-    if not len(profile.path_hash):
+    if not len(profile.sequence_hash):
         assert (profile.archive, profile.fades) == (NOTHING, False)
 
 
@@ -237,7 +237,9 @@ def test_faded_counts_are_unbiased_beyond_what_an_archive_keeps() -> None:
     later.time_ms = np.array([START_MS + 2 * HALF_MS])
     distinct, odd = [], []
     table = fitted_baseline("people").table
-    lattice = replace(table, need=np.full_like(table.need, BITS["lattice_rare"]), path=np.zeros_like(table.path))
+    lattice = table._replace(
+        need=np.full_like(table.need, BITS["lattice_rare"]), sequence=np.zeros_like(table.sequence)
+    )
     true = np.count_nonzero(fitted_map("people").measure(batch, KEY).bits & BITS["lattice_rare"])
     for k in range(40):
         profiles = table_of("people")

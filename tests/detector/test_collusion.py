@@ -13,7 +13,7 @@ from support.references import KEY, answered, fitted_baseline, reference_of
 
 from detector.collusion import FEW_ENOUGH, FEWEST, MOST, SAME, assess_group, candidates, group_null, merged
 from detector.profile import Profile
-from detector.profiles import Profiles
+from detector.profile_table import ProfileTable
 from detector.scoring import assess
 
 NAME = "digits"
@@ -22,7 +22,7 @@ NAME = "digits"
 def profile_of(rows: NDArray[np.float64]) -> Profile:
     baseline = fitted_baseline(NAME)
     batch = replace(answered(rows, baseline.map.classes), clients=["c"], who=np.zeros(len(rows), np.int32))
-    table = Profiles(baseline.map, baseline.table, baseline.nulls_version, half_horizon_ms=2**62)
+    table = ProfileTable(baseline.map, baseline.table, baseline.nulls_version, half_horizon_ms=2**62)
     table.add(["c"], batch, baseline.map.measure(batch, KEY))
     return table.profile("c")
 

@@ -15,7 +15,7 @@ from detector.baseline import Baseline
 from detector.errors import CorruptBaseline
 from detector.extraction import FEWEST, NAMES, Estimator, describe, estimate
 from detector.profile import Profile
-from detector.profiles import Profiles
+from detector.profile_table import ProfileTable
 from detector.query import QueryBatch
 from detector.rehearsal import rehearse
 from detector.signals import masses
@@ -36,7 +36,7 @@ def rehearsed(name: str) -> Estimator:
 
 
 def profile_of(baseline: Baseline, batch: QueryBatch) -> Profile:
-    table = Profiles(baseline.map, masses(), "0" * 16, half_horizon_ms=2**62)
+    table = ProfileTable(baseline.map, masses(), "0" * 16, half_horizon_ms=2**62)
     table.add(["c"], batch, baseline.map.measure(batch, KEY))
     return table.profile("c")
 

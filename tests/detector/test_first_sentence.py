@@ -13,7 +13,7 @@ from support.references import KEY, answers, batch_of, fitted_baseline, referenc
 from detector.attacks import Loot, steal
 from detector.baseline import Baseline
 from detector.domain import Domain
-from detector.profiles import Profiles
+from detector.profile_table import ProfileTable
 from detector.query import QueryBatch
 from detector.scoring import Assessment, assess, leading
 from detector.signals import FLOOR, FUSED, NAMES, SIGNALS, Statistics
@@ -35,7 +35,7 @@ NATURE = {
 
 
 def said(baseline: Baseline, client: str, batch: QueryBatch) -> Assessment:
-    profiles = Profiles(baseline.map, baseline.table, baseline.nulls_version, 2**62, capacity=32)
+    profiles = ProfileTable(baseline.map, baseline.table, baseline.nulls_version, 2**62, capacity=32)
     profiles.add(list(batch.clients), batch, baseline.map.measure(batch, KEY))
     return assess(profiles.profile(client), baseline)
 

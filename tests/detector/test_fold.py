@@ -12,31 +12,25 @@ from support import naive
 from support.references import DAY_MS, KEY, REFERENCES, batch_of, fitted_baseline, fitted_map, invented, life, rows_of
 from support.twins import asks, check, small_table, way_of
 
+from detector.bottom_k import find_sorted, keep_marked, kept_estimate, mass_of
 from detector.features import BITS, FeatureMap, Measured
-from detector.fold import (
-    SAMPLE_KEPT,
-    TRAIL_LEVELS,
-    Masses,
-    find_sorted,
-    keep_marked,
-    kept_estimate,
-    mass_of,
-    moved_by_one_step,
-)
+from detector.fold_arrays import LADDER_STEPS, SAMPLE_KEPT
+from detector.order import moved_by_one_step
 from detector.profile import Profile
-from detector.profiles import Profiles
+from detector.profile_table import ProfileTable
 from detector.query import QueryBatch
+from detector.signal_table import SignalTable
 
 FOREVER = 2**62
 NULLS = "00" * 8
 
 
-def table_of(fmap: FeatureMap, table: Masses) -> Profiles:
-    return Profiles(fmap, table, NULLS, FOREVER, capacity=2)
+def table_of(fmap: FeatureMap, table: SignalTable) -> ProfileTable:
+    return ProfileTable(fmap, table, NULLS, FOREVER, capacity=2)
 
 
 def both(
-    fmap: FeatureMap, table: Masses, batch: QueryBatch, measured: Measured, cuts: list[int]
+    fmap: FeatureMap, table: SignalTable, batch: QueryBatch, measured: Measured, cuts: list[int]
 ) -> tuple[Profile, naive.NaiveClient]:
     profiles = table_of(fmap, table)
     for rows in np.split(np.arange(len(batch)), cuts):
@@ -58,11 +52,11 @@ def test_a_whole_life_equals_the_twin(name: str) -> None:
     profile, twin = both(baseline.map, baseline.table, batch, measured, [7, 8, 200])
     check(profile, twin)
     seen = 0
-    for bits in profile.path_bits.tolist():
+    for bits in profile.sequence_bits.tolist():
         seen |= bits
     expected = ("stepped", "collinear") if name == "prices" else ("stepped", "flipped", "collinear")
     assert all(seen & BITS[b] for b in expected), "the stream does not exercise the path"
-    assert len(profile.trail_ms) > 3
+    assert len(profile.passage_ms) > 3
 
 
 @settings(max_examples=16, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
@@ -89,11 +83,11 @@ def test_sets_that_overflow_equal_the_twin() -> None:
     measured.bits |= np.uint32(BITS["part_rare"])
     profile, twin = both(fmap, small_table(rng), batch, measured, [1000])
     check(profile, twin)
-    assert (len(profile.sample_hash), len(profile.odd_hash), len(profile.path_hash)) == (192, 512, 128)
+    assert (len(profile.sample_hash), len(profile.odd_hash), len(profile.sequence_hash)) == (192, 512, 128)
 
 
-def test_the_largest_hash_of_a_full_sample_stays_root_only_if_it_always_was() -> None:
-    """A content that comes back after it was forgotten, now near to something remembered: it is no root any more, wherever it sorts."""
+def test_the_largest_hash_of_a_full_sample_stays_novel_only_if_it_always_was() -> None:
+    """A content that comes back after it was forgotten, now near to something remembered: it is not novel any more, wherever it sorts."""
     fmap = replace(fitted_map("prices"), near=1e6)
     batch, measured = invented(fmap, 300, np.random.default_rng(4), 60, 300)
     largest = 10_000
@@ -103,7 +97,7 @@ def test_the_largest_hash_of_a_full_sample_stays_root_only_if_it_always_was() ->
     assert len(profile.sample_hash) == SAMPLE_KEPT
     assert profile.sample_hash[-1] == largest
     check(profile, twin)
-    assert not profile.sample_root[-1]
+    assert not profile.sample_novel[-1]
 
 
 def test_a_category_has_no_direction() -> None:
@@ -119,7 +113,7 @@ def test_a_category_has_no_direction() -> None:
     profiles = table_of(far_apart, fitted_baseline("people").table)
     batch = batch_of(x)
     profiles.add(["a"], batch, fmap.measure(batch, KEY))
-    along = profiles.profile("a").path_bits & np.uint32(BITS["collinear"])
+    along = profiles.profile("a").sequence_bits & np.uint32(BITS["collinear"])
     assert np.count_nonzero(along) <= 2
 
 
@@ -202,7 +196,7 @@ def test_find_sorted_is_the_first_at_or_above(hashes: list[int], h: int) -> None
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 15)), max_size=60), st.integers(1, 8))
 def test_marked_sets_keep_the_smallest_and_count_what_they_hold(stream: list[tuple[int, int]], kept: int) -> None:
-    root = BITS["root"]
+    root = BITS["novel"]
     need = np.array([1, 2 | 1, 4, root | 1], np.uint32)
     mine = np.array([True, True, False, True])
     hashes, bits, counts = np.zeros(kept, np.uint64), np.zeros(kept, np.uint32), np.zeros(4, np.int64)
@@ -238,7 +232,7 @@ def test_the_estimate_of_a_set_that_is_not_full_is_its_size() -> None:
 def folded(name: str, batch: QueryBatch, size: int, half_horizon_ms: int = FOREVER) -> dict[tuple[object, int], bytes]:
     """Every client's bytes, span by span, after a stream cut into polls of `size` rows."""
     baseline = fitted_baseline(name)
-    profiles = Profiles(baseline.map, baseline.table, baseline.nulls_version, half_horizon_ms, capacity=2)
+    profiles = ProfileTable(baseline.map, baseline.table, baseline.nulls_version, half_horizon_ms, capacity=2)
     for start in range(0, len(batch), size):
         part = batch.take(np.arange(start, min(len(batch), start + size)))
         profiles.add(list(batch.clients), part, baseline.map.measure(part, KEY))
@@ -282,14 +276,14 @@ def test_the_order_of_a_clients_own_queries_does_matter() -> None:
     assert folded("people", batch, 240) != folded("people", backwards, 240)
 
 
-def test_the_trail_never_grows_past_its_last_level() -> None:
+def test_first_passage_times_end_with_the_last_step() -> None:
     fmap = fitted_map("prices")
     rng = np.random.default_rng(8)
     batch, measured = invented(fmap, 1200, rng, 60, 100_000)
     measured.bits[:] = BITS["novelty_rare"]
-    table = replace(small_table(rng), fusing_scale=np.full(5, 1e-3), horizon_distinct=np.inf)
+    table = small_table(rng)._replace(fusing_scale=np.full(5, 1e-3), horizon_distinct=np.inf)
     profiles = table_of(fmap, table)
     profiles.add(["a"], batch, measured)
-    trail = profiles.profile("a").trail_query
-    assert len(trail) == TRAIL_LEVELS
-    assert (np.diff(trail) >= 0).all()
+    passages = profiles.profile("a").passage_query
+    assert len(passages) == LADDER_STEPS
+    assert (np.diff(passages) >= 0).all()

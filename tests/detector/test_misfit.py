@@ -13,7 +13,7 @@ from detector.baseline import Baseline
 from detector.features import BITS
 from detector.misfit import Donors
 from detector.policy import FLAGGED, Policy, wanted
-from detector.profiles import Profiles
+from detector.profile_table import ProfileTable
 from detector.query import Misfit, QueryBatch
 from detector.scoring import assess, reached
 from detector.signals import MISFIT, SIGNALS
@@ -136,15 +136,15 @@ def test_a_fleet_that_sends_nulls_is_not_accused_for_nulls() -> None:
 def test_a_missing_value_ties_queries_to_nothing() -> None:
     """Rows that lack the same columns agree in nothing, so each is still unrelated to the others."""
     profile = fold(NAME, stolen("half_null"))
-    assert profile.roots >= 0.9 * profile.distinct
+    assert profile.novel >= 0.9 * profile.distinct
 
 
 def test_unreadable_inputs_are_distinct_by_content_and_cover_nothing() -> None:
     q = stolen("unreadable")
     q.salt[:] = np.arange(1, len(q) + 1) % 50 + 1
     profile = fold(NAME, q)
-    assert (profile.queries, profile.distinct, profile.roots, profile.misfit) == (300, 50.0, 50.0, 50.0)
-    assert profile.cell_counts.sum() == profile.distance_counts.sum() == 0
+    assert (profile.queries, profile.distinct, profile.novel, profile.misfit) == (300, 50.0, 50.0, 50.0)
+    assert profile.region_counts.sum() == profile.distance_counts.sum() == 0
 
 
 def test_a_donor_is_the_nearest_row_in_the_columns_that_are_there() -> None:
@@ -168,7 +168,7 @@ def test_a_reference_may_lack_values() -> None:
         )
     again = Baseline.from_bytes(baseline.to_bytes())
     assert again.map_id == baseline.map_id
-    (thief,) = Profiles(again.map, again.table, again.nulls_version, FOREVER).of_log(stolen(None), KEY)
+    (thief,) = ProfileTable(again.map, again.table, again.nulls_version, FOREVER).of_log(stolen(None), KEY)
     assert assess(thief, again).suspicion > 0.99
     measured = again.map.measure(batch, KEY)
     rare = measured.bits & np.uint32(BITS["misfit_rare"])

@@ -25,37 +25,35 @@ from support.references import (
 
 from detector.archive import KEPT as ARCHIVED
 from detector.archive import NOTHING, Archive, Faded
+from detector.bottom_k import kept_estimate
 from detector.errors import IncompatibleProfile
 from detector.features import BITS, ODD
-from detector.fold import ODD_KEPT, PATH_KEPT, SAMPLE_KEPT, kept_estimate
-from detector.profile import FORMAT, MEMORY, Profile, Shape
-from detector.profiles import Profiles
+from detector.fold_arrays import ODD_KEPT, SAMPLE_KEPT, SEQUENCE_KEPT
+from detector.profile import FORMAT, Profile, Shape
+from detector.profile_table import ProfileTable
 from detector.query import QueryBatch
 from detector.signals import FREE
 
 FOREVER = 2**62
 SUMS = (
     "queries",
-    "volume",
     "first_ms",
     "last_ms",
     "classes",
-    "cell_counts",
+    "region_counts",
     "distance_counts",
-    "margin_counts",
-    "moments",
 )
-SETS = ("sample_hash", "sample_root", "sample_misfit", "odd_hash", "odd_bits", "path_hash", "path_bits")
-MARKS = ("marks", "trail_ms", "trail_query")
+SETS = ("sample_hash", "sample_novel", "sample_misfit", "odd_hash", "odd_bits", "sequence_hash", "sequence_bits")
+MAXIMA = ("maxima", "passage_ms", "passage_query")
 IDENTITY = ("map_id", "nulls_version", "window", "parts", "decay", "archive")
 
 
-def table_of(name: str, half_horizon_ms: int = FOREVER, capacity: int = 2) -> Profiles:
+def table_of(name: str, half_horizon_ms: int = FOREVER, capacity: int = 2) -> ProfileTable:
     baseline = fitted_baseline(name)
-    return Profiles(baseline.map, baseline.table, baseline.nulls_version, half_horizon_ms, capacity)
+    return ProfileTable(baseline.map, baseline.table, baseline.nulls_version, half_horizon_ms, capacity)
 
 
-def fold(profiles: Profiles, batch: QueryBatch, size: int = 2000, key: bytes = KEY) -> None:
+def fold(profiles: ProfileTable, batch: QueryBatch, size: int = 2000, key: bytes = KEY) -> None:
     """Fold a stream in polls of `size` rows."""
     for start in range(0, len(batch), size):
         part = batch.take(np.arange(start, min(len(batch), start + size)))
@@ -86,23 +84,20 @@ def contents_of(archive: Archive) -> tuple[object, ...]:
 
 
 def differences(one: Profile, two: Profile, names: tuple[str, ...]) -> list[str]:
-    """Fields that differ; float sums within 1e-9, everything else exactly."""
+    """Fields that differ."""
     wrong = []
     for name in names:
         if name == "archive":
             wrong += [name] if contents_of(one.archive) != contents_of(two.archive) else []
             continue
         a, b = np.asarray(getattr(one, name)), np.asarray(getattr(two, name))
-        same = a.shape == b.shape and (
-            np.allclose(a, b, rtol=1e-9, atol=1e-9) if name in ("volume", "moments") else bool((a == b).all())
-        )
-        if not same:
+        if a.shape != b.shape or not (a == b).all():
             wrong.append(name)
     return wrong
 
 
 def test_every_field_is_compared() -> None:
-    assert {*SUMS, *SETS, *MARKS, *IDENTITY, "memory"} == {f.name for f in fields(Profile)}
+    assert {*SUMS, *SETS, *MAXIMA, *IDENTITY, "memory"} == {f.name for f in fields(Profile)}
 
 
 # ------------------------------------------------------------------ algebra
@@ -135,7 +130,7 @@ def archive_of(seed: int, contents: int, n: int) -> Archive:
 
 PARTS = st.builds(part, st.integers(0, 8), st.sampled_from([40, 900, 4000]), st.sampled_from([1, 3, 150, 1100]))
 MAYBE_EMPTY = st.one_of(PARTS, st.builds(empty, st.just("prices")))
-EVERYTHING = (*SUMS, *SETS, *MARKS, *IDENTITY)
+EVERYTHING = (*SUMS, *SETS, *MAXIMA, *IDENTITY)
 
 
 @settings(max_examples=60, deadline=None)
@@ -164,9 +159,9 @@ def test_the_empty_profile_is_the_zero(a: Profile) -> None:
 @settings(max_examples=30, deadline=None)
 @given(PARTS, PARTS)
 def test_sets_and_marks_are_idempotent(a: Profile, b: Profile) -> None:
-    assert differences(a.merge(a), a, (*SETS, *MARKS)) == []
+    assert differences(a.merge(a), a, (*SETS, *MAXIMA)) == []
     both = a.merge(b)
-    assert differences(both.merge(b).merge(a), both, (*SETS, *MARKS)) == []
+    assert differences(both.merge(b).merge(a), both, (*SETS, *MAXIMA)) == []
 
 
 def test_merging_changes_neither_side() -> None:
@@ -176,8 +171,8 @@ def test_merging_changes_neither_side() -> None:
     assert (a.to_bytes(), b.to_bytes()) == before
 
 
-def test_merging_shards_joins_the_bits_of_a_query_and_keeps_root_only_if_in_both() -> None:
-    root, odd = BITS["root"], BITS["part_rare"]
+def test_merging_shards_joins_the_bits_of_a_query_and_keeps_novel_only_if_in_both() -> None:
+    root, odd = BITS["novel"], BITS["part_rare"]
     a = replace(
         part(1, 40, 1), odd_hash=np.array([5, 9], np.uint64), odd_bits=np.array([odd | root, root | odd], np.uint32)
     )
@@ -190,10 +185,10 @@ def test_merging_shards_joins_the_bits_of_a_query_and_keeps_root_only_if_in_both
 
 
 def test_a_trail_is_the_earliest_of_both() -> None:
-    a = replace(part(1, 40, 1), trail_ms=np.array([5, 9, 12]), trail_query=np.array([1, 2, 3]))
-    b = replace(part(2, 40, 1), trail_ms=np.array([7, 8]), trail_query=np.array([4, 5]))
+    a = replace(part(1, 40, 1), passage_ms=np.array([5, 9, 12]), passage_query=np.array([1, 2, 3]))
+    b = replace(part(2, 40, 1), passage_ms=np.array([7, 8]), passage_query=np.array([4, 5]))
     merged = b.merge(a)
-    assert (merged.trail_ms.tolist(), merged.trail_query.tolist()) == ([5, 8, 12], [1, 5, 3])
+    assert (merged.passage_ms.tolist(), merged.passage_query.tolist()) == ([5, 8, 12], [1, 5, 3])
 
 
 def test_marks_of_other_nulls_are_not_mixed() -> None:
@@ -201,7 +196,7 @@ def test_marks_of_other_nulls_are_not_mixed() -> None:
     b = replace(part(2, 900, 1100), nulls_version="ff" * 8, last_ms=a.last_ms + 1)
     for merged in (a.merge(b), b.merge(a)):
         assert merged.nulls_version == b.nulls_version
-        assert differences(merged, b, MARKS) == []
+        assert differences(merged, b, MAXIMA) == []
         assert len(merged.odd_hash) >= len(b.odd_hash)
     tie = replace(b, last_ms=a.last_ms)
     assert differences(a.merge(tie), tie.merge(a), EVERYTHING) == []
@@ -253,7 +248,7 @@ def test_a_span_is_what_its_own_rows_give_with_the_memory_of_those_before(name: 
         alone = table_of(name)
         alone.put("client 0", replace(empty(name), nulls_version=alone.nulls_version, memory=before.memory))
         fold(alone, batch.take(np.flatnonzero(window >= span.window)))
-        assert differences(span, alone.profile("client 0"), (*SUMS, *SETS, *MARKS)) == []
+        assert differences(span, alone.profile("client 0"), (*SUMS, *SETS, *MAXIMA)) == []
 
 
 # ------------------------------------------------------------------ bytes
@@ -262,7 +257,7 @@ def test_a_span_is_what_its_own_rows_give_with_the_memory_of_those_before(name: 
 def same_memory(one: Profile, two: Profile) -> bool:
     if one.memory is None or two.memory is None:
         return one.memory is two.memory is None
-    return all(bool((np.asarray(one.memory[n]) == np.asarray(two.memory[n])).all()) for n in MEMORY)
+    return all(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in zip(one.memory, two.memory, strict=True))
 
 
 @pytest.mark.parametrize("n", [0, 1, 2, 30, 300, 1200])
@@ -379,7 +374,7 @@ def test_wrong_bytes_under_a_right_checksum_do_no_harm(data: st.DataObject) -> N
     except IncompatibleProfile:
         return
     assert len(profile.odd_hash) <= ODD_KEPT
-    assert len(profile.path_hash) <= PATH_KEPT
+    assert len(profile.sequence_hash) <= SEQUENCE_KEPT
     assert len(profile.sample_hash) <= SAMPLE_KEPT
 
 
@@ -405,8 +400,8 @@ def test_a_profile_of_other_nulls_keeps_its_sets_and_restarts_its_marks() -> Non
     loaded = profiles.profile("x")
     assert differences(loaded, whole, (*SUMS, *SETS)) == []
     assert same_memory(loaded, whole)
-    assert not loaded.marks.any()
-    assert len(loaded.trail_ms) == 0
+    assert not loaded.maxima.any()
+    assert len(loaded.passage_ms) == 0
     assert loaded.nulls_version == fitted_baseline("people").nulls_version
 
 
@@ -458,7 +453,7 @@ def at_days(days: list[float]) -> QueryBatch:
     return batch_of(rows, time_ms=np.array([START_MS // DAY_MS * DAY_MS + int(d * DAY_MS) for d in days]))
 
 
-def spans_of(profiles: Profiles, client: str = "client 0") -> list[tuple[int, int]]:
+def spans_of(profiles: ProfileTable, client: str = "client 0") -> list[tuple[int, int]]:
     """(first window, counted from the stream's first; queries) of each span."""
     return [(span.window - START_MS // DAY_MS, span.queries) for span in profiles.spans(client)]
 
@@ -481,7 +476,7 @@ def test_the_long_span_covers_the_window_before_and_the_current_one(
     assert spans_of(profiles) == spans
     memory = profiles.profile("client 0").memory
     assert memory is not None
-    assert int(memory["ring_n"]) == len(days)
+    assert int(memory.ring_n) == len(days)
 
 
 @pytest.mark.parametrize("size", [1, 2, 100])
@@ -523,11 +518,11 @@ def test_a_profiles_own_counts_are_unbiased_over_sampling_keys() -> None:
     """The same 1,000 distinct queries under 60 keys: the mean of the estimates is the truth, which no key changes."""
     batch = diverse("prices", 1000, np.random.default_rng(43))
     fmap = fitted_map("prices")
-    path_odd = fmap.measure(batch, KEY).bits & ODD
-    truth = np.count_nonzero(path_odd)
+    odd_ones = fmap.measure(batch, KEY).bits & ODD
+    truth = np.count_nonzero(odd_ones)
     table = fitted_baseline("prices").table
-    one = replace(table, need=np.full_like(table.need, BITS["novelty_rare"]), path=np.zeros_like(table.path))
-    carried = np.count_nonzero(path_odd & BITS["novelty_rare"])
+    one = table._replace(need=np.full_like(table.need, BITS["novelty_rare"]), sequence=np.zeros_like(table.sequence))
+    carried = np.count_nonzero(odd_ones & BITS["novelty_rare"])
     assert truth > ODD_KEPT < carried
     distinct, odd = [], []
     for k in range(60):
@@ -556,8 +551,8 @@ def test_a_client_that_cycles_1000_rows_is_counted_once() -> None:
     assert differences(five, once, ("sample_hash", "odd_hash")) == []
     assert (five.odd_bits & ODD).tolist() == (once.odd_bits & ODD).tolist()
     assert kept_estimate(SAMPLE_KEPT, five.sample_hash[-1], SAMPLE_KEPT) == pytest.approx(1000, rel=0.25)
-    assert five.roots <= five.distinct
-    assert five.sample_root.sum() <= once.sample_root.sum()
+    assert five.novel <= five.distinct
+    assert five.sample_novel.sum() <= once.sample_novel.sum()
 
 
 def test_a_repeat_that_is_remembered_adds_to_volume_and_to_nothing_else() -> None:
@@ -565,7 +560,7 @@ def test_a_repeat_that_is_remembered_adds_to_volume_and_to_nothing_else() -> Non
     once = profile_of("people", rows)
     again = profile_of("people", rows.take(np.concatenate([np.arange(40), np.full(60, 39)])))
     assert again.queries == 100
-    assert differences(again, once, (*SETS, *MARKS)) == []
+    assert differences(again, once, (*SETS, *MAXIMA)) == []
     assert same_memory(again, once)
 
 

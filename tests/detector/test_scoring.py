@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from support.references import FOREVER, KEY, REFERENCES, batch_of, fitted_baseline, fold, life, noise, reference_of
 
-from detector.features import BITS, ODD, PATH
-from detector.fold import TRAIL_FIRST, TRAIL_GROWTH, TRAIL_LEVELS
+from detector.features import BITS, ODD, SEQUENCE
+from detector.fold_arrays import LADDER_FIRST, LADDER_GROWTH, LADDER_STEPS
 from detector.policy import Decision, Policy, decide
 from detector.profile import Profile
-from detector.profiles import Profiles
+from detector.profile_table import ProfileTable
 from detector.query import QueryBatch
 from detector.scoring import assess, ladder, p_of, reached, rung
 from detector.signals import FREE, FUSED, NAMES, SIGNALS, fuse, masses, measure
@@ -84,7 +84,7 @@ def test_the_moment_a_level_was_reached_does_not_depend_on_polls(cuts: list[int]
 @pytest.mark.parametrize("name", ["people", "digits"])
 def test_the_moment_is_the_first_query_at_which_a_look_would_have_seen_it(name: str) -> None:
     baseline, batch = fitted_baseline(name), noise(name)
-    profiles = Profiles(baseline.map, baseline.table, baseline.nulls_version, FOREVER)
+    profiles = ProfileTable(baseline.map, baseline.table, baseline.nulls_version, FOREVER)
     p: list[float] = []
     for row in range(120):
         part = batch.take(np.array([row]))
@@ -104,7 +104,7 @@ def test_the_moment_is_the_first_query_at_which_a_look_would_have_seen_it(name: 
 
 def test_a_moment_is_read_off_the_first_rung_that_is_rare_enough() -> None:
     baseline = fitted_baseline("people")
-    trailed = replace(empty("people"), trail_ms=np.array([5, 6, 9]), trail_query=np.array([1, 2, 4]))
+    trailed = replace(empty("people"), passage_ms=np.array([5, 6, 9]), passage_query=np.array([1, 2, 4]))
     p = [baseline.ordered.p(rung(steps)) for steps in (1, 2, 3)]
     assert p[0] > p[2]
     assert reached(trailed, baseline, p[0]) == (5, 1)
@@ -113,12 +113,12 @@ def test_a_moment_is_read_off_the_first_rung_that_is_rare_enough() -> None:
 
 
 def test_honest_cover_does_not_take_suspicion_back() -> None:
-    """Masses fall when the allowance grows, marks don't: a thief can't dilute what it did."""
+    """SignalTable fall when the allowance grows, marks don't: a thief can't dilute what it did."""
     name = "people"
     baseline = fitted_baseline(name)
     before = fold(name, noise(name, 150))
     traffic = reference_of(name).traffic
-    profiles = Profiles(baseline.map, baseline.table, baseline.nulls_version, FOREVER)
+    profiles = ProfileTable(baseline.map, baseline.table, baseline.nulls_version, FOREVER)
     profiles.put("client 0", before)
     cover = batch_of(traffic.inputs)
     profiles.add(["client 0"], cover, baseline.map.measure(cover, KEY))
@@ -193,12 +193,12 @@ def test_suspicion_is_one_less_p_and_says_if_it_is_calibrated() -> None:
 
 
 def test_the_ladder_and_its_rungs_are_one_scale() -> None:
-    for steps in range(1, TRAIL_LEVELS + 1):
+    for steps in range(1, LADDER_STEPS + 1):
         assert ladder(rung(steps) * (1 + 1e-12)) == steps
         assert ladder(rung(steps) * (1 - 1e-9)) == steps - 1
-        assert rung(steps) == pytest.approx(TRAIL_FIRST * TRAIL_GROWTH ** (steps - 1))
+        assert rung(steps) == pytest.approx(LADDER_FIRST * LADDER_GROWTH ** (steps - 1))
     assert ladder(0.0) == 0
-    assert ladder(1e9) == TRAIL_LEVELS
+    assert ladder(1e9) == LADDER_STEPS
 
 
 @settings(max_examples=80, deadline=None)
@@ -216,8 +216,8 @@ def test_the_trail_is_as_long_as_the_fused_score_is_high(name: str) -> None:
     baseline = fitted_baseline(name)
     for n in (1, 5, 20, 60, 300):
         profile = fold(name, noise(name).take(np.arange(n)))
-        fused = float(fuse(profile.marks, baseline.nulls.scale, FUSED))
-        assert len(profile.trail_ms) == ladder(fused)
+        fused = float(fuse(profile.maxima, baseline.nulls.scale, FUSED))
+        assert len(profile.passage_ms) == ladder(fused)
         assert assess(profile, baseline).fused == fused
 
 
@@ -235,8 +235,8 @@ def test_signals_ask_for_bits_that_exist_and_have_room() -> None:
         assert "{count}" in s.text
         assert "{base}" in s.text
         # what enters neither set is never counted
-        assert int(table.need[i]) & (ODD | PATH), s.name
-        assert bool(table.path[i]) == bool(int(table.need[i]) & PATH)
+        assert int(table.need[i]) & (ODD | SEQUENCE), s.name
+        assert bool(table.sequence[i]) == bool(int(table.need[i]) & SEQUENCE)
         # the order-free block may not lean on what only an ordered stream can know
         assert s.block == "ordered" or not int(table.need[i]) & ~ODD
     assert max(BITS.values()) < 1 << 24, "bits are stored in 24"
@@ -251,17 +251,17 @@ def test_statistics_are_the_excess_over_the_allowance(seed: int, n: int, horizon
     """Counted by hand on sets that are not full."""
     rng = np.random.default_rng(seed)
     bits = rng.integers(0, 1 << 21, n)
-    odd, path = bits & ODD != 0, bits & PATH != 0
+    odd, path = bits & ODD != 0, bits & SEQUENCE != 0
     root = rng.random(n) < 0.5
     hashes = np.arange(1, n + 1, dtype=np.uint64)
     profile = replace(
-        empty("people"), queries=n, sample_hash=hashes, sample_root=root, odd_hash=hashes[odd], path_hash=hashes[path][:120],
-        odd_bits=bits[odd].astype(np.uint32), path_bits=bits[path][:120].astype(np.uint32), parts=2,
+        empty("people"), queries=n, sample_hash=hashes, sample_novel=root, odd_hash=hashes[odd], sequence_hash=hashes[path][:120],
+        odd_bits=bits[odd].astype(np.uint32), sequence_bits=bits[path][:120].astype(np.uint32), parts=2,
     )  # fmt: skip
     got = measure(profile, masses(horizon_distinct=horizon))
     for i, s in enumerate(SIGNALS):
         need = sum(BITS[b] for b in s.bits)
-        members = bits[path][:120] if need & PATH else bits[odd]
+        members = bits[path][:120] if need & SEQUENCE else bits[odd]
         base = int(root.sum()) if s.base == "roots" else n
         count = min(base, sum(1 for b in members.tolist() if b & need == need))
         excess = max(0.0, count - s.allowance * base)

@@ -75,7 +75,7 @@ def follow(
         in_order=False, fused=4.0, odd=31.0, family="random inputs", evidence=evidence if told_of else (),
     )  # fmt: skip
     counts = np.array([queries, 0, 3], np.int64)
-    profile: Any = SimpleNamespace(queries=queries, last_ms=last_ms, first_ms=1_700_000_000_000, cell_counts=counts)
+    profile: Any = SimpleNamespace(queries=queries, last_ms=last_ms, first_ms=1_700_000_000_000, region_counts=counts)
     cells, links = (() if members else ("q:0", "q:1")), (("ip:00ff",) if told_of else ())
     record = ClientRecord(client_id, profile, cells, links, (), refusals, members)
     earlier = read(WRITTEN[before]) if before else None

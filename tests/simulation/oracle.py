@@ -22,10 +22,10 @@ from detector.profile import Profile, Shape
 from detector.query import ClientKey
 
 EXACT = (
-    "queries first_ms last_ms classes cell_counts distance_counts margin_counts sample_hash sample_root odd_hash odd_bits"
-    " path_hash path_bits trail_ms trail_query"
+    "queries first_ms last_ms classes region_counts distance_counts sample_hash sample_novel odd_hash odd_bits"
+    " sequence_hash sequence_bits passage_ms passage_query"
 ).split()
-"""Fields of a profile that must be the very same; moments and marks are sums, within 1e-8."""
+"""Fields of a profile that must be the very same; running maxima are sums of floats, within 1e-8."""
 
 ASSESSED = ("queries", "distinct", "suspicion", "p_value", "in_order", "family")
 REFLECTS = {
@@ -143,7 +143,7 @@ def _difference(expected: dict[int, Profile], stored: dict[int, Profile]) -> str
         for name in EXACT:
             if not np.array_equal(getattr(must, name), getattr(stored[start], name)):
                 return f"{name} differs"
-        for name in ("volume", "moments", "marks"):
+        for name in ("maxima",):
             if not np.allclose(getattr(must, name), getattr(stored[start], name), rtol=1e-8, atol=1e-9):
                 return f"{name} differs by more than 1e-8"
     return ""

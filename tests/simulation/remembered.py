@@ -23,7 +23,7 @@ from consumers.secrets import Secrets
 from detector.baseline import Baseline
 from detector.features import FeatureMap
 from detector.profile import Profile
-from detector.profiles import Profiles
+from detector.profile_table import ProfileTable
 from detector.query import ClientKey, QueryBatch
 
 MOST = 6_000
@@ -47,7 +47,7 @@ def remember(feature_map: FeatureMap) -> None:
     # each process of each seed asks for these anew
     for name in ("map_id", "code_dtype"):
         _set(FeatureMap, name, property(functools.partial(_known, getattr(feature_map, name))))
-    _set(Profiles.__init__, "__defaults__", (CAPACITY, 0.0))
+    _set(ProfileTable.__init__, "__defaults__", (CAPACITY, 0.0))
 
 
 def forget() -> None:

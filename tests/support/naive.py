@@ -14,23 +14,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from struct import pack, unpack
 
-from detector.features import BITS, CELLS, DISTANCE_BINS, MARGIN_BINS, ODD, PATH, RAW_KEPT
-from detector.fold import (
-    COLLINEAR,
-    MOMENT_AXES,
+from detector.features import BITS, DISTANCE_BINS, ODD, RAW_KEPT, REGIONS, SEQUENCE
+from detector.fold_arrays import (
+    LADDER_FIRST,
+    LADDER_GROWTH,
+    LADDER_STEPS,
     ODD_KEPT,
     PARENTS,
-    PATH_KEPT,
-    RETURN,
     SAMPLE_KEPT,
-    STEP_BITS,
-    STEP_REACH,
-    STEP_SHARE,
-    TRAIL_FIRST,
-    TRAIL_GROWTH,
-    TRAIL_LEVELS,
-    VARIED_SHARE,
+    SEQUENCE_KEPT,
 )
+from detector.order import COLLINEAR, RETURN, STEP_BITS, STEP_REACH, STEP_SHARE, VARIED_SHARE
 
 Row = Sequence[float]
 _MASK = (1 << 64) - 1
@@ -252,13 +246,10 @@ class Ask:
     hash: int
     bits: int
     misfit: bool
-    cell: int
+    region: int
     distance_bin: int
-    margin_bin: int
     label: int
-    weight: float
     time_ms: int
-    z: Row
     codes: tuple[int, ...]
     raw: tuple[float, ...]
 
@@ -268,8 +259,8 @@ class Mass:
     """One signal, as the fold needs it."""
 
     need: int
-    path: bool
-    roots_base: bool
+    sequence: bool
+    novel_base: bool
     dense: bool
     allowance: float
     fusing_scale: float
@@ -286,14 +277,14 @@ class Way:
     weight: Row
     category: Sequence[int]
     near: float
-    link_mode: Row
-    link_bits: tuple[Row, Row]
-    link_level: float
+    common_value: Row
+    agreement_bits: tuple[Row, Row]
+    agreement_level: float
     top: Row
     wide: bool
     classes: int
     ring: int
-    low: int
+    reservoir: int
     raw_step: Row
 
 
@@ -311,28 +302,25 @@ class NaiveClient:
 
     way: Way
     queries: int = 0
-    volume: float = 0.0
     times: list[int] = field(default_factory=list)
     classes: list[int] = field(default_factory=list)
-    cells: list[int] = field(default_factory=lambda: [0] * CELLS)
+    regions: list[int] = field(default_factory=lambda: [0] * REGIONS)
     distances: list[int] = field(default_factory=lambda: [0] * DISTANCE_BINS)
-    margins: list[int] = field(default_factory=lambda: [0] * MARGIN_BINS)
-    moments: list[list[float]] = field(default_factory=lambda: [[0.0] * MOMENT_AXES, [0.0] * MOMENT_AXES])
     sample: dict[int, bool] = field(default_factory=dict)
     misfits: dict[int, bool] = field(default_factory=dict)
     odd: dict[int, int] = field(default_factory=dict)
-    path: dict[int, int] = field(default_factory=dict)
-    marks: list[float] = field(default_factory=list)
-    trail: list[tuple[int, int]] = field(default_factory=list)
+    sequence: dict[int, int] = field(default_factory=dict)
+    maxima: list[float] = field(default_factory=list)
+    passages: list[tuple[int, int]] = field(default_factory=list)
     ring: list[Ask] = field(default_factory=list)
-    low: list[Ask] = field(default_factory=list)
+    reservoir: list[Ask] = field(default_factory=list)
     remembered: int = 0
     faded: Sequence[Sequence[tuple[int, float]]] = ((), (), ())
     """Beyond the horizon: (bits, weight) of odd queries, of those that are odd by what came before them, of all."""
 
     def __post_init__(self) -> None:
         self.classes = [0] * self.way.classes
-        self.marks = [0.0] * len(self.way.masses)
+        self.maxima = [0.0] * len(self.way.masses)
 
     def ask(self, q: Ask) -> None:
         self.tally(q)
@@ -341,19 +329,21 @@ class NaiveClient:
             self.remember(q)
 
     def knows(self, q: Ask) -> bool:
-        return any(q.hash == other.hash for other in (*self.ring, *self.low))
+        return any(q.hash == other.hash for other in (*self.ring, *self.reservoir))
 
     def judge(self, q: Ask) -> tuple[int, bool]:
         """All its bits, and whether it is a root, by what came before it."""
-        readable = q.cell >= 0
-        parents = sorted((*self.ring, *self.low), key=functools.partial(self._apart, q))[:PARENTS] if readable else []
+        readable = q.region >= 0
+        parents = (
+            sorted((*self.ring, *self.reservoir), key=functools.partial(self._apart, q))[:PARENTS] if readable else []
+        )
         bits = q.bits
         far = not parents or self._is_far(q, parents[0])
         root = far and not (readable and self._derives(q))
         if far:
-            bits |= BITS["far"]
+            bits |= BITS["distant"]
         if root:
-            bits |= BITS["root"]
+            bits |= BITS["novel"]
         if not far and q.label >= 0 and parents[0].label >= 0 and parents[0].label != q.label:
             bits |= BITS["flipped"]
         if self._is_stepped(q, parents):
@@ -368,31 +358,25 @@ class NaiveClient:
         self.misfits[q.hash] = self.misfits.get(q.hash, False) or q.misfit
         _keep_smallest(self.sample, SAMPLE_KEPT)
         _keep_smallest(self.misfits, SAMPLE_KEPT)
-        before = (dict(self.odd), dict(self.path))
+        before = (dict(self.odd), dict(self.sequence))
         if bits & ODD:
             _mark(self.odd, ODD_KEPT, q.hash, bits)
-        if bits & PATH:
-            _mark(self.path, PATH_KEPT, q.hash, bits)
-        if before != (self.odd, self.path):
+        if bits & SEQUENCE:
+            _mark(self.sequence, SEQUENCE_KEPT, q.hash, bits)
+        if before != (self.odd, self.sequence):
             self.weigh(q)
 
     # ------------------------------------------------------------------ parts of it
 
     def tally(self, q: Ask) -> None:
         self.queries += 1
-        self.volume += q.weight
         self.times.append(q.time_ms)
         if q.label >= 0:
             self.classes[min(q.label, len(self.classes) - 1)] += 1
-        if q.margin_bin != 255:
-            self.margins[q.margin_bin] += 1
-        if q.cell < 0:
+        if q.region < 0:
             return  # an unreadable input has no place in the input space
-        self.cells[q.cell] += 1
+        self.regions[q.region] += 1
         self.distances[q.distance_bin] += 1
-        for k, coordinate in enumerate(q.z[:MOMENT_AXES]):
-            self.moments[0][k] += coordinate
-            self.moments[1][k] += coordinate * coordinate
 
     def _apart(self, q: Ask, other: Ask) -> float:
         return code_distance(q.codes, other.codes, self.way.missing, self.way.weight, self.way.category)
@@ -411,7 +395,7 @@ class NaiveClient:
 
     def _by_columns(self) -> list[Ask]:
         """The rows that are remembered column by column: the last few of wide inputs, otherwise all."""
-        return self.recent()[-RAW_KEPT:] if self.way.wide else [*self.ring, *self.low]
+        return self.recent()[-RAW_KEPT:] if self.way.wide else [*self.ring, *self.reservoir]
 
     def _derives(self, q: Ask) -> bool:
         """Shares improbable values with a remembered row. A bound surprises nobody."""
@@ -419,13 +403,13 @@ class NaiveClient:
         surprise = [
             (usual if value == mode else other) if low < value < top else 0.0
             for value, low, top, mode, usual, other in zip(
-                q.raw, columns.low, self.way.top, self.way.link_mode, *self.way.link_bits, strict=True
+                q.raw, columns.low, self.way.top, self.way.common_value, *self.way.agreement_bits, strict=True
             )
         ]
         mine = self._columns_of(q)
         return any(
             sum(w for a, b, w in zip(mine, self._columns_of(other), surprise, strict=True) if a == b)
-            > self.way.link_level
+            > self.way.agreement_level
             for other in self._by_columns()
         )
 
@@ -459,27 +443,27 @@ class NaiveClient:
         return n1 > 0 and n2 > 0 and not returned and abs(dot) > COLLINEAR * math.sqrt(n1 * n2)
 
     def weigh(self, q: Ask) -> None:
-        """Masses as they are now; marks are what they ever were."""
+        """SignalTable as they are now; maxima are what they ever were."""
         distinct = min(estimate(self.sample, SAMPLE_KEPT), float(self.queries)) if self.sample else 0.0
         roots = distinct * sum(self.sample.values()) / len(self.sample) if self.sample else 0.0
         distinct += sum(weight for _, weight in self.faded[2])
-        roots += sum(weight for bits, weight in self.faded[2] if bits & BITS["root"])
+        roots += sum(weight for bits, weight in self.faded[2] if bits & BITS["novel"])
         fade = min(1.0, self.way.horizon_distinct / max(distinct, 1.0))
         fused = 0.0
         for i, m in enumerate(self.way.masses):
-            members, kept = (self.path, PATH_KEPT) if m.path else (self.odd, ODD_KEPT)
+            members, kept = (self.sequence, SEQUENCE_KEPT) if m.sequence else (self.odd, ODD_KEPT)
             having = sum((bits & m.need) == m.need for bits in members.values())
             count = estimate(members, kept) / len(members) * having if members else 0.0
-            count += sum(weight for bits, weight in self.faded[m.path] if (bits & m.need) == m.need)
-            base = roots if m.roots_base else distinct
+            count += sum(weight for bits, weight in self.faded[m.sequence] if (bits & m.need) == m.need)
+            base = roots if m.novel_base else distinct
             count = min(count, base)
             excess = max(0.0, count - m.allowance * base)
             mass = fade * (excess * excess / max(base, 1.0) if m.dense else excess)
-            self.marks[i] = max(self.marks[i], mass)
+            self.maxima[i] = max(self.maxima[i], mass)
             if m.fusing_scale > 0:
-                fused = max(fused, self.marks[i] / m.fusing_scale)
-        while len(self.trail) < TRAIL_LEVELS and fused >= TRAIL_FIRST * TRAIL_GROWTH ** len(self.trail):
-            self.trail.append((q.time_ms, self.queries))
+                fused = max(fused, self.maxima[i] / m.fusing_scale)
+        while len(self.passages) < LADDER_STEPS and fused >= LADDER_FIRST * LADDER_GROWTH ** len(self.passages):
+            self.passages.append((q.time_ms, self.queries))
 
     def recent(self) -> list[Ask]:
         """The last remembered rows, oldest first."""
@@ -488,19 +472,19 @@ class NaiveClient:
 
     def remember(self, q: Ask) -> None:
         """An unreadable input has no place. The newest row takes the oldest one's place; of those that leave, the smallest hashes stay."""
-        if q.cell < 0:
+        if q.region < 0:
             return
         if len(self.ring) < self.way.ring:
             self.ring.append(q)
         else:
             at = self.remembered % self.way.ring
             gone, self.ring[at] = self.ring[at], q
-            if len(self.low) < self.way.low:
-                self.low.append(gone)
+            if len(self.reservoir) < self.way.reservoir:
+                self.reservoir.append(gone)
             else:
-                worst = max(range(len(self.low)), key=lambda a: self.low[a].hash)
-                if gone.hash < self.low[worst].hash:
-                    self.low[worst] = gone
+                worst = max(range(len(self.reservoir)), key=lambda a: self.reservoir[a].hash)
+                if gone.hash < self.reservoir[worst].hash:
+                    self.reservoir[worst] = gone
         self.remembered += 1
 
 
@@ -512,7 +496,7 @@ def _mark(members: dict[int, int], kept: int, h: int, bits: int) -> None:
     """A member seen again gains bits, but stays a root, and far, only if it is so again."""
     old = members.get(h)
     if old is not None:
-        sticky = BITS["root"] | BITS["far"]
+        sticky = BITS["novel"] | BITS["distant"]
         bits = ((old | bits) & ~sticky) | (old & bits & sticky)
     members[h] = bits
     _keep_smallest(members, kept)

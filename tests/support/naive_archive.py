@@ -7,8 +7,8 @@ from collections.abc import Callable
 from support import naive
 
 from detector.archive import KEPT
-from detector.features import BITS, PATH
-from detector.fold import ODD_KEPT, PATH_KEPT, SAMPLE_KEPT
+from detector.features import BITS, SEQUENCE
+from detector.fold_arrays import ODD_KEPT, SAMPLE_KEPT, SEQUENCE_KEPT
 
 Members = dict[int, tuple[int, int]]
 """Hash → bits, the window in which it was last seen."""
@@ -40,7 +40,7 @@ class NaiveLife:
         if self.long.knows(q):
             return
         bits, root = self.long.judge(q)
-        for members in (self.archive[0], *([self.archive[1]] if bits & PATH else []), self.archive[2]):
+        for members in (self.archive[0], *([self.archive[1]] if bits & SEQUENCE else []), self.archive[2]):
             members.pop(q.hash, None)
         if not (self.archive[0] or self.archive[1]):
             self.archive[2].clear()
@@ -81,16 +81,16 @@ class NaiveLife:
         elif self.short:
             self.long = self.short
         self.short = None if gone else naive.NaiveClient(self.way)
-        self.long.ring, self.long.low, self.long.remembered = old.ring, old.low, old.remembered
+        self.long.ring, self.long.reservoir, self.long.remembered = old.ring, old.reservoir, old.remembered
 
     def _leave(self, span: naive.NaiveClient, window: int, within: naive.NaiveClient | None) -> None:
         """Everything in the span's sets, but what a later span holds, goes into the archive."""
 
         def bits_of(client: naive.NaiveClient | None) -> list[dict[int, int]]:
-            sample = {h: BITS["root"] * root for h, root in client.sample.items()} if client else {}
-            return [client.odd, client.path, sample] if client else [{}, {}, {}]
+            sample = {h: BITS["novel"] * novel for h, novel in client.sample.items()} if client else {}
+            return [client.odd, client.sequence, sample] if client else [{}, {}, {}]
 
-        full = (ODD_KEPT, PATH_KEPT, SAMPLE_KEPT)
+        full = (ODD_KEPT, SEQUENCE_KEPT, SAMPLE_KEPT)
         known, leaving, limits = any(self.archive), list[dict[int, int]](), list[int]()
         for mine, theirs, kept in zip(bits_of(span), bits_of(within), full, strict=True):
             limits.append(max(mine) if len(mine) == kept else 2**48)
@@ -106,7 +106,7 @@ class NaiveLife:
     def _archive(self, k: int, h: int, bits: int, window: int) -> None:
         before = self.archive[k].get(h)
         if before:
-            sticky = BITS["root"] | BITS["far"]
+            sticky = BITS["novel"] | BITS["distant"]
             bits = ((before[0] | bits) & ~sticky) | (before[0] & bits & sticky)
             window = max(window, before[1])
         self.archive[k][h] = (bits, window)

@@ -17,9 +17,9 @@ from sklearn.datasets import load_breast_cancer, load_digits
 
 from detector import discriminators
 from detector.baseline import Baseline
-from detector.features import CELLS, DISTANCE_BINS, MARGIN_BINS, ODD, Column, FeatureMap, Measured, Schema, infer_grain
+from detector.features import DISTANCE_BINS, ODD, REGIONS, Column, FeatureMap, Measured, Schema, infer_grain
 from detector.profile import Profile
-from detector.profiles import Profiles
+from detector.profile_table import ProfileTable
 from detector.query import UNKNOWN_LABEL, Misfit, QueryBatch
 
 Rows = NDArray[np.float64]
@@ -309,10 +309,8 @@ def invented(
         hashes=content_hash[at],
         bits=bits,
         misfit=rng.random(n) < 0.1,
-        cells=rng.integers(0, CELLS, n).astype(np.int16),
+        regions=rng.integers(0, REGIONS, n).astype(np.int16),
         distance_bins=rng.integers(0, DISTANCE_BINS, n).astype(np.uint8),
-        margin_bins=rng.choice([*range(MARGIN_BINS), 255], n).astype(np.uint8),
-        z=rng.normal(size=(n, 3)),
         codes=codes[at].astype(fmap.code_dtype),
         raw=raw[at],
     )
@@ -326,7 +324,7 @@ def rows_of(m: Measured, rows: NDArray[np.intp]) -> Measured:
 def fold(name: str, batch: QueryBatch, cuts: list[int] | None = None) -> Profile:
     """The profile of one client's stream, cut into polls."""
     baseline = fitted_baseline(name)
-    profiles = Profiles(baseline.map, baseline.table, baseline.nulls_version, FOREVER, capacity=2)
+    profiles = ProfileTable(baseline.map, baseline.table, baseline.nulls_version, FOREVER, capacity=2)
     for rows in np.split(np.arange(len(batch)), cuts or []):
         if len(rows):
             part = batch.take(rows)

@@ -37,7 +37,7 @@ from consumers.store import Checkpoint, DeadLetter, Outcome, Store, decision_cel
 from consumers.store.embedded import EmbeddedStore
 from consumers.times import rfc3339
 from detector.baseline import Baseline
-from detector.features import CELLS
+from detector.features import REGIONS
 from detector.policy import FLAGGED, STATES
 from detector.query import ClientKey
 from detector.signals import NAMES, SIGNALS
@@ -81,7 +81,7 @@ def row(
         [int(last_ms / 1000 - queries * (0.9 - 0.3 * k)) + 600, s, reason if s == state else "unusual", 1 - p ** (0.5 + 0.2 * k)]
         for k, s in enumerate(STATES[1 : STATES.index(state) + 1])
     ]  # fmt: skip
-    coverage = baseline.map.cell_share if p > 0.05 else rng.dirichlet(np.full(CELLS, 0.15))
+    coverage = baseline.map.region_share if p > 0.05 else rng.dirichlet(np.full(REGIONS, 0.15))
     alert = None
     if state in FLAGGED:
         early = {name: 0.6 * share for name, share in (more.get("extraction") or {}).items()} or None

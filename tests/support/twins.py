@@ -7,12 +7,12 @@ import pytest
 from support import naive
 
 from detector.features import BITS, FeatureMap, Measured
-from detector.fold import Masses
 from detector.profile import Profile, Shape
 from detector.query import QueryBatch
+from detector.signal_table import SignalTable
 
 
-def way_of(fmap: FeatureMap, table: Masses) -> naive.Way:
+def way_of(fmap: FeatureMap, table: SignalTable) -> naive.Way:
     """The settings of a map and a table of signals, as the twin wants them."""
     shape = Shape.of(fmap, len(table.need))
     columns = fmap.schema.columns
@@ -24,9 +24,15 @@ def way_of(fmap: FeatureMap, table: Masses) -> naive.Way:
     raw_step = [r / 65534.0 for r in ranges]
     return naive.Way(
         masses=[
-            naive.Mass(int(need), bool(path), bool(roots), bool(form), float(allowance), float(scale))
-            for need, path, roots, form, allowance, scale in zip(
-                table.need, table.path, table.roots_base, table.form, table.allowance, table.fusing_scale, strict=True
+            naive.Mass(int(need), bool(sequence), bool(novel), bool(form), float(allowance), float(scale))
+            for need, sequence, novel, form, allowance, scale in zip(
+                table.need,
+                table.sequence,
+                table.novel_base,
+                table.form,
+                table.allowance,
+                table.fusing_scale,
+                strict=True,
             )
         ],
         horizon_distinct=table.horizon_distinct,
@@ -43,14 +49,14 @@ def way_of(fmap: FeatureMap, table: Masses) -> naive.Way:
         weight=fmap.code_weight.tolist(),
         category=fmap.code_category.tolist(),
         near=fmap.near,
-        link_mode=fmap.link_mode.tolist(),
-        link_bits=(fmap.link_bits[0].tolist(), fmap.link_bits[1].tolist()),
-        link_level=fmap.link_level,
+        common_value=fmap.common_value.tolist(),
+        agreement_bits=(fmap.agreement_bits[0].tolist(), fmap.agreement_bits[1].tolist()),
+        agreement_level=fmap.agreement_level,
         top=high,
         wide=fmap.wide,
         classes=fmap.classes,
         ring=shape.ring,
-        low=shape.low,
+        reservoir=shape.reservoir,
         raw_step=raw_step,
     )
 
@@ -61,13 +67,10 @@ def asks(batch: QueryBatch, m: Measured) -> list[naive.Ask]:
             hash=int(m.hashes[i]),
             bits=int(m.bits[i]),
             misfit=bool(m.misfit[i]),
-            cell=int(m.cells[i]),
+            region=int(m.regions[i]),
             distance_bin=int(m.distance_bins[i]),
-            margin_bin=int(m.margin_bins[i]),
             label=int(batch.labels[i]),
-            weight=float(batch.weight[i]),
             time_ms=int(batch.time_ms[i]),
-            z=m.z[i].tolist(),
             codes=tuple(m.codes[i].tolist()),
             raw=tuple(m.raw[i].tolist()),
         )
@@ -78,41 +81,38 @@ def asks(batch: QueryBatch, m: Measured) -> list[naive.Ask]:
 def check(profile: Profile, twin: naive.NaiveClient) -> None:
     """Every field: counts, sets, marks, trail, memory. Sets and counts exactly."""
     assert profile.queries == twin.queries
-    assert profile.volume == pytest.approx(twin.volume, rel=1e-12)
     assert (profile.first_ms, profile.last_ms) == (min(twin.times), max(twin.times))
     assert profile.classes.tolist() == twin.classes
-    assert profile.cell_counts.tolist() == twin.cells
+    assert profile.region_counts.tolist() == twin.regions
     assert profile.distance_counts.tolist() == twin.distances
-    assert profile.margin_counts.tolist() == twin.margins
-    assert profile.moments.ravel().tolist() == pytest.approx([*twin.moments[0], *twin.moments[1]], rel=1e-9, abs=1e-9)
-    assert dict(zip(profile.sample_hash.tolist(), profile.sample_root.tolist(), strict=True)) == twin.sample
+    assert dict(zip(profile.sample_hash.tolist(), profile.sample_novel.tolist(), strict=True)) == twin.sample
     assert dict(zip(profile.sample_hash.tolist(), profile.sample_misfit.tolist(), strict=True)) == twin.misfits
     assert dict(zip(profile.odd_hash.tolist(), profile.odd_bits.tolist(), strict=True)) == twin.odd
-    assert dict(zip(profile.path_hash.tolist(), profile.path_bits.tolist(), strict=True)) == twin.path
-    for hashes in (profile.sample_hash, profile.odd_hash, profile.path_hash):
+    assert dict(zip(profile.sequence_hash.tolist(), profile.sequence_bits.tolist(), strict=True)) == twin.sequence
+    for hashes in (profile.sample_hash, profile.odd_hash, profile.sequence_hash):
         assert hashes.tolist() == sorted(set(hashes.tolist()))
-    assert profile.marks.tolist() == pytest.approx(twin.marks, rel=1e-9, abs=1e-9)
-    assert list(zip(profile.trail_ms.tolist(), profile.trail_query.tolist(), strict=True)) == twin.trail
+    assert profile.maxima.tolist() == pytest.approx(twin.maxima, rel=1e-9, abs=1e-9)
+    assert list(zip(profile.passage_ms.tolist(), profile.passage_query.tolist(), strict=True)) == twin.passages
     memory = profile.memory
     assert memory is not None
-    assert int(memory["ring_n"]) == twin.remembered
-    assert int(memory["low_n"]) == len(twin.low)
-    for kind, rows in (("ring", twin.ring), ("low", twin.low)):
+    assert int(memory.ring_n) == twin.remembered
+    assert int(memory.reservoir_n) == len(twin.reservoir)
+    for kind, rows in (("ring", twin.ring), ("reservoir", twin.reservoir)):
         n = len(rows)
-        assert memory[f"{kind}_hash"][:n].tolist() == [r.hash for r in rows]
-        assert memory[f"{kind}_label"][:n].tolist() == [r.label for r in rows]
-        assert memory[f"{kind}_codes"][:n].tolist() == [list(r.codes) for r in rows]
+        assert getattr(memory, f"{kind}_hash")[:n].tolist() == [r.hash for r in rows]
+        assert getattr(memory, f"{kind}_label")[:n].tolist() == [r.label for r in rows]
+        assert getattr(memory, f"{kind}_codes")[:n].tolist() == [list(r.codes) for r in rows]
 
 
-def small_table(rng: np.random.Generator) -> Masses:
+def small_table(rng: np.random.Generator) -> SignalTable:
     need = np.array(
-        [BITS["novelty_rare"] | BITS["root"], BITS["part_rare"], BITS["stepped"] | BITS["root"], BITS["flipped"], BITS["mix_beyond"]],
+        [BITS["novelty_rare"] | BITS["novel"], BITS["part_rare"], BITS["stepped"] | BITS["novel"], BITS["flipped"], BITS["mix_beyond"]],
         np.uint32,
     )  # fmt: skip
-    return Masses(
+    return SignalTable(
         need=need,
-        path=np.array([False, False, True, True, False]),
-        roots_base=np.array([True, False, False, False, True]),
+        sequence=np.array([False, False, True, True, False]),
+        novel_base=np.array([True, False, False, False, True]),
         form=np.array([1, 0, 0, 0, 0], np.int64),
         allowance=rng.uniform(0, 0.1, 5),
         fusing_scale=np.array([3.0, 0.0, 5.0, 7.0, 2.0]),

@@ -89,12 +89,12 @@ def _exposure(site: Site, one: ClientDetail, alerts: Sequence[Any]) -> list[str]
 
 
 def _coverage(counts: Sequence[int], baseline: Baseline | None, look: str) -> dict[str, Any]:
-    if baseline is None or len(counts) != len(baseline.map.cell_share):
+    if baseline is None or len(counts) != len(baseline.map.region_share):
         return {"coverage": None, "cells_used": 0, "cells_all": 0}
     asked = max(1, sum(counts))
-    cells = [(float(x), float(y)) for x, y in baseline.map.cell_at]
+    cells = [(float(x), float(y)) for x, y in baseline.map.region_at]
     shares = [n / asked for n in counts]
-    usual = baseline.map.cell_share.tolist()
+    usual = baseline.map.region_share.tolist()
     return {
         "coverage": charts.coverage_figure(cells, usual, shares, look, 320),
         "cells_used": sum(n > 0 for n in counts),

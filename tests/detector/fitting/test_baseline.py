@@ -29,7 +29,7 @@ from detector.baseline import FORMAT, MIN_CLIENTS, Baseline, Lives, Rehearsed
 from detector.calibration import FEWEST_TOOLS, Nulls, Tools
 from detector.discriminators import Trees
 from detector.errors import CorruptBaseline, UnfittedModel
-from detector.features import ARRAYS, BITS, MARGIN_BINS, MEASURES, FeatureMap
+from detector.features import ARRAYS, BITS, MEASURES, FeatureMap, margins
 from detector.signals import BY_ANSWER, FUSED, SIGNALS, TABLE_VERSION, fuse
 
 FRONT = struct.Struct("<4sHI")
@@ -121,10 +121,10 @@ def test_labels_only_and_regressions_have_no_margin() -> None:
     for name in ("cancer", "prices"):
         baseline, reference = fitted_baseline(name), reference_of(name)
         measured = baseline.map.measure(reference.traffic, KEY)
-        assert set(measured.margin_bins.tolist()) == {255}
         assert not np.any(measured.bits & (BITS["margin_rare"] | BITS["margin_beyond"]))
-    probabilities = fitted_baseline("people").map.measure(reference_of("people").traffic, KEY)
-    assert set(probabilities.margin_bins.tolist()) <= set(range(MARGIN_BINS))
+        assert np.isnan(margins(reference.traffic.probabilities)).all()
+    known = margins(reference_of("people").traffic.probabilities)
+    assert ((known >= 0) & (known <= 1)).all()
 
 
 def test_a_narrow_margin_is_odd() -> None:
@@ -133,7 +133,7 @@ def test_a_narrow_margin_is_odd() -> None:
     p = np.array([[0.5, 0.5], [0.99, 0.01], [np.nan, np.nan]], np.float32)
     measured = fmap.measure(batch_of(rows, labels=np.array([0, 0, 0], np.int32), probabilities=p), KEY)
     assert (measured.bits & BITS["margin_rare"] != 0).tolist() == [True, False, False]
-    assert measured.margin_bins.tolist() == [0, MARGIN_BINS - 1, 255]
+    assert margins(p).tolist() == pytest.approx([0.0, 0.98, np.nan], abs=1e-6, nan_ok=True)
 
 
 def test_a_value_in_a_column_that_was_always_the_same_is_seen() -> None:
@@ -439,10 +439,10 @@ MAPS: dict[str, Callable[[FeatureMap], FeatureMap]] = {
     "a column short": lambda f: changed(f, center=f.center[:-1]),
     "a matrix for a row": lambda f: changed(f, spread=f.spread[:, None]),
     "fewer neighbours than cells": lambda f: changed(f, neighbours=f.neighbours[:, :-1].copy()),
-    "no neighbours": lambda f: changed(f, neighbours=f.neighbours[:, :0].copy(), cell_of=f.cell_of[:0]),
+    "no neighbours": lambda f: changed(f, neighbours=f.neighbours[:, :0].copy(), region_of=f.region_of[:0]),
     "no axes": lambda f: changed(f, basis=f.basis[:, :0].copy(), spread=f.spread[:0], neighbours=f.neighbours[:0].copy()),
-    "more cells than are counted": lambda f: changed(f, cell_of=set_at(f.cell_of, 0, 900), cell_share=np.ones(1000)),
-    "a cell below none": lambda f: changed(f, cell_of=set_at(f.cell_of, 0, -1)),
+    "more cells than are counted": lambda f: changed(f, region_of=set_at(f.region_of, 0, 900), region_share=np.ones(1000)),
+    "a cell below none": lambda f: changed(f, region_of=set_at(f.region_of, 0, -1)),
     "more distance bins than are counted": lambda f: changed(f, distance_edges=np.arange(200.0)),
     "no margins": lambda f: changed(f, margin_levels=np.zeros((0, 2))),
     "margins in one row": lambda f: changed(f, margin_levels=np.zeros(2)),
@@ -460,7 +460,7 @@ MAPS: dict[str, Callable[[FeatureMap], FeatureMap]] = {
     "a grain that is no number": lambda f: changed(f, hash_grain=set_at(f.hash_grain, 0, np.nan)),
     "a step backwards": lambda f: changed(f, code_step=set_at(f.code_step, 0, -1.0)),
     "fewer codes than columns": with_fewer_codes,
-    "links for other columns": lambda f: changed(f, link_bits=f.link_bits[:, :-1].copy()),
+    "links for other columns": lambda f: changed(f, agreement_bits=f.agreement_bits[:, :-1].copy()),
     "a tree that goes round": lambda f: with_inner(f, "left", None),
     "a tree that goes back": lambda f: with_inner(f, "right", 0),
     "a tree that leaves itself": lambda f: with_inner(f, "right", 2**30),

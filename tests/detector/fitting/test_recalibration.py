@@ -12,7 +12,7 @@ from support.references import DAY_MS, Rows, quick_training, reference_of
 
 from detector.baseline import PUBLIC_KEY, Baseline, _calibrate
 from detector.errors import UnfittedModel
-from detector.profiles import Profiles
+from detector.profile_table import ProfileTable
 from detector.query import QueryBatch
 from detector.recalibration import FAR_BEYOND, Life, outliers, recalibrate
 from detector.signals import NAMES, SIGNALS
@@ -55,7 +55,7 @@ def batch(x: Rows, who: np.ndarray, clients: int, days: float) -> QueryBatch:
 
 def lives(baseline: Baseline, seen: QueryBatch) -> list[Life]:
     """Each client as the service keeps it under `baseline`."""
-    profiles = Profiles(baseline.map, baseline.table, baseline.nulls_version, 2**62)
+    profiles = ProfileTable(baseline.map, baseline.table, baseline.nulls_version, 2**62)
     for rows in np.array_split(np.arange(len(seen)), 7):
         part = seen.take(rows)
         profiles.add(list(seen.clients), part, baseline.map.measure(part, PUBLIC_KEY))

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detector.rows import Rows
+from detector.profile_table import RowPool
 
 LAYOUT = {"count": ((), np.int64), "hash": ((3,), np.uint64)}
 
@@ -14,7 +14,7 @@ LAYOUT = {"count": ((), np.int64), "hash": ((3,), np.uint64)}
 @given(st.lists(st.booleans(), max_size=300), st.integers(1, 5))
 def test_rows_are_zero_when_given_out_and_keep_what_is_written(steps: list[bool], capacity: int) -> None:
     """Against a dictionary: True takes a row and writes its number into it, False gives the oldest one back."""
-    rows = Rows(LAYOUT, capacity)
+    rows = RowPool(LAYOUT, capacity)
     held: dict[int, int] = {}
     for number, take in enumerate(steps, start=1):
         if take:
@@ -33,7 +33,7 @@ def test_rows_are_zero_when_given_out_and_keep_what_is_written(steps: list[bool]
 
 
 def test_it_grows_by_a_quarter_and_no_more() -> None:
-    rows = Rows(LAYOUT, 8)
+    rows = RowPool(LAYOUT, 8)
     for _ in range(10_000):
         rows.take()
     assert 10_000 <= rows.capacity <= 12_500 + 64

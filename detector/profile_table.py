@@ -4,40 +4,74 @@
   storage (`Profile`).
 * Event time is cut into half-horizon windows. A client is kept over two *spans*: the long one covers the window before and the
   current one and is what is assessed; the short one began with the current window and takes over when the next one begins.
-  So marks and trail are exact over the whole span, whoever looks when, and nothing is merged over time. While a life began in
-  the current window the two would be equal, and only the long one is kept. An older row counts in the newest window.
+  So running maxima and first-passage times are exact over the whole span, whoever looks when, and nothing is merged over time. While a
+  life began in the current window the two would be equal, and only the long one is kept. An older row counts in the newest window.
+* A `RowPool` gives rows of flat arrays out and takes them back. A row that is given out is all zeros. Memory that no row was given out of
+  is never touched, so it costs nothing but addresses. Arrays grow by a quarter: an explosion of clients must not leave twice what it
+  needs. Growing replaces them, so take them anew from `arrays` after every `take`.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from detector import archive as archives
-from detector.archive import NOTHING, SAMPLE_SET, Archive, Faded
+from detector.archive import NOTHING, SAMPLE_SET, Archive, ArchiveArrays, Faded
 from detector.errors import IncompatibleProfile
 from detector.features import FeatureMap, Measured
-from detector.fold import Masses, fold_rows
-from detector.profile import LAYOUT, MEMORY, Array, Profile, Shape, dtype_of
+from detector.fold import fold_rows
+from detector.fold_arrays import ClientArrays, MapArrays, Memory, PollRows, SpanArrays
+from detector.profile import Profile, Shape, memory_layout, span_layout
 from detector.query import QueryBatch
-from detector.rows import Rows
+from detector.signal_table import SignalTable
 
 LONG, SHORT = 0, 1
 
-SUM = (
-    "queries",
-    "volume",
-    "first_ms",
-    "last_ms",
-    "classes",
-    "cell_counts",
-    "distance_counts",
-    "margin_counts",
-    "moments",
-)
+SUM = ("queries", "first_ms", "last_ms", "classes", "region_counts", "distance_counts")
 
 
-class Profiles:
+class RowPool:
+    """Rows of flat arrays. `arrays` are (capacity, *shape) each, by the names of the layout (name → shape of a row and type)."""
+
+    def __init__(self, layout: Mapping[str, tuple[tuple[int, ...], DTypeLike]], capacity: int = 64) -> None:
+        self.arrays: dict[str, NDArray[Any]] = {
+            name: np.zeros((capacity, *shape), dtype) for name, (shape, dtype) in layout.items()
+        }
+        self.capacity = capacity
+        self._given = 0  # rows from here on were never given out
+        self._free: list[int] = []
+
+    def take(self) -> int:
+        """A row of zeros."""
+        if self._free:
+            row = self._free.pop()
+            self.clear(row)
+            return row
+        if self._given == self.capacity:
+            self._grow()
+        self._given += 1
+        return self._given - 1
+
+    def give_back(self, row: int) -> None:
+        self._free.append(row)
+
+    def clear(self, row: int) -> None:
+        for array in self.arrays.values():
+            array[row] = 0
+
+    def _grow(self) -> None:
+        self.capacity += max(64, self.capacity // 4)
+        for name, array in self.arrays.items():
+            larger = np.zeros((self.capacity, *array.shape[1:]), array.dtype)
+            larger[: len(array)] = array
+            self.arrays[name] = larger
+
+
+class ProfileTable:
     """The table; `keys` name its rows.
 
     `keys` are whatever names a client (hashable). A client unknown here starts empty: load what is stored first.
@@ -46,7 +80,7 @@ class Profiles:
     def __init__(
         self,
         feature_map: FeatureMap,
-        table: Masses,
+        table: SignalTable,
         nulls_version: str,
         half_horizon_ms: int,
         capacity: int = 64,
@@ -60,32 +94,16 @@ class Profiles:
         self.decay = archives.decay_of(half_horizon_ms, memory_ms)
         self.shape = Shape.of(feature_map, len(table.need))
         self.rows: dict[object, int] = {}
-        width = {n: (shape(self.shape), dtype_of(n, self.shape)) for n, (_, shape) in LAYOUT.items()}
-        # window: the current one of each client; span: the rows of its long and its short span, archive: that of its archive, -1 where
-        # there is none; turned: a window began, and what the archive adds was not weighed yet
-        clients = {
+        clients: dict[str, tuple[tuple[int, ...], DTypeLike]] = {
             "window": ((), np.int64),
             "span": ((2,), np.int64),
             "archive": ((), np.int64),
             "turned": ((), np.bool_),
         }
-        self._clients = Rows(clients | {n: width[n] for n in MEMORY}, capacity)
-        self._spans = Rows({n: width[n] for n in LAYOUT if n not in MEMORY}, capacity)
-        kept: dict[str, tuple[tuple[int, ...], DTypeLike]] = {
-            n: (shape, kind) for n, (kind, shape) in archives.LAYOUT.items()
-        }
-        kept |= {"carry": ((len(table.need),), np.float64), "carry_base": ((2,), np.float64)}
-        self._archives = Rows(kept, 4)
-        low, high = feature_map._bounds()
-        self._step = np.maximum(high - low, 1e-9) / 65534.0
-        unit = [np.ones(len(low))]
-        if np.ptp(feature_map.scale) > 0.5 * feature_map.scale.max():
-            unit += [np.maximum(high - low, 1e-9), feature_map.scale]
-        self._unit = np.stack(unit)
-        self._low, self._high = low, high
-        # a step is a matter of numbers: a moved category explains nothing
-        category = np.array([c.kind == "categorical" for c in feature_map.schema.columns])
-        self._step_high = np.where(category, -np.inf, high)
+        self._clients = RowPool(clients | memory_layout(self.shape), capacity)
+        self._spans = RowPool(span_layout(self.shape), capacity)
+        self._archives = RowPool(archives.layout(len(table.need)), 4)
+        self._arrays = arrays_of(feature_map)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -94,7 +112,7 @@ class Profiles:
         return key in self.rows
 
     def put(self, key: object, long: Profile | None, short: Profile | None = None) -> None:
-        """Take over stored spans (None: start empty). One of another map is refused; marks of other nulls begin anew."""
+        """Take over stored spans (None: start empty). One of another map is refused; running maxima of another calibration begin anew."""
         self.drop(key)
         row = self._row(key)
         if long is None:
@@ -109,7 +127,7 @@ class Profiles:
             self._take(self._span(row, SHORT), short)
         if self.decay > archives.OFF and long.archive:
             self._archive(row, long.archive)
-        for name, values in (long.memory or {}).items():
+        for name, values in long.memory._asdict().items() if long.memory else ():
             self._clients.arrays[name][row] = values
 
     def _take(self, at: int, profile: Profile) -> None:
@@ -117,23 +135,23 @@ class Profiles:
         for name in SUM:
             state[name][at] = getattr(profile, name)
         for kind, names in (
-            ("sample", ("sample_hash", "sample_root", "sample_misfit")),
+            ("sample", ("sample_hash", "sample_novel", "sample_misfit")),
             ("odd", ("odd_hash", "odd_bits")),
-            ("path", ("path_hash", "path_bits")),
+            ("sequence", ("sequence_hash", "sequence_bits")),
         ):
             count = len(getattr(profile, names[0]))
             state[f"{kind}_n"][at] = count
             for name in names:
                 state[name][at, :count] = getattr(profile, name)
-        need, path = self.table.need, self.table.path
-        held = [((bits[:, None] & need) == need).sum(0) for bits in (profile.odd_bits, profile.path_bits)]
-        state["odd_counts"][at] = np.where(path, held[1], held[0])
+        need, sequence = self.table.need, self.table.sequence
+        held = [((bits[:, None] & need) == need).sum(0) for bits in (profile.odd_bits, profile.sequence_bits)]
+        state["odd_counts"][at] = np.where(sequence, held[1], held[0])
         if profile.nulls_version == self.nulls_version:
-            state["marks"][at] = profile.marks
-            count = len(profile.trail_ms)
-            state["trail_n"][at] = count
-            state["trail_ms"][at, :count] = profile.trail_ms
-            state["trail_query"][at, :count] = profile.trail_query
+            state["maxima"][at] = profile.maxima
+            count = len(profile.passage_ms)
+            state["passage_n"][at] = count
+            state["passage_ms"][at, :count] = profile.passage_ms
+            state["passage_query"][at, :count] = profile.passage_query
 
     def drop(self, key: object) -> None:
         """Forget a client (it is stored elsewhere)."""
@@ -217,7 +235,7 @@ class Profiles:
         """What is in the long span and will not be any more goes into the archive."""
         long, short = self._span(row, LONG), self._span(row, SHORT)
         state, known = self._spans.arrays, self._clients.arrays["archive"][row] >= 0
-        if not (known or state["odd_n"][long] or state["path_n"][long]):
+        if not (known or state["odd_n"][long] or state["sequence_n"][long]):
             return
         archive = self._archived(row)
         gone = self._clients.arrays["window"][row] != window - 1
@@ -236,7 +254,9 @@ class Profiles:
         at = int(self._clients.arrays["archive"][row])
         if at < 0:
             return NOTHING
-        hashes, bits, seen, n, limit = (self._archives.arrays[name][at] for name in archives.LAYOUT)
+        hashes, bits, seen, n, limit = (
+            self._archives.arrays[name][at] for name in ("hashes", "bits", "seen", "n", "limit")
+        )
         a, b, c = (
             Faded(hashes[k, : n[k]].copy(), bits[k, : n[k]].copy(), seen[k, : n[k]].copy(), int(limit[k]))
             for k in range(SAMPLE_SET + 1)
@@ -254,61 +274,99 @@ class Profiles:
             return
         if where[row] < 0:
             where[row] = self._archives.take()
-        at, kept = int(where[row]), self._archives.arrays
-        for name, values in zip(archives.LAYOUT, archive.arrays(), strict=True):
-            kept[name][at] = values
-        kept["carry"][at], kept["carry_base"][at] = archive.carry(
-            archive.window, self.decay, self.table.need, self.table.path
-        )
+        arrays = archive.arrays(len(self.table.need))
+        archives.add_up(arrays, 0, archive.window, self.decay, self.table)
+        for name, values in arrays._asdict().items():
+            self._archives.arrays[name][where[row]] = values[0]
         self._clients.arrays["turned"][row] = window is not None
 
     def _fold(self, slots: NDArray[np.int64], batch: QueryBatch, m: Measured, rows: NDArray[np.intp] | None) -> None:
-        def of(array: Array) -> Array:
+        def of(array: NDArray[Any]) -> NDArray[Any]:
             return array if rows is None else array[rows]
 
-        fmap, t = self.map, self.table
-        where = (self._clients.arrays[n] for n in ("archive", "turned", "window"))
-        beyond = (*where, self.decay, *self._archives.arrays.values())
+        rows_of_poll = PollRows(
+            slot=slots,
+            hashes=of(m.hashes),
+            bits=of(m.bits),
+            misfit=of(m.misfit),
+            regions=of(m.regions),
+            distance_bins=of(m.distance_bins),
+            labels=of(batch.labels),
+            time_ms=of(batch.time_ms),
+            codes=of(m.codes),
+            raw=of(m.raw),
+        )
+        clients, spans, kept = self._clients.arrays, self._spans.arrays, self._archives.arrays
         fold_rows(
-            slots, of(m.hashes), of(m.bits), of(m.misfit), of(m.cells), of(m.distance_bins), of(m.margin_bins), of(batch.labels),
-            of(batch.weight), of(batch.time_ms), of(m.z), of(m.codes), of(m.raw),
-            fmap.missing_code, fmap.code_low, fmap.code_step, fmap.code_weight, fmap.code_category,
-            fmap.link_mode, fmap.link_bits, fmap.link_level, fmap.near**2, fmap.lattice, fmap.hash_grain,
-            self._low, self._step_high, self._high, self._step, self._unit, fmap.wide,
-            t.need, t.path, t.roots_base, t.form, t.allowance, t.fusing_scale, t.horizon_distinct,
-            self._clients.arrays["span"], *self._spans.arrays.values(), *(self._clients.arrays[n] for n in MEMORY), *beyond,
-        )  # fmt: skip
+            rows_of_poll,
+            self._arrays,
+            self.table,
+            ClientArrays(**{name: clients[name] for name in ClientArrays._fields}),
+            SpanArrays(**spans),
+            Memory(**{name: clients[name] for name in Memory._fields}),
+            ArchiveArrays(**kept),
+            self.decay,
+        )
 
     def _profile(self, row: int, span: int, memory: bool = True) -> Profile:
         state, at = self._spans.arrays, self._span(row, span)
-        n_sample, n_odd, n_path, n_trail = (int(state[f"{k}_n"][at]) for k in ("sample", "odd", "path", "trail"))
+        n_sample, n_odd, n_sequence, n_passage = (
+            int(state[f"{k}_n"][at]) for k in ("sample", "odd", "sequence", "passage")
+        )
         return Profile(
             map_id=self.map_id,
             nulls_version=self.nulls_version,
             window=int(self._clients.arrays["window"][row])
             - (1 if span == LONG and self._span(row, SHORT) >= 0 else 0),
             queries=int(state["queries"][at]),
-            volume=float(state["volume"][at]),
             first_ms=int(state["first_ms"][at]),
             last_ms=int(state["last_ms"][at]),
-            **{
-                n: state[n][at].copy()
-                for n in ("classes", "cell_counts", "distance_counts", "margin_counts", "moments")
-            },
+            **{n: state[n][at].copy() for n in ("classes", "region_counts", "distance_counts")},
             sample_hash=state["sample_hash"][at, :n_sample].copy(),
-            sample_root=state["sample_root"][at, :n_sample].copy(),
+            sample_novel=state["sample_novel"][at, :n_sample].copy(),
             sample_misfit=state["sample_misfit"][at, :n_sample].copy(),
             odd_hash=state["odd_hash"][at, :n_odd].copy(),
             odd_bits=state["odd_bits"][at, :n_odd].copy(),
-            path_hash=state["path_hash"][at, :n_path].copy(),
-            path_bits=state["path_bits"][at, :n_path].copy(),
-            marks=state["marks"][at].copy(),
-            trail_ms=state["trail_ms"][at, :n_trail].copy(),
-            trail_query=state["trail_query"][at, :n_trail].copy(),
-            memory={n: self._clients.arrays[n][row].copy() for n in MEMORY} if span == LONG and memory else None,
+            sequence_hash=state["sequence_hash"][at, :n_sequence].copy(),
+            sequence_bits=state["sequence_bits"][at, :n_sequence].copy(),
+            maxima=state["maxima"][at].copy(),
+            passage_ms=state["passage_ms"][at, :n_passage].copy(),
+            passage_query=state["passage_query"][at, :n_passage].copy(),
+            memory=Memory(**{n: self._clients.arrays[n][row].copy() for n in Memory._fields})
+            if span == LONG and memory
+            else None,
             decay=self.decay,
             archive=self._archived(row) if span == LONG and memory else NOTHING,
         )
+
+
+def arrays_of(feature_map: FeatureMap) -> MapArrays:
+    """What the fold needs of a feature map."""
+    low, high = feature_map.bounds()
+    unit = [np.ones(len(low))]
+    if np.ptp(feature_map.scale) > 0.5 * feature_map.scale.max():
+        unit += [np.maximum(high - low, 1e-9), feature_map.scale]
+    # a step is a matter of numbers: a moved category explains nothing
+    category = np.array([c.kind == "categorical" for c in feature_map.schema.columns])
+    return MapArrays(
+        missing=feature_map.missing_code,
+        code_low=feature_map.code_low,
+        code_step=feature_map.code_step,
+        code_weight=feature_map.code_weight,
+        code_category=feature_map.code_category,
+        common_value=feature_map.common_value,
+        agreement_bits=feature_map.agreement_bits,
+        agreement_level=feature_map.agreement_level,
+        near2=feature_map.near**2,
+        lattice=feature_map.lattice,
+        grain=feature_map.hash_grain,
+        low=low,
+        high=np.where(category, -np.inf, high),
+        top=high,
+        raw_step=np.maximum(high - low, 1e-9) / 65534.0,
+        unit=np.stack(unit),
+        wide=feature_map.wide,
+    )
 
 
 def _running_maximum(
