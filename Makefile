@@ -42,25 +42,26 @@ down: $(STAMP) ## Stop what `make up` started
 
 ## Checking
 
+# Two lanes side by side: most tests wait for a server, and two cores are there to be used. A lane takes the next file when it is through
+# with one (tests/support/lanes.py). $(1): which tests; $(2): more options, then coverage is kept apart. Exit statuses in `one`, `two`; each
+# lane's closing lines are printed.
+LANE := $(BIN)/python -m pytest -q -o console_output_style=classic --durations=20 --durations-min=8
+define lanes
+lanes=$$(mktemp -d); one=0; two=0; \
+  $(if $(2),COVERAGE_FILE=.coverage.one) $(LANE) $(2) --lanes $$lanes $(1) >$$lanes.log 2>&1 & lane=$$!; \
+  $(if $(2),COVERAGE_FILE=.coverage.two) $(LANE) $(2) --lanes $$lanes $(1) || two=$$?; \
+  wait $$lane || one=$$?; cat $$lanes.log; rm -rf $$lanes $$lanes.log
+endef
+QUICK := -m "not soak and not alone" tests
+
 # What needs no server and changes most: the core, the log's formats, stored records, the rules of the house.
 CHECKED := tests/detector tests/log tests/records tests/alerts/test_formats.py tests/test_house.py tests/test_guarantees.py
 
 .PHONY: check
 check: $(STAMP) ## The loop for daily work, 90 s: lint, and beside it the tests of core and formats, without a server
-	@log=$$(mktemp); linted=0; tested=0; \
-	  $(MAKE) lint >$$log 2>&1 & pid=$$!; \
-	  $(BIN)/python -m pytest -q --no-servers -m "not soak and not alone and not server" $(or $(ARGS),$(CHECKED)) || tested=$$?; \
-	  wait $$pid || linted=$$?; cat $$log; rm -f $$log; exit $$((linted + tested > 0))
-
-# Two lanes side by side: most tests wait for a server, and two cores are there to be used. A lane takes the next file when it is through
-# with one (tests/support/lanes.py). $(1): options; exit statuses in `one`, `two`; each lane's closing lines are printed.
-LANE := $(BIN)/python -m pytest -q -o console_output_style=classic --durations=20 --durations-min=8 -m "not soak and not alone"
-define lanes
-lanes=$$(mktemp -d); one=0; two=0; \
-  $(if $(1),COVERAGE_FILE=.coverage.one) $(LANE) $(1) --lanes $$lanes tests >$$lanes.log 2>&1 & pid=$$!; \
-  $(if $(1),COVERAGE_FILE=.coverage.two) $(LANE) $(1) --lanes $$lanes tests || two=$$?; \
-  wait $$pid || one=$$?; cat $$lanes.log; rm -rf $$lanes $$lanes.log
-endef
+	@log=$$(mktemp); linted=0; $(MAKE) lint >$$log 2>&1 & lint=$$!; \
+	  $(call lanes,--no-servers -m "not soak and not alone and not server" $(or $(ARGS),$(CHECKED))); \
+	  wait $$lint || linted=$$?; cat $$log; rm -f $$log; exit $$((one + two + linted > 0))
 
 .PHONY: test
 test: $(STAMP) ## Every test, against real servers; starts what is missing (ARGS="-k store" for some)
@@ -69,7 +70,7 @@ ifdef ARGS
 	@$(BIN)/python -m pytest -q -m "not soak" $(ARGS)
 else
 	@# then the tests that need both cores
-	@$(call lanes,); three=0; \
+	@$(call lanes,$(QUICK)); three=0; \
 	  $(BIN)/python -m pytest -q -m "alone and not soak" tests/crash tests/simulation || three=$$?; \
 	  exit $$((one + two + three > 0))
 endif
@@ -95,7 +96,7 @@ docs: $(STAMP) ## Write the tables of the docs anew, from the code
 coverage: $(STAMP) ## The tests again, with branch coverage of the workers too, about 25 minutes; writes htmlcov/
 	@tests/install-servers.sh
 	@rm -f .coverage .coverage.*
-	@$(call lanes,--cov --cov-report=); \
+	@$(call lanes,$(QUICK),--cov --cov-report=); \
 	  $(BIN)/coverage combine -q .coverage.one .coverage.two; $(BIN)/coverage html -q; $(BIN)/coverage report --fail-under=95 || one=$$?; \
 	  exit $$((one + two > 0))
 

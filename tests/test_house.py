@@ -7,6 +7,7 @@ lock is the one that `pyproject.toml` asks for.
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import os
 import re
@@ -57,6 +58,11 @@ def name_of(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
+@functools.cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
 # --- tests
 
 
@@ -90,7 +96,7 @@ def test_names_of_tests_can_be_read() -> None:
     names = [
         node.name
         for path in (ROOT / "tests").rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in ast.walk(tree_of(path))
         if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
     ]
     assert [name for name in names if len(name) > LONGEST_TEST_NAME] == []
@@ -123,7 +129,7 @@ def test_packages_come_from_this_checkout(package: str) -> None:
 
 
 def test_every_module_opens_with_a_docstring() -> None:
-    headers = {name_of(path): ast.get_docstring(ast.parse(path.read_text())) or "" for path in [*SOURCES, *OTHERS]}
+    headers = {name_of(path): ast.get_docstring(tree_of(path)) or "" for path in [*SOURCES, *OTHERS]}
     assert {name for name, header in headers.items() if len(header.partition("\n")[0]) < 10} == set()
 
 
@@ -150,7 +156,7 @@ def test_only_wiring_imports_inside_functions() -> None:
         f"{name_of(path)}:{node.lineno}"
         for path in SOURCES
         if "wiring" not in path.parts
-        for function in ast.walk(ast.parse(path.read_text()))
+        for function in ast.walk(tree_of(path))
         if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
         for node in ast.walk(function)
         if isinstance(node, ast.Import | ast.ImportFrom)
@@ -165,7 +171,7 @@ def test_nothing_unpickles() -> None:
     importers = {
         name_of(path)
         for path in [*SOURCES, *OTHERS]
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in ast.walk(tree_of(path))
         if isinstance(node, ast.Import | ast.ImportFrom)
         for imported in ([alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""])
         if imported.split(".")[0] in {"pickle", "cloudpickle", "joblib", "shelve", "marshal", "dill"}

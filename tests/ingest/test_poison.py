@@ -92,7 +92,7 @@ def test_a_child_leaves_nothing_behind() -> None:
         return set(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
 
     before, mine = len(os.listdir("/proc/self/fd")), children()
-    for _ in range(20):
+    for _ in range(6):
         find_poison(2, lambda i: kill() if i else None)
     assert len(os.listdir("/proc/self/fd")) == before
     assert children() <= mine

@@ -29,10 +29,12 @@ class World:
     """A dashboard without a port; every `browser` has cookies of its own."""
 
     def __init__(self, folder: Path, baseline: Baseline, fill: bool = True) -> None:
-        self.store = EmbeddedStore(folder / "people.sqlite")
-        self.store.prepare(SECRETS.key_id)
         self.now = float(seeded_dashboard.NOW_S)
         clock = lambda: self.now  # noqa: E731
+        self.store = EmbeddedStore(
+            folder / "people.sqlite", now_s=clock
+        )  # or what ends in 15 minutes ends in a long session
+        self.store.prepare(SECRETS.key_id)
         self.operations = Operations(self.store, SECRETS, clock)
         if fill:
             seeded_dashboard.seed(self.store, baseline)
