@@ -1,4 +1,4 @@
-"""One cell's records into the store: fold, commit, count. The order of effects is that of `consumers.store.Checkpoint`.
+"""One cell's records into the store: fold, commit, count. The field comments of `consumers.store.Checkpoint` say in which order.
 
 Rules:
 * The cache holds what was committed and nothing else. A commit that is refused drops the cell.

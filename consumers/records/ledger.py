@@ -20,7 +20,7 @@ kept beside them in the same way; they are numbers that the next owner of the ce
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from detector.clock import STATE
 
@@ -43,8 +43,3 @@ def imbalance(counters: Mapping[str, int]) -> int:
     """Records that were read and are nowhere (above 0), or that count twice (below); 0 in every store, always."""
     apart = sum(counters.get(name, 0) for name in APART) - counters.get("dead_counted", 0)
     return counters.get("produced", 0) - processed(counters) - apart
-
-
-def unbalanced(cells: Iterable[tuple[str, Mapping[str, int]]]) -> dict[str, int]:
-    """Cell → imbalance, of those cells whose counters do not add up."""
-    return {name: off for name, counters in cells if (off := imbalance(counters))}

@@ -105,22 +105,29 @@ class DeadLetter:
 
 @dataclass(slots=True)
 class Checkpoint:
-    """Everything one ingest step writes to one profile cell, in this order; the offset last.
+    """Everything one ingest step writes to one profile cell: all of it in one atomic step, or nothing.
 
-    profiles   client → absolute fields; a field of None is deleted
-    dead       refused records, for the dead-letter topic
-    counters   absolute values of the cell's counters
-    sketch     what else the owner keeps about the cell as a whole; None: unchanged
-    lasting    clients whose profile is kept for `memory_s` after this commit, if that is longer than the others' 30 days
+    The comments say in which order the step checks and writes. The order of the fields is not that order.
     """
 
     cell: str
+    # CHECKED FIRST, with the owner's token: the offset that the profiles in memory reflect, None for a cell that holds nothing. Another
+    # token is `Fenced`, another offset `Rewound`, and nothing is written.
     expected_offset: int | None
+    # WRITTEN LAST, after everything below. Only when it is stored may refused records be shipped to their topic, and the log be told where
+    # reading is. After a commit whose outcome is unknown, this is what the next claim returns if it took effect.
     next_offset: int
+    # WRITTEN FIRST: client → field → absolute value; None deletes the field. With it, each client is noted as touched at `next_offset`:
+    # detect learns of the change by that.
     profiles: dict[ClientKey, dict[str, bytes | None]] = field(default_factory=dict)
+    # WRITTEN SECOND: refused records. They wait in the store until they were shipped: at least once, never before this commit.
     dead: list[DeadLetter] = field(default_factory=list)
+    # WRITTEN THIRD: absolute values of the cell's counters and marks, as of `next_offset`. Never increments: a redo writes the same.
     counters: dict[str, int] = field(default_factory=dict)
+    # WRITTEN FOURTH: what the owner keeps about new clients of the cell as a whole (opaque); None leaves what is stored.
     sketch: bytes | None = None
+    # Not written, but how long the profiles live: those of `lasting` for `memory_s` after this commit, if that is longer than the 30 days
+    # of the others.
     lasting: frozenset[ClientKey] = frozenset()
     memory_s: int = 0
 

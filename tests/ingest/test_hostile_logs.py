@@ -27,7 +27,7 @@ from consumers.ingest.step import Ingest
 from consumers.log import Poll, Records
 from consumers.log.files import FileLog
 from consumers.metrics import Metrics
-from consumers.records.ledger import COUNTERS, MARKS, imbalance, processed, unbalanced
+from consumers.records.ledger import COUNTERS, MARKS, imbalance, processed
 from consumers.secrets import Secrets
 from consumers.store import Checkpoint, DeadLetter
 from consumers.store.embedded import EmbeddedStore
@@ -67,7 +67,8 @@ def runner(path: Path, store: Any, reading: Ingest, **more: Any) -> IngestLoop:
 
 def through(one: IngestLoop) -> IngestLoop:
     ingest.run(one, lambda: False, until_end=True, poll_timeout_s=0.0)
-    assert unbalanced((cell.name, cell.counters) for cell in one.ownership.cells.values()) == {}
+    off = {cell.name: imbalance(cell.counters) for cell in one.ownership.cells.values()}
+    assert not any(off.values()), off
     return one
 
 

@@ -56,7 +56,7 @@ class Tally:
 
 def run_seed(seed: int, variant: str = OURS) -> Verdict:
     kind = VARIANTS[variant]
-    world = World(seed, kind.store, with_detect=kind.detects)
+    world = World(seed, kind.store, with_detect=kind.detects, workload=kind.workload)
     world.run()
     return judge(world)
 
@@ -141,8 +141,7 @@ def table(tallies: Iterable[Tally]) -> str:
 def explain(seed: int, variant: str = OURS, whole: bool = False) -> tuple[Verdict, str]:
     """One seed again: its verdict and a readable trace; of a bad one, of the fewest faults that make it bad."""
     prepare()
-    kind = VARIANTS[variant]
-    return shrink.explain(seed, kind.store, kind.detects, whole)
+    return shrink.explain(seed, VARIANTS[variant], whole)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -40,12 +40,12 @@ class Operator:
         self._world, self._process = world, process
         self._rng = random.Random(f"{world.seed}/{process.identity}")
         self._own = Port(process)
-        self._deeds = DEEDS + SNAPSHOTS if world.with_snapshots else DEEDS
+        self._deeds = world.workload.deeds or (DEEDS + SNAPSHOTS if world.with_snapshots else DEEDS)
 
     def run(self) -> None:
         world, rng = self._world, self._rng
         while not world.healed:
-            self._process.pause(rng.choice([0.1, 0.4, 1.0]))
+            self._process.pause(rng.choice(world.workload.pauses))
             deed = rng.choice(self._deeds)
             if self._settled() or (deed == "restore" and world.snapshot is None):
                 continue

@@ -11,6 +11,7 @@ Rules:
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 KINDS: dict[str, str] = {
@@ -43,6 +44,7 @@ THEMES = (
 WRITES_ONLY = {"late", "twice late", "again", "crash, late"}
 TIMED = ("rollback", "rebalance", "theft", "operator")
 """Kinds that come by themselves."""
+ALWAYS_EVERY_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,17 +56,29 @@ class Fault:
 class Faults:
     """The faults of one seed; `budget` of them, then no more."""
 
-    def __init__(self, seed: int, muted: frozenset[int] = frozenset()) -> None:
+    def __init__(
+        self,
+        seed: int,
+        muted: frozenset[int] = frozenset(),
+        theme: Sequence[str] = (),
+        always: Sequence[str] = (),
+        rate: float | None = None,
+    ) -> None:
+        """theme: the kinds to draw the mix from, any theme if empty; always: kinds that come by themselves in every seed; rate: share of
+        effects that are hit, as the seed says if None."""
         rng = self.rng = random.Random(f"{seed}/faults")
         self.muted = muted
         self.on = True
         self.count = 0
         self.budget = rng.randint(40, 75)
-        theme = rng.choice(THEMES)
+        drawn = rng.choice(THEMES)
+        theme = tuple(theme) or drawn
         self.rate = rng.choice([0.04, 0.07, 0.1, 0.15]) if theme == tuple(KINDS) else rng.choice([0.1, 0.15, 0.2])
+        self.rate = self.rate if rate is None else rate
         self.weights = {k: rng.expovariate(1.0) * (rng.random() < 0.7) for k in theme if k != TAKES_NOTHING}
         self.weights[theme[0]] += 0.1
         self.every_s = {k: rng.choice([0.05, 0.2, 0.5, 2.0]) for k in TIMED if rng.random() < 0.75}
+        self.every_s = dict.fromkeys(always, ALWAYS_EVERY_S) | self.every_s
         self._any = list(self.weights)
         self._cumulative = [sum(list(self.weights.values())[: i + 1]) for i in range(len(self._any))]
 

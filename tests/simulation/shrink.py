@@ -7,22 +7,33 @@ quarters, … are muted as long as the run stays bad (delta debugging, Zeller & 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 from simulation.cells import Nodes
 from simulation.model import ModelStore
 from simulation.oracle import Verdict, judge
-from simulation.world import TraceLine, World
+from simulation.world import TraceLine, Workload, World
 
 MOST_RUNS = 150
-Store = Callable[[Nodes, Callable[[], float]], ModelStore]
 
 
-def explain(seed: int, store: Store, detects: bool | None, whole: bool) -> tuple[Verdict, str]:
-    verdict, lines = _run(seed, store, detects, frozenset())
+class Tried(Protocol):
+    """What is run: a row of the table of variants."""
+
+    @property
+    def store(self) -> Callable[[Nodes, Callable[[], float]], ModelStore]: ...
+    @property
+    def detects(self) -> bool | None: ...
+    @property
+    def workload(self) -> Workload: ...
+
+
+def explain(seed: int, tried: Tried, whole: bool) -> tuple[Verdict, str]:
+    verdict, lines = _run(seed, tried, frozenset())
     muted: frozenset[int] = frozenset()
     if verdict.bad and not whole:
-        muted = _fewest(seed, store, detects, verdict.faults)
-        verdict, lines = _run(seed, store, detects, muted)
+        muted = _fewest(seed, tried, verdict.faults)
+        verdict, lines = _run(seed, tried, muted)
     faults = f"{verdict.faults - len(muted)} of {verdict.faults} faults"
     head = [
         f"seed {seed}: {'BAD' if verdict.bad else 'good'}; {faults}, at rest {verdict.drained_s:.1f} s after the last one",
@@ -32,14 +43,14 @@ def explain(seed: int, store: Store, detects: bool | None, whole: bool) -> tuple
     return verdict, "\n".join(head + [_line(line) for line in lines if whole or _tells(line)])
 
 
-def _run(seed: int, store: Store, detects: bool | None, muted: frozenset[int]) -> tuple[Verdict, list[TraceLine]]:
+def _run(seed: int, tried: Tried, muted: frozenset[int]) -> tuple[Verdict, list[TraceLine]]:
     trace: list[TraceLine] = []
-    world = World(seed, store, muted, trace, detects)
+    world = World(seed, tried.store, muted, trace, tried.detects, tried.workload)
     world.run()
     return judge(world), trace
 
 
-def _fewest(seed: int, store: Store, detects: bool | None, faults: int) -> frozenset[int]:
+def _fewest(seed: int, tried: Tried, faults: int) -> frozenset[int]:
     muted: frozenset[int] = frozenset()
     runs, size = 0, max(1, faults // 2)
     while size and runs < MOST_RUNS:
@@ -49,7 +60,7 @@ def _fewest(seed: int, store: Store, detects: bool | None, faults: int) -> froze
             if more == muted or runs >= MOST_RUNS:
                 continue
             runs += 1
-            if _run(seed, store, detects, more)[0].bad:
+            if _run(seed, tried, more)[0].bad:
                 muted, shrunk = more, True
         if not shrunk or size > 1:
             size //= 2

@@ -14,6 +14,7 @@ from typing import Any
 
 from simulation.cells import DecisionCell, Nodes, ProfileCell
 from simulation.model import ModelStore, page
+from simulation.world import AS_DRAWN, Workload
 
 from consumers import store as port
 from consumers.errors import Fenced, Rewound
@@ -197,14 +198,26 @@ class RestoreKeepsGenerations(ModelStore):
 @dataclass(frozen=True, slots=True)
 class Variant:
     """store: what runs; detects: with detect processes, without, or None: as the seed says; seeds: enough to see it fail in CI, from
-    `first` on."""
+    `first` on; workload: what it is tried with more often than others are, where the fault needs a rare meeting."""
 
     title: str
     store: Callable[[Nodes, Callable[[], float]], ModelStore]
     detects: bool | None
     seeds: int
     first: int = 0
+    workload: Workload = AS_DRAWN
 
+
+RESTORES = Workload(deeds=("snapshot", "restore", "restore"), pauses=(0.4, 1.0), always=("operator",), rate=0.01)
+"""A snapshot is restored again and again, each time further behind what detect has read; few other faults, or none is left for it."""
+ERASURES = Workload(
+    deeds=("erase",),
+    pauses=(0.2, 0.4),
+    theme=("slow", "rollback after", "rollback before"),
+    always=("operator", "rollback"),
+    rate=0.02,
+)
+"""Decisions are erased while detect holds their cells and servers fail over, so that a revision is issued again."""
 
 OURS = "ours"
 VARIANTS: dict[str, Variant] = {
@@ -221,7 +234,7 @@ VARIANTS: dict[str, Variant] = {
     "counter-tokens": Variant("detect: cursor, counter tokens", CounterTokens, True, 200),
     "restore-keeps-offset": Variant("restore leaves positions where they were", RestoreKeepsOffset, False, 300),
     "restore-keeps-generations": Variant(
-        "restore goes on with old generations and cursors", RestoreKeepsGenerations, True, 200
+        "restore goes on with old generations and cursors", RestoreKeepsGenerations, True, 200, workload=RESTORES
     ),
-    "erase-by-revision": Variant("detect: erased under the same token", EraseByRevision, True, 200),
+    "erase-by-revision": Variant("detect: erased under the same token", EraseByRevision, True, 200, workload=ERASURES),
 }

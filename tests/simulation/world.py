@@ -10,6 +10,7 @@ import contextlib
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 from simulation import scene
@@ -39,6 +40,27 @@ WITH_SNAPSHOTS = 0.4
 
 SNAPSHOTS_FROM = 100_000
 """Our own protocol meets snapshots in the soak only, until the 2,000 seeds of CI were run with them; weaker ones meet them everywhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What a variant is tried with more often than a seed would draw it.
+
+    deeds   what the operator does, each as often as it is named; empty: as the seed says
+    pauses  how long it waits between them, in s
+    theme   kinds of faults to draw the mix from; empty: as the seed says
+    always  faults that come by themselves in every seed
+    rate    share of effects that are hit; None: as the seed says
+    """
+
+    deeds: tuple[str, ...] = ()
+    pauses: tuple[float, ...] = (0.1, 0.4, 1.0)
+    theme: tuple[str, ...] = ()
+    always: tuple[str, ...] = ()
+    rate: float | None = None
+
+
+AS_DRAWN = Workload()
 
 TraceLine = tuple[float, str, str, Place | None, str]
 
@@ -119,11 +141,13 @@ class World:
         muted: frozenset[int] = frozenset(),
         trace: list[TraceLine] | None = None,
         with_detect: bool | None = None,
+        workload: Workload = AS_DRAWN,
     ) -> None:
         rng = self.rng = random.Random(f"{seed}/world")
         self.seed, self.trace = seed, trace
         self.script = scene.script(rng.randrange(scene.SCRIPTS))
-        self.faults = Faults(seed, muted)
+        self.workload = workload
+        self.faults = Faults(seed, muted, workload.theme, workload.always, workload.rate)
         self.schedule = Schedule()
         self.topic = Topic(self.script.cells, random.Random(f"{seed}/topic"))
         self.decision_cells = rng.choice([1, 2, 2, 3])
