@@ -12,17 +12,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from consumers import paths
-from consumers.errors import Refused
+from consumers.errors import ConfigError
 
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """The draft to write to; it takes the name at the end. Raises Refused in one line where the file can't be written."""
+    """The draft to write to; it takes the name at the end. Raises ConfigError in one line where the file can't be written."""
     draft = paths.draft_of(path)
     try:
         yield draft
         draft.replace(path)
     except OSError as error:
-        raise Refused(f"{path}: {error.strerror or error}") from error
+        raise ConfigError(f"{path}: {error.strerror or error}") from error
     finally:
         draft.unlink(missing_ok=True)

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from consumers.errors import Refused
+from consumers.errors import InvalidInput
 
 Task = Literal["classification", "regression"]
 
@@ -55,7 +55,7 @@ def label_name(value: Any) -> str | None:
 
 
 def infer_answers(predictions: Sequence[Mapping[str, Any]]) -> Answers:
-    """Task and class names of logged predictions. Raises Refused where the answers cannot be understood."""
+    """Task and class names of logged predictions. Raises InvalidInput where the answers cannot be understood."""
     labels = [label_name(p.get("label")) for p in predictions]
     scores = [_scores(p) for p in predictions]
     width = _width(scores)
@@ -64,7 +64,7 @@ def infer_answers(predictions: Sequence[Mapping[str, Any]]) -> Answers:
         if names:
             return Answers("classification", tuple(names), ["no probabilities: the classes are the labels"])
         if not any(_valued(p.get("value")) for p in predictions):
-            raise Refused(
+            raise InvalidInput(
                 "no row of the reference says what the model answered (label, probabilities, logits or value)"
             )
         return Answers("regression", ())
@@ -121,7 +121,7 @@ def _of_one_probability(
 ) -> Answers:
     given = [(label, s[0]) for label, s in zip(labels, scores, strict=True) if s and len(s) == 1]
     if len(names) > 2:
-        raise Refused(
+        raise InvalidInput(
             f"the answers hold one probability and {len(names)} labels ({_some(names)}): log the probability of every class, or labels only"
         )
     if len(names) < 2:
@@ -132,13 +132,13 @@ def _of_one_probability(
         )
     by_label = {name: np.array([s for label, s in given if label == name]) for name in names}
     if not all(len(values) for values in by_label.values()):
-        raise Refused(
+        raise InvalidInput(
             "the answers hold one probability, but not with both labels: log both probabilities, or labels only"
         )
     low, high = sorted(names, key=lambda name: float(by_label[name].mean()))
     threshold, explained = _threshold(by_label[low], by_label[high])
     if explained < SEPARATED:
-        raise Refused(
+        raise InvalidInput(
             f"the answers hold one probability, and it does not decide between the labels {low} and {high} "
             "(it may be that of the label that was given): log both probabilities, or labels only"
         )

@@ -22,6 +22,7 @@ from pydantic_settings import (
     EnvSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
 )
 
 from consumers import paths
@@ -475,9 +476,7 @@ def load(path: Path | None = None, **overrides: Any) -> Settings:
         return settings
     except ValidationError as error:
         raise _wrong(error) from error
-    except Exception as error:  # pydantic-settings wraps what it can't parse in an error of its own
-        if type(error).__name__ != "SettingsError":
-            raise
+    except SettingsError as error:  # a value of the environment that is no JSON where JSON is wanted
         raise WrongUse(f"environment: {error}") from error
 
 

@@ -1,22 +1,27 @@
 """The errors of the shell. The type of an error tells the process what to do next.
 
-    BadRecord     the record becomes a dead letter, the stream goes on
-    Unavailable   the outcome is unknown: pause, back off, claim again (never send the same commit twice)
-    Fenced        another process owns the cell: drop its cache and its token
-    Rewound       the store is at another offset than expected: claim again, seek there
-    LogTruncated  the log ends before the offset in the store: the cell stops, an operator must decide
-    LogRecreated  the same, because the name now belongs to another log
-    CorruptState  a stored value fails its checksum: set it aside, never crash; a whole cell that cannot be read stops
-    Undeliverable the receiver refuses this alert for good: set it aside, go on with the next
-    LeaseHeld     another running detector works on this decision cell
-    WrongUse      the caller's mistake (exit status 2)
-    Missing       there is no such thing, or none that the caller may know of
-    Conflict      the request contradicts the stored state
-    Stale         the stored state is not the one that the caller saw: read it again
-    Refused       a clear refusal at start: secrets, schema, baseline (exit status 1)
-    StoppedCells  these log cells stopped, all others were read to the end (exit status 1)
+    QueryWardenError
+    ├── BadRecord         the record becomes a dead letter, the stream goes on
+    ├── Unavailable       pause, back off, claim again
+    ├── Fenced            drop the cell's cache and token
+    ├── Rewound           claim again, seek to the store's offset
+    ├── LogTruncated      the cell stops, an operator must decide
+    │   └── LogRecreated
+    ├── CorruptState      set the value aside; a whole cell that cannot be read stops
+    ├── Undeliverable     set the alert aside, go on with the next
+    ├── LeaseHeld         try another decision cell
+    ├── WrongUse          exit status 2
+    ├── Missing           exit status 1, HTTP 404
+    ├── Conflict          exit status 1, HTTP 409
+    ├── Stale             exit status 1, HTTP 412
+    └── Refused           exit status 1; nothing was begun
+        ├── ConfigError
+        ├── InvalidInput
+        ├── NotPermitted
+        └── StoppedCells
 
-Anything else is a bug and ends the process, with the position in its message.
+Rules: code raises the leaf that fits, and catches the branch that it can handle. Anything else is a bug and ends the process, with the
+position in its message. The message of an error is one clear line: it may be shown to whoever called, so it holds no secret.
 """
 
 from __future__ import annotations
@@ -27,6 +32,8 @@ class QueryWardenError(Exception):
 
 
 class BadRecord(QueryWardenError):
+    """A record of the log that cannot be counted. reason: a code of the dead letter; detail: for people."""
+
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
         self.reason = reason
@@ -34,14 +41,16 @@ class BadRecord(QueryWardenError):
 
 
 class Unavailable(QueryWardenError):
-    pass
+    """A server did not answer, or not in time. Whether it did what was asked is unknown: the same commit is never sent twice."""
 
 
 class Fenced(QueryWardenError):
-    pass
+    """Another process owns the cell by now."""
 
 
 class Rewound(QueryWardenError):
+    """The store is at another offset than this process expected. offset: the store's, None for none."""
+
     def __init__(self, cell: str, offset: int | None) -> None:
         super().__init__(f"{cell}: the store is at offset {offset}")
         self.cell = cell
@@ -49,46 +58,60 @@ class Rewound(QueryWardenError):
 
 
 class LogTruncated(QueryWardenError):
-    pass
+    """The log ends before the offset in the store: records were lost."""
 
 
 class LogRecreated(LogTruncated):
-    pass
+    """The log's name now belongs to another log, whose offsets mean something else."""
 
 
 class CorruptState(QueryWardenError):
-    pass
+    """A stored value fails its checksum or cannot be decoded."""
 
 
 class LeaseHeld(QueryWardenError):
+    """Another running detector works on this decision cell. remaining_ms: of its lease."""
+
     def __init__(self, cell: int, remaining_ms: int) -> None:
         super().__init__(f"decision cell {cell} is held for another {remaining_ms} ms")
         self.remaining_ms = remaining_ms
 
 
 class Undeliverable(QueryWardenError):
-    pass
+    """The receiver refuses this alert for good."""
 
 
 class WrongUse(QueryWardenError):
-    pass
+    """The caller's mistake: an option, an argument, a setting that is malformed."""
 
 
 class Missing(QueryWardenError):
-    pass
+    """There is no such thing, or none that the caller may know of."""
 
 
 class Conflict(QueryWardenError):
-    pass
+    """The request contradicts the stored state."""
 
 
 class Stale(QueryWardenError):
-    pass
+    """The stored state is not the one that the caller saw: read it again."""
 
 
 class Refused(QueryWardenError):
-    pass
+    """What was asked for is not begun; the leaves say why."""
+
+
+class ConfigError(Refused):
+    """The installation does not fit: a setting, a file that a setting names, a package, the state of a server."""
+
+
+class InvalidInput(Refused):
+    """A file or a value that somebody gave cannot be used: reference, schema, log, baseline, snapshot, evidence."""
+
+
+class NotPermitted(Refused):
+    """A server does not let this account do it, or the person who was asked said no."""
 
 
 class StoppedCells(Refused):
-    pass
+    """These log cells stopped; all others were read to their end."""

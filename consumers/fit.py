@@ -20,7 +20,7 @@ import msgspec
 import numpy as np
 
 from consumers import atomic_file, paths
-from consumers.errors import Refused, WrongUse
+from consumers.errors import InvalidInput, WrongUse
 from consumers.log import QueryLog, Records
 from consumers.log.formats import InputReader, NativeFormat
 from consumers.log.mappings.identity import UNATTRIBUTED
@@ -92,7 +92,7 @@ def fit(
     trust_traffic: bool = False,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Fitted:
-    """Fit a baseline for one model. Raises Refused with one clear line.
+    """Fit a baseline for one model. Raises InvalidInput with one clear line.
 
     reference  lines of a reference file; None: derived from the traffic, capped per client
     traffic    a log of presumably honest clients; None: simulated from the reference
@@ -125,7 +125,7 @@ def fit(
     usual.add(batch, schema)
     _tell(said, "reference", left_out)
     if not len(batch):
-        raise Refused(f"no row of the reference can be used ({left_out.words()}; {left_out.first()})")
+        raise InvalidInput(f"no row of the reference can be used ({left_out.words()}; {left_out.first()})")
     if traffic is not None:
         progress("reading the traffic")
         honest, refused["the traffic"] = _decode(lines, model_id, schema)
@@ -133,7 +133,7 @@ def fit(
         if honest is None:
             why = refused["the traffic"]
             told = f" ({why.words()}; {why.first()})" if why.total else ""
-            raise Refused(f"the traffic holds no usable query of model {model_id}{told}")
+            raise InvalidInput(f"the traffic holds no usable query of model {model_id}{told}")
         misfits.add(honest, schema)
         honest = _presumed_honest(honest, excluded, said)
     else:
@@ -146,7 +146,7 @@ def fit(
             rehearsed=None if trust_traffic else rehearsal(batch, schema, seed),
         )  # fmt: skip
     except DetectorError as error:
-        raise Refused(str(error)) from error
+        raise InvalidInput(str(error)) from error
     if exposure:
         progress("rehearsing thefts, to learn what a copy would be worth")
         estimator = rehearse(baseline.map, filled(batch, rng), filled(honest, rng), rng)
@@ -292,21 +292,21 @@ def _tell(said: list[str], what: str, refused: RefusedLines) -> None:
 
 
 def read_personas(path: Path) -> dict[str, str]:
-    """Client id → persona, of a JSON object in a file. Raises Refused in one line."""
+    """Client id → persona, of a JSON object in a file. Raises InvalidInput in one line."""
     try:
         return msgspec.json.decode(paths.read(path, "personas"), type=dict[str, _PersonaName])
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
-        raise Refused(f"personas: {path}: {error}") from error
+        raise InvalidInput(f"personas: {path}: {error}") from error
 
 
 def read_excluded(path: Path) -> frozenset[str]:
-    """Client ids of a text file, one a line; empty lines don't count. Raises Refused in one line."""
+    """Client ids of a text file, one a line; empty lines don't count. Raises InvalidInput in one line."""
     lines = paths.read_text(path, "exclude").split("\n")
     return frozenset(line.rstrip("\r") for line in lines) - {""}
 
 
 def write_baseline(baseline: Baseline, path: Path) -> None:
-    """Whole or not at all. Raises Refused."""
+    """Whole or not at all. Raises InvalidInput."""
     with atomic_file.whole(path) as draft:
         draft.write_bytes(baseline.to_bytes())
 
@@ -320,14 +320,14 @@ def baseline_files(given: Iterable[str]) -> list[Path]:
 
 
 def load_baselines(given: Sequence[str]) -> dict[str, Baseline]:
-    """Baselines of files and folders, by model id. Raises Refused in one line for a damaged or foreign one."""
+    """Baselines of files and folders, by model id. Raises InvalidInput in one line for a damaged or foreign one."""
     found: dict[str, Baseline] = {}
     for file in baseline_files(given):
         try:
             baseline = Baseline.from_bytes(paths.read(file))
         except DetectorError as error:
-            raise Refused(f"{file}: {error}") from error
+            raise InvalidInput(f"{file}: {error}") from error
         if baseline.model_id in found:
-            raise Refused(f"{file}: a second baseline for model {baseline.model_id}")
+            raise InvalidInput(f"{file}: a second baseline for model {baseline.model_id}")
         found[baseline.model_id] = baseline
     return found

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from consumers.errors import Refused
+from consumers.errors import InvalidInput
 
 MOST_BYTES = 1 << 30
 ABANDONED_S = 600.0
@@ -30,17 +30,17 @@ _DRAFT = re.compile(r"\..+\.(\d+)\.[0-9a-f]{8}\.draft")
 
 
 def read(path: str | os.PathLike[str], what: str = "", most: int = MOST_BYTES) -> bytes:
-    """The bytes of a regular file. what: goes before the path in a refusal. Raises Refused in one line."""
+    """The bytes of a regular file. what: goes before the path in a refusal. Raises InvalidInput in one line."""
     with opened(path, what) as file:
         content = file.read(most + 1)
     if len(content) > most:
-        raise Refused(f"{_named(path, what)}: more than {most:,} bytes")
+        raise InvalidInput(f"{_named(path, what)}: more than {most:,} bytes")
     return content
 
 
 @contextlib.contextmanager
 def opened(path: str | os.PathLike[str], what: str = "") -> Iterator[BinaryIO]:
-    """A regular file to read from. what: goes before the path in a refusal. Raises Refused in one line."""
+    """A regular file to read from. what: goes before the path in a refusal. Raises InvalidInput in one line."""
     shown = _named(path, what)
     try:
         # Without O_NONBLOCK the open itself would wait for the writer of a FIFO.
@@ -49,39 +49,39 @@ def opened(path: str | os.PathLike[str], what: str = "") -> Iterator[BinaryIO]:
             refuse_irregular(os.fstat(file.fileno()).st_mode, shown)
             yield file
     except (OSError, UnicodeError) as error:
-        raise Refused(f"{shown}: {_why(error)}") from error
+        raise InvalidInput(f"{shown}: {_why(error)}") from error
 
 
 def read_text(path: str | os.PathLike[str], what: str = "", most: int = MOST_BYTES) -> str:
-    """The text of a UTF-8 file. Raises Refused in one line."""
+    """The text of a UTF-8 file. Raises InvalidInput in one line."""
     try:
         return read(path, what, most).decode("utf-8")
     except UnicodeDecodeError as error:
-        raise Refused(f"{_named(path, what)}: not UTF-8") from error
+        raise InvalidInput(f"{_named(path, what)}: not UTF-8") from error
 
 
 def read_json(path: str | os.PathLike[str], what: str = "") -> Any:
-    """The value of a JSON file. Raises Refused in one line."""
+    """The value of a JSON file. Raises InvalidInput in one line."""
     text = read_text(path, what)
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise Refused(f"{_named(path, what)}: not JSON ({error})") from error
+        raise InvalidInput(f"{_named(path, what)}: not JSON ({error})") from error
 
 
 def check_regular(path: str | os.PathLike[str], what: str = "") -> None:
-    """Refuse a path that a library of others is about to read, unless it is a regular file. Raises Refused in one line."""
+    """Refuse a path that a library of others is about to read, unless it is a regular file. Raises InvalidInput in one line."""
     shown = _named(path, what)
     try:
         refuse_irregular(os.stat(path).st_mode, shown)
     except (OSError, UnicodeError) as error:
-        raise Refused(f"{shown}: {_why(error)}") from error
+        raise InvalidInput(f"{shown}: {_why(error)}") from error
 
 
 def refuse_irregular(mode: int, shown: str) -> None:
-    """Raises Refused for the mode of anything but a regular file."""
+    """Raises InvalidInput for the mode of anything but a regular file."""
     if not stat.S_ISREG(mode):
-        raise Refused(f"{shown}: {_KINDS.get(stat.S_IFMT(mode), 'something else')}, not a regular file")
+        raise InvalidInput(f"{shown}: {_KINDS.get(stat.S_IFMT(mode), 'something else')}, not a regular file")
 
 
 _KINDS = {

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from consumers.errors import CorruptState, Refused
+from consumers.errors import CorruptState, InvalidInput
 from consumers.records import operator_entries
 from consumers.records.decision import StoredDecision, is_campaign, stored_decision
 from consumers.records.ledger import OVERFLOW
@@ -54,7 +54,7 @@ def recalibrate(
     presumption: Presumption,
     min_days: float = MIN_DAYS,
 ) -> Recalibrated:
-    """New nulls for `baseline` from a model's clients in the store. Raises Refused in one line."""
+    """New nulls for `baseline` from a model's clients in the store. Raises InvalidInput in one line."""
     left_out: Counter[str] = Counter()
     newest = [0]
     lives = _lives(store, secrets, tenant, baseline, presumption, left_out, newest)
@@ -62,7 +62,7 @@ def recalibrate(
         made = with_new_nulls(baseline, lives, "clients that the service saw", min_days, left_out)
     except DetectorError as error:
         why = f" (left out: {', '.join(f'{n} {why}' for why, n in left_out.most_common())})" if left_out else ""
-        raise Refused(f"model {baseline.model_id}: {error}{why}") from error
+        raise InvalidInput(f"model {baseline.model_id}: {error}{why}") from error
     notes = (*made.baseline.notes, f"their last query is of {rfc3339(newest[0])}")
     return replace(made, baseline=replace(made.baseline, notes=notes))
 

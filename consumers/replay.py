@@ -20,7 +20,7 @@ import numpy as np
 from consumers import atomic_file
 from consumers.detect import loop as detect
 from consumers.detect.step import Detect
-from consumers.errors import Refused
+from consumers.errors import InvalidInput, Refused
 from consumers.ingest import loop as ingest
 from consumers.ingest.step import Cell, Ingest
 from consumers.log import FileQueryLog, Records, prefix
@@ -164,7 +164,7 @@ def replay(
     progress: Callable[[Progress], None] = lambda p: None,
     max_poll_records: int = 2000,
 ) -> Replayed:
-    """Read the log to its end, assess every client. Raises Refused for a log that can't be read to its end."""
+    """Read the log to its end, assess every client. Raises InvalidInput for a log that can't be read to its end."""
     taken = _Taken(detecting.baselines)
     flagged: set[tuple[str, ...]] = set()
 
@@ -261,7 +261,7 @@ def _counters(loop: ingest.IngestLoop) -> Counter[str]:
 
 
 def _resume(log: FileQueryLog, store: ServiceStore) -> None:
-    """Find the cell that an earlier version of this log has. Raises Refused for a log of which a part was read, and not its beginning."""
+    """Find the cell that an earlier version of this log has. Raises InvalidInput for a log of which another part was read."""
     known: dict[str, tuple[int, Mapping[str, int]]] = {}
     for cell in store.cells():
         if cell.startswith("files:"):
@@ -276,7 +276,7 @@ def _resume(log: FileQueryLog, store: ServiceStore) -> None:
         if cell in grown:
             continue
         if log.marks.keys() & marks.keys() or prefix.overlap(sums, ended, marks, lines):
-            raise Refused(
+            raise InvalidInput(
                 f"the log does not begin with the {log.line_of(lines):,} lines that were read of it before "
                 "(it was changed, cut or put together anew): "
                 "nothing was read; replay it into a new store"

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from consumers.classes import Answers, infer_answers, label_name
-from consumers.errors import Refused
+from consumers.errors import InvalidInput
 from consumers.log.references import RawReference, flattened, input_of
 from detector.features import Column, Schema, infer_grain
 from detector.misfit import OUT_OF_RANGE
@@ -80,12 +80,12 @@ def infer_schema(raw: RawReference, declared: object = None) -> Schema:
 
 
 def understand(raw: RawReference, declared: object = None) -> Understood:
-    """Schema of a reference and what there is to say about it. Raises Refused in one line.
+    """Schema of a reference and what there is to say about it. Raises InvalidInput in one line.
 
     declared: ``{"columns": [{"name", "kind", "lower", "upper", "grain", "categories"}, …]}``, all but name optional; it wins.
     """
     if not raw.events:
-        raise Refused(f"the reference holds no usable event{_why(raw)}")
+        raise InvalidInput(f"the reference holds no usable event{_why(raw)}")
     given = _columns_of(declared)
     form, named, rows = _inputs(raw.events)
     if not named:
@@ -93,10 +93,10 @@ def understand(raw: RawReference, declared: object = None) -> Understood:
         rows = [row for row in rows if len(row) == width]
     table = _table_of_objects(rows) if named else _table_of_lists(rows)
     if not table:
-        raise Refused("the reference's inputs are empty")
+        raise InvalidInput("the reference's inputs are empty")
     unknown = sorted(set(given) - set(table))
     if unknown:
-        raise Refused(f"the schema names columns that the reference lacks: {', '.join(unknown[:SHOWN])}")
+        raise InvalidInput(f"the schema names columns that the reference lacks: {', '.join(unknown[:SHOWN])}")
     columns: list[Column] = []
     described: list[Described] = []
     extras: list[tuple[str, str]] = []
@@ -110,7 +110,7 @@ def understand(raw: RawReference, declared: object = None) -> Understood:
         columns.append(column)
         described.append(told)
     if not columns:
-        raise Refused(f"the reference's inputs hold no column that can be used{_listed(extras)}")
+        raise InvalidInput(f"the reference's inputs hold no column that can be used{_listed(extras)}")
     answers = infer_answers([_prediction(e) for e in raw.events])
     schema = Schema(tuple(columns), form, named, answers.task, answers.labels)
     return Understood(schema, tuple(described), tuple(extras), answers)
@@ -197,12 +197,12 @@ def _inputs(events: Iterable[Mapping[str, Any]]) -> tuple[str, bool, list[Any]]:
     found = [i for i in map(input_of, events) if i is not None]
     forms = Counter((i.form, i.named) for i in found if i.form == "text" or isinstance(i.values, dict | list))
     if not forms:
-        raise Refused("the reference's events have none of features, embedding or text")
+        raise InvalidInput("the reference's events have none of features, embedding or text")
     (form, named), _ = forms.most_common(1)[0]
     if form == "text":
-        raise Refused("text inputs are not assessed yet: log an embedding beside the text")
+        raise InvalidInput("text inputs are not assessed yet: log an embedding beside the text")
     if form == "embedding" and named:
-        raise Refused("embedding must be a list of numbers; log named columns as features")
+        raise InvalidInput("embedding must be a list of numbers; log named columns as features")
     return (
         form,
         named,
@@ -234,7 +234,7 @@ def _extra(values: _Values, rows: int, named: bool, declared: bool) -> str:
     """Why a column of objects is not in the schema; empty: it is. A list's columns all are."""
     if values.kind == "ignored":
         if not named:
-            raise Refused("a column of a list cannot be ignored: only named columns can")
+            raise InvalidInput("a column of a list cannot be ignored: only named columns can")
         return "ignored, as declared"
     if not named or declared:
         return ""
@@ -264,17 +264,17 @@ class _SchemaFile(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def _columns_of(declared: object) -> dict[str, dict[str, Any]]:
-    """What a schema file says, by column. Raises Refused in one line."""
+    """What a schema file says, by column. Raises InvalidInput in one line."""
     if declared is None:
         return {}
     try:
         file = msgspec.convert(declared, _SchemaFile)
     except msgspec.ValidationError as error:
-        raise Refused(f"schema: {error}") from error
+        raise InvalidInput(f"schema: {error}") from error
     found = {c.name: {k: v for k, v in msgspec.structs.asdict(c).items() if v is not None} for c in file.columns}
     for name, one in found.items():
         if one.get("kind", KINDS[0]) not in KINDS:
-            raise Refused(f"column {name}: unknown kind {one['kind']!r}; there are {', '.join(KINDS)}")
+            raise InvalidInput(f"column {name}: unknown kind {one['kind']!r}; there are {', '.join(KINDS)}")
     return found
 
 
@@ -284,14 +284,14 @@ def _column(name: str, values: _Values, rows: int, given: Mapping[str, Any]) -> 
         return _categorical(name, values, rows, given)
     if values.huge > len(values.numbers):
         ignored = f'{{"columns": [{{"name": "{name}", "kind": "ignored"}}]}}'
-        raise Refused(
+        raise InvalidInput(
             f"column {name}: {values.huge:,} of {rows:,} values are over {OUT_OF_RANGE:g} in size, beyond what is read. "
             f"Log times in seconds or days; leave identifiers out, or ignore them: fit --schema FILE with {ignored}"
         )
     numbers = np.array(values.numbers, np.float64)
     if not len(numbers):
         holds = "lists or objects" if values.nested else "words" if values.words else "no finite numbers"
-        raise Refused(f"column {name} is {kind}, but holds {holds} in the reference")
+        raise InvalidInput(f"column {name} is {kind}, but holds {holds} in the reference")
     missing = (rows - len(numbers) - values.huge) / rows
     if kind == "boolean":
         return Column(name, kind, 0.0, 1.0, 1.0, missing=missing), Described(
@@ -306,7 +306,7 @@ def _column(name: str, values: _Values, rows: int, given: Mapping[str, Any]) -> 
 def _bounds(name: str, numbers: NDArray[np.float64], given: Mapping[str, Any]) -> tuple[float, float, float]:
     lower, upper = float(given.get("lower", numbers.min())), float(given.get("upper", numbers.max()))
     if lower > upper:
-        raise Refused(f"column {name}: lower bound {lower:g} above upper bound {upper:g}")
+        raise InvalidInput(f"column {name}: lower bound {lower:g} above upper bound {upper:g}")
     return lower, upper, float(given.get("grain", infer_grain(numbers)))
 
 
@@ -314,7 +314,7 @@ def _categorical(name: str, values: _Values, rows: int, given: Mapping[str, Any]
     categories = tuple(given.get("categories") or sorted(values.names))
     missing = (rows - values.scalars) / rows
     if not categories:
-        raise Refused(f"column {name}: no categories in the reference")
+        raise InvalidInput(f"column {name}: no categories in the reference")
     note = ""
     if len(values.names) >= 50 and len(values.names) > MANY_CATEGORIES * values.scalars:
         note = "nearly every value is another one: an identifier? Leave it out, or declare it ignored"

@@ -27,7 +27,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from consumers import paths
-from consumers.errors import CorruptState, Refused
+from consumers.errors import ConfigError, CorruptState
 
 FORMAT = 1
 KEY_BYTES = {"sampling_key": 16, "pepper": 32, "sealing_key": 32}
@@ -50,7 +50,7 @@ class Secrets:
     def __init__(self, sampling_key: bytes, pepper: bytes, sealing_key: bytes) -> None:
         for name, key in zip(KEY_BYTES, (sampling_key, pepper, sealing_key), strict=True):
             if len(key) != KEY_BYTES[name]:
-                raise Refused(f"secrets: {name} must have {KEY_BYTES[name]} bytes, not {len(key)}")
+                raise ConfigError(f"secrets: {name} must have {KEY_BYTES[name]} bytes, not {len(key)}")
         self.sampling_key = sampling_key
         self._pepper = pepper
         self._sealing_key = sealing_key
@@ -62,7 +62,7 @@ class Secrets:
     def load(cls, path: str | os.PathLike[str], create: bool = False) -> Secrets:
         """The secrets in `path`; with `create` they are drawn and written first if there is no such file.
 
-        Raises Refused when the file is missing, readable by group or others, or damaged.
+        Raises ConfigError when the file is missing, readable by group or others, or damaged.
         """
         where = Path(path)
         if create and not where.exists():
@@ -71,10 +71,10 @@ class Secrets:
 
     @classmethod
     def create(cls, path: str | os.PathLike[str]) -> Secrets:
-        """New secrets, written to `path`. Raises Refused when something is there already or it cannot be written."""
+        """New secrets, written to `path`. Raises ConfigError when something is there already or it cannot be written."""
         where = Path(path)
         if not _write_new(where):
-            raise Refused(f"secrets file {where}: exists; what was sealed with it could not be read any more")
+            raise ConfigError(f"secrets file {where}: exists; what was sealed with it could not be read any more")
         return cls(**_read(where))
 
     @classmethod
@@ -158,26 +158,26 @@ def _write_new(path: Path) -> bool:
         finally:
             draft.unlink(missing_ok=True)
     except OSError as error:
-        raise Refused(f"secrets file {path}: cannot be created: {error.strerror}") from error
+        raise ConfigError(f"secrets file {path}: cannot be created: {error.strerror}") from error
     return True
 
 
 def _read(path: Path) -> dict[str, bytes]:
     if not os.path.lexists(path):
-        raise Refused(f"secrets file {path}: does not exist (querywarden secrets create makes one)")
+        raise ConfigError(f"secrets file {path}: does not exist (querywarden secrets create makes one)")
     with paths.opened(path, "secrets file") as source:
         mode = stat.S_IMODE(os.fstat(source.fileno()).st_mode)
         text = source.read(_MAX_FILE_BYTES)
     if mode & 0o077:
-        raise Refused(f"secrets file {path}: mode {mode:04o} lets others use it; run: chmod 600 {path}")
+        raise ConfigError(f"secrets file {path}: mode {mode:04o} lets others use it; run: chmod 600 {path}")
     try:
         document = json.loads(text)
         if document["format"] != FORMAT:
-            raise Refused(f"secrets file {path}: format {document['format']!r}, this version reads format {FORMAT}")
+            raise ConfigError(f"secrets file {path}: format {document['format']!r}, this version reads format {FORMAT}")
         keys = {name: base64.b64decode(document[name], validate=True) for name in KEY_BYTES}
     except (ValueError, TypeError, KeyError, binascii.Error, RecursionError):
-        raise Refused(f"secrets file {path}: damaged or not a secrets file") from None
+        raise ConfigError(f"secrets file {path}: damaged or not a secrets file") from None
     for name, key in keys.items():
         if len(key) != KEY_BYTES[name]:
-            raise Refused(f"secrets file {path}: {name} must have {KEY_BYTES[name]} bytes")
+            raise ConfigError(f"secrets file {path}: {name} must have {KEY_BYTES[name]} bytes")
     return keys

@@ -29,7 +29,7 @@ import uvicorn
 
 from consumers import paths
 from consumers.alarms import Alarms
-from consumers.errors import CorruptState, Refused, Unavailable, WrongUse
+from consumers.errors import ConfigError, CorruptState, InvalidInput, Refused, Unavailable, WrongUse
 from consumers.http.auth import KeyRing, Tokens
 from consumers.http.middleware.stack import MiddlewareStack
 from consumers.http.protocol import Connection
@@ -160,14 +160,14 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
 def read_jwks(where: str) -> Mapping[str, Any]:
     """The JWKS document of a file, of an https address, or of an http address on loopback; redirects are not followed.
 
-    Raises Refused, OSError, ValueError.
+    Raises ConfigError, OSError, ValueError.
     """
     parts = urlsplit(where)
     if parts.scheme in ("http", "https"):
         if "@" in parts.netloc:
-            raise Refused("http.oidc_jwks: no credentials in the address")
+            raise ConfigError("http.oidc_jwks: no credentials in the address")
         if parts.scheme == "http" and parts.hostname not in ("127.0.0.1", "localhost", "::1"):
-            raise Refused("http.oidc_jwks: plain http only on loopback")
+            raise ConfigError("http.oidc_jwks: plain http only on loopback")
         opener = urllib.request.build_opener(_NoRedirects, urllib.request.ProxyHandler({}))
         with opener.open(where, timeout=5) as answer:
             raw = answer.read(_JWKS_BYTES)
@@ -175,7 +175,7 @@ def read_jwks(where: str) -> Mapping[str, Any]:
         raw = paths.read(where, "http.oidc_jwks", _JWKS_BYTES)
     found = json.loads(raw)
     if not isinstance(found, dict):
-        raise Refused("identity provider: not a JWKS document")
+        raise InvalidInput("identity provider: not a JWKS document")
     return found
 
 
@@ -184,7 +184,7 @@ def is_loopback(bind: str) -> bool:
 
 
 def listen(bind: str) -> socket.socket:
-    """A listening socket on ``host:port``; port 0 picks one. Raises WrongUse, Refused."""
+    """A listening socket on ``host:port``; port 0 picks one. Raises WrongUse, ConfigError."""
     host, _, port = bind.rpartition(":")
     if not host or not port.isdecimal() or int(port) > 65_535:
         raise WrongUse(f"http.bind: {bind!r} is not host:port")
@@ -196,12 +196,12 @@ def listen(bind: str) -> socket.socket:
         listener.listen(2048)
     except OSError as error:
         listener.close()
-        raise Refused(f"http.bind: {bind}: {error.strerror or error}") from error
+        raise ConfigError(f"http.bind: {bind}: {error.strerror or error}") from error
     return listener
 
 
 def server(application: MiddlewareStack, tls: Tls | None = None) -> uvicorn.Server:
-    """The HTTP server around the application. Raises Refused for certificates that can't be used."""
+    """The HTTP server around the application. Raises ConfigError for certificates that can't be used."""
     config = uvicorn.Config(
         application,
         http=Connection,
@@ -222,7 +222,7 @@ def server(application: MiddlewareStack, tls: Tls | None = None) -> uvicorn.Serv
     try:
         config.load()
     except (OSError, ssl.SSLError) as error:
-        raise Refused(f"http.tls: {error}") from error
+        raise ConfigError(f"http.tls: {error}") from error
     if config.ssl is not None:
         config.ssl.minimum_version = ssl.TLSVersion.TLSv1_2
     return uvicorn.Server(config)

@@ -26,7 +26,7 @@ import zstandard
 from numpy.typing import NDArray
 
 from consumers import atomic_file, paths
-from consumers.errors import Refused, WrongUse
+from consumers.errors import InvalidInput, WrongUse
 from consumers.log.lines import Lines, gunzip, plain, unzstd
 from detector.attacks import ATTACKS, Surrogate
 from detector.domain import Domain, Predict, Rows, Scene, strangers
@@ -56,13 +56,13 @@ class Columns:
     categories: tuple[tuple[str, ...] | None, ...]
 
     def encode(self, values: Any) -> list[float]:
-        """One input → numbers. Raises Refused when it is not like the first row."""
+        """One input → numbers. Raises InvalidInput when it is not like the first row."""
         if self.names is not None:
             if not isinstance(values, dict) or set(values) != set(self.names):
-                raise Refused("the reference's rows do not have the same feature names")
+                raise InvalidInput("the reference's rows do not have the same feature names")
             values = [values[name] for name in self.names]
         if not isinstance(values, list) or len(values) != len(self.categories):
-            raise Refused("the reference's rows do not have the same number of features")
+            raise InvalidInput("the reference's rows do not have the same number of features")
         row = []
         for value, levels in zip(values, self.categories, strict=True):
             if levels is not None:
@@ -70,7 +70,7 @@ class Columns:
             elif isinstance(value, (int, float)):
                 row.append(float(value))
             else:
-                raise Refused(f"a feature of the reference is neither number nor category: {value!r:.40}")
+                raise InvalidInput(f"a feature of the reference is neither number nor category: {value!r:.40}")
         return row
 
     def decode(self, row: list[float], whole: Sequence[bool]) -> Any:
@@ -94,24 +94,24 @@ class Reference:
 
 
 def read_reference(path: Path) -> Reference:
-    """Inputs and answers of at most 20,000 lines. Raises WrongUse when the file is missing, Refused when unfit."""
+    """Inputs and answers of at most 20,000 lines. Raises WrongUse when the file is missing, InvalidInput when unfit."""
     events: list[dict[str, Any]] = []
     for line in _lines(path):
         if line.strip():
             try:
                 event = msgspec.json.decode(line)
             except msgspec.DecodeError as error:
-                raise Refused(f"{path}: line {len(events) + 1} is not JSON") from error
+                raise InvalidInput(f"{path}: line {len(events) + 1} is not JSON") from error
             if not isinstance(event, dict) or not isinstance(event.get("prediction"), dict):
-                raise Refused(f"{path}: line {len(events) + 1} has no prediction")
+                raise InvalidInput(f"{path}: line {len(events) + 1} has no prediction")
             events.append(event)
         if len(events) >= MOST_REFERENCE_ROWS:
             break
     if len(events) < 50:
-        raise Refused(f"{path}: {len(events)} rows are too few to simulate from (50 needed)")
+        raise InvalidInput(f"{path}: {len(events)} rows are too few to simulate from (50 needed)")
     key = next((k for k in ("features", "embedding") if k in events[0]), None)
     if key is None:
-        raise Refused(f"{path}: no numeric input (features or embedding) in the first row")
+        raise InvalidInput(f"{path}: no numeric input (features or embedding) in the first row")
     inputs = [event.get(key) for event in events]
     columns = _columns(key, inputs)
     rows = np.array([columns.encode(values) for values in inputs], dtype=np.float64)
@@ -158,7 +158,7 @@ def simulate(
     predict       the victim, (n, d) → (n, c); default: a built-in model fitted on the reference's answers
     linked        events say where their client comes from
 
-    Returns the truth as written. Raises WrongUse for a wrong call, Refused for a file that is unfit.
+    Returns the truth as written. Raises WrongUse for a wrong call, InvalidInput for a file that is unfit.
     """
     thefts = parse_attacks(attacks)
     for kind in kinds or ():
@@ -180,7 +180,7 @@ def simulate(
     else:
         rows = read_reference(foreign_path).rows
         if rows.shape[1] != domain.width:
-            raise Refused(f"{foreign_path}: {rows.shape[1]} columns, the reference has {domain.width}")
+            raise InvalidInput(f"{foreign_path}: {rows.shape[1]} columns, the reference has {domain.width}")
         foreign = domain.emit(rows)
     scene = Scene(domain, pool, victim(pool).argmax(axis=1), own, foreign)
     streams = world(scene, victim, rng, clients=clients, kinds=kinds, attacks=thefts, queries=queries, start_s=start_s)
@@ -340,7 +340,7 @@ def _columns(key: str, inputs: Sequence[Any]) -> Columns:
     if names is not None:
         rows = [[values.get(name) for name in names] for values in inputs if isinstance(values, dict)]
     if not isinstance(rows[0], list) or not rows[0]:
-        raise Refused("the reference's first input is empty")
+        raise InvalidInput("the reference's first input is empty")
     width = len(rows[0])
     levels = []
     for j in range(width):
@@ -358,9 +358,9 @@ def _answers(path: Path, predictions: Sequence[dict[str, Any]]) -> tuple[Rows, l
         try:
             table = np.array([p[scores] for p in predictions], dtype=np.float64)
         except (KeyError, ValueError, TypeError) as error:
-            raise Refused(f"{path}: not every prediction has the same {scores}") from error
+            raise InvalidInput(f"{path}: not every prediction has the same {scores}") from error
         if table.ndim != 2 or table.shape[1] < 2:
-            raise Refused(f"{path}: {scores} must be lists of two or more numbers")
+            raise InvalidInput(f"{path}: {scores} must be lists of two or more numbers")
         if scores == "logits":
             table = np.exp(table - table.max(axis=1, keepdims=True))
         table = table / np.maximum(table.sum(axis=1, keepdims=True), 1e-12)
@@ -369,7 +369,7 @@ def _answers(path: Path, predictions: Sequence[dict[str, Any]]) -> tuple[Rows, l
             labels[c] = p.get("label", labels[c])
         return table, labels
     if "label" not in first:
-        raise Refused(f"{path}: simulate needs a classifier's reference (label, probabilities or logits)")
+        raise InvalidInput(f"{path}: simulate needs a classifier's reference (label, probabilities or logits)")
     labels = sorted({p.get("label") for p in predictions}, key=lambda v: (str(type(v)), v))
     index: NDArray[np.int64] = np.array([labels.index(p.get("label")) for p in predictions])
     return np.eye(len(labels))[index], labels

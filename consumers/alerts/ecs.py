@@ -20,7 +20,7 @@ from consumers.alerts import one_by_one, taxonomy
 from consumers.alerts.finding import Finding, finding
 from consumers.alerts.jsonl import JsonLinesSink
 from consumers.alerts.outbound import Allowed, Answered, Outbound
-from consumers.errors import Refused, Unavailable
+from consumers.errors import ConfigError, Unavailable
 from consumers.store import OutboxAlert
 
 VERSION = "9.0.0"
@@ -76,7 +76,7 @@ class EcsSink:
         self, url: str, *, api_key: str = "", allow: Allowed | None = None, context: ssl.SSLContext | None = None
     ) -> None:
         if not api_key.isascii() or not (api_key or "-").isprintable():
-            raise Refused("ecs api_key: it must be printable text")
+            raise ConfigError("ecs api_key: it must be printable text")
         self._headers = {"Content-Type": "application/json"}
         self._headers |= {"Authorization": f"ApiKey {api_key}"} if api_key else {}
         self._out = Outbound(url, what="ecs", allow=allow, context=context)

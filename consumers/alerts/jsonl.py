@@ -12,12 +12,12 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from consumers.errors import Refused
+from consumers.errors import ConfigError
 from consumers.store import OutboxAlert
 
 
 class JsonLinesSink:
-    """Sink ``file:<path>``. Raises Refused when the file can't be opened for appending."""
+    """Sink ``file:<path>``. Raises ConfigError when the file can't be opened for appending."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._path = Path(path).absolute()
@@ -25,7 +25,7 @@ class JsonLinesSink:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._file = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
         except OSError as error:
-            raise Refused(f"alerts to {path}: {error.strerror}") from error
+            raise ConfigError(f"alerts to {path}: {error.strerror}") from error
 
     @property
     def name(self) -> str:

@@ -21,7 +21,7 @@ from kafka import KafkaProducer
 
 from consumers.alerts.envelope import kafka_message
 from consumers.alerts.finding import finding
-from consumers.errors import Refused, Unavailable, Undeliverable
+from consumers.errors import ConfigError, Unavailable, Undeliverable
 from consumers.store import DeadLetter, OutboxAlert
 
 Message = tuple[bytes, bytes, list[tuple[str, bytes]]]
@@ -55,7 +55,7 @@ class _Topic:
         try:
             self._producer: KafkaProducer | None = KafkaProducer(**self._settings)
         except (errors.KafkaConfigurationError, errors.SaslAuthenticationFailedError) as error:
-            raise Refused(f"Kafka topic {topic}: {error}") from error
+            raise ConfigError(f"Kafka topic {topic}: {error}") from error
         except errors.KafkaError as error:
             raise Unavailable(f"Kafka topic {topic}: {error}") from error
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from consumers.alerts import one_by_one
 from consumers.alerts.finding import Finding, finding
-from consumers.errors import Refused, Unavailable
+from consumers.errors import ConfigError, Unavailable
 from consumers.store import OutboxAlert
 
 TYPES = {"medium": "warning", "high": "warning", "critical": "failure"}
@@ -28,7 +28,7 @@ def plain(text: str) -> str:
 
 
 class NotifySink:
-    """Sink ``notify``. `urls`: separated by spaces. Raises Refused without the extra, or for a URL that Apprise can't read."""
+    """Sink ``notify``. `urls`: separated by spaces. Raises ConfigError without the extra, or for a URL that Apprise can't read."""
 
     name = "notify"
 
@@ -36,7 +36,7 @@ class NotifySink:
         try:
             import apprise
         except ImportError as error:
-            raise Refused("alerts.notify needs the extra: pip install 'querywarden[notify]'") from error
+            raise ConfigError("alerts.notify needs the extra: pip install 'querywarden[notify]'") from error
         asset = apprise.AppriseAsset(app_id="QueryWarden", app_desc="QueryWarden", app_url="", plugin_paths=[])
         for name in ("apprise", "urllib3"):  # they log URLs, which are secrets here, and texts with client ids
             logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -44,7 +44,7 @@ class NotifySink:
         self._text: Any = apprise.NotifyFormat.TEXT
         for at, url in enumerate(urls.split()):
             if not self._apprise.add(url):
-                raise Refused(f"alerts.notify: target {at + 1} is not a URL that Apprise knows")
+                raise ConfigError(f"alerts.notify: target {at + 1} is not a URL that Apprise knows")
         self._dashboard_url = dashboard_url
 
     def send(self, alerts: Sequence[OutboxAlert]) -> list[bool]:

@@ -28,7 +28,7 @@ import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from consumers.errors import Refused, Unavailable, Undeliverable
+from consumers.errors import ConfigError, Unavailable, Undeliverable
 
 DEADLINE_S = 5.0
 ANSWER_BYTES = 64 * 1024
@@ -110,7 +110,7 @@ class Allowed:
 
     @classmethod
     def of(cls, text: str) -> Allowed:
-        """Networks (``10.1.0.0/16``, ``127.0.0.1``) and host names, separated by spaces. Raises Refused."""
+        """Networks (``10.1.0.0/16``, ``127.0.0.1``) and host names, separated by spaces. Raises ConfigError."""
         networks: list[Network] = []
         hosts = set()
         for word in text.split():
@@ -118,7 +118,7 @@ class Allowed:
                 networks.append(ipaddress.ip_network(word))
             except ValueError:
                 if not re.fullmatch(r"[A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9])?", word):
-                    raise Refused(f"allowlist: {word!r} is neither a network nor a host name") from None
+                    raise ConfigError(f"allowlist: {word!r} is neither a network nor a host name") from None
                 hosts.add(word.lower())
         return cls(tuple(networks), frozenset(hosts))
 
@@ -140,16 +140,16 @@ class Target:
 
     def __init__(self, url: str, what: str) -> None:
         if re.search(r"[\x00-\x20\x7f-\uffff\\]", url):
-            raise Refused(f"{what}: the URL has characters that a URL may not have")
+            raise ConfigError(f"{what}: the URL has characters that a URL may not have")
         try:
             parts = urllib.parse.urlsplit(url)
             port = parts.port
         except ValueError as error:
-            raise Refused(f"{what}: not a URL") from error
+            raise ConfigError(f"{what}: not a URL") from error
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise Refused(f"{what}: the URL must be https://host/…")
+            raise ConfigError(f"{what}: the URL must be https://host/…")
         if parts.username is not None or parts.password is not None:
-            raise Refused(f"{what}: no credentials in a URL")
+            raise ConfigError(f"{what}: no credentials in a URL")
         self.scheme, self.host = parts.scheme, parts.hostname
         self.port = port or (443 if parts.scheme == "https" else 80)
         self.path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
@@ -163,7 +163,7 @@ class Target:
 class Outbound:
     """POST to one target. `context`: TLS settings (tests bring their own authority). `lookup`: the resolver.
 
-    Raises Refused for a URL that can't be right.
+    Raises ConfigError for a URL that can't be right.
     """
 
     def __init__(

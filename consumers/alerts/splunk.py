@@ -16,7 +16,7 @@ from consumers.alerts import one_by_one
 from consumers.alerts.envelope import content
 from consumers.alerts.finding import finding
 from consumers.alerts.outbound import Allowed, Outbound
-from consumers.errors import Refused
+from consumers.errors import ConfigError
 from consumers.store import OutboxAlert
 
 PATH = "/services/collector/event"
@@ -38,7 +38,7 @@ class SplunkSink:
         context: ssl.SSLContext | None = None,
     ) -> None:
         if not token.isascii() or not token.isprintable() or not token or " " in token:
-            raise Refused("splunk token: it must be printable text without spaces")
+            raise ConfigError("splunk token: it must be printable text without spaces")
         self._headers = {"Authorization": f"Splunk {token}", "Content-Type": "application/json"}
         self._index, self._form, self._host = index, form, host
         self._out = Outbound(url.rstrip("/") + PATH, what="splunk", allow=allow, context=context)

@@ -18,7 +18,7 @@ from typing import Any
 
 from consumers.alerts import taxonomy
 from consumers.alerts.finding import Finding, finding, visible
-from consumers.errors import Refused, Undeliverable
+from consumers.errors import ConfigError, Undeliverable
 from consumers.store import OutboxAlert
 
 NAMESPACE = uuid.UUID("6f1c0a38-5d0b-5f0e-9c66-2a3f6ad0c0de")
@@ -26,11 +26,11 @@ VALID_FOR = dt.timedelta(days=30)
 
 
 def bundle(findings: Iterable[Finding]) -> str:
-    """The bundle as JSON text, in a fixed order. Raises Refused without the extra."""
+    """The bundle as JSON text, in a fixed order. Raises ConfigError without the extra."""
     try:
         import stix2
     except ImportError as error:
-        raise Refused("STIX needs the extra: pip install 'querywarden[stix]'") from error
+        raise ConfigError("STIX needs the extra: pip install 'querywarden[stix]'") from error
     newest: dict[str, Finding] = {}
     first: dict[str, Finding] = {}
     for found in sorted(findings, key=lambda f: f.update):
@@ -64,7 +64,7 @@ def bundle(findings: Iterable[Finding]) -> str:
 
 
 def write(path: Path, alerts: Iterable[OutboxAlert]) -> int:
-    """Write the bundle of these alerts; returns the number of findings. Raises Refused."""
+    """Write the bundle of these alerts; returns the number of findings. Raises ConfigError."""
     found = []
     for alert in alerts:
         with contextlib.suppress(Undeliverable):
@@ -73,7 +73,7 @@ def write(path: Path, alerts: Iterable[OutboxAlert]) -> int:
     try:
         path.write_text(text + "\n", encoding="utf-8")
     except OSError as error:
-        raise Refused(f"{path}: {error.strerror}") from error
+        raise ConfigError(f"{path}: {error.strerror}") from error
     return len({one.alert_id for one in found})
 
 

@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 from consumers.alerts import one_by_one, taxonomy
 from consumers.alerts.finding import Finding, finding, visible
 from consumers.alerts.ocsf import product_version
-from consumers.errors import Refused, Unavailable
+from consumers.errors import ConfigError, Unavailable
 from consumers.store import OutboxAlert
 
 FACILITY = 13
@@ -42,9 +42,9 @@ class SyslogSink:
             parts = urlsplit(url)
             port = parts.port
         except ValueError as error:
-            raise Refused("syslog: not a URL") from error
+            raise ConfigError("syslog: not a URL") from error
         if parts.scheme not in PORTS or not parts.hostname or parts.path not in ("", "/") or parts.username:
-            raise Refused("syslog: the URL must be udp://host:port, tcp://host:port or tls://host:port")
+            raise ConfigError("syslog: the URL must be udp://host:port, tcp://host:port or tls://host:port")
         self._scheme, self._host, self._port = parts.scheme, parts.hostname, port or PORTS[parts.scheme]
         self._context = context or ssl.create_default_context()
         self._hostname = re.sub(r"[^\x21-\x7e]", "-", socket.gethostname())[:255] or "-"

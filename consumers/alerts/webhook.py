@@ -24,7 +24,7 @@ from consumers.alerts import one_by_one
 from consumers.alerts.envelope import TYPE, content
 from consumers.alerts.finding import Finding, finding
 from consumers.alerts.outbound import DEADLINE_S, Allowed, Outbound
-from consumers.errors import Refused
+from consumers.errors import ConfigError
 from consumers.store import OutboxAlert
 
 PREFIX = "whsec_"
@@ -34,7 +34,7 @@ DIGEST = "io.querywarden.alerts.digest.v1"
 
 
 def keys(text: str) -> list[bytes]:
-    """One or two keys ``whsec_<base64 of 24 to 64 bytes>``, separated by spaces. Raises Refused without naming them."""
+    """One or two keys ``whsec_<base64 of 24 to 64 bytes>``, separated by spaces. Raises ConfigError without naming them."""
     found = []
     for word in text.split():
         try:
@@ -42,10 +42,12 @@ def keys(text: str) -> list[bytes]:
         except (binascii.Error, ValueError):
             key = b""
         if not word.startswith(PREFIX) or not MIN_KEY_BYTES <= len(key) <= MAX_KEY_BYTES:
-            raise Refused(f"webhook keys: each is {PREFIX} and the base64 of {MIN_KEY_BYTES} to {MAX_KEY_BYTES} bytes")
+            raise ConfigError(
+                f"webhook keys: each is {PREFIX} and the base64 of {MIN_KEY_BYTES} to {MAX_KEY_BYTES} bytes"
+            )
         found.append(key)
     if not 1 <= len(found) <= 2:
-        raise Refused("webhook keys: one, or two while they are rotated")
+        raise ConfigError("webhook keys: one, or two while they are rotated")
     return found
 
 
@@ -70,7 +72,7 @@ def verify(accepted: Sequence[bytes], headers: Mapping[str, str], body: bytes, n
 
 
 class WebhookSink:
-    """Sink ``webhook:<host>``. `form`: native or ocsf. Raises Refused for a URL or a key that can't be right."""
+    """Sink ``webhook:<host>``. `form`: native or ocsf. Raises ConfigError for a URL or a key that can't be right."""
 
     def __init__(
         self,

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from consumers import atomic_file, config, paths, terminal
 from consumers.commands.options import AsJson, BaselineFiles, Client, ConfigFile, check_folders
-from consumers.errors import Refused, WrongUse
+from consumers.errors import InvalidInput, Missing, WrongUse
 from consumers.fit import baseline_files, load_baselines
 from consumers.operators import audit
 from consumers.readers import evidence as bundling
@@ -122,18 +122,18 @@ def verify_evidence(
     }
     terminal.show([said], as_json, lambda rows: _print_checked(rows[0]))
     if checked.differences:
-        raise Refused("evidence: the profile does not give the scores that the bundle claims")
+        raise InvalidInput("evidence: the profile does not give the scores that the bundle claims")
 
 
 # ------------------------------------------------------------------------------------------------------- pieces
 
 
 def _found(reader: Reader, client: str, model: str | None) -> ClientDetail:
-    """The client on the one model that is meant. Raises Refused, WrongUse."""
+    """The client on the one model that is meant. Raises InvalidInput, WrongUse."""
     names = [model] if model is not None else [m.model_id for m in reader.models()]
     found = [one for one in (reader.client(name, client) for name in names) if one is not None]
     if not found:
-        raise Refused(f"no client {client!r} was assessed{f' on model {model}' if model else ''}")
+        raise Missing(f"no client {client!r} was assessed{f' on model {model}' if model else ''}")
     if len(found) > 1:
         raise WrongUse(
             f"this client was assessed on several models: give --model ({', '.join(o.client.model_id for o in found)})"

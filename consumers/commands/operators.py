@@ -22,7 +22,7 @@ from rich.text import Text
 
 from consumers import config, terminal
 from consumers.commands.options import AsJson, Client, ConfigFile
-from consumers.errors import Missing, Refused, Unavailable, WrongUse
+from consumers.errors import Missing, NotPermitted, Unavailable, WrongUse
 from consumers.operators import audit
 from consumers.operators.api_keys import without_digest
 from consumers.operators.audited_write import Actor, Subject
@@ -117,7 +117,7 @@ def _confirm(desk: _Desk, subject: Subject, client: str, what: str, yes: bool) -
         raise WrongUse(f"{words}; give --yes to {what} it anyway")
     terminal.err.print(Text(f"{words}; {what} it anyway? [y/N] "), end="", soft_wrap=True)
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-        raise Refused("nothing was done")
+        raise NotPermitted("nothing was done")
 
 
 def _shown(
@@ -171,7 +171,7 @@ def decisions_reference(
     with _desk(config_file) as desk:
         found = refused(desk.reader, reference)
     if found is None:
-        raise Refused("the store knows no client that was refused with this reference")
+        raise Missing("the store knows no client that was refused with this reference")
     _said(found, as_json, _refusal(found))
 
 

@@ -20,7 +20,7 @@ import typer
 
 from consumers import config, paths, terminal
 from consumers.commands.options import ConfigFile
-from consumers.errors import Refused, WrongUse
+from consumers.errors import InvalidInput, WrongUse
 from consumers.fit import load_baselines
 from consumers.operators import erasure
 from consumers.operators.erasure import DataSubject
@@ -45,7 +45,7 @@ def snapshot(
 ) -> None:
     """Write the whole content of the store to a file, while the service runs."""
     if out_path.exists():
-        raise Refused(f"{out_path}: the file exists; a snapshot never replaces a file")
+        raise InvalidInput(f"{out_path}: the file exists; a snapshot never replaces a file")
     with _open(config_file) as (settings, store, secrets), terminal.spinner() as say:
         say("reading the store")
         # The row comes first, so that the snapshot holds it: what is restored continues the same chain.

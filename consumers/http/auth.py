@@ -30,7 +30,7 @@ from typing import Any
 import jwt
 from starlette.types import Scope
 
-from consumers.errors import CorruptState, Refused, WrongUse
+from consumers.errors import ConfigError, CorruptState, InvalidInput, WrongUse
 from consumers.http.keymemory import Held, Keys, Memory, MemoryFile, Reading, Row, after
 from consumers.operators import audit
 from consumers.operators.audited_write import ROLES
@@ -196,17 +196,17 @@ class Tokens:
     def __init__(self, rules: TokenRules, now_s: Callable[[], float] = time.time) -> None:
         known = {a for family in ALGORITHMS.values() for a in family}
         if unknown := [a for a in rules.algorithms if a not in known]:
-            raise Refused(
+            raise ConfigError(
                 f"http.oidc_algorithms: {', '.join(unknown)} not allowed; allowed are {', '.join(sorted(known))}"
             )
         if wrong := [r for r in rules.roles.values() if r not in ROLES]:
-            raise Refused(f"http.oidc_roles: {', '.join(wrong)} is no role of ours")
+            raise ConfigError(f"http.oidc_roles: {', '.join(wrong)} is no role of ours")
         self._rules = rules
         self._now_s = now_s
         self._keys: dict[str, tuple[Any, str]] = {}
 
     def learn(self, jwks: Mapping[str, Any]) -> None:
-        """Take the public keys of a JWKS document. Raises Refused when it holds none that may be used."""
+        """Take the public keys of a JWKS document. Raises ConfigError when it holds none that may be used."""
         found: dict[str, tuple[Any, str]] = {}
         for one in jwks.get("keys", ()) if isinstance(jwks.get("keys"), list) else ():
             kind = one.get("kty")
@@ -219,7 +219,7 @@ class Tokens:
             except jwt.PyJWTError as error:
                 log.warning("a public key of the identity provider is not usable", extra={"why": str(error)})
         if not found:
-            raise Refused("identity provider: no public key that may be used")
+            raise InvalidInput("identity provider: no public key that may be used")
         self._keys = found
 
     def check(self, token: str) -> Credential | None:

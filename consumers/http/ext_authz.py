@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from consumers import paths
-from consumers.errors import Refused
+from consumers.errors import ConfigError
 from consumers.http.gateway import Answer, Gateway
 
 if TYPE_CHECKING:
@@ -28,14 +28,14 @@ def serve_ext_authz(
 
     The server ends with its last reference: keep it, `stop` it.
 
-    Raises Refused when the extra is not installed or the address can't be had.
+    Raises ConfigError when the extra is not installed or the address can't be had.
     """
     try:
         import grpc
         from envoy.service.auth.v3 import external_auth_pb2 as messages
         from envoy.service.auth.v3 import external_auth_pb2_grpc as stubs
     except ImportError as error:
-        raise Refused(f"gateway.grpc_bind: install querywarden[grpc] ({error})") from error
+        raise ConfigError(f"gateway.grpc_bind: install querywarden[grpc] ({error})") from error
 
     class Authorization(stubs.AuthorizationServicer):  # type: ignore[misc]  # the stubs have no types
         def Check(self, request: Any, context: Any) -> Any:
@@ -51,7 +51,7 @@ def serve_ext_authz(
         proof = grpc.ssl_server_credentials([_pair(*tls)]) if tls else None
         port = server.add_secure_port(bind, proof) if proof else server.add_insecure_port(bind)
     except RuntimeError as error:
-        raise Refused(f"gateway.grpc_bind: {bind}: {error}") from error
+        raise ConfigError(f"gateway.grpc_bind: {bind}: {error}") from error
     server.start()
     return server, port
 
@@ -63,7 +63,7 @@ def _headers(asked: Any) -> list[tuple[bytes, bytes]]:
 
 
 def _pair(certfile: str, keyfile: str) -> tuple[bytes, bytes]:
-    """Key and certificate chain, as gRPC wants them. Raises Refused."""
+    """Key and certificate chain, as gRPC wants them. Raises ConfigError."""
     return paths.read(keyfile, "gateway.grpc_keyfile"), paths.read(certfile, "gateway.grpc_certfile")
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from consumers import paths
-from consumers.errors import Refused
+from consumers.errors import ConfigError, Refused
 from consumers.operators.references import References
 from consumers.secrets import Secrets
 
@@ -125,11 +125,11 @@ class Identities:
             self._map_seen = seen
             content = json.loads(paths.read(path, "gateway.client_map"))
         except OSError as error:
-            raise Refused(f"gateway.client_map: {path}: {error.strerror}") from error
+            raise ConfigError(f"gateway.client_map: {path}: {error.strerror}") from error
         except (ValueError, RecursionError) as error:
-            raise Refused(f"gateway.client_map: {path}: not JSON") from error
+            raise ConfigError(f"gateway.client_map: {path}: not JSON") from error
         if not isinstance(content, dict) or not all(isinstance(v, str) for v in content.values()):
-            raise Refused(f"gateway.client_map: {path}: an object of hash → client id is wanted")
+            raise ConfigError(f"gateway.client_map: {path}: an object of hash → client id is wanted")
         self._map = {key.lower(): client for key, client in content.items()}
         self._known = {}
 

@@ -22,7 +22,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from consumers.errors import Fenced, LogTruncated, Refused, WrongUse
+from consumers.errors import Fenced, InvalidInput, LogTruncated, Refused, WrongUse
 from consumers.log import Poll, Records
 from consumers.log.lines import Lines, gunzip, plain, unzstd
 from consumers.log.parquet import ParquetRows
@@ -44,7 +44,7 @@ PARQUET_MAGIC = b"PAR1"
 class FileLog(UngroupedLog):
     """A query log in files, in the order given; ``-`` is standard input.
 
-    Raises WrongUse for a path that isn't there, Refused for one that can't be read. `poll` raises Refused at the end of
+    Raises WrongUse for a path that isn't there, InvalidInput for one that can't be read. `poll` raises Refused at the end of
     a truncated or damaged file, after everything that was readable was delivered.
 
     resumable  records carry the hashes of their lines
@@ -261,7 +261,7 @@ class FileLog(UngroupedLog):
             try:
                 raw = open(path, "rb")  # noqa: SIM115  # closed at its end, or by close()
             except OSError as error:
-                raise Refused(f"{path}: {error.strerror}") from error
+                raise InvalidInput(f"{path}: {error.strerror}") from error
         self._raw = raw
         suffix = os.path.splitext(path)[1].lower()
         regular = self._sizes[self._file] is not None
@@ -291,7 +291,7 @@ def _size(path: str) -> int | None:
     except FileNotFoundError as error:
         raise WrongUse(f"no such log file: {path}") from error
     except OSError as error:
-        raise Refused(f"{path}: {error.strerror}") from error
+        raise InvalidInput(f"{path}: {error.strerror}") from error
     if stat.S_ISDIR(status.st_mode):
         raise WrongUse(f"{path} is a folder, not a log file")
     return status.st_size if stat.S_ISREG(status.st_mode) else None
@@ -305,5 +305,5 @@ def _contents(paths: Sequence[str]) -> str:
             with open(path, "rb") as file:
                 whole.update(hashlib.file_digest(file, "sha256").digest())
         except OSError as error:
-            raise Refused(f"{path}: {error.strerror}") from error
+            raise InvalidInput(f"{path}: {error.strerror}") from error
     return whole.hexdigest()[:16]

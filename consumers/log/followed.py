@@ -18,7 +18,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from consumers.errors import Fenced, LogTruncated, Refused
+from consumers.errors import Fenced, InvalidInput, LogTruncated
 from consumers.log import Poll, Records
 from consumers.log.lines import BLOCK_BYTES, KEPT_BYTES
 from consumers.log.ungrouped import UngroupedLog
@@ -113,7 +113,7 @@ class FollowedFile(UngroupedLog):
         except FileNotFoundError:
             return
         except OSError as error:
-            raise Refused(f"{self._path}: {error.strerror}") from error
+            raise InvalidInput(f"{self._path}: {error.strerror}") from error
         first = os.pread(self._file.fileno(), IDENTITY_BYTES, 0)
         line, newline, _ = first.partition(b"\n")
         if newline or len(first) == IDENTITY_BYTES:

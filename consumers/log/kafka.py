@@ -32,7 +32,7 @@ from kafka import (
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.record.util import crc32c_c
 
-from consumers.errors import Fenced, LogTruncated, Refused, WrongUse
+from consumers.errors import ConfigError, Fenced, LogTruncated, WrongUse
 from consumers.log import Beside, Poll, Records
 from consumers.log.batches import RawRecord, read_bounded
 from consumers.log.kafka_patches import check_parked, complete_joins, drop_parked
@@ -70,7 +70,7 @@ def connection(
 ) -> dict[str, Any]:
     """How to reach the brokers: arguments that every Kafka client of this project shares.
 
-    On loopback the protocol is PLAINTEXT unless stated; anywhere else it must be stated. Raises Refused if it isn't.
+    On loopback the protocol is PLAINTEXT unless stated; anywhere else it must be stated. Raises ConfigError if it isn't.
     """
     servers = bootstrap_servers.split(",") if isinstance(bootstrap_servers, str) else list(bootstrap_servers)
     servers = [server.strip() for server in servers if server.strip()]
@@ -79,7 +79,7 @@ def connection(
     if security_protocol is None:
         remote = [server for server in servers if not _loopback(server)]
         if remote:
-            raise Refused(f"kafka.security_protocol must be stated for {remote[0]} (SASL_SSL is meant for that)")
+            raise ConfigError(f"kafka.security_protocol must be stated for {remote[0]} (SASL_SSL is meant for that)")
         security_protocol = "PLAINTEXT"
     arguments: dict[str, Any] = {
         "bootstrap_servers": servers,
@@ -149,7 +149,7 @@ class KafkaLog:
         self._consumer.subscribe([topic], listener=_Listener(self._consumer, self._assignments))
 
     def poll(self, timeout_s: float, max_records: int) -> Poll:
-        """Raises Refused when the brokers don't let us read. Brokers that are away give nothing."""
+        """Raises ConfigError when the brokers don't let us read. Brokers that are away give nothing."""
         deadline_s = time.monotonic() + timeout_s
         while True:
             poll = Poll()
@@ -405,7 +405,7 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # untyped lib
 def offsets_at(brokers: Mapping[str, Any], cells: Iterable[str], start: str) -> dict[str, int]:
     """Where each cell is at `start` (``earliest``, ``latest`` or an RFC 3339 time); a time after its last record: its end.
 
-    Raises Unavailable, Refused, WrongUse.
+    Raises Unavailable, ConfigError, WrongUse.
     """
     moment = _start(start)
     partitions = {_partition(cell): cell for cell in cells}
@@ -427,7 +427,7 @@ def offsets_at(brokers: Mapping[str, Any], cells: Iterable[str], start: str) -> 
 
 def _check_checksums() -> None:
     if crc32c_c is None:
-        raise Refused("the package crc32c is missing: reading Kafka would be twelve times slower")
+        raise ConfigError("the package crc32c is missing: reading Kafka would be twelve times slower")
 
 
 def _start(start: str) -> int | str:

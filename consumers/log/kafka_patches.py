@@ -47,7 +47,7 @@ import kafka
 from kafka import TopicPartition
 from kafka.coordinator.base import MemberState
 
-from consumers.errors import Refused
+from consumers.errors import ConfigError
 from consumers.log.refusals import GROUP
 
 CHECKED = "3.0.12"
@@ -59,13 +59,13 @@ PARKED = ("_paused_completed_fetches", "_paused_partition_records")
 
 
 def check_library(holder: Any, *names: str) -> None:
-    """Raises Refused unless the library's version is supported and `holder` has the attributes that a patch is about to touch."""
+    """Raises ConfigError unless the library's version is supported and `holder` has the attributes that a patch is about to touch."""
     if not kafka.__version__.startswith(SUPPORTED) or not all(hasattr(holder, name) for name in names):
-        raise Refused(f"kafka-python {kafka.__version__} is not supported: needs {SUPPORTED}x")
+        raise ConfigError(f"kafka-python {kafka.__version__} is not supported: needs {SUPPORTED}x")
 
 
 def complete_joins(consumer: kafka.KafkaConsumer) -> None:
-    """Complete each join of the group that finished between two polls. Raises Refused with an unknown kafka-python."""
+    """Complete each join of the group that finished between two polls. Raises ConfigError with an unknown kafka-python."""
     coordinator: Any = getattr(consumer, "_coordinator", None)
     check_library(coordinator, "_join_task")
     join = coordinator.join_group_async
@@ -99,7 +99,7 @@ def complete_joins(consumer: kafka.KafkaConsumer) -> None:
 
 
 def check_parked(consumer: kafka.KafkaConsumer) -> None:
-    """Raises Refused with an unknown kafka-python."""
+    """Raises ConfigError with an unknown kafka-python."""
     check_library(getattr(consumer, "_fetcher", None), *PARKED)
 
 

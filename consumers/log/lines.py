@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 import zstandard
 
-from consumers.errors import Refused
+from consumers.errors import InvalidInput, Refused
 from consumers.log import MAX_RECORD_BYTES
 
 BLOCK_BYTES = 1 << 20
@@ -45,7 +45,7 @@ class Lines:
         return self._at < len(self._ready)
 
     def take(self, n: int) -> list[bytes]:
-        """The next lines, at most n; none at the end. Raises Refused after the last complete line of a damaged one."""
+        """The next lines, at most n; none at the end. Raises InvalidInput after the last complete line of a damaged one."""
         while self._at >= len(self._ready) and not self._done:
             self._fill()
         lines = self._ready[self._at : self._at + n]
@@ -85,7 +85,7 @@ def plain(raw: BinaryIO, name: str) -> Iterator[bytes]:
 
 
 def gunzip(raw: BinaryIO, name: str) -> Iterator[bytes]:
-    """Blocks of a gzip stream of one or more members; padding with zeros is ignored. Raises Refused when damaged."""
+    """Blocks of a gzip stream of one or more members; padding with zeros is ignored. Raises InvalidInput when damaged."""
     member = zlib.decompressobj(wbits=31)
     begun = False  # inside a member
     pending = b""
@@ -103,7 +103,7 @@ def gunzip(raw: BinaryIO, name: str) -> Iterator[bytes]:
         try:
             block = member.decompress(pending, BLOCK_BYTES)
         except zlib.error as error:
-            raise Refused(f"{name}: damaged gzip stream ({error})") from error
+            raise InvalidInput(f"{name}: damaged gzip stream ({error})") from error
         pending, full = member.unconsumed_tail, len(block) == BLOCK_BYTES
         if member.eof:
             pending, full, begun = member.unused_data, False, False
@@ -111,11 +111,11 @@ def gunzip(raw: BinaryIO, name: str) -> Iterator[bytes]:
         if block:
             yield block
     if begun:
-        raise Refused(f"{name}: the gzip stream ends too early")
+        raise InvalidInput(f"{name}: the gzip stream ends too early")
 
 
 def unzstd(raw: BinaryIO, name: str) -> Iterator[bytes]:
-    """Blocks of a zstd stream of one or more frames. Raises Refused when damaged, or when it needs a dictionary."""
+    """Blocks of a zstd stream of one or more frames. Raises InvalidInput when damaged, or when it needs a dictionary."""
     source = _Exactly(raw, name)
     while head := source.peek(18):
         if len(head) >= 8 and int.from_bytes(head[:4], "little") in SKIPPABLE:
@@ -124,7 +124,7 @@ def unzstd(raw: BinaryIO, name: str) -> Iterator[bytes]:
         try:
             frame = zstandard.get_frame_parameters(head)
             if frame.dict_id:
-                raise Refused(f"{name}: compressed with a zstd dictionary, which is not here")
+                raise InvalidInput(f"{name}: compressed with a zstd dictionary, which is not here")
             inflate = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW_BYTES).decompressobj().decompress
             block = inflate(source.take(zstandard.frame_header_size(head)))
             last = False
@@ -138,7 +138,7 @@ def unzstd(raw: BinaryIO, name: str) -> Iterator[bytes]:
             if frame.has_checksum and (block := inflate(source.take(4))):
                 yield block
         except zstandard.ZstdError as error:
-            raise Refused(f"{name}: damaged zstd stream ({error})") from error
+            raise InvalidInput(f"{name}: damaged zstd stream ({error})") from error
 
 
 class _Exactly:
@@ -157,7 +157,7 @@ class _Exactly:
     def take(self, n: int) -> bytes:
         taken = self.peek(n)
         if len(taken) < n:
-            raise Refused(f"{self._name}: the zstd stream ends too early")
+            raise InvalidInput(f"{self._name}: the zstd stream ends too early")
         self._buffer = self._buffer[n:]
         return taken
 
@@ -172,4 +172,4 @@ def _read(raw: BinaryIO, n: int, name: str) -> bytes:
     try:
         return read(n)
     except OSError as error:
-        raise Refused(f"{name}: {error.strerror or error}") from error
+        raise InvalidInput(f"{name}: {error.strerror or error}") from error

@@ -12,14 +12,14 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from consumers.errors import Refused
+from consumers.errors import InvalidInput
 from consumers.log.lines import KEPT_BYTES
 
 PARQUET_ROWS = 512
 
 
 class ParquetRows:
-    """The rows of one file, each as the bytes of a JSON object. Raises Refused for a damaged file."""
+    """The rows of one file, each as the bytes of a JSON object. Raises InvalidInput for a damaged file."""
 
     def __init__(self, raw: BinaryIO, name: str) -> None:
         import pyarrow  # heavy, and most logs are not Parquet
@@ -32,7 +32,7 @@ class ParquetRows:
             self._total = max(file.metadata.num_rows, 1)
             self._batches = file.iter_batches(batch_size=PARQUET_ROWS)
         except self._damage as error:
-            raise Refused(f"{name}: not a readable Parquet file ({_first_line(error)})") from error
+            raise InvalidInput(f"{name}: not a readable Parquet file ({_first_line(error)})") from error
         self._seen = 0
         self._ready: list[bytes] = []
 
@@ -46,7 +46,7 @@ class ParquetRows:
                 batch = next(self._batches, None)
                 rows = [] if batch is None else _plain_times(batch).to_pylist(maps_as_pydicts="lossy")
             except self._damage as error:
-                raise Refused(f"{self._name}: damaged Parquet file ({_first_line(error)})") from error
+                raise InvalidInput(f"{self._name}: damaged Parquet file ({_first_line(error)})") from error
             self._ready = [_event(row)[:KEPT_BYTES] for row in rows]
         taken, self._ready = self._ready[:n], self._ready[n:]
         self._seen += len(taken)

@@ -29,7 +29,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from consumers.errors import CorruptState, Refused
+from consumers.errors import ConfigError, CorruptState, InvalidInput
 from consumers.operators.kept import Kept, stored
 from consumers.secrets import Secrets
 from consumers.store import Entry, OperatorStore
@@ -256,7 +256,7 @@ class Mirror:
         self.path = path
 
     def catch_up(self, store: OperatorStore, seal: Seal) -> int:
-        """Append what the store has and the file lacks; returns the number of the last row. Raises Refused."""
+        """Append what the store has and the file lacks; returns the number of the last row. Raises ConfigError."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
@@ -264,7 +264,7 @@ class Mirror:
                 fcntl.flock(file, fcntl.LOCK_EX)  # several processes may keep one copy
                 return self._append(file, store, seal)
         except OSError as error:
-            raise Refused(f"audit copy {self.path}: {error.strerror}") from error
+            raise ConfigError(f"audit copy {self.path}: {error.strerror}") from error
 
     def _append(self, file: BinaryIO, store: OperatorStore, seal: Seal) -> int:
         last = _last_number(file)
@@ -317,11 +317,11 @@ def _last_number(file: BinaryIO) -> int:
 
 
 def heads_of(lines: Iterable[str]) -> dict[int, str]:
-    """Anchors written as ``number:hash``. Raises Refused."""
+    """Anchors written as ``number:hash``. Raises ConfigError."""
     found = {}
     for line in lines:
         number, _, digest = line.partition(":")
         if not number.isdecimal() or len(digest) != 64:
-            raise Refused(f"anchor {line!r}: it must be number:hash")
+            raise InvalidInput(f"anchor {line!r}: it must be number:hash")
         found[int(number)] = digest
     return found

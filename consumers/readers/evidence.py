@@ -17,7 +17,9 @@ import base64
 import hashlib
 import io
 import reprlib
+import struct
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -27,7 +29,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from consumers.errors import Refused
+from consumers.errors import InvalidInput
 from consumers.records.decision import StoredDecision
 from consumers.records.spans import Span, read_span, together
 from consumers.secrets import Secrets
@@ -165,10 +167,10 @@ def fingerprint(raw: bytes) -> str:
 
 
 def bundle(case: Case, key: Ed25519PrivateKey, clear: bool = False) -> bytes:
-    """The zip. Raises Refused when there is no profile to put in."""
+    """The zip. Raises InvalidInput when there is no profile to put in."""
     profile = together(case.spans)
     if profile is None:
-        raise Refused("the store holds no profile of this client for this baseline: there is nothing to replay")
+        raise InvalidInput("the store holds no profile of this client for this baseline: there is nothing to replay")
     assessment = assess(profile, case.baseline, case.cells, case.decision.persona)
     shown = case.decision.client_id if clear else case.sealed_id
     decision = _renamed(case.decision.document(), shown)
@@ -220,52 +222,52 @@ def verify(blob: bytes, baseline_file: bytes | None = None, signer: str | None =
     baseline_file  bytes of the baseline: the profile is then assessed again and the scores are compared
     signer         fingerprint that the key must have; None: any key, which proves only that nothing changed since
 
-    Raises Refused in one line for a bundle that is not whole, or not signed by `signer`.
+    Raises InvalidInput in one line for a bundle that is not whole, or not signed by `signer`.
     """
     members = _members(blob)
     try:
         text, signed = members.pop(MANIFEST), members.pop(SIGNATURE)
     except KeyError as error:
-        raise Refused(f"evidence: {error.args[0]} is missing") from error
+        raise InvalidInput(f"evidence: {error.args[0]} is missing") from error
     manifest = _manifest(text)
     try:
         signature = base64.b64decode(signed.removesuffix(b"\n"), validate=True)
         raw = base64.b64decode(manifest.public_key, validate=True)
         Ed25519PublicKey.from_public_bytes(raw).verify(signature, text)
     except InvalidSignature as error:
-        raise Refused("evidence: the signature does not fit the manifest") from error
+        raise InvalidInput("evidence: the signature does not fit the manifest") from error
     except ValueError as error:
-        raise Refused("evidence: key or signature are damaged") from error
+        raise InvalidInput("evidence: key or signature are damaged") from error
     if signer is not None and fingerprint(raw) != signer.strip().lower():
-        raise Refused(f"evidence: signed by key {fingerprint(raw)}, not by {signer}")
+        raise InvalidInput(f"evidence: signed by key {fingerprint(raw)}, not by {signer}")
     named = manifest.members
     for name in sorted(named.keys() | members.keys()):
         if name not in members:
-            raise Refused(f"evidence: {name} is missing")
+            raise InvalidInput(f"evidence: {name} is missing")
         if name not in named:
-            raise Refused(f"evidence: {name} is not named by the manifest")
+            raise InvalidInput(f"evidence: {name} is not named by the manifest")
         if hashlib.sha256(members[name]).hexdigest() != named[name].sha256 or len(members[name]) != named[name].bytes:
-            raise Refused(f"evidence: {name} was changed")
+            raise InvalidInput(f"evidence: {name} was changed")
     _check_readable(members)
     differences = [] if baseline_file is None else _differences(manifest, members, baseline_file)
     return Checked(manifest, fingerprint(raw), baseline_file is not None, differences)
 
 
 def _manifest(text: bytes) -> Manifest:
-    """Raises Refused in one line."""
+    """Raises InvalidInput in one line."""
     try:
         version = msgspec.json.decode(text, type=_Format).format
         if version != FORMAT:
-            raise Refused(f"evidence: format {str(version)[:40]}, this version reads format {FORMAT}")
+            raise InvalidInput(f"evidence: format {str(version)[:40]}, this version reads format {FORMAT}")
         return msgspec.json.decode(text, type=Manifest)
     except msgspec.ValidationError as error:
-        raise Refused(f"evidence: the manifest is none: {error}") from error
+        raise InvalidInput(f"evidence: the manifest is none: {error}") from error
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
-        raise Refused("evidence: the manifest is damaged") from error
+        raise InvalidInput("evidence: the manifest is damaged") from error
 
 
 def _check_readable(members: Mapping[str, bytes]) -> None:
-    """What people read beside the profile must be what it is called. Raises Refused."""
+    """What people read beside the profile must be what it is called. Raises InvalidInput."""
     kinds = {"decision.json": dict[str, Any], "alerts.json": list[dict[str, Any]]}
     lines = members.get("audit.jsonl", b"").splitlines()
     texts = [(name, members[name], kind) for name, kind in kinds.items() if name in members]
@@ -273,36 +275,34 @@ def _check_readable(members: Mapping[str, bytes]) -> None:
         try:
             msgspec.json.decode(text, type=kind)
         except (msgspec.DecodeError, ValueError, RecursionError) as error:
-            raise Refused(f"evidence: {name} cannot be read") from error
+            raise InvalidInput(f"evidence: {name} cannot be read") from error
 
 
 def _members(blob: bytes) -> dict[str, bytes]:
-    """All members in memory, within bounds. Raises Refused."""
+    """All members in memory, within bounds. Raises InvalidInput."""
     try:
         with zipfile.ZipFile(io.BytesIO(blob)) as packed:
             entries = packed.infolist()
             if len(entries) > MAX_MEMBERS or sum(e.file_size for e in entries) > MAX_BYTES:
-                raise Refused(f"evidence: more than {MAX_MEMBERS} members or {MAX_BYTES >> 20} MB")
+                raise InvalidInput(f"evidence: more than {MAX_MEMBERS} members or {MAX_BYTES >> 20} MB")
             found: dict[str, bytes] = {}
             for entry in entries:
                 if entry.filename in found:
-                    raise Refused(f"evidence: {entry.filename} is there twice")
+                    raise InvalidInput(f"evidence: {entry.filename} is there twice")
                 with packed.open(entry) as member:
                     found[entry.filename] = member.read(entry.file_size + 1)
             return found
     except (zipfile.BadZipFile, ValueError, NotImplementedError, RuntimeError, EOFError, OSError) as error:
-        raise Refused("evidence: not a zip, or damaged") from error
-    except Exception as error:
-        if type(error).__name__ != "error":  # zlib.error
-            raise
-        raise Refused("evidence: not a zip, or damaged") from error
+        raise InvalidInput("evidence: not a zip, or damaged") from error
+    except (zlib.error, struct.error) as error:
+        raise InvalidInput("evidence: not a zip, or damaged") from error
 
 
 def _differences(manifest: Manifest, members: Mapping[str, bytes], baseline_file: bytes) -> list[str]:
     baseline = Baseline.from_bytes(baseline_file)
     sha = hashlib.sha256(baseline_file).hexdigest()
     if sha != manifest.baseline.sha256:
-        raise Refused(
+        raise InvalidInput(
             f"evidence: it was made with the baseline of SHA-256 {manifest.baseline.sha256}, this one has {sha}"
         )
     try:
@@ -310,11 +310,11 @@ def _differences(manifest: Manifest, members: Mapping[str, bytes], baseline_file
         profile = together(spans)
         then = msgspec.json.decode(members[ASSESSMENT], type=dict[str, Any])
     except KeyError as error:
-        raise Refused(f"evidence: {error.args[0]} is missing") from error
+        raise InvalidInput(f"evidence: {error.args[0]} is missing") from error
     except (IncompatibleProfile, msgspec.DecodeError, ValueError, RecursionError) as error:
-        raise Refused(f"evidence: profile or assessment cannot be read: {error}") from error
+        raise InvalidInput(f"evidence: profile or assessment cannot be read: {error}") from error
     if profile is None:
-        raise Refused("evidence: it holds no profile")
+        raise InvalidInput("evidence: it holds no profile")
     now = _said(assess(profile, baseline, manifest.log_cells, manifest.persona))
     return [
         f"{name}: {reprlib.repr(then.get(name))} in the bundle, {reprlib.repr(now[name])} now"

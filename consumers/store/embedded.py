@@ -20,7 +20,7 @@ import sqlite3
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from consumers.errors import Fenced, Refused, Rewound
+from consumers.errors import ConfigError, Fenced, Rewound
 from consumers.store import (
     DECISION_CELLS,
     SCHEMA_VERSION,
@@ -61,7 +61,7 @@ class EmbeddedStore(DecisionCells, OperatorCell, Upkeep):
             found = dict(db.execute("SELECT name, value FROM layout").fetchall())
         for name, ours in expected.items():
             if found.get(name) != ours:
-                raise Refused(layout_differs(name, found.get(name), ours))
+                raise ConfigError(layout_differs(name, found.get(name), ours))
 
     # --- ingest: one profile cell
 

@@ -16,7 +16,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
-from consumers.errors import Refused, Unavailable
+from consumers.errors import InvalidInput, Unavailable
 from consumers.store import DECISION_CELLS, Entry, Exported, Tombstones, decision_cell
 from consumers.store.layout import (
     LAYOUT,
@@ -113,7 +113,7 @@ class Upkeep(SQLiteFile):
     def restore(self, items: Iterable[Exported]) -> None:
         with self._write() as db:
             if any(db.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchone() for table in _FILLED):  # noqa: S608
-                raise Refused("store: a snapshot can only be restored into an empty store")
+                raise InvalidInput("store: a snapshot can only be restored into an empty store")
             writing = _Restoring(db)
             records = (record_of(item) for item in items)
             while batch := list(islice(records, _BATCH)):
@@ -222,7 +222,7 @@ class _Restoring:
         found = dict(self._db.execute("SELECT name, value FROM layout").fetchall())
         for name, value in zip(LAYOUT, values, strict=True):
             if found.get(name, value) != value:
-                raise Refused(layout_differs(name, found[name], value).replace("this process", "the snapshot"))
+                raise InvalidInput(layout_differs(name, found[name], value).replace("this process", "the snapshot"))
         self._db.executemany("INSERT OR REPLACE INTO layout VALUES (?, ?)", zip(LAYOUT, values, strict=True))
 
     def _profile_cell(self, name: str, record: ProfileCell) -> None:
@@ -280,4 +280,4 @@ def _plain(record: Record, cell: str, number: int) -> tuple[str, tuple[object, .
             )
         case AuditRow():
             return "INSERT INTO audit VALUES (?, ?)", (record.number, record.row)
-    raise Refused(f"snapshot: unexpected {type(record).__name__}")
+    raise InvalidInput(f"snapshot: unexpected {type(record).__name__}")

@@ -36,7 +36,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from consumers.errors import LeaseHeld, Refused, WrongUse
+from consumers.errors import ConfigError, LeaseHeld, WrongUse
 from consumers.paths import check_regular
 from consumers.store import (
     DECISION_CELLS,
@@ -166,10 +166,10 @@ class RedisStore(OperatorCell, Upkeep):
         expected = [str(SCHEMA_VERSION), str(DECISION_CELLS), secrets_id]
         *found, restoring = [values.text(value) for value in self._scripts.run("layout", LAYOUT_KEY, expected)]
         if restoring:
-            raise Refused("store: a restore did not finish; empty the store and restore again")
+            raise ConfigError("store: a restore did not finish; empty the store and restore again")
         for name, ours, stored in zip(LAYOUT[1:], expected[1:], found[1:], strict=True):
             if stored != ours:
-                raise Refused(layout_differs(name, stored, ours))
+                raise ConfigError(layout_differs(name, stored, ours))
         if found[0] != expected[0]:
             self._upgrade(found[0])
         if self._min_replicas >= 1:
@@ -413,7 +413,7 @@ class RedisStore(OperatorCell, Upkeep):
     def _upgrade(self, stored: str) -> None:
         """Bring an older store up to date, all other processes being stopped; refuse a newer one."""
         if stored != "1":
-            raise Refused(schema_differs(stored))
+            raise ConfigError(schema_differs(stored))
         for cell in range(DECISION_CELLS):
             self._scripts.run("decision_upgrade", decision_meta(cell), [DECISION_TTL_S])
         with translated():

@@ -8,7 +8,7 @@ from typing import Any
 
 import redis
 
-from consumers.errors import Refused, Unavailable
+from consumers.errors import ConfigError, Unavailable
 from consumers.store.layout import check_decision_cell, decision_prefix, profile_prefix
 from consumers.store.scripts import Scripts, read_scripts, translated
 
@@ -88,10 +88,10 @@ class RedisServer:
                     about = {}
                 version = str(about.get("redis_version", "7.0.0"))
                 if int(version.partition(".")[0]) < 7:
-                    raise Refused(f"store: Redis {version} is too old, 7.0 is the oldest that works")
+                    raise ConfigError(f"store: Redis {version} is too old, 7.0 is the oldest that works")
                 policy = about.get("maxmemory_policy", "noeviction")
                 if policy != "noeviction":
-                    raise Refused(f"store: maxmemory-policy is {policy}; it must be noeviction, or state is lost")
+                    raise ConfigError(f"store: maxmemory-policy is {policy}; it must be noeviction, or state is lost")
                 try:
                     self._client.time(**where)
                 except redis.exceptions.NoPermissionError:

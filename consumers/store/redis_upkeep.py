@@ -17,7 +17,7 @@ from typing import Any
 
 import redis
 
-from consumers.errors import Fenced, Refused, Rewound
+from consumers.errors import Fenced, InvalidInput, Refused, Rewound
 from consumers.store import DECISION_CELLS, Exported, Tombstones, decision_cell
 from consumers.store.layout import (
     LAYOUT,
@@ -113,7 +113,7 @@ class Upkeep(RedisServer):
         records = (record_of(item) for item in items)
         first = next(records, None)
         if first is None or not isinstance(first[1], Layout):
-            raise Refused("snapshot: the layout is missing")
+            raise InvalidInput("snapshot: the layout is missing")
         self._restore_layout(first[1])
         writing = _Restoring()
         while batch := list(islice(records, _BATCH)):
@@ -197,7 +197,7 @@ class Upkeep(RedisServer):
         for cell in range(DECISION_CELLS):
             keys += (f"{decision_prefix(cell)}meta", f"{decision_prefix(cell)}models")
         if any(self._at_once([("exists", key) for key in keys])):
-            raise Refused("store: a snapshot can only be restored into an empty store")
+            raise InvalidInput("store: a snapshot can only be restored into an empty store")
 
     def _restore_layout(self, record: Layout) -> None:
         values = (record.schema, record.decision_cells, record.secrets_id)
@@ -206,7 +206,7 @@ class Upkeep(RedisServer):
             for name, field, value in zip(LAYOUT, LAYOUT_FIELDS, values, strict=True):
                 stored = text(found.get(field.encode())) or value
                 if stored != value:
-                    raise Refused(layout_differs(name, stored, value).replace("this process", "the snapshot"))
+                    raise InvalidInput(layout_differs(name, stored, value).replace("this process", "the snapshot"))
             fields = dict(zip(LAYOUT_FIELDS, values, strict=True))
             self._client.hset(LAYOUT_KEY, mapping={**fields, "restoring": "1"})
 
@@ -304,4 +304,4 @@ def _operator_commands(record: Record) -> list[Command]:
                 ("xadd", f"{prefix}audit", {"row": record.row}, f"{record.number}-0"),
                 ("hset", f"{prefix}meta", "rows", record.number),
             ]
-    raise Refused(f"snapshot: unexpected {type(record).__name__}")
+    raise InvalidInput(f"snapshot: unexpected {type(record).__name__}")

@@ -6,7 +6,7 @@ Rules:
 * Nothing else is ever sent twice: after a timeout or a broken connection the outcome is unknown (`Unavailable`).
 * A reply starts with a word: ``OK``, or the reason why nothing was written (``FENCED``, ``CAS``, ``HELD``).
 * What the server says about itself (out of memory, loading, read-only, resharding) is `Unavailable`: it passes. A
-  refused login or permission is `Refused`: it does not. A key of a foreign type is `CorruptState`. Anything else is a
+  refused login or permission is `NotPermitted`: it does not. A key of a foreign type is `CorruptState`. Anything else is a
   bug and is not caught.
 """
 
@@ -20,7 +20,7 @@ from typing import Any
 
 from redis import exceptions as failures
 
-from consumers.errors import CorruptState, Fenced, Refused, Rewound, Unavailable
+from consumers.errors import ConfigError, CorruptState, Fenced, NotPermitted, Rewound, Unavailable
 
 NAMES = (
     "profile_claim",
@@ -72,7 +72,7 @@ NO_DATABASE = ("DB index is out of range", "invalid DB index", "SELECT is not al
 _WAIT_MS = 1000
 
 _BY_TYPE: tuple[tuple[type[Exception] | tuple[type[Exception], ...], Callable[[str], Exception]], ...] = (
-    ((failures.AuthenticationError, failures.AuthorizationError, failures.NoPermissionError), Refused),
+    ((failures.AuthenticationError, failures.AuthorizationError, failures.NoPermissionError), NotPermitted),
     ((failures.ConnectionError, failures.TimeoutError, failures.OutOfMemoryError, failures.ReadOnlyError), Unavailable),
     ((failures.ClusterError, failures.AskError, failures.TryAgainError, failures.RedisClusterException), Unavailable),
     ((failures.InvalidResponse, OSError), Unavailable),
@@ -104,9 +104,9 @@ def _meaning(error: Exception) -> Exception | None:
             return ours(f"redis: {text}")
     if isinstance(error, failures.ResponseError):
         if text.startswith(FORBIDDEN):
-            return Refused(f"redis: {text}")
+            return NotPermitted(f"redis: {text}")
         if any(words in text for words in NO_DATABASE):
-            return Refused(f"redis: {text}: store.url names a database that the server does not have")
+            return ConfigError(f"redis: {text}: store.url names a database that the server does not have")
         if text.startswith(TEMPORARY):
             return Unavailable(f"redis: {text}")
         # Redis prefixes what a script raised ("ERR ... WRONGTYPE ...") differently in 7.0 and later.

@@ -32,7 +32,7 @@ import msgspec
 import zstandard
 
 from consumers import paths
-from consumers.errors import Refused
+from consumers.errors import InvalidInput
 from consumers.secrets import Secrets
 from consumers.store import SCHEMA_VERSION, Exported
 
@@ -67,9 +67,9 @@ class Summary:
 
 
 def write(path: Path, items: Iterable[Exported], secrets: Secrets, version: str = "") -> Summary:
-    """Write a new snapshot, sealed with the secrets. Raises Refused when there is such a file already, or it cannot be written."""
+    """Write a new snapshot, sealed with the secrets. Raises InvalidInput when there is such a file already, or it cannot be written."""
     if path.exists():
-        raise Refused(f"{path}: exists; a snapshot never replaces another file")
+        raise InvalidInput(f"{path}: exists; a snapshot never replaces another file")
     draft = paths.draft_of(path)
     summary = Summary()
     header = Header(SCHEMA_VERSION, secrets.key_id, int(time.time()), version)
@@ -87,20 +87,20 @@ def write(path: Path, items: Iterable[Exported], secrets: Secrets, version: str 
         finally:
             draft.unlink(missing_ok=True)
     except FileExistsError as error:
-        raise Refused(f"{path}: exists; a snapshot never replaces another file") from error
+        raise InvalidInput(f"{path}: exists; a snapshot never replaces another file") from error
     except OSError as error:
-        raise Refused(f"{path}: {error.strerror or error}") from error
+        raise InvalidInput(f"{path}: {error.strerror or error}") from error
     return summary
 
 
 @contextlib.contextmanager
 def opened(path: Path, secrets: Secrets) -> Iterator[tuple[Header, Iterator[Exported]]]:
-    """Header and items of a snapshot that was found whole and sealed with these secrets. Raises Refused."""
+    """Header and items of a snapshot that was found whole and sealed with these secrets. Raises InvalidInput."""
     with paths.opened(path) as file:
         header = _read_header(path, file)
         start = file.tell()
         if header.secrets != secrets.key_id:
-            raise Refused(f"{path}: sealed with the secrets {header.secrets}, these are {secrets.key_id}")
+            raise InvalidInput(f"{path}: sealed with the secrets {header.secrets}, these are {secrets.key_id}")
         end = _check(path, file, secrets)
         file.seek(start)
         yield header, _items(path, file, end)
@@ -157,7 +157,7 @@ def _check(path: Path, file: BinaryIO, secrets: Secrets) -> int:
         digest.update(chunk)
         left -= len(chunk)
     if not hmac.compare_digest(file.read(_DIGEST_BYTES), digest.digest()):
-        raise Refused(f"{path}: damaged, cut off or changed (the seal is wrong)")
+        raise InvalidInput(f"{path}: damaged, cut off or changed (the seal is wrong)")
     return end
 
 
@@ -165,18 +165,18 @@ def _read_header(path: Path, file: BinaryIO) -> Header:
     """The header, not checked yet against the seal."""
     begin = file.read(len(MAGIC) + 1)
     if begin[:-1] != MAGIC:
-        raise Refused(f"{path}: not a snapshot")
+        raise InvalidInput(f"{path}: not a snapshot")
     if begin[-1] != FORMAT:
-        raise Refused(f"{path}: a snapshot of format {begin[-1]}, this version reads format {FORMAT}")
+        raise InvalidInput(f"{path}: a snapshot of format {begin[-1]}, this version reads format {FORMAT}")
     try:
         (length,) = _LENGTH.unpack(file.read(_LENGTH.size))
         if length > _MAX_HEADER_BYTES:
             raise ValueError("too long")
         header = msgspec.json.decode(file.read(length), type=Header)
     except (msgspec.DecodeError, ValueError, RecursionError, struct.error) as error:
-        raise Refused(f"{path}: damaged (the header cannot be read)") from error
+        raise InvalidInput(f"{path}: damaged (the header cannot be read)") from error
     if header.schema != SCHEMA_VERSION:
-        raise Refused(f"{path}: a snapshot of schema {header.schema}, this version reads schema {SCHEMA_VERSION}")
+        raise InvalidInput(f"{path}: a snapshot of schema {header.schema}, this version reads schema {SCHEMA_VERSION}")
     return header
 
 
@@ -191,7 +191,7 @@ def _items(path: Path, file: BinaryIO, end: int) -> Iterator[Exported]:
                 record = frame.read(size)
                 yield Exported(*_unpack.decode(record))
     except (zstandard.ZstdError, msgspec.DecodeError, ValueError, struct.error) as error:
-        raise Refused(f"{path}: damaged (a record cannot be read)") from error
+        raise InvalidInput(f"{path}: damaged (a record cannot be read)") from error
 
 
 class _Bounded(io.RawIOBase):

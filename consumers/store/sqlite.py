@@ -21,7 +21,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from consumers.errors import CorruptState, Refused, Unavailable
+from consumers.errors import ConfigError, CorruptState, Unavailable
 from consumers.store import SCHEMA_VERSION
 from consumers.store.layout import schema_differs
 
@@ -124,7 +124,7 @@ class SQLiteFile:
 
     now_s  the clock behind leases and retention, seconds since the epoch; processes that share the file must share it
 
-    Raises Refused when the file cannot be opened, is no QueryWarden store, or was written by a newer schema.
+    Raises ConfigError when the file cannot be opened, is no QueryWarden store, or was written by a newer schema.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, now_s: Callable[[], float] = time.time) -> None:
@@ -140,13 +140,13 @@ class SQLiteFile:
             with contextlib.suppress(FileExistsError):
                 os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         except OSError as error:
-            raise Refused(f"store {self.path}: {error.strerror}") from error
+            raise ConfigError(f"store {self.path}: {error.strerror}") from error
         try:
             with self._write() as db:
                 self._adopt(db)
             self._switch_to_wal()
         except CorruptState as error:
-            raise Refused(f"store: {self.path} is not a SQLite file, or is damaged") from error
+            raise ConfigError(f"store: {self.path} is not a SQLite file, or is damaged") from error
 
     def close(self) -> None:
         with self._guard:
@@ -221,7 +221,7 @@ class SQLiteFile:
             if code in _BROKEN:
                 raise CorruptState(f"store {self.path}: {error}") from error
             if code in _CLOSED_TO_US:
-                raise Refused(f"store {self.path}: {error}") from error
+                raise ConfigError(f"store {self.path}: {error}") from error
             raise
 
     @contextlib.contextmanager
@@ -248,9 +248,9 @@ class SQLiteFile:
             return
         if not empty:
             if mark != APPLICATION_ID:
-                raise Refused(f"store: {self.path} belongs to another program")
+                raise ConfigError(f"store: {self.path} belongs to another program")
             if version not in _UPGRADES:
-                raise Refused(schema_differs(str(version)))
+                raise ConfigError(schema_differs(str(version)))
             for step in range(version, SCHEMA_VERSION):
                 for statement in _UPGRADES[step]:
                     db.execute(statement)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from consumers import config, paths
-from consumers.errors import Refused, WrongUse
+from consumers.errors import ConfigError, Refused, WrongUse
 from consumers.secrets import Secrets
 from consumers.store import Store
 
@@ -77,7 +77,7 @@ def open_store(settings: config.Settings) -> Iterator[Store]:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise Refused(f"store {path}: {error.strerror}") from error
+            raise ConfigError(f"store {path}: {error.strerror}") from error
         store = EmbeddedStore(path)
     elif scheme in ("redis", "rediss", "redis+cluster", "rediss+cluster"):
         from consumers.store.redis import connect
@@ -92,7 +92,7 @@ def open_store(settings: config.Settings) -> Iterator[Store]:
 
 
 def _sqlite_path(url: str) -> Path:
-    """The file of a ``sqlite:///`` address. Raises WrongUse, Refused."""
+    """The file of a ``sqlite:///`` address. Raises WrongUse, ConfigError."""
     name = url.removeprefix("sqlite:///")
     if name == url or not name.strip("/"):
         raise WrongUse(
@@ -143,7 +143,7 @@ def on_kafka(settings: config.Settings) -> bool:
 
 
 def kafka_connection(settings: config.Settings) -> dict[str, Any]:
-    """Arguments of a Kafka client for the configured brokers. Raises Refused for a file of certificates that is none."""
+    """Arguments of a Kafka client for the configured brokers. Raises ConfigError for a file of certificates that is none."""
     from consumers.log import kafka
 
     k = settings.kafka
@@ -209,7 +209,7 @@ def _open_log(settings: config.Settings, headers: bool) -> QueryLog:
     brokers = kafka_connection(settings)
     if not topics.has_topic(brokers, k.topic):
         if not k.wait_for_topic:
-            raise Refused(
+            raise ConfigError(
                 f"kafka.topic: there is no topic {k.topic!r} at {k.bootstrap_servers}, or this account may not see it; "
                 "it is never created by reading (kafka.wait_for_topic = true waits for it)"
             )

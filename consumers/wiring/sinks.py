@@ -15,7 +15,7 @@ import msgspec
 from consumers import config
 from consumers.alerts.capped import CappedSink
 from consumers.alerts.outbound import Allowed
-from consumers.errors import CorruptState, Refused
+from consumers.errors import ConfigError, CorruptState, Refused
 from consumers.records.alert import stored_alert
 from consumers.store import OutboxAlert
 from consumers.wiring import adapters
@@ -139,7 +139,7 @@ def stored_alerts(settings: config.Settings) -> list[OutboxAlert]:
 
 
 def configured(alerts: config.AlertSettings, metrics: Metrics | None, stored: Stored) -> list[AlertSink]:
-    """The sinks whose sections are filled in, each behind its filter and cap. Raises Refused in one line."""
+    """The sinks whose sections are filled in, each behind its filter and cap. Raises ConfigError in one line."""
     sinks: list[AlertSink] = []
     for row in SINKS:
         if not row.filled(alerts):
@@ -148,7 +148,7 @@ def configured(alerts: config.AlertSettings, metrics: Metrics | None, stored: St
         try:
             sink = row.make(alerts, stored)
         except Refused as error:
-            raise Refused(f"alerts.{row.section}: {error}") from error
+            raise ConfigError(f"alerts.{row.section}: {error}") from error
         sinks.append(
             CappedSink(
                 sink,
@@ -170,5 +170,5 @@ def _counter(metrics: Metrics | None, section: str) -> Callable[[], None]:
 
 def _bearer(token: str) -> dict[str, str]:
     if not token.isascii() or not (token or "-").isprintable():
-        raise Refused("token: it must be printable text")
+        raise ConfigError("token: it must be printable text")
     return {"Authorization": f"Bearer {token}"} if token else {}

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from consumers import config
-from consumers.errors import Refused, WrongUse
+from consumers.errors import ConfigError, WrongUse
 from consumers.metrics import Metrics, serve_metrics
 from consumers.records.heartbeat import Heartbeat, HeartbeatPublisher, SinkState
 from consumers.store import OperatorStore
@@ -58,7 +58,7 @@ def start_heartbeat(
 def start_metrics(
     settings: config.Settings, metrics: Metrics, ready: Callable[[], bool], stack: contextlib.ExitStack
 ) -> None:
-    """Serve metrics and probes on `metrics.bind` until the stack is closed; nothing without an address. Raises WrongUse, Refused."""
+    """Serve metrics and probes on `metrics.bind` until the stack is closed; nothing without an address. Raises WrongUse, ConfigError."""
     if not settings.metrics.bind:
         return
     try:
@@ -66,7 +66,7 @@ def start_metrics(
     except ValueError as error:
         raise WrongUse(f"metrics.bind: {error}") from error
     except OSError as error:
-        raise Refused(f"metrics.bind: {settings.metrics.bind}: {error.strerror or error}") from error
+        raise ConfigError(f"metrics.bind: {settings.metrics.bind}: {error.strerror or error}") from error
     stack.callback(server.server_close)
     stack.callback(server.shutdown)
     host, port = server.server_address[:2]
