@@ -17,8 +17,8 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 
+from consumers.enforcement.breaker import GatewayBreaker
 from consumers.enforcement.restrictions import OPERATOR_KINDS, Restrictions
-from consumers.enforcement.storm import GatewayBreaker
 from consumers.errors import Unavailable
 from consumers.metrics import Metrics
 from consumers.periodic import Backoff, Periodic
@@ -37,7 +37,7 @@ _SWITCH_INTERVAL_S = 0.0005
 class Refresher:
     """Keeps `view` up to date; `start` and `stop` it.
 
-    storm      the breaker; None: nothing holds restrictions back
+    breaker    the breaker; None: nothing holds restrictions back
     each_turn  called after every turn, successful or not: counters to flush, files to look at
     """
 
@@ -49,7 +49,7 @@ class Refresher:
         *,
         refresh_s: float = 0.25,
         full_sync_s: float = 300.0,
-        storm: GatewayBreaker | None = None,
+        breaker: GatewayBreaker | None = None,
         each_turn: tuple[Callable[[], None], ...] = (),
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -57,7 +57,7 @@ class Refresher:
         self._view = view
         self._metrics = metrics
         self._full_sync_s = full_sync_s
-        self._storm = storm
+        self._breaker = breaker
         self._each_turn = each_turn
         self._clock = clock
         self._positions: Mapping[int, str] | None = None
@@ -123,7 +123,7 @@ class Refresher:
         said = [self._store.operator_entries(kind) for kind in OPERATOR_KINDS]
         positions, restrictions = self._store.restrictions()
         decisions, allowed = (entries for _, entries in said)
-        if self._storm is not None:
+        if self._breaker is not None:
             self._hear(self._store.operator_entries(breaker_entries.KIND)[1])
         self._view.replace(restrictions, decisions, allowed, now_s)
         self._positions, self._revision = positions, min(revision for revision, _ in said)
@@ -131,16 +131,16 @@ class Refresher:
         gc.freeze()  # long-lived from here on: a collection that walks through them would be seen in the answers
 
     def _hear(self, entries: Iterable[Entry]) -> None:
-        if self._storm is not None:
+        if self._breaker is not None:
             for entry in entries:
-                self._storm.hear(entry)
+                self._breaker.hear(entry)
 
     def _judge(self, now_s: float) -> None:
         try:
             view = self._view
             view.expire(now_s)
-            if self._storm is not None:
-                view.hold(self._storm.judge(now_s), now_s)
+            if self._breaker is not None:
+                view.hold(self._breaker.judge(now_s), now_s)
             self._metrics.set("querywarden_restrictions_held", view.held)
             for (origin, state), count in view.counts.items():
                 self._metrics.set("querywarden_restrictions", count, origin=origin, state=state)

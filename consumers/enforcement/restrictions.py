@@ -212,7 +212,7 @@ class Restrictions:
             self._publish(key, now_s)
 
     def hold(self, standing: dict[ClientKey, int] | None, now_s: float) -> None:
-        """Enforce of what was detected only what stood before a storm: client → level. None: the storm is over.
+        """Enforce of what was detected only what stood before a burst: client → level. None: the burst is over.
 
         The same object again changes nothing; what ends meanwhile is taken out of it.
         """
@@ -221,7 +221,7 @@ class Restrictions:
             self.publish(now_s)
 
     def _settle(self, client: ClientKey, after: _OfModel | None, now_s: float) -> None:
-        """What stood before a storm stands no higher than it does now; what ended does not stand any more."""
+        """What stood before a burst stands no higher than it does now; what ended does not stand any more."""
         standing = self._standing
         if not standing or client not in standing:
             return

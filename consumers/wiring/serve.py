@@ -16,9 +16,9 @@ from pathlib import Path
 from consumers import config
 from consumers import serve as service
 from consumers.alarms import Alarms
+from consumers.enforcement.breaker import GatewayBreaker
 from consumers.enforcement.refresher import Refresher
 from consumers.enforcement.restrictions import Restrictions
-from consumers.enforcement.storm import GatewayBreaker
 from consumers.fit import load_baselines
 from consumers.http.api.application import build
 from consumers.http.api.context import Api
@@ -196,7 +196,7 @@ def _start_enforcement(
         metrics,
         refresh_s=g.refresh_s,
         full_sync_s=g.full_sync_s,
-        storm=GatewayBreaker(store, view, settings.tenant, settings.breaker.most),
+        breaker=GatewayBreaker(store, view, settings.tenant, settings.breaker.most),
         each_turn=(gateway.flush,),
     )
     refresher.start()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from consumers import config
+from consumers import alert_settings, config
 from consumers.alerts.capped import CappedSink
 from consumers.alerts.outbound import Allowed
 from consumers.errors import ConfigError, CorruptState, Refused
@@ -33,11 +33,11 @@ class Sink(NamedTuple):
     """section: of the settings under ``alerts``; filled: whether it names a receiver; make: the adapter."""
 
     section: str
-    filled: Callable[[config.AlertSettings], bool]
-    make: Callable[[config.AlertSettings, Stored], AlertSink]
+    filled: Callable[[alert_settings.AlertSettings], bool]
+    make: Callable[[alert_settings.AlertSettings, Stored], AlertSink]
 
 
-def _webhook(a: config.AlertSettings, stored: Stored) -> AlertSink:
+def _webhook(a: alert_settings.AlertSettings, stored: Stored) -> AlertSink:
     from consumers.alerts.webhook import WebhookSink
 
     s = a.webhook
@@ -45,7 +45,7 @@ def _webhook(a: config.AlertSettings, stored: Stored) -> AlertSink:
     return WebhookSink(s.url.get_secret_value(), s.keys.get_secret_value(), allow=allow, form=s.format)
 
 
-def _alertmanager(a: config.AlertSettings, stored: Stored) -> AlertSink:
+def _alertmanager(a: alert_settings.AlertSettings, stored: Stored) -> AlertSink:
     from consumers.alerts.alertmanager import AlertmanagerSink
 
     s = a.alertmanager
@@ -59,7 +59,7 @@ def _alertmanager(a: config.AlertSettings, stored: Stored) -> AlertSink:
     )
 
 
-def _pagerduty(a: config.AlertSettings, stored: Stored) -> AlertSink:
+def _pagerduty(a: alert_settings.AlertSettings, stored: Stored) -> AlertSink:
     from consumers.alerts.pagerduty import PagerDutySink
 
     s = a.pagerduty
@@ -68,13 +68,13 @@ def _pagerduty(a: config.AlertSettings, stored: Stored) -> AlertSink:
     )
 
 
-def _notify(a: config.AlertSettings, stored: Stored) -> AlertSink:
+def _notify(a: alert_settings.AlertSettings, stored: Stored) -> AlertSink:
     from consumers.alerts.notify import NotifySink
 
     return NotifySink(a.notify.urls.get_secret_value(), dashboard_url=a.dashboard_url)
 
 
-def _splunk(a: config.AlertSettings, stored: Stored) -> AlertSink:
+def _splunk(a: alert_settings.AlertSettings, stored: Stored) -> AlertSink:
     from consumers.alerts.splunk import SplunkSink
 
     s = a.splunk
@@ -83,13 +83,13 @@ def _splunk(a: config.AlertSettings, stored: Stored) -> AlertSink:
     )
 
 
-def _syslog(a: config.AlertSettings, stored: Stored) -> AlertSink:
+def _syslog(a: alert_settings.AlertSettings, stored: Stored) -> AlertSink:
     from consumers.alerts.syslog import SyslogSink
 
     return SyslogSink(a.syslog.url)
 
 
-def _ecs(a: config.AlertSettings, stored: Stored) -> AlertSink:
+def _ecs(a: alert_settings.AlertSettings, stored: Stored) -> AlertSink:
     from consumers.alerts.ecs import EcsFileSink, EcsSink
 
     s = a.ecs
@@ -138,13 +138,13 @@ def stored_alerts(settings: config.Settings) -> list[OutboxAlert]:
     return alerts
 
 
-def configured(alerts: config.AlertSettings, metrics: Metrics | None, stored: Stored) -> list[AlertSink]:
+def configured(alerts: alert_settings.AlertSettings, metrics: Metrics | None, stored: Stored) -> list[AlertSink]:
     """The sinks whose sections are filled in, each behind its filter and cap. Raises ConfigError in one line."""
     sinks: list[AlertSink] = []
     for row in SINKS:
         if not row.filled(alerts):
             continue
-        section: config.SinkSettings = getattr(alerts, row.section)
+        section: alert_settings.SinkSettings = getattr(alerts, row.section)
         try:
             sink = row.make(alerts, stored)
         except Refused as error:

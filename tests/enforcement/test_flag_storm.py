@@ -14,9 +14,9 @@ from support.seeded_api import MODEL, OURS, SECRETS, client_hash, decided
 from consumers.detect.loop import Runner
 from consumers.detect.overrides import Overrides
 from consumers.detect.step import Detect, Seen
+from consumers.enforcement.breaker import GatewayBreaker
 from consumers.enforcement.refresher import Refresher
 from consumers.enforcement.restrictions import Restrictions
-from consumers.enforcement.storm import GatewayBreaker
 from consumers.metrics import Metrics
 from consumers.operators.audited_write import Actor, Subject
 from consumers.operators.operate import Operations
@@ -68,7 +68,7 @@ class Scene:
             for i in range(detects)
         ]
         self.view = Restrictions("block")
-        self.refresher = Refresher(store, self.view, self.metrics, storm=GatewayBreaker(store, self.view, OURS, MOST))
+        self.refresher = Refresher(store, self.view, self.metrics, breaker=GatewayBreaker(store, self.view, OURS, MOST))
         self.operations = Operations(store, SECRETS)
         self.offset: int | None = None
         for one in self.detects:

@@ -8,9 +8,9 @@ import pytest
 from support.remembered_store import TENANT, RememberedStore, read
 
 from consumers.detect.step import Detect
+from consumers.enforcement.breaker import GatewayBreaker
 from consumers.enforcement.refresher import Refresher
 from consumers.enforcement.restrictions import BLOCK, CLEAR, KEPT_CHANGES, THROTTLE, WATCH, Restrictions
-from consumers.enforcement.storm import GatewayBreaker
 from consumers.metrics import Metrics
 from consumers.records import operator_entries
 from consumers.secrets import Secrets
@@ -251,7 +251,7 @@ class Stormy:
     def __init__(self, store: RememberedStore | None = None) -> None:
         self.store, self.view, self.now_s = store or RememberedStore(), Restrictions("block"), 1000.0
         self.storm = GatewayBreaker(self.store, self.view, TENANT, most=3)
-        self.refresher = Refresher(self.store, self.view, Metrics(), storm=self.storm, clock=lambda: self.now_s)
+        self.refresher = Refresher(self.store, self.view, Metrics(), breaker=self.storm, clock=lambda: self.now_s)
 
     def detect(self, *clients: str) -> None:
         for client in clients:

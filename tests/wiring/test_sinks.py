@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from support.receivers import alert, life, recording
 
-from consumers import config
+from consumers import alert_settings, config
 from consumers.alerts.alertmanager import MAX_OPEN, AlertmanagerSink
 from consumers.alerts.capped import DAY_S, CappedSink
 from consumers.alerts.outbound import Allowed
@@ -35,8 +35,8 @@ FILLED: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-def settings(**sections: Any) -> config.AlertSettings:
-    return config.AlertSettings.model_validate(sections)
+def settings(**sections: Any) -> alert_settings.AlertSettings:
+    return alert_settings.AlertSettings.model_validate(sections)
 
 
 @pytest.mark.parametrize("row", sinks.SINKS, ids=lambda row: row.section)
@@ -49,16 +49,16 @@ def test_every_row_makes_its_sink_when_its_section_is_filled(row: sinks.Sink) ->
 
 
 def test_nothing_is_on_by_default() -> None:
-    assert sinks.configured(config.AlertSettings(), Metrics(), tuple) == []
+    assert sinks.configured(alert_settings.AlertSettings(), Metrics(), tuple) == []
 
 
 def test_every_sink_has_a_section_and_every_section_a_row() -> None:
-    sections = {name for name, f in config.AlertSettings.model_fields.items() if _is_section(f.annotation)}
+    sections = {name for name, f in alert_settings.AlertSettings.model_fields.items() if _is_section(f.annotation)}
     assert sections == {row.section for row in sinks.SINKS} == set(FILLED)
 
 
 def _is_section(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, config.SinkSettings)
+    return isinstance(kind, type) and issubclass(kind, alert_settings.SinkSettings)
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ class GatewayBreaker:
             self._breaker.open, self._breaker.tripped_s = True, at_s
 
     def judge(self, now_s: float) -> dict[ClientKey, int] | None:
-        """Count what is new. None: no storm; otherwise what may be enforced meanwhile, for `Restrictions.hold`."""
+        """Count what is new. None: no burst; otherwise what may be enforced meanwhile, for `Restrictions.hold`."""
         if self._breaker.open and self._breaker.tripped_s <= self._reset_s:
             log.warning("breaker reset: what was detected is enforced again")
             self._breaker.reset()
@@ -115,7 +115,7 @@ class GatewayBreaker:
         return few
 
     def _remembered(self, now_s: float) -> dict[ClientKey, int]:
-        """What stood before the storm, as this process saw it."""
+        """What stood before the burst, as this process saw it."""
         levels = self._view.detected(now_s)
         levels |= {client: before for client, (_, before) in self._risen.items() if client in levels}
         return {client: level for client, level in levels.items() if level >= THROTTLE}
