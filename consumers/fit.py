@@ -24,7 +24,15 @@ from consumers.errors import InvalidInput, WrongUse
 from consumers.log import QueryLog, Records
 from consumers.log.formats import InputReader, NativeFormat
 from consumers.log.mappings.identity import UNATTRIBUTED
-from consumers.log.references import Line, RawReference, input_of, lines_of, read_reference, reference_batch, stack
+from consumers.log.references import (
+    RawReference,
+    ReferenceLine,
+    input_of,
+    lines_of,
+    read_reference,
+    reference_batch,
+    stack,
+)
 from consumers.misfits import Misfits, Shares
 from consumers.refused_lines import RefusedLines
 from consumers.schemas import Understood, understand
@@ -81,7 +89,7 @@ class Fitted:
 
 def fit(
     model_id: str,
-    reference: Iterable[bytes | Line] | None,
+    reference: Iterable[bytes | ReferenceLine] | None,
     traffic: QueryLog | None,
     *,
     declared: dict[str, Any] | None = None,
@@ -246,7 +254,7 @@ def _played(reference: QueryBatch, schema: Schema, kinds: Sequence[str], rng: np
     )  # fmt: skip
 
 
-def _derived(lines: Sequence[Line], model_id: str, excluded: frozenset[str]) -> RawReference:
+def _derived(lines: Sequence[ReferenceLine], model_id: str, excluded: frozenset[str]) -> RawReference:
     """A reference out of traffic: distinct inputs, every client capped, so that nobody shapes it alone."""
     raw = read_reference(lines, model_id)
     seen: set[str] = set()
@@ -267,7 +275,7 @@ def _derived(lines: Sequence[Line], model_id: str, excluded: frozenset[str]) -> 
     return RawReference([raw.events[i] for i in kept], raw.refused, [raw.place(i) for i in kept], raw.elsewhere)
 
 
-def _decode(lines: Sequence[Line], model_id: str, schema: Schema) -> tuple[QueryBatch | None, RefusedLines]:
+def _decode(lines: Sequence[ReferenceLine], model_id: str, schema: Schema) -> tuple[QueryBatch | None, RefusedLines]:
     native = NativeFormat({model_id: InputReader(schema)}, admit_unknown=True)
     batches: list[QueryBatch] = []
     refused = RefusedLines()

@@ -276,7 +276,7 @@ def serve_metrics(bind: str, metrics: Metrics, ready: Callable[[], bool]) -> Thr
     if not port.isdecimal() or int(port) > 65_535:
         raise ValueError(f"{bind!r} is not host:port")
 
-    class Answer(BaseHTTPRequestHandler):
+    class MetricsHandler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             routes: dict[str, Callable[[], tuple[int, bytes]]] = {
                 "/metrics": lambda: (200, metrics.text()),
@@ -294,6 +294,6 @@ def serve_metrics(bind: str, metrics: Metrics, ready: Callable[[], bool]) -> Thr
         def log_message(self, format: str, *args: object) -> None:
             """Probes are not worth a log line."""
 
-    server = ThreadingHTTPServer((host or "127.0.0.1", int(port)), Answer)
+    server = ThreadingHTTPServer((host or "127.0.0.1", int(port)), MetricsHandler)
     threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
     return server

@@ -105,11 +105,12 @@ def _lives(
             yield Life(client, profile, len(by_cell), presumption.personas.get(client, ""))
 
 
-def _verdicts(store: ServiceStore, tenant: str) -> dict[str, operator_entries.Verdict]:
+def _verdicts(store: ServiceStore, tenant: str) -> dict[str, operator_entries.StoredVerdict]:
     """The last word on an alert, and on a client of a model, by ``alert_id`` and by ``model|client``."""
-    found: dict[str, operator_entries.Verdict] = {}
+    found: dict[str, operator_entries.StoredVerdict] = {}
     said = (
-        operator_entries.unpacked(e, operator_entries.Verdict) for e in store.operator_entries("verdict", tenant)[1]
+        operator_entries.unpacked(e, operator_entries.StoredVerdict)
+        for e in store.operator_entries("verdict", tenant)[1]
     )
     for verdict in sorted(said, key=lambda v: v.at_s):
         found[verdict.alert_id] = verdict
@@ -119,7 +120,10 @@ def _verdicts(store: ServiceStore, tenant: str) -> dict[str, operator_entries.Ve
 
 
 def _suspect(
-    key: ClientKey, decision: StoredDecision, verdicts: Mapping[str, operator_entries.Verdict], presumption: Presumption
+    key: ClientKey,
+    decision: StoredDecision,
+    verdicts: Mapping[str, operator_entries.StoredVerdict],
+    presumption: Presumption,
 ) -> str:
     """Why a client is not presumed honest; "" when it is."""
     if decision.client_id in presumption.excluded:

@@ -72,7 +72,7 @@ def complain(text: str, status: int = 1) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Column:
+class TableColumn:
     """A column of a table. right: numbers stand there; whole: its cells are never wrapped."""
 
     title: str
@@ -80,7 +80,7 @@ class Column:
     whole: bool = False
 
 
-def print_rows(columns: Sequence[Column], rows: Sequence[Sequence[Text]], to: Console | None = None) -> None:
+def print_rows(columns: Sequence[TableColumn], rows: Sequence[Sequence[Text]], to: Console | None = None) -> None:
     """Print a table or, where its columns would get too narrow to read, each row on lines of its own.
 
     No word is ever cut: an id that is longer than the terminal is wide goes on in the next line.
@@ -98,7 +98,7 @@ def print_rows(columns: Sequence[Column], rows: Sequence[Sequence[Text]], to: Co
     to.print(table)
 
 
-def _widths(columns: Sequence[Column], rows: Sequence[Sequence[Text]], room: int) -> list[int] | None:
+def _widths(columns: Sequence[TableColumn], rows: Sequence[Sequence[Text]], room: int) -> list[int] | None:
     """Width of each column: its longest cell, or less for the widest ones; None where not even the least widths fit."""
     widths, least = [], []
     for i, column in enumerate(columns):
@@ -115,7 +115,7 @@ def _widths(columns: Sequence[Column], rows: Sequence[Sequence[Text]], room: int
     return widths
 
 
-def _print_stacked(columns: Sequence[Column], rows: Sequence[Sequence[Text]], to: Console) -> None:
+def _print_stacked(columns: Sequence[TableColumn], rows: Sequence[Sequence[Text]], to: Console) -> None:
     for n, (first, *others) in enumerate(rows):
         if n:
             to.print()
@@ -136,7 +136,7 @@ def print_table(titles: Sequence[str], rows: Iterable[Sequence[str]], nothing: s
     if nothing and not rows:
         out.print(Text(nothing), soft_wrap=True)
         return
-    print_rows([Column(title) for title in titles], [[plain(cell) for cell in row] for row in rows])
+    print_rows([TableColumn(title) for title in titles], [[plain(cell) for cell in row] for row in rows])
 
 
 def counted(shown: int, of: int, what: str, more: str = "") -> str:
@@ -300,8 +300,8 @@ def print_ranked(rows: Sequence[Mapping[str, Any]], campaigns: Sequence[Mapping[
 def print_clients(rows: Sequence[Mapping[str, Any]], of: int, flagged: int, more: str = "") -> None:
     """Print these clients. of: how many there are; flagged: how many of those are flagged; more: how to see the others."""
     columns = (
-        Column("client"), Column("model"), Column("state"), Column("suspicion", True), Column("queries", True),
-        Column("exposure", True), Column("why"),
+        TableColumn("client"), TableColumn("model"), TableColumn("state"), TableColumn("suspicion", True), TableColumn("queries", True),
+        TableColumn("exposure", True), TableColumn("why"),
     )  # fmt: skip
     print_rows(columns, [_client_cells(r) for r in rows])
     out.print(Text(f"{counted(len(rows), of, 'clients', more)}; {flagged:,} flagged"), soft_wrap=True)
@@ -322,11 +322,11 @@ def print_campaigns(rows: Sequence[Mapping[str, Any]], to: Console | None = None
         return
     to = to or out
     columns = [
-        Column("campaign"), Column("model"), Column("state"), Column("suspicion", True), Column("queries", True),
-        Column("exposure", True), Column("accounts"), Column("why"),
+        TableColumn("campaign"), TableColumn("model"), TableColumn("state"), TableColumn("suspicion", True), TableColumn("queries", True),
+        TableColumn("exposure", True), TableColumn("accounts"), TableColumn("why"),
     ]  # fmt: skip
     if "truth" in rows[0]:
-        columns.append(Column("what it really is"))
+        columns.append(TableColumn("what it really is"))
     to.print()
     print_rows(columns, [_campaign_cells(r) for r in rows[:MOST_SHOWN]], to)
     to.print(Text(counted(min(len(rows), MOST_SHOWN), len(rows), "campaigns")), soft_wrap=True)
@@ -349,8 +349,8 @@ def print_alerts(rows: Sequence[Mapping[str, Any]], of: int | None = None) -> No
         out.print("no alerts")
         return
     columns = (
-        Column("time (UTC)", whole=True), Column("client"), Column("model"), Column("state"), Column("suspicion", True),
-        Column("queries", True), Column("resembles"), Column("why"),
+        TableColumn("time (UTC)", whole=True), TableColumn("client"), TableColumn("model"), TableColumn("state"),
+        TableColumn("suspicion", True), TableColumn("queries", True), TableColumn("resembles"), TableColumn("why"),
     )  # fmt: skip
     print_rows(columns, [_alert_cells(a) for a in rows])
     out.print(counted(len(rows), len(rows) if of is None else of, "alerts", "--limit N shows more"))

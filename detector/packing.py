@@ -44,7 +44,7 @@ def pack_sparse(values: NDArray[np.float64]) -> bytes:
     return bytes([len(used)]) + used.astype("u1").tobytes() + values[used].astype("<f8").tobytes()
 
 
-class Reader:
+class PackedReader:
     """Cursor over a profile's bytes, up to their checksum of four bytes. Every read is checked against the end.
 
     Raises IncompatibleProfile where the bytes end too early or hold what nobody packed.

@@ -27,7 +27,7 @@ from detector.bottom_k import kept_estimate
 from detector.errors import IncompatibleProfile
 from detector.features import BITS, DISTANCE_BINS, RAW_KEPT, REGIONS, FeatureMap
 from detector.fold_arrays import LADDER_STEPS, MEMORY_BYTES, ODD_KEPT, SAMPLE_KEPT, SEQUENCE_KEPT, Memory
-from detector.packing import Reader, pack_bits, pack_counts, pack_hashes, pack_sparse
+from detector.packing import PackedReader, pack_bits, pack_counts, pack_hashes, pack_sparse
 from detector.signal_table import SignalTable
 
 FORMAT = 5
@@ -357,7 +357,7 @@ class Profile:
             or not 0.0 <= decay < 1.0
         ):
             raise IncompatibleProfile("profile holds more than this map's profiles do")
-        at = Reader(blob, form.size)
+        at = PackedReader(blob, form.size)
         classes, regions, distances = at.counts(shape.classes), at.counts(REGIONS), at.counts(DISTANCE_BINS)
         if version != FORMAT:
             at.counts(_MARGIN_BINS_4)
@@ -427,7 +427,7 @@ def _pack_memory(memory: Memory) -> list[bytes]:
     ]
 
 
-def _read_memory(at: Reader, shape: Shape, ring_n: int, reservoir_n: int) -> Memory:
+def _read_memory(at: PackedReader, shape: Shape, ring_n: int, reservoir_n: int) -> Memory:
     arrays = {name: np.zeros(size, kind) for name, (size, kind) in memory_layout(shape).items()}
     arrays["ring_n"], arrays["reservoir_n"] = np.array(ring_n), np.array(reservoir_n)
     for kind, count in (("ring", min(ring_n, shape.ring)), ("reservoir", reservoir_n)):
@@ -449,7 +449,7 @@ def _pack_archive(archive: Archive) -> list[bytes]:
     return parts
 
 
-def _read_archive(at: Reader) -> Archive:
+def _read_archive(at: PackedReader) -> Archive:
     window, *sizes = _ARCHIVE_HEAD.unpack(at.array("u1", (_ARCHIVE_HEAD.size,)).tobytes())
     sets = []
     for size, kept in zip(sizes, KEPT, strict=True):

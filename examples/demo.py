@@ -220,9 +220,9 @@ def print_table(result: replay.Replayed, streams: Sequence[Stream], copied: Mapp
     alarm_at = {a["client_id"]: int(a["queries_seen"]) for a in result.alerts if a["kind"] == "client"}
     wide = console.width >= 120
     titles = ("client", "what it really is", "queries", "alarm at\nquery", "copied\nat alarm", "copied\nin the end")
-    columns = [terminal.Column(title, i > 1, whole=i < 2) for i, title in enumerate(titles)]
+    columns = [terminal.TableColumn(title, i > 1, whole=i < 2) for i, title in enumerate(titles)]
     if wide:
-        columns += [terminal.Column("state"), terminal.Column("p"), terminal.Column("why")]
+        columns += [terminal.TableColumn("state"), terminal.TableColumn("p"), terminal.TableColumn("why")]
     else:
         console.print("(each client's reason follows below)")
     rows: list[list[Text]] = []

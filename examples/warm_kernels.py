@@ -17,7 +17,7 @@ import numpy as np
 
 from consumers import fit, replay
 from consumers.detect.step import Detect
-from consumers.ingest.admission import Limits
+from consumers.ingest.admission import AdmissionLimits
 from consumers.ingest.step import Ingest
 from consumers.log.files import FileLog
 from consumers.secrets import Secrets
@@ -60,7 +60,7 @@ def main() -> None:
         secrets = Secrets.load(folder / "secrets.json", create=True)
         store = EmbeddedStore(folder / "warm.sqlite")
         store.prepare(secrets.key_id)
-        for limits in (Limits(), Limits(new_an_hour=3)):  # the second with clients that are pooled
+        for limits in (AdmissionLimits(), AdmissionLimits(new_an_hour=3)):  # the second with clients that are pooled
             reading = Ingest(baselines=baselines, secrets=secrets, limits=limits)
             source = FileLog(logs)
             replay.replay(source, store, reading, Detect(baselines, secrets, Policy(0.01, "observe")))

@@ -25,7 +25,7 @@ from consumers.errors import CorruptState, Refused
 from consumers.ingest.admission import Admission
 from consumers.ingest.duplicates import Windows
 from consumers.log import MAX_RECORD_BYTES, Records
-from consumers.log.batches import CODECS, _decompressed, _Unreadable, _walk
+from consumers.log.batches import CODECS, _decompressed, _UnreadableBatch, _walk
 from consumers.log.formats import REASONS, InputReader, NativeFormat
 from consumers.log.lines import Lines, gunzip, unzstd
 from consumers.records.alert import packed_alert, stored_alert
@@ -149,7 +149,9 @@ def compressed() -> dict[int, bytes]:
 @pytest.mark.parametrize(("seed", "executions"), SEEDED)
 @pytest.mark.parametrize("codec", sorted(CODECS))
 def test_every_damaged_batch_is_unreadable_or_read(codec: int, seed: int, executions: int) -> None:
-    refused = fuzz(lambda bad: _decompressed(bad, codec), [compressed()[codec]], seed, executions // 2, _Unreadable)
+    refused = fuzz(
+        lambda bad: _decompressed(bad, codec), [compressed()[codec]], seed, executions // 2, _UnreadableBatch
+    )
     assert refused > executions // 8
 
 
@@ -167,7 +169,7 @@ def test_damaged_records_of_a_batch_are_unreadable_or_read(seed: int, executions
             assert value is None or len(value) <= MAX_RECORD_BYTES + 1
 
     assert len(list(_walk(good, 5, 4))) == 5
-    assert fuzz(decode, [good], seed, executions, _Unreadable) > 0
+    assert fuzz(decode, [good], seed, executions, _UnreadableBatch) > 0
 
 
 def varint(n: int) -> bytes:

@@ -14,7 +14,7 @@ import redis
 from support import victims
 from support.resident_memory import watched
 
-from consumers.ingest.admission import Limits
+from consumers.ingest.admission import AdmissionLimits
 
 QUERYWARDEN = Path(sys.executable).with_name("querywarden")
 
@@ -64,6 +64,6 @@ def test_an_explosion_of_ids_costs_a_worker_and_redis_little(
         (meta,) = client.scan_iter(match="qw:{i.*:meta", count=10_000)
         counted = {k.decode(): v for k, v in client.hgetall(meta).items()}
     assert int(counted["n:queries"]) == ids
-    assert int(counted["n:pooled"]) >= ids - Limits().new_an_hour - ids // 1000
+    assert int(counted["n:pooled"]) >= ids - AdmissionLimits().new_an_hour - ids // 1000
     assert took.rss_mb <= 300
     assert took.growth_mb <= 10

@@ -39,6 +39,12 @@ INVENTED = {
     "tests/test_house.py: tests/attic/test_x.py", "tests/test_guarantees.py: tests/nowhere.py", "tests/test_house.py: tests/nowhere.py",
     "tests/test_house.py: tests/detector/__init__.py",
 }  # fmt: skip
+TWO_HALVES = {
+    "OperatorCell": "the operator cell in Redis and in SQLite: halves of one port",
+    "Upkeep": "erasing, snapshots and restoring in Redis and in SQLite: halves of one port",
+    "_Restoring": "the state of a restore in Redis and in SQLite: halves of one port",
+}
+"""Class names that may be defined twice."""
 SERVICE = (
     "consumers.ingest.loop",
     "consumers.detect.loop",
@@ -143,6 +149,18 @@ def test_modules_are_named_after_something_of_the_field() -> None:
 def test_modules_are_short_enough_to_be_read() -> None:
     lengths = {name_of(path): len(path.read_text().splitlines()) for path in SOURCES}
     assert {name: lines for name, lines in lengths.items() if lines > MOST_LINES} == {}
+
+
+def test_no_class_name_means_two_things() -> None:
+    """Who searches for a class finds one. `TWO_HALVES` says which names stand for the same thing in two places, and why."""
+    places: dict[str, set[str]] = {}
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, set()).add(name_of(path))
+    twice = {name: sorted(files) for name, files in places.items() if len(files) > 1}
+    assert {name: files for name, files in twice.items() if name not in TWO_HALVES} == {}
+    assert TWO_HALVES.keys() <= twice.keys(), "an exception that nothing needs any more"
 
 
 def test_test_folders_have_no_init() -> None:

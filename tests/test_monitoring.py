@@ -29,7 +29,7 @@ from support.servers import Alertmanager, NewServer, Prometheus, found, free_por
 
 from consumers.alerts.alertmanager import ALERTNAME, AlertmanagerSink
 from consumers.alerts.finding import visible
-from consumers.alerts.outbound import Allowed
+from consumers.alerts.outbound import AllowedHosts
 from consumers.alerts.webhook import keys, verify
 from consumers.metrics import METRICS
 
@@ -385,7 +385,7 @@ def fires(alertmanager: Alertmanager, number: int) -> bool:
 
 
 def sink_of(alertmanager: Alertmanager, **more: Any) -> AlertmanagerSink:
-    return AlertmanagerSink(alertmanager.url, allow=Allowed.of("127.0.0.1"), **more)
+    return AlertmanagerSink(alertmanager.url, allow=AllowedHosts.of("127.0.0.1"), **more)
 
 
 def test_a_finding_fires_changes_its_severity_and_is_resolved(alertmanager: Alertmanager) -> None:

@@ -22,7 +22,7 @@ import msgspec
 
 from consumers.alerts import one_by_one, taxonomy
 from consumers.alerts.finding import SEVERITIES, Finding, finding, visible
-from consumers.alerts.outbound import Allowed, Outbound
+from consumers.alerts.outbound import AllowedHosts, Outbound
 from consumers.errors import Undeliverable
 from consumers.store import OutboxAlert
 
@@ -49,7 +49,7 @@ class AlertmanagerSink:
         self,
         url: str,
         *,
-        allow: Allowed | None = None,
+        allow: AllowedHosts | None = None,
         firing_s: float = 86_400.0,
         dashboard_url: str = "",
         headers: dict[str, str] | None = None,

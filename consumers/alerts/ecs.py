@@ -19,7 +19,7 @@ import msgspec
 from consumers.alerts import one_by_one, taxonomy
 from consumers.alerts.finding import Finding, finding
 from consumers.alerts.jsonl import JsonLinesSink
-from consumers.alerts.outbound import Allowed, Answered, Outbound
+from consumers.alerts.outbound import AllowedHosts, Outbound, RefusedByStatus
 from consumers.errors import ConfigError, Unavailable
 from consumers.store import OutboxAlert
 
@@ -73,7 +73,7 @@ class EcsSink:
     """Sink ``ecs:<host>``: documents to ``<url>/_create/<id>``. `url`: of an index or a data stream."""
 
     def __init__(
-        self, url: str, *, api_key: str = "", allow: Allowed | None = None, context: ssl.SSLContext | None = None
+        self, url: str, *, api_key: str = "", allow: AllowedHosts | None = None, context: ssl.SSLContext | None = None
     ) -> None:
         if not api_key.isascii() or not (api_key or "-").isprintable():
             raise ConfigError("ecs api_key: it must be printable text")
@@ -103,7 +103,7 @@ class EcsSink:
         path = f"{self._out.target.path.rstrip('/')}/_create/{urllib.parse.quote(found.uid, safe='')}"
         try:
             self._out.post(msgspec.json.encode(document(found)), self._headers, path)
-        except Answered as error:
+        except RefusedByStatus as error:
             if error.status != 409:
                 raise
 

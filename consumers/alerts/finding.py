@@ -26,7 +26,7 @@ VERDICTS = ("true_positive", "false_positive")
 SHOWN = 256
 
 
-class Verdict(msgspec.Struct, frozen=True):
+class FindingVerdict(msgspec.Struct, frozen=True):
     """What a person said about the finding."""
 
     verdict: str
@@ -57,7 +57,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     reason: str = ""
     enforced: str = "clear"
     tenant: str = "default"
-    verdict: Verdict | str | None = None
+    verdict: FindingVerdict | str | None = None
     sources: list[str] = []
     native: dict[str, Any] = {}
     time_ms: int = 0
@@ -86,8 +86,8 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
         return self.client_id or self.campaign_id or "unknown"
 
     @property
-    def judged(self) -> Verdict | None:
-        return Verdict(self.verdict) if isinstance(self.verdict, str) else self.verdict
+    def judged(self) -> FindingVerdict | None:
+        return FindingVerdict(self.verdict) if isinstance(self.verdict, str) else self.verdict
 
     @property
     def title(self) -> str:

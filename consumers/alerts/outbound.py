@@ -102,14 +102,14 @@ def is_open(address: Address) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Allowed:
+class AllowedHosts:
     """What the allowlist names: networks and host names that may be private and spoken to in plain http."""
 
     networks: tuple[Network, ...] = ()
     hosts: frozenset[str] = frozenset()
 
     @classmethod
-    def of(cls, text: str) -> Allowed:
+    def of(cls, text: str) -> AllowedHosts:
         """Networks (``10.1.0.0/16``, ``127.0.0.1``) and host names, separated by spaces. Raises ConfigError."""
         networks: list[Network] = []
         hosts = set()
@@ -127,7 +127,7 @@ class Allowed:
         return named and not is_never(address)
 
 
-class Answered(Undeliverable):
+class RefusedByStatus(Undeliverable):
     """Refused for good by an answer with this status."""
 
     def __init__(self, text: str, status: int) -> None:
@@ -135,7 +135,7 @@ class Answered(Undeliverable):
         self.status = status
 
 
-class Target:
+class Endpoint:
     """One URL, looked at before anything is sent: `scheme`, `host`, `port`, `path` (with the query)."""
 
     def __init__(self, url: str, what: str) -> None:
@@ -171,14 +171,14 @@ class Outbound:
         url: str,
         *,
         what: str,
-        allow: Allowed | None = None,
+        allow: AllowedHosts | None = None,
         deadline_s: float = DEADLINE_S,
         context: ssl.SSLContext | None = None,
         lookup: Resolve = resolve,
     ) -> None:
-        self.target = Target(url, what)
+        self.target = Endpoint(url, what)
         self.what = what
-        self._allow = allow or Allowed()
+        self._allow = allow or AllowedHosts()
         self._deadline_s = deadline_s
         self._context = context or ssl.create_default_context()
         self._lookup = lookup
@@ -239,7 +239,7 @@ class Outbound:
             return
         said = f"{self.what}: {self.target.host} answered {status}"
         if 400 <= status < 500 and status not in AGAIN:
-            raise Answered(said, status)
+            raise RefusedByStatus(said, status)
         raise Unavailable(said)
 
     def _connected(self, end_s: float) -> http.client.HTTPConnection:

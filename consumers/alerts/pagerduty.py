@@ -15,7 +15,7 @@ import msgspec
 
 from consumers.alerts import one_by_one
 from consumers.alerts.finding import Finding, finding, visible
-from consumers.alerts.outbound import Allowed, Outbound
+from consumers.alerts.outbound import AllowedHosts, Outbound
 from consumers.store import OutboxAlert
 
 URL = "https://events.pagerduty.com/v2/enqueue"
@@ -35,7 +35,7 @@ class PagerDutySink:
         url: str = URL,
         source: str = "querywarden",
         dashboard_url: str = "",
-        allow: Allowed | None = None,
+        allow: AllowedHosts | None = None,
         context: ssl.SSLContext | None = None,
     ) -> None:
         self._key = routing_key

@@ -15,7 +15,7 @@ import msgspec
 from consumers.alerts import one_by_one
 from consumers.alerts.envelope import content
 from consumers.alerts.finding import finding
-from consumers.alerts.outbound import Allowed, Outbound
+from consumers.alerts.outbound import AllowedHosts, Outbound
 from consumers.errors import ConfigError
 from consumers.store import OutboxAlert
 
@@ -34,7 +34,7 @@ class SplunkSink:
         index: str = "",
         form: str = "native",
         host: str = "querywarden",
-        allow: Allowed | None = None,
+        allow: AllowedHosts | None = None,
         context: ssl.SSLContext | None = None,
     ) -> None:
         if not token.isascii() or not token.isprintable() or not token or " " in token:

@@ -23,7 +23,7 @@ import msgspec
 from consumers.alerts import one_by_one
 from consumers.alerts.envelope import TYPE, content
 from consumers.alerts.finding import Finding, finding
-from consumers.alerts.outbound import DEADLINE_S, Allowed, Outbound
+from consumers.alerts.outbound import DEADLINE_S, AllowedHosts, Outbound
 from consumers.errors import ConfigError
 from consumers.store import OutboxAlert
 
@@ -79,7 +79,7 @@ class WebhookSink:
         url: str,
         key_text: str,
         *,
-        allow: Allowed | None = None,
+        allow: AllowedHosts | None = None,
         form: str = "native",
         context: ssl.SSLContext | None = None,
         clock: Callable[[], float] = time.time,

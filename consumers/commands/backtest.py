@@ -57,7 +57,7 @@ def backtest(
             fields = fields_of(store, [key])[key]
             profile = together(spans_in_force(fields, known))
             if profile is not None:
-                lives.append(testing.Life.of(row.client_id, key.model, profile, len(fields), known))
+                lives.append(testing.ClientAtEnd.of(row.client_id, key.model, profile, len(fields), known))
     rows = testing.at_budgets(lives, baselines, budgets)
     flagged = testing.flagged(lives, baselines, budgets)
     if as_json:

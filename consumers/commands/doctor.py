@@ -40,14 +40,14 @@ State = Literal["ok", "look", "not checked"]
 EXPIRES_SOON_DAYS = 14
 
 
-class Finding(NamedTuple):
+class CheckResult(NamedTuple):
     """Result of a check: its state and a sentence."""
 
     state: State
     words: str
 
 
-Check = Callable[["Examined"], Finding]
+Check = Callable[["Examined"], CheckResult]
 
 
 class Examined:
@@ -82,16 +82,16 @@ class Examined:
         return [one.strip() for one in servers if not is_loopback(one.strip())]
 
 
-def ok(words: str) -> Finding:
-    return Finding("ok", words)
+def ok(words: str) -> CheckResult:
+    return CheckResult("ok", words)
 
 
-def look(words: str) -> Finding:
-    return Finding("look", words)
+def look(words: str) -> CheckResult:
+    return CheckResult("look", words)
 
 
-def unchecked(words: str) -> Finding:
-    return Finding("not checked", words)
+def unchecked(words: str) -> CheckResult:
+    return CheckResult("not checked", words)
 
 
 def doctor(as_json: AsJson = False, config_file: ConfigFile = None) -> None:
@@ -113,7 +113,7 @@ def doctor(as_json: AsJson = False, config_file: ConfigFile = None) -> None:
         raise typer.Exit(1)
 
 
-def examine(settings: config.Settings, file: Path | None = None) -> Iterator[tuple[str, Finding]]:
+def examine(settings: config.Settings, file: Path | None = None) -> Iterator[tuple[str, CheckResult]]:
     """(check, finding) of each check. file: the settings file, where one was given."""
     examined = Examined(settings, file)
     for name, check in CHECKS.items():
@@ -128,7 +128,7 @@ def examine(settings: config.Settings, file: Path | None = None) -> Iterator[tup
 # -------------------------------------------------------------------------------------------------------- store
 
 
-def _no_store_yet(examined: Examined) -> Finding | None:
+def _no_store_yet(examined: Examined) -> CheckResult | None:
     """Return a finding if the store is a file that does not exist yet; a check must not create it."""
     file = _sqlite_file(examined)
     if file is None or file.exists():
@@ -136,7 +136,7 @@ def _no_store_yet(examined: Examined) -> Finding | None:
     return unchecked(f"{file} does not exist yet; the first process creates it")
 
 
-def _store_answers(examined: Examined) -> Finding:
+def _store_answers(examined: Examined) -> CheckResult:
     settings = examined.settings
     if (absent := _no_store_yet(examined)) is not None:
         return absent
@@ -146,7 +146,7 @@ def _store_answers(examined: Examined) -> Finding:
         return ok(f"{len(store.cells())} log cells")
 
 
-def _log_cells(examined: Examined) -> Finding:
+def _log_cells(examined: Examined) -> CheckResult:
     settings = examined.settings
     if (absent := _no_store_yet(examined)) is not None:
         return absent
@@ -158,7 +158,7 @@ def _log_cells(examined: Examined) -> Finding:
     return ok("no log cell is stopped") if lives else unchecked("no ingest process is running")
 
 
-def _store_encryption(examined: Examined) -> Finding:
+def _store_encryption(examined: Examined) -> CheckResult:
     if not examined.on_redis:
         return unchecked("SQLite is a file; whether its disk is encrypted cannot be seen from here")
     parts = urlsplit(examined.settings.store_url)
@@ -186,7 +186,7 @@ def _store_encryption(examined: Examined) -> Finding:
     return ok(f"{version}, the server's certificate was verified")
 
 
-def _store_password(examined: Examined) -> Finding:
+def _store_password(examined: Examined) -> CheckResult:
     file = _sqlite_file(examined)
     if file is not None:
         return _private(file, "the first process creates it")
@@ -203,7 +203,7 @@ def _store_password(examined: Examined) -> Finding:
     return ok("the server refuses connections without a password")
 
 
-def _store_eviction(examined: Examined) -> Finding:
+def _store_eviction(examined: Examined) -> CheckResult:
     if not examined.on_redis:
         return unchecked("SQLite drops nothing to make room")
     settings = examined.settings
@@ -216,7 +216,7 @@ def _store_eviction(examined: Examined) -> Finding:
     return unchecked("; ".join(warnings)) if warnings else ok("version and maxmemory-policy are as required")
 
 
-def _replicas(examined: Examined) -> Finding:
+def _replicas(examined: Examined) -> CheckResult:
     if not examined.on_redis:
         return unchecked("SQLite has none: take snapshots")
     wanted = examined.settings.store.min_replicas
@@ -241,7 +241,7 @@ def _sqlite_file(examined: Examined) -> Path | None:
 # -------------------------------------------------------------------------------------------------------- kafka
 
 
-def _log_answers(examined: Examined) -> Finding:
+def _log_answers(examined: Examined) -> CheckResult:
     settings = examined.settings
     if not examined.on_kafka:
         file = Path(settings.log.url.removeprefix("file://"))
@@ -257,7 +257,7 @@ def _log_answers(examined: Examined) -> Finding:
     return ok(f"the brokers have the topic {settings.kafka.topic}")
 
 
-def _kafka_encryption(examined: Examined) -> Finding:
+def _kafka_encryption(examined: Examined) -> CheckResult:
     if not examined.on_kafka:
         return unchecked("the log is a file")
     if examined.protocol.endswith("PLAINTEXT"):
@@ -269,7 +269,7 @@ def _kafka_encryption(examined: Examined) -> Finding:
     return ok(f"{examined.protocol}, the brokers' certificate was verified")
 
 
-def _kafka_access(examined: Examined) -> Finding:
+def _kafka_access(examined: Examined) -> CheckResult:
     if not examined.on_kafka:
         return unchecked("the log is a file")
     named = "SASL" in examined.protocol or examined.settings.kafka.ssl_certfile
@@ -297,7 +297,7 @@ def _kafka_access(examined: Examined) -> Finding:
 # -------------------------------------------------------------------------------------------------------- files
 
 
-def _secrets_file(examined: Examined) -> Finding:
+def _secrets_file(examined: Examined) -> CheckResult:
     path = examined.settings.secrets_path
     private = _private(path, "querywarden secrets create creates it, or else the first process")
     if private.state != "ok":
@@ -308,7 +308,7 @@ def _secrets_file(examined: Examined) -> Finding:
     return ok(f"{path}: secrets {Secrets.load(path).key_id}, readable by its owner only")
 
 
-def _settings_file(examined: Examined) -> Finding:
+def _settings_file(examined: Examined) -> CheckResult:
     if examined.file is None:
         return unchecked("no settings file was given (--config)")
     held = config.secrets_in(tomllib.loads(paths.read_text(examined.file)))
@@ -322,7 +322,7 @@ def _settings_file(examined: Examined) -> Finding:
     return ok(f"{examined.file} holds {', '.join(held)}; only its owner can read it")
 
 
-def _private(path: Path, otherwise: str) -> Finding:
+def _private(path: Path, otherwise: str) -> CheckResult:
     try:
         mode = stat.S_IMODE(path.stat().st_mode)
     except FileNotFoundError:
@@ -335,7 +335,7 @@ def _private(path: Path, otherwise: str) -> Finding:
 # --------------------------------------------------------------------------------------------------------- http
 
 
-def _bind(examined: Examined) -> Finding:
+def _bind(examined: Examined) -> CheckResult:
     http_settings, metrics = examined.settings.http, examined.settings.metrics.bind
     if not is_loopback(http_settings.bind) and not http_settings.tls_certfile:
         return look(
@@ -349,7 +349,7 @@ def _bind(examined: Examined) -> Finding:
     return _serves(http_settings.bind)
 
 
-def _certificate(certificate: Path, key: Path) -> Finding:
+def _certificate(certificate: Path, key: Path) -> CheckResult:
     from cryptography import x509
 
     try:
@@ -363,7 +363,7 @@ def _certificate(certificate: Path, key: Path) -> Finding:
     return ok(f"TLS; the certificate is valid until {ends:%Y-%m-%d}")
 
 
-def _gateway_bind(examined: Examined) -> Finding:
+def _gateway_bind(examined: Examined) -> CheckResult:
     g = examined.settings.gateway
     if not g.grpc_bind:
         return unchecked("gateway.grpc_bind is empty: gateways ask over HTTP only")
@@ -376,7 +376,7 @@ def _gateway_bind(examined: Examined) -> Finding:
     return ok(f"{g.grpc_bind} is loopback")
 
 
-def _serves(bind: str) -> Finding:
+def _serves(bind: str) -> CheckResult:
     host, _, port = bind.rpartition(":")
     connection = http.client.HTTPConnection(host.strip("[]"), int(port) if port.isdecimal() else 0, timeout=2)
     try:
@@ -389,7 +389,7 @@ def _serves(bind: str) -> Finding:
     return ok(f"{bind} is loopback, and serve answers") if status == 200 else look(f"{bind} answers {status}")
 
 
-def _authentication(examined: Examined) -> Finding:
+def _authentication(examined: Examined) -> CheckResult:
     settings = examined.settings
     http_settings = settings.http
     if http_settings.oidc_issuer:
@@ -415,7 +415,7 @@ def _authentication(examined: Examined) -> Finding:
     return look(f"{none} nobody can use the API (querywarden keys create --role admin)")
 
 
-def _calibration(examined: Examined) -> Finding:
+def _calibration(examined: Examined) -> CheckResult:
     settings = examined.settings
     if not settings.baselines:
         return look("no baselines are configured")

@@ -76,7 +76,7 @@ def evidence(
         key = reader.key_of(c.model_id, c.client_key)
         fields = fields_of(store, [key])[key]
         bodies = (stored_alert(a, secrets) for a in store.alerts())
-        case = bundling.Case(
+        case = bundling.EvidenceCase(
             tenant=key.tenant,
             model=key.model,
             client=key.client,
@@ -170,7 +170,7 @@ def _print_account(told: Mapping[str, Any]) -> None:
         out.print(Text("signals, in units of the honest clients with the highest values", style="italic"))
         titles = ("this client", "honest median", "99th percentile", "highest", "p")
         terminal.print_rows(
-            [terminal.Column("signal"), *(terminal.Column(title, True) for title in titles)],
+            [terminal.TableColumn("signal"), *(terminal.TableColumn(title, True) for title in titles)],
             [
                 [Text(s["signal"]), *(Text(f"{s[k]:.2f}") for k in ("value", "usual", "high", "most")), Text(f"{s['p_value']:.2g}")]
                 for s in told["signals"]

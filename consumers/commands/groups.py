@@ -16,85 +16,89 @@ import typer
 from typer.core import TyperGroup
 
 
-class Row(NamedTuple):
+class CommandRow(NamedTuple):
     """place: ``module:name`` in this folder, a function or a group of commands; line: the first sentence of its help."""
 
     place: str
     line: str
 
 
-PANELS: Mapping[str, Mapping[str, Row]] = {
+PANELS: Mapping[str, Mapping[str, CommandRow]] = {
     "Find clients that copy a model": {
-        "fit": Row("fit:fit", "Fit a baseline, a file that describes the honest use of a model."),
-        "replay": Row(
+        "fit": CommandRow("fit:fit", "Fit a baseline, a file that describes the honest use of a model."),
+        "replay": CommandRow(
             "replay:replay",
             "Read query logs, assess every client, and show which clients look like model extraction, and why.",
         ),
-        "explain": Row(
+        "explain": CommandRow(
             "explain:explain",
             "Explain the state of a client: its signals, its history, and what would change the state.",
         ),
-        "clients": Row("listings:clients", "List the clients of the store, most suspicious first, and the campaigns."),
-        "alerts": Row("listings:alerts", "List the alerts of the last 30 days, oldest first."),
-        "evidence": Row(
+        "clients": CommandRow(
+            "listings:clients", "List the clients of the store, most suspicious first, and the campaigns."
+        ),
+        "alerts": CommandRow("listings:alerts", "List the alerts of the last 30 days, oldest first."),
+        "evidence": CommandRow(
             "explain:evidence", "Write a signed evidence bundle: decision, alerts, profile, audit rows and method."
         ),
-        "verify-evidence": Row(
+        "verify-evidence": CommandRow(
             "explain:verify_evidence",
             "Check the signature and the hashes of an evidence bundle and, with the baseline, its scores.",
         ),
-        "backtest": Row(
+        "backtest": CommandRow(
             "backtest:backtest", "Show which clients of old logs would be flagged, for several budgets and modes."
         ),
-        "simulate": Row(
+        "simulate": CommandRow(
             "simulate:simulate",
             "Write a query log of simulated honest clients and extraction attacks, and a file with the truth about each client.",
         ),
     },
     "Run the service": {
-        "run": Row("processes:run", "Run ingest, detect and serve in one process."),
-        "ingest": Row("processes:ingest", "Read the query log and keep statistics of each client."),
-        "detect": Row("processes:detect", "Assess clients with new queries, decide, and send alerts."),
-        "serve": Row("processes:serve", "Serve the HTTP API, the dashboard and the answers to gateways."),
-        "gateway": Row("gateways:app", "Compute values for the configuration of a gateway."),
+        "run": CommandRow("processes:run", "Run ingest, detect and serve in one process."),
+        "ingest": CommandRow("processes:ingest", "Read the query log and keep statistics of each client."),
+        "detect": CommandRow("processes:detect", "Assess clients with new queries, decide, and send alerts."),
+        "serve": CommandRow("processes:serve", "Serve the HTTP API, the dashboard and the answers to gateways."),
+        "gateway": CommandRow("gateways:app", "Compute values for the configuration of a gateway."),
     },
     "Act as an operator": {
-        "decisions": Row("operators:decisions_app", "List, make and withdraw operators' decisions."),
-        "allowlist": Row(
+        "decisions": CommandRow("operators:decisions_app", "List, make and withdraw operators' decisions."),
+        "allowlist": CommandRow(
             "operators:allowlist_app", "List and change the allowlist: clients that are never throttled or blocked."
         ),
-        "schema": Row(
+        "schema": CommandRow(
             "schema:app",
             "List and decide schema holds: columns in which many clients began to send values that do not fit.",
         ),
-        "watermark": Row(
+        "watermark": CommandRow(
             "watermark:app",
             "Make watermark keys, record canaries, and test whether a suspected model learned from marked answers.",
         ),
-        "keys": Row("operators:keys_app", "Create, list and revoke API keys."),
-        "audit": Row("operators:audit_app", "Check the audit log."),
+        "keys": CommandRow("operators:keys_app", "Create, list and revoke API keys."),
+        "audit": CommandRow("operators:audit_app", "Check the audit log."),
     },
     "Maintain the service": {
-        "doctor": Row(
+        "doctor": CommandRow(
             "doctor:doctor", "Check servers, files and settings, and report what is insecure or does not answer."
         ),
-        "config": Row("settings:app", "Show, check and list the settings."),
-        "secrets": Row("secrets:app", "Create the secrets file: sampling key, pepper and sealing key."),
-        "recalibrate": Row(
+        "config": CommandRow("settings:app", "Show, check and list the settings."),
+        "secrets": CommandRow("secrets:app", "Create the secrets file: sampling key, pepper and sealing key."),
+        "recalibrate": CommandRow(
             "recalibrate:recalibrate", "Recalibrate a baseline on the clients that the service observed."
         ),
-        "snapshot": Row("upkeep:snapshot", "Write the whole content of the store to a file, while the service runs."),
-        "restore": Row("upkeep:restore", "Fill an empty store from a snapshot."),
-        "rebuild": Row("upkeep:rebuild", "Drop profiles, so that ingest reads the log again."),
-        "export": Row("upkeep:export", "Print all stored data about a client, as JSON."),
-        "erase": Row(
+        "snapshot": CommandRow(
+            "upkeep:snapshot", "Write the whole content of the store to a file, while the service runs."
+        ),
+        "restore": CommandRow("upkeep:restore", "Fill an empty store from a snapshot."),
+        "rebuild": CommandRow("upkeep:rebuild", "Drop profiles, so that ingest reads the log again."),
+        "export": CommandRow("upkeep:export", "Print all stored data about a client, as JSON."),
+        "erase": CommandRow(
             "upkeep:erase", "Erase a client for good: its profiles, decisions, alerts and operators' entries."
         ),
     },
 }
 """Title → command → row, in the order of the listing."""
 
-COMMANDS: Mapping[str, Row] = {name: row for rows in PANELS.values() for name, row in rows.items()}
+COMMANDS: Mapping[str, CommandRow] = {name: row for rows in PANELS.values() for name, row in rows.items()}
 
 
 def loaded(name: str) -> Any:

@@ -28,8 +28,7 @@ from consumers.operators.api_keys import without_digest
 from consumers.operators.audited_write import Actor, Subject
 from consumers.operators.operate import LONGEST_KEY_S, Operations
 from consumers.readers.queries import Reader
-from consumers.readers.refusals import Refused as RefusedClient
-from consumers.readers.refusals import refused
+from consumers.readers.refusals import RefusedClient, refused
 from consumers.records.heartbeat import services
 from consumers.records.operator_entries import ApiKey
 from consumers.store import OperatorStore

@@ -70,7 +70,7 @@ RENEWALS = 2
 
 
 @dataclass(slots=True)
-class Held:
+class HeldCell:
     """A decision cell that this process holds. told: verdicts that were looked at since the claim."""
 
     token: str
@@ -100,7 +100,7 @@ class Runner:
     new_token: Callable[[], str] = lambda: entropy.token_hex(16)
     process: str = field(default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}:{entropy.token_hex(4)}")
     lease_ms: int = LEASE_MS
-    held: dict[int, Held] = field(default_factory=dict)
+    held: dict[int, HeldCell] = field(default_factory=dict)
     on_outcome: Callable[[Outcome], None] = lambda outcome: None
     ready: bool = False
     balanced: bool = True
@@ -221,7 +221,7 @@ class Runner:
             self._leases[cell] = held.remaining_ms, renewals + (held.remaining_ms > before_ms)
             return
         self._leases.pop(cell, None)
-        self.held[cell] = Held(token, claim.revision, dict(claim.cursors))
+        self.held[cell] = HeldCell(token, claim.revision, dict(claim.cursors))
 
     def idle(self) -> bool:
         """Whether nothing is left to do anywhere: our cells had nothing, and who holds the others has looked at them since."""

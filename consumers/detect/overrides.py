@@ -20,7 +20,7 @@ from consumers.detect.schema_holds import SchemaHolds
 from consumers.detect.verdicts import Verdicts
 from consumers.errors import Rewound
 from consumers.records import schema_holds
-from consumers.records.breaker import Breaker, Limits
+from consumers.records.breaker import Breaker, BreakerLimits
 from consumers.records.breaker_entries import KIND, RESET, TRIPPED, Tripped, opened_after, time_of
 from consumers.records.operator_entries import EVERY_MODEL, entry_key, packed
 from consumers.store import Entry, Operation, OperatorStore
@@ -41,7 +41,7 @@ class Overrides:
     tripped   tenant → when its breaker opened, as stored; resets: when an operator of it last closed it; seconds
     """
 
-    limits: Limits = field(default_factory=Limits)
+    limits: BreakerLimits = field(default_factory=BreakerLimits)
     breakers: dict[str, Breaker] = field(default_factory=dict)
     allowed: dict[tuple[str, str], int] = field(default_factory=dict)
     revision: int | None = None

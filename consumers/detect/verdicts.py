@@ -20,7 +20,7 @@ from typing import Any
 from consumers.errors import CorruptState
 from consumers.records.alert import judged, packed_alert, stored_alert
 from consumers.records.decision import StoredDecision, packed_decision, stored_decision
-from consumers.records.operator_entries import Verdict, unpacked
+from consumers.records.operator_entries import StoredVerdict, unpacked
 from consumers.secrets import Secrets
 from consumers.store import DecisionRow, DecisionStore, Entry, Outcome, decision_cell
 from detector.query import ClientKey
@@ -36,7 +36,7 @@ class PendingVerdict:
     """A verdict, and whose finding it is about: a client's or a campaign's key."""
 
     client: ClientKey
-    verdict: Verdict
+    verdict: StoredVerdict
 
 
 @dataclass(slots=True)
@@ -52,7 +52,7 @@ class Verdicts:
                 known.pop((entry.tenant, entry.key), None)
             return
         try:
-            verdict = unpacked(entry, Verdict)
+            verdict = unpacked(entry, StoredVerdict)
         except CorruptState as error:
             log.warning("entry passed over", extra={"why": str(error)})
             return
@@ -92,7 +92,7 @@ def tell(
                 outcome.alerts.append(packed_alert(body, said.verdict.at_s * 1000, secrets))
 
 
-def _judged(body: Mapping[str, Any], verdict: Verdict, update: int) -> dict[str, Any] | None:
+def _judged(body: Mapping[str, Any], verdict: StoredVerdict, update: int) -> dict[str, Any] | None:
     return judged(body, update, verdict.verdict, verdict.actor, verdict.note, verdict.at_s * 1000)
 
 

@@ -24,7 +24,7 @@ import msgspec
 
 from consumers.enforcement.restrictions import CLEAR, THROTTLE, Restrictions
 from consumers.errors import Unavailable
-from consumers.records.breaker import Breaker, Limits
+from consumers.records.breaker import Breaker, BreakerLimits
 from consumers.records.breaker_entries import HELD, KIND, RESET, opened_after, time_of
 from consumers.records.operator_cell import written
 from consumers.records.operator_entries import Reset, packed
@@ -54,7 +54,7 @@ class GatewayBreaker:
 
     def __init__(self, store: ServiceStore, view: Restrictions, tenant: str, most: int = 20) -> None:
         self._store, self._view, self._tenant = store, view, tenant
-        self._breaker = Breaker(Limits(most=most, least=most))
+        self._breaker = Breaker(BreakerLimits(most=most, least=most))
         self._known: dict[ClientKey, int] | None = None
         self._risen: dict[ClientKey, tuple[float, int]] = {}
         """Clients newly restricted within the window: when, and the level before."""

@@ -31,7 +31,7 @@ import jwt
 from starlette.types import Scope
 
 from consumers.errors import ConfigError, CorruptState, InvalidInput, WrongUse
-from consumers.http.keymemory import Held, Keys, Memory, MemoryFile, Reading, Row, after
+from consumers.http.keymemory import AuditAnchor, KeyMemory, Keys, KnownKey, MemoryFile, Reading, after
 from consumers.operators import audit
 from consumers.operators.audited_write import ROLES
 from consumers.records import operator_entries
@@ -87,7 +87,7 @@ class KeyRing:
         self._now_s = now_s
         self._file = file
         self._lock = threading.Lock()
-        self._memory = file.load() if file is not None else Memory()
+        self._memory = file.load() if file is not None else KeyMemory()
         self._keys = _credentials(self._memory)
         self._searched = 0
         self.loaded = False
@@ -102,7 +102,7 @@ class KeyRing:
             read = Reading(
                 _held(found[0]),
                 {entry.key: entry.expires_s for entry in found[1]},
-                Row(head.n, head.hash) if head is not None else None,
+                AuditAnchor(head.n, head.hash) if head is not None else None,
                 {*revisions} != {revision},
             )
             memory = after(self._memory, read, lambda row: audit.has_row(store, row.n, row.hash), self._now_s())
@@ -149,7 +149,7 @@ class KeyRing:
         return who is not None and (not who.expires_s or who.expires_s > self._now_s())
 
 
-def _held(found: Sequence[Entry]) -> dict[str, Held]:
+def _held(found: Sequence[Entry]) -> dict[str, KnownKey]:
     """The keys that can be read."""
     held = {}
     for entry in found:
@@ -159,11 +159,11 @@ def _held(found: Sequence[Entry]) -> dict[str, Held]:
             log.error("an API key cannot be read and is not accepted", extra={"why": str(error)})
             continue
         if key.role in ROLES and _DIGEST.fullmatch(key.digest):
-            held[key.prefix] = Held(key.prefix, key.digest, key.name, key.role, entry.tenant, key.expires_s)
+            held[key.prefix] = KnownKey(key.prefix, key.digest, key.name, key.role, entry.tenant, key.expires_s)
     return held
 
 
-def _credentials(memory: Memory) -> dict[str, tuple[str, Credential]]:
+def _credentials(memory: KeyMemory) -> dict[str, tuple[str, Credential]]:
     """prefix → (digest, credential), of what the store has and of what it lost."""
     return {
         prefix: (key.digest, Credential(f"key:{prefix}", key.name, key.role, key.tenant, "key", key.expires_s))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from consumers import paths
 from consumers.errors import ConfigError
-from consumers.http.gateway import Answer, Gateway
+from consumers.http.gateway import Gateway, GatewayAnswer
 
 if TYPE_CHECKING:
     import grpc
@@ -76,7 +76,7 @@ def _scope(context: Any) -> dict[str, Any]:
     return {"type": "http", "method": "POST", "path": "/v1/authz", "headers": headers, "client": client}
 
 
-def _response(messages: Any, answer: Answer) -> Any:
+def _response(messages: Any, answer: GatewayAnswer) -> Any:
     response = messages.CheckResponse()
     if answer.status == 200:
         response.status.code = _OK

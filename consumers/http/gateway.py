@@ -71,7 +71,7 @@ class Rules:
     throttle_per_s: float = 0.0
 
 
-class Answer(NamedTuple):
+class GatewayAnswer(NamedTuple):
     """status: of HTTP; cause: known | unauthorized | a `references.Cause` (for the metric, not for the caller)."""
 
     status: int
@@ -134,7 +134,7 @@ class Gateway:
         self._buckets: TokenBuckets[_Bucket] = TokenBuckets(per_s, max(1.0, per_s))
         self._counted: Counter[tuple[str, str]] = Counter()
         self._flushed: Counter[tuple[str, str]] = Counter()
-        self._messages: dict[Answer, tuple[dict[str, Any], dict[str, Any]]] = {}
+        self._messages: dict[GatewayAnswer, tuple[dict[str, Any], dict[str, Any]]] = {}
 
     @staticmethod
     def matches(path: str) -> bool:
@@ -146,17 +146,17 @@ class Gateway:
         await send(start)
         await send(body)
 
-    def call(self, scope: Scope, headers: Headers, path: str) -> Answer:
+    def call(self, scope: Scope, headers: Headers, path: str) -> GatewayAnswer:
         """The counted answer to a gateway (`scope`: its call, with its credential) about a request's headers and path."""
         begun_s = time.perf_counter()
         tenant = self._caller(scope)
-        answer = Answer(401, "clear", "unauthorized") if tenant is None else self.answer(tenant, headers, path)
+        answer = GatewayAnswer(401, "clear", "unauthorized") if tenant is None else self.answer(tenant, headers, path)
         with self._lock:
             self._counted[answer.decision, answer.cause] += 1
             self._metrics.observe("querywarden_authz_duration_seconds", time.perf_counter() - begun_s)
         return answer
 
-    def answer(self, tenant: str, headers: Headers, path: str) -> Answer:
+    def answer(self, tenant: str, headers: Headers, path: str) -> GatewayAnswer:
         """The answer to a request of a gateway of `tenant`: its headers (names in lower case) and original path, undecoded."""
         now_s = self._clock()
         found = self._identities.of(tenant, headers)
@@ -167,7 +167,7 @@ class Gateway:
             # A client may add such a header too: one closed route among them is enough.
             if any(map(self._routes.closed, [path] if path else _original_paths(headers))):
                 return self._refused_unknown(tenant, cause, now_s)
-            return Answer(200, STATES[CLEAR], cause)
+            return GatewayAnswer(200, STATES[CLEAR], cause)
         models = self._models(headers)
         worst, who = NOTHING, found.clients[0]
         for client in found.clients:
@@ -177,7 +177,7 @@ class Gateway:
                     worst, who = standing, client
         if worst.level < THROTTLE:
             decision = STATES[worst.level]
-            return Answer(200, decision, "known", degrade=self._rules.degrade.get(decision, NO_DEGRADE))
+            return GatewayAnswer(200, decision, "known", degrade=self._rules.degrade.get(decision, NO_DEGRADE))
         return self._restricted(worst, _Bucket(tenant, who, who == found.first), now_s)
 
     def flush(self) -> None:
@@ -197,24 +197,24 @@ class Gateway:
         joined = ",".join(said)
         return said + [part.strip() for part in joined.split(",")] if "," in joined else said
 
-    def _restricted(self, standing: Standing, bucket: _Bucket, now_s: float) -> Answer:
+    def _restricted(self, standing: Standing, bucket: _Bucket, now_s: float) -> GatewayAnswer:
         decision = STATES[standing.level]
         left_s = math.ceil(standing.until_s - now_s) if standing.until_s else _FOR_EVER_RETRY_S
         retry_after_s = max(1, min(left_s, LONGEST_RETRY_S))
         if standing.level == THROTTLE and self._rules.throttle_per_s > 0:
             wait_s = self._buckets.take(bucket, now_s)
             if wait_s <= 0:
-                return Answer(200, decision, "known", degrade=self._rules.degrade.get(decision, NO_DEGRADE))
+                return GatewayAnswer(200, decision, "known", degrade=self._rules.degrade.get(decision, NO_DEGRADE))
             retry_after_s = min(retry_after_s, math.ceil(wait_s))
         reference = self._identities.references.of(bucket.tenant, decision, bucket.client, now_s)
         status = 403 if standing.level == BLOCK else 429
-        return Answer(status, decision, "known", retry_after_s, reference=reference)
+        return GatewayAnswer(status, decision, "known", retry_after_s, reference=reference)
 
-    def _refused_unknown(self, tenant: str, cause: Cause, now_s: float) -> Answer:
+    def _refused_unknown(self, tenant: str, cause: Cause, now_s: float) -> GatewayAnswer:
         reference = self._identities.references.of(tenant, STATES[BLOCK], cause, now_s)
-        return Answer(403, STATES[BLOCK], cause, _UNKNOWN_RETRY_S, reference=reference)
+        return GatewayAnswer(403, STATES[BLOCK], cause, _UNKNOWN_RETRY_S, reference=reference)
 
-    def _message(self, answer: Answer) -> tuple[dict[str, Any], dict[str, Any]]:
+    def _message(self, answer: GatewayAnswer) -> tuple[dict[str, Any], dict[str, Any]]:
         body = answer.body()
         headers = [(n.encode(), v.encode("latin-1")) for n, v in answer.headers()]
         headers.append((b"content-length", b"%d" % len(body)))

@@ -32,7 +32,7 @@ FORMAT = 1
 _MAC = 64
 
 
-class Held(msgspec.Struct, frozen=True):
+class KnownKey(msgspec.Struct, frozen=True):
     """A key as the store has it. expires_s: 0 for never."""
 
     prefix: str
@@ -46,11 +46,11 @@ class Held(msgspec.Struct, frozen=True):
         return not self.expires_s or self.expires_s > now_s
 
 
-Keys = Mapping[str, Held]
+Keys = Mapping[str, KnownKey]
 """Public prefix → key."""
 
 
-class Row(msgspec.Struct, frozen=True):
+class AuditAnchor(msgspec.Struct, frozen=True):
     """A row of the audit log, by number and hash."""
 
     n: int
@@ -58,7 +58,7 @@ class Row(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
+class KeyMemory:
     """keys: as the store had them; lost: of those that it lost, the ones that go on; revoked: prefix → when the key would have ended;
     keyed: there ever was a key; row: the end of the audit log when the keys were read, None while it is empty."""
 
@@ -66,7 +66,7 @@ class Memory:
     lost: Keys = field(default_factory=dict)
     revoked: Mapping[str, int] = field(default_factory=dict)
     keyed: bool = False
-    row: Row | None = None
+    row: AuditAnchor | None = None
     format: int = FORMAT
 
 
@@ -76,11 +76,11 @@ class Reading:
 
     keys: Keys
     revoked: Mapping[str, int]
-    row: Row | None
+    row: AuditAnchor | None
     torn: bool = False
 
 
-def after(memory: Memory, read: Reading, goes_on: Callable[[Row], bool], now_s: float) -> Memory:
+def after(memory: KeyMemory, read: Reading, goes_on: Callable[[AuditAnchor], bool], now_s: float) -> KeyMemory:
     """The memory after a reading. goes_on: whether the store still holds a row of the audit log; asked when a key is missing."""
     revoked = {p: ends_s for p, ends_s in {**memory.revoked, **read.revoked}.items() if not ends_s or ends_s > now_s}
     keys = {p: key for p, key in read.keys.items() if p not in revoked}
@@ -92,7 +92,7 @@ def after(memory: Memory, read: Reading, goes_on: Callable[[Row], bool], now_s: 
         for p, key in {**memory.lost, **missing}.items()
         if p not in read.keys and p not in revoked and key.live(now_s)
     }
-    return Memory(
+    return KeyMemory(
         keys,
         lost,
         revoked,
@@ -107,31 +107,31 @@ class MemoryFile:
     def __init__(self, path: Path, secrets: Secrets) -> None:
         self.path = path
         self._key = secrets.derived("key-memory")
-        self._written = Memory()
+        self._written = KeyMemory()
         self._failed = False
 
-    def load(self) -> Memory:
+    def load(self) -> KeyMemory:
         """What was remembered; nothing when there is no file, or none that can be believed."""
         try:
             mac, body = (raw := self.path.read_bytes())[:_MAC], raw[_MAC:]
         except FileNotFoundError:
-            return Memory()
+            return KeyMemory()
         except OSError as error:
             log.error("remembered keys not read", extra={"path": str(self.path), "why": error.strerror})
-            return Memory()
+            return KeyMemory()
         try:
             if not hmac.compare_digest(mac, self._mac(body)):
                 raise ValueError("not written with these secrets")
-            found = msgspec.json.decode(body, type=Memory)
+            found = msgspec.json.decode(body, type=KeyMemory)
             if found.format != FORMAT:
                 raise ValueError(f"format {found.format}, this version reads format {FORMAT}")
         except (ValueError, msgspec.DecodeError) as error:
             log.error("remembered keys not used", extra={"path": str(self.path), "why": str(error)})
-            return Memory()
+            return KeyMemory()
         self._written = found
         return found
 
-    def save(self, memory: Memory) -> None:
+    def save(self, memory: KeyMemory) -> None:
         """Write what changed. A file that cannot be written is logged once: the memory of the process goes on."""
         if memory == self._written:
             return

@@ -41,7 +41,7 @@ _KEEP_ALIVE_S = 15.0
 Names = Callable[[ClientKey], str | None]
 
 
-class Page(NamedTuple):
+class StreamPage(NamedTuple):
     """An answer of the stream. status: 200, 410 for a cursor that can't be continued from, 503 before the first sync."""
 
     status: int
@@ -140,21 +140,23 @@ class DecisionFeed:
         since: str | None = None,
         named: bool = False,
         scopes: str | None = None,
-    ) -> Page:
+    ) -> StreamPage:
         """What changed since a cursor; everything at the start-up or without a cursor."""
         cursor = self.cursor  # before reading: what changes meanwhile is said twice, never missed
         if not self._view.synced:
-            return Page(503, {}, cursor)
+            return StreamPage(503, {}, cursor)
         if startup or not since:
-            return Page(200, {"new": self.listing(tenant, named=named, scopes=scopes) or None, "deleted": None}, cursor)
+            return StreamPage(
+                200, {"new": self.listing(tenant, named=named, scopes=scopes) or None, "deleted": None}, cursor
+            )
         epoch, number = _position(since)
         changes = self._view.since(number, epoch)
         if changes is None:
-            return Page(410, {}, cursor)
+            return StreamPage(410, {}, cursor)
         mine = [c for c in changes if c.tenant == tenant and _in_scope(scopes)]
         if changes:
             cursor = _cursor(epoch, changes[-1].number)
-        return Page(200, self._pair(mine, named), cursor)
+        return StreamPage(200, self._pair(mine, named), cursor)
 
     def end(self) -> None:
         """Let go of all followers, now and from now on."""

@@ -36,7 +36,7 @@ _FORMAT = 1
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class AdmissionLimits:
     """Of one cell. new_an_hour: clients taken up at once in an hour of event time; clients: within a horizon."""
 
     new_an_hour: int = 5_000
@@ -108,7 +108,7 @@ class Admission:
         head = self._state.astype("<i8").tobytes()
         return head + self._counts.astype("<u2").tobytes() if self._state[_TOTAL] else head
 
-    def tight(self, newcomers: int, limits: Limits, full: bool) -> bool:
+    def tight(self, newcomers: int, limits: AdmissionLimits, full: bool) -> bool:
         """Whether so many newcomers could be too many: the overflow clients may be needed."""
         alive = int(self._state[_THIS] + self._state[_BEFORE])
         return full or self._state[_NEW] + newcomers > limits.new_an_hour or alive + newcomers > limits.clients
@@ -120,7 +120,7 @@ class Admission:
         who: NDArray[np.int32],
         time_ms: NDArray[np.int64],
         half_horizon_ms: int,
-        limits: Limits,
+        limits: AdmissionLimits,
         full: bool = False,
     ) -> NDArray[np.bool_]:
         """Which rows (n,) go to the overflow client.

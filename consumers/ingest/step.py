@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from consumers.ingest.admission import Admission, Limits
+from consumers.ingest.admission import Admission, AdmissionLimits
 from consumers.ingest.duplicates import FIELD, Windows, event_hashes
 from consumers.log import Records, prefix
 from consumers.log.formats import Decoded, InputReader, NativeFormat
@@ -93,7 +93,7 @@ class Ingest:
     horizon_days: float = 30.0
     memory_days: float = 365.0
     admit_unknown: bool = False
-    limits: Limits = field(default_factory=Limits)
+    limits: AdmissionLimits = field(default_factory=AdmissionLimits)
     format: NativeFormat = field(init=False)
     _masks: dict[str, int] = field(init=False)
 

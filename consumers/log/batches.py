@@ -53,7 +53,7 @@ class RawRecord(NamedTuple):
     beside: Beside | None = None
 
 
-class _Unreadable(Exception):
+class _UnreadableBatch(Exception):
     """(reason, detail) of a batch."""
 
 
@@ -122,7 +122,7 @@ class _BoundedRecords(Fetcher.PartitionRecords):  # type: ignore[misc]  # untype
                 self.next_fetch_offset = base + delta + 1
                 at_ms = first_ms + later_ms if appended_ms is None else appended_ms
                 yield RawRecord(base + delta, value, None, _known(at_ms), beside.pop() if beside else None)
-        except _Unreadable as unreadable:
+        except _UnreadableBatch as unreadable:
             if self.next_fetch_offset < end:  # else only the batch's count was wrong
                 yield from self._quarantined(end, *unreadable.args)
         self.next_fetch_offset = end
@@ -185,7 +185,7 @@ def _walk(
             key_at = at
             value_bytes, at = _varint(body, at + key_bytes if key_bytes > 0 else at)
             if not (previous < delta <= last_delta and at + max(value_bytes, 0) <= end <= len(body)):
-                raise _Unreadable(CORRUPT, "records are not well-formed")
+                raise _UnreadableBatch(CORRUPT, "records are not well-formed")
             previous = delta
             value = body[at : at + min(value_bytes, KEPT_BYTES)] if value_bytes >= 0 else None
             if beside is not None:
@@ -194,7 +194,7 @@ def _walk(
             yield delta, value, later_ms
             at = end
     except IndexError:
-        raise _Unreadable(CORRUPT, "records are not well-formed") from None
+        raise _UnreadableBatch(CORRUPT, "records are not well-formed") from None
 
 
 def _headers(body: bytes, at: int, end: int) -> tuple[tuple[str, bytes], ...]:
@@ -207,7 +207,7 @@ def _headers(body: bytes, at: int, end: int) -> tuple[tuple[str, bytes], ...]:
         value_bytes, at = _varint(body, at + max(name_bytes, 0))
         value_at, at = at, at + max(value_bytes, 0)
         if at > end:
-            raise _Unreadable(CORRUPT, "records are not well-formed")
+            raise _UnreadableBatch(CORRUPT, "records are not well-formed")
         found.append((body[name_at : name_at + name_bytes].decode("utf-8", "replace"), body[value_at:at]))
     return tuple(found)
 
@@ -227,7 +227,7 @@ def _varint(body: bytes, at: int, last_shift: int = INT_SHIFT) -> tuple[int, int
             return (number >> 1) ^ -(number & 1), at
         shift += 7
         if shift > last_shift:
-            raise _Unreadable(CORRUPT, "records are not well-formed")
+            raise _UnreadableBatch(CORRUPT, "records are not well-formed")
 
 
 def _decompressed(body: bytes, codec: int) -> bytes:
@@ -244,14 +244,14 @@ def _decompressed(body: bytes, codec: int) -> bytes:
         EOFError,
         codecs.snappy.UncompressError,
     ) as error:
-        raise _Unreadable(CORRUPT, f"does not decompress as {name} ({error})") from error
+        raise _UnreadableBatch(CORRUPT, f"does not decompress as {name} ({error})") from error
     if len(inflated) > BATCH_BYTES:
         raise _bomb(name)
     return inflated
 
 
-def _bomb(name: str) -> _Unreadable:
-    return _Unreadable(BOMB, f"{name} batch decompresses to more than {BATCH_BYTES >> 20} MiB")
+def _bomb(name: str) -> _UnreadableBatch:
+    return _UnreadableBatch(BOMB, f"{name} batch decompresses to more than {BATCH_BYTES >> 20} MiB")
 
 
 def _gunzip(body: bytes) -> bytes:

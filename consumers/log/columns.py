@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from consumers.log.inputs import InputReader, Values
-from consumers.log.reasons import Note
+from consumers.log.reasons import MisfitNote
 from consumers.log.tolerant import Raw
 from detector.query import QueryBatch
 
@@ -35,7 +35,7 @@ class Marks(NamedTuple):
 
     misfit: int
     salt: int
-    notes: tuple[Note, ...]
+    notes: tuple[MisfitNote, ...]
 
 
 @dataclass(slots=True)
@@ -56,7 +56,7 @@ class ModelColumns:
     event_ids: Texts
     contents: Texts
     metadata: dict[int, Raw]
-    notes: dict[int, tuple[Note, ...]] = field(default_factory=dict)
+    notes: dict[int, tuple[MisfitNote, ...]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -81,7 +81,7 @@ class RowColumns:
     contents: bytearray = field(default_factory=bytearray)
     content_ends: array[int] = field(default_factory=lambda: array("q"))
     metadata: dict[int, Raw] = field(default_factory=dict)
-    notes: dict[int, tuple[Note, ...]] = field(default_factory=dict)
+    notes: dict[int, tuple[MisfitNote, ...]] = field(default_factory=dict)
     marked: dict[int, tuple[int, int]] = field(default_factory=dict)
 
     def mark(self, offset: int, marks: Marks) -> None:

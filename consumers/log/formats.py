@@ -27,15 +27,15 @@ from numpy.typing import NDArray
 from consumers.errors import BadRecord
 from consumers.log import MAX_RECORD_BYTES, Records
 from consumers.log.columns import TIMES_MS, Marks, ModelColumns, RowColumns, merged
-from consumers.log.inputs import ANSWER, CARE, FORMS, MEMBERS, Answer, InputReader, Row, Values
+from consumers.log.inputs import ANSWER, CARE, FORMS, MEMBERS, CarefulAnswer, CarefulRow, InputReader, Values
 from consumers.log.plain_events import plain_events
-from consumers.log.reasons import FATES, REASONS, Note, why_no_object, why_not_json, without_client
+from consumers.log.reasons import FATES, REASONS, MisfitNote, why_no_object, why_not_json, without_client
 from consumers.log.redaction import readable_names, redacted
 from consumers.log.tolerant import UNREADABLE, Raw, given, head, is_null, mended, parsed
 from consumers.store import DeadLetter
 from detector.query import UNKNOWN_TIME, Misfit, QueryBatch
 
-__all__ = ["FATES", "KNOWN_KEYS", "REASONS", "Decoded", "InputReader", "NativeFormat", "Note"]
+__all__ = ["FATES", "KNOWN_KEYS", "REASONS", "Decoded", "InputReader", "NativeFormat", "MisfitNote"]
 
 KNOWN_KEYS = frozenset(
     "event_id timestamp client_id model_id model_version features embedding text messages prediction status sampled_fraction"
@@ -78,7 +78,7 @@ class Decoded:
     events: dict[str, tuple[bytearray, NDArray[np.int64]]] = field(default_factory=dict)
     contents: dict[str, tuple[bytearray, NDArray[np.int64]]] = field(default_factory=dict)
     metadata: dict[str, dict[int, Raw]] = field(default_factory=dict)
-    notes: dict[str, dict[int, tuple[Note, ...]]] = field(default_factory=dict)
+    notes: dict[str, dict[int, tuple[MisfitNote, ...]]] = field(default_factory=dict)
     dead: list[DeadLetter] = field(default_factory=list)
     counted: set[int] = field(default_factory=set)
     counters: Counter[str] = field(default_factory=Counter)
@@ -307,7 +307,7 @@ def _carefully(
     letter  why only the head of the record `value` could be read
     """
     misfit, salt = 0, 0
-    notes: tuple[Note, ...] = ()
+    notes: tuple[MisfitNote, ...] = ()
     if values is None:
         if letter is None:
             row, answer = reader.careful_row(event), reader.careful_answer(given(event, ANSWER))
@@ -317,16 +317,18 @@ def _carefully(
         misfit, salt = row.misfit | (int(Misfit.ANSWER) if answer.notes else 0), row.salt
         values = row.values, answer[:3]
     if _time_ms(event) == UNKNOWN_TIME:
-        notes = (Note("bad_timestamp"), *notes)
+        notes = (MisfitNote("bad_timestamp"), *notes)
         letter = letter or ("bad_timestamp", _why_untimed(event))
     if letter is None and notes and notes[0].reason == "missing_input":
         letter = ("missing_input", "")
     if not _weight(event):
-        notes += (Note("bad_sampled_fraction"),)
+        notes += (MisfitNote("bad_sampled_fraction"),)
     return values, Marks(misfit, salt, notes), letter
 
 
-def _of_head(reader: InputReader, event: Mapping[str, Raw], value: bytes, reason: str) -> tuple[Row, Answer]:
+def _of_head(
+    reader: InputReader, event: Mapping[str, Raw], value: bytes, reason: str
+) -> tuple[CarefulRow, CarefulAnswer]:
     """Of a record of which only the head could be read: its answer may stand there, its input is told by its bytes."""
     raw = given(event, ANSWER)
     return reader.unreadable(reason, value), reader.unanswered if raw is None else reader.careful_answer(raw)

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from consumers.log.reasons import Note
+from consumers.log.reasons import MisfitNote
 from consumers.log.tolerant import UNREADABLE, Raw, given, parsed
 from detector.errors import MalformedQuery
 from detector.features import Schema
@@ -65,22 +65,22 @@ Values = tuple[list[float], Answered]
 """Input (d numbers) and answer."""
 
 
-class Row(NamedTuple):
+class CarefulRow(NamedTuple):
     """An input that was read with care. values: d numbers; misfit, salt: as of `QueryBatch`."""
 
     values: list[float]
     misfit: int = 0
     salt: int = 0
-    notes: tuple[Note, ...] = ()
+    notes: tuple[MisfitNote, ...] = ()
 
 
-class Answer(NamedTuple):
+class CarefulAnswer(NamedTuple):
     """A prediction that was read with care."""
 
     label: int
     probabilities: list[float]
     value: float
-    notes: tuple[Note, ...] = ()
+    notes: tuple[MisfitNote, ...] = ()
 
 
 class _Cell(NamedTuple):
@@ -127,7 +127,7 @@ class InputReader:
         self.plain = self.classes > 0 and self.width > 0 and not self._coded
         """Whether an input is a list of numbers and an answer one of several classes."""
         self._no_probabilities = [math.nan] * self.classes
-        self.unanswered = Answer(UNKNOWN_LABEL, self._no_probabilities, math.nan)
+        self.unanswered = CarefulAnswer(UNKNOWN_LABEL, self._no_probabilities, math.nan)
 
     # ------------------------------------------------------------------------------------------------- the input
 
@@ -164,7 +164,7 @@ class InputReader:
         self.ignored += more
         return found  # a word among the numbers does not compare to one
 
-    def careful_row(self, event: Mapping[str, Raw]) -> Row:
+    def careful_row(self, event: Mapping[str, Raw]) -> CarefulRow:
         """Input of one event, whatever it looks like. Never raises."""
         raw = given(event, self.schema.input_form)
         if raw is None:
@@ -202,12 +202,12 @@ class InputReader:
         misfit = 0
         for cell in cells:
             misfit |= cell.misfit
-        notes = [Note(cell.reason, self._names[j]) for j, cell in enumerate(cells) if cell.reason]
-        return Row([cell.code for cell in cells], misfit, salt, tuple(notes[:MOST_NOTES]))
+        notes = [MisfitNote(cell.reason, self._names[j]) for j, cell in enumerate(cells) if cell.reason]
+        return CarefulRow([cell.code for cell in cells], misfit, salt, tuple(notes[:MOST_NOTES]))
 
-    def unreadable(self, reason: str, *raws: Raw) -> Row:
+    def unreadable(self, reason: str, *raws: Raw) -> CarefulRow:
         """The row of an input that cannot be read. raws: what tells it from others."""
-        return Row([math.nan] * self.width, int(Misfit.UNREADABLE), digest(*raws), (Note(reason),))
+        return CarefulRow([math.nan] * self.width, int(Misfit.UNREADABLE), digest(*raws), (MisfitNote(reason),))
 
     def _picked(self, found: Mapping[str, Any]) -> list[Any]:
         """Values of the columns; of a dotted name what stands in the nested objects, unless a key is called so."""
@@ -265,7 +265,7 @@ class InputReader:
         """The class that a label names; None where it must be read with care."""
         return self._labels.get(str(label))
 
-    def careful_answer(self, raw: Raw | None) -> Answer:
+    def careful_answer(self, raw: Raw | None) -> CarefulAnswer:
         """A prediction, whatever it looks like; what cannot be read of it is missing. Never raises."""
         try:
             found = None if raw is None else _alone(parsed(raw))
@@ -281,19 +281,19 @@ class InputReader:
             return self._unanswered("wrong_output" if isinstance(found, list) else "missing_prediction")
         return self._valued(members) if self.schema.task == "regression" else self._labelled(members)
 
-    def _unanswered(self, reason: str) -> Answer:
-        return self.unanswered._replace(notes=(Note(reason, ANSWER),))
+    def _unanswered(self, reason: str) -> CarefulAnswer:
+        return self.unanswered._replace(notes=(MisfitNote(reason, ANSWER),))
 
-    def _valued(self, members: Mapping[str, Any]) -> Answer:
+    def _valued(self, members: Mapping[str, Any]) -> CarefulAnswer:
         value = members.get("value")
         if isinstance(value, list) and value:
             value = value[0]
         number = _number(value)
         if not abs(number) <= OUT_OF_RANGE:
             return self._unanswered("wrong_output")
-        return Answer(UNKNOWN_LABEL, self._no_probabilities, number)
+        return CarefulAnswer(UNKNOWN_LABEL, self._no_probabilities, number)
 
-    def _labelled(self, members: Mapping[str, Any]) -> Answer:
+    def _labelled(self, members: Mapping[str, Any]) -> CarefulAnswer:
         wrong = False
         probabilities = None
         if "probabilities" in members:
@@ -313,8 +313,8 @@ class InputReader:
             label = max(range(self.classes), key=probabilities.__getitem__)
         else:
             wrong = True
-        notes = (Note("wrong_output", ANSWER),) if wrong else ()
-        return Answer(label, self._no_probabilities if probabilities is None else probabilities, math.nan, notes)
+        notes = (MisfitNote("wrong_output", ANSWER),) if wrong else ()
+        return CarefulAnswer(label, self._no_probabilities if probabilities is None else probabilities, math.nan, notes)
 
     def _label(self, value: Any) -> int:
         if isinstance(value, list | dict) or value is None:

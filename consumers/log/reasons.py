@@ -19,7 +19,7 @@ from consumers.log.tolerant import UNREADABLE
 Fate = Literal["refused", "lettered", "marked"]
 
 
-class Note(NamedTuple):
+class MisfitNote(NamedTuple):
     """One thing about a query that does not fit. column: its name; `prediction` for the answer; empty: the whole input or record."""
 
     reason: str

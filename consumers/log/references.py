@@ -39,7 +39,7 @@ AT_ONCE = 5000
 _object = msgspec.json.Decoder(dict[str, Any])
 
 
-class Line(NamedTuple):
+class ReferenceLine(NamedTuple):
     """A line of a file or a row of a Parquet file, and where it is ("reference.jsonl:12")."""
 
     place: str
@@ -62,7 +62,7 @@ class RawReference:
         return self.places[i] if self.places else f"row {i + 1}"
 
 
-def lines_of(log: QueryLog) -> Iterator[Line]:
+def lines_of(log: QueryLog) -> Iterator[ReferenceLine]:
     """Every line of a log up to its end."""
     while True:
         poll = log.poll(1.0, AT_ONCE)
@@ -70,20 +70,20 @@ def lines_of(log: QueryLog) -> Iterator[Line]:
             log.seek(cell, None)
         for records in poll.batches:
             for i, value in enumerate(records.values):
-                yield Line(records.place(i), value)
+                yield ReferenceLine(records.place(i), value)
         # nothing for the moment is the end of a file, but not of a pipe
         if not poll.batches and not poll.assigned and all(log.position(c) >= e for c, e in log.ends().items()):
             return
 
 
-def read_reference(lines: Iterable[bytes | Line], model_id: str) -> RawReference:
+def read_reference(lines: Iterable[bytes | ReferenceLine], model_id: str) -> RawReference:
     """Events of a reference; lines of other models are left out and counted."""
     events: list[dict[str, Any]] = []
     places: list[str] = []
     refused = RefusedLines()
     elsewhere = 0
     for i, one in enumerate(lines, 1):
-        place, value = one if isinstance(one, Line) else (f"line {i}", one)
+        place, value = one if isinstance(one, ReferenceLine) else (f"line {i}", one)
         if not value.strip():
             continue
         try:

@@ -25,14 +25,14 @@ SKEW_S = 60
 """How far the store's clock may be ahead of ours."""
 
 
-class _Row(msgspec.Struct):
+class _AuditedRow(msgspec.Struct):
     n: int
     action: str = ""
     object: str = ""
     wrote: list[str] | None = None
 
 
-_row = msgspec.json.Decoder(_Row)
+_row = msgspec.json.Decoder(_AuditedRow)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class _Known:
     kind: str
     value: str
     expires_s: int
-    row: _Row
+    row: _AuditedRow
 
 
 def wrote(puts: Iterable[Entry], drops: Iterable[tuple[str, str, str]]) -> list[str]:

@@ -29,11 +29,11 @@ from consumers.records.operator_entries import (
     AllowlistEntry,
     ApiKey,
     Ended,
-    Note,
     Reset,
     Revoked,
+    StoredNote,
     StoredOperatorDecision,
-    Verdict,
+    StoredVerdict,
 )
 from consumers.records.schema_holds import SchemaHold, SchemaRuling
 from consumers.store import Entry
@@ -176,7 +176,7 @@ class Operations(AuditedWriter):
         campaign: ClientKey | None = None,
         note: str = "",
         once: str | None = None,
-    ) -> Verdict:
+    ) -> StoredVerdict:
         """An analyst's verdict. A false positive puts the alert's client on the allowlist for 30 days; another verdict takes it off.
 
         campaign: key of the campaign that the alert is about. Its accounts are not allowlisted: each may be a thief by itself.
@@ -184,12 +184,12 @@ class Operations(AuditedWriter):
         value = _one_of("verdict", verdict, VERDICTS)
         _check(None, note)
 
-        def plan() -> Plan[Verdict]:
+        def plan() -> Plan[StoredVerdict]:
             now = int(self.now_s())
             about = subject or campaign
             model, client = (about.model, about.client) if about else ("", "")
-            made = Verdict(alert_id, value, note, actor.name, now, model, client)
-            before = self._entry("verdict", alert_id, actor.tenant, Verdict)
+            made = StoredVerdict(alert_id, value, note, actor.name, now, model, client)
+            before = self._entry("verdict", alert_id, actor.tenant, StoredVerdict)
             plan = Plan(
                 made,
                 f"alert:{alert_id}",
@@ -200,9 +200,11 @@ class Operations(AuditedWriter):
                 self._allow_by_verdict(plan, actor, subject, made, now)
             return plan
 
-        return self._apply(actor, f"verdict.{verdict}", plan, Verdict, once, (alert_id, verdict, note))
+        return self._apply(actor, f"verdict.{verdict}", plan, StoredVerdict, once, (alert_id, verdict, note))
 
-    def _allow_by_verdict(self, plan: Plan[Verdict], actor: Actor, subject: Subject, made: Verdict, now: int) -> None:
+    def _allow_by_verdict(
+        self, plan: Plan[StoredVerdict], actor: Actor, subject: Subject, made: StoredVerdict, now: int
+    ) -> None:
         key = operator_entries.entry_key(subject.model, subject.client)
         listed = self._entry("allow", key, actor.tenant, AllowlistEntry)
         if made.verdict == "false_positive":
@@ -217,24 +219,24 @@ class Operations(AuditedWriter):
         elif listed is not None and listed.origin == "verdict":
             plan.drops.append((actor.tenant, "allow", key))
 
-    def note(self, actor: Actor, key: ClientKey, text: str, *, once: str | None = None) -> Note:
+    def note(self, actor: Actor, key: ClientKey, text: str, *, once: str | None = None) -> StoredNote:
         """Leave words about a client; kept for a year. Raises Conflict when there are too many."""
         if not text.strip():
             raise WrongUse("text: nothing was written")
         _check(None, text)
 
-        def plan() -> Plan[Note]:
+        def plan() -> Plan[StoredNote]:
             now = int(self.now_s())
             above = f"{key.model}|{key.client}|"
             mine = [e for e in self._all("note", actor.tenant) if e.key.startswith(above)]
             if len(mine) >= MOST_NOTES:
                 raise Conflict(f"{MOST_NOTES} notes about this client already")
             sealed = sealing.sealed(text, self.secrets, actor.tenant)
-            made = Note(entropy.token_hex(8), key.client, key.model, sealed, actor.name, now)
+            made = StoredNote(entropy.token_hex(8), key.client, key.model, sealed, actor.name, now)
             put = Entry(actor.tenant, "note", above + made.id, operator_entries.packed(made), now + NOTE_KEPT_S)
             return Plan(made, f"client:{key.client} model:{key.model}", puts=[put])
 
-        return self._apply(actor, "note.add", plan, Note, once, (key, text))
+        return self._apply(actor, "note.add", plan, StoredNote, once, (key, text))
 
     # ------------------------------------------------------------------------------------------ keys and the rest
 

@@ -20,7 +20,7 @@ BUDGETS = (0.05, 0.02, 0.01, 0.005, 0.002, 0.001)
 
 
 @dataclass(frozen=True, slots=True)
-class Life:
+class ClientAtEnd:
     """One client at the end of the log."""
 
     client_id: str
@@ -29,7 +29,7 @@ class Life:
     assessment: Assessment
 
     @classmethod
-    def of(cls, client_id: str, model: str, profile: Profile, shards: int, baseline: Baseline) -> Life:
+    def of(cls, client_id: str, model: str, profile: Profile, shards: int, baseline: Baseline) -> ClientAtEnd:
         return cls(client_id, model, profile, assess(profile, baseline, shards=shards))
 
 
@@ -65,7 +65,9 @@ class Flagged:
     why: str
 
 
-def at_budgets(lives: Sequence[Life], baselines: Mapping[str, Baseline], budgets: Sequence[float]) -> list[AtBudget]:
+def at_budgets(
+    lives: Sequence[ClientAtEnd], baselines: Mapping[str, Baseline], budgets: Sequence[float]
+) -> list[AtBudget]:
     """One row a budget, in the order given."""
     rows = []
     for budget in budgets:
@@ -90,7 +92,7 @@ def at_budgets(lives: Sequence[Life], baselines: Mapping[str, Baseline], budgets
     return rows
 
 
-def flagged(lives: Sequence[Life], baselines: Mapping[str, Baseline], budgets: Sequence[float]) -> list[Flagged]:
+def flagged(lives: Sequence[ClientAtEnd], baselines: Mapping[str, Baseline], budgets: Sequence[float]) -> list[Flagged]:
     """Clients that at least one budget flags, most suspicious first."""
     found = []
     for one in sorted(lives, key=lambda life: (life.assessment.p_value, -life.assessment.queries, life.client_id)):

@@ -121,7 +121,7 @@ class _Format(msgspec.Struct):
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class EvidenceCase:
     """What goes into a bundle.
 
     client         keyed hash; decision and alerts hold the id in clear, `sealed_id` replaces it unless `clear`
@@ -166,7 +166,7 @@ def fingerprint(raw: bytes) -> str:
     return hashlib.sha256(raw).hexdigest()[:32]
 
 
-def bundle(case: Case, key: Ed25519PrivateKey, clear: bool = False) -> bytes:
+def bundle(case: EvidenceCase, key: Ed25519PrivateKey, clear: bool = False) -> bytes:
     """The zip. Raises InvalidInput when there is no profile to put in."""
     profile = together(case.spans)
     if profile is None:

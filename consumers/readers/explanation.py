@@ -31,7 +31,7 @@ MODE_WORDS: dict[Mode, str] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class SignalStanding:
     """One signal of a client among honest ones.
 
     statistic, p_value, text  as stored; value: the statistic in units of its honest scale
@@ -72,7 +72,7 @@ def rarity(p_value: float) -> str:
     return f"1 in {round(odds / coarse) * coarse:,}"
 
 
-def standings(one: ClientDetail, baseline: Baseline | None) -> list[Standing]:
+def standings(one: ClientDetail, baseline: Baseline | None) -> list[SignalStanding]:
     """The client's signals against honest clients, strongest first; empty without a baseline."""
     found = []
     for e in one.client.evidence if baseline is not None else ():
@@ -83,7 +83,7 @@ def standings(one: ClientDetail, baseline: Baseline | None) -> list[Standing]:
         lives = sorted(float(v) / scale for v in baseline.nulls.lives[:, i]) or [0.0]
         high = lives[min(len(lives) - 1, math.ceil(0.99 * len(lives)))]
         usual, most = lives[len(lives) // 2], lives[-1]
-        found.append(Standing(e.signal, e.statistic, e.p_value, e.text, e.statistic / scale, usual, high, most))
+        found.append(SignalStanding(e.signal, e.statistic, e.p_value, e.text, e.statistic / scale, usual, high, most))
     return sorted(found, key=lambda s: -s.value)
 
 

@@ -25,7 +25,7 @@ MOST_ROWS = 1000
 """Rows of a page at most."""
 
 
-class Place(NamedTuple):
+class Position(NamedTuple):
     """Where a row stands in an order. name: unlike that of every other row with the same value."""
 
     value: float
@@ -36,15 +36,15 @@ class Place(NamedTuple):
         return -self.value, self.name
 
 
-class Page(NamedTuple):
+class PageRequest(NamedTuple):
     """What `asked` found good: the rows of an order after a place, `limit` at most."""
 
     order: str
-    after: Place | None
+    after: Position | None
     limit: int
 
     def of(
-        self, rows: Iterable[T], place: Callable[[T], Place], *, ordered: bool = False
+        self, rows: Iterable[T], place: Callable[[T], Position], *, ordered: bool = False
     ) -> tuple[tuple[T, ...], str | None]:
         """The rows of this page, and the cursor of the next one, None at the end.
 
@@ -60,18 +60,18 @@ class Page(NamedTuple):
         return tuple(row for _, row in chosen[: self.limit]), more
 
 
-def asked(order: str, cursor: str | None, limit: int) -> Page:
+def asked(order: str, cursor: str | None, limit: int) -> PageRequest:
     """Before anything is read: raises WrongUse for a limit, or for a text that is no cursor of this order."""
     if not 1 <= limit <= MOST_ROWS:
         raise WrongUse(f"limit: 1 to {MOST_ROWS}")
-    return Page(order, _read(cursor, order), limit)
+    return PageRequest(order, _read(cursor, order), limit)
 
 
-def _written(order: str, place: Place) -> str:
+def _written(order: str, place: Position) -> str:
     return base64.urlsafe_b64encode(msgspec.json.encode([order, *place])).decode().rstrip("=")
 
 
-def _read(cursor: str | None, order: str) -> Place | None:
+def _read(cursor: str | None, order: str) -> Position | None:
     if cursor is None:
         return None
     try:
@@ -81,4 +81,4 @@ def _read(cursor: str | None, order: str) -> Place | None:
         raise WrongUse("cursor: not one that was given out here") from None
     if found != order:
         raise WrongUse(f"cursor: it belongs to another order ({found[:20]!r})")
-    return Place(value, name)
+    return Position(value, name)

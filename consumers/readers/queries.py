@@ -38,7 +38,7 @@ from consumers.readers.models import (
     TrailPoint,
     Verdict,
 )
-from consumers.readers.pagination import Place, asked
+from consumers.readers.pagination import Position, asked
 from consumers.readers.public import alert_of, campaign_of, client_of
 from consumers.records import breaker_entries, operator_entries
 from consumers.records.alert import stored_alert
@@ -108,7 +108,7 @@ class Reader:
         page = asked(sort, cursor, limit)
         chosen, more = page.of(
             (r for r in self._rows(model) if r[1].rank >= min_suspicion and state in (None, r[1].state)),
-            lambda r: Place(self._value(r[1], sort), client_text(r[0])),
+            lambda r: Position(self._value(r[1], sort), client_text(r[0])),
             ordered=sort == "suspicion",  # the store's own order
         )
         items = (self._client(key, row) for key, row in chosen)
@@ -205,7 +205,7 @@ class Reader:
     ) -> AlertPage:
         """A page of the alerts stored in the last 30 days, newest first: each as last sent, or with `updates` each time it was sent."""
         page = asked("alerts", cursor, limit)
-        found: dict[str, tuple[Place, dict[str, Any]]] = {}
+        found: dict[str, tuple[Position, dict[str, Any]]] = {}
         for stored in self.store.alerts():
             body = self._body(stored)
             if body is None or (model is not None and body["model_id"] != model):
@@ -215,7 +215,7 @@ class Reader:
             name = stored.uid if updates else body["alert_id"]
             if name not in found or found[name][1]["update"] <= body["update"]:
                 newest_first = f"{body['alert_id']}/{_MOST_UPDATES - body['update']:012d}"
-                found[name] = (Place(float(stored.time_ms), newest_first), body)
+                found[name] = (Position(float(stored.time_ms), newest_first), body)
         wanted = (p for p in found.values() if state in (None, p[1]["state"]))
         chosen, more = page.of(wanted, lambda p: p[0])
         verdicts = self.verdicts()
@@ -263,13 +263,15 @@ class Reader:
         """Verdicts by alert."""
         return {
             v.alert_id: Verdict(v.alert_id, v.verdict, v.note, v.actor, v.at_s)
-            for _, v in self._entries("verdict", operator_entries.Verdict)
+            for _, v in self._entries("verdict", operator_entries.StoredVerdict)
         }
 
     def notes(self, key: ClientKey) -> tuple[Note, ...]:
         """Notes about a client, oldest first."""
         mine = [
-            n for _, n in self._entries("note", operator_entries.Note) if (n.model, n.client) == (key.model, key.client)
+            n
+            for _, n in self._entries("note", operator_entries.StoredNote)
+            if (n.model, n.client) == (key.model, key.client)
         ]
         return tuple(
             Note(n.id, self._unsealed(n.sealed_text), n.actor, n.at_s)

@@ -24,7 +24,7 @@ class OnModel:
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class RefusedClient:
     """What a reference stands for, and how the client stands now.
 
     day     UTC, YYYY-MM-DD
@@ -43,7 +43,7 @@ class Refused:
     allowed: bool = False
 
 
-def refused(reader: Reader, reference: str) -> Refused | None:
+def refused(reader: Reader, reference: str) -> RefusedClient | None:
     """What a reference stands for. None: it is none, or of a client that the store does not know. Raises Unavailable."""
     store, tenant = reader.store, reader.tenant
     found = References(reader.secrets).find(tenant, reference, known_clients(store, tenant))
@@ -51,11 +51,11 @@ def refused(reader: Reader, reference: str) -> Refused | None:
         return None
     reference = reference.strip().lower()
     if found.cause:
-        return Refused(reference, found.day, found.answer, found.cause, None, None)
+        return RefusedClient(reference, found.day, found.answer, found.cause, None, None)
     clients = [one for m in reader.models() if (one := reader.client(m.model_id, found.client)) is not None]
     decisions = tuple(d for d in reader.decisions() if d.client_key == found.client)
     names = [one.client.client_id for one in clients] + [d.client_id for d in decisions if d.client_id]
-    return Refused(
+    return RefusedClient(
         reference, found.day, found.answer, "", names[0] if names else None, found.client,
         tuple(OnModel(c.model_id, c.state, c.enforced, c.until_s) for c in (one.client for one in clients)),
         decisions,

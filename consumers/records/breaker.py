@@ -22,7 +22,7 @@ ACTIVE_COUNTED = 10_000
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class BreakerLimits:
     most: int = 20
     share: float = 0.01
     least: int = 5
@@ -34,7 +34,7 @@ class Breaker:
     """restricted: client → when it was newly restricted; open: nothing new is enforced; tripped_s: when it opened, in whole seconds, as
     operators' entries tell time: a reset in the same second closes it."""
 
-    limits: Limits = field(default_factory=Limits)
+    limits: BreakerLimits = field(default_factory=BreakerLimits)
     restricted: dict[ClientKey, float] = field(default_factory=dict)
     active: set[ClientKey] = field(default_factory=set)
     active_before: int = 0

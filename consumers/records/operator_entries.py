@@ -76,7 +76,7 @@ class AllowlistEntry:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class StoredVerdict:
     """What an analyst found: true_positive | false_positive."""
 
     alert_id: str
@@ -90,7 +90,7 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True)
-class Note:
+class StoredNote:
     """Words about a client; sealed_text holds them sealed."""
 
     id: str

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from consumers.log.reasons import Note
+from consumers.log.reasons import MisfitNote
 from detector.query import ClientKey, QueryBatch
 
 FIELD = "r"
@@ -48,7 +48,7 @@ class Refusals:
     def copy(self) -> Refusals:
         return Refusals(dict(self.reasons), {column: dict(counts) for column, counts in self.columns.items()})
 
-    def add(self, notes: Iterable[Note]) -> None:
+    def add(self, notes: Iterable[MisfitNote]) -> None:
         """Count one query, in place."""
         for reason in dict.fromkeys(note.reason for note in notes):
             self.reasons[reason] = self.reasons.get(reason, 0) + 1
@@ -65,20 +65,20 @@ class Refusals:
         mine[reason] = mine.get(reason, 0) + n
 
 
-class _Stored(msgspec.Struct, array_like=True):
+class _StoredRefusals(msgspec.Struct, array_like=True):
     reasons: Counts
     columns: dict[str, Counts]
 
 
 _pack = msgspec.msgpack.Encoder()
-_unpack = msgspec.msgpack.Decoder(_Stored)
+_unpack = msgspec.msgpack.Decoder(_StoredRefusals)
 
 
 def seen(
     known: Mapping[ClientKey, Refusals],
     keys: Sequence[ClientKey],
     batch: QueryBatch,
-    notes: Mapping[int, tuple[Note, ...]],
+    notes: Mapping[int, tuple[MisfitNote, ...]],
 ) -> dict[ClientKey, Refusals]:
     """Clients of whose queries some did not fit, with their counts then.
 
@@ -102,7 +102,7 @@ def seen(
 
 
 def packed(counts: Refusals) -> bytes:
-    return _pack.encode(_Stored(counts.reasons, counts.columns))
+    return _pack.encode(_StoredRefusals(counts.reasons, counts.columns))
 
 
 def unpacked(blob: bytes | None) -> Refusals:

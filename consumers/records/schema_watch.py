@@ -58,7 +58,7 @@ class Distinct:
         return float(kept_estimate(len(kept), kept[-1], KEPT)) if len(kept) else 0.0
 
 
-class _Stored(msgspec.Struct, array_like=True):
+class _StoredWatch(msgspec.Struct, array_like=True):
     day: int
     clients: bytes
     columns: dict[str, bytes]
@@ -103,13 +103,13 @@ class SchemaWatch:
 
     def to_bytes(self) -> bytes:
         columns = {name: one.smallest.astype("<u8").tobytes() for name, one in sorted(self.columns.items())}
-        return msgspec.msgpack.encode(_Stored(self.day, self.clients.smallest.astype("<u8").tobytes(), columns))
+        return msgspec.msgpack.encode(_StoredWatch(self.day, self.clients.smallest.astype("<u8").tobytes(), columns))
 
     @classmethod
     def from_bytes(cls, blob: bytes | None) -> SchemaWatch:
         """A stored state; one that cannot be read begins anew."""
         try:
-            stored = msgspec.msgpack.decode(blob or b"", type=_Stored)
+            stored = msgspec.msgpack.decode(blob or b"", type=_StoredWatch)
             columns = {name: Distinct(_hashes(kept)) for name, kept in stored.columns.items()}
             return cls(stored.day, Distinct(_hashes(stored.clients)), columns)
         except (msgspec.DecodeError, ValueError):

@@ -27,8 +27,8 @@ from consumers.store.layout import (
 )
 from consumers.store.records import (
     REVISION_JUMP,
-    Alert,
-    AuditRow,
+    AlertRecord,
+    AuditRecord,
     Delivery,
     Layout,
     OperatorEntry,
@@ -174,7 +174,7 @@ def _records(db: sqlite3.Connection) -> Iterator[tuple[str, Record]]:
         for row in db.execute(rows, (cell,)):
             yield str(cell), StoredRow(*row)
         for alert in db.execute("SELECT uid, time_ms, body, stored_ms FROM alerts WHERE cell = ? ORDER BY id", (cell,)):
-            yield str(cell), Alert(*alert)
+            yield str(cell), AlertRecord(*alert)
         sent = "SELECT destination, s.uid, max(stored_ms) FROM sent s JOIN alerts a USING (cell, uid) WHERE cell = ?"
         for delivery in db.execute(f"{sent} GROUP BY destination, s.uid", (cell,)):
             yield str(cell), Delivery(*delivery)
@@ -184,7 +184,7 @@ def _records(db: sqlite3.Connection) -> Iterator[tuple[str, Record]]:
     for entry in db.execute("SELECT tenant, kind, key, value, expires_s FROM entries"):
         yield "", OperatorEntry(*entry)
     for number, row in db.execute("SELECT number, row FROM audit ORDER BY number"):
-        yield "", AuditRow(number, row)
+        yield "", AuditRecord(number, row)
 
 
 # --- writing everything
@@ -265,7 +265,7 @@ def _plain(record: Record, cell: str, number: int) -> tuple[str, tuple[object, .
                 "INSERT INTO dead (cell, place, at, reason, detail, sha256, head) VALUES (?, ?, ?, ?, ?, ?, ?)",
                 (number, record.place, record.offset, record.reason, record.detail, record.sha256, record.head),
             )
-        case Alert():
+        case AlertRecord():
             return (
                 "INSERT INTO alerts (cell, uid, time_ms, body, stored_ms) VALUES (?, ?, ?, ?, ?)",
                 (int(cell), record.uid, record.time_ms, record.body, record.stored_ms),
@@ -278,6 +278,6 @@ def _plain(record: Record, cell: str, number: int) -> tuple[str, tuple[object, .
                 "INSERT INTO entries (tenant, kind, key, value, expires_s) VALUES (?, ?, ?, ?, ?)",
                 Entry(record.tenant, record.kind, record.key, record.value, record.expires_s),
             )
-        case AuditRow():
+        case AuditRecord():
             return "INSERT INTO audit VALUES (?, ?)", (record.number, record.row)
     raise InvalidInput(f"snapshot: unexpected {type(record).__name__}")

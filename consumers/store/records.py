@@ -74,7 +74,7 @@ class StoredRow(_Record):
     expires_s: int
 
 
-class Alert(_Record):
+class AlertRecord(_Record):
     uid: str
     time_ms: int
     body: bytes
@@ -101,7 +101,7 @@ class OperatorEntry(_Record):
     expires_s: int
 
 
-class AuditRow(_Record):
+class AuditRecord(_Record):
     number: int
     row: bytes
 
@@ -113,11 +113,11 @@ Record: TypeAlias = (
     | StoredLetter
     | StoredProfile
     | StoredRow
-    | Alert
+    | AlertRecord
     | Delivery
     | OperatorRevision
     | OperatorEntry
-    | AuditRow
+    | AuditRecord
 )
 
 _TABLES: dict[str, type[Record]] = {
@@ -127,11 +127,11 @@ _TABLES: dict[str, type[Record]] = {
     "letter": StoredLetter,
     "profile": StoredProfile,
     "decision": StoredRow,
-    "alert": Alert,
+    "alert": AlertRecord,
     "delivery": Delivery,
     "revision": OperatorRevision,
     "entry": OperatorEntry,
-    "audit": AuditRow,
+    "audit": AuditRecord,
 }
 _NAMES = {kind: name for name, kind in _TABLES.items()}
 

@@ -34,8 +34,8 @@ from consumers.store.layout import (
 )
 from consumers.store.records import (
     REVISION_JUMP,
-    Alert,
-    AuditRow,
+    AlertRecord,
+    AuditRecord,
     Delivery,
     Layout,
     OperatorEntry,
@@ -167,7 +167,7 @@ class Upkeep(RedisServer):
         for number, content in alerts:
             kept_alert = alert(dict(pairs(content)))
             stored_ms = int(number.partition(b"-")[0])
-            yield Alert(kept_alert.uid, kept_alert.time_ms, kept_alert.body, stored_ms)
+            yield AlertRecord(kept_alert.uid, kept_alert.time_ms, kept_alert.body, stored_ms)
         for destination, delivered in ledgers:
             for uid, stored_ms in pairs(delivered):
                 yield Delivery(unquoted(text(destination)), text(uid), int(stored_ms))
@@ -190,7 +190,7 @@ class Upkeep(RedisServer):
             with translated():
                 found = self._client.xrange(f"{prefix}audit", f"{start}-0", f"{end}-0")
             for number, fields in found:
-                yield AuditRow(int(number.partition(b"-")[0]), fields[b"row"])
+                yield AuditRecord(int(number.partition(b"-")[0]), fields[b"row"])
 
     def _check_empty(self) -> None:
         keys = [CELLS_KEY, f"{operator_prefix()}meta"]
@@ -233,7 +233,7 @@ class _Restoring:
                 return _profile_commands(cell, record)
             case StoredRow():
                 return _row_commands(int(cell), record)
-            case Alert():
+            case AlertRecord():
                 # Entries of a stream only go up; a clock that was set back must not break the restore.
                 at = self._stored_ms[cell] = max(record.stored_ms, self._stored_ms.get(cell, 0))
                 body: dict[str, Any] = {"uid": record.uid, "time_ms": record.time_ms, "body": record.body}
@@ -299,7 +299,7 @@ def _operator_commands(record: Record) -> list[Command]:
             if record.expires_s:
                 found.append(("zadd", f"{prefix}expiring", {f"{tenant}:{kind}:{key}": record.expires_s}))
             return found
-        case AuditRow():
+        case AuditRecord():
             return [
                 ("xadd", f"{prefix}audit", {"row": record.row}, f"{record.number}-0"),
                 ("hset", f"{prefix}meta", "rows", record.number),

@@ -38,7 +38,7 @@ def pure_steps(settings: config.Settings, baselines: Mapping[str, Baseline]) -> 
     """The pure steps of ingest and detect, as the settings say: a replay runs the same two."""
     from consumers.detect.step import Detect
     from consumers.fit import read_personas
-    from consumers.ingest.admission import Limits
+    from consumers.ingest.admission import AdmissionLimits
     from consumers.ingest.step import Ingest
     from detector.policy import Policy
 
@@ -50,7 +50,7 @@ def pure_steps(settings: config.Settings, baselines: Mapping[str, Baseline]) -> 
         horizon_days=settings.horizon_days,
         memory_days=settings.memory_days,
         admit_unknown=settings.unknown_models == "ignore",
-        limits=Limits(settings.admission.new_clients_an_hour, settings.admission.clients),
+        limits=AdmissionLimits(settings.admission.new_clients_an_hour, settings.admission.clients),
     )
     personas = read_personas(Path(settings.personas)) if settings.personas else {}
     policy = Policy(settings.false_alarm_budget, settings.mode)
@@ -144,7 +144,7 @@ def run_detect(
     from consumers.alerts.rounds import FlaggedClientsGauge, PeriodicRefresh
     from consumers.detect import loop
     from consumers.detect.overrides import Overrides
-    from consumers.records.breaker import Limits
+    from consumers.records.breaker import BreakerLimits
     from consumers.wiring.sinks import open_sinks
 
     _, step = pure_steps(settings, baselines_of(settings))
@@ -157,7 +157,7 @@ def run_detect(
     refresh = PeriodicRefresh([*sinks, gauge], settings.alerts.alertmanager.resend_s)
     stack.callback(refresh.stop)
     refresh.start()
-    limits = Limits(settings.breaker.most, settings.breaker.share, settings.breaker.least)
+    limits = BreakerLimits(settings.breaker.most, settings.breaker.share, settings.breaker.least)
     runner = loop.Runner(
         store,
         step,

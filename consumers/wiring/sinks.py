@@ -14,7 +14,7 @@ import msgspec
 
 from consumers import alert_settings, config
 from consumers.alerts.capped import CappedSink
-from consumers.alerts.outbound import Allowed
+from consumers.alerts.outbound import AllowedHosts
 from consumers.errors import ConfigError, CorruptState, Refused
 from consumers.records.alert import stored_alert
 from consumers.store import OutboxAlert
@@ -29,7 +29,7 @@ INSIDE = "0.0.0.0/0 ::/0"
 """Allowlist of receivers that an operator names and that live inside: any address, still pinned, still without redirects."""
 
 
-class Sink(NamedTuple):
+class SinkKind(NamedTuple):
     """section: of the settings under ``alerts``; filled: whether it names a receiver; make: the adapter."""
 
     section: str
@@ -41,7 +41,7 @@ def _webhook(a: alert_settings.AlertSettings, stored: Stored) -> AlertSink:
     from consumers.alerts.webhook import WebhookSink
 
     s = a.webhook
-    allow = Allowed.of(s.allow)
+    allow = AllowedHosts.of(s.allow)
     return WebhookSink(s.url.get_secret_value(), s.keys.get_secret_value(), allow=allow, form=s.format)
 
 
@@ -51,7 +51,7 @@ def _alertmanager(a: alert_settings.AlertSettings, stored: Stored) -> AlertSink:
     s = a.alertmanager
     return AlertmanagerSink(
         s.url.get_secret_value(),
-        allow=Allowed.of(INSIDE),
+        allow=AllowedHosts.of(INSIDE),
         firing_s=s.firing_hours * 3600,
         dashboard_url=a.dashboard_url,
         headers=_bearer(s.token.get_secret_value()),
@@ -64,7 +64,7 @@ def _pagerduty(a: alert_settings.AlertSettings, stored: Stored) -> AlertSink:
 
     s = a.pagerduty
     return PagerDutySink(
-        s.routing_key.get_secret_value(), url=s.url, allow=Allowed.of(s.allow), dashboard_url=a.dashboard_url
+        s.routing_key.get_secret_value(), url=s.url, allow=AllowedHosts.of(s.allow), dashboard_url=a.dashboard_url
     )
 
 
@@ -79,7 +79,11 @@ def _splunk(a: alert_settings.AlertSettings, stored: Stored) -> AlertSink:
 
     s = a.splunk
     return SplunkSink(
-        s.url.get_secret_value(), s.token.get_secret_value(), index=s.index, form=s.format, allow=Allowed.of(INSIDE)
+        s.url.get_secret_value(),
+        s.token.get_secret_value(),
+        index=s.index,
+        form=s.format,
+        allow=AllowedHosts.of(INSIDE),
     )
 
 
@@ -95,17 +99,17 @@ def _ecs(a: alert_settings.AlertSettings, stored: Stored) -> AlertSink:
     s = a.ecs
     if s.file:
         return EcsFileSink(s.file)
-    return EcsSink(s.url.get_secret_value(), api_key=s.api_key.get_secret_value(), allow=Allowed.of(INSIDE))
+    return EcsSink(s.url.get_secret_value(), api_key=s.api_key.get_secret_value(), allow=AllowedHosts.of(INSIDE))
 
 
-SINKS: tuple[Sink, ...] = (
-    Sink("webhook", lambda a: bool(a.webhook.url.get_secret_value()), _webhook),
-    Sink("alertmanager", lambda a: bool(a.alertmanager.url.get_secret_value()), _alertmanager),
-    Sink("pagerduty", lambda a: bool(a.pagerduty.routing_key.get_secret_value()), _pagerduty),
-    Sink("notify", lambda a: bool(a.notify.urls.get_secret_value()), _notify),
-    Sink("splunk", lambda a: bool(a.splunk.url.get_secret_value()), _splunk),
-    Sink("syslog", lambda a: bool(a.syslog.url), _syslog),
-    Sink("ecs", lambda a: bool(a.ecs.url.get_secret_value() or a.ecs.file), _ecs),
+SINKS: tuple[SinkKind, ...] = (
+    SinkKind("webhook", lambda a: bool(a.webhook.url.get_secret_value()), _webhook),
+    SinkKind("alertmanager", lambda a: bool(a.alertmanager.url.get_secret_value()), _alertmanager),
+    SinkKind("pagerduty", lambda a: bool(a.pagerduty.routing_key.get_secret_value()), _pagerduty),
+    SinkKind("notify", lambda a: bool(a.notify.urls.get_secret_value()), _notify),
+    SinkKind("splunk", lambda a: bool(a.splunk.url.get_secret_value()), _splunk),
+    SinkKind("syslog", lambda a: bool(a.syslog.url), _syslog),
+    SinkKind("ecs", lambda a: bool(a.ecs.url.get_secret_value() or a.ecs.file), _ecs),
 )
 
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from consumers.alerts.delivery import OutboxWorker
-from consumers.alerts.outbound import Allowed
+from consumers.alerts.outbound import AllowedHosts
 from consumers.alerts.webhook import WebhookSink
 from consumers.metrics import Metrics
 from consumers.secrets import Secrets
@@ -41,7 +41,7 @@ class Careless:
 
 def main(path: str, url: str, deadline_s: str, *how: str) -> None:
     store = EmbeddedStore(Path(path))
-    sink = WebhookSink(url, KEY, allow=Allowed.of("127.0.0.1"), deadline_s=float(deadline_s))
+    sink = WebhookSink(url, KEY, allow=AllowedHosts.of("127.0.0.1"), deadline_s=float(deadline_s))
     worker = OutboxWorker(
         Careless(sink) if how else sink, store, SECRETS, Metrics(), clock=lambda: time.monotonic() * FASTER
     )

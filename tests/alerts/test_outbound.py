@@ -16,7 +16,7 @@ import trustme
 from support.receivers import Recorder, recording
 from support.servers import free_port
 
-from consumers.alerts.outbound import Allowed, Outbound, is_open, resolve
+from consumers.alerts.outbound import AllowedHosts, Outbound, is_open, resolve
 from consumers.errors import Refused, Unavailable, Undeliverable
 
 CLOSED = (
@@ -39,7 +39,7 @@ def outbound(url: str, answers: Sequence[str], allow: str = "", **more: Any) -> 
         asked.append(host)
         return answers
 
-    return Outbound(url, what="webhook", allow=Allowed.of(allow), lookup=lookup, **more), asked
+    return Outbound(url, what="webhook", allow=AllowedHosts.of(allow), lookup=lookup, **more), asked
 
 
 @pytest.fixture
@@ -159,7 +159,7 @@ def test_a_url_that_cannot_be_right_is_refused_without_repeating_it(url: str) ->
 @pytest.mark.parametrize("word", ["10.0.0.0/40", "10.0.0.1/8", "a/b", "*", "-x", "http://x"])
 def test_an_allow_list_that_cannot_be_read_is_refused(word: str) -> None:
     with pytest.raises(Refused):
-        Allowed.of(f"127.0.0.1 {word}")
+        AllowedHosts.of(f"127.0.0.1 {word}")
 
 
 # --- the connection
@@ -175,7 +175,7 @@ def test_rebinding_meets_the_address_that_was_checked(authority: trustme.CA) -> 
     with recording(authority) as recorder:
         answers = iter([["127.0.0.1"]])
         out = Outbound(
-            f"https://alerts.example:{recorder.port}/x", what="webhook", allow=Allowed.of("127.0.0.1"),
+            f"https://alerts.example:{recorder.port}/x", what="webhook", allow=AllowedHosts.of("127.0.0.1"),
             context=recorder.context, lookup=lambda host, port: next(answers),
         )  # fmt: skip
         out.post(b"1", {})
@@ -194,7 +194,7 @@ def test_the_certificate_must_be_of_the_name(authority: trustme.CA) -> None:
             out = Outbound(
                 url,
                 what="webhook",
-                allow=Allowed.of("127.0.0.1"),
+                allow=AllowedHosts.of("127.0.0.1"),
                 context=context,
                 lookup=lambda host, port: ["127.0.0.1"],
             )
@@ -208,7 +208,7 @@ def test_a_redirect_is_not_followed(status: int) -> None:
     with recording() as trap, recording() as recorder:
         recorder.answers[:] = [status]
         recorder.headers["Location"] = trap.url
-        out = Outbound(recorder.url, what="webhook", allow=Allowed.of("127.0.0.1"))
+        out = Outbound(recorder.url, what="webhook", allow=AllowedHosts.of("127.0.0.1"))
         with pytest.raises(Unavailable, match=str(status)):
             out.post(b"{}", {})
         assert trap.connections == 0
@@ -219,7 +219,7 @@ def test_proxies_of_the_environment_are_not_asked(monkeypatch: pytest.MonkeyPatc
     with recording() as trap, recording() as recorder:
         for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
             monkeypatch.setenv(name, trap.url)
-        out = Outbound(recorder.url, what="webhook", allow=Allowed.of("127.0.0.1"))
+        out = Outbound(recorder.url, what="webhook", allow=AllowedHosts.of("127.0.0.1"))
         out.post(b"{}", {})
         out.close()
         assert (trap.connections, len(recorder.seen)) == (0, 1)
@@ -251,7 +251,7 @@ def silence(answer: BaseHTTPRequestHandler) -> None:
 def test_a_receiver_that_drips_is_left_at_the_deadline(misbehave: object) -> None:
     with recording() as recorder:
         recorder.misbehave = misbehave  # type: ignore[assignment]
-        out = Outbound(recorder.url, what="webhook", allow=Allowed.of("127.0.0.1"), deadline_s=0.5)
+        out = Outbound(recorder.url, what="webhook", allow=AllowedHosts.of("127.0.0.1"), deadline_s=0.5)
         began = time.monotonic()
         with pytest.raises(Unavailable):
             out.post(b"{}", {})
@@ -260,7 +260,7 @@ def test_a_receiver_that_drips_is_left_at_the_deadline(misbehave: object) -> Non
 
 def test_a_handshake_that_never_ends_is_left_at_the_deadline() -> None:
     with silent_listener() as port:
-        out = Outbound(f"https://127.0.0.1:{port}/", what="webhook", allow=Allowed.of("127.0.0.1"), deadline_s=0.5)
+        out = Outbound(f"https://127.0.0.1:{port}/", what="webhook", allow=AllowedHosts.of("127.0.0.1"), deadline_s=0.5)
         began = time.monotonic()
         with pytest.raises(Unavailable):
             out.post(b"{}", {})
@@ -287,7 +287,7 @@ def test_a_flood_is_not_read() -> None:
 
     with recording() as recorder:
         recorder.misbehave = flood
-        out = Outbound(recorder.url, what="webhook", allow=Allowed.of("127.0.0.1"))
+        out = Outbound(recorder.url, what="webhook", allow=AllowedHosts.of("127.0.0.1"))
         assert len(out.post(b"{}", {})) == 65_536
         assert out._connection is None
         assert not written.is_set()
@@ -303,7 +303,7 @@ def test_an_answer_that_is_none_is_an_outage(garbage: bytes) -> None:
 
     with recording() as recorder:
         recorder.misbehave = answer
-        out = Outbound(recorder.url, what="webhook", allow=Allowed.of("127.0.0.1"))
+        out = Outbound(recorder.url, what="webhook", allow=AllowedHosts.of("127.0.0.1"))
         with pytest.raises(Unavailable) as unavailable:
             out.post(b"{}", {})
         assert "y" * 20 not in str(unavailable.value)
@@ -311,7 +311,7 @@ def test_an_answer_that_is_none_is_an_outage(garbage: bytes) -> None:
 
 def test_an_idle_connection_that_was_given_up_is_made_anew() -> None:
     with recording() as recorder:
-        out = Outbound(recorder.url, what="webhook", allow=Allowed.of("127.0.0.1"))
+        out = Outbound(recorder.url, what="webhook", allow=AllowedHosts.of("127.0.0.1"))
         out.post(b"1", {})
         recorder.down()
         recorder.up()
@@ -324,7 +324,7 @@ def test_an_idle_connection_that_was_given_up_is_made_anew() -> None:
 def test_what_is_refused_names_host_and_status_only() -> None:
     with recording() as recorder:
         recorder.answers[:] = [410]
-        out = Outbound(f"{recorder.url}/canary?token=canary", what="webhook", allow=Allowed.of("127.0.0.1"))
+        out = Outbound(f"{recorder.url}/canary?token=canary", what="webhook", allow=AllowedHosts.of("127.0.0.1"))
         with pytest.raises(Undeliverable) as refused:
             out.post(b"{}", {"X-Key": "canary"})
         assert str(refused.value) == "webhook: 127.0.0.1 answered 410"

@@ -24,7 +24,7 @@ from consumers.alerts.alertmanager import AlertmanagerSink
 from consumers.alerts.ecs import EcsFileSink, EcsSink
 from consumers.alerts.kafka import KafkaSink
 from consumers.alerts.notify import NotifySink
-from consumers.alerts.outbound import Allowed
+from consumers.alerts.outbound import AllowedHosts
 from consumers.alerts.pagerduty import PagerDutySink
 from consumers.alerts.splunk import SplunkSink
 from consumers.alerts.syslog import SyslogSink
@@ -33,7 +33,7 @@ from consumers.errors import Refused, Unavailable, Undeliverable
 from consumers.log.kafka import connection
 from consumers.store import OutboxAlert
 
-LOOPBACK = Allowed.of("127.0.0.1")
+LOOPBACK = AllowedHosts.of("127.0.0.1")
 KEY = f"whsec_{base64.b64encode(CANARY.encode() * 2).decode()}"
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from support.receivers import Request, alert, recording
 
-from consumers.alerts.outbound import Allowed
+from consumers.alerts.outbound import AllowedHosts
 from consumers.alerts.webhook import TOLERANCE_S, WebhookSink, keys, signature, verify
 from consumers.errors import Refused
 
@@ -43,7 +43,7 @@ def check(request: pytest.FixtureRequest) -> Verify:
 
 def posted(key_text: str, number: int = 1) -> Request:
     with recording() as recorder:
-        sink = WebhookSink(recorder.url, key_text, allow=Allowed.of("127.0.0.1"), clock=lambda: NOW_S)
+        sink = WebhookSink(recorder.url, key_text, allow=AllowedHosts.of("127.0.0.1"), clock=lambda: NOW_S)
         assert sink.send([alert(number)]) == [True]
         sink.close()
     (request,) = recorder.seen

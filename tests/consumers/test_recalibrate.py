@@ -21,7 +21,7 @@ from consumers.ingest.step import Ingest
 from consumers.log.files import FileLog
 from consumers.log.references import lines_of
 from consumers.recalibrate import Presumption
-from consumers.records.operator_entries import Verdict, VerdictValue, packed
+from consumers.records.operator_entries import StoredVerdict, VerdictValue, packed
 from consumers.secrets import Secrets
 from consumers.store import Entry, Operation
 from consumers.store.embedded import EmbeddedStore
@@ -166,7 +166,7 @@ def test_a_verdict_decides_who_is_honest(
     revision, _ = store.operator_entries("verdict")
 
     def judged(client: str, verdict: VerdictValue) -> Entry:
-        made = Verdict(
+        made = StoredVerdict(
             f"alert of {client}",
             verdict,
             "",

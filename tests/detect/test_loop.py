@@ -26,7 +26,7 @@ from consumers.log.files import FileLog
 from consumers.metrics import METRICS, Metrics, serve_metrics
 from consumers.records import decision
 from consumers.records.alert import finding_id, stored_alert
-from consumers.records.breaker import Limits
+from consumers.records.breaker import BreakerLimits
 from consumers.records.decision import StoredDecision, stored_decision
 from consumers.secrets import Secrets
 from consumers.store import DECISION_CELLS, DecisionRow, Entry, Operation, OutboxAlert, Outcome, decision_cell
@@ -409,7 +409,7 @@ def test_a_storm_of_flags_is_told_and_enforced_against_nobody_more(
 ) -> None:
     monkeypatch.setattr("detector.policy.MIN_ODD_TO_THROTTLE", 0)
     judge = Detect(judging.baselines, secrets, Policy(0.49, "block"))
-    overrides = Overrides(Limits(most=2, least=2))
+    overrides = Overrides(BreakerLimits(most=2, least=2))
     one = runner(filled, judge, now_s=lambda: 1000, overrides=overrides)
     one.turn()
     flagged = [row for row in rows(filled, secrets).values() if row.decision.state in ("throttle", "block")]

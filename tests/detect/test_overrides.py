@@ -9,7 +9,7 @@ import pytest
 from consumers.detect.overrides import Overrides
 from consumers.operators.audited_write import Actor
 from consumers.operators.operate import Operations
-from consumers.records.breaker import Breaker, Limits
+from consumers.records.breaker import Breaker, BreakerLimits
 from consumers.records.breaker_entries import RESET, TRIPPED, times
 from consumers.records.operator_entries import AllowlistEntry, Reset, entry_key, packed
 from consumers.secrets import Secrets
@@ -73,7 +73,7 @@ def test_the_limit_of_a_storm_is_one_percent_between_a_floor_and_twenty(active: 
 
 
 def test_restrictions_that_come_slowly_open_nothing_and_a_redo_counts_once() -> None:
-    breaker = Breaker(Limits(most=5))
+    breaker = Breaker(BreakerLimits(most=5))
     for i in range(100):
         assert breaker.allows(client(i), NOW_S + 121 * i)
         assert breaker.allows(client(i), NOW_S + 121 * i)
@@ -91,7 +91,7 @@ def test_an_open_breaker_outlives_a_restart_and_holds_for_all_until_it_is_reset(
     new_store: NewStore,
 ) -> None:
     store = new_store()
-    one, other = Overrides(Limits(most=1, least=1)), Overrides()
+    one, other = Overrides(BreakerLimits(most=1, least=1)), Overrides()
     one.refresh(store)
     other.refresh(store)
     assert [decided(one, i)[1] for i in range(3)] == ["block", "clear", "clear"]
@@ -114,14 +114,14 @@ def test_an_open_breaker_outlives_a_restart_and_holds_for_all_until_it_is_reset(
 
 
 def test_no_operator_of_another_tenant_closes_or_opens_a_breaker(new_store: NewStore) -> None:
-    store, overrides = new_store(), Overrides(Limits(most=1, least=1))
+    store, overrides = new_store(), Overrides(BreakerLimits(most=1, least=1))
     overrides.refresh(store)
     assert [decided(overrides, i)[1] for i in range(2)] == ["block", "clear"]
     overrides.remember(store, "default")
     other = ClientKey("acme", "m", "f" * 32)
     operations = Operations(store, Secrets(b"s" * 16, b"p" * 32, b"k" * 32), now_s=lambda: NOW_S + 60.0)
     operations.reset_breaker(Actor("mallory", "operator", "acme"))
-    again = Overrides(Limits(most=1, least=1))
+    again = Overrides(BreakerLimits(most=1, least=1))
     for one in (overrides, again):
         one.refresh(store)
         assert decided(one, 7, now_s=NOW_S + 61)[1:] == ("clear", "breaker"), "still open"
@@ -157,7 +157,7 @@ def test_an_entry_that_cannot_be_read_lifts_and_imposes_nothing(new_store: NewSt
 
 
 def test_to_watch_somebody_restricts_nobody() -> None:
-    overrides = Overrides(Limits(most=1, least=1))
+    overrides = Overrides(BreakerLimits(most=1, least=1))
     watched = Decision("watch", "unusual", NOW_S, 0, 0, "watch")
     for i in range(50):
         assert overrides.overruled(client(i), Decision(), watched, NOW_S) == watched
@@ -165,7 +165,7 @@ def test_to_watch_somebody_restricts_nobody() -> None:
 
 
 def test_observing_counts_for_nothing() -> None:
-    overrides = Overrides(Limits(most=1, least=1))
+    overrides = Overrides(BreakerLimits(most=1, least=1))
     watched = Decision("block", "extraction", NOW_S, NOW_S + 9, 0, "clear")
     for i in range(50):
         assert overrides.overruled(client(i), Decision(), watched, NOW_S) == watched

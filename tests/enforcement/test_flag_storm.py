@@ -21,7 +21,7 @@ from consumers.metrics import Metrics
 from consumers.operators.audited_write import Actor, Subject
 from consumers.operators.operate import Operations
 from consumers.readers.queries import Reader
-from consumers.records.breaker import Limits
+from consumers.records.breaker import BreakerLimits
 from consumers.records.decision import packed_decision, previous
 from consumers.store import Checkpoint, Cursor, Outcome, Store
 from consumers.store.embedded import EmbeddedStore
@@ -61,7 +61,7 @@ class Scene:
                 store,
                 Alarmed({}, SECRETS),
                 metrics=self.metrics,
-                overrides=Overrides(Limits(MOST, 1.0, MOST)),
+                overrides=Overrides(BreakerLimits(MOST, 1.0, MOST)),
                 process=f"detect-{i}",
                 lease_ms=60_000,
             )

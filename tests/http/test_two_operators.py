@@ -8,7 +8,7 @@ import pytest
 from support.seeded_api import CAMPAIGN, MODEL, OURS, World, alert_of, client_hash, decided, keep
 
 from consumers.records.decision import campaign_key
-from consumers.records.operator_entries import Verdict, unpacked
+from consumers.records.operator_entries import StoredVerdict, unpacked
 
 THIEF = {"model_id": MODEL, "client_id": "thief"}
 PAGE = f"/v1/models/{MODEL}/clients/thief"
@@ -122,6 +122,6 @@ def test_a_campaign_is_judged_and_no_account_of_it_is_allow_listed(served: World
     assert served.client("viewer").get(f"/v1/alerts/{'e' * 32}").json()["verdict"]["verdict"] == "false_positive"
     assert served.client("viewer").get("/v1/allowlist").json() == []
     (entry,) = served.store.operator_entries("verdict", OURS)[1]
-    said = unpacked(entry, Verdict)
+    said = unpacked(entry, StoredVerdict)
     assert (said.model, said.client) == (MODEL, campaign_key(OURS, MODEL, CAMPAIGN).client)
     assert client_hash("thief") not in said.client

@@ -18,7 +18,7 @@ from support import victims
 from consumers.detect import loop as detect
 from consumers.detect.step import Detect
 from consumers.ingest import loop as ingest
-from consumers.ingest.admission import HEAD_BYTES, SKETCH_BYTES, Admission, Limits
+from consumers.ingest.admission import HEAD_BYTES, SKETCH_BYTES, Admission, AdmissionLimits
 from consumers.ingest.health import Runtime
 from consumers.ingest.loop import IngestLoop
 from consumers.ingest.step import Ingest
@@ -42,7 +42,9 @@ def name(client: int) -> str:
     return hashlib.blake2b(b"%d" % client, digest_size=16).hexdigest()
 
 
-def fold(admission: Admission, known: set[int], rows: Sequence[Row], limits: Limits, full: bool = False) -> list[bool]:
+def fold(
+    admission: Admission, known: set[int], rows: Sequence[Row], limits: AdmissionLimits, full: bool = False
+) -> list[bool]:
     """Pooled rows of one poll; `known` takes up who was admitted."""
     clients = sorted({c for c, _ in rows})
     has = np.array([c in known for c in clients], np.bool_)
@@ -53,7 +55,7 @@ def fold(admission: Admission, known: set[int], rows: Sequence[Row], limits: Lim
     return [bool(pooled) for pooled in out]
 
 
-def twin(rows: Sequence[Row], limits: Limits) -> list[bool]:
+def twin(rows: Sequence[Row], limits: AdmissionLimits) -> list[bool]:
     """With exact counts in place of the sketch: equal while few ids share the sketch."""
     known: set[int] = set()
     hour = admitted = late = 0
@@ -92,7 +94,7 @@ ROWS = st.lists(
 def test_who_is_admitted_is_what_the_twin_says_however_polls_cut(
     rows: list[Row], budget: int, cap: int, cuts: list[int]
 ) -> None:
-    limits = Limits(budget, cap, 3)
+    limits = AdmissionLimits(budget, cap, 3)
     admission, known, pooled = Admission(), set[int](), []
     edges = [0, *sorted(min(c, len(rows)) for c in cuts), len(rows)]
     for start, end in itertools.pairwise(edges):
@@ -104,12 +106,12 @@ def test_who_is_admitted_is_what_the_twin_says_however_polls_cut(
 
 def test_a_full_store_takes_up_nobody_new_and_leaves_the_known_alone() -> None:
     admission, known = Admission(), {1}
-    assert fold(admission, known, [(1, 5), (2, 5), (3, 5)], Limits(), full=True) == [False, True, True]
+    assert fold(admission, known, [(1, 5), (2, 5), (3, 5)], AdmissionLimits(), full=True) == [False, True, True]
     assert known == {1}
 
 
 def test_the_state_is_small_and_a_damaged_one_begins_anew() -> None:
-    admission, limits = Admission(), Limits(1, 10, 3)
+    admission, limits = Admission(), AdmissionLimits(1, 10, 3)
     fold(admission, set(), [(1, 0)], limits)
     changed = [admission.changed]
     assert len(admission.to_bytes()) == HEAD_BYTES
@@ -125,7 +127,7 @@ def test_the_state_is_small_and_a_damaged_one_begins_anew() -> None:
 def test_the_sketch_tells_invented_ids_from_clients_that_stay(ids: int) -> None:
     """One query an id, in one hour; among them 50 honest newcomers with 60 queries each."""
     rng = np.random.default_rng(1)
-    admission, limits, known = Admission(), Limits(), 0
+    admission, limits, known = Admission(), AdmissionLimits(), 0
     honest = [name(-i) for i in range(1, 51)]
     has_state = np.zeros(50, np.bool_)
     for start in range(0, ids, 20_000):
@@ -144,7 +146,7 @@ def test_the_sketch_tells_invented_ids_from_clients_that_stay(ids: int) -> None:
 
 @pytest.fixture
 def reading(baseline: Baseline, secrets: Secrets) -> Ingest:
-    return Ingest({victims.MODEL: baseline}, secrets, limits=Limits(new_an_hour=1000))
+    return Ingest({victims.MODEL: baseline}, secrets, limits=AdmissionLimits(new_an_hour=1000))
 
 
 def through(path: Path, store: Any, reading: Ingest) -> IngestLoop:
@@ -202,7 +204,7 @@ def test_no_client_can_be_named_like_the_pool(
     rows = victims.items(40, np.random.default_rng(9))
     names = ["overflow"] * 10 + ["acct-1", "acct-2"] * 10 + [OVERFLOW] * 10
     lines = [victims.line(row, client_id=client) for row, client in zip(rows, names, strict=True)]
-    reading.limits = Limits(1, 100)
+    reading.limits = AdmissionLimits(1, 100)
     store = new_store()
     one = through(victims.write_lines(tmp_path / "log.jsonl", lines), store, reading)
     (cell,) = one.ownership.cells.values()

@@ -13,7 +13,7 @@ from support import victims
 from support.references import batch_of
 
 from consumers.ingest import loop as ingest
-from consumers.ingest.admission import Limits
+from consumers.ingest.admission import AdmissionLimits
 from consumers.ingest.health import Runtime
 from consumers.ingest.loop import IngestLoop
 from consumers.ingest.step import Cell, Ingest, shape_of
@@ -97,7 +97,7 @@ def test_a_record_of_the_year_9998_stops_no_admission(
     """C2: each horizon takes up its new clients, as without it."""
     pooled = []
     for future in ([], [at(365 * 7000, "a", 1)]):
-        reading = Ingest({victims.MODEL: baseline}, secrets, limits=Limits(new_an_hour=5000, clients=25))
+        reading = Ingest({victims.MODEL: baseline}, secrets, limits=AdmissionLimits(new_an_hour=5000, clients=25))
         lines = [at(0.1, c, ord(c)) for c in "abc"] + future
         for month in range(4):
             lines += [at(45 * month + 1, c, ord(c)) for c in "abc"]

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from consumers.log import MAX_RECORD_BYTES, Records
-from consumers.log.formats import FATES, KNOWN_KEYS, REASONS, Decoded, InputReader, NativeFormat, Note
+from consumers.log.formats import FATES, KNOWN_KEYS, REASONS, Decoded, InputReader, MisfitNote, NativeFormat
 from consumers.log.references import read_reference, reference_batch, stack
 from consumers.records.ledger import imbalance
 from detector.features import Column, Schema
@@ -299,7 +299,7 @@ def test_an_answer_that_cannot_be_read_is_missing_and_the_input_counts(
     np.testing.assert_allclose(batch.probabilities[0], probabilities, atol=1e-6)
     assert batch.misfit.tolist() == [Misfit.ANSWER]
     assert batch.inputs.tolist() == [[0.1, 2.0, 3.5]]
-    assert decoded.notes["plain"] == {10: (Note("wrong_output", "prediction"),)}
+    assert decoded.notes["plain"] == {10: (MisfitNote("wrong_output", "prediction"),)}
 
 
 @pytest.mark.parametrize("prediction", [{"value": []}, {"value": 1e13}, {"value": "no"}, {"label": 3}, {}])
@@ -362,9 +362,9 @@ def test_columns_that_the_schema_does_not_have_are_counted() -> None:
 def test_a_column_is_named_and_its_value_is_not() -> None:
     decoded = decode([named({"age": "secret", "job": "secret", "more": "secret"})])
     assert decoded.notes["named"][10] == (
-        Note("wrong_type", "age"),
-        Note("missing_column", "score"),
-        Note("unknown_category", "job"),
+        MisfitNote("wrong_type", "age"),
+        MisfitNote("missing_column", "score"),
+        MisfitNote("unknown_category", "job"),
     )
 
 

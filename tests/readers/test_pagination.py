@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 from support.seeded_api import MODEL, World, world
 
 from consumers.errors import WrongUse
-from consumers.readers.pagination import Place, asked
+from consumers.readers.pagination import Position, asked
 
 LISTS = {
     "/v1/models": "model_id",
@@ -106,7 +106,7 @@ def test_pages_put_together_are_the_sorted_list(rows: list[tuple[float, str]], l
     cursor = None
     while True:
         source = wanted if ordered else rows
-        page, cursor = asked("o", cursor, limit).of(source, lambda row: Place(*row), ordered=ordered)
+        page, cursor = asked("o", cursor, limit).of(source, lambda row: Position(*row), ordered=ordered)
         got += page
         if cursor is None:
             break

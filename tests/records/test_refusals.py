@@ -18,7 +18,7 @@ from consumers.detect.step import Detect
 from consumers.ingest.loop import IngestLoop, run
 from consumers.ingest.step import Ingest
 from consumers.log.files import FileLog
-from consumers.log.reasons import Note
+from consumers.log.reasons import MisfitNote
 from consumers.readers.explanation import refusals as said
 from consumers.readers.queries import Reader
 from consumers.records import refusals
@@ -34,7 +34,7 @@ MODEL = victims.MODEL
 NewStore = Callable[[], EmbeddedStore]
 
 NOTES = st.lists(
-    st.builds(Note, st.sampled_from(["missing_value", "retyped"]), st.sampled_from(["", "a", "b", "prediction"])),
+    st.builds(MisfitNote, st.sampled_from(["missing_value", "retyped"]), st.sampled_from(["", "a", "b", "prediction"])),
     max_size=4,
 )
 
@@ -116,7 +116,7 @@ def test_scores_account_and_readers_show_them(
 
 
 @given(st.lists(NOTES, max_size=30), st.integers(0, 30))
-def test_counts_of_two_cells_are_those_of_one(notes: list[list[Note]], cut: int) -> None:
+def test_counts_of_two_cells_are_those_of_one(notes: list[list[MisfitNote]], cut: int) -> None:
     whole, first, second = Refusals(), Refusals(), Refusals()
     for i, mine in enumerate(notes):
         whole.add(mine)
@@ -128,7 +128,7 @@ def test_counts_of_two_cells_are_those_of_one(notes: list[list[Note]], cut: int)
 def test_a_client_cannot_make_its_counts_grow() -> None:
     counts = Refusals()
     for i in range(5000):
-        counts.add([Note("missing_column", f"{i}" + "é" * 500)])
+        counts.add([MisfitNote("missing_column", f"{i}" + "é" * 500)])
     assert len(counts.columns) == MOST_COLUMNS + 1
     assert counts.columns[OTHERS] == {"missing_column": 5000 - MOST_COLUMNS}
     assert len(refusals.packed(counts)) < 12_000

@@ -25,7 +25,7 @@ from support.rows import stored_row
 from consumers.http.auth import Authenticator, KeyRing
 from consumers.http.dashboard import actions, handlers
 from consumers.http.dashboard.handlers import Dashboard
-from consumers.http.dashboard.health_page import Pulse, Sink
+from consumers.http.dashboard.health_page import Pulse, ShownSink
 from consumers.http.dashboard.session import Sessions
 from consumers.operators.audited_write import Actor
 from consumers.operators.operate import Operations
@@ -200,7 +200,7 @@ def served(
     ring = KeyRing(SECRETS, time.time)
     ring.refresh(store)
     reader = Reader(store, SECRETS, TENANT, time.time, {MODEL: baseline})
-    sinks = [Sink("kafka:extraction-alerts", 0), Sink("webhook:soc", 2, "away since 09:12")]
+    sinks = [ShownSink("kafka:extraction-alerts", 0), ShownSink("webhook:soc", 2, "away since 09:12")]
     dashboard = Dashboard(
         reader=reader,
         auth=Authenticator(ring, tenant=TENANT, open_on_loopback=True),

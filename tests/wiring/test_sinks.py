@@ -15,7 +15,7 @@ from support.receivers import alert, life, recording
 from consumers import alert_settings, config
 from consumers.alerts.alertmanager import MAX_OPEN, AlertmanagerSink
 from consumers.alerts.capped import DAY_S, CappedSink
-from consumers.alerts.outbound import Allowed
+from consumers.alerts.outbound import AllowedHosts
 from consumers.alerts.rounds import PeriodicRefresh
 from consumers.errors import Refused, Unavailable, WrongUse
 from consumers.metrics import Metrics
@@ -40,7 +40,7 @@ def settings(**sections: Any) -> alert_settings.AlertSettings:
 
 
 @pytest.mark.parametrize("row", sinks.SINKS, ids=lambda row: row.section)
-def test_every_row_makes_its_sink_when_its_section_is_filled(row: sinks.Sink) -> None:
+def test_every_row_makes_its_sink_when_its_section_is_filled(row: sinks.SinkKind) -> None:
     section, name = FILLED[row.section]
     assert not row.filled(settings())
     (sink,) = sinks.configured(settings(**{row.section: section}), None, tuple)
@@ -264,7 +264,7 @@ def manager(
 ) -> AlertmanagerSink:
     return AlertmanagerSink(
         url,
-        allow=Allowed.of("127.0.0.1"),
+        allow=AllowedHosts.of("127.0.0.1"),
         firing_s=3600,
         stored=stored,
         clock=clock or Clock(),

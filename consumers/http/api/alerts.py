@@ -11,7 +11,7 @@ from consumers.http.api.parameters import NEXT, Asked, Cursor, Id, Limit, Once, 
 from consumers.http.routes import Acting, Caller, route
 from consumers.operators.audited_write import Subject
 from consumers.readers import models as read_models
-from consumers.readers.pagination import Place
+from consumers.readers.pagination import Position
 from consumers.records.decision import campaign_key
 
 
@@ -55,7 +55,7 @@ def alert_routes(app: FastAPI, api: Api) -> None:
     @route(app, "GET", "/v1/campaigns", answers=NEXT)
     def campaigns(who: Caller, part: Paged) -> tuple[read_models.Campaign, ...]:
         found = api.read(who.tenant).campaigns()
-        return part.of(found, lambda c: Place(c.suspicion, f"{c.campaign_id}|{c.model_id}"))
+        return part.of(found, lambda c: Position(c.suspicion, f"{c.campaign_id}|{c.model_id}"))
 
     @route(app, "GET", "/v1/campaigns/{campaign_id}")
     def campaign(who: Caller, campaign_id: Id) -> read_models.Campaign:

@@ -12,7 +12,7 @@ from consumers.http.api.context import Api
 from consumers.http.api.parameters import NEXT, Asked, Id, Once, Paged
 from consumers.http.routes import Acting, Caller, route
 from consumers.operators.audited_write import DAY_S, Actor
-from consumers.readers.pagination import Place
+from consumers.readers.pagination import Position
 from consumers.records import operator_entries
 
 
@@ -53,8 +53,8 @@ def key_routes(app: FastAPI, api: Api) -> None:
         return public_key(gone)
 
 
-def by_name(one: Key) -> Place:
-    return Place(0, f"{one.name}|{one.created_s:012d}|{one.prefix}")
+def by_name(one: Key) -> Position:
+    return Position(0, f"{one.name}|{one.created_s:012d}|{one.prefix}")
 
 
 def lost_key(api: Api, who: Actor, prefix: str) -> operator_entries.ApiKey | None:

@@ -14,7 +14,7 @@ from consumers.http.api.parameters import NEXT, Asked, Cursor, Limit, Model, Nam
 from consumers.http.routes import Acting, Caller, route
 from consumers.operators import operate
 from consumers.readers import models as read_models
-from consumers.readers.pagination import Place
+from consumers.readers.pagination import Position
 
 
 class Write(Asked):
@@ -33,7 +33,7 @@ class History:
 def model_routes(app: FastAPI, api: Api) -> None:
     @route(app, "GET", "/v1/models", answers=NEXT)
     def models(who: Caller, part: Paged) -> tuple[read_models.Model, ...]:
-        return part.of(api.read(who.tenant).models(), lambda m: Place(0, m.model_id))
+        return part.of(api.read(who.tenant).models(), lambda m: Position(0, m.model_id))
 
     @route(app, "GET", "/v1/models/{model_id}")
     def model(who: Caller, model_id: Model) -> read_models.Model:

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from consumers.errors import Missing
 from consumers.operators import operate
 from consumers.readers.models import Allowed, OperatorDecision
-from consumers.readers.pagination import MOST_ROWS, Page, Place, asked
+from consumers.readers.pagination import MOST_ROWS, PageRequest, Position, asked
 from consumers.records import operator_entries
 
 T = TypeVar("T")
@@ -64,14 +64,14 @@ class AboutClient(Asked):
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class ArrayPart:
     """Which part of an array a request asks for; the answer's head says where the next one is."""
 
     request: Request
     response: Response
-    page: Page
+    page: PageRequest
 
-    def of(self, rows: Sequence[T], place: Callable[[T], Place]) -> tuple[T, ...]:
+    def of(self, rows: Sequence[T], place: Callable[[T], Position]) -> tuple[T, ...]:
         shown, more = self.page.of(rows, place)
         if more is not None:
             query = self.request.query_params.multi_items()
@@ -80,12 +80,12 @@ class Part:
         return shown
 
 
-def _part(request: Request, response: Response, cursor: Cursor = None, limit: Limit = MOST_ROWS) -> Part:
+def _part(request: Request, response: Response, cursor: Cursor = None, limit: Limit = MOST_ROWS) -> ArrayPart:
     """Raises WrongUse for a cursor of another list."""
-    return Part(request, response, asked(request.url.path, cursor, limit))
+    return ArrayPart(request, response, asked(request.url.path, cursor, limit))
 
 
-Paged = Annotated[Part, Depends(_part)]
+Paged = Annotated[ArrayPart, Depends(_part)]
 
 
 def there(value: T | None) -> T:
@@ -105,5 +105,5 @@ def about_client(model_id: str, client_id: str | None, client_key: str | None) -
     return AboutClient(model_id=model_id, client_id=client_id, client_key=client_key)
 
 
-def newest_first(row: OperatorDecision | Allowed) -> Place:
-    return Place(float(row.at_s), f"{row.client_key}|{row.model_id}")
+def newest_first(row: OperatorDecision | Allowed) -> Position:
+    return Position(float(row.at_s), f"{row.client_key}|{row.model_id}")

@@ -22,7 +22,7 @@ _QUIET = "Either no queries arrive any more, or an old log was replayed."
 
 
 @dataclass(frozen=True, slots=True)
-class Sink:
+class ShownSink:
     """Where alerts go: waiting is how many it has not taken yet, None when unknown."""
 
     name: str
@@ -40,7 +40,7 @@ class Pulse:
 
     stale_s: float | None = None
     breaker: str = ""
-    sinks: Sequence[Sink] = ()
+    sinks: Sequence[ShownSink] = ()
 
 
 def health_page(reader: Reader, pulse: Pulse, mode: str, now_ms: int) -> dict[str, Any]:
@@ -126,7 +126,7 @@ def health_page(reader: Reader, pulse: Pulse, mode: str, now_ms: int) -> dict[st
             {"name": s.name, "state": s.state, "waiting": "?" if s.waiting is None else f"{s.waiting:,}"}
             for s in (
                 *pulse.sinks,
-                *(Sink(s.name, s.waiting, "away" if s.away else "taking alerts") for s in found.sinks or ()),
+                *(ShownSink(s.name, s.waiting, "away" if s.away else "taking alerts") for s in found.sinks or ()),
             )
         ],
         "detecting": bool(live.get("detect")),

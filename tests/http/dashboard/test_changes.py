@@ -12,7 +12,7 @@ from support.seeded_dashboard import MODEL, SECRETS, TENANT
 from consumers.http.dashboard.site import MOST_ROWS
 from consumers.records.alert import packed_alert
 from consumers.records.decision import ExposureMeasured, campaign_key, exposures_of, packed_decision
-from consumers.records.operator_entries import Verdict, unpacked
+from consumers.records.operator_entries import StoredVerdict, unpacked
 from consumers.store import Outcome, decision_cell
 from detector.baseline import Baseline
 from detector.extraction import Exposure
@@ -74,7 +74,7 @@ def test_a_campaign_is_judged_from_its_page_by_those_who_may(world: World, basel
     done = analyst.post("/act/campaign-verdict", data=form | {"csrf": token(analyst, page)})
     assert done.headers["location"] == f"{page}&said=judged"
     (entry,) = world.store.operator_entries("verdict", TENANT)[1]
-    said = unpacked(entry, Verdict)
+    said = unpacked(entry, StoredVerdict)
     assert (said.alert_id, said.client, said.note) == (alert, campaign_key(TENANT, MODEL, CAMPAIGN).client, "one card")
     assert "true positive" in analyst.get(page).text
 
