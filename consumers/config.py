@@ -498,4 +498,4 @@ def _refuse_unknown_variables() -> None:
             variable.startswith(PREFIX) and not variable.startswith(f"{PREFIX}TEST_") and variable != f"{PREFIX}CACHE"
         )
         if ours and variable.upper() not in known:
-            raise WrongUse(f"environment: {variable} names no setting (querywarden config schema lists them)")
+            raise WrongUse(f"environment: {variable} is not a setting (querywarden config schema lists them)")

@@ -121,4 +121,4 @@ class EcsFileSink(JsonLinesSink):
     def _send(self, alert: OutboxAlert) -> None:
         shaped = OutboxAlert(alert.uid, alert.time_ms, msgspec.json.encode(document(finding(alert))))
         if super().send([shaped]) != [True]:
-            raise Unavailable("ecs file: it can't be written")
+            raise Unavailable("ecs file: it cannot be written")

@@ -283,7 +283,9 @@ class Outbound:
                 raise Unavailable(f"{self.what}: {host} has no address that can be checked") from error
             allowed = self._allow.has(host, address)
             if not allowed and not is_open(address):
-                raise Unavailable(f"{self.what}: {host} is at an address that alerts may not go to (allowlist)")
+                raise Unavailable(
+                    f"{self.what}: {host} has an address that alerts may not be sent to; see the allowlist"
+                )
             if not allowed and self.target.scheme != "https":
                 raise Unavailable(f"{self.what}: plain http to {host} is not in the allowlist")
             found.append(address)

@@ -40,9 +40,9 @@ def backtest(
     baselines = load_baselines(baseline or list(settings.baselines))
     budgets = sorted(budget or testing.BUDGETS, reverse=True)
     if not baselines:
-        raise WrongUse("no baseline: give --baseline FILE (querywarden fit makes one)")
+        raise WrongUse("no baseline: give --baseline FILE (querywarden fit creates one)")
     if not all(0 < b < 0.5 for b in budgets):
-        raise WrongUse("--budget: above 0 and below 0.5")
+        raise WrongUse("--budget: it must be above 0 and below 0.5")
     processes.warn_of_weak_baselines(settings, baselines)
     lives = []
     with adapters.open_sqlite() as store, contextlib.closing(adapters.open_files(logs)) as source:

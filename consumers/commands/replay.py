@@ -62,7 +62,7 @@ def replay(
     settings = config.with_mapping(settings, mapping)
     baselines = load_baselines(baseline or list(settings.baselines))
     if not baselines:
-        raise WrongUse("no baseline: give --baseline FILE (querywarden fit makes one)")
+        raise WrongUse("no baseline: give --baseline FILE (querywarden fit creates one)")
     processes.warn_of_weak_baselines(settings, baselines)
     translator = adapters.open_translator(settings, baselines)
     source = adapters.open_files(logs, resumable=store is not None, translator=translator)

@@ -173,7 +173,7 @@ def _subject(
         raise WrongUse("CLIENT: a hash has 32 hexadecimal digits")
     models = set(model or ()) or erasure.models_of(store, settings.tenant) | set(load_baselines(settings.baselines))
     if not models:
-        raise WrongUse("no model is known: give --model")
+        raise WrongUse("the store knows no model; give --model")
     return erasure.subject_of(store, secrets, settings.tenant, client, models, hashed)
 
 

@@ -1,11 +1,10 @@
-"""Who may do what: one row for every method and path of the service.
+"""Access rules: one row for every method and path of the service, with the roles that may use it.
 
 Rules:
-
-* Deny by default. A route without a row stops the service at its start; a row without a role is open to everybody, and there are few.
-* Routes, their documentation (docs/api.md, OpenAPI) and the test of every role on every route all come from this table.
-* No role implies another, except that a person's roles each include the ones before: viewer < analyst < operator < admin. Machines'
-  roles stand alone: a gateway sees decisions and no score, whoever writes queries reads nothing.
+* Deny by default. A route without a row stops the service at its start. A row without a role is open to everybody; there are few.
+* Routes, their documentation (docs/api.md, OpenAPI) and the test of every role on every route are all made from this table.
+* The roles of people include each other: viewer < analyst < operator < admin. Roles of machines stand alone: a gateway sees decisions but
+  no score, and the role that writes queries reads nothing.
 """
 
 from __future__ import annotations

@@ -1,16 +1,15 @@
-"""Who calls: an API key, a bearer token of an identity provider, a client certificate; or nobody.
+"""Authentication: the caller is known by an API key, a bearer token of an identity provider, or a client certificate.
 
 Rules:
-
-* Nothing here waits. Keys are held in memory and refreshed by a thread (`KeyRing.refresh`), as are the provider's public keys; a store that
-  is away, or that lost its keys (`keymemory`), changes nothing for keys that are known.
+* Nothing here waits. Keys are held in memory and refreshed by a thread (`KeyRing.refresh`), as are the provider's public keys. If the store
+  is away, or lost its keys (`keymemory`), known keys stay valid.
 * The tenant comes from the credential and from nowhere else.
 * API keys: ``qw_<env>_<prefix8>_<43>``, in ``Authorization: Bearer`` or ``X-Api-Key``; gateways, whose requests carry their clients'
   headers, use ``X-QueryWarden-Key``. Every check does the same work whatever is wrong: one digest, one comparison (`KeyRing.check`).
 * Bearer tokens (RFC 8725): algorithms from a list, asymmetric only, and only the one that the key is for; issuer, audience, expiry and
-  not-before demanded; a token that brings its own key (``jwk``, ``jku``, ``x5u``, ``x5c``) or unknown critical headers is refused.
-* Certificates: the TLS layer has verified them; a name of the certificate, with its type, is looked up in a table.
-* While no credential was ever configured, a service on loopback may be looked at (role viewer) by requests from this machine to a
+  not-before are required. A token that brings its own key (``jwk``, ``jku``, ``x5u``, ``x5c``) or unknown critical headers is refused.
+* Certificates: the TLS layer has verified them. A name of the certificate, with its type, is looked up in a table.
+* While no credential was ever configured, a service on loopback grants the role viewer to requests from this machine to a
   loopback name that no proxy has passed on.
 """
 
@@ -319,7 +318,7 @@ def _typed(name: str) -> str:
     if name.startswith(_NAME_TYPES):
         return name
     if not _DNS_NAME.fullmatch(name):
-        raise WrongUse(f"http.certificate_roles: {name!r} is no DNS name: write URI:{name} or email:{name}")
+        raise WrongUse(f"http.certificate_roles: {name!r} is not a DNS name; write URI:{name} or email:{name}")
     return f"DNS:{name}"
 
 

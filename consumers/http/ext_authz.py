@@ -1,9 +1,11 @@
-"""Envoy's gRPC authorization service (``envoy.service.auth.v3``), the same answers as ``/v1/authz``. Extra ``[grpc]``.
+"""Envoy's gRPC authorization service (``envoy.service.auth.v3``), with the same answers as ``/v1/authz``. Extra ``[grpc]``.
 
-Rules: the request's headers and path are those of the checked request, the path undecoded as over HTTP. Headers are read from the map
-(Envoy joins repeated ones with commas) and from `header_map` (``encode_raw_headers``: each as it came). The gateway's own credential comes
-in the call's metadata (`initial_metadata` of Envoy's `grpc_service`). Status OK lets pass and sets both headers for the model server,
-overwriting a client's forged ones; anything else is refused with the status and headers of the HTTP answer.
+Rules:
+* The request's headers and path are those of the checked request, the path undecoded as over HTTP. Headers are read from the map
+  (Envoy joins repeated ones with commas) and from `header_map` (``encode_raw_headers``: each as it came).
+* The gateway's own credential comes in the metadata of the call (`initial_metadata` of Envoy's `grpc_service`).
+* Status OK lets the request pass and sets both headers for the model server, overwriting headers that a client forged. Any other request is
+  refused with the status and headers of the HTTP answer.
 """
 
 from __future__ import annotations

@@ -1,13 +1,12 @@
-"""What a service remembers of API keys, so that a store that was wiped refuses nobody and opens nothing.
+"""The API keys that a service remembers, so that a wiped store neither locks callers out nor lets strangers in.
 
 Rules:
-
-* A key that the store no longer holds was revoked, or the store lost it. The audit log tells which: its rows are never trimmed, so where
-  the last row that was seen is still there, whoever removed the key did so on purpose. Where it is not, the store lost its history.
-* A lost key goes on until it ends, is revoked by its prefix, or is found again. A key that was revoked never comes back, even when an
-  older state of the store does.
-* That there ever was a key is never forgotten.
-* The file holds what the store holds: digests, no key. It has mode 0600 and is authenticated with a key of the secrets file; one that
+* A key that the store no longer holds was either revoked or lost. The audit log tells which: its rows are never trimmed, so if the last
+  row that was seen is still there, the key was revoked on purpose. If not, the store lost its history.
+* A lost key stays valid until it expires, is revoked by its prefix, or is found again. A revoked key never becomes valid again, even if an
+  older state of the store does come back.
+* The memory that there ever was a key is never lost.
+* The file holds what the store holds: digests, no key. It has mode 0600 and is authenticated with a key of the secrets file. A file that
   does not fit is not used.
 """
 

@@ -1,7 +1,8 @@
-"""Every error as ``application/problem+json`` (RFC 9457).
+"""Errors of the API as ``application/problem+json`` (RFC 9457).
 
-Rules: one table from errors to statuses; `type` is ``urn:querywarden:<name>``; the request id is in every problem; no stack trace, no
-setting, no input is repeated; what a caller may not know of looks like what isn't there (404).
+Rules:
+* One table maps errors to statuses. `type` is ``urn:querywarden:<name>``. Every problem holds the request id.
+* No stack trace, setting or input is repeated. What a caller may not know of looks as if it did not exist (404).
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""``POST /v1/queries``: the log for model servers that cannot write to Kafka.
+"""``POST /v1/queries``: the query log for model servers that cannot write to Kafka.
 
 Rules:
-
 * One request holds one event or many: NDJSON, a JSON array, one JSON object, CloudEvents (binary, structured or batch). An event is checked
   like ingest checks it, and what ingest would refuse is refused here, with the same reason, record by record.
 * An accepted event is in the log when the answer leaves: acknowledged by all replicas, or in the followed file and on its disk.

@@ -1,11 +1,10 @@
-"""The connection itself: what uvicorn leaves open.
+"""The connection of an HTTP request: limits that uvicorn does not set.
 
 Rules:
-
-* A request's head must be complete `HEAD_TIMEOUT_S` after the connection opened or its first byte came, and may hold `MOST_HEAD_BYTES`: who
-  drips headers is cut off.
-* Who gets a refusal while it still sends is read on, to a bound, before the connection closes: closing at once resets the connection, and a
-  gateway that sees a reset instead of the refusal may take us for down and let the request pass.
+* A request's head must be complete `HEAD_TIMEOUT_S` after the connection opened or its first byte came, and may hold `MOST_HEAD_BYTES`.
+  Slower callers are cut off.
+* If a caller is refused while it still sends, its bytes are read on, to a bound, before the connection closes. Closing at once would reset
+  the connection, and a gateway that sees a reset instead of the refusal may let the request pass.
 * The names of a client certificate that TLS has verified go into the connection's state with their types, as ``certificate_names``.
 """
 

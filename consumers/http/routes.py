@@ -1,11 +1,10 @@
-"""How a function becomes a route: guarded, documented and counted by its row of the table.
+"""Make a function a route: guarded, documented and counted according to its row of the access table.
 
 Rules:
-
-* The role is checked before anything of the request is parsed: who may not ask learns nothing from a validation error.
-* No body of the API is an object of more than `MOST_NAMES` names, and more of them are refused before they are checked one by one.
-* Every route documents every status that it can answer with; errors are `problems.Problem`.
-* `complete` stops the start when the application has a route without a row, or a row has no route.
+* The role is checked before anything of the request is parsed, so that a caller without the role learns nothing from a validation error.
+* The body of an API request is an object of at most `MOST_NAMES` names. A larger one is refused before its names are checked.
+* Every route documents every status that it can answer with. Errors are `problems.Problem`.
+* `complete` stops the start if the application has a route without a row, or a row has no route.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Crash counts: how many processes ended at an offset, as far as claims can tell. A process that lives on, or was refused, is not counted.
+"""Crash counts: how many processes ended at an offset, as far as claims can tell. A process that goes on, or was refused, is not counted.
 
 Rules:
 * The store counts claims at an offset that led nowhere. A process that claims again says that it is alive: that claim is not counted.
 * A process that came through the fold of what is next, and whose commit was refused (a store that is full, read-only, away) or fenced,
   has shown that those records end no process: with its next claim nothing is counted against them any more.
-* A claim whose answer was lost may have been counted; its process lived as well.
+* A claim whose answer was lost may have been counted; its process went on as well.
 * A process that found that others ended at an offset stays in cautious mode there, whatever the store forgets.
 """
 

@@ -1,9 +1,10 @@
-"""A JSON lines file that another process appends to, read as ``tail -F`` does.
+"""Follow a JSON lines file that another process appends to, as ``tail -F`` does.
 
+Rules:
 * The offset counts bytes. The cell is named after the path and the first line, so that a rotated file is a new cell and
   a restarted process finds its old one.
-* A last line without its newline waits for the rest; it is delivered as it is once the file was rotated away.
-* What was left unread in a file that was rotated away while nobody was reading is not found again.
+* A last line without its newline waits for the rest. It is delivered as it is once the file was rotated away.
+* Lines that were unread when a file was rotated away while no process read it are not found again.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A compiled scanner of native events: where in the bytes of a poll each known field of each record stands.
 
-The records of a poll lie end to end in one buffer. One pass finds the fields of every record that is *plain*: one JSON object
+The records of a poll lie end to end in one buffer. One pass finds the fields of every record that is plain: one JSON object
 in ASCII without escapes, with known keys, none of them twice. Whatever is in doubt is not plain, and is read in full by
 `formats.py`, which also knows the reason codes. So a record that is plain here is one that a strict JSON parser takes, up to
 the numbers in its lists: those are checked by `number_lists.py`, which parses them.

@@ -1,10 +1,11 @@
-"""What was read of a log in files, in so few numbers that every commit stores them: they tell a log that grew from one that changed.
+"""Recognise a log in files that grew: a few numbers describe what was read of it, and every commit stores them.
 
 Rules:
-* A line's print is a hash of its place and its bytes, as decompressed. Prints add up: however polls cut a log, its sums are the same.
-* Lines 0, 1–2, 3–6, 7–14, … are the parts; each has one sum, so a log of a billion lines has thirty. Empty lines count nothing.
-* The sums go into the counters of the cell, in the commit that moves its offset: a process that is killed leaves no other pair.
-* Paths are remembered as hashes. A path that was read before and does not begin as it did is another log under an old name.
+* The print of a line is a hash of its position and its bytes, as decompressed. Prints add up, so however polls cut a log, its sums are
+  the same.
+* Lines 0, 1–2, 3–6, 7–14, … are the parts. Each has one sum, so a log of a billion lines has thirty. Empty lines count nothing.
+* The sums go into the counters of the cell, in the commit that moves its offset, so a process that is killed leaves both or neither.
+* Paths are remembered as hashes. If a known path begins with other content, it is another log under an old name.
 """
 
 from __future__ import annotations

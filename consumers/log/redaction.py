@@ -1,11 +1,11 @@
-"""Redaction: what of a refused record may be kept and shown (docs/formats.md, "Dead letters").
+"""Redaction: which parts of a refused record may be kept and shown (docs/formats.md, "Dead letters").
 
 Rules:
-* Redacted by structure, not by field name. A string becomes its type and length, a number its sign and magnitude; null, true, false and
-  the punctuation of JSON stay. Nothing else is copied, whether the record parses or not.
-* A key stays readable only if it is on the caller's list. Any other key becomes its length, for a key may be a secret too.
+* Redaction follows structure, not field names. A string becomes its type and length, a number its sign and magnitude; null, true, false and
+  the punctuation of JSON stay. Nothing else is kept, whether the record parses or not.
+* A key stays readable only if it is on the caller's list. Any other key becomes its length, because a key may be a secret too.
 * Of bytes that do not look like JSON only a class and a size stay.
-* The work is bounded: at most `READ_BYTES` are looked at, and at most `HEAD_BYTES` come out.
+* The work is bounded: at most `READ_BYTES` are read, and at most `HEAD_BYTES` come out.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""References: honest inputs with the model's answers, read loosely first, then by a schema with the same code as the log.
+"""References: honest inputs with the model's answers. They are read loosely first, then by a schema with the same code as the log.
 
 Rules:
 * A line is taken or left out with a reason, a place and, where there is one, a column. Nothing is dropped without being counted.
-* What a value looks like is no reason to leave a row out; what the row looks like is: another form than most rows have (a list among
+* A strange value is no reason to leave a row out. A strange form is: another form than most rows have (a list among
   objects), another number of columns, a list or an object where a value should be.
 * A row in an outer list of one is that row; nested objects give dotted names.
 """

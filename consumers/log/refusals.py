@@ -1,8 +1,9 @@
 """What an error of kafka-python means for the process: wait for the brokers, or end with one line that names the setting.
 
 Rules:
-* What passes by itself is `Unavailable`. What only a person can change is `Refused`, and its line begins with the setting to look at.
-* A group that does not take this member is refused: the library tries again for ever and nobody hears of it.
+* An error that passes by itself is `Unavailable`. An error that only a person can resolve is `Refused`, and its line begins with the
+  setting.
+* If a group does not accept this member, it is refused: the library alone would try again for ever, without a message.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def translated(error: errors.KafkaError, group: str = "") -> Unavailable | Refus
     if type(error) in GROUP:
         return Refused(GROUP[type(error)].format(group=group))
     if isinstance(error, (errors.AuthorizationError, errors.SaslAuthenticationFailedError)):
-        return Refused(f"Kafka does not let us in: {text}")
+        return Refused(f"Kafka refuses the login: {text}")
     if isinstance(error, errors.KafkaConfigurationError):
         return Refused(f"Kafka settings: {text}")
     return Unavailable(f"Kafka: {text}")

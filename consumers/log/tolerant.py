@@ -1,8 +1,8 @@
-"""Records that a strict JSON parser does not take, and yet somebody answered: read as far as they can be.
+"""Read records that a strict JSON parser rejects, as far as possible, because the model answered them.
 
 Rules:
-* A number that JSON does not have (NaN, Infinity), half of a surrogate pair and a byte that is no UTF-8 are what a client can send, and
-  what common libraries write: `mended` makes them JSON, so that no two different records become the same.
+* A number that JSON does not have (NaN, Infinity), half of a surrogate pair, and a byte that is not UTF-8 are things that clients send and
+  common libraries write. `mended` turns them into JSON in such a way that no two different records become equal.
 * Of a record that is too large or nested too deeply the top-level fields are read as they stand in its first `HEAD_BYTES` bytes (`head`).
 * Everything takes linear time in what it reads.
 """

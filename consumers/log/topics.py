@@ -1,4 +1,4 @@
-"""Topics: which exist, and those that are ours to write are created. What is only read is never created."""
+"""Kafka topics: find out which exist, and create the ones that we write to. A topic that is only read is never created."""
 
 from __future__ import annotations
 

@@ -178,7 +178,7 @@ class AuditedWriter:
 
     def _unchanged(self, tenant: str, subject: Subject, seen: str | None) -> None:
         if seen is not None and self.revision(tenant, subject) != seen:
-            raise Stale("somebody decided about this client meanwhile; look at it again")
+            raise Stale("somebody decided about this client in the meantime; read its state again")
 
     def _answered(self, tenant: str, key: str, digest: str) -> Answered | None:
         before = self._entry("idempotency", key, tenant, Answered)

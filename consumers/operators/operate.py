@@ -106,7 +106,9 @@ class Operations(AuditedWriter):
             key = operator_entries.entry_key(subject.model, subject.client)
             before = self._entry("decision", key, actor.tenant, StoredOperatorDecision)
             if simulated and before is not None and not before.simulated:
-                raise Conflict("a decision holds for this client and model; a dry run would end it: withdraw it first")
+                raise Conflict(
+                    "a decision about this client and model is in force, and a dry run would replace it; withdraw the decision first"
+                )
             plan = Plan(made, f"client:{subject.client} model:{subject.model}", before)
             if state == "clear" and subject.model == operator_entries.EVERY_MODEL and not simulated:
                 mine = self._of_client("decision", subject.client, actor.tenant)
@@ -140,7 +142,7 @@ class Operations(AuditedWriter):
     ) -> AllowlistEntry:
         """Never throttle or block this client; ttl_s 0: until it is removed. Raises Stale."""
         if ttl_s < 0:
-            raise WrongUse("ttl_s: 0 or more")
+            raise WrongUse("ttl_s: it must be 0 or more")
         _check(subject, reason)
 
         def plan() -> Plan[AllowlistEntry]:
@@ -222,7 +224,7 @@ class Operations(AuditedWriter):
     def note(self, actor: Actor, key: ClientKey, text: str, *, once: str | None = None) -> StoredNote:
         """Leave words about a client; kept for a year. Raises Conflict when there are too many."""
         if not text.strip():
-            raise WrongUse("text: nothing was written")
+            raise WrongUse("text: it is empty")
         _check(None, text)
 
         def plan() -> Plan[StoredNote]:
@@ -230,7 +232,7 @@ class Operations(AuditedWriter):
             above = f"{key.model}|{key.client}|"
             mine = [e for e in self._all("note", actor.tenant) if e.key.startswith(above)]
             if len(mine) >= MOST_NOTES:
-                raise Conflict(f"{MOST_NOTES} notes about this client already")
+                raise Conflict(f"{MOST_NOTES} notes about this client exist already; no more can be added")
             sealed = sealing.sealed(text, self.secrets, actor.tenant)
             made = StoredNote(entropy.token_hex(8), key.client, key.model, sealed, actor.name, now)
             put = Entry(actor.tenant, "note", above + made.id, operator_entries.packed(made), now + NOTE_KEPT_S)
@@ -252,14 +254,14 @@ class Operations(AuditedWriter):
         if not _NAME.fullmatch(name):
             raise WrongUse("name: letters, digits and . _ @ - only, at most 64")
         if not 1 <= ttl_s <= LONGEST_KEY_S:
-            raise WrongUse("ttl_s: 1 s to ten years")
+            raise WrongUse("ttl_s: it must be 1 s to ten years")
         shown: list[str] = []
 
         def plan() -> Plan[ApiKey]:
             now = int(self.now_s())
             live = [k for k in self._keys(actor.tenant) if k.name == name]
             if len(live) >= LIVE_KEYS:
-                raise Conflict(f"{LIVE_KEYS} keys of that name are live; revoke one first")
+                raise Conflict(f"{LIVE_KEYS} keys of this name are valid; revoke one of them first")
             prefix, text = new_key(self.env)
             shown[:] = [text]
             made = ApiKey(prefix, key_digest(self.secrets, text), name, role, now, now + ttl_s, actor.name)
@@ -279,7 +281,7 @@ class Operations(AuditedWriter):
         def plan() -> Plan[ApiKey]:
             before = self._entry("key", prefix, actor.tenant, ApiKey) or lost
             if before is None:
-                raise Missing("the store holds no live key of this prefix")
+                raise Missing("the store holds no valid key with this prefix")
             mark = Revoked(actor.name, int(self.now_s()))
             put = Entry(actor.tenant, "revoked", prefix, operator_entries.packed(mark), before.expires_s)
             drops = [(actor.tenant, "key", prefix)]
@@ -323,7 +325,7 @@ class Operations(AuditedWriter):
         def plan() -> Plan[SchemaHold]:
             before = self._entry(schema_holds.KIND, key, actor.tenant, SchemaHold)
             if before is None:
-                raise Missing("this column of this model is not held")
+                raise Missing("this column of this model has no schema hold")
             now = int(self.now_s())
             made = replace(before, ruling=ruling, actor=actor.name, at_s=now)
             until_s = now + schema_holds.DISMISSED_S if ruling == "dismissed" else 0

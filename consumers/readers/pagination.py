@@ -78,7 +78,7 @@ def _read(cursor: str | None, order: str) -> Position | None:
         raw = base64.b64decode(cursor.encode("ascii") + b"=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
         found, value, name = msgspec.json.decode(raw, type=tuple[str, float, str])
     except (ValueError, msgspec.DecodeError):
-        raise WrongUse("cursor: not one that was given out here") from None
+        raise WrongUse("cursor: it does not come from this service") from None
     if found != order:
         raise WrongUse(f"cursor: it belongs to another order ({found[:20]!r})")
     return Position(value, name)

@@ -37,4 +37,4 @@ def written(
             pause(attempt)
             continue
         return answer
-    raise Unavailable("the operator cell changes faster than this could be written; try again")
+    raise Unavailable("other changes of the operator cell came in between; try again")

@@ -55,7 +55,7 @@ class CrowdsecApi:
     ) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise WrongUse("responders.crowdsec_url: an http or https address is wanted")
+            raise WrongUse("responders.crowdsec_url: it must be an http or https address")
         self._kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
         self._address, self._timeout_s = (parts.hostname, parts.port), timeout_s
         self._prefix = parts.path.rstrip("/")

@@ -35,7 +35,7 @@ class HaproxyMap:
 
     def __init__(self, where: str, map_name: str, timeout_s: float = 2.0) -> None:
         if not _MAP.fullmatch(map_name):
-            raise WrongUse(f"responders.haproxy_map: {map_name!r} is no name of a map")
+            raise WrongUse(f"responders.haproxy_map: {map_name!r} is not the name of a map")
         self._where, self._map, self._timeout_s = where, map_name, timeout_s
 
     def held(self) -> dict[str, Standing]:
@@ -69,7 +69,7 @@ class HaproxyMap:
     def _replace(self, wanted: Mapping[str, Standing]) -> None:
         version = re.search(r"New version created: (\d+)", self._ask(f"prepare map {self._map}"))
         if version is None:
-            raise Unavailable("haproxy: no new version of the map")
+            raise Unavailable("haproxy: it opened no new version of the map")
         for lines in _batches(wanted):
             self._tell(f"add map @{version[1]} {self._map} <<\n{lines}")
         self._tell(f"commit map @{version[1]} {self._map}")

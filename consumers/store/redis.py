@@ -147,7 +147,7 @@ def _check_database(path: str, cluster: bool) -> None:
     """Refuse a path that names no database: the client library would read database 0 and say nothing."""
     number = path.strip("/")
     if number and not (number.isdecimal() and len(number) < 10):
-        raise WrongUse(f"store.url: {number[:20]!r} is no number of a database")
+        raise WrongUse(f"store.url: {number[:20]!r} is not the number of a database")
     if cluster and number.strip("0"):
         raise WrongUse(f"store.url: a cluster has database 0 only, not {number}")
 

@@ -163,7 +163,7 @@ class Scripts:
                     raise answer
         found = _meant(name, reply, cell)
         if confirmed < replicas:
-            raise Unavailable(f"redis: {confirmed} replicas confirm, store.min_replicas is {replicas}")
+            raise Unavailable(f"redis: {confirmed} replicas confirmed the write, store.min_replicas is {replicas}")
         return found
 
     def _with_wait(

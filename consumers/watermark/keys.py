@@ -78,7 +78,7 @@ class WatermarkKey:
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
             text = file.read(_MOST_FILE_BYTES)
         if mode & 0o077:
-            raise Refused(f"watermark key {path}: mode {mode:04o} lets others use it; run: chmod 600 {path}")
+            raise Refused(f"watermark key {path}: mode {mode:04o} lets other users read it; run: chmod 600 {path}")
         try:
             document = json.loads(text)
             if document["format"] != FORMAT:

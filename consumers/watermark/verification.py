@@ -8,7 +8,7 @@ Rules:
 
 * An input that several clients were given speaks for none of them.
 * Of a client at most `most` marked inputs are asked, and `CONTROLS` times as many controls; which ones is chosen by their digest.
-* A p-value is the chance that a model which never saw marked answers shows at least so many marks. It is not the chance of innocence.
+* A p-value is the chance that a model which never saw marked answers shows as many marks or more. It is not the chance of innocence.
 """
 
 from __future__ import annotations

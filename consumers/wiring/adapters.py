@@ -1,7 +1,8 @@
-"""Settings → opened adapters: the secrets, the store, the query log, files that are read once.
+"""Open the adapters that the settings name: the secrets, the store, the query log, files that are read once.
 
-Rules: an adapter is imported when its address asks for it. What is opened here is closed by the caller, who gets a context manager or
-something with `close`.
+Rules:
+* An adapter is imported when its address asks for it.
+* The caller closes what is opened here. It gets a context manager, or an object with `close`.
 """
 
 from __future__ import annotations

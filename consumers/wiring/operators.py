@@ -1,6 +1,6 @@
-"""What operators' commands work on: the store with its secrets, the operations that change it, the queries that read it.
+"""Build what operators' commands work on: the store with its secrets, the operations that change it, the queries that read it.
 
-Rules: whoever has the store and the secrets file is an administrator; the audit log names the user of the machine.
+Rules: a user with access to the store and the secrets file is an administrator. The audit log records the user name on this machine.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Settings → ingest, detect, or all three processes in one.
+"""Build and run ingest, detect, or all three processes in one.
 
-Rules: a process gets opened adapters and pure steps; `stack` ends what was begun, in reverse order. What a command does not run is not
-imported: `ingest` never loads the HTTP service.
+Rules:
+* A process gets opened adapters and pure steps. `stack` ends what was begun, in reverse order.
+* A process that a command does not run is not imported: `ingest` never loads the HTTP service.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
-"""Settings → the HTTP service: its parts, built and started.
+"""Build the HTTP service from the settings, and start its parts.
 
-Rules: nothing is decided here; a part that fails to start stops the start with one line; `stack` ends what was begun, in reverse order.
+Rules:
+* Nothing is decided here. If a part fails to start, the service does not start, and says so in one line.
+* `stack` ends what was begun, in reverse order.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""Settings → alert sinks: the table of the sinks that exist.
+"""Build the alert sinks from the settings: the table of the sinks that exist.
 
-Rules: a new sink is one file in `consumers/alerts`, one section of settings and one row here. An adapter is imported when its section
-is filled in. Every sink but the plain log of alerts (file, Kafka) stands behind its filter and its cap.
+Rules:
+* A new sink is one file in `consumers/alerts`, one section of settings and one row here.
+* An adapter is imported when its section is filled in.
+* Every sink except the plain log of alerts (file, Kafka) stands behind its filter and its daily limit.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What every process shows of itself: heartbeats in the store, metrics on a port, spans.
+"""Start what a process shows of itself: heartbeats in the store, metrics on a port, traces.
 
 Rules: nothing here changes what a process does. Each part ends with the exit stack that it was given.
 """

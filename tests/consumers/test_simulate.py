@@ -129,7 +129,7 @@ def test_answers_may_be_labels_logits_or_probabilities(
         ([{"features": [1, 2], "prediction": {"value": 0.5}}] * 60, "classifier"),
         ([{"features": [1, 2]}] * 60, "no prediction"),
         ([{"features": [1, 2][: 2 - i // 60], "prediction": {"label": 0}} for i in range(61)], "number of"),
-        ([{"features": [1, None], "prediction": {"label": 0}}] * 60, "neither number"),
+        ([{"features": [1, None], "prediction": {"label": 0}}] * 60, "neither a number"),
     ],
 )
 def test_unfit_references_are_refused_in_one_line(tmp_path: Path, events: list[dict[str, Any]], message: str) -> None:

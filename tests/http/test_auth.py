@@ -334,7 +334,7 @@ def test_keys_of_the_provider() -> None:
     for algorithm in ("none", "HS256", "RS1"):
         with pytest.raises(Refused, match="not allowed"):
             Tokens(TokenRules(ISSUER, AUDIENCE, algorithms=(algorithm,)))
-    with pytest.raises(Refused, match="no role of ours"):
+    with pytest.raises(Refused, match="is not a QueryWarden role"):
         Tokens(TokenRules(ISSUER, AUDIENCE, roles={"x": "root"}))
     with pytest.raises(Refused, match="only on loopback"):
         read_jwks("http://idp.example.test/keys")
@@ -390,7 +390,7 @@ def test_client_certificates_over_tls(tmp_path: Path) -> None:
         assert status(port, "/v1/models", "stranger.example.test") == 401
         assert status(port, "/v1/models", None) == 401
         for other in (x509.RFC822Name, x509.UniformResourceIdentifier):
-            assert status(port, "/v1/models", "ops.example.test", kind=other) == 401, "no DNS name"
+            assert status(port, "/v1/models", "ops.example.test", kind=other) == 401, "not a DNS name"
         assert status(port, "/v1/models", "spiffe://prod/soc", kind=x509.UniformResourceIdentifier) == 200
         with pytest.raises((ssl.SSLError, ConnectionError, http.client.RemoteDisconnected)):
             status(port, "/v1/models", "ops.example.test", rogue)
@@ -398,7 +398,7 @@ def test_client_certificates_over_tls(tmp_path: Path) -> None:
 
 def test_a_name_that_cannot_be_a_dns_name_needs_its_type() -> None:
     for name in ("spiffe://prod/soc", "ops@example.test"):
-        with pytest.raises(WrongUse, match="is no DNS name"):
+        with pytest.raises(WrongUse, match="is not a DNS name"):
             Certificates({name: "viewer"})
 
 

@@ -248,7 +248,7 @@ def test_two_keys_of_a_name_live_at_most(operations: Operations, clock: Clock) -
     admin = Actor("root", "admin", OURS)
     first, _ = operations.create_key(admin, "bot", "gateway", ttl_s=100)
     operations.create_key(admin, "bot", "gateway", ttl_s=200)
-    with pytest.raises(Conflict, match="revoke one first"):
+    with pytest.raises(Conflict, match="revoke one of them first"):
         operations.create_key(admin, "bot", "gateway")
     operations.create_key(admin, "other", "gateway")
     clock.now += 101

@@ -91,7 +91,7 @@ Paged = Annotated[ArrayPart, Depends(_part)]
 def there(value: T | None) -> T:
     """The value that was asked for. Raises Missing for nothing."""
     if value is None:
-        raise Missing("nothing of that name")
+        raise Missing("there is no such entry")
     return value
 
 

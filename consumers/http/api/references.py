@@ -1,4 +1,4 @@
-"""The route of refusals' references: whom a reference means, for people who may know. Gateways and viewers may not."""
+"""The route that finds the client behind the reference of a refusal. Gateways and viewers may not use it."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""Routes of what is enforced, for bouncers: a list, a stream of changes, server-sent events. See `decisions` for what they hold.
+"""Routes for bouncers: the restrictions in force as a list, a stream of changes, and events. `restriction_feed` holds their content.
 
-Rules: the caller's cursor comes back in ``X-QueryWarden-Cursor``, in the body and as ``ETag``: who sends it in ``If-None-Match``, too, is
-spared a body that would say that nothing changed (304); a gateway's credential sees hashes, a person's
-ids; events hold hashes only.
+Rules:
+* The caller's cursor comes back in ``X-QueryWarden-Cursor``, in the body and as ``ETag``. If the caller sends it in ``If-None-Match``, it
+  gets 304 without a body when nothing changed.
+* A gateway's credential sees hashes, a person's ids. Events hold hashes only.
 """
 
 from __future__ import annotations

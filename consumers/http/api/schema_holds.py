@@ -1,4 +1,4 @@
-"""Routes about schema holds: columns whose misfits wait for an operator (records/schema_holds.py)."""
+"""Routes for schema holds: columns whose misfits wait for an operator (records/schema_holds.py)."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """The dashboard at ``/``: server-rendered pages for people.
 
 Rules:
-
-* A `…_page` module says what one kind of page shows, `templates/` how; `site` is what all pages share, and `page_charts` draws.
-* `handlers` (pages) and `actions` (changes) speak HTTP; `session` knows who is signed in.
-* Works without the script; the script only adds keys and live updates. No build step, nothing from elsewhere.
-* Every address is about keyed hashes of clients; every change is a post with a token, by a role that may, through `operate`.
+* A `…_page` module holds the content of one kind of page, `templates/` its form. `site` holds what all pages share, and `page_charts`
+  draws.
+* `handlers` (pages) and `actions` (changes) speak HTTP. `session` knows the signed-in user.
+* Pages work without the script, which only adds keys and live updates. There is no build step, and nothing is loaded from elsewhere.
+* Addresses name clients by keyed hash. Every change is a post with a token, by a role that may make it, through `operate`.
 """

@@ -1,11 +1,10 @@
-"""What people do from the pages: sign in and out, decide, undo, judge, note.
+"""The forms of the dashboard: sign in and out, decide, undo, judge, note.
 
 Rules:
-
-* A post is refused (403) before anything else when it comes from another origin, carries no token of its session, or the role may not.
-* The body is a small form; clients are named by hash, and the id that is stored sealed with a decision is read from the store.
-* Every change goes through `operate`, which writes it with its audit row in one step; a form sent twice has one effect (``once``).
-* The answer is a redirect with a code from `pages.SAID`: no words of the request are shown back.
+* A post is refused (403) before anything else if it comes from another origin, carries no token of its session, or the role may not do it.
+* The body is a small form. Clients are named by hash; the id that is stored sealed with a decision is read from the store.
+* Every change goes through `operate`, which writes it with its audit row in one step. A form that is sent twice has one effect (``once``).
+* The answer is a redirect with a code from `pages.SAID`. No text of the request is shown back.
 """
 
 from __future__ import annotations
@@ -113,7 +112,7 @@ def _acted(d: Dashboard, operations: Operations, request: Request, form: Form, r
 def _decide(d: Dashboard, operations: Operations, who: Actor, form: Form) -> tuple[str, str]:
     act, reason, ttl_s = form["act"], form.get("reason", "").strip(), _seconds(form.get("ttl_s", ""))
     if act not in _ACTS or not reason:
-        raise WrongUse("an act and a reason")
+        raise WrongUse("give an act and a reason")
     subject, once, seen = _subject(d, who, form), form.get("once") or None, form.get("seen") or None
     dry = form.get("dry_run") == "1"
     if act == "allow":
@@ -233,5 +232,5 @@ def _back(form: Form) -> str:
 
 def _seconds(text: str) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) < 10):
-        raise WrongUse("ttl_s: a number of seconds")
+        raise WrongUse("ttl_s: it must be a number of seconds")
     return int(text)

@@ -1,11 +1,10 @@
-"""The dashboard's pages over HTTP: who may see them, how they are rendered, what every answer carries.
+"""The dashboard's pages over HTTP: access, rendering, and the headers of every answer.
 
 Rules:
-
-* Deny by default: whoever has no session and is not let in as a guest is sent to the login page.
-* Every answer carries the content security policy and is never cached (static files are, by their hash).
+* Deny by default: a visitor without a session is sent to the login page, unless the service is open to this machine.
+* Every answer carries the content security policy and is never cached. Static files are cached by their hash.
 * Autoescape is on, undefined names are errors, and only our own drawings are printed as they are.
-* A store that does not answer gives a page that says so (503), never a stack trace.
+* If the store does not answer, the page says so (503), without a stack trace.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""The health page: is the tap running, does the store answer, where do alerts wait, what was refused.
+"""The health page: whether queries arrive and the store answers, where alerts wait, which records were refused.
 
-Rules: a number that nobody knows is left out, never shown as zero; a warning says what to do. What ingest and detect know they leave in the
-store as heartbeats; `Pulse` is what `serve` knows of itself.
+Rules:
+* An unknown number is left out, never shown as zero. A warning says what to do.
+* Ingest and detect leave what they know in the store as heartbeats; `Pulse` is what `serve` knows of itself.
 """
 
 from __future__ import annotations

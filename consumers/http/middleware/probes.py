@@ -1,4 +1,4 @@
-"""Probes: whether the service lives, whether it may get traffic, its metrics."""
+"""Probes: whether the service runs, whether it may get traffic, and its metrics."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Mappings: logs of other tools, translated record by record into native events.
 
-Rules of this room
+Rules:
 
 * A mapping is data: a TOML file that says where client, time, model, input and answer stand. Presets are such files; nothing in the
   code knows a tool by name.

@@ -3,7 +3,7 @@
 Known by their keys: ``predictions`` of the V1 protocol, ``outputs`` of V2 (named tensors), ``data.ndarray`` and ``data.tensor`` of Seldon,
 ``choices`` of chat and completion, plain lists, and one answer alone.
 
-Rules of this file
+Rules:
 * As many answers as rows, or none: where their numbers differ nobody can say which answer is whose.
 * What kind of number an answer is, the mapping says. Where it leaves that open, the way it is written decides: a word, a boolean or a
   whole number is a label, a number with a fraction or a point is a value, numbers that add up to one are probabilities.

@@ -1,6 +1,6 @@
 """Fields of a native event, read out of an item by the paths of a mapping.
 
-Rules of this file
+Rules:
 * A field that the item does not have is absent from the event. Whether that is an error, the decoder of native events says.
 * Of a query in two halves the request is asked first, except for the status, which the response knows better.
 """

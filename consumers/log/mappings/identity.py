@@ -1,6 +1,6 @@
 """Who asks: the client of a record, by the places that a mapping names, in their order.
 
-Rules of this file
+Rules:
 * A credential (an API key, a value of ``Authorization``) becomes ``key:`` and a keyed hash under the installation's secrets, here, at the
   edge. Behind this file nobody has it: no store, no log line, no dead letter, no alert.
 * The hash is the one that `querywarden gateway hash` prints, so that a gateway can be told which key is which client.

@@ -3,7 +3,7 @@
 What is taken off, in this order: the line of a topic that `kcat -J` wrote, the bytes of a schema registry, the envelope of CloudEvents,
 the list or path in which a record holds several items.
 
-Rules of this file
+Rules:
 * Only JSON, CSV and OTLP are read. What is none of them is refused with the reasons of native records.
 * CSV without declared columns: the first line of each file names them. A topic has no first line, so there they must be declared.
 """

@@ -1,10 +1,10 @@
 """Requests that wait for their responses: where a tool logs the two in records of their own.
 
-Rules of this file
+Rules:
 * A query counts when both halves have come. Its event stands where the later half stands in the log.
 * The memory is bounded: at most `most` halves and `MOST_BYTES` of records; whoever waited longest is given up and counted.
-* What waits is in memory only. After a restart, and after a cell has changed hands, halves whose partner came before are given up: this
-  join is exact within one file, and as good as the process lives on a topic.
+* What waits is in memory only. After a restart, and after a cell has changed hands, halves whose partner came before are given up: the
+  join is exact within one file. On a topic it is exact as long as the process runs.
 * In KServe the client chooses the id. Several halves with one id are joined in their order, so that nobody's request is pushed out
   by another with the same id.
 """

@@ -1,6 +1,6 @@
 """A query log read through a mapping: its records in, native events out. Ports `QueryLog` and `FileQueryLog`.
 
-Rules of this file
+Rules:
 * Offsets. A record may give many events, and a commit may end between two of them, so an event's offset is the record's offset times
   `ROWS`, plus the row. Whoever stores an offset of this log stores that number; only this file and `rebuild` turn it back.
 * `topic_id` differs from that of the log without a mapping: a store that was filled without one is refused, not misread.

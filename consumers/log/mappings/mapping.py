@@ -1,6 +1,6 @@
 """A mapping: where in the records of a foreign log each part of a native event stands. Read from TOML, checked, and written as TOML.
 
-Rules of this file
+Rules:
 * A mapping is a frozen value without behaviour; `records.py` translates by it. Unknown keys are refused, so that a misspelt one is not
   silently without effect.
 * Where several paths are given, the first that leads to a value wins.

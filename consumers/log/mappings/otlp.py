@@ -5,7 +5,7 @@ An item has ``attributes`` (name → value), ``tree`` (the same with dotted name
 nested objects and lists), ``resource``, ``name``, ``start`` and ``end`` (ns), ``trace_id``, ``span_id``, ``failed`` and, for log
 records, ``body``. A line that holds one span in a JSON of its own, with ``attributes`` as an object, is taken as well.
 
-Rules of this file
+Rules:
 * Field numbers and names are those of OTLP 1.x (opentelemetry-proto: trace/v1, logs/v1, common/v1).
 * Values are nested at most `DEEPEST` levels; what is deeper is null.
 """

@@ -1,6 +1,6 @@
 """Proposals: a mapping for a log that no preset fits, from the names of its fields.
 
-Rules of this file
+Rules:
 * A field is taken for what its name says only if its values can be that: a time must be readable, a client must be a word or a number.
 * How sure each choice is, is said with it. A proposal is meant to be read and edited.
 """

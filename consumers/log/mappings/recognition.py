@@ -1,6 +1,6 @@
 """Recognition: which preset a log fits.
 
-Rules of this file
+Rules:
 * A preset is recognised by what its file says (`recognise`): every named path is there, with one of the named values. Most of the records
   must agree. Among several presets the one with more conditions wins.
 * A CSV file is told by its lines: as many cells in each as the first line has names.

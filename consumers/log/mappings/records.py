@@ -1,6 +1,6 @@
 """Translation: one record of a foreign log into native events, as bytes.
 
-Rules of this file
+Rules:
 * An event is written as the contract has it, and nothing else is decided about it: what is missing, unreadable or misfit, the decoder of
   native events says, with its codes.
 * A record of which nothing can be used is `BadRecord`. One that is too large or nested too deeply becomes an event that is too large or

@@ -3,7 +3,7 @@
 Known by their keys: the V1 protocol (``instances``), V2 or Open Inference Protocol (``inputs`` of named tensors), ``dataframe_split``
 and ``dataframe_records`` of MLflow, ``data.ndarray`` and ``data.tensor`` of Seldon, chat and completion requests, and plain lists.
 
-Rules of this file
+Rules:
 * One request is as many queries as it has rows. A request whose rows cannot be told apart is one query, with its input as it was logged.
 * Nothing raises, and nothing is dropped: what has no known shape is given as it is, for the decoder of events to mark.
 """

@@ -1,6 +1,6 @@
 """What stands in and beside a record: the item of a log, the record around it, its Kafka headers, key and time, and HTTP headers in it.
 
-Rules of this file
+Rules:
 * A `View` answers paths; it is built for every item, so it looks nothing up before it is asked.
 * Names of headers count without regard to case. Of a header that was sent several times the first value counts.
 """
