@@ -74,7 +74,9 @@ class Secrets:
         """New secrets, written to `path`. Raises ConfigError when something is there already or it cannot be written."""
         where = Path(path)
         if not _write_new(where):
-            raise ConfigError(f"secrets file {where}: exists; what was sealed with it could not be read any more")
+            raise ConfigError(
+                f"secrets file {where}: the file exists; data that was sealed with it could not be read any more"
+            )
         return cls(**_read(where))
 
     @classmethod
@@ -164,12 +166,12 @@ def _write_new(path: Path) -> bool:
 
 def _read(path: Path) -> dict[str, bytes]:
     if not os.path.lexists(path):
-        raise ConfigError(f"secrets file {path}: does not exist (querywarden secrets create makes one)")
+        raise ConfigError(f"secrets file {path}: does not exist (querywarden secrets create creates one)")
     with paths.opened(path, "secrets file") as source:
         mode = stat.S_IMODE(os.fstat(source.fileno()).st_mode)
         text = source.read(_MAX_FILE_BYTES)
     if mode & 0o077:
-        raise ConfigError(f"secrets file {path}: mode {mode:04o} lets others use it; run: chmod 600 {path}")
+        raise ConfigError(f"secrets file {path}: mode {mode:04o} lets other users read it; run: chmod 600 {path}")
     try:
         document = json.loads(text)
         if document["format"] != FORMAT:

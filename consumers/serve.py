@@ -165,9 +165,9 @@ def read_jwks(where: str) -> Mapping[str, Any]:
     parts = urlsplit(where)
     if parts.scheme in ("http", "https"):
         if "@" in parts.netloc:
-            raise ConfigError("http.oidc_jwks: no credentials in the address")
+            raise ConfigError("http.oidc_jwks: the address must not contain credentials")
         if parts.scheme == "http" and parts.hostname not in ("127.0.0.1", "localhost", "::1"):
-            raise ConfigError("http.oidc_jwks: plain http only on loopback")
+            raise ConfigError("http.oidc_jwks: plain http is allowed only on loopback")
         opener = urllib.request.build_opener(_NoRedirects, urllib.request.ProxyHandler({}))
         with opener.open(where, timeout=5) as answer:
             raw = answer.read(_JWKS_BYTES)
@@ -175,7 +175,7 @@ def read_jwks(where: str) -> Mapping[str, Any]:
         raw = paths.read(where, "http.oidc_jwks", _JWKS_BYTES)
     found = json.loads(raw)
     if not isinstance(found, dict):
-        raise InvalidInput("identity provider: not a JWKS document")
+        raise InvalidInput("identity provider: its answer is not a JWKS document")
     return found
 
 

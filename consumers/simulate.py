@@ -70,7 +70,7 @@ class Columns:
             elif isinstance(value, (int, float)):
                 row.append(float(value))
             else:
-                raise InvalidInput(f"a feature of the reference is neither number nor category: {value!r:.40}")
+                raise InvalidInput(f"a feature of the reference is neither a number nor a category: {value!r:.40}")
         return row
 
     def decode(self, row: list[float], whole: Sequence[bool]) -> Any:
@@ -108,7 +108,7 @@ def read_reference(path: Path) -> Reference:
         if len(events) >= MOST_REFERENCE_ROWS:
             break
     if len(events) < 50:
-        raise InvalidInput(f"{path}: {len(events)} rows are too few to simulate from (50 needed)")
+        raise InvalidInput(f"{path}: {len(events)} rows are too few to simulate from; 50 are needed")
     key = next((k for k in ("features", "embedding") if k in events[0]), None)
     if key is None:
         raise InvalidInput(f"{path}: no numeric input (features or embedding) in the first row")
@@ -358,7 +358,7 @@ def _answers(path: Path, predictions: Sequence[dict[str, Any]]) -> tuple[Rows, l
         try:
             table = np.array([p[scores] for p in predictions], dtype=np.float64)
         except (KeyError, ValueError, TypeError) as error:
-            raise InvalidInput(f"{path}: not every prediction has the same {scores}") from error
+            raise InvalidInput(f"{path}: the predictions do not all have the same {scores}") from error
         if table.ndim != 2 or table.shape[1] < 2:
             raise InvalidInput(f"{path}: {scores} must be lists of two or more numbers")
         if scores == "logits":
@@ -369,7 +369,7 @@ def _answers(path: Path, predictions: Sequence[dict[str, Any]]) -> tuple[Rows, l
             labels[c] = p.get("label", labels[c])
         return table, labels
     if "label" not in first:
-        raise InvalidInput(f"{path}: simulate needs a classifier's reference (label, probabilities or logits)")
+        raise InvalidInput(f"{path}: simulate needs the reference of a classifier (label, probabilities or logits)")
     labels = sorted({p.get("label") for p in predictions}, key=lambda v: (str(type(v)), v))
     index: NDArray[np.int64] = np.array([labels.index(p.get("label")) for p in predictions])
     return np.eye(len(labels))[index], labels

@@ -140,7 +140,7 @@ class Endpoint:
 
     def __init__(self, url: str, what: str) -> None:
         if re.search(r"[\x00-\x20\x7f-\uffff\\]", url):
-            raise ConfigError(f"{what}: the URL has characters that a URL may not have")
+            raise ConfigError(f"{what}: the URL contains invalid characters")
         try:
             parts = urllib.parse.urlsplit(url)
             port = parts.port
@@ -149,7 +149,7 @@ class Endpoint:
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ConfigError(f"{what}: the URL must be https://host/…")
         if parts.username is not None or parts.password is not None:
-            raise ConfigError(f"{what}: no credentials in a URL")
+            raise ConfigError(f"{what}: the URL must not contain credentials")
         self.scheme, self.host = parts.scheme, parts.hostname
         self.port = port or (443 if parts.scheme == "https" else 80)
         self.path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")

@@ -47,7 +47,7 @@ def keys(text: str) -> list[bytes]:
             )
         found.append(key)
     if not 1 <= len(found) <= 2:
-        raise ConfigError("webhook keys: one, or two while they are rotated")
+        raise ConfigError("webhook keys: give one key, or two during a rotation")
     return found
 
 

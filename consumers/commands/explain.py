@@ -122,7 +122,7 @@ def verify_evidence(
     }
     terminal.show([said], as_json, lambda rows: _print_checked(rows[0]))
     if checked.differences:
-        raise InvalidInput("evidence: the profile does not give the scores that the bundle claims")
+        raise InvalidInput("evidence: the profile gives other scores than the bundle states")
 
 
 # ------------------------------------------------------------------------------------------------------- pieces

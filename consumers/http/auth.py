@@ -199,7 +199,7 @@ class Tokens:
                 f"http.oidc_algorithms: {', '.join(unknown)} not allowed; allowed are {', '.join(sorted(known))}"
             )
         if wrong := [r for r in rules.roles.values() if r not in ROLES]:
-            raise ConfigError(f"http.oidc_roles: {', '.join(wrong)} is no role of ours")
+            raise ConfigError(f"http.oidc_roles: {', '.join(wrong)} is not a QueryWarden role")
         self._rules = rules
         self._now_s = now_s
         self._keys: dict[str, tuple[Any, str]] = {}
@@ -218,7 +218,7 @@ class Tokens:
             except jwt.PyJWTError as error:
                 log.warning("a public key of the identity provider is not usable", extra={"why": str(error)})
         if not found:
-            raise InvalidInput("identity provider: no public key that may be used")
+            raise InvalidInput("identity provider: it offers no public key that may be used")
         self._keys = found
 
     def check(self, token: str) -> Credential | None:

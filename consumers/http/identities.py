@@ -129,7 +129,7 @@ class Identities:
         except (ValueError, RecursionError) as error:
             raise ConfigError(f"gateway.client_map: {path}: not JSON") from error
         if not isinstance(content, dict) or not all(isinstance(v, str) for v in content.values()):
-            raise ConfigError(f"gateway.client_map: {path}: an object of hash → client id is wanted")
+            raise ConfigError(f"gateway.client_map: {path}: it must hold a JSON object of hash → client id")
         self._map = {key.lower(): client for key, client in content.items()}
         self._known = {}
 

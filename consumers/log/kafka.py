@@ -79,7 +79,9 @@ def connection(
     if security_protocol is None:
         remote = [server for server in servers if not _loopback(server)]
         if remote:
-            raise ConfigError(f"kafka.security_protocol must be stated for {remote[0]} (SASL_SSL is meant for that)")
+            raise ConfigError(
+                f"kafka.security_protocol must be set for {remote[0]}, because it is not on loopback (SASL_SSL is recommended)"
+            )
         security_protocol = "PLAINTEXT"
     arguments: dict[str, Any] = {
         "bootstrap_servers": servers,
@@ -427,7 +429,7 @@ def offsets_at(brokers: Mapping[str, Any], cells: Iterable[str], start: str) -> 
 
 def _check_checksums() -> None:
     if crc32c_c is None:
-        raise ConfigError("the package crc32c is missing: reading Kafka would be twelve times slower")
+        raise ConfigError("the package crc32c is missing: without it reading Kafka is twelve times slower")
 
 
 def _start(start: str) -> int | str:

@@ -124,7 +124,7 @@ def unzstd(raw: BinaryIO, name: str) -> Iterator[bytes]:
         try:
             frame = zstandard.get_frame_parameters(head)
             if frame.dict_id:
-                raise InvalidInput(f"{name}: compressed with a zstd dictionary, which is not here")
+                raise InvalidInput(f"{name}: compressed with a zstd dictionary, which is not available")
             inflate = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW_BYTES).decompressobj().decompress
             block = inflate(source.take(zstandard.frame_header_size(head)))
             last = False

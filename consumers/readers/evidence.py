@@ -170,7 +170,9 @@ def bundle(case: EvidenceCase, key: Ed25519PrivateKey, clear: bool = False) -> b
     """The zip. Raises InvalidInput when there is no profile to put in."""
     profile = together(case.spans)
     if profile is None:
-        raise InvalidInput("the store holds no profile of this client for this baseline: there is nothing to replay")
+        raise InvalidInput(
+            "the store holds no profile of this client for this baseline, so there is nothing to assess again"
+        )
     assessment = assess(profile, case.baseline, case.cells, case.decision.persona)
     shown = case.decision.client_id if clear else case.sealed_id
     decision = _renamed(case.decision.document(), shown)
@@ -235,9 +237,9 @@ def verify(blob: bytes, baseline_file: bytes | None = None, signer: str | None =
         raw = base64.b64decode(manifest.public_key, validate=True)
         Ed25519PublicKey.from_public_bytes(raw).verify(signature, text)
     except InvalidSignature as error:
-        raise InvalidInput("evidence: the signature does not fit the manifest") from error
+        raise InvalidInput("evidence: the signature does not match the manifest") from error
     except ValueError as error:
-        raise InvalidInput("evidence: key or signature are damaged") from error
+        raise InvalidInput("evidence: the key or the signature is damaged") from error
     if signer is not None and fingerprint(raw) != signer.strip().lower():
         raise InvalidInput(f"evidence: signed by key {fingerprint(raw)}, not by {signer}")
     named = manifest.members
@@ -261,7 +263,7 @@ def _manifest(text: bytes) -> Manifest:
             raise InvalidInput(f"evidence: format {str(version)[:40]}, this version reads format {FORMAT}")
         return msgspec.json.decode(text, type=Manifest)
     except msgspec.ValidationError as error:
-        raise InvalidInput(f"evidence: the manifest is none: {error}") from error
+        raise InvalidInput(f"evidence: the manifest is not valid: {error}") from error
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise InvalidInput("evidence: the manifest is damaged") from error
 
@@ -288,14 +290,14 @@ def _members(blob: bytes) -> dict[str, bytes]:
             found: dict[str, bytes] = {}
             for entry in entries:
                 if entry.filename in found:
-                    raise InvalidInput(f"evidence: {entry.filename} is there twice")
+                    raise InvalidInput(f"evidence: {entry.filename} appears twice")
                 with packed.open(entry) as member:
                     found[entry.filename] = member.read(entry.file_size + 1)
             return found
     except (zipfile.BadZipFile, ValueError, NotImplementedError, RuntimeError, EOFError, OSError) as error:
-        raise InvalidInput("evidence: not a zip, or damaged") from error
+        raise InvalidInput("evidence: the file is not a zip, or it is damaged") from error
     except (zlib.error, struct.error) as error:
-        raise InvalidInput("evidence: not a zip, or damaged") from error
+        raise InvalidInput("evidence: the file is not a zip, or it is damaged") from error
 
 
 def _differences(manifest: Manifest, members: Mapping[str, bytes], baseline_file: bytes) -> list[str]:
@@ -314,7 +316,7 @@ def _differences(manifest: Manifest, members: Mapping[str, bytes], baseline_file
     except (IncompatibleProfile, msgspec.DecodeError, ValueError, RecursionError) as error:
         raise InvalidInput(f"evidence: profile or assessment cannot be read: {error}") from error
     if profile is None:
-        raise InvalidInput("evidence: it holds no profile")
+        raise InvalidInput("evidence: the bundle holds no profile")
     now = _said(assess(profile, baseline, manifest.log_cells, manifest.persona))
     return [
         f"{name}: {reprlib.repr(then.get(name))} in the bundle, {reprlib.repr(now[name])} now"

@@ -91,7 +91,9 @@ class RedisServer:
                     raise ConfigError(f"store: Redis {version} is too old, 7.0 is the oldest that works")
                 policy = about.get("maxmemory_policy", "noeviction")
                 if policy != "noeviction":
-                    raise ConfigError(f"store: maxmemory-policy is {policy}; it must be noeviction, or state is lost")
+                    raise ConfigError(
+                        f"store: maxmemory-policy is {policy}; it must be noeviction, otherwise data is lost"
+                    )
                 try:
                     self._client.time(**where)
                 except redis.exceptions.NoPermissionError:

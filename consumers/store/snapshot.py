@@ -69,7 +69,7 @@ class Summary:
 def write(path: Path, items: Iterable[Exported], secrets: Secrets, version: str = "") -> Summary:
     """Write a new snapshot, sealed with the secrets. Raises InvalidInput when there is such a file already, or it cannot be written."""
     if path.exists():
-        raise InvalidInput(f"{path}: exists; a snapshot never replaces another file")
+        raise InvalidInput(f"{path}: the file exists; a snapshot never replaces a file")
     draft = paths.draft_of(path)
     summary = Summary()
     header = Header(SCHEMA_VERSION, secrets.key_id, int(time.time()), version)
@@ -87,7 +87,7 @@ def write(path: Path, items: Iterable[Exported], secrets: Secrets, version: str 
         finally:
             draft.unlink(missing_ok=True)
     except FileExistsError as error:
-        raise InvalidInput(f"{path}: exists; a snapshot never replaces another file") from error
+        raise InvalidInput(f"{path}: the file exists; a snapshot never replaces a file") from error
     except OSError as error:
         raise InvalidInput(f"{path}: {error.strerror or error}") from error
     return summary
