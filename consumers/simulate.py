@@ -143,7 +143,6 @@ def simulate(
     kinds: Sequence[str] | None = None,
     queries: tuple[int, int] = (400, 4000),
     seed: int = 0,
-    foreign_path: Path | None = None,
     predict: Predict | None = None,
     start_s: float = START_S,
     linked: bool = False,
@@ -151,12 +150,11 @@ def simulate(
 ) -> dict[str, Any]:
     """Write a log of `clients` honest clients and one theft for each of `attacks`, and the truth beside it.
 
-    attacks       ``family`` or ``family/variant`` (keys of ATTACKS and VARIANTS)
-    kinds         honest kinds (keys of BENIGN), all by default
-    queries       a theft's budget is log-uniform between these two
-    foreign_path  a file like a reference, rows of another domain with as many columns; default: distorted own rows
-    predict       the victim, (n, d) → (n, c); default: a built-in model fitted on the reference's answers
-    linked        events say where their client comes from
+    attacks  ``family`` or ``family/variant`` (keys of ATTACKS and VARIANTS)
+    kinds    honest kinds (keys of BENIGN), all by default
+    queries  a theft's budget is log-uniform between these two
+    predict  the victim, (n, d) → (n, c); default: a built-in model fitted on the reference's answers
+    linked   events say where their client comes from
 
     Returns the truth as written. Raises WrongUse for a wrong call, InvalidInput for a file that is unfit.
     """
@@ -175,13 +173,7 @@ def simulate(
     victim = predict or Surrogate(domain, rng, hidden=256).fit(reference.rows, reference.answers).predict
     order = rng.permutation(len(reference.rows))
     pool, own = np.split(reference.rows[order], [round(0.7 * len(order))])
-    if foreign_path is None:
-        foreign = strangers(domain, reference.rows, rng)
-    else:
-        rows = read_reference(foreign_path).rows
-        if rows.shape[1] != domain.width:
-            raise InvalidInput(f"{foreign_path}: {rows.shape[1]} columns, the reference has {domain.width}")
-        foreign = domain.emit(rows)
+    foreign = strangers(domain, reference.rows, rng)
     scene = Scene(domain, pool, victim(pool).argmax(axis=1), own, foreign)
     streams = world(scene, victim, rng, clients=clients, kinds=kinds, attacks=thefts, queries=queries, start_s=start_s)
     name = model_id or reference.model_id

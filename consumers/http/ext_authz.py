@@ -20,12 +20,12 @@ from consumers.http.gateway import Gateway, GatewayAnswer
 if TYPE_CHECKING:
     import grpc
 
+THREADS = 4
+"""An answer waits for nothing, so a few are enough."""
 _OK, _PERMISSION_DENIED, _UNAUTHENTICATED = 0, 7, 16
 
 
-def serve_ext_authz(
-    bind: str, gateway: Gateway, threads: int = 4, tls: tuple[str, str] | None = None
-) -> tuple[grpc.Server, int]:
+def serve_ext_authz(bind: str, gateway: Gateway, tls: tuple[str, str] | None = None) -> tuple[grpc.Server, int]:
     """Start the service on ``host:port``; port 0 picks one. tls: files of certificate and key. Returns the server and its port.
 
     The server ends with its last reference: keep it, `stop` it.
@@ -46,7 +46,7 @@ def serve_ext_authz(
             return _response(messages, answer)
 
     server = grpc.server(
-        ThreadPoolExecutor(threads, thread_name_prefix="ext-authz"), options=[("grpc.so_reuseport", 0)]
+        ThreadPoolExecutor(THREADS, thread_name_prefix="ext-authz"), options=[("grpc.so_reuseport", 0)]
     )
     stubs.add_AuthorizationServicer_to_server(Authorization(), server)
     try:

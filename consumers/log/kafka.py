@@ -66,7 +66,6 @@ def connection(
     ssl_cafile: str | None = None,
     ssl_certfile: str | None = None,
     ssl_keyfile: str | None = None,
-    client_id: str = "querywarden",
 ) -> dict[str, Any]:
     """How to reach the brokers: arguments that every Kafka client of this project shares.
 
@@ -86,7 +85,7 @@ def connection(
     arguments: dict[str, Any] = {
         "bootstrap_servers": servers,
         "security_protocol": security_protocol,
-        "client_id": client_id,
+        "client_id": "querywarden",
         "bootstrap_timeout_ms": 10_000,
         **RECONNECT_MS,
     }

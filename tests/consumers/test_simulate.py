@@ -165,9 +165,3 @@ def test_a_failed_run_leaves_no_half_log(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="went away"):
         simulate(table_reference(tmp_path / "ref.jsonl"), tmp_path / "log.jsonl", predict=victim, **SMALL)
     assert [p.name for p in tmp_path.iterdir()] == ["ref.jsonl"]
-
-
-def test_foreign_rows_of_another_width_are_refused(tmp_path: Path) -> None:
-    other = write_lines(tmp_path / "other.jsonl", [{"features": [1, 2], "prediction": {"label": 0}}] * 60)
-    with pytest.raises(Refused, match="2 columns"):
-        simulate(table_reference(tmp_path / "ref.jsonl"), tmp_path / "o.jsonl", foreign_path=other)

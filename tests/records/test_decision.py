@@ -59,7 +59,7 @@ def test_a_row_of_the_version_before_is_written_again_as_that_version_did(name: 
     assert msgspec.json.encode(row.document()).decode() == case["document"]
 
 
-def follow(
+def follow(  # noqa: PLR0913 — one argument for each thing that a stored row says
     name: str, key: ClientKey, client_id: str, queries: int, last_ms: int, p: float, decision: Decision, before: str | None,
     exposure: Exposure | None, refusals: Refusals, *, persona: str = "", members: tuple[str, ...] = (), told_of: bool = True,
     began: tuple[int, int] | None = None,
