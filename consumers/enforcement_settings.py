@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr
+from pydantic import AfterValidator, Field, SecretStr
 
 from consumers.alert_settings import Part
+from consumers.watermark.degradation import marks_suspects_only
 
 
 class GatewaySettings(Part):
@@ -28,9 +29,12 @@ class GatewaySettings(Part):
         description="per path prefix, whether a request without a usable identity passes (open) or is refused (closed); the longest"
         " prefix decides; advised: / closed, with open exceptions",
     )
-    degrade: dict[Literal["clear", "watch", "throttle"], str] = Field(
+    degrade: Annotated[
+        dict[Literal["clear", "watch", "degrade", "throttle"], str], AfterValidator(marks_suspects_only)
+    ] = Field(
         {},
-        description='value of the header X-QueryWarden-Degrade per decision, for the model server: {"watch": "round=2"}',
+        description='value of the header X-QueryWarden-Degrade per decision, for the model server: {"watch": "round=2"}; degrade without'
+        " a value here means top1; canary=KEYID (marks) goes under degrade and throttle only",
     )
     throttle_per_s: float = Field(0.0, ge=0, description="requests per second that pass for a throttled client")
     refresh_s: float = Field(0.25, gt=0, le=0.5, description="seconds between two reads of the changes in the store")

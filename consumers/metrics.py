@@ -64,6 +64,11 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
         "age of the newest committed query while records wait; 0 if none wait",
     ),
     "querywarden_alarm": ("gauge", ("alarm",), "1 while the alarm is raised; docs/operations.md explains each"),
+    "querywarden_canaries_total": (
+        "counter",
+        (),
+        "queries whose client got a marked answer in place of the logged one",
+    ),
     "querywarden_unknown_keys_total": ("counter", (), "unknown keys in events"),
     "querywarden_extra_columns_total": (
         "counter",

@@ -245,6 +245,22 @@ def decisions_throttle(
     _decide("throttle", client, model, ttl, reason, note, dry, yes, as_json, config_file)
 
 
+@decisions_app.command("degrade")
+def decisions_degrade(
+    client: Client,
+    model: ModelOption = "*",
+    ttl: For = "24h",
+    reason: Reason = "",
+    note: Annotated[str, typer.Option(help="Longer explanation; stored with the decision.")] = "",
+    dry: Annotated[bool, typer.Option("--dry-run", help="Store and show the decision, but do not enforce it.")] = False,
+    yes: Yes = False,
+    as_json: AsJson = False,
+    config_file: ConfigFile = None,
+) -> None:
+    """Let a client through to answers with less detail for a while; gateway.degrade names the steps."""
+    _decide("degrade", client, model, ttl, reason, note, dry, yes, as_json, config_file)
+
+
 @decisions_app.command("release")
 def decisions_release(
     client: Client,

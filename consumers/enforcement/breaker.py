@@ -27,9 +27,8 @@ from consumers.errors import Unavailable
 from consumers.records.breaker import Breaker, BreakerLimits
 from consumers.records.breaker_entries import HELD, KIND, RESET, opened_after, time_of
 from consumers.records.operator_cell import written
-from consumers.records.operator_entries import Reset, packed
+from consumers.records.operator_entries import ENFORCED, Reset, packed
 from consumers.store import DecisionRow, Entry, Operation, ServiceStore
-from detector.policy import STATES
 from detector.query import ClientKey
 
 log = logging.getLogger("querywarden.restrictions")
@@ -172,7 +171,7 @@ def _level_at(row: DecisionRow, time_s: float) -> int:
         known = [str(state) for at_s, state, *_ in past.history if at_s <= time_s]
         if not past.history and 0 < past.since_s <= time_s:
             known = [past.state]
-        return STATES.index(known[-1]) if known else CLEAR
+        return ENFORCED.index(known[-1]) if known else CLEAR
     except (msgspec.DecodeError, ValueError, TypeError) as error:
         log.warning("decision row set aside", extra={"why": str(error)})
         return CLEAR

@@ -23,14 +23,13 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias, TypeVar
 
 from consumers.errors import CorruptState
-from consumers.records.operator_entries import EVERY_MODEL, allowlist_entry, operator_decision
+from consumers.records.operator_entries import ENFORCED, EVERY_MODEL, allowlist_entry, operator_decision
 from consumers.store import Entry, Restriction
-from detector.policy import STATES
 from detector.query import ClientKey
 
 log = logging.getLogger("querywarden.restrictions")
 
-CLEAR, WATCH, THROTTLE, BLOCK = range(len(STATES))
+CLEAR, WATCH, DEGRADE, THROTTLE, BLOCK = range(len(ENFORCED))
 KEPT_CHANGES = 20_000
 """How many changes a reader may fall behind before it must begin again."""
 
@@ -46,7 +45,7 @@ V = TypeVar("V")
 
 
 class Standing(NamedTuple):
-    """What holds for a client. level: index in STATES; until_s: its end, 0 for none; origin: detected | operator."""
+    """What holds for a client. level: index in ENFORCED; until_s: its end, 0 for none; origin: detected | operator."""
 
     level: int
     until_s: int = 0
@@ -196,7 +195,9 @@ class Restrictions:
         """What changed since."""
         tables, touched = self._tables, set()
         for r in _slices(restrictions):
-            self._settle(r.client, (r.client.model, STATES.index(r.state), STATES.index(r.enforced), r.until_s), now_s)
+            self._settle(
+                r.client, (r.client.model, ENFORCED.index(r.state), ENFORCED.index(r.enforced), r.until_s), now_s
+            )
             _put(tables.detected, r)
             touched.add((r.client.tenant, r.client.client))
         for entry in entries:
@@ -251,7 +252,7 @@ class Restrictions:
                 self._changes.append(change)
                 for one, step in ((before.get(model), -1), (after.get(model), 1)):
                     if one is not None:
-                        self.counts[one.origin, STATES[one.level]] += step
+                        self.counts[one.origin, ENFORCED[one.level]] += step
                 self.number = change.number
         if after:
             self._published[key] = after
@@ -283,9 +284,9 @@ def _detected(tables: _Tables, client: ClientKey) -> _OfModel | None:
 def _put(detected: dict[Key, _Detected], r: Restriction) -> None:
     key = (sys.intern(r.client.tenant), r.client.client)
     others = tuple(entry for entry in detected.get(key, ()) if entry[0] != r.client.model)
-    state = STATES.index(r.state)
+    state = ENFORCED.index(r.state)
     if state >= THROTTLE:
-        detected[key] = (*others, (sys.intern(r.client.model), state, STATES.index(r.enforced), r.until_s))
+        detected[key] = (*others, (sys.intern(r.client.model), state, ENFORCED.index(r.enforced), r.until_s))
     elif others:
         detected[key] = others
     else:
@@ -304,7 +305,7 @@ def _said(tables: _Tables, entry: Entry) -> Key:
                 allowed_until_s = allowlist_entry(entry).until_s or entry.expires_s
             else:
                 value = operator_decision(entry)
-                ruled = _Said(STATES.index(value.state), value.until_s or entry.expires_s, value.simulated)
+                ruled = _Said(ENFORCED.index(value.state), value.until_s or entry.expires_s, value.simulated)
         except (CorruptState, ValueError) as error:
             log.error("an operator's entry cannot be read and does not count", extra={"error": str(error)})
     if entry.kind == "allow":

@@ -2,14 +2,17 @@
 
 Rules:
 * No answer waits for the store, for another process or for the body of the request.
-* 200 lets the request pass, 403 is a block, 429 a throttle. Every answer carries ``X-QueryWarden-Decision`` (clear, watch, throttle or
-  block) and nothing else about detection. Refusals carry ``Retry-After`` and a reference that operators can look up
+* 200 lets the request pass, 403 is a block, 429 a throttle. Every answer carries ``X-QueryWarden-Decision`` (clear, watch, degrade,
+  throttle or block) and nothing else about detection. Refusals carry ``Retry-After`` and a reference that operators can look up
   (``X-QueryWarden-Reference``, `operators.references`).
 * Of all identities and all models that a request names, the most severe decision counts. More identities than allowed give 403.
 * A throttled client may get `throttle_per_s` requests through; with 0 (the default) none. Its tokens are used by requests that belong to
   it (`Found.first`). Requests that name it beside another client use a second bucket. So adding a client's name takes nothing from that
   client, and putting a name before its own gains a client at most as much again.
 * ``X-QueryWarden-Degrade`` asks the model server for a less detailed answer, where the settings say so; otherwise it is ``none``.
+  An operator's *degrade* passes, with such steps.
+* ``X-QueryWarden-Client`` is the client's hash where the steps ask for marks (``canary``), otherwise ``none``. Only throttled and degraded
+  clients are marked, and only in requests that belong to them: adding a client's name does not get marks registered under it.
 * A request without a usable identity, or one that comes before the store was read, passes on routes that are open and is refused on
   routes that are closed (`paths`). Both are counted. HTTP and gRPC judge the same undecoded path.
 * The gateway's own credential is checked by `caller`, which returns the tenant.
@@ -33,12 +36,14 @@ from consumers.http.paths import Routes
 from consumers.http.token_buckets import TokenBuckets
 from consumers.metrics import Metrics
 from consumers.operators.references import HEADER, Cause
-from consumers.records.operator_entries import EVERY_MODEL
-from detector.policy import STATES
+from consumers.records.operator_entries import ENFORCED, EVERY_MODEL, Enforced
+from consumers.watermark.degradation import MARKED_DECISIONS, without_canaries
+from consumers.watermark.degradation import NOTHING as NO_DEGRADE
 
 PREFIX = "/v1/authz"
-NO_DEGRADE = "none"
-"""Sent always, so that a gateway which copies the header overwrites what a client claims."""
+NO_CLIENT = "none"
+DEGRADE_STEPS = "top1"
+"""What an operator's *degrade* asks of the model server, unless the settings name other steps."""
 LONGEST_RETRY_S = 86_400
 _FOR_EVER_RETRY_S = 3600
 _UNKNOWN_RETRY_S = 1
@@ -80,12 +85,14 @@ class GatewayAnswer(NamedTuple):
     retry_after_s: int = 0
     degrade: str = NO_DEGRADE
     reference: str = ""
+    client: str = NO_CLIENT
 
     def headers(self) -> list[tuple[str, str]]:
         """What an answer says in headers, over HTTP and gRPC."""
         found = [("x-querywarden-decision", self.decision)]
         if self.status == 200:
-            found.append(("x-querywarden-degrade", self.degrade))
+            # Sent always: a gateway that copies them overwrites what a client claims.
+            found += [("x-querywarden-degrade", self.degrade), ("x-querywarden-client", self.client)]
         if self.retry_after_s:
             found.append(("retry-after", str(self.retry_after_s)))
         if self.reference:
@@ -129,6 +136,7 @@ class Gateway:
         self._clock = clock
         self._model_header = self._rules.model_header.lower().encode("latin-1")
         self._routes = Routes(self._rules.routes)
+        self._steps = {decision: _steps(self._rules.degrade, decision) for decision in ENFORCED}
         self._lock = threading.Lock()  # gRPC answers from threads; held for a few additions only
         per_s = self._rules.throttle_per_s
         self._buckets: TokenBuckets[_Bucket] = TokenBuckets(per_s, max(1.0, per_s))
@@ -167,7 +175,7 @@ class Gateway:
             # A client may add such a header too: one closed route among them is enough.
             if any(map(self._routes.closed, [path] if path else _original_paths(headers))):
                 return self._refused_unknown(tenant, cause, now_s)
-            return GatewayAnswer(200, STATES[CLEAR], cause)
+            return GatewayAnswer(200, ENFORCED[CLEAR], cause)
         models = self._models(headers)
         worst, who = NOTHING, found.clients[0]
         for client in found.clients:
@@ -176,8 +184,8 @@ class Gateway:
                 if standing.level > worst.level:
                     worst, who = standing, client
         if worst.level < THROTTLE:
-            decision = STATES[worst.level]
-            return GatewayAnswer(200, decision, "known", degrade=self._rules.degrade.get(decision, NO_DEGRADE))
+            decision = ENFORCED[worst.level]
+            return self._passes(decision, _Bucket(tenant, who, who == found.first))
         return self._restricted(worst, _Bucket(tenant, who, who == found.first), now_s)
 
     def flush(self) -> None:
@@ -198,21 +206,28 @@ class Gateway:
         return said + [part.strip() for part in joined.split(",")] if "," in joined else said
 
     def _restricted(self, standing: Standing, bucket: _Bucket, now_s: float) -> GatewayAnswer:
-        decision = STATES[standing.level]
+        decision = ENFORCED[standing.level]
         left_s = math.ceil(standing.until_s - now_s) if standing.until_s else _FOR_EVER_RETRY_S
         retry_after_s = max(1, min(left_s, LONGEST_RETRY_S))
         if standing.level == THROTTLE and self._rules.throttle_per_s > 0:
             wait_s = self._buckets.take(bucket, now_s)
             if wait_s <= 0:
-                return GatewayAnswer(200, decision, "known", degrade=self._rules.degrade.get(decision, NO_DEGRADE))
+                return self._passes(decision, bucket)
             retry_after_s = min(retry_after_s, math.ceil(wait_s))
         reference = self._identities.references.of(bucket.tenant, decision, bucket.client, now_s)
         status = 403 if standing.level == BLOCK else 429
         return GatewayAnswer(status, decision, "known", retry_after_s, reference=reference)
 
+    def _passes(self, decision: Enforced, bucket: _Bucket) -> GatewayAnswer:
+        """A known client's request passes; marks are asked for where the request is the client's own."""
+        marking, unmarked = self._steps[decision]
+        if marking and bucket.own:
+            return GatewayAnswer(200, decision, "known", degrade=marking, client=bucket.client)
+        return GatewayAnswer(200, decision, "known", degrade=unmarked)
+
     def _refused_unknown(self, tenant: str, cause: Cause, now_s: float) -> GatewayAnswer:
-        reference = self._identities.references.of(tenant, STATES[BLOCK], cause, now_s)
-        return GatewayAnswer(403, STATES[BLOCK], cause, _UNKNOWN_RETRY_S, reference=reference)
+        reference = self._identities.references.of(tenant, ENFORCED[BLOCK], cause, now_s)
+        return GatewayAnswer(403, ENFORCED[BLOCK], cause, _UNKNOWN_RETRY_S, reference=reference)
 
     def _message(self, answer: GatewayAnswer) -> tuple[dict[str, Any], dict[str, Any]]:
         body = answer.body()
@@ -222,9 +237,16 @@ class Gateway:
             headers.append((b"content-type", b"application/problem+json"))
         start = {"type": "http.response.start", "status": answer.status, "headers": headers}
         messages = start, {"type": "http.response.body", "body": body}
-        if answer.status == 200:  # few of them, and nearly all answers
+        if answer.status == 200 and answer.client == NO_CLIENT:  # few of them, and nearly all answers
             self._messages[answer] = messages
         return messages
+
+
+def _steps(degrade: Mapping[str, str], decision: Enforced) -> tuple[str, str]:
+    """What is asked of the model server under a decision: with marks (empty: none are asked for), and without."""
+    steps = degrade.get(decision, DEGRADE_STEPS if decision == "degrade" else NO_DEGRADE)
+    unmarked = without_canaries(steps)
+    return steps if unmarked != steps and decision in MARKED_DECISIONS else "", unmarked
 
 
 def _asked_path(scope: Scope) -> str:

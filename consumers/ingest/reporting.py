@@ -101,6 +101,7 @@ def tally(m: Metrics, moved: Mapping[str, int], decoded: Decoded, dropped: int) 
     if dropped:
         m.add("querywarden_letters_dropped_total", dropped)
     for metric, count in (
+        ("querywarden_canaries_total", decoded.counters["canaries"]),
         ("querywarden_unknown_keys_total", decoded.counters["unknown_keys"]),
         ("querywarden_extra_columns_total", decoded.counters["extra_columns"]),
         ("querywarden_duplicate_events_total", moved.get("duplicate", 0)),

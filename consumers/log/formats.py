@@ -39,7 +39,7 @@ __all__ = ["FATES", "KNOWN_KEYS", "REASONS", "Decoded", "InputReader", "NativeFo
 
 KNOWN_KEYS = frozenset(
     "event_id timestamp client_id model_id model_version features embedding text messages prediction status sampled_fraction"
-    " metadata".split()
+    " metadata canary".split()
 )
 MAX_CLIENT_BYTES = 256
 COMPARED = (*FORMS, ANSWER)
@@ -68,7 +68,8 @@ class Decoded:
     notes     model id → offset → what about the query does not fit
     dead      refused records
     counted   offsets of those among them that are queries of their client all the same
-    counters  produced = queries + dead − dead_counted + unmodelled + denied + failed; unknown_keys, extra_columns
+    counters  produced = queries + dead − dead_counted + unmodelled + denied + failed; unknown_keys, extra_columns,
+              canaries (queries whose client got a marked answer; the event holds the truthful one)
     last_ms   newest event time seen, 0 if none
     stated_ms model id → (n,) event times as the records state them, where `batches` has those at which they count
     clock     state of the log's own time after these records, by name; empty: as before (ingest/step.py sets it)
@@ -187,6 +188,8 @@ class NativeFormat:
         mine.close()
         if "metadata" in event:
             mine.metadata[offset] = event["metadata"]
+        if "canary" in event and bytes(event["canary"]) == b"true":
+            out.counters["canaries"] += 1
         if not event.keys() <= KNOWN_KEYS:
             out.counters["unknown_keys"] += len(event.keys() - KNOWN_KEYS)
         return letter

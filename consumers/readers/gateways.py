@@ -14,16 +14,25 @@ from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 from consumers.readers.models import Allowed, AtGateways, Cause, Client, OperatorDecision
-from consumers.records.operator_entries import EVERY_MODEL
+from consumers.records.operator_entries import EVERY_MODEL, Enforced, Ruling
 from consumers.times import minute
 from detector.policy import FLAGGED, Mode, State, milder
 
 _CAPS: Mapping[Mode, State] = {"observe": "clear", "alert": "watch", "throttle": "throttle", "block": "block"}
-_VERBS: Mapping[State, str] = {
+_VERBS: Mapping[Enforced, str] = {
     "clear": "let it through",
     "watch": "let it through",
+    "degrade": "let it through to answers with less detail",
     "throttle": "throttle it",
     "block": "block it",
+}
+
+
+_DONE: Mapping[Ruling, str] = {
+    "clear": "released",
+    "degrade": "degraded",
+    "throttle": "throttled",
+    "block": "blocked",
 }
 
 
@@ -108,8 +117,8 @@ def at_gateways(
     if allowed is not None and holds(allowed.until_s, now_s):
         return _said("clear", "allow_list", allowed.until_s, f"{allowed.actor} put it on the allowlist")
     if decision is not None and not decision.simulated and holds(decision.until_s, now_s):
-        done = {"clear": "released", "throttle": "throttled", "block": "blocked"}[decision.state]
-        return _said(decision.state, "operator", decision.until_s, f"operator {decision.actor} {done} it")
+        by = f"operator {decision.actor} {_DONE[decision.state]} it"
+        return _said(decision.state, "operator", decision.until_s, by)
     return _by_detection(detected, mode, held_s, now_s)
 
 
@@ -148,6 +157,6 @@ def holds(until_s: int, now_s: float) -> bool:
     return not until_s or until_s > now_s
 
 
-def _said(state: State, cause: Cause, until_s: int, why: str) -> AtGateways:
+def _said(state: Enforced, cause: Cause, until_s: int, why: str) -> AtGateways:
     until = f" until {minute(until_s * 1000)}" if until_s else ""
     return AtGateways(state, cause, until_s, f"Gateways {_VERBS[state]}{until}: {why}.")

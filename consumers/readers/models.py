@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from consumers.records.operator_entries import Ruling, VerdictValue
+from consumers.records.operator_entries import Enforced, Ruling, VerdictValue
 from detector.extraction import Exposure
 from detector.policy import Mode, State
 from detector.scoring import Evidence
@@ -156,7 +156,7 @@ Cause: TypeAlias = Literal["allow_list", "operator", "detection", "mode", "break
 class AtGateways:
     """What gateways do with a client now. until_s: its end, 0 for none or for nothing to end; text: it and its cause, in one sentence."""
 
-    state: State
+    state: Enforced
     cause: Cause
     until_s: int
     text: str
@@ -177,7 +177,7 @@ class ClientDetail:
     """
 
     client: Client
-    in_force: State
+    in_force: Enforced
     gateways: AtGateways
     mode: Mode
     trail: tuple[TrailPoint, ...]

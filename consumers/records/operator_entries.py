@@ -35,9 +35,13 @@ from consumers.store import Entry, OperatorStore
 
 FORMAT = 1
 EVERY_MODEL = "*"
-Ruling = Literal["clear", "throttle", "block"]
-"""What an operator may decide; *clear* releases a client whatever was detected."""
+Ruling = Literal["clear", "degrade", "throttle", "block"]
+"""What an operator may decide; *clear* releases a client whatever was detected, *degrade* lets it through to answers with less detail."""
 RULINGS: tuple[Ruling, ...] = get_args(Ruling)
+Enforced = Literal["clear", "watch", "degrade", "throttle", "block"]
+"""What gateways may do with a client; nothing that is detected asks for *degrade*."""
+ENFORCED: tuple[Enforced, ...] = get_args(Enforced)
+"""From the mildest to the most severe."""
 VerdictValue = Literal["true_positive", "false_positive"]
 """What an analyst may say of an alert."""
 VERDICTS: tuple[VerdictValue, ...] = get_args(VerdictValue)

@@ -16,7 +16,7 @@ from contextlib import closing
 
 from consumers.enforcement.restrictions import Standing
 from consumers.errors import Unavailable, WrongUse
-from detector.policy import STATES
+from consumers.records.operator_entries import ENFORCED
 
 _WORD = re.compile(r"[0-9a-f]{32}")
 _MAP = re.compile(r"[\w./@#-]+")
@@ -44,7 +44,7 @@ class HaproxyMap:
             _, _, entry = line.partition(" ")
             client, _, state = entry.partition(" ")
             if client:
-                found[client] = Standing(STATES.index(state)) if state in STATES else Standing(-1)
+                found[client] = Standing(ENFORCED.index(state)) if state in ENFORCED else Standing(-1)
         return found
 
     def same(self, wanted: Standing, held: Standing) -> bool:
@@ -59,7 +59,7 @@ class HaproxyMap:
             self._ask(f"del map {self._map} {client}", fine=_NOT_THERE)
         for client, standing in put.items():
             if _WORD.fullmatch(client):
-                entry = f"map {self._map} {client} {STATES[standing.level]}"
+                entry = f"map {self._map} {client} {ENFORCED[standing.level]}"
                 if _NOT_THERE in self._ask(f"set {entry}", fine=_NOT_THERE).lower():
                     self._tell(f"add {entry}")
 
@@ -100,6 +100,6 @@ class HaproxyMap:
 
 
 def _batches(entries: Mapping[str, Standing]) -> Iterable[str]:
-    lines = [f"{client} {STATES[s.level]}" for client, s in entries.items() if _WORD.fullmatch(client)]
+    lines = [f"{client} {ENFORCED[s.level]}" for client, s in entries.items() if _WORD.fullmatch(client)]
     for first in range(0, len(lines), _A_COMMAND):
         yield "\n".join(lines[first : first + _A_COMMAND]) + "\n"

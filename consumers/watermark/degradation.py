@@ -19,7 +19,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from consumers.watermark.answers import Answer
 
@@ -31,6 +31,7 @@ CANARY = "canary"
 MARKED_DECISIONS = ("throttle", "degrade")
 """Decisions under which an answer may carry a mark."""
 STEPS = ("round", "topk", "top1", "label", "noise", "noreasoning", CANARY)
+Decision = TypeVar("Decision", bound=str)
 _MOST_DECIMALS = 15
 _MOST_STEPS = 16
 _THINKING = re.compile(r"<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)\s*", re.DOTALL | re.IGNORECASE)
@@ -87,8 +88,17 @@ def without_canaries(header: str) -> str:
     >>> without_canaries("round=2, canary=0123456789abcdef"), without_canaries("canary=0123456789abcdef")
     ('round=2', 'none')
     """
-    kept = [part.strip() for part in header.split(",") if part.strip().partition("=")[0] != CANARY]
-    return ",".join(kept) or NOTHING
+    parts = [part.strip() for part in header.split(",")]
+    kept = [part for part in parts if part.partition("=")[0].strip() != CANARY]
+    return header if kept == parts else ",".join(kept) or NOTHING
+
+
+def marks_suspects_only(steps: dict[Decision, str]) -> dict[Decision, str]:
+    """The steps by decision as they are. Raises ValueError where clients would be marked that nobody suspects."""
+    for decision, header in steps.items():
+        if decision not in MARKED_DECISIONS and without_canaries(header) != header:
+            raise ValueError(f"canary under {decision}: only throttled and degraded clients are marked")
+    return steps
 
 
 def degraded(answer: Answer, steps: Sequence[Step], noise_key: bytes, coarse: bytes) -> Answer:

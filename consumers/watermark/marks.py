@@ -150,6 +150,21 @@ def shows(mark: Mark, answer: Answer, labels: Sequence[Label] = ()) -> bool | No
     return bool(_digits(p[mark.top], mark.decimals) % 2) == mark.odd
 
 
+def lean(mark: Mark, answer: Answer) -> float | None:
+    """How far a suspect's probabilities lean from the truth to a mark, 0 to 1; None where they cannot say it.
+
+    A copy that learned a mark without repeating it still leans.
+    """
+    p = answer.probabilities
+    if p is None or not isinstance(mark, Flip | Order):
+        return None
+    marked_class, true_class = (mark.place, mark.top) if isinstance(mark, Flip) else (mark.raised, mark.second)
+    if max(marked_class, true_class) >= len(p):
+        return None
+    both = p[marked_class] + p[true_class]
+    return p[marked_class] / both if both > 0 else 0.5
+
+
 def _swapped(p: tuple[float, ...] | None, i: int, j: int) -> tuple[float, ...] | None:
     if p is None or max(i, j) >= len(p):
         return p

@@ -1,8 +1,10 @@
 """Does a suspected model show the marks of answers that were given to a client?
 
 Method: the suspect is asked the client's marked inputs and controls. For every kind of mark the number of marked inputs at which it
-shows the mark is compared with that of the controls (`exact.hypergeometric_tail`). The smallest p-value counts, times the number of kinds.
-Over the clients they are corrected by Holm's method.
+shows the mark is compared with that of the controls (`exact.hypergeometric_tail`). A suspect that answers probabilities is tested a second
+way, which sees a mark that was learned but is not repeated: the inputs are ranked by how far the suspect leans to the mark (`marks.lean`).
+Of the first m, where m is the number of marked inputs, the marked ones are counted. Both counts are hypergeometric. The smallest p-value
+counts, times the number of tests. Over the clients the p-values are corrected by Holm's method.
 
 Rules:
 
@@ -21,7 +23,7 @@ from typing import Any, NamedTuple
 from consumers.watermark.answers import Answer, Label
 from consumers.watermark.exact import holm, hypergeometric_tail
 from consumers.watermark.keys import WatermarkKey
-from consumers.watermark.marks import Kind, Mark, kind_of, shows
+from consumers.watermark.marks import Mark, kind_of, lean, shows
 from consumers.watermark.registry import Line, unsealed
 from consumers.watermark.selection import CONTROLS
 
@@ -61,7 +63,7 @@ class ClientResult:
     Attributes
     ----------
     p_value
-        Corrected over clients and kinds; `alone`: over kinds only.
+        Corrected over clients and tests; `alone`: over tests only.
     canaries
         Marked inputs that the suspect answered; `shown`: at which it shows a mark.
     shared
@@ -76,7 +78,7 @@ class ClientResult:
     controls: int
     controls_shown: int
     shared: int
-    kinds: Mapping[Kind, Counts] = field(default_factory=dict)
+    kinds: Mapping[str, Counts] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +112,8 @@ def questions_of(lines: Iterable[Line], key: WatermarkKey, model: str = "", most
 
 def judged(questions: Questions, answers: Sequence[Answer | None], labels: Sequence[Label] = ()) -> list[ClientResult]:
     """The results by client, the least probable first. answers: the suspect's, in the order of the questions."""
-    tables: dict[str, dict[Kind, Counter[tuple[bool, bool]]]] = {}
+    tables: dict[str, dict[str, Counter[tuple[bool, bool]]]] = {}
+    leans: dict[tuple[str, str], list[tuple[float, str, bool]]] = {}
     asked: Counter[tuple[str, bool]] = Counter()
     shown: Counter[tuple[str, bool]] = Counter()
     for question, answer in zip(questions.asked, answers, strict=True):
@@ -122,13 +125,19 @@ def judged(questions: Questions, answers: Sequence[Answer | None], labels: Seque
         ]
         for kind, shows_it in seen:
             mine.setdefault(kind, Counter())[question.treated, shows_it] += 1
+        for mark in question.marks:
+            if answer is not None and (leaning := lean(mark, answer)) is not None:
+                key = question.client, kind_of(mark)
+                leans.setdefault(key, []).append((-leaning, question.digest, question.treated))
         asked[question.client, question.treated] += bool(seen)
         shown[question.client, question.treated] += any(shows_it for _, shows_it in seen)
-    kinds = {
+    kinds: dict[str, dict[str, Counts]] = {
         client: {kind: Counts(t[True, True] + t[True, False], t[True, True], t[False, True] + t[False, False], t[False, True])
                  for kind, t in table.items()}
         for client, table in tables.items()
     }  # fmt: skip
+    for (client, name), ranked in leans.items():
+        kinds[client][f"{name}, ranked"] = _ranked(ranked)
     clients = list(kinds)
     alone = [combined(list(kinds[client].values())) for client in clients]
     results = [
@@ -141,7 +150,14 @@ def judged(questions: Questions, answers: Sequence[Answer | None], labels: Seque
     return sorted(results, key=lambda result: (result.p_value, result.alone, result.client))
 
 
+def _ranked(leans: list[tuple[float, str, bool]]) -> Counts:
+    """Among the inputs that lean most, as many as there are marked ones: how many are marked. Ties go by digest, which knows no marks."""
+    count = sum(treated for *_, treated in leans)
+    hits = sum(treated for *_, treated in sorted(leans)[:count])
+    return Counts(count, hits, len(leans) - count, count - hits)
+
+
 def combined(counts: Sequence[Counts]) -> float:
-    """One p-value of several kinds of marks: the smallest, times their number (Bonferroni); 1 without any."""
+    """One p-value of several tests: the smallest, times their number (Bonferroni); 1 without any."""
     able = [c for c in counts if c.marked and c.controls]
     return min(1.0, len(able) * min(c.p_value for c in able)) if able else 1.0

@@ -55,7 +55,14 @@ def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     ("length", "seconds"), [("90s", 90), ("15m", 900), ("4h", 14_400), ("7d", 7 * DAY_S), ("2w", 14 * DAY_S)]
 )
 @pytest.mark.parametrize(
-    "words", [("decisions", "block"), ("decisions", "throttle"), ("decisions", "release"), ("allowlist", "add")]
+    "words",
+    [
+        ("decisions", "block"),
+        ("decisions", "throttle"),
+        ("decisions", "degrade"),
+        ("decisions", "release"),
+        ("allowlist", "add"),
+    ],
 )
 def test_a_decision_holds_for_as_long_as_was_asked(
     length: str, seconds: int, words: tuple[str, ...], call: Call
@@ -79,7 +86,14 @@ def test_a_length_that_is_none_is_refused_in_one_line(length: str, words: str, c
 
 
 @pytest.mark.parametrize(
-    "words", [("decisions", "block"), ("decisions", "throttle"), ("decisions", "release"), ("allowlist", "add")]
+    "words",
+    [
+        ("decisions", "block"),
+        ("decisions", "throttle"),
+        ("decisions", "degrade"),
+        ("decisions", "release"),
+        ("allowlist", "add"),
+    ],
 )
 def test_a_client_that_nobody_has_seen_is_asked_about(words: tuple[str, ...], call: Call) -> None:
     status, out, err = call(*words, "theif", "--model", MODEL)

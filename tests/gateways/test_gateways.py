@@ -10,15 +10,21 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import pytest
-from support.gateway_backend import Backend
+from support.gateway_backend import TENANT, Backend
 from support.gateway_peers import Caddy, Envoy, EnvoyGrpc, Nginx, Peer, ask
-from support.servers import NewServer, free_port, started
+from support.servers import NewServer, free_port, started, wait_until
 
 TAKES_EFFECT_S = 2.0
-FORGED = {"X-QueryWarden-Decision": "block", "X-QueryWarden-Degrade": "top1", "X-QueryWarden-Model": "another"}
+FORGED = {
+    "X-QueryWarden-Decision": "degrade",
+    "X-QueryWarden-Degrade": "top1",
+    "X-QueryWarden-Client": "0" * 32,
+    "X-QueryWarden-Model": "another",
+}
+MARKS = "canary=0123456789abcdef"
 
 
 GATEWAYS = (Envoy, EnvoyGrpc, Nginx, Caddy)
@@ -58,7 +64,27 @@ def test_what_a_client_claims_never_arrives(gateway: Peer) -> None:
         assert answer.status == 200
         assert answer.getheader("X-Seen-decision") == "clear"
         assert answer.getheader("X-Seen-degrade") in ("round=6", "none"), "not top1"
+        assert answer.getheader("X-Seen-client") == "none"
         assert answer.getheader("X-Seen-model") in (None, "fraud-v3")
+
+
+def test_the_model_server_hears_whose_answers_to_degrade_and_to_mark(gateway: Peer, backend: Backend) -> None:
+    """An operator's *degrade* passes, with its steps and the client's hash, until it ends; forged ones change nothing."""
+    client = f"{gateway.name}-degraded"
+    backend.say(client, "degrade")
+    hashed = backend.service.secrets.client_hash(TENANT, client)
+
+    def heard(headers: Mapping[str, str]) -> tuple[str | None, ...]:
+        answer = ask(gateway.port, headers)
+        assert answer.status == 200
+        return tuple(answer.getheader(f"X-Seen-{name}") for name in ("decision", "degrade", "client"))
+
+    wait_until(lambda: heard({"X-API-Key": client})[0] == "degrade", within_s=5, what="the decision")
+    assert heard({"X-API-Key": client}) == ("degrade", f"round=1,{MARKS}", hashed)
+    assert heard({"X-API-Key": client} | FORGED) == ("degrade", f"round=1,{MARKS}", hashed)
+    assert heard({"X-API-Key": "honest"} | FORGED) == ("clear", "round=6", "none")
+    backend.undo(client)
+    wait_until(lambda: heard({"X-API-Key": client}) == ("clear", "round=6", "none"), within_s=5, what="its end")
 
 
 @pytest.mark.parametrize(("state", "wanted"), [("block", 403), ("throttle", 429)])
@@ -124,6 +150,7 @@ def passes_undecided(gateway: Peer, client: str) -> None:
     assert answer.status == 200
     assert answer.getheader("X-Seen-decision") is None
     assert answer.getheader("X-Seen-degrade") is None
+    assert answer.getheader("X-Seen-client") is None
     assert b'"label": "fraud"' in answer.content, "the body was sent once more"  # type: ignore[attr-defined]
 
 

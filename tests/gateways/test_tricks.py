@@ -64,6 +64,7 @@ class Trick:
 
 THIEF = "X-Api-Key: thief\r\n"
 JUNK = "X-Api-Key: junk\r\n"
+CLAIMS = f"X-QueryWarden-Degrade: none\r\nX-QueryWarden-Client: {'0' * 32}\r\n"
 DROPS_THE_DECISION = "Connection: close, X-QueryWarden-Decision, X-QueryWarden-Degrade\r\n"
 
 
@@ -90,6 +91,7 @@ TRICKS = (
     Trick("a bearer token behind a tab", "Authorization: Bearer\tthief\r\n"),
     Trick("a bearer token and a word", "Authorization: Bearer thief junk\r\n"),
     Trick("two bearer tokens", "Authorization: Bearer junk\r\nAuthorization: Bearer thief\r\n"),
+    Trick("its own words for the model server", f"{JUNK}{CLAIMS}", expected="saw junk, clear"),
     Trick("a name that only gateways may say", f"{JUNK}X-Consumer-ID: thief\r\n", expected="saw junk, clear"),
     # --- what makes a gateway's question fail, or its answer disappear
     Trick("a control byte in another header", f"{THIEF}X-Foo: a\x01b\r\n", times=3),
@@ -172,6 +174,8 @@ class Model:
                     if n.lower() in ("x-api-key", "x_api_key", "x-consumer-id", "authorization")
                 ]
                 decision = said.get("x-querywarden-decision") or "undecided"
+                if said.get("x-querywarden-client") == "0" * 32:
+                    decision += ", under a client of its own choice"
                 seen.append(f"saw {'+'.join(keys).removeprefix('Bearer ') or 'nobody'}, {decision}")
                 self.rfile.read(int(said.get("content-length", 0)))
                 self.send_response(200)

@@ -63,7 +63,7 @@ class Asked:
         asyncio.run(self.gateway(scope, receive, send))
         start, body = sent
         found = {n.decode(): v.decode() for n, v in start["headers"]}
-        assert found["x-querywarden-decision"] in ("clear", "watch", "throttle", "block")
+        assert found["x-querywarden-decision"] in ("clear", "watch", "degrade", "throttle", "block")
         assert found["content-length"] == str(len(body["body"]))
         return start["status"], found, body["body"]
 
@@ -77,7 +77,7 @@ def test_the_answers() -> None:
     asked.store.detect(hashed("slow"), "throttle", until_s=1000 + 10 * 86_400)
     asked.store.detect(hashed("flagged"), "throttle", "clear")
     asked.store.detect(hashed("for ever"), "block")
-    passed = {"x-querywarden-degrade": "none", "content-length": "0"}
+    passed = {"x-querywarden-degrade": "none", "x-querywarden-client": "none", "content-length": "0"}
     assert asked.ask(("X-API-Key", "honest"))[:2] == (200, passed | {"x-querywarden-decision": "clear"})
     assert asked.ask(("X-API-Key", "flagged"))[:2] == (200, passed | {"x-querywarden-decision": "watch"})
     status, headers, body = asked.ask(("X-API-Key", "thief"))
@@ -362,6 +362,61 @@ def test_a_refusal_has_a_reference_that_operators_find() -> None:
     assert [
         references.find(TENANT, text, clients) for text in ("", "20251128-0", "x" * 25, f"20251128-{'0' * 16}")
     ] == [None] * 4
+
+
+CANARY = "canary=0123456789abcdef"
+
+
+def steps(answer: tuple[int, dict[str, str], bytes]) -> tuple[int, str, str | None, str | None]:
+    """Status, decision, steps and client of an answer."""
+    status, headers, _ = answer
+    return status, *(headers.get(f"x-querywarden-{name}") for name in ("decision", "degrade", "client"))  # type: ignore[return-value]
+
+
+def test_an_operators_degrade_passes_and_asks_for_less_detail() -> None:
+    for rules, expected in (({}, "top1"), ({"degrade": "round=1,label"}, "round=1,label")):
+        asked = Asked(Rules(degrade=rules))
+        asked.store.say(hashed("suspect"), "degrade")
+        assert steps(asked.ask(("X-API-Key", "suspect"))) == (200, "degrade", expected, "none")
+        asked.store.detect(hashed("suspect"), "block")
+        assert steps(asked.ask(("X-API-Key", "suspect")))[1] == "degrade", "an operator's decision beats detection"
+        asked.store.allow(hashed("suspect"))
+        assert steps(asked.ask(("X-API-Key", "suspect"))) == (200, "clear", "none", "none")
+
+
+def test_marks_are_asked_for_throttled_and_degraded_clients_only() -> None:
+    everywhere = dict.fromkeys(("clear", "watch", "degrade", "throttle"), f"round=2,{CANARY}")
+    asked = Asked(Rules(throttle_per_s=5.0, degrade=everywhere))
+    asked.store.detect(hashed("slow"), "throttle")
+    asked.store.say(hashed("named"), "degrade")
+    asked.store.detect(hashed("flagged"), "throttle", "clear")
+    asked.store.detect(hashed("listed"), "throttle")
+    asked.store.allow(hashed("listed"))
+    marked = f"round=2,{CANARY}"
+    assert steps(asked.ask(("X-API-Key", "slow"))) == (200, "throttle", marked, hashed("slow"))
+    assert steps(asked.ask(("X-API-Key", "named"))) == (200, "degrade", marked, hashed("named"))
+    assert steps(asked.ask(("X-API-Key", "flagged"))) == (200, "watch", "round=2", "none")
+    for name in ("honest", "listed"):
+        assert steps(asked.ask(("X-API-Key", name))) == (200, "clear", "round=2", "none")
+    assert steps(asked.ask()) == (200, "clear", "none", "none")
+
+
+def test_nobody_gets_another_client_marked_by_adding_its_name() -> None:
+    asked = Asked(Rules(degrade={"degrade": CANARY}))
+    asked.store.say(hashed("victim"), "degrade")
+    assert steps(asked.ask(("X-API-Key", "victim")))[3] == hashed("victim")
+    for headers in (
+        [("X-API-Key", "attacker"), ("Authorization", "Bearer victim")],
+        [("X-API-Key", "attacker,victim")],
+        [("X-API-Key", "victim"), ("X-API-Key", "attacker")],
+    ):
+        assert steps(asked.ask(*headers)) == (200, "degrade", "none", "none")
+
+
+def test_a_refusal_names_neither_steps_nor_client() -> None:
+    asked = Asked(Rules(degrade={"throttle": CANARY}))
+    asked.store.detect(hashed("slow"), "throttle")
+    assert steps(asked.ask(("X-API-Key", "slow"))) == (429, "throttle", None, None)
 
 
 def test_degrade_hints_by_decision() -> None:

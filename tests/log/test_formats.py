@@ -538,6 +538,33 @@ def test_unknown_keys_are_counted_and_known_ones_are_not() -> None:
     assert len(only(decoded)) == 2
 
 
+@pytest.mark.parametrize(("canary", "counted"), [(True, 1), (False, 0), (None, 0), ("true", 0), (1, 0)])
+def test_a_canary_is_the_query_that_its_event_says_and_is_counted(canary: Any, counted: int) -> None:
+    """The log holds the truthful answer, so for the detector it is a query like others."""
+    plain, flagged = decode([event()]), decode([event(canary=canary)])
+    assert flagged.counters["canaries"] == counted
+    assert flagged.counters["unknown_keys"] == flagged.counters["dead"] == 0
+    before, after = only(plain), only(flagged)
+    for column in (
+        "clients",
+        "who",
+        "inputs",
+        "labels",
+        "probabilities",
+        "values",
+        "time_ms",
+        "weight",
+        "misfit",
+        "salt",
+    ):
+        assert np.array_equal(
+            np.asarray(getattr(before, column)), np.asarray(getattr(after, column)), equal_nan=column == "values"
+        )
+    assert plain.contents == flagged.contents or [c[0] for c in plain.contents.values()] == [
+        c[0] for c in flagged.contents.values()
+    ], "the same event, sent again without the mark, is one event"
+
+
 def test_the_last_of_two_equal_keys_counts() -> None:
     batch = only(decode([raw("{", '{"client_id": "first", ')]))
     assert batch.clients == ["acct-1"]

@@ -11,14 +11,27 @@ import pytest
 from consumers.enforcement.restrictions import Restrictions
 from consumers.readers.gateways import Modes, at_gateways
 from consumers.readers.models import Allowed, OperatorDecision
-from consumers.records.operator_entries import RULINGS, AllowlistEntry, StoredOperatorDecision, entry_key, packed
+from consumers.records.operator_entries import (
+    ENFORCED,
+    RULINGS,
+    AllowlistEntry,
+    StoredOperatorDecision,
+    entry_key,
+    packed,
+)
 from consumers.store import Entry, Restriction
 from detector.policy import MODES, STATES, Mode, State
 from detector.query import ClientKey
 
 NOW = 1_000_000
 LATER, BEFORE = NOW + 60, NOW - 60
-VERBS = {"clear": "let it through", "watch": "let it through", "throttle": "throttle it", "block": "block it"}
+VERBS = {
+    "clear": "let it through:",
+    "watch": "let it through:",
+    "degrade": "let it through to answers with less detail",
+    "throttle": "throttle it",
+    "block": "block it",
+}
 
 
 @dataclass(frozen=True)
@@ -92,9 +105,10 @@ def test_what_is_said_is_what_gateways_do(mode: Mode, held: bool) -> None:
     for name, way in all_ways.items():
         real = view.standing("t", name, "m", NOW)
         found = at_gateways(way, way.decision, way.allowed, mode, NOW if held else 0, NOW)
-        assert found.state == STATES[real.level], way
-        assert found.text.startswith(f"Gateways {VERBS[found.state]}"), way
-        assert sum(verb in found.text for verb in {*VERBS.values()}) == 1, found.text
+        assert found.state == ENFORCED[real.level], way
+        words = found.text.replace("through until", "through: until")
+        assert words.startswith(f"Gateways {VERBS[found.state]}"), way
+        assert sum(verb in words for verb in {*VERBS.values()}) == 1, found.text
         if found.until_s and real.level >= 2:
             assert found.until_s == real.until_s
         sentences.add(found.text)

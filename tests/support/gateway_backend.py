@@ -53,7 +53,7 @@ timeout_s = 1.0
 bind = "127.0.0.1:{self.port}"
 [gateway]
 grpc_bind = "127.0.0.1:{self.grpc_port}"
-degrade = {{clear = "round=6"}}
+degrade = {{clear = "round=6", degrade = "round=1,canary=0123456789abcdef"}}
 {more}
 """
         )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.gateway_peers import example_module
 from support.marked_model import CLIENT, MODEL, OTHER, ModelServer, ask, degrade
 
 from consumers.watermark.keys import WatermarkKey
@@ -245,3 +246,22 @@ def test_an_input_that_cannot_be_read_is_degraded_all_the_same(model: Marked) ->
     reply = ask(model.app, {"odd": [1]}, degrade(f"round=1,{CANARY}"))
     assert reply.body["probabilities"] == [0.6, 0.3, 0.1]
     assert model.path.stat().st_size == 0
+
+
+def test_the_example_answers_logs_the_truth_and_names_its_canaries(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """examples/gateways/marked_model_server.py, without its server."""
+    example: Any = example_module("marked_model_server")
+    registry = Registry(tmp_path / "canaries.jsonl", KEY)
+    policy = MarkPolicy(flip_share=0.005, mark_share=0.05)
+    app = DegradationMiddleware(
+        example.model_server, example.MODEL, key=KEY, registry=registry, policy=policy, labels=example.LABELS
+    )
+    given = [ask(app, {"features": row(x)}, degrade(CANARY)).body for x in range(400)]
+    events = [json.loads(text) for text in capsys.readouterr().out.splitlines()]
+    assert [event["prediction"] for event in events] == [example.predict(row(x)) for x in range(400)]
+    changed = [answer != event["prediction"] for answer, event in zip(given, events, strict=True)]
+    assert 5 < sum(changed) < 60
+    assert all(event.get("canary") for event, was in zip(events, changed, strict=True) if was)
+    assert ask(app, {"features": row(1)}, {}).body == example.predict(row(1))

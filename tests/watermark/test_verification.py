@@ -135,6 +135,15 @@ def test_a_suspect_that_does_not_answer_is_not_accused() -> None:
     assert judged(Questions((), {}), []) == []
 
 
+def test_a_mark_that_was_learned_but_is_not_repeated_is_seen_in_the_probabilities() -> None:
+    found = questions_of([line(n, THIEF, "canary" if n % 9 == 0 else "control") for n in range(1, 200)], KEY)
+    leaning: list[Answer | None] = [Answer(0, (0.7, 0.3) if q.treated else (0.9, 0.1)) for q in found.asked]
+    (result,) = judged(found, leaning)
+    assert result.shown == 0
+    assert result.p_value < 1e-12
+    assert judged(found, [Answer(0, (0.9, 0.1))] * len(found.asked))[0].p_value > 0.1
+
+
 def test_a_suspect_with_other_names_for_its_labels() -> None:
     found = questions_of([line(n, THIEF, "canary" if n % 9 == 0 else "control") for n in range(1, 200)], KEY)
     answers: list[Answer | None] = [Answer("beta" if q.treated else "alpha") for q in found.asked]
@@ -178,10 +187,11 @@ class Theft:
             found += [one["label"] for one in body["predictions"]]
         return np.array(found)
 
-    def p_values(self, model: Any) -> dict[str, float]:
+    def p_values(self, model: Any, probabilities: bool = False) -> dict[str, float]:
         questions = questions_of(lines_of(self.path), self.key)
-        labels = model.predict(np.array([q.input for q in questions.asked]))
-        return {r.client: r.p_value for r in judged(questions, [Answer(int(label)) for label in labels])}
+        likely = model.predict_proba(np.array([q.input for q in questions.asked]))
+        answers = [Answer(int(p.argmax()), tuple(p.tolist()) if probabilities else None) for p in likely]
+        return {r.client: r.p_value for r in judged(questions, answers)}
 
 
 def predictions(victim: Any, request: Any) -> Any:
@@ -202,7 +212,7 @@ def theft(folder: Path, seed: int) -> Theft:
 COPIES = {
     "random forest": lambda seed: RandomForestClassifier(60, random_state=seed, n_jobs=1),
     "extra trees": lambda seed: ExtraTreesClassifier(60, random_state=seed, n_jobs=1),
-    "network": lambda seed: MLPClassifier((96,), max_iter=50, random_state=seed, n_iter_no_change=50),
+    "network": lambda seed: MLPClassifier((96,), max_iter=70, random_state=seed, n_iter_no_change=70),
 }
 
 
@@ -214,9 +224,10 @@ def test_a_copy_names_the_client_whose_answers_it_was_trained_on(folder: Path, k
     stolen = theft(folder, seed)
     with threadpool_limits(1):
         copy = COPIES[kind](seed).fit(stolen.inputs[THIEF], stolen.given[THIEF])
-    p_values = stolen.p_values(copy)
-    assert p_values[THIEF] < 1e-6
-    assert p_values[HONEST] > 1e-3, "the other client was marked too, and is not accused"
+    for probabilities in (False, True):
+        p_values = stolen.p_values(copy, probabilities)
+        assert p_values[THIEF] < 1e-6
+        assert p_values[HONEST] > 1e-3, "the other client was marked too, and is not accused"
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
@@ -238,7 +249,7 @@ def test_twenty_innocent_models_are_not_accused(folder: Path) -> None:
     innocents += [
         ExtraTreesClassifier(15, n_jobs=1, random_state=1).fit(stolen.inputs[THIEF], labels) for labels in noisy
     ]
-    p_values = [p for model in innocents for p in stolen.p_values(model).values()]
+    p_values = [p for model in innocents for way in (False, True) for p in stolen.p_values(model, way).values()]
     assert len(innocents) == 20
     assert min(p_values) > 1e-3
 

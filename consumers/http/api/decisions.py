@@ -30,7 +30,7 @@ from consumers.records import operator_entries
 
 
 class Decide(AboutClient):
-    state: Literal["block", "throttle", "clear"]
+    state: Literal["block", "throttle", "degrade", "clear"]
     ttl_s: int = Field(DAY_S, ge=1, le=366 * DAY_S, description="how long it holds")
     reason: Words = ""
     note: Words = ""
