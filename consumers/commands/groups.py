@@ -25,6 +25,9 @@ class CommandRow(NamedTuple):
 
 PANELS: Mapping[str, Mapping[str, CommandRow]] = {
     "Find clients that copy a model": {
+        "inspect": CommandRow(
+            "inspect:inspect", "Recognise the format of a query log, and show what it is understood as."
+        ),
         "fit": CommandRow("fit:fit", "Fit a baseline, a file that describes the honest use of a model."),
         "replay": CommandRow(
             "replay:replay",

@@ -125,12 +125,17 @@ def _print_columns(columns: tuple[Described, ...]) -> None:
     for one in columns:
         missing = f"{one.missing:.1%}" if one.missing > 0 else "–"
         table.add_row(
-            terminal.plain(one.name), Text(one.kind), Text(missing), terminal.plain(_values(one)), Text(one.note)
+            terminal.plain(one.name),
+            Text(one.kind),
+            Text(missing),
+            terminal.plain(described_values(one)),
+            Text(one.note),
         )
     terminal.err.print(table)
 
 
-def _values(one: Described) -> str:
+def described_values(one: Described) -> str:
+    """The range or the categories of a column, in words."""
     if one.categories is not None:
         return f"{one.categories:,} categories: {', '.join(one.examples)}{', …' if one.categories > len(one.examples) else ''}"
     if one.kind == "boolean":

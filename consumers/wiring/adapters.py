@@ -10,7 +10,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import re
 import tempfile
+import time
+import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,12 +28,17 @@ if TYPE_CHECKING:
     from consumers.http.producer import Write
     from consumers.ingest.dead_letters import DeadLetterShip
     from consumers.log import FileQueryLog, QueryLog
+    from consumers.log.mappings.identity import Hash
     from consumers.log.mappings.mapped import Report
     from consumers.log.mappings.records import Translator
+    from consumers.log.mappings.sources import Source
 
 log = logging.getLogger("querywarden.wiring")
 
 FILE_SCHEME = "file://"
+SAMPLE_S = 30.0
+"""How long a topic is read for a sample of it."""
+_TOPIC = re.compile(r"[A-Za-z0-9_-]+(?:\.(?!jsonl?$|ndjson$|csv$|parquet$|gz$|zst$|log$|txt$)[A-Za-z0-9_-]+)*")
 
 
 # ------------------------------------------------------------------------------------------------------- secrets
@@ -175,12 +183,18 @@ def open_translator(settings: config.Settings, models: Collection[str] = ()) -> 
     if mapping is None:
         return None
 
+    default_model = next(iter(models)) if len(models) == 1 else ""
+    return Translator(mapping, credential_hash(settings), default_model)
+
+
+def credential_hash(settings: config.Settings) -> Hash:
+    """Keyed hash of a credential; the secrets are loaded, or created, with the first."""
+
     @functools.cache
     def secrets() -> Secrets:
         return Secrets.load(settings.secrets_path, create=True)
 
-    default_model = next(iter(models)) if len(models) == 1 else ""
-    return Translator(mapping, lambda credential: secrets().client_hash(settings.tenant, credential), default_model)
+    return lambda credential: secrets().client_hash(settings.tenant, credential)
 
 
 def open_log(
@@ -289,6 +303,47 @@ def open_files(names: Sequence[str], resumable: bool = False, translator: Transl
     from consumers.log.mappings.mapped import MappedFiles
 
     return MappedFiles(log, translator)
+
+
+def sample(settings: config.Settings, name: str, most: int) -> list[tuple[bytes, Source]]:
+    """The first records of a file, of standard input (``-``) or of a topic (``kafka:TOPIC``, or a bare name that is no file).
+
+    No offset of the topic is committed. Raises WrongUse, Refused.
+    """
+    from consumers.log.mappings.sources import source_of
+
+    topic = name.removeprefix("kafka:") if name.startswith("kafka:") else ""
+    if not topic and name != "-" and not Path(name).exists() and _TOPIC.fullmatch(name):
+        topic = name
+    source = _open_topic(settings, topic) if topic else open_files([name])
+    found: list[tuple[bytes, Source]] = []
+    deadline_s = time.monotonic() + SAMPLE_S
+    sought: set[str] = set()
+    with contextlib.closing(source):
+        while len(found) < most:
+            poll = source.poll(0.5, min(most - len(found), 2000))
+            for cell in poll.assigned:
+                source.seek(cell, None)
+                sought.add(cell)
+            for records in poll.batches:
+                found += [(value, source_of(records, i)) for i, value in enumerate(records.values)]
+            ended = sought and not poll.batches and not poll.assigned
+            if ended and all(source.position(cell) >= end for cell, end in source.ends().items() if cell in sought):
+                break
+            if topic and time.monotonic() > deadline_s:
+                break
+    return found[:most]
+
+
+def _open_topic(settings: config.Settings, topic: str) -> QueryLog:
+    """A topic from its beginning, in a group of its own that leaves no offset behind."""
+    from consumers.log import kafka, topics
+
+    brokers = kafka_connection(settings)
+    if not topics.has_topic(brokers, topic):
+        raise WrongUse(f"{topic}: no such file, and no such topic at {settings.kafka.bootstrap_servers}")
+    group = f"querywarden-inspect-{uuid.uuid4().hex[:8]}"
+    return kafka.KafkaLog(brokers, topic=topic, group_id=group, start="earliest", headers=True)
 
 
 def open_reference(path: Path, translator: Translator | None) -> FileQueryLog:

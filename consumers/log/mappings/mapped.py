@@ -22,9 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from consumers.errors import BadRecord, Fenced, LogTruncated, Refused
-from consumers.log import Beside, FileQueryLog, Poll, QueryLog, Records
+from consumers.log import FileQueryLog, Poll, QueryLog, Records
 from consumers.log.mappings.records import Translator
-from consumers.log.mappings.sources import UNKNOWN_MS, Source
+from consumers.log.mappings.sources import FOLLOWED, source_of
 from consumers.log.prefix import prints_of
 
 ROW_BITS = 16
@@ -32,7 +32,7 @@ ROWS = 1 << ROW_BITS
 """Offsets that one record has; its rows beyond are refused, with one dead letter."""
 MAPPED_LOG = 0x5155_4552_5947
 """Set apart from any id of a topic, which has 48 bits too."""
-FOLLOWED, FILES, MAPPED = "file:", "files:", "mapped-"
+MAPPED = "mapped-"
 SMOOTHING = 0.2
 
 Report = Callable[[Counter[str]], None]
@@ -202,7 +202,7 @@ class MappedLog:
         while len(events.values) < most and not reading.done:
             i = reading.at
             if reading.rows is None:
-                reading.rows, reading.row = self._rows_of(cell, reading.records, i), 0
+                reading.rows, reading.row = self._rows_of(reading.records, i), 0
             value, why = self._next(reading)
             if value is None:
                 reading.rows, reading.at = None, i + 1
@@ -238,18 +238,8 @@ class MappedLog:
             return record, (error.reason, error.detail)
         return value, None
 
-    def _rows_of(self, cell: str, records: Records, i: int) -> Iterator[bytes]:
-        beside = records.beside[i] if records.beside is not None else Beside()
-        place = records.place(i)
-        file, line = "", 0
-        if cell.startswith((FILES, FOLLOWED)):
-            file, _, number = place.rpartition("@" if cell.startswith(FOLLOWED) else ":")
-            line = int(number) + cell.startswith(FOLLOWED) if number.isdecimal() else 0
-        headers: dict[str, bytes] = {}
-        for name, value in beside.headers:
-            headers.setdefault(name.lower(), value)
-        time_ms = UNKNOWN_MS if records.broker_ms is None else int(records.broker_ms[i])
-        return self.translator.events(records.values[i], Source(place, cell, file, line, time_ms, beside.key, headers))
+    def _rows_of(self, records: Records, i: int) -> Iterator[bytes]:
+        return self.translator.events(records.values[i], source_of(records, i))
 
     def _records(self, cell: str, reading: _Reading, events: _Events) -> Records:
         records = reading.records

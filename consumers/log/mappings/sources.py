@@ -11,9 +11,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from consumers.log import Beside, Records
 from consumers.log.mappings.paths import RecordPath, opened, walk
 
 UNKNOWN_MS = -1
+FILES, FOLLOWED = "files:", "file:"
+"""How the names of cells begin that are files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,21 @@ class Source:
     time_ms: int = UNKNOWN_MS
     key: bytes | None = None
     headers: Mapping[str, bytes] = field(default_factory=dict)
+
+
+def source_of(records: Records, i: int) -> Source:
+    """Where the i-th of some records comes from."""
+    cell, place = records.cell, records.place(i)
+    beside = records.beside[i] if records.beside is not None else Beside()
+    file, line = "", 0
+    if cell.startswith((FILES, FOLLOWED)):
+        file, _, number = place.rpartition("@" if cell.startswith(FOLLOWED) else ":")
+        line = int(number) + cell.startswith(FOLLOWED) if number.isdecimal() else 0
+    headers: dict[str, bytes] = {}
+    for name, value in beside.headers:
+        headers.setdefault(name.lower(), value)
+    time_ms = UNKNOWN_MS if records.broker_ms is None else int(records.broker_ms[i])
+    return Source(place, cell, file, line, time_ms, beside.key, headers)
 
 
 @dataclass(slots=True)

@@ -1,0 +1,158 @@
+"""docs/connect.md: every record on it is read by the preset of its section, and every command on it is run."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import shlex
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support import foreign_logs, loans
+from support.references import quick_training
+
+from consumers import cli, config
+from consumers.log.mappings.mapping import NATIVE, PRESETS, for_topic, mapping_of, preset
+from consumers.log.mappings.records import Translator
+from consumers.log.mappings.sources import Source
+
+PAGE = Path(__file__).parent.parent / "docs" / "connect.md"
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def sections() -> dict[str, list[tuple[str, str]]]:
+    """Preset → the blocks (language, text) of its section."""
+    found = {}
+    for part in re.split(r"^## ", PAGE.read_text(), flags=re.MULTILINE)[1:]:
+        blocks = BLOCK.findall(part)
+        named = re.search(r"inspect ([a-z-]+)\.(?:jsonl|csv)$", part, flags=re.MULTILINE)
+        if named and named[1] in PRESETS:
+            found[named[1]] = blocks
+    return found
+
+
+SECTIONS = sections()
+
+
+@pytest.fixture(scope="module")
+def log() -> list[loans.Event]:
+    rng = np.random.default_rng(5)
+    events = [e for k in range(24) for e in loans.life(f"c-{k}", loans.person, 25, rng)]
+    return loans.in_order([*events, *loans.life("noise", loans.noise, 40, rng)])
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("QUERYWARDEN_STATE_DIR", str(tmp_path / "state"))
+    with quick_training():
+        yield tmp_path
+
+
+def run(line: str) -> int:
+    """One command of the page; a fit without thefts that are simulated, which take most of its time."""
+    arguments = shlex.split(line)[1:] + (["--no-exposure"] if " fit " in line else [])
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    return int(str(ended.value.code))
+
+
+def test_every_preset_has_a_section() -> None:
+    assert sorted(SECTIONS) == sorted(name for name in PRESETS if name != NATIVE)
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_the_record_of_a_section_gives_an_event(name: str) -> None:
+    (text,) = [text for language, text in SECTIONS[name] if language in ("json", "csv")]
+    translator = Translator(preset(name), lambda credential: "0" * 32, "m")
+    events = [
+        json.loads(event)
+        for i, line in enumerate(text.splitlines())
+        for event in translator.events(line.encode(), Source(f"log:{i + 1}", "files:0", "log", i + 1))
+    ]
+    assert len(events) == 1
+    assert {"timestamp", "client_id", "model_id"} <= events[0].keys()
+    if name != "envoy-ai":
+        assert {"features", "messages"} & events[0].keys()
+    assert ("prediction" in events[0]) is (name not in ("envoy-ai", "otel-genai", "openinference"))
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_the_commands_of_a_section_run_on_a_log_of_its_tool(
+    name: str, folder: Path, log: list[loans.Event], capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = foreign_logs.TABLES[name](log) if name in foreign_logs.TABLES else foreign_logs.TEXTS[name](12)
+    (folder / f"{name}.{'csv' if name == 'csv' else 'jsonl'}").write_bytes(b"\n".join(lines) + b"\n")
+    commands = [line for language, text in SECTIONS[name] if language == "bash" for line in text.splitlines()]
+    assert len(commands) == (3 if name in foreign_logs.TABLES else 1)
+    for command in commands:
+        assert run(command) == 0, capsys.readouterr().err
+        shown = capsys.readouterr()
+        if "inspect" in command:
+            assert f"format: {name} (certain)" in shown.out
+        if "replay" in command:
+            assert f"queries {len(log)}" in shown.out
+            assert "WARNING" not in shown.err
+
+
+def test_the_dead_letters_of_another_format_name_the_preset(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    letters = [
+        {
+            "place": f"t:0@{i}",
+            "offset": i,
+            "reason": reason,
+            "detail": detail,
+            "sha256": "0" * 64,
+            "head": base64.b64encode(b"{}").decode(),
+        }
+        for i, (reason, detail) in enumerate(
+            [("foreign_format", "a KServe inference log (CloudEvents)")] * 3 + [("framed", "JSON of schema 7")]
+        )
+    ]
+    (folder / "letters.jsonl").write_text("".join(json.dumps(letter) + "\n" for letter in letters))
+    assert run("querywarden inspect letters.jsonl") == 0
+    shown = capsys.readouterr().out
+    assert "3 × foreign_format" in shown
+    assert "--mapping kserve" in shown
+    assert 'read.framing = "schema-registry"' in shown
+
+
+def test_a_log_of_no_known_tool_goes_through_a_proposed_mapping(
+    folder: Path, log: list[loans.Event], capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = [
+        {
+            "ts": e["timestamp"],
+            "customer": {"account_id": e["client_id"]},
+            "payload": e["features"],
+            "result": e["prediction"]["label"],
+        }
+        for e in log
+    ]
+    (folder / "unknown.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    (block,) = [
+        text for language, text in BLOCK.findall(PAGE.read_text()) if language == "bash" and "mapping.toml" in text
+    ]
+    for command in block.splitlines():
+        assert run(command) == 0, capsys.readouterr().err
+    assert f"queries {len(log)}" in capsys.readouterr().out
+    written = mapping_of(tomllib.loads((folder / "mapping.toml").read_text()), "mapping.toml")
+    assert [place.path for place in written.client.paths] == ["customer.account_id"]
+    assert (written.time.paths, written.input.paths, written.answer.paths) == (("ts",), ("payload",), ("result",))
+
+
+def test_the_settings_of_the_page_are_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (toml,) = [text for language, text in BLOCK.findall(PAGE.read_text()) if language == "toml"]
+    (tmp_path / "q.toml").write_text(toml)
+    settings = config.load(tmp_path / "q.toml")
+    mapping = for_topic(settings.log.mapping, settings.kafka.topic)
+    assert mapping is not None
+    assert mapping.name == "kserve"
+    monkeypatch.setenv("QUERYWARDEN_LOG__MAPPING", "litellm")
+    assert config.load().log.mapping == "litellm"
+    monkeypatch.setenv("QUERYWARDEN_LOG__MAPPING", '{"t": "csv"}')
+    assert config.load().log.mapping == {"t": "csv"}
