@@ -100,8 +100,8 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
         who = f"{self.kind} {visible(self.subject)}"
         if self.resolved:
             return f"{who} of {visible(self.model_id)} is clear again after {self.queries_seen} queries"
-        copied = (self.extraction or {}).get("fidelity")
-        much = f", exposure {copied:.0%}" if isinstance(copied, float) else ""
+        fidelity = (self.extraction or {}).get("fidelity")
+        much = f", exposure {fidelity:.0%}" if isinstance(fidelity, float) else ""
         why = visible(str(self.evidence[0].get("text", ""))) if self.evidence else self.reason
         return f"{who}: {self.state} after {self.queries_seen} queries, suspicion {self.suspicion:.4f}{much}. {why}"
 

@@ -24,7 +24,7 @@ from consumers.records.breaker import Breaker, BreakerLimits
 from consumers.records.breaker_entries import KIND, RESET, TRIPPED, Tripped, opened_after, time_of
 from consumers.records.operator_entries import EVERY_MODEL, entry_key, packed
 from consumers.store import Entry, Operation, OperatorStore
-from detector.policy import FLAGGED, STATES, Decision
+from detector.policy import FLAGGED, Decision, severity
 from detector.query import ClientKey
 
 log = logging.getLogger("querywarden.detect")
@@ -74,7 +74,7 @@ class Overrides:
         for entry in entries:
             self._take(entry)
         if entries or found is None:
-            self._judge(store)
+            self._settle_breakers(store)
 
     def _take(self, entry: Entry) -> None:
         if entry.kind == "allow":
@@ -96,7 +96,7 @@ class Overrides:
                 self.resets[entry.tenant] = at_s
                 self.breaker(entry.tenant).restricted.clear()  # whichever breaker was open: counting begins anew
 
-    def _judge(self, store: OperatorStore) -> None:
+    def _settle_breakers(self, store: OperatorStore) -> None:
         """Open or closed, by what is stored."""
         over = [tenant for tenant, at_s in self.tripped.items() if at_s <= self.resets.get(tenant, 0)]
         for tenant in {*self.breakers, *self.tripped}:
@@ -146,7 +146,7 @@ class Overrides:
             return decision  # to watch somebody restricts nobody
         if self.lists(client, now_s):
             return replace(decision, enforced="clear", reason="allow_listed")
-        rises = STATES.index(decision.enforced) > STATES.index(before.enforced)
+        rises = severity(decision.enforced) > severity(before.enforced)
         if rises and not breaker.allows(client, now_s):
             return replace(decision, enforced=before.enforced, reason="breaker")
         return decision

@@ -94,7 +94,7 @@ class Refresher:
             self._learned_s, self._view.stale_since_s = now_s, None
         elif self._view.stale_since_s is None:
             self._view.stale_since_s = self._learned_s or now_s
-        self._judge(now_s)
+        self._check_breaker(now_s)
         return good
 
     def _learn(self) -> None:
@@ -135,7 +135,7 @@ class Refresher:
             for entry in entries:
                 self._breaker.hear(entry)
 
-    def _judge(self, now_s: float) -> None:
+    def _check_breaker(self, now_s: float) -> None:
         try:
             view = self._view
             view.expire(now_s)

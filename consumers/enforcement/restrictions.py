@@ -63,7 +63,7 @@ class Change(NamedTuple):
     lifted: bool
 
 
-class _Said(NamedTuple):
+class _Ruled(NamedTuple):
     """An operator's decision."""
 
     level: int
@@ -83,7 +83,7 @@ class _Tables:
     """Everything known, by (tenant, client) and then model."""
 
     detected: dict[Key, _Detected] = field(default_factory=dict)
-    said: dict[Key, dict[str, _Said]] = field(default_factory=dict)
+    said: dict[Key, dict[str, _Ruled]] = field(default_factory=dict)
     allowed: dict[Key, dict[str, int]] = field(default_factory=dict)
 
 
@@ -297,7 +297,7 @@ def _said(tables: _Tables, entry: Entry) -> Key:
     """Take in an operator's entry; one that cannot be read is reported and counts as dropped."""
     model, _, client = entry.key.rpartition("|")
     key = (entry.tenant, client)
-    ruled: _Said | None = None
+    ruled: _Ruled | None = None
     allowed_until_s: int | None = None
     if entry.value:
         try:
@@ -305,7 +305,7 @@ def _said(tables: _Tables, entry: Entry) -> Key:
                 allowed_until_s = allowlist_entry(entry).until_s or entry.expires_s
             else:
                 value = operator_decision(entry)
-                ruled = _Said(ENFORCED.index(value.state), value.until_s or entry.expires_s, value.simulated)
+                ruled = _Ruled(ENFORCED.index(value.state), value.until_s or entry.expires_s, value.simulated)
         except (CorruptState, ValueError) as error:
             log.error("an operator's entry cannot be read and does not count", extra={"error": str(error)})
     if entry.kind == "allow":

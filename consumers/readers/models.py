@@ -51,7 +51,7 @@ class TrailPoint:
 
 @dataclass(frozen=True, slots=True)
 class ExposurePoint:
-    """What could be copied by then: fidelity with its interval, shares of honest inputs."""
+    """Exposure by then: the fidelity of a copy with its interval, shares of honest inputs."""
 
     queries: int
     fidelity: float

@@ -77,7 +77,7 @@ class StoredDecision:
     client_id   for a campaign, the campaign's id
     decision    state, why, until when, and what gateways do
     assessment  what the profile said when the decision was taken
-    exposure    how much of the model could be copied by then; None without an estimator
+    exposure    fidelity of a copy that the client could have made by then, with its interval; None without an estimator
     persona     the use that the client's owner declared; empty for none
     trail       when suspicion first reached each level, oldest first
     exposures   exposure over queries, oldest first

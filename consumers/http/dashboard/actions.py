@@ -54,7 +54,7 @@ def routes(dashboard: Dashboard, operations: Operations) -> list[Route]:
         post("/logout", lambda request, form: _logout(dashboard, operations, request, form)),
         post("/act/decide", guarded("operator", _decide)),
         post("/act/undo", guarded("operator", _undo)),
-        post("/act/verdict", guarded("analyst", _judge)),
+        post("/act/verdict", guarded("analyst", _record_verdict)),
         post("/act/campaign-verdict", guarded("analyst", _judge_campaign)),
         post("/act/note", guarded("analyst", _note)),
     ]
@@ -135,7 +135,7 @@ def _undo(d: Dashboard, operations: Operations, who: Actor, form: Form) -> tuple
     return "/decisions", "undone"
 
 
-def _judge(d: Dashboard, operations: Operations, who: Actor, form: Form) -> tuple[str, str]:
+def _record_verdict(d: Dashboard, operations: Operations, who: Actor, form: Form) -> tuple[str, str]:
     subject = _subject(d, who, form)
     found = d.reader.of(who.tenant).client(form["model"], form["client"])
     if found is None or found.alert_id != form["alert"]:

@@ -105,7 +105,7 @@ def signals_figure(bars: Sequence[SignalBar], width: int) -> str:
 
 
 def exposure_figure(points: Sequence[tuple[int, float, float, float]], width: int, height: int) -> str:
-    """What could be copied, over queries: (queries seen, fidelity, low, high), oldest first; the interval as a band."""
+    """Exposure over queries: (queries seen, fidelity, low, high), oldest first; the interval as a band."""
     left, right, top, bottom = 46, 14, 12, 40
     most = max(2.0, *(float(q) for q, *_ in points))
 
