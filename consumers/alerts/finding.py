@@ -22,7 +22,6 @@ from consumers.times import milliseconds
 Activity = Literal["created", "updated", "closed"]
 SEVERITIES = ("medium", "high", "critical")
 KINDS = ("client", "campaign")
-VERDICTS = ("true_positive", "false_positive")
 SHOWN = 256
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from fastapi import FastAPI, Query
 
@@ -13,10 +13,12 @@ from consumers.operators.audited_write import Subject
 from consumers.readers import models as read_models
 from consumers.readers.pagination import Position
 from consumers.records.decision import campaign_key
+from consumers.records.operator_entries import VerdictValue
+from detector.policy import State
 
 
 class Judge(Asked):
-    verdict: Literal["true_positive", "false_positive"]
+    verdict: VerdictValue
     note: Words = ""
 
 
@@ -26,7 +28,7 @@ def alert_routes(app: FastAPI, api: Api) -> None:
         who: Caller,
         model_id: Annotated[str | None, Query(max_length=256)] = None,
         client: Annotated[str | None, Query(max_length=1024, description="id or client_key")] = None,
-        state: Annotated[Literal["clear", "watch", "throttle", "block"] | None, Query()] = None,
+        state: Annotated[State | None, Query()] = None,
         updates: Annotated[bool, Query(description="each time that a finding was sent, not only the last")] = False,
         cursor: Cursor = None,
         limit: Limit = 100,

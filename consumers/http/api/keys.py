@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
 from fastapi import FastAPI
 from pydantic import Field
@@ -11,14 +11,14 @@ from pydantic import Field
 from consumers.http.api.context import Api
 from consumers.http.api.parameters import NEXT, Asked, Id, Once, Paged
 from consumers.http.routes import Acting, Caller, route
-from consumers.operators.audited_write import DAY_S, Actor
+from consumers.operators.audited_write import DAY_S, Actor, Role
 from consumers.readers.pagination import Position
 from consumers.records import operator_entries
 
 
 class MakeKey(Asked):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._@-]{1,64}$")]
-    role: Literal["gateway", "viewer", "analyst", "operator", "admin", "ingest"]
+    role: Role
     ttl_s: int = Field(365 * DAY_S, ge=1, le=3650 * DAY_S)
 
 

@@ -15,6 +15,7 @@ from consumers.http.routes import Acting, Caller, route
 from consumers.operators import operate
 from consumers.readers import models as read_models
 from consumers.readers.pagination import Position
+from detector.policy import State
 
 
 class Write(Asked):
@@ -45,7 +46,7 @@ def model_routes(app: FastAPI, api: Api) -> None:
         model_id: Model,
         sort: Annotated[Literal["suspicion", "queries", "exposure", "last_seen"], Query()] = "suspicion",
         min_suspicion: Annotated[float, Query(ge=0, le=1)] = 0.0,
-        state: Annotated[Literal["clear", "watch", "throttle", "block"] | None, Query()] = None,
+        state: Annotated[State | None, Query()] = None,
         cursor: Cursor = None,
         limit: Limit = 100,
     ) -> read_models.ClientPage:
