@@ -1,6 +1,6 @@
 """Inspection: what a log is understood as. Records in, a description for people and programs out.
 
-Rules of this file
+Rules:
 * No value of a record is shown as it is: categories and clients are shortened, credentials are hashed, heads are redacted. Names of
   models, fields and columns are shown.
 * What is said about columns is what `fit` would say (schemas.py); what is refused is what ingest would refuse.
