@@ -10,7 +10,7 @@ Rules:
   it (`Found.first`). Requests that name it beside another client use a second bucket. So adding a client's name takes nothing from that
   client, and putting a name before its own gains a client at most as much again.
 * ``X-QueryWarden-Degrade`` asks the model server for a less detailed answer, where the settings say so; otherwise it is ``none``.
-  An operator's *degrade* passes, with such steps.
+  An operator's degrade passes, with such steps.
 * ``X-QueryWarden-Client`` is the client's hash where the steps ask for marks (``canary``), otherwise ``none``. Only throttled and degraded
   clients are marked, and only in requests that belong to them: adding a client's name does not get marks registered under it.
 * A request without a usable identity, or one that comes before the store was read, passes on routes that are open and is refused on
