@@ -58,7 +58,7 @@ QUICK := -m "not soak and not alone" tests
 CHECKED := tests/detector tests/log tests/records tests/alerts/test_formats.py tests/test_house.py tests/test_guarantees.py
 
 .PHONY: check
-check: $(STAMP) ## The loop for daily work, 90 s: lint, and beside it the tests of core and formats, without a server
+check: $(STAMP) ## The loop for daily work: lint, and beside it the tests of core and formats, without a server
 	@log=$$(mktemp); linted=0; $(MAKE) lint >$$log 2>&1 & lint=$$!; \
 	  $(call lanes,--no-servers -m "not soak and not alone and not server" $(or $(ARGS),$(CHECKED))); \
 	  wait $$lint || linted=$$?; cat $$log; rm -f $$log; exit $$((one + two + linted > 0))
@@ -105,7 +105,7 @@ simulate: $(STAMP) ## The commit protocol in every interleaving: deterministic s
 	@PYTHONPATH=.:tests $(BIN)/python -m simulation $(if $(SEEDS),--seeds $(SEEDS)) $(ARGS)
 
 .PHONY: soak
-soak: $(STAMP) ## The tests that take minutes to hours
+soak: $(STAMP) ## The tests that take minutes to hours, and those that test the tests
 	@tests/install-servers.sh
 	@$(BIN)/python -m pytest -q -m soak $(ARGS)
 
