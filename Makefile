@@ -130,6 +130,10 @@ bench-campaigns: $(STAMP) ## Thefts split over linked accounts, and honest organ
 bench-budget: $(STAMP) ## The 1 % and the .1 % budget with 5,000 honest clients, about 10 minutes (ARGS=--short: prints only)
 	@nice -n 10 $(BIN)/python -m benchmarks.budget $(ARGS)
 
+.PHONY: bench-degradation
+bench-degradation: $(STAMP) ## What graded answers cost thieves and honest clients, and how surely marked copies are recognised, about 5 minutes (ARGS=--short: prints only)
+	@nice -n 10 $(BIN)/python -m benchmarks.degradation $(ARGS)
+
 .PHONY: unchanged
 unchanged: $(STAMP) ## Whether an older commit judges the same logs the same (BEFORE=commit LOGS=folder; ARGS=--spoil: the control)
 	@nice -n 10 $(BIN)/python -m benchmarks.unchanged --before $(BEFORE) --logs $(LOGS) $(ARGS)

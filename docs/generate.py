@@ -302,6 +302,63 @@ def gateway_figures() -> str:
     )
 
 
+def degradation_figures() -> str:
+    """Figures of benchmarks/results/degradation.json: what each step costs copies and honest clients, mean over the victims."""
+    found = json.loads((ROOT / "benchmarks" / "results" / "degradation.json").read_text(encoding="utf-8"))
+    victims, small, large = list(found["victims"].values()), *map(str, found["plan"]["queries"])
+    rows = []
+    for i, steps in enumerate(found["plan"]["grades"]):
+        same = [victim["steps"][i] for victim in victims]
+
+        def mean(values: Iterable[float]) -> float:
+            kept = list(values)
+            return sum(kept) / len(kept)
+
+        copies = [
+            f"{mean(row['fidelity'][copy][n] for row in same):.1%}"
+            for copy in ("network", "trees")
+            for n in (small, large)
+        ]
+        changed, moved = (mean(row[name] for row in same) for name in ("labels_changed", "probability_moved"))
+        kept = f"{moved:.3f}" if same[0]["has_probabilities"] else "no probability"
+        rows.append((code(steps), f"{changed:.1%}", kept, *copies, f"{found['linear']['equations'][steps]:.1%}"))
+    titles = (
+        "step", "honest: labels changed", "honest: highest probability moved by", f"network, {small} queries", f"network, {large}",
+        f"trees, {small}", f"trees, {large}", f"linear model, solved from {found['linear']['weights']}",
+    )  # fmt: skip
+    reasons = found["linear"]["reasons"]
+    return table(titles, rows) + (
+        f"\nReason codes (`noreasoning`), a linear model, {reasons['answers']} answers: a copy agrees with it in "
+        f"{reasons['with']:.1%} of held rows with them, in {reasons['without']:.1%} without.\n"
+    )
+
+
+def watermark_figures() -> str:
+    """Figures of benchmarks/results/degradation.json: p-values of marked copies and of innocent models."""
+    found = json.loads((ROOT / "benchmarks" / "results" / "degradation.json").read_text(encoding="utf-8"))
+    rows = []
+    for name, victim in found["victims"].items():
+        for row in victim["marks"]:
+            canaries, lost = row["canaries"], max(row["labels_changed"])
+            for copy, p_values in row["copies"].items():
+                sure = sum(p < 1e-6 for p in p_values)
+                rows.append(
+                    (
+                        f"{code(name)} ({victim['text']})", row["marks"], f"{min(canaries)} – {max(canaries)}", f"{lost:.2%}", copy,
+                        f"{sure} of {len(p_values)}", _power(max(p_values)), f"{min(row['innocent']):.3f} ({len(row['innocent'])})",
+                    )
+                )  # fmt: skip
+    titles = (
+        "victim", "marks", "canaries", "labels changed, at most", "copy", "recognised with p < 10⁻⁶", "largest p",
+        "smallest p of innocent models",
+    )  # fmt: skip
+    return table(titles, rows)
+
+
+def _power(p_value: float) -> str:
+    return "below 10⁻³⁰⁰" if p_value < 1e-300 else f"{p_value:.1g}"
+
+
 def throughput_figures() -> str:
     """Figures of benchmarks/results/throughput.json, and the conditions they were measured under."""
     found = json.loads((ROOT / "benchmarks" / "results" / "throughput.json").read_text(encoding="utf-8"))
@@ -373,6 +430,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "states": states,
     "thefts": thefts,
     "throughput-figures": throughput_figures,
+    "degradation-figures": degradation_figures,
+    "watermark-figures": watermark_figures,
     "variants": variants,
     **figures(),
 }
