@@ -86,15 +86,19 @@ class Place:
                 fields.pop(name, None)
 
 
-def inputs_of(request: Any) -> list[Any] | None:
-    """The inputs of a request, one for each answer that is expected; None for an unknown shape."""
+def inputs_of(request: Any, name: str = "") -> list[Any] | None:
+    """The inputs of a request, one for each answer that is expected; None for an unknown shape.
+
+    name: the field that the model reads. Without it there must be one known field and no other: a second one may be a decoy, chosen to be
+    looked at in place of what the model answers.
+    """
     if not isinstance(request, dict):
         return None
-    for name in BATCH_INPUTS:
-        if isinstance(request.get(name), list):
-            return list(request[name])
-    found = [request[name] for name in SINGLE_INPUTS if name in request]
-    return found[:1] or None
+    found = [name] if name in request else [] if name else [n for n in (*BATCH_INPUTS, *SINGLE_INPUTS) if n in request]
+    if len(found) != 1:
+        return None
+    value = request[found[0]]
+    return list(value) if found[0] in BATCH_INPUTS and isinstance(value, list) else [value]
 
 
 def places_of(response: Any) -> list[Place] | None:

@@ -15,7 +15,8 @@ Rules:
   request's inputs, and writes that into the query log as ``"canary": true``.
 * Marks come last, after all other steps, and only once they are registered.
 * What cannot be read is withheld (503) while `strict`: otherwise a very long batch, or an answer that is not JSON, would evade every step.
-  GET, HEAD and OPTIONS pass.
+  So is an answer that is to be marked while its input is in doubt: a field twice, or a second one that may be a decoy. GET, HEAD and
+  OPTIONS pass.
 * The model server must be reachable through the gateway only. A header that comes twice names nobody.
 """
 
@@ -68,6 +69,8 @@ class DegradationMiddleware:
         For marks; without them the step ``canary`` does nothing.
     policy
         What may be marked. Flips are off unless it opts in.
+    input_field
+        Field of the request that the model reads; empty where the requests hold one known field (`answers.inputs_of`).
     labels
         The model's labels in the order of its classes; empty where they are the numbers from 0.
     without_header
@@ -84,6 +87,7 @@ class DegradationMiddleware:
         key: WatermarkKey | None = None,
         registry: Registry | None = None,
         policy: MarkPolicy | None = None,
+        input_field: str = "",
         labels: Sequence[Label] = (),
         without_header: str = degradation.NOTHING,
         strict: bool = True,
@@ -91,7 +95,7 @@ class DegradationMiddleware:
     ) -> None:
         self._app, self._model, self._key, self._registry = app, model, key, registry
         self._policy = policy or MarkPolicy()
-        self._labels = tuple(labels)
+        self._input_field, self._labels = input_field, tuple(labels)
         self._without_header, self._strict, self._most_bytes = without_header, strict, most_bytes
         self._noise_key = (key or WatermarkKey.draw()).derived("noise", model)
 
@@ -114,6 +118,10 @@ class DegradationMiddleware:
         decision, client = _only(scope, degradation.DECISION_HEADER), _only(scope, degradation.CLIENT_HEADER)
         is_hash = len(client) == 32 and set(client) <= _HASH_DIGITS
         return client if decision in degradation.MARKED_DECISIONS and is_hash else ""
+
+    def inputs(self, request: bytes) -> list[Any] | None:
+        """The inputs of a request's body; None where they are in doubt."""
+        return inputs_of(_parsed(request, unique=True), self._input_field)
 
     def selected(self, coarse: bytes) -> Selection | None:
         return None if self._key is None else select(self._key, self._model, coarse, self._policy)
@@ -161,7 +169,7 @@ class _Exchange:
         if request is None:
             await _withhold(send)
             return
-        asked = inputs_of(_parsed(request))
+        asked = self._owner.inputs(request)
         coarse = [quantised(one) for one in asked] if asked is not None else []
         chosen = [self._owner.selected(one) for one in coarse] if self._client else []
         state = dict(self._scope.get("state") or {})
@@ -220,6 +228,8 @@ class _Exchange:
             raise _Unreadable("not JSON, or no known shape")
         steps = self._steps
         pairs = asked is not None and len(asked) == len(places)
+        if self._client and not pairs and self._owner.strict:
+            raise _Unreadable("the inputs are in doubt")
         for i, place in enumerate(places):
             if pairs and asked is not None:
                 answer = self._owner.answered(place, asked[i], coarse[i], steps, self._client)
@@ -263,8 +273,16 @@ def _only(scope: Scope, name: str) -> str:
     return values[0] if len(values) == 1 else ""
 
 
-def _parsed(content: bytes) -> Any:
+def _parsed(content: bytes, *, unique: bool = False) -> Any:
+    """The JSON value, None where there is none. unique: a name that comes twice in one object is none either: readers differ about it."""
     try:
-        return json.loads(content)
+        return json.loads(content, object_pairs_hook=_unique if unique else None)
     except (ValueError, RecursionError):
         return None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name comes twice")
+    return found

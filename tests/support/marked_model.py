@@ -29,7 +29,7 @@ class ModelServer:
     """An ASGI application: request JSON → `predict` → response JSON. log: (request, answer, canary) of each call."""
 
     def __init__(self, predict: Predict, content_type: str = "application/json", status: int = 200) -> None:
-        self.predict, self.content_type, self.status = predict, content_type, status
+        self.predict, self.content_type, self.status, self.parses = predict, content_type, status, True
         self.log: list[tuple[Any, Any, Any]] = []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -39,7 +39,7 @@ class ModelServer:
             body += message.get("body", b"")
             if not message.get("more_body"):
                 break
-        request = json.loads(body) if body else None
+        request = json.loads(body) if body and self.parses else None
         answer = self.predict(request)
         self.log.append((request, copy.deepcopy(answer), scope.get("state", {}).get("canary")))
         content = answer if isinstance(answer, bytes) else json.dumps(answer).encode()

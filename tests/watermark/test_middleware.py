@@ -241,11 +241,33 @@ def test_a_missing_header_means_what_the_mount_says(tmp_path: Path) -> None:
     assert model.ask(1, {"X-QueryWarden-Degrade": "none"}) == FULL
 
 
-def test_an_input_that_cannot_be_read_is_degraded_all_the_same(model: Marked) -> None:
-    model.server.predict = predict
-    reply = ask(model.app, {"odd": [1]}, degrade(f"round=1,{CANARY}"))
-    assert reply.body["probabilities"] == [0.6, 0.3, 0.1]
+IN_DOUBT = [
+    b'{"odd": [1]}',
+    b'{"features": [1, 2], "instances": [[3, 4]]}',
+    b'{"text": "a", "features": [1, 2]}',
+    b'{"features": [1, 2], "features": [3, 4]}',
+    b'{"instances": [[1, 2], [3, 4]]}',
+    b"features=1",
+]
+
+
+@pytest.mark.parametrize("request_body", IN_DOUBT)
+def test_no_mark_is_evaded_by_an_input_that_is_in_doubt(model: Marked, request_body: bytes) -> None:
+    """A decoy, a name twice, another number of inputs than answers: withheld where marks are asked for, degraded all the same elsewhere."""
+    model.server.predict = lambda _: dict(FULL)
+    model.server.parses = False
+    assert ask(model.app, request_body, degrade(f"round=1,{CANARY}")).status == 503
+    assert ask(model.app, request_body, degrade("round=1")).body["probabilities"] == [0.6, 0.3, 0.1]
+    assert ask(model.app, request_body, {}).body == FULL
     assert model.path.stat().st_size == 0
+
+
+def test_a_mount_that_names_the_models_field_ignores_others(tmp_path: Path) -> None:
+    model = Marked(tmp_path, input_field="features")
+    plain = [ask(model.app, {"features": row(x)}, degrade(CANARY)).body for x in range(300)]
+    decoy = [ask(model.app, {"features": row(x), "text": "decoy"}, degrade(CANARY)).body for x in range(300)]
+    assert plain == decoy
+    assert any(answer["probabilities"] != FULL["probabilities"] for answer in plain)
 
 
 def test_the_example_answers_logs_the_truth_and_names_its_canaries(
