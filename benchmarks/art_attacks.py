@@ -18,8 +18,8 @@ import numpy as np
 from art.attacks.extraction import CopycatCNN, KnockoffNets
 from art.estimators.classification import BlackBoxClassifier
 
-from detector.attacks import Loot, Surrogate
-from detector.domain import Domain, Predict, Rows
+from detector.simulation.attacks import Loot, Surrogate
+from detector.simulation.domain import Domain, Predict, Rows
 
 GROUPS = 8
 REFIT_EVERY = 32

@@ -22,13 +22,13 @@ from typing import Any
 import numpy as np
 
 from benchmarks import ours
+from benchmarks.evaluation import Rate
 from benchmarks.ours import Tested
 from benchmarks.victims import Victim, build
-from detector.attacks import ATTACKS
 from detector.baseline import Baseline
-from detector.evaluation import Rate
 from detector.policy import FLAGGED, Policy, State, wanted
-from detector.worlds import Stream, world
+from detector.simulation.attacks import ATTACKS
+from detector.simulation.population import Stream, world
 
 RESULTS = Path(__file__).parent / "results" / "budget.json"
 BUDGETS = (0.01, 0.001)

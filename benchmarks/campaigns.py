@@ -32,13 +32,13 @@ import numpy as np
 from benchmarks import detection, ours
 from benchmarks.ours import Tested
 from benchmarks.victims import build
-from detector.attacks import ATTACKS
 from detector.baseline import Baseline
 from detector.collusion import assess_group
-from detector.honest import BENIGN
 from detector.profile import Profile
 from detector.scoring import assess
-from detector.worlds import VARIANTS
+from detector.simulation.attacks import ATTACKS
+from detector.simulation.honest import BENIGN
+from detector.simulation.population import VARIANTS
 
 RESULTS = Path(__file__).parent / "results" / "campaigns.json"
 SPLIT = tuple(name for name, how in VARIANTS.items() if how.accounts > 1)

@@ -40,17 +40,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks import art_attacks, ours
+from benchmarks.evaluation import first_alarm, lifetime_level
 from benchmarks.foreign import FOREIGN
 from benchmarks.leak import describe, leak
 from benchmarks.literature import METHODS, Known
 from benchmarks.ours import Tested
 from benchmarks.tables import CONTROL, OURS, SPOILT, TRUSTING, UNAIDED, UNEXPECTED, read, summary
 from benchmarks.victims import GROUPS, VICTIMS, Victim, build
-from detector.attacks import ATTACKS, Loot, Surrogate
-from detector.domain import Rows
-from detector.evaluation import first_alarm, lifetime_level
-from detector.honest import BENIGN
-from detector.worlds import Stream, theft_streams, world
+from detector.simulation.attacks import ATTACKS, Loot, Surrogate
+from detector.simulation.domain import Rows
+from detector.simulation.honest import BENIGN
+from detector.simulation.population import Stream, theft_streams, world
 
 RESULTS = Path(__file__).parent / "results" / "detection.json"
 SOURCES = sorted((Path(__file__).parent.parent / "detector").glob("*.py"))

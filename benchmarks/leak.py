@@ -13,8 +13,8 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
-from detector.domain import Rows
-from detector.evaluation import lifetime_level
+from benchmarks.evaluation import lifetime_level
+from detector.simulation.domain import Rows
 
 HOUR_S = 3600.0
 SESSION_S = 2 * HOUR_S

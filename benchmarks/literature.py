@@ -4,7 +4,7 @@ Rules of the file:
 
 * One interface: ``statistic(life, known) → (looks, values)``: how much a client looked like a thief after so many queries, the larger the
   more. The caller takes the running maximum, and either the published threshold or the one that all methods get alike
-  (`detector.evaluation.lifetime_level`, same honest clients, same budget).
+  (`benchmarks.evaluation.lifetime_level`, same honest clients, same budget).
 * Faithful to the paper where its text decides; where a method needs something that a log does not have (a contrastive
   encoder, activations), the docstring says what stands in.
 * A threshold that a paper sets on independent benign samples is set so here: on clients that draw at random from the reference.
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from scipy.stats import shapiro
 
 from benchmarks.victims import EPOCHS, Victim
-from detector.domain import Rows
+from detector.simulation.domain import Rows
 
 Ints = NDArray[np.int64]
 Course = tuple[Ints, Rows]

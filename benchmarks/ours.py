@@ -17,16 +17,17 @@ from numpy.typing import NDArray
 
 from benchmarks.victims import Victim
 from consumers.fit import rehearsal
-from detector.attacks import ATTACKS
-from detector.baseline import Baseline, Lives, Rehearsed, nulls_of
+from detector.baseline import Baseline
 from detector.calibration import UNREHEARSED, Tools
-from detector.domain import Rows
+from detector.fitting.baseline import Lives, Rehearsed, fit_baseline, nulls_of
 from detector.policy import FLAGGED, MIN_ODD_TO_THROTTLE, Policy, wanted
 from detector.profile import Profile
 from detector.profile_table import ProfileTable
 from detector.query import QueryBatch
 from detector.scoring import Assessment, assess, reached
-from detector.worlds import Stream
+from detector.simulation.attacks import ATTACKS
+from detector.simulation.domain import Rows
+from detector.simulation.population import Stream
 
 HALF_HORIZON_MS = 15 * 86_400_000
 MEMORY_MS = 365 * 86_400_000
@@ -71,7 +72,7 @@ def reference_of(victim: Victim) -> QueryBatch:
 def fitted(
     victim: Victim, calibration: Sequence[Tested], rng: np.random.Generator, rehearsed: Rehearsed
 ) -> tuple[Baseline, Lives]:
-    return Baseline.fit(
+    return fit_baseline(
         victim.name, victim.schema, reference_of(victim), as_batch(victim, calibration), real_clients=True, rng=rng,
         rehearsed=rehearsed,
     )  # fmt: skip

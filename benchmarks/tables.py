@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.evaluation import Rate, median_or_none
 from benchmarks.foreign import FOREIGN
-from detector.attacks import ATTACKS
-from detector.evaluation import Rate, median_or_none
+from detector.simulation.attacks import ATTACKS
 
 RESULTS = Path(__file__).parent / "results" / "detection.json"
 OURS, CONTROL = "QueryWarden", "control"

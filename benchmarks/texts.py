@@ -5,7 +5,7 @@ Rules of the file:
 * Sentences are paragraphs of docstrings of installed packages; no package is imported for its data.
 * An embedding is a latent semantic analysis of the sentences (Deerwester et al. 1990), rows of length 1.
 * Nobody turns the numbers of an embedding: whoever explains, tests or varies a text changes *words*, and the service embeds what
-  comes out. So the honest kinds that vary an item are played on the words here (`TextTools`), by other code than `detector.honest`.
+  comes out. So the honest kinds that vary an item are played on the words here (`TextTools`), by other code than `honest.py`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.pipeline import make_pipeline
 
 from benchmarks.inside import inside
-from detector.domain import Generate, Rows, Scene
+from detector.simulation.domain import Generate, Rows, Scene
 
 TOPICS = ("stats", "signal", "optimize", "sparse", "interpolate", "spatial", "linalg")
 AXES = 48

@@ -50,6 +50,7 @@ from consumers.store import Checkpoint, Store
 from consumers.store.embedded import EmbeddedStore
 from consumers.store.redis import connect
 from detector.baseline import PUBLIC_KEY, Baseline
+from detector.fitting.baseline import fit_baseline
 from detector.policy import Policy
 from detector.profile_table import ProfileTable
 from detector.scoring import assess
@@ -112,7 +113,7 @@ def fitted(short: bool) -> Baseline:
     reference, _ = reference_batch(raw, schema)
     fmt = NativeFormat({MODEL: InputReader(schema)})
     honest = fmt.decode(records(events(3000, "bare", rng))).batches[MODEL]
-    return Baseline.fit(MODEL, schema, reference, honest, real_clients=True, rng=rng)[0]
+    return fit_baseline(MODEL, schema, reference, honest, real_clients=True, rng=rng)[0]
 
 
 def records(lines: Sequence[bytes], start: int = 0) -> Records:

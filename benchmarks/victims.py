@@ -33,9 +33,9 @@ from sklearn.preprocessing import StandardScaler
 
 from benchmarks.inside import inside
 from benchmarks.texts import corpus, played
-from detector.domain import Domain, Generate, Rows, Scene
 from detector.features import Column, Schema, infer_grain
 from detector.query import QueryBatch
+from detector.simulation.domain import Domain, Generate, Rows, Scene
 
 Labels = NDArray[np.int64]
 GROUPS = 4

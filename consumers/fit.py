@@ -14,9 +14,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import msgspec
 import numpy as np
 
 from consumers import atomic_file, paths
@@ -36,15 +35,17 @@ from consumers.log.references import (
 from consumers.misfits import Misfits, Shares
 from consumers.refused_lines import RefusedLines
 from consumers.schemas import Understood, understand
-from detector.baseline import Baseline, Rehearsed
-from detector.domain import Domain, Scene, strangers
+from detector.baseline import Baseline
+from detector.baseline_file import pack_baseline
 from detector.errors import DetectorError
 from detector.features import Schema
-from detector.honest import BENIGN
+from detector.fitting.baseline import Rehearsed, fit_baseline
+from detector.fitting.recalibration import Outlier, outliers
 from detector.query import UNKNOWN_TIME, QueryBatch
-from detector.recalibration import Outlier, outliers
-from detector.rehearsal import rehearse
-from detector.worlds import honest_stream, interleave, population
+from detector.simulation.domain import Domain, Scene, strangers
+from detector.simulation.honest import BENIGN
+from detector.simulation.population import honest_stream, interleave, population
+from detector.simulation.rehearsal import rehearse
 
 CAP_A_CLIENT = 200
 """Rows that one client may give to a reference that is derived from traffic."""
@@ -63,9 +64,6 @@ REHEARSED_STAND_INS = 24
 """Of each that stands in, for one that went far among few is a matter of luck."""
 MANY_COLUMNS = 32
 ONE_LENGTH = 0.01
-
-
-_PersonaName = Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9._-]{1,40}$")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +147,7 @@ def fit(
         honest = simulated(batch, schema, rng)
     progress("learning what real inputs look like, calibrating on honest clients")
     try:
-        baseline, lives = Baseline.fit(
+        baseline, lives = fit_baseline(
             model_id, schema, batch, honest, real_clients=traffic is not None, rng=rng, personas=personas,
             rehearsed=None if trust_traffic else rehearsal(batch, schema, seed),
         )  # fmt: skip
@@ -299,14 +297,6 @@ def _tell(said: list[str], what: str, refused: RefusedLines) -> None:
         said.append(f"{what}: {refused.total:,} refused ({refused.words()}; {refused.first()})")
 
 
-def read_personas(path: Path) -> dict[str, str]:
-    """Client id → persona, of a JSON object in a file. Raises InvalidInput in one line."""
-    try:
-        return msgspec.json.decode(paths.read(path, "personas"), type=dict[str, _PersonaName])
-    except (msgspec.DecodeError, ValueError, RecursionError) as error:
-        raise InvalidInput(f"personas: {path}: {error}") from error
-
-
 def read_excluded(path: Path) -> frozenset[str]:
     """Client ids of a text file, one a line; empty lines don't count. Raises InvalidInput in one line."""
     lines = paths.read_text(path, "exclude").split("\n")
@@ -316,26 +306,4 @@ def read_excluded(path: Path) -> frozenset[str]:
 def write_baseline(baseline: Baseline, path: Path) -> None:
     """Whole or not at all. Raises InvalidInput."""
     with atomic_file.whole(path) as draft:
-        draft.write_bytes(baseline.to_bytes())
-
-
-def baseline_files(given: Iterable[str]) -> list[Path]:
-    """The files that are meant: those named, and of a folder the baselines in it."""
-    found: list[Path] = []
-    for where in map(Path, given):
-        found += sorted(where.glob("*.baseline")) if where.is_dir() else [where]
-    return found
-
-
-def load_baselines(given: Sequence[str]) -> dict[str, Baseline]:
-    """Baselines of files and folders, by model id. Raises InvalidInput in one line for a damaged or foreign one."""
-    found: dict[str, Baseline] = {}
-    for file in baseline_files(given):
-        try:
-            baseline = Baseline.from_bytes(paths.read(file))
-        except DetectorError as error:
-            raise InvalidInput(f"{file}: {error}") from error
-        if baseline.model_id in found:
-            raise InvalidInput(f"{file}: a second baseline for model {baseline.model_id}")
-        found[baseline.model_id] = baseline
-    return found
+        draft.write_bytes(pack_baseline(baseline))

@@ -23,10 +23,10 @@ from consumers.store import ServiceStore
 from consumers.times import rfc3339
 from detector.baseline import Baseline
 from detector.errors import DetectorError
+from detector.fitting.recalibration import MIN_DAYS, Life, Recalibrated
+from detector.fitting.recalibration import recalibrate as with_new_nulls
 from detector.policy import FLAGGED
 from detector.query import ClientKey
-from detector.recalibration import MIN_DAYS, Life, Recalibrated
-from detector.recalibration import recalibrate as with_new_nulls
 
 AT_ONCE = 500
 """Clients whose profiles are read from a cell at once."""

@@ -28,10 +28,10 @@ from numpy.typing import NDArray
 from consumers import atomic_file, paths
 from consumers.errors import InvalidInput, WrongUse
 from consumers.log.lines import Lines, gunzip, plain, unzstd
-from detector.attacks import ATTACKS, Surrogate
-from detector.domain import Domain, Predict, Rows, Scene, strangers
-from detector.honest import BENIGN
-from detector.worlds import VARIANTS, Interleaved, Stream, interleave, world
+from detector.simulation.attacks import ATTACKS, Surrogate
+from detector.simulation.domain import Domain, Predict, Rows, Scene, strangers
+from detector.simulation.honest import BENIGN
+from detector.simulation.population import VARIANTS, Interleaved, Stream, interleave, world
 
 START_S = dt.datetime(2026, 3, 2, tzinfo=dt.UTC).timestamp()
 PLAIN_ATTACKS = tuple(ATTACKS)

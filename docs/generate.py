@@ -27,14 +27,14 @@ from consumers.http import access
 from consumers.log import formats
 from consumers.metrics import METRICS
 from detector import fold_arrays, policy
-from detector.attacks import ATTACKS
 from detector.calibration import TOP_LIVES
 from detector.discriminators import CORRUPTIONS
 from detector.features import BITS, BLOCKS, MEASURES
-from detector.honest import BENIGN
 from detector.signal_table import Form
 from detector.signals import SIGNALS
-from detector.worlds import VARIANTS
+from detector.simulation.attacks import ATTACKS
+from detector.simulation.honest import BENIGN
+from detector.simulation.population import VARIANTS
 
 ROOT = Path(__file__).resolve().parent.parent
 REGION = re.compile(r"(<!-- generated: ([a-z-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)

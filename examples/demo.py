@@ -4,7 +4,7 @@ A digit classifier is trained on scanned handwriting (scikit-learn's digits, UCI
 inputs and the log of 300 honest clients; from these QueryWarden fits a baseline. Then 160 other honest clients and 15
 thieves, one of them with ten accounts of one organisation, use the model for two weeks, and QueryWarden reads the log.
 All images are real, and each belongs to one side only: training, reference, calibration, test, thieves. What clients
-ask is simulated (detector/honest.py, detector/attacks.py); time and names give nobody away. At the end every flagged
+ask is simulated (detector/simulation/); time and names give nobody away. At the end every flagged
 client is shown with what it really is, honest ones and missed thieves too.
 
     make demo            leaves the report on http://127.0.0.1:8080 until Ctrl-C
@@ -48,9 +48,9 @@ from consumers.simulate import Columns, origins, truth_of, truth_path, write_jso
 from consumers.store.embedded import EmbeddedStore
 from consumers.wiring.serve import build_application
 from detector.baseline import Baseline
-from detector.domain import Domain, Rows, Scene
 from detector.policy import FLAGGED, Policy
-from detector.worlds import Stream, interleave, world
+from detector.simulation.domain import Domain, Rows, Scene
+from detector.simulation.population import Stream, interleave, world
 
 MODEL = "digits"
 SEED = 20

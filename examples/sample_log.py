@@ -22,7 +22,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from consumers.simulate import simulate
-from detector.honest import BENIGN
+from detector.simulation.honest import BENIGN
 
 MODEL = "tumour-v1"
 CLIENTS = 120

@@ -29,16 +29,17 @@ import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
-from detector.baseline import PUBLIC_KEY, Baseline
-from detector.domain import Domain, Rows, Scene, strangers
+from detector.baseline import PUBLIC_KEY
 from detector.features import Column, Schema
+from detector.fitting.baseline import fit_baseline
 from detector.policy import Decision, Policy, decide
 from detector.profile import Profile
 from detector.profile_table import ProfileTable
 from detector.query import QueryBatch
 from detector.scoring import assess, rung
 from detector.signals import NAMES, measure
-from detector.worlds import Stream, honest_stream, interleave, population, theft_streams
+from detector.simulation.domain import Domain, Rows, Scene, strangers
+from detector.simulation.population import Stream, honest_stream, interleave, population, theft_streams
 
 rng = np.random.default_rng(7)
 BUDGET = 0.01
@@ -116,7 +117,7 @@ sample = QueryBatch(
     np.full(len(reference), np.nan), np.zeros(len(reference), np.int64), np.ones(len(reference), np.float32), np.arange(len(reference)),
 )  # fmt: skip
 traffic = batch_of(honest_clients(calibration, 120))
-baseline, _lives = Baseline.fit("digits", schema, sample, traffic, real_clients=True, rng=rng)
+baseline, _lives = fit_baseline("digits", schema, sample, traffic, real_clients=True, rng=rng)
 print(
     "; ".join(baseline.notes),
     f"· {len(traffic):,} queries · longest honest life: {baseline.nulls.distinct:,.0f} distinct queries",

@@ -23,6 +23,7 @@ from support import victims
 from support.servers import free_port, wait_until
 
 from consumers import cli, config
+from detector.baseline_file import pack_baseline
 
 QUERYWARDEN = Path(sys.executable).with_name("querywarden")
 NOBODY = "127.0.0.1:9"
@@ -111,7 +112,7 @@ def failing(log: Path) -> set[str]:
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("canaries")
-    (folder / "loans.baseline").write_bytes(victims.baseline().to_bytes())
+    (folder / "loans.baseline").write_bytes(pack_baseline(victims.baseline()))
     who = victims.streams(4, [("noise_uniform", "plain")], seed=23, kinds=["regular"], queries=(400, 500))
     victims.log_of(folder / "log.jsonl", who)
     return folder

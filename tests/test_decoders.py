@@ -33,6 +33,7 @@ from consumers.records.decision import stored_decision
 from consumers.records.ledger import imbalance
 from consumers.secrets import Secrets
 from consumers.store import DecisionRow, OutboxAlert
+from detector.baseline_file import pack_baseline, read_baseline
 from detector.errors import CorruptBaseline, IncompatibleProfile
 from detector.profile import Profile, Shape
 from detector.profile_table import ProfileTable
@@ -222,8 +223,8 @@ def test_damaged_state_is_refused_or_begun_anew_never_a_crash(seed: int, executi
     assert fuzz(lambda b: SECRETS.unseal(b, "t"), [SECRETS.seal("acct", "t")], seed, few, CorruptState) > 0.9 * few
     assert fuzz(windows, [window], seed, few) == 0
     assert fuzz(lambda b: Admission(b).to_bytes(), [Admission().to_bytes()], seed, min(few, 500)) == 0
-    whole = baseline.to_bytes()
-    assert fuzz(type(baseline).from_bytes, [whole], seed, min(few, 60), CorruptBaseline) > 50
+    whole = pack_baseline(baseline)
+    assert fuzz(read_baseline, [whole], seed, min(few, 60), CorruptBaseline) > 50
 
 
 @pytest.mark.parametrize("wrong", ["raises", "keeps NaN"])

@@ -16,6 +16,8 @@ import pytest
 from rich.console import Console
 from support import victims
 
+from detector.baseline_file import pack_baseline
+
 DEMO = Path(__file__).parent.parent / "examples" / "demo.py"
 
 
@@ -81,7 +83,7 @@ def test_the_dashboard_is_served_on_loopback_to_whoever_sits_here(
         port = probe.getsockname()[1]
     monkeypatch.setattr(demo, "ADDRESS", ("127.0.0.1", port))
     (demo.OUT / "state").mkdir(parents=True)
-    (demo.OUT / "digits.baseline").write_bytes(victims.baseline().to_bytes())
+    (demo.OUT / "digits.baseline").write_bytes(pack_baseline(victims.baseline()))
     ended = threading.Event()
     thread = threading.Thread(target=demo.serve, args=(ended.is_set,))
     thread.start()

@@ -15,6 +15,7 @@ from support import victims
 from support.resident_memory import watched
 
 from consumers.ingest.admission import AdmissionLimits
+from detector.baseline_file import pack_baseline
 
 QUERYWARDEN = Path(sys.executable).with_name("querywarden")
 
@@ -53,7 +54,7 @@ def test_an_explosion_of_ids_costs_a_worker_and_redis_little(
     )
     before, after = row.split(b"CLIENT")
     log, blob = tmp_path / "explosion.jsonl", tmp_path / "loans.baseline"
-    blob.write_bytes(victims.baseline().to_bytes())
+    blob.write_bytes(pack_baseline(victims.baseline()))
     with log.open("wb") as file:
         for first in range(0, ids, 100_000):
             file.write(b"".join(before + b"id-%d" % i + after + b"\n" for i in range(first, min(first + 100_000, ids))))

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from support import victims
 
+from detector.baseline_file import pack_baseline
+
 ROOT = Path(__file__).resolve().parent.parent
 DOCKERFILE = re.sub(r"\\\n", " ", (ROOT / "Dockerfile").read_text())
 
@@ -88,7 +90,7 @@ def test_a_worker_compiles_nothing_that_the_build_did_not(tmp_path: Path) -> Non
     built = kernels()
     assert len(built) > 20
     victims.log_of(tmp_path / "log.jsonl", victims.streams(20, [("jbda", "plain")], seed=5, queries=(200, 300)))
-    (tmp_path / "loans.baseline").write_bytes(victims.baseline().to_bytes())
+    (tmp_path / "loans.baseline").write_bytes(pack_baseline(victims.baseline()))
     words = ["replay", "--baseline", str(tmp_path / "loans.baseline"), str(tmp_path / "log.jsonl")]
     ran = subprocess.run(
         [sys.executable, "-m", "consumers", *words],

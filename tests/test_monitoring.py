@@ -32,6 +32,7 @@ from consumers.alerts.finding import visible
 from consumers.alerts.outbound import AllowedHosts
 from consumers.alerts.webhook import keys, verify
 from consumers.metrics import METRICS
+from detector.baseline_file import pack_baseline
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples" / "monitoring"
@@ -219,7 +220,7 @@ def syslog() -> Iterator[Syslog]:
 @pytest.fixture(scope="module")
 def metrics_port(folder: Path, hook: Recorder, syslog: Syslog, alertmanager: Alertmanager) -> Iterator[int]:
     """A real `querywarden run` over a small log with thieves in it, alerts to a file and to four other sinks."""
-    (folder / "loans.baseline").write_bytes(victims.baseline().to_bytes())
+    (folder / "loans.baseline").write_bytes(pack_baseline(victims.baseline()))
     attacks = [("noise_uniform", "plain")]
     victims.log_of(folder / "log.jsonl", victims.streams(1, attacks, seed=23, kinds=["regular"], queries=(400, 500)))
     port = free_port()

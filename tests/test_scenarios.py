@@ -25,10 +25,10 @@ from consumers.ingest.step import Ingest
 from consumers.log.files import FileLog
 from consumers.secrets import Secrets
 from consumers.store.embedded import EmbeddedStore
-from detector.attacks import ATTACKS, Loot, steal
-from detector.domain import Rows, Scene, strangers
-from detector.honest import BENIGN
 from detector.policy import FLAGGED, Policy
+from detector.simulation.attacks import ATTACKS, Loot, steal
+from detector.simulation.domain import Rows, Scene, strangers
+from detector.simulation.honest import BENIGN
 
 SCENARIOS = sorted((Path(__file__).parent / "scenarios").glob("*.yaml"))
 KEYS = {

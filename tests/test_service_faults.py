@@ -25,6 +25,7 @@ from consumers.alarms import ALARMS
 from consumers.store import Checkpoint
 from consumers.store.embedded import EmbeddedStore
 from detector.baseline import Baseline
+from detector.baseline_file import pack_baseline
 
 QUERYWARDEN = Path(sys.executable).with_name("querywarden")
 Topic = Callable[..., str]
@@ -32,7 +33,7 @@ Topic = Callable[..., str]
 
 @pytest.fixture
 def settings(tmp_path: Path, baseline: Baseline) -> dict[str, str]:
-    (tmp_path / "loans.baseline").write_bytes(baseline.to_bytes())
+    (tmp_path / "loans.baseline").write_bytes(pack_baseline(baseline))
     mine = {name: value for name, value in os.environ.items() if not name.startswith("QUERYWARDEN_")}
     ours = {
         "STATE_DIR": tmp_path,

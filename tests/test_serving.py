@@ -36,6 +36,7 @@ from consumers.commands import doctor
 from consumers.commands.operators import seconds
 from consumers.errors import WrongUse
 from consumers.secrets import Secrets
+from detector.baseline_file import pack_baseline
 
 QUERYWARDEN = Path(sys.executable).with_name("querywarden")
 DRAIN_S = 20
@@ -122,7 +123,7 @@ def running(folder: Path, command: str, **more: str) -> Iterator[tuple[int, subp
 
 
 def test_from_a_request_to_an_assessment_in_one_process(tmp_path: Path) -> None:
-    (tmp_path / "loans.baseline").write_bytes(victims.baseline().to_bytes())
+    (tmp_path / "loans.baseline").write_bytes(pack_baseline(victims.baseline()))
     rows = victims.reference_rows()[:40]
     body = b"\n".join(victims.line(row, client_id=f"acct-{i % 4}", event_id=f"e{i}") for i, row in enumerate(rows))
     keys = {role: done(tmp_path, "keys", "create", "--role", role).stdout.strip() for role in ("ingest", "viewer")}

@@ -20,6 +20,7 @@ from support import victims
 from support.kafka_producer import produce
 from support.servers import NewServer, free_port, wait_until
 
+from detector.baseline_file import pack_baseline
 from examples import up
 from examples.servers import Kafka
 
@@ -30,7 +31,7 @@ NAMES = ("kafka", "redis", "http", "ingest", "detect")
 @pytest.fixture
 def state(tmp_path: Path, new_server: NewServer) -> Path:
     new_server(Kafka, tmp_path / "never")  # skips or fails here when there is no Kafka
-    (tmp_path / "loans.baseline").write_bytes(victims.baseline().to_bytes())
+    (tmp_path / "loans.baseline").write_bytes(pack_baseline(victims.baseline()))
     return tmp_path / "state"
 
 

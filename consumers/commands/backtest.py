@@ -14,9 +14,9 @@ from rich.text import Text
 
 from consumers import config, terminal
 from consumers import replay as replaying
+from consumers.baselines import load_baselines
 from consumers.commands.options import AsJson, BaselineFiles, ConfigFile
 from consumers.errors import WrongUse
-from consumers.fit import load_baselines
 from consumers.readers import backtest as testing
 from consumers.records.decision import is_campaign
 from consumers.records.spans import fields_of, spans_in_force, together

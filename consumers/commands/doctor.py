@@ -25,10 +25,10 @@ from urllib.parse import parse_qs, urlsplit
 import typer
 
 from consumers import config, paths, terminal
+from consumers.baselines import load_baselines
 from consumers.commands import connections
 from consumers.commands.options import AsJson, ConfigFile
 from consumers.errors import QueryWardenError, Unavailable
-from consumers.fit import load_baselines
 from consumers.records.heartbeat import heartbeats, stopped_elsewhere
 from consumers.secrets import Secrets
 from consumers.serve import is_loopback, read_jwks

@@ -18,9 +18,9 @@ import typer
 from rich.text import Text
 
 from consumers import atomic_file, config, paths, terminal
+from consumers.baselines import baseline_files, load_baselines
 from consumers.commands.options import AsJson, BaselineFiles, Client, ConfigFile, check_folders
 from consumers.errors import InvalidInput, Missing, WrongUse
-from consumers.fit import baseline_files, load_baselines
 from consumers.operators import audit
 from consumers.readers import evidence as bundling
 from consumers.readers import explanation

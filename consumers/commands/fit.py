@@ -12,6 +12,7 @@ import typer
 
 from consumers import config, paths, terminal
 from consumers import fit as fitting
+from consumers.baselines import read_personas
 from consumers.commands.options import Exclude, MappingName, check_folders
 from consumers.commands.recalibrate import print_review
 from consumers.commands.understood import print_misfits, print_refused, print_translated, print_understood
@@ -65,7 +66,7 @@ def fit(
             lines_of(adapters.open_reference(reference, translators[0])) if reference else None,
             adapters.open_files([str(p) for p in traffic], translator=translators[1]) if traffic else None,
             declared=declared,
-            personas=fitting.read_personas(persona) if persona else None,
+            personas=read_personas(persona) if persona else None,
             excluded=fitting.read_excluded(exclude) if exclude else frozenset(),
             seed=seed,
             exposure=exposure,

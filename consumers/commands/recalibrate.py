@@ -14,11 +14,12 @@ from rich.text import Text
 
 from consumers import config, terminal
 from consumers import recalibrate as recalibrating
+from consumers.baselines import load_baselines, read_personas
 from consumers.commands.options import BaselineFiles, ConfigFile, Exclude, check_folders
 from consumers.errors import WrongUse
-from consumers.fit import load_baselines, read_excluded, read_personas, write_baseline
+from consumers.fit import read_excluded, write_baseline
 from consumers.wiring import adapters
-from detector.recalibration import Outlier
+from detector.fitting.recalibration import Outlier
 
 SHOWN = 20
 

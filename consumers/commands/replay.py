@@ -13,10 +13,10 @@ import typer
 
 from consumers import config, terminal
 from consumers import replay as replaying
+from consumers.baselines import load_baselines
 from consumers.commands.options import ConfigFile, MappingName, check_folders
 from consumers.commands.understood import nothing_counted, print_misfits, print_refused, print_translated
 from consumers.errors import WrongUse
-from consumers.fit import load_baselines
 from consumers.misfits import learned
 from consumers.readers.report import write_report
 from consumers.wiring import adapters, processes

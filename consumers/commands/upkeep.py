@@ -19,9 +19,9 @@ from typing import Annotated
 import typer
 
 from consumers import config, paths, terminal
+from consumers.baselines import load_baselines
 from consumers.commands.options import ConfigFile
 from consumers.errors import InvalidInput, WrongUse
-from consumers.fit import load_baselines
 from consumers.operators import erasure
 from consumers.operators.erasure import DataSubject
 from consumers.secrets import Secrets

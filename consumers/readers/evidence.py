@@ -34,6 +34,7 @@ from consumers.records.decision import StoredDecision
 from consumers.records.spans import Span, read_span, together
 from consumers.secrets import Secrets
 from detector.baseline import Baseline
+from detector.baseline_file import read_baseline
 from detector.errors import IncompatibleProfile
 from detector.scoring import Assessment, assess
 
@@ -301,7 +302,7 @@ def _members(blob: bytes) -> dict[str, bytes]:
 
 
 def _differences(manifest: Manifest, members: Mapping[str, bytes], baseline_file: bytes) -> list[str]:
-    baseline = Baseline.from_bytes(baseline_file)
+    baseline = read_baseline(baseline_file)
     sha = hashlib.sha256(baseline_file).hexdigest()
     if sha != manifest.baseline.sha256:
         raise InvalidInput(

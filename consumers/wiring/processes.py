@@ -37,8 +37,8 @@ log = logging.getLogger("querywarden.wiring")
 
 def pure_steps(settings: config.Settings, baselines: Mapping[str, Baseline]) -> tuple[Ingest, Detect]:
     """The pure steps of ingest and detect, as the settings say: a replay runs the same two."""
+    from consumers.baselines import read_personas
     from consumers.detect.step import Detect
-    from consumers.fit import read_personas
     from consumers.ingest.admission import AdmissionLimits
     from consumers.ingest.step import Ingest
     from detector.policy import Policy
@@ -60,7 +60,7 @@ def pure_steps(settings: config.Settings, baselines: Mapping[str, Baseline]) -> 
 
 def baselines_of(settings: config.Settings) -> Mapping[str, Baseline]:
     """Load the baselines that the settings name, and warn of what they can't support. Raises WrongUse where there is none."""
-    from consumers.fit import load_baselines
+    from consumers.baselines import load_baselines
 
     baselines = load_baselines(settings.baselines)
     if not baselines:

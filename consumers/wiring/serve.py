@@ -18,10 +18,10 @@ from pathlib import Path
 from consumers import config
 from consumers import serve as service
 from consumers.alarms import Alarms
+from consumers.baselines import load_baselines
 from consumers.enforcement.breaker import GatewayBreaker
 from consumers.enforcement.refresher import Refresher
 from consumers.enforcement.restrictions import Restrictions
-from consumers.fit import load_baselines
 from consumers.http.api.application import build
 from consumers.http.api.context import Api
 from consumers.http.auth import Authenticator, KeyRing

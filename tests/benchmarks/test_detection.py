@@ -21,10 +21,10 @@ from benchmarks.leak import describe, leak
 from benchmarks.literature import METHODS, Known, _prada_distances, looks
 from benchmarks.texts import AXES, Corpus, TextTools
 from benchmarks.victims import GROUPS, VICTIMS, Victim, build
-from detector.attacks import ATTACKS, Loot
-from detector.domain import Domain, Scene
-from detector.honest import BENIGN
-from detector.worlds import clock
+from detector.simulation.attacks import ATTACKS, Loot
+from detector.simulation.domain import Domain, Scene
+from detector.simulation.honest import BENIGN
+from detector.simulation.population import clock
 
 pytestmark = pytest.mark.soak
 

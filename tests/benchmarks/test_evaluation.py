@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from detector import evaluation
-from detector.evaluation import Rate, clopper_pearson, first_alarm, lifetime_level, median_or_none, rates
+from benchmarks import evaluation
+from benchmarks.evaluation import Rate, clopper_pearson, first_alarm, lifetime_level, median_or_none, rates
 
 
 def test_the_examples_hold() -> None:

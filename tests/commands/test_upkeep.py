@@ -20,6 +20,7 @@ from consumers.commands import upkeep
 from consumers.errors import WrongUse
 from consumers.log.kafka import connection, offsets_at
 from consumers.store.embedded import EmbeddedStore
+from detector.baseline_file import pack_baseline
 
 QUERYWARDEN = Path(sys.executable).with_name("querywarden")
 
@@ -54,7 +55,7 @@ class House:
 def lived(tmp_path_factory: pytest.TempPathFactory) -> House:
     """One that has read a log into its store."""
     house = House(tmp_path_factory.mktemp("house"))
-    (house.folder / "loans.baseline").write_bytes(victims.baseline().to_bytes())
+    (house.folder / "loans.baseline").write_bytes(pack_baseline(victims.baseline()))
     (house.folder / "state").mkdir()
     streams = victims.streams(6, [("noise_uniform", "plain")], seed=5, kinds=["regular", "light"], queries=(300, 500))
     victims.log_of(house.folder / "log.jsonl", streams)

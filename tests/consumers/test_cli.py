@@ -32,6 +32,7 @@ from consumers import cli
 from consumers.commands.groups import PANELS
 from consumers.secrets import Secrets
 from consumers.store.layout import DECISION_TTL_S
+from detector.baseline_file import pack_baseline
 
 SKEWED = Path(__file__).parents[1] / "skewed"
 QUERYWARDEN = Path(sys.executable).with_name("querywarden")
@@ -50,7 +51,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with reference, baseline and log."""
     folder = tmp_path_factory.mktemp("cli")
     victims.reference_file(folder / "reference.jsonl")
-    (folder / "loans.baseline").write_bytes(victims.baseline().to_bytes())
+    (folder / "loans.baseline").write_bytes(pack_baseline(victims.baseline()))
     victims.log_of(
         folder / "log.jsonl", victims.streams(20, ATTACKS, seed=23, kinds=["regular", "light"], queries=(700, 900))
     )

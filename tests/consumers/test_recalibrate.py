@@ -15,6 +15,7 @@ from support.references import batch_of
 from typer.testing import CliRunner
 
 from consumers import cli, fit, recalibrate, replay
+from consumers.baselines import load_baselines
 from consumers.detect.step import Detect
 from consumers.errors import Refused
 from consumers.ingest.step import Ingest
@@ -26,6 +27,7 @@ from consumers.secrets import Secrets
 from consumers.store import Entry, Operation
 from consumers.store.embedded import EmbeddedStore
 from detector.baseline import Baseline
+from detector.baseline_file import read_baseline
 from detector.calibration import UNREHEARSED
 from detector.features import Column, Schema
 from detector.policy import FLAGGED, Policy
@@ -75,7 +77,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def seen(files: dict[str, Path]) -> tuple[EmbeddedStore, Secrets, Baseline, replay.Replayed]:
     """The store after two weeks under the uncalibrated baseline."""
-    old = Baseline.from_bytes(files["old"].read_bytes())
+    old = read_baseline(files["old"].read_bytes())
     secrets = Secrets.load(files["folder"] / "secrets.json", create=True)
     store = EmbeddedStore(files["folder"] / "store.sqlite")
     store.prepare(secrets.key_id)
@@ -136,7 +138,7 @@ def test_the_nulls_are_those_of_a_fit_on_the_same_traffic(
     files: dict[str, Path], seen: tuple[EmbeddedStore, Secrets, Baseline, replay.Replayed]
 ) -> None:
     """The levels aside: a fit raises them to what its traffic does, here they stay with the map."""
-    from detector.baseline import _calibrate
+    from detector.fitting.baseline import _calibrate
 
     store, secrets, old, _ = seen
     thief = thief_of(files)
@@ -221,7 +223,7 @@ def test_the_command_writes_a_baseline_that_the_service_takes(
     )
     assert done.exit_code == 0, done.output
     assert thief_of(files) in done.output
-    new = fit.load_baselines([str(out)])[victims.MODEL]
+    new = load_baselines([str(out)])[victims.MODEL]
     assert new.nulls.calibrated
     assert f"calibration {new.nulls_version}" in done.output.replace("\n", " ")
 

@@ -21,6 +21,7 @@ from consumers.log.references import read_reference
 from consumers.misfits import MISSING, Misfits
 from consumers.refused_lines import RefusedLines
 from consumers.schemas import understand
+from detector.baseline_file import pack_baseline
 from detector.features import Column, Schema
 from detector.query import Misfit
 
@@ -48,7 +49,7 @@ def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 @pytest.fixture(scope="module")
 def baseline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("loud") / "loans.baseline"
-    path.write_bytes(victims.baseline().to_bytes())
+    path.write_bytes(pack_baseline(victims.baseline()))
     return path
 
 

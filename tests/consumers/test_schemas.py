@@ -19,7 +19,7 @@ from consumers.errors import Refused
 from consumers.log.files import FileLog
 from consumers.log.references import RawReference, lines_of, read_reference, reference_batch
 from consumers.schemas import Described, Understood, infer_schema, understand
-from detector.baseline import Baseline
+from detector.baseline_file import pack_baseline, read_baseline
 from detector.features import Column
 
 MODEL = "loan"
@@ -307,7 +307,7 @@ def test_a_fit_takes_optional_boolean_and_nested_columns_and_one_probability(mon
         ("age", "numeric", 0), ("debt", "numeric", 0), ("country", "categorical", 0), ("ratio", "numeric", 0.3),
         ("vip", "boolean", 0), ("home.m2", "numeric", 0),
     ]  # fmt: skip
-    again = Baseline.from_bytes(fitted.baseline.to_bytes())
+    again = read_baseline(pack_baseline(fitted.baseline))
     assert again.map.schema == schema
 
 

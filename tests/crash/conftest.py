@@ -15,6 +15,8 @@ from crash.ledger import write_log
 from support import victims
 from support.servers import NewServer
 
+from detector.baseline_file import pack_baseline
+
 SEED = 7
 
 
@@ -28,7 +30,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def baseline_file(log: Path) -> Path:
     """The baseline, and a replay of some lines, so that kernels are compiled before five workers want them at once."""
     path, some = log.with_name("loans.baseline"), log.with_name("some.jsonl")
-    path.write_bytes(victims.baseline().to_bytes())
+    path.write_bytes(pack_baseline(victims.baseline()))
     with log.open("rb") as lines:
         some.write_bytes(b"".join(itertools.islice(lines, 3000)))
     settings = {k: v for k, v in os.environ.items() if not k.startswith("QUERYWARDEN_")}

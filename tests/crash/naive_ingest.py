@@ -26,7 +26,7 @@ from consumers.log import Records
 from consumers.secrets import Secrets
 from consumers.store import Checkpoint
 from consumers.store.layout import client_text
-from detector.baseline import Baseline
+from detector.baseline_file import read_baseline
 from detector.query import ClientKey
 
 PREFIX = "naive:p:"
@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 
 def main(bootstrap: str, topic: str, url: str, baseline: str, secrets: str) -> None:
-    read = Baseline.from_bytes(Path(baseline).read_bytes())
+    read = read_baseline(Path(baseline).read_bytes())
     reading = Ingest({read.model_id: read}, Secrets.load(Path(secrets), create=True))
     consumer = KafkaConsumer(
         topic, bootstrap_servers=bootstrap, group_id=GROUP, auto_offset_reset="earliest", enable_auto_commit=True,

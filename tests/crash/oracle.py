@@ -25,7 +25,7 @@ from consumers.secrets import Secrets
 from consumers.store.embedded import EmbeddedStore
 from consumers.store.layout import client_from_text
 from consumers.store.redis import connect
-from detector.baseline import Baseline
+from detector.baseline_file import read_baseline
 from detector.profile import Profile, Shape
 from detector.query import ClientKey
 
@@ -148,7 +148,7 @@ def _queries(spans: Spans, shape: Shape) -> int:
 
 
 def shape_of(baseline: Path) -> Shape:
-    read = Baseline.from_bytes(baseline.read_bytes())
+    read = read_baseline(baseline.read_bytes())
     return Shape.of(read.map, len(read.table.need))
 
 
@@ -199,7 +199,7 @@ def assert_counts(cluster: Cluster, ledger: Ledger, counted: Mapping[str, int]) 
 
 def keys_of(cluster: Cluster) -> Callable[[str], ClientKey]:
     secrets = Secrets.load(cluster.folder / "state" / "secrets.json")
-    model = Baseline.from_bytes(cluster.baseline.read_bytes()).model_id
+    model = read_baseline(cluster.baseline.read_bytes()).model_id
     return lambda client: ClientKey("default", model, secrets.client_hash("default", client))
 
 

@@ -19,7 +19,7 @@ from crash.naive_ingest import PREFIX, folded
 from consumers.ingest.step import Cell, Ingest
 from consumers.log import Records
 from consumers.secrets import Secrets
-from detector.baseline import Baseline
+from detector.baseline_file import read_baseline
 
 BATCH = 500
 BATCHES = 6
@@ -27,7 +27,7 @@ BATCHES = 6
 
 @pytest.fixture
 def reading(baseline_file: Path, tmp_path: Path) -> Ingest:
-    baseline = Baseline.from_bytes(baseline_file.read_bytes())
+    baseline = read_baseline(baseline_file.read_bytes())
     return Ingest({baseline.model_id: baseline}, Secrets.load(tmp_path / "secrets.json", create=True))
 
 

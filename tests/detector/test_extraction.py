@@ -12,13 +12,14 @@ from scipy.stats import spearmanr
 from support.references import KEY, answered, fitted_baseline, reference_of
 
 from detector.baseline import Baseline
+from detector.baseline_file import pack_baseline, read_baseline
 from detector.errors import CorruptBaseline
 from detector.extraction import FEWEST, NAMES, Estimator, describe, estimate
 from detector.profile import Profile
 from detector.profile_table import ProfileTable
 from detector.query import QueryBatch
-from detector.rehearsal import rehearse
 from detector.signals import masses
+from detector.simulation.rehearsal import rehearse
 
 
 def honest(name: str, n: int) -> QueryBatch:
@@ -117,7 +118,7 @@ def test_description_has_a_name_for_each_number() -> None:
 
 def test_the_estimator_survives_the_file_and_a_damaged_one_is_refused() -> None:
     baseline = replace(fitted_baseline("digits"), estimator=rehearsed("digits"))
-    again = Baseline.from_bytes(baseline.to_bytes())
+    again = read_baseline(pack_baseline(baseline))
     assert again.estimator is not None
     for name in ("weights", "errors", "sizes", "usual"):
         np.testing.assert_array_equal(getattr(again.estimator, name), getattr(baseline.estimator, name))
@@ -129,4 +130,4 @@ def test_the_estimator_survives_the_file_and_a_damaged_one_is_refused() -> None:
         replace(good, usual=good.usual[1:]),
     ):
         with pytest.raises(CorruptBaseline, match="extraction"):
-            Baseline.from_bytes(replace(baseline, estimator=broken).to_bytes())
+            read_baseline(pack_baseline(replace(baseline, estimator=broken)))

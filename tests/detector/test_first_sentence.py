@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 from support import victims
 from support.references import KEY, answers, batch_of, fitted_baseline, reference_of
 
-from detector.attacks import Loot, steal
 from detector.baseline import Baseline
-from detector.domain import Domain
 from detector.profile_table import ProfileTable
 from detector.query import QueryBatch
 from detector.scoring import Assessment, assess, leading
 from detector.signals import FLOOR, FUSED, NAMES, SIGNALS, Statistics
-from detector.worlds import Stream, interleave
+from detector.simulation.attacks import Loot, steal
+from detector.simulation.domain import Domain
+from detector.simulation.population import Stream, interleave
 
 SEEDS = (1, 2, 3)
 FLAGGED = 0.01

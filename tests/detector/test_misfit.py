@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from support.references import FOREVER, KEY, answered, fitted_baseline, fold, noise, quick_training, reference_of
 
-from detector.baseline import Baseline
+from detector.baseline_file import pack_baseline, read_baseline
 from detector.features import BITS
+from detector.fitting.baseline import fit_baseline
 from detector.misfit import Donors
 from detector.policy import FLAGGED, Policy, wanted
 from detector.profile_table import ProfileTable
@@ -114,7 +115,7 @@ def with_honest_nulls(share: float, seed: int) -> QueryBatch:
 def test_a_fleet_that_sends_nulls_is_not_accused_for_nulls() -> None:
     reference = reference_of(NAME)
     with quick_training():
-        baseline, _ = Baseline.fit(
+        baseline, _ = fit_baseline(
             NAME,
             reference.schema,
             reference.batch,
@@ -163,10 +164,10 @@ def test_a_reference_may_lack_values() -> None:
     batch.inputs[rng.random(batch.inputs.shape) < 0.1] = np.nan
     batch.misfit[np.isnan(batch.inputs).any(1)] = Misfit.MISSING
     with quick_training():
-        baseline, _ = Baseline.fit(
+        baseline, _ = fit_baseline(
             NAME, reference.schema, batch, reference.traffic, real_clients=True, rng=np.random.default_rng(9)
         )
-    again = Baseline.from_bytes(baseline.to_bytes())
+    again = read_baseline(pack_baseline(baseline))
     assert again.map_id == baseline.map_id
     (thief,) = ProfileTable(again.map, again.table, again.nulls_version, FOREVER).of_log(stolen(None), KEY)
     assert assess(thief, again).suspicion > 0.99

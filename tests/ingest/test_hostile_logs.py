@@ -32,6 +32,7 @@ from consumers.secrets import Secrets
 from consumers.store import Checkpoint, DeadLetter
 from consumers.store.embedded import EmbeddedStore
 from detector.baseline import Baseline
+from detector.baseline_file import pack_baseline
 from detector.query import ClientKey
 
 NewStore = Callable[[], EmbeddedStore]
@@ -240,7 +241,7 @@ from consumers.ingest.step import Ingest
 from consumers.log.files import FileLog
 from consumers.secrets import Secrets
 from consumers.store.embedded import EmbeddedStore
-from detector.baseline import Baseline
+from detector.baseline_file import read_baseline
 
 class Killed(Ingest):
     "Stands for a library that crashes on some input."
@@ -256,7 +257,7 @@ class Killed(Ingest):
         return super().step(cell, decoded, keys, next_offset)
 
 log, store, baseline, cautious_after = sys.argv[1:]
-reading = Killed({victims.MODEL: Baseline.from_bytes(Path(baseline).read_bytes())}, Secrets(b"s" * 16, b"p" * 32, b"k" * 32))
+reading = Killed({victims.MODEL: read_baseline(Path(baseline).read_bytes())}, Secrets(b"s" * 16, b"p" * 32, b"k" * 32))
 one = ingest.IngestLoop(FileLog([log]), EmbeddedStore(store), reading, max_poll_records=90, cautious_after=int(cautious_after))
 ingest.run(one, lambda: False, until_end=True, poll_timeout_s=0.0)
 """
@@ -280,7 +281,7 @@ def lives(log: Path, store: EmbeddedStore, blob: Path, cautious_after: int = 1, 
 @pytest.fixture
 def blob(tmp_path: Path, baseline: Baseline) -> Path:
     path = tmp_path / "victim.baseline"
-    path.write_bytes(baseline.to_bytes())
+    path.write_bytes(pack_baseline(baseline))
     return path
 
 

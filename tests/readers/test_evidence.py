@@ -19,6 +19,7 @@ from consumers import cli
 from consumers.errors import Refused
 from consumers.readers.evidence import MAX_BYTES, fingerprint, signing_key, verify
 from consumers.secrets import Secrets
+from detector.baseline_file import pack_baseline
 
 ATTACKS = [("noise_uniform", "plain")]
 QUERIES = (500, 700)
@@ -32,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         home / "log.jsonl", victims.streams(12, ATTACKS, seed=31, kinds=["regular", "light"], queries=QUERIES)
     )
     (home / "truth.json").write_text(json.dumps(truth))
-    (home / "loans.baseline").write_bytes(victims.baseline().to_bytes())
+    (home / "loans.baseline").write_bytes(pack_baseline(victims.baseline()))
     (home / "settings.toml").write_text(
         f'state_dir = "{home}"\nbaselines = ["{home / "loans.baseline"}"]\nstore = {{ url = "sqlite:///{home / "store.sqlite"}" }}\n'
     )
@@ -326,7 +327,7 @@ def test_scores_that_the_profile_does_not_give_are_found(folder: Path, bundle: P
     checked = verify(rewritten(bundle.read_bytes(), lied), baseline)
     assert [d.split(":")[0] for d in checked.differences] == ["suspicion"]
     with pytest.raises(Refused, match="SHA-256"):
-        verify(bundle.read_bytes(), victims.narrow_baseline().to_bytes())
+        verify(bundle.read_bytes(), pack_baseline(victims.narrow_baseline()))
 
 
 def test_backtest_says_who_at_which_budget_and_writes_nothing(run: Run, folder: Path, thief: str) -> None:

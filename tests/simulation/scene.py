@@ -33,6 +33,7 @@ from consumers.secrets import Secrets
 from consumers.store import Tombstones
 from detector.baseline import Baseline
 from detector.features import Column, Schema
+from detector.fitting.baseline import fit_baseline
 from detector.policy import Policy
 from detector.query import ClientKey, QueryBatch
 
@@ -66,7 +67,7 @@ def baseline() -> Baseline:
         columns=tuple(Column(f"x{j}", "numeric", -4.0, 4.0, 0.01) for j in range(WIDTH)),
         input_form="features", named=False, task="classification", labels=LABELS,
     )  # fmt: skip
-    return Baseline.fit(
+    return fit_baseline(
         MODEL, schema, _batch(honest(200, rng), 1, rng), _batch(honest(1600, rng), 40, rng), real_clients=True, rng=rng
     )[0]
 

@@ -18,6 +18,7 @@ from sklearn.datasets import load_breast_cancer, load_digits
 from detector import discriminators
 from detector.baseline import Baseline
 from detector.features import DISTANCE_BINS, ODD, REGIONS, Column, FeatureMap, Measured, Schema, infer_grain
+from detector.fitting.baseline import fit_baseline
 from detector.profile import Profile
 from detector.profile_table import ProfileTable
 from detector.query import UNKNOWN_LABEL, Misfit, QueryBatch
@@ -202,7 +203,7 @@ def fitted_baseline(name: str) -> Baseline:
     """Baseline of a reference, calibrated on its traffic as if real. Shared: never change it."""
     reference = reference_of(name)
     with quick_training():
-        return Baseline.fit(
+        return fit_baseline(
             name, reference.schema, reference.batch, reference.traffic, real_clients=True, rng=np.random.default_rng(9)
         )[0]
 

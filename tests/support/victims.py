@@ -21,9 +21,10 @@ from consumers.log.references import RawReference, read_reference, reference_bat
 from consumers.schemas import infer_schema
 from consumers.simulate import Columns, truth_of, write_log, write_reference
 from detector.baseline import Baseline
-from detector.domain import Domain, Rows, Scene, strangers
+from detector.fitting.baseline import fit_baseline
 from detector.query import QueryBatch
-from detector.worlds import Stream, interleave, world
+from detector.simulation.domain import Domain, Rows, Scene, strangers
+from detector.simulation.population import Stream, interleave, world
 
 MODEL = "loans-v1"
 WIDTH = 10
@@ -148,7 +149,7 @@ def _fitted(width: int, clients: int) -> Baseline:
         np.round(answers, 6).astype(np.float32), np.full(len(answers), np.nan),
         np.round(honest.times_s * 1000).astype(np.int64), np.ones(len(answers), np.float32), np.arange(len(answers)),
     )  # fmt: skip
-    return Baseline.fit(MODEL, schema, reference, traffic, real_clients=True, rng=np.random.default_rng(5))[0]
+    return fit_baseline(MODEL, schema, reference, traffic, real_clients=True, rng=np.random.default_rng(5))[0]
 
 
 def _reference_lines(width: int) -> list[bytes]:

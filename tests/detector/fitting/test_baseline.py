@@ -25,11 +25,13 @@ from support.references import (
     schema_of,
 )
 
-from detector.baseline import FORMAT, MIN_CLIENTS, Baseline, Lives, Rehearsed
+from detector.baseline import Baseline
+from detector.baseline_file import FORMAT, pack_baseline, read_baseline
 from detector.calibration import FEWEST_TOOLS, Nulls, Tools
 from detector.discriminators import Trees
 from detector.errors import CorruptBaseline, UnfittedModel
 from detector.features import ARRAYS, BITS, MEASURES, FeatureMap, margins
+from detector.fitting.baseline import MIN_CLIENTS, Lives, Rehearsed, fit_baseline
 from detector.signals import BY_ANSWER, FUSED, SIGNALS, TABLE_VERSION, fuse
 
 FRONT = struct.Struct("<4sHI")
@@ -38,7 +40,7 @@ FRONT = struct.Struct("<4sHI")
 def refusal(blob: bytes) -> str:
     """Why the bytes are refused, in one line; the test fails if they are not, or in another way."""
     with pytest.raises(CorruptBaseline) as refused:
-        Baseline.from_bytes(blob)
+        read_baseline(blob)
     said = str(refused.value)
     assert said
     assert "\n" not in said
@@ -68,9 +70,9 @@ def forged(header: object, arrays: bytes) -> bytes:
 @pytest.mark.parametrize("name", REFERENCES)
 def test_bytes_round_trip_exactly_and_measure_the_same(name: str) -> None:
     baseline = fitted_baseline(name)
-    blob = baseline.to_bytes()
-    read = Baseline.from_bytes(blob)
-    assert read.to_bytes() == blob
+    blob = pack_baseline(baseline)
+    read = read_baseline(blob)
+    assert pack_baseline(read) == blob
     assert (read.model_id, read.map_id, read.nulls_version) == (name, baseline.map_id, baseline.nulls_version)
     assert (read.notes, read.facts, read.map.schema) == (baseline.notes, baseline.facts, baseline.map.schema)
     batch = life(name, 80, np.random.default_rng(50))
@@ -109,9 +111,10 @@ def test_fitting_again_with_the_same_seed_gives_the_same_bytes() -> None:
     def fit(seed: int) -> bytes:
         with quick_training():
             rng = np.random.default_rng(seed)
-            return Baseline.fit("m", reference.schema, reference.batch, reference.traffic, real_clients=True, rng=rng)[
-                0
-            ].to_bytes()
+            fitted, _ = fit_baseline(
+                "m", reference.schema, reference.batch, reference.traffic, real_clients=True, rng=rng
+            )
+            return pack_baseline(fitted)
 
     assert fit(3) == fit(3)
     assert fit(3) != fit(4)
@@ -158,16 +161,16 @@ def test_too_little_is_refused_by_number() -> None:
     reference = reference_of("prices")
     few = reference.traffic.take(np.flatnonzero(reference.traffic.who < MIN_CLIENTS - 1))
     with pytest.raises(UnfittedModel, match=rf"{MIN_CLIENTS - 1} clients"):
-        Baseline.fit("m", reference.schema, reference.batch, few, real_clients=True, rng=np.random.default_rng(0))
+        fit_baseline("m", reference.schema, reference.batch, few, real_clients=True, rng=np.random.default_rng(0))
     same = reference.batch.take(np.tile(np.arange(49), 5))
     with pytest.raises(UnfittedModel, match="50 distinct rows"):
-        Baseline.fit("m", reference.schema, same, reference.traffic, real_clients=True, rng=np.random.default_rng(0))
+        fit_baseline("m", reference.schema, same, reference.traffic, real_clients=True, rng=np.random.default_rng(0))
 
 
 def test_notes_say_where_the_calibration_comes_from() -> None:
     reference = reference_of("prices")
     with quick_training():
-        simulated, _ = Baseline.fit(
+        simulated, _ = fit_baseline(
             "m", reference.schema, reference.batch, reference.traffic, real_clients=False, rng=np.random.default_rng(0)
         )
     assert simulated.notes[0].startswith("UNCALIBRATED")
@@ -183,12 +186,12 @@ def test_a_model_of_one_class_or_of_more_than_are_counted_fits(labels: int) -> N
     x = np.random.default_rng(53).normal(size=(500, 3))
     traffic = answered(x, labels, (np.arange(500) % 25).astype(np.int32))
     with quick_training():
-        baseline, _ = Baseline.fit(
+        baseline, _ = fit_baseline(
             "m", schema_of(x, [str(k) for k in range(labels)]), answered(x[:250], labels), traffic,
             real_clients=True, rng=np.random.default_rng(0),
         )  # fmt: skip
     assert baseline.map.classes == min(256, labels)
-    assert Baseline.from_bytes(baseline.to_bytes()).map_id == baseline.map_id
+    assert read_baseline(pack_baseline(baseline)).map_id == baseline.map_id
 
 
 @settings(max_examples=60, deadline=None)
@@ -273,7 +276,7 @@ def regions(blob: bytes) -> dict[str, range]:
 
 @pytest.mark.parametrize("region", ["magic", "version", "length", "header", "arrays", "checksum"])
 def test_a_flipped_byte_anywhere_is_refused(region: str) -> None:
-    blob = fitted_baseline("prices").to_bytes()
+    blob = pack_baseline(fitted_baseline("prices"))
     places = regions(blob)[region]
     rng = np.random.default_rng(54)
     chosen = list(places) if len(places) <= 40 else rng.choice(np.array(places), 230, replace=False).tolist()
@@ -285,18 +288,18 @@ def test_a_flipped_byte_anywhere_is_refused(region: str) -> None:
 
 
 def test_other_versions_are_refused_by_both_numbers() -> None:
-    blob = bytearray(fitted_baseline("prices").to_bytes())
+    blob = bytearray(pack_baseline(fitted_baseline("prices")))
     blob[4:6] = (7).to_bytes(2, "little")
     assert "version 7" in refusal(bytes(blob))
     assert f"version {FORMAT}" in refusal(bytes(blob))
-    header, arrays = opened(fitted_baseline("prices").to_bytes())
+    header, arrays = opened(pack_baseline(fitted_baseline("prices")))
     said = refusal(forged({**header, "signals_version": TABLE_VERSION - 1}, arrays))
     assert f"version {TABLE_VERSION - 1};" in said
     assert f"version {TABLE_VERSION}:" in said
 
 
 def test_truncated_and_extended_files_are_refused() -> None:
-    blob = fitted_baseline("prices").to_bytes()
+    blob = pack_baseline(fitted_baseline("prices"))
     rng = np.random.default_rng(55)
     for length in [
         0,
@@ -391,19 +394,19 @@ def with_column(header: Header, **changes: object) -> Header:
 
 def test_an_untouched_header_is_taken() -> None:
     """Otherwise the refusals below would prove nothing."""
-    blob = fitted_baseline("prices").to_bytes()
-    assert Baseline.from_bytes(forged(*opened(blob))).map_id == fitted_baseline("prices").map_id
+    blob = pack_baseline(fitted_baseline("prices"))
+    assert read_baseline(forged(*opened(blob))).map_id == fitted_baseline("prices").map_id
 
 
 @pytest.mark.parametrize("case", HEADERS)
 def test_a_hostile_header_is_refused(case: str) -> None:
-    header, arrays = opened(fitted_baseline("prices").to_bytes())
+    header, arrays = opened(pack_baseline(fitted_baseline("prices")))
     refusal(forged(HEADERS[case](header), arrays))
 
 
 @pytest.mark.parametrize("length", [0, 2**31, 2**32 - 1])
 def test_a_header_length_beyond_the_file_is_refused(length: int) -> None:
-    blob = bytearray(fitted_baseline("prices").to_bytes()[:-32])
+    blob = bytearray(pack_baseline(fitted_baseline("prices"))[:-32])
     blob[6:10] = length.to_bytes(4, "little")
     refusal(sealed(bytes(blob)))
 
@@ -479,7 +482,7 @@ MAPS: dict[str, Callable[[FeatureMap], FeatureMap]] = {
 def test_a_hostile_map_is_refused_before_a_kernel_sees_it(case: str) -> None:
     """Identity and checksum are right, as those of a forger would be: what is left are the checks of types, shapes and indices."""
     baseline = fitted_baseline("people")
-    blob = replace(baseline, map=MAPS[case](baseline.map)).to_bytes()
+    blob = pack_baseline(replace(baseline, map=MAPS[case](baseline.map)))
     said = refusal(blob)
     assert "identity" not in said
     assert "SHA-256" not in said
@@ -510,14 +513,14 @@ NULLS: dict[str, Callable[[Nulls], Nulls]] = {
 @pytest.mark.parametrize("case", NULLS)
 def test_hostile_nulls_are_refused(case: str) -> None:
     baseline = fitted_baseline("people")
-    said = refusal(replace(baseline, nulls=NULLS[case](baseline.nulls)).to_bytes())
+    said = refusal(pack_baseline(replace(baseline, nulls=NULLS[case](baseline.nulls))))
     assert "identity" not in said
 
 
 def test_a_cut_map_is_refused_for_wide_inputs_too() -> None:
     baseline = fitted_baseline("texts")
     cut = changed(baseline.map, code_low=baseline.map.code_low[:-1])
-    assert "code_low" in refusal(replace(baseline, map=cut).to_bytes())
+    assert "code_low" in refusal(pack_baseline(replace(baseline, map=cut)))
 
 
 # ------------------------------------------------------------------------------------------------------- personas
@@ -533,7 +536,7 @@ def with_personas(share: float, name: str = "explainer") -> Baseline:
     loud = np.isin(traffic.who, [i for i, c in enumerate(traffic.clients) if c in declared])
     x[loud] = rng.uniform(x.min(0), x.max(0), (int(loud.sum()), x.shape[1]))
     with quick_training():
-        return Baseline.fit(
+        return fit_baseline(
             "digits", reference.schema, reference.batch, replace(traffic, inputs=x), real_clients=True,
             rng=np.random.default_rng(9), personas=declared,
         )[0]  # fmt: skip
@@ -553,13 +556,13 @@ def test_a_persona_is_judged_by_its_own_null_and_spoils_nobody_elses() -> None:
 
 def test_personas_survive_the_file_and_change_its_identity() -> None:
     baseline = with_personas(0.2)
-    again = Baseline.from_bytes(baseline.to_bytes())
+    again = read_baseline(pack_baseline(baseline))
     np.testing.assert_array_equal(again.nulls.personas[0].ordered, baseline.nulls.personas[0].ordered)
     np.testing.assert_array_equal(again.nulls.personas[0].free, baseline.nulls.personas[0].free)
     renamed = replace(baseline.nulls.personas[0], name="qa")
     assert replace(baseline.nulls, personas=(renamed,)).version != baseline.nulls_version
     hostile = replace(baseline.nulls.personas[0], ordered=np.full(3, np.nan))
-    assert "persona" in refusal(replace(baseline, nulls=replace(baseline.nulls, personas=(hostile,))).to_bytes())
+    assert "persona" in refusal(pack_baseline(replace(baseline, nulls=replace(baseline.nulls, personas=(hostile,)))))
 
 
 def test_a_persona_of_too_few_clients_is_refused() -> None:
@@ -580,7 +583,7 @@ def with_thieves(share: float, rehearsed: bool, declared: bool = False) -> tuple
     who = np.repeat(np.arange(len(thieves), dtype=np.int32), 900)
     loud = answered(np.vstack([traffic.inputs, noise]), 10, np.concatenate([traffic.who, who]))
     with quick_training():
-        baseline, lives = Baseline.fit(
+        baseline, lives = fit_baseline(
             "digits", reference.schema, reference.batch, replace(loud, clients=traffic.clients), real_clients=True,
             rng=np.random.default_rng(9), rehearsed=Rehearsed(traffic, ("",) * len(traffic.clients)) if rehearsed else None,
             personas=dict.fromkeys(thieves, "explainer") if declared else None,
@@ -624,7 +627,7 @@ def with_tools(kinds: tuple[str, ...], real: bool = True) -> Baseline:
     played = replace(traffic, inputs=noise)
     names = tuple(kinds[i % len(kinds)] for i in range(len(played.clients)))
     with quick_training():
-        baseline, _ = Baseline.fit(
+        baseline, _ = fit_baseline(
             "digits", reference.schema, reference.batch, traffic, real_clients=real, rng=np.random.default_rng(9),
             rehearsed=Rehearsed(played, names),
         )  # fmt: skip
@@ -657,7 +660,7 @@ def test_simulated_clients_have_tools_among_them_already() -> None:
 
 def test_tools_survive_the_file_for_the_next_calibration() -> None:
     baseline = with_tools(("explainer", "robustness"))
-    again = Baseline.from_bytes(baseline.to_bytes()).nulls.tools
+    again = read_baseline(pack_baseline(baseline)).nulls.tools
     assert again.kinds == baseline.nulls.tools.kinds
     np.testing.assert_array_equal(again.lives, baseline.nulls.tools.lives)
     np.testing.assert_array_equal(again.ends, baseline.nulls.tools.ends)
@@ -666,7 +669,7 @@ def test_tools_survive_the_file_for_the_next_calibration() -> None:
 def test_the_reach_survives_the_file_and_leaves_answers_alone() -> None:
     baseline, _, _ = with_thieves(0.05, rehearsed=True)
     reach = baseline.nulls.reach
-    np.testing.assert_array_equal(Baseline.from_bytes(baseline.to_bytes()).nulls.reach, reach)
+    np.testing.assert_array_equal(read_baseline(pack_baseline(baseline)).nulls.reach, reach)
     judged = np.isfinite(reach)
     assert {SIGNALS[i].name for i in np.flatnonzero(~judged & FUSED)} == {
         "margin_roots", "flipped", "misfit_roots", "misfit_beyond", "misfit_share",

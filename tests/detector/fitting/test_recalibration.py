@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 from support.references import DAY_MS, Rows, quick_training, reference_of
 
-from detector.baseline import PUBLIC_KEY, Baseline, _calibrate
+from detector.baseline import PUBLIC_KEY, Baseline
+from detector.baseline_file import pack_baseline, read_baseline
 from detector.errors import UnfittedModel
+from detector.fitting.baseline import _calibrate, fit_baseline
+from detector.fitting.recalibration import FAR_BEYOND, Life, outliers, recalibrate
 from detector.profile_table import ProfileTable
 from detector.query import QueryBatch
-from detector.recalibration import FAR_BEYOND, Life, outliers, recalibrate
 from detector.signals import NAMES, SIGNALS
 
 SPAN_DAYS = 14
@@ -25,7 +27,7 @@ def uncalibrated() -> Baseline:
     """A baseline that no real client was seen by; its stand-ins asked much."""
     reference = reference_of("digits")
     with quick_training():
-        fitted, _ = Baseline.fit(
+        fitted, _ = fit_baseline(
             "digits", reference.schema, reference.batch, reference.traffic, real_clients=False,
             rng=np.random.default_rng(9),
         )  # fmt: skip
@@ -82,7 +84,7 @@ def test_the_map_stays_the_nulls_are_new_and_the_notes_say_so() -> None:
     assert new.nulls.calibrated
     assert new.notes[0].startswith("calibrated on 40 clients that the service saw, 40 of them for 7 days or more")
     assert not any("UNCALIBRATED" in note for note in new.notes)
-    again = Baseline.from_bytes(new.to_bytes())
+    again = read_baseline(pack_baseline(new))
     assert (again.nulls_version, again.notes) == (new.nulls_version, new.notes)
 
 

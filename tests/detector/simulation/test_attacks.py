@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from detector.attacks import ATTACKS, SEEDS, Loot, Surrogate, steal
-from detector.domain import Domain, Rows
+from detector.simulation.attacks import ATTACKS, SEEDS, Loot, Surrogate, steal
+from detector.simulation.domain import Domain, Rows
 
 CLASSES = 3
 

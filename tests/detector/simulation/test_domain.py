@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from detector.domain import Domain, Scene, strangers
+from detector.simulation.domain import Domain, Scene, strangers
 
 AGES = np.array([[18, 0, 0.25, 1], [44, 0, 0.5, 3], [71, 2500, 0.75, 1], [30, 0, 0.1, 7]], dtype=np.float64)
 

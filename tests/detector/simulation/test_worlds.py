@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from detector.attacks import Surrogate
-from detector.domain import Domain, Scene
-from detector.honest import BENIGN
-from detector.worlds import (
+from detector.simulation.attacks import Surrogate
+from detector.simulation.domain import Domain, Scene
+from detector.simulation.honest import BENIGN
+from detector.simulation.population import (
     HORIZON_S,
     VARIANTS,
     Stream,

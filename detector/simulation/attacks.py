@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from detector.domain import Domain, Predict, Rows
+from detector.simulation.domain import Domain, Predict, Rows
 
 Theft = Generator[Rows, tuple[Rows, Rows], None]
 SEEDS = 100

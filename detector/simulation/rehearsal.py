@@ -19,14 +19,14 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from detector.attacks import Loot, steal
 from detector.baseline import PUBLIC_KEY
-from detector.domain import Domain, Predict, Rows, first_of_each, strangers
 from detector.extraction import FEWEST, NAMES, Estimator, describe
 from detector.features import FeatureMap
 from detector.profile_table import ProfileTable
 from detector.query import QueryBatch
 from detector.signals import masses
+from detector.simulation.attacks import Loot, steal
+from detector.simulation.domain import Domain, Predict, Rows, first_of_each, strangers
 
 FAMILIES = (
     "noise_uniform",

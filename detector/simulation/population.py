@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detector.attacks import Loot, steal
-from detector.domain import Domain, Predict, Rows, Scene, strangers
-from detector.honest import BENIGN
+from detector.simulation.attacks import Loot, steal
+from detector.simulation.domain import Domain, Predict, Rows, Scene, strangers
+from detector.simulation.honest import BENIGN
 
 DAY_S = 86_400.0
 HORIZON_S = 14 * DAY_S

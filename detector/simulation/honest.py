@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from detector.domain import Generate, Rows, Scene, first_of_each
+from detector.simulation.domain import Generate, Rows, Scene, first_of_each
 
 ALIKE = 0.05
 """Share of a table's rows that may be alike."""

@@ -18,8 +18,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from detector.baseline import MS_A_DAY, Baseline, enough_clients, limits_of, nulls_of
+from detector.baseline import MS_A_DAY, Baseline
 from detector.errors import UnfittedModel
+from detector.fitting.baseline import enough_clients, limits_of, nulls_of
 from detector.profile import Profile
 from detector.signals import FLOOR, FUSED, SIGNALS, Statistics, measure
 

@@ -1,0 +1,107 @@
+"""A fingerprint of what the detector does: the figures of a small seeded run through fit, fold, assessment, decision and campaigns.
+
+Results that took half an hour to measure carry it. A refactoring keeps it, and the results stay valid; a change of behaviour changes it,
+and `tests/benchmarks/test_fingerprint.py` asks for a new run. Figures are rounded to four digits, so that machines agree.
+
+Its reach is what the run exercises: numeric columns, one model, every order-aware and order-free signal that these clients raise.
+
+    python -m benchmarks.fingerprint
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from typing import Any
+
+import numpy as np
+
+from detector.collusion import assess_group
+from detector.features import Column, Schema, infer_grain
+from detector.fitting.baseline import fit_baseline
+from detector.policy import Policy, wanted
+from detector.profile_table import ProfileTable
+from detector.query import QueryBatch
+from detector.scoring import Assessment, assess, reached
+from detector.simulation.attacks import Loot, steal
+from detector.simulation.domain import Domain, Rows, Scene, strangers
+from detector.simulation.population import Stream, account_name, clock, honest_stream, interleave, population
+
+CLIENTS, MOST_QUERIES, STOLEN = 48, 120, 260
+FAMILIES = ("noise_uniform", "jbda", "line_search", "mixup", "in_domain")
+DAY_MS = 86_400_000
+
+
+def figures() -> list[Any]:
+    """Every figure of the run, rounded, in a fixed order."""
+    rng = np.random.default_rng(2026)
+    x = np.round(rng.normal(size=(400, 3)) @ rng.normal(size=(3, 6)) + 0.3 * rng.normal(size=(400, 6)), 2)
+    weights = rng.normal(size=6)
+    domain = Domain.of(x)
+
+    def predict(rows: Rows) -> Rows:
+        p = 1.0 / (1.0 + np.exp(-rows @ weights))
+        return np.stack([1.0 - p, p], 1)
+
+    def batch_of(streams: list[Stream]) -> QueryBatch:
+        log = interleave(streams)
+        p = predict(log.inputs)
+        n = len(p)
+        return QueryBatch(
+            log.clients, log.who, np.ascontiguousarray(log.inputs), p.argmax(1).astype(np.int32), p.astype(np.float32), np.full(n, np.nan),
+            (log.times_s * 1000).astype(np.int64), np.ones(n, np.float32), np.arange(n),
+        )  # fmt: skip
+
+    def cut(stream: Stream) -> Stream:
+        return Stream(
+            stream.client, stream.role, stream.kind, stream.variant, stream.run, stream.inputs[:MOST_QUERIES],
+            stream.is_attack[:MOST_QUERIES], stream.times_s[:MOST_QUERIES],
+        )  # fmt: skip
+
+    foreign = strangers(domain, x, rng)
+    scene = Scene(domain, domain.emit(x[:250]), predict(x[:250]).argmax(1).astype(np.int64), x[250:], foreign)
+    streams = [
+        cut(honest_stream(kind, scene, child))
+        for kind, child in zip(population(CLIENTS, rng), rng.spawn(CLIENTS), strict=True)
+    ]
+    thieves = []
+    for family in FAMILIES:
+        rows = steal(family, Loot(domain, x[250:], foreign), predict, STOLEN, rng)
+        name, times = account_name(rng), clock(STOLEN, rng)
+        thieves.append(Stream(name, "attack", family, "plain", family, rows, np.ones(STOLEN, bool), times))
+    columns = tuple(
+        Column(f"c{j}", "numeric", float(x[:, j].min()), float(x[:, j].max()), infer_grain(x[:, j])) for j in range(6)
+    )
+    schema = Schema(columns, "features", False, "classification", ("0", "1"))
+    reference = batch_of([Stream("r", "benign", "", "", "", x, np.zeros(400, bool), np.arange(400.0))])
+    baseline, _ = fit_baseline("m", schema, reference, batch_of(streams[:36]), real_clients=True, rng=rng)
+    tested = batch_of([*streams[36:], *thieves])
+    out: list[Any] = [[_rounded(v) for v in baseline.table.fusing_scale]]
+    for half_ms, memory_ms in ((2**62, 0.0), (DAY_MS, 20.0 * DAY_MS)):
+        table = ProfileTable(baseline.map, baseline.table, baseline.nulls_version, half_ms, memory_ms=memory_ms)
+        profiles = table.of_log(tested, bytes(16), 500)
+        for profile in profiles:
+            a = assess(profile, baseline)
+            out.append([_shown(a), wanted(a, baseline.nulls, Policy(0.05)), reached(profile, baseline, 0.2)])
+            out.append(_shown(assess(profile, baseline, shards=2)))
+        out += [_shown(assess_group(profiles[k : k + 4], baseline)) for k in range(0, len(profiles) - 3, 3)]
+    return out
+
+
+def fingerprint() -> str:
+    """The digest of all figures."""
+    return hashlib.sha256(json.dumps(figures()).encode()).hexdigest()[:16]
+
+
+def _rounded(value: float) -> float:
+    return float(f"{float(value):.4g}")
+
+
+def _shown(a: Assessment) -> list[Any]:
+    evidence = [[e.signal, _rounded(e.statistic), _rounded(e.p_value)] for e in a.evidence]
+    return [a.queries, *map(_rounded, (a.distinct, a.fused, a.p_value, a.content_p_value, a.odd)), a.family, evidence]
+
+
+if __name__ == "__main__":
+    sys.stdout.write(f"{fingerprint()}\n")

@@ -1,0 +1,50 @@
+"""Baselines and personas of files, as every process loads them.
+
+Rules: a damaged or foreign file is refused in one line. Nothing here fits, so that a service imports neither fitting nor simulation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+
+from consumers import paths
+from consumers.errors import InvalidInput
+from detector.baseline import Baseline
+from detector.baseline_file import read_baseline
+from detector.errors import DetectorError
+
+_PersonaName = Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9._-]{1,40}$")]
+
+
+def read_personas(path: Path) -> dict[str, str]:
+    """Client id → persona, of a JSON object in a file. Raises InvalidInput in one line."""
+    try:
+        return msgspec.json.decode(paths.read(path, "personas"), type=dict[str, _PersonaName])
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        raise InvalidInput(f"personas: {path}: {error}") from error
+
+
+def baseline_files(given: Iterable[str]) -> list[Path]:
+    """The files that are meant: those named, and of a folder the baselines in it."""
+    found: list[Path] = []
+    for where in map(Path, given):
+        found += sorted(where.glob("*.baseline")) if where.is_dir() else [where]
+    return found
+
+
+def load_baselines(given: Sequence[str]) -> dict[str, Baseline]:
+    """Baselines of files and folders, by model id. Raises InvalidInput in one line for a damaged or foreign one."""
+    found: dict[str, Baseline] = {}
+    for file in baseline_files(given):
+        try:
+            baseline = read_baseline(paths.read(file))
+        except DetectorError as error:
+            raise InvalidInput(f"{file}: {error}") from error
+        if baseline.model_id in found:
+            raise InvalidInput(f"{file}: a second baseline for model {baseline.model_id}")
+        found[baseline.model_id] = baseline
+    return found

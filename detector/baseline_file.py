@@ -1,0 +1,298 @@
+"""The file of a baseline: bytes out, and bytes from anybody in.
+
+Format (docs/formats.md): ``QWBL``, format version (u16), header length (u32), JSON header, raw little-endian arrays in the order of the
+header, SHA-256 of all before. No pickle, no archive: loading reads numbers and checks them, for compiled kernels trust shapes and
+indices and check nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detector.baseline import Baseline
+from detector.calibration import Nulls, Persona, Tools
+from detector.discriminators import Trees
+from detector.errors import CorruptBaseline
+from detector.extraction import NAMES, Estimator
+from detector.features import ARRAYS, DISTANCE_BINS, MEASURES, REGIONS, Column, FeatureMap, Schema
+from detector.signals import SIGNALS, TABLE_VERSION
+
+MAGIC = b"QWBL"
+FORMAT = 5
+_FRONT = struct.Struct("<4sHI")
+_TREE_ARRAYS = ("roots", "feature", "threshold", "left", "right", "value")
+_NULL_ARRAYS = ("lives", "scale", "ordered", "free", "reach")
+_TOOL_ARRAYS = ("lives", "ends")
+_ESTIMATOR_ARRAYS = ("weights", "errors", "sizes", "usual")
+_TYPES = ("<f8", "<f4", "<i8", "<i4", "<i2")
+_OF_TYPE = {"start": "<i8", "levels_of": "<i8", "code_category": "<i8", "neighbours": "<f4", "region_of": "<i2"}
+"""Types of a map's arrays; all others are float64."""
+_STORED_NAMES = {
+    "region_of": "cell_of",
+    "region_at": "cell_at",
+    "region_share": "cell_share",
+    "common_value": "link_mode",
+    "agreement_bits": "link_bits",
+}
+"""Arrays of a map that the file keeps under an older name."""
+_UNBOUNDED = ("levels", "margin_levels")
+
+
+def pack_baseline(baseline: Baseline) -> bytes:
+    """Return the file of a baseline."""
+    arrays: list[tuple[str, NDArray[Any]]] = [(f"map.{_stored(name)}", getattr(baseline.map, name)) for name in ARRAYS]
+    for tree, trees in sorted(baseline.map.trees.items()):
+        arrays += [(f"trees.{tree}.{name}", getattr(trees, name)) for name in _TREE_ARRAYS]
+    arrays += [(f"nulls.{name}", getattr(baseline.nulls, name)) for name in _NULL_ARRAYS]
+    arrays += [(f"tools.{name}", getattr(baseline.nulls.tools, name)) for name in _TOOL_ARRAYS]
+    for i, persona in enumerate(baseline.nulls.personas):
+        arrays += [(f"persona.{i}.ordered", persona.ordered), (f"persona.{i}.free", persona.free)]
+    if baseline.estimator is not None:
+        arrays += [(f"extraction.{name}", getattr(baseline.estimator, name)) for name in _ESTIMATOR_ARRAYS]
+    header = {
+        "model_id": baseline.model_id,
+        "map_id": baseline.map_id,
+        "nulls_version": baseline.nulls_version,
+        "signals_version": TABLE_VERSION,
+        "schema": asdict(baseline.map.schema),
+        "near": baseline.map.near,
+        "link_level": baseline.map.agreement_level,
+        "misfit_allowance": baseline.map.misfit_allowance,
+        "bias": {name: trees.bias for name, trees in sorted(baseline.map.trees.items())},
+        "nulls": {
+            "distinct": baseline.nulls.distinct,
+            "days": baseline.nulls.days,
+            "calibrated": baseline.nulls.calibrated,
+        },
+        "notes": list(baseline.notes),
+        "facts": baseline.facts,
+        "tools": list(baseline.nulls.tools.kinds),
+        "estimator": baseline.estimator is not None,
+        "personas": [p.name for p in baseline.nulls.personas],
+        "arrays": [[name, _little(a).dtype.str, list(a.shape)] for name, a in arrays],
+    }
+    text = json.dumps(header, sort_keys=True, allow_nan=False).encode()
+    body = _FRONT.pack(MAGIC, FORMAT, len(text)) + text + b"".join(_little(a).tobytes() for _, a in arrays)
+    return body + hashlib.sha256(body).digest()
+
+
+def read_baseline(blob: bytes) -> Baseline:
+    """Raises CorruptBaseline, in one line, for anything but an undamaged file of this format version."""
+    if len(blob) < _FRONT.size + 32 or blob[:4] != MAGIC:
+        raise CorruptBaseline("not a QueryWarden baseline")
+    _, version, length = _FRONT.unpack_from(blob)
+    if version != FORMAT:
+        raise CorruptBaseline(
+            f"baseline format version {version}; this QueryWarden reads version {FORMAT}: fit it again"
+        )
+    if hashlib.sha256(blob[:-32]).digest() != blob[-32:]:
+        raise CorruptBaseline("the baseline is damaged: its SHA-256 does not match")
+    try:
+        header = json.loads(blob[_FRONT.size : _FRONT.size + length], parse_constant=_no_number)
+        if header["signals_version"] != TABLE_VERSION:
+            raise CorruptBaseline(
+                f"the baseline was fitted for another table of signals, version {header['signals_version']}; "
+                f"this QueryWarden has version {TABLE_VERSION}: fit it again"
+            )
+        arrays = _read_arrays(blob, _FRONT.size + length, header["arrays"])
+        return _from_parts(header, arrays)
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise CorruptBaseline(f"the baseline's content is inconsistent: {said}") from error
+
+
+def _from_parts(header: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Baseline:
+    raw = header["schema"]
+    schema = Schema(
+        columns=tuple(Column(**{**c, "categories": tuple(c["categories"])}) for c in raw["columns"]),
+        input_form=raw["input_form"],
+        named=raw["named"],
+        task=raw["task"],
+        labels=tuple(raw["labels"]),
+    )
+    feature_map = FeatureMap(
+        schema=schema,
+        near=float(header["near"]),
+        agreement_level=float(header["link_level"]),
+        misfit_allowance=float(header["misfit_allowance"]),
+        trees={
+            name: Trees(bias=float(bias), **{a: arrays[f"trees.{name}.{a}"] for a in _TREE_ARRAYS})
+            for name, bias in header["bias"].items()
+        },
+        **{name: arrays[f"map.{_stored(name)}"] for name in ARRAYS},
+    )
+    _check_map(feature_map)
+    nulls = Nulls(
+        **{name: arrays[f"nulls.{name}"] for name in _NULL_ARRAYS},
+        distinct=float(header["nulls"]["distinct"]),
+        days=float(header["nulls"]["days"]),
+        calibrated=bool(header["nulls"]["calibrated"]),
+        personas=tuple(
+            Persona(str(name), arrays[f"persona.{i}.ordered"], arrays[f"persona.{i}.free"])
+            for i, name in enumerate(header["personas"])
+        ),
+        tools=Tools(tuple(map(str, header["tools"])), **{name: arrays[f"tools.{name}"] for name in _TOOL_ARRAYS}),
+    )
+    _check_nulls(nulls)
+    facts = {str(name): float(value) for name, value in header["facts"].items()}
+    estimator = None
+    if header["estimator"]:
+        estimator = Estimator(**{name: arrays[f"extraction.{name}"] for name in _ESTIMATOR_ARRAYS})
+        _check_estimator(estimator, feature_map)
+    new = Baseline(str(header["model_id"]), feature_map, nulls, tuple(map(str, header["notes"])), facts, estimator)
+    if new.map_id != header["map_id"] or new.nulls_version != header["nulls_version"]:
+        raise CorruptBaseline("the baseline does not match its own identity")
+    return new
+
+
+def _stored(name: str) -> str:
+    """What the file calls an array of a map."""
+    return _STORED_NAMES.get(name, name)
+
+
+def _little(array: NDArray[Any]) -> NDArray[Any]:
+    return np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+
+
+def _read_arrays(blob: bytes, at: int, entries: list[tuple[str, str, list[int]]]) -> dict[str, NDArray[Any]]:
+    arrays = {}
+    for name, dtype, shape in entries:
+        if dtype not in _TYPES:
+            raise ValueError(f"array {name} of type {dtype}")
+        kind = np.dtype(dtype)
+        count = int(np.prod(shape, dtype=np.int64))
+        if count < 0 or at + count * kind.itemsize > len(blob) - 32:
+            raise ValueError(f"array {name} reaches beyond the file")
+        arrays[name] = np.frombuffer(blob, kind, count, at).reshape(shape).copy()
+        at += count * kind.itemsize
+    if at != len(blob) - 32:
+        raise ValueError("bytes behind the last array")
+    return arrays
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} in the header")
+
+
+def _refuse(faults: Iterable[tuple[bool, str]]) -> None:
+    for found, fault in faults:
+        if found:
+            raise ValueError(fault)
+
+
+def _check_map(fmap: FeatureMap) -> None:
+    """Types and shapes must agree, and no index may leave its array: compiled kernels trust them and check nothing."""
+    columns = fmap.schema.columns
+    levels = np.array([len(c.categories) if c.kind == "categorical" else 0 for c in columns], np.int64)
+    width = np.maximum(levels, 1)
+    d, m, r = len(columns), fmap.basis.shape[1], fmap.neighbours.shape[1]
+    w = min(m, 32) if fmap.wide else d
+    k = len(fmap.margin_levels)
+    want = {
+        "center": (d,), "scale": (d,), "start": (d,), "levels_of": (d,), "lattice": (d,), "hash_grain": (d,),
+        "basis": (int(width.sum()), m), "spread": (m,), "neighbours": (m, r), "region_of": (r,), "region_at": (REGIONS, 2),
+        "region_share": (REGIONS,), "distance_edges": (DISTANCE_BINS - 1,), "levels": (len(MEASURES), 2), "margin_levels": (k, 2),
+        "common_value": (d,), "agreement_bits": (2, d), "code_low": (w,), "code_step": (w,), "code_weight": (w,), "code_category": (w,),
+        "donors": (len(fmap.donors), d), "donor_weight": (d,), "misfit_bits": (3, d), "misfit_kinds": (3,),
+    }  # fmt: skip
+    for name in ARRAYS:
+        array, kind = getattr(fmap, name), _OF_TYPE.get(name, "<f8")
+        _refuse(
+            (
+                (array.shape != want[name], f"{name} has shape {array.shape}, not {want[name]}"),
+                (array.dtype != kind, f"{name} is of type {array.dtype}, not {kind}"),
+                (bool(np.isnan(array).any()), f"{name} holds a value that is no number"),
+                (name not in _UNBOUNDED and not np.isfinite(array).all(), f"{name} holds a value that is not finite"),
+            )
+        )
+    bounds = np.array([(c.lower, c.upper, c.grain) for c in columns], np.float64).reshape(d, 3)
+    positive = (fmap.hash_grain, fmap.code_step, fmap.scale, fmap.spread)
+    regions = (int(fmap.region_of.min(initial=0)), int(fmap.region_of.max(initial=0)))
+    start = np.concatenate([[0], np.cumsum(width)[:-1]])
+    _refuse(
+        (
+            (min(d, m, r, k, len(fmap.donors)) < 1, "a map without columns, axes, neighbours or margins"),
+            (bool(np.any(fmap.levels_of != levels) or np.any(fmap.start != start)), "columns do not fit the schema"),
+            (not np.isfinite(bounds).all() or bool(np.any(bounds[:, 0] > bounds[:, 1])), "a column without bounds"),
+            (regions[0] < 0 or regions[1] >= REGIONS, "coverage regions outside the map"),
+            (any(bool(np.any(a <= 0)) for a in positive), "a scale that is not positive"),
+            (
+                not 0 <= fmap.near < np.inf or not np.isfinite(fmap.agreement_level),
+                "no distance between parents and strangers",
+            ),
+        )
+    )
+    for trees in fmap.trees.values():
+        trees.check(d)
+
+
+def _check_nulls(nulls: Nulls) -> None:
+    g, h, s = len(nulls.lives), len(nulls.ordered), len(SIGNALS)
+    want = {"lives": ("<f4", (g, s)), "scale": ("<f8", (s,)), "ordered": ("<f8", (h,)), "free": ("<f8", (h,))}
+    for name, (kind, shape) in want.items():
+        array = getattr(nulls, name)
+        _refuse(
+            (
+                (array.shape != shape or array.dtype != kind, f"nulls: {name} has shape {array.shape}, not {shape}"),
+                (not np.isfinite(array).all() or bool(np.any(array < 0)), f"nulls: {name} holds what is no mass"),
+            )
+        )
+    r = len(nulls.tools.kinds)
+    for array in (nulls.tools.lives, nulls.tools.ends):
+        _refuse(
+            (
+                (
+                    len(array) != r or (r > 0 and array.shape != (r, s)) or array.dtype != "<f8",
+                    f"tools: shape {array.shape}, not {(r, s)}",
+                ),
+                (not np.isfinite(array).all() or bool(np.any(array < 0)), "tools: what is no mass"),
+            )
+        )
+    guests = nulls.tools.guests(g) if nulls.calibrated else 0
+    _refuse(((h != g + guests, f"nulls: {h} maxima of {g} clients and {guests} tools"),))
+    for persona in nulls.personas:
+        for array in (persona.ordered, persona.free):
+            wrong = array.shape != persona.ordered.shape or array.ndim != 1 or array.dtype != "<f8" or not len(array)
+            _refuse(
+                (
+                    (wrong, f"persona {persona.name!r} has no lives of its own"),
+                    (not np.isfinite(array).all() or bool(np.any(array < 0)), f"persona {persona.name!r}: no mass"),
+                )
+            )
+    reach = nulls.reach
+    _refuse(
+        (
+            (
+                reach.shape not in ((0,), (s,)) or reach.dtype != "<f8",
+                f"nulls: reach has shape {reach.shape}, not {(s,)}",
+            ),
+            (not bool(np.all(reach > 0)), "nulls: a reach that is not positive"),
+            (bool(np.any(nulls.scale <= 0)), "nulls: a scale that is not positive"),
+            (not 0 <= nulls.distinct < np.inf or not 0 <= nulls.days < np.inf, "nulls: lives without a length"),
+        )
+    )
+
+
+def _check_estimator(estimator: Estimator, feature_map: FeatureMap) -> None:
+    b = len(estimator.sizes)
+    want = {"weights": (len(NAMES),), "errors": (b, 2), "sizes": (b,), "usual": (feature_map.classes,)}
+    for name, shape in want.items():
+        array = getattr(estimator, name)
+        _refuse(
+            (
+                (
+                    array.shape != shape or array.dtype != "<f8",
+                    f"extraction: {name} has shape {array.shape}, not {shape}",
+                ),
+                (not np.isfinite(array).all(), f"extraction: {name} holds a value that is not finite"),
+            )
+        )
+    _refuse(((b < 1 or bool(np.any(np.diff(estimator.sizes) <= 0)), "extraction: sizes that don't rise"),))

@@ -1,0 +1,1 @@
+"""Fitting: what only `fit` and `recalibrate` use. A running service imports nothing of this room."""
