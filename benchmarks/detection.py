@@ -22,7 +22,6 @@ os.environ.setdefault(
 )  # two processes on two cores; forests and boosting on few rows gain nothing
 
 import argparse
-import hashlib
 import json
 import multiprocessing
 import platform
@@ -41,6 +40,7 @@ from numpy.typing import NDArray
 
 from benchmarks import art_attacks, ours
 from benchmarks.evaluation import first_alarm, lifetime_level
+from benchmarks.fingerprint import fingerprint
 from benchmarks.foreign import FOREIGN
 from benchmarks.leak import describe, leak
 from benchmarks.literature import METHODS, Known
@@ -53,7 +53,6 @@ from detector.simulation.honest import BENIGN
 from detector.simulation.population import Stream, theft_streams, world
 
 RESULTS = Path(__file__).parent / "results" / "detection.json"
-SOURCES = sorted((Path(__file__).parent.parent / "detector").glob("*.py"))
 SPLITS = ((0, 1), (2, 3), (0, 2), (1, 3), (0, 3), (1, 2))
 """Groups that calibrate; the others test."""
 HELD_OUT = ("explainer", "misrouted", "qa_edge", "robustness", "shifted", "what_if")
@@ -322,7 +321,7 @@ def report(found: dict[str, dict[str, Any]], plan: Plan, began: float) -> dict[s
             "python": platform.python_version(),
             "machine": platform.machine(),
             "cores": os.cpu_count(),
-            "detector_sources": hashlib.sha256(b"".join(p.read_bytes() for p in SOURCES)).hexdigest()[:16],
+            "detector_fingerprint": fingerprint(),
             **{package: metadata.version(package) for package in packages},
         },
         "plan": {
