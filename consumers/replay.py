@@ -173,7 +173,14 @@ def replay(
             (flagged.add if row.state in FLAGGED else flagged.discard)(key)
 
     judging = detect.Runner(
-        store, detecting, now_s=lambda: None, on_outcome=decided, lease_ms=3_600_000, balanced=False, overrides=None
+        store,
+        detecting,
+        now_s=lambda: None,
+        on_outcome=decided,
+        lease_ms=3_600_000,
+        balanced=False,
+        overrides=None,
+        schema_every_s=0.0,
     )
     parts = _Looks(ingesting, judging).parts
     reading = ingest.IngestLoop(
