@@ -1,13 +1,16 @@
-"""The archive: what is left of a client's odd queries when they leave the horizon. It fades instead of falling off.
+"""The archive: the part of a client's odd queries that has left the horizon. Its weight fades with time.
 
-Rules of this file
-* Three bottom-k sets by content hash: the odd queries, those that are odd by what came before them, and a sample of all distinct ones.
-  Of each query the bits and the half-horizon window in which it was last seen. A client without odd queries has no archive.
-* A set holds every archived query whose hash is below its limit and no other, so a count over it, divided by the limit's share of all
-  hashes, is unbiased (Cohen & Kaplan, PODC 2007). Union keeps that: the lower limit, the later window, bits as in the profile's sets.
-* The weight of a query halves with each quarter of the memory; below `LEAST`, which is a whole memory after it left the horizon, it is
-  dropped. Weights change when a window begins and never in between: the sum over an archive, its *carry*, is one number a signal.
-* A query is in the horizon or in the archive, never in both: what is seen again leaves the archive.
+Rules:
+
+* Three bottom-k sets by content hash: the odd queries, the queries that are odd by what came before them, and a sample of all distinct
+  queries. Of each query it keeps the bits and the window in which it was last seen. A client without odd queries has no archive.
+* A set holds every archived query whose hash is below its limit, and no other. So a count over it, divided by the limit's share of all
+  hashes, is unbiased (Cohen & Kaplan, PODC 2007). A union keeps this: it takes the lower limit and the later window, and merges bits as
+  the profile's sets do.
+* The weight of a query halves with each quarter of the memory. Below `LEAST`, which it reaches one whole memory after it left the
+  horizon, the query is dropped. Weights change only when a window begins, so the weighted count of an archive is one number for each
+  signal.
+* A query is in the horizon or in the archive, never in both: a query that is seen again leaves the archive.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Axes of the reference: rows as expanded numbers, their principal axes, centres that lie far apart.
+"""Axes of the reference: rows as expanded numbers, their principal axes, and centres that lie far apart.
 
-Used when a map is fitted; at run time `kernels.project_rows` does the same row by row.
+Rules: used only when a feature map is fitted. `kernels.project_rows` does the same row by row for queries.
 """
 
 from __future__ import annotations

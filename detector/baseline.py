@@ -1,9 +1,10 @@
 """The baseline of one model: what honest use looks like, as a feature map, a calibration and an estimator of exposure.
 
-This file holds the value. `baseline_file.py` writes and reads its bytes, `fitting/baseline.py` fits it.
+Rules:
 
-* ``map_id``: identity of the feature map; profiles of another map are not mixed with this one's;
-* ``nulls_version``: identity of the calibration; a new one keeps profiles and restarts their running maxima.
+* This file holds the value. `baseline_file.py` writes and reads its bytes, `fitting/baseline.py` fits it.
+* ``map_id`` identifies the feature map. Profiles of another map are not mixed with those of this one.
+* ``nulls_version`` identifies the calibration. A new one keeps profiles and restarts their running maxima.
 """
 
 from __future__ import annotations

@@ -1,8 +1,12 @@
-"""The file of a baseline: bytes out, and bytes from anybody in.
+"""The file of a baseline: written from a baseline, and read from bytes that nobody vouches for.
 
 Format (docs/formats.md): ``QWBL``, format version (u16), header length (u32), JSON header, raw little-endian arrays in the order of the
-header, SHA-256 of all before. No pickle, no archive: loading reads numbers and checks them, for compiled kernels trust shapes and
-indices and check nothing.
+header, SHA-256 of everything before it.
+
+Rules:
+
+* No pickle, no archive: loading reads numbers.
+* Shapes, indices and ranges are checked on loading, because compiled kernels trust them and check nothing.
 """
 
 from __future__ import annotations

@@ -1,12 +1,14 @@
 """Bottom-k sets and running maxima: how one query changes the evidence of a span. Compiled.
 
-* The *odd set*, the *sequence set* and the *sample* are bottom-k sets by keyed hash (Cohen & Kaplan, PODC 2007): exact below k, unbiased
-  above.
-* The running maxima are those of each signal's mass, so a result never depends on when somebody looked (a mass falls when its allowance
-  grows). The first-passage times say when the fused maximum first reached each step of a fixed geometric ladder.
+Rules:
 
-Numba's cache knows a kernel by its own file: `fold.py` holds these kernels inlined, so after a change here remove
-`detector/__pycache__/*.nb*`, or the fold goes on as before.
+* The *odd set*, the *sequence set* and the *sample* are bottom-k sets by keyed hash (Cohen & Kaplan, PODC 2007): exact below k queries,
+  unbiased above.
+* A span keeps the running maximum of each signal's excess, because an excess can fall: the share that honest clients are granted grows
+  with every query. So a result never depends on when a client was assessed.
+* First passages say when the fused maximum first reached each level of a fixed geometric ladder.
+* Numba's cache knows a kernel by its own file only, and `fold.py` holds these kernels inlined. After a change here, remove
+  `detector/__pycache__/*.nb*`; otherwise the fold runs the old code.
 """
 
 from __future__ import annotations

@@ -1,21 +1,27 @@
-"""Nulls: how large a signal gets over the whole life of an honest client.
+"""Calibration: the null distribution of each signal and of the fused score, from the lifetime maxima of honest clients.
 
-The unit is the client, and the event that may happen once in a hundred is "this client is *ever* flagged". So each honest client
-contributes one number a signal, the maximum over its life, and the fused score is calibrated on the maxima of honest clients
-(sup calibration). Rules:
+The unit is the client. The event that may happen to one honest client in a hundred is being flagged at any time of its life. So each
+honest client contributes one number for each signal, its *lifetime maximum*, and the fused score is calibrated on lifetime maxima too.
 
-* `scale`: a signal is measured in units of its largest honest lives, the mean of the four largest, never below its floor.
-* `Tail.p`: conformal rank among honest maxima (Vovk et al. 2005), and beyond them a Pareto tail (Hill 1975) whose index is
+Rules:
+
+* `scale`: a signal is measured in units of the mean of the four largest honest lifetime maxima, and never below the signal's floor.
+* `Tail.p`: the conformal rank among honest maxima (Vovk et al. 2005). Above the largest of them, a Pareto tail (Hill 1975) whose index is
   shrunk towards a pooled prior, because 150 clients say little about a tail.
-* The sorted maxima are kept, not a threshold: the budget is chosen by whoever reads the score.
-* A null that was not calibrated on real clients says so, and nothing is ever blocked on it.
-* Tools that a fleet does not have yet are expected: `fit` rehearses honest tools on the reference, and of each odd kind one that went
-  far (`TOOL_RANK` of its kind) stands among the honest clients, `TOOL_SHARE` of them, two at least (docs/decisions/0016).
-* Influence is bounded: who is beyond `PLAUSIBLE` times what honest tools reach in rehearsal, and in `LEAST_SHARE` of what he asks (a
-  reference is too small to rehearse those who score whole tables), has no say, for he may be a thief. Where that is `SPOILT` of all
-  clients or more (and `SPOILT_CLIENTS`), thieves are among them, and so are some who stole less: then whoever is beyond
-  `SPOILT_PLAUSIBLE` times has no say. A rehearsal that finds more than `MOST_LEFT_OUT` of the clients implausible does not know this
-  fleet, and nobody is left out.
+* The sorted maxima are kept, and no threshold: the budget is chosen by whoever reads the score.
+* A calibration without real clients says so, and no client is blocked on it.
+* `fit` rehearses honest tools on the reference, because a fleet may get tools that it does not have yet. Of each odd kind, a run at rank
+  `TOOL_RANK` of its kind is added as a *pseudo-client*: `TOOL_SHARE` of the clients, at least two (docs/decisions/0016).
+* The influence of a client is bounded. A client whose signal is above `PLAUSIBLE` times the *rehearsal bound*, and above `LEAST_SHARE` of
+  its queries, is excluded from the calibration, because it may be a thief. (The second condition is for clients that score whole tables:
+  a reference is too small to rehearse them.)
+* Where the excluded clients are at least `SPOILT` of all clients, and at least `SPOILT_CLIENTS`, thieves are among them, and some others
+  probably stole less. Then the factor is `SPOILT_PLAUSIBLE`.
+* Where more than `MOST_LEFT_OUT` of the clients would be excluded, the rehearsal does not describe this fleet, and no client is excluded.
+
+It does not work for a kind of client that is missing in the traffic and in the rehearsal: such a client may be flagged more often than
+the budget says. Nor does it notice thieves that stay below the rehearsal bound while it is fitted: they raise the maxima, and hide later
+thieves.
 """
 
 from __future__ import annotations

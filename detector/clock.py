@@ -1,13 +1,15 @@
-"""The log's own time: how far the clients of a log cell agree that time has come.
+"""Log time: the time up to which the clients of a log cell agree that time has passed.
 
-Rules of this file
-* Log time is the latest event time that three clients have reached (all clients, while there are fewer), and at most the broker's time
-  plus one day, where the broker's time is known. So no client alone can turn a window, neither for itself nor for others.
-* A record a day or more ahead of the log time counts at the log time. Its claim counts all the same: once three clients claim a new
-  day, after a weekend or a stop, the log time is there.
-* Where the other clients of a cell fell silent for good, nobody else confirms a new day. So `STALE` records in a row that are all ahead
-  move the log time up to the earliest of them. A thief gains nothing by it: so many records count together, at one time.
-* What a record counts at depends on the records before it alone, never on how polls cut them. The state is `STATE` whole numbers.
+Rules:
+
+* Log time is the latest event time that three clients have reached (all clients, while there are fewer). Where the broker's time is
+  known, log time is at most one day later. So no client alone can begin a window, neither for itself nor for others.
+* A record a day or more ahead of the log time counts at the log time. Its stated time still counts as a vote: once three clients state a
+  new day, after a weekend or a stop, the log time moves there.
+* Where the other clients of a cell fell silent for good, nobody else can confirm a new day. So `STALE` records in a row that are all
+  ahead move the log time up to the earliest of them. A thief gains nothing by this: all these records count at one time.
+* The time at which a record counts depends on the records before it alone, never on how polls cut them. The state is `STATE` whole
+  numbers.
 """
 
 from __future__ import annotations

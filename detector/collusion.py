@@ -1,17 +1,19 @@
 """Collusion: accounts that act as one, assessed as one.
 
-A thief splits a theft over accounts so that each stays small. A *group* is the merged profile of its members, assessed like a client,
-in two steps:
+A thief splits a theft over accounts so that each stays small. A *group* is the merged profile of its members, assessed like a client, in
+two steps:
 
-1. **Candidates** come from links: keyed hashes of what ties accounts together (organisation, address, session, TLS fingerprint).
-   A link that many share ties nobody (an office, a cloud's egress, a browser). Groups are the accounts *of one link*, and two links
-   are one group only if their accounts largely agree: single linkage would chain strangers into one group.
-2. **The merged profile** is measured by the order-free signals. A group of m adds up m honest allowances and m honest oddities,
-   so its null is that of m honest clients together: drawn independently, or, with weight `ALIKE`, m times the same one,
-   because colleagues use the same tools.
+1. Candidates come from *links*: keyed hashes of what accounts have in common (organisation, address, session, TLS fingerprint). A link
+   that many clients share connects nobody (an office, a cloud's egress, a browser). A group is the accounts of a single link. Two links
+   make one group only if their accounts largely agree, because single linkage would chain strangers into one group.
+2. The merged profile is measured by the *order-free signals*. A group of m accounts adds up the granted shares and the oddities of m
+   honest clients, so its null distribution is that of m honest clients together: drawn independently, or, with weight `ALIKE`, m times
+   the same client, because colleagues use the same tools.
 
-Without links there are no groups: on four logs with split thefts, grouping by likeness of content alone flagged more honest accounts
-than thieves (docs/decisions/0009).
+Rules:
+
+* No group without a link: on four logs with split thefts, grouping by likeness of content alone flagged more honest accounts than thieves
+  (docs/decisions/0009).
 """
 
 from __future__ import annotations

@@ -1,11 +1,15 @@
-"""Learned oddness: small classifiers that tell reference rows from rows corrupted on purpose.
+"""Corruption discriminators: small classifiers that separate reference rows from rows that were corrupted on purpose.
 
-A thief who has no data of the victim's kind must make queries up, and made-up rows break something: the dependence between
-features (*part*), the spread around the data (*mix*), the values that features take (*step*, *jitter*). At fit each corruption is
-applied to the reference and a gradient-boosted tree model learns to see it; a query is odd when its score lies beyond the
-reference's own out-of-fold level. Trained with scikit-learn here and only here, kept and evaluated as plain arrays.
+A thief without data of the victim's kind must make its queries up, and invented rows break something: the dependence between features
+(``part``), the spread around the data (``mix``), the values that features take (``step``, ``jitter``). `fit` applies each corruption to
+the reference and trains a gradient-boosted tree model to recognise it.
 
-Cost: 48 shallow trees a corruption, about .3 µs a row and corruption at 64 features.
+Rules:
+
+* A query is odd when its score is above the level of the reference's own out-of-fold scores.
+* scikit-learn trains the models here and in `simulation/rehearsal.py` only. They are stored and evaluated as plain arrays.
+
+Cost: 48 shallow trees for each corruption, about 0.3 µs for each row and corruption at 64 features.
 """
 
 from __future__ import annotations

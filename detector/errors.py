@@ -1,6 +1,6 @@
-"""What can go wrong in the core, as types.
+"""Errors of the core, as types.
 
-Each type is an instruction to the shell: the core never logs and never exits.
+Rules: each type tells the shell what to do. The core never logs and never exits.
 """
 
 

@@ -1,15 +1,17 @@
-"""Exposure: how much of the model a client could have copied by now.
+"""Exposure: the fidelity of the copy that a client could train on the answers it received.
 
-Suspicion and exposure are two numbers and never mixed: an honest batch scorer may well hold half of the model. Exposure is the expected
-*fidelity* of a copy trained on what the client asked and was answered: the share of honest inputs on which copy and model agree.
+Suspicion and exposure are two numbers that are never mixed: an honest batch scorer may well hold half of the model. Exposure is the
+expected *fidelity* of a copy: the share of honest inputs on which copy and model agree.
 
-How it is estimated (detection.md's "extracted fidelity"; cf. Kesarwani et al. 2018, who monitor coverage; Juuti et al. 2019, who measure
-copies): when a baseline is fitted, thefts of many families are rehearsed against a stand-in of the model (`rehearsal.py`), copies are
-trained at growing query counts, and their fidelity is regressed on what a profile knows: how many distinct queries, how many of
-them near real inputs, how much of the input space they cover, how evenly the answers spread. Rules:
+Method (cf. Kesarwani et al. 2018, who monitor coverage; Juuti et al. 2019, who measure copies): when a baseline is fitted, thefts of many
+families are rehearsed against a stand-in for the model (`simulation/rehearsal.py`) and copies are trained at growing numbers of queries.
+Their fidelity is regressed on quantities that a profile holds: how many distinct queries, how many of them near real inputs, how much of
+the input space they cover, how evenly the answers spread.
 
-* Only the linear sum and the sample of a profile are used, so a group's exposure is that of its merged profile.
-* The interval is that of whole families left out, widened by what a stand-in misses of a real model.
+Rules:
+
+* Only the sums and the *sample* of a profile are used, so the exposure of a group is that of its merged profile.
+* The interval comes from leaving out whole families, and is widened by the error of a stand-in against a real model.
 * Below `FEWEST` distinct queries, and where a baseline holds no estimator, there is no estimate: None, never a guess.
 """
 

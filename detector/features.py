@@ -1,12 +1,14 @@
-"""The feature map: one pass over a poll's rows, everything about a query that needs no memory of the client.
+"""The feature map: measures everything about a query that needs no memory of its client, in one pass over a poll's rows.
 
-`FeatureMap.measure` turns a `QueryBatch` into `Measured` columns: content hash, oddness bits, coverage region, distance
-bin, remembered codes. It is fitted on the reference alone (`FeatureMap.fit`); `BITS` names the oddness bits, `BLOCKS` the
-blocks of the linear sum. Rules:
+`FeatureMap.measure` turns a `QueryBatch` into `Measured` columns: content hash, oddness bits, *region*, distance bin, remembered codes.
+The map is fitted on the reference alone (`FeatureMap.fit`). `BITS` names the oddness bits, `BLOCKS` the blocks of the linear sum.
+
+Rules:
 
 * Every number is computed row by row (`kernels.py`): a bit never depends on the batch.
 * ``x`` is float64 throughout; a category is its code in the schema.
-* A level decides "odd". Two levels a measure: *rare* (about 1 % of honest queries) and *beyond* (farther than the reference ever goes).
+* A level decides whether a query is odd. Each measure has two: ``rare`` (about 1 % of honest queries) and ``beyond`` (farther than the
+  reference ever goes).
 """
 
 from __future__ import annotations

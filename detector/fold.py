@@ -1,16 +1,18 @@
-"""The fold: one client's queries, in order, into its state. Compiled; order within a client is the only order that matters.
+"""The fold: adds the queries of one poll to the state of their clients, in order. Compiled.
 
-Rules of this file
-* `fold_rows` walks the rows of one poll once. What it does to a client depends on that client's rows alone, one after the other,
-  never on how polls cut them: folding 1, 7 or 2,000 rows at a time gives the same bytes (tests/detector/test_profile.py).
-* Arrays come in named groups (`fold_arrays.py`). Each kernel has one job, reads and writes the groups that it is given, and owns no memory.
+Rules:
+
+* `fold_rows` walks the rows of one poll once. What it does to a client depends on that client's rows alone, in their order, never on how
+  polls cut them: folding 1, 7 or 2,000 rows at a time gives the same bytes (tests/detector/test_profile.py).
+* Arrays come in named groups (`fold_arrays.py`). Each kernel has one job, reads and writes the groups that it is given, and owns no
+  memory.
 * A repeated query (same content hash, still remembered) counts as a query and adds nothing else.
-* An unreadable input (no coverage region) has no place in the input space: it enters the sets by its content hash, derives from nothing
-  and is not remembered. A missing value has a code of its own: it agrees with nothing and is part of no step and no line.
-* What left the horizon counts with its faded weight (`archive.py`): its carry adds to the long span's counts. The first row of a window
-  weighs anew, for then weights have changed.
-* The memory is scratch and never merges: a ring buffer of the last rows, and a reservoir of earlier ones, sampled by content hash.
-* A kernel that takes groups is inlined: handed over, a group costs a reference of each of its arrays, for every row.
+* An unreadable input (no region) has no place in the input space: it enters the sets by its content hash, derives from nothing and is not
+  remembered. A missing value has a code of its own: it agrees with nothing and is part of no step and no line.
+* What left the horizon counts with its faded weight (`archive.py`), added to the counts of the long span. The first row of a window
+  weighs everything anew, because weights have changed then.
+* The memory is scratch and never merges: a ring buffer of the last rows, and a *reservoir* of earlier rows, sampled by content hash.
+* A kernel that takes groups is inlined: a call would cost a reference of each array of the group, for every row.
 """
 
 from __future__ import annotations

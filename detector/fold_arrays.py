@@ -1,7 +1,9 @@
-"""The named groups of arrays that compiled kernels take, and how large their parts are.
+"""The named groups of arrays that compiled kernels take, and the sizes of their parts.
 
-Numba passes a NamedTuple as what it is, so no order of arguments or of a layout is a contract: each array is known by its name. Whoever
-adds an array adds it here and to the layout in `profile.py` or `archive.py`; a test compares the names.
+Rules:
+
+* A group is a NamedTuple, which Numba passes as it is: each array is known by its name, and no order of arguments is a contract.
+* A new array is added here and to the layout in `profile.py` or `archive.py`; a test compares the names.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
-"""Compiled row kernels: what happens to ONE row, the same in whatever batch it arrives.
+"""Compiled row kernels: each computes something about one row, and gives the same result in whatever batch the row arrives.
 
-Rules of this file
-* A threshold decides "odd", so nothing here may depend on the batch: every kernel walks rows one by one in float64
-  (float32 only inside the neighbour scan, again row by row). No BLAS, no parallel loop, no `fastmath` on anything a threshold sees.
+Rules:
+
+* A threshold decides whether a query is odd, so nothing here may depend on the batch: every kernel walks rows one by one in float64
+  (float32 only inside the neighbour scan, again row by row). No BLAS, no parallel loop, no `fastmath` on any number that meets a
+  threshold.
 * Kernels own no memory: inputs and outputs are arrays of the caller.
-* Every kernel has a slow obvious twin in ``tests/support/naive.py``.
-
-Compiled once by Numba and cached on disk (docs/decisions/0001-compiled-row-kernels.md).
+* Every kernel has a slow, obvious twin in ``tests/support/naive.py``.
+* Numba compiles each kernel once and caches it on disk (docs/decisions/0001-compiled-row-kernels.md).
 """
 
 from __future__ import annotations

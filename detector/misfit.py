@@ -1,17 +1,19 @@
-"""Misfit: what does not fit the schema, how surprising it is, and what stands in its place.
+"""Misfits: how surprising the parts of a query are that do not fit the schema, and which values stand in for them.
 
-A query that does not fit the schema was answered, so it counts. `inputs` carries codes of its own for what is missing, unseen or out of
-range (`query.QueryBatch`); this file says two things about them:
+A query that does not fit the schema was answered, so it counts. `inputs` carries codes of its own for values that are missing, unseen or
+out of range (`query.QueryBatch`).
 
-* `complete` puts a plausible value in their place for everything that computes with distances: that of the *donor*, the reference row
-  that is nearest in the columns that are there (nearest-neighbour hot-deck imputation; Andridge & Little, Int. Stat. Rev. 2010). So the
-  other measures judge what was sent and nothing else. The content hash, the remembered codes and the measure *misfit* still see what
-  was there: nothing is replaced silently.
-* The measure *misfit* is the surprise of a query's misfits, in bits: −log2 of the share of honest queries that have this misfit in this
-  column, summed over columns (self-information; columns are taken as independent). Null values that a fleet sends all day cost nothing.
+Rules:
 
-It does not work where honest clients have not been seen yet: the first client of a new integration that sends nulls looks like a thief
-that sends nulls. So a misfit alone never blocks (`policy.py`), and a misfit that many clients share raises a schema alarm.
+* `complete` puts a plausible value in their place for every computation of distances: that of the reference row that is nearest in the
+  columns that are present (nearest-neighbour hot-deck imputation; Andridge & Little, Int. Stat. Rev. 2010). So the other measures judge
+  what was sent and nothing else. The content hash, the remembered codes and the measure ``misfit`` still see the codes: nothing is
+  replaced silently.
+* The measure ``misfit`` is the surprise of a query's misfits in bits: −log2 of the share of honest queries that have this misfit in this
+  column, summed over columns (self-information; columns are taken as independent). Empty values that a fleet sends all day cost nothing.
+
+It does not work where honest clients have not been seen yet: the first client of a new integration that sends empty values looks like a
+thief that sends empty values. So a misfit alone never blocks (`policy.py`), and a misfit that many clients share raises a schema alarm.
 """
 
 from __future__ import annotations

@@ -1,13 +1,15 @@
-"""Order-aware oddness: how a query relates to what the client's memory holds. Compiled.
+"""Measures that depend on order: how a query relates to the earlier queries in its client's memory. Compiled.
 
-A query is *distant* if its nearest remembered row is far, *novel* if it also shares no improbable values with a remembered row, *flipped*
-if a near row was answered otherwise, *stepped* if it is a near row with many features moved by one magnitude, *collinear* if it goes on
-along the line of the two rows before it. A missing value agrees with nothing and is part of no step and no line.
+A query is ``distant`` if its nearest remembered row is far, ``novel`` if it also agrees with no remembered row in values that independent
+rows rarely share, ``flipped`` if a near row was answered otherwise, ``stepped`` if it is a near row with many features moved by one size,
+``collinear`` if it continues the line through the two rows before it.
 
-It sees only what the memory of one shard still holds; `signals.py` says which signals a client of several shards keeps.
+Rules:
 
-Numba's cache knows a kernel by its own file: `fold.py` holds these kernels inlined, so after a change here remove
-`detector/__pycache__/*.nb*`, or the fold goes on as before.
+* A missing value agrees with nothing and is part of no step and no line.
+* Only what the memory of one shard still holds is seen; `signals.py` says which signals a client of several shards keeps.
+* Numba's cache knows a kernel by its own file only, and `fold.py` holds these kernels inlined. After a change here, remove
+  `detector/__pycache__/*.nb*`; otherwise the fold runs the old code.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Packing: numbers as few bytes, and a reader that trusts none of them.
+"""Packing: writes numbers as few bytes, and reads bytes that nobody vouches for.
 
-What `Profile.to_bytes` writes is made of these parts; all are little-endian.
+Rules: all parts are little-endian. `Profile.to_bytes` is made of them.
 """
 
 from __future__ import annotations

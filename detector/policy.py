@@ -1,11 +1,14 @@
-"""Decisions: clear, watch, throttle, block.
+"""Policy: turns an assessment into a decision, clear, watch, throttle or block.
 
-`TRANSITIONS` says which state an assessment asks for; `decide` says how a decision moves there. Rules:
+`TRANSITIONS` says which state an assessment asks for; `decide` says how a decision moves there.
 
-* A state rises at once and falls only when its TTL is over: a score that wavers must not make a gateway flap.
-* watch at p ≤ 5a, throttle at p ≤ a with at least 8 odd distinct queries, block at p ≤ a/10 with at least 30, a the false-alarm budget.
-* Queries that do not fit the schema never block alone: without them the client must be as rare as a block asks for.
-* Where the calibration can't support a/10, or is none at all, the state stays at throttle and the reason says why.
+Rules:
+
+* A state rises at once and falls only when its time is over: a score that wavers must not make a gateway flap.
+* With the false-alarm budget a: watch at p ≤ 5a, throttle at p ≤ a with at least 8 odd distinct queries, block at p ≤ a/10 with at least
+  30.
+* Queries that do not fit the schema never block alone: without them, the client must still be as rare as a block requires.
+* Where the calibration cannot support a/10, or the baseline is *uncalibrated*, the state stays at throttle and the reason says why.
 * Returning to clear ends an episode; the next alert of that client is a new finding.
 """
 

@@ -1,16 +1,18 @@
-"""Profiles: what is kept of a client. A sum, sets, marks and a memory.
+"""The profile: what is stored about one client. Sums, sets, running maxima, an archive and a memory.
 
-* **Sum**: linear counts and moments; merge is ``+``.
-* **Sets**: the *sample* of distinct queries, the *odd set* (odd by themselves) and the *path set* (odd by what came before them),
-  bottom-k by keyed content hash; merge is union, keep k.
-* **Marks and trail**: running maxima of the signals' masses and when the fused one first reached each level; merge is
-  maximum and earliest. They belong to one table of signals and one set of nulls (`nulls_version`).
-* **Archive**: what of the odd queries left the horizon, with fading weight (`archive.py`); merge is union.
-* **Memory**: remembered rows of one shard, scratch; `merge` drops it.
+* **Sum**: linear counts. Merge is ``+``.
+* **Sets**: the *sample* of distinct queries, the *odd set* (odd by themselves) and the *sequence set* (odd by what came before them),
+  bottom-k by keyed content hash. Merge is union, keep k.
+* **Maxima and first passages**: the *running maximum* of each signal's excess, and when the fused maximum first reached each level. Merge
+  is maximum and earliest. They belong to one table of signals and one calibration (`nulls_version`).
+* **Archive**: odd queries that left the horizon, with fading weight (`archive.py`). Merge is union.
+* **Memory**: remembered rows of one shard, scratch. `merge` drops it.
 
-Merge of (sum, sets, marks, trail, archive) is associative, commutative, has the empty profile as zero, and on the sum and the sets
-equals the profile of the unsplit stream (float sums within 1e-9). `Profile` is one client's state by itself, for storage, merging and
-assessment.
+Rules:
+
+* Merge of (sum, sets, maxima, first passages, archive) is associative and commutative, and the empty profile is its zero. On the sum and
+  the sets it equals the profile of the unsplit stream (float sums within 1e-9).
+* A `Profile` is the state of a single client, for storage, merging and assessment; `profile_table.py` holds many of them.
 """
 
 from __future__ import annotations

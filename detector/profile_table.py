@@ -1,14 +1,17 @@
-"""Many clients' profiles in flat arrays, one row each: what ingest folds a poll into.
+"""The profiles of many clients in flat arrays, one row each: ingest folds a poll into them.
 
-* One compiled call folds a whole poll of many clients (`fold.fold_rows`); a Python object a client exists only on its way to or from
+Rules:
+
+* One compiled call folds a whole poll of many clients (`fold.fold_rows`). A Python object for a client exists only on its way to or from
   storage (`Profile`).
-* Event time is cut into half-horizon windows. A client is kept over two *spans*: the long one covers the window before and the
-  current one and is what is assessed; the short one began with the current window and takes over when the next one begins.
-  So running maxima and first-passage times are exact over the whole span, whoever looks when, and nothing is merged over time. While a
-  life began in the current window the two would be equal, and only the long one is kept. An older row counts in the newest window.
-* A `RowPool` gives rows of flat arrays out and takes them back. A row that is given out is all zeros. Memory that no row was given out of
-  is never touched, so it costs nothing but addresses. Arrays grow by a quarter: an explosion of clients must not leave twice what it
-  needs. Growing replaces them, so take them anew from `arrays` after every `take`.
+* Event time is cut into *windows* of half a horizon. A client is kept over two *spans*: the long one covers the window before and the
+  current one and is assessed; the short one began with the current window and takes over when the next one begins. So running maxima and
+  first passages are exact over the whole span, whenever a client is assessed, and nothing is merged over time.
+* While a client's first query lies in the current window, both spans would be equal, and only the long one is kept. An older row counts
+  in the newest window.
+* A `RowPool` hands out rows of flat arrays and takes them back. A row that is handed out is all zeros. Memory of which no row was handed
+  out is never touched, so it costs addresses only. Arrays grow by a quarter: a sudden rise in clients must not leave twice the memory
+  that it needs. Growing replaces the arrays, so read them again from `arrays` after every `take`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Queries as columns: the vocabulary that everything else speaks.
+"""Queries as columns: the input of every computation in the core.
 
-Past the decoder there is no Python object per query. A `QueryBatch` holds n queries of ONE model, in log order.
+Rules: past the decoder there is no Python object per query. A `QueryBatch` holds n queries of one model, in log order.
 """
 
 from __future__ import annotations

@@ -1,10 +1,12 @@
-"""Assessment: what one profile says about its client, with reasons.
+"""Assessment: computes suspicion and its reasons from one profile.
 
-* `suspicion` = 1 − p, p the lifetime p-value of the fused signals: how rarely an honest client ever gets that far.
-* The fused score is read off a fixed ladder (`fold_arrays.LADDER_GROWTH`), so that the moment a level was reached is exact however
-  the stream was cut into polls.
-* A client seen in several log cells has no order: it is assessed on the order-free block, against that block's own null.
-* "Too little evidence" is no error: suspicion is then simply low.
+Rules:
+
+* Suspicion is 1 − p, where p is the lifetime p-value of the fused signals: the share of honest clients that ever reach this score.
+* The fused score is read off a fixed ladder (`fold_arrays.LADDER_GROWTH`), so that the moment at which a level was reached is exact
+  however the stream was cut into polls.
+* A client seen in several log cells has no order: it is assessed by the order-free signals, against their own null distribution.
+* Too little evidence is no error: suspicion is then low.
 """
 
 from __future__ import annotations

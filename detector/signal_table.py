@@ -1,6 +1,7 @@
-"""The table of signals as arrays: what the fold, the archive and the profiles need to know of each signal.
+"""The table of signals as arrays, for the fold, the archive and the profiles.
 
-`signals.py` declares the signals and fills this table; it lies below them, so that compiled code does not depend on what a signal means.
+Rules: `signals.py` declares the signals and fills this table. The table lies below it, so that compiled code does not depend on the
+meaning of a signal.
 """
 
 from __future__ import annotations

@@ -1,15 +1,17 @@
-"""Signals: what a client's life as a whole says, as evidence mass.
+"""Signals: counts of odd distinct queries above the share that honest clients are granted, over the lifetime of a client.
 
-A signal counts a client's *distinct* queries that carry certain oddness bits, beyond what honest clients are allowed. Honest
-oddities (edge-case tests, what-if sweeps, explainers) are wholly odd but short; a thief needs thousands. So a share is diluted
-by honest cover and a count is not, and the count adds up over partitions, windows and accounts.
+Honest oddities (edge-case tests, what-if sweeps, explainers) consist of odd queries only, but are short; a thief needs thousands. Honest
+cover queries dilute a share but not a count, and a count adds up over partitions, windows and accounts.
 
-Rules of this file
-* One row of `SIGNALS` a signal: the bits asked for, the honest allowance, the base (all distinct queries, or *roots*: queries
-  far from everything remembered of the client, sharing no improbable values with it), the form, and one sentence for an analyst.
-* Blocks: *ordered* signals need the memory of one shard in log order; *free* ones don't, and serve clients seen in several
-  partitions and campaigns, with a null of their own.
-* What is added here changes the null: bump `TABLE_VERSION`.
+Rules:
+
+* One row of `SIGNALS` for each signal: the bits that a query must carry, the granted share, the base (all distinct queries, or *novel
+  queries*, which derive from nothing that is remembered of the client), the form, and one sentence for an analyst.
+* *Ordered signals* need the memory of one shard in log order. *Order-free signals* do not; they serve clients seen in several partitions,
+  and campaigns, with null distributions of their own.
+* A new signal changes the null distributions: raise `TABLE_VERSION`.
+
+They do not work against a thief that owns data like that of honest clients: none of its queries is odd.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from detector import policy
 ROOT = Path(__file__).resolve().parent.parent
 GLOSSARY = ROOT / "docs" / "glossary.md"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
-PACKAGES = ("consumers",)
+PACKAGES = ("consumers", "detector")
 AVOIDED = "\n## Words that we avoid\n"
 
 Texts = Mapping[str, str]

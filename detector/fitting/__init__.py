@@ -1,1 +1,1 @@
-"""Fitting: what only `fit` and `recalibrate` use. A running service imports nothing of this room."""
+"""Fitting: makes a baseline. `fit` and `recalibrate` use this room; a running service imports nothing of it."""

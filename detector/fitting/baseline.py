@@ -1,6 +1,6 @@
-"""Fitting a baseline: from a reference and honest traffic to a feature map and its calibration.
+"""Fitting a baseline: from a reference and honest traffic to a feature map, a calibration and an estimator of exposure.
 
-The unit of calibration is the client, and each is folded by the very code that the service uses.
+Rules: the unit of calibration is the client. Each is folded by the code that the service runs.
 """
 
 from __future__ import annotations

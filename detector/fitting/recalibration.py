@@ -1,12 +1,14 @@
-"""New nulls for an old map: what the service saw of its clients takes the place of what a baseline was calibrated on.
+"""Recalibration: a new calibration for an existing feature map, from the clients that the service has seen.
 
-Rules of this file
-* One client is one life, whatever it asked: nobody weighs more than one of the ranks.
-* The map stays, so profiles go on. Levels are part of the map and stay too: they are those of the fit.
-* Marks are taken as the service kept them, under the nulls that were in force. Those of other nulls began at another time and are left
-  out. SignalTable of clients beyond the old nulls' `distinct` were damped by it, so the new nulls keep it as their bound.
-* A client far beyond the others is named for a human to look at. Rare is not yet dishonest: only beyond all that honest tools reach in
-  rehearsal a client has no say (calibration.py).
+Rules:
+
+* One client is one lifetime maximum, whatever it asked: no client weighs more than one rank.
+* The feature map stays, so profiles continue. Levels are part of the map and stay too, as they were fitted.
+* Running maxima are taken as the service kept them, under the calibration that was in force. Those of another calibration began at
+  another time and are left out. Signals of clients above the old calibration's `distinct` were damped by it, so the new one keeps it as
+  its bound.
+* A client far above the others is named for a person to look at. Rare is not yet dishonest: only a client above everything that honest
+  tools reach in rehearsal is excluded from the calibration (calibration.py).
 """
 
 from __future__ import annotations

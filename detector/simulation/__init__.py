@@ -1,1 +1,1 @@
-"""Simulation: honest clients and thieves out of generators, and what is learned by rehearsing with them. No service imports this room."""
+"""Simulation: generates honest clients and thieves, and rehearses thefts to learn how exposure grows. No service imports this room."""

@@ -1,13 +1,13 @@
-"""Simulated thieves: one generator a family of model extraction, listed in `ATTACKS`.
+"""Simulated thieves: one generator for each family of model extraction, listed in `ATTACKS`.
 
-Rules of the file:
+Rules:
 
-* A theft is a generator: it yields wished rows, and is sent ``(rows as accepted, answers)``. It may adapt to every
-  answer, never looks at the clock, and goes on for ever: `steal` stops it at its budget.
-* A thief knows its `Loot` only: what the service accepts, rows of its own, foreign rows. It never sees the victim's
-  training set or its parameters.
-* Each family says whom it follows. They are re-implementations for measuring detectors; where the original moves an
-  input along a neural network's gradient, so does this one, along the gradient of the thief's own small surrogate.
+* A theft is a generator: it yields the rows that it wants to ask, and is sent ``(rows as accepted, answers)``. It may adapt to every
+  answer, never reads a clock, and never ends by itself: `steal` stops it at its budget.
+* A thief has the attacker's knowledge only: what the service accepts, rows of its own, foreign rows. It never sees the victim's training
+  set or parameters.
+* Each family names its source. The families are written anew for measuring detectors. Where the original moves an input along the
+  gradient of a neural network, this one uses the gradient of the thief's own small surrogate.
 """
 
 from __future__ import annotations

@@ -1,12 +1,11 @@
-"""What a prediction service accepts, and what a simulated world is made of.
+"""The inputs that a prediction service accepts, and the sets of rows from which a population is simulated.
 
-Rules of the file:
+Rules:
 
-* A `Domain` is read off a reference matrix: bounds, decimals, coded columns. Everything simulated passes `Domain.emit`,
-  so that thieves and honest clients alike send rows that the service would take: clipped, rounded, known codes only.
-* The grain is the log's rounding grain (decimals), not the lattice that honest values happen to lie on: a service that
-  takes 0.25 takes 0.24.
-* A `Scene` holds four sets that are disjoint by item; who builds it answers for that.
+* A `Domain` is read off a reference matrix: bounds, decimals, coded columns. Everything that is simulated passes `Domain.emit`, so that
+  thieves and honest clients alike send rows that the service would accept: clipped, rounded, known codes only.
+* The grain is the log's rounding (decimals), not the lattice on which honest values happen to lie: a service that takes 0.25 takes 0.24.
+* A `Scene` holds four sets without a common item; its builder guarantees that.
 * Randomness comes in as `rng`, never from a global state.
 """
 

@@ -1,9 +1,10 @@
-"""Simulated honest clients: one function a kind, listed in `BENIGN`.
+"""Simulated honest clients: one function for each kind, listed in `BENIGN`.
 
-Honest traffic is what makes detection hard, so the kinds are the awkward ones: narrow class mixes, repeats, entity
-streams, what-if sweeps, explainers, testers, edge cases, other people's rows. None of them copies a model; several are
-odd in every single query, but not for long. A kind draws everything from the honest pool of its `Scene` (and
-`misrouted` a few foreign rows) and never looks at answers.
+Honest traffic is what makes detection hard, so the kinds are the awkward ones: narrow class mixes, repeats, entity streams, what-if
+sweeps, explainers, testers, edge cases, rows of other people. None of them copies a model. Several are odd in every single query, but not
+for long.
+
+Rules: a kind draws everything from the honest pool of its `Scene` (and `misrouted` a few foreign rows), and never looks at answers.
 """
 
 from __future__ import annotations

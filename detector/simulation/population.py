@@ -1,11 +1,11 @@
-"""Simulated worlds: many honest clients, some thieves, one clock.
+"""Simulated populations: many honest clients and some thieves on one clock.
 
-Rules of the file:
+Rules:
 
-* Timing comes from ONE law (`clock`) for honest clients and thieves alike, and client names say nothing, so that only
-  content gives a thief away. A split theft draws one clock for the whole run and deals its queries out to the accounts.
+* Timing comes from one law (`clock`) for honest clients and thieves alike, and client names carry no information, so that only content
+  betrays a thief. A split theft draws one clock for the whole run and deals its queries out to the accounts.
 * Every client draws from its own child of `rng`, so that streams can be made in any order.
-* A `Stream` knows the truth. Whoever writes a log from it keeps the truth in another file.
+* A `Stream` knows whether its client is honest. Whoever writes a log from it keeps that in another file.
 """
 
 from __future__ import annotations

@@ -1,15 +1,17 @@
-"""Rehearsal: thefts against a stand-in of the model, to learn what a copy is worth (`extraction.py`).
+"""Rehearsal: simulates thefts from a stand-in for the model, to learn how the fidelity of a copy grows (`extraction.py`).
 
-Done once, when a baseline is fitted, with what is at hand then: the reference, honest traffic, and the model's answers to both.
+It runs once, when a baseline is fitted, on the reference, the honest traffic and the model's answers to both:
 
-1. Learners of three kinds (`_learners`) learn to answer as the model did; the two that do best on rows held out are its *stand-ins*.
-   Two, because how hard a stand-in is to copy differs from how hard the model is, and the interval should know.
-2. Thieves of the families of `FAMILIES` steal from a stand-in; honest clients of the traffic ask it what they asked.
-3. At each of `CHECKPOINTS` queries copies of both kinds are trained; the better one's agreement with the stand-in on
-   held-out honest rows is the fidelity, as a thief would pick it.
-4. The profile of the same queries is folded by the very code that the service uses, and described.
+1. Learners of three kinds (`_learners`) learn to answer as the model did. The two that do best on held-out rows are its stand-ins: two,
+   because a stand-in may be easier or harder to copy than the model, and the interval should cover that.
+2. Thieves of the families of `FAMILIES` steal from a stand-in; honest clients of the traffic ask it what they asked the model.
+3. At each of `CHECKPOINTS` queries, copies of both kinds are trained. The better one's agreement with the stand-in on held-out honest
+   rows is the fidelity, because a thief would choose the better one.
+4. The profile of the same queries is folded by the code that the service runs, and described.
 
-Cost: some seconds on one core. scikit-learn is imported here and in `discriminators.py` only; a service never loads it.
+Rules: scikit-learn is imported here and in `discriminators.py` only; a service never loads it.
+
+Cost: some seconds on one core.
 """
 
 from __future__ import annotations
