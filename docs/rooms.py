@@ -46,6 +46,9 @@ PATHS: dict[str, tuple[str, ...]] = {
 DEEP = 3
 """How many calls below the entry a path is followed. Deeper, every path ends in the same helpers."""
 
+RUNNING = frozenset({"consumers.ingest", "consumers.ingest.loop", "consumers.detect", "consumers.detect.loop", "consumers.serve"})
+"""Modules whose `run` is the loop of a process: what happens there is no longer its start."""
+
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -189,7 +192,7 @@ class Trace:
 
     def follow(self, module: Module, owner: Class | None, function: Function) -> None:
         """Enter a function once and follow its calls in source order. Nested functions and lambdas belong to it."""
-        if id(function) in self.entered or self.depth > DEEP:
+        if id(function) in self.entered or self.depth > DEEP or (function.name == "run" and module.name in RUNNING):
             return
         self.entered.add(id(function))
         self.depth += 1
