@@ -15,7 +15,7 @@ from rich.text import Text
 from consumers import config, terminal
 from consumers import replay as replaying
 from consumers.baselines import load_baselines
-from consumers.commands.options import AsJson, BaselineFiles, ConfigFile
+from consumers.commands.options import AsJson, BaselineFiles, ConfigFile, MappingName
 from consumers.errors import WrongUse
 from consumers.readers import backtest as testing
 from consumers.records.decision import is_campaign
@@ -33,10 +33,11 @@ def backtest(
         list[float] | None, typer.Option("--budget", help="False-alarm budget to try; may be given several times.")
     ] = None,
     as_json: AsJson = False,
+    mapping: MappingName = None,
     config_file: ConfigFile = None,
 ) -> None:
     """Show which clients of old logs would be flagged, for several budgets and modes. Nothing is written."""
-    settings = config.load(config_file)
+    settings = config.with_mapping(config.load(config_file), mapping)
     baselines = load_baselines(baseline or list(settings.baselines))
     budgets = sorted(budget or testing.BUDGETS, reverse=True)
     if not baselines:
@@ -45,7 +46,8 @@ def backtest(
         raise WrongUse("--budget: it must be above 0 and below 0.5")
     processes.warn_of_weak_baselines(settings, baselines)
     lives = []
-    with adapters.open_sqlite() as store, contextlib.closing(adapters.open_files(logs)) as source:
+    source = adapters.open_files(logs, translator=adapters.open_translator(settings, baselines))
+    with adapters.open_sqlite() as store, contextlib.closing(source):
         reading, judging = processes.pure_steps(settings, baselines)
         store.prepare(reading.secrets.key_id)
         with terminal.bar("backtest") as advance:

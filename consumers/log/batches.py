@@ -68,8 +68,6 @@ def read_bounded(consumer: kafka.KafkaConsumer, headers: bool = False) -> None:
 
 
 class _BoundedRecords(Fetcher.PartitionRecords):  # type: ignore[misc]  # untyped library
-    with_headers = False
-
     def __init__(self, suspects: set[tuple[Any, int]], *arguments: Any, **named: Any) -> None:
         self._suspects = suspects  # (partition, base offset) of batches that failed their checksum once
         super().__init__(*arguments, **named)
@@ -117,11 +115,10 @@ class _BoundedRecords(Fetcher.PartitionRecords):  # type: ignore[misc]  # untype
         appended_ms = batch.max_timestamp if batch.timestamp_type == DefaultRecordBatch.LOG_APPEND_TIME else None
         try:
             body = _decompressed(bytes(memoryview(batch._buffer)[HEADER_BYTES:]), batch.compression_type)
-            beside: list[Beside] | None = [] if self.with_headers else None
-            for delta, value, later_ms in _walk(body, batch.records_count, batch.last_offset_delta, beside):
+            for delta, value, later_ms in _walk(body, batch.records_count, batch.last_offset_delta):
                 self.next_fetch_offset = base + delta + 1
                 at_ms = first_ms + later_ms if appended_ms is None else appended_ms
-                yield RawRecord(base + delta, value, None, _known(at_ms), beside.pop() if beside else None)
+                yield RawRecord(base + delta, value, None, _known(at_ms))
         except _UnreadableBatch as unreadable:
             if self.next_fetch_offset < end:  # else only the batch's count was wrong
                 yield from self._quarantined(end, *unreadable.args)
@@ -134,8 +131,7 @@ class _BoundedRecords(Fetcher.PartitionRecords):  # type: ignore[misc]  # untype
             return
         for record in batch:
             self.next_fetch_offset = record.offset + 1
-            beside = Beside(record.key) if self.with_headers else None
-            yield RawRecord(record.offset, _kept(record.value), None, _known(record.timestamp), beside)
+            yield RawRecord(record.offset, _kept(record.value), None, _known(record.timestamp))
 
     def _quarantined(self, end: int, reason: str, detail: str) -> Iterator[RawRecord]:
         """One record for everything from where we are up to `end`."""
@@ -146,7 +142,17 @@ class _BoundedRecords(Fetcher.PartitionRecords):  # type: ignore[misc]  # untype
 
 
 class _BoundedRecordsBeside(_BoundedRecords):
-    with_headers = True
+    """Keys and headers too, in a pass of their own: who does not ask for them does not pay for them. Formats 0 and 1 give none."""
+
+    def _records_of(self, batch: Any) -> Iterator[RawRecord]:
+        found: Iterator[Beside] | None = None
+        for record in super()._records_of(batch):
+            if record.refused is None:
+                if found is None:  # what could be read once can be read again
+                    body = _decompressed(bytes(memoryview(batch._buffer)[HEADER_BYTES:]), batch.compression_type)
+                    found = _beside(body, batch.records_count)
+                record = record._replace(beside=next(found))
+            yield record
 
 
 def _after_damage(batch: Any, following: Any) -> int:
@@ -167,13 +173,8 @@ def _kept(value: bytes | None) -> bytes | None:
     return None if value is None else value[:KEPT_BYTES]
 
 
-def _walk(
-    body: bytes, count: int, last_delta: int, beside: list[Beside] | None = None
-) -> Iterator[tuple[int, bytes | None, int]]:
-    """(offset delta, value, time delta in ms) of the records in a batch; attributes are skipped.
-
-    beside  takes up key and headers of each record; None: they are skipped
-    """
+def _walk(body: bytes, count: int, last_delta: int) -> Iterator[tuple[int, bytes | None, int]]:
+    """(offset delta, value, time delta in ms) of the records in a batch; attributes, keys and headers are skipped."""
     at, previous = 0, -1
     try:
         for _ in range(count):
@@ -182,33 +183,48 @@ def _walk(
             later_ms, at = _varint(body, at + 1, LONG_SHIFT)  # after the attributes
             delta, at = _varint(body, at)
             key_bytes, at = _varint(body, at)
-            key_at = at
             value_bytes, at = _varint(body, at + key_bytes if key_bytes > 0 else at)
             if not (previous < delta <= last_delta and at + max(value_bytes, 0) <= end <= len(body)):
                 raise _UnreadableBatch(CORRUPT, "records are not well-formed")
             previous = delta
             value = body[at : at + min(value_bytes, KEPT_BYTES)] if value_bytes >= 0 else None
-            if beside is not None:
-                key = body[key_at : key_at + key_bytes] if key_bytes >= 0 else None
-                beside.append(Beside(key, _headers(body, at + max(value_bytes, 0), end)))
             yield delta, value, later_ms
             at = end
     except IndexError:
         raise _UnreadableBatch(CORRUPT, "records are not well-formed") from None
 
 
-def _headers(body: bytes, at: int, end: int) -> tuple[tuple[str, bytes], ...]:
-    """Names and values of one record's headers; a null value is empty."""
-    count, at = _varint(body, at)
-    found = []
+def _beside(body: bytes, count: int) -> Iterator[Beside]:
+    """Key and headers of the records in a batch, none of a record whose headers are not well-formed."""
+    at = 0
     for _ in range(count):
-        name_bytes, at = _varint(body, at)
-        name_at = at
-        value_bytes, at = _varint(body, at + max(name_bytes, 0))
-        value_at, at = at, at + max(value_bytes, 0)
-        if at > end:
-            raise _UnreadableBatch(CORRUPT, "records are not well-formed")
-        found.append((body[name_at : name_at + name_bytes].decode("utf-8", "replace"), body[value_at:at]))
+        length, at = _varint(body, at)
+        end = at + length
+        _, at = _varint(body, at + 1, LONG_SHIFT)
+        _, at = _varint(body, at)
+        key_bytes, at = _varint(body, at)
+        key_end = at + max(key_bytes, 0)
+        key = body[at:key_end] if key_bytes >= 0 else None
+        value_bytes, at = _varint(body, key_end)
+        yield Beside(key, _headers(body[at + max(value_bytes, 0) : end]))
+        at = end
+
+
+def _headers(block: bytes) -> tuple[tuple[str, bytes], ...]:
+    """Names and values of one record's headers; a null value is empty."""
+    found = []
+    try:
+        count, at = _varint(block, 0)
+        for _ in range(count):
+            name_bytes, at = _varint(block, at)
+            name, at = block[at : at + name_bytes], at + max(name_bytes, 0)
+            value_bytes, at = _varint(block, at)
+            value, at = block[at : at + max(value_bytes, 0)], at + max(value_bytes, 0)
+            if at > len(block):
+                return ()
+            found.append((name.decode("utf-8", "replace"), value))
+    except (IndexError, _UnreadableBatch):
+        return ()
     return tuple(found)
 
 

@@ -32,7 +32,11 @@ _TABLE: tuple[tuple[str, Fate, str], ...] = (
     ("encoded_twice", "refused", "the event was encoded as JSON twice: the record is a string that holds it"),
     ("framed", "refused", "the record begins with the five bytes of a schema registry (magic byte 0 and a schema id)"),
     ("connect_envelope", "refused", 'the event is the payload of a Kafka Connect envelope {"schema", "payload"}'),
-    ("foreign_format", "refused", "the record is an event of another logger; the detail says which"),
+    (
+        "foreign_format",
+        "refused",
+        "the record is an event of another logger; the detail says which, and `querywarden inspect` how it is read",
+    ),
     ("missing_client", "refused", "there is no client_id"),
     (
         "malformed_client",

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 import kafka
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from kafka import TopicPartition
 from kafka.consumer.fetcher import Fetcher
 from kafka.protocol.consumer import IsolationLevel
@@ -16,7 +18,8 @@ from kafka.record.default_records import DefaultRecordBatch
 from kafka.record.util import calc_crc32c
 
 from consumers.errors import Refused
-from consumers.log.batches import BATCH_BYTES, CORRUPT, RawRecord, _BoundedRecords
+from consumers.log import Beside
+from consumers.log.batches import BATCH_BYTES, CORRUPT, RawRecord, _BoundedRecords, _BoundedRecordsBeside, _headers
 from consumers.log.kafka_patches import CHECKED, PARKED, check_library
 
 TP = TopicPartition("t", 0)
@@ -199,3 +202,20 @@ def test_a_library_whose_inside_is_unknown_is_refused(monkeypatch: pytest.Monkey
 def test_the_patches_were_checked_against_the_installed_library() -> None:
     """Another version: follow the header of consumers/log/kafka_patches.py, then change `CHECKED`."""
     assert kafka.__version__ == CHECKED
+
+
+@pytest.mark.parametrize("compression", range(5))
+def test_keys_and_headers_are_given_to_who_asks_for_them(compression: int) -> None:
+    records = MemoryRecords(batch(0, VALUES, compression))
+    part = _BoundedRecordsBeside(set(), 0, TP, records, isolation_level=IsolationLevel.READ_COMMITTED)
+    found = part.take(10)
+    assert [record.value for record in found] == VALUES
+    assert [record.beside for record in found] == [
+        Beside(key, (("h", b"v"),)) for key in (None, b"k", b"kk", None, b"k")
+    ]
+    assert {record.beside for record in Partition(batch(0, VALUES, compression)).read(5)} == {None}
+
+
+@given(st.binary(max_size=60))
+def test_headers_that_are_not_well_formed_are_none(block: bytes) -> None:
+    assert all(isinstance(name, str) for name, _ in _headers(block))

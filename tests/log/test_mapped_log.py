@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import itertools
 import json
 from collections import Counter
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 from support import foreign_logs, loans
 from support.kafka_producer import produce
@@ -138,6 +141,21 @@ def test_without_a_mapping_the_offsets_of_a_store_are_not_taken_for_ours(tmp_pat
 
 
 # --- other logs
+
+
+def test_a_table_in_parquet_is_read_through_a_preset(tmp_path: Path) -> None:
+    made = loans.in_order(loans.life("c-0", loans.person, 20, np.random.default_rng(2)))
+    rows = [json.loads(line) for line in foreign_logs.databricks(made)]
+    for row, event in zip(rows, made, strict=True):
+        row["request_time"] = dt.datetime.fromisoformat(event["timestamp"])
+        row["request_date"] = row["request_time"].date()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "log.parquet")
+    log = MappedFiles(FileLog([tmp_path / "log.parquet"]), translator(preset("databricks")))
+    events = [json.loads(value) for b in read(log) for value in b.values]
+    assert [event["features"] for event in events] == [event["features"] for event in made]
+    assert [event["prediction"] for event in events] == [event["prediction"] for event in made]
+    stated = [dt.datetime.fromisoformat(event["timestamp"]) for event in events]
+    assert stated == [dt.datetime.fromisoformat(event["timestamp"]) for event in made]
 
 
 def test_a_followed_file_is_read_through_a_mapping_under_a_name_of_its_own(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from support import foreign_logs, loans
 
 from consumers.errors import BadRecord, WrongUse
+from consumers.http.identities import Identities
 from consumers.log import MAX_RECORD_BYTES, Records
 from consumers.log.formats import NativeFormat
 from consumers.log.inputs import InputReader
@@ -27,6 +29,7 @@ from consumers.log.mappings.records import Translator
 from consumers.log.mappings.shapes import rows_of
 from consumers.log.mappings.sources import Source
 from consumers.log.reasons import REASONS
+from consumers.secrets import Secrets
 from detector.features import Column, Schema
 
 HASH = "0123456789abcdef" * 2
@@ -219,6 +222,16 @@ def test_credentials_are_hashed_without_their_scheme() -> None:
     assert identity.client_id("", "credential", str) is None
     assert identity.client_id("nonsense", "ip", str) is None
     assert identity.client_id(4711.0, "id", str) == 4711
+
+
+def test_a_gateway_is_told_by_its_client_map_whose_key_it_sees(tmp_path: Path) -> None:
+    """The log has a hash of the key; the map's file has nothing else either."""
+    secrets = Secrets.draw()
+    hashed = secrets.client_hash("default", "sk-1")
+    client = identity.client_id("Bearer sk-1", "credential", lambda raw: secrets.client_hash("default", raw))
+    (tmp_path / "map.json").write_text(json.dumps({hashed: client}))
+    found = Identities(["x-api-key"], secrets, tmp_path / "map.json").of("default", [(b"x-api-key", b"sk-1")])
+    assert found.first == secrets.client_hash("default", str(client))
 
 
 def test_rows_of_a_batch_are_queries_of_their_own() -> None:

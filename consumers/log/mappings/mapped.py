@@ -45,6 +45,7 @@ class _Reading:
     at     index of the next record
     row    of the record at hand, the next one
     rows   events of the record at hand; None between two records
+    ahead  the next event, looked up to know whether there is one
     nulls  tombstones that were delivered
     """
 
@@ -52,6 +53,7 @@ class _Reading:
     at: int = 0
     row: int = 0
     rows: Iterator[bytes] | None = None
+    ahead: tuple[bytes, tuple[str, str] | None] | None = None
     nulls: int = 0
 
     @property
@@ -203,10 +205,10 @@ class MappedLog:
             i = reading.at
             if reading.rows is None:
                 reading.rows, reading.row = self._rows_of(reading.records, i), 0
-            value, why = self._next(reading)
+            value, why = reading.ahead or self._next(reading)
+            reading.ahead = None
             if value is None:
-                reading.rows, reading.at = None, i + 1
-                self._rows_a_record += SMOOTHING * (reading.row - self._rows_a_record)
+                self._finish(reading)
                 continue
             offset = (int(reading.records.offsets[i]) << ROW_BITS) + reading.row
             reading.row += 1
@@ -220,7 +222,20 @@ class MappedLog:
             events.places.append(f"{place}#{reading.row - 1}" if reading.row > 1 else place)
             if reading.records.broker_ms is not None:
                 events.broker_ms.append(int(reading.records.broker_ms[i]))
+        if (
+            reading.rows is not None and reading.ahead is None
+        ):  # a record that is through ends here, not with a delivery of nothing
+            value, why = self._next(reading)
+            if value is None:
+                self._finish(reading)
+            else:
+                reading.ahead = value, why
         return events
+
+    def _finish(self, reading: _Reading) -> None:
+        """Go on to the next record."""
+        reading.rows, reading.at = None, reading.at + 1
+        self._rows_a_record += SMOOTHING * (reading.row - self._rows_a_record)
 
     def _next(self, reading: _Reading) -> tuple[bytes | None, tuple[str, str] | None]:
         """The next event, or the record and why it is refused; None: there is no more of this record."""

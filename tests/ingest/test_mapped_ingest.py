@@ -1,0 +1,141 @@
+"""Logs of other tools on Kafka, through the real process: `ingest --mapping`, its counters, its dead letters, a rebuild."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from kafka import KafkaProducer
+from support import foreign_logs, loans
+
+from consumers import cli, config
+from consumers.fit import write_baseline
+from consumers.log.mappings.identity import UNATTRIBUTED
+from consumers.log.mappings.mapped import ROW_BITS
+from consumers.metrics import Metrics
+from consumers.store.embedded import EmbeddedStore
+from consumers.wiring import processes
+from detector.baseline import Baseline
+
+Headers = list[tuple[str, bytes]]
+Made = list[tuple[bytes, Headers, int | None]]
+
+
+def records(lines: list[bytes], kcat: bool) -> Made:
+    """(value, headers, time) of each; what `kcat -J` wrote becomes the record that it was."""
+    if not kcat:
+        return [(line, [], None) for line in lines]
+    found = []
+    for line in lines:
+        record = json.loads(line)
+        names, texts = record["headers"][::2], record["headers"][1::2]
+        headers = [(name, text.encode()) for name, text in zip(names, texts, strict=True)]
+        found.append((record["payload"].encode(), headers, record["ts"]))
+    return found
+
+
+def produce_all(bootstrap: str, topic: str, made: Made) -> None:
+    producer = KafkaProducer(bootstrap_servers=bootstrap)
+    for value, headers, time_ms in made:
+        producer.send(topic, value, headers=headers, timestamp_ms=time_ms)
+    producer.flush()
+    producer.close()
+
+
+@pytest.fixture(scope="module")
+def baseline_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("mapped")
+    baseline: Baseline = loans.fitted(
+        folder, [e for k in range(24) for e in loans.life(f"h-{k}", loans.person, 20, np.random.default_rng(k))]
+    )
+    path = folder / "loans.baseline"
+    write_baseline(baseline, path)
+    return path
+
+
+def settings_of(
+    folder: Path, bootstrap: str, topic: str, baseline: Path, mapping: str, monkeypatch: pytest.MonkeyPatch
+) -> config.Settings:
+    for name, value in {
+        "STATE_DIR": str(folder / "state"), "STORE__URL": f"sqlite:///{folder}/store.sqlite", "BASELINES": str(baseline),
+        "KAFKA__BOOTSTRAP_SERVERS": bootstrap, "KAFKA__TOPIC": topic, "KAFKA__GROUP_ID": topic, "KAFKA__SESSION_TIMEOUT_MS": "6000",
+        "KAFKA__DEAD_LETTER_TOPIC": f"{topic}.dead", "KAFKA__ALERTS_TOPIC": f"{topic}.alerts", "LOG__MAPPING": mapping,
+    }.items():  # fmt: skip
+        monkeypatch.setenv(f"QUERYWARDEN_{name}", value)
+    return config.load()
+
+
+def ingest(settings: config.Settings) -> Metrics:
+    metrics = Metrics()
+    with contextlib.ExitStack() as stack:
+        processes.run_ingest(settings, stack, lambda: False, True, metrics)
+    return metrics
+
+
+def counters(folder: Path) -> Counter[str]:
+    store = EmbeddedStore(folder / "store.sqlite")
+    try:
+        found: Counter[str] = Counter()
+        for cell in store.cells():
+            found += Counter(store.claim(cell, "0" * 32, "alive").counters)
+        return found
+    finally:
+        store.close()
+
+
+@pytest.mark.parametrize("name", [*sorted(set(foreign_logs.TABLES) - {"csv"}), "litellm"])
+def test_a_topic_of_another_tool_is_ingested_and_what_is_hostile_is_a_dead_letter(
+    name: str, kafka_bootstrap: str, topic: Any, tmp_path: Path, baseline_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events = loans.in_order(
+        [e for k in range(3) for e in loans.life(f"c-{k}", loans.person, 8, np.random.default_rng(k))]
+    )
+    lines = foreign_logs.TABLES[name](events) if name in foreign_logs.TABLES else foreign_logs.litellm(24)
+    if name == "litellm":  # of a model that has a baseline
+        lines = [line.replace(b'"model_group": "chat"', f'"model_group": "{loans.MODEL}"'.encode()) for line in lines]
+    hostile: Made = [(value, [], None) for value in (b"garbage", b"[" * 9000, b'{"a": 1', b"\xff\x00")]
+    where = topic(partitions=1)
+    produce_all(kafka_bootstrap, where, records(lines, name == "seldon") + hostile)
+    settings = settings_of(tmp_path, kafka_bootstrap, where, baseline_file, name, monkeypatch)
+    metrics = ingest(settings)
+    found = counters(tmp_path)
+    assert found["queries"] == 24
+    assert found["dead"] - found["dead_counted"] == len(hostile)
+    assert metrics.value("querywarden_mapped_total", outcome="events") == 24
+    unattributed = metrics.value("querywarden_mapped_total", outcome="unattributed") or 0
+    assert unattributed == (24 if name in foreign_logs.WITHOUT_CALLER else 0)
+
+
+def test_a_mapping_on_a_topic_that_was_read_without_one_stops_until_a_rebuild(
+    kafka_bootstrap: str,
+    topic: Any,
+    tmp_path: Path,
+    baseline_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    events = loans.in_order(loans.life("c-0", loans.person, 6, np.random.default_rng(1)))
+    where = topic(partitions=1)
+    produce_all(kafka_bootstrap, where, records(foreign_logs.databricks(events), False))
+    ingest(settings_of(tmp_path, kafka_bootstrap, where, baseline_file, "native", monkeypatch))
+    assert counters(tmp_path)["queries"] == 0
+    mapped = settings_of(tmp_path, kafka_bootstrap, where, baseline_file, "databricks", monkeypatch)
+    with pytest.raises(Exception, match=r"log\.mapping"):
+        ingest(mapped)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["rebuild", "--from", "2", "--yes"])
+    assert ended.value.code == 0
+    assert f"offset {2 << ROW_BITS:,}" in capsys.readouterr().out
+    ingest(mapped)
+    assert counters(tmp_path)["queries"] == 4
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["inspect", f"kafka:{where}", "--json"])
+    assert ended.value.code == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["format"], said["queries"]) == ("databricks", 6)
+    assert UNATTRIBUTED not in json.dumps(said["fields"])
