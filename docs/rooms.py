@@ -46,7 +46,9 @@ PATHS: dict[str, tuple[str, ...]] = {
 DEEP = 3
 """How many calls below the entry a path is followed. Deeper, every path ends in the same helpers."""
 
-RUNNING = frozenset({"consumers.ingest", "consumers.ingest.loop", "consumers.detect", "consumers.detect.loop", "consumers.serve"})
+RUNNING = frozenset(
+    {"consumers.ingest", "consumers.ingest.loop", "consumers.detect", "consumers.detect.loop", "consumers.serve"}
+)
 """Modules whose `run` is the loop of a process: what happens there is no longer its start."""
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
