@@ -2,5 +2,5 @@
 
 Rules:
 * The shell may import ``detector``, never the reverse.
-* Only ``consumers.cli`` and ``consumers.wiring`` read settings, and only ``consumers.wiring`` names adapters.
+* Only ``consumers.commands`` and ``consumers.wiring`` read settings, and only ``consumers.wiring`` names adapters.
 """

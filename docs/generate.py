@@ -219,14 +219,16 @@ def floors(contract: str) -> str:
 
 
 def room_floors() -> str:
-    """The rooms of the shell: what each is, in the first line of its docstring, and its floors, top first."""
+    """Every room of both packages: its purpose, in the first line of its docstring, and its floors, top first."""
+    floors_of = {c["containers"][0]: layers(c) for c in contracts().values() if "containers" in c}
     rows = []
-    for contract in contracts().values():
-        (container,) = contract.get("containers", [""])
-        if container.startswith("consumers."):
-            room = importlib.import_module(container)
-            rows.append((code(room.__name__.rpartition(".")[2]), _first(room), code(" / ".join(layers(contract)))))
-    return table(("room", "what it is", "floors"), rows)
+    for package in ("detector", "consumers"):
+        for init in sorted((ROOT / package).rglob("*/__init__.py")):
+            name = ".".join(init.parent.relative_to(ROOT).parts)
+            floors_here = code(" / ".join(floors_of[name])) if name in floors_of else ""
+            purpose = _first(importlib.import_module(name))
+            rows.append((code(name.replace(".", "/")), purpose[:1].upper() + purpose[1:], floors_here))
+    return table(("room", "what it is for", "its floors"), rows)
 
 
 def _first(module: ModuleType) -> str:

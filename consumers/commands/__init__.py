@@ -1,1 +1,4 @@
-"""Commands of `querywarden`, one file per group. `cli` registers them. Rules: as in cli.py."""
+"""Commands: what `querywarden` can do, one file per group. A command is imported when it is called.
+
+Rules: as in cli.py.
+"""

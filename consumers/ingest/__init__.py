@@ -2,7 +2,7 @@
 
 Rules:
 
-* `step` is the pure half: records and what is known of the cell come in, a checkpoint goes out.
+* `step` is the pure half: records and the state of the cell come in, a checkpoint goes out.
 * `loop` is one turn after another: poll, claim, fold and commit, report. Its parts do the I/O, each of one kind: `ownership` claims and
   drops cells, `committer` commits, `recovery` acts after failures, `health` watches the store's answers, `reporting` shows metrics.
   `dead_letters` ships refused records, `poison` tries records in a child process.

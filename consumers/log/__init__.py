@@ -1,14 +1,16 @@
-"""The query log: records in, nothing parsed.
+"""The query log: reads records from Kafka or files, and decodes them into columns.
 
 Port `QueryLog` has two implementations, Kafka (`kafka.py`) and files (`files.py`, and `followed.py` for a growing one);
-`tests/log/test_contract.py` runs on all. Rules:
+`tests/log/test_contract.py` runs on all.
+
+Rules:
 
 * A *cell* names one ordered sequence of records: ``topic:partition`` on Kafka, ``files:<content hash>`` for files.
-* An offset is the position of a record in its cell. Where to resume is the store's to say, so a newly assigned
-  cell delivers nothing until `seek` was called for it.
-* `poll` never calls the store and never raises for bad content; content is `formats.py`'s matter.
-* `next_offset` is where to resume after this batch. Offsets may have gaps (transactions, compaction, empty lines). A
-  batch may hold no records at all and only move the offset: transaction markers and empty lines count as read.
+* An offset is the position of a record in its cell. The store decides where to resume, so a newly assigned cell delivers nothing until
+  `seek` was called for it.
+* `poll` parses nothing, never calls the store and never raises for bad content. Content is decoded by `formats.py`.
+* `next_offset` is where to resume after this batch. Offsets may have gaps (transactions, compaction, empty lines). A batch may hold no
+  records at all and only move the offset: transaction markers and empty lines count as read.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Records: what processes leave for each other in the store. Read this room before changing a stored field.
+"""Records: the data that processes leave for each other in the store. Read this room before you change a stored field.
 
 | file | what it describes | written by | read by |
 |---|---|---|---|

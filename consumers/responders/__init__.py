@@ -1,4 +1,4 @@
-"""Push responders: bring restrictions to gateways that do not ask.
+"""Push responders: brings restrictions to gateways that do not ask for them.
 
 Rules:
 * A target holds the restrictions in force by client hash: the most severe over all models. Simulated decisions are not in force.

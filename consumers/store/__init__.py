@@ -1,23 +1,25 @@
-"""The store: profiles with the offset that they reflect, and decisions with the profiles that they reflect.
+"""The store: keeps profiles with the offset that they reflect, and decisions with the profiles that they reflect.
 
-Port `Store` has two implementations, Redis (`redis.py` + `*.lua`) and SQLite (`embedded.py`). It is made of four ports, and a process
-is typed by those that it uses: `ProfileStore`, `DecisionStore`, `OperatorStore` and `UpkeepStore`.
-`tests/support/store_contract.py` runs on both. The store is blind: it sees bytes, offsets and decisions, never a statistic.
+Port `Store` has two implementations, Redis (`redis.py` + `*.lua`) and SQLite (`embedded.py`). It is made of four ports, and a process is
+typed by those that it uses: `ProfileStore`, `DecisionStore`, `OperatorStore` and `UpkeepStore`. `tests/support/store_contract.py` runs on
+both.
 
-A profile cell holds the profiles of one *log cell*, under one hash tag; ingest owns it. A *decision cell* (0 ≤ v < `DECISION_CELLS`)
-holds the decisions of the clients that `decision_cell` maps to it; detect owns it. Nothing is written across cells.
+* A profile cell holds the profiles of one *log cell*; ingest owns it.
+* A *decision cell* (0 ≤ v < `DECISION_CELLS`) holds the decisions of the clients that `decision_cell` maps to it; detect owns it.
+* The *operator cell* holds entries that cannot be rebuilt from the log: manual decisions, allowlist entries, verdicts, notes, API keys.
 
-The protocol (docs/architecture.md): every claim brings a fresh random token. Every read and write of the owner names
-the token and the position that it expects, and is refused with `Fenced` (other token) or `Rewound` (other position) in the same
-atomic step. Written values are absolute, never increments. The position is written last. After an `Unavailable` the outcome is
-unknown: claim again with a new token, never send the same commit again.
+Rules:
 
-Operators' entries cannot be rebuilt from the log. They are in one more cell, the *operator cell*: entries of several kinds (a manual
-decision, an allowlist entry, a verdict, a note, an API key), each change with its audit rows in the same atomic step, refused with
-`Rewound` if another process changed the cell in between. This does not disturb the owners of other cells.
-
-Gateways read `restrictions` once and `changes` from then on. A position that is too old to continue from is answered with None.
-Other writers to an owned cell (`erase`, `erase_decisions`, `reset`) invalidate its owner in the same step.
+* The store is blind: it knows bytes, offsets and decisions, and no statistic.
+* A cell is one unit: its keys carry one hash tag, and a step changes one cell only.
+* Every claim brings a fresh random token. Every read and write of the owner names the token and the position that it expects, and is
+  refused with `Fenced` (other token) or `Rewound` (other position) in the same atomic step (docs/architecture.md).
+* Written values are absolute, never increments. The position is written last.
+* After an `Unavailable` the outcome is unknown: claim again with a new token, and never send the same commit again.
+* A change of an operator's entry is written together with its audit rows. It is refused with `Rewound` if another process changed the
+  operator cell in between. Owners of other cells are not disturbed.
+* Gateways read `restrictions` once and `changes` from then on. A position that is too old to continue from is answered with None.
+* Other writers to an owned cell (`erase`, `erase_decisions`, `reset`) invalidate its owner in the same step.
 """
 
 from __future__ import annotations

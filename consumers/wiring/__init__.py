@@ -1,4 +1,4 @@
-"""Settings → running processes: the one room that names adapters and puts the parts of a process together.
+"""Wiring: names adapters and puts the parts of each process together, as the settings say.
 
 Rules:
 
@@ -7,6 +7,7 @@ Rules:
   This room is the only place of such imports (tests/test_house.py), apart from the table of commands in `cli.py`.
 * Processes and commands get opened adapters; they never see an address or a password.
 
-Files: `adapters` opens log and store; `sinks` has the table of alert sinks; `telemetry` starts what a process shows of itself; `operators`
-builds what operators' commands work on; `serve` puts the HTTP service together; `processes` runs ingest, detect and all three.
+Files: `adapters` opens log and store; `sinks` has the table of alert sinks; `telemetry` starts heartbeats, metrics and traces;
+`operators` builds what operators' commands work on; `credentials` builds what callers of the HTTP service are checked with; `watermark`
+records the registry of canaries in the audit log; `serve` puts the HTTP service together; `processes` runs ingest, detect and all three.
 """

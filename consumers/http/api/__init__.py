@@ -1,4 +1,4 @@
-"""The HTTP API: one file a resource, each with its routes, what they take and what they answer.
+"""The HTTP API: one file for each resource, with its routes, parameters and answers.
 
 Who may use a route is in `http.access`, what it reads in `readers.queries`, what it changes in `operators.operate`.
 

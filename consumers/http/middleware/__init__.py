@@ -1,4 +1,4 @@
-"""What every request passes before the API: plain ASGI middlewares, one a file, outermost first.
+"""Middleware: the steps that every request passes before the API, one file each, outermost first. Plain ASGI.
 
     lifetime      the service's end lets go of who follows events; a body that nobody reads is bounded (`unread_bodies`)
     routing       gateways' questions go straight to their own application
