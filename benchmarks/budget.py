@@ -63,7 +63,7 @@ def states_of(victim: Victim, baseline: Baseline, streams: list[Stream]) -> list
     for some in (streams[i : i + 200] for i in range(0, len(streams), 200)):
         profiles = ours.profiles_of(victim, baseline, answered(victim, some))
         said = ours.assessed(baseline, profiles)
-        states += [[wanted(one, baseline.nulls, Policy(b))[0] for b in BUDGETS] for one in said]
+        states += [[wanted(one, baseline.calibration, Policy(b))[0] for b in BUDGETS] for one in said]
     return states
 
 

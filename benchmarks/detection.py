@@ -232,13 +232,13 @@ def run_victim(name: str, plan: Plan, literature: bool = True) -> dict[str, Any]
     tally, cache, copies = Tally(plan.splits), dict[tuple[str, int], float](), defaultdict[str, list[list[float]]](list)
     for split, (held, calibration, tested) in enumerate(deals(clients, plan.splits)):
         say(name, f"calibration split {split + 1} of {plan.splits}, {held} held out")
-        baseline, lives = ours.fitted(victim, calibration, np.random.default_rng(split), rehearsed)
+        baseline, fitted_clients = ours.fitted(victim, calibration, np.random.default_rng(split), rehearsed)
         profiles = ours.profiles_of(victim, baseline, tested)
         said = ours.assessed(baseline, profiles)
         alarms = ours.alarms(baseline, profiles, said, tested, plan.budget)
         tally.add(OURS, "equal", split, tested, alarms)
         for method, kinds in ((UNEXPECTED, (held,)), (UNAIDED, None)):
-            other = ours.where_nobody_stands_in(baseline, lives, kinds)
+            other = ours.without_pseudo_clients(baseline, fitted_clients, kinds)
             found = ours.alarms(other, profiles, ours.assessed(other, profiles), tested, plan.budget)
             tally.add(method, "equal", split, tested, found)
         floors.append(ours.by_floor(said, tested, plan.budget, held))

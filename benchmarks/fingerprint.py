@@ -79,11 +79,11 @@ def figures() -> list[Any]:
     tested = batch_of([*streams[36:], *thieves])
     out: list[Any] = [[_rounded(v) for v in baseline.table.fusing_scale]]
     for half_ms, memory_ms in ((2**62, 0.0), (DAY_MS, 20.0 * DAY_MS)):
-        table = ProfileTable(baseline.map, baseline.table, baseline.nulls_version, half_ms, memory_ms=memory_ms)
+        table = ProfileTable(baseline.map, baseline.table, baseline.calibration_version, half_ms, memory_ms=memory_ms)
         profiles = table.of_log(tested, bytes(16), 500)
         for profile in profiles:
             a = assess(profile, baseline)
-            out.append([_shown(a), wanted(a, baseline.nulls, Policy(0.05)), reached(profile, baseline, 0.2)])
+            out.append([_shown(a), wanted(a, baseline.calibration, Policy(0.05)), reached(profile, baseline, 0.2)])
             out.append(_shown(assess(profile, baseline, shards=2)))
         out += [_shown(assess_group(profiles[k : k + 4], baseline)) for k in range(0, len(profiles) - 3, 3)]
     return out

@@ -19,7 +19,7 @@ from benchmarks.victims import Victim
 from consumers.fit import rehearsal
 from detector.baseline import Baseline
 from detector.calibration import UNREHEARSED, Tools
-from detector.fitting.baseline import Lives, Rehearsed, fit_baseline, nulls_of
+from detector.fitting.baseline import FittedClients, Rehearsed, calibration_of, fit_baseline
 from detector.policy import FLAGGED, MIN_ODD_TO_THROTTLE, Policy, wanted
 from detector.profile import Profile
 from detector.profile_table import ProfileTable
@@ -71,7 +71,7 @@ def reference_of(victim: Victim) -> QueryBatch:
 
 def fitted(
     victim: Victim, calibration: Sequence[Tested], rng: np.random.Generator, rehearsed: Rehearsed
-) -> tuple[Baseline, Lives]:
+) -> tuple[Baseline, FittedClients]:
     return fit_baseline(
         victim.name, victim.schema, reference_of(victim), as_batch(victim, calibration), real_clients=True, rng=rng,
         rehearsed=rehearsed,
@@ -83,7 +83,9 @@ def rehearsed_for(victim: Victim) -> Rehearsed:
 
 
 def profiles_of(victim: Victim, baseline: Baseline, clients: Sequence[Tested]) -> list[Profile]:
-    table = ProfileTable(baseline.map, baseline.table, baseline.nulls_version, HALF_HORIZON_MS, memory_ms=MEMORY_MS)
+    table = ProfileTable(
+        baseline.map, baseline.table, baseline.calibration_version, HALF_HORIZON_MS, memory_ms=MEMORY_MS
+    )
     return table.of_log(as_batch(victim, clients), KEY)
 
 
@@ -92,7 +94,7 @@ def assessed(baseline: Baseline, profiles: Sequence[Profile]) -> list[Assessment
 
 
 def is_flagged(said: Assessment, baseline: Baseline, budget: float) -> bool:
-    return wanted(said, baseline.nulls, Policy(budget))[0] in FLAGGED
+    return wanted(said, baseline.calibration, Policy(budget))[0] in FLAGGED
 
 
 def alarms(
@@ -132,7 +134,7 @@ def by_floor(
 @dataclass(frozen=True, slots=True)
 class Contaminated:
     """tested: who was not among the calibration's thieves; alarms with the bound of influence and without; left_out: thieves and honest
-    clients that had no say; thieves: how many there were."""
+    clients excluded from calibration; thieves: how many there were."""
 
     tested: list[Tested]
     bounded: list[int | None]
@@ -154,37 +156,47 @@ def contaminated(
     count = min(round(CONTAMINATION * len(calibration) / (1 - CONTAMINATION)), len(thieves) // 2)
     among = set(rng.choice(thieves, size=count, replace=False).tolist())
     spoilt = [*calibration, *(tested[i] for i in sorted(among))]
-    baseline, lives = fitted(victim, spoilt, rng, rehearsed)
+    baseline, fitted_clients = fitted(victim, spoilt, rng, rehearsed)
     others = [c for i, c in enumerate(tested) if i not in among]
     profiles = profiles_of(victim, baseline, others)
     bad = np.arange(len(spoilt)) >= len(calibration)
-    out = (int(lives.left_out[bad].sum()), int(lives.left_out[~bad].sum()))
+    out = (int(fitted_clients.excluded[bad].sum()), int(fitted_clients.excluded[~bad].sum()))
     bounded, trusting = (
-        alarms(b, profiles, assessed(b, profiles), others, budget) for b in (baseline, with_every_say(baseline, lives))
+        alarms(b, profiles, assessed(b, profiles), others, budget)
+        for b in (baseline, without_exclusions(baseline, fitted_clients))
     )
     return Contaminated(others, bounded, trusting, out, count)
 
 
-def with_every_say(baseline: Baseline, lives: Lives) -> Baseline:
-    """The same map under the nulls of all lives, bounded by nothing."""
-    return _under(baseline, lives, UNREHEARSED, baseline.nulls.tools)
+def without_exclusions(baseline: Baseline, fitted_clients: FittedClients) -> Baseline:
+    """The same map, calibrated on all clients without a rehearsal bound."""
+    return _under(baseline, fitted_clients, UNREHEARSED, baseline.calibration.tools)
 
 
-def where_nobody_stands_in(baseline: Baseline, lives: Lives, kinds: Sequence[str] | None = None) -> Baseline:
-    """The same calibration with no tool of these kinds (None: of any) among its clients."""
-    tools = baseline.nulls.tools
+def without_pseudo_clients(
+    baseline: Baseline, fitted_clients: FittedClients, kinds: Sequence[str] | None = None
+) -> Baseline:
+    """The same calibration with no tool of these kinds (None: of any) as pseudo-clients."""
+    tools = baseline.calibration.tools
     kept = np.array([kinds is not None and kind not in kinds for kind in tools.kinds], np.bool_)
     names = tuple(kind for kind, keep in zip(tools.kinds, kept, strict=True) if keep)
-    return _under(baseline, lives, baseline.nulls.reach, Tools(names, tools.lives[kept], tools.ends[kept]))
+    return _under(
+        baseline,
+        fitted_clients,
+        baseline.calibration.rehearsal_bound,
+        Tools(names, tools.lifetime_maxima[kept], tools.final_values[kept]),
+    )
 
 
-def _under(baseline: Baseline, lives: Lives, reach: NDArray[np.float64], tools: Tools) -> Baseline:
-    old = baseline.nulls
-    nulls, _ = nulls_of(
-        lives.statistics, [""] * len(lives.clients), distinct=old.distinct, days=old.days, calibrated=old.calibrated,
-        reach=reach, tools=tools,
+def _under(
+    baseline: Baseline, fitted_clients: FittedClients, rehearsal_bound: NDArray[np.float64], tools: Tools
+) -> Baseline:
+    old = baseline.calibration
+    calibration, _ = calibration_of(
+        fitted_clients.statistics, [""] * len(fitted_clients.clients), distinct=old.distinct, days=old.days, calibrated=old.calibrated,
+        rehearsal_bound=rehearsal_bound, tools=tools,
     )  # fmt: skip
-    return replace(baseline, nulls=nulls)
+    return replace(baseline, calibration=calibration)
 
 
 def visible(client: Tested) -> bool:

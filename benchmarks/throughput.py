@@ -169,7 +169,7 @@ def steps(baseline: Baseline, lines: Sequence[bytes], runs: int) -> list[dict[st
     alone = [fmap.measure(one, PUBLIC_KEY) for one in singles]
 
     def profiles() -> ProfileTable:
-        return ProfileTable(fmap, baseline.table, baseline.nulls_version, 2**62)
+        return ProfileTable(fmap, baseline.table, baseline.calibration_version, 2**62)
 
     def measure_all() -> int:
         fmap.measure(batch, PUBLIC_KEY)

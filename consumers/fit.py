@@ -147,7 +147,7 @@ def fit(
         honest = simulated(batch, schema, rng)
     progress("learning what real inputs look like, calibrating on honest clients")
     try:
-        baseline, lives = fit_baseline(
+        baseline, fitted_clients = fit_baseline(
             model_id, schema, batch, honest, real_clients=traffic is not None, rng=rng, personas=personas,
             rehearsed=None if trust_traffic else rehearsal(batch, schema, seed),
         )  # fmt: skip
@@ -161,7 +161,7 @@ def fit(
         baseline = dataclasses.replace(baseline, estimator=estimator)
     review: tuple[Outlier, ...] = ()
     if traffic is not None:
-        review = outliers(lives.clients, lives.masses, lives.left_out)
+        review = outliers(fitted_clients.clients, fitted_clients.lifetime_maxima, fitted_clients.excluded)
     return Fitted(baseline, [*said, *baseline.notes], understood, refused, misfits, usual.shares(), review)
 
 
@@ -180,9 +180,9 @@ def _presumed_honest(traffic: QueryBatch, excluded: frozenset[str], said: list[s
 
 
 def simulated(reference: QueryBatch, schema: Schema, rng: np.random.Generator) -> QueryBatch:
-    """Honest clients of all kinds: they stand in for traffic."""
+    """Simulated honest clients of all kinds, in place of traffic."""
     kinds = [kind for kind in BENIGN if kind != "misrouted"]  # nothing foreign is at hand
-    return _played(reference, schema, population(SIMULATED_CLIENTS, rng, kinds), rng)
+    return _simulated_queries(reference, schema, population(SIMULATED_CLIENTS, rng, kinds), rng)
 
 
 def rehearsal(reference: QueryBatch, schema: Schema, seed: int) -> Rehearsed:
@@ -194,14 +194,14 @@ def rehearsal(reference: QueryBatch, schema: Schema, seed: int) -> Rehearsed:
         if not (embedded and kind in TOOLS)
         for _ in range(REHEARSED_STAND_INS if kind in STAND_INS else REHEARSED_A_KIND)
     ]
-    queries = _played(reference, schema, kinds, np.random.default_rng([seed, REHEARSED_A_KIND]))
+    queries = _simulated_queries(reference, schema, kinds, np.random.default_rng([seed, REHEARSED_A_KIND]))
     return Rehearsed(queries, tuple(k if k in STAND_INS else "" for k in kinds))
 
 
 def filled(batch: QueryBatch, rng: np.random.Generator) -> QueryBatch:
     """The batch with a value of the same column drawn for each that is missing or out of range; itself when there is none.
 
-    What thieves and honest clients of a rehearsal send are numbers; who has none to send comes back in `_played`.
+    What thieves and honest clients of a rehearsal send are numbers; missing ones come back in `_simulated_queries`.
     """
     gone = ~np.isfinite(batch.inputs)
     if not gone.any():
@@ -222,7 +222,9 @@ def _embedded(reference: QueryBatch, schema: Schema) -> bool:
     return schema.input_form == "embedding" or (schema.width >= MANY_COLUMNS and alike)
 
 
-def _played(reference: QueryBatch, schema: Schema, kinds: Sequence[str], rng: np.random.Generator) -> QueryBatch:
+def _simulated_queries(
+    reference: QueryBatch, schema: Schema, kinds: Sequence[str], rng: np.random.Generator
+) -> QueryBatch:
     """A simulated honest client for each kind, drawn from the reference and answered as the nearest reference row was.
 
     It lacks the values that the nearest row lacks.

@@ -23,8 +23,8 @@ from consumers.store import ServiceStore
 from consumers.times import rfc3339
 from detector.baseline import Baseline
 from detector.errors import DetectorError
-from detector.fitting.recalibration import MIN_DAYS, Life, Recalibrated
-from detector.fitting.recalibration import recalibrate as with_new_nulls
+from detector.fitting.recalibration import MIN_DAYS, KnownClient, Recalibrated
+from detector.fitting.recalibration import recalibrate as with_new_calibration
 from detector.policy import FLAGGED
 from detector.query import ClientKey
 
@@ -54,12 +54,12 @@ def recalibrate(
     presumption: Presumption,
     min_days: float = MIN_DAYS,
 ) -> Recalibrated:
-    """New nulls for `baseline` from a model's clients in the store. Raises InvalidInput in one line."""
+    """Calibrate `baseline` anew on a model's clients in the store. Raises InvalidInput in one line."""
     left_out: Counter[str] = Counter()
     newest = [0]
-    lives = _lives(store, secrets, tenant, baseline, presumption, left_out, newest)
+    clients = _known_clients(store, secrets, tenant, baseline, presumption, left_out, newest)
     try:
-        made = with_new_nulls(baseline, lives, "clients that the service saw", min_days, left_out)
+        made = with_new_calibration(baseline, clients, "clients that the service saw", min_days, left_out)
     except DetectorError as error:
         why = f" (left out: {', '.join(f'{n} {why}' for why, n in left_out.most_common())})" if left_out else ""
         raise InvalidInput(f"model {baseline.model_id}: {error}{why}") from error
@@ -67,7 +67,7 @@ def recalibrate(
     return replace(made, baseline=replace(made.baseline, notes=notes))
 
 
-def _lives(
+def _known_clients(
     store: ServiceStore,
     secrets: Secrets,
     tenant: str,
@@ -75,7 +75,7 @@ def _lives(
     presumption: Presumption,
     left_out: Counter[str],
     newest: list[int],
-) -> Iterator[Life]:
+) -> Iterator[KnownClient]:
     """Presumably honest clients, some at a time. `left_out` counts the others, `newest` gets the time of the last query."""
     verdicts = _verdicts(store, tenant)
     nobody = secrets.client_hash(tenant, OVERFLOW)
@@ -102,7 +102,7 @@ def _lives(
                 continue
             newest[0] = max(newest[0], profile.last_ms)
             client = honest[key]
-            yield Life(client, profile, len(by_cell), presumption.personas.get(client, ""))
+            yield KnownClient(client, profile, len(by_cell), presumption.personas.get(client, ""))
 
 
 def _verdicts(store: ServiceStore, tenant: str) -> dict[str, operator_entries.StoredVerdict]:

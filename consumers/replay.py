@@ -361,7 +361,7 @@ def report_of(
         clients=clients,
         campaigns=[_reported_campaign(*key, row, truth) for key, row in _by_rank(result.campaigns)],
         budget=budget,
-        calibrated=all(b.nulls.calibrated for b in baselines.values()),
+        calibrated=all(b.calibration.calibrated for b in baselines.values()),
         calibration="; ".join(n for b in baselines.values() for n in b.notes),
         alerts=[alert_of(body, None, None) for body in result.alerts],
         coverage=coverage,

@@ -4,7 +4,7 @@ Rules:
 
 * This file holds the value. `baseline_file.py` writes and reads its bytes, `fitting/baseline.py` fits it.
 * ``map_id`` identifies the feature map. Profiles of another map are not mixed with those of this one.
-* ``nulls_version`` identifies the calibration. A new one keeps profiles and restarts their running maxima.
+* ``calibration_version`` identifies the calibration. A new one keeps profiles and restarts their running maxima.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from detector.calibration import Nulls, Tail
+from detector.calibration import Calibration, Tail
 from detector.extraction import Estimator
 from detector.features import FeatureMap
 from detector.signal_table import SignalTable
@@ -33,7 +33,7 @@ class Baseline:
 
     model_id: str
     map: FeatureMap
-    nulls: Nulls
+    calibration: Calibration
     notes: tuple[str, ...] = ()
     facts: dict[str, float] = field(default_factory=dict)
     estimator: Estimator | None = None
@@ -43,32 +43,32 @@ class Baseline:
         return self.map.map_id
 
     @cached_property
-    def nulls_version(self) -> str:
-        return self.nulls.version
+    def calibration_version(self) -> str:
+        return self.calibration.version
 
     @cached_property
     def table(self) -> SignalTable:
         """The signals as the fold needs them, in units of this baseline."""
-        return masses(self.nulls.scale, self.nulls.distinct, self.map.misfit_allowance)
+        return masses(self.calibration.scale, self.calibration.distinct, self.map.misfit_allowance)
 
     @cached_property
     def ordered(self) -> Tail:
-        return Tail.fit(self.nulls.ordered)
+        return Tail.fit(self.calibration.ordered)
 
     @cached_property
     def free(self) -> Tail:
-        return Tail.fit(self.nulls.free)
+        return Tail.fit(self.calibration.free)
 
     @cached_property
     def tails(self) -> tuple[Tail, ...]:
-        """The null of each signal by itself."""
-        return tuple(Tail.fit(column) for column in self.nulls.lives.T)
+        """Null distribution of each signal by itself."""
+        return tuple(Tail.fit(column) for column in self.calibration.lifetime_maxima.T)
 
     def tail(self, in_order: bool, persona: str = "") -> Tail:
-        """The null of the fused score: that of a declared persona, where this baseline knows it, or of all others."""
+        """Null distribution of the fused score: that of a declared persona, where this baseline knows it, or of all others."""
         return self._personas.get((persona, in_order)) or (self.ordered if in_order else self.free)
 
     @cached_property
     def _personas(self) -> dict[tuple[str, bool], Tail]:
-        known = self.nulls.personas
+        known = self.calibration.personas
         return {(p.name, order): Tail.fit(p.ordered if order else p.free) for p in known for order in (True, False)}

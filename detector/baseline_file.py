@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detector.baseline import Baseline
-from detector.calibration import Nulls, Persona, Tools
+from detector.calibration import Calibration, Persona, Tools
 from detector.discriminators import Trees
 from detector.errors import CorruptBaseline
 from detector.extraction import NAMES, Estimator
@@ -33,8 +33,8 @@ MAGIC = b"QWBL"
 FORMAT = 5
 _FRONT = struct.Struct("<4sHI")
 _TREE_ARRAYS = ("roots", "feature", "threshold", "left", "right", "value")
-_NULL_ARRAYS = ("lives", "scale", "ordered", "free", "reach")
-_TOOL_ARRAYS = ("lives", "ends")
+_CALIBRATION_ARRAYS = ("lifetime_maxima", "scale", "ordered", "free", "rehearsal_bound")
+_TOOL_ARRAYS = ("lifetime_maxima", "final_values")
 _ESTIMATOR_ARRAYS = ("weights", "errors", "sizes", "usual")
 _TYPES = ("<f8", "<f4", "<i8", "<i4", "<i2")
 _OF_TYPE = {"start": "<i8", "levels_of": "<i8", "code_category": "<i8", "neighbours": "<f4", "region_of": "<i2"}
@@ -45,8 +45,11 @@ _STORED_NAMES = {
     "region_share": "cell_share",
     "common_value": "link_mode",
     "agreement_bits": "link_bits",
+    "lifetime_maxima": "lives",
+    "final_values": "ends",
+    "rehearsal_bound": "reach",
 }
-"""Arrays of a map that the file keeps under an older name."""
+"""Arrays that the file keeps under an older name."""
 _UNBOUNDED = ("levels", "margin_levels")
 
 
@@ -55,16 +58,16 @@ def pack_baseline(baseline: Baseline) -> bytes:
     arrays: list[tuple[str, NDArray[Any]]] = [(f"map.{_stored(name)}", getattr(baseline.map, name)) for name in ARRAYS]
     for tree, trees in sorted(baseline.map.trees.items()):
         arrays += [(f"trees.{tree}.{name}", getattr(trees, name)) for name in _TREE_ARRAYS]
-    arrays += [(f"nulls.{name}", getattr(baseline.nulls, name)) for name in _NULL_ARRAYS]
-    arrays += [(f"tools.{name}", getattr(baseline.nulls.tools, name)) for name in _TOOL_ARRAYS]
-    for i, persona in enumerate(baseline.nulls.personas):
+    arrays += [(f"nulls.{_stored(name)}", getattr(baseline.calibration, name)) for name in _CALIBRATION_ARRAYS]
+    arrays += [(f"tools.{_stored(name)}", getattr(baseline.calibration.tools, name)) for name in _TOOL_ARRAYS]
+    for i, persona in enumerate(baseline.calibration.personas):
         arrays += [(f"persona.{i}.ordered", persona.ordered), (f"persona.{i}.free", persona.free)]
     if baseline.estimator is not None:
         arrays += [(f"extraction.{name}", getattr(baseline.estimator, name)) for name in _ESTIMATOR_ARRAYS]
     header = {
         "model_id": baseline.model_id,
         "map_id": baseline.map_id,
-        "nulls_version": baseline.nulls_version,
+        "nulls_version": baseline.calibration_version,
         "signals_version": TABLE_VERSION,
         "schema": asdict(baseline.map.schema),
         "near": baseline.map.near,
@@ -72,15 +75,15 @@ def pack_baseline(baseline: Baseline) -> bytes:
         "misfit_allowance": baseline.map.misfit_allowance,
         "bias": {name: trees.bias for name, trees in sorted(baseline.map.trees.items())},
         "nulls": {
-            "distinct": baseline.nulls.distinct,
-            "days": baseline.nulls.days,
-            "calibrated": baseline.nulls.calibrated,
+            "distinct": baseline.calibration.distinct,
+            "days": baseline.calibration.days,
+            "calibrated": baseline.calibration.calibrated,
         },
         "notes": list(baseline.notes),
         "facts": baseline.facts,
-        "tools": list(baseline.nulls.tools.kinds),
+        "tools": list(baseline.calibration.tools.kinds),
         "estimator": baseline.estimator is not None,
-        "personas": [p.name for p in baseline.nulls.personas],
+        "personas": [p.name for p in baseline.calibration.personas],
         "arrays": [[name, _little(a).dtype.str, list(a.shape)] for name, a in arrays],
     }
     text = json.dumps(header, sort_keys=True, allow_nan=False).encode()
@@ -134,8 +137,8 @@ def _from_parts(header: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Base
         **{name: arrays[f"map.{_stored(name)}"] for name in ARRAYS},
     )
     _check_map(feature_map)
-    nulls = Nulls(
-        **{name: arrays[f"nulls.{name}"] for name in _NULL_ARRAYS},
+    calibration = Calibration(
+        **{name: arrays[f"nulls.{_stored(name)}"] for name in _CALIBRATION_ARRAYS},
         distinct=float(header["nulls"]["distinct"]),
         days=float(header["nulls"]["days"]),
         calibrated=bool(header["nulls"]["calibrated"]),
@@ -143,22 +146,26 @@ def _from_parts(header: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Base
             Persona(str(name), arrays[f"persona.{i}.ordered"], arrays[f"persona.{i}.free"])
             for i, name in enumerate(header["personas"])
         ),
-        tools=Tools(tuple(map(str, header["tools"])), **{name: arrays[f"tools.{name}"] for name in _TOOL_ARRAYS}),
+        tools=Tools(
+            tuple(map(str, header["tools"])), **{name: arrays[f"tools.{_stored(name)}"] for name in _TOOL_ARRAYS}
+        ),
     )
-    _check_nulls(nulls)
+    _check_calibration(calibration)
     facts = {str(name): float(value) for name, value in header["facts"].items()}
     estimator = None
     if header["estimator"]:
         estimator = Estimator(**{name: arrays[f"extraction.{name}"] for name in _ESTIMATOR_ARRAYS})
         _check_estimator(estimator, feature_map)
-    new = Baseline(str(header["model_id"]), feature_map, nulls, tuple(map(str, header["notes"])), facts, estimator)
-    if new.map_id != header["map_id"] or new.nulls_version != header["nulls_version"]:
+    new = Baseline(
+        str(header["model_id"]), feature_map, calibration, tuple(map(str, header["notes"])), facts, estimator
+    )
+    if new.map_id != header["map_id"] or new.calibration_version != header["nulls_version"]:
         raise CorruptBaseline("the baseline does not match its own identity")
     return new
 
 
 def _stored(name: str) -> str:
-    """What the file calls an array of a map."""
+    """Name of an array in the file."""
     return _STORED_NAMES.get(name, name)
 
 
@@ -238,19 +245,25 @@ def _check_map(fmap: FeatureMap) -> None:
         trees.check(d)
 
 
-def _check_nulls(nulls: Nulls) -> None:
-    g, h, s = len(nulls.lives), len(nulls.ordered), len(SIGNALS)
-    want = {"lives": ("<f4", (g, s)), "scale": ("<f8", (s,)), "ordered": ("<f8", (h,)), "free": ("<f8", (h,))}
+def _check_calibration(calibration: Calibration) -> None:
+    g, h, s = len(calibration.lifetime_maxima), len(calibration.ordered), len(SIGNALS)
+    want = {"lifetime_maxima": ("<f4", (g, s)), "scale": ("<f8", (s,)), "ordered": ("<f8", (h,)), "free": ("<f8", (h,))}
     for name, (kind, shape) in want.items():
-        array = getattr(nulls, name)
+        array = getattr(calibration, name)
         _refuse(
             (
-                (array.shape != shape or array.dtype != kind, f"nulls: {name} has shape {array.shape}, not {shape}"),
-                (not np.isfinite(array).all() or bool(np.any(array < 0)), f"nulls: {name} holds what is no mass"),
+                (
+                    array.shape != shape or array.dtype != kind,
+                    f"nulls: {_stored(name)} has shape {array.shape}, not {shape}",
+                ),
+                (
+                    not np.isfinite(array).all() or bool(np.any(array < 0)),
+                    f"nulls: {_stored(name)} holds what is no mass",
+                ),
             )
         )
-    r = len(nulls.tools.kinds)
-    for array in (nulls.tools.lives, nulls.tools.ends):
+    r = len(calibration.tools.kinds)
+    for array in (calibration.tools.lifetime_maxima, calibration.tools.final_values):
         _refuse(
             (
                 (
@@ -260,9 +273,9 @@ def _check_nulls(nulls: Nulls) -> None:
                 (not np.isfinite(array).all() or bool(np.any(array < 0)), "tools: what is no mass"),
             )
         )
-    guests = nulls.tools.guests(g) if nulls.calibrated else 0
-    _refuse(((h != g + guests, f"nulls: {h} maxima of {g} clients and {guests} tools"),))
-    for persona in nulls.personas:
+    pseudo_clients = calibration.tools.pseudo_clients(g) if calibration.calibrated else 0
+    _refuse(((h != g + pseudo_clients, f"nulls: {h} maxima of {g} clients and {pseudo_clients} tools"),))
+    for persona in calibration.personas:
         for array in (persona.ordered, persona.free):
             wrong = array.shape != persona.ordered.shape or array.ndim != 1 or array.dtype != "<f8" or not len(array)
             _refuse(
@@ -271,16 +284,19 @@ def _check_nulls(nulls: Nulls) -> None:
                     (not np.isfinite(array).all() or bool(np.any(array < 0)), f"persona {persona.name!r}: no mass"),
                 )
             )
-    reach = nulls.reach
+    bound = calibration.rehearsal_bound
     _refuse(
         (
             (
-                reach.shape not in ((0,), (s,)) or reach.dtype != "<f8",
-                f"nulls: reach has shape {reach.shape}, not {(s,)}",
+                bound.shape not in ((0,), (s,)) or bound.dtype != "<f8",
+                f"nulls: reach has shape {bound.shape}, not {(s,)}",
             ),
-            (not bool(np.all(reach > 0)), "nulls: a reach that is not positive"),
-            (bool(np.any(nulls.scale <= 0)), "nulls: a scale that is not positive"),
-            (not 0 <= nulls.distinct < np.inf or not 0 <= nulls.days < np.inf, "nulls: lives without a length"),
+            (not bool(np.all(bound > 0)), "nulls: a reach that is not positive"),
+            (bool(np.any(calibration.scale <= 0)), "nulls: a scale that is not positive"),
+            (
+                not 0 <= calibration.distinct < np.inf or not 0 <= calibration.days < np.inf,
+                "nulls: lives without a length",
+            ),
         )
     )
 

@@ -32,29 +32,30 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-TOP_LIVES = 4
+LARGEST_AVERAGED = 4
 TAIL_SHARE = 0.1
 TAIL_INDEX_PRIOR = 2.0
 TAIL_PRIOR_WEIGHT = 10.0
 SMALLEST_TAIL = 0.05
 UNREHEARSED: NDArray[np.float64] = np.empty(0)
-"""A reach that bounds nobody."""
+"""A rehearsal bound that excludes no client."""
 PLAUSIBLE = 2.5
 LEAST_SHARE = 0.2
 SPOILT, SPOILT_CLIENTS = 0.015, 3
-"""Share of the clients beyond `PLAUSIBLE` times the reach, and how many at least, that an honest fleet hardly has: 2 in 1,000 are usual."""
+"""Share of the clients beyond `PLAUSIBLE` times the rehearsal bound, and their least number, that an honest fleet hardly has:
+2 in 1,000 are usual."""
 SPOILT_PLAUSIBLE = 1.35
 MOST_LEFT_OUT = 0.1
 TOOL_RANK = 0.95
 TOOL_SHARE, FEWEST_TOOLS = 0.0075, 2
-"""Of each kind of tool there are taken to be so many among the honest clients, whatever the traffic holds."""
+"""Pseudo-clients of each kind of tool: their share of the honest clients and their least number, whatever the traffic holds."""
 MIN_CLIENTS_A_BUDGET = 1.0
 """Honest clients expected above the level, below which a budget is called too small for the calibration."""
 
 
 @dataclass(frozen=True, slots=True)
 class Persona:
-    """A use that the owner declared, with its own null: clients that explain, test or probe for a living.
+    """A use that the owner declared, with null distributions of its own: clients that explain, test or probe for a living.
 
     ordered, free  (h,) sorted lifetime maxima of its honest clients, in the units of all others
     """
@@ -66,58 +67,63 @@ class Persona:
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """Honest tools of the odd kinds, as `fit` rehearsed them: kinds (r,), lives (r, s) lifetime masses, ends (r, s) last masses."""
+    """Honest tools of the odd kinds, as `fit` rehearsed them.
+
+    kinds (r,), lifetime_maxima (r, s), final_values (r, s) masses after the last query
+    """
 
     kinds: tuple[str, ...]
-    lives: NDArray[np.float64]
-    ends: NDArray[np.float64]
+    lifetime_maxima: NDArray[np.float64]
+    final_values: NDArray[np.float64]
 
-    def guests(self, clients: int) -> int:
-        """How many stand among so many honest clients."""
+    def pseudo_clients(self, clients: int) -> int:
+        """Number of pseudo-clients that join `clients` honest ones."""
         return len(set(self.kinds)) * max(FEWEST_TOOLS, round(TOOL_SHARE * clients))
 
-    def standing_in(self, scale: NDArray[np.float64], use: NDArray[np.bool_], clients: int) -> NDArray[np.int64]:
-        """Rows, repeated, that stand among so many honest clients. scale: units of the signals; use: those that are fused."""
+    def pseudo_client_rows(self, scale: NDArray[np.float64], use: NDArray[np.bool_], clients: int) -> NDArray[np.int64]:
+        """Rows of the pseudo-clients that join `clients` honest ones, repeated. scale: units of the signals; use: those that are fused."""
         if not self.kinds:
             return np.empty(0, np.int64)
-        size = (self.lives / scale)[:, use].max(axis=1)
-        found = [int(rows[np.argsort(size[rows], kind="stable")][_far(len(rows))]) for rows in self._rows()]
-        return np.repeat(np.array(found, np.int64), self.guests(clients) // len(found))
+        size = (self.lifetime_maxima / scale)[:, use].max(axis=1)
+        chosen = [
+            int(rows[np.argsort(size[rows], kind="stable")[_percentile_rank(len(rows))]]) for rows in self._rows()
+        ]
+        return np.repeat(np.array(chosen, np.int64), self.pseudo_clients(clients) // len(chosen))
 
-    def far(self) -> list[NDArray[np.float64]]:
-        """Kind by kind, what one that went far has of each signal, (s,)."""
-        return [np.sort(self.lives[rows], axis=0)[_far(len(rows))] for rows in self._rows()]
+    def percentile_maxima(self) -> list[NDArray[np.float64]]:
+        """Lifetime maxima of the 95th-percentile run of each kind, signal by signal, (s,) each."""
+        return [np.sort(self.lifetime_maxima[rows], axis=0)[_percentile_rank(len(rows))] for rows in self._rows()]
 
     def _rows(self) -> list[NDArray[np.int64]]:
         kinds = np.array(self.kinds)
         return [np.flatnonzero(kinds == kind) for kind in dict.fromkeys(self.kinds)]
 
 
-def _far(count: int) -> int:
-    """Which of so many, in ascending order, went far."""
+def _percentile_rank(count: int) -> int:
+    """Index of the 95th-percentile run among `count` runs in ascending order."""
     return round(TOOL_RANK * (count - 1))
 
 
 NO_TOOLS = Tools((), np.empty((0, 0)), np.empty((0, 0)))
-"""Nothing was rehearsed, and nobody stands in."""
+"""No tool was rehearsed: there are no pseudo-clients."""
 
 
 @dataclass(frozen=True, slots=True)
-class Nulls:
-    """Honest lives, one row a client; those of declared personas apart.
+class Calibration:
+    """Null distributions of honest clients, one row a client; those of declared personas apart.
 
-    lives     (g, s) float32, lifetime maximum of each signal
+    lifetime_maxima  (g, s) float32, lifetime maximum of each signal
     scale     (s,) unit of each signal in the fused score
-    ordered, free  (h,) sorted lifetime maxima of the fused score, for clients seen in order and for all others; h ≥ g: with the tools
-              that stand in for what the clients may do later
-    distinct  most distinct queries of an honest client; days: longest honest life
+    ordered, free  (h,) sorted lifetime maxima of the fused score, for clients seen in order and for all others; h ≥ g: with the
+              pseudo-clients
+    distinct  most distinct queries of an honest client; days: longest time that an honest client was seen
     calibrated  on real clients, not on simulated ones
     personas  declared uses; their clients are in none of the above
-    reach     (s,) most mass of each signal that honest tools reach in rehearsal, inf where that says nothing; (0,): not rehearsed
+    rehearsal_bound  (s,) most mass of each signal that honest tools have in rehearsal, inf where that says nothing; (0,): not rehearsed
     tools     all that were rehearsed, for the next calibration
     """
 
-    lives: NDArray[np.float32]
+    lifetime_maxima: NDArray[np.float32]
     scale: NDArray[np.float64]
     ordered: NDArray[np.float64]
     free: NDArray[np.float64]
@@ -125,18 +131,18 @@ class Nulls:
     days: float
     calibrated: bool
     personas: tuple[Persona, ...] = ()
-    reach: NDArray[np.float64] = field(default_factory=lambda: UNREHEARSED)
+    rehearsal_bound: NDArray[np.float64] = field(default_factory=lambda: UNREHEARSED)
     tools: Tools = NO_TOOLS
 
     @property
     def clients(self) -> int:
-        """Honest clients that have their say."""
-        return len(self.lives)
+        """Honest clients that are not excluded from calibration."""
+        return len(self.lifetime_maxima)
 
     @property
     def version(self) -> str:
         digest = hashlib.sha256()
-        for array in (self.lives, self.scale, self.ordered, self.free):
+        for array in (self.lifetime_maxima, self.scale, self.ordered, self.free):
             digest.update(np.ascontiguousarray(array).tobytes())
         digest.update(repr((self.distinct, self.calibrated)).encode())
         for persona in self.personas:
@@ -150,30 +156,30 @@ class Nulls:
         return self.calibrated and self.clients * budget >= MIN_CLIENTS_A_BUDGET
 
 
-def scale_of(lives: NDArray[np.float64], floor: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Honest scale of each signal: lives (g, s), floor (s,) → (s,)."""
-    if len(lives) == 0:
+def scale_of(lifetime_maxima: NDArray[np.float64], floor: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Honest scale of each signal: lifetime_maxima (g, s), floor (s,) → (s,)."""
+    if len(lifetime_maxima) == 0:
         return floor.copy()
-    top = np.sort(lives, axis=0)[-TOP_LIVES:]
+    top = np.sort(lifetime_maxima, axis=0)[-LARGEST_AVERAGED:]
     scale: NDArray[np.float64] = np.maximum(top.mean(0), floor)
     return scale
 
 
 def implausible(
-    lives: NDArray[np.float64], shares: NDArray[np.float64], reach: NDArray[np.float64]
+    lifetime_maxima: NDArray[np.float64], shares: NDArray[np.float64], rehearsal_bound: NDArray[np.float64]
 ) -> NDArray[np.bool_]:
-    """Who is beyond the reach of honest tools in some signal, and in much of what he asks.
+    """Clients beyond the rehearsal bound in some signal, and in a large share of their queries.
 
-    lives (g, s) lifetime masses, shares (g, s) odd queries among those they are counted among, reach (s,) or (0,) → (g,)
+    lifetime_maxima (g, s), shares (g, s) odd queries among those they are counted among, rehearsal_bound (s,) or (0,) → (g,)
     """
-    out = np.zeros(len(lives), np.bool_)
-    if not len(reach):
+    out = np.zeros(len(lifetime_maxima), np.bool_)
+    if not len(rehearsal_bound):
         return out
-    for times, least in ((PLAUSIBLE, 0.0), (SPOILT_PLAUSIBLE, max(SPOILT_CLIENTS, SPOILT * len(lives)))):
+    for times, least in ((PLAUSIBLE, 0.0), (SPOILT_PLAUSIBLE, max(SPOILT_CLIENTS, SPOILT * len(lifetime_maxima)))):
         if out.sum() < least:
             break
-        beyond = np.asarray(((lives > times * reach) & (shares >= LEAST_SHARE)).any(axis=1))
-        if beyond.sum() > MOST_LEFT_OUT * len(lives):
+        beyond = np.asarray(((lifetime_maxima > times * rehearsal_bound) & (shares >= LEAST_SHARE)).any(axis=1))
+        if beyond.sum() > MOST_LEFT_OUT * len(lifetime_maxima):
             break
         out = beyond
     return out

@@ -86,12 +86,12 @@ def merged(profiles: Sequence[Profile]) -> Profile:
     return reduce(lambda a, b: a.merge(b), profiles)
 
 
-def group_null(baseline: Baseline, members: int) -> Tail:
-    """Order-free fused scores of so many honest clients together; the same for every process."""
-    lives, scale = baseline.nulls.lives.astype(np.float64), baseline.nulls.scale
+def group_tail(baseline: Baseline, members: int) -> Tail:
+    """Null distribution of the order-free fused score of `members` honest clients together; the same for every process."""
+    maxima, scale = baseline.calibration.lifetime_maxima.astype(np.float64), baseline.calibration.scale
     rng = np.random.default_rng(members)
-    together = lives[rng.integers(len(lives), size=(DRAWS, members))].sum(1)
-    same = lives[rng.integers(len(lives), size=int(DRAWS * ALIKE / (1 - ALIKE)))] * members
+    together = maxima[rng.integers(len(maxima), size=(DRAWS, members))].sum(1)
+    same = maxima[rng.integers(len(maxima), size=int(DRAWS * ALIKE / (1 - ALIKE)))] * members
     return Tail.fit(np.asarray(fuse(np.vstack([together, same]), scale, FREE), np.float64))
 
 
@@ -99,5 +99,5 @@ def assess_group(profiles: Sequence[Profile], baseline: Baseline) -> Assessment:
     """The group as a client of its own: fused score and evidence of the merged profile, p-value of a group of this size."""
     whole = merged(profiles)
     alone = assess(whole, baseline, shards=2)
-    p_value = max(group_null(baseline, len(profiles)).p(alone.fused), alone.p_value)
+    p_value = max(group_tail(baseline, len(profiles)).p(alone.fused), alone.p_value)
     return dataclasses.replace(alone, p_value=p_value, suspicion=1.0 - p_value)

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, get_args
 
-from detector.calibration import Nulls
+from detector.calibration import Calibration
 from detector.scoring import Assessment
 
 State = Literal["clear", "watch", "throttle", "block"]
@@ -100,14 +100,14 @@ class Case:
     budget: float
 
     @classmethod
-    def of(cls, assessment: Assessment, nulls: Nulls, budget: float) -> Case:
+    def of(cls, assessment: Assessment, calibration: Calibration, budget: float) -> Case:
         """The case of one client under one budget."""
         return cls(
             p_value=_number(assessment.p_value, math.inf),
             content_p_value=_number(assessment.content_p_value, math.inf),
             odd=_number(assessment.odd, 0.0),
             calibrated=assessment.calibrated,
-            supported=nulls.supports(budget * BLOCK_FACTOR),
+            supported=calibration.supports(budget * BLOCK_FACTOR),
             budget=budget,
         )
 
@@ -151,9 +151,9 @@ class Transition(NamedTuple):
     reason: str
 
 
-def wanted(assessment: Assessment, nulls: Nulls, policy: Policy) -> tuple[State, str]:
+def wanted(assessment: Assessment, calibration: Calibration, policy: Policy) -> tuple[State, str]:
     """Return the state and the reason that an assessment asks for: the first row of `TRANSITIONS` whose condition holds."""
-    case = Case.of(assessment, nulls, policy.budget)
+    case = Case.of(assessment, calibration, policy.budget)
     row = next(row for row in TRANSITIONS if row.condition(case))
     return row.state, row.reason
 
@@ -172,9 +172,11 @@ TRANSITIONS = (
 """The first row that holds decides."""
 
 
-def decide(previous: Decision, assessment: Assessment, nulls: Nulls, policy: Policy, now_s: int) -> Decision:
+def decide(
+    previous: Decision, assessment: Assessment, calibration: Calibration, policy: Policy, now_s: int
+) -> Decision:
     """The next decision of a client. Pure: time comes in as `now_s`, seconds since the epoch."""
-    state, reason = wanted(assessment, nulls, policy)
+    state, reason = wanted(assessment, calibration, policy)
     rank, before = severity(state), severity(previous.state)
     if rank < before and now_s < previous.until_s:
         return Decision(
@@ -191,9 +193,11 @@ def decide(previous: Decision, assessment: Assessment, nulls: Nulls, policy: Pol
     return Decision(state, reason, since, until, episode, enforce(state, policy.mode))
 
 
-def decide_group(previous: Decision, assessment: Assessment, nulls: Nulls, policy: Policy, now_s: int) -> Decision:
+def decide_group(
+    previous: Decision, assessment: Assessment, calibration: Calibration, policy: Policy, now_s: int
+) -> Decision:
     """The next decision of a campaign: at most throttle, and nothing is enforced; its members' keys are an operator's decision."""
-    decision = decide(previous, assessment, nulls, replace(policy, mode="observe"), now_s)
+    decision = decide(previous, assessment, calibration, replace(policy, mode="observe"), now_s)
     if decision.state not in FLAGGED or decision.reason == "holds":
         return decision
     since = previous.since_s if previous.state == "throttle" and previous.since_s else now_s

@@ -4,7 +4,7 @@
 * **Sets**: the *sample* of distinct queries, the *odd set* (odd by themselves) and the *sequence set* (odd by what came before them),
   bottom-k by keyed content hash. Merge is union, keep k.
 * **Maxima and first passages**: the *running maximum* of each signal's excess, and when the fused maximum first reached each level. Merge
-  is maximum and earliest. They belong to one table of signals and one calibration (`nulls_version`).
+  is maximum and earliest. They belong to one table of signals and one calibration (`calibration_version`).
 * **Archive**: odd queries that left the horizon, with fading weight (`archive.py`). Merge is union.
 * **Memory**: remembered rows of one shard, scratch. `merge` drops it.
 
@@ -136,7 +136,7 @@ class Profile:
     """
 
     map_id: str
-    nulls_version: str
+    calibration_version: str
     window: int
     queries: int
     first_ms: int
@@ -160,9 +160,9 @@ class Profile:
     archive: Archive = NOTHING
 
     @classmethod
-    def empty(cls, map_id: str, nulls_version: str, classes: int, signals: int) -> Profile:
+    def empty(cls, map_id: str, calibration_version: str, classes: int, signals: int) -> Profile:
         return cls(
-            map_id, nulls_version, 0, 0, 0, 0,
+            map_id, calibration_version, 0, 0, 0, 0,
             np.zeros(classes, np.int64), np.zeros(REGIONS, np.int64), np.zeros(DISTANCE_BINS, np.int64),
             np.zeros(0, np.uint64), np.zeros(0, bool), np.zeros(0, bool), np.zeros(0, np.uint64), np.zeros(0, np.uint32),
             np.zeros(0, np.uint64), np.zeros(0, np.uint32),
@@ -238,7 +238,7 @@ class Profile:
         left = archive.at(window, self.decay)
         if within and after is not None:
             return replace(after, archive=left, decay=self.decay)
-        none = Profile.empty(self.map_id, self.nulls_version, len(self.classes), len(self.maxima))
+        none = Profile.empty(self.map_id, self.calibration_version, len(self.classes), len(self.maxima))
         return replace(none, window=window, archive=left, decay=self.decay)
 
     # ------------------------------------------------------------------ algebra
@@ -258,12 +258,12 @@ class Profile:
         sequence_hash, sequence_bits = _union_marked(
             SEQUENCE_KEPT, (self.sequence_hash, self.sequence_bits), (other.sequence_hash, other.sequence_bits)
         )
-        same = self.nulls_version == other.nulls_version
-        newer = max(self, other, key=lambda p: (p.last_ms, p.nulls_version))
+        same = self.calibration_version == other.calibration_version
+        newer = max(self, other, key=lambda p: (p.last_ms, p.calibration_version))
         trail = _earliest(self, other) if same else (newer.passage_ms, newer.passage_query)
         return Profile(
             map_id=self.map_id,
-            nulls_version=newer.nulls_version,
+            calibration_version=newer.calibration_version,
             window=max(self.window, other.window),
             queries=self.queries + other.queries,
             first_ms=min(self.first_ms, other.first_ms),
@@ -293,7 +293,7 @@ class Profile:
         """Compact little-endian form with a checksum; grows with what the client has done, to a bound."""
         memory = self.memory
         head = _HEAD.pack(
-            b"QP", FORMAT, bytes.fromhex(self.map_id), bytes.fromhex(self.nulls_version), self.window, self.queries,
+            b"QP", FORMAT, bytes.fromhex(self.map_id), bytes.fromhex(self.calibration_version), self.window, self.queries,
             self.first_ms, self.last_ms, len(self.sample_hash), len(self.odd_hash), len(self.sequence_hash), len(self.passage_ms),
             int(memory.ring_n) if memory else 0, int(memory.reservoir_n) if memory else 0,
             (1 if memory else 0) + (2 if self.archive else 0), self.decay,
@@ -336,7 +336,7 @@ class Profile:
             _,
             _,
             map_id,
-            nulls,
+            calibration,
             window,
             queries,
             first,
@@ -375,7 +375,7 @@ class Profile:
         archive = _read_archive(at) if has & 2 else NOTHING
         at.end()
         return cls(
-            map_id.hex(), nulls.hex(), window, queries, first, last, classes, regions, distances,
+            map_id.hex(), calibration.hex(), window, queries, first, last, classes, regions, distances,
             sample_hash, sample_novel, sample_misfit, odd_hash, odd_bits, sequence_hash, sequence_bits,
             maxima, passage_ms, passage_query, memory, 1, decay, archive,
         )  # fmt: skip

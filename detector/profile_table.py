@@ -84,7 +84,7 @@ class ProfileTable:
         self,
         feature_map: FeatureMap,
         table: SignalTable,
-        nulls_version: str,
+        calibration_version: str,
         half_horizon_ms: int,
         capacity: int = 64,
         memory_ms: float = 0.0,
@@ -92,7 +92,7 @@ class ProfileTable:
         self.map = feature_map
         self.table = table
         self.map_id = feature_map.map_id
-        self.nulls_version = nulls_version
+        self.calibration_version = calibration_version
         self.half_horizon_ms = half_horizon_ms
         self.decay = archives.decay_of(half_horizon_ms, memory_ms)
         self.shape = Shape.of(feature_map, len(table.need))
@@ -149,7 +149,7 @@ class ProfileTable:
         need, sequence = self.table.need, self.table.sequence
         held = [((bits[:, None] & need) == need).sum(0) for bits in (profile.odd_bits, profile.sequence_bits)]
         state["odd_counts"][at] = np.where(sequence, held[1], held[0])
-        if profile.nulls_version == self.nulls_version:
+        if profile.calibration_version == self.calibration_version:
             state["maxima"][at] = profile.maxima
             count = len(profile.passage_ms)
             state["passage_n"][at] = count
@@ -318,7 +318,7 @@ class ProfileTable:
         )
         return Profile(
             map_id=self.map_id,
-            nulls_version=self.nulls_version,
+            calibration_version=self.calibration_version,
             window=int(self._clients.arrays["window"][row])
             - (1 if span == LONG and self._span(row, SHORT) >= 0 else 0),
             queries=int(state["queries"][at]),

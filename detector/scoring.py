@@ -122,7 +122,7 @@ def assess(
     statistics = measure(profile, baseline.table)
     use = FUSED if in_order else FREE
     values = statistics.lifetime if in_order else statistics.value
-    scale = baseline.nulls.scale
+    scale = baseline.calibration.scale
     content = float(fuse(values, scale, use & ~MISFIT)) if profile.queries else 0.0
     content_p_value = p_of(content, baseline, in_order, persona)
     if misfits_held:
@@ -139,7 +139,7 @@ def assess(
     for i in listed:
         p = baseline.tails[i].p(float(statistics.value[i]))
         base, count = max(1, round(float(statistics.base[i]))), round(float(statistics.count[i]))
-        most = int(np.ceil(float(baseline.nulls.lives[:, i].max(initial=0.0))))
+        most = int(np.ceil(float(baseline.calibration.lifetime_maxima[:, i].max(initial=0.0))))
         text = SIGNALS[i].text.format(count=f"{count:,}", base=f"{base:,}")
         text += f"; the excess of {statistics.value[i]:,.0f} compares with {most:,} for the oddest honest client"
         if misfits_held and MISFIT[i]:
@@ -152,7 +152,7 @@ def assess(
         p_value=p_value,
         content_p_value=content_p_value,
         suspicion=1.0 - p_value,
-        calibrated=baseline.nulls.calibrated,
+        calibrated=baseline.calibration.calibrated,
         in_order=in_order,
         fused=fused,
         odd=float(statistics.count[strongest[0]]) if strongest else 0.0,

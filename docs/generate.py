@@ -27,7 +27,7 @@ from consumers.http import access
 from consumers.log import formats
 from consumers.metrics import METRICS
 from detector import fold_arrays, policy
-from detector.calibration import TOP_LIVES
+from detector.calibration import LARGEST_AVERAGED
 from detector.discriminators import CORRUPTIONS
 from detector.features import BITS, BLOCKS, MEASURES
 from detector.signal_table import Form
@@ -152,7 +152,7 @@ def sizes() -> str:
         ),
         (
             "scale of a signal",
-            f"mean of the {TOP_LIVES} largest lifetime maxima of honest clients, never below the signal's floor",
+            f"mean of the {LARGEST_AVERAGED} largest lifetime maxima of honest clients, never below the signal's floor",
         ),
     ]
     return table(("part", "size"), rows)

@@ -120,7 +120,7 @@ traffic = batch_of(honest_clients(calibration, 120))
 baseline, _lives = fit_baseline("digits", schema, sample, traffic, real_clients=True, rng=rng)
 print(
     "; ".join(baseline.notes),
-    f"· {len(traffic):,} queries · longest honest life: {baseline.nulls.distinct:,.0f} distinct queries",
+    f"· {len(traffic):,} queries · longest honest life: {baseline.calibration.distinct:,.0f} distinct queries",
 )
 
 # %% [markdown]
@@ -160,7 +160,7 @@ plt.show()
 # measured; looking changes nothing.
 
 # %%
-profiles = ProfileTable(baseline.map, baseline.table, baseline.nulls_version, half_horizon_ms=2**62)
+profiles = ProfileTable(baseline.map, baseline.table, baseline.calibration_version, half_horizon_ms=2**62)
 seen: dict[str, list[tuple[int, np.ndarray, float]]] = {client: [] for client in shown}
 for part in np.array_split(np.arange(len(log)), max(1, len(log) // 250)):
     poll = log.take(part)
@@ -171,7 +171,7 @@ for part in np.array_split(np.arange(len(log)), max(1, len(log) // 250)):
             if profile.queries:
                 values = measure(profile, baseline.table).lifetime
                 seen[client].append(
-                    (profile.queries, values / baseline.nulls.scale, assess(profile, baseline).suspicion)
+                    (profile.queries, values / baseline.calibration.scale, assess(profile, baseline).suspicion)
                 )
 
 final: dict[str, Profile] = {client: profiles.profile(client) for client in log.clients}
@@ -267,7 +267,7 @@ policy = Policy(budget=BUDGET)
 flagged: list[str] = []
 for client in log.clients:
     assessment = assess(final[client], baseline)
-    decision = decide(Decision(), assessment, baseline.nulls, policy, now_s=0)
+    decision = decide(Decision(), assessment, baseline.calibration, policy, now_s=0)
     if decision.state in ("throttle", "block"):
         flagged.append(client)
     if client in shown or client in flagged:

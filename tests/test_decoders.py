@@ -198,7 +198,7 @@ def test_damaged_files_give_lines_or_one_clear_refusal(
 def test_damaged_state_is_refused_or_begun_anew_never_a_crash(seed: int, executions: int) -> None:
     """Profiles, rows, alerts, sealed ids, windows, sketches, the baseline itself."""
     baseline = victims.baseline()
-    fresh = ProfileTable(baseline.map, baseline.table, baseline.nulls_version, 10**9)
+    fresh = ProfileTable(baseline.map, baseline.table, baseline.calibration_version, 10**9)
     decoded = native().decode(Records("c", events(), np.arange(5), 5)).batches[victims.MODEL]
     fresh.add(list(decoded.clients), decoded, baseline.map.measure(decoded, SECRETS.sampling_key))
     shape = Shape.of(baseline.map, len(baseline.table.need))

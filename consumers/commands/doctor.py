@@ -420,9 +420,11 @@ def _calibration(examined: Examined) -> CheckResult:
     if not settings.baselines:
         return look("no baselines are configured")
     found = load_baselines(settings.baselines)
-    guessed = [model for model, baseline in found.items() if not baseline.nulls.calibrated]
+    guessed = [model for model, baseline in found.items() if not baseline.calibration.calibrated]
     weak = [
-        model for model, b in found.items() if b.nulls.calibrated and not b.nulls.supports(settings.false_alarm_budget)
+        model
+        for model, b in found.items()
+        if b.calibration.calibrated and not b.calibration.supports(settings.false_alarm_budget)
     ]
     words = [f"not calibrated on real clients: {', '.join(guessed)}"] if guessed else []
     words += [f"too few clients for the false-alarm budget: {', '.join(weak)}"] if weak else []

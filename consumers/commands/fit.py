@@ -86,7 +86,7 @@ def fit(
         print_refused(refused, what)
     print_misfits(fitted.misfits, "the traffic", fitted.expected)
     terminal.out.print(
-        f"{out_path}: baseline for {model_id}, map {baseline.map_id}, calibration {baseline.nulls_version}",
+        f"{out_path}: baseline for {model_id}, map {baseline.map_id}, calibration {baseline.calibration_version}",
         soft_wrap=True,
     )
     if any(refused.hopeless for refused in fitted.refused.values()):

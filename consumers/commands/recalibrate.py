@@ -73,7 +73,7 @@ def recalibrate(
         soft_wrap=True,
     )
     terminal.out.print(
-        Text(f"{out_path}: baseline for {new.model_id}, map {new.map_id}, calibration {new.nulls_version}"),
+        Text(f"{out_path}: baseline for {new.model_id}, map {new.map_id}, calibration {new.calibration_version}"),
         soft_wrap=True,
     )
 
@@ -89,7 +89,7 @@ def print_review(review: Sequence[Outlier]) -> None:
     for one in review[:SHOWN]:
         times = f"{one.times:.0f} times the 90th percentile of the clients"
         line = f"  {terminal.plain(one.client).plain}: {one.signal} {one.mass:,.0f}, {times}"
-        line += "; excluded from the calibration" if one.left_out else ""
+        line += "; excluded from the calibration" if one.excluded else ""
         terminal.err.print(Text(line), soft_wrap=True)
     if len(review) > SHOWN:
         terminal.err.print(f"  and {len(review) - SHOWN} more", soft_wrap=True)

@@ -163,7 +163,7 @@ class Campaigns:
         whole = merged(profiles)
         earlier = previous(before)
         now = whole.last_ms // 1000 if now_s is None else now_s
-        decision = decide_group(earlier, assessment, baseline.nulls, self.policy_of(key.model), now)
+        decision = decide_group(earlier, assessment, baseline.calibration, self.policy_of(key.model), now)
         if before is not None and (before.assessment.queries, before.members) == (assessment.queries, names):
             decision = lapsed(earlier, decision, now)
         if before is None and decision.state not in FLAGGED:

@@ -84,7 +84,7 @@ class Detect:
         profile, persona = record.profile, self.personas.get(record.client_id, "")
         assessment = assess(profile, baseline, len(record.cells), persona, self.misfits_held(key.tenant, key.model))
         now = profile.last_ms // 1000 if now_s is None else now_s
-        decision = decide(earlier, assessment, baseline.nulls, policy, now)
+        decision = decide(earlier, assessment, baseline.calibration, policy, now)
         if before is not None and before.assessment.queries == assessment.queries:
             decision = lapsed(earlier, decision, now)
         if overrule is not None:

@@ -174,7 +174,7 @@ class Ingest:
         if profiles is None:
             b = self.baselines[model]
             profiles = cell.profiles[model] = ProfileTable(
-                b.map, b.table, b.nulls_version, self.half_horizon_ms, memory_ms=self.memory_days * MS_A_DAY
+                b.map, b.table, b.calibration_version, self.half_horizon_ms, memory_ms=self.memory_days * MS_A_DAY
             )
         return profiles
 

@@ -72,7 +72,7 @@ def at_budgets(
     rows = []
     for budget in budgets:
         policy = Policy(budget)
-        verdicts = [wanted(one.assessment, baselines[one.model].nulls, policy) for one in lives]
+        verdicts = [wanted(one.assessment, baselines[one.model].calibration, policy) for one in lives]
         states = {s: sum(state == s for state, _ in verdicts) for s in STATES}
         enforced = {
             mode: {s: sum(enforce(state, mode) == s for state, _ in verdicts) for s in FLAGGED} for mode in MODES
@@ -84,7 +84,7 @@ def at_budgets(
                 states=states,
                 flagged=sum(states[s] for s in FLAGGED),
                 expected=budget * len(lives),
-                supported=all(baselines[m].nulls.supports(budget) for m in {one.model for one in lives}),
+                supported=all(baselines[m].calibration.supports(budget) for m in {one.model for one in lives}),
                 enforced=enforced,
                 reasons={r: held.count(r) for r in sorted(set(held))},
             )
@@ -100,7 +100,7 @@ def flagged(lives: Sequence[ClientAtEnd], baselines: Mapping[str, Baseline], bud
         if not hit:
             continue
         baseline = baselines[one.model]
-        state, _ = wanted(one.assessment, baseline.nulls, Policy(hit[-1]))
+        state, _ = wanted(one.assessment, baseline.calibration, Policy(hit[-1]))
         first = reached(one.profile, baseline, hit[-1]) if one.assessment.in_order else None
         why = one.assessment.evidence[0].text if one.assessment.evidence else ""
         alarm = first[1] if first else None

@@ -201,7 +201,7 @@ def bundle(case: EvidenceCase, key: Ed25519PrivateKey, clear: bool = False) -> b
         client_id_is="clear" if clear else "sealed",
         false_alarm_budget=case.budget,
         baseline=BaselineNamed(
-            case.baseline.map_id, case.baseline.nulls_version, hashlib.sha256(case.baseline_file).hexdigest()
+            case.baseline.map_id, case.baseline.calibration_version, hashlib.sha256(case.baseline_file).hexdigest()
         ),
         log_cells=case.cells,
         persona=case.decision.persona,

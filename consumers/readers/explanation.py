@@ -79,8 +79,8 @@ def standings(one: ClientDetail, baseline: Baseline | None) -> list[SignalStandi
         if baseline is None or e.signal not in NAMES:
             continue  # stored by a version with another table of signals
         i = NAMES.index(e.signal)
-        scale = float(baseline.nulls.scale[i])
-        lives = sorted(float(v) / scale for v in baseline.nulls.lives[:, i]) or [0.0]
+        scale = float(baseline.calibration.scale[i])
+        lives = sorted(float(v) / scale for v in baseline.calibration.lifetime_maxima[:, i]) or [0.0]
         high = lives[min(len(lives) - 1, math.ceil(0.99 * len(lives)))]
         usual, most = lives[len(lives) // 2], lives[-1]
         found.append(SignalStanding(e.signal, e.statistic, e.p_value, e.text, e.statistic / scale, usual, high, most))
@@ -130,7 +130,7 @@ def what_would_change(one: ClientDetail, budget: float, baseline: Baseline | Non
     elif c.reason == "too_few_to_block":
         lines.append(f"It would be blocked after {MIN_ODD_TO_BLOCK} odd distinct queries.")
     elif c.reason == "budget_unsupported":
-        have = f"; it has {baseline.nulls.clients:,}" if baseline is not None else ""
+        have = f"; it has {baseline.calibration.clients:,}" if baseline is not None else ""
         lines.append(
             f"To block at this budget, the calibration needs {math.ceil(1 / limits['block']):,} honest clients{have}."
         )

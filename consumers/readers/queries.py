@@ -329,8 +329,8 @@ class Reader:
             Model(
                 model, sum(n for state, n in mine.items() if state != "last"), mine.get("watch", 0),
                 mine.get("throttle", 0), mine.get("block", 0), mine.get("last", 0), b is not None,
-                b.nulls.calibrated if b else None, b.nulls.clients if b else None, b.map_id if b else None,
-                str(b.nulls_version) if b else None,
+                b.calibration.calibrated if b else None, b.calibration.clients if b else None, b.map_id if b else None,
+                str(b.calibration_version) if b else None,
             )
             for model, mine in sorted(counts.items())
             for b in [self.baselines.get(model)]

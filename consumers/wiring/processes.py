@@ -72,15 +72,15 @@ def baselines_of(settings: config.Settings) -> Mapping[str, Baseline]:
 def warn_of_weak_baselines(settings: config.Settings, baselines: Mapping[str, Baseline]) -> None:
     """Print what the baselines can't support."""
     for model, baseline in baselines.items():
-        if not baseline.nulls.calibrated:
+        if not baseline.calibration.calibrated:
             terminal.err.print(
                 f"model {model}: UNCALIBRATED, the scores were calibrated on simulated clients only; nothing is blocked",
                 soft_wrap=True,
             )
-        elif not baseline.nulls.supports(settings.false_alarm_budget):
+        elif not baseline.calibration.supports(settings.false_alarm_budget):
             terminal.err.print(
-                f"model {model}: {baseline.nulls.clients} calibration clients are too few for a lifetime budget of "
-                f"{settings.false_alarm_budget:g}: below {1 / baseline.nulls.clients:.2g} the p-values rest on a tail model",
+                f"model {model}: {baseline.calibration.clients} calibration clients are too few for a lifetime budget of "
+                f"{settings.false_alarm_budget:g}: below {1 / baseline.calibration.clients:.2g} the p-values rest on a tail model",
                 soft_wrap=True,
             )
 

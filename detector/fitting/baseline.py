@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detector.baseline import MS_A_DAY, PUBLIC_KEY, Baseline
-from detector.calibration import NO_TOOLS, UNREHEARSED, Nulls, Persona, Tools, implausible, scale_of
+from detector.calibration import NO_TOOLS, UNREHEARSED, Calibration, Persona, Tools, implausible, scale_of
 from detector.errors import UnfittedModel
 from detector.features import FeatureMap, Schema
 from detector.profile import Profile
@@ -27,16 +27,16 @@ MIN_PERSONA_CLIENTS = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Lives:
-    """What a fit made of the clients without a persona: their ids (g), their statistics (g), who has no say in the nulls (g,)."""
+class FittedClients:
+    """The clients without a persona as a fit saw them: ids (g,), statistics (g,), whether excluded from calibration (g,)."""
 
     clients: tuple[str, ...]
     statistics: tuple[Statistics, ...]
-    left_out: NDArray[np.bool_]
+    excluded: NDArray[np.bool_]
 
     @property
-    def masses(self) -> NDArray[np.float64]:
-        """(g, s) lifetime masses."""
+    def lifetime_maxima(self) -> NDArray[np.float64]:
+        """(g, s) lifetime maxima."""
         return np.array([s.lifetime for s in self.statistics])
 
 
@@ -58,15 +58,15 @@ def fit_baseline(
     rng: np.random.Generator,
     personas: Mapping[str, str] | None = None,
     rehearsed: Rehearsed | None = None,
-) -> tuple[Baseline, Lives]:
-    """Fit map and nulls; the second result says what was made of each client.
+) -> tuple[Baseline, FittedClients]:
+    """Fit the feature map and the calibration of one model; the second result holds the clients as the fit saw them.
 
     reference     honest inputs with the model's answers; clients and times don't matter
     traffic       queries of presumably honest clients; the unit of calibration is the client
-    real_clients  False when `traffic` was simulated: the nulls are then marked uncalibrated
-    personas      client of the traffic → the use that its owner declared; it gets a null of its own
-    rehearsed     simulated honest tools: they bound the influence of each client, and the odd ones stand in for what the
-                  traffic does not hold; None: no bound, and nobody stands in
+    real_clients  False when `traffic` was simulated: the calibration is then marked uncalibrated
+    personas      client of the traffic → the use that its owner declared; it gets null distributions of its own
+    rehearsed     simulated honest tools: they bound the influence of each client, and the odd ones become pseudo-clients;
+                  None: no bound and no pseudo-clients
     """
     declared = [(personas or {}).get(client, "") for client in traffic.clients]
     seen = np.unique(traffic.who)
@@ -74,27 +74,27 @@ def fit_baseline(
     feature_map = FeatureMap.fit(schema, reference.inputs, reference.labels, reference.probabilities, rng)
     feature_map.learn_misfits([reference, traffic])
     _settle_levels(feature_map, traffic)
-    reach, tools = (UNREHEARSED, NO_TOOLS) if rehearsed is None else _played(feature_map, rehearsed)
-    nulls, lives = _calibrate(feature_map, traffic, declared, real_clients, reach, tools)
+    rehearsal_bound, tools = (UNREHEARSED, NO_TOOLS) if rehearsed is None else _rehearsed(feature_map, rehearsed)
+    calibration, fitted = _calibrate(feature_map, traffic, declared, real_clients, rehearsal_bound, tools)
     notes = [
         f"calibrated on {clients} real clients"
         if real_clients
         else f"UNCALIBRATED: no honest traffic was given; {clients} simulated clients stand in, and nothing is blocked on them"
     ]
-    notes += limits_of(nulls)
-    if lives.left_out.any():
+    notes += limits_of(calibration)
+    if fitted.excluded.any():
         notes.append(
-            f"left out of the calibration: {int(lives.left_out.sum())} clients, beyond what honest tools reach in rehearsal; "
+            f"left out of the calibration: {int(fitted.excluded.sum())} clients, beyond what honest tools reach in rehearsal; "
             "they may be thieves"
         )
     facts = {
         "reference_rows": float(len(reference)),
         "traffic_clients": float(clients),
         "traffic_queries": float(len(traffic)),
-        "honest_days": nulls.days,
-        "honest_distinct": nulls.distinct,
+        "honest_days": calibration.days,
+        "honest_distinct": calibration.distinct,
     }
-    return Baseline(model_id, feature_map, nulls, tuple(notes), facts), lives
+    return Baseline(model_id, feature_map, calibration, tuple(notes), facts), fitted
 
 
 def enough_clients(declared: Sequence[str], where: str) -> int:
@@ -112,12 +112,16 @@ def enough_clients(declared: Sequence[str], where: str) -> int:
     return clients
 
 
-def limits_of(nulls: Nulls) -> list[str]:
-    """Sentences about what the nulls can and can't support."""
-    said = []
-    if nulls.calibrated and nulls.clients < 100:
-        said.append(f"{nulls.clients} clients are too few for a 1 % lifetime budget: the tail beyond them is a model")
-    return said + [f"persona {p.name}: calibrated on {len(p.ordered)} clients of its own" for p in nulls.personas]
+def limits_of(calibration: Calibration) -> list[str]:
+    """Sentences about what the calibration can and can't support."""
+    sentences = []
+    if calibration.calibrated and calibration.clients < 100:
+        sentences.append(
+            f"{calibration.clients} clients are too few for a 1 % lifetime budget: the tail beyond them is a model"
+        )
+    return sentences + [
+        f"persona {p.name}: calibrated on {len(p.ordered)} clients of its own" for p in calibration.personas
+    ]
 
 
 def _settle_levels(feature_map: FeatureMap, traffic: QueryBatch) -> None:
@@ -148,24 +152,26 @@ def _statistics(feature_map: FeatureMap, queries: QueryBatch) -> list[tuple[str,
     return [(client, p, measure(p, table)) for client, p in zip(queries.clients, profiles, strict=True) if p.queries]
 
 
-def _played(feature_map: FeatureMap, rehearsed: Rehearsed) -> tuple[NDArray[np.float64], Tools]:
-    """How far honest tools get, (s,), never below a signal's floor, and the odd ones.
+def _rehearsed(feature_map: FeatureMap, rehearsed: Rehearsed) -> tuple[NDArray[np.float64], Tools]:
+    """Rehearsal bound, (s,), never below a signal's floor, and the odd tools.
 
-    Of a kind that stands in, the reach is that of one that went far, of all others the most that one has. Signals that look at answers
-    say nothing, for those of a rehearsal are borrowed from the nearest reference row: their reach is inf, and nobody who stands in has
+    For an odd kind the bound is the 95th-percentile run, for all others the largest run. Signals that look at answers
+    say nothing, for those of a rehearsal are borrowed from the nearest reference row: their bound is inf, and no pseudo-client has
     any of them. The same holds for misfits: simulated tools fit the schema, and which misfits are honest only the traffic can say.
     """
-    judged = FUSED & ~MISFIT & np.array([s.name not in BY_ANSWER for s in SIGNALS])
+    bounded = FUSED & ~MISFIT & np.array([s.name not in BY_ANSWER for s in SIGNALS])
     kind = dict(zip(rehearsed.queries.clients, rehearsed.kinds, strict=True))
-    played = _statistics(feature_map, rehearsed.queries)
-    odd = [(kind[client], s) for client, _, s in played if kind[client]]
-    lives, ends = (
-        np.array([getattr(s, name) for _, s in odd]).reshape(-1, len(SIGNALS)) * judged
+    simulated = _statistics(feature_map, rehearsed.queries)
+    odd = [(kind[client], s) for client, _, s in simulated if kind[client]]
+    lifetime_maxima, final_values = (
+        np.array([getattr(s, name) for _, s in odd]).reshape(-1, len(SIGNALS)) * bounded
         for name in ("lifetime", "value")
     )
-    tools = Tools(tuple(k for k, _ in odd), lives, ends)
-    most = np.max([FLOOR, *tools.far(), *(s.lifetime for client, _, s in played if not kind[client])], axis=0)
-    return np.where(judged, most, np.inf), tools
+    tools = Tools(tuple(k for k, _ in odd), lifetime_maxima, final_values)
+    most = np.max(
+        [FLOOR, *tools.percentile_maxima(), *(s.lifetime for client, _, s in simulated if not kind[client])], axis=0
+    )
+    return np.where(bounded, most, np.inf), tools
 
 
 def _calibrate(
@@ -173,59 +179,61 @@ def _calibrate(
     traffic: QueryBatch,
     declared: Sequence[str],
     real_clients: bool,
-    reach: NDArray[np.float64] = UNREHEARSED,
+    rehearsal_bound: NDArray[np.float64] = UNREHEARSED,
     tools: Tools = NO_TOOLS,
-) -> tuple[Nulls, Lives]:
+) -> tuple[Calibration, FittedClients]:
     """Lifetime maxima of honest clients; declared: persona of each client of the traffic, "" for none."""
     persona = dict(zip(traffic.clients, declared, strict=True))
     honest = _statistics(feature_map, traffic)
-    nulls, left_out = nulls_of(
+    calibration, excluded = calibration_of(
         [s for _, _, s in honest],
         [persona[client] for client, _, _ in honest],
         distinct=max(p.distinct for _, p, _ in honest),
         days=max(p.last_ms - p.first_ms for _, p, _ in honest) / MS_A_DAY,
         calibrated=real_clients,
-        reach=reach,
+        rehearsal_bound=rehearsal_bound,
         tools=tools,
     )
     others = [(client, s) for client, _, s in honest if not persona[client]]
-    return nulls, Lives(tuple(c for c, _ in others), tuple(s for _, s in others), left_out)
+    return calibration, FittedClients(tuple(c for c, _ in others), tuple(s for _, s in others), excluded)
 
 
-def nulls_of(
-    lives: Sequence[Statistics],
+def calibration_of(
+    clients: Sequence[Statistics],
     declared: Sequence[str],
     *,
     distinct: float,
     days: float,
     calibrated: bool,
-    reach: NDArray[np.float64],
+    rehearsal_bound: NDArray[np.float64],
     tools: Tools,
-) -> tuple[Nulls, NDArray[np.bool_]]:
-    """Nulls of honest lives, one a client, and which clients without a persona have no say in them.
+) -> tuple[Calibration, NDArray[np.bool_]]:
+    """Null distributions of honest clients, and which clients without a persona are excluded from them.
 
     declared  each client's persona, "" for none; at least one has none
-    calibrated  whether these are real clients; simulated ones all have their say
-    reach     (s,) of honest tools in rehearsal, (0,) where there was none
-    tools     that were rehearsed: some stand among real clients; simulated ones have tools among them
+    calibrated  whether these are real clients; no simulated one is excluded
+    rehearsal_bound  (s,) of honest tools, (0,) where there was none
+    tools     that were rehearsed: pseudo-clients of them join real clients; simulated clients have tools among them
     """
-    maxima = np.array([s.lifetime for s in lives])
-    ends = np.array([s.value for s in lives])
+    maxima = np.array([s.lifetime for s in clients])
+    final_values = np.array([s.value for s in clients])
     persona = np.array(declared)
     others = persona == ""
-    shares = np.array([s.count / np.maximum(s.base, 1.0) for s in lives])
-    left_out = implausible(maxima[others], shares[others], reach if calibrated else UNREHEARSED)
-    kept = np.flatnonzero(others)[~left_out]
+    shares = np.array([s.count / np.maximum(s.base, 1.0) for s in clients])
+    excluded = implausible(maxima[others], shares[others], rehearsal_bound if calibrated else UNREHEARSED)
+    kept = np.flatnonzero(others)[~excluded]
     scale = scale_of(maxima[kept], FLOOR)
-    guests = tools.standing_in(scale, FUSED, len(kept)) if calibrated else np.empty(0, np.int64)
-    their_maxima, their_ends = (of[guests].reshape(-1, len(SIGNALS)) for of in (tools.lives, tools.ends))
-    scale = scale_of(np.vstack([maxima[kept], their_maxima]), FLOOR)
-    ordered, free = fuse(maxima, scale, FUSED), fuse(ends, scale, FREE)
-    nulls = Nulls(
-        lives=maxima[kept].astype(np.float32),
+    pseudo = tools.pseudo_client_rows(scale, FUSED, len(kept)) if calibrated else np.empty(0, np.int64)
+    pseudo_maxima, pseudo_finals = (
+        of[pseudo].reshape(-1, len(SIGNALS)) for of in (tools.lifetime_maxima, tools.final_values)
+    )
+    scale = scale_of(np.vstack([maxima[kept], pseudo_maxima]), FLOOR)
+    ordered, free = fuse(maxima, scale, FUSED), fuse(final_values, scale, FREE)
+    calibration = Calibration(
+        lifetime_maxima=maxima[kept].astype(np.float32),
         scale=scale,
-        ordered=np.sort(np.concatenate([ordered[kept], fuse(their_maxima, scale, FUSED)])),
-        free=np.sort(np.concatenate([free[kept], fuse(their_ends, scale, FREE)])),
+        ordered=np.sort(np.concatenate([ordered[kept], fuse(pseudo_maxima, scale, FUSED)])),
+        free=np.sort(np.concatenate([free[kept], fuse(pseudo_finals, scale, FREE)])),
         distinct=distinct,
         days=days,
         calibrated=calibrated,
@@ -233,7 +241,7 @@ def nulls_of(
             Persona(str(name), np.sort(ordered[persona == name]), np.sort(free[persona == name]))
             for name in np.unique(persona[~others])
         ),
-        reach=reach,
+        rehearsal_bound=rehearsal_bound,
         tools=tools,
     )
-    return nulls, left_out
+    return calibration, excluded

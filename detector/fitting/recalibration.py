@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from detector.baseline import MS_A_DAY, Baseline
 from detector.errors import UnfittedModel
-from detector.fitting.baseline import enough_clients, limits_of, nulls_of
+from detector.fitting.baseline import calibration_of, enough_clients, limits_of
 from detector.profile import Profile
 from detector.signals import FLOOR, FUSED, SIGNALS, Statistics, measure
 
@@ -33,7 +33,7 @@ USUAL_SHARE = 0.9
 
 
 @dataclass(frozen=True, slots=True)
-class Life:
+class KnownClient:
     """One client as the service knows it: id, merged profile, number of log cells it was seen in, declared use."""
 
     client: str
@@ -44,27 +44,27 @@ class Life:
 
 @dataclass(frozen=True, slots=True)
 class Outlier:
-    """A client far beyond the others. mass: of the signal; times: of what nine clients in ten stay below; left_out: has no say."""
+    """A client far beyond the others. mass: of the signal; times: of what nine clients in ten stay below; excluded: from calibration."""
 
     client: str
     signal: str
     mass: float
     times: float
-    left_out: bool = False
+    excluded: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Recalibrated:
-    """The new baseline, who should be looked at, and how many lives were left out, by reason."""
+    """The new baseline, who should be looked at, and how many clients were excluded, by reason."""
 
     baseline: Baseline
     review: tuple[Outlier, ...]
-    left_out: Counter[str]
+    excluded: Counter[str]
 
 
 @dataclass(frozen=True, slots=True)
 class _Measured:
-    """What is kept of a life: a store holds more profiles than memory does."""
+    """What is kept of a client: a store holds more profiles than memory does."""
 
     client: str
     persona: str
@@ -76,60 +76,62 @@ class _Measured:
 
 
 def outliers(
-    clients: Sequence[str], lives: NDArray[np.floating], left_out: NDArray[np.bool_] | None = None
+    clients: Sequence[str], lifetime_maxima: NDArray[np.floating], excluded: NDArray[np.bool_] | None = None
 ) -> tuple[Outlier, ...]:
-    """Clients whose fused score is beyond `FAR_BEYOND` of its usual scale, or who have no say in the nulls, farthest first.
+    """Clients whose fused score is beyond `FAR_BEYOND` of its usual scale, or that are excluded from calibration, farthest first.
 
-    clients (g,) ids; lives (g, s) lifetime maxima; left_out (g,). The usual scale of a signal is the 90 % quantile over
+    clients (g,) ids; lifetime_maxima (g, s); excluded (g,). The usual scale of a signal is the 90 % quantile over
     clients, never below the signal's floor, so that those who are listed don't stretch the scale that they are measured by.
     """
     if not len(clients):
         return ()
-    usual = np.maximum(np.quantile(lives, USUAL_SHARE, axis=0), FLOOR)
-    times = np.where(FUSED, lives / usual, 0.0)
+    usual = np.maximum(np.quantile(lifetime_maxima, USUAL_SHARE, axis=0), FLOOR)
+    times = np.where(FUSED, lifetime_maxima / usual, 0.0)
     strongest = times.argmax(axis=1)
-    left_out = np.zeros(len(clients), np.bool_) if left_out is None else left_out
-    found = [
-        Outlier(client, SIGNALS[i].name, float(life[i]), float(row[i]), out)
-        for client, i, life, row, out in zip(clients, strongest.tolist(), lives, times, left_out.tolist(), strict=True)
+    excluded = np.zeros(len(clients), np.bool_) if excluded is None else excluded
+    outlying = [
+        Outlier(client, SIGNALS[i].name, float(maxima[i]), float(row[i]), out)
+        for client, i, maxima, row, out in zip(
+            clients, strongest.tolist(), lifetime_maxima, times, excluded.tolist(), strict=True
+        )
         if row[i] > FAR_BEYOND or out
     ]
-    return tuple(sorted(found, key=lambda o: (-o.times, o.client)))
+    return tuple(sorted(outlying, key=lambda o: (-o.times, o.client)))
 
 
 def recalibrate(
     baseline: Baseline,
-    lives: Iterable[Life],
+    clients: Iterable[KnownClient],
     source: str,
     min_days: float = MIN_DAYS,
-    left_out: Counter[str] | None = None,
+    excluded: Counter[str] | None = None,
 ) -> Recalibrated:
-    """`baseline` with nulls out of `lives`, presumably honest clients, each as the service kept it under `baseline`.
+    """Replace the calibration of `baseline` by one of `clients`, presumably honest, each as the service kept it under `baseline`.
 
-    source    what the lives are, for the notes: "clients that …"
-    min_days  so long at least must `MIN_LONG_CLIENTS` clients have been seen
-    left_out  reason → lives that the caller left out; what is left out here is added
+    source    what the clients are, for the notes: "clients that …"
+    min_days  days that at least `MIN_LONG_CLIENTS` clients must have been seen
+    excluded  reason → clients that the caller left out; what is left out here is added
 
     Raises UnfittedModel, with numbers, when there are too few clients or they were seen for too short.
     """
-    left_out = Counter() if left_out is None else left_out
+    excluded = Counter() if excluded is None else excluded
     taken: list[_Measured] = []
-    for life in lives:
-        p = life.profile
-        if p.map_id != baseline.map_id or p.nulls_version != baseline.nulls_version or not p.queries:
-            left_out["known under another baseline"] += 1
+    for client in clients:
+        p = client.profile
+        if p.map_id != baseline.map_id or p.calibration_version != baseline.calibration_version or not p.queries:
+            excluded["known under another baseline"] += 1
             continue
         days = (p.last_ms - p.first_ms) / MS_A_DAY
-        known = _Measured(
-            life.client, life.persona, life.cells <= 1, days, p.distinct, p.queries, measure(p, baseline.table)
+        measured = _Measured(
+            client.client, client.persona, client.cells <= 1, days, p.distinct, p.queries, measure(p, baseline.table)
         )
-        taken.append(known)
+        taken.append(measured)
     in_order = [m for m in taken if m.in_order]
     mostly = 2 * len(in_order) >= len(taken)
     if mostly and len(in_order) < len(taken):
-        left_out["seen in several partitions"] = len(taken) - len(in_order)
+        excluded["seen in several partitions"] = len(taken) - len(in_order)
         taken = in_order
-    clients = enough_clients([m.persona for m in taken], "to calibrate on")
+    count = enough_clients([m.persona for m in taken], "to calibrate on")
     long = sum(m.days >= min_days for m in taken)
     if long < MIN_LONG_CLIENTS:
         raise UnfittedModel(
@@ -137,31 +139,31 @@ def recalibrate(
             "observe longer, or state a shorter time"
         )
     most = max(m.distinct for m in taken)
-    nulls, beyond = nulls_of(
+    calibration, beyond = calibration_of(
         [m.statistics for m in taken],
         [m.persona for m in taken],
-        distinct=min(most, baseline.nulls.distinct or most),
+        distinct=min(most, baseline.calibration.distinct or most),
         days=max(m.days for m in taken),
         calibrated=True,
-        reach=baseline.nulls.reach,
-        tools=baseline.nulls.tools,
+        rehearsal_bound=baseline.calibration.rehearsal_bound,
+        tools=baseline.calibration.tools,
     )
     if beyond.any():
-        left_out["beyond what honest tools reach in rehearsal"] = int(beyond.sum())
+        excluded["beyond what honest tools reach in rehearsal"] = int(beyond.sum())
     notes = [
-        f"calibrated on {clients - int(beyond.sum())} {source}, {long} of them for {min_days:g} days or more, at most {nulls.days:.0f}"
+        f"calibrated on {count - int(beyond.sum())} {source}, {long} of them for {min_days:g} days or more, at most {calibration.days:.0f}"
     ]
-    if left_out:
-        notes.append(f"left out: {', '.join(f'{n} {why}' for why, n in sorted(left_out.items()))}")
+    if excluded:
+        notes.append(f"left out: {', '.join(f'{n} {why}' for why, n in sorted(excluded.items()))}")
     if not mostly:
         notes.append("most clients are seen in several partitions: order-aware signals saw only parts of them")
     facts = baseline.facts | {
-        "traffic_clients": float(clients),
+        "traffic_clients": float(count),
         "traffic_queries": float(sum(m.queries for m in taken)),
-        "honest_days": nulls.days,
-        "honest_distinct": nulls.distinct,
+        "honest_days": calibration.days,
+        "honest_distinct": calibration.distinct,
     }
     others = [m for m in taken if not m.persona]
     review = outliers([m.client for m in others], np.array([m.statistics.lifetime for m in others]), beyond)
-    new = replace(baseline, nulls=nulls, notes=(*notes, *limits_of(nulls)), facts=facts)
-    return Recalibrated(new, review, left_out)
+    new = replace(baseline, calibration=calibration, notes=(*notes, *limits_of(calibration)), facts=facts)
+    return Recalibrated(new, review, excluded)

@@ -1,4 +1,4 @@
-"""The learning period, end to end: a baseline without traffic watches, and its nulls come from what the store holds then."""
+"""The learning period, end to end: a baseline without traffic watches, and its calibration comes from what the store holds then."""
 
 from __future__ import annotations
 
@@ -106,11 +106,11 @@ def test_flagged_clients_are_left_out_and_the_rest_calibrates(
     flagged = flagged_of(result)
     assert thief_of(files) in flagged
     made = recalibrate.recalibrate(store, secrets, "default", old, Presumption(), DAYS)
-    assert not old.nulls.calibrated
-    assert made.baseline.nulls.calibrated
+    assert not old.calibration.calibrated
+    assert made.baseline.calibration.calibrated
     assert made.baseline.map_id == old.map_id
-    assert made.baseline.nulls.clients == CLIENTS + 1 - len(flagged)
-    assert made.left_out["flagged, without a verdict"] == len(flagged)
+    assert made.baseline.calibration.clients == CLIENTS + 1 - len(flagged)
+    assert made.excluded["flagged, without a verdict"] == len(flagged)
     assert any(str(len(flagged)) in note and "flagged" in note for note in made.baseline.notes)
 
 
@@ -120,21 +120,21 @@ def test_a_thief_among_the_honest_is_named_for_review_and_can_be_excluded(
     store, secrets, old, _ = seen
     thief = thief_of(files)
     made = recalibrate.recalibrate(store, secrets, "default", old, Presumption(flagged=True), DAYS)
-    assert made.baseline.nulls.clients == CLIENTS  # beyond what honest tools reach in rehearsal: no say
-    assert (made.review[0].client, made.review[0].left_out) == (thief, True)
-    trusting = replace(old, nulls=replace(old.nulls, reach=UNREHEARSED))
+    assert made.baseline.calibration.clients == CLIENTS  # beyond what honest tools reach in rehearsal: excluded
+    assert (made.review[0].client, made.review[0].excluded) == (thief, True)
+    trusting = replace(old, calibration=replace(old.calibration, rehearsal_bound=UNREHEARSED))
     taken = recalibrate.recalibrate(store, secrets, "default", trusting, Presumption(flagged=True), DAYS)
-    assert taken.baseline.nulls.clients == CLIENTS + 1
+    assert taken.baseline.calibration.clients == CLIENTS + 1
     assert taken.review[0].client == thief
     without = recalibrate.recalibrate(
         store, secrets, "default", old, Presumption(excluded=frozenset({thief}), flagged=True), DAYS
     )
     assert thief not in [o.client for o in without.review]
-    assert without.baseline.nulls.ordered[-1] == pytest.approx(made.baseline.nulls.ordered[-1])
-    assert without.left_out == {"excluded by hand": 1}
+    assert without.baseline.calibration.ordered[-1] == pytest.approx(made.baseline.calibration.ordered[-1])
+    assert without.excluded == {"excluded by hand": 1}
 
 
-def test_the_nulls_are_those_of_a_fit_on_the_same_traffic(
+def test_the_calibration_is_that_of_a_fit_on_the_same_traffic(
     files: dict[str, Path], seen: tuple[EmbeddedStore, Secrets, Baseline, replay.Replayed]
 ) -> None:
     """The levels aside: a fit raises them to what its traffic does, here they stay with the map."""
@@ -149,13 +149,13 @@ def test_the_nulls_are_those_of_a_fit_on_the_same_traffic(
     batch, _ = fit._decode(lines, victims.MODEL, old.map.schema)
     assert batch is not None
     batch = batch.take(np.flatnonzero(np.array([c != thief for c in batch.clients])[batch.who]))
-    fitted, _ = _calibrate(old.map, batch, [""] * len(batch.clients), True, tools=old.nulls.tools)
+    fitted, _ = _calibrate(old.map, batch, [""] * len(batch.clients), True, tools=old.calibration.tools)
     assert fitted.ordered.max() > 0
-    if fitted.distinct <= old.nulls.distinct:
+    if fitted.distinct <= old.calibration.distinct:
         # clients with more odd queries than a set holds are estimated, under another sampling key
-        np.testing.assert_allclose(made.nulls.ordered, fitted.ordered, rtol=0.1, atol=0.02)
-        np.testing.assert_allclose(made.nulls.scale, fitted.scale, rtol=0.1)
-    assert made.nulls.clients == fitted.clients
+        np.testing.assert_allclose(made.calibration.ordered, fitted.ordered, rtol=0.1, atol=0.02)
+        np.testing.assert_allclose(made.calibration.scale, fitted.scale, rtol=0.1)
+    assert made.calibration.clients == fitted.clients
 
 
 def test_a_verdict_decides_who_is_honest(
@@ -182,8 +182,8 @@ def test_a_verdict_decides_who_is_honest(
     store.operate(revision, Operation(puts=[judged(thief, "false_positive"), judged(clear, "true_positive")]))
     try:
         made = recalibrate.recalibrate(store, secrets, "default", old, Presumption(), DAYS)
-        assert made.left_out["found to be a thief"] == 1
-        assert made.left_out["flagged, without a verdict"] == len(flagged) - 1
+        assert made.excluded["found to be a thief"] == 1
+        assert made.excluded["flagged, without a verdict"] == len(flagged) - 1
         assert thief in [o.client for o in made.review]
     finally:
         revision, _ = store.operator_entries("verdict")
@@ -224,23 +224,23 @@ def test_the_command_writes_a_baseline_that_the_service_takes(
     assert done.exit_code == 0, done.output
     assert thief_of(files) in done.output
     new = load_baselines([str(out)])[victims.MODEL]
-    assert new.nulls.calibrated
-    assert f"calibration {new.nulls_version}" in done.output.replace("\n", " ")
+    assert new.calibration.calibrated
+    assert f"calibration {new.calibration_version}" in done.output.replace("\n", " ")
 
 
 def test_fit_gives_the_thief_in_its_traffic_no_say_and_names_it(files: dict[str, Path]) -> None:
     thief = thief_of(files)
     reference = files["reference"].read_bytes().splitlines()
     fitted = fit.fit(victims.MODEL, reference, FileLog([str(files["log"])]), exposure=False)
-    assert [(one.client, one.left_out) for one in fitted.review] == [(thief, True)]
-    assert fitted.baseline.nulls.clients == CLIENTS
+    assert [(one.client, one.excluded) for one in fitted.review] == [(thief, True)]
+    assert fitted.baseline.calibration.clients == CLIENTS
     assert any(line.startswith("left out of the calibration: 1 clients") for line in fitted.said)
     trusting = fit.fit(victims.MODEL, reference, FileLog([str(files["log"])]), exposure=False, trust_traffic=True)
-    assert (trusting.review[0].client, trusting.review[0].left_out) == (thief, False)
-    assert trusting.baseline.nulls.clients == CLIENTS + 1
+    assert (trusting.review[0].client, trusting.review[0].excluded) == (thief, False)
+    assert trusting.baseline.calibration.clients == CLIENTS + 1
     assert trusting.baseline.map_id == fitted.baseline.map_id
     asked_for = [
-        b.tail(True).level(0.01) * b.nulls.scale[NAMES.index(fitted.review[0].signal)]
+        b.tail(True).level(0.01) * b.calibration.scale[NAMES.index(fitted.review[0].signal)]
         for b in (trusting.baseline, fitted.baseline)
     ]
     assert asked_for[0] > 2 * asked_for[1], "so much more would a thief have to steal"
@@ -255,5 +255,5 @@ def test_fit_leaves_out_whom_it_is_told_to(files: dict[str, Path], tmp_path: Pat
         victims.MODEL, reference, FileLog([str(files["log"])]), excluded=fit.read_excluded(listed), exposure=False
     )
     assert thief not in [o.client for o in without.review]
-    assert without.baseline.nulls.clients == CLIENTS
+    assert without.baseline.calibration.clients == CLIENTS
     assert "excluded: 1 clients, 1 more are not in the traffic" in without.said

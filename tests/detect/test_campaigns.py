@@ -499,12 +499,12 @@ def test_a_campaign_is_throttled_at_most_and_enforced_never(
     assessments: Callable[[float], Assessment], baseline: Baseline
 ) -> None:
     policy = Policy(0.01, "block")
-    first = decide_group(Decision(), assessments(1e-9), baseline.nulls, policy, 100)
+    first = decide_group(Decision(), assessments(1e-9), baseline.calibration, policy, 100)
     assert first == Decision("throttle", "campaign", 100, 100 + TTL_S["throttle"], 0, "clear")
-    again = decide_group(first, assessments(1e-9), baseline.nulls, policy, 200)
+    again = decide_group(first, assessments(1e-9), baseline.calibration, policy, 200)
     assert (again.since_s, again.until_s, again.enforced) == (100, 200 + TTL_S["throttle"], "clear")
-    held = decide_group(again, assessments(0.5), baseline.nulls, policy, 300)
+    held = decide_group(again, assessments(0.5), baseline.calibration, policy, 300)
     assert (held.state, held.reason) == ("throttle", "holds")
-    over = decide_group(again, assessments(0.5), baseline.nulls, policy, 200 + TTL_S["throttle"])
+    over = decide_group(again, assessments(0.5), baseline.calibration, policy, 200 + TTL_S["throttle"])
     assert (over.state, over.episode) == ("clear", 1)
-    assert decide_group(Decision(), assessments(0.03), baseline.nulls, policy, 100).state == "watch"
+    assert decide_group(Decision(), assessments(0.03), baseline.calibration, policy, 100).state == "watch"

@@ -306,7 +306,7 @@ def test_an_alert_id_is_stable_and_differs_by_client_and_tenant(
 def test_an_uncalibrated_baseline_blocks_nothing_and_marks_its_scores(
     filled: EmbeddedStore, baseline: Baseline, secrets: Secrets, thieves: set[str]
 ) -> None:
-    simulated = replace(baseline, nulls=replace(baseline.nulls, calibrated=False))
+    simulated = replace(baseline, calibration=replace(baseline.calibration, calibrated=False))
     row, (alert,) = decided(
         Detect({victims.MODEL: simulated}, secrets, Policy(BUDGET, "block")),
         filled,

@@ -37,7 +37,9 @@ MEMORY_MS = 365.0 * DAY_MS
 
 def table_of(name: str, memory_ms: float = MEMORY_MS, half_ms: int = HALF_MS) -> ProfileTable:
     baseline = fitted_baseline(name)
-    return ProfileTable(baseline.map, baseline.table, baseline.nulls_version, half_ms, capacity=2, memory_ms=memory_ms)
+    return ProfileTable(
+        baseline.map, baseline.table, baseline.calibration_version, half_ms, capacity=2, memory_ms=memory_ms
+    )
 
 
 def fold(profiles: ProfileTable, batch: QueryBatch, size: int = 2000) -> ProfileTable:

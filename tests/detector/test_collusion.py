@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from support.references import KEY, answered, fitted_baseline, reference_of
 
-from detector.collusion import FEW_ENOUGH, FEWEST, MOST, SAME, assess_group, candidates, group_null, merged
+from detector.collusion import FEW_ENOUGH, FEWEST, MOST, SAME, assess_group, candidates, group_tail, merged
 from detector.profile import Profile
 from detector.profile_table import ProfileTable
 from detector.scoring import assess
@@ -22,7 +22,7 @@ NAME = "digits"
 def profile_of(rows: NDArray[np.float64]) -> Profile:
     baseline = fitted_baseline(NAME)
     batch = replace(answered(rows, baseline.map.classes), clients=["c"], who=np.zeros(len(rows), np.int32))
-    table = ProfileTable(baseline.map, baseline.table, baseline.nulls_version, half_horizon_ms=2**62)
+    table = ProfileTable(baseline.map, baseline.table, baseline.calibration_version, half_horizon_ms=2**62)
     table.add(["c"], batch, baseline.map.measure(batch, KEY))
     return table.profile("c")
 
@@ -60,8 +60,8 @@ def test_a_group_of_honest_accounts_is_not_suspicious() -> None:
 def test_the_same_mass_is_worth_less_in_a_larger_group() -> None:
     baseline = fitted_baseline(NAME)
     mass = 3.0
-    assert group_null(baseline, 3).p(mass) <= group_null(baseline, 30).p(mass)
-    assert group_null(baseline, 5).p(mass) == group_null(baseline, 5).p(mass)
+    assert group_tail(baseline, 3).p(mass) <= group_tail(baseline, 30).p(mass)
+    assert group_tail(baseline, 5).p(mass) == group_tail(baseline, 5).p(mass)
 
 
 def test_a_group_without_members_is_refused() -> None:

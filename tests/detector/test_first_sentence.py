@@ -35,7 +35,7 @@ NATURE = {
 
 
 def said(baseline: Baseline, client: str, batch: QueryBatch) -> Assessment:
-    profiles = ProfileTable(baseline.map, baseline.table, baseline.nulls_version, 2**62, capacity=32)
+    profiles = ProfileTable(baseline.map, baseline.table, baseline.calibration_version, 2**62, capacity=32)
     profiles.add(list(batch.clients), batch, baseline.map.measure(batch, KEY))
     return assess(profiles.profile(client), baseline)
 

@@ -232,7 +232,7 @@ def test_the_estimate_of_a_set_that_is_not_full_is_its_size() -> None:
 def folded(name: str, batch: QueryBatch, size: int, half_horizon_ms: int = FOREVER) -> dict[tuple[object, int], bytes]:
     """Every client's bytes, span by span, after a stream cut into polls of `size` rows."""
     baseline = fitted_baseline(name)
-    profiles = ProfileTable(baseline.map, baseline.table, baseline.nulls_version, half_horizon_ms, capacity=2)
+    profiles = ProfileTable(baseline.map, baseline.table, baseline.calibration_version, half_horizon_ms, capacity=2)
     for start in range(0, len(batch), size):
         part = batch.take(np.arange(start, min(len(batch), start + size)))
         profiles.add(list(batch.clients), part, baseline.map.measure(part, KEY))

@@ -80,7 +80,7 @@ def stolen(way: str | None, seed: int = 1) -> QueryBatch:
 def test_a_spoilt_theft_is_flagged_within_twice_the_queries(way: str) -> None:
     baseline = fitted_baseline(NAME)
     plain, spoilt = fold(NAME, stolen(None)), fold(NAME, stolen(way))
-    assert wanted(assess(spoilt, baseline), baseline.nulls, Policy())[0] in FLAGGED
+    assert wanted(assess(spoilt, baseline), baseline.calibration, Policy())[0] in FLAGGED
     before, after = (reached(p, baseline, 0.01) for p in (plain, spoilt))
     assert before is not None
     assert after is not None
@@ -94,7 +94,7 @@ def test_honest_rows_that_do_not_fit_are_never_blocked_for_it(way: str) -> None:
     WAYS[way](q, np.random.default_rng(4))
     baseline = fitted_baseline(NAME)
     sure = replace(
-        baseline.nulls, lives=np.zeros((5000, len(SIGNALS)), np.float32)
+        baseline.calibration, lifetime_maxima=np.zeros((5000, len(SIGNALS)), np.float32)
     )  # clients enough to support a block
     state, reason = wanted(assess(fold(NAME, q), baseline), sure, Policy(budget=0.01, mode="block"))
     assert (state, reason) == ("throttle", "misfit_only")
@@ -131,7 +131,7 @@ def test_a_fleet_that_sends_nulls_is_not_accused_for_nulls() -> None:
     null(q, np.random.default_rng(0))  # another column is another matter
     q.inputs[:, 0], q.inputs[:, 3] = honest_rows(300, 6).inputs[:, 0], np.nan
     assert (baseline.map.measure(q, KEY).bits & np.uint32(BITS["misfit_beyond"])).all()
-    assert baseline.nulls.lives[:, at].max() <= 12
+    assert baseline.calibration.lifetime_maxima[:, at].max() <= 12
 
 
 def test_a_missing_value_ties_queries_to_nothing() -> None:
@@ -169,7 +169,7 @@ def test_a_reference_may_lack_values() -> None:
         )
     again = read_baseline(pack_baseline(baseline))
     assert again.map_id == baseline.map_id
-    (thief,) = ProfileTable(again.map, again.table, again.nulls_version, FOREVER).of_log(stolen(None), KEY)
+    (thief,) = ProfileTable(again.map, again.table, again.calibration_version, FOREVER).of_log(stolen(None), KEY)
     assert assess(thief, again).suspicion > 0.99
     measured = again.map.measure(batch, KEY)
     rare = measured.bits & np.uint32(BITS["misfit_rare"])

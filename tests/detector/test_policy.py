@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detector.calibration import Nulls
+from detector.calibration import Calibration
 from detector.policy import (
     FLAGGED,
     MIN_ODD_TO_BLOCK,
@@ -36,9 +36,9 @@ NOW_S = 1_700_000_000
 BUDGET = 0.01
 
 
-def nulls(clients: int = 5000, calibrated: bool = True) -> Nulls:
+def calibration(clients: int = 5000, calibrated: bool = True) -> Calibration:
     maxima = np.arange(float(clients))
-    return Nulls(np.zeros((clients, 2), np.float32), np.ones(2), maxima, maxima, 10.0, 1.0, calibrated)
+    return Calibration(np.zeros((clients, 2), np.float32), np.ones(2), maxima, maxima, 10.0, 1.0, calibrated)
 
 
 def assessment(p: float, odd: float = 100.0, calibrated: bool = True, content_p: float | None = None) -> Assessment:
@@ -48,25 +48,35 @@ def assessment(p: float, odd: float = 100.0, calibrated: bool = True, content_p:
     )  # fmt: skip
 
 
-CASES: dict[str, tuple[Assessment, Nulls, str, str]] = {
-    "nothing": (assessment(1.0), nulls(), "clear", "no_evidence"),
-    "just above five budgets": (assessment(0.0500001), nulls(), "clear", "no_evidence"),
-    "five budgets": (assessment(0.05), nulls(), "watch", "unusual"),
-    "just above the budget": (assessment(0.0100001), nulls(), "watch", "unusual"),
-    "the budget": (assessment(0.01), nulls(), "throttle", "suspicious"),
-    "the budget, enough odd": (assessment(0.01, MIN_ODD_TO_THROTTLE), nulls(), "throttle", "suspicious"),
-    "certain, too few odd": (assessment(0.0, MIN_ODD_TO_THROTTLE - 0.001), nulls(), "watch", "too_few_to_throttle"),
-    "certain, nobody knows how many odd": (assessment(0.0, float("nan")), nulls(), "watch", "too_few_to_throttle"),
-    "just above a tenth": (assessment(0.00100001), nulls(), "throttle", "suspicious"),
-    "a tenth": (assessment(0.001), nulls(), "block", "extraction"),
-    "a tenth, enough odd": (assessment(0.001, MIN_ODD_TO_BLOCK), nulls(), "block", "extraction"),
-    "a tenth, too few odd": (assessment(0.0, MIN_ODD_TO_BLOCK - 0.001), nulls(), "throttle", "too_few_to_block"),
-    "a tenth, by misfits alone": (assessment(0.0, content_p=1.0), nulls(), "throttle", "misfit_only"),
-    "a tenth, misfits beside content": (assessment(0.0, content_p=0.001), nulls(), "block", "extraction"),
-    "a tenth, too few clients": (assessment(0.0), nulls(999), "throttle", "budget_unsupported"),
-    "a tenth, clients enough": (assessment(0.0), nulls(1000), "block", "extraction"),
-    "uncalibrated": (assessment(0.0, calibrated=False), nulls(calibrated=False), "throttle", "uncalibrated"),
-    "uncalibrated, unusual": (assessment(0.03, calibrated=False), nulls(calibrated=False), "watch", "unusual"),
+CASES: dict[str, tuple[Assessment, Calibration, str, str]] = {
+    "nothing": (assessment(1.0), calibration(), "clear", "no_evidence"),
+    "just above five budgets": (assessment(0.0500001), calibration(), "clear", "no_evidence"),
+    "five budgets": (assessment(0.05), calibration(), "watch", "unusual"),
+    "just above the budget": (assessment(0.0100001), calibration(), "watch", "unusual"),
+    "the budget": (assessment(0.01), calibration(), "throttle", "suspicious"),
+    "the budget, enough odd": (assessment(0.01, MIN_ODD_TO_THROTTLE), calibration(), "throttle", "suspicious"),
+    "certain, too few odd": (
+        assessment(0.0, MIN_ODD_TO_THROTTLE - 0.001),
+        calibration(),
+        "watch",
+        "too_few_to_throttle",
+    ),
+    "certain, nobody knows how many odd": (
+        assessment(0.0, float("nan")),
+        calibration(),
+        "watch",
+        "too_few_to_throttle",
+    ),
+    "just above a tenth": (assessment(0.00100001), calibration(), "throttle", "suspicious"),
+    "a tenth": (assessment(0.001), calibration(), "block", "extraction"),
+    "a tenth, enough odd": (assessment(0.001, MIN_ODD_TO_BLOCK), calibration(), "block", "extraction"),
+    "a tenth, too few odd": (assessment(0.0, MIN_ODD_TO_BLOCK - 0.001), calibration(), "throttle", "too_few_to_block"),
+    "a tenth, by misfits alone": (assessment(0.0, content_p=1.0), calibration(), "throttle", "misfit_only"),
+    "a tenth, misfits beside content": (assessment(0.0, content_p=0.001), calibration(), "block", "extraction"),
+    "a tenth, too few clients": (assessment(0.0), calibration(999), "throttle", "budget_unsupported"),
+    "a tenth, clients enough": (assessment(0.0), calibration(1000), "block", "extraction"),
+    "uncalibrated": (assessment(0.0, calibrated=False), calibration(calibrated=False), "throttle", "uncalibrated"),
+    "uncalibrated, unusual": (assessment(0.03, calibrated=False), calibration(calibrated=False), "watch", "unusual"),
 }
 
 
@@ -83,7 +93,9 @@ def test_every_row_of_the_table_is_hit_and_every_reason_is_reached() -> None:
         hit.add(next(i for i, row in enumerate(TRANSITIONS) if row.condition(case)))
     assert hit == set(range(len(TRANSITIONS)))
     reasons = {wanted(a, n, Policy(BUDGET))[1] for a, n, _, _ in CASES.values()}
-    held = decide(Decision("block", "extraction", NOW_S, NOW_S + 9), assessment(1.0), nulls(), Policy(BUDGET), NOW_S)
+    held = decide(
+        Decision("block", "extraction", NOW_S, NOW_S + 9), assessment(1.0), calibration(), Policy(BUDGET), NOW_S
+    )
     over = lapsed(Decision("block", "extraction", 5, 9), Decision("throttle", "suspicious", 9, 20), 9)
     # by what people said (tests/detect/test_overrides.py), and about groups (tests/detect/test_campaigns.py)
     overruled = {"allow_listed", "breaker", "campaign"}
@@ -131,7 +143,7 @@ PREVIOUS = st.builds(
 @given(PREVIOUS, P, st.floats(0, 1000), POLICIES)
 def test_nothing_is_ever_blocked_uncalibrated(previous: Decision, p: float, odd: float, policy: Policy) -> None:
     previous = replace(previous, state="clear") if previous.state == "block" else previous
-    decision = decide(previous, assessment(p, odd, False), nulls(calibrated=False), policy, NOW_S)
+    decision = decide(previous, assessment(p, odd, False), calibration(calibrated=False), policy, NOW_S)
     assert decision.state != "block"
     assert decision.enforced != "block"
 
@@ -142,8 +154,8 @@ def test_a_state_rises_at_once_and_falls_only_when_its_time_is_over(
     previous: Decision, p: float, odd: float, policy: Policy
 ) -> None:
     a = assessment(p, odd)
-    decision = decide(previous, a, nulls(), policy, NOW_S)
-    asked = wanted(a, nulls(), policy)[0]
+    decision = decide(previous, a, calibration(), policy, NOW_S)
+    asked = wanted(a, calibration(), policy)[0]
     falls = STATES.index(asked) < STATES.index(previous.state)
     if falls and previous.until_s > NOW_S:
         assert (decision.state, decision.reason) == (previous.state, "holds")
@@ -174,7 +186,7 @@ def test_a_gateway_never_does_more_than_the_mode(state: State, mode: Mode) -> No
 @given(PREVIOUS, P, POLICIES)
 def test_decisions_obey_the_mode_even_while_they_hold(previous: Decision, p: float, policy: Policy) -> None:
     """A mode that was lowered lets go at once, though the state holds."""
-    decision = decide(previous, assessment(p), nulls(), policy, NOW_S)
+    decision = decide(previous, assessment(p), calibration(), policy, NOW_S)
     assert decision.enforced == enforce(decision.state, policy.mode)
 
 
@@ -185,7 +197,7 @@ def test_a_life_of_two_episodes() -> None:
     values = [1.0, 0.02, 0.0, 0.5, 0.5, 0.005, 0.0]
     decision, seen = Decision(), []
     for at, p in zip(times, values, strict=True):
-        decision = decide(decision, assessment(p), nulls(), policy, NOW_S + at)
+        decision = decide(decision, assessment(p), calibration(), policy, NOW_S + at)
         seen.append((decision.state, decision.reason, decision.episode, decision.since_s - NOW_S))
     assert seen == [
         ("clear", "no_evidence", 0, 0),
@@ -199,22 +211,22 @@ def test_a_life_of_two_episodes() -> None:
 
 
 def test_a_state_that_is_asked_for_again_lasts_longer_but_began_when_it_began() -> None:
-    first = decide(Decision(), assessment(0.005), nulls(), Policy(BUDGET), NOW_S)
-    again = decide(first, assessment(0.005), nulls(), Policy(BUDGET), NOW_S + 1000)
+    first = decide(Decision(), assessment(0.005), calibration(), Policy(BUDGET), NOW_S)
+    again = decide(first, assessment(0.005), calibration(), Policy(BUDGET), NOW_S + 1000)
     assert again.since_s == first.since_s == NOW_S
     assert again.until_s == first.until_s + 1000
 
 
 def test_watch_does_not_hold() -> None:
-    watched = decide(Decision(), assessment(0.03), nulls(), Policy(BUDGET), NOW_S)
+    watched = decide(Decision(), assessment(0.03), calibration(), Policy(BUDGET), NOW_S)
     assert watched.until_s == 0
-    assert decide(watched, assessment(1.0), nulls(), Policy(BUDGET), NOW_S).state == "clear"
+    assert decide(watched, assessment(1.0), calibration(), Policy(BUDGET), NOW_S).state == "clear"
 
 
 def test_a_score_that_wavers_does_not_flap_a_gateway() -> None:
     decision, states = Decision(), []
     for at, p in enumerate(itertools.islice(itertools.cycle([0.009, 0.011]), 40)):
-        decision = decide(decision, assessment(p), nulls(), Policy(BUDGET, "throttle"), NOW_S + 60 * at)
+        decision = decide(decision, assessment(p), calibration(), Policy(BUDGET, "throttle"), NOW_S + 60 * at)
         states.append(decision.enforced)
     assert set(states) == {"throttle"}
 
@@ -222,12 +234,12 @@ def test_a_score_that_wavers_does_not_flap_a_gateway() -> None:
 @pytest.mark.parametrize("budget", [0.001, 0.01, 0.05])
 def test_a_smaller_budget_is_never_stricter(budget: float) -> None:
     for p in (1.0, 0.2, 0.05, 0.01, 0.005, 0.001, 1e-5, 0.0):
-        loose = wanted(assessment(p), nulls(10**6), Policy(budget * 2))[0]
-        tight = wanted(assessment(p), nulls(10**6), Policy(budget))[0]
+        loose = wanted(assessment(p), calibration(10**6), Policy(budget * 2))[0]
+        tight = wanted(assessment(p), calibration(10**6), Policy(budget))[0]
         assert STATES.index(tight) <= STATES.index(loose)
 
 
 def test_a_p_value_that_is_no_number_blocks_nobody() -> None:
     """Comparisons with it are all false; the last row of the table must not be what is left."""
-    state, _ = wanted(assessment(float("nan")), nulls(), Policy(BUDGET))
+    state, _ = wanted(assessment(float("nan")), calibration(), Policy(BUDGET))
     assert state != "block"

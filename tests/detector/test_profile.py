@@ -45,12 +45,12 @@ SUMS = (
 )
 SETS = ("sample_hash", "sample_novel", "sample_misfit", "odd_hash", "odd_bits", "sequence_hash", "sequence_bits")
 MAXIMA = ("maxima", "passage_ms", "passage_query")
-IDENTITY = ("map_id", "nulls_version", "window", "parts", "decay", "archive")
+IDENTITY = ("map_id", "calibration_version", "window", "parts", "decay", "archive")
 
 
 def table_of(name: str, half_horizon_ms: int = FOREVER, capacity: int = 2) -> ProfileTable:
     baseline = fitted_baseline(name)
-    return ProfileTable(baseline.map, baseline.table, baseline.nulls_version, half_horizon_ms, capacity)
+    return ProfileTable(baseline.map, baseline.table, baseline.calibration_version, half_horizon_ms, capacity)
 
 
 def fold(profiles: ProfileTable, batch: QueryBatch, size: int = 2000, key: bytes = KEY) -> None:
@@ -70,7 +70,7 @@ def profile_of(name: str, batch: QueryBatch, key: bytes = KEY) -> Profile:
 
 def empty(name: str) -> Profile:
     baseline = fitted_baseline(name)
-    return Profile.empty(baseline.map_id, baseline.nulls_version, baseline.map.classes, len(baseline.table.need))
+    return Profile.empty(baseline.map_id, baseline.calibration_version, baseline.map.classes, len(baseline.table.need))
 
 
 def shape_of(name: str) -> Shape:
@@ -191,11 +191,11 @@ def test_a_trail_is_the_earliest_of_both() -> None:
     assert (merged.passage_ms.tolist(), merged.passage_query.tolist()) == ([5, 8, 12], [1, 5, 3])
 
 
-def test_marks_of_other_nulls_are_not_mixed() -> None:
+def test_maxima_of_another_calibration_are_not_mixed() -> None:
     a = part(1, 900, 1100)
-    b = replace(part(2, 900, 1100), nulls_version="ff" * 8, last_ms=a.last_ms + 1)
+    b = replace(part(2, 900, 1100), calibration_version="ff" * 8, last_ms=a.last_ms + 1)
     for merged in (a.merge(b), b.merge(a)):
-        assert merged.nulls_version == b.nulls_version
+        assert merged.calibration_version == b.calibration_version
         assert differences(merged, b, MAXIMA) == []
         assert len(merged.odd_hash) >= len(b.odd_hash)
     tie = replace(b, last_ms=a.last_ms)
@@ -246,7 +246,7 @@ def test_a_span_is_what_its_own_rows_give_with_the_memory_of_those_before(name: 
     for span in spans:
         before = profile_of(name, batch.take(np.flatnonzero(window < span.window)))
         alone = table_of(name)
-        alone.put("client 0", replace(empty(name), nulls_version=alone.nulls_version, memory=before.memory))
+        alone.put("client 0", replace(empty(name), calibration_version=alone.calibration_version, memory=before.memory))
         fold(alone, batch.take(np.flatnonzero(window >= span.window)))
         assert differences(span, alone.profile("client 0"), (*SUMS, *SETS, *MAXIMA)) == []
 
@@ -393,16 +393,16 @@ def test_profiles_of_other_maps_neither_merge_nor_load() -> None:
         profiles.put("x", other)
 
 
-def test_a_profile_of_other_nulls_keeps_its_sets_and_restarts_its_marks() -> None:
+def test_a_profile_of_another_calibration_keeps_its_sets_and_restarts_its_maxima() -> None:
     whole = unsplit("people")
     profiles = table_of("people")
-    profiles.put("x", replace(whole, nulls_version="ee" * 8))
+    profiles.put("x", replace(whole, calibration_version="ee" * 8))
     loaded = profiles.profile("x")
     assert differences(loaded, whole, (*SUMS, *SETS)) == []
     assert same_memory(loaded, whole)
     assert not loaded.maxima.any()
     assert len(loaded.passage_ms) == 0
-    assert loaded.nulls_version == fitted_baseline("people").nulls_version
+    assert loaded.calibration_version == fitted_baseline("people").calibration_version
 
 
 # ------------------------------------------------------------------ size

@@ -24,7 +24,7 @@ from detector.signals import FREE, FUSED, NAMES, SIGNALS, fuse, masses, measure
 
 def empty(name: str) -> Profile:
     baseline = fitted_baseline(name)
-    return Profile.empty(baseline.map_id, baseline.nulls_version, baseline.map.classes, len(SIGNALS))
+    return Profile.empty(baseline.map_id, baseline.calibration_version, baseline.map.classes, len(SIGNALS))
 
 
 def honest(name: str, client: int) -> QueryBatch:
@@ -50,7 +50,7 @@ def test_one_query_is_never_flagged_however_odd(name: str, shards: int) -> None:
     baseline = fitted_baseline(name)
     for row in range(20):
         a = assess(fold(name, noise(name).take(np.array([row]))), baseline, shards)
-        decision = decide(Decision(), a, baseline.nulls, Policy(budget=0.01, mode="block"), 0)
+        decision = decide(Decision(), a, baseline.calibration, Policy(budget=0.01, mode="block"), 0)
         assert decision.state in ("clear", "watch")
         assert a.odd <= 1.0
         assert a.queries == 1
@@ -84,7 +84,7 @@ def test_the_moment_a_level_was_reached_does_not_depend_on_polls(cuts: list[int]
 @pytest.mark.parametrize("name", ["people", "digits"])
 def test_the_moment_is_the_first_query_at_which_a_look_would_have_seen_it(name: str) -> None:
     baseline, batch = fitted_baseline(name), noise(name)
-    profiles = ProfileTable(baseline.map, baseline.table, baseline.nulls_version, FOREVER)
+    profiles = ProfileTable(baseline.map, baseline.table, baseline.calibration_version, FOREVER)
     p: list[float] = []
     for row in range(120):
         part = batch.take(np.array([row]))
@@ -118,7 +118,7 @@ def test_honest_cover_does_not_take_suspicion_back() -> None:
     baseline = fitted_baseline(name)
     before = fold(name, noise(name, 150))
     traffic = reference_of(name).traffic
-    profiles = ProfileTable(baseline.map, baseline.table, baseline.nulls_version, FOREVER)
+    profiles = ProfileTable(baseline.map, baseline.table, baseline.calibration_version, FOREVER)
     profiles.put("client 0", before)
     cover = batch_of(traffic.inputs)
     profiles.add(["client 0"], cover, baseline.map.measure(cover, KEY))
@@ -170,7 +170,7 @@ def test_evidence_is_sorted_counted_and_readable(name: str) -> None:
     baseline = fitted_baseline(name)
     a = assess(fold(name, life(name, 600, np.random.default_rng(71))), baseline)
     assert len(a.evidence) >= 3
-    units = [e.statistic / baseline.nulls.scale[NAMES.index(e.signal)] for e in a.evidence]
+    units = [e.statistic / baseline.calibration.scale[NAMES.index(e.signal)] for e in a.evidence]
     assert units[1:] == sorted(units[1:], reverse=True)  # after the most telling one, by size
     for e in a.evidence:
         assert 0 < e.p_value <= 1
@@ -185,7 +185,7 @@ def test_suspicion_is_one_less_p_and_says_if_it_is_calibrated() -> None:
     a = assess(fold("people", noise("people")), baseline)
     assert a.suspicion == 1.0 - a.p_value
     assert a.calibrated
-    simulated = replace(baseline, nulls=replace(baseline.nulls, calibrated=False))
+    simulated = replace(baseline, calibration=replace(baseline.calibration, calibrated=False))
     assert not assess(fold("people", noise("people")), simulated).calibrated
 
 
@@ -216,7 +216,7 @@ def test_the_trail_is_as_long_as_the_fused_score_is_high(name: str) -> None:
     baseline = fitted_baseline(name)
     for n in (1, 5, 20, 60, 300):
         profile = fold(name, noise(name).take(np.arange(n)))
-        fused = float(fuse(profile.maxima, baseline.nulls.scale, FUSED))
+        fused = float(fuse(profile.maxima, baseline.calibration.scale, FUSED))
         assert len(profile.passage_ms) == ladder(fused)
         assert assess(profile, baseline).fused == fused
 

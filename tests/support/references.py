@@ -325,7 +325,7 @@ def rows_of(m: Measured, rows: NDArray[np.intp]) -> Measured:
 def fold(name: str, batch: QueryBatch, cuts: list[int] | None = None) -> Profile:
     """The profile of one client's stream, cut into polls."""
     baseline = fitted_baseline(name)
-    profiles = ProfileTable(baseline.map, baseline.table, baseline.nulls_version, FOREVER, capacity=2)
+    profiles = ProfileTable(baseline.map, baseline.table, baseline.calibration_version, FOREVER, capacity=2)
     for rows in np.split(np.arange(len(batch)), cuts or []):
         if len(rows):
             part = batch.take(rows)

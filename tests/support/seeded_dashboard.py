@@ -67,7 +67,7 @@ def row(
     rng = np.random.default_rng(zlib.crc32(client_id.encode("utf-8", "surrogatepass")))
     last_ms = NOW_S * 1000 - int(rng.integers(2_000, 9_000_000))
     i = NAMES.index(signal)
-    scale = float(baseline.nulls.scale[i])
+    scale = float(baseline.calibration.scale[i])
     mass = scale * (0.4 if p > 0.05 else 1.5 + 2 * math.log10(0.05 / p))
     evidence = []
     for name, part in ((signal, 1.0), ("residual_roots", 0.35), ("flipped", 0.12)) if p < 0.5 else ():

@@ -59,7 +59,7 @@ def client(site: Site, model: str, key: str) -> dict[str, Any] | None:
             charts.suspicion_figure([trace], site.budget, w, h) for w, h in ((BIG, 270), (SMALL, 240))
         ],
         "signals": signals,
-        "honest": baseline.nulls.clients if baseline else 0,
+        "honest": baseline.calibration.clients if baseline else 0,
         "signals_figure": [page_charts.signals_figure(bars, w) for w in (BIG, SMALL)],
         "evidence": c.evidence[:8],
         "exposure_figure": _exposure(site, one, alerts),

@@ -94,13 +94,13 @@ def _calibration(site: Site, m: Model) -> str:
 
 
 def _limits(site: Site, baseline: Baseline) -> list[str]:
-    nulls, said = baseline.nulls, []
-    if nulls.calibrated and not nulls.supports(site.budget * BLOCK_FACTOR):
+    calibration, said = baseline.calibration, []
+    if calibration.calibrated and not calibration.supports(site.budget * BLOCK_FACTOR):
         need = round(1 / (site.budget * BLOCK_FACTOR))
         said.append(
-            f"{nulls.clients:,} honest clients are too few to block at this budget; {need:,} are needed. Detection blocks no client."
+            f"{calibration.clients:,} honest clients are too few to block at this budget; {need:,} are needed. Detection blocks no client."
         )
-    if not nulls.calibrated:
+    if not calibration.calibrated:
         said.append(
             "Calibrated on simulated clients only: no client is blocked, and the rates are a guess. Fit it again with --traffic."
         )
@@ -108,14 +108,14 @@ def _limits(site: Site, baseline: Baseline) -> list[str]:
 
 
 def _facts(baseline: Baseline) -> list[tuple[str, str]]:
-    nulls = baseline.nulls
+    calibration = baseline.calibration
     return [
-        ("honest clients", f"{nulls.clients:,}"),
-        ("longest honest client", f"{nulls.days:.1f} days, {nulls.distinct:,.0f} distinct queries"),
+        ("honest clients", f"{calibration.clients:,}"),
+        ("longest honest client", f"{calibration.days:.1f} days, {calibration.distinct:,.0f} distinct queries"),
         (
             "reference",
             f"{baseline.facts.get('reference_rows', 0):,.0f} rows, {len(baseline.map.schema.columns)} columns",
         ),
         ("feature map", baseline.map_id),
-        ("nulls", str(baseline.nulls_version)),
+        ("nulls", str(baseline.calibration_version)),
     ]

@@ -27,11 +27,11 @@ from support.references import (
 
 from detector.baseline import Baseline
 from detector.baseline_file import FORMAT, pack_baseline, read_baseline
-from detector.calibration import FEWEST_TOOLS, Nulls, Tools
+from detector.calibration import FEWEST_TOOLS, Calibration, Tools
 from detector.discriminators import Trees
 from detector.errors import CorruptBaseline, UnfittedModel
 from detector.features import ARRAYS, BITS, MEASURES, FeatureMap, margins
-from detector.fitting.baseline import MIN_CLIENTS, Lives, Rehearsed, fit_baseline
+from detector.fitting.baseline import MIN_CLIENTS, FittedClients, Rehearsed, fit_baseline
 from detector.signals import BY_ANSWER, FUSED, SIGNALS, TABLE_VERSION, fuse
 
 FRONT = struct.Struct("<4sHI")
@@ -73,7 +73,11 @@ def test_bytes_round_trip_exactly_and_measure_the_same(name: str) -> None:
     blob = pack_baseline(baseline)
     read = read_baseline(blob)
     assert pack_baseline(read) == blob
-    assert (read.model_id, read.map_id, read.nulls_version) == (name, baseline.map_id, baseline.nulls_version)
+    assert (read.model_id, read.map_id, read.calibration_version) == (
+        name,
+        baseline.map_id,
+        baseline.calibration_version,
+    )
     assert (read.notes, read.facts, read.map.schema) == (baseline.notes, baseline.facts, baseline.map.schema)
     batch = life(name, 80, np.random.default_rng(50))
     one, two = baseline.map.measure(batch, KEY), read.map.measure(batch, KEY)
@@ -174,11 +178,11 @@ def test_notes_say_where_the_calibration_comes_from() -> None:
             "m", reference.schema, reference.batch, reference.traffic, real_clients=False, rng=np.random.default_rng(0)
         )
     assert simulated.notes[0].startswith("UNCALIBRATED")
-    assert not simulated.nulls.calibrated
+    assert not simulated.calibration.calibrated
     real = fitted_baseline("prices")
     assert real.notes[0] == "calibrated on 40 real clients"
     assert real.facts["reference_rows"] == 250
-    assert real.facts["honest_distinct"] == real.nulls.distinct
+    assert real.facts["honest_distinct"] == real.calibration.distinct
 
 
 @pytest.mark.parametrize("labels", [1, 300])
@@ -210,17 +214,17 @@ def test_raised_levels_leave_at_most_the_share_above_and_never_fall(seed: int, n
 # ------------------------------------------------------------------ identity
 
 
-def a_null() -> Nulls:
-    lives = np.outer(np.arange(30), np.ones(len(SIGNALS))).astype(np.float32)
-    return Nulls(lives, np.full(len(SIGNALS), 12.0), np.arange(30.0), np.arange(30.0) / 2, 100.0, 3.0, True)
+def a_null() -> Calibration:
+    maxima = np.outer(np.arange(30), np.ones(len(SIGNALS))).astype(np.float32)
+    return Calibration(maxima, np.full(len(SIGNALS), 12.0), np.arange(30.0), np.arange(30.0) / 2, 100.0, 3.0, True)
 
 
 def test_the_map_keeps_its_identity_whatever_is_calibrated_or_said() -> None:
     baseline = fitted_baseline("people")
-    other = replace(baseline, nulls=a_null(), notes=("another",), model_id="another")
+    other = replace(baseline, calibration=a_null(), notes=("another",), model_id="another")
     assert other.map_id == baseline.map_id
-    assert other.nulls_version != baseline.nulls_version
-    assert len(bytes.fromhex(baseline.map_id)) == len(bytes.fromhex(baseline.nulls_version)) == 8
+    assert other.calibration_version != baseline.calibration_version
+    assert len(bytes.fromhex(baseline.map_id)) == len(bytes.fromhex(baseline.calibration_version)) == 8
 
 
 @pytest.mark.parametrize("name", ARRAYS)
@@ -244,19 +248,19 @@ def test_schema_nearness_and_trees_are_part_of_the_maps_identity() -> None:
     assert len({fmap.map_id, *(o.map_id for o in others)}) == 6
 
 
-def test_nulls_have_the_version_of_what_the_marks_depend_on() -> None:
-    nulls = a_null()
-    assert nulls.version == a_null().version
-    assert replace(nulls, days=9.0).version == nulls.version
+def test_a_calibration_has_the_version_of_what_the_maxima_depend_on() -> None:
+    calibration = a_null()
+    assert calibration.version == a_null().version
+    assert replace(calibration, days=9.0).version == calibration.version
     changed = [
-        replace(nulls, lives=nulls.lives + 1),
-        replace(nulls, scale=nulls.scale + 1),
-        replace(nulls, ordered=nulls.ordered + 1),
-        replace(nulls, free=nulls.free + 1),
-        replace(nulls, distinct=9.0),
-        replace(nulls, calibrated=False),
+        replace(calibration, lifetime_maxima=calibration.lifetime_maxima + 1),
+        replace(calibration, scale=calibration.scale + 1),
+        replace(calibration, ordered=calibration.ordered + 1),
+        replace(calibration, free=calibration.free + 1),
+        replace(calibration, distinct=9.0),
+        replace(calibration, calibrated=False),
     ]
-    assert len({nulls.version, *(c.version for c in changed)}) == 7
+    assert len({calibration.version, *(c.version for c in changed)}) == 7
 
 
 # ------------------------------------------------------------------ damage
@@ -492,17 +496,17 @@ def tools(mass: float) -> Tools:
     return Tools(("explainer",), np.full((1, len(SIGNALS)), mass), np.zeros((1, len(SIGNALS))))
 
 
-NULLS: dict[str, Callable[[Nulls], Nulls]] = {
-    "a signal short": lambda n: replace(n, lives=n.lives[:, :-1].copy()),
-    "lives of other clients": lambda n: replace(n, lives=n.lives[:-1].copy()),
-    "lives in double": lambda n: replace(n, lives=n.lives.astype(np.float64)),
+NULLS: dict[str, Callable[[Calibration], Calibration]] = {
+    "a signal short": lambda n: replace(n, lifetime_maxima=n.lifetime_maxima[:, :-1].copy()),
+    "lives of other clients": lambda n: replace(n, lifetime_maxima=n.lifetime_maxima[:-1].copy()),
+    "lives in double": lambda n: replace(n, lifetime_maxima=n.lifetime_maxima.astype(np.float64)),
     "a scale of nothing": lambda n: replace(n, scale=set_at(n.scale, 0, 0.0)),
     "a scale short": lambda n: replace(n, scale=n.scale[:-1]),
     "maxima that are no numbers": lambda n: replace(n, ordered=set_at(n.ordered, 0, np.nan)),
     "maxima below nothing": lambda n: replace(n, free=set_at(n.free, 0, -1.0)),
-    "a reach short": lambda n: replace(n, reach=np.ones(3)),
-    "a reach of nothing": lambda n: replace(n, reach=np.zeros(len(SIGNALS))),
-    "a reach that is no number": lambda n: replace(n, reach=np.full(len(SIGNALS), np.nan)),
+    "a reach short": lambda n: replace(n, rehearsal_bound=np.ones(3)),
+    "a reach of nothing": lambda n: replace(n, rehearsal_bound=np.zeros(len(SIGNALS))),
+    "a reach that is no number": lambda n: replace(n, rehearsal_bound=np.full(len(SIGNALS), np.nan)),
     "tools of another kind more": lambda n: replace(n, tools=replace(n.tools, kinds=("explainer",))),
     "tools below nothing": lambda n: replace(n, tools=tools(-1.0)),
     "tools that nobody counted": lambda n: replace(n, tools=tools(1.0)),
@@ -511,9 +515,9 @@ NULLS: dict[str, Callable[[Nulls], Nulls]] = {
 
 
 @pytest.mark.parametrize("case", NULLS)
-def test_hostile_nulls_are_refused(case: str) -> None:
+def test_hostile_calibrations_are_refused(case: str) -> None:
     baseline = fitted_baseline("people")
-    said = refusal(pack_baseline(replace(baseline, nulls=NULLS[case](baseline.nulls))))
+    said = refusal(pack_baseline(replace(baseline, calibration=NULLS[case](baseline.calibration))))
     assert "identity" not in said
 
 
@@ -544,11 +548,11 @@ def with_personas(share: float, name: str = "explainer") -> Baseline:
 
 def test_a_persona_is_judged_by_its_own_null_and_spoils_nobody_elses() -> None:
     baseline = with_personas(0.2)
-    (persona,) = baseline.nulls.personas
+    (persona,) = baseline.calibration.personas
     assert persona.name == "explainer"
-    assert len(persona.ordered) + baseline.nulls.clients == len(reference_of("digits").traffic.clients)
+    assert len(persona.ordered) + baseline.calibration.clients == len(reference_of("digits").traffic.clients)
     value = float(persona.ordered[len(persona.ordered) // 2])
-    assert value > baseline.nulls.ordered[-1]
+    assert value > baseline.calibration.ordered[-1]
     assert baseline.tail(True, "explainer").p(value) > 0.3 > baseline.tail(True).p(value)
     assert baseline.tail(True, "nobody declared this") is baseline.ordered
     assert any("persona explainer" in note for note in baseline.notes)
@@ -557,12 +561,14 @@ def test_a_persona_is_judged_by_its_own_null_and_spoils_nobody_elses() -> None:
 def test_personas_survive_the_file_and_change_its_identity() -> None:
     baseline = with_personas(0.2)
     again = read_baseline(pack_baseline(baseline))
-    np.testing.assert_array_equal(again.nulls.personas[0].ordered, baseline.nulls.personas[0].ordered)
-    np.testing.assert_array_equal(again.nulls.personas[0].free, baseline.nulls.personas[0].free)
-    renamed = replace(baseline.nulls.personas[0], name="qa")
-    assert replace(baseline.nulls, personas=(renamed,)).version != baseline.nulls_version
-    hostile = replace(baseline.nulls.personas[0], ordered=np.full(3, np.nan))
-    assert "persona" in refusal(pack_baseline(replace(baseline, nulls=replace(baseline.nulls, personas=(hostile,)))))
+    np.testing.assert_array_equal(again.calibration.personas[0].ordered, baseline.calibration.personas[0].ordered)
+    np.testing.assert_array_equal(again.calibration.personas[0].free, baseline.calibration.personas[0].free)
+    renamed = replace(baseline.calibration.personas[0], name="qa")
+    assert replace(baseline.calibration, personas=(renamed,)).version != baseline.calibration_version
+    hostile = replace(baseline.calibration.personas[0], ordered=np.full(3, np.nan))
+    assert "persona" in refusal(
+        pack_baseline(replace(baseline, calibration=replace(baseline.calibration, personas=(hostile,))))
+    )
 
 
 def test_a_persona_of_too_few_clients_is_refused() -> None:
@@ -573,7 +579,7 @@ def test_a_persona_of_too_few_clients_is_refused() -> None:
 # ------------------------------------------------------------------------------------------------------ influence
 
 
-def with_thieves(share: float, rehearsed: bool, declared: bool = False) -> tuple[Baseline, Lives, set[str]]:
+def with_thieves(share: float, rehearsed: bool, declared: bool = False) -> tuple[Baseline, FittedClients, set[str]]:
     """A calibration in which some clients send nothing but noise, fifty times as much as the others."""
     reference = reference_of("digits")
     traffic = reference.traffic
@@ -583,40 +589,40 @@ def with_thieves(share: float, rehearsed: bool, declared: bool = False) -> tuple
     who = np.repeat(np.arange(len(thieves), dtype=np.int32), 900)
     loud = answered(np.vstack([traffic.inputs, noise]), 10, np.concatenate([traffic.who, who]))
     with quick_training():
-        baseline, lives = fit_baseline(
+        baseline, fitted_clients = fit_baseline(
             "digits", reference.schema, reference.batch, replace(loud, clients=traffic.clients), real_clients=True,
             rng=np.random.default_rng(9), rehearsed=Rehearsed(traffic, ("",) * len(traffic.clients)) if rehearsed else None,
             personas=dict.fromkeys(thieves, "explainer") if declared else None,
         )  # fmt: skip
-    return baseline, lives, set(thieves)
+    return baseline, fitted_clients, set(thieves)
 
 
-def test_thieves_in_the_traffic_have_no_say_beyond_what_honest_tools_reach() -> None:
+def test_thieves_in_the_traffic_are_excluded_beyond_the_rehearsal_bound() -> None:
     spoilt, everybody, _ = with_thieves(0.05, rehearsed=False)
-    baseline, lives, thieves = with_thieves(0.05, rehearsed=True)
+    baseline, fitted_clients, thieves = with_thieves(0.05, rehearsed=True)
     assert thieves
-    assert {c for c, out in zip(lives.clients, lives.left_out, strict=True) if out} == thieves
-    assert not everybody.left_out.any()
-    assert baseline.nulls.clients == spoilt.nulls.clients - len(thieves)
-    noise = float(lives.masses[lives.left_out].max())
-    assert float(spoilt.nulls.lives.max()) == pytest.approx(noise)
-    assert float(baseline.nulls.lives.max()) < noise / 4
+    assert {c for c, out in zip(fitted_clients.clients, fitted_clients.excluded, strict=True) if out} == thieves
+    assert not everybody.excluded.any()
+    assert baseline.calibration.clients == spoilt.calibration.clients - len(thieves)
+    noise = float(fitted_clients.lifetime_maxima[fitted_clients.excluded].max())
+    assert float(spoilt.calibration.lifetime_maxima.max()) == pytest.approx(noise)
+    assert float(baseline.calibration.lifetime_maxima.max()) < noise / 4
     assert any("left out of the calibration" in note for note in baseline.notes)
     assert not any("left out" in note for note in spoilt.notes)
 
 
 def test_a_rehearsal_that_calls_a_fifth_of_the_clients_implausible_excludes_nobody() -> None:
-    baseline, lives, thieves = with_thieves(0.2, rehearsed=True)
-    assert len(thieves) > 0.1 * len(lives.clients)
-    assert not lives.left_out.any()
-    assert baseline.nulls.clients == len(lives.clients)
+    baseline, fitted_clients, thieves = with_thieves(0.2, rehearsed=True)
+    assert len(thieves) > 0.1 * len(fitted_clients.clients)
+    assert not fitted_clients.excluded.any()
+    assert baseline.calibration.clients == len(fitted_clients.clients)
 
 
 def test_whose_use_was_declared_has_his_say_among_his_like() -> None:
-    baseline, lives, thieves = with_thieves(0.15, rehearsed=True, declared=True)
-    assert len(baseline.nulls.personas[0].ordered) == len(thieves)
-    assert not lives.left_out.any()
-    assert thieves.isdisjoint(lives.clients)
+    baseline, fitted_clients, thieves = with_thieves(0.15, rehearsed=True, declared=True)
+    assert len(baseline.calibration.personas[0].ordered) == len(thieves)
+    assert not fitted_clients.excluded.any()
+    assert thieves.isdisjoint(fitted_clients.clients)
 
 
 def with_tools(kinds: tuple[str, ...], real: bool = True) -> Baseline:
@@ -637,39 +643,39 @@ def with_tools(kinds: tuple[str, ...], real: bool = True) -> Baseline:
 def test_odd_tools_that_the_traffic_lacks_stand_among_its_clients() -> None:
     """Who does later what a rehearsed tool did is less unusual for it; who is counted are still the real clients."""
     calm, expected = with_tools(("",)), with_tools(("explainer", "robustness"))
-    assert calm.nulls.clients == expected.nulls.clients
-    assert len(calm.nulls.ordered) == calm.nulls.clients
-    assert len(expected.nulls.ordered) == expected.nulls.clients + 2 * FEWEST_TOOLS
-    np.testing.assert_array_equal(calm.nulls.lives, expected.nulls.lives)
-    odd = expected.nulls.tools.lives.max(axis=0)
-    said = [b.ordered.p(float(fuse(odd, b.nulls.scale, FUSED))) for b in (calm, expected)]
+    assert calm.calibration.clients == expected.calibration.clients
+    assert len(calm.calibration.ordered) == calm.calibration.clients
+    assert len(expected.calibration.ordered) == expected.calibration.clients + 2 * FEWEST_TOOLS
+    np.testing.assert_array_equal(calm.calibration.lifetime_maxima, expected.calibration.lifetime_maxima)
+    odd = expected.calibration.tools.lifetime_maxima.max(axis=0)
+    said = [b.ordered.p(float(fuse(odd, b.calibration.scale, FUSED))) for b in (calm, expected)]
     assert said[0] < 0.001 < 0.01 < said[1]
 
 
 def test_rehearsed_tools_carry_no_signal_that_looks_at_answers() -> None:
-    held = with_tools(("explainer",)).nulls.tools
+    held = with_tools(("explainer",)).calibration.tools
     by_answer = np.array([s.name in BY_ANSWER for s in SIGNALS])
-    assert not held.lives[:, by_answer].any()
-    assert held.lives[:, ~by_answer].any()
+    assert not held.lifetime_maxima[:, by_answer].any()
+    assert held.lifetime_maxima[:, ~by_answer].any()
 
 
 def test_simulated_clients_have_tools_among_them_already() -> None:
     baseline = with_tools(("explainer",), real=False)
-    assert len(baseline.nulls.ordered) == baseline.nulls.clients
+    assert len(baseline.calibration.ordered) == baseline.calibration.clients
 
 
 def test_tools_survive_the_file_for_the_next_calibration() -> None:
     baseline = with_tools(("explainer", "robustness"))
-    again = read_baseline(pack_baseline(baseline)).nulls.tools
-    assert again.kinds == baseline.nulls.tools.kinds
-    np.testing.assert_array_equal(again.lives, baseline.nulls.tools.lives)
-    np.testing.assert_array_equal(again.ends, baseline.nulls.tools.ends)
+    again = read_baseline(pack_baseline(baseline)).calibration.tools
+    assert again.kinds == baseline.calibration.tools.kinds
+    np.testing.assert_array_equal(again.lifetime_maxima, baseline.calibration.tools.lifetime_maxima)
+    np.testing.assert_array_equal(again.final_values, baseline.calibration.tools.final_values)
 
 
-def test_the_reach_survives_the_file_and_leaves_answers_alone() -> None:
+def test_the_rehearsal_bound_survives_the_file_and_leaves_answers_alone() -> None:
     baseline, _, _ = with_thieves(0.05, rehearsed=True)
-    reach = baseline.nulls.reach
-    np.testing.assert_array_equal(read_baseline(pack_baseline(baseline)).nulls.reach, reach)
+    reach = baseline.calibration.rehearsal_bound
+    np.testing.assert_array_equal(read_baseline(pack_baseline(baseline)).calibration.rehearsal_bound, reach)
     judged = np.isfinite(reach)
     assert {SIGNALS[i].name for i in np.flatnonzero(~judged & FUSED)} == {
         "margin_roots", "flipped", "misfit_roots", "misfit_beyond", "misfit_share",

@@ -1,4 +1,4 @@
-"""Nulls by client: p-values that keep their promise on exchangeable clients, and a tail that joins them."""
+"""Calibration by client: p-values that keep their promise on exchangeable clients, and a tail that joins them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from detector.calibration import (
+    LARGEST_AVERAGED,
     LEAST_SHARE,
     MOST_LEFT_OUT,
     PLAUSIBLE,
@@ -20,9 +21,8 @@ from detector.calibration import (
     SPOILT_CLIENTS,
     SPOILT_PLAUSIBLE,
     TAIL_INDEX_PRIOR,
-    TOP_LIVES,
     UNREHEARSED,
-    Nulls,
+    Calibration,
     Tail,
     Tools,
     implausible,
@@ -177,12 +177,12 @@ def test_the_tail_begins_above_nothing_and_its_index_is_shrunk_to_the_prior() ->
 
 
 def test_the_scale_is_the_mean_of_the_largest_lives_and_never_below_the_floor() -> None:
-    lives = np.array([[1.0, 0.0], [2.0, 0.0], [30.0, 1.0], [40.0, 0.0], [50.0, 0.0], [60.0, 0.0]])
-    assert TOP_LIVES == 4
-    assert scale_of(lives, np.array([12.0, 8.0])).tolist() == [45.0, 8.0]
-    assert scale_of(lives[:2], np.array([1.0, 8.0])).tolist() == [1.5, 8.0]
+    maxima = np.array([[1.0, 0.0], [2.0, 0.0], [30.0, 1.0], [40.0, 0.0], [50.0, 0.0], [60.0, 0.0]])
+    assert LARGEST_AVERAGED == 4
+    assert scale_of(maxima, np.array([12.0, 8.0])).tolist() == [45.0, 8.0]
+    assert scale_of(maxima[:2], np.array([1.0, 8.0])).tolist() == [1.5, 8.0]
     floor = np.array([12.0, 8.0])
-    empty = scale_of(lives[:0], floor)
+    empty = scale_of(maxima[:0], floor)
     assert empty.tolist() == floor.tolist()
     assert empty is not floor
 
@@ -190,9 +190,9 @@ def test_the_scale_is_the_mean_of_the_largest_lives_and_never_below_the_floor() 
 # ------------------------------------------------------------------ budgets
 
 
-def nulls(clients: int, calibrated: bool = True) -> Nulls:
+def calibration(clients: int, calibrated: bool = True) -> Calibration:
     maxima = np.arange(float(clients))
-    return Nulls(np.zeros((clients, 2), np.float32), np.ones(2), maxima, maxima, 10.0, 1.0, calibrated)
+    return Calibration(np.zeros((clients, 2), np.float32), np.ones(2), maxima, maxima, 10.0, 1.0, calibrated)
 
 
 @pytest.mark.parametrize(
@@ -200,26 +200,28 @@ def nulls(clients: int, calibrated: bool = True) -> Nulls:
     [(100, 0.01, True), (99, 0.01, False), (1000, 0.001, True), (150, 0.001, False), (10, 0.5, True), (0, 0.5, False)],
 )
 def test_a_budget_needs_a_client_that_could_spend_it(clients: int, budget: float, supported: bool) -> None:
-    assert nulls(clients).supports(budget) is supported
-    assert nulls(clients).clients == clients
+    assert calibration(clients).supports(budget) is supported
+    assert calibration(clients).clients == clients
 
 
 def test_simulated_clients_support_no_budget() -> None:
-    assert not nulls(100_000, calibrated=False).supports(0.5)
+    assert not calibration(100_000, calibrated=False).supports(0.5)
 
 
 # ---------------------------------------------------------------------------------------------------- influence
 
 
 @given(st.integers(0, 2**32), st.integers(1, 60), st.integers(1, 5))
-def test_who_is_beyond_the_reach_is_left_out_but_never_too_many(seed: int, clients: int, signals: int) -> None:
+def test_clients_beyond_the_rehearsal_bound_are_excluded_but_never_too_many(
+    seed: int, clients: int, signals: int
+) -> None:
     rng = np.random.default_rng(seed)
-    lives, shares = rng.pareto(rng.uniform(0.5, 2), (clients, signals)) * 10, rng.uniform(0, 0.5, (clients, signals))
-    reach = rng.uniform(5, 50, signals)
+    maxima, shares = rng.pareto(rng.uniform(0.5, 2), (clients, signals)) * 10, rng.uniform(0, 0.5, (clients, signals))
+    bound = rng.uniform(5, 50, signals)
 
     def beyond(times: float) -> list[bool]:
         return [
-            any(lives[i, j] > times * reach[j] and shares[i, j] >= LEAST_SHARE for j in range(signals))
+            any(maxima[i, j] > times * bound[j] and shares[i, j] >= LEAST_SHARE for j in range(signals))
             for i in range(clients)
         ]
 
@@ -230,37 +232,40 @@ def test_who_is_beyond_the_reach_is_left_out_but_never_too_many(seed: int, clien
         want = nearer
     else:
         want = far
-    assert implausible(lives, shares, reach).tolist() == want
+    assert implausible(maxima, shares, bound).tolist() == want
 
 
 def test_who_is_a_little_beyond_has_no_say_where_others_are_far_beyond() -> None:
     """One client that is far beyond may be an odd honest one; three in two hundred are not."""
-    lives, shares, reach = np.full((200, 1), 1.0), np.full((200, 1), 0.5), np.array([10.0])
-    lives[:5] = 20.0
-    assert implausible(lives, shares, reach).sum() == 0
-    lives[10:12] = 30.0
-    assert implausible(lives, shares, reach).nonzero()[0].tolist() == [10, 11]
-    lives[12] = 30.0
-    assert implausible(lives, shares, reach).nonzero()[0].tolist() == [0, 1, 2, 3, 4, 10, 11, 12]
+    maxima, shares, bound = np.full((200, 1), 1.0), np.full((200, 1), 0.5), np.array([10.0])
+    maxima[:5] = 20.0
+    assert implausible(maxima, shares, bound).sum() == 0
+    maxima[10:12] = 30.0
+    assert implausible(maxima, shares, bound).nonzero()[0].tolist() == [10, 11]
+    maxima[12] = 30.0
+    assert implausible(maxima, shares, bound).nonzero()[0].tolist() == [0, 1, 2, 3, 4, 10, 11, 12]
 
 
 def test_nobody_is_excluded_without_a_rehearsal_or_for_a_small_part_of_its_queries() -> None:
-    lives, shares = np.full((20, 2), 1.0), np.full((20, 2), 0.5)
-    lives[3] = 1e9
-    assert not implausible(lives, shares, UNREHEARSED).any()
-    assert not implausible(lives, shares, np.full(2, np.inf)).any()
-    assert implausible(lives, shares, np.array([np.inf, 1.0])).nonzero()[0].tolist() == [3]
+    maxima, shares = np.full((20, 2), 1.0), np.full((20, 2), 0.5)
+    maxima[3] = 1e9
+    assert not implausible(maxima, shares, UNREHEARSED).any()
+    assert not implausible(maxima, shares, np.full(2, np.inf)).any()
+    assert implausible(maxima, shares, np.array([np.inf, 1.0])).nonzero()[0].tolist() == [3]
     shares[3] = 0.1
-    assert not implausible(lives, shares, np.array([np.inf, 1.0])).any()
+    assert not implausible(maxima, shares, np.array([np.inf, 1.0])).any()
 
 
 def test_each_kind_of_tool_adds_pseudo_clients_in_proportion_to_the_clients() -> None:
     kinds = ("explainer", "robustness") * 20
-    lives = np.arange(40.0)[:, None] * np.array([[1.0, 0.0, 100.0]])
-    held = Tools(kinds, lives, lives / 2)
-    found = held.standing_in(np.ones(3), np.array([True, True, False]), 1000).tolist()
+    maxima = np.arange(40.0)[:, None] * np.array([[1.0, 0.0, 100.0]])
+    held = Tools(kinds, maxima, maxima / 2)
+    found = held.pseudo_client_rows(np.ones(3), np.array([True, True, False]), 1000).tolist()
     assert found == [36] * 8 + [37] * 8  # of each twenty the last but one; 0.75 % of 1,000 each
-    assert len(found) == held.guests(1000)
-    assert held.guests(30) == 4
-    np.testing.assert_array_equal(held.far(), [lives[36], lives[37]])
-    assert Tools((), np.empty((0, 3)), np.empty((0, 3))).standing_in(np.ones(3), np.ones(3, bool), 1000).tolist() == []
+    assert len(found) == held.pseudo_clients(1000)
+    assert held.pseudo_clients(30) == 4
+    np.testing.assert_array_equal(held.percentile_maxima(), [maxima[36], maxima[37]])
+    assert (
+        Tools((), np.empty((0, 3)), np.empty((0, 3))).pseudo_client_rows(np.ones(3), np.ones(3, bool), 1000).tolist()
+        == []
+    )
