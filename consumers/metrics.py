@@ -35,7 +35,7 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "querywarden_mapped_total": (
         "counter",
         ("outcome",),
-        "records of a log in another format, and what they became: records, events, unattributed (of nobody known), left_out, unmatched",
+        "records of a log in another format, and what they became: records, events, unattributed (no known client), left_out, unmatched",
     ),
     "querywarden_letters_dropped_total": (
         "counter",
