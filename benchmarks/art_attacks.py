@@ -18,7 +18,7 @@ import numpy as np
 from art.attacks.extraction import CopycatCNN, KnockoffNets
 from art.estimators.classification import BlackBoxClassifier
 
-from detector.simulation.attacks import Loot, Surrogate
+from detector.simulation.attacks import AttackerKnowledge, Surrogate
 from detector.simulation.domain import Domain, Predict, Rows
 
 GROUPS = 8
@@ -85,14 +85,14 @@ RUNS: dict[str, Callable[[Oracle, Copy, Rows, int], None]] = {
 """Family of `FOREIGN` → its run."""
 
 
-def steal(family: str, loot: Loot, predict: Predict, n: int, rng: np.random.Generator) -> Rows:
+def steal(family: str, knowledge: AttackerKnowledge, predict: Predict, n: int, rng: np.random.Generator) -> Rows:
     """(m, d) rows as the toolbox sends them, m ≤ n: no more than there are foreign rows where it draws without replacement."""
-    classes = np.asarray(predict(loot.own[:1])).shape[1]
-    oracle, copy = Oracle(loot.domain, predict, classes), Copy(loot.domain, classes, rng)
+    classes = np.asarray(predict(knowledge.own[:1])).shape[1]
+    oracle, copy = Oracle(knowledge.domain, predict, classes), Copy(knowledge.domain, classes, rng)
     state = np.random.get_state()  # noqa: NPY002 – the toolbox draws from the global generator
     np.random.seed(int(rng.integers(2**31)))  # noqa: NPY002
     try:
-        RUNS[family](oracle, copy, loot.foreign, min(n, len(loot.foreign)))
+        RUNS[family](oracle, copy, knowledge.foreign, min(n, len(knowledge.foreign)))
     finally:
         np.random.set_state(state)  # noqa: NPY002
     return np.vstack(oracle.asked)[:n]

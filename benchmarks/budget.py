@@ -28,7 +28,7 @@ from benchmarks.victims import Victim, build
 from detector.baseline import Baseline
 from detector.policy import FLAGGED, Policy, State, wanted
 from detector.simulation.attacks import ATTACKS
-from detector.simulation.population import Stream, world
+from detector.simulation.population import Stream, simulated_population
 
 RESULTS = Path(__file__).parent / "results" / "budget.json"
 BUDGETS = (0.01, 0.001)
@@ -54,7 +54,11 @@ def answered(victim: Victim, streams: list[Stream]) -> list[Tested]:
 
 
 def honest(victim: Victim, groups: tuple[int, ...], clients: int, rng: np.random.Generator) -> list[Stream]:
-    return [s for g in groups for s in world(victim.scenes[g], victim.predict, rng, clients=clients // len(groups))]
+    return [
+        s
+        for g in groups
+        for s in simulated_population(victim.pools[g], victim.predict, rng, clients=clients // len(groups))
+    ]
 
 
 def states_of(victim: Victim, baseline: Baseline, streams: list[Stream]) -> list[list[State]]:
@@ -73,7 +77,7 @@ def run_victim(name: str, plan: Plan) -> dict[str, Any]:
     victim = build(name)
     calibration = honest(victim, (0, 1), plan.clients, rng)
     tested = honest(victim, (2, 3), plan.clients, rng)
-    thefts = world(
+    thefts = simulated_population(
         victim.thieves, victim.predict, rng, clients=0, attacks=[(f, "plain") for f in ATTACKS for _ in range(plan.runs)],
         queries=(400, 3000),
     )  # fmt: skip

@@ -33,7 +33,7 @@ from benchmarks import detection, ours
 from benchmarks.ours import Tested
 from benchmarks.victims import build
 from detector.baseline import Baseline
-from detector.collusion import assess_group
+from detector.campaigns import assess_group
 from detector.profile import Profile
 from detector.scoring import assess
 from detector.simulation.attacks import ATTACKS

@@ -84,7 +84,7 @@ SHORT = Plan(
 
 def queries(victim: Victim, n: int, rng: np.random.Generator) -> Rows:
     """(n, d) rows of honest pools; where they do not suffice, the same moved by a tenth of each column's deviation."""
-    pool = np.concatenate([np.asarray(scene.pool) for scene in victim.scenes])
+    pool = np.concatenate([np.asarray(pools.pool) for pools in victim.pools])
     taken = pool[rng.permutation(len(pool))[:n]]
     if len(taken) == n:
         return np.asarray(taken)

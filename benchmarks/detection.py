@@ -47,10 +47,10 @@ from benchmarks.literature import METHODS, Known
 from benchmarks.ours import Tested
 from benchmarks.tables import CONTROL, OURS, SPOILT, TRUSTING, UNAIDED, UNEXPECTED, read, summary
 from benchmarks.victims import GROUPS, VICTIMS, Victim, build
-from detector.simulation.attacks import ATTACKS, Loot, Surrogate
+from detector.simulation.attacks import ATTACKS, AttackerKnowledge, Surrogate
 from detector.simulation.domain import Rows
 from detector.simulation.honest import BENIGN
-from detector.simulation.population import Stream, theft_streams, world
+from detector.simulation.population import Stream, simulated_population, theft_streams
 
 RESULTS = Path(__file__).parent / "results" / "detection.json"
 SPLITS = ((0, 1), (2, 3), (0, 2), (1, 3), (0, 3), (1, 2))
@@ -99,12 +99,12 @@ def populate(victim: Victim, plan: Plan, literature: bool = True) -> list[Tested
     streams = [
         (s, g)
         for g in range(GROUPS)
-        for s in world(victim.scenes[g], victim.predict, rng, clients=plan.clients, kinds=plan.kinds)
+        for s in simulated_population(victim.pools[g], victim.predict, rng, clients=plan.clients, kinds=plan.kinds)
     ]
     wanted = [
         (family, variant) for variant, runs in plan.thefts.items() for family in plan.families for _ in range(runs)
     ]
-    stolen = world(
+    stolen = simulated_population(
         victim.thieves,
         victim.predict,
         rng,
@@ -122,7 +122,9 @@ def populate(victim: Victim, plan: Plan, literature: bool = True) -> list[Tested
     for family in plan.others:
         for child in rng.spawn(plan.thefts["plain"]):
             most = round(float(np.exp(child.uniform(*np.log(plan.queries)))))
-            rows = art_attacks.steal(family, Loot(thief.domain, thief.own, thief.foreign), victim.predict, most, child)
+            rows = art_attacks.steal(
+                family, AttackerKnowledge(thief.domain, thief.own, thief.foreign), victim.predict, most, child
+            )
             made = theft_streams(family, "plain", thief, victim.predict, child, len(rows), stolen=rows)
             streams += [(s, -1) for s in made]
     known = Known(victim, victim.reference, rng) if literature else None

@@ -17,15 +17,15 @@ from typing import Any
 
 import numpy as np
 
-from detector.collusion import assess_group
+from detector.campaigns import assess_group
 from detector.features import Column, Schema, infer_grain
 from detector.fitting.baseline import fit_baseline
 from detector.policy import Policy, wanted
 from detector.profile_table import ProfileTable
 from detector.query import QueryBatch
 from detector.scoring import Assessment, assess, reached
-from detector.simulation.attacks import Loot, steal
-from detector.simulation.domain import Domain, Rows, Scene, strangers
+from detector.simulation.attacks import AttackerKnowledge, steal
+from detector.simulation.domain import Domain, HonestPools, Rows, strangers
 from detector.simulation.population import Stream, account_name, clock, honest_stream, interleave, population
 
 CLIENTS, MOST_QUERIES, STOLEN = 48, 120, 260
@@ -60,14 +60,14 @@ def figures() -> list[Any]:
         )  # fmt: skip
 
     foreign = strangers(domain, x, rng)
-    scene = Scene(domain, domain.emit(x[:250]), predict(x[:250]).argmax(1).astype(np.int64), x[250:], foreign)
+    pools = HonestPools(domain, domain.emit(x[:250]), predict(x[:250]).argmax(1).astype(np.int64), x[250:], foreign)
     streams = [
-        cut(honest_stream(kind, scene, child))
+        cut(honest_stream(kind, pools, child))
         for kind, child in zip(population(CLIENTS, rng), rng.spawn(CLIENTS), strict=True)
     ]
     thieves = []
     for family in FAMILIES:
-        rows = steal(family, Loot(domain, x[250:], foreign), predict, STOLEN, rng)
+        rows = steal(family, AttackerKnowledge(domain, x[250:], foreign), predict, STOLEN, rng)
         name, times = account_name(rng), clock(STOLEN, rng)
         thieves.append(Stream(name, "attack", family, "plain", family, rows, np.ones(STOLEN, bool), times))
     columns = tuple(

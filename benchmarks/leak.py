@@ -1,6 +1,6 @@
 """The leak check: could a thief be told from timing and volume alone, without looking at one query?
 
-Boosted trees on counts, gaps and hours, cross-validated over clients. If they can, the benchmark's worlds give thieves away and
+Boosted trees on counts, gaps and hours, cross-validated over clients. If they can, the benchmark's populations give thieves away and
 no figure of it means anything; a detector must beat what volume alone catches.
 """
 

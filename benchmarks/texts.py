@@ -22,7 +22,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.pipeline import make_pipeline
 
 from benchmarks.inside import inside
-from detector.simulation.domain import Generate, Rows, Scene
+from detector.simulation.domain import Generate, HonestPools, Rows
 
 TOPICS = ("stats", "signal", "optimize", "sparse", "interpolate", "spatial", "linalg")
 AXES = 48
@@ -103,7 +103,7 @@ class TextTools:
             "entity_stream": self.entity_stream,
         }
 
-    def what_if(self, scene: Scene, n: int, rng: np.random.Generator) -> Rows:
+    def what_if(self, pools: HonestPools, n: int, rng: np.random.Generator) -> Rows:
         """One word of a text after the other, each replaced by some others."""
         out: list[Words] = []
         while len(out) < n:
@@ -111,9 +111,9 @@ class TextTools:
             for place in rng.permutation(len(text))[: int(rng.integers(1, 5))]:
                 others = self._some_words(int(rng.integers(5, 21)), rng)
                 out += [[*text[:place], word, *text[place + 1 :]] for word in others]
-        return self._emit(scene, out[:n])
+        return self._emit(pools, out[:n])
 
-    def qa_edge(self, scene: Scene, n: int, rng: np.random.Generator) -> Rows:
+    def qa_edge(self, pools: HonestPools, n: int, rng: np.random.Generator) -> Rows:
         """Nothing, one word, a word again and again, a torn text, two texts in one, a heap of words; some of them twice."""
         out: list[Words] = []
         for _ in range(n):
@@ -133,9 +133,9 @@ class TextTools:
                 out.append(self._some_words(int(rng.integers(2, 30)), rng))
             else:
                 out.append(text)
-        return self._emit(scene, out)
+        return self._emit(pools, out)
 
-    def explainer(self, scene: Scene, n: int, rng: np.random.Generator) -> Rows:
+    def explainer(self, pools: HonestPools, n: int, rng: np.random.Generator) -> Rows:
         """LIME for text (Ribeiro et al., KDD 2016): some items, words left out at random."""
         out: list[Words] = []
         block = max(60, n // int(rng.integers(1, 9)))
@@ -145,9 +145,9 @@ class TextTools:
             for _ in range(block - 1):
                 gone = rng.choice(len(text), size=int(rng.integers(1, len(text) + 1)), replace=False)
                 out.append([word for i, word in enumerate(text) if i not in gone])
-        return self._emit(scene, out[:n])
+        return self._emit(pools, out[:n])
 
-    def robustness(self, scene: Scene, n: int, rng: np.random.Generator) -> Rows:
+    def robustness(self, pools: HonestPools, n: int, rng: np.random.Generator) -> Rows:
         """Turned, lost, doubled and foreign words: mostly in a whole test set at one strength after the other, else text by text."""
         copies = int(rng.integers(3, 15))
         texts = [self._one(rng) for _ in range(-(-n // copies))]
@@ -156,7 +156,7 @@ class TextTools:
             out = [self._noisy(text, strength, rng) for strength in strengths for text in texts]
         else:
             out = [self._noisy(text, strength, rng) for text in texts for strength in strengths]
-        return self._emit(scene, out[:n])
+        return self._emit(pools, out[:n])
 
     def _noisy(self, text: Words, strength: float, rng: np.random.Generator) -> Words:
         """A text of which each word is changed with this probability."""
@@ -173,15 +173,15 @@ class TextTools:
                 out.append(word)
         return out
 
-    def shifted(self, scene: Scene, n: int, rng: np.random.Generator) -> Rows:
+    def shifted(self, pools: HonestPools, n: int, rng: np.random.Generator) -> Rows:
         """Another population: texts from one end of a random direction, with a jargon of their own."""
         picks = rng.integers(0, len(self.texts), size=2 * n)
-        direction = rng.normal(size=scene.domain.width)
-        keep = rng.permutation(np.argsort(scene.pool[picks] @ direction)[:n])
+        direction = rng.normal(size=pools.domain.width)
+        keep = rng.permutation(np.argsort(pools.pool[picks] @ direction)[:n])
         jargon = self._some_words(int(rng.integers(1, 4)), rng)
-        return self._emit(scene, [[*self.texts[i], *jargon] for i in picks[keep]])
+        return self._emit(pools, [[*self.texts[i], *jargon] for i in picks[keep]])
 
-    def entity_stream(self, scene: Scene, n: int, rng: np.random.Generator) -> Rows:
+    def entity_stream(self, pools: HonestPools, n: int, rng: np.random.Generator) -> Rows:
         """A few texts that are edited: a word in, a word out, now and then begun again."""
         homes = [self._one(rng) for _ in range(int(rng.integers(2, 9)))]
         now, out = [list(home) for home in homes], []
@@ -192,7 +192,7 @@ class TextTools:
             else:
                 now[k][int(rng.integers(len(now[k])))] = self._some_words(1, rng)[0]
             out.append(list(now[k]))
-        return self._emit(scene, out)
+        return self._emit(pools, out)
 
     def _one(self, rng: np.random.Generator) -> Words:
         return self.texts[int(rng.integers(len(self.texts)))]
@@ -200,5 +200,5 @@ class TextTools:
     def _some_words(self, count: int, rng: np.random.Generator) -> Words:
         return [self.known.vocabulary[i] for i in rng.integers(0, len(self.known.vocabulary), size=count)]
 
-    def _emit(self, scene: Scene, texts: Sequence[Words]) -> Rows:
-        return scene.domain.emit(self.known.embed([" ".join(words) for words in texts]))
+    def _emit(self, pools: HonestPools, texts: Sequence[Words]) -> Rows:
+        return pools.domain.emit(self.known.embed([" ".join(words) for words in texts]))

@@ -35,7 +35,7 @@ from benchmarks.inside import inside
 from benchmarks.texts import corpus, played
 from detector.features import Column, Schema, infer_grain
 from detector.query import QueryBatch
-from detector.simulation.domain import Domain, Generate, Rows, Scene
+from detector.simulation.domain import Domain, Generate, HonestPools, Rows
 
 Labels = NDArray[np.int64]
 GROUPS = 4
@@ -47,7 +47,7 @@ EPOCHS = 10
 class Victim:
     """A trained model with its reference and the shares of the items.
 
-    scenes     one a group of honest clients; `thieves` the scene of thefts: cover, own rows, foreign rows
+    pools      one a group of honest clients; `thieves` those of thefts: cover, own rows, foreign rows
     reference  (n, d) rows, and `held` (h, d) rows that nobody else has, for fidelity
     stages     earlier states of the model, for HODA; empty where it was not trained step by step
     """
@@ -58,8 +58,8 @@ class Victim:
     domain: Domain
     model: Any
     reference: Rows
-    scenes: tuple[Scene, ...]
-    thieves: Scene
+    pools: tuple[HonestPools, ...]
+    thieves: HonestPools
     held: Rows
     label_only: bool = False
     stages: tuple[Any, ...] = ()
@@ -121,14 +121,14 @@ def build(name: str) -> Victim:
     model, stages = _trained(recipe.model(), rows[part["train"]], labels[part["train"]])
     own, foreign = domain.emit(rows[part["own"]]), _mapped(recipe.foreign(), domain, rng)
 
-    def scene(share: str) -> Scene:
+    def pools(share: str) -> HonestPools:
         pool = domain.emit(rows[part[share]])
         classes = np.asarray(model.predict(pool), dtype=np.int64)
-        return Scene(domain, pool, classes, own, foreign, played=recipe.played(rows[part[share]]))
+        return HonestPools(domain, pool, classes, own, foreign, played=recipe.played(rows[part[share]]))
 
     return Victim(
         name, recipe.text, _schema(rows[part["reference"]], codes, domain, int(labels.max()) + 1, recipe.embedding), domain, model,
-        domain.emit(rows[part["reference"]]), tuple(scene(f"group{g}") for g in range(GROUPS)), scene("cover"),
+        domain.emit(rows[part["reference"]]), tuple(pools(f"group{g}") for g in range(GROUPS)), pools("cover"),
         domain.emit(rows[part["held"]]), recipe.label_only, stages,
     )  # fmt: skip
 

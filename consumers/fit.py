@@ -41,8 +41,8 @@ from detector.errors import DetectorError
 from detector.features import Schema
 from detector.fitting.baseline import Rehearsed, fit_baseline
 from detector.fitting.recalibration import Outlier, outliers
-from detector.query import UNKNOWN_TIME, QueryBatch
-from detector.simulation.domain import Domain, Scene, strangers
+from detector.query import UNKNOWN_MS, QueryBatch
+from detector.simulation.domain import Domain, HonestPools, strangers
 from detector.simulation.honest import BENIGN
 from detector.simulation.population import honest_stream, interleave, population
 from detector.simulation.rehearsal import rehearse
@@ -231,11 +231,11 @@ def _simulated_queries(
     """
     gone, marks = ~np.isfinite(reference.inputs), reference
     reference = filled(reference, rng)
-    coded = np.array([c.kind == "categorical" for c in schema.columns])
+    coded = schema.categorical
     domain = Domain.of(reference.inputs, coded if coded.any() else None)
     classes = np.maximum(reference.labels, 0).astype(np.int64)
-    scene = Scene(domain, reference.inputs, classes, reference.inputs, strangers(domain, reference.inputs, rng))
-    streams = [honest_stream(kind, scene, child) for kind, child in zip(kinds, rng.spawn(len(kinds)), strict=True)]
+    pools = HonestPools(domain, reference.inputs, classes, reference.inputs, strangers(domain, reference.inputs, rng))
+    streams = [honest_stream(kind, pools, child) for kind, child in zip(kinds, rng.spawn(len(kinds)), strict=True)]
     log = interleave(streams)
     inputs = log.inputs
     scale = np.maximum(reference.inputs.std(0), 1e-9)
@@ -290,7 +290,7 @@ def _decode(lines: Sequence[ReferenceLine], model_id: str, schema: Schema) -> tu
         for letter in decoded.dead:
             refused.refuse(letter.reason, letter.place, letter.detail, letter.head.decode())
         # a query without a time says nothing about a life
-        batches += [b.take(np.flatnonzero(b.time_ms != UNKNOWN_TIME)) for b in decoded.batches.values()]
+        batches += [b.take(np.flatnonzero(b.time_ms != UNKNOWN_MS)) for b in decoded.batches.values()]
     return (stack(batches) if batches else None), refused
 
 

@@ -57,8 +57,8 @@ class Misfits:
             if n:
                 self.counts[words, ""] += n
         inputs = inputs[((flags & _OF_COLUMNS) != 0) & ((flags & Misfit.UNREADABLE) == 0)]
-        levels = np.array([len(c.categories) if c.kind == "categorical" else 0 for c in schema.columns], np.int64)
-        for words, where in zip((MISSING, UNSEEN, HUGE), states(inputs, levels), strict=True):
+        category_counts = schema.category_counts
+        for words, where in zip((MISSING, UNSEEN, HUGE), states(inputs, category_counts), strict=True):
             for j in np.flatnonzero(where.any(0)).tolist():
                 self.counts[words, schema.columns[j].name] += int(where[:, j].sum())
 

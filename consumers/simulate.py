@@ -29,9 +29,9 @@ from consumers import atomic_file, paths
 from consumers.errors import InvalidInput, WrongUse
 from consumers.log.lines import Lines, gunzip, plain, unzstd
 from detector.simulation.attacks import ATTACKS, Surrogate
-from detector.simulation.domain import Domain, Predict, Rows, Scene, strangers
+from detector.simulation.domain import Domain, HonestPools, Predict, Rows, strangers
 from detector.simulation.honest import BENIGN
-from detector.simulation.population import VARIANTS, Interleaved, Stream, interleave, world
+from detector.simulation.population import VARIANTS, Interleaved, Stream, interleave, simulated_population
 
 START_S = dt.datetime(2026, 3, 2, tzinfo=dt.UTC).timestamp()
 PLAIN_ATTACKS = tuple(ATTACKS)
@@ -174,8 +174,10 @@ def simulate(
     order = rng.permutation(len(reference.rows))
     pool, own = np.split(reference.rows[order], [round(0.7 * len(order))])
     foreign = strangers(domain, reference.rows, rng)
-    scene = Scene(domain, pool, victim(pool).argmax(axis=1), own, foreign)
-    streams = world(scene, victim, rng, clients=clients, kinds=kinds, attacks=thefts, queries=queries, start_s=start_s)
+    pools = HonestPools(domain, pool, victim(pool).argmax(axis=1), own, foreign)
+    streams = simulated_population(
+        pools, victim, rng, clients=clients, kinds=kinds, attacks=thefts, queries=queries, start_s=start_s
+    )
     name = model_id or reference.model_id
     write_log(
         out_path, name, interleave(streams), victim, reference.columns, reference.labels, domain,

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from detector.calibration import Calibration, Tail
-from detector.extraction import Estimator
+from detector.exposure import Estimator
 from detector.features import FeatureMap
 from detector.signal_table import SignalTable
-from detector.signals import masses
+from detector.signals import signal_table
 
 PUBLIC_KEY = bytes(16)
 """Sampling key of calibration: a baseline must not depend on an installation's secrets."""
@@ -49,7 +49,7 @@ class Baseline:
     @cached_property
     def table(self) -> SignalTable:
         """The signals as the fold needs them, in units of this baseline."""
-        return masses(self.calibration.scale, self.calibration.distinct, self.map.misfit_allowance)
+        return signal_table(self.calibration.scale, self.calibration.distinct, self.map.misfit_allowance)
 
     @cached_property
     def ordered(self) -> Tail:

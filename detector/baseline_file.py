@@ -25,7 +25,7 @@ from detector.baseline import Baseline
 from detector.calibration import Calibration, Persona, Tools
 from detector.discriminators import Trees
 from detector.errors import CorruptBaseline
-from detector.extraction import NAMES, Estimator
+from detector.exposure import REGRESSORS, Estimator
 from detector.features import ARRAYS, DISTANCE_BINS, MEASURES, REGIONS, Column, FeatureMap, Schema
 from detector.signals import SIGNALS, TABLE_VERSION
 
@@ -37,7 +37,7 @@ _CALIBRATION_ARRAYS = ("lifetime_maxima", "scale", "ordered", "free", "rehearsal
 _TOOL_ARRAYS = ("lifetime_maxima", "final_values")
 _ESTIMATOR_ARRAYS = ("weights", "errors", "sizes", "usual")
 _TYPES = ("<f8", "<f4", "<i8", "<i4", "<i2")
-_OF_TYPE = {"start": "<i8", "levels_of": "<i8", "code_category": "<i8", "neighbours": "<f4", "region_of": "<i2"}
+_OF_TYPE = {"start": "<i8", "category_counts": "<i8", "code_category": "<i8", "neighbours": "<f4", "region_of": "<i2"}
 """Types of a map's arrays; all others are float64."""
 _STORED_NAMES = {
     "region_of": "cell_of",
@@ -45,6 +45,7 @@ _STORED_NAMES = {
     "region_share": "cell_share",
     "common_value": "link_mode",
     "agreement_bits": "link_bits",
+    "category_counts": "levels_of",
     "lifetime_maxima": "lives",
     "final_values": "ends",
     "rehearsal_bound": "reach",
@@ -202,13 +203,13 @@ def _refuse(faults: Iterable[tuple[bool, str]]) -> None:
 def _check_map(fmap: FeatureMap) -> None:
     """Types and shapes must agree, and no index may leave its array: compiled kernels trust them and check nothing."""
     columns = fmap.schema.columns
-    levels = np.array([len(c.categories) if c.kind == "categorical" else 0 for c in columns], np.int64)
-    width = np.maximum(levels, 1)
+    category_counts = fmap.schema.category_counts
+    width = np.maximum(category_counts, 1)
     d, m, r = len(columns), fmap.basis.shape[1], fmap.neighbours.shape[1]
     w = min(m, 32) if fmap.wide else d
     k = len(fmap.margin_levels)
     want = {
-        "center": (d,), "scale": (d,), "start": (d,), "levels_of": (d,), "lattice": (d,), "hash_grain": (d,),
+        "center": (d,), "scale": (d,), "start": (d,), "category_counts": (d,), "lattice": (d,), "hash_grain": (d,),
         "basis": (int(width.sum()), m), "spread": (m,), "neighbours": (m, r), "region_of": (r,), "region_at": (REGIONS, 2),
         "region_share": (REGIONS,), "distance_edges": (DISTANCE_BINS - 1,), "levels": (len(MEASURES), 2), "margin_levels": (k, 2),
         "common_value": (d,), "agreement_bits": (2, d), "code_low": (w,), "code_step": (w,), "code_weight": (w,), "code_category": (w,),
@@ -231,7 +232,10 @@ def _check_map(fmap: FeatureMap) -> None:
     _refuse(
         (
             (min(d, m, r, k, len(fmap.donors)) < 1, "a map without columns, axes, neighbours or margins"),
-            (bool(np.any(fmap.levels_of != levels) or np.any(fmap.start != start)), "columns do not fit the schema"),
+            (
+                bool(np.any(fmap.category_counts != category_counts) or np.any(fmap.start != start)),
+                "columns do not fit the schema",
+            ),
             (not np.isfinite(bounds).all() or bool(np.any(bounds[:, 0] > bounds[:, 1])), "a column without bounds"),
             (regions[0] < 0 or regions[1] >= REGIONS, "coverage regions outside the map"),
             (any(bool(np.any(a <= 0)) for a in positive), "a scale that is not positive"),
@@ -303,7 +307,7 @@ def _check_calibration(calibration: Calibration) -> None:
 
 def _check_estimator(estimator: Estimator, feature_map: FeatureMap) -> None:
     b = len(estimator.sizes)
-    want = {"weights": (len(NAMES),), "errors": (b, 2), "sizes": (b,), "usual": (feature_map.classes,)}
+    want = {"weights": (len(REGRESSORS),), "errors": (b, 2), "sizes": (b,), "usual": (feature_map.classes,)}
     for name, shape in want.items():
         array = getattr(estimator, name)
         _refuse(

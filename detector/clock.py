@@ -20,11 +20,11 @@ import numba as nb
 import numpy as np
 from numpy.typing import NDArray
 
+from detector.query import UNKNOWN_MS
+
 DAY_MS = 86_400_000
 VOTERS = 3
 STALE = 1_000
-UNKNOWN_MS = -1
-"""Of the broker, and of an event: no time. Such an event counts at the log time."""
 STATE = 2 * VOTERS + 3
 """For each voter its hash (0: none) and its newest claim; then of the run of records that are all ahead the length and the earliest
 claim; then the log time that such runs have brought."""

@@ -100,6 +100,16 @@ class Schema:
     def width(self) -> int:
         return len(self.columns)
 
+    @property
+    def categorical(self) -> NDArray[np.bool_]:
+        """Whether each column holds categories, (d,)."""
+        return np.array([c.kind == "categorical" for c in self.columns])
+
+    @property
+    def category_counts(self) -> NDArray[np.int64]:
+        """Number of categories of each column, 0 for a column of numbers, (d,)."""
+        return np.array([len(c.categories) if c.kind == "categorical" else 0 for c in self.columns], np.int64)
+
 
 def infer_grain(values: NDArray[np.float64]) -> float:
     """Largest g such that all values are multiples of g, 0 when they look continuous.
@@ -157,7 +167,7 @@ class FeatureMap:
     center: NDArray[np.float64]  # (d,)
     scale: NDArray[np.float64]  # (d,)
     start: NDArray[np.int64]  # (d,) first expanded column
-    levels_of: NDArray[np.int64]  # (d,) number of categories, 0: a number
+    category_counts: NDArray[np.int64]  # (d,) number of categories, 0: a number
     lattice: NDArray[np.float64]  # (d,) 0: continuous
     hash_grain: NDArray[np.float64]  # (d,)
     basis: NDArray[np.float64]  # (e, m)
@@ -200,7 +210,7 @@ class FeatureMap:
         low, high = self.bounds()
         steps = np.where(self.lattice > 0, (high - low) / np.where(self.lattice > 0, self.lattice, 1.0), np.inf)
         steps = np.where(high > low, steps, 0.0)  # a constant column fits into anything
-        most = np.where(self.levels_of > 0, 253, 255)  # categories leave a code for those that were never seen
+        most = np.where(self.category_counts > 0, 253, 255)  # categories leave a code for those that were never seen
         return np.uint8 if bool(np.all(steps <= most)) and self.schema.width > 24 else np.uint16
 
     @property
@@ -247,11 +257,13 @@ class FeatureMap:
 
     def complete(self, inputs: NDArray[np.float64]) -> NDArray[np.float64]:
         """Rows (n, d) as everything that computes with distances wants them: a known value in every place."""
-        return misfit.Donors(self.donors, self.donor_weight, self.levels_of).complete(np.ascontiguousarray(inputs))
+        return misfit.Donors(self.donors, self.donor_weight, self.category_counts).complete(
+            np.ascontiguousarray(inputs)
+        )
 
     def surprise(self, batch: QueryBatch) -> NDArray[np.float64]:
         """Bits of surprise of each query's misfits, (n,)."""
-        return misfit.surprise(batch, self.levels_of, self.misfit_bits, self.misfit_kinds)
+        return misfit.surprise(batch, self.category_counts, self.misfit_bits, self.misfit_kinds)
 
     def locate(self, x: NDArray[np.float64], skip: NDArray[np.int64] | None = None) -> tuple[
         NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]
@@ -261,7 +273,7 @@ class FeatureMap:
         z = np.empty((n, self.basis.shape[1]))
         residual = np.empty(n)
         kernels.project_rows(
-            x, self.center, self.scale, self.start, self.levels_of, self.basis, self.spread, z, residual
+            x, self.center, self.scale, self.start, self.category_counts, self.basis, self.spread, z, residual
         )
         distance = np.empty(n)
         nearest = np.empty(n, np.int64)
@@ -334,23 +346,23 @@ class FeatureMap:
         Values of the reference may be missing (NaN).
         """
         logged = np.ascontiguousarray(inputs, np.float64)
-        levels_of = np.array([len(c.categories) if c.kind == "categorical" else 0 for c in schema.columns], np.int64)
-        donors = misfit.Donors.of(logged, levels_of)
+        category_counts = schema.category_counts
+        donors = misfit.Donors.of(logged, category_counts)
         inputs = donors.complete(logged)
         if len(np.unique(inputs, axis=0)) < 50:
             raise UnfittedModel("the reference has fewer than 50 distinct rows")
-        category = np.array([c.kind == "categorical" for c in schema.columns])
+        category = schema.categorical
         lattice = np.array([0.0 if c.kind == "embedding" else c.grain for c in schema.columns])
         center, scale = inputs.mean(0), inputs.std(0)
         span = np.ptp(inputs, axis=0)
         # a column that hardly ever moves must not turn one move into the whole distance
         scale = np.maximum(scale, np.maximum(span * 0.05, 1e-9))
         scale = np.where((span == 0) & (lattice <= 0), 1.0, np.where(span == 0, np.maximum(lattice, 1e-9), scale))
-        width_of = np.where(levels_of > 0, levels_of, 1)
+        width_of = np.where(category_counts > 0, category_counts, 1)
         start = np.concatenate([[0], np.cumsum(width_of)[:-1]]).astype(np.int64)
         scale = np.where(category, np.sqrt(2.0), scale)
         center = np.where(category, 0.0, center)
-        basis, spread = principal_axes(expand(inputs, center, scale, start, levels_of))
+        basis, spread = principal_axes(expand(inputs, center, scale, start, category_counts))
         m = basis.shape[1]
         wide = schema.width > WIDE
         low, high = inputs.min(0), inputs.max(0)
@@ -362,7 +374,7 @@ class FeatureMap:
             code_low, code_category = low, category.astype(np.int64)
             code_step, code_weight = np.ones(len(low)), np.ones(len(low))
         new = cls(
-            schema=schema, center=center, scale=scale, start=start, levels_of=levels_of, lattice=lattice,
+            schema=schema, center=center, scale=scale, start=start, category_counts=category_counts, lattice=lattice,
             hash_grain=np.where(lattice > 0, np.minimum(lattice, scale * 1e-3), scale * 1e-3),
             basis=basis, spread=spread, neighbours=np.zeros((m, 1), np.float32), region_of=np.zeros(1, np.int16),
             region_at=np.zeros((REGIONS, 2)), region_share=np.zeros(REGIONS), distance_edges=np.zeros(DISTANCE_BINS - 1),
@@ -392,7 +404,7 @@ class FeatureMap:
 
         honest  the reference first, then honest traffic
         """
-        self.misfit_bits, self.misfit_kinds = misfit.learn(honest, self.levels_of)
+        self.misfit_bits, self.misfit_kinds = misfit.learn(honest, self.category_counts)
         seen = [self.surprise(batch) for batch in honest]
         self.misfit_allowance = misfit.allowance_of(honest, seen)
         rare = float(np.quantile(seen[0], 0.99)) if len(seen[0]) else 0.0
@@ -444,9 +456,7 @@ class FeatureMap:
         rng: np.random.Generator,
     ) -> None:
         rows = inputs[rng.permutation(len(inputs))[:MAX_TRAINING_ROWS]]
-        bounds = Bounds(
-            *self.bounds(), self.lattice, self.scale, np.array([c.kind == "categorical" for c in self.schema.columns])
-        )
+        bounds = Bounds(*self.bounds(), self.lattice, self.scale, self.schema.categorical)
         held_out: dict[str, NDArray[np.float64]] = {}
         for name in CORRUPTIONS:
             self.trees[name], held_out[name] = train(rows, bounds, name, rng)
@@ -504,7 +514,7 @@ class FeatureMap:
 
 
 ARRAYS = (
-    "center", "scale", "start", "levels_of", "lattice", "hash_grain", "basis", "spread", "neighbours", "region_of", "region_at",
+    "center", "scale", "start", "category_counts", "lattice", "hash_grain", "basis", "spread", "neighbours", "region_of", "region_at",
     "region_share", "distance_edges", "levels", "margin_levels", "code_low", "code_step", "code_weight", "code_category",
     "common_value", "agreement_bits", "donors", "donor_weight", "misfit_bits", "misfit_kinds",
 )  # fmt: skip

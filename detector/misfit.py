@@ -84,25 +84,25 @@ class Donors:
         return out
 
 
-def states(inputs: Numbers, levels_of: NDArray[np.int64]) -> NDArray[np.bool_]:
+def states(inputs: Numbers, category_counts: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Which values are missing, unseen, out of range: (3, n, d), in the order of `STATES`."""
     return np.stack(
-        [np.isnan(inputs), (levels_of > 0) & (inputs >= levels_of), np.isinf(inputs) & (levels_of == 0)]
+        [np.isnan(inputs), (category_counts > 0) & (inputs >= category_counts), np.isinf(inputs) & (category_counts == 0)]
     )  # fmt: skip
 
 
-def learn(batches: Sequence[QueryBatch], levels_of: NDArray[np.int64]) -> tuple[Numbers, Numbers]:
+def learn(batches: Sequence[QueryBatch], category_counts: NDArray[np.int64]) -> tuple[Numbers, Numbers]:
     """Surprise of each misfit among honest queries: by column (3, d) and of whole queries (3,), in bits.
 
     Every client weighs the same. What no honest query had gets the bits of one query among all that were seen.
     """
-    column, kind = np.zeros((3, len(levels_of))), np.zeros(3)
+    column, kind = np.zeros((3, len(category_counts))), np.zeros(3)
     weights = rows = 0.0
     for batch in batches:
         count = np.bincount(batch.who, minlength=1).astype(np.float64)
         weight = 1.0 / count[batch.who]
         readable = weight * ((batch.misfit & Misfit.UNREADABLE) == 0)
-        for i, found in enumerate(states(batch.inputs, levels_of)):
+        for i, found in enumerate(states(batch.inputs, category_counts)):
             column[i] += readable @ found
         for i, flag in enumerate(KINDS):
             kind[i] += weight @ ((batch.misfit & flag) != 0)
@@ -132,10 +132,12 @@ def salt_of(batch: QueryBatch) -> NDArray[np.uint64]:
     return batch.salt + (whole << np.uint64(56))
 
 
-def surprise(batch: QueryBatch, levels_of: NDArray[np.int64], column_bits: Numbers, kind_bits: Numbers) -> Numbers:
+def surprise(
+    batch: QueryBatch, category_counts: NDArray[np.int64], column_bits: Numbers, kind_bits: Numbers
+) -> Numbers:
     """Bits of surprise of each query's misfits, (n,); 0 for one that fits. Only queries with a flag are looked at."""
     out = np.zeros(len(batch))
     if batch.misfit.any():
         inputs = np.ascontiguousarray(batch.inputs)
-        kernels.misfit_rows(inputs, batch.misfit, levels_of, column_bits, kind_bits, out)
+        kernels.misfit_rows(inputs, batch.misfit, category_counts, column_bits, kind_bits, out)
     return out

@@ -350,7 +350,7 @@ def arrays_of(feature_map: FeatureMap) -> MapArrays:
     if np.ptp(feature_map.scale) > 0.5 * feature_map.scale.max():
         unit += [np.maximum(high - low, 1e-9), feature_map.scale]
     # a step is a matter of numbers: a moved category explains nothing
-    category = np.array([c.kind == "categorical" for c in feature_map.schema.columns])
+    category = feature_map.schema.categorical
     return MapArrays(
         missing=feature_map.missing_code,
         code_low=feature_map.code_low,

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 UNKNOWN_LABEL = -1
-UNKNOWN_TIME = -1
-"""Event time of a query whose timestamp could not be read; it counts at the log's own time."""
+UNKNOWN_MS = -1
+"""A time that is not known: of an event whose timestamp could not be read, which counts at the log's own time, or of a broker."""
 
 
 class Misfit(IntFlag):

@@ -134,7 +134,7 @@ SIGNALS: tuple[Signal, ...] = (
            f"{{count}} of {{base}} distinct queries {_TEXTS['misfit']}, far more than an honest client's share"),
 )  # fmt: skip
 
-NAMES = tuple(s.name for s in SIGNALS)
+SIGNAL_NAMES = tuple(s.name for s in SIGNALS)
 FREE = np.array([s.block == "free" for s in SIGNALS])
 FUSED = np.array([s.block == "ordered" or s.name.endswith("_beyond") or s.name == "misfit_share" for s in SIGNALS])
 """Signals that make the fused score of a client seen in log order; FREE ones make that of the others."""
@@ -146,7 +146,7 @@ MISFIT = np.array([s.name.startswith("misfit") for s in SIGNALS])
 """Signals that look at what does not fit the schema: they never block alone, and a schema alarm holds them back."""
 
 
-def masses(
+def signal_table(
     scale: NDArray[np.float64] | None = None, horizon_distinct: float = np.inf, misfit_allowance: float = 0.02
 ) -> SignalTable:
     """The table as arrays for the fold.

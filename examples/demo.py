@@ -49,8 +49,8 @@ from consumers.store.embedded import EmbeddedStore
 from consumers.wiring.serve import build_application
 from detector.baseline import Baseline
 from detector.policy import FLAGGED, Policy
-from detector.simulation.domain import Domain, Rows, Scene
-from detector.simulation.population import Stream, interleave, world
+from detector.simulation.domain import Domain, HonestPools, Rows
+from detector.simulation.population import Stream, interleave, simulated_population
 
 MODEL = "digits"
 SEED = 20
@@ -111,7 +111,7 @@ def photo_patches(n: int, rng: np.random.Generator) -> Rows:
 
 
 def prepare(rng: np.random.Generator, show: Show) -> tuple[Victim, list[Stream], dict[str, Path]]:
-    """Train the victim, make both worlds, write reference, calibration log and test log."""
+    """Train the victim, make both populations, write reference, calibration log and test log."""
     show("training the victim", 0, 1, "")
     images, labels = load_digits(return_X_y=True)
     images = images / 16.0
@@ -136,9 +136,9 @@ def prepare(rng: np.random.Generator, show: Show) -> tuple[Victim, list[Stream],
         ("test", test, TEST_CLIENTS, THEFTS, TEST_START_S),
     ):
         asked = victim.predict(images[items]).argmax(axis=1)
-        scene = Scene(domain, images[items], asked, images[thieves], foreign, rescan)
-        streams = world(
-            scene, victim.predict, rng, clients=clients, attacks=thefts, queries=(500, 3000), start_s=start_s
+        pools = HonestPools(domain, images[items], asked, images[thieves], foreign, rescan)
+        streams = simulated_population(
+            pools, victim.predict, rng, clients=clients, attacks=thefts, queries=(500, 3000), start_s=start_s
         )
 
         def written(done: int, of: int, name: str = name, accounts: int = len(streams)) -> None:

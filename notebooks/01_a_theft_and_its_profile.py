@@ -37,8 +37,8 @@ from detector.profile import Profile
 from detector.profile_table import ProfileTable
 from detector.query import QueryBatch
 from detector.scoring import assess, rung
-from detector.signals import NAMES, measure
-from detector.simulation.domain import Domain, Rows, Scene, strangers
+from detector.signals import SIGNAL_NAMES, measure
+from detector.simulation.domain import Domain, HonestPools, Rows, strangers
 from detector.simulation.population import Stream, honest_stream, interleave, population, theft_streams
 
 rng = np.random.default_rng(7)
@@ -60,9 +60,9 @@ domain = Domain.of(images[reference])
 foreign = strangers(domain, images[reference], rng)  # rows of no digit: mirrored and shuffled pixels
 
 
-def scene(items: np.ndarray) -> Scene:
-    """What clients of a world own: `items` are theirs."""
-    return Scene(domain, images[items], predict(images[items]).argmax(1), images[own], foreign)
+def pools(items: np.ndarray) -> HonestPools:
+    """What clients of a population own: `items` are theirs."""
+    return HonestPools(domain, images[items], predict(images[items]).argmax(1), images[own], foreign)
 
 
 # %% [markdown]
@@ -90,9 +90,10 @@ def batch_of(streams: list[Stream]) -> QueryBatch:
 
 
 def honest_clients(items: np.ndarray, count: int) -> list[Stream]:
-    world = scene(items)
+    own_pools = pools(items)
     return [
-        honest_stream(kind, world, child) for kind, child in zip(population(count, rng), rng.spawn(count), strict=True)
+        honest_stream(kind, own_pools, child)
+        for kind, child in zip(population(count, rng), rng.spawn(count), strict=True)
     ]
 
 
@@ -131,9 +132,9 @@ print(
 # * **Out of distribution** (Orekondy et al. 2019, KnockoffNets): images that are no digits.
 
 # %%
-world = scene(honest)
+own_pools = pools(honest)
 thieves = {
-    name: theft_streams(family, "plain", world, predict, child, 1200)[0]
+    name: theft_streams(family, "plain", own_pools, predict, child, 1200)[0]
     for (name, family), child in zip({"JBDA": "jbda", "OOD": "knockoff_random"}.items(), rng.spawn(2), strict=True)
 }
 others = honest_clients(honest, 40)
@@ -201,7 +202,7 @@ for axis, (client, name) in zip(axes, shown.items(), strict=True):
     curves = np.array([v for _, v, _ in seen[client]])
     for i in np.argsort(-curves[-1])[:5]:
         if curves[-1, i] > 0:
-            axis.plot(queries, np.maximum(curves[:, i], 0.01), label=NAMES[i])
+            axis.plot(queries, np.maximum(curves[:, i], 0.01), label=SIGNAL_NAMES[i])
     axis.axhline(1, color="grey", linestyle=":")
     axis.set_title(name)
     axis.set_xlabel("queries")

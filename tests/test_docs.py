@@ -38,7 +38,7 @@ from consumers.store.redis import connect
 from detector import calibration, fold_arrays, order, policy
 from detector.features import BITS, MEASURES
 from detector.kernels import HASH_BITS
-from detector.signals import NAMES
+from detector.signals import SIGNAL_NAMES
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(
@@ -112,7 +112,16 @@ def test_a_stale_table_is_noticed(generate: ModuleType) -> None:
 def test_every_setting_metric_signal_and_reason_is_documented() -> None:
     text = everything()
     names = [name for toml, variable, _, _ in config.rows() for name in (toml, variable)]
-    names += [*METRICS, *NAMES, *MEASURES, *BITS, *formats.REASONS, *policy.REASONS, *policy.STATES, *policy.MODES]
+    names += [
+        *METRICS,
+        *SIGNAL_NAMES,
+        *MEASURES,
+        *BITS,
+        *formats.REASONS,
+        *policy.REASONS,
+        *policy.STATES,
+        *policy.MODES,
+    ]
     assert [name for name in names if f"`{name}`" not in text] == []
 
 

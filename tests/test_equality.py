@@ -25,7 +25,7 @@ from support.resident_memory import watched
 
 from consumers.store.embedded import EmbeddedStore
 from detector.baseline_file import pack_baseline
-from detector.signals import FREE, NAMES
+from detector.signals import FREE, SIGNAL_NAMES
 
 QUERYWARDEN = Path(sys.executable).with_name("querywarden")
 PARTITIONS = 6
@@ -203,7 +203,7 @@ def statistics(row: Row) -> dict[str, float]:
     return {e["signal"]: e["statistic"] for e in row["evidence"]}
 
 
-def differences(left: Row, right: Row, signals: Sequence[str] = NAMES) -> list[str]:
+def differences(left: Row, right: Row, signals: Sequence[str] = SIGNAL_NAMES) -> list[str]:
     """Signals whose statistics differ by more than 1e-6, relative where they are large."""
     a, b = statistics(left), statistics(right)
     return [s for s in signals if abs(a.get(s, 0.0) - b.get(s, 0.0)) > CLOSE * max(1.0, abs(a.get(s, 0.0)))]
@@ -297,7 +297,7 @@ def test_without_keys_what_needs_no_order_is_equal(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     unkeyed = through_kafka(world, "unkeyed", kafka_bootstrap, runs.unkeyed, next(databases), 3)
-    free = [name for name, is_free in zip(NAMES, FREE, strict=True) if is_free]
+    free = [name for name, is_free in zip(SIGNAL_NAMES, FREE, strict=True) if is_free]
     assert unkeyed.scores.keys() == plain.scores.keys()
     for client, row in plain.scores.items():
         other = unkeyed.scores[client]
@@ -305,7 +305,7 @@ def test_without_keys_what_needs_no_order_is_equal(
         assert other["distinct"] == pytest.approx(row["distinct"], rel=CLOSE), client
         assert differences(row, other, free) == [], client
     lost, found = plain.flagged - unkeyed.flagged, unkeyed.flagged - plain.flagged
-    ordered = [name for name, is_free in zip(NAMES, FREE, strict=True) if not is_free]
+    ordered = [name for name, is_free in zip(SIGNAL_NAMES, FREE, strict=True) if not is_free]
     with capsys.disabled():
         sys.stdout.write(
             f"\n  un-keyed: {len(free)} order-free signals are equal for all {len(plain.scores)} clients; not assessed, for they need "

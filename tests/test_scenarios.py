@@ -26,8 +26,8 @@ from consumers.log.files import FileLog
 from consumers.secrets import Secrets
 from consumers.store.embedded import EmbeddedStore
 from detector.policy import FLAGGED, Policy
-from detector.simulation.attacks import ATTACKS, Loot, steal
-from detector.simulation.domain import Rows, Scene, strangers
+from detector.simulation.attacks import ATTACKS, AttackerKnowledge, steal
+from detector.simulation.domain import HonestPools, Rows, strangers
 from detector.simulation.honest import BENIGN
 
 SCENARIOS = sorted((Path(__file__).parent / "scenarios").glob("*.yaml"))
@@ -57,15 +57,17 @@ def rows_of(entry: dict[str, Any], rng: np.random.Generator) -> Rows:
     """(n, 10) inputs of one entry, in sending order."""
     pool = victims.items(800, rng)
     domain, foreign = victims.domain(), strangers(victims.domain(), victims.reference_rows(), rng)
-    scene = Scene(domain, pool, victims.predict(pool).argmax(axis=1), victims.items(300, rng), foreign,
+    pools = HonestPools(domain, pool, victims.predict(pool).argmax(axis=1), victims.items(300, rng), foreign,
                   lambda rows, rng: victims.items(len(rows), rng))  # fmt: skip
     if "honest" in entry:
-        return BENIGN[entry["honest"]].generate(scene, entry["queries"], rng)
-    stolen = steal(entry["attack"], Loot(domain, scene.own, foreign), victims.predict, entry["queries"], rng)
+        return BENIGN[entry["honest"]].generate(pools, entry["queries"], rng)
+    stolen = steal(
+        entry["attack"], AttackerKnowledge(domain, pools.own, foreign), victims.predict, entry["queries"], rng
+    )
     assert entry["attack"] in ATTACKS
     if "cover" not in entry:
         return stolen
-    cover = BENIGN["regular"].generate(scene, entry["cover"], rng)
+    cover = BENIGN["regular"].generate(pools, entry["cover"], rng)
     order = rng.permutation(len(stolen) + len(cover))
     mixed = np.empty((len(order), stolen.shape[1]))
     mixed[np.sort(order[: len(stolen)])], mixed[np.sort(order[len(stolen) :])] = stolen, cover

@@ -2,7 +2,7 @@
 
 Once a minute a pass over all decision rows does the following. Each detector then writes what belongs to the decision cells that it holds.
 
-1. The links of the rows form groups (`detector.collusion`). A group that has a link of a known campaign is that campaign.
+1. The links of the rows form groups (`detector.campaigns`). A group that has a link of a known campaign is that campaign.
 2. The profiles of a group's members are merged, assessed and decided (`decide_group`). A flagged group gets a row of its own under
    `campaign_key` and alerts of kind ``campaign``: a first one, one when the state rises or members join, one when it is over.
 3. The rows of its members get the id of the campaign. Rows of former members lose it.
@@ -43,8 +43,8 @@ from consumers.records.spans import Fields, fields_of
 from consumers.secrets import Secrets
 from consumers.store import DecisionRow, OutboxAlert, Outcome, ServiceStore, decision_cell
 from detector.baseline import Baseline
-from detector.collusion import FEWEST, Group, assess_group, candidates, merged
-from detector.extraction import estimate
+from detector.campaigns import FEWEST, Group, assess_group, candidates, merged
+from detector.exposure import estimate
 from detector.policy import FLAGGED, Decision, Policy, decide_group, lapsed, news
 from detector.query import ClientKey
 from detector.scoring import trajectory

@@ -19,7 +19,7 @@ from consumers.records.decision import StoredDecision, decided, previous
 from consumers.secrets import Secrets
 from consumers.store import Cursor, Outcome
 from detector.baseline import Baseline
-from detector.extraction import estimate
+from detector.exposure import estimate
 from detector.policy import Decision, Mode, Policy, decide, lapsed, news
 from detector.query import ClientKey
 from detector.scoring import assess, reached, trajectory

@@ -30,6 +30,7 @@ from kafka.record.default_records import DefaultRecordBatch
 
 from consumers.log import MAX_RECORD_BYTES, Beside
 from consumers.log.kafka_patches import check_library
+from detector.query import UNKNOWN_MS
 
 BATCH_BYTES = 16 << 20
 KEPT_BYTES = MAX_RECORD_BYTES + 1
@@ -39,7 +40,6 @@ MAX_BATCH_RECORDS = 1 << 20
 XERIAL = b"\x82SNAPPY\x00"
 BOMB = "decompression_limit"
 CORRUPT = "corrupt_batch"
-UNKNOWN_MS = -1
 LATEST_MS = (1 << 63) - 1
 
 

@@ -33,7 +33,7 @@ from consumers.log.reasons import FATES, REASONS, MisfitNote, why_no_object, why
 from consumers.log.redaction import readable_names, redacted
 from consumers.log.tolerant import UNREADABLE, Raw, given, head, is_null, mended, parsed
 from consumers.store import DeadLetter
-from detector.query import UNKNOWN_TIME, Misfit, QueryBatch
+from detector.query import UNKNOWN_MS, Misfit, QueryBatch
 
 __all__ = ["FATES", "KNOWN_KEYS", "REASONS", "Decoded", "InputReader", "NativeFormat", "MisfitNote"]
 
@@ -174,7 +174,7 @@ class NativeFormat:
         time_ms = _time_ms(event)
         weight = _weight(event) if "sampled_fraction" in event else 1.0
         values = reader.strictly(event) if letter is None else None
-        if values is None or not weight or time_ms == UNKNOWN_TIME:
+        if values is None or not weight or time_ms == UNKNOWN_MS:
             values, marks, letter = _carefully(reader, event, values, value, letter)
         # from here on nothing can fail: a record is taken whole or not at all
         mine = columns.get(model_id)
@@ -319,7 +319,7 @@ def _carefully(
         notes = row.notes + answer.notes
         misfit, salt = row.misfit | (int(Misfit.ANSWER) if answer.notes else 0), row.salt
         values = row.values, answer[:3]
-    if _time_ms(event) == UNKNOWN_TIME:
+    if _time_ms(event) == UNKNOWN_MS:
         notes = (MisfitNote("bad_timestamp"), *notes)
         letter = letter or ("bad_timestamp", _why_untimed(event))
     if letter is None and notes and notes[0].reason == "missing_input":
@@ -365,19 +365,19 @@ def _answered(raw: Raw | None) -> bool:
 
 
 def _time_ms(event: Mapping[str, Raw]) -> int:
-    """Event time, or `UNKNOWN_TIME`."""
+    """Event time, or `UNKNOWN_MS`."""
     raw = event.get("timestamp")
     if raw is None:
-        return UNKNOWN_TIME
+        return UNKNOWN_MS
     try:
         when = _time.decode(raw)
     except (*UNREADABLE, ValueError):
         found = _leap_second(raw)
         if found is None:
-            return UNKNOWN_TIME
+            return UNKNOWN_MS
         when = found
-    time_ms = UNKNOWN_TIME if when.tzinfo is None else round(when.timestamp() * 1000)
-    return time_ms if time_ms in TIMES_MS else UNKNOWN_TIME
+    time_ms = UNKNOWN_MS if when.tzinfo is None else round(when.timestamp() * 1000)
+    return time_ms if time_ms in TIMES_MS else UNKNOWN_MS
 
 
 def _leap_second(raw: Raw) -> datetime | None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from consumers.records.operator_entries import Enforced, Ruling, VerdictValue
-from detector.extraction import Exposure
+from detector.exposure import Exposure
 from detector.policy import Mode, State
 from detector.scoring import Evidence
 

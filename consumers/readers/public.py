@@ -14,7 +14,7 @@ from typing import Any
 
 from consumers.readers.models import Alert, Campaign, Client, Verdict
 from consumers.records.decision import StoredDecision
-from detector.extraction import Exposure
+from detector.exposure import Exposure
 from detector.query import ClientKey
 from detector.scoring import Evidence
 

@@ -29,7 +29,7 @@ from consumers.records.client import ClientRecord
 from consumers.records.sealing import sealed, unsealed, with_ids
 from consumers.secrets import Secrets
 from consumers.store import DecisionRow
-from detector.extraction import Exposure
+from detector.exposure import Exposure
 from detector.policy import Decision, State
 from detector.query import ClientKey
 from detector.scoring import AssessmentSummary, Evidence

@@ -124,7 +124,7 @@ def watched(batch: QueryBatch, feature_map: FeatureMap) -> Iterable[tuple[str, N
     """Column → clients (indices into `batch.clients`) that sent a misfit there that honest clients hardly send."""
     least = -np.log2(USUAL_SHARE)
     readable = (batch.misfit & Misfit.UNREADABLE) == 0
-    found = states(batch.inputs, feature_map.levels_of) & readable[None, :, None]
+    found = states(batch.inputs, feature_map.category_counts) & readable[None, :, None]
     for i in range(len(STATES)):
         for j in np.flatnonzero(found[i].any(0) & (feature_map.misfit_bits[i] >= least)).tolist():
             yield feature_map.schema.columns[j].name, np.unique(batch.who[found[i][:, j]])

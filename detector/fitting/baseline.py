@@ -18,7 +18,7 @@ from detector.features import FeatureMap, Schema
 from detector.profile import Profile
 from detector.profile_table import ProfileTable
 from detector.query import QueryBatch
-from detector.signals import BY_ANSWER, FLOOR, FREE, FUSED, MISFIT, SIGNALS, Statistics, fuse, masses, measure
+from detector.signals import BY_ANSWER, FLOOR, FREE, FUSED, MISFIT, SIGNALS, Statistics, fuse, measure, signal_table
 
 ODDEST_CLIENTS_LEFT_OUT = 0.15
 HONEST_ODD_SHARE = 0.01
@@ -147,7 +147,7 @@ def _settle_levels(feature_map: FeatureMap, traffic: QueryBatch) -> None:
 
 def _statistics(feature_map: FeatureMap, queries: QueryBatch) -> list[tuple[str, Profile, Statistics]]:
     """Every client with a query: id, profile, statistics by the very fold that the service uses."""
-    table = masses(misfit_allowance=feature_map.misfit_allowance)
+    table = signal_table(misfit_allowance=feature_map.misfit_allowance)
     profiles = ProfileTable(feature_map, table, "0" * 16, half_horizon_ms=2**62).of_log(queries, PUBLIC_KEY)
     return [(client, p, measure(p, table)) for client, p in zip(queries.clients, profiles, strict=True) if p.queries]
 

@@ -27,7 +27,7 @@ BLOCK = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Loot:
+class AttackerKnowledge:
     """What a thief has: the accepted domain, its own in-domain rows (a, d), foreign rows (f, d)."""
 
     domain: Domain
@@ -37,26 +37,26 @@ class Loot:
 
 @dataclass(frozen=True, slots=True)
 class Attack:
-    """start: (loot, rng) → a theft.
+    """start: (knowledge, rng) → a theft.
 
     visible is False where content can't tell the theft from honest use.
     """
 
-    start: Callable[[Loot, np.random.Generator], Theft]
+    start: Callable[[AttackerKnowledge, np.random.Generator], Theft]
     visible: bool
     text: str
 
 
-def steal(family: str, loot: Loot, predict: Predict, n: int, rng: np.random.Generator) -> Rows:
+def steal(family: str, knowledge: AttackerKnowledge, predict: Predict, n: int, rng: np.random.Generator) -> Rows:
     """(n, d) rows in the order in which a thief of this family sends them to the victim `predict`.
 
     Raises KeyError for an unknown family.
     """
-    theft = ATTACKS[family].start(loot, rng)
+    theft = ATTACKS[family].start(knowledge, rng)
     sent: list[Rows] = []
     wished, count = next(theft), 0
     while True:
-        rows = loot.domain.emit(wished)[: n - count]
+        rows = knowledge.domain.emit(wished)[: n - count]
         sent.append(rows)
         count += len(rows)
         if count >= n:
@@ -112,8 +112,8 @@ class Surrogate:
 class Stock:
     """Foreign rows: each once, in random order, then blends of two."""
 
-    def __init__(self, loot: Loot, rng: np.random.Generator) -> None:
-        self.rows, self.rng, self.next = loot.foreign[rng.permutation(len(loot.foreign))], rng, 0
+    def __init__(self, knowledge: AttackerKnowledge, rng: np.random.Generator) -> None:
+        self.rows, self.rng, self.next = knowledge.foreign[rng.permutation(len(knowledge.foreign))], rng, 0
 
     def take(self, n: int) -> Rows:
         fresh = self.rows[self.next : self.next + n]
@@ -123,31 +123,31 @@ class Stock:
         return np.vstack([fresh, share * first + (1 - share) * second])
 
 
-def noise_uniform(loot: Loot, rng: np.random.Generator) -> Theft:
+def noise_uniform(knowledge: AttackerKnowledge, rng: np.random.Generator) -> Theft:
     while True:
-        yield loot.domain.uniform(BLOCK, rng)
+        yield knowledge.domain.uniform(BLOCK, rng)
 
 
-def noise_gauss(loot: Loot, rng: np.random.Generator) -> Theft:
-    domain = loot.domain
+def noise_gauss(knowledge: AttackerKnowledge, rng: np.random.Generator) -> Theft:
+    domain = knowledge.domain
     while True:
         yield domain.centre + rng.normal(size=(BLOCK, domain.width)) * domain.spread
 
 
-def permuted(loot: Loot, rng: np.random.Generator) -> Theft:
+def permuted(knowledge: AttackerKnowledge, rng: np.random.Generator) -> Theft:
     while True:
-        yield loot.domain.marginal(BLOCK, rng)
+        yield knowledge.domain.marginal(BLOCK, rng)
 
 
-def knockoff_random(loot: Loot, rng: np.random.Generator) -> Theft:
-    stock = Stock(loot, rng)
+def knockoff_random(knowledge: AttackerKnowledge, rng: np.random.Generator) -> Theft:
+    stock = Stock(knowledge, rng)
     while True:
         yield stock.take(BLOCK)
 
 
-def knockoff_adaptive(loot: Loot, rng: np.random.Generator) -> Theft:
+def knockoff_adaptive(knowledge: AttackerKnowledge, rng: np.random.Generator) -> Theft:
     """Gradient bandit over groups of foreign rows; reward: certainty, rare labels, disagreement with the copy."""
-    domain, pool = loot.domain, loot.foreign
+    domain, pool = knowledge.domain, knowledge.foreign
     centres = pool[rng.choice(len(pool), size=min(12, len(pool)), replace=False)]
     group = np.square(domain.standardise(pool)[:, None] - domain.standardise(centres)[None]).sum(axis=2).argmin(axis=1)
     taste, average, copy = np.zeros(len(centres)), 0.0, Surrogate(domain, rng)
@@ -174,10 +174,10 @@ def knockoff_adaptive(loot: Loot, rng: np.random.Generator) -> Theft:
         rows, answers = np.vstack([rows, sent]), np.vstack([answers, answer])
 
 
-def copycat(loot: Loot, rng: np.random.Generator) -> Theft:
+def copycat(knowledge: AttackerKnowledge, rng: np.random.Generator) -> Theft:
     """Foreign rows with a few own ones; then also blends inside the rarer stolen labels, so that classes balance."""
-    stock = Stock(loot, rng)
-    rows, answers = np.empty((0, loot.domain.width)), np.empty((0, 0))
+    stock = Stock(knowledge, rng)
+    rows, answers = np.empty((0, knowledge.domain.width)), np.empty((0, 0))
     while True:
         wish = stock.take(BLOCK)
         if len(rows) > 10 * BLOCK:
@@ -190,19 +190,21 @@ def copycat(loot: Loot, rng: np.random.Generator) -> Theft:
             share = rng.uniform(0.2, 0.5, size=(half, 1))
             wish[:half] = (1 - share) * rows[first] + share * rows[mates]
         else:
-            wish[:3] = loot.own[rng.integers(0, len(loot.own), size=3)]
+            wish[:3] = knowledge.own[rng.integers(0, len(knowledge.own), size=3)]
         sent, answer = yield wish
         rows, answers = np.vstack([rows, sent]), np.vstack([answers, answer]) if len(answers) else answer
 
 
-def _seeds(loot: Loot, rng: np.random.Generator) -> Rows:
-    return loot.own[rng.permutation(len(loot.own))[:SEEDS]]
+def _seeds(knowledge: AttackerKnowledge, rng: np.random.Generator) -> Rows:
+    return knowledge.own[rng.permutation(len(knowledge.own))[:SEEDS]]
 
 
-def _perturb(loot: Loot, rng: np.random.Generator, step: float, targeted: bool, random_step: bool) -> Theft:
+def _perturb(
+    knowledge: AttackerKnowledge, rng: np.random.Generator, step: float, targeted: bool, random_step: bool
+) -> Theft:
     """Jacobian-based augmentation: each round trains a copy and moves rows one step along the sign of its gradient."""
-    domain = loot.domain
-    rows, answers = yield _seeds(loot, rng)
+    domain = knowledge.domain
+    rows, answers = yield _seeds(knowledge, rng)
     parents, labels = rows, answers.argmax(axis=1)
     coded = domain.coded
     while True:
@@ -222,23 +224,23 @@ def _perturb(loot: Loot, rng: np.random.Generator, step: float, targeted: bool, 
         parents, labels = rows[keep], answers[keep].argmax(axis=1)
 
 
-def jbda(loot: Loot, rng: np.random.Generator) -> Theft:
-    return _perturb(loot, rng, 0.1 if loot.domain.homogeneous else 0.25, targeted=False, random_step=False)
+def jbda(knowledge: AttackerKnowledge, rng: np.random.Generator) -> Theft:
+    return _perturb(knowledge, rng, 0.1 if knowledge.domain.homogeneous else 0.25, targeted=False, random_step=False)
 
 
-def trnd(loot: Loot, rng: np.random.Generator) -> Theft:
-    return _perturb(loot, rng, 0.1 if loot.domain.homogeneous else 0.25, targeted=True, random_step=True)
+def trnd(knowledge: AttackerKnowledge, rng: np.random.Generator) -> Theft:
+    return _perturb(knowledge, rng, 0.1 if knowledge.domain.homogeneous else 0.25, targeted=True, random_step=True)
 
 
-def line_search(loot: Loot, rng: np.random.Generator) -> Theft:
+def line_search(knowledge: AttackerKnowledge, rng: np.random.Generator) -> Theft:
     """Bisects between two own rows of different labels, down to the grain, then hops along the boundary."""
-    known, answers = yield _seeds(loot, rng)
+    known, answers = yield _seeds(knowledge, rng)
     labels = answers.argmax(axis=1)
     while True:
         i = int(rng.integers(len(known)))
         others = np.flatnonzero(labels != labels[i])
         if not len(others):
-            known, answers = yield np.vstack([known[-SEEDS // 2 :], loot.domain.uniform(8, rng)])
+            known, answers = yield np.vstack([known[-SEEDS // 2 :], knowledge.domain.uniform(8, rng)])
             labels = answers.argmax(axis=1)
             continue
         near, far = known[i], known[rng.choice(others)]
@@ -252,9 +254,9 @@ def line_search(loot: Loot, rng: np.random.Generator) -> Theft:
                 far = sent[0]
 
 
-def equation_solving(loot: Loot, rng: np.random.Generator) -> Theft:
+def equation_solving(knowledge: AttackerKnowledge, rng: np.random.Generator) -> Theft:
     """Finite differences: a base, then the base moved in one column at a time; the next base where answers are soft."""
-    domain = loot.domain
+    domain = knowledge.domain
     step = np.maximum(0.2 * domain.unit_step, domain.grain)
     base = domain.emit(domain.centre[None])
     while True:
@@ -267,10 +269,10 @@ def equation_solving(loot: Loot, rng: np.random.Generator) -> Theft:
         base = domain.emit((soft + 0.5 * rng.normal(size=domain.width) * domain.spread)[None])
 
 
-def tree_path(loot: Loot, rng: np.random.Generator) -> Theft:
+def tree_path(knowledge: AttackerKnowledge, rng: np.random.Generator) -> Theft:
     """Path finding: equal answers mean one leaf; bisects each column for the value where it ends, goes on there."""
-    domain, seen = loot.domain, set[bytes]()
-    todo = list(domain.emit(_seeds(loot, rng)[:20]))
+    domain, seen = knowledge.domain, set[bytes]()
+    todo = list(domain.emit(_seeds(knowledge, rng)[:20]))
     while True:
         row = todo.pop(int(rng.integers(len(todo)))) if todo else domain.emit(domain.marginal(1, rng))[0]
         _, answer = yield row[None]
@@ -298,31 +300,31 @@ def tree_path(loot: Loot, rng: np.random.Generator) -> Theft:
                     near, far = (got[0], far) if reply[0].round(6).tobytes() == leaf else (near, got[0])
 
 
-def _candidates(loot: Loot, rng: np.random.Generator, n: int) -> Rows:
+def _candidates(knowledge: AttackerKnowledge, rng: np.random.Generator, n: int) -> Rows:
     """A pool to choose from: foreign rows, their blends, and column-shuffled rows."""
-    first, second = (loot.foreign[rng.integers(0, len(loot.foreign), size=n)] for _ in range(2))
+    first, second = (knowledge.foreign[rng.integers(0, len(knowledge.foreign), size=n)] for _ in range(2))
     share = rng.uniform(0, 0.5, size=(n, 1)) * (rng.random((n, 1)) < 0.5)
     rows = (1 - share) * first + share * second
     shuffled = rng.random(n) < 0.25
-    rows[shuffled] = loot.domain.marginal(int(shuffled.sum()), rng)
-    return loot.domain.emit(rows)
+    rows[shuffled] = knowledge.domain.marginal(int(shuffled.sum()), rng)
+    return knowledge.domain.emit(rows)
 
 
-def active_uncertainty(loot: Loot, rng: np.random.Generator) -> Theft:
-    rows, answers = yield _candidates(loot, rng, SEEDS)
+def active_uncertainty(knowledge: AttackerKnowledge, rng: np.random.Generator) -> Theft:
+    rows, answers = yield _candidates(knowledge, rng, SEEDS)
     while True:
-        copy = Surrogate(loot.domain, rng).fit(rows[-2000:], answers[-2000:])
-        pool = _candidates(loot, rng, 600)
+        copy = Surrogate(knowledge.domain, rng).fit(rows[-2000:], answers[-2000:])
+        pool = _candidates(knowledge, rng, 600)
         sent, answer = yield pool[np.argsort(copy.margin(pool))[:BLOCK]]
         rows, answers = np.vstack([rows, sent]), np.vstack([answers, answer])
 
 
-def active_kcenter(loot: Loot, rng: np.random.Generator) -> Theft:
+def active_kcenter(knowledge: AttackerKnowledge, rng: np.random.Generator) -> Theft:
     """Farthest first: the candidate whose surrogate scores are farthest from all that was asked."""
-    rows, answers = yield _candidates(loot, rng, SEEDS)
+    rows, answers = yield _candidates(knowledge, rng, SEEDS)
     while True:
-        copy = Surrogate(loot.domain, rng).fit(rows[-2000:], answers[-2000:])
-        pool = _candidates(loot, rng, 400)
+        copy = Surrogate(knowledge.domain, rng).fit(rows[-2000:], answers[-2000:])
+        pool = _candidates(knowledge, rng, 400)
         spots, asked = copy.scores(pool), copy.scores(rows[-1000:])
         gap = np.square(spots[:, None] - asked[None]).sum(axis=2).min(axis=1)
         chosen = []
@@ -333,21 +335,21 @@ def active_kcenter(loot: Loot, rng: np.random.Generator) -> Theft:
         rows, answers = np.vstack([rows, sent]), np.vstack([answers, answer])
 
 
-def mixup(loot: Loot, rng: np.random.Generator) -> Theft:
-    seeds, _ = yield _seeds(loot, rng)
+def mixup(knowledge: AttackerKnowledge, rng: np.random.Generator) -> Theft:
+    seeds, _ = yield _seeds(knowledge, rng)
     while True:
         first, second = (seeds[rng.integers(0, len(seeds), size=BLOCK)] for _ in range(2))
         share = rng.uniform(0.2, 0.8, size=(BLOCK, 1))
         yield np.where(
-            loot.domain.coded,
+            knowledge.domain.coded,
             np.where(rng.random(first.shape) < share, first, second),
             share * first + (1 - share) * second,
         )
 
 
-def data_free(loot: Loot, rng: np.random.Generator) -> Theft:
+def data_free(knowledge: AttackerKnowledge, rng: np.random.Generator) -> Theft:
     """A generator of smooth rows, moved to where copy and victim disagree; forward differences cost a second query."""
-    domain = loot.domain
+    domain = knowledge.domain
     weights, bias = rng.normal(size=(8, domain.width)), rng.normal(size=domain.width) * 0.3
     rows, answers = np.empty((0, domain.width)), np.empty((0, 0))
     while True:
@@ -363,21 +365,21 @@ def data_free(loot: Loot, rng: np.random.Generator) -> Theft:
         weights = weights + 0.15 * rng.normal(size=weights.shape)
 
 
-def mimic(loot: Loot, rng: np.random.Generator) -> Theft:
+def mimic(knowledge: AttackerKnowledge, rng: np.random.Generator) -> Theft:
     """Knows the detector: own rows with one column in six taken from a near own row: every query looks usual."""
-    own = loot.domain.standardise(loot.own)
+    own = knowledge.domain.standardise(knowledge.own)
     while True:
         picks = rng.integers(0, len(own), size=BLOCK)
         near = np.square(own[picks][:, None] - own[None]).sum(axis=2).argsort(axis=1)[:, 1:6]
         mates = near[np.arange(BLOCK), rng.integers(0, near.shape[1], size=BLOCK)] if near.shape[1] else picks
-        yield np.where(rng.random((BLOCK, own.shape[1])) < 1 / 6, loot.own[mates], loot.own[picks])
+        yield np.where(rng.random((BLOCK, own.shape[1])) < 1 / 6, knowledge.own[mates], knowledge.own[picks])
 
 
-def in_domain(loot: Loot, rng: np.random.Generator) -> Theft:
+def in_domain(knowledge: AttackerKnowledge, rng: np.random.Generator) -> Theft:
     while True:
-        order = rng.permutation(len(loot.own))
+        order = rng.permutation(len(knowledge.own))
         for i in range(0, len(order), BLOCK):
-            yield loot.own[order[i : i + BLOCK]]
+            yield knowledge.own[order[i : i + BLOCK]]
 
 
 ATTACKS: dict[str, Attack] = {

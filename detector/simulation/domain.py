@@ -5,7 +5,7 @@ Rules:
 * A `Domain` is read off a reference matrix: bounds, decimals, coded columns. Everything that is simulated passes `Domain.emit`, so that
   thieves and honest clients alike send rows that the service would accept: clipped, rounded, known codes only.
 * The grain is the log's rounding (decimals), not the lattice on which honest values happen to lie: a service that takes 0.25 takes 0.24.
-* A `Scene` holds four sets without a common item; its builder guarantees that.
+* A `HonestPools` holds four sets without a common item; its builder guarantees that.
 * Randomness comes in as `rng`, never from a global state.
 """
 
@@ -23,8 +23,8 @@ Predict = Callable[[Rows], Rows]
 Freshen = Callable[[Rows, np.random.Generator], Rows]
 """Honest variation: (n, d) items → (n, d) other items of the same population."""
 
-Generate = Callable[["Scene", int, np.random.Generator], Rows]
-"""One honest client: (scene, n, rng) → (n, d) accepted rows."""
+Generate = Callable[["HonestPools", int, np.random.Generator], Rows]
+"""One honest client: (pools, n, rng) → (n, d) accepted rows."""
 
 MOST_DECIMALS = 6
 MOST_CODES = 32
@@ -37,7 +37,7 @@ class Domain:
 
     low, high    (d,) what is accepted; one range for all columns when `homogeneous`
     decimals     (d,) int, values are rounded to so many digits
-    codes        d entries: known levels of a coded column, else None
+    codes        d entries: known codes of a coded column, else None
     centre       (d,) mean, `spread` (d,) standard deviation (never 0), `mode` (d,) most frequent value
     quantiles    (101, d) per-column quantiles that are values of the reference
     homogeneous  all columns share one unit (pixels, embeddings)
@@ -169,8 +169,8 @@ def _decimals(column: Rows) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Scene:
-    """What a world is made of.
+class HonestPools:
+    """The pools of rows from which clients of a simulated population draw.
 
     domain   what the service accepts
     pool     (m, d) items that honest clients own, `labels` (m,) the victim's classes of them (for class mixes)

@@ -4,7 +4,7 @@ Honest traffic is what makes detection hard, so the kinds are the awkward ones: 
 sweeps, explainers, testers, edge cases, rows of other people. None of them copies a model. Several are odd in every single query, but not
 for long.
 
-Rules: a kind draws everything from the honest pool of its `Scene` (and `misrouted` a few foreign rows), and never looks at answers.
+Rules: a kind draws everything from the honest pool of its `HonestPools` (and `misrouted` a few foreign rows), and never looks at answers.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from detector.simulation.domain import Generate, Rows, Scene, first_of_each
+from detector.simulation.domain import Generate, HonestPools, Rows, first_of_each
 
 ALIKE = 0.05
 """Share of a table's rows that may be alike."""
@@ -25,7 +25,7 @@ class BenignKind:
 
     share     expected part of the population (the table's shares add up to 1)
     median    queries a client over its life; log-normal with `sigma`, cut to [least, most]
-    generate  (scene, n, rng) → (n, d) accepted rows
+    generate  (pools, n, rng) → (n, d) accepted rows
     text      what such a client does, for people
     """
 
@@ -42,71 +42,71 @@ class BenignKind:
         return int(np.clip(round(self.median * np.exp(self.sigma * rng.normal())), self.least, self.most))
 
 
-def class_mix(scene: Scene, rng: np.random.Generator, narrow: float = 0.5) -> Rows:
+def class_mix(pools: HonestPools, rng: np.random.Generator, narrow: float = 0.5) -> Rows:
     """(c,) class mix of one client: Dirichlet, most weight on few classes when `narrow` is small."""
-    return rng.dirichlet(np.full(int(scene.labels.max()) + 1, narrow))
+    return rng.dirichlet(np.full(int(pools.labels.max()) + 1, narrow))
 
 
-def regular(scene: Scene, n: int, rng: np.random.Generator) -> Rows:
+def regular(pools: HonestPools, n: int, rng: np.random.Generator) -> Rows:
     """An application: its own class mix, some items asked again."""
-    return scene.items(n, rng, class_mix(scene, rng), repeats=rng.uniform(0.2, 0.9))
+    return pools.items(n, rng, class_mix(pools, rng), repeats=rng.uniform(0.2, 0.9))
 
 
-def batch_scorer(scene: Scene, n: int, rng: np.random.Generator) -> Rows:
+def batch_scorer(pools: HonestPools, n: int, rng: np.random.Generator) -> Rows:
     """Scores whole tables: the full class mix, hardly a repeat, also where few columns of codes make rows alike."""
-    rows = scene.items(n, rng, repeats=0.02)
+    rows = pools.items(n, rng, repeats=0.02)
     if len(first_of_each(rows)) < (1 - ALIKE) * n:
-        more = np.vstack([rows, scene.items(3 * n, rng)])
+        more = np.vstack([rows, pools.items(3 * n, rng)])
         rows = np.vstack([more[first_of_each(more)], rows])[:n]
     return rows
 
 
-def entity_stream(scene: Scene, n: int, rng: np.random.Generator) -> Rows:
+def entity_stream(pools: HonestPools, n: int, rng: np.random.Generator) -> Rows:
     """A few entities (customers, machines), scored again and again while their numbers drift."""
-    entities = scene.items(int(rng.integers(2, 9)), rng, class_mix(scene, rng))
-    home, out = entities.copy(), np.empty((n, scene.domain.width))
+    entities = pools.items(int(rng.integers(2, 9)), rng, class_mix(pools, rng))
+    home, out = entities.copy(), np.empty((n, pools.domain.width))
     for i in range(n):
         k = int(rng.integers(len(entities)))
-        entities[k] = scene.domain.wobble(entities[k][None] * 0.95 + home[k] * 0.05, 0.03, rng)[0]
+        entities[k] = pools.domain.wobble(entities[k][None] * 0.95 + home[k] * 0.05, 0.03, rng)[0]
         out[i] = entities[k]
-    return _codes_of(scene, scene.domain.emit(out), home)
+    return _codes_of(pools, pools.domain.emit(out), home)
 
 
-def what_if(scene: Scene, n: int, rng: np.random.Generator) -> Rows:
+def what_if(pools: HonestPools, n: int, rng: np.random.Generator) -> Rows:
     """A what-if tool: one item, one feature swept over a grid, then the next feature or the next item."""
     blocks: list[Rows] = []
     count = 0
     while count < n:
-        item = scene.items(1, rng)
-        for column in rng.permutation(scene.domain.width)[: int(rng.integers(1, 5))]:
-            grid = np.unique(scene.domain.quantiles[:, column])
+        item = pools.items(1, rng)
+        for column in rng.permutation(pools.domain.width)[: int(rng.integers(1, 5))]:
+            grid = np.unique(pools.domain.quantiles[:, column])
             grid = grid[np.unique(np.linspace(0, len(grid) - 1, int(rng.integers(5, 21))).astype(int))]
             sweep = np.repeat(item, len(grid), axis=0)
             sweep[:, column] = grid
             blocks.append(sweep)
             count += len(sweep)
-    return scene.domain.emit(np.vstack(blocks)[:n])
+    return pools.domain.emit(np.vstack(blocks)[:n])
 
 
-def load_tester(scene: Scene, n: int, rng: np.random.Generator) -> Rows:
+def load_tester(pools: HonestPools, n: int, rng: np.random.Generator) -> Rows:
     """A load test: a handful of rows replayed."""
-    rows = scene.items(int(rng.integers(3, 40)), rng)
+    rows = pools.items(int(rng.integers(3, 40)), rng)
     return rows[rng.integers(0, len(rows), size=n)]
 
 
-def monitor(scene: Scene, n: int, rng: np.random.Generator) -> Rows:
+def monitor(pools: HonestPools, n: int, rng: np.random.Generator) -> Rows:
     """Canaries in fixed order, with a few live items between them."""
-    canaries = scene.items(int(rng.integers(1, 8)), rng)
+    canaries = pools.items(int(rng.integers(1, 8)), rng)
     rows = canaries[np.arange(n) % len(canaries)]
     live = np.flatnonzero(rng.random(n) < rng.uniform(0, 0.06))
-    rows[live] = scene.items(len(live), rng) if len(live) else rows[live]
+    rows[live] = pools.items(len(live), rng) if len(live) else rows[live]
     return rows
 
 
-def shifted(scene: Scene, n: int, rng: np.random.Generator) -> Rows:
+def shifted(pools: HonestPools, n: int, rng: np.random.Generator) -> Rows:
     """Another population (a new region, a dimmer camera): one end of a random direction, some columns shifted."""
-    domain = scene.domain
-    rows = scene.items(2 * n, rng, class_mix(scene, rng, 1.0), repeats=0.3)
+    domain = pools.domain
+    rows = pools.items(2 * n, rng, class_mix(pools, rng, 1.0), repeats=0.3)
     direction = rng.normal(size=domain.width)
     keep = np.sort(np.argsort(domain.standardise(rows) @ direction)[:n])
     rows = rows[keep[rng.permutation(n)]]
@@ -117,10 +117,10 @@ def shifted(scene: Scene, n: int, rng: np.random.Generator) -> Rows:
     return domain.emit(np.where(rows == domain.mode, rows, rows + shift))
 
 
-def qa_edge(scene: Scene, n: int, rng: np.random.Generator) -> Rows:
+def qa_edge(pools: HonestPools, n: int, rng: np.random.Generator) -> Rows:
     """Quality assurance: bounds, zeros, defaults and their combinations around good items, some of them twice."""
-    domain = scene.domain
-    rows = scene.items(n, rng)
+    domain = pools.domain
+    rows = pools.items(n, rng)
     edges = np.stack([domain.low, domain.high, domain.mode, np.clip(np.zeros(domain.width), domain.low, domain.high)])
     for i in range(n):
         many = rng.random() < 0.15
@@ -132,15 +132,15 @@ def qa_edge(scene: Scene, n: int, rng: np.random.Generator) -> Rows:
     return domain.emit(rows)
 
 
-def explainer(scene: Scene, n: int, rng: np.random.Generator) -> Rows:
+def explainer(pools: HonestPools, n: int, rng: np.random.Generator) -> Rows:
     """LIME or SHAP around a few items: random features masked by a background, or redrawn near the item."""
-    domain, blocks, count = scene.domain, [], 0
+    domain, blocks, count = pools.domain, [], 0
     block = max(60, n // int(rng.integers(1, 9)))
-    usual = domain.mode if domain.homogeneous else np.median(scene.pool, axis=0)
-    background = scene.items(1, rng)[0] if rng.random() < 0.5 else usual
+    usual = domain.mode if domain.homogeneous else np.median(pools.pool, axis=0)
+    background = pools.items(1, rng)[0] if rng.random() < 0.5 else usual
     shap = rng.random() < 0.5
     while count < n:
-        item = scene.items(1, rng)
+        item = pools.items(1, rng)
         rows = np.repeat(item, block, axis=0)
         if shap or domain.homogeneous:
             width = 1 if not domain.homogeneous else max(1, domain.width // 16)  # super-pixels
@@ -158,17 +158,17 @@ def explainer(scene: Scene, n: int, rng: np.random.Generator) -> Rows:
     return domain.emit(np.vstack(blocks)[:n])
 
 
-def robustness(scene: Scene, n: int, rng: np.random.Generator) -> Rows:
+def robustness(pools: HonestPools, n: int, rng: np.random.Generator) -> Rows:
     """A robustness test: Gaussian, uniform or salt-and-pepper noise, mostly on a whole test set at one strength after the other
     (Hendrycks and Dietterich, ICLR 2019), else item by item. Half of the testers don't know which whole numbers are codes."""
-    domain = scene.domain
+    domain = pools.domain
     if rng.random() < 0.25:
         copies = int(rng.integers(4, 21))
-        rows = np.repeat(scene.items(-(-n // copies), rng), copies, axis=0)[:n]
+        rows = np.repeat(pools.items(-(-n // copies), rng), copies, axis=0)[:n]
         strength = rng.choice([0.02, 0.05, 0.1, 0.2], size=(n, 1))
     else:
         levels = int(rng.integers(3, 15))
-        items = scene.items(-(-n // levels), rng)
+        items = pools.items(-(-n // levels), rng)
         rows = np.tile(items, (levels, 1))[:n]
         most = rng.choice([0.1, 0.2] if domain.homogeneous else [0.2, 0.5])  # of the range, or of a standard deviation
         strength = (np.arange(n) // len(items) / (levels - 1) * most)[:, None]
@@ -181,20 +181,20 @@ def robustness(scene: Scene, n: int, rng: np.random.Generator) -> Rows:
     return domain.emit(np.where(spared, rows, rows + noise * strength * domain.unit_step))
 
 
-def misrouted(scene: Scene, n: int, rng: np.random.Generator) -> Rows:
+def misrouted(pools: HonestPools, n: int, rng: np.random.Generator) -> Rows:
     """A wrong end point: rows meant for another model, few, until somebody notices; right ones among them."""
-    rows = scene.items(n, rng)
+    rows = pools.items(n, rng)
     wrong = rng.random(n) < rng.uniform(0.4, 1.0)
-    rows[wrong] = scene.foreign[rng.integers(0, len(scene.foreign), size=int(wrong.sum()))]
-    return scene.domain.emit(rows)
+    rows[wrong] = pools.foreign[rng.integers(0, len(pools.foreign), size=int(wrong.sum()))]
+    return pools.domain.emit(rows)
 
 
-def _codes_of(scene: Scene, rows: Rows, homes: Rows) -> Rows:
+def _codes_of(pools: HonestPools, rows: Rows, homes: Rows) -> Rows:
     """Rows whose codes are those of the nearest home: drift moves numbers, never categories."""
-    coded = scene.domain.coded
+    coded = pools.domain.coded
     if coded.any():
-        numbers = scene.domain.standardise(rows)[:, ~coded]
-        apart = numbers[:, None] - scene.domain.standardise(homes)[None, :, ~coded]
+        numbers = pools.domain.standardise(rows)[:, ~coded]
+        apart = numbers[:, None] - pools.domain.standardise(homes)[None, :, ~coded]
         nearest = np.square(apart).sum(axis=2).argmin(axis=1)
         rows[:, coded] = homes[nearest][:, coded]
     return rows

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detector.simulation.attacks import Loot, steal
-from detector.simulation.domain import Domain, Predict, Rows, Scene, strangers
+from detector.simulation.attacks import AttackerKnowledge, steal
+from detector.simulation.domain import Domain, HonestPools, Predict, Rows, strangers
 from detector.simulation.honest import BENIGN
 
 DAY_S = 86_400.0
@@ -111,18 +111,18 @@ def account_name(rng: np.random.Generator) -> str:
 
 
 def honest_stream(
-    kind: str, scene: Scene, rng: np.random.Generator, start_s: float = 0.0, horizon_s: float = HORIZON_S
+    kind: str, pools: HonestPools, rng: np.random.Generator, start_s: float = 0.0, horizon_s: float = HORIZON_S
 ) -> Stream:
     """One honest client. Raises KeyError for an unknown kind."""
     n = BENIGN[kind].queries(rng)
-    rows = scene.played.get(kind, BENIGN[kind].generate)(scene, n, rng)
+    rows = pools.played.get(kind, BENIGN[kind].generate)(pools, n, rng)
     return Stream(
         account_name(rng), "benign", kind, "", "", rows, np.zeros(n, dtype=bool), clock(n, rng, start_s, horizon_s)
     )
 
 
 def theft_streams(
-    family: str, variant: str, scene: Scene, predict: Predict, rng: np.random.Generator, queries: int = 1000,
+    family: str, variant: str, pools: HonestPools, predict: Predict, rng: np.random.Generator, queries: int = 1000,
     start_s: float = 0.0, horizon_s: float = HORIZON_S, stolen: Rows | None = None,
 ) -> list[Stream]:  # fmt: skip
     """The accounts of one theft of `queries` stolen answers in all; cover traffic comes on top.
@@ -134,14 +134,14 @@ def theft_streams(
     how = VARIANTS[variant]
     run = f"{family}/{variant}/{int(rng.integers(0, 2**24)):06x}"
     if stolen is None:
-        stolen = steal(family, Loot(scene.domain, scene.own, scene.foreign), predict, queries, rng)
+        stolen = steal(family, AttackerKnowledge(pools.domain, pools.own, pools.foreign), predict, queries, rng)
     rows, mask = stolen, np.ones(queries, dtype=bool)
     if how.share < 1.0:
         total = round(queries / how.share)
         mask = np.zeros(total, dtype=bool)
         mask[rng.choice(total, size=queries, replace=False)] = True
-        rows = np.empty((total, scene.domain.width))
-        rows[mask], rows[~mask] = stolen, BENIGN["regular"].generate(scene, total - queries, rng)
+        rows = np.empty((total, pools.domain.width))
+        rows[mask], rows[~mask] = stolen, BENIGN["regular"].generate(pools, total - queries, rng)
     times = clock(len(rows), rng, start_s, horizon_s, how.slow)
     turns = np.arange(len(rows)) * how.accounts // len(rows) if how.handover else np.arange(len(rows)) % how.accounts
     return [
@@ -166,8 +166,8 @@ def population(clients: int, rng: np.random.Generator, kinds: Sequence[str] | No
     return [str(name) for name in rng.permutation(np.repeat(names, counts))]
 
 
-def world(
-    scene: Scene, predict: Predict, rng: np.random.Generator, *, clients: int = 300, kinds: Sequence[str] | None = None,
+def simulated_population(
+    pools: HonestPools, predict: Predict, rng: np.random.Generator, *, clients: int = 300, kinds: Sequence[str] | None = None,
     attacks: Sequence[tuple[str, str]] = (), queries: tuple[int, int] = (400, 4000),
     drip_queries: Mapping[float, int] | None = None, start_s: float = 0.0, horizon_s: float = HORIZON_S,
 ) -> list[Stream]:  # fmt: skip
@@ -179,11 +179,11 @@ def world(
     most = {0.5: 1500, 0.1: 500} if drip_queries is None else drip_queries
     streams: list[Stream] = []
     for kind, child in zip(population(clients, rng, kinds), rng.spawn(clients), strict=True):
-        streams.append(honest_stream(kind, scene, child, start_s, horizon_s))
+        streams.append(honest_stream(kind, pools, child, start_s, horizon_s))
     for (family, variant), child in zip(attacks, rng.spawn(len(attacks)), strict=True):
         budget = round(float(np.exp(child.uniform(np.log(queries[0]), np.log(queries[1])))))
         budget = min(budget, most.get(VARIANTS[variant].share, budget))
-        streams.extend(theft_streams(family, variant, scene, predict, child, budget, start_s, horizon_s))
+        streams.extend(theft_streams(family, variant, pools, predict, child, budget, start_s, horizon_s))
     return [streams[i] for i in rng.permutation(len(streams))]
 
 
@@ -197,10 +197,10 @@ def honest_streams(
     """Honest clients only, drawn from a reference (n, d) and its classes (n,), below 0 where there is none."""
     domain = Domain.of(reference)
     foreign = strangers(domain, reference, rng)
-    scene = Scene(domain, domain.emit(reference), np.maximum(labels, 0).astype(np.int64), foreign[:0], foreign)
+    pools = HonestPools(domain, domain.emit(reference), np.maximum(labels, 0).astype(np.int64), foreign[:0], foreign)
     kinds = population(clients, rng)
     return [
-        honest_stream(kind, scene, child, 0.0, horizon_s) for kind, child in zip(kinds, rng.spawn(clients), strict=True)
+        honest_stream(kind, pools, child, 0.0, horizon_s) for kind, child in zip(kinds, rng.spawn(clients), strict=True)
     ]
 
 

@@ -1,4 +1,4 @@
-"""Rehearsal: simulates thefts from a stand-in for the model, to learn how the fidelity of a copy grows (`extraction.py`).
+"""Rehearsal: simulates thefts from a stand-in for the model, to learn how the fidelity of a copy grows (`exposure.py`).
 
 It runs once, when a baseline is fitted, on the reference, the honest traffic and the model's answers to both:
 
@@ -22,12 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detector.baseline import PUBLIC_KEY
-from detector.extraction import FEWEST, NAMES, Estimator, describe
+from detector.exposure import FEWEST, REGRESSORS, Estimator, describe
 from detector.features import FeatureMap
 from detector.profile_table import ProfileTable
 from detector.query import QueryBatch
-from detector.signals import masses
-from detector.simulation.attacks import Loot, steal
+from detector.signals import signal_table
+from detector.simulation.attacks import AttackerKnowledge, steal
 from detector.simulation.domain import Domain, Predict, Rows, first_of_each, strangers
 
 FAMILIES = (
@@ -59,7 +59,7 @@ def rehearse(
     rows, answers = _answered(reference, traffic, max(2, feature_map.classes), rng)
     if schema.task != "classification" or len(rows) < 100 or len(np.unique(answers.argmax(1))) < 2:
         return None
-    coded = np.array([c.kind == "categorical" for c in schema.columns])
+    coded = schema.categorical
     domain = Domain.of(reference.inputs, coded if coded.any() else None)
     order = rng.permutation(len(rows))
     test, own, known = np.split(order, [min(TEST_ROWS, len(rows) // 4), len(rows) // 2])
@@ -70,14 +70,14 @@ def rehearse(
     stand_ins = [_likely_answers(learner(rows[known], answers[known], rng)) for learner in best]
     truths = [stand_in(rows[test]).argmax(1) for stand_in in stand_ins]
     usual = np.bincount(truths[0], minlength=feature_map.classes) / len(test)
-    loot = Loot(domain, rows[own], strangers(domain, rows[known], rng))
+    knowledge = AttackerKnowledge(domain, rows[own], strangers(domain, rows[known], rng))
     described: list[NDArray[np.float64]] = []
     fidelity: list[float] = []
     group: list[int] = []
 
     def study(life: Rows, family: int, which: int) -> None:
         answered = stand_ins[which](life)
-        table = ProfileTable(feature_map, masses(), "0" * 16, half_horizon_ms=2**62)
+        table = ProfileTable(feature_map, signal_table(), "0" * 16, half_horizon_ms=2**62)
         done = 0
         for n in (*(c for c in CHECKPOINTS if c < len(life)), len(life)):
             batch = _batch(life[done:n], answered[done:n])
@@ -94,14 +94,14 @@ def rehearse(
 
     for number, family in enumerate(FAMILIES):
         which = number % 2
-        study(steal(family, loot, stand_ins[which], CHECKPOINTS[-1], rng), number, which)
+        study(steal(family, knowledge, stand_ins[which], CHECKPOINTS[-1], rng), number, which)
     count = np.bincount(traffic.who, minlength=len(traffic.clients))
     # honest clients of all sizes, not the largest only
     chosen = np.argsort(count)[np.unique(np.linspace(0, len(count) - 1, HONEST_LIVES).astype(int))]
     for number, client in enumerate(chosen[count[chosen] > 0]):
         life = traffic.inputs[traffic.who == client][: CHECKPOINTS[-1]]
         study(life, len(FAMILIES) + number % 4, number // 4 % 2)
-    if len(fidelity) < len(NAMES):
+    if len(fidelity) < len(REGRESSORS):
         return None
     return Estimator.fit(np.array(described), np.array(fidelity), np.array(group), usual)
 

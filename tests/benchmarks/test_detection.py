@@ -21,8 +21,8 @@ from benchmarks.leak import describe, leak
 from benchmarks.literature import METHODS, Known, _prada_distances, looks
 from benchmarks.texts import AXES, Corpus, TextTools
 from benchmarks.victims import GROUPS, VICTIMS, Victim, build
-from detector.simulation.attacks import ATTACKS, Loot
-from detector.simulation.domain import Domain, Scene
+from detector.simulation.attacks import ATTACKS, AttackerKnowledge
+from detector.simulation.domain import Domain, HonestPools
 from detector.simulation.honest import BENIGN
 from detector.simulation.population import clock
 
@@ -146,38 +146,38 @@ def test_each_pair_of_splits_tests_every_group_once() -> None:
 
 
 def test_items_are_dealt_out_disjointly(victim: Victim) -> None:
-    shares = [victim.reference, victim.held, victim.thieves.own, victim.thieves.pool, *(s.pool for s in victim.scenes)]
+    shares = [victim.reference, victim.held, victim.thieves.own, victim.thieves.pool, *(s.pool for s in victim.pools)]
     rows = np.vstack(shares)
     assert len(np.unique(rows, axis=0)) == len(rows)
 
 
-def small_corpus() -> tuple[Corpus, Scene]:
+def small_corpus() -> tuple[Corpus, HonestPools]:
     """300 sentences of 12 out of 90 words, and who owns a third of them."""
     rng = np.random.default_rng(3)
     vocabulary = [f"{a}{b}{c}" for a in "bdfgk" for b in "aeiou" for c in ("ran", "lim", "sto", "ve")][:90]
     texts = [" ".join(vocabulary[i] for i in rng.zipf(1.4, 12) % 90) for _ in range(300)]
     corpus = Corpus(texts, rng.integers(0, 3, 300).tolist(), texts[:20])
     pool = corpus.rows[:100]
-    return corpus, Scene(Domain.of(corpus.rows), pool, corpus.labels[:100], pool[:5], corpus.foreign)
+    return corpus, HonestPools(Domain.of(corpus.rows), pool, corpus.labels[:100], pool[:5], corpus.foreign)
 
 
 def test_who_varies_a_text_changes_words_and_the_rows_stay_embeddings() -> None:
-    corpus, scene = small_corpus()
-    tools = TextTools(corpus, corpus.words(scene.pool))
+    corpus, pools = small_corpus()
+    tools = TextTools(corpus, corpus.words(pools.pool))
     assert set(tools.kinds) < set(BENIGN)
     for kind, generate in tools.kinds.items():
-        rows = generate(scene, 150, np.random.default_rng(1))
+        rows = generate(pools, 150, np.random.default_rng(1))
         assert rows.shape == (150, AXES), kind
         assert np.abs(np.linalg.norm(rows, axis=1) - 1).max() < 1e-3, kind
         assert (np.abs(np.diff(rows, axis=0)) > 1e-6).sum(axis=1).max() > AXES / 2, kind  # never a number by itself
-        np.testing.assert_array_equal(rows, generate(scene, 150, np.random.default_rng(1)), kind)
-    by_number = BENIGN["what_if"].generate(scene, 150, np.random.default_rng(1))
+        np.testing.assert_array_equal(rows, generate(pools, 150, np.random.default_rng(1)), kind)
+    by_number = BENIGN["what_if"].generate(pools, 150, np.random.default_rng(1))
     assert np.median((np.abs(np.diff(by_number, axis=0)) > 0.05).sum(axis=1)) <= 2  # what this is there to replace
 
 
 def test_a_text_without_a_known_word_is_one_row() -> None:
-    corpus, scene = small_corpus()
-    rows = scene.domain.emit(corpus.embed(["", "nobody knows these words"]))
+    corpus, pools = small_corpus()
+    rows = pools.domain.emit(corpus.embed(["", "nobody knows these words"]))
     assert len(np.unique(rows, axis=0)) == 1
 
 
@@ -197,11 +197,11 @@ def test_attack_code_of_others_asks_the_victim_as_an_api_would_have_it(victim: V
         asked.append(rows)
         return victim.predict(rows)
 
-    loot = Loot(thief.domain, thief.own, thief.foreign)
-    stolen = art_attacks.steal(family, loot, predict, 90, np.random.default_rng(1))
+    knowledge = AttackerKnowledge(thief.domain, thief.own, thief.foreign)
+    stolen = art_attacks.steal(family, knowledge, predict, 90, np.random.default_rng(1))
     assert np.array_equal(stolen, np.vstack(asked[1:])[:90])  # the first was about the number of classes
     assert np.array_equal(stolen, thief.domain.emit(stolen))
-    again = art_attacks.steal(family, loot, predict, 90, np.random.default_rng(1))
+    again = art_attacks.steal(family, knowledge, predict, 90, np.random.default_rng(1))
     assert np.array_equal(stolen, again)
     assert set(art_attacks.RUNS) == set(FOREIGN)
 
@@ -236,7 +236,7 @@ def test_noise_looks_worse_than_the_reference(victim: Victim, name: str) -> None
     known = Known(victim, victim.reference, np.random.default_rng(0))
     rng = np.random.default_rng(2)
     noise = victim.domain.uniform(400, rng)
-    usual = victim.scenes[0].items(400, rng)
+    usual = victim.pools[0].items(400, rng)
     worst = [METHODS[name].statistic(known.life(rows, victim.predict(rows)), known)[1].max() for rows in (noise, usual)]
     assert worst[0] > worst[1]
 

@@ -21,7 +21,7 @@ def test_the_stored_results_were_measured_with_this_behaviour() -> None:
 
 def test_a_small_change_of_behaviour_changes_the_fingerprint(monkeypatch: pytest.MonkeyPatch) -> None:
     """The control: the allowance of one signal, from 2 % to 3 %."""
-    at = signals.NAMES.index("novelty_roots")
+    at = signals.SIGNAL_NAMES.index("novelty_roots")
     table = (*signals.SIGNALS[:at], replace(signals.SIGNALS[at], allowance=0.03), *signals.SIGNALS[at + 1 :])
     monkeypatch.setattr(signals, "SIGNALS", table)
     assert fingerprint() != RESULTS["environment"]["detector_fingerprint"]

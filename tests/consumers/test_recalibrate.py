@@ -31,7 +31,7 @@ from detector.baseline_file import read_baseline
 from detector.calibration import UNREHEARSED
 from detector.features import Column, Schema
 from detector.policy import FLAGGED, Policy
-from detector.signals import NAMES
+from detector.signals import SIGNAL_NAMES
 
 CLIENTS = 60
 DAYS = 0.01
@@ -240,7 +240,7 @@ def test_fit_gives_the_thief_in_its_traffic_no_say_and_names_it(files: dict[str,
     assert trusting.baseline.calibration.clients == CLIENTS + 1
     assert trusting.baseline.map_id == fitted.baseline.map_id
     asked_for = [
-        b.tail(True).level(0.01) * b.calibration.scale[NAMES.index(fitted.review[0].signal)]
+        b.tail(True).level(0.01) * b.calibration.scale[SIGNAL_NAMES.index(fitted.review[0].signal)]
         for b in (trusting.baseline, fitted.baseline)
     ]
     assert asked_for[0] > 2 * asked_for[1], "so much more would a thief have to steal"

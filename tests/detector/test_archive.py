@@ -29,7 +29,7 @@ from detector.profile import Profile
 from detector.profile_table import ProfileTable
 from detector.query import QueryBatch
 from detector.scoring import Assessment, assess
-from detector.signals import NAMES, measure
+from detector.signals import SIGNAL_NAMES, measure
 
 HALF_MS = 15 * DAY_MS
 MEMORY_MS = 365.0 * DAY_MS
@@ -143,7 +143,7 @@ def test_polls_and_stores_change_nothing() -> None:
 def noise_of(batch: QueryBatch, memory_ms: float = MEMORY_MS) -> float:
     """Distinct queries off the lattice, which all noise is."""
     profile = fold(table_of("people", memory_ms), batch).profile("client 0")
-    return float(measure(profile, fitted_baseline("people").table).count[NAMES.index("lattice_rare")])
+    return float(measure(profile, fitted_baseline("people").table).count[SIGNAL_NAMES.index("lattice_rare")])
 
 
 def test_the_same_noise_over_300_days_counts_like_that_over_60() -> None:

@@ -14,8 +14,8 @@ from detector.baseline import Baseline
 from detector.profile_table import ProfileTable
 from detector.query import QueryBatch
 from detector.scoring import Assessment, assess, leading
-from detector.signals import FLOOR, FUSED, NAMES, SIGNALS, Statistics
-from detector.simulation.attacks import Loot, steal
+from detector.signals import FLOOR, FUSED, SIGNAL_NAMES, SIGNALS, Statistics
+from detector.simulation.attacks import AttackerKnowledge, steal
 from detector.simulation.domain import Domain
 from detector.simulation.population import Stream, interleave
 
@@ -62,7 +62,7 @@ def on_people(family: str, seed: int) -> Assessment:
         return np.asarray(answers(np.vstack([asked, rows]), 4)[: len(asked)], np.float64)
 
     own = rows[rng.permutation(len(rows))[:100]]
-    asked = steal(family, Loot(Domain.of(rows), own, own), predict, 800, rng)
+    asked = steal(family, AttackerKnowledge(Domain.of(rows), own, own), predict, 800, rng)
     p = predict(asked)
     batch = batch_of(asked, labels=p.argmax(axis=1).astype(np.int32), probabilities=p.astype(np.float32))
     return said(fitted_baseline("people"), "client 0", batch)
@@ -87,9 +87,9 @@ def test_the_family_is_that_of_the_first_sentence() -> None:
 
 def statistics(**signals: tuple[float, float]) -> Statistics:
     """Signal → (value in honest units, share of its base)."""
-    value, count, base = np.zeros(len(NAMES)), np.zeros(len(NAMES)), np.full(len(NAMES), 1000.0)
+    value, count, base = np.zeros(len(SIGNAL_NAMES)), np.zeros(len(SIGNAL_NAMES)), np.full(len(SIGNAL_NAMES), 1000.0)
     for name, (units, share) in signals.items():
-        i = NAMES.index(name)
+        i = SIGNAL_NAMES.index(name)
         value[i], count[i] = units * FLOOR[i], share * 1000
     return Statistics(value, count, base, value)
 
@@ -113,4 +113,4 @@ def test_the_more_specific_claim_leads_where_it_explains_the_same_queries(
     found = statistics(**signals)
     strongest = [int(i) for i in np.argsort(-found.value / FLOOR) if FUSED[i] and found.value[i] > 0]
     lead = leading(strongest, found, FLOOR)
-    assert (None if lead is None else NAMES[lead]) == first
+    assert (None if lead is None else SIGNAL_NAMES[lead]) == first

@@ -104,10 +104,10 @@ def test_a_category_has_no_direction() -> None:
     """A client that goes to and fro between the first and the last of many categories does not walk along a line."""
     fmap = fitted_map("people")
     assert fmap.code_category.any()
-    widest = int(np.argmax(fmap.levels_of))
+    widest = int(np.argmax(fmap.category_counts))
     x = np.tile(fmap.center, (12, 1))
     x[:, 4:7] += np.random.default_rng(6).normal(size=(12, 3)) * fmap.scale[4:7]
-    x[:, widest] = np.tile([0, fmap.levels_of[widest] - 1], 6)
+    x[:, widest] = np.tile([0, fmap.category_counts[widest] - 1], 6)
     # as far apart as forty categories would be
     far_apart = replace(fmap, code_weight=np.where(fmap.code_category == 1, 50.0, fmap.code_weight))
     profiles = table_of(far_apart, fitted_baseline("people").table)

@@ -93,7 +93,7 @@ def test_projection_equals_the_twin(name: str) -> None:
     x = fmap.complete(life(name, 60, np.random.default_rng(1)).inputs)
     z, residual, *_ = fmap.locate(x)
     for row, got_z, got_residual in zip(x.tolist(), z.tolist(), residual.tolist(), strict=True):
-        expanded = naive.expand(row, fmap.center.tolist(), fmap.scale.tolist(), fmap.levels_of.tolist())
+        expanded = naive.expand(row, fmap.center.tolist(), fmap.scale.tolist(), fmap.category_counts.tolist())
         want_z, want_residual = naive.project(expanded, fmap.basis.tolist(), fmap.spread.tolist())
         assert got_z == pytest.approx(want_z, rel=1e-9, abs=1e-9)
         assert got_residual == pytest.approx(want_residual, rel=1e-6, abs=1e-6)
@@ -103,8 +103,8 @@ def test_far_values_are_clipped_and_unknown_categories_are_nothing() -> None:
     fmap = fitted_map("people")
     x = fmap.center + 20 * fmap.scale
     other = fmap.center + 8 * fmap.scale
-    for j in np.flatnonzero(fmap.levels_of):
-        x[j], other[j] = fmap.levels_of[j], -1
+    for j in np.flatnonzero(fmap.category_counts):
+        x[j], other[j] = fmap.category_counts[j], -1
     z, residual, *_ = fmap.locate(np.stack([x, other]))
     assert (z[0] == z[1]).all()
     assert residual[0] == residual[1]

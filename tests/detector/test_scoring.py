@@ -19,7 +19,7 @@ from detector.profile import Profile
 from detector.profile_table import ProfileTable
 from detector.query import QueryBatch
 from detector.scoring import assess, ladder, p_of, reached, rung
-from detector.signals import FREE, FUSED, NAMES, SIGNALS, fuse, masses, measure
+from detector.signals import FREE, FUSED, SIGNAL_NAMES, SIGNALS, fuse, measure, signal_table
 
 
 def empty(name: str) -> Profile:
@@ -170,7 +170,7 @@ def test_evidence_is_sorted_counted_and_readable(name: str) -> None:
     baseline = fitted_baseline(name)
     a = assess(fold(name, life(name, 600, np.random.default_rng(71))), baseline)
     assert len(a.evidence) >= 3
-    units = [e.statistic / baseline.calibration.scale[NAMES.index(e.signal)] for e in a.evidence]
+    units = [e.statistic / baseline.calibration.scale[SIGNAL_NAMES.index(e.signal)] for e in a.evidence]
     assert units[1:] == sorted(units[1:], reverse=True)  # after the most telling one, by size
     for e in a.evidence:
         assert 0 < e.p_value <= 1
@@ -225,8 +225,8 @@ def test_the_trail_is_as_long_as_the_fused_score_is_high(name: str) -> None:
 
 
 def test_signals_ask_for_bits_that_exist_and_have_room() -> None:
-    assert len(set(NAMES)) == len(SIGNALS) <= 255
-    table = masses()
+    assert len(set(SIGNAL_NAMES)) == len(SIGNALS) <= 255
+    table = signal_table()
     for i, s in enumerate(SIGNALS):
         assert set(s.bits) <= set(BITS), s.name
         assert s.base in ("roots", "distinct")
@@ -258,7 +258,7 @@ def test_statistics_are_the_excess_over_the_allowance(seed: int, n: int, horizon
         empty("people"), queries=n, sample_hash=hashes, sample_novel=root, odd_hash=hashes[odd], sequence_hash=hashes[path][:120],
         odd_bits=bits[odd].astype(np.uint32), sequence_bits=bits[path][:120].astype(np.uint32), parts=2,
     )  # fmt: skip
-    got = measure(profile, masses(horizon_distinct=horizon))
+    got = measure(profile, signal_table(horizon_distinct=horizon))
     for i, s in enumerate(SIGNALS):
         need = sum(BITS[b] for b in s.bits)
         members = bits[path][:120] if need & SEQUENCE else bits[odd]

@@ -50,7 +50,7 @@ class Alarmed(Detect):
         return outcome
 
 
-class Scene:
+class HonestPools:
     """detects processes that share the cells, a gateway's view, an operator."""
 
     def __init__(self, store: Store, detects: int) -> None:
@@ -124,7 +124,7 @@ CROWD = [f"client-{i}" for i in range(120)]
 def test_a_flag_storm_restricts_at_most_the_limit_until_an_operator_resets(
     store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
-    s = Scene(store, 3)
+    s = HonestPools(store, 3)
     assert s.breaker() == "closed"
     s.ask(CROWD)
     for one in s.detects:
@@ -160,7 +160,7 @@ def test_a_flag_storm_restricts_at_most_the_limit_until_an_operator_resets(
 def test_gateways_keep_the_limit_over_detect_processes_out_of_touch(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    s = Scene(store, 3)
+    s = HonestPools(store, 3)
     for one in s.detects:  # each heard the operator cell a moment ago
         monkeypatch.setattr(type(one.overrides), "refresh", lambda self, store: None)
     s.operations.decide(ALICE, Subject(client_hash("known"), MODEL, "known"), "block")

@@ -21,7 +21,7 @@ from consumers.log.formats import FATES, KNOWN_KEYS, REASONS, Decoded, InputRead
 from consumers.log.references import read_reference, reference_batch, stack
 from consumers.records.ledger import imbalance
 from detector.features import Column, Schema
-from detector.query import UNKNOWN_LABEL, UNKNOWN_TIME, Misfit, QueryBatch
+from detector.query import UNKNOWN_LABEL, UNKNOWN_MS, Misfit, QueryBatch
 
 
 def numbers(*names: str) -> tuple[Column, ...]:
@@ -192,7 +192,7 @@ def test_a_record_for_review_is_a_dead_letter_and_still_counts_for_its_client(re
     assert [batch.clients[i] for i in batch.who] == ["b", "acct-1"]
     assert reason in {note.reason for note in decoded.notes["plain"][11]}
     if reason == "bad_timestamp":
-        assert batch.time_ms[1] == UNKNOWN_TIME
+        assert batch.time_ms[1] == UNKNOWN_MS
         assert batch.inputs[1].tolist() == [0.1, 2.0, 3.5]
     else:
         assert Misfit(int(batch.misfit[1])) & Misfit.UNREADABLE

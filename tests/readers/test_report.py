@@ -20,7 +20,7 @@ from consumers.readers.models import Alert, Client
 from consumers.readers.report import Coverage, Report, ReportedCampaign, ReportedClient, render, write_report
 from consumers.replay import Replayed
 from consumers.times import rfc3339
-from detector.extraction import Exposure
+from detector.exposure import Exposure
 from detector.policy import State
 from detector.scoring import Evidence
 

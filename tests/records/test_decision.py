@@ -23,7 +23,7 @@ from consumers.records.decision import StoredDecision, campaign_key, decided, pa
 from consumers.records.refusals import Refusals
 from consumers.secrets import Secrets
 from consumers.store import DecisionRow, OutboxAlert
-from detector.extraction import Exposure
+from detector.exposure import Exposure
 from detector.policy import Decision, news
 from detector.query import ClientKey
 from detector.scoring import Assessment, Evidence

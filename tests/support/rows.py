@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from consumers.records.decision import ExposureMeasured, LevelReached, StateEntered, StoredDecision
-from detector.extraction import Exposure
+from detector.exposure import Exposure
 from detector.policy import Decision
 from detector.scoring import AssessmentSummary, Evidence
 

@@ -40,7 +40,7 @@ from detector.baseline import Baseline
 from detector.features import REGIONS
 from detector.policy import FLAGGED, STATES
 from detector.query import ClientKey
-from detector.signals import NAMES, SIGNALS
+from detector.signals import SIGNAL_NAMES, SIGNALS
 
 TENANT, MODEL = "default", victims.MODEL
 NOW_S = int(time.time())
@@ -66,12 +66,12 @@ def row(
     """A stored decision that hangs together: trail, history, evidence and coverage of one client."""
     rng = np.random.default_rng(zlib.crc32(client_id.encode("utf-8", "surrogatepass")))
     last_ms = NOW_S * 1000 - int(rng.integers(2_000, 9_000_000))
-    i = NAMES.index(signal)
+    i = SIGNAL_NAMES.index(signal)
     scale = float(baseline.calibration.scale[i])
     mass = scale * (0.4 if p > 0.05 else 1.5 + 2 * math.log10(0.05 / p))
     evidence = []
     for name, part in ((signal, 1.0), ("residual_roots", 0.35), ("flipped", 0.12)) if p < 0.5 else ():
-        text = SIGNALS[NAMES.index(name)].text.format(count=f"{int(mass * part) + 20:,}", base=f"{queries:,}")
+        text = SIGNALS[SIGNAL_NAMES.index(name)].text.format(count=f"{int(mass * part) + 20:,}", base=f"{queries:,}")
         text += f"; the excess of {mass * part:,.0f} compares with {scale:,.0f} for the oddest honest client"
         evidence.append({"signal": name, "statistic": mass * part, "p_value": min(1.0, p / part**3), "text": text})
     steps = np.unique(np.geomspace(20, queries, 14).astype(int)) if p < 0.9 else np.array([queries])

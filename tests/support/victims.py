@@ -23,8 +23,8 @@ from consumers.simulate import Columns, truth_of, write_log, write_reference
 from detector.baseline import Baseline
 from detector.fitting.baseline import fit_baseline
 from detector.query import QueryBatch
-from detector.simulation.domain import Domain, Rows, Scene, strangers
-from detector.simulation.population import Stream, interleave, world
+from detector.simulation.domain import Domain, HonestPools, Rows, strangers
+from detector.simulation.population import Stream, interleave, simulated_population
 
 MODEL = "loans-v1"
 WIDTH = 10
@@ -81,9 +81,9 @@ def streams(
     pool = items(800, rng)
     asked = predict(pool).argmax(axis=1)
     foreign = strangers(domain(), reference_rows(), rng)
-    scene = Scene(domain(), pool, asked, items(300, rng), foreign, lambda rows, rng: items(len(rows), rng))
-    return world(
-        scene, predict, rng, clients=clients, kinds=kinds, attacks=attacks, queries=queries, start_s=start_s,
+    pools = HonestPools(domain(), pool, asked, items(300, rng), foreign, lambda rows, rng: items(len(rows), rng))
+    return simulated_population(
+        pools, predict, rng, clients=clients, kinds=kinds, attacks=attacks, queries=queries, start_s=start_s,
         horizon_s=days * DAY_S,
     )  # fmt: skip
 

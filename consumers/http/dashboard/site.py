@@ -22,7 +22,7 @@ from consumers.readers.explanation import rarity, why
 from consumers.readers.models import Client, Model, Verdict
 from consumers.readers.queries import Reader
 from detector.baseline import Baseline
-from detector.extraction import Exposure
+from detector.exposure import Exposure
 from detector.policy import State
 
 BIG, SMALL = 760, 340

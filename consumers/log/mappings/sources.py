@@ -13,8 +13,8 @@ from typing import Any
 
 from consumers.log import Beside, Records
 from consumers.log.mappings.paths import RecordPath, opened, walk
+from detector.query import UNKNOWN_MS
 
-UNKNOWN_MS = -1
 FILES, FOLLOWED = "files:", "file:"
 """How the names of cells begin that are files."""
 

@@ -17,7 +17,7 @@ from detector.fitting.baseline import _calibrate, fit_baseline
 from detector.fitting.recalibration import FAR_BEYOND, KnownClient, outliers, recalibrate
 from detector.profile_table import ProfileTable
 from detector.query import QueryBatch
-from detector.signals import NAMES, SIGNALS
+from detector.signals import SIGNAL_NAMES, SIGNALS
 
 SPAN_DAYS = 14
 
@@ -98,8 +98,8 @@ def test_a_thief_in_the_population_is_named_and_the_honest_are_not() -> None:
 
 def test_thieves_do_not_hide_each_other_by_stretching_the_scale() -> None:
     masses = np.zeros((100, len(SIGNALS)))
-    masses[:, NAMES.index("novelty_roots")] = 1.0
-    masses[[4, 7, 9], NAMES.index("novelty_roots")] = [900.0, 1000.0, 1100.0]
+    masses[:, SIGNAL_NAMES.index("novelty_roots")] = 1.0
+    masses[[4, 7, 9], SIGNAL_NAMES.index("novelty_roots")] = [900.0, 1000.0, 1100.0]
     assert [o.client for o in outliers([f"c{i}" for i in range(100)], masses)] == ["c9", "c7", "c4"]
     assert outliers([], np.zeros((0, len(SIGNALS)))) == ()
 

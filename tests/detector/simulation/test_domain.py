@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from detector.simulation.domain import Domain, Scene, strangers
+from detector.simulation.domain import Domain, HonestPools, strangers
 
 AGES = np.array([[18, 0, 0.25, 1], [44, 0, 0.5, 3], [71, 2500, 0.75, 1], [30, 0, 0.1, 7]], dtype=np.float64)
 
@@ -78,10 +78,10 @@ def test_items_come_from_the_pool_first_and_keep_codes_and_zeros_afterwards() ->
     rng = np.random.default_rng(0)
     gain = np.where(rng.random(60) < 0.8, 0, rng.integers(100, 9000, 60))
     pool = np.stack([rng.integers(18, 80, 60), gain, rng.choice([1, 4, 9], 60)], axis=1).astype(np.float64)
-    scene = Scene(Domain.of(pool), pool, rng.integers(0, 2, 60), pool[:5], pool[:5])
+    pools = HonestPools(Domain.of(pool), pool, rng.integers(0, 2, 60), pool[:5], pool[:5])
     known = {row.tobytes() for row in pool}
-    assert {row.tobytes() for row in scene.items(500, rng, repeats=1.0)} <= known
-    fresh = scene.items(500, rng)
+    assert {row.tobytes() for row in pools.items(500, rng, repeats=1.0)} <= known
+    fresh = pools.items(500, rng)
     assert len(np.unique(fresh, axis=0)) > 2 * len(known)
     assert np.isin(fresh[:, 2], [1, 4, 9]).all()
     assert 0.6 < (fresh[:, 1] == 0).mean() < 0.95
@@ -100,6 +100,6 @@ def test_strangers_are_accepted_rows_far_from_the_pool() -> None:
 def test_class_mix_steers_the_items() -> None:
     rng = np.random.default_rng(0)
     pool = np.arange(40, dtype=np.float64)[:, None]
-    scene = Scene(Domain.of(pool, np.array([False])), pool, np.arange(40) % 2, pool, pool)
-    rows = scene.items(30, rng, mix=np.array([0.0, 1.0]), repeats=1.0)
+    pools = HonestPools(Domain.of(pool, np.array([False])), pool, np.arange(40) % 2, pool, pool)
+    rows = pools.items(30, rng, mix=np.array([0.0, 1.0]), repeats=1.0)
     assert (rows[:, 0] % 2 == 1).all()

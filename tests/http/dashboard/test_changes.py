@@ -15,7 +15,7 @@ from consumers.records.decision import ExposureMeasured, campaign_key, exposures
 from consumers.records.operator_entries import StoredVerdict, unpacked
 from consumers.store import Outcome, decision_cell
 from detector.baseline import Baseline
-from detector.extraction import Exposure
+from detector.exposure import Exposure
 
 PAGE = f"/client?client={SUBJECT['client']}&model={MODEL}"
 CAMPAIGN = "c-2f9a61"

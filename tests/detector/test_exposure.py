@@ -14,11 +14,11 @@ from support.references import KEY, answered, fitted_baseline, reference_of
 from detector.baseline import Baseline
 from detector.baseline_file import pack_baseline, read_baseline
 from detector.errors import CorruptBaseline
-from detector.extraction import FEWEST, NAMES, Estimator, describe, estimate
+from detector.exposure import FEWEST, REGRESSORS, Estimator, describe, estimate
 from detector.profile import Profile
 from detector.profile_table import ProfileTable
 from detector.query import QueryBatch
-from detector.signals import masses
+from detector.signals import signal_table
 from detector.simulation.rehearsal import rehearse
 
 
@@ -37,7 +37,7 @@ def rehearsed(name: str) -> Estimator:
 
 
 def profile_of(baseline: Baseline, batch: QueryBatch) -> Profile:
-    table = ProfileTable(baseline.map, masses(), "0" * 16, half_horizon_ms=2**62)
+    table = ProfileTable(baseline.map, signal_table(), "0" * 16, half_horizon_ms=2**62)
     table.add(["c"], batch, baseline.map.measure(batch, KEY))
     return table.profile("c")
 
@@ -86,7 +86,7 @@ def test_regression_has_no_fidelity() -> None:
 
 
 def made(rng: np.random.Generator, n: int = 240) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
-    """A world in which fidelity follows size and coverage, with noise; eight families."""
+    """A population in which fidelity follows size and coverage, with noise; eight families."""
     size = rng.uniform(2, 7, n)
     near, covered, spread, alike = rng.uniform(0, 1, (4, n))
     described = np.stack(
@@ -112,7 +112,7 @@ def test_description_has_a_name_for_each_number() -> None:
     baseline = fitted_baseline("digits")
     profile = profile_of(baseline, honest("digits", 30))
     described = describe(profile, baseline.map, np.full(baseline.map.classes, 1 / baseline.map.classes))
-    assert described.shape == (len(NAMES),)
+    assert described.shape == (len(REGRESSORS),)
     assert np.isfinite(described).all()
 
 

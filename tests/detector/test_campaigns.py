@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from support.references import KEY, answered, fitted_baseline, reference_of
 
-from detector.collusion import FEW_ENOUGH, FEWEST, MOST, SAME, assess_group, candidates, group_tail, merged
+from detector.campaigns import FEW_ENOUGH, FEWEST, MOST, SAME, assess_group, candidates, group_tail, merged
 from detector.profile import Profile
 from detector.profile_table import ProfileTable
 from detector.scoring import assess

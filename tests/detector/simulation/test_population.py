@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from detector.simulation.attacks import Surrogate
-from detector.simulation.domain import Domain, Scene
+from detector.simulation.domain import Domain, HonestPools
 from detector.simulation.honest import BENIGN
 from detector.simulation.population import (
     HORIZON_S,
@@ -19,12 +19,12 @@ from detector.simulation.population import (
     honest_streams,
     interleave,
     population,
+    simulated_population,
     theft_streams,
-    world,
 )
 
 
-def scene_of(pool: int = 300) -> tuple[Scene, Surrogate]:
+def scene_of(pool: int = 300) -> tuple[HonestPools, Surrogate]:
     """Six classes of 6 × 6 images in sixteenths."""
     rng = np.random.default_rng(11)
 
@@ -40,10 +40,10 @@ def scene_of(pool: int = 300) -> tuple[Scene, Surrogate]:
     rows, _ = draw(pool)
     own, _ = draw(120)
     foreign = domain.emit(rng.random((100, 36)))
-    return Scene(domain, rows, model.predict(rows).argmax(axis=1), own, foreign), model
+    return HonestPools(domain, rows, model.predict(rows).argmax(axis=1), own, foreign), model
 
 
-SCENE, MODEL = scene_of()
+POOLS, MODEL = scene_of()
 
 
 def distinct(stream: Stream) -> int:
@@ -57,77 +57,77 @@ def test_shares_of_the_kinds_add_up() -> None:
 
 @pytest.mark.parametrize("kind", BENIGN)
 def test_every_kind_stays_in_the_domain_its_size_and_its_seed(kind: str) -> None:
-    stream = honest_stream(kind, SCENE, np.random.default_rng(2))
-    again = honest_stream(kind, SCENE, np.random.default_rng(2))
+    stream = honest_stream(kind, POOLS, np.random.default_rng(2))
+    again = honest_stream(kind, POOLS, np.random.default_rng(2))
     assert BENIGN[kind].least <= len(stream.inputs) <= BENIGN[kind].most
     np.testing.assert_array_equal(stream.inputs, again.inputs)
     np.testing.assert_array_equal(stream.times_s, again.times_s)
-    np.testing.assert_array_equal(stream.inputs, SCENE.domain.emit(stream.inputs))
+    np.testing.assert_array_equal(stream.inputs, POOLS.domain.emit(stream.inputs))
     assert stream.role == "benign"
     assert not stream.is_attack.any()
 
 
 def test_a_scene_can_play_a_kind_in_its_own_way() -> None:
-    only = SCENE.pool[:1]
-    scene = replace(SCENE, played={"what_if": lambda scene, n, rng: np.repeat(only, n, axis=0)})
-    assert distinct(honest_stream("what_if", scene, np.random.default_rng(4))) == 1
-    assert distinct(honest_stream("what_if", SCENE, np.random.default_rng(4))) > 1
-    assert distinct(honest_stream("regular", scene, np.random.default_rng(4))) > 1
+    only = POOLS.pool[:1]
+    pools = replace(POOLS, played={"what_if": lambda pools, n, rng: np.repeat(only, n, axis=0)})
+    assert distinct(honest_stream("what_if", pools, np.random.default_rng(4))) == 1
+    assert distinct(honest_stream("what_if", POOLS, np.random.default_rng(4))) > 1
+    assert distinct(honest_stream("regular", pools, np.random.default_rng(4))) > 1
 
 
 def test_batch_scorers_are_heavy_and_light_clients_light() -> None:
-    assert distinct(honest_stream("batch_scorer", SCENE, np.random.default_rng(0))) > 2000
-    assert len(honest_stream("light", SCENE, np.random.default_rng(0)).inputs) <= 60
+    assert distinct(honest_stream("batch_scorer", POOLS, np.random.default_rng(0))) > 2000
+    assert len(honest_stream("light", POOLS, np.random.default_rng(0)).inputs) <= 60
 
 
 def test_load_testers_and_monitors_repeat() -> None:
-    assert distinct(honest_stream("load_tester", SCENE, np.random.default_rng(0))) <= 40
-    assert distinct(honest_stream("monitor", SCENE, np.random.default_rng(0))) < 300
+    assert distinct(honest_stream("load_tester", POOLS, np.random.default_rng(0))) <= 40
+    assert distinct(honest_stream("monitor", POOLS, np.random.default_rng(0))) < 300
 
 
 def test_what_if_sweeps_one_feature_at_a_time() -> None:
-    rows = honest_stream("what_if", SCENE, np.random.default_rng(0)).inputs
+    rows = honest_stream("what_if", POOLS, np.random.default_rng(0)).inputs
     moved = (rows[1:] != rows[:-1]).sum(axis=1)
     assert (moved <= 1).mean() > 0.7
 
 
 def test_entity_streams_drift_in_small_steps() -> None:
-    rows = honest_stream("entity_stream", SCENE, np.random.default_rng(0)).inputs
+    rows = honest_stream("entity_stream", POOLS, np.random.default_rng(0)).inputs
     nearest = np.array([np.abs(rows[i] - rows[:i]).max(axis=1).min() for i in range(20, len(rows))])
     assert np.median(nearest) < 0.2
 
 
 def test_explainers_and_robustness_testers_stay_near_few_items() -> None:
     for kind in ("explainer", "robustness"):
-        rows = honest_stream(kind, SCENE, np.random.default_rng(4)).inputs
-        pool = np.array([(row[None] == SCENE.pool).mean(axis=1).max() for row in rows])
-        assert distinct(honest_stream(kind, SCENE, np.random.default_rng(4))) > 40
+        rows = honest_stream(kind, POOLS, np.random.default_rng(4)).inputs
+        pool = np.array([(row[None] == POOLS.pool).mean(axis=1).max() for row in rows])
+        assert distinct(honest_stream(kind, POOLS, np.random.default_rng(4))) > 40
         assert pool.mean() > 0.3
 
 
 def test_most_robustness_testers_go_over_the_whole_set_before_repeating_an_item() -> None:
     returns = []
     for seed in range(40):
-        rows = honest_stream("robustness", SCENE, np.random.default_rng(seed)).inputs
+        rows = honest_stream("robustness", POOLS, np.random.default_rng(seed)).inputs
         returns.append(1 + int(np.abs(rows[1:] - rows[0]).mean(axis=1).argmin()))
     assert 0.5 < np.mean(np.array(returns) > 5) < 1.0
 
 
 def test_misrouted_clients_are_few_queries_with_foreign_rows() -> None:
-    stream = honest_stream("misrouted", SCENE, np.random.default_rng(0))
-    foreign = {row.tobytes() for row in SCENE.foreign + 0.0}
+    stream = honest_stream("misrouted", POOLS, np.random.default_rng(0))
+    foreign = {row.tobytes() for row in POOLS.foreign + 0.0}
     assert len(stream.inputs) <= 120
     assert sum(row.tobytes() in foreign for row in stream.inputs) > 0.3 * len(stream.inputs)
 
 
 def test_qa_edge_visits_the_bounds() -> None:
-    rows = honest_stream("qa_edge", SCENE, np.random.default_rng(0)).inputs
-    assert ((rows == SCENE.domain.high) & (SCENE.domain.high > 0)).any(axis=1).mean() > 0.5
+    rows = honest_stream("qa_edge", POOLS, np.random.default_rng(0)).inputs
+    assert ((rows == POOLS.domain.high) & (POOLS.domain.high > 0)).any(axis=1).mean() > 0.5
 
 
 def test_shifted_clients_differ_from_regular_ones() -> None:
-    means = [honest_stream("shifted", SCENE, np.random.default_rng(s)).inputs.mean() for s in range(6)]
-    usual = [honest_stream("batch_scorer", SCENE, np.random.default_rng(0)).inputs.mean()]
+    means = [honest_stream("shifted", POOLS, np.random.default_rng(s)).inputs.mean() for s in range(6)]
+    usual = [honest_stream("batch_scorer", POOLS, np.random.default_rng(0)).inputs.mean()]
     assert max(abs(m - usual[0]) for m in means) > 0.03
 
 
@@ -142,14 +142,14 @@ def test_a_population_has_every_kind_and_heavy_clients() -> None:
 
 
 def test_at_least_one_honest_client_in_twenty_sends_over_2000_distinct_queries() -> None:
-    streams = world(SCENE, MODEL.predict, np.random.default_rng(1), clients=60)
+    streams = simulated_population(POOLS, MODEL.predict, np.random.default_rng(1), clients=60)
     assert sum(distinct(s) > 2000 for s in streams) >= 3
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_variants_hide_a_theft_as_they_say(variant: str) -> None:
     how = VARIANTS[variant]
-    streams = theft_streams("mixup", variant, SCENE, MODEL.predict, np.random.default_rng(3), queries=500)
+    streams = theft_streams("mixup", variant, POOLS, MODEL.predict, np.random.default_rng(3), queries=500)
     total = sum(len(s.inputs) for s in streams)
     assert len(streams) == how.accounts
     assert len({s.run for s in streams}) == 1
@@ -183,7 +183,7 @@ def test_timing_is_one_law_for_thieves_and_honest_clients() -> None:
 def test_interleaving_sorts_by_time_and_keeps_each_clients_order() -> None:
     thefts = [("jbda", "plain"), ("noise_uniform", "sybil10")]
     rng = np.random.default_rng(1)
-    streams = world(SCENE, MODEL.predict, rng, clients=12, attacks=thefts, queries=(100, 200))
+    streams = simulated_population(POOLS, MODEL.predict, rng, clients=12, attacks=thefts, queries=(100, 200))
     log = interleave(streams)
     assert len(streams) == 12 + 1 + 10
     assert (np.diff(log.times_s) >= 0).all()
@@ -197,7 +197,9 @@ def test_interleaving_sorts_by_time_and_keeps_each_clients_order() -> None:
 def test_a_world_depends_on_its_seed_only() -> None:
     first, again, other = (
         interleave(
-            world(SCENE, MODEL.predict, np.random.default_rng(seed), clients=15, attacks=[("copycat", "drip50")])
+            simulated_population(
+                POOLS, MODEL.predict, np.random.default_rng(seed), clients=15, attacks=[("copycat", "drip50")]
+            )
         )
         for seed in (4, 4, 5)
     )
@@ -209,8 +211,8 @@ def test_a_world_depends_on_its_seed_only() -> None:
 
 @pytest.mark.parametrize("task", ["classes", "regression"])
 def test_honest_streams_need_a_reference_only(task: str) -> None:
-    labels = SCENE.labels if task == "classes" else np.full(len(SCENE.pool), -1, dtype=np.int32)
-    streams = honest_streams(SCENE.pool, labels, 24, np.random.default_rng(0))
+    labels = POOLS.labels if task == "classes" else np.full(len(POOLS.pool), -1, dtype=np.int32)
+    streams = honest_streams(POOLS.pool, labels, 24, np.random.default_rng(0))
     assert len(streams) == 24
     assert {s.role for s in streams} == {"benign"}
     assert {s.kind for s in streams} == set(BENIGN)
@@ -218,5 +220,7 @@ def test_honest_streams_need_a_reference_only(task: str) -> None:
 
 
 def test_names_say_nothing_of_the_role() -> None:
-    streams = world(SCENE, MODEL.predict, np.random.default_rng(1), clients=12, attacks=[("jbda", "plain")])
+    streams = simulated_population(
+        POOLS, MODEL.predict, np.random.default_rng(1), clients=12, attacks=[("jbda", "plain")]
+    )
     assert all(s.client.startswith("acct-") and len(s.client) == 15 for s in streams)

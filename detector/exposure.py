@@ -38,7 +38,7 @@ EDGE = 0.004
 
 Vector = NDArray[np.float64]
 
-NAMES = (
+REGRESSORS = (
     "one",
     "distinct",
     "near",
@@ -86,7 +86,7 @@ class Estimator:
             out = family == one
             held_out[out] = described[out] @ _ridge(described[~out], target[~out])
         error = target - held_out
-        size = described[:, NAMES.index("distinct")]
+        size = described[:, REGRESSORS.index("distinct")]
         edges = np.quantile(size, np.linspace(0, 1, 5))
         sizes: list[float] = []
         errors: list[Vector] = []
@@ -100,7 +100,7 @@ class Estimator:
     def estimate(self, described: Vector) -> Exposure:
         """described (f,) of one profile."""
         middle = float(described @ self.weights)
-        size = described[NAMES.index("distinct")]
+        size = described[REGRESSORS.index("distinct")]
         low, high = (float(np.interp(size, self.sizes, self.errors[:, side])) for side in (0, 1))
         low, high = min(low, 0.0) - STAND_IN_ERROR, max(high, 0.0) + STAND_IN_ERROR
         fidelity, low, high = np.clip(expit(middle + np.array([0.0, low, high])), EDGE, 1 - EDGE).tolist()
@@ -115,7 +115,7 @@ def _ridge(described: Vector, target: Vector) -> Vector:
 
 
 def describe(profile: Profile, feature_map: FeatureMap, usual: Vector) -> Vector:
-    """What a profile says about a copy made of it, (f,) in the order of `NAMES`."""
+    """What a profile says about a copy made of it, (f,) in the order of `REGRESSORS`."""
     n = np.log1p(profile.distinct)
     counts = profile.region_counts.astype(np.float64)
     covered = float((feature_map.region_share * (1.0 - np.exp(-counts / 2.0))).sum())
