@@ -26,6 +26,8 @@ from consumers.store import DeadLetter, OutboxAlert
 
 Message = tuple[bytes, bytes, list[tuple[str, bytes]]]
 CLOSE_S = 1.0
+TIMEOUT_S = 10.0
+"""How long a send waits for the broker."""
 PRODUCER = {
     "acks": "all",
     "enable_idempotence": True,
@@ -103,7 +105,7 @@ class KafkaSink(_Topic):
         self,
         brokers: Mapping[str, Any],
         topic: str = "extraction-alerts",
-        timeout_s: float = 10.0,
+        timeout_s: float = TIMEOUT_S,
         form: str = "native",
     ) -> None:
         self._form = form
@@ -133,10 +135,8 @@ class KafkaSink(_Topic):
 class DeadLetterTopic(_Topic):
     """Refused records for people and for a later replay: place, offset, reason, detail, sha256, head (base64)."""
 
-    def __init__(
-        self, brokers: Mapping[str, Any], topic: str = "prediction-queries.dead-letter", timeout_s: float = 10.0
-    ) -> None:
-        super().__init__(brokers, topic, timeout_s)
+    def __init__(self, brokers: Mapping[str, Any], topic: str = "prediction-queries.dead-letter") -> None:
+        super().__init__(brokers, topic, TIMEOUT_S)
 
     def ship(self, letters: Sequence[DeadLetter]) -> list[bool]:
         """For each letter whether the topic has it for good."""

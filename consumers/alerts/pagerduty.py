@@ -20,6 +20,7 @@ from consumers.store import OutboxAlert
 
 URL = "https://events.pagerduty.com/v2/enqueue"
 SEVERITIES = {"medium": "warning", "high": "error", "critical": "critical"}
+SOURCE = "querywarden"
 SUMMARY_LENGTH = 1024
 
 
@@ -33,13 +34,11 @@ class PagerDutySink:
         routing_key: str,
         *,
         url: str = URL,
-        source: str = "querywarden",
         dashboard_url: str = "",
         allow: AllowedHosts | None = None,
         context: ssl.SSLContext | None = None,
     ) -> None:
         self._key = routing_key
-        self._source = source
         self._dashboard_url = dashboard_url
         self._out = Outbound(url, what="pagerduty", allow=allow, context=context)
 
@@ -54,7 +53,7 @@ class PagerDutySink:
             "dedup_key": f"querywarden-digest-{dt.datetime.now(dt.UTC):%Y-%m-%d}",
             "payload": {
                 "summary": title[:SUMMARY_LENGTH],
-                "source": self._source,
+                "source": SOURCE,
                 "severity": "warning",
                 "custom_details": {"text": text},
             },
@@ -76,7 +75,7 @@ class PagerDutySink:
             "client": "QueryWarden",
             "payload": {
                 "summary": f"{found.title}: {found.text}"[:SUMMARY_LENGTH],
-                "source": self._source,
+                "source": SOURCE,
                 "severity": SEVERITIES[found.severity],
                 "timestamp": found.time,
                 "component": visible(found.model_id),

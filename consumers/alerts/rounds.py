@@ -25,11 +25,8 @@ EVERY_S = 60.0
 class PeriodicRefresh:
     """Calls `refresh` of every sink that has one, every `every_s` seconds, the first time at once."""
 
-    def __init__(
-        self, sinks: Sequence[Any], every_s: float = EVERY_S, heard: Callable[[str, bool], None] | None = None
-    ):
+    def __init__(self, sinks: Sequence[Any], every_s: float = EVERY_S) -> None:
         self._sinks = [sink for sink in sinks if hasattr(sink, "refresh")]
-        self._heard = heard or (lambda sink, ok: None)
         self._periodic = Periodic("alert-rounds", self.once, every_s)
 
     def start(self) -> None:
@@ -51,9 +48,6 @@ class PeriodicRefresh:
                 sink.refresh()
             except (Unavailable, Undeliverable) as error:
                 log.warning("sink not refreshed", extra={"sink": kind, "why": str(error)})
-                self._heard(kind, False)
-            else:
-                self._heard(kind, True)
 
 
 class FlaggedClientsGauge:

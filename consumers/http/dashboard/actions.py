@@ -44,7 +44,7 @@ def routes(dashboard: Dashboard, operations: Operations) -> list[Route]:
             form = await _form(request)
             return await run_in_threadpool(answer, request, form)
 
-        return Route(f"{dashboard.mounted}{path}", handler, methods=["POST"], include_in_schema=False)
+        return Route(path, handler, methods=["POST"], include_in_schema=False)
 
     def guarded(role: str, act: Act) -> Callable[[Request, Form], Response]:
         return lambda request, form: _acted(dashboard, operations, request, form, role, act)
@@ -188,7 +188,7 @@ def _logout(d: Dashboard, operations: Operations, request: Request, form: Form) 
         except Unavailable as error:
             log.warning("a sign-out is known to this service only", extra={"why": str(error)})
     answer = d.sent_to(request, "/login?said=signed-out")
-    answer.delete_cookie(COOKIE, path=d.mounted or "/", httponly=True, samesite="strict")
+    answer.delete_cookie(COOKIE, path="/", httponly=True, samesite="strict")
     return answer
 
 

@@ -81,6 +81,6 @@ def alerts(site: Site, cursor: str = "") -> dict[str, Any]:
             }
             for a in page.items
         ],
-        "older": f"{site.at}/alerts?{urlencode({'cursor': page.next})}" if page.next else "",
-        "newest": f"{site.at}/alerts" if cursor else "",
+        "older": f"/alerts?{urlencode({'cursor': page.next})}" if page.next else "",
+        "newest": "/alerts" if cursor else "",
     }  # fmt: skip

@@ -99,7 +99,6 @@ class Dashboard:
     """Everything the pages need.
 
     auth     who calls; a service without any credential may be looked at from its own machine
-    mounted  path that all addresses begin with, "" for the root
     """
 
     reader: Reader
@@ -107,7 +106,6 @@ class Dashboard:
     sessions: Sessions
     baselines: Mapping[str, Baseline] = field(default_factory=dict)
     budget: float = 0.01
-    mounted: str = ""
     pulse: Callable[[], Pulse] = Pulse
     now_s: Callable[[], float] = time.time
     environment: Environment = field(default_factory=lambda: templates())
@@ -137,7 +135,7 @@ class Dashboard:
         return self.auth.keys.of_prefix(session.key_id) if session is not None and session.key_id else None
 
     def site(self, visitor: Visitor) -> Site:
-        return Site(self.reader.of(visitor.tenant), self.baselines, self.budget, self.mounted)
+        return Site(self.reader.of(visitor.tenant), self.baselines, self.budget)
 
     # ---------------------------------------------------------------------------------------------------- answers
 
@@ -152,10 +150,9 @@ class Dashboard:
     ) -> Response:
         look, text = SAID.get(request.query_params.get("said", ""), ("", ""))
         token = Markup('<input type="hidden" name="csrf" value="{}">').format(self.sessions.token(visitor.session))
-        here = request.url.path.removeprefix(self.mounted) or "/"
+        here = request.url.path or "/"
         body = self.environment.get_template(template).render(
             title=title,
-            at=self.mounted,
             here=here,
             pages=PAGES,
             session=visitor,
@@ -176,13 +173,13 @@ class Dashboard:
             response.headers.setdefault(name, value)
         if session is not None and request.cookies.get(COOKIE) != (cookie := self.sessions.cookie(session)):
             response.set_cookie(
-                COOKIE, cookie, max_age=HOURS * 3600, path=self.mounted or "/", httponly=True, samesite="strict",
+                COOKIE, cookie, max_age=HOURS * 3600, path="/", httponly=True, samesite="strict",
                 secure=request.url.scheme == "https",
             )  # fmt: skip
         return response
 
     def sent_to(self, request: Request, path: str, session: Session | None = None) -> Response:
-        return self.dressed(request, RedirectResponse(f"{self.mounted}{path}", 303), session)
+        return self.dressed(request, RedirectResponse(path, 303), session)
 
 
 Handler = Callable[[Dashboard, Request, Visitor], Response]
@@ -195,7 +192,7 @@ def routes(dashboard: Dashboard) -> list[Route]:
         async def answer(request: Request) -> Response:
             return await run_in_threadpool(_guarded, dashboard, request, handler)
 
-        return Route(f"{dashboard.mounted}{path}", answer, methods=["GET"], include_in_schema=False)
+        return Route(path, answer, methods=["GET"], include_in_schema=False)
 
     async def static(request: Request) -> Response:
         name = request.path_params["name"]
@@ -208,7 +205,7 @@ def routes(dashboard: Dashboard) -> list[Route]:
         return dashboard.dressed(request, Response(body, media_type=_STATIC[name], headers=headers))
 
     return [
-        Route(f"{dashboard.mounted}/static/{{name}}", static, methods=["GET"], include_in_schema=False),
+        Route("/static/{name}", static, methods=["GET"], include_in_schema=False),
         seen("/", _queue),
         seen("/client", _client),
         seen("/campaigns", _simple("campaigns.html.j2", "Campaigns", campaign_page.campaigns)),
@@ -231,9 +228,7 @@ def _guarded(dashboard: Dashboard, request: Request, handler: Handler) -> Respon
         if not visitor.may("viewer") and handler is not _login:
             if "/live/" in request.url.path:
                 return dashboard.dressed(request, JSONResponse({"error": "signed out"}, 401))
-            back = request.url.path.removeprefix(dashboard.mounted) + (
-                f"?{request.url.query}" if request.url.query else ""
-            )
+            back = request.url.path + (f"?{request.url.query}" if request.url.query else "")
             return dashboard.sent_to(request, f"/login?next={quote(back, safe='')}")
         return handler(dashboard, request, visitor)
     except Unavailable as error:

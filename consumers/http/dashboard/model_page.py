@@ -63,7 +63,7 @@ def model(site: Site, model: str) -> dict[str, Any] | None:
         "expected": [{"state": s, "p": p, "expected": p * m.clients, "seen": reach[s]} for s, p in limits]
         if m.clients
         else [],
-        "queue_href": f"{site.at}/{Filters(model=model).address()}",
+        "queue_href": f"/{Filters(model=model).address()}",
     }
     if baseline is not None:
         page |= {

@@ -77,8 +77,8 @@ def queue(site: Site, filters: Filters) -> dict[str, Any]:
         "state_choices": STATE_CHOICES,
         "matching": max(matching, end),
         "total": total,
-        "previous": f"{site.at}/{filters.address(filters.page - 1)}" if filters.page else "",
-        "next": f"{site.at}/{filters.address(filters.page + 1)}" if matching > end and rows else "",
+        "previous": f"/{filters.address(filters.page - 1)}" if filters.page else "",
+        "next": f"/{filters.address(filters.page + 1)}" if matching > end and rows else "",
         "mode": site.reader.modes.mode,
         "mode_words": MODE_WORDS[site.reader.modes.mode],
     }

@@ -33,21 +33,20 @@ MOST_ROWS = 200
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """The dashboard for one tenant. at: where it is mounted; budget: the false-alarm budget, as detect has it."""
+    """The dashboard for one tenant. budget: the false-alarm budget, as detect has it."""
 
     reader: Reader
     baselines: Mapping[str, Baseline] = field(default_factory=dict)
     budget: float = 0.01
-    at: str = ""
 
     def client_address(self, key: str, model: str) -> str:
-        return f"{self.at}/client?{urlencode({'client': key, 'model': model}, errors='surrogatepass')}"
+        return f"/client?{urlencode({'client': key, 'model': model}, errors='surrogatepass')}"
 
     def model_address(self, model: str) -> str:
-        return f"{self.at}/model?{urlencode({'id': model}, errors='surrogatepass')}"
+        return f"/model?{urlencode({'id': model}, errors='surrogatepass')}"
 
     def campaign_address(self, campaign: str) -> str:
-        return f"{self.at}/campaign?{urlencode({'id': campaign}, errors='surrogatepass')}"
+        return f"/campaign?{urlencode({'id': campaign}, errors='surrogatepass')}"
 
     def ranked(self, model: str, states: Sequence[str]) -> Iterator[Client]:
         """Clients of a model in these states, most suspicious first, read page by page."""
