@@ -23,11 +23,11 @@ from numpy.typing import NDArray
 
 from detector.baseline import Baseline
 from detector.calibration import Calibration, Persona, Tools
-from detector.discriminators import Trees
 from detector.errors import CorruptBaseline
 from detector.exposure import REGRESSORS, Estimator
 from detector.features import ARRAYS, DISTANCE_BINS, MEASURES, REGIONS, Column, FeatureMap, Schema
 from detector.signals import SIGNALS, TABLE_VERSION
+from detector.trees import Trees
 
 MAGIC = b"QWBL"
 FORMAT = 5

@@ -1,7 +1,7 @@
 """The feature map: measures everything about a query that needs no memory of its client, in one pass over a poll's rows.
 
 `FeatureMap.measure` turns a `QueryBatch` into `Measured` columns: content hash, oddness bits, *region*, distance bin, remembered codes.
-The map is fitted on the reference alone (`FeatureMap.fit`). `BITS` names the oddness bits, `BLOCKS` the blocks of the linear sum.
+The map is fitted on the reference alone (`fitting/feature_map.py`). `BITS` names the oddness bits, `BLOCKS` the blocks of the linear sum.
 
 Rules:
 
@@ -14,17 +14,14 @@ Rules:
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from detector import kernels, misfit
-from detector.axes import expand, principal_axes, spread_out
-from detector.discriminators import CORRUPTIONS, Bounds, Trees, train
-from detector.errors import UnfittedModel
 from detector.query import Misfit, QueryBatch
+from detector.trees import Trees
 
 Codes = NDArray[np.uint8 | np.uint16]
 
@@ -49,9 +46,7 @@ SEQUENCE = BITS["stepped"] | BITS["flipped"] | BITS["collinear"]
 
 REGIONS = 64
 DISTANCE_BINS = 16
-MAX_NEIGHBOURS = 1024
 MAX_CLASSES = 256
-MAX_TRAINING_ROWS = 3000
 WIDE = 64
 """Above this many columns the client's memory keeps quantised projections instead of codes of the columns."""
 
@@ -196,8 +191,6 @@ class FeatureMap:
     near: float  # distance below which a remembered row is a parent, not a stranger
     trees: dict[str, Trees] = field(default_factory=dict)
 
-    # ------------------------------------------------------------------ measuring
-
     @property
     def wide(self) -> bool:
         return self.schema.width > WIDE
@@ -329,188 +322,6 @@ class FeatureMap:
             digest.update(name.encode() + t.threshold.tobytes() + t.value.tobytes() + t.feature.tobytes())
         digest.update(repr((self.schema, self.near, self.agreement_level, self.misfit_allowance)).encode())
         return digest.hexdigest()[:16]
-
-    # ------------------------------------------------------------------ fitting
-
-    @classmethod
-    def fit(
-        cls,
-        schema: Schema,
-        inputs: NDArray[np.float64],
-        labels: NDArray[np.int32],
-        probabilities: NDArray[np.float32],
-        rng: np.random.Generator,
-    ) -> FeatureMap:
-        """Fit on the reference: inputs (n, d) with their answers. Raises UnfittedModel below 50 distinct rows.
-
-        Values of the reference may be missing (NaN).
-        """
-        logged = np.ascontiguousarray(inputs, np.float64)
-        category_counts = schema.category_counts
-        donors = misfit.Donors.of(logged, category_counts)
-        inputs = donors.complete(logged)
-        if len(np.unique(inputs, axis=0)) < 50:
-            raise UnfittedModel("the reference has fewer than 50 distinct rows")
-        category = schema.categorical
-        lattice = np.array([0.0 if c.kind == "embedding" else c.grain for c in schema.columns])
-        center, scale = inputs.mean(0), inputs.std(0)
-        span = np.ptp(inputs, axis=0)
-        # a column that hardly ever moves must not turn one move into the whole distance
-        scale = np.maximum(scale, np.maximum(span * 0.05, 1e-9))
-        scale = np.where((span == 0) & (lattice <= 0), 1.0, np.where(span == 0, np.maximum(lattice, 1e-9), scale))
-        width_of = np.where(category_counts > 0, category_counts, 1)
-        start = np.concatenate([[0], np.cumsum(width_of)[:-1]]).astype(np.int64)
-        scale = np.where(category, np.sqrt(2.0), scale)
-        center = np.where(category, 0.0, center)
-        basis, spread = principal_axes(expand(inputs, center, scale, start, category_counts))
-        m = basis.shape[1]
-        wide = schema.width > WIDE
-        low, high = inputs.min(0), inputs.max(0)
-        if wide:
-            keep = min(m, 32)
-            code_low, code_step = np.full(keep, -12.7), np.full(keep, 0.1)
-            code_weight, code_category = np.full(keep, 0.01), np.zeros(keep, np.int64)
-        else:
-            code_low, code_category = low, category.astype(np.int64)
-            code_step, code_weight = np.ones(len(low)), np.ones(len(low))
-        new = cls(
-            schema=schema, center=center, scale=scale, start=start, category_counts=category_counts, lattice=lattice,
-            hash_grain=np.where(lattice > 0, np.minimum(lattice, scale * 1e-3), scale * 1e-3),
-            basis=basis, spread=spread, neighbours=np.zeros((m, 1), np.float32), region_of=np.zeros(1, np.int16),
-            region_at=np.zeros((REGIONS, 2)), region_share=np.zeros(REGIONS), distance_edges=np.zeros(DISTANCE_BINS - 1),
-            levels=np.full((len(MEASURES), 2), np.inf), margin_levels=np.full((1, 2), -np.inf),
-            code_low=code_low, code_step=code_step, code_weight=code_weight, code_category=code_category,
-            common_value=np.zeros(len(low)), agreement_bits=np.zeros((2, len(low))), agreement_level=np.inf, near=0.0,
-            donors=donors.rows, donor_weight=donors.weight, misfit_bits=np.zeros((3, len(low))), misfit_kinds=np.zeros(3),
-            misfit_allowance=misfit.LEAST_ALLOWANCE,
-        )  # fmt: skip
-        if not wide:
-            top = float(np.iinfo(new.code_dtype).max)
-            new.code_step = np.where(category, 1.0, np.maximum(high - low, 1e-9) / (top - 1))
-            new.code_weight = np.where(category, 1.0, (new.code_step / scale) ** 2)
-        new._fit_links(logged, rng)
-        new._fit_neighbours(inputs, rng)
-        new._fit_levels(inputs, labels, probabilities, rng)
-        new.near = new._nearest_memory_distance(logged, rng) * 0.5
-        n = len(logged)
-        new.learn_misfits([
-            QueryBatch(["reference"], np.zeros(n, np.int32), logged, labels, probabilities, np.full(n, np.nan),
-                       np.zeros(n, np.int64), np.ones(n, np.float32), np.arange(n)),
-        ])  # fmt: skip
-        return new
-
-    def learn_misfits(self, honest: Sequence[QueryBatch]) -> None:
-        """Learn how usual each misfit is among honest queries, and the levels of the measure: rare and never seen.
-
-        honest  the reference first, then honest traffic
-        """
-        self.misfit_bits, self.misfit_kinds = misfit.learn(honest, self.category_counts)
-        seen = [self.surprise(batch) for batch in honest]
-        self.misfit_allowance = misfit.allowance_of(honest, seen)
-        rare = float(np.quantile(seen[0], 0.99)) if len(seen[0]) else 0.0
-        self.levels[MEASURES.index("misfit")] = rare, max(float(s.max(initial=0.0)) for s in seen)
-
-    def _fit_links(self, inputs: NDArray[np.float64], rng: np.random.Generator) -> None:
-        """How surprising it is that two independent rows agree exactly (record linkage, Fellegi & Sunter 1969).
-
-        A bound surprises nobody, whoever asks: an image of anything may be black or white in a corner.
-        """
-        n, d = inputs.shape
-        for j in range(d):
-            values, counts = np.unique(inputs[np.isfinite(inputs[:, j]), j], return_counts=True)
-            if not len(values):
-                continue
-            top = int(counts.argmax())
-            rest = np.delete(counts, top)
-            collision = float((rest**2).sum()) / max(float(rest.sum()) ** 2, 1.0)
-            self.common_value[j] = values[top]
-            # what the reference hardly ever held can't be called rare: its k other rows vouch for log2(k + 1) bits at most
-            self.agreement_bits[:, j] = -np.log2(counts[top] / n), -np.log2(max(collision, 1 / (rest.sum() + 1)))
-        kept = RAW_KEPT if self.wide else 128
-        rows = inputs[rng.permutation(n)]
-        remembered, others = rows[: min(kept, n // 2)], rows[n // 2 :][:400]
-        agree = np.where(others == self.common_value, self.agreement_bits[0], self.agreement_bits[1])
-        low, high = self.bounds()
-        agree[(others <= low) | (others >= high)] = 0.0  # rows that lack the same value agree in nothing
-        bits = np.zeros(len(others))
-        for row in remembered:
-            bits = np.maximum(bits, np.where(others == row, agree, 0.0).sum(1))
-        self.agreement_level = float(np.quantile(bits, 0.99)) + 1.0
-
-    def _fit_neighbours(self, inputs: NDArray[np.float64], rng: np.random.Generator) -> None:
-        z, *_ = self.locate(inputs)
-        chosen = rng.permutation(len(z))[:MAX_NEIGHBOURS]
-        self.neighbours = np.ascontiguousarray(z[chosen].T, np.float32)
-        centers = spread_out(z[chosen], REGIONS)
-        self.region_of = np.argmin(((z[chosen][:, None] - centers[None]) ** 2).sum(-1), 1).astype(np.int16)
-        self.region_at = np.zeros((REGIONS, 2))
-        self.region_at[: len(centers), : min(2, z.shape[1])] = centers[:, :2]
-        _, _, _, nearest = self.locate(inputs)
-        self.region_share = np.bincount(self.region_of[nearest], minlength=REGIONS) / len(inputs)
-
-    def _fit_levels(
-        self,
-        inputs: NDArray[np.float64],
-        labels: NDArray[np.int32],
-        probabilities: NDArray[np.float32],
-        rng: np.random.Generator,
-    ) -> None:
-        rows = inputs[rng.permutation(len(inputs))[:MAX_TRAINING_ROWS]]
-        bounds = Bounds(*self.bounds(), self.lattice, self.scale, self.schema.categorical)
-        held_out: dict[str, NDArray[np.float64]] = {}
-        for name in CORRUPTIONS:
-            self.trees[name], held_out[name] = train(rows, bounds, name, rng)
-        # a reference row's own copy among the neighbours is left out
-        _, residual, distance, nearest = self.locate(inputs)
-        same = np.where(distance < 1e-6, nearest, -1)
-        _, residual, distance, _ = self.locate(inputs, same)
-        held_out |= {"novelty": distance, "residual": residual}
-        for name, scores in held_out.items():
-            i = MEASURES.index(name)
-            self.levels[i] = np.quantile(scores, 0.99), scores.max()
-        # nothing of the reference is off its own lattice, so one value off it is odd
-        self.levels[MEASURES.index("lattice")] = (0.0, 0.25) if np.any(self.lattice > 0) else (np.inf, np.inf)
-        self.distance_edges = np.quantile(distance, np.linspace(0, 1, DISTANCE_BINS - 1) ** 0.5)
-        margin = margins(probabilities)
-        if probabilities.shape[1] >= 2 and np.isfinite(margin).any():
-            pooled = np.nanquantile(margin, [0.05, 0.01])
-            self.margin_levels = np.tile(pooled, (self.classes, 1))
-            for k in range(self.classes):
-                mine = margin[(labels == k) & np.isfinite(margin)]
-                if len(mine) >= 40:
-                    self.margin_levels[k] = np.quantile(mine, [0.05, 0.01])
-
-    def _nearest_memory_distance(self, inputs: NDArray[np.float64], rng: np.random.Generator) -> float:
-        """Median leave-one-out nearest distance of the reference, in the metric of the client's memory."""
-        rows = inputs[rng.permutation(len(inputs))[:800]]
-        z, *_ = self.locate(self.complete(rows))
-        codes = self.encode(rows, z).astype(np.float64)
-        missing = codes == self.missing_code
-        best = np.empty(len(codes))
-        for i, mine in enumerate(codes):
-            delta = codes - mine
-            one_is = missing != missing[i]
-            squares = np.where((self.code_category == 1) | one_is, delta != 0, delta * delta) @ self.code_weight
-            squares += (one_is * (1.0 - self.code_weight)).sum(
-                1
-            )  # a value and none are one unit apart, whatever the column
-            squares[i] = np.inf
-            best[i] = np.sqrt(squares.min())
-        return float(np.median(best[best > 0])) if np.any(best > 0) else 1.0
-
-    def raise_levels(
-        self, oddness: Sequence[NDArray[np.float64] | None], weight: NDArray[np.float64], share: float
-    ) -> None:
-        """Raise each *rare* level until at most `share` of the weighted honest queries exceed it. Never lowers a level."""
-        for i, odd in enumerate(oddness):
-            if odd is None or MEASURES[i] == "lattice":
-                continue
-            order = np.argsort(odd)
-            above = 1 - np.cumsum(weight[order]) / weight.sum()
-            at = int(np.searchsorted(-above, -share))
-            level = float(odd[order[min(at, len(odd) - 1)]])
-            self.levels[i, 0] = max(self.levels[i, 0], level)
-            self.levels[i, 1] = max(self.levels[i, 1], self.levels[i, 0])
 
 
 ARRAYS = (

@@ -150,7 +150,7 @@ def nearest_rows(z, reference, skip, out_distance, out_index):  # type: ignore[n
 def score_trees(x, roots, bias, feature, threshold, left, right, value, out):  # type: ignore[no-untyped-def]
     """Sum of leaf values of an additive tree model. A node is a leaf when ``left < 0``.
 
-    x (n, d) float64; roots (t,) first node of each tree; node arrays as in `discriminators.Trees`; out (n,) float64.
+    x (n, d) float64; roots (t,) first node of each tree; node arrays as in `trees.Trees`; out (n,) float64.
     """
     for i in range(x.shape[0]):
         total = bias

@@ -28,8 +28,8 @@ from consumers.log import formats
 from consumers.metrics import METRICS
 from detector import fold_arrays, policy
 from detector.calibration import LARGEST_AVERAGED
-from detector.discriminators import CORRUPTIONS
 from detector.features import BITS, BLOCKS, MEASURES
+from detector.fitting.discriminators import CORRUPTIONS
 from detector.signal_table import Form
 from detector.signals import SIGNALS
 from detector.simulation.attacks import ATTACKS

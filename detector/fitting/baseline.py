@@ -15,6 +15,7 @@ from detector.baseline import MS_A_DAY, PUBLIC_KEY, Baseline
 from detector.calibration import NO_TOOLS, UNREHEARSED, Calibration, Persona, Tools, implausible, scale_of
 from detector.errors import UnfittedModel
 from detector.features import FeatureMap, Schema
+from detector.fitting.feature_map import fit_feature_map, learn_misfits, raise_levels
 from detector.profile import Profile
 from detector.profile_table import ProfileTable
 from detector.query import QueryBatch
@@ -71,8 +72,8 @@ def fit_baseline(
     declared = [(personas or {}).get(client, "") for client in traffic.clients]
     seen = np.unique(traffic.who)
     clients = enough_clients([declared[i] for i in seen], "in the traffic")
-    feature_map = FeatureMap.fit(schema, reference.inputs, reference.labels, reference.probabilities, rng)
-    feature_map.learn_misfits([reference, traffic])
+    feature_map = fit_feature_map(schema, reference.inputs, reference.labels, reference.probabilities, rng)
+    learn_misfits(feature_map, [reference, traffic])
     _settle_levels(feature_map, traffic)
     rehearsal_bound, tools = (UNREHEARSED, NO_TOOLS) if rehearsed is None else _rehearsed(feature_map, rehearsed)
     calibration, fitted = _calibrate(feature_map, traffic, declared, real_clients, rehearsal_bound, tools)
@@ -142,7 +143,7 @@ def _settle_levels(feature_map: FeatureMap, traffic: QueryBatch) -> None:
         usual = share <= np.quantile(share[seen], 1 - ODDEST_CLIENTS_LEFT_OUT)
         rows = usual[traffic.who]
         only = [odd[rows] if j == i else None for j in range(len(measured))]
-        feature_map.raise_levels(only, 1 / count[traffic.who[rows]], HONEST_ODD_SHARE)
+        raise_levels(feature_map, only, 1 / count[traffic.who[rows]], HONEST_ODD_SHARE)
 
 
 def _statistics(feature_map: FeatureMap, queries: QueryBatch) -> list[tuple[str, Profile, Statistics]]:

@@ -9,7 +9,7 @@ It runs once, when a baseline is fitted, on the reference, the honest traffic an
    rows is the fidelity, because a thief would choose the better one.
 4. The profile of the same queries is folded by the code that the service runs, and described.
 
-Rules: scikit-learn is imported here and in `discriminators.py` only; a service never loads it.
+Rules: scikit-learn is imported here and in `fitting/discriminators.py` only; a service never loads it.
 
 Cost: some seconds on one core.
 """

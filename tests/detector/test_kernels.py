@@ -17,8 +17,8 @@ from support import naive
 from support.references import KEY, REFERENCES, fitted_map, life
 
 from detector import kernels
-from detector.discriminators import Trees
 from detector.features import Measured
+from detector.trees import Trees
 
 Rows = NDArray[np.float64]
 

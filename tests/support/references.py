@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.datasets import load_breast_cancer, load_digits
 
-from detector import discriminators
 from detector.baseline import Baseline
 from detector.features import DISTANCE_BINS, ODD, REGIONS, Column, FeatureMap, Measured, Schema, infer_grain
+from detector.fitting import discriminators
 from detector.fitting.baseline import fit_baseline
 from detector.profile import Profile
 from detector.profile_table import ProfileTable

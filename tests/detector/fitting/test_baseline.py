@@ -28,11 +28,12 @@ from support.references import (
 from detector.baseline import Baseline
 from detector.baseline_file import FORMAT, pack_baseline, read_baseline
 from detector.calibration import FEWEST_TOOLS, Calibration, Tools
-from detector.discriminators import Trees
 from detector.errors import CorruptBaseline, UnfittedModel
 from detector.features import ARRAYS, BITS, MEASURES, FeatureMap, margins
 from detector.fitting.baseline import MIN_CLIENTS, FittedClients, Rehearsed, fit_baseline
+from detector.fitting.feature_map import raise_levels
 from detector.signals import BY_ANSWER, FUSED, SIGNALS, TABLE_VERSION, fuse
+from detector.trees import Trees
 
 FRONT = struct.Struct("<4sHI")
 
@@ -204,7 +205,7 @@ def test_raised_levels_leave_at_most_the_share_above_and_never_fall(seed: int, n
     rng = np.random.default_rng(seed)
     fmap = replace(fitted_baseline("prices").map, levels=np.tile([1.0, 2.0], (len(MEASURES), 1)))
     odd, weight = rng.integers(0, 6, n).astype(np.float64), rng.uniform(0.1, 1, n)
-    fmap.raise_levels([odd] + [None] * (len(MEASURES) - 1), weight, share)
+    raise_levels(fmap, [odd] + [None] * (len(MEASURES) - 1), weight, share)
     assert weight[odd > fmap.levels[0, 0]].sum() / weight.sum() <= share + 1e-12
     assert fmap.levels[0, 0] >= 1.0
     assert fmap.levels[0, 1] >= max(2.0, fmap.levels[0, 0])

@@ -7,7 +7,7 @@ the reference and trains a gradient-boosted tree model to recognise it.
 Rules:
 
 * A query is odd when its score is above the level of the reference's own out-of-fold scores.
-* scikit-learn trains the models here and in `simulation/rehearsal.py` only. They are stored and evaluated as plain arrays.
+* scikit-learn trains the models here and in `simulation/rehearsal.py` only. They are stored and evaluated as plain arrays (`trees.py`).
 
 Cost: 48 shallow trees for each corruption, about 0.3 µs for each row and corruption at 64 features.
 """
@@ -20,15 +20,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from detector.errors import CorruptBaseline
-from detector.kernels import score_trees
+from detector.trees import Rows, Trees
 
 ROUNDS = 48
 LEAVES = 12
 FOLDS = 3
 COPIES = 2
-
-Rows = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,51 +43,6 @@ class Bounds:
         rows = np.clip(rows, self.low, self.high)
         grid = np.where(self.lattice > 0, self.lattice, 1.0)
         return np.where(self.lattice > 0, np.rint(rows / grid) * grid, rows)
-
-
-@dataclass(frozen=True, slots=True)
-class Trees:
-    """An additive tree model as arrays; a node is a leaf when ``left < 0``; children come after their parent.
-
-    roots (t,) int32; feature, left, right (q,) int32; threshold, value (q,) float64.
-    """
-
-    bias: float
-    roots: NDArray[np.int32]
-    feature: NDArray[np.int32]
-    threshold: NDArray[np.float64]
-    left: NDArray[np.int32]
-    right: NDArray[np.int32]
-    value: NDArray[np.float64]
-
-    def score(self, x: Rows) -> NDArray[np.float64]:
-        """Log odds of "corrupted", (n,); independent of the batch."""
-        out = np.empty(len(x))
-        score_trees(x, self.roots, self.bias, self.feature, self.threshold, self.left, self.right, self.value, out)
-        return out
-
-    def check(self, columns: int) -> None:
-        """Raise CorruptBaseline unless every walk ends: child > parent, child < q, feature < columns."""
-        q = len(self.left)
-        inner = self.left >= 0
-        at = np.arange(q)
-        sizes = {len(a) for a in (self.feature, self.threshold, self.left, self.right, self.value)}
-        whole = (self.roots, self.feature, self.left, self.right)
-        ok = (
-            sizes == {q}
-            and all(a.ndim == 1 and a.dtype == np.int32 for a in whole)
-            and all(a.ndim == 1 and a.dtype == np.float64 for a in (self.threshold, self.value))
-            and bool(np.isfinite(self.bias))
-            and bool(np.all((self.roots >= 0) & (self.roots < q)))
-            and bool(np.all(self.left[inner] > at[inner]))
-            and bool(np.all(self.right[inner] > at[inner]))
-            and bool(np.all(self.left[inner] < q))
-            and bool(np.all(self.right[inner] < q))
-            and bool(np.all((self.feature[inner] >= 0) & (self.feature[inner] < columns)))
-            and bool(np.isfinite(self.value).all())
-        )
-        if not ok:
-            raise CorruptBaseline("a tree of the baseline does not end or points outside itself")
 
 
 def corrupt_part(rows: Rows, bounds: Bounds, rng: np.random.Generator) -> Rows:
