@@ -1,15 +1,15 @@
-"""Admission: how many new clients a log cell takes up, so that invented client ids cannot fill the store.
+"""Admission: limits the number of new clients that a log cell accepts, so that invented client ids cannot fill the store.
 
 Rules:
 * A known client (one with stored statistics) is never affected.
-* `Limits.new_an_hour` new clients get statistics at once in one hour of event time. Beyond that, a client gets none before its
-  `Limits.queries_first` queries in that hour. A count-min sketch counts them (Cormode & Muthukrishnan 2005), less the noise that the other
-  ids bring (Deng & Rafiei 2007), and as many clients again may come in this way. At most `Limits.clients` are taken up within two
-  half-horizon windows, the time for which a client is kept.
-* Queries of clients without statistics are pooled: one overflow client per model takes them. It is profiled and scored like any other
-  client, so that a flood of ids that steals a model is noticed there.
+* Of the new clients in one hour of event time, the first `Limits.new_an_hour` get statistics at once. Each further client gets none
+  before its first `Limits.queries_first` queries in that hour; as many clients again may be admitted in this way. A count-min sketch
+  counts the queries (Cormode & Muthukrishnan 2005), less the noise of the other ids (Deng & Rafiei 2007). At most `Limits.clients` are
+  admitted within two half-horizon windows, the time for which a client is kept.
+* Queries of clients without statistics are pooled: one *overflow client* for each model takes them. It is profiled and scored like any
+  other client, so that a flood of ids that steals a model is noticed there.
 * Admission is a function of the stored cell and of the records: a redo decides alike, however polls cut them. One input is not: `full`,
-  when the store has no room; then no new client is taken up.
+  which says that the store has no room. Then no new client is admitted.
 * The hour moves forward with event time. A row more than a day before it begins its own hour (a log that is read again).
 * Stored as `Checkpoint.sketch`: 64 bytes, or `SKETCH_BYTES` in an hour with more newcomers than the limit.
 """

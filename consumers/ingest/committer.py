@@ -1,7 +1,8 @@
-"""One cell's records into the store: fold, commit, count. The field comments of `consumers.store.Checkpoint` say in which order.
+"""Fold the records of one cell, commit them to the store, and count them.
 
 Rules:
-* The cache holds what was committed and nothing else. A commit that is refused drops the cell.
+* The field comments of `consumers.store.Checkpoint` give the order of a checkpoint's effects.
+* The cache holds only what was committed. A commit that is refused drops the cell.
 * A commit whose outcome is unknown is never sent twice.
 """
 

@@ -1,11 +1,12 @@
-"""Crash counts: how many processes ended at an offset, as far as claims can tell. A process that goes on, or was refused, is not counted.
+"""Crash counts: how many processes ended at an offset, as far as claims can tell. A process that continues, or was refused, is not counted.
 
 Rules:
-* The store counts claims at an offset that led nowhere. A process that claims again says that it is alive: that claim is not counted.
-* A process that came through the fold of what is next, and whose commit was refused (a store that is full, read-only, away) or fenced,
+* The store counts claims at an offset that led to no commit. A process that claims again states that it is alive: that claim is not
+  counted.
+* A process that completed the fold of the next records, and whose commit was refused (the store is full, read-only or away) or fenced,
   has shown that those records end no process: with its next claim nothing is counted against them any more.
-* A claim whose answer was lost may have been counted; its process went on as well.
-* A process that found that others ended at an offset stays in cautious mode there, whatever the store forgets.
+* A claim whose answer was lost may have been counted, although its process continued.
+* A process that found that others ended at an offset stays in *cautious mode* there, whatever the store forgets.
 """
 
 from __future__ import annotations

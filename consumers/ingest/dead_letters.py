@@ -1,10 +1,10 @@
-"""Dead letters on their way: from the store, where a commit put them, to a topic.
+"""Ship dead letters from the store, where a commit put them, to a topic.
 
 Rules:
-* A letter leaves the store only after the topic took it: at least once.
-* Nothing waits without a bound. Without a topic the first `KEPT` of a cell stay in the store, the others are only counted. While a topic
-  is away, up to `WAITING` of a cell wait; what is refused beyond is counted and dropped (`querywarden_letters_dropped_total`), and the
-  alarm ``letters_wait`` is raised from four fifths on.
+* A dead letter leaves the store only after the topic took it: at least once.
+* No number of waiting dead letters is unbounded. Without a topic the first `KEPT` of a cell stay in the store and the others are only
+  counted. While a topic is away, up to `WAITING` of a cell wait; further ones are counted and dropped
+  (`querywarden_letters_dropped_total`). The alarm ``letters_wait`` is raised at four fifths of that.
 """
 
 from __future__ import annotations

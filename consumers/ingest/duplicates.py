@@ -1,12 +1,12 @@
 """Duplicates: queries that a producer sent twice, recognised by their ``event_id`` and their content.
 
 Rules:
-* A repetition has the same event id, the same input and the same prediction, byte for byte (`Decoded.contents`). The id alone proves
+* A *duplicate* has the same event id, the same input and the same prediction, byte for byte (`Decoded.contents`). The id alone proves
   nothing: a gateway may take it from a header that the client sends.
 * The window of a client holds 64-bit keyed hashes of the last events that counted: at most `KEPT`, none older than `SPAN_MS` of event
   time before the newest. An event that the window holds is a duplicate and changes nothing. A query without an id is never a duplicate.
-* The age of an event is that of its stated time. An event ahead of the log's own time counts earlier than stated; it is held until the
-  log has passed the stated time, because its repetition states the same.
+* The age of an event is that of its stated time. An event ahead of the log time counts earlier than stated; it is held until the log has
+  passed the stated time, because its repetition states the same.
 * A false match needs two equal hashes of 64 bits: at most 1.4e-17 per query.
 * A duplicate depends on the client's earlier queries alone, never on how polls cut them: rows are processed one by one.
 * The window belongs to one shard: the same event in two partitions is not noticed (producers key by client).

@@ -1,8 +1,8 @@
-"""Whether the store and the log answer, how long a process waits when they do not, and how full the store is.
+"""Health: whether store and log answer, how long the process pauses when they do not, and how full the store is.
 
 Rules:
-* The first call of a turn that gets no answer sets `StoreHealth.error`. The turn then asks for nothing more that can wait, and the process
-  backs off once, at the turn's end.
+* The first call of a turn that gets no answer sets `StoreHealth.error`. For the rest of the turn the process asks for nothing that can
+  wait, and it pauses once, at the turn's end.
 * Every answer ends the run of failures.
 """
 

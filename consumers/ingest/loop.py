@@ -1,21 +1,22 @@
-"""Ingest: query log → profiles → store, with the offset.
+"""The loop of ingest: query log → profiles → store, with the offset.
 
 Order of effects, for each cell and poll (docs/architecture.md):
 
 1. a cell is assigned: claim it with a fresh token, seek where the store says (ownership.py);
-2. poll; records below the cell's offset are not ours to count again;
-3. `decode` (no I/O) → which profiles are needed → load what the cache lacks, versioned (committer.py);
-4. `step` (no I/O) → a `Checkpoint`; what was erased, what is a duplicate and who gets no state is settled here, in this order:
-   erased, admission, duplicates;
+2. poll; records below the cell's offset are not counted again;
+3. `decode` (no I/O) → the profiles that are needed → load those that the cache lacks, with token and offset (committer.py);
+4. `step` (no I/O) → a `Checkpoint`; it leaves out erased clients, pools clients that are not admitted, and leaves out duplicates, in this
+   order;
 5. commit it in one atomic step: fence, profiles, dead letters, counters, sketch, offset;
 6. ship dead letters, then the advisory commit to the log.
 
-`Fenced` drops the cell; `Rewound` claims again and seeks; `Unavailable` pauses, backs off once a turn and claims again: a commit whose
-outcome is unknown is never sent twice. The cache holds what was committed and nothing else, so dropping it is always safe. What follows
-from a failure, and what is done about records that end a process, is in recovery.py.
-A cell that cannot go on (its log was cut back or made anew, its keys can't be read) stops alone until an operator begins it anew
-(stopped_cells.py).
-Ready means: a member of the group, and the store answers. A replica that no cell was left for is ready too.
+Rules:
+* `Fenced` drops the cell; `Rewound` claims again and seeks; `Unavailable` pauses, backs off once a turn and claims again. A commit whose
+  outcome is unknown is never sent twice.
+* The cache holds only what was committed, so dropping it is always safe.
+* recovery.py handles failures and records that end a process. A cell that cannot go on stops alone until an operator begins it anew
+  (stopped_cells.py).
+* Ready means that the process is a member of the group and the store answers. A replica to which no cell was assigned is ready too.
 """
 
 from __future__ import annotations

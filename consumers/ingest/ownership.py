@@ -1,9 +1,9 @@
-"""Which cells of the log a process owns: assigned, claimed, dropped, stopped.
+"""Ownership: the cells of the log that this process holds, from assignment to claim, drop or stop.
 
 Rules:
-* The log assigns a cell, the store's claim makes it owned. What the process knows of it begins with the claim, and is exactly what was
-  committed.
-* A cell is dropped as soon as memory may differ from the store. Nothing is lost by it: the cell is claimed again.
+* The log assigns a cell; the claim in the store makes this process its owner. What the process knows of the cell begins with the claim,
+  and is exactly what was committed.
+* A cell is dropped as soon as memory may differ from the store. Nothing is lost: the cell is claimed again.
 * A cell that cannot go on stops alone (stopped_cells.py).
 """
 

@@ -1,14 +1,13 @@
-"""Poison records: find those that end the process that folds them, by trying them in a child process, which may die of it.
+"""Poison pills: finds the records that end the process which folds them, by trying them in a child process.
 
 Rules:
 
-* A record is poison when `TIMES` children in a row ended at it, and for nothing else. What happens to the process itself – it is
-  killed, paused, fenced – makes no record poison.
-* A child ends by a signal, by an exception, or by using more than `CPU_S` of processor time; the clock does not count, so that a
-  machine that is paused makes no record poison. A child that says nothing for `SILENCE_S` (a lock that another thread held when it was
-  forked) gives no verdict.
-* A child does no I/O but one byte a record, logs nothing and never returns to its caller. What it changes in memory is its own, and
-  its parent's files, ports and connections are closed in it.
+* A record is a *poison pill* when `TIMES` children in a row ended at it, and for no other reason. What happens to the process itself (it
+  is killed, paused, fenced) makes no record a poison pill.
+* A child ends by a signal, by an exception, or by using more than `CPU_S` of processor time. Wall time does not count, so that a paused
+  machine blames no record. A child that is silent for `SILENCE_S` (another thread held a lock when it was forked) gives no result.
+* A child does no I/O except one byte for each record, logs nothing and never returns to its caller. It changes only its own memory, and
+  the files, ports and connections of its parent are closed in it.
 """
 
 from __future__ import annotations

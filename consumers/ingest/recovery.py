@@ -1,12 +1,13 @@
-"""What ingest does after a failure, apart from its turns: a call that was refused, a cell whose owner is in doubt, a record that kills.
+"""Recovery: the actions of ingest after a refused call, after a doubt about a cell's owner, and at records that end the process.
 
 Rules:
 * `Fenced`, `Rewound` and `Unavailable` drop the cell, which is then claimed again. A commit whose outcome is unknown is never sent twice.
-* The group may say that a cell is not ours and yet leave it with us in its next generation; it tells nobody then. So it is asked again.
-* A record that ends the process (a crash of a library, the machine's out-of-memory killer) must not stop its cell. A process that finds
-  that another one claimed at this offset and never came beyond it is in *cautious mode* there: it tries the records in a child process
-  first (poison.py) and refuses those that end it, with the reason ``poison``. That takes two restarts, and whatever else ends a process
-  quarantines no record. (A cell that merely changed hands twice without a new record is read slowly for one poll: no harm.)
+* The consumer group may deny that this process owns a cell, and still leave the cell with it in its next generation without telling it.
+  So the process asks again.
+* A record that ends the process (a crash of a library, the machine's out-of-memory killer) must not stop its cell. Where another process
+  claimed at this offset and committed nothing beyond it, this process is in *cautious mode*: it tries the records in a child process
+  first (poison.py) and refuses those that end it, with the reason ``poison``. This takes two restarts, and no other end of a process
+  quarantines a record. (A cell that changed hands twice without a new record is read slowly for one poll, which does no harm.)
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""What ingest shows of itself: metrics and alarms, apart from its turns. Rules: no label holds a client, a key or an event id."""
+"""Reporting: the metrics and alarms of ingest, apart from its turns.
+
+Rules: no label holds a client, a key or an event id.
+"""
 
 from __future__ import annotations
 

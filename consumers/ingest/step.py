@@ -1,12 +1,11 @@
-"""Records in, a checkpoint out: the pure half of ingest.
+"""The pure half of ingest: records come in, a checkpoint goes out.
 
 Rules:
 * No I/O, no clock, no random numbers: a redo over the same stored state and the same records gives the same checkpoint.
 * A `Cell` is what one process knows of a log cell that it owns: exactly what was committed. After any failure it is thrown away.
-* `decode` gives queries the times at which they count, by the log's own clock (detector/clock.py): a record far ahead of it counts at
-  the log's time.
-* Of a batch, in this order: what was erased is left out, clients without state are pooled (admission.py), duplicates are left out
-  (duplicates.py), the rest is folded. Every record is counted once (ledger.py).
+* `decode` gives queries the times at which they count (detector/clock.py): a record far ahead of the log time counts at the log time.
+* A batch is handled in this order: erased clients are left out, clients that are not admitted are pooled (admission.py), duplicates are
+  left out (duplicates.py), the rest is folded. Every record is counted once (records/ledger.py).
 """
 
 from __future__ import annotations

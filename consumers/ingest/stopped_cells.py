@@ -1,11 +1,11 @@
-"""Cells that cannot go on: each stops alone, says why, and waits for an operator.
+"""Stopped cells: a log cell that cannot go on stops alone, states the reason, and waits for an operator.
 
 Rules:
 * A stop belongs to one cell. The other cells of the process, detect and serve go on.
 * Nothing is guessed and nothing is written: a process that restarts finds the same log and the same store, and stops the cell again.
-* A cell goes on when an operator gave it a new generation (`querywarden rebuild --cell`); until then it is only looked at, never
-  claimed, so that the store does not count claims that led nowhere.
-* The reasons are a closed set; the text beside one is for people and names no client.
+* A cell goes on when an operator gave it a new generation (`querywarden rebuild --cell`). Until then it is read and never claimed, so
+  that the store does not count claims without a commit.
+* The reasons are a closed set. The text beside a reason is for people and names no client.
 """
 
 from __future__ import annotations

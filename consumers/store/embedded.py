@@ -2,14 +2,15 @@
 
 Rules:
 
-* Every call that writes is one ``BEGIN IMMEDIATE`` transaction, which makes the same checks as the Redis script of
-  that name; reads that must agree with each other share one transaction, hence one snapshot (WAL).
+* Every call that writes is one ``BEGIN IMMEDIATE`` transaction, which makes the same checks as the Redis script of that name. Reads that
+  must agree with each other share one transaction, hence one snapshot (WAL).
 * Several threads and processes may use one file (`sqlite.py`).
-* Times are the machine's clock: profiles live 30 days after their last commit (lasting ones the memory), decisions 30 days after they
-  were last recorded, alerts 30 days after they were stored. What has expired is never shown, and deleted about once a day.
+* Times are those of the machine's clock. Profiles are kept for 30 days after their last commit (`memory_days` when they hold odd
+  queries), decisions for 30 days after they were last recorded, alerts for 30 days after they were stored. Expired data is never shown,
+  and is deleted about once a day.
 
-Profile cells are here; decision cells and what gateways read in `embedded_decisions.py`, the operator cell in
-`embedded_operators.py`, what people do to a store in `embedded_upkeep.py`.
+Profile cells are here; decision cells and the feed for gateways are in `embedded_decisions.py`, the operator cell in
+`embedded_operators.py`, upkeep in `embedded_upkeep.py`.
 """
 
 from __future__ import annotations

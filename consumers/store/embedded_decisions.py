@@ -1,7 +1,9 @@
-"""The decision cells of the embedded store: rows, alerts, cursors and leases, and what gateways read.
+"""The decision cells of the embedded store: rows, alerts, cursors and leases, and the feed for gateways.
 
-Rules: a step of detect is one transaction, and the revision is its last write; the feed names only changes that concern a gateway; readers
-go page by page, each page in its own short transaction.
+Rules:
+* A step of detect is one transaction, and the revision is its last write.
+* The feed names only changes that concern a gateway.
+* Readers go page by page, each page in its own short transaction.
 """
 
 from __future__ import annotations

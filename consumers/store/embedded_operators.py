@@ -1,7 +1,8 @@
-"""The operator cell of the embedded store: what people decided, and the audit rows of it.
+"""The operator cell of the embedded store: operators' entries and their audit rows.
 
-Rules: a change, its audit rows and the next revision are one transaction; an audit row is never deleted; an entry that has expired
-is invisible at once and deleted with the next change.
+Rules:
+* A change, its audit rows and the next revision are one transaction. An audit row is never deleted.
+* An entry that has expired is invisible at once and is deleted with the next change.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""What people do to an embedded store: erase, reset, snapshots.
+"""Upkeep of an embedded store: erase, reset, snapshots.
 
 Rules:
 
-* Whoever owned the cell that is changed is fenced, by a new token: a new revision alone would be issued again after a lost tail.
-* What is deleted for good is overwritten (``secure_delete``); older copies in pages that are free by now go with `scrub`.
-* `export` reads one transaction, so the whole store as of one moment. What it gives is described in `records.py`.
+* The owner of a changed cell is fenced by a new token: a new revision alone would be issued again after the newest writes were lost.
+* Deleted data is overwritten (``secure_delete``); older copies in pages that are already free are removed by `scrub`.
+* `export` reads one transaction, so it gives the whole store as of one moment. `records.py` describes what it gives.
 """
 
 from __future__ import annotations

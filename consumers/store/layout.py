@@ -1,12 +1,12 @@
-"""How both stores name, bound and keep things: one place, so that they cannot differ.
+"""Layout: names, bounds and lifetimes that both stores share, in one place so that they cannot differ.
 
 Rules:
 
 * A client is written as ``tenant:model:client``, each part percent-encoded, so that no part can imitate another key.
-* In Redis a cell is all keys under one hash tag. The tag ends in a number that is chosen so that cells spread evenly
-  over the 16,384 slots of a cluster: decision cell v of 32 into its 32nd, partition p of a topic by the bit-reversed
-  order of p (which is even for every number of partitions), files by their hash.
-* What the caller must never send (a bug, hence ValueError) is checked here, before anything reaches a store.
+* In Redis a cell is all keys under one hash tag. The tag ends in a number that is chosen so that cells spread evenly over the 16,384
+  slots of a cluster: decision cell v of 32 into its 32nd, partition p of a topic by the bit-reversed order of p (which is even for every
+  number of partitions), files by their hash.
+* Arguments that no caller may pass (a bug, hence ValueError) are checked here, before anything reaches a store.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""What a snapshot holds, whatever store it was taken from: one typed record for each thing that is stored.
+"""The records of a snapshot: one typed record for each thing that a store holds, whatever the store.
 
 Rules:
 
-* Generations, tokens, leases, cursors, feeds and changes are not part of it: they belong to one life of one store. What
-  is restored begins a new life; detect looks at every client again, gateways and readers begin again.
+* Generations, tokens, leases, cursors, feeds and changes are not part of it: they belong to one installation of a store. A restored store
+  begins with new ones; detect assesses every client again, gateways and readers begin again.
 * A record is msgpack with its field names left out (an array): reading one with more or fewer fields is refused.
 * Names within a record are sorted, so that equal content has equal bytes.
 * A cell's `ProfileCell` comes before everything else of that cell, an alert before its deliveries.

@@ -1,7 +1,7 @@
-"""The operator cell in Redis: what people decided, and the audit rows of it.
+"""The operator cell in Redis: operators' entries and their audit rows.
 
-Keys: meta (rev: a random step higher with every change, rows: number of audit rows, gone: last revision whose changes are gone),
-``entries:<kind>`` (``tenant:key`` → ``expiry:value``), kinds, expiring, revisions (the newest), changes (entries numbered
+Rules: the keys are meta (rev: a random step higher with every change, rows: number of audit rows, gone: last revision whose changes are
+gone), ``entries:<kind>`` (``tenant:key`` → ``expiry:value``), kinds, expiring, revisions (the newest), changes (entries numbered
 ``<revision>-<n>``), audit (numbered ``<n>-0``).
 """
 

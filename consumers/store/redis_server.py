@@ -1,4 +1,7 @@
-"""What all parts of the Redis store share: the client, the scripts, the servers behind them."""
+"""The client, the scripts and the servers that all parts of the Redis store share.
+
+Rules: the client retries nothing by itself; one object may be used by several threads.
+"""
 
 from __future__ import annotations
 

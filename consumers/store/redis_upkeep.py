@@ -1,11 +1,11 @@
-"""What people do to a store in Redis: erase, reset, snapshots.
+"""Upkeep of a store in Redis: erase, reset, snapshots.
 
 Rules:
 
-* Whoever owned the cell that is changed is fenced by its token: a new revision alone would be issued again after a failover.
+* The owner of a changed cell is fenced by its token: a new revision alone would be issued again after a failover.
 * A snapshot has each cell as of one moment: its pages are read only while its position does not move. When it moves, the cell is read
   again, in larger pages, until one page holds all of it.
-* A restore writes in many steps. Until the last one ``qw:layout`` says so, and `prepare` refuses the store.
+* A restore writes in many steps. Until the last one, ``qw:layout`` says so, and `prepare` refuses the store.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""What Redis answers, as values of the port; a reply that no store of ours wrote is `CorruptState`."""
+"""Replies of Redis as values of the port.
+
+Rules: a reply that none of our scripts can give is `CorruptState`.
+"""
 
 from __future__ import annotations
 

@@ -1,13 +1,12 @@
-"""The Lua scripts of the Redis store: sending them, and what their failures mean.
+"""The Lua scripts of the Redis store: how they are sent, and the meaning of their failures.
 
 Rules:
 
-* A script goes by its SHA; ``NOSCRIPT`` means that nothing ran, so the text is sent then, once.
+* A script is called by its SHA. ``NOSCRIPT`` means that nothing ran; then the text is sent, once.
 * Nothing else is ever sent twice: after a timeout or a broken connection the outcome is unknown (`Unavailable`).
 * A reply starts with a word: ``OK``, or the reason why nothing was written (``FENCED``, ``CAS``, ``HELD``).
-* What the server says about itself (out of memory, loading, read-only, resharding) is `Unavailable`: it passes. A
-  refused login or permission is `NotPermitted`: it does not. A key of a foreign type is `CorruptState`. Anything else is a
-  bug and is not caught.
+* States of the server that pass (out of memory, loading, read-only, resharding) are `Unavailable`. A refused login or permission is
+  `NotPermitted`: it does not pass. A key of another type is `CorruptState`. Anything else is a bug and is not caught.
 """
 
 from __future__ import annotations

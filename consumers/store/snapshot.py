@@ -1,16 +1,16 @@
-"""A snapshot: everything a store holds, in one file, for a backup or for another kind of store.
+"""A snapshot: the whole content of a store in one file, for a backup or for another kind of store.
 
-File: magic, version, length and JSON of a header; one zstd frame of records, each with its length; HMAC-SHA256 of all before it, under a
-key of the secrets file.
+File: magic, version, length and JSON of a header; one zstd frame of records, each with its length; HMAC-SHA256 of everything before it,
+under a key of the secrets file.
 
 Rules:
 
-* A file appears whole or not at all, readable by its owner only, and never replaces another. The draft of a process that was killed is
+* A file appears whole or not at all, readable by its owner only, and never replaces another. The unfinished file of a killed process is
   removed by the next one that writes into the folder.
-* The HMAC is checked before the first record is used; a damaged, changed, foreign, newer or cut file is `Refused` in one line. Whoever
-  may write the file but has not the secrets can't take an operator's decision out of it.
+* The HMAC is checked before the first record is used; a damaged, changed, foreign, newer or cut file is `Refused` in one line. So nobody
+  without the secrets file can remove an operator's decision from a snapshot unnoticed.
 * Client ids are sealed in it as they are in the store: without the secrets file a snapshot can be restored nowhere. Keep both, apart.
-* Positions are part of it. What the log received later is not lost: ingest reads on from there.
+* Positions are part of it. Records that the log received later are not lost: ingest reads on from there.
 """
 
 from __future__ import annotations

@@ -2,10 +2,9 @@
 
 Rules:
 
-* A connection per thread, a busy timeout between processes. A lock that does not come, a full disk, an I/O error are
-  `Unavailable`; a damaged file is `CorruptState`; another program's file, or one of a newer schema, is `Refused` and
-  stays as it was.
-* A file of an older schema is brought up to date when it is opened, in one transaction: `_UPGRADES` says how.
+* A connection per thread, a busy timeout between processes. A lock that cannot be taken in time, a full disk and an I/O error are
+  `Unavailable`; a damaged file is `CorruptState`; another program's file, or one of a newer schema, is `Refused` and stays as it was.
+* A file of an older schema is upgraded when it is opened, in one transaction (`_UPGRADES`).
 * After a power loss the newest transactions may be missing (``synchronous = NORMAL``), never one in the middle.
 * The file is created readable by its owner only.
 """

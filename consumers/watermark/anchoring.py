@@ -1,13 +1,13 @@
-"""Every canary answer in the audit log: what a registry gained becomes rows, in batches.
+"""Anchoring: records every canary answer in the audit log, as one row for a batch of new lines of the registry.
 
-One row an answer would flood the chain that people's decisions stand in. So a row tells of a batch of lines: their numbers, the hash of the
-last one (which covers every line up to there), and how many marked answers each client was given.
+One row per answer would flood the chain that also holds people's decisions. A row names the numbers of the lines, the hash of the last
+one (which covers every line before it), and how many marked answers each client was given.
 
 Rules:
 
-* At least once: the place that was reached is noted after the row was written. A row that comes twice names the same lines and hash.
-* Lines that the audit log already knows must still be there, unchanged: otherwise nothing is recorded and somebody has to look.
-* A row names at most `MOST_CLIENTS` clients; more of them make more rows.
+* At least once: the position is stored after the row was written. A row that is written twice names the same lines and hash.
+* Lines that the audit log already covers must still exist, unchanged. Otherwise nothing is recorded, and an operator has to look.
+* A row names at most `MOST_CLIENTS` clients; more clients make more rows.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""Answers of a model as values, and where they stand in the JSON of requests and responses.
+"""Answers of a model as values, and their places in the JSON of requests and responses.
 
 Three shapes are known:
 
-* one answer: ``{"features" | "embedding" | "text" | "messages" | "input" | "prompt": …}`` → ``{"label", "probabilities", "logits", "value",
-  "text"}``, directly or under ``"prediction"``: the field names of the query log;
+* one answer: ``{"features" | "embedding" | "text" | "messages" | "input" | "prompt": …}`` → ``{"label", "probabilities", "logits",
+  "value", "text"}``, directly or under ``"prediction"``: the field names of the query log;
 * a batch: ``{"instances" | "inputs": [...]}`` → ``{"predictions": [...]}``, each an object as above, a list of probabilities, or a label;
 * chat completions: ``{"messages" | "prompt": …}`` → ``{"choices": [{"message": {"content", "reasoning_content"}} | {"text"}]}``.
 
-Rules: a shape that is not known is None, never a guess. What an answer holds beside these fields stays as it is.
+Rules: an unknown shape is None, never a guess. Other fields of an answer stay as they are.
 """
 
 from __future__ import annotations

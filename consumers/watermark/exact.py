@@ -1,8 +1,10 @@
-"""Exact tests: how probable it is that marks are shown by chance.
+"""Exact tests: the probability that a suspect shows the marks by chance.
 
-Under the null hypothesis the suspect never saw a marked answer. The key chose which of a client's selected inputs were marked, whatever the
-suspect is. So among the inputs at which the suspect happens to show a mark, the marked ones are a simple random sample: their number is
-hypergeometric, whatever the suspect's own rate of errors is. Nothing is estimated and no limit theorem is used.
+Under the null hypothesis the suspect never saw a marked answer. The key chose which of a client's selected inputs were marked,
+independently of the suspect. So among the inputs at which the suspect happens to show a mark, the marked ones are a simple random sample,
+and their number is hypergeometric, whatever the suspect's own rate of errors is.
+
+Rules: nothing is estimated and no limit theorem is used.
 """
 
 from __future__ import annotations

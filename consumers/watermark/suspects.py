@@ -2,9 +2,9 @@
 
 Rules:
 
-* The suspect sees inputs alone, one a request, in an order that does not tell marked ones from controls.
+* The suspect sees inputs alone, one in each request, in an order that does not distinguish marked ones from controls.
 * No redirects and no proxies; https certificates are checked. A bearer token comes from a file, never from the command line.
-* What is no answer is None, and drops out of the test; a suspect that is not there at all is `Unavailable`.
+* An unusable answer is None and is left out of the test; a suspect that cannot be reached at all is `Unavailable`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Settings → what looks after the registry of canaries: from time to time serve writes what it gained into the audit log."""
+"""The task of serve that looks after the registry of canaries: now and then it records new lines in the audit log.
+
+Rules: without a registry in the settings there is no task.
+"""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
-"""Answers of models: one for each row of a request, and as the prediction of a native event.
+"""Answers of models: one for each row of a request, as the prediction of a native event.
 
-Known by their keys: ``predictions`` of the V1 protocol, ``outputs`` of V2 (named tensors), ``data.ndarray`` and ``data.tensor`` of Seldon,
-``choices`` of chat and completion, plain lists, and one answer alone.
+They are recognised by their keys: ``predictions`` of the V1 protocol, ``outputs`` of V2 (named tensors), ``data.ndarray`` and
+``data.tensor`` of Seldon, ``choices`` of chat and completion, plain lists, and a single answer.
 
 Rules:
-* As many answers as rows, or none: where their numbers differ nobody can say which answer is whose.
-* What kind of number an answer is, the mapping says. Where it leaves that open, the way it is written decides: a word, a boolean or a
-  whole number is a label, a number with a fraction or a point is a value, numbers that add up to one are probabilities.
+* There are as many answers as rows, or none: where their numbers differ, no answer can be attributed to a row.
+* The mapping says what kind of number an answer is. Where it leaves that open, the notation decides: a word, a boolean or a whole number
+  is a label, a number with a fraction or a point is a value, numbers that add up to one are probabilities.
 """
 
 from __future__ import annotations

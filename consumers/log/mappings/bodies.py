@@ -1,8 +1,8 @@
-"""Bodies: what a payload holds, whether it was logged as JSON, as a text of JSON, as CSV, or any of them in base64.
+"""Bodies: decodes a payload that was logged as JSON, as a text of JSON, as CSV, or as any of them in base64.
 
 Rules:
-* Nothing raises; what cannot be read stays the text that it is, and the decoder of events marks it as an input that cannot be read.
-* A cell of CSV has no type: what reads as a number is one, an empty cell is null, anything else a text. A number with leading zeros is
+* Nothing raises. A payload that cannot be read stays text, and the decoder of events marks it as an input that cannot be read.
+* A CSV cell has no type: text that reads as a number is one, an empty cell is null, anything else is text. A number with leading zeros is
   a name.
 """
 

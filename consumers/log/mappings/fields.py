@@ -1,8 +1,8 @@
 """Fields of a native event, read out of an item by the paths of a mapping.
 
 Rules:
-* A field that the item does not have is absent from the event. Whether that is an error, the decoder of native events says.
-* Of a query in two halves the request is asked first, except for the status, which the response knows better.
+* A field that the item does not have is absent from the event. The decoder of native events decides whether that is an error.
+* Of a query in two halves, the request is read first, except for the status, which is better known to the response.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Who asks: the client of a record, by the places that a mapping names, in their order.
+"""Identity: the client of a record, from the places that a mapping names, in their order.
 
 Rules:
-* A credential (an API key, a value of ``Authorization``) becomes ``key:`` and a keyed hash under the installation's secrets, here, at the
-  edge. Behind this file nobody has it: no store, no log line, no dead letter, no alert.
-* The hash is the one that `querywarden gateway hash` prints, so that a gateway can be told which key is which client.
-* A token is never decoded: what an unverified token says about its bearer is the bearer's word.
-* A record that names nobody is a query of the client `UNATTRIBUTED`, which is one client for all of them, or of nobody.
+* A credential (an API key, a value of ``Authorization``) becomes ``key:`` and a keyed hash under the installation's secrets, in this
+  file. Nothing behind it sees the credential: no store, no log line, no dead letter, no alert.
+* The hash is the one that `querywarden gateway hash` prints, so that a gateway can be told which key belongs to which client.
+* A token is never decoded: an unverified token proves nothing about its bearer.
+* A record that names no client is a query of the client `UNATTRIBUTED`, one client for all of them; a mapping may refuse it instead.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Items of a record: its bytes taken apart, until each item is one query or one half of it.
+"""Items: takes the bytes of a record apart, until each item is one query or one half of it.
 
-What is taken off, in this order: the line of a topic that `kcat -J` wrote, the bytes of a schema registry, the envelope of CloudEvents,
-the list or path in which a record holds several items.
+These layers are removed, in this order: the line of a topic that `kcat -J` wrote, the bytes of a schema registry, the envelope of
+CloudEvents, the list or path in which a record holds several items.
 
 Rules:
-* Only JSON, CSV and OTLP are read. What is none of them is refused with the reasons of native records.
+* Only JSON, CSV and OTLP are read. Other data is refused with the reasons of native records.
 * CSV without declared columns: the first line of each file names them. A topic has no first line, so there they must be declared.
 """
 

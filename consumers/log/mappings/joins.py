@@ -1,12 +1,12 @@
-"""Requests that wait for their responses: where a tool logs the two in records of their own.
+"""Joins: requests wait for their responses, where a tool logs the two in separate records.
 
 Rules:
-* A query counts when both halves have come. Its event stands where the later half stands in the log.
-* The memory is bounded: at most `most` halves and `MOST_BYTES` of records; whoever waited longest is given up and counted.
-* What waits is in memory only. After a restart, and after a cell has changed hands, halves whose partner came before are given up: the
-  join is exact within one file. On a topic it is exact as long as the process runs.
-* In KServe the client chooses the id. Several halves with one id are joined in their order, so that nobody's request is pushed out
-  by another with the same id.
+* A query counts when both halves have arrived. Its event has the position of the later half.
+* The memory is bounded: at most `most` halves and `MOST_BYTES` of records. The half that waited longest is dropped and counted.
+* Waiting halves are in memory only. After a restart, and after a cell has changed hands, a half whose partner came before is dropped and
+  counted. So the join is exact within one file, and on a topic as long as the process runs.
+* In KServe the client chooses the id. Several halves with one id are joined in their order, so that no client can displace another
+  client's request by using its id.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
-"""A query log read through a mapping: its records in, native events out. Ports `QueryLog` and `FileQueryLog`.
+"""A query log that is read through a mapping: its records come in, native events go out. Ports `QueryLog` and `FileQueryLog`.
 
 Rules:
-* Offsets. A record may give many events, and a commit may end between two of them, so an event's offset is the record's offset times
-  `ROWS`, plus the row. Whoever stores an offset of this log stores that number; only this file and `rebuild` turn it back.
+* A record may give many events, and a commit may end between two of them. So an event's offset is the record's offset times `ROWS`, plus
+  the row. The store holds this number; only this file and `rebuild` convert it back.
 * `topic_id` differs from that of the log without a mapping: a store that was filled without one is refused, not misread.
-* A poll gives at most `max_records` events. Of a cell whose records gave more, nothing is fetched until they are delivered; the log is
-  polled all the same, so that a consumer group keeps its member.
-* A file is translated from its beginning, also when it is resumed: so a join and the header of a CSV file are as they were.
-* What a record cannot be translated for is its reason in `Records.refused`; its value is the record itself, so that the dead letter has
-  the hash of what stands in the log.
+* A poll gives at most `max_records` events. Of a cell whose records gave more, nothing is fetched until they are delivered. The log is
+  polled all the same, so that the process stays a member of the consumer group.
+* A file is translated from its beginning, also when it is resumed, so that a join and the header of a CSV file are complete.
+* The reason why a record could not be translated is in `Records.refused`. The value is the record itself, so that its dead letter has the
+  hash of the bytes in the log.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""A mapping: where in the records of a foreign log each part of a native event stands. Read from TOML, checked, and written as TOML.
+"""A mapping: says where in the records of a foreign log each part of a native event is. Read from TOML and checked.
 
 Rules:
-* A mapping is a frozen value without behaviour; `records.py` translates by it. Unknown keys are refused, so that a misspelt one is not
-  silently without effect.
-* Where several paths are given, the first that leads to a value wins.
-* A preset is a mapping file of this package (`presets/`), chosen by its name; ``native`` is the one that means: no mapping.
+* A mapping is a frozen value without behaviour; `records.py` translates by it. Unknown keys are refused, so that a misspelt key is not
+  silently ignored.
+* Where several paths are given, the first one that leads to a value is used.
+* A *preset* is a mapping file of this package (`presets/`), chosen by its name. The name ``native`` means: no mapping.
 """
 
 from __future__ import annotations

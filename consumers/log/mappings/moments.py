@@ -1,9 +1,9 @@
-"""Event times of other tools, as the RFC 3339 texts of a native event.
+"""Moments: event times of other tools, as the RFC 3339 texts of a native event.
 
 Rules:
-* A number's unit is what the mapping says, or what its size says: seconds up to 1e11, milliseconds up to 1e14, microseconds up to 1e17,
+* The mapping says the unit of a number; otherwise its size does: seconds up to 1e11, milliseconds up to 1e14, microseconds up to 1e17,
   nanoseconds beyond. These ranges do not overlap between 1973 and 5138.
-* What is no time is given as it is, so that the decoder of events refuses it with its own reason.
+* A value that is no time is passed on as it is, so that the decoder of events refuses it with its own reason.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """Exports of OpenTelemetry as items: every span and every log record, with its attributes as an object.
 
-JSON (``otlp_json``) and protobuf (``otlp_proto``, the default of the collector's Kafka exporter) are told apart by their first byte.
+JSON (``otlp_json``) and protobuf (``otlp_proto``, the default of the collector's Kafka exporter) are distinguished by their first byte.
 An item has ``attributes`` (name → value), ``tree`` (the same with dotted names taken apart: ``llm.input_messages.0.message`` becomes
-nested objects and lists), ``resource``, ``name``, ``start`` and ``end`` (ns), ``trace_id``, ``span_id``, ``failed`` and, for log
-records, ``body``. A line that holds one span in a JSON of its own, with ``attributes`` as an object, is taken as well.
+nested objects and lists), ``resource``, ``name``, ``start`` and ``end`` (ns), ``trace_id``, ``span_id``, ``failed`` and, for log records,
+``body``. A line with a single span as JSON, with ``attributes`` as an object, is accepted as well.
 
 Rules:
 * Field numbers and names are those of OTLP 1.x (opentelemetry-proto: trace/v1, logs/v1, common/v1).
-* Values are nested at most `DEEPEST` levels; what is deeper is null.
+* Values are nested at most `DEEPEST` levels; deeper ones are null.
 """
 
 from __future__ import annotations

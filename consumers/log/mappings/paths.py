@@ -1,12 +1,12 @@
-"""Paths into a record: how a mapping says where a value stands.
+"""Paths: how a mapping names the place of a value in a record.
 
 ``a.b`` is a key of a nested object, ``a."b.c"`` a key that holds a dot, ``a[0]`` and ``a[-1]`` an element of a list, ``a[*]`` every
 element. A path that begins with ``$`` starts beside the record instead of in it (`ROOTS`).
 
 Rules:
-* A text that holds a JSON object or list is looked into like the value that it holds: many logs keep payloads and headers as texts.
-* Under ``$header`` and ``$http`` names count without regard to case, as HTTP has it.
-* Nothing here raises for what a record holds; a path that leads nowhere gives nothing.
+* A text that holds a JSON object or list is searched like that object or list: many logs keep payloads and headers as texts.
+* Under ``$header`` and ``$http`` names are compared without regard to case, as in HTTP.
+* Nothing that a record holds makes this file raise; a path that leads nowhere gives nothing.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Proposals: a mapping for a log that no preset fits, from the names of its fields.
+"""Proposals: a mapping for a log that no preset fits, derived from the names of its fields.
 
 Rules:
-* A field is taken for what its name says only if its values can be that: a time must be readable, a client must be a word or a number.
-* How sure each choice is, is said with it. A proposal is meant to be read and edited.
+* A field is chosen by its name only if its values fit: a time must be readable, a client must be a word or a number.
+* Each choice states how certain it is. A proposal is meant to be read and edited.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Protocol Buffers on the wire, as far as exports of OpenTelemetry need them: fields by number, without a schema compiler.
 
 Rules:
-* What is not well-formed is `ValueError`; nothing reads beyond its bytes, and no more than `MOST_FIELDS` fields are read of one message.
+* Malformed bytes raise `ValueError`. Nothing reads beyond its bytes, and at most `MOST_FIELDS` fields of a message are read.
 * Source: "Encoding", Protocol Buffers documentation (wire types 0, 1, 2 and 5; groups are refused).
 """
 

@@ -1,10 +1,10 @@
-"""Recognition: which preset a log fits.
+"""Recognition: finds the preset that fits a log.
 
 Rules:
-* A preset is recognised by what its file says (`recognise`): every named path is there, with one of the named values. Most of the records
-  must agree. Among several presets the one with more conditions wins.
-* A CSV file is told by its lines: as many cells in each as the first line has names.
-* What fits none gets a mapping proposed from its field names (proposals.py).
+* A preset fits a record when every path of its `recognise` leads to a value, and to one of the given values where it gives some. Most
+  records must fit. Among several presets, the one with more conditions is chosen.
+* A CSV file is recognised by its lines: each has as many cells as the first line has names.
+* A log that fits no preset gets a mapping that is proposed from its field names (proposals.py).
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Translation: one record of a foreign log into native events, as bytes.
 
 Rules:
-* An event is written as the contract has it, and nothing else is decided about it: what is missing, unreadable or misfit, the decoder of
-  native events says, with its codes.
-* A record of which nothing can be used is `BadRecord`. One that is too large or nested too deeply becomes an event that is too large or
-  nested too deeply, if its beginning says whose it is: it counts for its client, as a native one does.
+* An event is written as the contract of native events demands, and nothing else is decided here: the decoder of native events finds what
+  is missing, unreadable or a misfit, with its own codes.
+* A record without any usable part is `BadRecord`. A record that is too large or nested too deeply becomes an event that is too large or
+  nested too deeply, if its beginning names the client: it counts for that client, as a native one does.
 * Rows of one record get the ids ``ID#0``, ``ID#1``, …, so that a record that was logged twice gives the same events twice.
 """
 

@@ -1,11 +1,12 @@
-"""Shapes of requests: the rows that a payload asks about.
+"""Shapes of requests: the rows of a payload.
 
-Known by their keys: the V1 protocol (``instances``), V2 or Open Inference Protocol (``inputs`` of named tensors), ``dataframe_split``
-and ``dataframe_records`` of MLflow, ``data.ndarray`` and ``data.tensor`` of Seldon, chat and completion requests, and plain lists.
+They are recognised by their keys: the V1 protocol (``instances``), V2 or Open Inference Protocol (``inputs`` of named tensors),
+``dataframe_split`` and ``dataframe_records`` of MLflow, ``data.ndarray`` and ``data.tensor`` of Seldon, chat and completion requests, and
+plain lists.
 
 Rules:
-* One request is as many queries as it has rows. A request whose rows cannot be told apart is one query, with its input as it was logged.
-* Nothing raises, and nothing is dropped: what has no known shape is given as it is, for the decoder of events to mark.
+* A request is as many queries as it has rows. A request whose rows cannot be separated is one query, with its input as it was logged.
+* Nothing raises, and nothing is dropped: an unknown shape is passed on as it is, for the decoder of events to mark.
 """
 
 from __future__ import annotations

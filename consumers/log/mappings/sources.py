@@ -1,8 +1,8 @@
-"""What stands in and beside a record: the item of a log, the record around it, its Kafka headers, key and time, and HTTP headers in it.
+"""Sources: the values in and beside a record: the item, its record, the record's Kafka headers, key and time, and HTTP headers in it.
 
 Rules:
-* A `View` answers paths; it is built for every item, so it looks nothing up before it is asked.
-* Names of headers count without regard to case. Of a header that was sent several times the first value counts.
+* A `View` answers paths. It is built for every item, so it looks up nothing before it is asked.
+* Names of headers are compared without regard to case. Of a header that was sent several times, the first value counts.
 """
 
 from __future__ import annotations

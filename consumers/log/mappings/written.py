@@ -1,4 +1,7 @@
-"""A mapping written as TOML, to be edited: what is not said keeps its default."""
+"""A mapping written as TOML, to be edited.
+
+Rules: keys at their default value are left out.
+"""
 
 from __future__ import annotations
 
