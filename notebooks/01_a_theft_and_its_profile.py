@@ -13,11 +13,11 @@
 # %% [markdown]
 # # A theft and its profile
 #
-# A digit classifier answers queries. Most who ask are honest; two want a copy of it. What does QueryWarden keep of
-# each, and what gives the thieves away?
+# A digit classifier answers queries. Most clients are honest; two want a copy of it. What does QueryWarden keep of
+# each client, and what betrays the thieves?
 #
 # Everything here is `detector`: arithmetic on arrays, no Kafka, no store. The images are real (scikit-learn's
-# digits); who asks what is simulated, with a fixed seed.
+# digits); the clients are simulated, with a fixed seed.
 # The thieves' figures therefore show the mechanism, not a detection rate.
 
 # %%
@@ -47,7 +47,7 @@ BUDGET = 0.01
 # %% [markdown]
 # ## The victim
 #
-# A classifier trained on 500 images. The rest is dealt out so that nobody shares an image: a reference, the honest
+# A classifier trained on 500 images. The rest is divided so that no image is used twice: a reference, the honest
 # clients of the calibration, honest clients to look at, the thieves' own.
 
 # %%
@@ -61,7 +61,7 @@ foreign = strangers(domain, images[reference], rng)  # rows of no digit: mirrore
 
 
 def pools(items: np.ndarray) -> HonestPools:
-    """What clients of a population own: `items` are theirs."""
+    """The rows that simulated clients own: `items` are theirs."""
     return HonestPools(domain, images[items], predict(images[items]).argmax(1), images[own], foreign)
 
 
@@ -100,8 +100,8 @@ def honest_clients(items: np.ndarray, count: int) -> list[Stream]:
 # %% [markdown]
 # ## The baseline
 #
-# Fitted on the reference (what inputs look like) and on 120 honest clients (what lives look like). The unit of
-# calibration is the client.
+# Fitted on the reference (what inputs look like) and on 120 honest clients (how far honest clients ever go). The
+# unit of calibration is the client.
 
 # %%
 schema = Schema(
@@ -121,7 +121,7 @@ traffic = batch_of(honest_clients(calibration, 120))
 baseline, _lives = fit_baseline("digits", schema, sample, traffic, real_clients=True, rng=rng)
 print(
     "; ".join(baseline.notes),
-    f"· {len(traffic):,} queries · longest honest life: {baseline.calibration.distinct:,.0f} distinct queries",
+    f"· {len(traffic):,} queries · largest honest client: {baseline.calibration.distinct:,.0f} distinct queries",
 )
 
 # %% [markdown]
@@ -155,10 +155,10 @@ figure.suptitle("The 1st, 301st, 601st and 901st query of each thief")
 plt.show()
 
 # %% [markdown]
-# ## Folding, and looking on the way
+# ## Folding, and measuring on the way
 #
-# The log is folded in polls of 250 queries, as the service does. After each poll the profiles are there to be
-# measured; looking changes nothing.
+# The log is folded in polls of 250 queries, as in the service. After each poll the profiles can be measured; measuring
+# changes nothing.
 
 # %%
 profiles = ProfileTable(baseline.map, baseline.table, baseline.calibration_version, half_horizon_ms=2**62)
@@ -178,22 +178,22 @@ for part in np.array_split(np.arange(len(log)), max(1, len(log) // 250)):
 final: dict[str, Profile] = {client: profiles.profile(client) for client in log.clients}
 
 # %% [markdown]
-# ## What is kept of a client
+# ## The profile of a client
 
 # %%
 for client, name in shown.items():
     p = final[client]
     print(
-        f"{name:22} {p.queries:5,} queries → {len(p.to_bytes()):6,} bytes: {p.distinct:6,.0f} distinct, {p.novel:6,.0f} roots, "
-        f"{len(p.odd_hash):3} in the odd set, {len(p.sequence_hash):3} in the path set"
+        f"{name:22} {p.queries:5,} queries → {len(p.to_bytes()):6,} bytes: {p.distinct:6,.0f} distinct, {p.novel:6,.0f} novel, "
+        f"{len(p.odd_hash):3} in the odd set, {len(p.sequence_hash):3} in the sequence set"
     )
 
 # %% [markdown]
-# ## SignalTable over queries
+# ## Signals over queries
 #
-# Each line is one signal of one client, in units of the largest honest lives: at 1 a client is as odd as the oddest
-# honest clients ever were. A thief's masses grow as long as it steals;
-# an honest client's stay below, or grow slowly over a long life.
+# Each line is one signal of one client, in units of the largest honest lifetime maxima: at 1 a client is as odd as the
+# oddest honest clients ever were. A thief's excess grows as long as it steals;
+# an honest client's stays below 1, or grows slowly over a long lifetime.
 
 # %%
 figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), sharey=True)
@@ -209,7 +209,7 @@ for axis, (client, name) in zip(axes, shown.items(), strict=True):
     axis.set_yscale("log")
     if axis.get_legend_handles_labels()[0]:
         axis.legend(fontsize=8)
-axes[0].set_ylabel("mass / honest scale")
+axes[0].set_ylabel("excess / honest scale")
 figure.suptitle("The five largest signals of each client")
 figure.tight_layout()
 plt.show()
@@ -217,8 +217,8 @@ plt.show()
 # %% [markdown]
 # ## Coverage
 #
-# Where the queries fall, in the first two whitened coordinates of the reference: each dot is a region, its area the
-# share of queries in it. Coverage explains, it does not accuse: an honest
+# Where the queries fall, in the first two whitened coordinates of the reference: each dot is a region, and its area is
+# the share of queries in it. Coverage explains and does not accuse: an honest
 # batch scorer covers more than most thieves.
 
 # %%
@@ -236,8 +236,8 @@ plt.show()
 # %% [markdown]
 # ## Suspicion
 #
-# Suspicion is 1 − p, p the share of honest clients that ever get this far. The trail in the profile says when each
-# step of a fixed ladder was reached, exactly, whoever looked when.
+# Suspicion is 1 − p, where p is the share of honest clients that ever get this far. The first passages in the profile
+# say exactly when each level of a fixed ladder was reached, whenever the client was assessed.
 
 # %%
 figure, axis = plt.subplots(figsize=(8, 3.8))
