@@ -1,4 +1,4 @@
-"""Collusion: accounts that act as one, assessed as one.
+"""Campaigns: links accounts that act as one into groups, and assesses each group like a client.
 
 A thief splits a theft over accounts so that each stays small. A *group* is the merged profile of its members, assessed like a client, in
 two steps:

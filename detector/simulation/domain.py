@@ -5,7 +5,7 @@ Rules:
 * A `Domain` is read off a reference matrix: bounds, decimals, coded columns. Everything that is simulated passes `Domain.emit`, so that
   thieves and honest clients alike send rows that the service would accept: clipped, rounded, known codes only.
 * The grain is the log's rounding (decimals), not the lattice on which honest values happen to lie: a service that takes 0.25 takes 0.24.
-* A `HonestPools` holds four sets without a common item; its builder guarantees that.
+* `HonestPools` holds four sets without a common item; its builder guarantees that.
 * Randomness comes in as `rng`, never from a global state.
 """
 
