@@ -235,7 +235,7 @@ def test_clients_beyond_the_rehearsal_bound_are_excluded_but_never_too_many(
     assert implausible(maxima, shares, bound).tolist() == want
 
 
-def test_who_is_a_little_beyond_has_no_say_where_others_are_far_beyond() -> None:
+def test_a_client_a_little_beyond_is_excluded_where_others_are_far_beyond() -> None:
     """One client that is far beyond may be an odd honest one; three in two hundred are not."""
     maxima, shares, bound = np.full((200, 1), 1.0), np.full((200, 1), 0.5), np.array([10.0])
     maxima[:5] = 20.0

@@ -104,7 +104,7 @@ def test_thieves_do_not_hide_each_other_by_stretching_the_scale() -> None:
     assert outliers([], np.zeros((0, len(SIGNALS)))) == ()
 
 
-def test_beyond_what_honest_tools_reach_a_client_has_no_say_and_is_named() -> None:
+def test_a_client_beyond_the_rehearsal_bound_is_excluded_and_named() -> None:
     old, seen = uncalibrated(), traffic({5: 800})
     reach = np.full(len(SIGNALS), 20.0)
     bounded = replace(old, calibration=replace(old.calibration, rehearsal_bound=reach))
