@@ -93,7 +93,25 @@ def pack_baseline(baseline: Baseline) -> bytes:
 
 
 def read_baseline(blob: bytes) -> Baseline:
-    """Raises CorruptBaseline, in one line, for anything but an undamaged file of this format version."""
+    """Read the file of a baseline, from anybody.
+
+    Parameters
+    ----------
+    blob : bytes
+        The whole file.
+
+    Raises
+    ------
+    CorruptBaseline
+        In one line, for anything but an undamaged file of this format version and of this table of signals.
+
+    Examples
+    --------
+    >>> read_baseline(b"rubbish")
+    Traceback (most recent call last):
+        ...
+    detector.errors.CorruptBaseline: not a QueryWarden baseline
+    """
     if len(blob) < _FRONT.size + 32 or blob[:4] != MAGIC:
         raise CorruptBaseline("not a QueryWarden baseline")
     _, version, length = _FRONT.unpack_from(blob)

@@ -77,7 +77,11 @@ class Tools:
     final_values: NDArray[np.float64]
 
     def pseudo_clients(self, clients: int) -> int:
-        """Number of pseudo-clients that join `clients` honest ones."""
+        """Return the number of pseudo-clients that join `clients` honest ones.
+
+        >>> NO_TOOLS.pseudo_clients(1000)
+        0
+        """
         return len(set(self.kinds)) * max(FEWEST_TOOLS, round(TOOL_SHARE * clients))
 
     def pseudo_client_rows(self, scale: NDArray[np.float64], use: NDArray[np.bool_], clients: int) -> NDArray[np.int64]:
@@ -152,12 +156,38 @@ class Calibration:
         return digest.hexdigest()[:16]
 
     def supports(self, budget: float) -> bool:
-        """Whether there are clients enough to speak of this lifetime budget."""
+        """Return whether real honest clients are enough to speak of this lifetime budget, a share in [0, 1].
+
+        At least one honest client must be expected above the level; below that a p-value rests on the tail model alone.
+
+        >>> maxima = np.zeros(150)
+        >>> honest = Calibration(np.zeros((150, 1), np.float32), np.ones(1), maxima, maxima, 10.0, 1.0, calibrated=True)
+        >>> honest.supports(0.01), honest.supports(0.001)
+        (True, False)
+        """
         return self.calibrated and self.clients * budget >= MIN_CLIENTS_A_BUDGET
 
 
 def scale_of(lifetime_maxima: NDArray[np.float64], floor: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Honest scale of each signal: lifetime_maxima (g, s), floor (s,) → (s,)."""
+    """Return the honest scale of each signal: the mean of its four largest lifetime maxima, never below its floor.
+
+    Parameters
+    ----------
+    lifetime_maxima : (g, s) float64
+    floor : (s,) float64
+
+    Returns
+    -------
+    (s,) float64
+        In the unit of the signal, distinct queries in excess of its allowance.
+
+    Examples
+    --------
+    >>> scale_of(
+    ...     np.array([[1.0, 0.0], [20.0, 2.0], [40.0, 0.0], [30.0, 0.0], [10.0, 0.0]]), np.array([12.0, 8.0])
+    ... ).tolist()
+    [25.0, 8.0]
+    """
     if len(lifetime_maxima) == 0:
         return floor.copy()
     top = np.sort(lifetime_maxima, axis=0)[-LARGEST_AVERAGED:]
@@ -168,9 +198,32 @@ def scale_of(lifetime_maxima: NDArray[np.float64], floor: NDArray[np.float64]) -
 def implausible(
     lifetime_maxima: NDArray[np.float64], shares: NDArray[np.float64], rehearsal_bound: NDArray[np.float64]
 ) -> NDArray[np.bool_]:
-    """Clients beyond the rehearsal bound in some signal, and in a large share of their queries.
+    """Return which clients are beyond the rehearsal bound in some signal, and in a large share of their queries.
 
-    lifetime_maxima (g, s), shares (g, s) odd queries among those they are counted among, rehearsal_bound (s,) or (0,) → (g,)
+    Parameters
+    ----------
+    lifetime_maxima : (g, s) float64
+    shares : (g, s) float64
+        Odd queries among those that the signal counts among, in [0, 1].
+    rehearsal_bound : (s,) or (0,) float64
+        Most mass of honest tools in rehearsal; inf: the signal bounds nobody; (0,): no client is excluded.
+
+    Returns
+    -------
+    (g,) bool
+        Never more than `MOST_LEFT_OUT` of the clients: a rehearsal that finds more of them implausible does not know this fleet.
+
+    Notes
+    -----
+    It does not work where thieves are more than a tenth of all clients: they spoil the calibration wholly. Thefts within the bound
+    spoil it a little (docs/decisions/0012).
+
+    Examples
+    --------
+    >>> maxima, shares = np.ones((20, 1)), np.ones((20, 1))
+    >>> maxima[3] = 30.0
+    >>> implausible(maxima, shares, np.array([10.0])).nonzero()[0].tolist()
+    [3]
     """
     out = np.zeros(len(lifetime_maxima), np.bool_)
     if not len(rehearsal_bound):
@@ -211,13 +264,33 @@ class Tail:
         return cls(maxima, u, max(len(over), 1) / (g + 1), index)
 
     def p(self, value: float) -> float:
-        """Probability that an honest client ever gets this far; 1 for a value of 0.
+        """Return the probability that an honest client ever gets as far as `value`; 1 for a value of 0.
 
-        Within the honest maxima the larger of rank and tail; beyond all of them the rank can't fall any more, so it
-        goes on falling as the tail does.
+        Within the honest maxima the larger of rank and tail counts. Beyond all of them the rank can't fall any more, so the p-value goes on
+        falling as the tail does.
 
-        >>> Tail.fit(np.array([0.0, 1.0])).p(0.0)
-        1.0
+        Parameters
+        ----------
+        value : float
+            In units of the honest scale, as `maxima`.
+
+        Returns
+        -------
+        float
+            In (0, 1]. Below 1 / (g + 1) it rests on the tail model.
+
+        Notes
+        -----
+        Rank: Vovk, Gammerman & Shafer 2005. Tail index: Hill 1975, shrunk towards a prior. The guarantee is marginal over the mix of
+        clients, not for each kind of client. It does not hold for kinds of clients that the calibration lacks, nor after drift (docs/theory.md).
+
+        Examples
+        --------
+        >>> tail = Tail.fit(np.arange(1.0, 100.0))
+        >>> tail.p(0.0), tail.p(50.0)
+        (1.0, 0.51)
+        >>> tail.p(99.0) > tail.p(200.0) > 0.0
+        True
         """
         g = len(self.maxima)
         if value <= 0 or g == 0:
@@ -233,7 +306,11 @@ class Tail:
         return float(min(rank, rank * beyond / largest))
 
     def level(self, budget: float) -> float:
-        """Smallest value whose p is at most `budget`; for plots and explanations."""
+        """Return the smallest value whose p-value is at most `budget`, by bisection; for plots and explanations.
+
+        >>> Tail.fit(np.arange(1.0, 100.0)).level(0.5) > 50.0
+        True
+        """
         low, high = 0.0, max(1.0, float(self.maxima[-1]) if len(self.maxima) else 1.0)
         while self.p(high) > budget and high < 1e12:
             high *= 2

@@ -55,9 +55,27 @@ class Group(Generic[K]):
 
 
 def candidates(links: Mapping[K, Sequence[str]]) -> list[Group[K]]:
-    """Groups of accounts that share a link, by the names of their links; each account may be in several.
+    """Return the groups of accounts that share a link; each account may be in several.
 
-    links: account → the hashes that it was seen with.
+    Parameters
+    ----------
+    links : Mapping
+        Account → the keyed hashes that it was seen with; kinds in `STRONG` begin with their name.
+
+    Returns
+    -------
+    list of Group
+        Of `FEWEST` to `MOST` accounts each, by the names of their links.
+
+    Notes
+    -----
+    Without links there are no groups: a theft split over accounts that nothing links is not found here (docs/decisions/0009).
+
+    Examples
+    --------
+    >>> groups = candidates({"a": ["org:1"], "b": ["org:1"], "c": ["org:1"], "d": ["org:2"]})
+    >>> [(group.links, group.members) for group in groups]
+    [(('org:1',), ('a', 'b', 'c'))]
     """
     sharing: dict[str, list[K]] = {}
     for account, seen in links.items():
@@ -80,14 +98,20 @@ def candidates(links: Mapping[K, Sequence[str]]) -> list[Group[K]]:
 
 
 def merged(profiles: Sequence[Profile]) -> Profile:
-    """One profile of all members; raises IncompatibleProfile across maps, ValueError without any."""
+    """Merge the profiles of all members into one.
+
+    Raises IncompatibleProfile across maps, ValueError without any member.
+    """
     if not profiles:
         raise ValueError("a group without members")
     return reduce(lambda a, b: a.merge(b), profiles)
 
 
 def group_tail(baseline: Baseline, members: int) -> Tail:
-    """Null distribution of the order-free fused score of `members` honest clients together; the same for every process."""
+    """Return the null distribution of the order-free fused score of `members` honest clients together.
+
+    It is drawn from the lifetime maxima of the calibration, with a seed that depends on `members` alone: the same for every process.
+    """
     maxima, scale = baseline.calibration.lifetime_maxima.astype(np.float64), baseline.calibration.scale
     rng = np.random.default_rng(members)
     together = maxima[rng.integers(len(maxima), size=(DRAWS, members))].sum(1)
@@ -96,7 +120,25 @@ def group_tail(baseline: Baseline, members: int) -> Tail:
 
 
 def assess_group(profiles: Sequence[Profile], baseline: Baseline) -> Assessment:
-    """The group as a client of its own: fused score and evidence of the merged profile, p-value of a group of this size."""
+    """Assess a group as one client.
+
+    Parameters
+    ----------
+    profiles : Sequence of Profile
+        Of its members, at least one, all of the map of `baseline`.
+
+    Returns
+    -------
+    Assessment
+        Fused score and evidence of the merged profile, by the order-free signals; the p-value is that of a group of this size.
+
+    Raises
+    ------
+    IncompatibleProfile
+        A profile belongs to another feature map.
+    ValueError
+        There are no profiles.
+    """
     whole = merged(profiles)
     alone = assess(whole, baseline, shards=2)
     p_value = max(group_tail(baseline, len(profiles)).p(alone.fused), alone.p_value)

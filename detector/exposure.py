@@ -78,7 +78,19 @@ class Estimator:
 
     @classmethod
     def fit(cls, described: Vector, fidelity: Vector, family: NDArray[np.int64], usual: Vector) -> Estimator:
-        """described (n, f), fidelity (n,), family (n,): which rows are left out together for the interval."""
+        """Fit the regression on rehearsed thefts.
+
+        Parameters
+        ----------
+        described : (n, f) float64
+            `describe` of the profile of each theft, at each number of queries.
+        fidelity : (n,) float64
+            Share of honest inputs on which copy and model agree, in [0, 1].
+        family : (n,) int64
+            Which rows are left out together for the interval.
+        usual : (c,) float64
+            How the model's answers to honest inputs spread over the classes.
+        """
         target = logit(np.clip(fidelity, EDGE, 1 - EDGE))
         weights = _ridge(described, target)
         held_out = np.empty(len(target))
@@ -98,7 +110,10 @@ class Estimator:
         return cls(weights, np.array(errors), np.array(sizes), usual)
 
     def estimate(self, described: Vector) -> Exposure:
-        """described (f,) of one profile."""
+        """Return the exposure of one profile, described as (f,).
+
+        The interval is that of whole families left out, widened by `STAND_IN_ERROR`.
+        """
         middle = float(described @ self.weights)
         size = described[REGRESSORS.index("distinct")]
         low, high = (float(np.interp(size, self.sizes, self.errors[:, side])) for side in (0, 1))
@@ -115,7 +130,7 @@ def _ridge(described: Vector, target: Vector) -> Vector:
 
 
 def describe(profile: Profile, feature_map: FeatureMap, usual: Vector) -> Vector:
-    """What a profile says about a copy made of it, (f,) in the order of `REGRESSORS`."""
+    """Return what a profile says about a copy made of it, (f,) in the order of `REGRESSORS`."""
     n = np.log1p(profile.distinct)
     counts = profile.region_counts.astype(np.float64)
     covered = float((feature_map.region_share * (1.0 - np.exp(-counts / 2.0))).sum())
@@ -133,7 +148,26 @@ NEAR_BINS = DISTANCE_BINS * 3 // 4
 
 
 def estimate(profile: Profile, feature_map: FeatureMap, estimator: Estimator | None) -> Exposure | None:
-    """Exposure of a client or of a group from its merged profile."""
+    """Estimate the exposure of a client, or of a group from its merged profile.
+
+    Parameters
+    ----------
+    profile : Profile
+    feature_map : FeatureMap
+        The map that the profile was folded under.
+    estimator : Estimator or None
+        None: the baseline was fitted without a rehearsal of thefts.
+
+    Returns
+    -------
+    Exposure or None
+        Fidelities in [0, 1]; None without an estimator and below `FEWEST` distinct queries.
+
+    Notes
+    -----
+    Coverage as a bound on what was learned: Kesarwani et al. 2018; fidelity of copies: Juuti et al. 2019. It says nothing about intent: an
+    honest batch scorer may hold half of the model. The thefts are rehearsed against a stand-in of the model, not against the model.
+    """
     if estimator is None or profile.distinct < FEWEST:
         return None
     return estimator.estimate(describe(profile, feature_map, estimator.usual))

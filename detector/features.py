@@ -215,7 +215,25 @@ class FeatureMap:
         return np.array([c.lower for c in columns]), np.array([c.upper for c in columns])
 
     def measure(self, batch: QueryBatch, key: bytes) -> Measured:
-        """One pass over the rows; `key` is the 16-byte sampling key."""
+        """Measure each query, in one pass over the rows.
+
+        Parameters
+        ----------
+        batch : QueryBatch
+            n queries of this model, d columns.
+        key : bytes
+            16 bytes, the sampling key of the content hash.
+
+        Returns
+        -------
+        Measured
+            n rows; none depends on any other row of the batch.
+
+        Notes
+        -----
+        The measure ``margin`` needs probabilities: where answers are labels only it says nothing. Of an unreadable input only its misfit is
+        known.
+        """
         raw = np.ascontiguousarray(batch.inputs)
         n = len(raw)
         hashes = np.empty(n, np.uint64)
@@ -340,7 +358,11 @@ BLOCKS: dict[str, str] = {
 
 
 def margins(probabilities: NDArray[np.float32]) -> NDArray[np.float64]:
-    """p1 − p2, (n,); NaN where the answer was a label only or there are fewer than two classes."""
+    """Return p1 − p2 of each answer, (n,), in [0, 1]; NaN where it was a label only or there are fewer than two classes.
+
+    >>> margins(np.array([[0.75, 0.25]], np.float32)).tolist()
+    [0.5]
+    """
     n, c = probabilities.shape
     if c < 2:
         return np.full(n, np.nan)

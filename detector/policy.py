@@ -152,7 +152,10 @@ class Transition(NamedTuple):
 
 
 def wanted(assessment: Assessment, calibration: Calibration, policy: Policy) -> tuple[State, str]:
-    """Return the state and the reason that an assessment asks for: the first row of `TRANSITIONS` whose condition holds."""
+    """Return the state and the reason that an assessment asks for: the first row of `TRANSITIONS` whose condition holds.
+
+    `decide` keeps a restriction for its time; this function knows no past. A p-value that is NaN never counts as evidence.
+    """
     case = Case.of(assessment, calibration, policy.budget)
     row = next(row for row in TRANSITIONS if row.condition(case))
     return row.state, row.reason
@@ -175,7 +178,51 @@ TRANSITIONS = (
 def decide(
     previous: Decision, assessment: Assessment, calibration: Calibration, policy: Policy, now_s: int
 ) -> Decision:
-    """The next decision of a client. Pure: time comes in as `now_s`, seconds since the epoch."""
+    """Return the next decision of a client.
+
+    Parameters
+    ----------
+    previous : Decision
+        `Decision()` for a client without one.
+    assessment : Assessment
+    calibration : Calibration
+        Of the baseline that the client was assessed on; it says whether a block is supported at this budget.
+    policy : Policy
+        Lifetime false-alarm budget and mode.
+    now_s : int
+        Time in seconds since the epoch: the function reads no clock.
+
+    Returns
+    -------
+    Decision
+        A throttle or block is not lowered before its `until_s`; the episode counts up when the client is clear again.
+
+    Examples
+    --------
+    A block is held until its end:
+
+    >>> import numpy as np
+    >>> calm = Assessment(
+    ...     queries=9,
+    ...     distinct=9.0,
+    ...     misfit=0.0,
+    ...     p_value=1.0,
+    ...     suspicion=0.0,
+    ...     calibrated=True,
+    ...     in_order=True,
+    ...     family="unknown",
+    ...     evidence=(),
+    ...     content_p_value=1.0,
+    ...     fused=0.0,
+    ...     odd=0.0,
+    ... )
+    >>> honest = Calibration(
+    ...     np.zeros((5000, 1), np.float32), np.ones(1), np.zeros(9), np.zeros(9), 10.0, 1.0, calibrated=True
+    ... )
+    >>> blocked = Decision("block", "extraction", since_s=100, until_s=200)
+    >>> [decide(blocked, calm, honest, Policy(0.01), now_s).state for now_s in (150, 250)]
+    ['block', 'clear']
+    """
     state, reason = wanted(assessment, calibration, policy)
     rank, before = severity(state), severity(previous.state)
     if rank < before and now_s < previous.until_s:

@@ -244,7 +244,26 @@ class Profile:
     # ------------------------------------------------------------------ algebra
 
     def merge(self, other: Profile) -> Profile:
-        """The profile of both streams together; raises IncompatibleProfile across maps."""
+        """Return the profile of both streams together.
+
+        Associative and commutative, with the empty profile as zero (docs/theory.md). The memory is dropped: what depends on earlier queries
+        is known inside one shard only. Of two calibrations, the running maxima of the newer profile are kept.
+
+        Raises
+        ------
+        IncompatibleProfile
+            The profiles belong to different feature maps.
+
+        Examples
+        --------
+        >>> zero = Profile.empty("00" * 8, "11" * 8, classes=2, signals=3)
+        >>> zero.merge(zero).queries
+        0
+        >>> zero.merge(Profile.empty("22" * 8, "11" * 8, classes=2, signals=3))
+        Traceback (most recent call last):
+            ...
+        detector.errors.IncompatibleProfile: profiles of maps 0000000000000000 and 2222222222222222 do not merge
+        """
         if self.map_id != other.map_id:
             raise IncompatibleProfile(f"profiles of maps {self.map_id} and {other.map_id} do not merge")
         archive, decay = self.archive.union(other.archive), max(self.decay, other.decay)

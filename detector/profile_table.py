@@ -166,7 +166,21 @@ class ProfileTable:
             self._clients.give_back(row)
 
     def add(self, keys: list[object], batch: QueryBatch, measured: Measured) -> None:
-        """Fold the rows of one poll; keys (g,) name the clients of `batch.clients`."""
+        """Fold the rows of one poll into the profiles of their clients.
+
+        Parameters
+        ----------
+        keys : (g,) list
+            Names of the clients of `batch.clients`, in that order. A client that is unknown here starts empty: `put` what is stored first.
+        batch : QueryBatch
+            n queries in log order.
+        measured : Measured
+            `FeatureMap.measure` of the same rows, under the sampling key.
+
+        Notes
+        -----
+        The result does not depend on how polls cut a log. Rows of a window that has passed count in the client's present one.
+        """
         slots = np.array([self._row(k) for k in keys], np.int64)[batch.who]
         window = batch.time_ms // self.half_horizon_ms
         effective = _running_maximum(slots, window, self._clients.arrays["window"])
@@ -177,7 +191,16 @@ class ProfileTable:
             self._fold(slots[rows], batch, measured, rows if len(values) > 1 else None)
 
     def of_log(self, queries: QueryBatch, key: bytes, at_once: int = 4096) -> list[Profile]:
-        """Fold a whole log, measured under the sampling key, poll by poll → the profile of each of its clients, whom their ids name."""
+        """Return the profile of each client of a log, in the order of `queries.clients`, folded poll by poll.
+
+        Parameters
+        ----------
+        queries : QueryBatch
+        key : bytes
+            16 bytes, the sampling key.
+        at_once : int
+            Rows in a poll.
+        """
         clients: list[object] = list(queries.clients)
         for rows in np.array_split(np.arange(len(queries)), max(1, len(queries) // at_once)):
             part = queries.take(rows)

@@ -91,19 +91,37 @@ class Assessment(AssessmentSummary):
 
 
 def ladder(level: float) -> int:
-    """Number of ladder steps at or below a fused score."""
+    """Return the number of ladder steps at or below a fused score.
+
+    >>> ladder(0.0)
+    0
+    """
     if level < LADDER_FIRST:
         return 0
     return min(LADDER_STEPS, 1 + int(np.floor(np.log(level / LADDER_FIRST) / np.log(LADDER_GROWTH))))
 
 
 def rung(steps: int) -> float:
-    """Fused score of a ladder step."""
+    """Return the fused score of a ladder step, from 1 on.
+
+    >>> ladder(rung(9) * 1.001)
+    9
+    """
     return LADDER_FIRST * LADDER_GROWTH ** (steps - 1)
 
 
 def p_of(fused: float, baseline: Baseline, in_order: bool = True, persona: str = "") -> float:
-    """Lifetime p-value of a fused score, read off the ladder."""
+    """Return the lifetime p-value of a fused score, in [0, 1], read off the ladder.
+
+    Parameters
+    ----------
+    fused : float
+        Largest signal in units of its honest scale, at least 0.
+    in_order : bool
+        Whether the client was seen in log order; otherwise the null distribution of the order-free score is used.
+    persona : str
+        The use that the client's owner declared; "" or an unknown one: the null distribution of all other clients.
+    """
     steps = ladder(fused)
     tail = baseline.tail(in_order, persona)
     return tail.p(rung(steps) if steps else fused)
@@ -112,11 +130,29 @@ def p_of(fused: float, baseline: Baseline, in_order: bool = True, persona: str =
 def assess(
     profile: Profile, baseline: Baseline, shards: int = 1, persona: str = "", misfits_held: bool = False
 ) -> Assessment:
-    """Assess a client from its merged profile.
+    """Assess a client, or a group, from its merged profile.
 
-    shards   number of log cells that it was seen in
-    persona  the use that its owner declared, if any
-    misfits_held  leave misfits out: many clients share one, and an operator has not ruled yet what it means
+    Parameters
+    ----------
+    profile : Profile
+        Folded under the feature map of `baseline`.
+    shards : int
+        Number of log cells in which the client was seen. From two on its order is unknown, and the order-free signals assess it.
+    persona : str
+        The use that its owner declared, if any.
+    misfits_held : bool
+        Leave out the signals of misfits: many clients share one, and an operator has not yet decided what it means.
+
+    Returns
+    -------
+    Assessment
+        `p_value` in [0, 1] of the client's whole life, `suspicion` = 1 − p_value, and the evidence, the most telling signal first.
+
+    Notes
+    -----
+    Too little evidence is no error: an empty profile has a p-value of 1. The p-value is a conformal rank with a Pareto tail (`Tail.p`,
+    docs/theory.md), so it holds for clients that are exchangeable with those of the calibration and for no others. In-domain theft
+    is invisible to it: its queries are those of an honest client.
     """
     in_order = shards <= 1
     statistics = measure(profile, baseline.table)
@@ -194,7 +230,10 @@ def _measure(signal: int) -> str:
 
 
 def reached(profile: Profile, baseline: Baseline, budget: float, persona: str = "") -> tuple[int, int] | None:
-    """When an in-order client's p-value first fell to `budget`: (event time in ms, queries seen); None if the trail does not say."""
+    """Return when an in-order client's p-value first fell to `budget`: (event time in ms, queries seen).
+
+    None where it has not, or where the first passages do not show it. The answer is exact: levels are steps of a fixed ladder.
+    """
     tail = baseline.tail(True, persona)
     for steps in range(1, len(profile.passage_ms) + 1):
         if tail.p(rung(steps)) <= budget:

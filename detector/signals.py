@@ -133,6 +133,19 @@ SIGNALS: tuple[Signal, ...] = (
     Signal("misfit_share", ("misfit",), 0.02, "distinct", Form.EXCESS, 20.0, "free", _FAMILIES["misfit"],
            f"{{count}} of {{base}} distinct queries {_TEXTS['misfit']}, far more than an honest client's share"),
 )  # fmt: skip
+"""The table. No signal sees in-domain theft: its queries are those of honest clients. When each measure does not work besides
+(docs/detection.md, docs/decisions):
+
+novelty, residual  a reference of some hundred rows says little about its own upper percent; levels are settled on honest traffic (0004)
+part, mix, step, jitter  trees that learned to recognise blends also take noise for blends: the evidence names the most specific claim first
+margin      no probabilities are logged, answers are labels only; a model is also unsure of a tester's odd inputs, so many are asked for
+lattice     no column of the reference lies on a lattice
+stepped     numbers on a coarse lattice, where a step is worth less than a bit; beyond 64 columns only the last 16 rows are searched; image
+            explainers (few bases, large masked moves) can collect an excess of it
+flipped, collinear  a short memory is searched for the earlier query, so pairs cover little of a theft
+misfit      a single broken integration looks like a thief: so misfits never block alone, and a shared one is held back (0019)
+ordered     a client seen in several partitions has no order: only the order-free signals assess it
+"""
 
 SIGNAL_NAMES = tuple(s.name for s in SIGNALS)
 FREE = np.array([s.block == "free" for s in SIGNALS])
@@ -149,10 +162,22 @@ MISFIT = np.array([s.name.startswith("misfit") for s in SIGNALS])
 def signal_table(
     scale: NDArray[np.float64] | None = None, horizon_distinct: float = np.inf, misfit_allowance: float = 0.02
 ) -> SignalTable:
-    """The table as arrays for the fold.
+    """Return the table of signals as arrays, for the fold.
 
-    scale (s,)        honest scale of each signal; without it the floors stand in
-    misfit_allowance  share of its queries that an honest client may send as misfits, as `fit` learned it
+    Parameters
+    ----------
+    scale : (s,) float64 or None
+        Honest scale of each signal; None: its floor.
+    horizon_distinct : float
+        Distinct queries that the calibration covers; a client with more has its masses damped.
+    misfit_allowance : float
+        Share of its queries that an honest client may send as misfits, as `fit` learned it.
+
+    Examples
+    --------
+    >>> table = signal_table()
+    >>> len(table.need) == len(SIGNALS), float(table.allowance[SIGNAL_NAMES.index("flipped")])
+    (True, 0.05)
     """
     scale = FLOOR if scale is None else scale
     need = np.array([sum(BITS[b] for b in s.bits) for s in SIGNALS], np.uint32)
@@ -182,7 +207,23 @@ class Statistics:
 
 
 def measure(profile: Profile, table: SignalTable) -> Statistics:
-    """All signals of one profile."""
+    """Measure all signals of one profile.
+
+    Parameters
+    ----------
+    profile : Profile
+        Of one client or merged; its running maxima belong to this table.
+    table : SignalTable
+
+    Returns
+    -------
+    Statistics
+        Masses in distinct queries beyond the allowance (times their share, for a dense signal), never negative.
+
+    Notes
+    -----
+    Counts are exact for light clients and bottom-k estimates for heavy ones (docs/theory.md).
+    """
     faded, (faded_distinct, faded_roots) = profile.carry(table)
     distinct, roots = profile.distinct + faded_distinct, profile.novel + faded_roots
     base = np.where(table.novel_base, roots, distinct)
@@ -197,5 +238,22 @@ def measure(profile: Profile, table: SignalTable) -> Statistics:
 
 
 def fuse(values: NDArray[np.float64], scale: NDArray[np.float64], use: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Largest of the signals in units of their honest scale. values (..., s) → (...)."""
+    """Return the largest of the used signals, in units of their honest scale.
+
+    Parameters
+    ----------
+    values : (..., s) float64
+    scale : (s,) float64
+        Positive.
+    use : (s,) bool
+
+    Returns
+    -------
+    (...) float64
+
+    Examples
+    --------
+    >>> float(fuse(np.array([12.0, 90.0, 8.0]), np.array([12.0, 10.0, 2.0]), np.array([True, False, True])))
+    4.0
+    """
     return np.asarray((values / scale)[..., use].max(-1))

@@ -60,14 +60,39 @@ def fit_baseline(
     personas: Mapping[str, str] | None = None,
     rehearsed: Rehearsed | None = None,
 ) -> tuple[Baseline, FittedClients]:
-    """Fit the feature map and the calibration of one model; the second result holds the clients as the fit saw them.
+    """Fit the feature map and the calibration of one model.
 
-    reference     honest inputs with the model's answers; clients and times don't matter
-    traffic       queries of presumably honest clients; the unit of calibration is the client
-    real_clients  False when `traffic` was simulated: the calibration is then marked uncalibrated
-    personas      client of the traffic → the use that its owner declared; it gets null distributions of its own
-    rehearsed     simulated honest tools: they bound the influence of each client, and the odd ones become pseudo-clients;
-                  None: no bound and no pseudo-clients
+    Parameters
+    ----------
+    reference : QueryBatch
+        Honest inputs with the model's answers; clients and times do not matter.
+    traffic : QueryBatch
+        Queries of presumably honest clients. The unit of calibration is the client.
+    real_clients : bool
+        False when `traffic` was simulated: the calibration is then marked uncalibrated, and nothing is ever blocked on it.
+    rng : Generator
+        The same state gives the same baseline.
+    personas : Mapping or None
+        Client of the traffic → the use that its owner declared; each use gets null distributions of its own.
+    rehearsed : Rehearsed or None
+        Simulated honest tools: they bound the influence of each client, and the odd ones become pseudo-clients. None: no bound and no
+        pseudo-clients.
+
+    Returns
+    -------
+    Baseline
+    FittedClients
+        The clients without a persona, as the fit saw them.
+
+    Raises
+    ------
+    UnfittedModel
+        Too few distinct rows in the reference, or too few clients in the traffic or under a persona.
+
+    Notes
+    -----
+    The false-alarm budget holds for the population that the calibration clients come from; unseen kinds of honest clients exceed it
+    (docs/detection.md, Limits).
     """
     declared = [(personas or {}).get(client, "") for client in traffic.clients]
     seen = np.unique(traffic.who)
@@ -99,7 +124,17 @@ def fit_baseline(
 
 
 def enough_clients(declared: Sequence[str], where: str) -> int:
-    """How many clients have no persona ("" in `declared`). Raises UnfittedModel for too few, with or without one."""
+    """Return the number of clients without a persona ("" in `declared`).
+
+    Raises UnfittedModel for too few, with or without one.
+
+    >>> enough_clients([""] * 20, "in the traffic")
+    20
+    >>> enough_clients([""] * 3, "in the traffic")
+    Traceback (most recent call last):
+        ...
+    detector.errors.UnfittedModel: 3 clients in the traffic; at least 20 are needed to calibrate by client
+    """
     clients = sum(not name for name in declared)
     if clients < MIN_CLIENTS:
         raise UnfittedModel(

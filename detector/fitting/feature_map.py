@@ -31,9 +31,29 @@ def fit_feature_map(
     probabilities: NDArray[np.float32],
     rng: np.random.Generator,
 ) -> FeatureMap:
-    """Fit on the reference: inputs (n, d) with their answers. Raises UnfittedModel below 50 distinct rows.
+    """Fit the feature map of one model on its reference.
 
-    Values of the reference may be missing (NaN).
+    Parameters
+    ----------
+    schema : Schema
+        Of d columns.
+    inputs : (n, d) float64
+        NaN: a missing value.
+    labels : (n,) int32
+    probabilities : (n, c) float32
+        NaN where an answer was a label only.
+    rng : Generator
+        The same state gives the same map.
+
+    Raises
+    ------
+    UnfittedModel
+        The reference has fewer than 50 distinct rows.
+
+    Notes
+    -----
+    A reference of some hundred rows says little about its own upper percent (docs/decisions/0004): `raise_levels` settles the levels on
+    honest traffic afterwards.
     """
     logged = np.ascontiguousarray(inputs, np.float64)
     category_counts = schema.category_counts
@@ -197,7 +217,16 @@ def _nearest_memory_distance(fmap: FeatureMap, inputs: NDArray[np.float64], rng:
 def raise_levels(
     fmap: FeatureMap, oddness: Sequence[NDArray[np.float64] | None], weight: NDArray[np.float64], share: float
 ) -> None:
-    """Raise each *rare* level until at most `share` of the weighted honest queries exceed it. Never lowers a level."""
+    """Raise each rare level until at most `share` of the weighted honest queries exceed it. No level is ever lowered.
+
+    Parameters
+    ----------
+    oddness : one (n,) float64 or None for each of `MEASURES`
+    weight : (n,) float64
+        Of each query.
+    share : float
+        In [0, 1].
+    """
     for i, odd in enumerate(oddness):
         if odd is None or MEASURES[i] == "lattice":
             continue

@@ -106,13 +106,25 @@ def recalibrate(
     min_days: float = MIN_DAYS,
     excluded: Counter[str] | None = None,
 ) -> Recalibrated:
-    """Replace the calibration of `baseline` by one of `clients`, presumably honest, each as the service kept it under `baseline`.
+    """Calibrate a baseline anew on clients as the service kept them; its feature map stays.
 
-    source    what the clients are, for the notes: "clients that …"
-    min_days  days that at least `MIN_LONG_CLIENTS` clients must have been seen
-    excluded  reason → clients that the caller left out; what is left out here is added
+    Parameters
+    ----------
+    baseline : Baseline
+        In force while the clients were seen.
+    clients : Iterable of KnownClient
+        Presumably honest, read once.
+    source : str
+        What the clients are, for the notes: "clients that …".
+    min_days : float
+        Days that at least `MIN_LONG_CLIENTS` clients must have been seen.
+    excluded : Counter or None
+        Reason → clients that the caller left out; those left out here are added.
 
-    Raises UnfittedModel, with numbers, when there are too few clients or they were seen for too short.
+    Raises
+    ------
+    UnfittedModel
+        With numbers, when there are too few clients or they were seen for too short.
     """
     excluded = Counter() if excluded is None else excluded
     taken: list[_Measured] = []
