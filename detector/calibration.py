@@ -282,7 +282,8 @@ class Tail:
         Notes
         -----
         Rank: Vovk, Gammerman & Shafer 2005. Tail index: Hill 1975, shrunk towards a prior. The guarantee is marginal over the mix of
-        clients, not for each kind of client. It does not hold for kinds of clients that the calibration lacks, nor after drift (docs/theory.md).
+        clients, not for each kind of client. It does not hold for kinds of clients that the calibration lacks, nor after drift
+        (docs/theory.md).
 
         Examples
         --------
