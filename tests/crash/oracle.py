@@ -26,6 +26,7 @@ from consumers.store.embedded import EmbeddedStore
 from consumers.store.layout import client_from_text
 from consumers.store.redis import connect
 from detector.baseline_file import read_baseline
+from detector.fold_arrays import Memory
 from detector.profile import Profile, Shape
 from detector.query import ClientKey
 
@@ -114,8 +115,9 @@ def differences(left: Profile, right: Profile) -> list[str]:
     found = []
     for one in fields(Profile):
         a, b = getattr(left, one.name), getattr(right, one.name)
-        if isinstance(a, dict):
-            same = a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a)
+        if isinstance(a, Memory):
+            arrays: list[tuple[Any, Any]] = list(zip(a, b, strict=True)) if isinstance(b, Memory) else []
+            same = bool(arrays) and all(np.array_equal(x, y) for x, y in arrays)
         elif isinstance(a, float) or (isinstance(a, np.ndarray) and a.dtype.kind == "f"):
             same = np.shape(a) == np.shape(b) and bool(np.allclose(a, b, rtol=1e-8, atol=1e-12, equal_nan=True))
         else:

@@ -410,7 +410,7 @@ def test_brokers_that_are_not_there_are_unavailable() -> None:
 
 
 def test_a_protocol_must_be_stated_beyond_loopback() -> None:
-    with pytest.raises(Refused, match="security_protocol must be stated for broker.example:9092"):
+    with pytest.raises(Refused, match="security_protocol must be set for broker.example:9092"):
         connection("127.0.0.1:9092,broker.example:9092")
     stated = connection("broker.example:9092", security_protocol="SASL_SSL", sasl_username="u", sasl_password="p")
     assert stated["sasl_mechanism"] == "SCRAM-SHA-512"

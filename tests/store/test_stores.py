@@ -466,7 +466,7 @@ def test_sqlite_upgrade_that_breaks_off_changes_nothing(tmp_path: Path, monkeypa
 
 
 def test_sqlite_feed_goes_back_ten_thousand_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("consumers.store.embedded.FEED_ENTRIES", 5)
+    monkeypatch.setattr("consumers.store.embedded_decisions.FEED_ENTRIES", 5)
     feed_is_capped(EmbeddedStore(tmp_path / "s.sqlite"), exactly=5)
 
 
