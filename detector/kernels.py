@@ -85,10 +85,10 @@ def hash_rows(x, grain, salt, k0, k1, out):  # type: ignore[no-untyped-def]
 
 
 @nb.njit(cache=True, nogil=True)
-def project_rows(x, center, scale, start, levels, basis, spread, out_z, out_residual):  # type: ignore[no-untyped-def]
+def project_rows(x, center, scale, start, category_counts, basis, spread, out_z, out_residual):  # type: ignore[no-untyped-def]
     """Whitened principal coordinates of each row and the length of what lies outside them.
 
-    A number is standardised and clipped to ±8; a category (``levels[j] > 0``) is a one-hot block of height ``1 / scale[j]``,
+    A number is standardised and clipped to ±8; a category (``category_counts[j] > 0``) is a one-hot block of height ``1 / scale[j]``,
     an unknown category the zero block. Column j begins at ``start[j]`` of the e expanded columns.
     basis (e, m) orthonormal; spread (m,) standard deviations; out_z (n, m) float64; out_residual (n,) float64.
     """
@@ -100,11 +100,11 @@ def project_rows(x, center, scale, start, levels, basis, spread, out_z, out_resi
         norm = 0.0
         for j in range(d):
             e = start[j]
-            if levels[j] == 0:
+            if category_counts[j] == 0:
                 v = min(8.0, max(-8.0, (x[i, j] - center[j]) / scale[j]))
             else:
                 code = int(x[i, j])
-                if code < 0 or code >= levels[j]:
+                if code < 0 or code >= category_counts[j]:
                     continue
                 e += code
                 v = 1.0 / scale[j]
@@ -195,21 +195,21 @@ def off_lattice(x, lattice, out):  # type: ignore[no-untyped-def]
 
 
 @nb.njit(cache=True, nogil=True)
-def any_misfit(x, levels):  # type: ignore[no-untyped-def]
-    """Whether a value of x (n, d) is missing, infinite or an unseen category; levels (d,) number of categories, 0: a number."""
+def any_misfit(x, category_counts):  # type: ignore[no-untyped-def]
+    """Whether a value of x (n, d) is missing, infinite or an unseen category; category_counts (d,), 0: a number."""
     for i in range(x.shape[0]):
         for j in range(x.shape[1]):
-            if not np.isfinite(x[i, j]) or (levels[j] > 0 and x[i, j] >= levels[j]):
+            if not np.isfinite(x[i, j]) or (category_counts[j] > 0 and x[i, j] >= category_counts[j]):
                 return True
     return False
 
 
 @nb.njit(cache=True, nogil=True)
-def complete_rows(x, donors, weight, levels, largest, out):  # type: ignore[no-untyped-def]
+def complete_rows(x, donors, weight, category_counts, largest, out):  # type: ignore[no-untyped-def]
     """Each row with the values of its nearest donor where it has none.
 
     x (n, d) float64; donors (r, d) complete rows, the first of the nearest gives; weight (d,) of a squared difference of numbers, a
-    category that differs counts as one; levels (d,); largest: what an infinite value becomes; out (n, d) float64.
+    category that differs counts as one; category_counts (d,); largest: what an infinite value becomes; out (n, d) float64.
     """
     n, d = x.shape
     there = np.empty(d, np.bool_)
@@ -217,7 +217,7 @@ def complete_rows(x, donors, weight, levels, largest, out):  # type: ignore[no-u
         lacking = 0
         for j in range(d):
             v = x[i, j]
-            there[j] = not (np.isnan(v) or (levels[j] > 0 and v >= levels[j]))
+            there[j] = not (np.isnan(v) or (category_counts[j] > 0 and v >= category_counts[j]))
             lacking += int(not there[j])
             out[i, j] = min(largest, max(-largest, v)) if there[j] else 0.0
         if lacking == 0:
@@ -229,7 +229,7 @@ def complete_rows(x, donors, weight, levels, largest, out):  # type: ignore[no-u
             for j in range(d):
                 if there[j]:
                     delta = out[i, j] - donors[a, j]
-                    if levels[j] > 0:
+                    if category_counts[j] > 0:
                         total += 1.0 if delta != 0.0 else 0.0
                     else:
                         total += min(
@@ -244,10 +244,10 @@ def complete_rows(x, donors, weight, levels, largest, out):  # type: ignore[no-u
 
 
 @nb.njit(cache=True, nogil=True)
-def misfit_rows(x, misfit, levels, column_bits, kind_bits, out):  # type: ignore[no-untyped-def]
+def misfit_rows(x, misfit, category_counts, column_bits, kind_bits, out):  # type: ignore[no-untyped-def]
     """Surprise of each row's misfits in bits; an unreadable row has that of its kind alone.
 
-    x (n, d) float64 with codes for what does not fit; misfit (n,) uint8 flags; levels (d,) number of categories, 0: a number;
+    x (n, d) float64 with codes for what does not fit; misfit (n,) uint8 flags; category_counts (d,), 0: a number;
     column_bits (3, d) of missing, unseen, out of range; kind_bits (3,) of retyped, unreadable, answer; out (n,) float64.
     """
     n, d = x.shape
@@ -264,8 +264,8 @@ def misfit_rows(x, misfit, levels, column_bits, kind_bits, out):  # type: ignore
             v = x[i, j]
             if np.isnan(v):
                 total += column_bits[0, j]
-            elif levels[j] > 0:
-                if v >= levels[j]:
+            elif category_counts[j] > 0:
+                if v >= category_counts[j]:
                     total += column_bits[1, j]
             elif np.isinf(v):
                 total += column_bits[2, j]

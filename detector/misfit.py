@@ -51,18 +51,18 @@ class Donors:
 
     rows    (r, d) complete reference rows, r ≤ `MAX_DONORS`
     weight  (d,) of a squared difference; a category that differs counts as one
-    levels  (d,) number of categories, 0 for a number
+    category_counts  (d,) number of categories, 0 for a number
     """
 
     rows: Numbers
     weight: Numbers
-    levels: NDArray[np.int64]
+    category_counts: NDArray[np.int64]
 
     @classmethod
-    def of(cls, inputs: Numbers, levels: NDArray[np.int64]) -> Donors:
+    def of(cls, inputs: Numbers, category_counts: NDArray[np.int64]) -> Donors:
         """Donors of a reference (n, d); rows that lack a value are donors only where there are too few others."""
-        known = ~(np.isnan(inputs) | np.isinf(inputs) | ((levels > 0) & (inputs >= levels)))
-        middle = np.zeros(len(levels))
+        known = ~(np.isnan(inputs) | np.isinf(inputs) | ((category_counts > 0) & (inputs >= category_counts)))
+        middle = np.zeros(len(category_counts))
         for j in np.flatnonzero(known.any(0)).tolist():
             ordered = np.sort(inputs[known[:, j], j])
             middle[j] = ordered[(len(ordered) - 1) // 2]
@@ -73,14 +73,14 @@ class Donors:
         weight = np.where(
             spread > 1e-9, 1.0 / np.maximum(spread, 1e-9) ** 2, 0.0
         )  # a constant column tells no donor from another
-        return cls(np.ascontiguousarray(rows), np.where(levels > 0, 1.0, weight), levels)
+        return cls(np.ascontiguousarray(rows), np.where(category_counts > 0, 1.0, weight), category_counts)
 
     def complete(self, inputs: Numbers) -> Numbers:
         """Rows (n, d) with a known value in every place; the same array where there is one already."""
-        if not kernels.any_misfit(inputs, self.levels):
+        if not kernels.any_misfit(inputs, self.category_counts):
             return inputs
         out = np.empty_like(inputs)
-        kernels.complete_rows(inputs, self.rows, self.weight, self.levels, OUT_OF_RANGE, out)
+        kernels.complete_rows(inputs, self.rows, self.weight, self.category_counts, OUT_OF_RANGE, out)
         return out
 
 

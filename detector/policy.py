@@ -254,7 +254,7 @@ def decide_group(
 def lapsed(previous: Decision, decision: Decision, now_s: int) -> Decision:
     """The decision about a client that asked nothing since the last one: a throttle or block is not renewed, it falls to watch.
 
-    The marks of a profile never fall, so it would be renewed for as long as the profile lives. The episode goes on: one more query that is
+    The running maxima of a profile never fall, so it would be renewed for ever. The episode goes on: one more query that is
     as suspicious, and the state is back.
     """
     over = 0 < previous.until_s <= now_s

@@ -423,7 +423,7 @@ def _union_marked(
 
 
 def _earliest(one: Profile, two: Profile) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Level by level, the earlier of two trails."""
+    """Level by level, the earlier of two first passages."""
     long, short = (one, two) if len(one.passage_ms) >= len(two.passage_ms) else (two, one)
     ms, query = long.passage_ms.copy(), long.passage_query.copy()
     k = len(short.passage_ms)

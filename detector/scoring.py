@@ -90,15 +90,15 @@ class Assessment(AssessmentSummary):
     held: bool = False
 
 
-def ladder(level: float) -> int:
+def ladder(fused: float) -> int:
     """Return the number of ladder steps at or below a fused score.
 
     >>> ladder(0.0)
     0
     """
-    if level < LADDER_FIRST:
+    if fused < LADDER_FIRST:
         return 0
-    return min(LADDER_STEPS, 1 + int(np.floor(np.log(level / LADDER_FIRST) / np.log(LADDER_GROWTH))))
+    return min(LADDER_STEPS, 1 + int(np.floor(np.log(fused / LADDER_FIRST) / np.log(LADDER_GROWTH))))
 
 
 def rung(steps: int) -> float:
@@ -203,7 +203,7 @@ def leading(strongest: Sequence[int], statistics: Statistics, scale: NDArray[np.
 
     strongest  fused signals of the client, the largest in honest units first
 
-    The largest leads, unless a more specific claim (`SPECIFIC`) beyond honest lives (one unit) explains the same queries: a measure of
+    The largest leads, unless a more specific claim (`SPECIFIC`) beyond honest clients (one unit) explains the same queries: a measure of
     single queries must count at least `COVERED` of the share that the largest counts. Pairs cover little, since only a short memory is
     searched for the earlier query, and honest clients hardly ever make them: they must be at least `PAIRS_BAND` as large.
     """

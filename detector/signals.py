@@ -232,7 +232,7 @@ def measure(profile: Profile, table: SignalTable) -> Statistics:
     excess = np.maximum(0.0, count - table.allowance * base)
     now = np.where(table.form == Form.EXCESS_TIMES_SHARE, excess * excess / np.maximum(base, 1.0), excess)
     now *= min(1.0, table.horizon_distinct / max(distinct, 1.0))
-    # the marks of one unmerged stream are exact at every query; only a merge can raise a mass beyond them
+    # the running maxima of one unmerged stream are exact at every query; only a merge can raise a mass beyond them
     lifetime = profile.maxima if profile.parts == 1 else np.maximum(now, profile.maxima)
     return Statistics(value=np.where(FREE, now, lifetime), count=count, base=base, lifetime=lifetime)
 

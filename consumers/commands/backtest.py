@@ -45,7 +45,7 @@ def backtest(
     if not all(0 < b < 0.5 for b in budgets):
         raise WrongUse("--budget: it must be above 0 and below 0.5")
     processes.warn_of_weak_baselines(settings, baselines)
-    lives = []
+    clients = []
     source = adapters.open_files(logs, translator=adapters.open_translator(settings, baselines))
     with adapters.open_sqlite() as store, contextlib.closing(source):
         reading, judging = processes.pure_steps(settings, baselines)
@@ -59,14 +59,14 @@ def backtest(
             fields = fields_of(store, [key])[key]
             profile = together(spans_in_force(fields, known))
             if profile is not None:
-                lives.append(testing.ClientAtEnd.of(row.client_id, key.model, profile, len(fields), known))
-    rows = testing.at_budgets(lives, baselines, budgets)
-    flagged = testing.flagged(lives, baselines, budgets)
+                clients.append(testing.ClientAtEnd.of(row.client_id, key.model, profile, len(fields), known))
+    rows = testing.at_budgets(clients, baselines, budgets)
+    flagged = testing.flagged(clients, baselines, budgets)
     if as_json:
         lines = [{"kind": "budget"} | asdict(r) for r in rows] + [{"kind": "client"} | asdict(f) for f in flagged]
         terminal.print_json_lines(lines)
         return
-    _print_backtest(rows, flagged, len(lives))
+    _print_backtest(rows, flagged, len(clients))
 
 
 def _print_backtest(rows: list[Any], flagged: list[Any], clients: int) -> None:

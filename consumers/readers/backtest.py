@@ -66,13 +66,13 @@ class Flagged:
 
 
 def at_budgets(
-    lives: Sequence[ClientAtEnd], baselines: Mapping[str, Baseline], budgets: Sequence[float]
+    clients: Sequence[ClientAtEnd], baselines: Mapping[str, Baseline], budgets: Sequence[float]
 ) -> list[AtBudget]:
     """One row a budget, in the order given."""
     rows = []
     for budget in budgets:
         policy = Policy(budget)
-        verdicts = [wanted(one.assessment, baselines[one.model].calibration, policy) for one in lives]
+        verdicts = [wanted(one.assessment, baselines[one.model].calibration, policy) for one in clients]
         states = {s: sum(state == s for state, _ in verdicts) for s in STATES}
         enforced = {
             mode: {s: sum(enforce(state, mode) == s for state, _ in verdicts) for s in FLAGGED} for mode in MODES
@@ -83,8 +83,8 @@ def at_budgets(
                 budget=budget,
                 states=states,
                 flagged=sum(states[s] for s in FLAGGED),
-                expected=budget * len(lives),
-                supported=all(baselines[m].calibration.supports(budget) for m in {one.model for one in lives}),
+                expected=budget * len(clients),
+                supported=all(baselines[m].calibration.supports(budget) for m in {one.model for one in clients}),
                 enforced=enforced,
                 reasons={r: held.count(r) for r in sorted(set(held))},
             )
@@ -92,10 +92,12 @@ def at_budgets(
     return rows
 
 
-def flagged(lives: Sequence[ClientAtEnd], baselines: Mapping[str, Baseline], budgets: Sequence[float]) -> list[Flagged]:
+def flagged(
+    clients: Sequence[ClientAtEnd], baselines: Mapping[str, Baseline], budgets: Sequence[float]
+) -> list[Flagged]:
     """Clients that at least one budget flags, most suspicious first."""
     found = []
-    for one in sorted(lives, key=lambda life: (life.assessment.p_value, -life.assessment.queries, life.client_id)):
+    for one in sorted(clients, key=lambda one: (one.assessment.p_value, -one.assessment.queries, one.client_id)):
         hit = [b for b in sorted(budgets) if one.assessment.p_value <= b]
         if not hit:
             continue

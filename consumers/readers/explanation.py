@@ -35,7 +35,7 @@ class SignalStanding:
     """One signal of a client among honest ones.
 
     statistic, p_value, text  as stored; value: the statistic in units of its honest scale
-    usual, high, most         median, 99th percentile, maximum of honest lives, in the same units
+    usual, high, most         median, 99th percentile, maximum of honest clients' lifetime maxima, in the same units
     """
 
     signal: str
@@ -80,9 +80,9 @@ def standings(one: ClientDetail, baseline: Baseline | None) -> list[SignalStandi
             continue  # stored by a version with another table of signals
         i = SIGNAL_NAMES.index(e.signal)
         scale = float(baseline.calibration.scale[i])
-        lives = sorted(float(v) / scale for v in baseline.calibration.lifetime_maxima[:, i]) or [0.0]
-        high = lives[min(len(lives) - 1, math.ceil(0.99 * len(lives)))]
-        usual, most = lives[len(lives) // 2], lives[-1]
+        maxima = sorted(float(v) / scale for v in baseline.calibration.lifetime_maxima[:, i]) or [0.0]
+        high = maxima[min(len(maxima) - 1, math.ceil(0.99 * len(maxima)))]
+        usual, most = maxima[len(maxima) // 2], maxima[-1]
         found.append(SignalStanding(e.signal, e.statistic, e.p_value, e.text, e.statistic / scale, usual, high, most))
     return sorted(found, key=lambda s: -s.value)
 

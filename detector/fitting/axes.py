@@ -16,15 +16,15 @@ def expand(
     center: NDArray[np.float64],
     scale: NDArray[np.float64],
     start: NDArray[np.int64],
-    levels: NDArray[np.int64],
+    category_counts: NDArray[np.int64],
 ) -> NDArray[np.float64]:
     """Complete rows (n, d) as standardised numbers and one-hot categories, (n, e); an unseen category is all zeros."""
-    out = np.zeros((len(x), int(start[-1] + max(1, levels[-1]))))
+    out = np.zeros((len(x), int(start[-1] + max(1, category_counts[-1]))))
     for j in range(x.shape[1]):
-        if levels[j] == 0:
+        if category_counts[j] == 0:
             out[:, start[j]] = np.clip((x[:, j] - center[j]) / scale[j], -8, 8)
         else:
-            known = np.flatnonzero(x[:, j] < levels[j])
+            known = np.flatnonzero(x[:, j] < category_counts[j])
             out[known, start[j] + x[known, j].astype(int)] = 1 / scale[j]
     return out
 

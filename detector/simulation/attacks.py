@@ -261,9 +261,9 @@ def equation_solving(knowledge: AttackerKnowledge, rng: np.random.Generator) -> 
     base = domain.emit(domain.centre[None])
     while True:
         sweep = np.vstack([base, base + np.diag(np.where(base[0] + step > domain.high, -step, step))])
-        for j, levels in enumerate(domain.codes):
-            if levels is not None:
-                sweep[j + 1, j] = rng.choice(levels)
+        for j, known_codes in enumerate(domain.codes):
+            if known_codes is not None:
+                sweep[j + 1, j] = rng.choice(known_codes)
         sent, answer = yield sweep
         soft = sent[int(np.sort(answer, axis=1)[:, -1].argmin())]
         base = domain.emit((soft + 0.5 * rng.normal(size=domain.width) * domain.spread)[None])
@@ -281,8 +281,8 @@ def tree_path(knowledge: AttackerKnowledge, rng: np.random.Generator) -> Theft:
             continue
         seen.add(leaf)
         for j in rng.permutation(domain.width):
-            levels = domain.codes[j]
-            ends = levels if levels is not None else np.array([domain.low[j], domain.high[j]])
+            known_codes = domain.codes[j]
+            ends = known_codes if known_codes is not None else np.array([domain.low[j], domain.high[j]])
             probes = np.repeat(row[None], len(ends), axis=0)
             probes[:, j] = ends
             sent, answer = yield probes
@@ -291,7 +291,7 @@ def tree_path(knowledge: AttackerKnowledge, rng: np.random.Generator) -> Theft:
                     continue
                 todo.append(sent[k])
                 near, far = row.copy(), sent[k].copy()
-                for _ in range(0 if levels is not None else 14):
+                for _ in range(0 if known_codes is not None else 14):
                     middle = near.copy()
                     middle[j] = (near[j] + far[j]) / 2
                     if abs(far[j] - near[j]) <= 1.01 * domain.grain[j]:

@@ -36,7 +36,7 @@ class Domain:
     """Bounds and grain of d input columns.
 
     low, high    (d,) what is accepted; one range for all columns when `homogeneous`
-    decimals     (d,) int, values are rounded to so many digits
+    decimals     (d,) int, digits to which values are rounded
     codes        d entries: known codes of a coded column, else None
     centre       (d,) mean, `spread` (d,) standard deviation (never 0), `mode` (d,) most frequent value
     quantiles    (101, d) per-column quantiles that are values of the reference
@@ -59,7 +59,7 @@ class Domain:
     def of(cls, reference: Rows, coded: NDArray[np.bool_] | None = None) -> Domain:
         """Domain of a reference (n, d).
 
-        `coded` (d,) says which columns are categories; without it, whole-number columns of at most 32 levels are,
+        `coded` (d,) says which columns are categories; without it, whole-number columns of at most 32 codes are,
         unless the columns are homogeneous.
         """
         rows = np.asarray(reference, dtype=np.float64)
@@ -75,21 +75,21 @@ class Domain:
                 np.full_like(high, 1.0 if unit else high.max()),
             )
             decimals[:] = decimals.max()
-        levels: list[Rows | None] = []
+        known_codes: list[Rows | None] = []
         modes = np.empty(rows.shape[1])
         for j, column in enumerate(rows.T):
             values, counts = np.unique(column, return_counts=True)
             modes[j] = values[counts.argmax()]
             few = not homogeneous and decimals[j] == 0 and len(values) <= MOST_CODES
-            # as the service would round them: a level that rounding moves could never be sent twice
+            # as the service would round them: a code that rounding moves could never be sent twice
             codes = np.unique(np.round(values, int(decimals[j])) + 0.0)
-            levels.append(codes if (few if coded is None else bool(coded[j])) else None)
+            known_codes.append(codes if (few if coded is None else bool(coded[j])) else None)
         spread = rows.std(axis=0)
         floor = float(spread.mean()) * 0.1 if homogeneous and spread.any() else 1.0
         positive = np.maximum(spread, floor) if homogeneous else np.where(spread > 0, spread, floor)
         quantiles = np.quantile(rows, np.linspace(0, 1, QUANTILES), axis=0, method="nearest")
         centre = rows.mean(axis=0)
-        return cls(low, high, decimals, tuple(levels), centre, positive, modes, quantiles, homogeneous, unit)
+        return cls(low, high, decimals, tuple(known_codes), centre, positive, modes, quantiles, homogeneous, unit)
 
     @property
     def width(self) -> int:
@@ -99,7 +99,7 @@ class Domain:
     @property
     def coded(self) -> NDArray[np.bool_]:
         """(d,) which columns are categories."""
-        return np.array([levels is not None for levels in self.codes], dtype=bool)
+        return np.array([known_codes is not None for known_codes in self.codes], dtype=bool)
 
     @property
     def grain(self) -> Rows:
@@ -121,9 +121,9 @@ class Domain:
         for places in np.unique(self.decimals):
             columns = self.decimals == places
             out[:, columns] = np.round(out[:, columns], int(places))
-        for j, levels in enumerate(self.codes):
-            if levels is not None:
-                out[:, j] = levels[np.abs(out[:, j][:, None] - levels).argmin(axis=1)]
+        for j, known_codes in enumerate(self.codes):
+            if known_codes is not None:
+                out[:, j] = known_codes[np.abs(out[:, j][:, None] - known_codes).argmin(axis=1)]
         return out + 0.0  # no negative zeros in a log
 
     def uniform(self, n: int, rng: np.random.Generator) -> Rows:
@@ -131,9 +131,9 @@ class Domain:
         if self.unit:
             return rng.normal(size=(n, self.width))
         out = rng.uniform(self.low, self.high, size=(n, self.width))
-        for j, levels in enumerate(self.codes):
-            if levels is not None:
-                out[:, j] = rng.choice(levels, size=n)
+        for j, known_codes in enumerate(self.codes):
+            if known_codes is not None:
+                out[:, j] = rng.choice(known_codes, size=n)
         return out
 
     def marginal(self, n: int, rng: np.random.Generator) -> Rows:

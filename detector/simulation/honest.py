@@ -167,11 +167,11 @@ def robustness(pools: HonestPools, n: int, rng: np.random.Generator) -> Rows:
         rows = np.repeat(pools.items(-(-n // copies), rng), copies, axis=0)[:n]
         strength = rng.choice([0.02, 0.05, 0.1, 0.2], size=(n, 1))
     else:
-        levels = int(rng.integers(3, 15))
-        items = pools.items(-(-n // levels), rng)
-        rows = np.tile(items, (levels, 1))[:n]
+        steps = int(rng.integers(3, 15))
+        items = pools.items(-(-n // steps), rng)
+        rows = np.tile(items, (steps, 1))[:n]
         most = rng.choice([0.1, 0.2] if domain.homogeneous else [0.2, 0.5])  # of the range, or of a standard deviation
-        strength = (np.arange(n) // len(items) / (levels - 1) * most)[:, None]
+        strength = (np.arange(n) // len(items) / (steps - 1) * most)[:, None]
     style = int(rng.integers(3))
     if style == 2:
         hit = rng.random(rows.shape) < strength

@@ -30,7 +30,7 @@ class Variant:
     """How a theft is hidden.
 
     share     of the accounts' traffic that is theft; the rest is honest cover
-    accounts  dealt over so many, in turn, or one after the other with `handover`
+    accounts  number of accounts that it is dealt over, in turn, or one after the other with `handover`
     slow      over the whole horizon
     """
 
@@ -152,7 +152,7 @@ def theft_streams(
 
 
 def population(clients: int, rng: np.random.Generator, kinds: Sequence[str] | None = None) -> list[str]:
-    """Kinds of so many honest clients, shuffled: the shares of `BENIGN`, every kind at least once if there is room."""
+    """Kinds of `clients` honest clients, shuffled: the shares of `BENIGN`, every kind at least once if there is room."""
     names = list(BENIGN) if kinds is None else list(kinds)
     shares = np.array([BENIGN[k].share for k in names])
     exact = shares / shares.sum() * clients
