@@ -20,8 +20,7 @@ Rules:
 * Where more than `MOST_LEFT_OUT` of the clients would be excluded, the rehearsal does not describe this fleet, and no client is excluded.
 
 It does not work for a kind of client that is missing in the traffic and in the rehearsal: such a client may be flagged more often than
-the budget says. Nor does it notice thieves that stay below the rehearsal bound while it is fitted: they raise the maxima, and hide later
-thieves.
+the budget says. Nor does it notice thieves that stay below these limits while it is fitted: they raise the maxima, and hide later thieves.
 """
 
 from __future__ import annotations
