@@ -22,7 +22,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from consumers.log import MAX_RECORD_BYTES, Records
+from consumers.log import Records
 from consumers.log.columns import DIGEST_BYTES, LONGEST_COMPARED, TIMES_MS, ModelColumns, Texts
 from consumers.log.inputs import PROBABLE, InputReader
 from consumers.log.json_scan import PLACES, copy_pieces, scan_events, tell_apart, times_ms
@@ -31,6 +31,8 @@ from consumers.log.tolerant import Raw
 from detector.misfit import OUT_OF_RANGE
 from detector.query import QueryBatch
 
+LONGEST = 1 << 18
+"""Bytes of the longest plain event; some 20,000 numbers."""
 _COMPARED = [PLACES[name] for name in ("event_id", "features", "embedding", "text", "messages", "prediction")]
 """What two events with one id must have in common to be one event that was sent twice, in the order in which it is laid out."""
 _NEEDED = [PLACES[name] for name in ("client_id", "model_id", "timestamp", "prediction", "prediction.label")]
@@ -88,19 +90,23 @@ def plain_events(
     Parameters
     ----------
     records
-        Those that the log refused, or that are over the limit of size, are not plain.
+        Those that the log refused, or that are longer than `LONGEST`, are not plain.
     readers
         Model id → reader of its inputs. Models whose inputs are named or hold categories have no plain events.
     names_a_client
         Whether a text can be a client id.
     """
-    lengths = np.fromiter(map(len, records.values), np.int64, len(records.values))
-    text = np.frombuffer(b"".join(records.values), np.uint8)
+    values = records.values
+    lengths = np.fromiter(map(len, values), np.int64, len(values))
+    if lengths.max(initial=0) > LONGEST:  # a copy of such a poll could take gigabytes
+        values = [value if len(value) <= LONGEST else b"" for value in values]
+        lengths[lengths > LONGEST] = 0
+    text = np.frombuffer(b"".join(values), np.uint8)
     if not len(text):
         return {}
     spans, plain = scan_events(text, np.cumsum(lengths))
     poll = _Poll(text, spans)
-    plain &= (spans[:, _NEEDED, 1] > 0).all(1) & (lengths <= MAX_RECORD_BYTES)
+    plain &= (spans[:, _NEEDED, 1] > 0).all(1)
     plain[list(records.refused)] = False
     rows = np.flatnonzero(plain)
     if not len(rows):
