@@ -165,7 +165,7 @@ def stopping() -> Iterator[Callable[[], bool]]:
 
 
 def json_logs() -> None:
-    """One JSON object a line on standard error, control characters escaped."""
+    """One JSON object a line on standard error, control characters escaped; warnings of libraries too."""
     shared: list[Any] = [
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
@@ -187,6 +187,7 @@ def json_logs() -> None:
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     logging.getLogger("querywarden").setLevel(logging.INFO)
+    logging.captureWarnings(True)
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
 import sys
 import unicodedata
 from collections.abc import Callable
@@ -83,3 +84,10 @@ def test_a_string_is_no_markup(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_line_break_in_a_name_makes_no_row(monkeypatch: pytest.MonkeyPatch) -> None:
     text = printed(lambda: terminal.print_table(("client",), [("one\nacct-9  clear",)]), monkeypatch)
     assert len(text.splitlines()) == 2
+
+
+def test_a_library_that_warns_writes_a_line_of_the_log() -> None:
+    code = "import warnings; from consumers import terminal; terminal.json_logs(); warnings.warn('old\\nand odd', stacklevel=1)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    (line,) = done.stderr.splitlines()
+    assert "old" in json.loads(line)["event"]

@@ -20,6 +20,8 @@ from detector.profile import FORMAT, OLDER_FORMATS, Profile, Shape
 
 MODELS: dict[str, Any] = json.loads((Path(__file__).parent / "data/profiles-format-4.json").read_text())
 STORED = [(model, name) for model, of in MODELS.items() for name in of["profiles"]]
+RENAMED = {"nulls_version": "calibration_version"}
+"""Names of fields when the file was written → their names now."""
 KINDS = {"i": "<i8", "u": "<u8", "f": "<f8", "b": "u1"}
 
 
@@ -38,7 +40,7 @@ def differing(profile: Profile, digests: dict[str, str]) -> list[str]:
             place, _, part = field.partition(".")
             value = getattr(profile.archive.sets[int(place)], part)
         else:
-            value = getattr(profile.memory, field) if group == "memory" else getattr(profile, name)
+            value = getattr(profile.memory, field) if group == "memory" else getattr(profile, RENAMED.get(name, name))
         wrong += [name] if digest(value) != want else []
     return wrong
 
