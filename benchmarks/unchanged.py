@@ -35,6 +35,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 
 RENAMED: dict[str, str] = {
+    "nulls_version": "calibration_version",
     "cell_counts": "region_counts",
     "sample_root": "sample_novel",
     "path_hash": "sequence_hash",
