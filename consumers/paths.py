@@ -136,3 +136,23 @@ def _named(path: str | os.PathLike[str], what: str) -> str:
 
 def _why(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
+
+
+def create_private(path: Path, text: str) -> bool:
+    """Write a new file that only its owner can read; False when something is there already. Raises OSError.
+
+    A hard link appears whole or not at all and, unlike a rename, never replaces what another process wrote.
+    """
+    draft = draft_of(path)
+    fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(fd, "w", encoding="ascii") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(draft, path)
+    except FileExistsError:
+        return False
+    finally:
+        draft.unlink(missing_ok=True)
+    return True

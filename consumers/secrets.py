@@ -146,22 +146,9 @@ def _write_new(path: Path) -> bool:
     text = json.dumps({"format": FORMAT, **keys}, indent=1) + "\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        draft = paths.draft_of(path)
-        fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            with os.fdopen(fd, "w", encoding="ascii") as out:
-                out.write(text)
-                out.flush()
-                os.fsync(out.fileno())
-            # A hard link appears whole or not at all and, unlike a rename, never replaces what another process wrote.
-            os.link(draft, path)
-        except FileExistsError:
-            return False
-        finally:
-            draft.unlink(missing_ok=True)
+        return paths.create_private(path, text)
     except OSError as error:
         raise ConfigError(f"secrets file {path}: cannot be created: {error.strerror}") from error
-    return True
 
 
 def _read(path: Path) -> dict[str, bytes]:

@@ -45,6 +45,8 @@ For = Annotated[
 ]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation if the client was never seen.")]
 Reason = Annotated[str, typer.Option(help="Reason; stored with the entry.")]
+DecisionNote = Annotated[str, typer.Option("--note", help="Longer explanation; stored with the decision.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Store and show the decision, but do not enforce it.")]
 
 decisions_app = typer.Typer(help="List, make and withdraw operators' decisions.", no_args_is_help=True)
 allowlist_app = typer.Typer(
@@ -219,8 +221,8 @@ def decisions_block(
     model: ModelOption = "*",
     ttl: For = "24h",
     reason: Reason = "",
-    note: Annotated[str, typer.Option(help="Longer explanation; stored with the decision.")] = "",
-    dry: Annotated[bool, typer.Option("--dry-run", help="Store and show the decision, but do not enforce it.")] = False,
+    note: DecisionNote = "",
+    dry: DryRun = False,
     yes: Yes = False,
     as_json: AsJson = False,
     config_file: ConfigFile = None,
@@ -235,8 +237,8 @@ def decisions_throttle(
     model: ModelOption = "*",
     ttl: For = "24h",
     reason: Reason = "",
-    note: Annotated[str, typer.Option(help="Longer explanation; stored with the decision.")] = "",
-    dry: Annotated[bool, typer.Option("--dry-run", help="Store and show the decision, but do not enforce it.")] = False,
+    note: DecisionNote = "",
+    dry: DryRun = False,
     yes: Yes = False,
     as_json: AsJson = False,
     config_file: ConfigFile = None,
@@ -251,8 +253,8 @@ def decisions_degrade(
     model: ModelOption = "*",
     ttl: For = "24h",
     reason: Reason = "",
-    note: Annotated[str, typer.Option(help="Longer explanation; stored with the decision.")] = "",
-    dry: Annotated[bool, typer.Option("--dry-run", help="Store and show the decision, but do not enforce it.")] = False,
+    note: DecisionNote = "",
+    dry: DryRun = False,
     yes: Yes = False,
     as_json: AsJson = False,
     config_file: ConfigFile = None,

@@ -56,19 +56,12 @@ class WatermarkKey:
         """Draw a key and write it to a new file of mode 0600. Raises Refused when something is there already."""
         key = entropy.token_bytes(KEY_BYTES)
         text = json.dumps({"format": FORMAT, "watermark_key": base64.b64encode(key).decode()}) + "\n"
-        draft = paths.draft_of(path)
         try:
-            with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.link(draft, path)  # whole or not at all, and never in place of another file
-        except FileExistsError:
-            raise Refused(f"watermark key {path}: exists; records sealed with it could not be read any more") from None
+            created = paths.create_private(path, text)
         except OSError as error:
             raise Refused(f"watermark key {path}: cannot be created: {error.strerror}") from error
-        finally:
-            draft.unlink(missing_ok=True)
+        if not created:
+            raise Refused(f"watermark key {path}: exists; records sealed with it could not be read any more")
         return cls(key)
 
     @classmethod

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from fastapi import FastAPI, Query
+from fastapi import FastAPI
 from pydantic import Field
 from starlette.responses import Response
 
 from consumers.http.api.context import Api, tell_revision
-from consumers.http.api.parameters import NEXT, AboutClient, Once, Paged, Seen, Words, about_client, newest_first, tag
+from consumers.http.api.parameters import (
+    NEXT,
+    AboutClient,
+    ClientAsked,
+    ClientKeyAsked,
+    ModelAsked,
+    Once,
+    Paged,
+    Seen,
+    Words,
+    about_client,
+    newest_first,
+    tag,
+)
 from consumers.http.routes import Acting, Caller, route
 from consumers.operators.audited_write import DAY_S, Subject
 from consumers.readers import models as read_models
@@ -39,11 +50,9 @@ def allowlist_routes(app: FastAPI, api: Api) -> None:
     def disallow(
         who: Acting,
         response: Response,
-        model_id: Annotated[
-            str, Query(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f|]+$")
-        ] = operator_entries.EVERY_MODEL,
-        client_id: Annotated[str | None, Query(min_length=1, max_length=256)] = None,
-        client_key: Annotated[str | None, Query(pattern=r"^[0-9a-f]{32}$")] = None,
+        model_id: ModelAsked = operator_entries.EVERY_MODEL,
+        client_id: ClientAsked = None,
+        client_key: ClientKeyAsked = None,
         once: Once = None,
         seen: Seen = None,
     ) -> read_models.Allowed:

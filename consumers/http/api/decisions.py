@@ -14,6 +14,9 @@ from consumers.http.api.parameters import (
     NEXT,
     AboutClient,
     Asked,
+    ClientAsked,
+    ClientKeyAsked,
+    ModelAsked,
     Once,
     Paged,
     Seen,
@@ -84,11 +87,9 @@ def decision_routes(app: FastAPI, api: Api) -> None:
     def release(
         who: Acting,
         response: Response,
-        model_id: Annotated[
-            str, Query(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f|]+$")
-        ] = operator_entries.EVERY_MODEL,
-        client_id: Annotated[str | None, Query(min_length=1, max_length=256)] = None,
-        client_key: Annotated[str | None, Query(pattern=r"^[0-9a-f]{32}$")] = None,
+        model_id: ModelAsked = operator_entries.EVERY_MODEL,
+        client_id: ClientAsked = None,
+        client_key: ClientKeyAsked = None,
         withdraw: Annotated[
             bool, Query(description="take an operator's decision back; what was detected holds again")
         ] = False,

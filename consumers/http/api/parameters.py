@@ -40,6 +40,9 @@ Once = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_l
 Seen = Annotated[
     str | None, Header(alias="If-Match", pattern=r'^"[0-9a-f]{32}"$', description="ETag that the decision rests on")
 ]
+ModelAsked = Annotated[str, Query(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f|]+$")]
+ClientAsked = Annotated[str | None, Query(min_length=1, max_length=256)]
+ClientKeyAsked = Annotated[str | None, Query(pattern=r"^[0-9a-f]{32}$")]
 ModelId = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f|]+$")]
 ClientId = Annotated[str, Field(min_length=1, max_length=256)]
 ClientHash = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
