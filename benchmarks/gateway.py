@@ -100,8 +100,8 @@ def serve(pipe: Connection, folder: str, url: str, core: int | None, control: bo
     import threading
 
     from consumers import config
-    from consumers import serve as serving
-    from consumers.metrics import Metrics
+    from consumers.http import server as serving
+    from consumers.telemetry.metrics import Metrics
     from consumers.wiring.adapters import open_store
     from consumers.wiring.serve import build_application
 

@@ -34,11 +34,11 @@ from kafka import KafkaConsumer
 from numpy.typing import NDArray
 
 from consumers import replay
-from consumers.alerts.kafka import DeadLetterTopic
 from consumers.detect.step import Detect
 from consumers.ingest import loop as ingest
 from consumers.ingest.step import Cell, Ingest
 from consumers.log import Records
+from consumers.log.dead_letter_topic import DeadLetterTopic
 from consumers.log.files import FileLog
 from consumers.log.formats import InputReader, NativeFormat
 from consumers.log.kafka import KafkaLog, connection

@@ -5,7 +5,7 @@ Rules: a damaged or foreign file is refused in one line. Nothing here fits, so t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -20,10 +20,12 @@ from detector.errors import DetectorError
 _PersonaName = Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9._-]{1,40}$")]
 
 
-def read_personas(path: Path) -> dict[str, str]:
-    """Client id → persona, of a JSON object in a file. Raises InvalidInput in one line."""
+def read_personas(path: Path | str | None) -> dict[str, str]:
+    """Client id → persona, of a JSON object in a file; none without a file. Raises InvalidInput in one line."""
+    if not path:
+        return {}
     try:
-        return msgspec.json.decode(paths.read(path, "personas"), type=dict[str, _PersonaName])
+        return msgspec.json.decode(paths.read(Path(path), "personas"), type=dict[str, _PersonaName])
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise InvalidInput(f"personas: {path}: {error}") from error
 
@@ -48,3 +50,20 @@ def load_baselines(given: Sequence[str]) -> dict[str, Baseline]:
             raise InvalidInput(f"{file}: a second baseline for model {baseline.model_id}")
         found[baseline.model_id] = baseline
     return found
+
+
+def limits_of(baselines: Mapping[str, Baseline], false_alarm_budget: float) -> list[str]:
+    """What baselines can't support, one line each."""
+    lines = []
+    for model, baseline in baselines.items():
+        calibration = baseline.calibration
+        if not calibration.calibrated:
+            lines.append(
+                f"model {model}: UNCALIBRATED, the scores were calibrated on simulated clients only; nothing is blocked"
+            )
+        elif not calibration.supports(false_alarm_budget):
+            lines.append(
+                f"model {model}: {calibration.clients} calibration clients are too few for a lifetime budget of "
+                f"{false_alarm_budget:g}: below {1 / calibration.clients:.2g} the p-values rest on a tail model"
+            )
+    return lines

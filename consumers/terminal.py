@@ -71,6 +71,12 @@ def complain(text: str, status: int = 1) -> int:
     return status
 
 
+def warn(lines: Iterable[str]) -> None:
+    """Print each line on standard error."""
+    for line in lines:
+        err.print(line, soft_wrap=True)
+
+
 @dataclass(frozen=True, slots=True)
 class TableColumn:
     """A column of a table. right: numbers stand there; whole: its cells are never wrapped."""

@@ -25,7 +25,7 @@ import typer.main
 from consumers import cli, config
 from consumers.http import access
 from consumers.log import formats
-from consumers.metrics import METRICS
+from consumers.telemetry.metrics import METRICS
 from detector import fold_arrays, policy
 from detector.calibration import LARGEST_AVERAGED
 from detector.features import BITS, BLOCKS, MEASURES

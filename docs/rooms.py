@@ -47,7 +47,14 @@ DEEP = 3
 """How many calls below the entry a path is followed. Deeper, every path ends in the same helpers."""
 
 RUNNING = frozenset(
-    {"consumers.ingest", "consumers.ingest.loop", "consumers.detect", "consumers.detect.loop", "consumers.serve"}
+    {
+        "consumers.ingest",
+        "consumers.ingest.loop",
+        "consumers.detect",
+        "consumers.detect.loop",
+        "consumers.serve",
+        "consumers.http.server",
+    }
 )
 """Modules whose `run` is the loop of a process: what happens there is no longer its start."""
 

@@ -36,16 +36,16 @@ from sklearn.neural_network import MLPClassifier
 from threadpoolctl import threadpool_limits
 
 from consumers import config, fit, replay, terminal
-from consumers import serve as answering
 from consumers.detect.step import Detect
 from consumers.errors import Refused
+from consumers.http import server
 from consumers.ingest.step import Ingest
 from consumers.log.files import FileLog
-from consumers.metrics import Metrics
 from consumers.readers.report import write_report
 from consumers.secrets import Secrets
 from consumers.simulate import Columns, origins, truth_of, truth_path, write_json, write_log, write_reference
 from consumers.store.embedded import EmbeddedStore
+from consumers.telemetry.metrics import Metrics
 from consumers.wiring.serve import build_application
 from detector.baseline import Baseline
 from detector.policy import FLAGGED, Policy
@@ -291,7 +291,7 @@ def serve(stop: Callable[[], bool]) -> None:
     """The dashboard on the demo's store, by the service itself, on loopback only, until `stop`."""
     settings = config.load(write_settings())
     try:
-        listener = answering.listen(settings.http.bind)
+        listener = server.listen(settings.http.bind)
     except Refused as error:
         console.print(f"[yellow]{error}: open the report as a file.[/]", soft_wrap=True)
         return
@@ -303,7 +303,7 @@ def serve(stop: Callable[[], bool]) -> None:
             f"[dim](the same by hand: querywarden serve --config {OUT / 'demo.toml'})[/]",
             soft_wrap=True,
         )
-        answering.run(application, listener, stop)
+        server.run(application, listener, stop)
     console.print("Stopped.")
 
 

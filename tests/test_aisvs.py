@@ -8,8 +8,8 @@ from pathlib import Path
 
 from consumers import config
 from consumers.http.access import TABLE
-from consumers.metrics import METRICS
 from consumers.records.alert import FRAMEWORKS
+from consumers.telemetry.metrics import METRICS
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "aisvs.md").read_text()

@@ -29,12 +29,12 @@ import typer.main
 from support.store_contract import failures
 
 from consumers import cli, config
-from consumers.alerts.kafka import _letter
 from consumers.log import formats
-from consumers.metrics import METRICS
+from consumers.log.dead_letter_topic import letter_body
 from consumers.records.alert import FRAMEWORKS
 from consumers.store import DECISION_CELLS, DeadLetter, Store
 from consumers.store.redis import connect
+from consumers.telemetry.metrics import METRICS
 from detector import calibration, fold_arrays, order, policy
 from detector.features import BITS, MEASURES
 from detector.kernels import HASH_BITS
@@ -379,7 +379,7 @@ def test_the_keys_of_scores_and_alerts_are_documented(sampled: tuple[Path, str])
 
 
 def test_the_keys_of_a_dead_letter_are_documented() -> None:
-    letter = json.loads(_letter(DeadLetter("a:1", 1, "not_json", "", "0" * 64, b"head")))
+    letter = json.loads(letter_body(DeadLetter("a:1", 1, "not_json", "", "0" * 64, b"head")))
     assert documented_keys("dead-letter") == set(letter)
 
 

@@ -396,4 +396,4 @@ def test_two_paths_through_the_tree_stay_short() -> None:
     assert len(entered) == 2, done.stdout
     detect, start = entered
     assert detect <= 5, done.stdout
-    assert start <= 42, done.stdout
+    assert start <= 25, done.stdout

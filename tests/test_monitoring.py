@@ -31,7 +31,7 @@ from consumers.alerts.alertmanager import ALERTNAME, AlertmanagerSink
 from consumers.alerts.finding import visible
 from consumers.alerts.outbound import AllowedHosts
 from consumers.alerts.webhook import keys, verify
-from consumers.metrics import METRICS
+from consumers.telemetry.metrics import METRICS
 from detector.baseline_file import pack_baseline
 
 ROOT = Path(__file__).parents[1]

@@ -21,9 +21,9 @@ from support import victims
 from support.kafka_producer import produce
 from support.servers import wait_until
 
-from consumers.alarms import ALARMS
 from consumers.store import Checkpoint
 from consumers.store.embedded import EmbeddedStore
+from consumers.telemetry.alarms import ALARMS
 from detector.baseline import Baseline
 from detector.baseline_file import pack_baseline
 

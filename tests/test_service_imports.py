@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 STARTED = (
-    "consumers.baselines, consumers.ingest.loop, consumers.detect.loop, consumers.serve, "
+    "consumers.baselines, consumers.ingest.loop, consumers.detect.loop, consumers.http.server, "
     "consumers.wiring.processes, consumers.wiring.serve"
 )
 LOADED = (

@@ -19,14 +19,14 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from consumers.alarms import Alarms
 from consumers.alerts import AlertSink
 from consumers.errors import CorruptState, Unavailable, Undeliverable
-from consumers.metrics import Metrics
 from consumers.periodic import Backoff, Periodic
 from consumers.records.alert import stored_alert
 from consumers.secrets import Secrets
 from consumers.store import DECISION_CELLS, DecisionStore, OutboxAlert
+from consumers.telemetry.alarms import Alarms
+from consumers.telemetry.metrics import Metrics
 
 log = logging.getLogger("querywarden.detect")
 

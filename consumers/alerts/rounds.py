@@ -13,41 +13,30 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from consumers.errors import Unavailable, Undeliverable
-from consumers.metrics import Metrics
 from consumers.periodic import Periodic
 from consumers.store import DecisionStore
+from consumers.telemetry.metrics import Metrics
 
 log = logging.getLogger("querywarden.alerts")
 
 EVERY_S = 60.0
 
 
-class PeriodicRefresh:
-    """Calls `refresh` of every sink that has one, every `every_s` seconds, the first time at once."""
+def refresh_periodically(sinks: Sequence[Any], every_s: float = EVERY_S) -> Periodic:
+    """What calls `refresh` of every sink that has one, every `every_s` seconds, the first time at once. The caller starts and stops it."""
+    refreshed = [sink for sink in sinks if hasattr(sink, "refresh")]
 
-    def __init__(self, sinks: Sequence[Any], every_s: float = EVERY_S) -> None:
-        self._sinks = [sink for sink in sinks if hasattr(sink, "refresh")]
-        self._periodic = Periodic("alert-rounds", self.once, every_s)
-
-    def start(self) -> None:
-        """Begin, where a sink has something to refresh."""
-        if self._sinks:
-            self._periodic.start()
-
-    def stop(self) -> None:
-        """End the thread after the call that it is in."""
-        self._periodic.stop(10)
-
-    def once(self) -> None:
-        """Refresh every sink once, unless the end was asked for."""
-        for sink in self._sinks:
-            if self._periodic.ending:
+    def once() -> None:
+        for sink in refreshed:
+            if periodic.ending:
                 return
-            kind = sink.name.partition(":")[0]
             try:
                 sink.refresh()
             except (Unavailable, Undeliverable) as error:
-                log.warning("sink not refreshed", extra={"sink": kind, "why": str(error)})
+                log.warning("sink not refreshed", extra={"sink": sink.name.partition(":")[0], "why": str(error)})
+
+    periodic = Periodic("alert-rounds", once, every_s)
+    return periodic
 
 
 class FlaggedClientsGauge:

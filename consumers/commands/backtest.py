@@ -14,7 +14,7 @@ from rich.text import Text
 
 from consumers import config, terminal
 from consumers import replay as replaying
-from consumers.baselines import load_baselines
+from consumers.baselines import limits_of, load_baselines, read_personas
 from consumers.commands.options import AsJson, BaselineFiles, ConfigFile, MappingName
 from consumers.errors import WrongUse
 from consumers.readers import backtest as testing
@@ -44,11 +44,11 @@ def backtest(
         raise WrongUse("no baseline: give --baseline FILE (querywarden fit creates one)")
     if not all(0 < b < 0.5 for b in budgets):
         raise WrongUse("--budget: it must be above 0 and below 0.5")
-    processes.warn_of_weak_baselines(settings, baselines)
+    terminal.warn(limits_of(baselines, settings.false_alarm_budget))
     clients = []
     source = adapters.open_files(logs, translator=adapters.open_translator(settings, baselines))
     with adapters.open_sqlite() as store, contextlib.closing(source):
-        reading, judging = processes.pure_steps(settings, baselines)
+        reading, judging = processes.pure_steps(settings, baselines, read_personas(settings.personas))
         store.prepare(reading.secrets.key_id)
         with terminal.bar("backtest") as advance:
             result = replaying.replay(source, store, reading, judging, progress=advance)

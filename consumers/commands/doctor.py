@@ -29,9 +29,9 @@ from consumers.baselines import load_baselines
 from consumers.commands import connections
 from consumers.commands.options import AsJson, ConfigFile
 from consumers.errors import QueryWardenError, Unavailable
+from consumers.http.server import is_loopback, read_jwks
 from consumers.records.heartbeat import heartbeats, stopped_elsewhere
 from consumers.secrets import Secrets
-from consumers.serve import is_loopback, read_jwks
 from consumers.wiring import adapters
 from consumers.wiring.credentials import tls_of, tokens_of
 from detector.errors import DetectorError

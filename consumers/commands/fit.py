@@ -66,7 +66,7 @@ def fit(
             lines_of(adapters.open_reference(reference, translators[0])) if reference else None,
             adapters.open_files([str(p) for p in traffic], translator=translators[1]) if traffic else None,
             declared=declared,
-            personas=read_personas(persona) if persona else None,
+            personas=read_personas(persona),
             excluded=fitting.read_excluded(exclude) if exclude else frozenset(),
             seed=seed,
             exposure=exposure,

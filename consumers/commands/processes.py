@@ -14,7 +14,7 @@ import typer
 
 from consumers import config, terminal
 from consumers.commands.options import ConfigFile, MappingName
-from consumers.metrics import Metrics
+from consumers.telemetry.metrics import Metrics
 from consumers.wiring import processes
 
 

@@ -54,7 +54,7 @@ def recalibrate(
     if old is None:
         raise WrongUse(f"no baseline of model {model}")
     presumption = recalibrating.Presumption(
-        read_personas(Path(settings.personas)) if settings.personas else {},
+        read_personas(settings.personas),
         read_excluded(exclude) if exclude else frozenset(),
         include_flagged,
     )

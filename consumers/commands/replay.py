@@ -13,7 +13,7 @@ import typer
 
 from consumers import config, terminal
 from consumers import replay as replaying
-from consumers.baselines import load_baselines
+from consumers.baselines import limits_of, load_baselines, read_personas
 from consumers.commands.options import ConfigFile, MappingName, check_folders
 from consumers.commands.understood import nothing_counted, print_misfits, print_refused, print_translated
 from consumers.errors import WrongUse
@@ -63,11 +63,11 @@ def replay(
     baselines = load_baselines(baseline or list(settings.baselines))
     if not baselines:
         raise WrongUse("no baseline: give --baseline FILE (querywarden fit creates one)")
-    processes.warn_of_weak_baselines(settings, baselines)
+    terminal.warn(limits_of(baselines, settings.false_alarm_budget))
     translator = adapters.open_translator(settings, baselines)
     source = adapters.open_files(logs, resumable=store is not None, translator=translator)
     with adapters.open_sqlite(store) as kept, contextlib.closing(source):
-        ingesting, detecting = processes.pure_steps(settings, baselines)
+        ingesting, detecting = processes.pure_steps(settings, baselines, read_personas(settings.personas))
         kept.prepare(ingesting.secrets.key_id)
         with terminal.bar("replay") as advance:
             result = replaying.replay(source, kept, ingesting, detecting, progress=advance)

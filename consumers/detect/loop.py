@@ -34,7 +34,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from consumers.alarms import Alarms
 from consumers.alerts.delivery import OutboxWorker, OutboxWorkers
 from consumers.detect.campaigns import EVERY_S, Campaigns, Search
 from consumers.detect.overrides import Overrides
@@ -42,11 +41,12 @@ from consumers.detect.schema_holds import SchemaHolds
 from consumers.detect.step import Detect, Seen
 from consumers.detect.verdicts import PendingVerdict, tell
 from consumers.errors import CorruptState, Fenced, LeaseHeld, Rewound, Unavailable
-from consumers.metrics import Metrics
 from consumers.periodic import Backoff
 from consumers.records.decision import stored_decision
 from consumers.records.heartbeat import heartbeats
 from consumers.store import DECISION_CELLS, Cursor, DecisionClaim, DecisionRow, Outcome, ServiceStore, decision_cell
+from consumers.telemetry.alarms import Alarms
+from consumers.telemetry.metrics import Metrics
 from detector.query import ClientKey
 
 if TYPE_CHECKING:

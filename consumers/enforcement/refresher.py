@@ -20,10 +20,10 @@ from collections.abc import Callable, Iterable, Mapping
 from consumers.enforcement.breaker import GatewayBreaker
 from consumers.enforcement.restrictions import OPERATOR_KINDS, Restrictions
 from consumers.errors import Unavailable
-from consumers.metrics import Metrics
 from consumers.periodic import Backoff, Periodic
 from consumers.records import breaker_entries
 from consumers.store import Entry, ServiceStore
+from consumers.telemetry.metrics import Metrics
 
 log = logging.getLogger("querywarden.refresher")
 

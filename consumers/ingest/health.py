@@ -19,9 +19,9 @@ from dataclasses import dataclass, field
 from consumers.errors import Unavailable
 from consumers.ingest.admission import FULL_SHARE
 from consumers.ingest.step import Cell
-from consumers.metrics import Metrics
 from consumers.periodic import Backoff
 from consumers.store import ProfileStore
+from consumers.telemetry.metrics import Metrics
 
 log = logging.getLogger("querywarden.ingest")
 

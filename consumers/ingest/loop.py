@@ -35,8 +35,8 @@ from consumers.ingest.step import Cell, Ingest
 from consumers.ingest.stopped_cells import STOPPING, Stops
 from consumers.log import Poll, QueryLog, Records
 from consumers.log.formats import Decoded
-from consumers.metrics import Metrics
 from consumers.store import Checkpoint, ProfileStore
+from consumers.telemetry.metrics import Metrics
 
 
 class IngestLoop:

@@ -23,7 +23,7 @@ from consumers.ingest.ownership import Ownership
 from consumers.ingest.poison import FindPoison, find_poison
 from consumers.ingest.step import Cell, Ingest
 from consumers.log import Records
-from consumers.metrics import Metrics
+from consumers.telemetry.metrics import Metrics
 
 log = logging.getLogger("querywarden.ingest")
 

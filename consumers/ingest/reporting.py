@@ -11,10 +11,10 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-from consumers.alarms import Alarms, Watch
 from consumers.ingest.step import Cell
 from consumers.log.formats import Decoded
-from consumers.metrics import Metrics
+from consumers.telemetry.alarms import Alarms, Watch
+from consumers.telemetry.metrics import Metrics
 
 log = logging.getLogger("querywarden.ingest")
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from consumers.errors import CorruptState, LogRecreated, LogTruncated, StoppedCells, Unavailable
-from consumers.metrics import Metrics
 from consumers.store import ProfileStore
+from consumers.telemetry.metrics import Metrics
 
 log = logging.getLogger("querywarden.ingest")
 

@@ -18,8 +18,8 @@ from typing import Protocol
 
 from consumers.enforcement.restrictions import THROTTLE, Restrictions, Standing
 from consumers.errors import QueryWardenError
-from consumers.metrics import Metrics
 from consumers.periodic import Backoff, Periodic
+from consumers.telemetry.metrics import Metrics
 
 log = logging.getLogger("querywarden.responders")
 

@@ -172,19 +172,10 @@ def kafka_connection(settings: config.Settings) -> dict[str, Any]:
 
 
 def open_translator(settings: config.Settings, models: Collection[str] = ()) -> Translator | None:
-    """Translate records by the mapping that `log.mapping` names; None where the log is native.
+    """Translate records by the mapping that `log.mapping` names; None where the log is native. models: see `translator_for`."""
+    from consumers.log.mappings.records import translator_for
 
-    models: those with a baseline; a record that names no model is of the only one
-    """
-    from consumers.log.mappings.mapping import for_topic
-    from consumers.log.mappings.records import Translator
-
-    mapping = for_topic(settings.log.mapping, settings.kafka.topic)
-    if mapping is None:
-        return None
-
-    default_model = next(iter(models)) if len(models) == 1 else ""
-    return Translator(mapping, credential_hash(settings), default_model)
+    return translator_for(settings.log.mapping, settings.kafka.topic, credential_hash(settings), models)
 
 
 def credential_hash(settings: config.Settings) -> Hash:
@@ -198,15 +189,26 @@ def credential_hash(settings: config.Settings) -> Hash:
 
 
 def open_log(
-    settings: config.Settings, translator: Translator | None = None, report: Report = lambda counts: None
-) -> QueryLog:
-    """Open the query log that `log.url` names, read through a mapping if there is a translator. report: see `MappedLog`."""
-    log = _open_log(settings, headers=translator is not None)
-    if translator is None:
-        return log
-    from consumers.log.mappings.mapped import MappedLog
+    settings: config.Settings, stack: contextlib.ExitStack, models: Collection[str], report: Report
+) -> tuple[QueryLog, DeadLetterShip | None]:
+    """Open the query log that `log.url` names, and the topic of refused records; both are closed with the stack.
 
-    return MappedLog(log, translator, report)
+    A log of another tool is read through its mapping (`open_translator`); report: see `MappedLog`. A log in a file has no such topic.
+    """
+    translator = open_translator(settings, models)
+    log = _open_log(settings, headers=translator is not None)
+    if translator is not None:
+        from consumers.log.mappings.mapped import MappedLog
+
+        log = MappedLog(log, translator, report)
+    stack.callback(log.close)
+    if not on_kafka(settings):
+        return log, None
+    from consumers.log.dead_letter_topic import DeadLetterTopic
+
+    letters = DeadLetterTopic(kafka_connection(settings), settings.kafka.dead_letter_topic)
+    stack.callback(letters.close)
+    return log, letters
 
 
 def _open_log(settings: config.Settings, headers: bool) -> QueryLog:
@@ -242,17 +244,6 @@ def _open_log(settings: config.Settings, headers: bool) -> QueryLog:
         max_poll_interval_ms=k.max_poll_interval_ms,
         headers=headers,
     )
-
-
-def open_dead_letters(settings: config.Settings, stack: contextlib.ExitStack) -> DeadLetterShip | None:
-    """The topic of refused records, until the stack is closed; None where the log is a file."""
-    if not on_kafka(settings):
-        return None
-    from consumers.alerts.kafka import DeadLetterTopic
-
-    letters = DeadLetterTopic(kafka_connection(settings), settings.kafka.dead_letter_topic)
-    stack.callback(letters.close)
-    return letters
 
 
 def open_writer(settings: config.Settings, stack: contextlib.ExitStack) -> Write:

@@ -12,8 +12,8 @@ from consumers import config, paths
 from consumers.errors import WrongUse
 from consumers.http.auth import Authenticator, Certificates, KeyRing, TokenRules, Tokens
 from consumers.http.keymemory import MemoryFile
+from consumers.http.server import Tls, is_loopback
 from consumers.secrets import Secrets
-from consumers.serve import Tls, is_loopback
 
 
 def tls_of(settings: config.Settings) -> Tls | None:

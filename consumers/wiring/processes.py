@@ -8,21 +8,21 @@ Rules:
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
+import os
 import threading
-from collections import Counter
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from consumers import config, terminal
 from consumers.errors import StoppedCells, WrongUse
-from consumers.metrics import Metrics
 from consumers.secrets import Secrets
 from consumers.store import Store
-from consumers.tracing import Spans, instrumented
-from consumers.wiring.adapters import open_dead_letters, open_log, open_store, open_translator, prepare
-from consumers.wiring.telemetry import observe_seconds, start_heartbeat, start_metrics, start_spans
+from consumers.telemetry.metrics import Metrics, serve_metrics
+from consumers.telemetry.tracing import Spans, instrumented, spans_of
+from consumers.wiring.adapters import open_log, open_store, prepare
+from consumers.wiring.heartbeats import start_heartbeat
 
 if TYPE_CHECKING:
     from consumers.detect.step import Detect
@@ -31,13 +31,17 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("querywarden.wiring")
 
+REFRESH_STOP_S = 10.0
+"""How long the end waits for a sink that is being refreshed."""
+
 
 # ---------------------------------------------------------------------------------------------------- pure steps
 
 
-def pure_steps(settings: config.Settings, baselines: Mapping[str, Baseline]) -> tuple[Ingest, Detect]:
-    """The pure steps of ingest and detect, as the settings say: a replay runs the same two."""
-    from consumers.baselines import read_personas
+def pure_steps(
+    settings: config.Settings, baselines: Mapping[str, Baseline], personas: Mapping[str, str]
+) -> tuple[Ingest, Detect]:
+    """The pure steps of ingest and detect, as the settings say: a replay runs the same two. personas: client → declared use."""
     from consumers.detect.step import Detect
     from consumers.ingest.admission import AdmissionLimits
     from consumers.ingest.step import Ingest
@@ -53,36 +57,19 @@ def pure_steps(settings: config.Settings, baselines: Mapping[str, Baseline]) -> 
         admit_unknown=settings.unknown_models == "ignore",
         limits=AdmissionLimits(settings.admission.new_clients_an_hour, settings.admission.clients),
     )
-    personas = read_personas(Path(settings.personas)) if settings.personas else {}
     policy = Policy(settings.false_alarm_budget, settings.mode)
-    return ingest, Detect(baselines, secrets, policy, dict(settings.modes), personas)
+    return ingest, Detect(baselines, secrets, policy, dict(settings.modes), dict(personas))
 
 
-def baselines_of(settings: config.Settings) -> Mapping[str, Baseline]:
-    """Load the baselines that the settings name, and warn of what they can't support. Raises WrongUse where there is none."""
-    from consumers.baselines import load_baselines
+def configured_steps(settings: config.Settings) -> tuple[Ingest, Detect]:
+    """The pure steps with the baselines and personas that the settings name. Raises WrongUse where there is no baseline."""
+    from consumers.baselines import limits_of, load_baselines, read_personas
 
     baselines = load_baselines(settings.baselines)
     if not baselines:
         raise WrongUse("no baselines: set QUERYWARDEN_BASELINES or `baselines` to files or folders of *.baseline")
-    warn_of_weak_baselines(settings, baselines)
-    return baselines
-
-
-def warn_of_weak_baselines(settings: config.Settings, baselines: Mapping[str, Baseline]) -> None:
-    """Print what the baselines can't support."""
-    for model, baseline in baselines.items():
-        if not baseline.calibration.calibrated:
-            terminal.err.print(
-                f"model {model}: UNCALIBRATED, the scores were calibrated on simulated clients only; nothing is blocked",
-                soft_wrap=True,
-            )
-        elif not baseline.calibration.supports(settings.false_alarm_budget):
-            terminal.err.print(
-                f"model {model}: {baseline.calibration.clients} calibration clients are too few for a lifetime budget of "
-                f"{settings.false_alarm_budget:g}: below {1 / baseline.calibration.clients:.2g} the p-values rest on a tail model",
-                soft_wrap=True,
-            )
+    terminal.warn(limits_of(baselines, settings.false_alarm_budget))
+    return pure_steps(settings, baselines, read_personas(settings.personas))
 
 
 # ----------------------------------------------------------------------------------------------------- processes
@@ -99,29 +86,23 @@ def run_ingest(
     from consumers.ingest import loop
     from consumers.records.heartbeat import stopped_elsewhere
 
-    step, _ = pure_steps(settings, baselines_of(settings))
-    spans = start_spans(stack, "querywarden-ingest")
-    store = _open_process_store(settings, stack, step.secrets, spans, metrics)
-
-    def mapped(counts: Counter[str]) -> None:
-        for outcome, n in counts.items():
-            metrics.add("querywarden_mapped_total", n, outcome=outcome)
-
-    query_log = open_log(settings, open_translator(settings, step.baselines), mapped)
-    stack.callback(query_log.close)
+    step, _ = configured_steps(settings)
+    store, spans = open_process_store(settings, stack, step.secrets, metrics, "querywarden-ingest")
+    mapped = functools.partial(metrics.add_each, "querywarden_mapped_total", "outcome")
+    query_log, dead_letters = open_log(settings, stack, step.baselines, mapped)
     ingest_loop = loop.IngestLoop(
         instrumented(query_log, "log", spans),
         store,
         step,
         metrics,
-        dead_letters=open_dead_letters(settings, stack),
+        dead_letters=dead_letters,
         max_poll_records=settings.kafka.max_poll_records,
     )
 
     def lag() -> float | None:
         return metrics.value("querywarden_lag_records") if ingest_loop.ready else None
 
-    start_metrics(settings, metrics, lambda: ingest_loop.ready, stack)
+    serve_metrics(settings.metrics.bind, metrics, lambda: ingest_loop.ready, stack)
     alarms, stops = ingest_loop.reporter.watch.alarms, ingest_loop.ownership.stops
     start_heartbeat(stack, store, "ingest", lambda: (lag(), alarms, ()), stopped=stops.words)
     log.info("ingest started")
@@ -142,21 +123,20 @@ def run_detect(
 
     serve: whether metrics are served here, and not by a service in the same process
     """
-    from consumers.alerts.rounds import FlaggedClientsGauge, PeriodicRefresh
+    from consumers.alerts.rounds import FlaggedClientsGauge, refresh_periodically
     from consumers.detect import loop
     from consumers.detect.overrides import Overrides
     from consumers.records.breaker import BreakerLimits
     from consumers.wiring.sinks import open_sinks
 
-    _, step = pure_steps(settings, baselines_of(settings))
-    spans = start_spans(stack, "querywarden-detect")
-    store = _open_process_store(settings, stack, step.secrets, spans, metrics)
+    _, step = configured_steps(settings)
+    store, spans = open_process_store(settings, stack, step.secrets, metrics, "querywarden-detect")
     sinks = open_sinks(settings, metrics)
     for sink in sinks:
         stack.callback(sink.close)
     gauge = FlaggedClientsGauge(lambda: open_store(settings), metrics)
-    refresh = PeriodicRefresh([*sinks, gauge], settings.alerts.alertmanager.resend_s)
-    stack.callback(refresh.stop)
+    refresh = refresh_periodically([*sinks, gauge], settings.alerts.alertmanager.resend_s)
+    stack.callback(refresh.stop, REFRESH_STOP_S)
     refresh.start()
     limits = BreakerLimits(settings.breaker.most, settings.breaker.share, settings.breaker.least)
     runner = loop.Runner(
@@ -168,7 +148,7 @@ def run_detect(
         tenants={settings.tenant},
     )
     if serve:
-        start_metrics(settings, runner.metrics, lambda: runner.ready, stack)
+        serve_metrics(settings.metrics.bind, runner.metrics, lambda: runner.ready, stack)
     start_heartbeat(stack, store, "detect", lambda: (None, runner.alarms, runner.deliveries.workers))
     log.info("detect started")
     loop.run(runner, stop, until_idle, threads=True)
@@ -231,10 +211,16 @@ def run_all(settings: config.Settings, stop: Callable[[], bool], until_end: bool
         raise [*failed, *stopped][0]
 
 
-def _open_process_store(
-    settings: config.Settings, stack: contextlib.ExitStack, secrets: Secrets, spans: Spans | None, metrics: Metrics
-) -> Store:
-    """The store of a long-running process: checked, timed and traced, closed with the stack."""
-    store = stack.enter_context(open_store(settings))
-    prepare(store, secrets)
-    return instrumented(store, "store", spans, observe_seconds(metrics))
+def open_process_store(
+    settings: config.Settings, stack: contextlib.ExitStack, secrets: Secrets, metrics: Metrics, service: str
+) -> tuple[Store, Spans | None]:
+    """The store of a long-running process, checked, timed and traced, and the spans of its traces; both end with the stack."""
+    opened = stack.enter_context(open_store(settings))
+    prepare(opened, secrets)
+    spans, finish = spans_of(os.environ, service)
+    stack.callback(finish)
+
+    def observe(name: str, seconds: float) -> None:
+        metrics.observe("querywarden_store_seconds", seconds, operation=name)
+
+    return instrumented(opened, "store", spans, observe), spans

@@ -16,12 +16,11 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from consumers import config
-from consumers import serve as service
-from consumers.alarms import Alarms
 from consumers.baselines import load_baselines
 from consumers.enforcement.breaker import GatewayBreaker
 from consumers.enforcement.refresher import Refresher
 from consumers.enforcement.restrictions import Restrictions
+from consumers.http import server
 from consumers.http.api.application import build
 from consumers.http.api.context import Api
 from consumers.http.auth import Authenticator, KeyRing
@@ -33,18 +32,19 @@ from consumers.http.identities import Identities
 from consumers.http.middleware.stack import MiddlewareStack
 from consumers.http.producer import LogProducer
 from consumers.http.restriction_feed import DecisionFeed
+from consumers.http.server import CredentialRefresher
 from consumers.http.token_buckets import TokenBuckets
 from consumers.log.formats import InputReader, NativeFormat
-from consumers.metrics import Metrics
 from consumers.readers.queries import Reader
 from consumers.responders import Responder, Target
 from consumers.secrets import Secrets
-from consumers.serve import CredentialRefresher
 from consumers.store import Store
+from consumers.telemetry.alarms import Alarms
+from consumers.telemetry.metrics import Metrics
 from consumers.wiring.adapters import open_store, open_writer, secrets_of
 from consumers.wiring.credentials import authenticator, grpc_tls_of, memory_of, tls_of, tokens_of
+from consumers.wiring.heartbeats import start_heartbeat
 from consumers.wiring.operators import mirror_of, modes_of, operations_of
-from consumers.wiring.telemetry import start_heartbeat
 from consumers.wiring.watermark import start_canary_audit
 from detector.baseline import Baseline
 from detector.query import ClientKey
@@ -58,11 +58,11 @@ def run_http(
     """Start everything, answer until `stop`, drain."""
     tls = tls_of(settings)
     grpc_tls_of(settings)
-    listener = service.listen(settings.http.bind)
+    listener = server.listen(settings.http.bind)
     stack.callback(listener.close)
     application = build_application(settings, stack, metrics)
     log.info("serve started", extra={"bind": bound(listener), "open": application.auth.is_open()})
-    service.run(application, listener, stop, tls)
+    server.run(application, listener, stop, tls)
     log.info("serve stopped")
 
 

@@ -24,7 +24,7 @@ from consumers.wiring import adapters
 
 if TYPE_CHECKING:
     from consumers.alerts import AlertSink
-    from consumers.metrics import Metrics
+    from consumers.telemetry.metrics import Metrics
 
 Stored = Callable[[], Iterable[OutboxAlert]]
 INSIDE = "0.0.0.0/0 ::/0"
@@ -116,12 +116,8 @@ SINKS: tuple[SinkKind, ...] = (
 
 
 def open_sinks(settings: config.Settings, metrics: Metrics | None = None) -> list[AlertSink]:
-    """All sinks of the settings: the plain logs of alerts, a file and a topic, and those of the table."""
-    sinks: list[AlertSink] = []
-    if settings.alerts.file:
-        from consumers.alerts.jsonl import JsonLinesSink
-
-        sinks.append(JsonLinesSink(settings.alerts.file))
+    """All sinks of the settings: those of the table, and the plain logs of alerts, a topic and a file."""
+    sinks = configured(settings.alerts, metrics, lambda: stored_alerts(settings))
     if adapters.on_kafka(settings) and settings.alerts.kafka:
         from consumers.alerts.kafka import KafkaSink
         from consumers.log.topics import ensure_topics
@@ -129,7 +125,11 @@ def open_sinks(settings: config.Settings, metrics: Metrics | None = None) -> lis
         brokers = adapters.kafka_connection(settings)
         ensure_topics(brokers, [settings.kafka.alerts_topic])
         sinks.append(KafkaSink(brokers, settings.kafka.alerts_topic, form=settings.alerts.kafka_format))
-    return sinks + configured(settings.alerts, metrics, lambda: stored_alerts(settings))
+    if settings.alerts.file:
+        from consumers.alerts.jsonl import JsonLinesSink
+
+        sinks.append(JsonLinesSink(settings.alerts.file))
+    return sinks
 
 
 def stored_alerts(settings: config.Settings) -> list[OutboxAlert]:

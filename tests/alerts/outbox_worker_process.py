@@ -15,10 +15,10 @@ from pathlib import Path
 from consumers.alerts.delivery import OutboxWorker
 from consumers.alerts.outbound import AllowedHosts
 from consumers.alerts.webhook import WebhookSink
-from consumers.metrics import Metrics
 from consumers.secrets import Secrets
 from consumers.store import DECISION_CELLS, OutboxAlert
 from consumers.store.embedded import EmbeddedStore
+from consumers.telemetry.metrics import Metrics
 
 SECRETS = Secrets(b"s" * 16, b"p" * 32, b"k" * 32)
 KEY = "whsec_" + "b29v" * 11

@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
-from consumers.alarms import Alarms
 from consumers.alerts import delivery
 from consumers.alerts.delivery import OutboxWorker, OutboxWorkers
 from consumers.errors import Unavailable, Undeliverable
-from consumers.metrics import Metrics
 from consumers.records.alert import packed_alert
 from consumers.secrets import Secrets
 from consumers.store import OutboxAlert, Outcome
 from consumers.store.embedded import EmbeddedStore
+from consumers.telemetry.alarms import Alarms
+from consumers.telemetry.metrics import Metrics
 
 NewStore = Callable[[], EmbeddedStore]
 

@@ -17,8 +17,9 @@ from support.servers import Kafka, free_port
 
 from consumers.alerts import AlertSink
 from consumers.alerts.jsonl import JsonLinesSink
-from consumers.alerts.kafka import DeadLetterTopic, KafkaSink
+from consumers.alerts.kafka import KafkaSink
 from consumers.errors import Refused, Unavailable
+from consumers.log.dead_letter_topic import DeadLetterTopic
 from consumers.log.kafka import connection
 from consumers.store import DeadLetter, OutboxAlert
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import urllib.error
 import urllib.request
@@ -19,11 +20,10 @@ from consumers.detect import loop as detect
 from consumers.detect.loop import Runner
 from consumers.detect.overrides import Overrides
 from consumers.detect.step import Detect, Seen
-from consumers.errors import CorruptState, Fenced, LeaseHeld, Rewound, Unavailable
+from consumers.errors import CorruptState, Fenced, LeaseHeld, Rewound, Unavailable, WrongUse
 from consumers.ingest import loop as ingest
 from consumers.ingest.step import Ingest
 from consumers.log.files import FileLog
-from consumers.metrics import METRICS, Metrics, serve_metrics
 from consumers.records import decision
 from consumers.records.alert import finding_id, stored_alert
 from consumers.records.breaker import BreakerLimits
@@ -31,6 +31,7 @@ from consumers.records.decision import StoredDecision, stored_decision
 from consumers.secrets import Secrets
 from consumers.store import DECISION_CELLS, DecisionRow, Entry, Operation, OutboxAlert, Outcome, decision_cell
 from consumers.store.embedded import EmbeddedStore
+from consumers.telemetry.metrics import METRICS, Metrics, serve_metrics
 from consumers.times import rfc3339
 from detector.baseline import Baseline
 from detector.policy import Mode, Policy
@@ -725,19 +726,14 @@ def test_the_metrics_server_answers_probes_and_shows_no_client(
     filled: EmbeddedStore, judging: Detect, log: Path, baseline: Baseline, secrets: Secrets
 ) -> None:
     one = runner(filled, judging, Sink("file:/somewhere/acct-1.jsonl"))
-    server = serve_metrics("127.0.0.1:0", one.metrics, lambda: one.ready)
-    try:
-        host, port = server.server_address[:2]
-        base = f"http://{host!s}:{port}"
+    with contextlib.ExitStack() as stack:
+        base = "http://" + serve_metrics("127.0.0.1:0", one.metrics, lambda: one.ready, stack)
         assert get(f"{base}/healthz") == (200, "ok\n")
         assert get(f"{base}/readyz")[0] == 503
         idle(one)
         assert get(f"{base}/readyz") == (200, "ready\n")
         assert get(f"{base}/")[0] == 404
         status, text = get(f"{base}/metrics")
-    finally:
-        server.shutdown()
-        server.server_close()
     assert status == 200
     assert "acct-" not in text
     assert secrets.client_hash("default", "acct-1") not in text
@@ -745,10 +741,10 @@ def test_the_metrics_server_answers_probes_and_shows_no_client(
         assert f"# HELP {name.removesuffix('_total')}" in text
 
 
-@pytest.mark.parametrize("bind", ["", "127.0.0.1", "127.0.0.1:", "127.0.0.1:http", "127.0.0.1:99999", "127.0.0.1:-1"])
-def test_an_address_that_is_none_is_a_value_error(bind: str) -> None:
-    with pytest.raises(ValueError, match="host:port"):
-        serve_metrics(bind, Metrics(), lambda: True)
+@pytest.mark.parametrize("bind", ["127.0.0.1", "127.0.0.1:", "127.0.0.1:http", "127.0.0.1:99999", "127.0.0.1:-1"])
+def test_an_address_that_is_none_is_refused(bind: str) -> None:
+    with contextlib.ExitStack() as stack, pytest.raises(WrongUse, match="host:port"):
+        serve_metrics(bind, Metrics(), lambda: True, stack)
 
 
 def test_labels_are_never_of_a_client() -> None:

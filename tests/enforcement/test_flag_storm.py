@@ -17,7 +17,6 @@ from consumers.detect.step import Detect, Seen
 from consumers.enforcement.breaker import GatewayBreaker
 from consumers.enforcement.refresher import Refresher
 from consumers.enforcement.restrictions import Restrictions
-from consumers.metrics import Metrics
 from consumers.operators.audited_write import Actor, Subject
 from consumers.operators.operate import Operations
 from consumers.readers.queries import Reader
@@ -26,6 +25,7 @@ from consumers.records.decision import packed_decision, previous
 from consumers.store import Checkpoint, Cursor, Outcome, Store
 from consumers.store.embedded import EmbeddedStore
 from consumers.store.redis import connect
+from consumers.telemetry.metrics import Metrics
 from detector.policy import Decision
 from detector.query import ClientKey
 

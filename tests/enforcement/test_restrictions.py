@@ -11,10 +11,10 @@ from consumers.detect.step import Detect
 from consumers.enforcement.breaker import GatewayBreaker
 from consumers.enforcement.refresher import Refresher
 from consumers.enforcement.restrictions import BLOCK, CLEAR, KEPT_CHANGES, THROTTLE, WATCH, Restrictions
-from consumers.metrics import Metrics
 from consumers.records import operator_entries
 from consumers.secrets import Secrets
 from consumers.store import Restriction
+from consumers.telemetry.metrics import Metrics
 from detector.policy import STATES, Policy
 from detector.query import ClientKey
 

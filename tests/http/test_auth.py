@@ -25,10 +25,10 @@ from support.seeded_api import FOREIGN, OURS, SECRETS, World, on_a_port, world
 from consumers.errors import Refused, WrongUse
 from consumers.http import auth
 from consumers.http.auth import Authenticator, Certificates, KeyRing, TokenRules, Tokens, loopback_host
+from consumers.http.server import Tls, read_jwks
 from consumers.operators.api_keys import new_key
 from consumers.operators.audited_write import Actor
 from consumers.operators.operate import Operations
-from consumers.serve import Tls, read_jwks
 from consumers.store.embedded import EmbeddedStore
 
 ISSUER, AUDIENCE = "https://idp.example.test", "querywarden"

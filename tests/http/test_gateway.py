@@ -17,9 +17,9 @@ from consumers.http import ext_authz
 from consumers.http.gateway import Gateway, Rules
 from consumers.http.identities import MOST_VALUES, Identities
 from consumers.http.paths import LONGEST, Routes
-from consumers.metrics import Metrics
 from consumers.operators.references import References, Refusal
 from consumers.secrets import Secrets
+from consumers.telemetry.metrics import Metrics
 
 SECRETS = Secrets.draw()
 IDENTITY = ("x-api-key", "x-consumer-id", "authorization")

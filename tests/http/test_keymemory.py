@@ -9,18 +9,18 @@ from pathlib import Path
 import pytest
 from support.seeded_api import FOREIGN, OURS, SECRETS, World, world
 
-from consumers.alarms import Alarms
 from consumers.errors import Unavailable
 from consumers.http.auth import Authenticator, KeyRing
 from consumers.http.keymemory import MemoryFile
-from consumers.metrics import Metrics
+from consumers.http.server import CredentialRefresher
 from consumers.operators.audited_write import Actor
 from consumers.operators.operate import LONGEST_KEY_S, Operations
 from consumers.records import heartbeat
 from consumers.records.operator_entries import ApiKey
 from consumers.secrets import Secrets
-from consumers.serve import CredentialRefresher
 from consumers.store.embedded import EmbeddedStore
+from consumers.telemetry.alarms import Alarms
+from consumers.telemetry.metrics import Metrics
 
 ADMIN = Actor("root", "admin", OURS)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from support.seeded_api import MODEL, OURS, World
 
-from consumers.metrics import MAX_SERIES
+from consumers.telemetry.metrics import MAX_SERIES
 
 
 def counted(world: World) -> dict[tuple[str, str, str], float]:

@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 from support import victims
 
-from consumers.alarms import Alarms, Watch
 from consumers.errors import Unavailable
 from consumers.ingest import loop as ingest
 from consumers.ingest.dead_letters import KEPT, WAITING
@@ -26,11 +25,12 @@ from consumers.ingest.recovery import SINGLY_AFTER
 from consumers.ingest.step import Ingest
 from consumers.log import Poll, Records
 from consumers.log.files import FileLog
-from consumers.metrics import Metrics
 from consumers.records.ledger import COUNTERS, MARKS, imbalance, processed
 from consumers.secrets import Secrets
 from consumers.store import Checkpoint, DeadLetter
 from consumers.store.embedded import EmbeddedStore
+from consumers.telemetry.alarms import Alarms, Watch
+from consumers.telemetry.metrics import Metrics
 from detector.baseline import Baseline
 from detector.baseline_file import pack_baseline
 from detector.query import ClientKey

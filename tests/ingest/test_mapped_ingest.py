@@ -17,8 +17,8 @@ from consumers import cli, config
 from consumers.fit import write_baseline
 from consumers.log.mappings.identity import UNATTRIBUTED
 from consumers.log.mappings.mapped import ROW_BITS
-from consumers.metrics import Metrics
 from consumers.store.embedded import EmbeddedStore
+from consumers.telemetry.metrics import Metrics
 from consumers.wiring import processes
 from detector.baseline import Baseline
 

@@ -10,11 +10,9 @@ from typing import Any
 import pytest
 from support.seeded_api import OURS, SECRETS, alert_of, decided, keep
 
-from consumers.alarms import Alarms
 from consumers.alerts.delivery import OutboxWorker
 from consumers.errors import Unavailable
 from consumers.http.dashboard.health_page import Pulse, health_page
-from consumers.metrics import Metrics
 from consumers.operators.audited_write import Actor
 from consumers.operators.operate import Operations
 from consumers.readers.queries import Reader
@@ -23,7 +21,9 @@ from consumers.records.heartbeat import EVERY_TENANT, KIND, LASTS_S, Heartbeat, 
 from consumers.records.operator_entries import packed
 from consumers.store import Entry, Operation, OutboxAlert
 from consumers.store.embedded import EmbeddedStore
-from consumers.wiring import telemetry
+from consumers.telemetry.alarms import Alarms
+from consumers.telemetry.metrics import Metrics
+from consumers.wiring import heartbeats
 
 NewStore = Callable[[], EmbeddedStore]
 ALICE = Actor("alice", "admin", OURS)
@@ -95,8 +95,8 @@ def test_a_process_says_what_its_sinks_have_not_taken_until_it_stops(store: Embe
     worker.deliver(range(32))
     alarms.show("breaker", True)
     with contextlib.ExitStack() as stack:
-        telemetry.start_heartbeat(stack, store, "detect", lambda: (None, alarms, [worker]))
-        telemetry.start_heartbeat(
+        heartbeats.start_heartbeat(stack, store, "detect", lambda: (None, alarms, [worker]))
+        heartbeats.start_heartbeat(
             stack, store, "ingest", lambda: (metrics.value("querywarden_lag_records"), alarms, [])
         )
         deadline_s = time.monotonic() + 10

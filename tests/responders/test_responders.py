@@ -19,11 +19,11 @@ from support.servers import NewServer, free_port, started, wait_until
 
 from consumers.enforcement.restrictions import BLOCK, THROTTLE, Restrictions, Standing
 from consumers.errors import Unavailable, WrongUse
-from consumers.metrics import Metrics
 from consumers.responders import Responder, Target
 from consumers.responders.crowdsec import CrowdsecApi, _seconds
 from consumers.responders.haproxy import HaproxyMap
 from consumers.secrets import Secrets
+from consumers.telemetry.metrics import Metrics
 
 SECRETS = Secrets.draw()
 

@@ -25,12 +25,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from consumers.detect.step import Detect, Seen
 from consumers.ingest.step import Cell, Ingest
 from consumers.log import Records
-from consumers.metrics import Metrics
 from consumers.records.alert import finding_id
 from consumers.records.decision import StoredDecision, stored_decision
 from consumers.records.ledger import COUNTERS
 from consumers.secrets import Secrets
 from consumers.store import Tombstones
+from consumers.telemetry.metrics import Metrics
 from detector.baseline import Baseline
 from detector.features import Column, Schema
 from detector.fitting.baseline import fit_baseline

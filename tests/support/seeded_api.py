@@ -14,9 +14,9 @@ import msgspec
 from starlette.testclient import TestClient
 from support.rows import stored_row
 
-from consumers import serve
 from consumers.enforcement.refresher import Refresher
 from consumers.enforcement.restrictions import Restrictions
+from consumers.http import server
 from consumers.http.api.application import build
 from consumers.http.api.context import Api
 from consumers.http.auth import Authenticator, Certificates, KeyRing, Tokens
@@ -28,7 +28,6 @@ from consumers.http.restriction_feed import DecisionFeed
 from consumers.http.token_buckets import TokenBuckets
 from consumers.log.formats import NativeFormat
 from consumers.log.writers import FileWriter
-from consumers.metrics import Metrics
 from consumers.operators.audit import Mirror
 from consumers.operators.audited_write import ROLES, Actor
 from consumers.operators.operate import Operations
@@ -39,6 +38,7 @@ from consumers.records.decision import StoredDecision, campaign_key, packed_deci
 from consumers.secrets import Secrets
 from consumers.store import Outcome, ServiceStore, decision_cell
 from consumers.store.embedded import EmbeddedStore
+from consumers.telemetry.metrics import Metrics
 from consumers.times import rfc3339
 from detector.query import ClientKey
 
@@ -206,16 +206,16 @@ def world(
 
 
 @contextlib.contextmanager
-def on_a_port(front: MiddlewareStack, tls: serve.Tls | None = None) -> Iterator[int]:
+def on_a_port(front: MiddlewareStack, tls: server.Tls | None = None) -> Iterator[int]:
     """The application behind the real server; gives its port."""
-    listener = serve.listen("127.0.0.1:0")
+    listener = server.listen("127.0.0.1:0")
     port = int(listener.getsockname()[1])
     ended = threading.Event()
     failed: list[BaseException] = []
 
     def answer() -> None:
         try:
-            serve.run(front, listener, ended.is_set, tls)
+            server.run(front, listener, ended.is_set, tls)
         except BaseException as error:
             failed.append(error)
 

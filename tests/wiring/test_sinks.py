@@ -16,10 +16,10 @@ from consumers import alert_settings, config
 from consumers.alerts.alertmanager import MAX_OPEN, AlertmanagerSink
 from consumers.alerts.capped import DAY_S, CappedSink
 from consumers.alerts.outbound import AllowedHosts
-from consumers.alerts.rounds import PeriodicRefresh
+from consumers.alerts.rounds import refresh_periodically
 from consumers.errors import Refused, Unavailable, WrongUse
-from consumers.metrics import Metrics
 from consumers.store import OutboxAlert
+from consumers.telemetry.metrics import Metrics
 from consumers.wiring import sinks
 
 CANARY = "canaryK3yNeverShown"
@@ -248,13 +248,13 @@ def test_rounds_go_on_when_a_sink_is_away_and_stop() -> None:
                 enough.set()
             return 0
 
-    rounds = PeriodicRefresh([object(), away, here, Last()], every_s=0.01)
+    rounds = refresh_periodically([object(), away, here, Last()], every_s=0.01)
     rounds.start()
     assert enough.wait(5)
     rounds.stop()
     assert away.refreshed >= 3
     after = here.refreshed
-    rounds.once()
+    rounds.run()
     assert here.refreshed == after, "stopped is stopped"
 
 

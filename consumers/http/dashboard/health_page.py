@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from consumers.alarms import ALARMS
 from consumers.readers.queries import Reader
+from consumers.telemetry.alarms import ALARMS
 from consumers.times import day_and_minute
 
 QUIET_MS = 15 * 60_000

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from consumers.http.problems import problem
-from consumers.metrics import OTHER, Metrics
+from consumers.telemetry.metrics import OTHER, Metrics
 
 log = logging.getLogger("querywarden.http")
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from consumers.http.problems import problem
-from consumers.metrics import Metrics
+from consumers.telemetry.metrics import Metrics
 
 PATHS = frozenset({"/healthz", "/readyz", "/metrics"})
 

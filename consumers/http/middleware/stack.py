@@ -15,7 +15,7 @@ from consumers.http.middleware.observation import RequestMetrics, UnforeseenFail
 from consumers.http.middleware.probes import Probes
 from consumers.http.middleware.routing import GatewayRouting
 from consumers.http.token_buckets import TokenBuckets
-from consumers.metrics import Metrics
+from consumers.telemetry.metrics import Metrics
 
 
 @dataclass(slots=True)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -25,7 +25,7 @@ from consumers.log.mappings.fields import ConditionTest, FieldReader, read_all
 from consumers.log.mappings.identity import UNATTRIBUTED, Hash
 from consumers.log.mappings.items import ItemReader
 from consumers.log.mappings.joins import Half, Waiting
-from consumers.log.mappings.mapping import LogMapping
+from consumers.log.mappings.mapping import LogMapping, for_topic
 from consumers.log.mappings.sources import Source, View
 from consumers.log.tolerant import head
 
@@ -166,3 +166,16 @@ def _as_text(value: Any) -> str:
 def _hashable(value: Any) -> Any:
     """A part of a key; a list or an object as its text."""
     return json.dumps(value, sort_keys=True, default=str) if isinstance(value, list | dict) else value
+
+
+def translator_for(
+    setting: str | Mapping[str, str], topic: str, hashed: Hash, models: Collection[str] = ()
+) -> Translator | None:
+    """Translate a topic's records by the mapping that the setting `log.mapping` gives it; None where they are native.
+
+    models: those with a baseline; a record that names no model is of the only one
+    """
+    mapping = for_topic(setting, topic)
+    if mapping is None:
+        return None
+    return Translator(mapping, hashed, next(iter(models)) if len(models) == 1 else "")

@@ -15,8 +15,8 @@ from consumers.errors import Unavailable
 from consumers.http.dashboard.session import COOKIE, HOURS, Session, Sessions
 from consumers.http.middleware.stack import MiddlewareStack
 from consumers.http.token_buckets import TokenBuckets
-from consumers.metrics import Metrics
 from consumers.operators.audited_write import Actor
+from consumers.telemetry.metrics import Metrics
 from detector.baseline import Baseline
 
 READ = [

@@ -14,9 +14,9 @@ from consumers.detect.step import Detect
 from consumers.ingest import loop as ingest
 from consumers.ingest.step import Ingest
 from consumers.log.files import FileLog
-from consumers.metrics import Metrics
 from consumers.secrets import Secrets
 from consumers.store.embedded import EmbeddedStore
+from consumers.telemetry.metrics import Metrics
 from detector.baseline import Baseline
 from detector.policy import Policy
 

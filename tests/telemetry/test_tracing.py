@@ -10,7 +10,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
 
-from consumers.tracing import Spans, instrumented, spans_of
+from consumers.telemetry.tracing import Spans, instrumented, spans_of
 
 
 class Store:

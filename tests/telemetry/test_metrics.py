@@ -7,7 +7,7 @@ import re
 import pytest
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 
-from consumers.metrics import MAX_SERIES, METRICS, Metrics, Tally
+from consumers.telemetry.metrics import MAX_SERIES, METRICS, Metrics, Tally
 
 
 def series(metrics: Metrics, name: str) -> int:

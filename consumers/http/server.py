@@ -28,7 +28,6 @@ from urllib.parse import urlsplit
 import uvicorn
 
 from consumers import paths
-from consumers.alarms import Alarms
 from consumers.errors import ConfigError, CorruptState, InvalidInput, Refused, Unavailable, WrongUse
 from consumers.http.auth import KeyRing, Tokens
 from consumers.http.middleware.stack import MiddlewareStack
@@ -37,6 +36,7 @@ from consumers.operators import audit
 from consumers.periodic import Periodic
 from consumers.secrets import Secrets
 from consumers.store import ServiceStore
+from consumers.telemetry.alarms import Alarms
 
 log = logging.getLogger("querywarden.serve")
 

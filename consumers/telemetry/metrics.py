@@ -10,6 +10,7 @@ from __future__ import annotations
 import bisect
 import contextlib
 import itertools
+import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,6 +20,10 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
+
+from consumers.errors import ConfigError, WrongUse
+
+log = logging.getLogger("querywarden.metrics")
 
 METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "querywarden_records_total": (
@@ -235,6 +240,11 @@ class Metrics:
     def add(self, name: str, amount: float = 1, **labels: str) -> None:
         self._labelled(name, labels).inc(amount)
 
+    def add_each(self, name: str, label: str, counts: Mapping[str, int]) -> None:
+        """Add to one counter for each value of its only label."""
+        for value, n in counts.items():
+            self.add(name, n, **{label: value})
+
     def set(self, name: str, value: float, **labels: str) -> None:
         self._labelled(name, labels).set(value)
 
@@ -272,14 +282,17 @@ def _version() -> str:
         return "0"
 
 
-def serve_metrics(bind: str, metrics: Metrics, ready: Callable[[], bool]) -> ThreadingHTTPServer:
-    """Answer /metrics, /healthz and /readyz on ``host:port`` in a thread; port 0 picks one.
+def serve_metrics(bind: str, metrics: Metrics, ready: Callable[[], bool], stack: contextlib.ExitStack) -> str:
+    """Answer /metrics, /healthz and /readyz on ``host:port``, the setting `metrics.bind`, until the stack is closed.
 
-    Raises ValueError for an address that is none, OSError for one that can't be had.
+    Returns the address that was taken, because port 0 picks one. Without an address nothing is served. Raises WrongUse for a text that
+    is no address, ConfigError for an address that can't be had.
     """
+    if not bind:
+        return ""
     host, _, port = bind.rpartition(":")
     if not port.isdecimal() or int(port) > 65_535:
-        raise ValueError(f"{bind!r} is not host:port")
+        raise WrongUse(f"metrics.bind: {bind!r} is not host:port")
 
     class MetricsHandler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -299,6 +312,13 @@ def serve_metrics(bind: str, metrics: Metrics, ready: Callable[[], bool]) -> Thr
         def log_message(self, format: str, *args: object) -> None:
             """Probes are not worth a log line."""
 
-    server = ThreadingHTTPServer((host or "127.0.0.1", int(port)), MetricsHandler)
+    try:
+        server = ThreadingHTTPServer((host or "127.0.0.1", int(port)), MetricsHandler)
+    except OSError as error:
+        raise ConfigError(f"metrics.bind: {bind}: {error.strerror or error}") from error
     threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
-    return server
+    stack.callback(server.server_close)
+    stack.callback(server.shutdown)
+    taken = f"{server.server_address[0]!s}:{server.server_address[1]}"
+    log.info("metrics", extra={"bind": taken})
+    return taken

@@ -17,7 +17,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from consumers.metrics import Metrics
+from consumers.telemetry.metrics import Metrics
 
 log = logging.getLogger("querywarden.alarm")
 
