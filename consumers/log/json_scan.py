@@ -20,6 +20,8 @@ import numba as nb
 import numpy as np
 from numpy.typing import NDArray
 
+from consumers.log.words import byte_at
+
 FIELDS: Final = (
     "client_id", "model_id", "timestamp", "prediction", "event_id", "model_version", "features", "embedding", "text",
     "messages", "status", "sampled_fraction", "metadata",
@@ -35,6 +37,7 @@ PLACES: Final = {name: i for i, name in enumerate(FIELDS)} | {
 _LONGEST = 16
 _PREDICTION: Final = FIELDS.index("prediction")
 _EVENT_KEYS: Final = len(FIELDS)
+_ALL_KEYS: Final = len(PLACES)
 _KEYS = np.zeros((len(PLACES), _LONGEST), np.uint8)
 _KEY_LENGTHS = np.zeros(len(PLACES), np.int64)
 _LISTS = np.zeros(len(PLACES), np.bool_)
@@ -42,6 +45,15 @@ for _i, _name in enumerate((*FIELDS, *ANSWERS)):
     _KEYS[_i, : len(_name)] = np.frombuffer(_name.encode(), np.uint8)
     _KEY_LENGTHS[_i] = len(_name)
     _LISTS[_i] = _name in ("features", "embedding", "probabilities")
+
+_SPACE: Final = 1
+_IN_STRING: Final = 2
+_IN_NUMBERS: Final = 4
+_KINDS = np.zeros(256, np.uint8)
+"""What a byte may be: white space; a character of a plain string; part of a list of numbers."""
+_KINDS[list(b" \t\r\n")] |= _SPACE
+_KINDS[[byte for byte in range(32, 127) if byte not in b'"\\']] |= _IN_STRING
+_KINDS[list(b"0123456789+,-.eE \t\r\n")] |= _IN_NUMBERS
 
 _MOST_DEEP: Final = 60
 _EXACT_SECONDS: Final = 2**53 // 1_000_000
@@ -54,7 +66,7 @@ _COMMA, _COLON, _OPEN_LIST, _CLOSE_LIST, _OPEN, _CLOSE = 44, 58, 91, 93, 123, 12
 @nb.njit(inline="always")
 def past_spaces(text, at, end):  # type: ignore[no-untyped-def]
     """The next place that holds no white space."""
-    while at < end and (text[at] == 32 or text[at] == 10 or text[at] == 13 or text[at] == 9):
+    while at < end and byte_at(text, at) <= 32 and _KINDS[byte_at(text, at)] & _SPACE:
         at += 1
     return at
 
@@ -69,38 +81,36 @@ def is_digit(byte):  # type: ignore[no-untyped-def]
 def _past_string(text, at, end):  # type: ignore[no-untyped-def]
     """Past the closing quote of a string whose first character is at `at`; -1 for one that is not plain ASCII."""
     while at < end:
-        byte = text[at]
-        if byte == QUOTE:
-            return at + 1
-        if byte < 32 or byte == 92 or byte > 126:
-            return -1
+        byte = byte_at(text, at)
+        if not _KINDS[byte] & _IN_STRING:
+            return at + 1 if byte == QUOTE else -1
         at += 1
     return -1
 
 
 @nb.njit(cache=True, nogil=True)
 def _past_number(text, at, end):  # type: ignore[no-untyped-def]
-    if at < end and text[at] == 45:
+    if at < end and byte_at(text, at) == 45:
         at += 1
-    if at >= end or not is_digit(text[at]):
+    if at >= end or not is_digit(byte_at(text, at)):
         return -1
-    if text[at] == 48 and at + 1 < end and is_digit(text[at + 1]):
+    if byte_at(text, at) == 48 and at + 1 < end and is_digit(byte_at(text, at + 1)):
         return -1
-    while at < end and is_digit(text[at]):
+    while at < end and is_digit(byte_at(text, at)):
         at += 1
-    if at < end and text[at] == 46:
+    if at < end and byte_at(text, at) == 46:
         at += 1
-        if at >= end or not is_digit(text[at]):
+        if at >= end or not is_digit(byte_at(text, at)):
             return -1
-        while at < end and is_digit(text[at]):
+        while at < end and is_digit(byte_at(text, at)):
             at += 1
-    if at < end and (text[at] | 32) == 101:
+    if at < end and (byte_at(text, at) | 32) == 101:
         at += 1
-        if at < end and (text[at] == 43 or text[at] == 45):
+        if at < end and (byte_at(text, at) == 43 or byte_at(text, at) == 45):
             at += 1
-        if at >= end or not is_digit(text[at]):
+        if at >= end or not is_digit(byte_at(text, at)):
             return -1
-        while at < end and is_digit(text[at]):
+        while at < end and is_digit(byte_at(text, at)):
             at += 1
     return at
 
@@ -109,10 +119,10 @@ def _past_number(text, at, end):  # type: ignore[no-untyped-def]
 def _past_word(text, at, end):  # type: ignore[no-untyped-def]
     """Past `true`, `false` or `null`; -1 for anything else."""
     if at + 4 <= end:
-        a, b, c, d = text[at], text[at + 1], text[at + 2], text[at + 3]
+        a, b, c, d = byte_at(text, at), byte_at(text, at + 1), byte_at(text, at + 2), byte_at(text, at + 3)
         if (a == 116 and b == 114 and c == 117 and d == 101) or (a == 110 and b == 117 and c == 108 and d == 108):
             return at + 4
-        if at + 5 <= end and a == 102 and b == 97 and c == 108 and d == 115 and text[at + 4] == 101:
+        if at + 5 <= end and a == 102 and b == 97 and c == 108 and d == 115 and byte_at(text, at + 4) == 101:
             return at + 5
     return -1
 
@@ -121,18 +131,18 @@ def _past_word(text, at, end):  # type: ignore[no-untyped-def]
 def _past_key(text, at, end):  # type: ignore[no-untyped-def]
     """Past the key that begins at `at`, and its colon."""
     at = past_spaces(text, at, end)
-    if at >= end or text[at] != QUOTE:
+    if at >= end or byte_at(text, at) != QUOTE:
         return -1
     at = _past_string(text, at + 1, end)
     if at < 0:
         return -1
     at = past_spaces(text, at, end)
-    return at + 1 if at < end and text[at] == _COLON else -1
+    return at + 1 if at < end and byte_at(text, at) == _COLON else -1
 
 
 @nb.njit(cache=True, nogil=True)
 def _past_scalar(text, at, end):  # type: ignore[no-untyped-def]
-    byte = text[at]
+    byte = byte_at(text, at)
     if byte == QUOTE:
         return _past_string(text, at + 1, end)
     return _past_number(text, at, end) if byte == 45 or is_digit(byte) else _past_word(text, at, end)
@@ -146,9 +156,9 @@ def _past_closed(text, at, end, objects, depth):  # type: ignore[no-untyped-def]
         if at >= end:
             return -1, objects, depth
         inside_object = objects & np.uint64(1)
-        if text[at] == _COMMA:
+        if byte_at(text, at) == _COMMA:
             return (_past_key(text, at + 1, end) if inside_object else at + 1), objects, depth
-        if text[at] != (_CLOSE if inside_object else _CLOSE_LIST):
+        if byte_at(text, at) != (_CLOSE if inside_object else _CLOSE_LIST):
             return -1, objects, depth
         at += 1
         objects >>= np.uint64(1)
@@ -164,12 +174,12 @@ def _past_value(text, at, end):  # type: ignore[no-untyped-def]
         at = past_spaces(text, at, end)
         if at >= end:
             return -1
-        byte = text[at]
+        byte = byte_at(text, at)
         if byte in (_OPEN, _OPEN_LIST):
             if depth == _MOST_DEEP:
                 return -1
             inner = past_spaces(text, at + 1, end)
-            if inner < end and text[inner] == (_CLOSE if byte == _OPEN else _CLOSE_LIST):
+            if inner < end and byte_at(text, inner) == (_CLOSE if byte == _OPEN else _CLOSE_LIST):
                 at = inner + 1
             else:
                 depth += 1
@@ -190,28 +200,26 @@ def _past_value(text, at, end):  # type: ignore[no-untyped-def]
 @nb.njit(cache=True, nogil=True)
 def _past_numbers(text, at, end):  # type: ignore[no-untyped-def]
     """Past a list that holds only what numbers are made of; -1 for any other value. Whether they are numbers is seen later."""
-    if text[at] != _OPEN_LIST:
+    if byte_at(text, at) != _OPEN_LIST:
         return -1
     at += 1
     while at < end:
-        byte = text[at]
-        if byte == _CLOSE_LIST:
-            return at + 1
-        if not (is_digit(byte) or 43 <= byte <= 46 or (byte | 32) == 101 or byte == 32 or 9 <= byte <= 13):
-            return -1
+        byte = byte_at(text, at)
+        if not _KINDS[byte] & _IN_NUMBERS:
+            return at + 1 if byte == _CLOSE_LIST else -1
         at += 1
     return -1
 
 
 @nb.njit(cache=True, nogil=True)
-def _key_at(text, begin, end, first, last, keys, lengths):  # type: ignore[no-untyped-def]
-    """Which of keys[first:last] stands at text[begin:end]; -1 for none."""
+def _key_at(text, begin, end, first, last):  # type: ignore[no-untyped-def]
+    """Which of the keys from `first` up to `last` stands at text[begin:end]; -1 for none."""
     n = end - begin
     for k in range(first, last):
-        if lengths[k] == n:
+        if _KEY_LENGTHS[k] == n:
             same = True
             for j in range(n):
-                if text[begin + j] != keys[k, j]:
+                if byte_at(text, begin + j) != _KEYS[k, j]:
                     same = False
                     break
             if same:
@@ -220,29 +228,29 @@ def _key_at(text, begin, end, first, last, keys, lengths):  # type: ignore[no-un
 
 
 @nb.njit(cache=True, nogil=True)
-def _scan_object(text, at, end, first, last, strict, keys, lengths, lists, span):  # type: ignore[no-untyped-def]
+def _scan_object(text, at, end, first, last, strict, span):  # type: ignore[no-untyped-def]
     """Note the fields of the object at `at`; return the place past it, -1 where it is not plain. strict: other keys are not plain."""
-    if at >= end or text[at] != _OPEN:
+    if at >= end or byte_at(text, at) != _OPEN:
         return -1
     at = past_spaces(text, at + 1, end)
-    if at < end and text[at] == _CLOSE:
+    if at < end and byte_at(text, at) == _CLOSE:
         return at + 1
     while True:
         at = past_spaces(text, at, end)
-        if at >= end or text[at] != QUOTE:
+        if at >= end or byte_at(text, at) != QUOTE:
             return -1
         closed = _past_string(text, at + 1, end)
         if closed < 0:
             return -1
-        k = _key_at(text, at + 1, closed - 1, first, last, keys, lengths)
+        k = _key_at(text, at + 1, closed - 1, first, last)
         at = past_spaces(text, closed, end)
-        if at >= end or text[at] != _COLON:
+        if at >= end or byte_at(text, at) != _COLON:
             return -1
         at = past_spaces(text, at + 1, end)
         if at >= end or (k < 0 and strict) or (k >= 0 and span[k, 1]):
             return -1
         begin = at
-        at = _past_numbers(text, begin, end) if k >= 0 and lists[k] else -1
+        at = _past_numbers(text, begin, end) if k >= 0 and _LISTS[k] else -1
         if at < 0:
             at = _past_value(text, begin, end)
         if at < 0:
@@ -252,27 +260,26 @@ def _scan_object(text, at, end, first, last, strict, keys, lengths, lists, span)
         at = past_spaces(text, at, end)
         if at >= end:
             return -1
-        if text[at] == _CLOSE:
+        if byte_at(text, at) == _CLOSE:
             return at + 1
-        if text[at] != _COMMA:
+        if byte_at(text, at) != _COMMA:
             return -1
         at += 1
 
 
 @nb.njit(cache=True, nogil=True)
-def _scan(text, ends, keys, lengths, lists, spans, plain):  # type: ignore[no-untyped-def]
+def _scan(text, ends, spans, plain):  # type: ignore[no-untyped-def]
+    address = text.ctypes.data
     begin = 0
     for i in range(ends.shape[0]):
         end = ends[i]
         span = spans[i]
-        at = _scan_object(
-            text, past_spaces(text, begin, end), end, 0, _EVENT_KEYS, True, keys, lengths, lists, span
-        )  # fmt: skip
-        good = at >= 0 and past_spaces(text, at, end) == end
+        at = _scan_object(address, past_spaces(address, begin, end), end, 0, _EVENT_KEYS, True, span)
+        good = at >= 0 and past_spaces(address, at, end) == end
         if good and span[_PREDICTION, 1]:
             answer = _scan_object(
-                text, span[_PREDICTION, 0], span[_PREDICTION, 1], _EVENT_KEYS, keys.shape[0], False, keys, lengths, lists, span
-            )  # fmt: skip
+                address, span[_PREDICTION, 0], span[_PREDICTION, 1], _EVENT_KEYS, _ALL_KEYS, False, span
+            )
             good = answer == span[_PREDICTION, 1]
         plain[i] = good
         begin = end
@@ -286,12 +293,13 @@ def tell_apart(text, starts, ends, seed, slots, index, first):  # type: ignore[n
     meet in one place of the table; slots (2**k,) int64, all -1, 2**k > n: a hash table;
     index (n,) int64, out: the number of each text; first (n,) int64, out: number → where it first appeared.
     """
+    address = text.ctypes.data
     mask = np.uint64(slots.shape[0] - 1)
     count = 0
     for i in range(starts.shape[0]):
         h = seed
         for j in range(starts[i], ends[i]):
-            h = (h ^ np.uint64(text[j])) * np.uint64(0x100000001B3)
+            h = (h ^ np.uint64(byte_at(address, j))) * np.uint64(0x100000001B3)
             h ^= h >> np.uint64(32)
         slot = (h ^ (h >> np.uint64(29))) & mask
         n = ends[i] - starts[i]
@@ -307,7 +315,7 @@ def tell_apart(text, starts, ends, seed, slots, index, first):  # type: ignore[n
             same = ends[other] - starts[other] == n
             if same:
                 for j in range(n):
-                    if text[starts[other] + j] != text[starts[i] + j]:
+                    if byte_at(address, starts[other] + j) != byte_at(address, starts[i] + j):
                         same = False
                         break
             if same:
@@ -321,8 +329,8 @@ def tell_apart(text, starts, ends, seed, slots, index, first):  # type: ignore[n
 def _two_digits(text, at):  # type: ignore[no-untyped-def]
     """The number of two digits; some negative number for anything else."""
     return (
-        (np.int64(text[at]) - 48) * 10 + np.int64(text[at + 1]) - 48
-        if is_digit(text[at]) and is_digit(text[at + 1])
+        (np.int64(byte_at(text, at)) - 48) * 10 + np.int64(byte_at(text, at + 1)) - 48
+        if is_digit(byte_at(text, at)) and is_digit(byte_at(text, at + 1))
         else np.int64(-10_000)
     )
 
@@ -348,7 +356,7 @@ def _days(year, month, day):  # type: ignore[no-untyped-def]
 @nb.njit(cache=True, nogil=True)
 def _time_ms(text, at, end):  # type: ignore[no-untyped-def]
     """Milliseconds since 1970 of an RFC 3339 time in quotes, rounded to microseconds first; -1 for any other text."""
-    if end - at < 22 or text[at] != QUOTE or text[end - 1] != QUOTE:
+    if end - at < 22 or byte_at(text, at) != QUOTE or byte_at(text, end - 1) != QUOTE:
         return np.int64(-1)
     at, end = at + 1, end - 1
     year = _two_digits(text, at) * 100 + _two_digits(text, at + 2)
@@ -356,18 +364,19 @@ def _time_ms(text, at, end):  # type: ignore[no-untyped-def]
     hour, minute, second = _two_digits(text, at + 11), _two_digits(text, at + 14), _two_digits(text, at + 17)
     if (
         days < 0 or not (0 <= hour <= 23 and 0 <= minute <= 59 and 0 <= second <= 59)
-        or text[at + 4] != 45 or text[at + 7] != 45 or text[at + 10] != 84 or text[at + 13] != 58 or text[at + 16] != 58
+        or byte_at(text, at + 4) != 45 or byte_at(text, at + 7) != 45 or byte_at(text, at + 10) != 84
+        or byte_at(text, at + 13) != 58 or byte_at(text, at + 16) != 58
     ):  # fmt: skip
         return np.int64(-1)
     at += 19
     micro = np.int64(0)
-    if text[at] == 46:
+    if byte_at(text, at) == 46:
         digits = 0
         at += 1
-        while at < end and is_digit(text[at]):
+        while at < end and is_digit(byte_at(text, at)):
             if digits < 6:
-                micro = micro * 10 + np.int64(text[at] - 48)
-            elif digits == 6 and text[at] >= 53:
+                micro = micro * 10 + np.int64(byte_at(text, at) - 48)
+            elif digits == 6 and byte_at(text, at) >= 53:
                 micro += 1
             digits += 1
             at += 1
@@ -376,12 +385,12 @@ def _time_ms(text, at, end):  # type: ignore[no-untyped-def]
         for _ in range(6 - digits):
             micro *= 10
     shift = np.int64(0)
-    if end - at == 6 and (text[at] == 43 or text[at] == 45) and text[at + 3] == 58:
+    if end - at == 6 and (byte_at(text, at) == 43 or byte_at(text, at) == 45) and byte_at(text, at + 3) == 58:
         hours, minutes = _two_digits(text, at + 1), _two_digits(text, at + 4)
         if not (0 <= hours <= 23 and 0 <= minutes <= 59):
             return np.int64(-1)
-        shift = (hours * 60 + minutes) * (60 if text[at] == 43 else -60)
-    elif not (end - at == 1 and text[at] == 90):
+        shift = (hours * 60 + minutes) * (60 if byte_at(text, at) == 43 else -60)
+    elif not (end - at == 1 and byte_at(text, at) == 90):
         return np.int64(-1)
     seconds = days * 86_400 + hour * 3600 + minute * 60 + second - shift
     if not 0 <= seconds < _EXACT_SECONDS:
@@ -393,8 +402,9 @@ def _time_ms(text, at, end):  # type: ignore[no-untyped-def]
 @nb.njit(cache=True, nogil=True)
 def times_ms(text, starts, ends, out):  # type: ignore[no-untyped-def]
     """out (n,) int64: event time of each text in ms since 1970, -1 for one that must be read in full."""
+    address = text.ctypes.data
     for i in range(starts.shape[0]):
-        out[i] = _time_ms(text, starts[i], ends[i])
+        out[i] = _time_ms(address, starts[i], ends[i])
 
 
 @nb.njit(cache=True, nogil=True)
@@ -425,5 +435,5 @@ def scan_events(text: NDArray[np.uint8], ends: NDArray[np.int64]) -> tuple[NDArr
     """
     spans = np.zeros((len(ends), len(PLACES), 2), np.int64)
     plain = np.zeros(len(ends), np.bool_)
-    _scan(text, ends, _KEYS, _KEY_LENGTHS, _LISTS, spans, plain)
+    _scan(text, ends, spans, plain)
     return spans, plain

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from consumers.log.json_scan import is_digit, past_spaces
+from consumers.log.words import add_digits, byte_at
 
 _LEAST, _MOST = -300, 300
 """Powers of ten in the table. Beyond them a result may be subnormal or infinite."""
@@ -102,47 +103,50 @@ def _double_bits(w, q, fives):  # type: ignore[no-untyped-def]
 
 
 @nb.njit(cache=True, nogil=True)
+def _most_significant(text, at, end):  # type: ignore[no-untyped-def]
+    """How many digits of a number count: those from the first that is not 0. text[at:end] holds digits and at most one point."""
+    while at < end and (byte_at(text, at) == 48 or byte_at(text, at) == 46):
+        at += 1
+    count = end - at
+    for i in range(at, end):
+        if byte_at(text, i) == 46:
+            count -= 1
+    return count
+
+
+@nb.njit(inline="always")
 def _significand(text, at, end):  # type: ignore[no-untyped-def]
     """(significand, power of ten, next place) of the digits that begin at `at`; next place -1 for what is no number or too long."""
-    w, digits, q = np.uint64(0), 0, 0
-    if at >= end or not is_digit(text[at]):
-        return w, 0, -1
-    if text[at] == 48 and at + 1 < end and is_digit(text[at + 1]):
-        return w, 0, -1  # JSON knows no leading zero
-    while at < end and is_digit(text[at]):
-        w = w * np.uint64(10) + np.uint64(text[at] - 48)
-        digits += 1 if w > np.uint64(0) else 0
-        at += 1
-        if digits > 19:
-            return w, 0, -1
-    if at < end and text[at] == 46:
-        at += 1
-        if at >= end or not is_digit(text[at]):
-            return w, 0, -1
-        while at < end and is_digit(text[at]):
-            w = w * np.uint64(10) + np.uint64(text[at] - 48)
-            digits += 1 if w > np.uint64(0) else 0
-            q -= 1
-            at += 1
-            if digits > 19:
-                return w, 0, -1
+    begin, w, q = at, np.uint64(0), 0
+    if at >= end or not is_digit(byte_at(text, at)):
+        return w, q, np.int64(-1)
+    w, at = np.uint64(byte_at(text, at)) - np.uint64(48), at + 1
+    if at < end and is_digit(byte_at(text, at)):
+        if w == np.uint64(0):
+            return w, q, np.int64(-1)  # JSON knows no leading zero
+        w, at = add_digits(text, at, end, w)
+    if at < end and byte_at(text, at) == 46:
+        point = at + 1
+        w, at = add_digits(text, point, end, w)
+        if at == point:
+            return w, q, np.int64(-1)
+        q = point - at
+    if at - begin > 19 and _most_significant(text, begin, at) > 19:
+        return w, q, np.int64(-1)  # more than 64 bits hold
     return w, q, at
 
 
 @nb.njit(cache=True, nogil=True)
 def _exponent(text, at, end):  # type: ignore[no-untyped-def]
-    """(exponent, next place) of what may follow the digits of a number; next place -1 for what is no exponent or too long."""
-    if at >= end or (text[at] | 32) != 101:
-        return 0, at
-    at += 1
-    negative = at < end and text[at] == 45
-    if at < end and (text[at] == 45 or text[at] == 43):
+    """(exponent, next place) of what follows an ``e``; next place -1 for what is no exponent or too long."""
+    negative = at < end and byte_at(text, at) == 45
+    if at < end and (byte_at(text, at) == 45 or byte_at(text, at) == 43):
         at += 1
-    if at >= end or not is_digit(text[at]):
+    if at >= end or not is_digit(byte_at(text, at)):
         return 0, -1
     value, first = np.int64(0), at
-    while at < end and is_digit(text[at]):
-        value = value * 10 + np.int64(text[at] - 48)
+    while at < end and is_digit(byte_at(text, at)):
+        value = value * 10 + np.int64(byte_at(text, at) - 48)
         at += 1
         if at - first > 4:
             return 0, -1
@@ -153,21 +157,21 @@ def _exponent(text, at, end):  # type: ignore[no-untyped-def]
 def _parse_row(text, at, end, powers, fives, row, row_bits):  # type: ignore[no-untyped-def]
     """Whether text[at:end] is a list of as many numbers as the row has places, each of them certain."""
     at = past_spaces(text, at, end)
-    if at >= end or text[at] != 91:
+    if at >= end or byte_at(text, at) != 91:
         return False
     at += 1
     for j in range(row.shape[0]):
         at = past_spaces(text, at, end)
-        negative = at < end and text[at] == 45
-        if negative:
-            at += 1
+        negative = at < end and byte_at(text, at) == 45
+        at += np.int64(negative)
         w, q, at = _significand(text, at, end)
         if at < 0:
             return False
-        more, at = _exponent(text, at, end)
-        if at < 0:
-            return False
-        q += more
+        if at < end and (byte_at(text, at) | 32) == 101:
+            more, at = _exponent(text, at + 1, end)
+            if at < 0:
+                return False
+            q += more
         if w == np.uint64(0):
             if negative:
                 return False
@@ -184,7 +188,7 @@ def _parse_row(text, at, end, powers, fives, row, row_bits):  # type: ignore[no-
                 return False
             row_bits[j] = bits | (np.uint64(1) << np.uint64(63)) if negative else bits
         at = past_spaces(text, at, end)
-        if at >= end or text[at] != (93 if j == row.shape[0] - 1 else 44):
+        if at >= end or byte_at(text, at) != (93 if j == row.shape[0] - 1 else 44):
             return False
         at += 1
     return past_spaces(text, at, end) == end
@@ -192,8 +196,9 @@ def _parse_row(text, at, end, powers, fives, row, row_bits):  # type: ignore[no-
 
 @nb.njit(cache=True, nogil=True)
 def _parse(text, starts, ends, powers, fives, out, bits, read):  # type: ignore[no-untyped-def]
+    address = text.ctypes.data
     for i in range(starts.shape[0]):
-        read[i] = _parse_row(text, starts[i], ends[i], powers, fives, out[i], bits[i])
+        read[i] = _parse_row(address, starts[i], ends[i], powers, fives, out[i], bits[i])
 
 
 def parse_number_lists(

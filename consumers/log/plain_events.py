@@ -36,6 +36,8 @@ LONGEST = 1 << 18
 _COMPARED = [PLACES[name] for name in ("event_id", "features", "embedding", "text", "messages", "prediction")]
 """What two events with one id must have in common to be one event that was sent twice, in the order in which it is laid out."""
 _NEEDED = [PLACES[name] for name in ("client_id", "model_id", "timestamp", "prediction", "prediction.label")]
+_OTHER_LIST = {"features": "embedding", "embedding": "features"}
+"""Form of an input that is a list → the form whose list the model's reader does not read."""
 _NULL_ONLY = ("prediction.logits", "prediction.value", "prediction.text")
 _SUCCESS = frozenset((b"null", b"200"))
 _WHOLE = frozenset((b"null", b"1", b"1.0"))
@@ -143,7 +145,8 @@ def _of_model(
     time_ms = np.empty(len(rows), np.int64)
     times_ms(poll.text, *poll.span(rows, "timestamp"), time_ms)
     starts, ends = poll.span(rows, reader.schema.input_form)
-    good = (
+    good = ~poll.given(rows, _OTHER_LIST[reader.schema.input_form])  # nobody looked at what is in it
+    good &= (
         (codes >= 0)
         & (time_ms >= TIMES_MS.start)
         & (time_ms < TIMES_MS.stop)

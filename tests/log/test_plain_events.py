@@ -93,6 +93,7 @@ ODD = [
     line(event_id=""), line(metadata="x" * 300_000),
     line(event_id=77), line(text="t" * 2000), line(metadata={"ip": "192.0.2.1", "deep": [{"a": [1, {}]}]}),
     line(metadata="x" * 3000, event_id="x" * 3000), line(features=[1, 2, 3], embedding=[4]),
+    line(embedding=[4]).replace(b"[4]", b"[4,,]"),
     line().replace(b"0.1", b"01"), line().replace(b"0.1", b"NaN"), line().replace(b"0.1", b"1 2"), line().replace(b"0.1", b"-0"),
     line().replace(b"0.1", b"5e-324"), line().replace(b"0.1", b"1" * 30), line().replace(b"}}", b"}"), line() + b" x",
     b" " + line() + b"\n",
