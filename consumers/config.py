@@ -152,6 +152,12 @@ class HttpSettings(Part):
     longest_decision_s: int = Field(
         30 * 86_400, ge=60, description="longest duration of an operator's decision, in seconds"
     )
+    confirm_campaigns_above: int = Field(
+        0,
+        ge=0,
+        description="a restriction of a campaign with more accounts than this waits until a second person confirms it; advised: 100;"
+        " 0: no second person",
+    )
     key_env: str = Field(
         "live",
         pattern=r"^[a-z0-9]{1,16}$",

@@ -64,7 +64,7 @@ PANELS: Mapping[str, Mapping[str, CommandRow]] = {
         "gateway": CommandRow("gateways:app", "Compute values for the configuration of a gateway."),
     },
     "Act as an operator": {
-        "decisions": CommandRow("operators:decisions_app", "List, make and withdraw operators' decisions."),
+        "decisions": CommandRow("decisions:app", "List, make and withdraw operators' decisions."),
         "allowlist": CommandRow(
             "operators:allowlist_app", "List and change the allowlist: clients that are never throttled or blocked."
         ),

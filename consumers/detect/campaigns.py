@@ -202,6 +202,7 @@ class Search:
     """The other half: a pass over the rows of a tenant.
 
     assessed  campaign → (members, queries) when it was last assessed here, the longest ago first
+    surveyed  told at the end of a pass what stands then, by tenant
     """
 
     store: ServiceStore
@@ -209,6 +210,7 @@ class Search:
     most_groups: int = MOST_GROUPS
     most_members: int = MOST_MEMBERS
     assessed: dict[ClientKey, tuple[tuple[ClientKey, ...], int]] = field(default_factory=dict)
+    surveyed: Callable[[str, Survey], None] = lambda tenant, survey: None
 
     def run(
         self, tenant: str, held: MutableMapping[int, H], now_s: int | None, process: str, lease_ms: int
@@ -240,6 +242,7 @@ class Search:
             )
             if outcome is not None:
                 recorded.append(outcome)
+        self.surveyed(tenant, survey)
         return recorded
 
     def _due(self, survey: Survey, held: Mapping[int, Any], now_s: int | None) -> list[ClientKey]:

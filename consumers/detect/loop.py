@@ -35,7 +35,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from consumers.alerts.delivery import OutboxWorker, OutboxWorkers
-from consumers.detect.campaigns import EVERY_S, Campaigns, Search
+from consumers.detect.campaigns import EVERY_S, Campaigns, Search, Survey
+from consumers.detect.joining import Joining, Joins
 from consumers.detect.overrides import Overrides
 from consumers.detect.schema_holds import SchemaHolds
 from consumers.detect.step import Detect, Seen
@@ -88,6 +89,7 @@ class Runner:
     now_s      wall clock, for what decisions say; None: each client's own time (replay). clock: monotonic, for everything else
     balanced   share the cells with the other detectors that live; a run that ends when idle takes what is free instead
     overrides  what people said; None: nobody is asked
+    joins      writes that accounts joined a campaign under decision; None: nobody joins
     tenants    where campaigns are looked for: the service's own, and whose clients turn up
     """
 
@@ -108,6 +110,7 @@ class Runner:
     ready: bool = False
     balanced: bool = True
     overrides: Overrides | None = field(default_factory=Overrides)
+    joins: Joins | None = None
     tenants: set[str] = field(default_factory=set)
     alarms: Alarms = field(init=False)
     deliveries: OutboxWorkers = field(init=False)
@@ -129,7 +132,7 @@ class Runner:
         workers = [OutboxWorker(sink, self.store, self.detect.secrets, self.metrics, self.clock) for sink in self.sinks]
         self.deliveries = OutboxWorkers(workers, self.alarms)
         d = self.detect
-        self.search = Search(self.store, Campaigns(d.baselines, d.secrets, d.policy_of))
+        self.search = Search(self.store, Campaigns(d.baselines, d.secrets, d.policy_of), surveyed=self._join)
         self._searched_s = self.clock()
         self.schema = SchemaHolds(d.baselines, d.secrets)
         d.misfits_held = self.schema.holds
@@ -202,6 +205,13 @@ class Runner:
         for tenant in sorted(self.tenants):
             for outcome in self.search.run(tenant, self.held, self.now_s(), self.process, self.lease_ms):
                 self.on_outcome(outcome)
+
+    def _join(self, tenant: str, survey: Survey) -> None:
+        """Add new members to the campaigns that an operator decided about."""
+        if self.overrides is not None and self.joins is not None:
+            self.overrides.refresh(self.store)
+            joining = Joining(self.overrides, self.joins, self.store, self.detect.secrets, self.metrics)
+            joining.look(tenant, survey, self.held, self.now_s() or 0)
 
     def _take_part(self) -> None:
         """Say that we live; let go of what is more than our part of the cells."""

@@ -6,6 +6,8 @@ Rules:
   which it opened (breaker_entries.py) until a later reset of the same tenant; then the entry is dropped. Tenants do not affect each other.
 * The operator cell is read once and then followed by its changes. It is read before every turn: an entry takes effect with the next
   assessment, and at once at the gateways, which read the same entries.
+* Decisions about clients and campaigns are known here only to say whom detection may add to a campaign's (joining.py); gateways enforce
+  them by themselves.
 * Schema holds are followed for detect (schema_holds.py).
 * Verdicts are kept for the sinks (verdicts.py). They change no decision by themselves.
 * An entry that cannot be read is skipped with a warning; it never lifts or imposes anything.
@@ -14,15 +16,22 @@ Rules:
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from consumers.detect.schema_holds import SchemaHolds
 from consumers.detect.verdicts import Verdicts
-from consumers.errors import Rewound
+from consumers.errors import CorruptState, Rewound
 from consumers.records import schema_holds
 from consumers.records.breaker import Breaker, BreakerLimits
 from consumers.records.breaker_entries import KIND, RESET, TRIPPED, Tripped, opened_after, time_of
-from consumers.records.operator_entries import EVERY_MODEL, entry_key, packed
+from consumers.records.operator_entries import (
+    EVERY_MODEL,
+    StoredCampaignDecision,
+    campaign_decision,
+    entry_key,
+    packed,
+)
 from consumers.store import Entry, Operation, OperatorStore
 from detector.policy import FLAGGED, Decision, severity
 from detector.query import ClientKey
@@ -30,6 +39,8 @@ from detector.query import ClientKey
 log = logging.getLogger("querywarden.detect")
 
 CHANGES_AT_ONCE = 1000
+FOLLOWED = ("allow", KIND, "verdict", schema_holds.KIND, "campaign", "decision")
+"""Kinds of entries that detect follows."""
 
 
 @dataclass(slots=True)
@@ -39,6 +50,7 @@ class Overrides:
     limits    of every tenant's breaker; breakers: by tenant
     revision  of the operator cell as far as it was read, None: not read yet
     tripped   tenant → when its breaker opened, as stored; resets: when an operator of it last closed it; seconds
+    campaigns (tenant, key) → decision about a campaign; clients: (tenant, key) → when the decision about a client ends, in seconds
     """
 
     limits: BreakerLimits = field(default_factory=BreakerLimits)
@@ -49,6 +61,8 @@ class Overrides:
     resets: dict[str, int] = field(default_factory=dict)
     verdicts: Verdicts = field(default_factory=Verdicts)
     schema: SchemaHolds | None = None
+    campaigns: dict[tuple[str, str], StoredCampaignDecision] = field(default_factory=dict)
+    clients: dict[tuple[str, str], int] = field(default_factory=dict)
 
     @property
     def open(self) -> bool:
@@ -64,9 +78,10 @@ class Overrides:
         found = None if self.revision is None else store.operator_changes(self.revision, CHANGES_AT_ONCE)
         if found is None:
             self.allowed, self.tripped, self.verdicts = {}, {}, Verdicts()
+            self.campaigns, self.clients = {}, {}
             if self.schema is not None:
                 self.schema.known.clear()
-            answers = [store.operator_entries(kind) for kind in ("allow", KIND, "verdict", schema_holds.KIND)]
+            answers = [store.operator_entries(kind) for kind in FOLLOWED]
             self.revision = min(revision for revision, _ in answers)
             entries = [entry for _, answer in answers for entry in answer]
         else:
@@ -77,11 +92,14 @@ class Overrides:
             self._settle_breakers(store)
 
     def _take(self, entry: Entry) -> None:
-        if entry.kind == "allow":
+        ends = {"allow": self.allowed, "decision": self.clients}.get(entry.kind)
+        if ends is not None:
             if entry.value:
-                self.allowed[entry.tenant, entry.key] = entry.expires_s
+                ends[entry.tenant, entry.key] = entry.expires_s
             else:
-                self.allowed.pop((entry.tenant, entry.key), None)
+                ends.pop((entry.tenant, entry.key), None)
+        elif entry.kind == "campaign":
+            self._take_campaign(entry)
         elif entry.kind == "verdict":
             self.verdicts.take(entry)
         elif entry.kind == schema_holds.KIND and self.schema is not None:
@@ -95,6 +113,14 @@ class Overrides:
             elif entry.key == RESET and at_s is not None and at_s > self.resets.get(entry.tenant, 0):
                 self.resets[entry.tenant] = at_s
                 self.breaker(entry.tenant).restricted.clear()  # whichever breaker was open: counting begins anew
+
+    def _take_campaign(self, entry: Entry) -> None:
+        self.campaigns.pop((entry.tenant, entry.key), None)
+        if entry.value:
+            try:
+                self.campaigns[entry.tenant, entry.key] = campaign_decision(entry)
+            except CorruptState as error:
+                log.warning("entry passed over", extra={"kind": entry.kind, "key": entry.key, "why": str(error)})
 
     def _settle_breakers(self, store: OperatorStore) -> None:
         """Open or closed, by what is stored."""
@@ -132,11 +158,15 @@ class Overrides:
 
     def lists(self, client: ClientKey, now_s: float) -> bool:
         """Whether the client is allowlisted."""
-        for model in (client.model, EVERY_MODEL):
-            until_s = self.allowed.get((client.tenant, entry_key(model, client.client)))
-            if until_s is not None and (until_s == 0 or now_s < until_s):
-                return True
-        return False
+        return _holds(self.allowed, client, now_s)
+
+    def decided(self, client: ClientKey, now_s: float) -> bool:
+        """Whether an operator decided about the client itself, a dry run too."""
+        return _holds(self.clients, client, now_s)
+
+    def campaign_decisions(self, tenant: str, now_s: float) -> list[StoredCampaignDecision]:
+        """Operators' decisions about campaigns of a tenant that hold now."""
+        return [d for (whose, _), d in sorted(self.campaigns.items()) if whose == tenant and now_s < d.until_s]
 
     def overruled(self, client: ClientKey, before: Decision, decision: Decision, now_s: float) -> Decision:
         """The decision as it may be enforced."""
@@ -150,3 +180,12 @@ class Overrides:
         if rises and not breaker.allows(client, now_s):
             return replace(decision, enforced=before.enforced, reason="breaker")
         return decision
+
+
+def _holds(ends: Mapping[tuple[str, str], int], client: ClientKey, now_s: float) -> bool:
+    """Whether an entry about the client holds, for its model or for all. ends: (tenant, key) → its end, 0 for none."""
+    for model in (client.model, EVERY_MODEL):
+        until_s = ends.get((client.tenant, entry_key(model, client.client)))
+        if until_s is not None and (until_s == 0 or now_s < until_s):
+            return True
+    return False

@@ -4,7 +4,8 @@ Rules:
 * Every detect process counts what it decides (breaker.py). This breaker counts what all of them enforce together, on the answering side,
   and so it also works against a detector that does not count.
 * A restriction is new when a gateway does more than before: it begins, or a throttle becomes a block. Restrictions that were in force when
-  this process started are not new. Operators' decisions are not counted, and stay in force while the breaker is open.
+  this process started are not new. Operators' decisions are not counted, and stay in force while the breaker is open. Accounts that
+  joined a campaign under decision are counted and held back like any detected restriction.
 * While it is open, restrictions that became new within the breaker's window are not enforced, nor are later ones: each of these clients
   stands as it did before. Older restrictions stay until they end, so that no client can lift its block by causing many others.
 * A process that starts while the breaker is open reads the earlier restrictions from the history of decisions. Until it has, no detected
@@ -125,13 +126,15 @@ class GatewayBreaker:
             return None
         levels = self._view.detected(now_s)
         begun_s = self._breaker.tripped_s - self._breaker.limits.window_s
-        clients, found = list(levels), {}
+        clients = list(levels)
+        joined = {client: self._view.joined(client, begun_s, now_s) for client in clients}
+        found = {client: level for client, level in joined.items() if level >= THROTTLE}
         try:
             for first in range(0, len(clients), _AT_ONCE):
                 for client, row in self._store.decided(clients[first : first + _AT_ONCE]).items():
                     level = min(levels[client], _level_at(row, begun_s))
                     if level >= THROTTLE:
-                        found[client] = level
+                        found[client] = max(level, joined[client])
         except Unavailable:
             return None  # asked again with the next turn
         return found

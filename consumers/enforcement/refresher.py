@@ -122,10 +122,9 @@ class Refresher:
         # The operators' revision first: what changes after it is learned again, and twice is no harm.
         said = [self._store.operator_entries(kind) for kind in OPERATOR_KINDS]
         positions, restrictions = self._store.restrictions()
-        decisions, allowed = (entries for _, entries in said)
         if self._breaker is not None:
             self._hear(self._store.operator_entries(breaker_entries.KIND)[1])
-        self._view.replace(restrictions, decisions, allowed, now_s)
+        self._view.replace(restrictions, [entry for _, entries in said for entry in entries], now_s)
         self._positions, self._revision = positions, min(revision for revision, _ in said)
         self._full_due_s = now_s + self._full_sync_s
         gc.freeze()  # long-lived from here on: a collection that walks through them would be seen in the answers

@@ -3,8 +3,11 @@
 Rules:
 * An answer never waits: it reads dictionaries that one thread (refresher.py) changes. While the store is down, slow or paused, the last
   known restrictions hold until their own end, and `stale_since_s` says since when nothing new was read.
-* An operator's decision overrides a detected one. An entry for one model overrides an entry for all models (``*``). An allowlist entry
-  overrides both. A simulated decision is never enforced.
+* An operator's decision about a client overrides a detected one. An entry for one model overrides an entry for all models (``*``). An
+  allowlist entry overrides both. A simulated decision is never enforced.
+* An operator's decision about a campaign counts for each of its accounts that has no decision of its own. `clear` lifts what was detected;
+  otherwise the more severe of the two holds. The most severe of several campaigns counts. An account that joined by itself counts as
+  detected: the breaker of this process counts it and holds it back.
 * Detected restrictions are enforced as far as the breaker of detect, the breaker of this process and the mode of the model allow. A
   flagged client that is not restricted shows as ``watch``, in mode observe as ``clear``. Operators' decisions always count.
 * While the breaker of this process is open (`hold`), a detected restriction stays as it was before, until it ends; none begins or rises.
@@ -23,7 +26,14 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias, TypeVar
 
 from consumers.errors import CorruptState
-from consumers.records.operator_entries import ENFORCED, EVERY_MODEL, allowlist_entry, operator_decision
+from consumers.records.operator_entries import (
+    ENFORCED,
+    EVERY_MODEL,
+    StoredCampaignDecision,
+    allowlist_entry,
+    campaign_decision,
+    operator_decision,
+)
 from consumers.store import Entry, Restriction
 from detector.query import ClientKey
 
@@ -34,7 +44,7 @@ KEPT_CHANGES = 20_000
 """How many changes a reader may fall behind before it must begin again."""
 
 _CAPS = {"observe": CLEAR, "alert": WATCH, "throttle": THROTTLE, "block": BLOCK}
-OPERATOR_KINDS = ("decision", "allow")
+OPERATOR_KINDS = ("decision", "allow", "campaign")
 _SLICE = 200
 _PAUSE_S = 0.0001
 
@@ -45,7 +55,10 @@ V = TypeVar("V")
 
 
 class Standing(NamedTuple):
-    """What holds for a client. level: index in ENFORCED; until_s: its end, 0 for none; origin: detected | operator."""
+    """What holds for a client. level: index in ENFORCED; until_s: its end, 0 for none; origin: detected | operator.
+
+    An account that joined a campaign under decision is *detected* there: no person named it.
+    """
 
     level: int
     until_s: int = 0
@@ -71,6 +84,19 @@ class _Ruled(NamedTuple):
     simulated: bool
 
 
+class _OfCampaign(NamedTuple):
+    """An operator's decision about a campaign of the client. joined_s: when detection added the account, or None."""
+
+    model: str
+    level: int
+    until_s: int
+    joined_s: int | None
+
+    @property
+    def joined(self) -> bool:
+        return self.joined_s is not None
+
+
 NOTHING = Standing(CLEAR)
 
 _OfModel: TypeAlias = tuple[str, int, int, int]
@@ -80,11 +106,25 @@ _Detected = tuple[_OfModel, ...]
 
 @dataclass(slots=True)
 class _Tables:
-    """Everything known, by (tenant, client) and then model."""
+    """Everything known, by (tenant, client) and then model; of campaigns by (tenant, client) and then the entry's key.
+
+    accounts  (tenant, key of a campaign's entry) → hashes of its accounts
+    """
 
     detected: dict[Key, _Detected] = field(default_factory=dict)
     said: dict[Key, dict[str, _Ruled]] = field(default_factory=dict)
     allowed: dict[Key, dict[str, int]] = field(default_factory=dict)
+    grouped: dict[Key, dict[str, _OfCampaign]] = field(default_factory=dict)
+    accounts: dict[Key, tuple[str, ...]] = field(default_factory=dict)
+
+    def models_of(self, key: Key) -> set[str]:
+        """Models on which something is known of a client, ``*`` among them."""
+        grouped = {one.model for one in self.grouped.get(key, {}).values()}
+        return {m for m, *_ in self.detected.get(key, ())} | grouped | {*self.said.get(key, ())}
+
+    def of_campaigns(self, key: Key, model: str, now_s: float) -> list[_OfCampaign]:
+        """Decisions about campaigns of a client that hold on a model."""
+        return [o for o in self.grouped.get(key, {}).values() if o.model == model and o.until_s > now_s]
 
 
 class Restrictions:
@@ -119,11 +159,11 @@ class Restrictions:
         """What holds for a client on a model; None or ``*``: the most severe over all models."""
         key = (tenant, client)
         tables = self._tables
-        if key not in tables.detected and key not in tables.said:
+        if key not in tables.detected and key not in tables.said and key not in tables.grouped:
             return NOTHING
         if model is not None and model != EVERY_MODEL:
             return self._of_model(tables, key, model, now_s)
-        models = {m for m, *_ in tables.detected.get(key, ())} | {EVERY_MODEL, *tables.said.get(key, ())}
+        models = {EVERY_MODEL} | tables.models_of(key)
         return max((self._of_model(tables, key, m, now_s) for m in models), key=lambda s: s.level)
 
     def enforced(self, now_s: float) -> Iterator[tuple[Key, str, Standing]]:
@@ -134,14 +174,24 @@ class Restrictions:
                     yield key, model, standing
 
     def detected(self, now_s: float) -> dict[ClientKey, int]:
-        """Client → level of everything that was detected and would be enforced but for operators and the breaker."""
+        """Client → level of everything that was detected, or joined a campaign under decision, but for operators and the breaker."""
         found = {}
         for (tenant, client), entries in _slices(list(self._tables.detected.items())):
             for model, _, enforced, until_s in entries:
                 level = min(enforced, self._caps.get(model, self._cap))
                 if level >= THROTTLE and (not until_s or until_s > now_s):
                     found[ClientKey(tenant, model, client)] = level
+        for (tenant, client), campaigns in _slices(list(self._tables.grouped.items())):
+            for one in campaigns.values():
+                key = ClientKey(tenant, one.model, client)
+                if one.joined and one.level >= THROTTLE and one.until_s > now_s:
+                    found[key] = max(one.level, found.get(key, CLEAR))
         return found
+
+    def joined(self, client: ClientKey, by_s: float, now_s: float) -> int:
+        """Level of the decisions about campaigns that a client had joined by a time, as far as they hold now."""
+        found = self._tables.of_campaigns((client.tenant, client.client), client.model, now_s)
+        return max((one.level for one in found if one.joined_s is not None and one.joined_s <= by_s), default=CLEAR)
 
     def since(self, number: int, epoch: str) -> list[Change] | None:
         """Changes after a number, oldest first; None when they are not known any more: read `enforced` again."""
@@ -163,6 +213,25 @@ class Restrictions:
             for m in (model, EVERY_MODEL):
                 if (one := said.get(m)) and not one.simulated and (not one.until_s or one.until_s > now_s):
                     return Standing(one.level, one.until_s, "operator")
+        detected = self._by_detection(tables, key, model, now_s)
+        if key not in tables.grouped:
+            return detected
+        return self._by_campaigns(tables, key, model, now_s, detected)
+
+    def _by_campaigns(self, tables: _Tables, key: Key, model: str, now_s: float, detected: Standing) -> Standing:
+        """What holds for a client whose campaigns an operator decided about. detected: what holds without that."""
+        found = []
+        for one in tables.of_campaigns(key, model, now_s):
+            level = one.level
+            if one.joined and self._standing is not None:
+                level = min(level, self._standing.get(ClientKey(key[0], model, key[1]), WATCH))
+            found.append(Standing(level, one.until_s, "detected" if one.joined else "operator"))
+        if not found:
+            return detected
+        worst = max(found, key=lambda s: (s.level, s.origin == "operator", s.until_s))
+        return worst if worst.level == CLEAR or worst.level >= detected.level else detected
+
+    def _by_detection(self, tables: _Tables, key: Key, model: str, now_s: float) -> Standing:
         for m, state, enforced, until_s in tables.detected.get(key, ()):
             if m == model and (not until_s or until_s > now_s):
                 cap = self._caps.get(model, self._cap)
@@ -174,19 +243,15 @@ class Restrictions:
 
     # ----------------------------------------------------------------------------------------------- learning
 
-    def replace(
-        self, restrictions: Iterable[Restriction], decisions: Iterable[Entry], allowed: Iterable[Entry], now_s: float
-    ) -> None:
-        """Everything, as a full sync found it."""
+    def replace(self, restrictions: Iterable[Restriction], entries: Iterable[Entry], now_s: float) -> None:
+        """Everything, as a full sync found it. entries: operators', of `OPERATOR_KINDS`."""
         tables = _Tables()
         for r in _slices(restrictions):
             _put(tables.detected, r)
+        for entry in entries:
+            _said(tables, entry)
         for client in list(self._standing or ()):
-            self._settle(client, _detected(tables, client), now_s)
-        for entry in decisions:
-            _said(tables, entry)
-        for entry in allowed:
-            _said(tables, entry)
+            self._settle(client, _detected(tables, client), now_s, tables)
         self._tables = tables
         self.publish(now_s)
         self.synced = True
@@ -195,21 +260,20 @@ class Restrictions:
         """What changed since."""
         tables, touched = self._tables, set()
         for r in _slices(restrictions):
-            self._settle(
-                r.client, (r.client.model, ENFORCED.index(r.state), ENFORCED.index(r.enforced), r.until_s), now_s
-            )
+            after = (r.client.model, ENFORCED.index(r.state), ENFORCED.index(r.enforced), r.until_s)
+            self._settle(r.client, after, now_s, tables)
             _put(tables.detected, r)
             touched.add((r.client.tenant, r.client.client))
         for entry in entries:
             if entry.kind in OPERATOR_KINDS:
-                touched.add(_said(tables, entry))
+                touched |= _said(tables, entry)
         for key in _slices(touched):
             self._publish(key, now_s)
 
     def publish(self, now_s: float) -> None:
         """Number everything that differs from what was published; needed when a rule changed, not a client."""
         tables, self._ends = self._tables, []
-        for key in _slices({*tables.detected, *tables.said, *self._published}):
+        for key in _slices({*tables.detected, *tables.said, *tables.grouped, *self._published}):
             self._publish(key, now_s)
 
     def hold(self, standing: dict[ClientKey, int] | None, now_s: float) -> None:
@@ -221,14 +285,16 @@ class Restrictions:
             self._standing = standing
             self.publish(now_s)
 
-    def _settle(self, client: ClientKey, after: _OfModel | None, now_s: float) -> None:
-        """What stood before a burst stands no higher than it does now; what ended does not stand any more."""
+    def _settle(self, client: ClientKey, after: _OfModel | None, now_s: float, tables: _Tables) -> None:
+        """What stood before a burst stands no higher than it does now; what ended does not stand any more. tables: as they will be."""
         standing = self._standing
         if not standing or client not in standing:
             return
         before = _detected(self._tables, client)
         ended = before is None or after is None or 0 < before[3] <= now_s
         level = CLEAR if ended or after is None else min(standing[client], after[2])
+        joined = tables.of_campaigns((client.tenant, client.client), client.model, now_s)
+        level = max([level, *(min(standing[client], one.level) for one in joined if one.joined)])
         if level < THROTTLE:
             del standing[client]
         else:
@@ -241,7 +307,7 @@ class Restrictions:
 
     def _publish(self, key: Key, now_s: float) -> None:
         tables = self._tables
-        models = sorted({m for m, *_ in tables.detected.get(key, ())} | {*tables.said.get(key, ())})
+        models = sorted(tables.models_of(key))
         found = {m: self._of_model(tables, key, m, now_s) for m in models}
         after = {m: s for m, s in found.items() if s.level >= THROTTLE}
         before = self._published.get(key, {})
@@ -263,6 +329,7 @@ class Restrictions:
     def _remember_ends(self, key: Key, tables: _Tables, now_s: float) -> None:
         ends = [until_s for *_, until_s in tables.detected.get(key, ())]
         ends += [one.until_s for one in tables.said.get(key, {}).values()]
+        ends += [one.until_s for one in tables.grouped.get(key, {}).values()]
         ends += tables.allowed.get(key, {}).values()
         if coming := [until_s for until_s in ends if until_s > now_s]:
             heapq.heappush(self._ends, (min(coming), key))
@@ -293,8 +360,10 @@ def _put(detected: dict[Key, _Detected], r: Restriction) -> None:
         detected.pop(key, None)
 
 
-def _said(tables: _Tables, entry: Entry) -> Key:
-    """Take in an operator's entry; one that cannot be read is reported and counts as dropped."""
+def _said(tables: _Tables, entry: Entry) -> set[Key]:
+    """Take in an operator's entry and return whom it concerns; one that cannot be read is reported and counts as dropped."""
+    if entry.kind == "campaign":
+        return _said_of_campaign(tables, entry)
     model, _, client = entry.key.rpartition("|")
     key = (entry.tenant, client)
     ruled: _Ruled | None = None
@@ -312,7 +381,33 @@ def _said(tables: _Tables, entry: Entry) -> Key:
         _drop_or_set(tables.allowed, key, model, allowed_until_s)
     else:
         _drop_or_set(tables.said, key, model, ruled)
-    return key
+    return {key}
+
+
+def _said_of_campaign(tables: _Tables, entry: Entry) -> set[Key]:
+    """The same for a decision about a campaign: of all accounts that it names or named before."""
+    decision: StoredCampaignDecision | None = None
+    level = CLEAR
+    if entry.value:
+        try:
+            decision = campaign_decision(entry)
+            level = ENFORCED.index(decision.state)
+        except (CorruptState, ValueError) as error:
+            log.error("an operator's entry cannot be read and does not count", extra={"error": str(error)})
+    place = (entry.tenant, entry.key)
+    before = tables.accounts.pop(place, ())
+    for client in before:
+        _drop_or_set(tables.grouped, (entry.tenant, client), entry.key, None)
+    if decision is None or decision.simulated:
+        return {(entry.tenant, client) for client in before}
+    model = sys.intern(decision.model)
+    whole = _OfCampaign(model, level, decision.until_s, None)
+    for client in decision.confirmed:
+        _drop_or_set(tables.grouped, (entry.tenant, client), entry.key, whole)
+    for client, joined_s in zip(decision.joined, decision.joined_s, strict=False):
+        _drop_or_set(tables.grouped, (entry.tenant, client), entry.key, whole._replace(joined_s=joined_s))
+    tables.accounts[place] = decision.accounts
+    return {(entry.tenant, client) for client in (*before, *decision.accounts)}
 
 
 def _drop_or_set(table: dict[Key, dict[str, V]], key: Key, model: str, value: V | None) -> None:

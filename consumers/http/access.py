@@ -58,8 +58,14 @@ TABLE: tuple[Access, ...] = (
         ANALYSTS,
         "the client that was refused, by the reference of the refusal",
     ),
-    Access("POST", "/v1/decisions", OPERATORS, "block, throttle or clear a client for a while"),
-    Access("DELETE", "/v1/decisions", OPERATORS, "release a client, or withdraw an operator's decision"),
+    Access(
+        "GET", "/v1/decisions/campaigns", VIEWERS, "operators' decisions about campaigns, with dry runs and proposals"
+    ),
+    Access("POST", "/v1/decisions", OPERATORS, "block, throttle, degrade or clear a client or a campaign for a while"),
+    Access(
+        "POST", "/v1/decisions/confirm", OPERATORS, "confirm a decision about a campaign that another person proposed"
+    ),
+    Access("DELETE", "/v1/decisions", OPERATORS, "release a client or a campaign, or withdraw an operator's decision"),
     Access("GET", "/v1/allowlist", VIEWERS, "clients that are never throttled or blocked"),
     Access("POST", "/v1/allowlist", OPERATORS, "add a client to the allowlist"),
     Access("DELETE", "/v1/allowlist", OPERATORS, "remove a client from the allowlist"),

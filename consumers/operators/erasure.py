@@ -8,6 +8,7 @@ Rules:
 * A tombstone stays in every profile cell, a one-way mark with the offset of the cell. The queries in the log below that offset are
   skipped for good, by a replay and a rebuild too. Later queries are counted again; keeping them away is a matter for the gateway.
 * A campaign that names the client is erased with it, row and alerts. The next pass finds the rest of it, without the client.
+* A decision about a campaign stays in force for the other accounts; the client is taken out of it.
 * What stays: rows of the audit log that name the hash of the client (a chain cannot be cut), counts that name no client, and what receivers
   of alerts keep.
 """
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -25,12 +26,15 @@ from consumers.errors import CorruptState
 from consumers.records.alert import stored_alert
 from consumers.records.decision import campaign_key, is_campaign, stored_decision
 from consumers.records.operator_cell import written
+from consumers.records.operator_entries import campaign_decision, packed
 from consumers.secrets import Secrets
 from consumers.store import Entry, Operation, Store, decision_cell
 from detector.query import ClientKey
 
 KINDS = ("decision", "allow", "verdict", "note", "idempotency")
 """Kinds of operator entries that may name a client."""
+OF_CAMPAIGNS = ("campaign", "proposal")
+"""Kinds of operator entries that name clients among others."""
 
 LETTERS = 100_000
 
@@ -47,6 +51,17 @@ class DataSubject:
     @property
     def keys(self) -> list[ClientKey]:
         return [ClientKey(self.tenant, model, self.client) for model in self.models]
+
+
+@dataclass(frozen=True, slots=True)
+class Forgotten:
+    """Operators' entries that go with a client, and those that stay without it, as they will be."""
+
+    drops: tuple[Entry, ...]
+    puts: tuple[Entry, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.drops) + len(self.puts)
 
 
 @dataclass(slots=True)
@@ -88,7 +103,7 @@ def erase(
     subject: DataSubject,
     whole: bool = True,
     say: Callable[[str], None] = lambda text: None,
-    drop: Callable[[Callable[[], list[Entry]]], int] | None = None,
+    drop: Callable[[Callable[[], Forgotten]], int] | None = None,
 ) -> Erased:
     """Forget the client on its models.
 
@@ -143,7 +158,7 @@ def document(store: Store, secrets: Secrets, subject: DataSubject) -> dict[str, 
         ],
         "alerts": [_alone(alert, secrets, subject) for alert in alerts],
         "operators": [
-            {"kind": e.kind, "key": e.key, "expires_s": e.expires_s, "value": _readable(e.value)}
+            {"kind": e.kind, "key": e.key, "expires_s": e.expires_s, "value": _value(e, subject)}
             for e in _entries(store, subject, named)
         ],
         "refused_records": [
@@ -160,6 +175,17 @@ def _decision(row: Any, secrets: Secrets, key: ClientKey) -> Any:
         return stored_decision(row, secrets, key.tenant).document()
     except CorruptState as error:
         return {"damaged": str(error), "state": row.state}
+
+
+def _value(entry: Entry, subject: DataSubject) -> Any:
+    """An entry as this client may read it: other accounts of a campaign are counted, not named."""
+    value = _readable(entry.value)
+    if entry.kind in OF_CAMPAIGNS and isinstance(value, dict):
+        for name in ("confirmed", "joined"):
+            others = value.get(name, ())
+            value |= {name: [one for one in others if one == subject.client], f"{name}_accounts": len(others)}
+        value.pop("joined_s", None)
+    return value
 
 
 def _readable(value: bytes) -> Any:
@@ -231,24 +257,45 @@ def _entries(store: Store, subject: DataSubject, alerts: set[str]) -> list[Entry
     names = [name.encode() for name in (subject.client, *alerts)]
     return [
         entry
-        for kind in KINDS
+        for kind in (*KINDS, *OF_CAMPAIGNS)
         for entry in store.operator_entries(kind, subject.tenant)[1]
         if any(name in entry.value or name in entry.key.encode() for name in names)
     ]
 
 
-def _entries_of(store: Store, subject: DataSubject, whole: bool, alerts: set[str]) -> list[Entry]:
-    """The entries that go with the client."""
-    return [e for e in _entries(store, subject, alerts) if whole or e.key in alerts or _of_models(e, subject.models)]
+def _entries_of(store: Store, subject: DataSubject, whole: bool, alerts: set[str]) -> Forgotten:
+    """The entries that go with the client, and those that stay without it."""
+    found = _entries(store, subject, alerts)
+    mine = [e for e in found if whole or e.key in alerts or _of_models(e, subject.models)]
+    kept = [_without(e, subject) if e.kind in OF_CAMPAIGNS else None for e in mine]
+    drops = (e for e, without in zip(mine, kept, strict=True) if without is None)
+    return Forgotten(tuple(drops), tuple(e for e in kept if e is not None))
 
 
-def _drop_of(store: Store) -> Callable[[Callable[[], list[Entry]]], int]:
-    def drop(find: Callable[[], list[Entry]]) -> int:
+def _without(entry: Entry, subject: DataSubject) -> Entry | None:
+    """A decision about a campaign without the client; None for one that cannot be read."""
+    try:
+        decision = campaign_decision(entry)
+    except CorruptState:
+        return None
+    joined = [(c, s) for c, s in zip(decision.joined, decision.joined_s, strict=True) if c != subject.client]
+    kept = replace(
+        decision,
+        confirmed=tuple(c for c in decision.confirmed if c != subject.client),
+        joined=tuple(c for c, _ in joined),
+        joined_s=tuple(s for _, s in joined),
+    )
+    return entry._replace(value=packed(kept))
+
+
+def _drop_of(store: Store) -> Callable[[Callable[[], Forgotten]], int]:
+    def drop(find: Callable[[], Forgotten]) -> int:
         def plan() -> tuple[int, Operation | None, int]:
             revision, _ = store.operator_entries(KINDS[0])
             mine = find()
-            drops = Operation(drops=[(e.tenant, e.kind, e.key) for e in mine], forget=True)
-            return revision, drops if mine else None, len(mine)
+            drops = [(e.tenant, e.kind, e.key) for e in mine.drops]
+            operation = Operation(puts=list(mine.puts), drops=drops, forget=True)
+            return revision, operation if len(mine) else None, len(mine)
 
         return written(store, plan)
 

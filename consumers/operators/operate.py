@@ -1,4 +1,5 @@
 """The operations of operators on the store: decide, allow, judge, note, create keys. `records.operator_entries` describes their entries.
+Decisions about campaigns are in `campaign_decisions`.
 
 Rules:
 * Each operation is one atomic step (`audited_write`).
@@ -17,11 +18,13 @@ import re
 import secrets as entropy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 from consumers.errors import Conflict, Missing, WrongUse
 from consumers.operators.api_keys import key_digest, new_key
-from consumers.operators.audited_write import DAY_S, ROLES, Actor, AuditedWriter, Plan, Subject
+from consumers.operators.audited_write import DAY_S, ROLES, Actor, Plan, Subject
+from consumers.operators.bounds import check_length, check_model, check_words, one_of
+from consumers.operators.campaign_decisions import CampaignDecisions
+from consumers.operators.erasure import Forgotten
 from consumers.records import breaker_entries, operator_entries, schema_holds, sealing
 from consumers.records.operator_entries import (
     RULINGS,
@@ -41,28 +44,18 @@ from detector.query import ClientKey
 
 log = logging.getLogger("querywarden.operate")
 
-LONGEST_S = 30 * DAY_S
 FALSE_POSITIVE_DAYS = 30
-LONGEST_WORDS = 2000
 MOST_NOTES = 100
 LIVE_KEYS = 2
 LONGEST_KEY_S = 3650 * DAY_S
 NOTE_KEPT_S = 365 * DAY_S
 _NAME = re.compile(r"[A-Za-z0-9._@-]{1,64}")
-_MODEL = re.compile(r"[^\x00-\x1f\x7f|]{1,256}")
-
-T = TypeVar("T")
 
 
 @dataclass(slots=True)
-class Operations(AuditedWriter):
-    """What may be done, on one store.
+class Operations(CampaignDecisions):
+    """What may be done, on one store. env: goes into API keys, so that a test key is seen to be one."""
 
-    longest_s  how long a decision may hold
-    env        goes into API keys, so that a test key is seen to be one
-    """
-
-    longest_s: int = LONGEST_S
     env: str = "live"
 
     def subject(self, tenant: str, model: str, client_id: str) -> Subject:
@@ -88,12 +81,10 @@ class Operations(AuditedWriter):
 
         Raises Conflict for a dry run where a decision holds (it would take its place), Stale when `seen` is over.
         """
-        ruling = _one_of("state", state, RULINGS)
-        if not 1 <= ttl_s <= self.longest_s:
-            raise WrongUse(
-                f"ttl_s: 1 to {self.longest_s} seconds, that is {_length(self.longest_s)} (http.longest_decision_s)"
-            )
-        _check(subject, reason, note)
+        ruling = one_of("state", state, RULINGS)
+        check_length(ttl_s, self.longest_s)
+        check_model(subject.model)
+        check_words(reason, note)
         asked = (subject, state, ttl_s, reason, note, simulated)
 
         def plan() -> Plan[StoredOperatorDecision]:
@@ -143,7 +134,8 @@ class Operations(AuditedWriter):
         """Never throttle or block this client; ttl_s 0: until it is removed. Raises Stale."""
         if ttl_s < 0:
             raise WrongUse("ttl_s: it must be 0 or more")
-        _check(subject, reason)
+        check_model(subject.model)
+        check_words(reason)
 
         def plan() -> Plan[AllowlistEntry]:
             self._unchanged(actor.tenant, subject, seen)
@@ -183,8 +175,8 @@ class Operations(AuditedWriter):
 
         campaign: key of the campaign that the alert is about. Its accounts are not allowlisted: each may be a thief by itself.
         """
-        value = _one_of("verdict", verdict, VERDICTS)
-        _check(None, note)
+        value = one_of("verdict", verdict, VERDICTS)
+        check_words(note)
 
         def plan() -> Plan[StoredVerdict]:
             now = int(self.now_s())
@@ -225,7 +217,7 @@ class Operations(AuditedWriter):
         """Leave words about a client; kept for a year. Raises Conflict when there are too many."""
         if not text.strip():
             raise WrongUse("text: it is empty")
-        _check(None, text)
+        check_words(text)
 
         def plan() -> Plan[StoredNote]:
             now = int(self.now_s())
@@ -302,7 +294,7 @@ class Operations(AuditedWriter):
 
     def reset_breaker(self, actor: Actor, reason: str = "", *, once: str | None = None) -> Reset:
         """Close the breaker by hand, detect's and the gateways': enforcement begins anew."""
-        _check(None, reason)
+        check_words(reason)
 
         def plan() -> Plan[Reset]:
             opened_s, _ = breaker_entries.times(self.store, actor.tenant)
@@ -319,7 +311,7 @@ class Operations(AuditedWriter):
         self, actor: Actor, model: str, column: str, ruling: SchemaRuling, reason: str = "", *, once: str | None = None
     ) -> SchemaHold:
         """Rule on a held column: *accepted*, the change is ours; *dismissed*, its misfits are evidence. Raises Missing."""
-        _check(None, reason)
+        check_words(reason)
         key = schema_holds.hold_key(model, column)
 
         def plan() -> Plan[SchemaHold]:
@@ -338,36 +330,15 @@ class Operations(AuditedWriter):
         """An audit row without a change: for what others do (erase, restore, sign in)."""
         self._apply(actor, action, lambda: Plan(None, about), type(None), None, ())
 
-    def drop(self, actor: Actor, action: str, about: str, find: Callable[[], list[Entry]]) -> int:
-        """Drop the entries that `find` names, for good; the answer is how many (erasing a client)."""
+    def drop(self, actor: Actor, action: str, about: str, find: Callable[[], Forgotten]) -> int:
+        """Drop or rewrite the entries that `find` names, for good; the answer is how many (erasing a client)."""
 
         def plan() -> Plan[int]:
             mine = find()
-            return Plan(len(mine), about, drops=[(e.tenant, e.kind, e.key) for e in mine], forget=bool(mine))
+            drops = [(e.tenant, e.kind, e.key) for e in mine.drops]
+            return Plan(len(mine), about, puts=list(mine.puts), drops=drops, forget=bool(len(mine)))
 
         return self._apply(actor, action, plan, int, None, ())
 
     def _keys(self, tenant: str) -> list[ApiKey]:
         return [operator_entries.unpacked(e, ApiKey) for e in self._all("key", tenant)]
-
-
-def _length(seconds: int) -> str:
-    """A length of time as people type it: ``30d``."""
-    return next(
-        f"{seconds // n}{unit}" for unit, n in (("d", DAY_S), ("h", 3600), ("m", 60), ("s", 1)) if not seconds % n
-    )
-
-
-def _one_of(name: str, text: str, values: tuple[T, ...]) -> T:
-    """The value that a caller's text names. Raises WrongUse."""
-    for value in values:
-        if value == text:
-            return value
-    raise WrongUse(f"{name}: {', '.join(map(str, values))}")
-
-
-def _check(subject: Subject | None, *words: str) -> None:
-    if subject is not None and subject.model != operator_entries.EVERY_MODEL and not _MODEL.fullmatch(subject.model):
-        raise WrongUse("model_id: 1 to 256 characters, no control characters and no bar")
-    if any(len(text) > LONGEST_WORDS for text in words):
-        raise WrongUse(f"at most {LONGEST_WORDS} characters")

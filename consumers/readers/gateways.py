@@ -1,8 +1,9 @@
 """What gateways do with a client, and why: computed here, and put into one sentence that CLI, API and dashboard share.
 
 Rules:
-* The outcome is that of `enforcement.restrictions`, which answers the gateways: the allowlist, then an operator's decision, then the
-  detected one, as far as the mode of the model and the breaker allow. A test compares the two over all combinations.
+* The outcome is that of `enforcement.restrictions`, which answers the gateways: the allowlist, then an operator's decision about the
+  client, then one about its campaign together with the detected one, as far as the mode of the model and the breaker allow. A test
+  compares the two over all combinations.
 * The state, the reason and the enforcement that detect asked for say how suspicious a client is. Only this sentence says what happens to
   it.
 """
@@ -11,10 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
-from consumers.readers.models import Allowed, AtGateways, Cause, Client, OperatorDecision
-from consumers.records.operator_entries import EVERY_MODEL, Enforced, Ruling
+from consumers.readers.models import Allowed, AtGateways, CampaignDecision, Cause, Client, OperatorDecision
+from consumers.records.operator_entries import ENFORCED, EVERY_MODEL, Enforced, Ruling
 from consumers.times import minute
 from detector.policy import FLAGGED, Mode, State, milder
 
@@ -63,6 +64,13 @@ class Modes:
         return self.models.get(model, self.mode)
 
 
+class OfCampaign(NamedTuple):
+    """A decision about a campaign of a client. joined_s: when detection added the client to it, None for one that an operator named."""
+
+    decision: CampaignDecision
+    joined_s: int | None = None
+
+
 ByOperator = TypeVar("ByOperator", OperatorDecision, Allowed)
 
 
@@ -70,7 +78,8 @@ ByOperator = TypeVar("ByOperator", OperatorDecision, Allowed)
 class ManualDecisions:
     """What people decided, real and simulated, and whom they allowlisted; how things stand at `now_s`.
 
-    held_s  since when the gateways' breaker is open, 0 while it is closed
+    held_s     since when the gateways' breaker is open, 0 while it is closed
+    campaigns  decisions about campaigns, with dry runs and proposals
     """
 
     decisions: Sequence[OperatorDecision]
@@ -78,6 +87,7 @@ class ManualDecisions:
     modes: Modes
     held_s: int
     now_s: float
+    campaigns: Sequence[CampaignDecision] = ()
 
     def decision(self, client: Client) -> OperatorDecision | None:
         """The decision that holds for a client: for its model, else for every model."""
@@ -94,7 +104,18 @@ class ManualDecisions:
     def at_gateways(self, client: Client) -> AtGateways:
         """What gateways do with a client."""
         mode = self.modes.of(client.model_id)
-        return at_gateways(client, self.decision(client), self.allowed(client), mode, self.held_s, self.now_s)
+        decision, allowed = self.decision(client), self.allowed(client)
+        return at_gateways(client, decision, allowed, mode, self.held_s, self.now_s, self.of_campaigns(client))
+
+    def of_campaigns(self, client: Client) -> list[OfCampaign]:
+        """Decisions in force about campaigns that the client is in."""
+        key, found = client.client_key, []
+        for d in self.campaigns:
+            if not d.simulated and not d.waits and d.model_id == client.model_id and holds(d.until_s, self.now_s):
+                joined_s = dict(zip(d.joined, d.joined_s, strict=True)).get(key)
+                if key in d.confirmed or joined_s is not None:
+                    found.append(OfCampaign(d, joined_s))
+        return found
 
     def _of(self, client: Client, found: Sequence[ByOperator]) -> ByOperator | None:
         mine = {s.model_id: s for s in found if s.client_key == client.client_key and holds(s.until_s, self.now_s)}
@@ -108,18 +129,37 @@ def at_gateways(
     mode: Mode,
     held_s: int,
     now_s: float,
+    campaigns: Sequence[OfCampaign] = (),
 ) -> AtGateways:
     """What gateways do with a client of a model that has this mode.
 
     decision, allowed  those for its model, else for every model
     held_s             since when the gateways' breaker is open, 0 while it is closed: what stood before still holds
+    campaigns          decisions in force about its campaigns
     """
     if allowed is not None and holds(allowed.until_s, now_s):
         return _said("clear", "allow_list", allowed.until_s, f"{allowed.actor} put it on the allowlist")
     if decision is not None and not decision.simulated and holds(decision.until_s, now_s):
         by = f"operator {decision.actor} {_DONE[decision.state]} it"
         return _said(decision.state, "operator", decision.until_s, by)
-    return _by_detection(detected, mode, held_s, now_s)
+    found = _by_detection(detected, mode, held_s, now_s)
+    return _by_campaigns(campaigns, found, held_s) if campaigns else found
+
+
+def _by_campaigns(campaigns: Sequence[OfCampaign], detected: AtGateways, held_s: int) -> AtGateways:
+    """The most severe decision about a campaign of the client, unless detection restricts it more."""
+    ranked = []
+    for decision, joined_s in campaigns:
+        held = joined_s is not None and 0 < held_s <= joined_s
+        state: Enforced = "watch" if held and decision.state in ("degrade", *FLAGGED) else decision.state
+        ranked.append((ENFORCED.index(state), joined_s is None, decision.until_s, state, decision))
+    level, _, until_s, state, decision = max(ranked, key=lambda r: r[:3])
+    if 0 < level < ENFORCED.index(detected.state):
+        return detected
+    if state == "watch":
+        return _said(state, "breaker", 0, "the breaker is open, so accounts that join a campaign are not restricted")
+    by = f"operator {decision.actor} {_DONE[decision.state]} its campaign {decision.campaign_id}"
+    return _said(state, "campaign", until_s, by)
 
 
 def _by_detection(d: Assessed, mode: Mode, held_s: int, now_s: float) -> AtGateways:

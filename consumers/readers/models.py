@@ -87,6 +87,36 @@ class OperatorDecision:
 
 
 @dataclass(frozen=True, slots=True)
+class CampaignDecision:
+    """What an operator decided for all accounts of a campaign.
+
+    waits      it is a proposal: nothing is enforced until a second person confirms it
+    second     the person that confirmed it, empty where none was needed
+    confirmed  client_keys of the accounts that the operator decided about; joined: of those that detection added since, and when
+    """
+
+    campaign_id: str
+    model_id: str
+    state: Ruling
+    until_s: int
+    simulated: bool
+    waits: bool
+    reason: str
+    note: str
+    actor: str
+    at_s: int
+    second: str
+    confirmed: tuple[str, ...]
+    joined: tuple[str, ...]
+    joined_s: tuple[int, ...]
+
+    @property
+    def accounts(self) -> int:
+        """How many accounts it is about."""
+        return len(self.confirmed) + len(self.joined)
+
+
+@dataclass(frozen=True, slots=True)
 class Allowed:
     """A client that is never throttled or blocked. until_s: 0 for ever; origin: operator | verdict."""
 
@@ -148,7 +178,7 @@ class Alert:
     verdict: Verdict | None = None
 
 
-Cause: TypeAlias = Literal["allow_list", "operator", "detection", "mode", "breaker", "ended", "nothing"]
+Cause: TypeAlias = Literal["allow_list", "operator", "campaign", "detection", "mode", "breaker", "ended", "nothing"]
 """Why gateways do what they do with a client."""
 
 

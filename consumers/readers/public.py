@@ -12,8 +12,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from consumers.readers.models import Alert, Campaign, Client, Verdict
+from consumers.readers.models import Alert, Campaign, CampaignDecision, Client, Verdict
 from consumers.records.decision import StoredDecision
+from consumers.records.operator_entries import StoredCampaignDecision
 from detector.exposure import Exposure
 from detector.query import ClientKey
 from detector.scoring import Evidence
@@ -62,6 +63,26 @@ def campaign_of(
         first_s=whole.decision.since_s if whole else min(first, default=0),
         last_seen_ms=max(row.last_ms for _, row in rows),
         links=tuple(whole.links if whole else sorted({link for _, row in rows for link in row.links})),
+    )
+
+
+def campaign_decision_of(stored: StoredCampaignDecision, waits: bool) -> CampaignDecision:
+    """Return an operator's decision about a campaign. waits: it is a proposal."""
+    return CampaignDecision(
+        campaign_id=stored.campaign,
+        model_id=stored.model,
+        state=stored.state,
+        until_s=stored.until_s,
+        simulated=stored.simulated,
+        waits=waits,
+        reason=stored.reason,
+        note=stored.note,
+        actor=stored.actor,
+        at_s=stored.at_s,
+        second=stored.second,
+        confirmed=stored.confirmed,
+        joined=stored.joined,
+        joined_s=stored.joined_s,
     )
 
 

@@ -25,6 +25,7 @@ from consumers.readers.models import (
     AlertPage,
     Allowed,
     Campaign,
+    CampaignDecision,
     Client,
     ClientDetail,
     ClientPage,
@@ -39,7 +40,7 @@ from consumers.readers.models import (
     Verdict,
 )
 from consumers.readers.pagination import Position, asked
-from consumers.readers.public import alert_of, campaign_of, client_of
+from consumers.readers.public import alert_of, campaign_decision_of, campaign_of, client_of
 from consumers.records import breaker_entries, operator_entries
 from consumers.records.alert import stored_alert
 from consumers.records.decision import RowSummary, StoredDecision, is_campaign, stored_decision, summary_of
@@ -175,7 +176,10 @@ class Reader:
     def manual_decisions(self) -> ManualDecisions:
         """What people decided, to be asked of many clients."""
         held_s = breaker_entries.held_s(self.store)
-        return ManualDecisions(self.decisions(simulated=True), self.allowlist(), self.modes, held_s, self.now_s())
+        campaigns = self.campaign_decisions()
+        return ManualDecisions(
+            self.decisions(simulated=True), self.allowlist(), self.modes, held_s, self.now_s(), campaigns
+        )
 
     def linked(
         self, model: str, links: Collection[str], limit: int = 1000
@@ -250,6 +254,21 @@ class Reader:
             )
             for r in sorted(kept, key=lambda r: (-r.at_s, r.client, r.model))
         )  # fmt: skip
+
+    def campaign_decisions(self) -> tuple[CampaignDecision, ...]:
+        """Operators' decisions about campaigns that hold now, with dry runs and proposals, newest first."""
+        found = [
+            campaign_decision_of(d, waits=kind == "proposal")
+            for kind in ("campaign", "proposal")
+            for _, d in self._entries(kind, operator_entries.StoredCampaignDecision)
+        ]
+        return tuple(sorted(found, key=lambda d: (-d.at_s, d.campaign_id, d.model_id, d.waits)))
+
+    def campaign_revision(self, campaign: Campaign) -> str:
+        """Tag of a campaign's accounts and of what people decided about it: what the next decision may rest on."""
+        key = operator_entries.entry_key(campaign.model_id, campaign.campaign_id)
+        said = dict(self._entries("campaign", operator_entries.StoredCampaignDecision)).get(key)
+        return operator_entries.campaign_revision([m.client_key for m in campaign.members], said)
 
     def allowlist(self) -> tuple[Allowed, ...]:
         """Allowlist entries that hold now, newest first."""

@@ -6,6 +6,8 @@ ids and notes are sealed, never in clear. The kinds:
     kind         key                          value                      ends
     decision     <model or *>|<client hash>   StoredOperatorDecision     with until_s
     allow        <model or *>|<client hash>   AllowlistEntry             with its own end, or never
+    campaign     <model>|<campaign id>        StoredCampaignDecision     with until_s
+    proposal     <model>|<campaign id>        StoredCampaignDecision     with until_s: waits for a second person
     verdict      <alert id>                   Verdict                    never: it enters the next calibration
     note         <model>|<client hash>|<id>   Note                       after a year
     key          <public prefix>              ApiKey                     with its own end
@@ -18,14 +20,17 @@ ids and notes are sealed, never in clear. The kinds:
     idempotency  <hash of the request's key>  Answered                   after a day
     audit        head                         audit.Head                 never
 
-Code that enforces reads ``decision`` and ``allow`` (`operator_decision`, `allowlist_entry`): an allowlist entry beats a decision,
-a decision beats what was detected, what is said of one model beats what is said of all (``*``), a simulated decision is only shown.
+Code that enforces reads ``decision``, ``campaign`` and ``allow`` (`operator_decision`, `campaign_decision`, `allowlist_entry`): an
+allowlist entry beats a decision about the client, and this a decision about its campaign. A decision about the client beats what was
+detected; one about its campaign lifts it with `clear`, and adds to it otherwise: the more severe of the two holds. What is said of one
+model beats what is said of all (``*``). A simulated decision is only shown.
 """
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar, get_args
 
 import msgspec
@@ -62,6 +67,36 @@ class StoredOperatorDecision:
     at_s: int
     sealed_id: str = ""
     format: int = FORMAT
+
+
+@dataclass(frozen=True, slots=True)
+class StoredCampaignDecision:
+    """An operator's decision about all accounts of a campaign; it begins, ends and is withdrawn as one.
+
+    confirmed   keyed hashes of the accounts that were members when the operator decided
+    joined      those that detection added since; at most as many; joined_s: when, in the same order
+    second      the person that confirmed it, where a second one was needed
+    """
+
+    campaign: str
+    model: str
+    state: Ruling
+    until_s: int
+    simulated: bool
+    reason: str
+    note: str
+    actor: str
+    at_s: int
+    confirmed: tuple[str, ...]
+    joined: tuple[str, ...] = ()
+    joined_s: tuple[int, ...] = ()
+    second: str = ""
+    format: int = FORMAT
+
+    @property
+    def accounts(self) -> tuple[str, ...]:
+        """All accounts that it is about."""
+        return self.confirmed + self.joined
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +200,12 @@ def entry_key(model: str, client: str) -> str:
     return f"{model}|{client}"
 
 
+def campaign_revision(members: Iterable[str], decision: StoredCampaignDecision | None) -> str:
+    """Tag of a campaign's members (hashes) and of what people decided about it: 32 hex digits, others after any change of either."""
+    said = (sorted(members), None if decision is None else replace(decision, joined=(), joined_s=()))
+    return hashlib.blake2b(msgspec.msgpack.encode(said), digest_size=16).hexdigest()
+
+
 class Revisions(dict[str, str]):
     """Client → tag of what people decided and allowlisted for it, on whatever model: 32 hex digits, others after any change."""
 
@@ -198,6 +239,11 @@ def unpacked(entry: Entry, kind: type[Value]) -> Value:
 def operator_decision(entry: Entry) -> StoredOperatorDecision:
     """The value of a *decision* entry. Raises CorruptState."""
     return unpacked(entry, StoredOperatorDecision)
+
+
+def campaign_decision(entry: Entry) -> StoredCampaignDecision:
+    """The value of a *campaign* or *proposal* entry. Raises CorruptState."""
+    return unpacked(entry, StoredCampaignDecision)
 
 
 def allowlist_entry(entry: Entry) -> AllowlistEntry:

@@ -112,6 +112,11 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
         ("sink",),
         "alerts over the daily limit of a sink, sent in a digest",
     ),
+    "querywarden_campaign_joined_total": (
+        "counter",
+        ("model",),
+        "accounts that detection added to an operator's decision about their campaign",
+    ),
     "querywarden_campaign_searches_postponed_total": (
         "counter",
         (),

@@ -58,7 +58,10 @@ def modes_of(settings: config.Settings) -> Modes:
 def operations_of(settings: config.Settings, store: Store, secrets: Secrets) -> Operations:
     """What operators may change, with the copy of the audit log that this machine keeps."""
     http = settings.http
-    return Operations(store, secrets, mirror=mirror_of(settings), longest_s=http.longest_decision_s, env=http.key_env)
+    return Operations(
+        store, secrets, mirror=mirror_of(settings), longest_s=http.longest_decision_s,
+        confirm_above=http.confirm_campaigns_above, env=http.key_env,
+    )  # fmt: skip
 
 
 def user_of(settings: config.Settings) -> Actor:

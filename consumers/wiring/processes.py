@@ -127,6 +127,7 @@ def run_detect(
     from consumers.detect import loop
     from consumers.detect.overrides import Overrides
     from consumers.records.breaker import BreakerLimits
+    from consumers.wiring.operators import operations_of
     from consumers.wiring.sinks import open_sinks
 
     _, step = configured_steps(settings)
@@ -145,6 +146,7 @@ def run_detect(
         [instrumented(sink, "sink", spans) for sink in sinks],
         metrics,
         overrides=Overrides(limits),
+        joins=operations_of(settings, store, step.secrets),
         tenants={settings.tenant},
     )
     if serve:

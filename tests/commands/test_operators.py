@@ -37,7 +37,7 @@ def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
         secrets = adapters.secrets_of(settings, store)
         key = ClientKey("default", MODEL, secrets.client_hash("default", "thief"))
         outcome = Outcome(decision_cell(key))
-        outcome.rows[key] = packed_decision(decided("thief", 0.001, "throttle"), secrets, "default")
+        outcome.rows[key] = packed_decision(decided("thief", 0.001, "throttle", campaign_id="c-1"), secrets, "default")
         claim = store.claim_decisions(outcome.cell, "seed", "0" * 32, 60_000)
         store.record("0" * 32, claim.revision, outcome, "seed", 60_000)
 
@@ -114,3 +114,28 @@ def test_a_client_that_was_seen_is_not_asked_about(call: Call) -> None:
     assert call("decisions", "release", "thief", "--model", MODEL)[0] == 0
     assert call("decisions", "release", "thief", "--model", MODEL, "--withdraw")[0] == 0
     assert call("decisions", "block", "thief", "--model", "another")[0] == 2
+
+
+def test_a_campaign_is_decided_about_as_one(call: Call) -> None:
+    status, out, _ = call("decisions", "degrade", "--campaign", "c-1", "--for", "2h", "--reason", "theft", "--json")
+    made = json.loads(out)
+    assert (status, made["state"], len(made["confirmed"]), made["reason"]) == (0, "degrade", 1, "theft")
+    status, out, _ = call("decisions", "list")
+    assert (status, "c-1" in out, "degrade" in out) == (0, True, True)
+    status, out, _ = call("decisions", "release", "--campaign", "c-1", "--withdraw")
+    assert (status, out.startswith("withdrawn: campaign c-1, 1 account: degrade")) == (0, True)
+    assert call("decisions", "list", "--json")[1] == ""
+
+
+def test_many_accounts_wait_for_another_person(call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    config_file = tmp_path / "settings.toml"
+    config_file.write_text("[http]\nconfirm_campaigns_above = 1\n")
+    assert config.load(config_file).http.confirm_campaigns_above == 1
+    status, _, err = call("decisions", "confirm", "--campaign", "c-1", "--config", str(config_file))
+    assert (status, "no decision of an operator about campaign" in err) == (1, True)
+
+
+@pytest.mark.parametrize("words", [(), ("thief", "--campaign", "c-1")])
+def test_a_decision_is_about_a_client_or_a_campaign(words: tuple[str, ...], call: Call) -> None:
+    status, _, err = call("decisions", "block", *words)
+    assert (status, "either a client or --campaign" in err) == (2, True)

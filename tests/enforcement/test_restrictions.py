@@ -93,6 +93,63 @@ def test_simulated_decisions_are_never_enforced() -> None:
     assert level(seen(store)) == THROTTLE, "nor does a dry run lift anything"
 
 
+def test_a_campaigns_decision_holds_for_its_accounts_until_its_end() -> None:
+    store = RememberedStore()
+    store.say_of_campaign("g", "throttle", ["a", "b"], ["c"], until_s=100)
+    store.detect("b", "block")
+    view = seen(store, "observe")
+    assert [level(view, one) for one in "abcd"] == [THROTTLE] * 3 + [CLEAR]
+    assert level(view, "a", "other") == CLEAR
+    assert level(seen(store, "block"), "b") == BLOCK, "the more severe of the two"
+    assert level(view, "a", None) == THROTTLE, "any model"
+    assert level(view, "a", now_s=100) == CLEAR
+    store.say("a", "clear")
+    store.allow("c")
+    assert [level(seen(store), one) for one in "abc"] == [CLEAR, BLOCK, CLEAR], "its own decision, the allowlist"
+    store.say_of_campaign("g", "clear", ["b"])
+    assert level(seen(store), "b") == CLEAR, "a release lifts what was detected"
+    store.put("campaign", "g", "m", b"")
+    assert [level(seen(store), one) for one in "abc"] == [CLEAR, BLOCK, CLEAR]
+    store.say_of_campaign("g", "block", ["x"], simulated=True)
+    assert level(seen(store), "x") == CLEAR
+
+
+def test_of_several_campaigns_the_most_severe_counts() -> None:
+    store, view = RememberedStore(), Restrictions("block")
+    refresher = Refresher(store, view, Metrics(), clock=lambda: 1.0)
+    refresher.turn()
+    store.say_of_campaign("g", "throttle", ["a", "b"])
+    store.say_of_campaign("h", "block", ["b", "c"])
+    refresher.turn()
+    assert [level(view, one) for one in "abc"] == [THROTTLE, BLOCK, BLOCK]
+    assert view.counts["operator", "block"] == 2
+    store.put("campaign", "h", "m", b"")
+    refresher.turn()
+    assert [level(view, one) for one in "abc"] == [THROTTLE, THROTTLE, CLEAR]
+    changes = view.since(0, view.epoch)
+    assert changes is not None
+    assert [(c.client, c.lifted) for c in changes][-1] == ("c", True)
+
+
+def test_the_gateways_breaker_counts_accounts_that_joined() -> None:
+    store, view = RememberedStore(), Restrictions("block")
+    breaker = GatewayBreaker(store, view, TENANT, most=2)
+    refresher = Refresher(store, view, Metrics(), breaker=breaker, clock=lambda: 1_000.0)
+    refresher.turn()
+    named = [f"named-{i}" for i in range(50)]
+    store.say_of_campaign("g", "block", named)
+    refresher.turn()
+    assert not view.held
+    held = []
+    for joined in (["j0", "j1"], ["j0", "j1", "j2"]):
+        store.say_of_campaign("g", "block", named, joined, joined_s=10)
+        refresher.turn()
+        held.append(view.held)
+    assert held == [False, True]
+    assert level(view, "j2", now_s=1_000) == WATCH
+    assert level(view, "named-7", now_s=1_000) == BLOCK, "what a person decided stays in force"
+
+
 def test_without_a_model_the_most_severe_counts() -> None:
     store = RememberedStore()
     store.detect("c", "throttle", model="a")

@@ -15,6 +15,8 @@ from consumers.http.access import BY_ROUTE, TABLE, Access
 from consumers.http.api.application import ELSEWHERE
 from consumers.http.routes import complete, route
 from consumers.operators.audited_write import ROLES, Actor
+from consumers.operators.campaign_decisions import CampaignSubject
+from consumers.operators.operate import Operations
 from consumers.operators.references import References
 from consumers.records.operator_entries import packed
 from consumers.records.schema_holds import KIND, SchemaHold, hold_key
@@ -58,6 +60,13 @@ def _held(world: World, path: str) -> str:
     return path
 
 
+def _proposed(world: World, path: str) -> str:
+    subject = CampaignSubject(CAMPAIGN, MODEL, (client_hash("thief"), client_hash("scraper")))
+    desk = Operations(world.store, SECRETS, confirm_above=1)
+    desk.decide_campaign(Actor("setup", "admin", OURS), subject, "throttle")
+    return path
+
+
 _CLIENT = f"/v1/models/{MODEL}/clients/{client_hash('thief')}"
 SAMPLES: dict[tuple[str, str], Sample] = {
     ("GET", "/healthz"): Sample("/healthz"),
@@ -68,6 +77,10 @@ SAMPLES: dict[tuple[str, str], Sample] = {
     ("GET", "/v1/decisions/stream"): Sample("/v1/decisions/stream?startup=true"),
     ("GET", "/v1/decisions/operator"): Sample("/v1/decisions/operator"),
     ("GET", "/v1/decisions/references/{reference}"): Sample("/v1/decisions/references/{reference}", before=_refused),
+    ("GET", "/v1/decisions/campaigns"): Sample("/v1/decisions/campaigns"),
+    ("POST", "/v1/decisions/confirm"): Sample(
+        "/v1/decisions/confirm", _json({"campaign_id": CAMPAIGN}), before=_proposed
+    ),
     ("POST", "/v1/decisions"): Sample("/v1/decisions", _json({"client_id": "thief", "state": "block"})),
     ("DELETE", "/v1/decisions"): Sample("/v1/decisions?client_id=thief"),
     ("GET", "/v1/allowlist"): Sample("/v1/allowlist"),

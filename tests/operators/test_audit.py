@@ -30,6 +30,7 @@ from consumers.operators.audit import (
     verify,
 )
 from consumers.operators.audited_write import Actor
+from consumers.operators.erasure import Forgotten
 from consumers.operators.operate import Operations
 from consumers.records.operator_entries import entry_key
 from consumers.secrets import Secrets
@@ -311,7 +312,7 @@ def test_what_ends_is_withdrawn_or_erased_is_no_finding(desk: Desk) -> None:
     one.allow(ADMIN, subject)
     prefix = one.create_key(ADMIN, "gw", "gateway")[0].prefix
     one.revoke_key(ADMIN, prefix)
-    one.drop(ADMIN, "client.erase", "models:1", lambda: desk.store.operator_entries("allow", OURS)[1])
+    one.drop(ADMIN, "client.erase", "models:1", lambda: Forgotten(tuple(desk.store.operator_entries("allow", OURS)[1])))
     assert subject.client.encode() not in [line for _, line in stored_rows(desk.store)][-1]
     one.decide(ADMIN, subject, "block", ttl_s=60)
     assert verify(desk.store, SEAL, now_s=lambda: now[0]).findings == []

@@ -19,8 +19,10 @@ from consumers.ingest.step import Ingest
 from consumers.log.files import FileLog
 from consumers.operators import erasure
 from consumers.operators.audited_write import Actor, Subject
+from consumers.operators.campaign_decisions import CampaignSubject
 from consumers.operators.operate import Operations
 from consumers.records.decision import stored_decision
+from consumers.records.operator_entries import campaign_decision
 from consumers.secrets import Secrets
 from consumers.store import Store, Tombstones, decision_cell, snapshot
 from consumers.store.embedded import EmbeddedStore
@@ -74,6 +76,7 @@ class Life:
         desk.note(actor, self.key, "seen before")
         desk.withdraw(actor, subject)
         desk.decide(actor, Subject("0" * 32, MODEL, "somebody else"), "block")
+        desk.decide_campaign(actor, CampaignSubject("c-1", MODEL, (self.key.client, "0" * 32)), "block")
 
     def rows(self, store: Store) -> dict[str, int]:
         found = (stored_decision(row, self.secrets, TENANT) for _, row in store.decisions(TENANT))
@@ -132,7 +135,9 @@ def check_erasing(life: Life, store: Store, on_disk: Callable[[], bytes], folder
     done = erasure.erase(store, life.secrets, life.subject())
     assert (done.profiles, done.decisions, done.letters, done.scrubbed) == (1, 1, 0, True)
     assert done.alerts >= 1
-    assert done.entries == 3  # allow, note, the remembered answer
+    assert done.entries == 4  # allow, note, the remembered answer, the decision about its campaign
+    (campaign,) = store.operator_entries("campaign", TENANT)[1]
+    assert campaign_decision(campaign).accounts == ("0" * 32,), "it stays in force for the others"
     wait_until(lambda: not any(trace in on_disk() for trace in traces(life)), what="the files without the client")
 
     gone = {name: queries for name, queries in before.items() if name != life.thief}
@@ -202,7 +207,7 @@ def test_the_document_tells_everything(life: Life, tmp_path: Path) -> None:
     (shard,) = model["profiles"]
     assert "h" in shard["fields"]
     assert {alert["client_id"] for alert in found["alerts"]} == {life.thief}
-    assert sorted(one["kind"] for one in found["operators"]) == ["allow", "idempotency", "note"]
+    assert sorted(one["kind"] for one in found["operators"]) == ["allow", "campaign", "idempotency", "note"]
     assert found["refused_records"] == []
     erasure.erase(store, life.secrets, life.subject())
     empty = erasure.document(store, life.secrets, life.subject())

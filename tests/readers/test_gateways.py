@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
 from consumers.enforcement.restrictions import Restrictions
-from consumers.readers.gateways import Modes, at_gateways
+from consumers.readers.gateways import Modes, OfCampaign, at_gateways
 from consumers.readers.models import Allowed, OperatorDecision
+from consumers.readers.public import campaign_decision_of
 from consumers.records.operator_entries import (
     ENFORCED,
     RULINGS,
     AllowlistEntry,
+    Ruling,
+    StoredCampaignDecision,
     StoredOperatorDecision,
     entry_key,
     packed,
@@ -79,7 +82,7 @@ def restriction(name: str, way: Way) -> list[Restriction]:
     )
 
 
-def entries(name: str, way: Way) -> tuple[list[Entry], list[Entry]]:
+def entries_of(name: str, way: Way) -> tuple[list[Entry], list[Entry]]:
     d, a = way.decision, way.allowed
     ruled = d and StoredOperatorDecision(name, d.model_id, d.state, d.until_s, d.simulated, "", "", d.actor, d.at_s)
     listed = a and AllowlistEntry(name, a.model_id, a.until_s, "", a.actor, a.at_s)
@@ -95,10 +98,10 @@ def test_what_is_said_is_what_gateways_do(mode: Mode, held: bool) -> None:
     """Over every combination of state, enforcement, operator's decision, allowlist, mode and breaker."""
     all_ways = {f"{i:032x}": way for i, way in enumerate(ways())}
     view = Restrictions(mode)
-    said = [entries(name, way) for name, way in all_ways.items()]
+    said = [entries_of(name, way) for name, way in all_ways.items()]
     view.replace(
         [r for name, way in all_ways.items() for r in restriction(name, way)],
-        [one for ruled, _ in said for one in ruled], [one for _, listed in said for one in listed], NOW,
+        [one for ruled, listed in said for one in (*ruled, *listed)], NOW,
     )  # fmt: skip
     view.hold({} if held else None, NOW)
     sentences = set()
@@ -124,3 +127,33 @@ def test_what_stood_before_the_breaker_opened_still_holds() -> None:
     way = Way("block", "block", "extraction", LATER, None, None, since_s=BEFORE)
     assert at_gateways(way, None, None, "block", NOW, NOW).state == "block"
     assert at_gateways(way, None, None, "block", BEFORE, NOW).cause == "breaker"
+
+
+def test_what_is_said_of_campaigns_is_what_gateways_do() -> None:
+    """Over every combination of a campaign's decision, joined or not, detection, own decision, allowlist and breaker."""
+    rulings: tuple[Ruling | None, ...] = (None, *RULINGS)
+    cases = itertools.product(
+        rulings, (None, BEFORE, NOW), STATES, (None, "clear", "throttle"), (False, True), (False, True)
+    )
+    for i, (ruled, joined_s, state, own, listed, held) in enumerate(cases):
+        name, entries, campaigns = f"{i:032x}", [], []
+        if ruled is not None:
+            accounts = ((name,), (), ()) if joined_s is None else ((), (name,), (joined_s,))
+            stored = StoredCampaignDecision("g", "m", ruled, LATER, False, "", "", "alice", NOW, *accounts)
+            entries.append(Entry("t", "campaign", entry_key("m", "g"), packed(stored), LATER))
+            campaigns.append(OfCampaign(campaign_decision_of(stored, waits=False), joined_s))
+        decision = own and OperatorDecision("c", name, "m", own, LATER, False, "", "", "bob", NOW)  # type: ignore[arg-type]
+        allowed = Allowed("c", name, "m", 0, "", "eve", NOW, "operator") if listed else None
+        way = Way(state, state, "suspicious", LATER, decision or None, allowed)
+        entries += [entry for found in entries_of(name, way) for entry in found]
+        view = Restrictions("block")
+        view.replace(restriction(name, way), entries, NOW)
+        stood = {ClientKey("t", "m", name): 4} if joined_s == BEFORE else {}
+        if held:
+            view.hold(dict(stood), NOW)
+        real = view.standing("t", name, "m", NOW)
+        since_s = BEFORE if joined_s == BEFORE else NOW
+        said = at_gateways(
+            replace(way, since_s=since_s), way.decision, way.allowed, "block", NOW if held else 0, NOW, campaigns
+        )
+        assert said.state == ENFORCED[real.level], (ruled, joined_s, state, own, listed, held, said.text)

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from consumers.enforcement.restrictions import Restrictions
+from consumers.enforcement.restrictions import OPERATOR_KINDS, Restrictions
 from consumers.errors import Rewound, Unavailable
 from consumers.records import operator_entries
 from consumers.store import DecisionRow, Entry, Operation, Restriction
@@ -49,6 +49,24 @@ class RememberedStore:
     def allow(self, client: str, *, model: str = "*", until_s: int = 0) -> None:
         value = operator_entries.AllowlistEntry(client, model, until_s, "reason", "someone", 0)
         self.put("allow", client, model, operator_entries.packed(value), until_s)
+
+    def say_of_campaign(
+        self,
+        campaign: str,
+        state: operator_entries.Ruling,
+        confirmed: Sequence[str],
+        joined: Sequence[str] = (),
+        *,
+        model: str = "m",
+        until_s: int = 10**9,
+        joined_s: int = 0,
+        simulated: bool = False,
+    ) -> None:
+        value = operator_entries.StoredCampaignDecision(
+            campaign, model, state, until_s, simulated, "reason", "", "someone", 0, tuple(confirmed), tuple(joined),
+            (joined_s,) * len(joined),
+        )  # fmt: skip
+        self.put("campaign", campaign, model, operator_entries.packed(value), until_s)
 
     def put(self, kind: str, client: str, model: str, value: bytes, expires_s: int = 0) -> None:
         """An entry as it comes; an empty value drops it."""
@@ -109,5 +127,5 @@ class RememberedStore:
 
 def read(store: RememberedStore, view: Restrictions, now_s: float = 0.0) -> None:
     """A full sync, at once."""
-    decisions, allowed = store.operator_entries("decision")[1], store.operator_entries("allow")[1]
-    view.replace(store.restrictions()[1], decisions, allowed, now_s)
+    entries = [entry for kind in OPERATOR_KINDS for entry in store.operator_entries(kind)[1]]
+    view.replace(store.restrictions()[1], entries, now_s)

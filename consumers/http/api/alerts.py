@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import FastAPI, Query
+from starlette.responses import Response
 
 from consumers.http.api.context import Api
 from consumers.http.api.parameters import NEXT, Asked, Cursor, Id, Limit, Once, Paged, Words, there
@@ -60,5 +61,8 @@ def alert_routes(app: FastAPI, api: Api) -> None:
         return part.of(found, lambda c: Position(c.suspicion, f"{c.campaign_id}|{c.model_id}"))
 
     @route(app, "GET", "/v1/campaigns/{campaign_id}")
-    def campaign(who: Caller, campaign_id: Id) -> read_models.Campaign:
-        return there(api.read(who.tenant).campaign(campaign_id))
+    def campaign(who: Caller, response: Response, campaign_id: Id) -> read_models.Campaign:
+        read = api.read(who.tenant)
+        found = there(read.campaign(campaign_id))
+        response.headers["ETag"] = f'"{read.campaign_revision(found)}"'
+        return found

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 
 from starlette.responses import Response
 
-from consumers.errors import Missing
+from consumers.errors import Missing, WrongUse
 from consumers.http.api.parameters import AboutClient
 from consumers.http.auth import KeyRing
 from consumers.http.producer import LogProducer
 from consumers.http.restriction_feed import DecisionFeed
 from consumers.operators.audited_write import Actor, Subject
+from consumers.operators.campaign_decisions import CampaignSubject
 from consumers.operators.operate import Operations
 from consumers.readers.queries import Reader
 from consumers.records import operator_entries
@@ -57,6 +58,26 @@ class Api:
             if client is not None:
                 return Subject(key, about.model_id, client)
         raise Missing("no such client")
+
+    def campaign(self, actor: Actor, campaign_id: str, model_id: str) -> CampaignSubject:
+        """A campaign with its accounts as they are now. Raises Missing, and WrongUse where another model was named."""
+        found = self.read(actor.tenant).campaign(campaign_id)
+        if found is None:
+            raise Missing("no such campaign")
+        if model_id not in (operator_entries.EVERY_MODEL, found.model_id):
+            raise WrongUse("model_id: the campaign is about another model; leave it out")
+        return CampaignSubject(found.campaign_id, found.model_id, tuple(m.client_key for m in found.members))
+
+    def decided_campaign(self, actor: Actor, campaign_id: str, model_id: str) -> CampaignSubject:
+        """A campaign that was decided about, which may be over by now. Raises Missing."""
+        everywhere = model_id == operator_entries.EVERY_MODEL
+        for one in self.read(actor.tenant).campaign_decisions():
+            if one.campaign_id == campaign_id and (everywhere or one.model_id == model_id):
+                try:
+                    return self.campaign(actor, campaign_id, one.model_id)
+                except Missing:
+                    return CampaignSubject(campaign_id, one.model_id, ())
+        raise Missing("no decision of an operator about this campaign")
 
 
 def tell_revision(response: Response, api: Api, who: Actor, subject: Subject) -> None:

@@ -12,14 +12,14 @@ from starlette.responses import Response
 from consumers.http.api.context import Api
 from consumers.http.api.parameters import NEXT, Asked, Cursor, Limit, Model, Named, Once, Paged, there
 from consumers.http.routes import Acting, Caller, route
-from consumers.operators import operate
+from consumers.operators import bounds
 from consumers.readers import models as read_models
 from consumers.readers.pagination import Position
 from detector.policy import State
 
 
 class Write(Asked):
-    text: Annotated[str, Field(min_length=1, max_length=operate.LONGEST_WORDS, pattern=r"\S")]
+    text: Annotated[str, Field(min_length=1, max_length=bounds.LONGEST_WORDS, pattern=r"\S")]
 
 
 @dataclass(frozen=True, slots=True)

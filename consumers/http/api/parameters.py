@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from consumers.errors import Missing
-from consumers.operators import operate
+from consumers.operators import bounds
 from consumers.readers.models import Allowed, OperatorDecision
 from consumers.readers.pagination import MOST_ROWS, PageRequest, Position, asked
 from consumers.records import operator_entries
@@ -35,7 +35,7 @@ NEXT: dict[int | str, dict[str, Any]] = {
         }
     }
 }
-Words = Annotated[str, Field(max_length=operate.LONGEST_WORDS)]
+Words = Annotated[str, Field(max_length=bounds.LONGEST_WORDS)]
 Once = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=128, pattern=r"^[!-~]+$")]
 Seen = Annotated[
     str | None, Header(alias="If-Match", pattern=r'^"[0-9a-f]{32}"$', description="ETag that the decision rests on")
@@ -45,6 +45,8 @@ ClientAsked = Annotated[str | None, Query(min_length=1, max_length=256)]
 ClientKeyAsked = Annotated[str | None, Query(pattern=r"^[0-9a-f]{32}$")]
 ModelId = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f|]+$")]
 ClientId = Annotated[str, Field(min_length=1, max_length=256)]
+CampaignId = Annotated[str, Field(min_length=1, max_length=128)]
+CampaignAsked = Annotated[str | None, Query(min_length=1, max_length=128)]
 ClientHash = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 
 
@@ -64,6 +66,25 @@ class AboutClient(Asked):
         if (self.client_id is None) == (self.client_key is None):
             raise ValueError("give either client_id or client_key")
         return self
+
+
+class AboutClientOrCampaign(Asked):
+    """A client, by id or by hash, on one model or on all (``*``), or a campaign, which has one model."""
+
+    model_id: ModelId = operator_entries.EVERY_MODEL
+    client_id: ClientId | None = None
+    client_key: ClientHash | None = None
+    campaign_id: CampaignId | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> AboutClientOrCampaign:
+        if (self.client_id, self.client_key, self.campaign_id).count(None) != 2:
+            raise ValueError("give either client_id, client_key or campaign_id")
+        return self
+
+    @property
+    def client(self) -> AboutClient:
+        return AboutClient(model_id=self.model_id, client_id=self.client_id, client_key=self.client_key)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,8 @@ from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field
 
 from consumers.http.routes import Acting, Caller, route
-from consumers.operators.operate import LONGEST_WORDS, Operations
+from consumers.operators.bounds import LONGEST_WORDS
+from consumers.operators.operate import Operations
 from consumers.records.schema_holds import SchemaHold, holds_of
 
 

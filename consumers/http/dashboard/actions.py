@@ -1,4 +1,4 @@
-"""The forms of the dashboard: sign in and out, decide, undo, judge, note.
+"""The forms of the dashboard: sign in and out, decide about clients and campaigns, undo, judge, note.
 
 Rules:
 * A post is refused (403) before anything else if it comes from another origin, carries no token of its session, or the role may not do it.
@@ -20,9 +20,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from consumers.errors import Conflict, Missing, Refused, Stale, Unavailable, WrongUse
-from consumers.http.dashboard.handlers import ACTS, Dashboard
+from consumers.http.dashboard.handlers import ACTS, CAMPAIGN_ACTS, Dashboard
 from consumers.http.dashboard.session import COOKIE, ROLES, Visitor, local_path, mark_of, same_origin
 from consumers.operators.audited_write import Actor, Subject
+from consumers.operators.campaign_decisions import CampaignSubject
 from consumers.operators.operate import Operations
 from consumers.records.decision import campaign_key
 
@@ -30,6 +31,7 @@ log = logging.getLogger("querywarden.dashboard")
 
 MAX_FORM_BYTES = 16_384
 _ACTS = tuple(act for act, _, _ in ACTS)
+_CAMPAIGN_ACTS = tuple(act for act, _, _ in CAMPAIGN_ACTS)
 
 Form = Mapping[str, str]
 Act = Callable[[Dashboard, Operations, Actor, Form], tuple[str, str]]
@@ -54,6 +56,9 @@ def routes(dashboard: Dashboard, operations: Operations) -> list[Route]:
         post("/logout", lambda request, form: _logout(dashboard, operations, request, form)),
         post("/act/decide", guarded("operator", _decide)),
         post("/act/undo", guarded("operator", _undo)),
+        post("/act/campaign-decide", guarded("operator", _decide_campaign)),
+        post("/act/campaign-confirm", guarded("operator", _confirm_campaign)),
+        post("/act/campaign-undo", guarded("operator", _undo_campaign)),
         post("/act/verdict", guarded("analyst", _record_verdict)),
         post("/act/campaign-verdict", guarded("analyst", _judge_campaign)),
         post("/act/note", guarded("analyst", _note)),
@@ -133,6 +138,40 @@ def _undo(d: Dashboard, operations: Operations, who: Actor, form: Form) -> tuple
     else:
         raise WrongUse("kind: allow or decision")
     return "/decisions", "undone"
+
+
+def _decide_campaign(d: Dashboard, operations: Operations, who: Actor, form: Form) -> tuple[str, str]:
+    act, reason, ttl_s = form["act"], form.get("reason", "").strip(), _seconds(form.get("ttl_s", ""))
+    if act not in _CAMPAIGN_ACTS or not reason:
+        raise WrongUse("give an act and a reason")
+    found = d.reader.of(who.tenant).campaign(form["campaign"])
+    if found is None:
+        raise Missing("no such campaign")
+    subject = CampaignSubject(found.campaign_id, found.model_id, tuple(m.client_key for m in found.members))
+    dry = form.get("dry_run") == "1"
+    made = operations.decide_campaign(
+        who, subject, act, ttl_s=ttl_s, reason=reason, simulated=dry, once=form.get("once") or None,
+        seen=form.get("seen") or None,
+    )  # fmt: skip
+    return _campaign_path(form), "dry" if dry else "proposed" if operations.waits(made) else act
+
+
+def _confirm_campaign(d: Dashboard, operations: Operations, who: Actor, form: Form) -> tuple[str, str]:
+    operations.confirm_campaign(who, _decided_campaign(d, who, form))
+    return _campaign_path(form), "confirmed"
+
+
+def _undo_campaign(d: Dashboard, operations: Operations, who: Actor, form: Form) -> tuple[str, str]:
+    operations.withdraw_campaign(who, _decided_campaign(d, who, form))
+    return "/decisions", "undone"
+
+
+def _decided_campaign(d: Dashboard, who: Actor, form: Form) -> CampaignSubject:
+    """The campaign of a form, as it was decided about. Raises Missing."""
+    for one in d.reader.of(who.tenant).campaign_decisions():
+        if one.campaign_id == form["campaign"]:
+            return CampaignSubject(one.campaign_id, one.model_id, one.confirmed)
+    raise Missing("no decision about this campaign")
 
 
 def _record_verdict(d: Dashboard, operations: Operations, who: Actor, form: Form) -> tuple[str, str]:

@@ -8,7 +8,7 @@ from consumers.http.dashboard import page_charts
 from consumers.http.dashboard.site import BIG, MOST_ROWS, SMALL, Site, client_row, verdict_words
 from consumers.legible import legible
 from consumers.readers.explanation import rarity
-from consumers.readers.models import Campaign
+from consumers.readers.models import Campaign, CampaignDecision
 from consumers.times import day_and_minute
 from detector.policy import REASONS
 
@@ -45,11 +45,28 @@ def campaign(site: Site, campaign_id: str) -> dict[str, Any] | None:
             "evidence": alert.evidence if alert else (),
             "alert_id": alert.alert_id if alert else "",
             "verdict": verdict_words(alert.verdict) if alert else None,
+            "decisions": [_decision(d) for d in site.reader.campaign_decisions() if d.campaign_id == g.campaign_id],
+            "revision": site.reader.campaign_revision(g),
             "extraction": alert.extraction if alert else max(
                 (m.extraction for m in g.members if m.extraction), key=lambda e: e.fidelity, default=None
             ),
         }
     }  # fmt: skip
+
+
+def _decision(d: CampaignDecision) -> dict[str, Any]:
+    kind = "proposal, waits for a second person" if d.waits else "dry run" if d.simulated else "in force"
+    return {
+        "state": d.state,
+        "kind": kind,
+        "waits": d.waits,
+        "accounts": d.accounts,
+        "joined": len(d.joined),
+        "by": d.actor,
+        "second": d.second,
+        "reason": d.reason,
+        "until_ms": d.until_s * 1000,
+    }
 
 
 def _campaign(site: Site, g: Campaign) -> dict[str, Any]:

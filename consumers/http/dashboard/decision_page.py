@@ -40,6 +40,21 @@ def decisions(site: Site) -> dict[str, Any]:
             }
             for d in manual.decisions
         ],
+        "campaigns": [
+            {
+                "campaign": d.campaign_id,
+                "href": site.campaign_address(d.campaign_id),
+                "model": d.model_id,
+                "state": d.state,
+                "accounts": d.accounts,
+                "joined": len(d.joined),
+                "reason": d.reason
+                + (" (dry run)" if d.simulated else " (waits for a second person)" if d.waits else ""),
+                "by": d.actor,
+                "until_ms": d.until_s * 1000,
+            }
+            for d in manual.campaigns
+        ],
         "allowed": [
             {
                 "key": a.model_id,

@@ -61,6 +61,9 @@ HEADERS = {
 SAID: Mapping[str, tuple[str, str]] = {
     "block": ("good", "Blocked. Gateways follow within two seconds."),
     "throttle": ("good", "Throttled. Gateways follow within two seconds."),
+    "degrade": ("good", "Degraded: answers with less detail. Gateways follow within two seconds."),
+    "proposed": ("", "Proposed. Nothing is enforced until another person confirms it on this page."),
+    "confirmed": ("good", "Confirmed. Gateways follow within two seconds."),
     "clear": ("good", "Released. Gateways follow within two seconds."),
     "allow": ("good", "Added to the allowlist. Gateways let this client through until the entry ends."),
     "dry": ("", "Dry run: the decision is stored as simulated and is not enforced."),
@@ -71,11 +74,11 @@ SAID: Mapping[str, tuple[str, str]] = {
     "judged": ("good", "Saved. The receivers of the campaign's alert are informed."),
     "changed": (
         "bad",
-        "Not done: somebody else decided about this client after the page was loaded. The page now shows the current state.",
+        "Not done: somebody else decided about this client or campaign after the page was loaded, or its accounts changed.",
     ),
     "conflict": (
         "bad",
-        "Not done: a decision about this client is in force, and a dry run would replace it. Undo the decision first.",
+        "Not done: a decision is in force that a dry run would replace (undo it first), or the proposal is your own.",
     ),
     "noted": ("good", "The note is saved."),
     "wrong-key": ("bad", "This key is unknown or expired, or its role has no access to the dashboard."),
@@ -86,9 +89,12 @@ SAID: Mapping[str, tuple[str, str]] = {
 TTLS = ((900, "15 minutes"), (3600, "one hour"), (14_400, "4 hours"), (86_400, "one day"), (604_800, "one week"))
 """How long a decision made here may hold; the first three also suit an allowlisting by hand."""
 ACTS = (
-    ("block", "Block", "block"), ("throttle", "Throttle", "throttle"), ("clear", "Release", "clear"), ("allow", "Allowlist", "clear"),
+    ("block", "Block", "block"), ("throttle", "Throttle", "throttle"), ("degrade", "Degrade", "throttle"),
+    ("clear", "Release", "clear"), ("allow", "Allowlist", "clear"),
 )  # fmt: skip
 """What the form of a client offers: (act, label, look)."""
+CAMPAIGN_ACTS = tuple(act for act in ACTS if act[0] != "allow")
+"""What the form of a campaign offers."""
 MOST_COOKIE_BYTES = 8192
 """Ours has a tenth; more are not taken apart for a stranger."""
 _STATIC = {"dashboard.css": "text/css", "dashboard.js": "text/javascript", "mark.svg": "image/svg+xml"}
@@ -209,7 +215,7 @@ def routes(dashboard: Dashboard) -> list[Route]:
         seen("/", _queue),
         seen("/client", _client),
         seen("/campaigns", _simple("campaigns.html.j2", "Campaigns", campaign_page.campaigns)),
-        seen("/campaign", _named("campaign.html.j2", "Campaign", campaign_page.campaign)),
+        seen("/campaign", _named("campaign.html.j2", "Campaign", campaign_page.campaign, _campaign_form)),
         seen("/models", _simple("models.html.j2", "Models", model_page.models)),
         seen("/model", _named("model.html.j2", "Model", model_page.model)),
         seen("/decisions", _simple("decisions.html.j2", "Decisions", decision_page.decisions)),
@@ -290,13 +296,23 @@ def _alerts(d: Dashboard, request: Request, visitor: Visitor) -> Response:
     return d.page(request, visitor, "alerts.html.j2", "Alerts", values)
 
 
-def _named(template: str, title: str, values: Callable[[Site, str], Mapping[str, Any] | None]) -> Handler:
+def _campaign_form() -> Mapping[str, Any]:
+    """What the form of a campaign needs."""
+    return {"ttls": TTLS, "acts": CAMPAIGN_ACTS, "once": entropy.token_urlsafe(18)}
+
+
+def _named(
+    template: str,
+    title: str,
+    values: Callable[[Site, str], Mapping[str, Any] | None],
+    form: Callable[[], Mapping[str, Any]] = dict,
+) -> Handler:
     def answer(d: Dashboard, request: Request, visitor: Visitor) -> Response:
         name = request.query_params.get("id", "")
         found = values(d.site(visitor), name)
         if found is None:
             return d.problem(request, visitor, 404, f"No such {title.lower()}", "It is not known, or not any more.")
-        return d.page(request, visitor, template, f"{title} {legible(name)}", found)
+        return d.page(request, visitor, template, f"{title} {legible(name)}", {**found, **form()})
 
     return answer
 

@@ -10,6 +10,7 @@ from support.dashboard_people import BLOCK, SUBJECT, World, token
 from support.seeded_dashboard import MODEL, SECRETS, TENANT
 
 from consumers.http.dashboard.site import MOST_ROWS
+from consumers.operators.audited_write import Actor
 from consumers.records.alert import packed_alert
 from consumers.records.decision import ExposureMeasured, campaign_key, exposures_of, packed_decision
 from consumers.records.operator_entries import StoredVerdict, unpacked
@@ -59,6 +60,12 @@ def keep_campaign(world: World, baseline: Baseline) -> str:
     return str(alert["alert_id"])
 
 
+def member_page() -> str:
+    """Address of one of the campaign's accounts."""
+    name = next(one[0] for one in seeded_dashboard.SUSPECTS if one[0].startswith("key-5d1f0"))
+    return f"/client?client={SECRETS.client_hash(TENANT, name)}&model={MODEL}"
+
+
 def test_a_campaign_is_judged_from_its_page_by_those_who_may(world: World, baseline: Baseline) -> None:
     alert = keep_campaign(world, baseline)
     form = {"campaign": CAMPAIGN, "alert": alert, "verdict": "true_positive", "note": "one card"}
@@ -77,6 +84,37 @@ def test_a_campaign_is_judged_from_its_page_by_those_who_may(world: World, basel
     said = unpacked(entry, StoredVerdict)
     assert (said.alert_id, said.client, said.note) == (alert, campaign_key(TENANT, MODEL, CAMPAIGN).client, "one card")
     assert "true positive" in analyst.get(page).text
+
+
+def test_a_campaign_is_decided_about_confirmed_and_undone_from_its_page(world: World, baseline: Baseline) -> None:
+    keep_campaign(world, baseline)
+    page = f"/campaign?id={CAMPAIGN}"
+    assert "campaign-decide" not in world.browser("analyst").get(page).text
+    _, text = world.operations.create_key(Actor("setup", "admin", TENANT), "otto", "operator")
+    world.keys["otto"] = str(text)
+    world.ring.refresh(world.store)
+    operator, other = world.browser("operator"), world.browser("otto")
+    found = re.search(r'name="seen" value="([0-9a-f]{32})"', operator.get(page).text)
+    assert found is not None
+    form = {"campaign": CAMPAIGN, "act": "degrade", "reason": "one theft", "ttl_s": "900", "seen": found[1]}
+    done = operator.post("/act/campaign-decide", data=form | {"csrf": token(operator, page)})
+    assert done.headers["location"] == f"{page}&said=degrade"
+    assert "its campaign c-2f9a61" in operator.get(member_page()).text
+    late = other.post("/act/campaign-decide", data=form | {"csrf": token(other, page)})
+    assert late.headers["location"].endswith("said=changed")
+    world.operations.confirm_above = 1
+    for act, seen in (("block", ""), ("allow", "")):
+        form |= {"act": act, "seen": seen}
+        answer = operator.post("/act/campaign-decide", data=form | {"csrf": token(operator, page)})
+        assert answer.headers["location"].endswith("said=proposed" if act == "block" else "said=refused")
+    assert "waits for a second person" in operator.get("/decisions").text
+    own = operator.post("/act/campaign-confirm", data={"campaign": CAMPAIGN, "csrf": token(operator, page)})
+    assert own.headers["location"].endswith("said=conflict")
+    confirmed = other.post("/act/campaign-confirm", data={"campaign": CAMPAIGN, "csrf": token(other, page)})
+    assert confirmed.headers["location"].endswith("said=confirmed")
+    gone = other.post("/act/campaign-undo", data={"campaign": CAMPAIGN, "csrf": token(other, page)})
+    assert gone.headers["location"] == "/decisions?said=undone"
+    assert world.dashboard.reader.campaign_decisions() == ()
 
 
 def test_exposure_is_drawn_over_queries(world: World, baseline: Baseline) -> None:
