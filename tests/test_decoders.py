@@ -25,7 +25,8 @@ from consumers.errors import CorruptState, Refused
 from consumers.ingest.admission import Admission
 from consumers.ingest.duplicates import Windows
 from consumers.log import MAX_RECORD_BYTES, Records
-from consumers.log.batches import CODECS, _decompressed, _UnreadableBatch, _walk
+from consumers.log.batch_walk import walk_records
+from consumers.log.batches import CODECS, KEPT_BYTES, _decompressed, _UnreadableBatch
 from consumers.log.formats import REASONS, InputReader, NativeFormat
 from consumers.log.lines import Lines, gunzip, unzstd
 from consumers.records.alert import packed_alert, stored_alert
@@ -165,11 +166,14 @@ def test_damaged_records_of_a_batch_are_unreadable_or_read(seed: int, executions
     good = b"".join(record(i, value) for i, value in enumerate(events()))
 
     def decode(bad: bytes) -> None:
-        for delta, value, _ in _walk(bad, 5, 4):
-            assert 0 <= delta <= 4
-            assert value is None or len(value) <= MAX_RECORD_BYTES + 1
+        found, whole = walk_records(np.frombuffer(bad, np.uint8), 5, 4, 0, KEPT_BYTES)
+        assert ((found.deltas >= 0) & (found.deltas <= 4)).all()
+        lengths = found.ends - found.starts
+        assert ((lengths >= -1) & (lengths <= MAX_RECORD_BYTES + 1) & (found.ends <= len(bad))).all()
+        if not whole:
+            raise _UnreadableBatch
 
-    assert len(list(_walk(good, 5, 4))) == 5
+    assert walk_records(np.frombuffer(good, np.uint8), 5, 4, 0, KEPT_BYTES)[1]
     assert fuzz(decode, [good], seed, executions, _UnreadableBatch) > 0
 
 

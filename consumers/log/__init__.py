@@ -15,7 +15,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
 
@@ -36,7 +36,8 @@ class Beside(NamedTuple):
 class Records:
     """Consecutive records of one cell, in order.
 
-    values       n raw payloads; an oversize record is given as its first 1 MiB + 1 bytes, so that it is refused by size
+    values       n raw payloads, a list or `payloads.Payloads`; an oversize record is given as its first 1 MiB + 1 bytes, so that it is
+                 refused by size
     offsets      (n,) int64
     next_offset  where to resume after them
     places       for people: what the dead letter shows ("file.jsonl:12"); empty means ``cell@offset``
@@ -51,7 +52,7 @@ class Records:
     """
 
     cell: str
-    values: list[bytes]
+    values: Sequence[bytes]
     offsets: NDArray[np.int64]
     next_offset: int
     places: list[str] = field(default_factory=list)

@@ -8,8 +8,9 @@ error for ever at a batch it cannot read.
   that carries the reason; reading goes on at the next batch.
 * A batch that fails its checksum is fetched once more, the damage may be the network's; then it is quarantined too.
 * Control batches and aborted transactions stay invisible.
-* Records are tuples (offset, value, refused, broker_ms, beside); a value is cut to `MAX_RECORD_BYTES` + 1 bytes; None is
-  a tombstone, Kafka's null, which is not an empty value. Key and headers are read only for who asks for them.
+* Records are given in blocks of columns, a block a batch or the rest of one: a compiled walk (`batch_walk.py`) finds where the values lie
+  in the decompressed batch, and no Python object is made for any. A value is cut to `MAX_RECORD_BYTES` + 1 bytes; a tombstone, Kafka's
+  null, is not an empty value. Key and headers are read, record by record, only for who asks for them.
 * A record's time is the batch's newest with ``LogAppendTime``, its own otherwise; -1 when it is unknown, or before 1970.
 """
 
@@ -18,33 +19,38 @@ from __future__ import annotations
 import functools
 import io
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import kafka
+import numpy as np
 import zstandard
 from kafka import codec as codecs
 from kafka.consumer.fetcher import Fetcher
 from kafka.protocol.consumer import IsolationLevel
 from kafka.record.default_records import DefaultRecordBatch
+from numpy.typing import NDArray
 
 from consumers.log import MAX_RECORD_BYTES, Beside
+from consumers.log.batch_walk import LATEST_MS, walk_records
 from consumers.log.kafka_patches import check_library
+from consumers.log.payloads import Payloads
 from detector.query import UNKNOWN_MS
 
 BATCH_BYTES = 16 << 20
 KEPT_BYTES = MAX_RECORD_BYTES + 1
-INT_SHIFT, LONG_SHIFT = 28, 63  # of the last byte of a number of 32 and of 64 bits
+INT_SHIFT, LONG_SHIFT = 28, 63
+"""Of the last byte of a number of 32 and of 64 bits."""
 HEADER_BYTES = 61
 MAX_BATCH_RECORDS = 1 << 20
 XERIAL = b"\x82SNAPPY\x00"
 BOMB = "decompression_limit"
 CORRUPT = "corrupt_batch"
-LATEST_MS = (1 << 63) - 1
 
 
 class RawRecord(NamedTuple):
-    """refused: (reason, detail) when the value could not be had; it then stands for a whole batch. beside: key and headers, if wanted."""
+    """One record of a block. value: None is a tombstone; refused, beside: as of `RecordBlock`."""
 
     offset: int
     value: bytes | None
@@ -53,12 +59,80 @@ class RawRecord(NamedTuple):
     beside: Beside | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class RecordBlock:
+    """n ≥ 1 consecutive records of one partition.
+
+    values     their values; a tombstone's ends before it starts
+    offsets    (n,) int64
+    broker_ms  (n,) int64, the log's own time for each; -1 where it is unknown
+    end        offset at which reading goes on after them
+    refused    (reason, detail) when the values could not be had: n is 1, and the record stands for all up to `end`
+    beside     keys and headers, where they were asked for and could be read
+    """
+
+    values: Payloads
+    offsets: NDArray[np.int64]
+    broker_ms: NDArray[np.int64]
+    end: int
+    refused: tuple[str, str] | None = None
+    beside: Sequence[Beside] | None = None
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    @property
+    def filled(self) -> NDArray[np.bool_]:
+        """(n,) which records are no tombstones."""
+        return self.values.ends >= self.values.starts
+
+    def part(self, first: int, last: int) -> RecordBlock:
+        """Those from the `first` up to the `last`, which is not among them; reading goes on at the next."""
+        if first == 0 and last >= len(self):
+            return self
+        rows = slice(first, last)
+        return replace(
+            self,
+            values=self.values[rows],
+            offsets=self.offsets[rows],
+            broker_ms=self.broker_ms[rows],
+            end=self.end if last >= len(self) else int(self.offsets[last - 1]) + 1,
+            beside=None if self.beside is None else self.beside[rows],
+        )
+
+    def records(self) -> Iterator[RawRecord]:
+        """One by one, for tests and for people."""
+        for i, filled in enumerate(self.filled.tolist()):
+            beside = None if self.beside is None else self.beside[i]
+            yield RawRecord(
+                int(self.offsets[i]), self.values[i] if filled else None, self.refused, int(self.broker_ms[i]), beside
+            )
+
+
+class TakenBlocks:
+    """Blocks that the library carries to the caller of `poll`: their length is in records, and one gets the blocks from them."""
+
+    def __init__(self) -> None:
+        self._blocks: list[RecordBlock] = []
+        self._records = 0
+
+    def add(self, block: RecordBlock) -> None:
+        self._blocks.append(block)
+        self._records += len(block)
+
+    def __len__(self) -> int:
+        return self._records
+
+    def __iter__(self) -> Iterator[RecordBlock]:
+        return iter(self._blocks)
+
+
 class _UnreadableBatch(Exception):
     """(reason, detail) of a batch."""
 
 
 def read_bounded(consumer: kafka.KafkaConsumer, headers: bool = False) -> None:
-    """Make `consumer` read through this module; its `poll` then returns `RawRecord` lists, with keys and headers if `headers`.
+    """Make `consumer` read through this module; its `poll` then returns lists of `RecordBlock`, with keys and headers if `headers`.
 
     Raises Refused with an unknown kafka-python.
     """
@@ -70,13 +144,40 @@ def read_bounded(consumer: kafka.KafkaConsumer, headers: bool = False) -> None:
 class _BoundedRecords(Fetcher.PartitionRecords):  # type: ignore[misc]  # untyped library
     def __init__(self, suspects: set[tuple[Any, int]], *arguments: Any, **named: Any) -> None:
         self._suspects = suspects  # (partition, base offset) of batches that failed their checksum once
+        self._rest: RecordBlock | None = None  # of a block that was taken in part
         super().__init__(*arguments, **named)
 
-    def _maybe_skip_record(self, record: RawRecord) -> bool:
-        """Fetching starts at the batch that holds the offset, so its first records may lie before it."""
-        return record.offset < int(self.fetch_offset)
+    def take(self, n: int | None = None) -> TakenBlocks:
+        """The next records, at most n. What is raised after some of them is raised by the next call."""
+        self._maybe_raise_next_inline_exception()
+        taken = TakenBlocks()
+        try:
+            while n is None or len(taken) < n:
+                block = self._rest or next(self.record_iterator or iter(()), None)
+                if block is None:
+                    break
+                most = len(block) if n is None else n - len(taken)
+                part, self._rest = block.part(0, most), block.part(most, len(block)) if most < len(block) else None
+                self.next_fetch_offset = part.end
+                taken.add(part)
+        except Exception as error:
+            if not len(taken):
+                raise
+            self._next_inline_exception = error
+        return taken
 
-    def _unpack_records(self, tp: Any, records: Any, *_: Any) -> Iterator[RawRecord]:
+    def _maybe_skip_record(self, block: RecordBlock) -> bool:
+        """Nothing: `_wanted` leaves out what lies before the offset that was asked for."""
+        return False
+
+    def _wanted(self, block: RecordBlock) -> Iterator[RecordBlock]:
+        """Fetching starts at the batch that holds the offset, so its first records may lie before it."""
+        first = int(np.searchsorted(block.offsets, int(self.fetch_offset)))
+        if first < len(block):
+            yield block.part(first, len(block))
+        self.next_fetch_offset = block.end
+
+    def _unpack_records(self, tp: Any, records: Any, *_: Any) -> Iterator[RecordBlock]:
         batch = records.next_batch()
         while batch is not None:
             self.bytes_read += batch.size_in_bytes
@@ -109,50 +210,71 @@ class _BoundedRecords(Fetcher.PartitionRecords):  # type: ignore[misc]  # untype
                 return True
         return bool(batch.is_control_batch)
 
-    def _records_of(self, batch: Any) -> Iterator[RawRecord]:
-        base, end = batch.base_offset, batch.next_offset
-        first_ms = batch.first_timestamp
-        appended_ms = batch.max_timestamp if batch.timestamp_type == DefaultRecordBatch.LOG_APPEND_TIME else None
+    def _records_of(self, batch: Any) -> Iterator[RecordBlock]:
+        base, end = int(batch.base_offset), int(batch.next_offset)
         try:
-            body = _decompressed(bytes(memoryview(batch._buffer)[HEADER_BYTES:]), batch.compression_type)
-            for delta, value, later_ms in _walk(body, batch.records_count, batch.last_offset_delta):
-                self.next_fetch_offset = base + delta + 1
-                at_ms = first_ms + later_ms if appended_ms is None else appended_ms
-                yield RawRecord(base + delta, value, None, _known(at_ms))
+            body = _body(batch)
         except _UnreadableBatch as unreadable:
-            if self.next_fetch_offset < end:  # else only the batch's count was wrong
+            if self.next_fetch_offset < end:
                 yield from self._quarantined(end, *unreadable.args)
+            self.next_fetch_offset = end
+            return
+        found, whole = walk_records(
+            body, batch.records_count, batch.last_offset_delta, batch.first_timestamp, KEPT_BYTES
+        )
+        time_ms = found.time_ms
+        if batch.timestamp_type == DefaultRecordBatch.LOG_APPEND_TIME:
+            time_ms = np.full(len(time_ms), _known(batch.max_timestamp))
+        if len(time_ms):
+            offsets = base + found.deltas
+            after = end if whole else int(offsets[-1]) + 1
+            values = Payloads(body, found.starts, found.ends)
+            yield from self._wanted(
+                RecordBlock(values, offsets, time_ms, after, beside=self._beside(body, len(offsets)))
+            )
+        if not whole and self.next_fetch_offset < end:  # else only the batch's count was wrong
+            yield from self._quarantined(end, CORRUPT, "records are not well-formed")
         self.next_fetch_offset = end
 
-    def _old_format(self, batch: Any) -> Iterator[RawRecord]:
+    def _beside(self, body: NDArray[np.uint8], count: int) -> Sequence[Beside] | None:
+        """Keys and headers of the records, if somebody asked for them."""
+        return None
+
+    def _old_format(self, batch: Any) -> Iterator[RecordBlock]:
         """Formats 0 and 1, written by clients older than 2017."""
         if batch.compression_type:
             yield from self._quarantined(batch.base_offset + 1, CORRUPT, "compressed in a format older than Kafka 0.11")
             return
         for record in batch:
-            self.next_fetch_offset = record.offset + 1
-            yield RawRecord(record.offset, _kept(record.value), None, _known(record.timestamp))
+            value = record.value
+            values = Payloads.of([b"" if value is None else value[:KEPT_BYTES]])
+            if value is None:
+                values = Payloads(values.text, values.starts, values.ends - 1)
+            offsets, time_ms = np.array([record.offset], np.int64), np.array([_known(record.timestamp)], np.int64)
+            yield from self._wanted(RecordBlock(values, offsets, time_ms, record.offset + 1))
 
-    def _quarantined(self, end: int, reason: str, detail: str) -> Iterator[RawRecord]:
+    def _quarantined(self, end: int, reason: str, detail: str) -> Iterator[RecordBlock]:
         """One record for everything from where we are up to `end`."""
         start = max(int(self.next_fetch_offset), int(self.fetch_offset))
         end = max(end, start + 1)
-        self.next_fetch_offset = end
-        yield RawRecord(start, b"", (reason, f"offsets {start} to {end - 1}: {detail}"))
+        refused = reason, f"offsets {start} to {end - 1}: {detail}"
+        offsets, time_ms = np.array([start], np.int64), np.array([UNKNOWN_MS], np.int64)
+        yield RecordBlock(Payloads.of([b""]), offsets, time_ms, end, refused)
 
 
 class _BoundedRecordsBeside(_BoundedRecords):
     """Keys and headers too, in a pass of their own: who does not ask for them does not pay for them. Formats 0 and 1 give none."""
 
-    def _records_of(self, batch: Any) -> Iterator[RawRecord]:
-        found: Iterator[Beside] | None = None
-        for record in super()._records_of(batch):
-            if record.refused is None:
-                if found is None:  # what could be read once can be read again
-                    body = _decompressed(bytes(memoryview(batch._buffer)[HEADER_BYTES:]), batch.compression_type)
-                    found = _beside(body, batch.records_count)
-                record = record._replace(beside=next(found))
-            yield record
+    def _beside(self, body: NDArray[np.uint8], count: int) -> Sequence[Beside] | None:
+        return list(_beside(body.tobytes(), count))  # what could be read once can be read again
+
+
+def _body(batch: Any) -> NDArray[np.uint8]:
+    """The records of a batch, decompressed. Raises _UnreadableBatch."""
+    packed = np.frombuffer(batch._buffer, np.uint8)[HEADER_BYTES:]
+    if not batch.compression_type:
+        return packed
+    return np.frombuffer(_decompressed(packed.tobytes(), batch.compression_type), np.uint8)
 
 
 def _after_damage(batch: Any, following: Any) -> int:
@@ -167,31 +289,6 @@ def _after_damage(batch: Any, following: Any) -> int:
 def _known(ms: int | None) -> int:
     """A time that 64 bits hold; whatever is no time is unknown."""
     return UNKNOWN_MS if ms is None or ms < 0 else min(ms, LATEST_MS)
-
-
-def _kept(value: bytes | None) -> bytes | None:
-    return None if value is None else value[:KEPT_BYTES]
-
-
-def _walk(body: bytes, count: int, last_delta: int) -> Iterator[tuple[int, bytes | None, int]]:
-    """(offset delta, value, time delta in ms) of the records in a batch; attributes, keys and headers are skipped."""
-    at, previous = 0, -1
-    try:
-        for _ in range(count):
-            length, at = _varint(body, at)
-            end = at + length
-            later_ms, at = _varint(body, at + 1, LONG_SHIFT)  # after the attributes
-            delta, at = _varint(body, at)
-            key_bytes, at = _varint(body, at)
-            value_bytes, at = _varint(body, at + key_bytes if key_bytes > 0 else at)
-            if not (previous < delta <= last_delta and at + max(value_bytes, 0) <= end <= len(body)):
-                raise _UnreadableBatch(CORRUPT, "records are not well-formed")
-            previous = delta
-            value = body[at : at + min(value_bytes, KEPT_BYTES)] if value_bytes >= 0 else None
-            yield delta, value, later_ms
-            at = end
-    except IndexError:
-        raise _UnreadableBatch(CORRUPT, "records are not well-formed") from None
 
 
 def _beside(body: bytes, count: int) -> Iterator[Beside]:

@@ -1,6 +1,6 @@
 """A compiled scanner of native events: where in the bytes of a poll each known field of each record stands.
 
-The records of a poll lie end to end in one buffer. One pass finds the fields of every record that is plain: one JSON object
+The records of a poll lie in one buffer. One pass finds the fields of every record that is plain: one JSON object
 in ASCII without escapes, with known keys, none of them twice. Whatever is in doubt is not plain, and is read in full by
 `formats.py`, which also knows the reason codes. So a record that is plain here is one that a strict JSON parser takes, up to
 the numbers in its lists: those are checked by `number_lists.py`, which parses them.
@@ -268,11 +268,10 @@ def _scan_object(text, at, end, first, last, strict, span):  # type: ignore[no-u
 
 
 @nb.njit(cache=True, nogil=True)
-def _scan(text, ends, spans, plain):  # type: ignore[no-untyped-def]
+def _scan(text, starts, ends, spans, plain):  # type: ignore[no-untyped-def]
     address = text.ctypes.data
-    begin = 0
     for i in range(ends.shape[0]):
-        end = ends[i]
+        begin, end = starts[i], ends[i]
         span = spans[i]
         at = _scan_object(address, past_spaces(address, begin, end), end, 0, _EVENT_KEYS, True, span)
         good = at >= 0 and past_spaces(address, at, end) == end
@@ -282,7 +281,6 @@ def _scan(text, ends, spans, plain):  # type: ignore[no-untyped-def]
             )
             good = answer == span[_PREDICTION, 1]
         plain[i] = good
-        begin = end
 
 
 @nb.njit(cache=True, nogil=True)
@@ -415,15 +413,17 @@ def copy_pieces(text, starts, ends, to, out):  # type: ignore[no-untyped-def]
         out[to[i] : to[i] + n] = text[starts[i] : ends[i]]
 
 
-def scan_events(text: NDArray[np.uint8], ends: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+def scan_events(
+    text: NDArray[np.uint8], starts: NDArray[np.int64], ends: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Find the fields of the records of a poll.
 
     Parameters
     ----------
     text
-        (b,) uint8, the records end to end.
-    ends
-        (n,) int64, where each ends.
+        (b,) uint8, the records in one text.
+    starts, ends
+        (n,) int64, where each begins and ends.
 
     Returns
     -------
@@ -435,5 +435,5 @@ def scan_events(text: NDArray[np.uint8], ends: NDArray[np.int64]) -> tuple[NDArr
     """
     spans = np.zeros((len(ends), len(PLACES), 2), np.int64)
     plain = np.zeros(len(ends), np.bool_)
-    _scan(text, ends, spans, plain)
+    _scan(text, starts, ends, spans, plain)
     return spans, plain

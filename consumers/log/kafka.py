@@ -34,8 +34,9 @@ from kafka.record.util import crc32c_c
 
 from consumers.errors import ConfigError, Fenced, LogTruncated, WrongUse
 from consumers.log import Beside, Poll, Records
-from consumers.log.batches import RawRecord, read_bounded
+from consumers.log.batches import RecordBlock, read_bounded
 from consumers.log.kafka_patches import check_parked, complete_joins, drop_parked
+from consumers.log.payloads import Payloads
 from consumers.log.refusals import translated
 
 RECONNECT_MS = {"reconnect_backoff_ms": 50, "reconnect_backoff_max_ms": 500}  # the library's 30 s outlast every outage
@@ -157,9 +158,9 @@ class KafkaLog:
             left_s = max(0.0, deadline_s - time.monotonic())
             fetched = self._fetch(min(left_s, POLL_SLICE_S), max_records, poll)
             self._reassigned(poll)
-            for tp, records in fetched.items():
+            for tp, blocks in fetched.items():
                 if tp in self._positions:
-                    poll.batches.append(self._batch(tp, records))
+                    poll.batches.append(self._batch(tp, blocks))
             poll.batches += self._moved_without_records(set(fetched))
             if poll.batches or poll.assigned or poll.revoked or poll.gaps or poll.stopped or left_s <= POLL_SLICE_S:
                 return poll
@@ -261,9 +262,9 @@ class KafkaLog:
 
     # --- reading
 
-    def _fetch(self, wait_s: float, max_records: int, poll: Poll) -> dict[TopicPartition, list[RawRecord]]:
+    def _fetch(self, wait_s: float, max_records: int, poll: Poll) -> dict[TopicPartition, list[RecordBlock]]:
         try:
-            fetched: dict[TopicPartition, list[RawRecord]] = self._consumer.poll(int(wait_s * 1000), max_records)
+            fetched: dict[TopicPartition, list[RecordBlock]] = self._consumer.poll(int(wait_s * 1000), max_records)
             return fetched
         except errors.NoOffsetForPartitionError:
             return {}  # assigned a moment ago; the callback is about to pause it
@@ -328,17 +329,26 @@ class KafkaLog:
             if cell not in poll.revoked:
                 poll.revoked.append(cell)
 
-    def _batch(self, tp: TopicPartition, records: Sequence[RawRecord]) -> Records:
-        filled = [record for record in records if record.value is not None]
-        refused = {i: record.refused for i, record in enumerate(filled) if record.refused is not None}
-        nulls = [record.offset for record in records if record.value is None] if len(filled) < len(records) else None
-        self._positions[tp] = self._next_offset(tp, records[-1].offset + 1)
+    def _batch(self, tp: TopicPartition, blocks: Sequence[RecordBlock]) -> Records:
+        values = Payloads.joined([block.values.trimmed() for block in blocks])
+        offsets = np.concatenate([block.offsets for block in blocks])
+        broker_ms = np.concatenate([block.broker_ms for block in blocks])
+        beside = None
+        if self._headers:
+            beside = [one for block in blocks for one in block.beside or [Beside()] * len(block)]
+        sizes = np.cumsum([0, *(len(block) for block in blocks)]).tolist()
+        refused = {at: block.refused for at, block in zip(sizes, blocks, strict=False) if block.refused is not None}
+        filled = np.concatenate([block.filled for block in blocks])
+        self._positions[tp] = self._next_offset(tp, int(offsets[-1]) + 1)
+        nulls = None
+        if not filled.all():
+            nulls, rows = offsets[~filled], np.flatnonzero(filled)
+            refused = {int(np.searchsorted(rows, at)): why for at, why in refused.items()}
+            values = Payloads(values.text, values.starts[rows], values.ends[rows])
+            offsets, broker_ms = offsets[rows], broker_ms[rows]
+            beside = None if beside is None else [beside[i] for i in rows.tolist()]
         return Records(
-            _cell(tp), [record.value or b"" for record in filled],
-            np.array([record.offset for record in filled], np.int64), self._positions[tp], refused=refused,
-            broker_ms=np.array([record.broker_ms for record in filled], np.int64),
-            nulls=None if nulls is None else np.array(nulls, np.int64),
-            beside=[record.beside or Beside() for record in filled] if self._headers else None,
+            _cell(tp), values, offsets, self._positions[tp], refused=refused, broker_ms=broker_ms, nulls=nulls, beside=beside
         )  # fmt: skip
 
     def _moved_without_records(self, fetched: set[TopicPartition]) -> list[Records]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -27,6 +27,7 @@ from consumers.log.columns import DIGEST_BYTES, LONGEST_COMPARED, TIMES_MS, Mode
 from consumers.log.inputs import PROBABLE, InputReader
 from consumers.log.json_scan import PLACES, copy_pieces, scan_events, tell_apart, times_ms
 from consumers.log.number_lists import parse_number_lists
+from consumers.log.payloads import Payloads
 from consumers.log.tolerant import Raw
 from detector.misfit import OUT_OF_RANGE
 from detector.query import QueryBatch
@@ -98,15 +99,16 @@ def plain_events(
     names_a_client
         Whether a text can be a client id.
     """
-    values = records.values
-    lengths = np.fromiter(map(len, values), np.int64, len(values))
-    if lengths.max(initial=0) > LONGEST:  # a copy of such a poll could take gigabytes
+    values: Sequence[bytes] = records.values
+    if (
+        not isinstance(values, Payloads) and max(map(len, values), default=0) > LONGEST
+    ):  # their copy could take gigabytes
         values = [value if len(value) <= LONGEST else b"" for value in values]
-        lengths[lengths > LONGEST] = 0
-    text = np.frombuffer(b"".join(values), np.uint8)
+    found = Payloads.of(values)
+    text, starts = found.text, found.starts
     if not len(text):
         return {}
-    spans, plain = scan_events(text, np.cumsum(lengths))
+    spans, plain = scan_events(text, starts, np.where(found.ends - starts > LONGEST, starts, found.ends))
     poll = _Poll(text, spans)
     plain &= (spans[:, _NEEDED, 1] > 0).all(1)
     plain[list(records.refused)] = False
@@ -120,15 +122,15 @@ def plain_events(
     if not len(rows):
         return {}
     models, which = poll.different(rows, "model_id")
-    found = {}
+    columns = {}
     for k, raw in enumerate(models):
         model = _text(raw)
         reader = readers.get(model) if model is not None else None
         if model is not None and reader is not None and reader.plain:
             events = _of_model(poll, rows[which == k], records.offsets, reader, names_a_client)
             if events is not None:
-                found[model] = events
-    return found
+                columns[model] = events
+    return columns
 
 
 def _text(raw: bytes) -> str | None:

@@ -7,6 +7,7 @@ import struct
 from collections.abc import Iterator
 
 import kafka
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,7 +20,18 @@ from kafka.record.util import calc_crc32c
 
 from consumers.errors import Refused
 from consumers.log import Beside
-from consumers.log.batches import BATCH_BYTES, CORRUPT, RawRecord, _BoundedRecords, _BoundedRecordsBeside, _headers
+from consumers.log.batch_walk import LATEST_MS, walk_records
+from consumers.log.batches import (
+    BATCH_BYTES,
+    CORRUPT,
+    LONG_SHIFT,
+    RawRecord,
+    _BoundedRecords,
+    _BoundedRecordsBeside,
+    _headers,
+    _UnreadableBatch,
+    _varint,
+)
 from consumers.log.kafka_patches import CHECKED, PARKED, check_library
 
 TP = TopicPartition("t", 0)
@@ -67,7 +79,8 @@ class Partition:
             isolation_level=IsolationLevel.READ_COMMITTED,
         )
         while part.record_iterator is not None:
-            yield from part.take(2)
+            for block in part.take(2):
+                yield from block.records()
             self.position = part.next_fetch_offset
 
     def read(self, end: int, fetches: int = 20) -> list[RawRecord]:
@@ -208,7 +221,7 @@ def test_the_patches_were_checked_against_the_installed_library() -> None:
 def test_keys_and_headers_are_given_to_who_asks_for_them(compression: int) -> None:
     records = MemoryRecords(batch(0, VALUES, compression))
     part = _BoundedRecordsBeside(set(), 0, TP, records, isolation_level=IsolationLevel.READ_COMMITTED)
-    found = part.take(10)
+    found = [record for block in part.take(10) for record in block.records()]
     assert [record.value for record in found] == VALUES
     assert [record.beside for record in found] == [
         Beside(key, (("h", b"v"),)) for key in (None, b"k", b"kk", None, b"k")
@@ -219,3 +232,75 @@ def test_keys_and_headers_are_given_to_who_asks_for_them(compression: int) -> No
 @given(st.binary(max_size=60))
 def test_headers_that_are_not_well_formed_are_none(block: bytes) -> None:
     assert all(isinstance(name, str) for name, _ in _headers(block))
+
+
+def walked_in_python(
+    body: bytes, count: int, last_delta: int, first_ms: int, kept: int
+) -> tuple[list[tuple[int, bytes | None, int]], bool]:
+    """The slow twin of `walk_records`: (offset, value, time) of the records before the first that is not well-formed."""
+    found: list[tuple[int, bytes | None, int]] = []
+    at, previous = 0, -1
+    for _ in range(count):
+        try:
+            length, at = _varint(body, at)
+            end = at + length
+            later_ms, at = _varint(body, at + 1, LONG_SHIFT)
+            delta, at = _varint(body, at)
+            key_bytes, at = _varint(body, at)
+            value_bytes, at = _varint(body, at + max(key_bytes, 0))
+        except (IndexError, _UnreadableBatch):
+            return found, False
+        if not (previous < delta <= last_delta and at + max(value_bytes, 0) <= end <= len(body)):
+            return found, False
+        previous = delta
+        value = body[at : at + min(value_bytes, kept)] if value_bytes >= 0 else None
+        at_ms = first_ms + max(-LATEST_MS, min(later_ms, LATEST_MS))
+        found.append((delta, value, -1 if at_ms < 0 else min(at_ms, LATEST_MS)))
+        at = end
+    return found, True
+
+
+def zigzag(number: int, width: int = 1) -> bytes:
+    """A number as the protocol writes it, in at least `width` bytes."""
+    number = number << 1 if number >= 0 else (-number << 1) - 1
+    out = bytearray()
+    while number >= 0x80 or len(out) + 1 < width:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes([*out, number])
+
+
+BYTES = st.none() | st.binary(max_size=8)
+RECORD = st.tuples(
+    st.integers(-(1 << 70), 1 << 70) | st.integers(-5, 5000), st.integers(-1, 3), BYTES, BYTES, st.integers(1, 6)
+)
+
+
+@given(
+    st.lists(RECORD, max_size=6),
+    st.integers(-1, 8),
+    st.sampled_from([0, -1, 1_700_000_000_000, (1 << 63) - 1, -(1 << 63)]),
+    st.lists(st.tuples(st.integers(0, 200), st.integers(0, 255)), max_size=2),
+    st.integers(0, 9),
+)
+def test_the_compiled_walk_finds_what_the_walk_in_python_finds(
+    records: list[tuple[int, int, bytes | None, bytes | None, int]],
+    count: int,
+    first_ms: int,
+    damage: list[tuple[int, int]],
+    kept: int,
+) -> None:
+    body, delta = bytearray(), -1
+    for later_ms, step, key, value, width in records:
+        delta += step
+        inner = b"\0" + zigzag(later_ms) + zigzag(delta, width)
+        for part in (key, value):
+            inner += zigzag(-1) if part is None else zigzag(len(part)) + part
+        body += zigzag(len(inner) + 1) + inner + b"\0"
+    for at, byte in damage:
+        if at < len(body):
+            body[at] = byte
+    found, whole = walk_records(np.frombuffer(bytes(body), np.uint8), count, 9, first_ms, kept)
+    rows = zip(*(column.tolist() for column in found), strict=True)
+    values = [(d, bytes(body[s:e]) if e >= s else None, ms) for s, e, d, ms in rows]
+    assert (values, whole) == walked_in_python(bytes(body), count, 9, first_ms, kept)

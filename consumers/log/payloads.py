@@ -1,0 +1,76 @@
+"""Payloads: the values of consecutive records as one text and where each lies in it, without a Python object for any of them.
+
+Who wants one value as `bytes` asks for it by its index, as of a list; compiled code takes the three arrays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Payloads(Sequence[bytes]):
+    """n values in one text; they may lie apart in it, with other bytes between them.
+
+    text    (b,) uint8, read-only
+    starts  (n,) int64, where each begins; ends: where each ends
+    """
+
+    __slots__ = ("ends", "starts", "text")
+
+    def __init__(self, text: NDArray[np.uint8], starts: NDArray[np.int64], ends: NDArray[np.int64]) -> None:
+        self.text = text.view()
+        self.text.setflags(write=False)  # whatever it came from, compiled code meets one type
+        self.starts = starts
+        self.ends = ends
+
+    @classmethod
+    def of(cls, values: Sequence[bytes]) -> Payloads:
+        """Copy values into one text, one after the other; payloads are returned as they are."""
+        if isinstance(values, Payloads):
+            return values
+        lengths = np.fromiter(map(len, values), np.int64, len(values))
+        ends = np.cumsum(lengths)
+        return cls(np.frombuffer(b"".join(values), np.uint8), ends - lengths, ends)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Payloads]) -> Payloads:
+        """All values of several payloads, in order."""
+        if len(parts) == 1:
+            return parts[0]
+        sizes = np.cumsum([0, *(len(part.text) for part in parts)]).tolist()
+        text = np.concatenate([np.empty(0, np.uint8), *(part.text for part in parts)])
+        starts, ends = (
+            np.concatenate([np.empty(0, np.int64), *(getattr(part, name) + at for part, at in zip(parts, sizes, strict=False))])
+            for name in ("starts", "ends")
+        )  # fmt: skip
+        return cls(text, starts, ends)
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    @overload
+    def __getitem__(self, at: int) -> bytes: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> Payloads: ...
+
+    def __getitem__(self, at: int | slice) -> bytes | Payloads:
+        if isinstance(at, slice):
+            return Payloads(self.text, self.starts[at], self.ends[at])
+        return bytes(self.text[self.starts[at] : self.ends[at]])
+
+    def __iter__(self) -> Iterator[bytes]:
+        raw = self.text.data
+        for start, end in zip(self.starts.tolist(), self.ends.tolist(), strict=True):
+            yield bytes(raw[start:end])
+
+    def trimmed(self) -> Payloads:
+        """The same without the bytes before the first and after the last value, so that these need not be copied along."""
+        if not len(self):
+            return Payloads(self.text[:0], self.starts, self.ends)
+        first, last = int(self.starts[0]), int(self.ends[-1])
+        return Payloads(self.text[first:last], self.starts - first, self.ends - first)
