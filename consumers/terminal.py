@@ -9,7 +9,6 @@ Rules:
 from __future__ import annotations
 
 import contextlib
-import datetime as dt
 import json
 import logging
 import math
@@ -29,6 +28,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from consumers import times
 from consumers.legible import json_safe, legible
 
 _OURS = "\n\t"
@@ -285,7 +285,7 @@ def short(text: str) -> str:
 
 def minute(time: str) -> str:
     """RFC 3339 → ``2026-03-02 09:14``, UTC."""
-    return f"{dt.datetime.fromisoformat(time).astimezone(dt.UTC):%Y-%m-%d %H:%M}"
+    return times.minute(times.milliseconds(time)).removesuffix(" UTC")
 
 
 def exposure(found: Mapping[str, float] | None) -> str:

@@ -20,6 +20,15 @@ def rfc3339(time_ms: int) -> str:
     return _utc(time_ms).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+def second(time_s: float) -> str:
+    """Return ``2026-03-02T09:14:05Z``: RFC 3339 in whole seconds, as CrowdSec writes times.
+
+    >>> second(1772442845.25)
+    '2026-03-02T09:14:05Z'
+    """
+    return f"{_utc(int(time_s) * 1000):%Y-%m-%dT%H:%M:%SZ}"
+
+
 def milliseconds(text: str) -> int:
     """Return the milliseconds since the epoch of an RFC 3339 text. Raises ValueError.
 

@@ -11,7 +11,6 @@ Rules:
 from __future__ import annotations
 
 import contextlib
-import datetime as dt
 import ssl
 import threading
 import time
@@ -25,13 +24,16 @@ from consumers.alerts.finding import SEVERITIES, Finding, finding, visible
 from consumers.alerts.outbound import AllowedHosts, Outbound
 from consumers.errors import Undeliverable
 from consumers.store import OutboxAlert
+from consumers.times import milliseconds, rfc3339
 
 ALERTNAME = "ModelExtractionSuspected"
 CAPPED = "ModelExtractionAlertsCapped"
 AT_ONCE = 100
 MIN_FIRING_S = 60
 MAX_OPEN = 10_000
-EARLIER = dt.timedelta(seconds=1)
+EARLIER_MS = 1000
+DIGEST_MS = 3_600_000
+"""How long the alert about a digest fires."""
 
 
 class Open(NamedTuple):
@@ -85,12 +87,12 @@ class AlertmanagerSink:
 
     def summary(self, title: str, text: str) -> None:
         """An alert of its own about the alerts over the cap; fires for an hour. Raises Unavailable, Undeliverable."""
-        now = dt.datetime.fromtimestamp(self._clock(), dt.UTC)
+        now_ms = round(self._clock() * 1000)
         alert = {
             "labels": {"alertname": CAPPED, "severity": "medium"},
             "annotations": {"summary": title, "description": text},
-            "startsAt": _rfc3339(now),
-            "endsAt": _rfc3339(now + dt.timedelta(hours=1)),
+            "startsAt": rfc3339(now_ms),
+            "endsAt": rfc3339(now_ms + DIGEST_MS),
         }
         self._out.post(msgspec.json.encode([alert]), self._headers)
 
@@ -133,9 +135,9 @@ class AlertmanagerSink:
         """One alert of the API; fires only under the finding's own severity, and only while it is open."""
         found = one.news
         fires = severity == found.severity and not found.resolved
-        now = dt.datetime.fromtimestamp(self._clock(), dt.UTC)
-        ends = dt.datetime.fromtimestamp(one.heard_s + self._firing_s, dt.UTC) if fires else now
-        begins = min(dt.datetime.fromisoformat(one.starts), now - EARLIER)
+        now_ms = round(self._clock() * 1000)
+        ends_ms = round((one.heard_s + self._firing_s) * 1000) if fires else now_ms
+        begins_ms = min(milliseconds(one.starts), now_ms - EARLIER_MS)
         return {
             "labels": {
                 "alertname": ALERTNAME,
@@ -153,10 +155,6 @@ class AlertmanagerSink:
                 "state": found.state,
                 "update": str(found.update),
             },
-            "startsAt": _rfc3339(begins),
-            "endsAt": _rfc3339(ends),
+            "startsAt": rfc3339(begins_ms),
+            "endsAt": rfc3339(ends_ms),
         } | ({"generatorURL": self._dashboard_url} if self._dashboard_url else {})
-
-
-def _rfc3339(when: dt.datetime) -> str:
-    return when.isoformat(timespec="milliseconds").replace("+00:00", "Z")

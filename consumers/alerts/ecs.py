@@ -8,8 +8,8 @@ Rules:
 
 from __future__ import annotations
 
-import datetime as dt
 import ssl
+import time
 import urllib.parse
 from collections.abc import Sequence
 from typing import Any
@@ -22,6 +22,7 @@ from consumers.alerts.jsonl import JsonLinesSink
 from consumers.alerts.outbound import AllowedHosts, Outbound, RefusedByStatus
 from consumers.errors import ConfigError, Unavailable
 from consumers.store import OutboxAlert
+from consumers.times import rfc3339
 
 VERSION = "9.0.0"
 SEVERITY = {"medium": 47, "high": 73, "critical": 99}
@@ -90,7 +91,7 @@ class EcsSink:
 
     def summary(self, title: str, text: str) -> None:
         """One document about many alerts. Raises Unavailable, Undeliverable."""
-        now = dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        now = rfc3339(time.time_ns() // 1_000_000)
         event = {"kind": "event", "category": ["api"], "type": ["info"], "dataset": "querywarden.digest"}
         shaped = {"@timestamp": now, "ecs": {"version": VERSION}, "message": f"{title}\n{text}", "event": event}
         self._out.post(msgspec.json.encode(shaped), self._headers, f"{self._out.target.path.rstrip('/')}/_doc")

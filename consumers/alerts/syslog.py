@@ -11,11 +11,11 @@ Rules:
 from __future__ import annotations
 
 import contextlib
-import datetime as dt
 import os
 import re
 import socket
 import ssl
+import time
 from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
@@ -25,6 +25,7 @@ from consumers.alerts.finding import Finding, finding, visible
 from consumers.alerts.ocsf import product_version
 from consumers.errors import ConfigError, Unavailable
 from consumers.store import OutboxAlert
+from consumers.times import rfc3339
 
 FACILITY = 13
 LEVELS = {"medium": 4, "high": 3, "critical": 2}
@@ -59,7 +60,7 @@ class SyslogSink:
 
     def summary(self, title: str, text: str) -> None:
         """One message about many alerts. Raises Unavailable."""
-        now = dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        now = rfc3339(time.time_ns() // 1_000_000)
         said = visible(f"{title}: {text}".replace("\n", "; "), UDP_BYTES // 8)
         self._deliver(
             f"<{FACILITY * 8 + 5}>1 {now} {self._hostname} querywarden {os.getpid()} digest - {said}".encode()

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import datetime as dt
 import hashlib
 import hmac
 import ssl
@@ -26,6 +25,7 @@ from consumers.alerts.finding import Finding, finding
 from consumers.alerts.outbound import DEADLINE_S, AllowedHosts, Outbound
 from consumers.errors import ConfigError
 from consumers.store import OutboxAlert
+from consumers.times import second
 
 PREFIX = "whsec_"
 MIN_KEY_BYTES, MAX_KEY_BYTES = 24, 64
@@ -106,12 +106,9 @@ class WebhookSink:
 
     def summary(self, title: str, text: str) -> None:
         """One message about many alerts, of type `DIGEST`. Raises Unavailable, Undeliverable."""
-        now = dt.datetime.fromtimestamp(int(self._clock()), dt.UTC)
+        now_s = int(self._clock())
         content = {"title": title, "text": text}
-        self._post(
-            f"digest/{int(now.timestamp())}",
-            {"type": DIGEST, "timestamp": now.isoformat().replace("+00:00", "Z"), "data": content},
-        )
+        self._post(f"digest/{now_s}", {"type": DIGEST, "timestamp": second(now_s), "data": content})
 
     def _post(self, webhook_id: str, content: dict[str, object]) -> None:
         body = msgspec.json.encode(content)

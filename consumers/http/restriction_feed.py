@@ -16,7 +16,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-import datetime as dt
 import hashlib
 import json
 import time
@@ -26,6 +25,7 @@ from typing import Any, NamedTuple, Protocol
 
 from consumers.enforcement.restrictions import BLOCK, Change, Restrictions, Standing
 from consumers.records.operator_entries import EVERY_MODEL
+from consumers.times import second
 from detector.query import ClientKey
 
 SCOPE = "ApiKey"
@@ -221,7 +221,7 @@ class DecisionFeed:
             "client": client.client,
         }
         if standing.until_s:
-            item["until"] = dt.datetime.fromtimestamp(standing.until_s, dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+            item["until"] = second(standing.until_s)
         return item
 
 

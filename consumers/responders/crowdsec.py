@@ -10,7 +10,6 @@ Rules:
 
 from __future__ import annotations
 
-import datetime as dt
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from urllib.parse import quote, urlsplit
 
 from consumers.enforcement.restrictions import BLOCK, THROTTLE, Standing
 from consumers.errors import Unavailable, WrongUse
+from consumers.times import second
 
 SCOPE = "ApiKey"
 ORIGIN = "querywarden"
@@ -92,7 +92,7 @@ class CrowdsecApi:
         self._token = ""
 
     def _alert(self, client: str, standing: Standing) -> dict[str, Any]:
-        now = dt.datetime.fromtimestamp(self._clock(), dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        now = second(self._clock())
         left_s = max(1, round(standing.until_s - self._clock())) if standing.until_s else _FOR_EVER_S
         decision = {
             "origin": ORIGIN,

@@ -9,7 +9,6 @@ Rules:
 
 from __future__ import annotations
 
-import datetime as dt
 import hashlib
 import importlib.resources
 import logging
@@ -36,7 +35,7 @@ from consumers.http.dashboard.session import COOKIE, HOURS, ROLES, Session, Sess
 from consumers.http.dashboard.site import Site
 from consumers.legible import legible
 from consumers.readers.queries import Reader
-from consumers.times import day_and_minute, short
+from consumers.times import day_and_minute, rfc3339, short
 from detector.baseline import Baseline
 
 log = logging.getLogger("querywarden.dashboard")
@@ -341,7 +340,7 @@ def templates() -> Environment:
         share=lambda s: f"{100 * s:.2g}\N{NO-BREAK SPACE}%" if s < 0.1 else f"{100 * s:.0f}\N{NO-BREAK SPACE}%",
         brief=short,
         when=lambda ms: day_and_minute(ms) if ms else "–",
-        iso=lambda ms: dt.datetime.fromtimestamp(ms / 1000, dt.UTC).isoformat(),
+        iso=rfc3339,
     )
     return made
 
