@@ -22,8 +22,7 @@ import numpy as np
 
 from detector.archive import seen_again
 from detector.bottom_k import sample_query, update_maxima, update_sets
-from detector.fold_arrays import PARENTS, Parents, Scratch
-from detector.order import order_bits, raw_code
+from detector.order import order_bits, raw_code, room_for_rows
 
 
 @nb.njit(inline="always")
@@ -116,9 +115,7 @@ def fold_rows(rows, fmap, table, clients, spans, memory, archives, decay):  # ty
     decay : float
         What a query beyond the horizon keeps of its weight over a window; 0: there are no archives.
     """
-    d = rows.raw.shape[1]
-    parents = Parents(np.empty(PARENTS, np.int64), np.empty(PARENTS))
-    scratch = Scratch(parents, np.zeros(d), np.zeros(d, np.uint16), np.zeros(2))
+    scratch = room_for_rows(fmap, memory)
     nothing = np.zeros(max(table.need.shape[0], 2))
     for i in range(rows.slot.shape[0]):
         s = rows.slot[i]

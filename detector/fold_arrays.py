@@ -137,19 +137,3 @@ class Memory(NamedTuple):
     reservoir_codes: NDArray[Any]
     reservoir_n: NDArray[np.int64]
     raw_ring: NDArray[np.uint16]
-
-
-class Parents(NamedTuple):
-    """The nearest remembered rows of a query: places in the memory, (PARENTS,), and squared distances."""
-
-    place: NDArray[np.int64]
-    squares: NDArray[np.float64]
-
-
-class Scratch(NamedTuple):
-    """Room that the kernels of one row share: parents, agreement weights (d,), raw codes (d,), two numbers of a step."""
-
-    parents: Parents
-    weights: NDArray[np.float64]
-    raw_codes: NDArray[np.uint16]
-    step: NDArray[np.float64]

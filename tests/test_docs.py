@@ -35,7 +35,7 @@ from consumers.records.alert import FRAMEWORKS
 from consumers.store import DECISION_CELLS, DeadLetter, Store
 from consumers.store.redis import connect
 from consumers.telemetry.metrics import METRICS
-from detector import calibration, fold_arrays, order, policy
+from detector import calibration, fold_arrays, policy, steps
 from detector.features import BITS, MEASURES
 from detector.kernels import HASH_BITS
 from detector.signals import SIGNAL_NAMES
@@ -173,7 +173,7 @@ def test_the_figures_in_the_prose_are_those_of_the_code() -> None:
             f"cut to {HASH_BITS} bits",
             f"a prior of {calibration.TAIL_INDEX_PRIOR:g} with the weight of",
         ),
-        "docs/detection.md": (f"At least {order.STEP_BITS:g} bits and {order.STEP_SHARE * 100:g} % of all worth",),
+        "docs/detection.md": (f"At least {steps.STEP_BITS:g} bits and {steps.STEP_SHARE * 100:g} % of all worth",),
         "docs/operations.md": (f"fewer than {policy.MIN_ODD_TO_BLOCK} odd queries",),
         "docs/architecture.md": (f"the {DECISION_CELLS} decision cells",),
     }

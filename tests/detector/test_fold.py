@@ -15,7 +15,6 @@ from support.twins import asks, check, small_table, way_of
 from detector.bottom_k import find_sorted, keep_marked, kept_estimate, mass_of
 from detector.features import BITS, FeatureMap, Measured
 from detector.fold_arrays import LADDER_STEPS, SAMPLE_KEPT
-from detector.order import moved_by_one_step
 from detector.profile import Profile
 from detector.profile_table import ProfileTable
 from detector.query import QueryBatch
@@ -118,71 +117,6 @@ def test_a_category_has_no_direction() -> None:
 
 
 # ------------------------------------------------------------------ parts
-
-
-MISSING = 65535
-
-
-def stepped(child: list[float], codes: list[int], of: naive.Columns) -> tuple[float, float]:
-    out = np.zeros(2)
-    moved_by_one_step(
-        np.array(child), np.array(codes), MISSING, np.array(of.code_low), np.array(of.code_step), np.array(of.lattice), np.array(of.grain),
-        np.array(of.low), np.array(of.high), np.array(of.units), out,
-    )  # fmt: skip
-    return float(out[0]), float(out[1])
-
-
-@settings(max_examples=120, deadline=None)
-@given(st.integers(0, 2**32))
-def test_description_lengths_equal_the_twin(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    w = int(rng.integers(1, 12))
-    lattice = rng.choice([0.0, 1.0, 0.25], w)
-    low, high = np.full(w, -10.0), np.full(w, 10.0)
-    of = naive.Columns(
-        code_low=low.tolist(),
-        code_step=[20 / 65534] * w if rng.random() < 0.5 else [20 / 254] * w,
-        lattice=lattice.tolist(),
-        grain=np.where(lattice > 0, lattice, 1e-3).tolist(),
-        low=low.tolist(),
-        high=np.where(rng.random(w) < 0.1, -np.inf, high).tolist(),
-        units=[[1.0] * w, rng.uniform(0.5, 2, w).tolist()],
-    )
-    parent = np.where(lattice > 0, np.rint(rng.uniform(-9, 9, w)), rng.uniform(-9, 9, w))
-    size = float(rng.choice([0.5, 1.0, 2.0]))
-    free = rng.random(w) < rng.choice([0.0, 0.3])
-    moved = rng.choice([-1.0, 0.0, 1.0], w, p=[0.45, 0.1, 0.45]) * np.where(free, rng.uniform(0, 4, w), size)
-    child = np.clip(parent + moved * rng.choice([np.ones(w), np.array(of.units[1])]), low, high)
-    parent[rng.random(w) < 0.05] = np.nan
-    child[rng.random(w) < 0.05] = np.nan
-    codes = naive.encode(parent.tolist(), of.code_low, of.code_step, MISSING - 1)
-    assert stepped(child.tolist(), codes, of) == pytest.approx(
-        naive.one_step(child.tolist(), codes, MISSING, of), rel=1e-9, abs=1e-9
-    )
-
-
-def plain(w: int) -> naive.Columns:
-    """Continuous columns in [−10, 10] remembered in 65,535 steps."""
-    return naive.Columns([-10.0] * w, [20 / 65534] * w, [0.0] * w, [1e-3] * w, [-10.0] * w, [10.0] * w, [[1.0] * w])
-
-
-def test_one_magnitude_in_ten_columns_is_a_step_and_ten_magnitudes_are_none() -> None:
-    of = plain(10)
-    codes = naive.encode([0.0] * 10, of.code_low, of.code_step, 65535)
-    alike = stepped([0.5, -0.5] * 5, codes, of)
-    mixed = stepped([0.1 * 1.5**k for k in range(10)], codes, of)
-    assert alike[0] > 30
-    assert alike[1] == pytest.approx(1.0)
-    assert mixed[0] < 12
-    assert mixed[1] < 0.6
-
-
-def test_moves_to_a_bound_or_of_fewer_than_three_columns_explain_nothing() -> None:
-    of = plain(4)
-    codes = naive.encode([9.5, 9.5, 9.5, 0.0], of.code_low, of.code_step, 65535)
-    assert stepped([10.0, 10.0, 10.0, 0.5], codes, of) == (0.0, 0.0)
-    assert stepped([9.0, 9.0, 9.5, 0.0], codes, of) == (0.0, 0.0)
-    assert stepped([9.0, 9.0, 9.0, 0.0], codes, of)[0] > 0
 
 
 @settings(max_examples=60, deadline=None)

@@ -24,7 +24,8 @@ from detector.fold_arrays import (
     SAMPLE_KEPT,
     SEQUENCE_KEPT,
 )
-from detector.order import COLLINEAR, RETURN, STEP_BITS, STEP_REACH, STEP_SHARE, VARIED_SHARE
+from detector.order import COLLINEAR, RETURN, STEP_REACH, VARIED_SHARE
+from detector.steps import STEP_BITS, STEP_SHARE
 
 Row = Sequence[float]
 _MASK = (1 << 64) - 1
