@@ -47,6 +47,11 @@ class StoreSettings(Part):
         0, ge=0, description="number of replicas that must confirm an operator's write (Redis WAIT); 0: none"
     )
     timeout_s: float = Field(2.0, gt=0, description="timeout of one call to the store, in seconds")
+    sealing: Literal["off", "auto", "on"] = Field(
+        "auto",
+        description="encryption of stored profiles, decisions and alerts. auto: if the tenant has a key in the secrets file; "
+        "on: required, and unsealed records are refused; off: new records are stored in clear",
+    )
 
 
 class KafkaSettings(Part):

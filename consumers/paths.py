@@ -143,6 +143,23 @@ def create_private(path: Path, text: str) -> bool:
 
     A hard link appears whole or not at all and, unlike a rename, never replaces what another process wrote.
     """
+    try:
+        with _private_draft(path, text) as draft:
+            os.link(draft, path)
+    except FileExistsError:
+        return False
+    return True
+
+
+def replace_private(path: Path, text: str) -> None:
+    """Write a file anew that only its owner can read: whole, or it stays as it was. Raises OSError."""
+    with _private_draft(path, text) as draft:
+        draft.replace(path)
+
+
+@contextlib.contextmanager
+def _private_draft(path: Path, text: str) -> Iterator[Path]:
+    """A draft beside `path` that holds the text, on the disk, readable by its owner only; it is removed at the end."""
     draft = draft_of(path)
     fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
@@ -150,9 +167,6 @@ def create_private(path: Path, text: str) -> bool:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.link(draft, path)
-    except FileExistsError:
-        return False
+        yield draft
     finally:
         draft.unlink(missing_ok=True)
-    return True

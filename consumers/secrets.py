@@ -1,4 +1,4 @@
-"""The three secrets of an installation, in one file that all its processes share.
+"""The three secrets of an installation, in one file that all its processes share. The keys of its tenants are in it too (keyring.py).
 
 Rules:
 * The file is created once, with mode 0600, atomically. Of several processes that start at once exactly one writes it, and all read the
@@ -19,23 +19,25 @@ import hmac
 import json
 import os
 import secrets as entropy
-import stat
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from consumers import paths
+from consumers import keyring, paths
 from consumers.errors import ConfigError, CorruptState
 
-FORMAT = 1
+FORMAT = 2
+TENANT = "default"
+"""The tenant of an installation that names none."""
+
 KEY_BYTES = {"sampling_key": 16, "pepper": 32, "sealing_key": 32}
 """Name in the file → length of the key."""
 
 _NONCE_BYTES = 12
 _SEAL_VERSION = b"\x01"
-_MAX_FILE_BYTES = 64 * 1024
 _CACHED_CLIENTS = 16_384
 
 
@@ -59,21 +61,24 @@ class Secrets:
         self._cipher = lru_cache(maxsize=256)(self._tenant_cipher)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], create: bool = False) -> Secrets:
-        """The secrets in `path`; with `create` they are drawn and written first if there is no such file.
+    def load(cls, path: str | os.PathLike[str], create: bool = False, tenant: str = TENANT) -> Secrets:
+        """The secrets in `path`; with `create` they are drawn and written first if there is no such file, with a key for the tenant.
 
         Raises ConfigError when the file is missing, readable by group or others, or damaged.
         """
         where = Path(path)
         if create and not where.exists():
-            _write_new(where)
+            _write_new(where, (tenant,))
         return cls(**_read(where))
 
     @classmethod
-    def create(cls, path: str | os.PathLike[str]) -> Secrets:
-        """New secrets, written to `path`. Raises ConfigError when something is there already or it cannot be written."""
+    def create(cls, path: str | os.PathLike[str], tenants: Sequence[str] = (TENANT,)) -> Secrets:
+        """New secrets, and a key for each of the tenants, written to `path`.
+
+        Raises ConfigError when something is there already or it cannot be written.
+        """
         where = Path(path)
-        if not _write_new(where):
+        if not _write_new(where, tenants):
             raise ConfigError(
                 f"secrets file {where}: the file exists; data that was sealed with it could not be read any more"
             )
@@ -140,9 +145,10 @@ def _derive(key: bytes, purpose: bytes, tenant: str) -> bytes:
     return hmac.digest(key, purpose + b"\x00" + tenant.encode("utf-8", "surrogatepass"), "sha256")
 
 
-def _write_new(path: Path) -> bool:
+def _write_new(path: Path, tenants: Sequence[str]) -> bool:
     """Draw secrets and publish them under `path`; False when something is there, or another process was faster."""
-    keys = {name: base64.b64encode(entropy.token_bytes(n)).decode() for name, n in KEY_BYTES.items()}
+    keys: dict[str, object] = {name: base64.b64encode(entropy.token_bytes(n)).decode() for name, n in KEY_BYTES.items()}
+    keys["tenants"] = {tenant: keyring.new_tenant() for tenant in tenants}
     text = json.dumps({"format": FORMAT, **keys}, indent=1) + "\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -152,19 +158,10 @@ def _write_new(path: Path) -> bool:
 
 
 def _read(path: Path) -> dict[str, bytes]:
-    if not os.path.lexists(path):
-        raise ConfigError(f"secrets file {path}: does not exist (querywarden secrets create creates one)")
-    with paths.opened(path, "secrets file") as source:
-        mode = stat.S_IMODE(os.fstat(source.fileno()).st_mode)
-        text = source.read(_MAX_FILE_BYTES)
-    if mode & 0o077:
-        raise ConfigError(f"secrets file {path}: mode {mode:04o} lets other users read it; run: chmod 600 {path}")
+    document = keyring.document_of(path)
     try:
-        document = json.loads(text)
-        if document["format"] != FORMAT:
-            raise ConfigError(f"secrets file {path}: format {document['format']!r}, this version reads format {FORMAT}")
         keys = {name: base64.b64decode(document[name], validate=True) for name in KEY_BYTES}
-    except (ValueError, TypeError, KeyError, binascii.Error, RecursionError):
+    except (ValueError, TypeError, KeyError, binascii.Error):
         raise ConfigError(f"secrets file {path}: damaged or not a secrets file") from None
     for name, key in keys.items():
         if len(key) != KEY_BYTES[name]:

@@ -47,7 +47,7 @@ def backtest(
     terminal.warn(limits_of(baselines, settings.false_alarm_budget))
     clients = []
     source = adapters.open_files(logs, translator=adapters.open_translator(settings, baselines))
-    with adapters.open_sqlite() as store, contextlib.closing(source):
+    with adapters.open_sqlite(settings) as store, contextlib.closing(source):
         reading, judging = processes.pure_steps(settings, baselines, read_personas(settings.personas))
         store.prepare(reading.secrets.key_id)
         with terminal.bar("backtest") as advance:

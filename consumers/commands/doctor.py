@@ -14,9 +14,12 @@ import datetime as dt
 import functools
 import http.client
 import ipaddress
+import itertools
 import ssl
 import stat
+import time
 import tomllib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -30,14 +33,18 @@ from consumers.commands import connections
 from consumers.commands.options import AsJson, ConfigFile
 from consumers.errors import QueryWardenError, Unavailable
 from consumers.http.server import is_loopback, read_jwks
+from consumers.keyring import Keyring
 from consumers.records.heartbeat import heartbeats, stopped_elsewhere
 from consumers.secrets import Secrets
+from consumers.store.sealed import counted
 from consumers.wiring import adapters
 from consumers.wiring.credentials import tls_of, tokens_of
 from detector.errors import DetectorError
 
 State = Literal["ok", "look", "not checked"]
 EXPIRES_SOON_DAYS = 14
+EXAMINED_RECORDS = 20_000
+"""Records of the store that are looked at for the key that sealed them."""
 
 
 class CheckResult(NamedTuple):
@@ -308,6 +315,31 @@ def _secrets_file(examined: Examined) -> CheckResult:
     return ok(f"{path}: secrets {Secrets.load(path).key_id}, readable by its owner only")
 
 
+def _record_encryption(examined: Examined) -> CheckResult:
+    settings = examined.settings
+    if settings.store.sealing == "off":
+        return look("store.sealing is off: profiles, decisions and alerts are stored in clear")
+    if not settings.secrets_path.exists():
+        return unchecked(f"{settings.secrets_path} does not exist yet; the first process creates it with a key")
+    ring = Keyring(settings.secrets_path).ring()
+    key = ring.current(settings.tenant, time.time())
+    if key is None:
+        return look(
+            f"tenant {settings.tenant} has no key: its records are stored in clear (querywarden secrets rotate gives it one)"
+        )
+    file = _sqlite_file(examined)
+    found = Counter[str]()
+    if file is None or file.exists():
+        with adapters.open_store(settings) as store:
+            found = counted(itertools.islice(store.export(), EXAMINED_RECORDS), ring).get(settings.tenant, found)
+    unknown = [name for name in found if name and bytes.fromhex(name) not in {*ring.by_id, *ring.destroyed}]
+    if unknown:
+        return look(f"records are sealed with the key {unknown[0]}, which {settings.secrets_path} does not hold")
+    left = found.total() - found[key.id.hex()]
+    words = f"new records are sealed with key {key.id.hex()}"
+    return ok(f"{words}; {left} of the first {found.total():,} are in clear or under an older key" if left else words)
+
+
 def _settings_file(examined: Examined) -> CheckResult:
     if examined.file is None:
         return unchecked("no settings file was given (--config)")
@@ -451,6 +483,7 @@ CHECKS: Mapping[str, Check] = {
     "kafka encryption": _kafka_encryption,
     "kafka access": _kafka_access,
     "secrets file": _secrets_file,
+    "record encryption": _record_encryption,
     "settings file": _settings_file,
     "http address": _bind,
     "gateway address": _gateway_bind,

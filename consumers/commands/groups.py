@@ -84,7 +84,7 @@ PANELS: Mapping[str, Mapping[str, CommandRow]] = {
             "doctor:doctor", "Check servers, files and settings, and report what is insecure or does not answer."
         ),
         "config": CommandRow("settings:app", "Show, check and list the settings."),
-        "secrets": CommandRow("secrets:app", "Create the secrets file: sampling key, pepper and sealing key."),
+        "secrets": CommandRow("secrets:app", "Create the secrets file, and rotate or destroy the keys of a tenant."),
         "recalibrate": CommandRow(
             "recalibrate:recalibrate", "Recalibrate a baseline on the clients that the service observed."
         ),

@@ -66,7 +66,7 @@ def replay(
     terminal.warn(limits_of(baselines, settings.false_alarm_budget))
     translator = adapters.open_translator(settings, baselines)
     source = adapters.open_files(logs, resumable=store is not None, translator=translator)
-    with adapters.open_sqlite(store) as kept, contextlib.closing(source):
+    with adapters.open_sqlite(settings, store) as kept, contextlib.closing(source):
         ingesting, detecting = processes.pure_steps(settings, baselines, read_personas(settings.personas))
         kept.prepare(ingesting.secrets.key_id)
         with terminal.bar("replay") as advance:

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from consumers.errors import CorruptState
 from consumers.ingest.admission import Admission, AdmissionLimits
 from consumers.ingest.duplicates import FIELD, Windows, event_hashes
 from consumers.log import Records, prefix
@@ -49,7 +50,7 @@ MAX_CACHED = 2048
 class Cell:
     """What this process knows of one log cell that it owns: exactly what was committed.
 
-    stored     client → spans that the store holds, by first window; sealed: clients whose header is stored
+    stored     client → spans that the store holds, by first window; nameless: clients whose stored header is damaged
     windows    model → event ids of its clients; watches: model → misfits that its clients share (schema_watch.py)
     links      client → what ties it to others (links.py); told: client → its last odd queries (sample_events.py)
     refused    client → what did not fit, counted (refusals.py)
@@ -77,6 +78,7 @@ class Cell:
     crashes: int = 0
     checked_s: float = 0.0
     stored: dict[ClientKey, set[int]] = field(default_factory=dict)
+    nameless: set[ClientKey] = field(default_factory=set)
     links: dict[ClientKey, tuple[str, ...]] = field(default_factory=dict)
     told: dict[ClientKey, tuple[sample_events.SampleEvent, ...]] = field(default_factory=dict)
     refused: dict[ClientKey, refusals.Refusals] = field(default_factory=dict)
@@ -167,6 +169,16 @@ class Ingest:
                 log.warning("profile set aside", extra={"cell": cell.name, "model": key.model, "why": str(error)})
                 profiles.put(key, None)
             cell.stored[key] = set(blobs)
+            if not self._names(key, fields.get("h", b"")):
+                cell.nameless.add(key)
+
+    def _names(self, key: ClientKey, header: bytes) -> bool:
+        """Whether a stored header can be read; one that cannot is written anew with the client's next query."""
+        try:
+            self.secrets.unseal(header, key.tenant)
+        except CorruptState:
+            return False
+        return True
 
     def of_model(self, cell: Cell, model: str) -> ProfileTable:
         profiles = cell.profiles.get(model)
@@ -318,8 +330,9 @@ class Ingest:
                 lasting.add(key)
             kept = {int(name[2:]) for name in fields}
             stored = cell.stored.get(key)
-            if stored is None:
+            if stored is None or key in cell.nameless:
                 fields["h"] = self.secrets.seal(display, self.tenant)
+                cell.nameless.discard(key)
             fields |= {f"w:{start}": None for start in sorted((stored or set()) - kept)}
             window = windows.blob(key)
             if window is not None:
@@ -372,6 +385,7 @@ class Ingest:
                     self.windows_of(cell, model).drop(key)
                     for known in (cell.stored, cell.links, cell.told, cell.refused):
                         known.pop(key, None)  # type: ignore[call-overload]
+                    cell.nameless.discard(key)
 
 
 def _voter(key: ClientKey) -> int:

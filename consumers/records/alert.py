@@ -142,7 +142,8 @@ def packed_alert(body: Mapping[str, Any], time_ms: int, secrets: Secrets) -> Out
 
 
 def _packed(body: Mapping[str, Any], time_ms: int, seal: Callable[[str], str]) -> OutboxAlert:
-    return OutboxAlert(f"{body['alert_id']}/{body['update']}", time_ms, msgspec.json.encode(with_ids(body, seal)))
+    uid = f"{body['alert_id']}/{body['update']}"
+    return OutboxAlert(uid, time_ms, msgspec.json.encode(with_ids(body, seal)), body["tenant"])
 
 
 def stored_alert(alert: OutboxAlert, secrets: Secrets) -> dict[str, Any]:

@@ -184,11 +184,16 @@ class DecisionRow:
 
 @dataclass(frozen=True, slots=True)
 class OutboxAlert:
-    """An alert as stored before it is sent. `uid` is ``alert_id/update``: receivers de-duplicate on it."""
+    """An alert as stored before it is sent.
+
+    uid     ``alert_id/update``: receivers de-duplicate on it
+    tenant  whose key seals the body when it is stored; not stored itself, empty in an answer
+    """
 
     uid: str
     time_ms: int
     body: bytes
+    tenant: str = field(default="", compare=False)
 
 
 @dataclass(slots=True)

@@ -21,8 +21,10 @@ from urllib.parse import urlsplit
 
 from consumers import config, paths
 from consumers.errors import ConfigError, Refused, WrongUse
+from consumers.keyring import Keyring
 from consumers.secrets import Secrets
 from consumers.store import Store
+from consumers.store.sealed import sealed_store
 
 if TYPE_CHECKING:
     from consumers.http.producer import Write
@@ -46,7 +48,7 @@ _TOPIC = re.compile(r"[A-Za-z0-9_-]+(?:\.(?!jsonl?$|ndjson$|csv$|parquet$|gz$|zs
 
 def secrets_of(settings: config.Settings, store: Store) -> Secrets:
     """Load the secrets, create them where there are none, and check them against the store: others could read nothing in it."""
-    secrets = Secrets.load(settings.secrets_path, create=True)
+    secrets = Secrets.load(settings.secrets_path, create=True, tenant=settings.tenant)
     prepare(store, secrets)
     return secrets
 
@@ -75,7 +77,7 @@ def replicas_of(store: Store) -> int | None:
 
 @contextlib.contextmanager
 def open_store(settings: config.Settings) -> Iterator[Store]:
-    """Open the store that `store.url` names."""
+    """Open the store that `store.url` names; its records are sealed as `store.sealing` says."""
     url = settings.store_url
     scheme = url.partition(":")[0]
     store: Store
@@ -95,9 +97,14 @@ def open_store(settings: config.Settings) -> Iterator[Store]:
     else:
         raise WrongUse(f"store.url: unknown scheme {scheme!r} (sqlite, redis, rediss, redis+cluster)")
     try:
-        yield store
+        yield sealed(settings, store)
     finally:
         store.close()
+
+
+def sealed(settings: config.Settings, store: Store) -> Store:
+    """The store, its records sealed with the keys of the secrets file."""
+    return sealed_store(store, Keyring(settings.secrets_path), settings.store.sealing)
 
 
 def _sqlite_path(url: str) -> Path:
@@ -114,17 +121,15 @@ def _sqlite_path(url: str) -> Path:
 
 
 @contextlib.contextmanager
-def open_sqlite(path: Path | None = None) -> Iterator[Store]:
-    """Open the SQLite store in a file; without one, a store that is gone afterwards."""
+def open_sqlite(settings: config.Settings, path: Path | None = None) -> Iterator[Store]:
+    """Open the SQLite store in a file, sealed as `store.sealing` says; without one, a store that is gone afterwards."""
     from consumers.store.embedded import EmbeddedStore
 
     with contextlib.ExitStack() as stack:
-        if path is None:
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="querywarden-"))
-            path = Path(folder) / "replay.sqlite"
-        store = EmbeddedStore(path)
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="querywarden-"))
+        store = EmbeddedStore(path or Path(folder) / "replay.sqlite")
         stack.callback(store.close)
-        yield store
+        yield store if path is None else sealed(settings, store)
 
 
 def lets_strangers_in(settings: config.Settings) -> bool:
@@ -183,7 +188,7 @@ def credential_hash(settings: config.Settings) -> Hash:
 
     @functools.cache
     def secrets() -> Secrets:
-        return Secrets.load(settings.secrets_path, create=True)
+        return Secrets.load(settings.secrets_path, create=True, tenant=settings.tenant)
 
     return lambda credential: secrets().client_hash(settings.tenant, credential)
 

@@ -47,7 +47,7 @@ def pure_steps(
     from consumers.ingest.step import Ingest
     from detector.policy import Policy
 
-    secrets = Secrets.load(settings.secrets_path, create=True)
+    secrets = Secrets.load(settings.secrets_path, create=True, tenant=settings.tenant)
     ingest = Ingest(
         baselines=baselines,
         secrets=secrets,

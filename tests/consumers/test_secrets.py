@@ -98,7 +98,7 @@ def test_a_damaged_file_is_refused_and_not_replaced(tmp_path: Path) -> None:
     good = json.loads(path.read_text())
     canary = good["pepper"]
     damaged: list[object] = [
-        {**good, "format": 2},
+        {**good, "format": 3},
         {**good, "pepper": canary[:-8]},
         {**good, "pepper": canary + "!"},
         {**good, "sampling_key": 5},

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import random
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 from support import victims
 
+from consumers import keyring
 from consumers.errors import Fenced, Rewound, StoppedCells, Unavailable
 from consumers.ingest import loop as ingest
 from consumers.ingest.dead_letters import KEPT
@@ -18,11 +21,13 @@ from consumers.ingest.health import BACK_OFF_S, KEEPALIVE_S, Runtime
 from consumers.ingest.loop import IngestLoop
 from consumers.ingest.recovery import RECHECK_S
 from consumers.ingest.step import MAX_CACHED, Ingest, shape_of
+from consumers.keyring import Keyring
 from consumers.log import Poll
 from consumers.log.files import FileLog
 from consumers.secrets import Secrets
 from consumers.store import Checkpoint, Claim, DeadLetter, Proof
 from consumers.store.embedded import EmbeddedStore
+from consumers.store.sealed import UNREADABLE, key_id_of, sealed_store
 from detector.baseline import Baseline
 from detector.profile import Profile
 from detector.query import ClientKey
@@ -524,6 +529,37 @@ def test_a_damaged_profile_is_set_aside_and_begun_anew(
     profile = windows(store, reading, "acct-7")[int(window[2:])]
     assert profile.queries == sum(b'"acct-7"' in line for line in lines[601:])
     assert windows(store, reading, "acct-8")[int(window[2:])].queries == 50
+
+
+def test_a_key_that_changes_in_between_changes_no_profile(
+    tmp_path: Path, new_store: NewStore, reading: Ingest, lines: list[bytes], whole: dict[str, Mapping[str, bytes]]
+) -> None:
+    file = tmp_path / "secrets.json"
+    Secrets.create(file)
+    raw, ticks = new_store(), itertools.count()
+    store = sealed_store(raw, Keyring(file, clock=lambda: float(next(ticks))), "auto")
+    one = runner(log_path(tmp_path), store, reading)
+    while one.turn(0.0) == 0 or one.ownership.cells[store.cells()[0]].offset != 600:
+        pass
+    new = keyring.rotate(file, "default", int(time.time()))
+    through(one)
+    assert contents(store, reading, CLIENTS) == whole
+    sealed = contents(raw, reading, CLIENTS)
+    assert {key_id_of(blob) for fields in sealed.values() for blob in fields.values()} == {new.id}
+
+
+def test_a_damaged_header_is_written_anew_with_the_next_query(
+    tmp_path: Path, new_store: NewStore, reading: Ingest, lines: list[bytes], whole: dict[str, Mapping[str, bytes]]
+) -> None:
+    store = new_store()
+    one = runner(log_path(tmp_path), store, reading)
+    while one.turn(0.0) == 0 or one.ownership.cells[store.cells()[0]].offset != 600:
+        pass
+    (name,), key, token = store.cells(), key_of(reading, "acct-7"), "d" * 32
+    claim = store.claim(name, token)
+    store.commit(token, Checkpoint(name, 600, 601, {key: {"h": UNREADABLE}}, [], dict(claim.counters)))
+    through(runner(log_path(tmp_path), store, reading))
+    assert contents(store, reading, ["acct-7"])["acct-7"]["h"] == whole["acct-7"]["h"]
 
 
 def test_a_profile_of_another_map_is_set_aside(
