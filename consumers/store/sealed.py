@@ -67,7 +67,7 @@ Seal = Callable[[bytes, bytes], bytes]
 """(content, place) → the record as it is stored."""
 
 
-class Opened(NamedTuple):
+class OpenedRecord(NamedTuple):
     """A record in clear. key_id: of the key that sealed it, empty for a record that was not sealed."""
 
     content: bytes
@@ -97,7 +97,7 @@ class RecordSealer:
 
         return seal
 
-    def opened(self, blob: bytes, place: bytes) -> Opened:
+    def opened(self, blob: bytes, place: bytes) -> OpenedRecord:
         """The record in clear.
 
         Raises CorruptState for one that was changed, moved or sealed with a key that is destroyed; Unavailable for an unknown key.
@@ -113,14 +113,14 @@ class RecordSealer:
             content = self._cipher(key.key, salt).decrypt(nonce, blob[_NONCE_END:], blob[: _ID_END + 2] + place)
         except InvalidTag:
             raise CorruptState("sealed record: changed, or moved from another place") from None
-        return Opened(content, key_id)
+        return OpenedRecord(content, key_id)
 
-    def _unsealed(self, blob: bytes) -> Opened:
+    def _unsealed(self, blob: bytes) -> OpenedRecord:
         if _was_sealed(blob):
             raise CorruptState("sealed record: damaged")
         if self.sealing == "on" and blob:
             raise CorruptState("a record that is not sealed, and store.sealing is on")
-        return Opened(blob, b"")
+        return OpenedRecord(blob, b"")
 
     def _key(self, tenant: str) -> TenantKey | None:
         ring, path = self.keyring.ring(), self.keyring.path

@@ -27,7 +27,7 @@ class Installation:
     def __init__(self, folder: Path, environment: pytest.MonkeyPatch) -> None:
         self.folder, self.store = folder, folder / "store.sqlite"
         self.secrets = folder / "state" / "secrets.json"
-        environment.setattr("sys.stdin", io.StringIO())
+        environment.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO()))
         environment.setenv("QUERYWARDEN_STATE_DIR", str(folder / "state"))
         environment.setenv("QUERYWARDEN_STORE__URL", f"sqlite:///{self.store}")
         environment.setenv("QUERYWARDEN_LOG__URL", f"file://{folder}/log.jsonl")
