@@ -51,6 +51,10 @@ PANELS: Mapping[str, Mapping[str, CommandRow]] = {
         "backtest": CommandRow(
             "backtest:backtest", "Show which clients of old logs would be flagged, for several budgets and modes."
         ),
+        "evaluate": CommandRow(
+            "evaluate:evaluate",
+            "Simulate thefts of a model, and show which its baseline would catch, after how many queries and at what exposure.",
+        ),
         "simulate": CommandRow(
             "simulate:simulate",
             "Write a query log of simulated honest clients and extraction attacks, and a file with the truth about each client.",

@@ -17,6 +17,7 @@ Cost: some seconds on one core.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +56,68 @@ def rehearse(
     feature_map: FeatureMap, reference: QueryBatch, traffic: QueryBatch, rng: np.random.Generator
 ) -> Estimator | None:
     """The estimator of a model, None where fidelity is not defined (regression, one class only) or rows are too few."""
+    found = stand_ins(feature_map, reference, traffic, rng)
+    if found is None:
+        return None
+    test, knowledge, best = found.test, found.knowledge, found.learners
+    truths = [stand_in(test).argmax(1) for stand_in in found.models]
+    usual = np.bincount(truths[0], minlength=feature_map.classes) / len(test)
+    described: list[NDArray[np.float64]] = []
+    fidelity: list[float] = []
+    group: list[int] = []
+
+    def study(life: Rows, family: int, which: int) -> None:
+        answered = found.models[which](life)
+        table = ProfileTable(feature_map, signal_table(), "0" * 16, half_horizon_ms=2**62)
+        done = 0
+        for n in (*(c for c in CHECKPOINTS if c < len(life)), len(life)):
+            batch = batch_of(life[done:n], answered[done:n])
+            table.add([0], batch, feature_map.measure(batch, PUBLIC_KEY))
+            done = n
+            profile = table.profile(0)
+            if profile.distinct >= FEWEST:
+                copies = [_agreement(learner, life[:n], answered[:n], test, truths[which], rng) for learner in best]
+                described.append(describe(profile, feature_map, usual))
+                fidelity.append(max(copies))
+                group.append(family)
+
+    for number, family in enumerate(FAMILIES):
+        which = number % 2
+        study(steal(family, knowledge, found.models[which], CHECKPOINTS[-1], rng), number, which)
+    count = np.bincount(traffic.who, minlength=len(traffic.clients))
+    # honest clients of all sizes, not the largest only
+    chosen = np.argsort(count)[np.unique(np.linspace(0, len(count) - 1, HONEST_LIVES).astype(int))]
+    for number, client in enumerate(chosen[count[chosen] > 0]):
+        life = traffic.inputs[traffic.who == client][: CHECKPOINTS[-1]]
+        study(life, len(FAMILIES) + number % 4, number // 4 % 2)
+    if len(fidelity) < len(REGRESSORS):
+        return None
+    return Estimator.fit(np.array(described), np.array(fidelity), np.array(group), usual)
+
+
+@dataclass(frozen=True, slots=True)
+class StandIns:
+    """What takes the model's place in a rehearsal.
+
+    models     two of them, (n, d) rows → (n, c) probabilities
+    learners   what they were made with, and what thieves train
+    knowledge  the accepted domain, rows that a thief owns, foreign rows
+    known      (k, d) honest rows that the models learned from, with their answers (k, c)
+    test       (t, d) honest rows that neither models nor thieves saw
+    """
+
+    models: tuple[Predict, ...]
+    learners: tuple[Learner, ...]
+    knowledge: AttackerKnowledge
+    known: Rows
+    answers: Rows
+    test: Rows
+
+
+def stand_ins(
+    feature_map: FeatureMap, reference: QueryBatch, traffic: QueryBatch, rng: np.random.Generator
+) -> StandIns | None:
+    """Fit stand-ins for a model on its answers; None for a regression, one class only, or fewer than 100 distinct answered rows."""
     schema = feature_map.schema
     rows, answers = _answered(reference, traffic, max(2, feature_map.classes), rng)
     if schema.task != "classification" or len(rows) < 100 or len(np.unique(answers.argmax(1))) < 2:
@@ -66,44 +129,10 @@ def rehearse(
     learners = _learners(domain, feature_map.wide)
     labels = answers[test].argmax(1)
     alike = [_agreement(learner, rows[known], answers[known], rows[test], labels, rng) for learner in learners]
-    best = [learners[i] for i in np.argsort(alike)[:-3:-1]]
-    stand_ins = [_likely_answers(learner(rows[known], answers[known], rng)) for learner in best]
-    truths = [stand_in(rows[test]).argmax(1) for stand_in in stand_ins]
-    usual = np.bincount(truths[0], minlength=feature_map.classes) / len(test)
+    best = tuple(learners[i] for i in np.argsort(alike)[:-3:-1])
+    models = tuple(_likely_answers(learner(rows[known], answers[known], rng)) for learner in best)
     knowledge = AttackerKnowledge(domain, rows[own], strangers(domain, rows[known], rng))
-    described: list[NDArray[np.float64]] = []
-    fidelity: list[float] = []
-    group: list[int] = []
-
-    def study(life: Rows, family: int, which: int) -> None:
-        answered = stand_ins[which](life)
-        table = ProfileTable(feature_map, signal_table(), "0" * 16, half_horizon_ms=2**62)
-        done = 0
-        for n in (*(c for c in CHECKPOINTS if c < len(life)), len(life)):
-            batch = _batch(life[done:n], answered[done:n])
-            table.add([0], batch, feature_map.measure(batch, PUBLIC_KEY))
-            done = n
-            profile = table.profile(0)
-            if profile.distinct >= FEWEST:
-                copies = [
-                    _agreement(learner, life[:n], answered[:n], rows[test], truths[which], rng) for learner in best
-                ]
-                described.append(describe(profile, feature_map, usual))
-                fidelity.append(max(copies))
-                group.append(family)
-
-    for number, family in enumerate(FAMILIES):
-        which = number % 2
-        study(steal(family, knowledge, stand_ins[which], CHECKPOINTS[-1], rng), number, which)
-    count = np.bincount(traffic.who, minlength=len(traffic.clients))
-    # honest clients of all sizes, not the largest only
-    chosen = np.argsort(count)[np.unique(np.linspace(0, len(count) - 1, HONEST_LIVES).astype(int))]
-    for number, client in enumerate(chosen[count[chosen] > 0]):
-        life = traffic.inputs[traffic.who == client][: CHECKPOINTS[-1]]
-        study(life, len(FAMILIES) + number % 4, number // 4 % 2)
-    if len(fidelity) < len(REGRESSORS):
-        return None
-    return Estimator.fit(np.array(described), np.array(fidelity), np.array(group), usual)
+    return StandIns(models, best, knowledge, rows[known], answers[known], rows[test])
 
 
 def _answered(reference: QueryBatch, traffic: QueryBatch, classes: int, rng: np.random.Generator) -> tuple[Rows, Rows]:
@@ -201,7 +230,8 @@ def _likely_answers(scores: Predict) -> Predict:
     return answer
 
 
-def _batch(rows: Rows, answers: Rows) -> QueryBatch:
+def batch_of(rows: Rows, answers: Rows) -> QueryBatch:
+    """(n, d) rows and their (n, c) answers as the queries of one client."""
     n = len(rows)
     return QueryBatch(
         ["rehearsal"], np.zeros(n, np.int32), np.ascontiguousarray(rows), answers.argmax(1).astype(np.int32), answers.astype(np.float32),
