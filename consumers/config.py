@@ -194,6 +194,28 @@ class HttpSettings(Part):
     )
 
 
+class ExposureLimits(Part):
+    alert: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="exposure from which an alert is sent, whatever the client's intent; advised: 0.6; 0: never",
+    )
+    throttle: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="exposure from which the client is throttled, unless the estimate is rough, as far as the mode allows; advised: 0.8;"
+        " 0: never",
+    )
+
+
+class ExposureSettings(ExposureLimits):
+    models: dict[str, ExposureLimits] = Field(
+        {}, description='other limits for some models: {"fraud-v3": {"alert": 0.5, "throttle": 0.7}}'
+    )
+
+
 class WatermarkSettings(Part):
     key_file: str = Field(
         "", description="the watermark key that model servers have too; empty: watermark.json in state_dir"
@@ -261,6 +283,7 @@ class Settings(BaseSettings):
     alerts: AlertSettings = AlertSettings()
     admission: AdmissionSettings = AdmissionSettings()
     breaker: BreakerSettings = BreakerSettings()
+    exposure: ExposureSettings = ExposureSettings()
     http: HttpSettings = HttpSettings()
     gateway: GatewaySettings = GatewaySettings()
     responders: RespondersSettings = RespondersSettings()

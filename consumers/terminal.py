@@ -30,6 +30,7 @@ from rich.text import Text
 
 from consumers import times
 from consumers.legible import json_safe, legible
+from detector.exposure import ROUGH
 
 _OURS = "\n\t"
 """What our own sentences may hold; in the text of others a line break is written out, too."""
@@ -289,8 +290,12 @@ def minute(time: str) -> str:
 
 
 def exposure(found: Mapping[str, float] | None) -> str:
-    """What could be copied by now; a dash where nothing estimates it. `explain` says the interval."""
-    return f"{100 * found['fidelity']:.0f}%" if found else "–"
+    """Exposure with its interval, marked ``~`` where it is rough; a dash where nothing estimates it."""
+    if not found:
+        return "–"
+    low, high = found["low"], found["high"]
+    rough = "~" if high - low > ROUGH else ""
+    return f"{rough}{100 * found['fidelity']:.0f}% ({100 * low:.0f}–{100 * high:.0f})"
 
 
 def print_ranked(rows: Sequence[Mapping[str, Any]], campaigns: Sequence[Mapping[str, Any]] = ()) -> None:

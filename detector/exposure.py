@@ -31,6 +31,8 @@ STAND_IN_ERROR = 0.5
 """Log odds added to both ends of an interval: how far a rehearsal against a stand-in misses the model itself, on four models whose
 thefts were carried out (docs/detection.md)."""
 INTERVAL = 0.9
+ROUGH = 0.3
+"""An interval that is wider than this is called rough wherever exposure is shown."""
 RIDGE = 1.0
 EDGE = 0.004
 """Fidelities are kept this far from 0 and 1 before their log odds are taken."""
@@ -58,6 +60,15 @@ class Exposure:
     fidelity: float
     low: float
     high: float
+
+    @property
+    def rough(self) -> bool:
+        """Whether the interval is too wide to act on the middle of it.
+
+        >>> Exposure(0.6, 0.4, 0.8).rough, Exposure(0.9, 0.8, 0.95).rough
+        (True, False)
+        """
+        return self.high - self.low > ROUGH
 
 
 @dataclass(frozen=True, slots=True)

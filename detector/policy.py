@@ -10,6 +10,8 @@ Rules:
 * Queries that do not fit the schema never block alone: without them, the client must still be as rare as a block requires.
 * Where the calibration cannot support a/10, or the baseline is *uncalibrated*, the state stays at throttle and the reason says why.
 * Returning to clear ends an episode; the next alert of that client is a new finding.
+* The *exposure budget* is a policy of its own, off by default. It limits what a client may learn of the model, whatever its intent: a
+  client beyond it is no suspect, its state stays as detection says, and the false-alarm budget does not cover it.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, get_args
 
 from detector.calibration import Calibration
+from detector.exposure import Exposure
 from detector.scoring import Assessment
 
 State = Literal["clear", "watch", "throttle", "block"]
@@ -52,18 +55,51 @@ REASONS: dict[str, str] = {
     "holds": "an earlier decision is in force until it ends",
     "expired": "the decision has ended, and the client has sent no query since",
     "allow_listed": "as suspicious as stated, but the client is on the allowlist, so nothing is enforced",
+    "exposure_budget": "the answers that the client received are worth more than the exposure budget allows, whatever its intent",
     "campaign": "the queries of these linked accounts, taken together, are rarer than those of honest groups of this size",
     "breaker": "as suspicious as stated, but too many clients were restricted at once, so an operator must check first",
 }
 """Reason codes and what they mean."""
 
 
+Spent = Literal["none", "alert", "throttle"]
+"""How much of its exposure budget a client has spent."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExposureBudget:
+    """alert, throttle: exposures, shares in (0, 1], from which the owner is told and the client is throttled; 0: never."""
+
+    alert: float = 0.0
+    throttle: float = 0.0
+
+    def spent(self, exposure: Exposure | None) -> Spent:
+        """Return what an exposure asks for. A rough estimate is told and never throttles; no estimate asks for nothing.
+
+        >>> budget = ExposureBudget(alert=0.6, throttle=0.8)
+        >>> [budget.spent(Exposure(f, f - 0.1, f + 0.1)) for f in (0.5, 0.7, 0.85)]
+        ['none', 'alert', 'throttle']
+        >>> budget.spent(Exposure(0.85, 0.4, 0.99))
+        'alert'
+        """
+        if exposure is None:
+            return "none"
+        if self.throttle and exposure.fidelity >= self.throttle and not exposure.rough:
+            return "throttle"
+        least = min((limit for limit in (self.alert, self.throttle) if limit), default=math.inf)
+        return "alert" if exposure.fidelity >= least else "none"
+
+
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """budget: lifetime false-alarm budget a, share of honest clients; mode: the strongest state that is enforced."""
+    """budget: lifetime false-alarm budget a, share of honest clients; mode: the strongest state that is enforced.
+
+    exposure  the exposure budget of a client
+    """
 
     budget: float = 0.01
     mode: Mode = "observe"
+    exposure: ExposureBudget = ExposureBudget()
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,6 +297,43 @@ def lapsed(previous: Decision, decision: Decision, now_s: int) -> Decision:
     if over and previous.state in FLAGGED and decision.state in FLAGGED:
         return Decision("watch", "expired", now_s, 0, previous.episode, "clear")
     return decision
+
+
+def within_exposure(
+    previous: Decision, decision: Decision, spent: Spent, mode: Mode, now_s: int, silent: bool = False
+) -> Decision:
+    """Return the decision of a client under its exposure budget; the state stays as detection says.
+
+    A flagged client keeps its decision, which asks for as much or more. A throttle holds a day, and is renewed by queries.
+
+    Parameters
+    ----------
+    previous, decision : Decision
+        The last one, and what detection asks for now.
+    spent : Spent
+        See `ExposureBudget.spent`.
+    mode : Mode
+        The strongest state that is enforced.
+    now_s : int
+        Seconds since the epoch.
+    silent : bool
+        The client asked nothing since the previous decision: a throttle is not renewed.
+
+    Examples
+    --------
+    >>> within_exposure(Decision(), Decision(), "throttle", "block", 100)
+    Decision(state='clear', reason='exposure_budget', since_s=100, until_s=86500, episode=0, enforced='throttle')
+    """
+    if spent == "none" or decision.state in FLAGGED:
+        return decision
+    exposed = replace(decision, reason="exposure_budget")
+    if spent == "alert":
+        return exposed
+    until_s = previous.until_s if silent else now_s + TTL_S["throttle"]
+    if until_s <= now_s:
+        return exposed
+    since_s = previous.since_s if previous.reason == "exposure_budget" and previous.since_s else now_s
+    return replace(exposed, since_s=since_s, until_s=until_s, enforced=enforce("throttle", mode))
 
 
 def severity(state: State) -> int:

@@ -58,6 +58,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     tenant: str = "default"
     verdict: FindingVerdict | str | None = None
     sources: list[str] = []
+    policy: str = "detection"
     native: dict[str, Any] = {}
     time_ms: int = 0
 
@@ -74,6 +75,8 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def severity(self) -> str:
         """medium | high | critical."""
+        if self.policy == "exposure":
+            return "medium"
         worst = self.was if self.resolved and self.was else self.state
         if worst == "block":
             return "critical"
@@ -91,12 +94,16 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def title(self) -> str:
         end = {"created": "", "updated": " (update)", "closed": " (resolved)"}[self.activity]
-        return f"Model extraction suspected: {visible(self.model_id)}{end}"
+        what = "Exposure budget spent" if self.policy == "exposure" else "Model extraction suspected"
+        return f"{what}: {visible(self.model_id)}{end}"
 
     @property
     def text(self) -> str:
         """One sentence for people; safe to show as plain text."""
         who = f"{self.kind} {visible(self.subject)}"
+        if self.policy == "exposure":
+            why = visible(str(self.evidence[0].get("text", ""))) if self.evidence else self.reason
+            return f"{who} of {visible(self.model_id)} after {self.queries_seen} queries: {why}"
         if self.resolved:
             return f"{who} of {visible(self.model_id)} is clear again after {self.queries_seen} queries"
         fidelity = (self.extraction or {}).get("fidelity")

@@ -26,12 +26,13 @@ from consumers.readers import evidence as bundling
 from consumers.readers import explanation
 from consumers.readers.models import ClientDetail
 from consumers.readers.queries import Reader
-from consumers.records.alert import stored_alert
+from consumers.records.alert import exposure_text, stored_alert
 from consumers.records.decision import stored_decision
 from consumers.records.sealing import sealed
 from consumers.records.spans import fields_of, spans_in_force
 from consumers.wiring.operators import open_reader
 from detector.baseline import Baseline
+from detector.exposure import Exposure
 
 ModelOption = Annotated[
     str | None, typer.Option("--model", help="Id of the model; needed if the client was assessed on several models.")
@@ -157,9 +158,7 @@ def _print_account(told: Mapping[str, Any]) -> None:
     )
     out.print(terminal.plain(told["summary"]))
     copied = told["extraction"]
-    known = (
-        "not estimated" if copied is None else f"{copied['fidelity']:.0%} ({copied['low']:.0%} to {copied['high']:.0%})"
-    )
+    known = "not estimated" if copied is None else exposure_text(Exposure(**copied))
     out.print(
         f"\nqueries {told['queries']:,} ({told['distinct']:,.0f} distinct) · p {told['p_value']:.2g}, {told['rarity']}"
         f"{'' if told['calibrated'] else ', not calibrated'} · exposure: {known}"

@@ -173,11 +173,12 @@ class Campaigns:
         record = ClientRecord(group.campaign_id, whole, (), group.links, events, Refusals(), names)
         witnesses = sample_events.chosen(events, assessment.strongest, baseline.table)
         exposure = estimate(whole, baseline.map, baseline.estimator)
-        row = decided(
-            record, before, decision, assessment, exposure, trajectory(whole, baseline, assessment), witnesses
-        )
+        spent = self.policy_of(key.model).exposure.spent(exposure)
+        trail = trajectory(whole, baseline, assessment)
+        row = replace(decided(record, before, decision, assessment, exposure, trail, witnesses), exposed=spent)
         known = before.alert if before is not None else None
         joined = bool(set(names) - set(known.get("members", ()))) if known else False
+        joined |= before is not None and spent not in ("none", before.exposed)  # its exposure budget is news too
         return alert.told(key, row, before, news(earlier, decision, known is not None, joined), self.secrets)
 
     def ended(self, key: ClientKey, before: StoredDecision, now_s: int) -> tuple[DecisionRow, OutboxAlert | None]:

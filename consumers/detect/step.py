@@ -20,7 +20,7 @@ from consumers.secrets import Secrets
 from consumers.store import Cursor, Outcome
 from detector.baseline import Baseline
 from detector.exposure import estimate
-from detector.policy import Decision, Mode, Policy, decide, lapsed, news
+from detector.policy import Decision, ExposureBudget, Mode, Policy, decide, lapsed, news, within_exposure
 from detector.query import ClientKey
 from detector.scoring import assess, reached, trajectory
 
@@ -43,6 +43,7 @@ class Detect:
 
     modes     models with another mode than the policy's
     personas  client id → the use that its owner declared
+    exposures  models with another exposure budget than the policy's
     misfits_held  (tenant, model) → whether misfits are held back until an operator rules (detect/schema_holds.py)
     """
 
@@ -52,10 +53,12 @@ class Detect:
     modes: Mapping[str, Mode] = field(default_factory=dict)
     personas: Mapping[str, str] = field(default_factory=dict)
     misfits_held: Callable[[str, str], bool] = lambda tenant, model: False
+    exposures: Mapping[str, ExposureBudget] = field(default_factory=dict)
 
     def policy_of(self, model: str) -> Policy:
         """The policy for one model."""
-        return replace(self.policy, mode=self.modes[model]) if model in self.modes else self.policy
+        mode, exposure = self.modes.get(model, self.policy.mode), self.exposures.get(model, self.policy.exposure)
+        return replace(self.policy, mode=mode, exposure=exposure)
 
     def step(
         self,
@@ -85,18 +88,23 @@ class Detect:
         assessment = assess(profile, baseline, len(record.cells), persona, self.misfits_held(key.tenant, key.model))
         now = profile.last_ms // 1000 if now_s is None else now_s
         decision = decide(earlier, assessment, baseline.calibration, policy, now)
-        if before is not None and before.assessment.queries == assessment.queries:
+        silent = before is not None and before.assessment.queries == assessment.queries
+        if silent:
             decision = lapsed(earlier, decision, now)
+        exposure = estimate(profile, baseline.map, baseline.estimator)
+        spent = policy.exposure.spent(exposure)
+        decision = within_exposure(earlier, decision, spent, policy.mode, now, silent)
         if overrule is not None:
             decision = overrule(key, earlier, decision, now)
-        exposure = estimate(profile, baseline.map, baseline.estimator)
         trail = trajectory(profile, baseline, assessment, persona)
         telling = news(earlier, decision, before is not None and before.alert is not None)
         began = None
         if telling == "raised" and assessment.in_order:
             began = reached(profile, baseline, policy.budget, persona)
         witnesses = sample_events.chosen(record.sample_events, assessment.strongest, baseline.table)
-        row = decided(record, before, decision, assessment, exposure, trail, witnesses, persona)
+        row = replace(decided(record, before, decision, assessment, exposure, trail, witnesses, persona), exposed=spent)
         outcome.rows[key], told = alert.told(key, row, before, telling, self.secrets, began)
-        if told is not None:
-            outcome.alerts.append(told)
+        limit = policy.exposure.throttle if spent == "throttle" else policy.exposure.alert or policy.exposure.throttle
+        outcome.alerts += [
+            one for one in (told, alert.spent_told(key, row, before, limit, self.secrets)) if one is not None
+        ]

@@ -163,13 +163,15 @@ def _by_campaigns(campaigns: Sequence[OfCampaign], detected: AtGateways, held_s:
 
 
 def _by_detection(d: Assessed, mode: Mode, held_s: int, now_s: float) -> AtGateways:
-    if d.state not in FLAGGED:
+    if d.state not in FLAGGED and d.enforced not in FLAGGED:
         return _said("clear", "nothing", 0, f"no decision restricts it, and state {d.state} is not enforced")
     if not holds(d.until_s, now_s):
         return _said("clear", "ended", 0, f"the detected decision ended on {minute(d.until_s * 1000)}")
     cap = _CAPS[mode]
     held = 0 < held_s <= d.since_s
     state = "watch" if held else milder(d.enforced, cap)
+    if state in FLAGGED and d.state not in FLAGGED:
+        return _said(state, "exposure", d.until_s, "it has spent its exposure budget")
     if state in FLAGGED:
         why = "detection asks for it" if state == d.state else f"detection asks for {d.state}, {_limit(d, state, mode)}"
         return _said(state, "detection", d.until_s, why)

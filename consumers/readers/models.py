@@ -153,7 +153,10 @@ class Note:
 
 @dataclass(frozen=True, slots=True)
 class Alert:
-    """A finding as last sent. time: RFC 3339, of the event; update: 0 for the first; verdict: None until an analyst gave one."""
+    """A finding as last sent. time: RFC 3339, of the event; update: 0 for the first; verdict: None until an analyst gave one.
+
+    policy  detection | exposure: the client has spent its exposure budget, and is no suspect
+    """
 
     alert_id: str
     time: str
@@ -175,10 +178,13 @@ class Alert:
     enforced: State
     resolved: bool
     frameworks: tuple[str, ...]
+    policy: str
     verdict: Verdict | None = None
 
 
-Cause: TypeAlias = Literal["allow_list", "operator", "campaign", "detection", "mode", "breaker", "ended", "nothing"]
+Cause: TypeAlias = Literal[
+    "allow_list", "operator", "campaign", "detection", "exposure", "mode", "breaker", "ended", "nothing"
+]
 """Why gateways do what they do with a client."""
 
 

@@ -109,5 +109,6 @@ def alert_of(body: Mapping[str, Any], client_key: str | None, verdict: Verdict |
         enforced=body.get("enforced", "clear"),
         resolved=body.get("resolved", False),
         frameworks=tuple(body.get("frameworks") or ()),
+        policy=body.get("policy", "detection"),
         verdict=verdict,
     )

@@ -3,6 +3,9 @@
 An episode of a client or a campaign has one finding. It is raised when the state rises to throttle or block, updated when the state
 rises further, when a campaign gets new members or when an analyst gives a verdict, and closed when the client is clear again.
 
+A client that spends its *exposure budget* has a finding of its own, marked ``"policy": "exposure"``: it is no suspect. The finding of a
+campaign is updated instead, with ``exposure_budget``.
+
 Rules:
 * The id of an alert is a hash of tenant, kind, model, subject (keyed hash of the client, or id of the campaign) and episode, so a repeated
   computation gives the same id. Each further alert of the episode is an update of the first, counted from 0.
@@ -17,7 +20,7 @@ import dataclasses
 import functools
 import hashlib
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 
@@ -27,7 +30,8 @@ from consumers.records.sealing import sealed, unsealed, with_ids
 from consumers.secrets import Secrets
 from consumers.store import DecisionRow, OutboxAlert
 from consumers.times import rfc3339
-from detector.policy import News
+from detector.exposure import Exposure
+from detector.policy import News, Spent
 from detector.query import ClientKey
 
 Kind = Literal["client", "campaign"]
@@ -82,6 +86,44 @@ def told(
     return packed_row(row, seal), None if body is None else _packed(body, time_ms, seal)
 
 
+def spent_told(
+    key: ClientKey, row: StoredDecision, before: StoredDecision | None, limit: float, secrets: Secrets
+) -> OutboxAlert | None:
+    """Return the alert that a client has spent more of its exposure budget, or is within it again; None where nothing changed.
+
+    row    as decided, with `exposed` as it is now; before: the row that it follows; limit: the exposure that `exposed` stands for
+    """
+    was: Spent = before.exposed if before is not None else "none"
+    if row.exposed == was:
+        return None
+    levels = get_args(Spent)
+    if "none" not in (row.exposed, was) and levels.index(row.exposed) < levels.index(was):
+        return None
+    body = _raised(key, row, row.last_ms, row.assessment.queries)
+    share = row.exposure.fidelity if row.exposure is not None else 0.0
+    text = f"the estimated exposure is {exposure_text(row.exposure)}; the exposure budget allows {limit:.0%}"
+    body |= {
+        "alert_id": digest_of(key.tenant, "exposure", key.model, key.client, str(row.decision.episode)),
+        "policy": "exposure",
+        "state": {"none": "clear", "alert": "watch", "throttle": "throttle"}[row.exposed],
+        "reason": "exposure_budget",
+        "family": "unknown",
+        "evidence": [{"signal": "exposure", "statistic": share, "p_value": 1.0, "text": text}],
+        "update": 2 if row.exposed == "none" else int(was == "alert"),
+    }
+    if row.exposed == "none":
+        body |= {"resolved": True, "was": "watch"}
+    return _packed(body, row.last_ms, functools.partial(sealed, secrets=secrets, tenant=key.tenant))
+
+
+def exposure_text(exposure: Exposure | None) -> str:
+    """Exposure with its interval, in words: ``62 % (41 to 80 %, rough)``."""
+    if exposure is None:
+        return "unknown"
+    rough = ", rough" if exposure.rough else ""
+    return f"{exposure.fidelity:.0%} ({exposure.low:.0%} to {exposure.high:.0%}{rough})"
+
+
 def judged(
     body: Mapping[str, Any], update: int, verdict: str, actor: str, note: str, time_ms: int
 ) -> dict[str, Any] | None:
@@ -97,27 +139,34 @@ def _raised(key: ClientKey, row: StoredDecision, time_ms: int, queries: int) -> 
     named = {"members": list(row.members)} if is_campaign(key) else {"client_id": row.client_id}
     evidence = row.assessment.evidence
     verdict = {"verdict": row.alert["verdict"]} if row.alert and "verdict" in row.alert else {}
-    return {
-        "alert_id": finding_id(key, row.decision.episode),
-        "time": rfc3339(time_ms),
-        "kind": kind_of(key),
-        **named,
-        "campaign_id": row.campaign_id,
-        "model_id": key.model,
-        "state": row.decision.state,
-        "suspicion": row.assessment.suspicion,
-        "queries_seen": queries,
-        "extraction": msgspec.to_builtins(row.exposure),
-        "family": row.assessment.family,
-        "evidence": msgspec.to_builtins([e for e in evidence if e.p_value <= TELLING][:EVIDENCE_TOLD] or evidence[:1]),
-        "witnesses": list(row.witnesses),
-        "update": row.update + 1,
-        "calibrated": row.assessment.calibrated,
-        "reason": row.decision.reason,
-        "enforced": row.decision.enforced,
-        "tenant": key.tenant,
-        "frameworks": list(FRAMEWORKS),
-    } | verdict
+    exposed = {} if row.exposed == "none" else {"exposure_budget": row.exposed}
+    return (
+        {
+            "alert_id": finding_id(key, row.decision.episode),
+            "time": rfc3339(time_ms),
+            "kind": kind_of(key),
+            **named,
+            "campaign_id": row.campaign_id,
+            "model_id": key.model,
+            "state": row.decision.state,
+            "suspicion": row.assessment.suspicion,
+            "queries_seen": queries,
+            "extraction": msgspec.to_builtins(row.exposure),
+            "family": row.assessment.family,
+            "evidence": msgspec.to_builtins(
+                [e for e in evidence if e.p_value <= TELLING][:EVIDENCE_TOLD] or evidence[:1]
+            ),
+            "witnesses": list(row.witnesses),
+            "update": row.update + 1,
+            "calibrated": row.assessment.calibrated,
+            "reason": row.decision.reason,
+            "enforced": row.decision.enforced,
+            "tenant": key.tenant,
+            "frameworks": list(FRAMEWORKS),
+        }
+        | verdict
+        | exposed
+    )
 
 
 def _closed(row: StoredDecision, body: dict[str, Any], update: int) -> dict[str, Any]:

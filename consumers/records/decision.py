@@ -30,7 +30,7 @@ from consumers.records.sealing import sealed, unsealed, with_ids
 from consumers.secrets import Secrets
 from consumers.store import DecisionRow
 from detector.exposure import Exposure
-from detector.policy import Decision, State
+from detector.policy import FLAGGED, Decision, Spent, State
 from detector.query import ClientKey
 from detector.scoring import AssessmentSummary, Evidence
 
@@ -90,6 +90,7 @@ class StoredDecision:
     refused     reason → queries of which something did not fit or could not be read; misfits: column → reason → queries
     campaign_id the flagged campaign that names the client; members: client ids, where the row is a campaign's
     alert       body of the open finding as it was last sent; update: its number, -1 for none
+    exposed     what was last told of the exposure budget
     """
 
     client_id: str
@@ -112,6 +113,7 @@ class StoredDecision:
     members: tuple[str, ...]
     alert: dict[str, Any] | None
     update: int
+    exposed: Spent
 
     def score(self, model: str) -> dict[str, Any]:
         """Return the object of ``--scores`` and ``clients --json``."""
@@ -189,6 +191,7 @@ class _Row(msgspec.Struct, frozen=True):
     refused: dict[str, int] = {}
     misfits: dict[str, dict[str, int]] = {}
     first_ms: int = 0
+    exposed: Spent | msgspec.UnsetType = msgspec.UNSET  # not written for none: rows stay as they were
 
 
 _pack = msgspec.msgpack.Encoder()
@@ -199,13 +202,14 @@ _ASSESSMENT = tuple(f.name for f in dataclasses.fields(AssessmentSummary))
 _OWN = tuple(
     f.name
     for f in dataclasses.fields(StoredDecision)
-    if f.name not in ("decision", "assessment", "exposure")  # the parts; exposure is stored as `extraction`
+    if f.name not in ("decision", "assessment", "exposure", "exposed")  # the parts, and what is stored otherwise
 )
 
 
 def _flat(row: StoredDecision) -> _Row:
     parts = ((row, _OWN), (row.decision, _DECISION), (row.assessment, _ASSESSMENT))
-    return _Row(extraction=row.exposure, **{name: getattr(part, name) for part, names in parts for name in names})
+    values = {name: getattr(part, name) for part, names in parts for name in names}
+    return _Row(extraction=row.exposure, exposed=msgspec.UNSET if row.exposed == "none" else row.exposed, **values)
 
 
 def _composed(flat: _Row) -> StoredDecision:
@@ -213,6 +217,7 @@ def _composed(flat: _Row) -> StoredDecision:
         decision=Decision(**{name: getattr(flat, name) for name in _DECISION}),
         assessment=AssessmentSummary(**{name: getattr(flat, name) for name in _ASSESSMENT}),
         exposure=flat.extraction,
+        exposed="none" if flat.exposed is msgspec.UNSET else flat.exposed,
         **{name: getattr(flat, name) for name in _OWN},
     )
 
@@ -228,7 +233,10 @@ def packed_row(row: StoredDecision, seal: Callable[[str], str]) -> DecisionRow:
     if row.members:
         return DecisionRow(packed, "clear", BELOW_ALL, 0)
     decision = row.decision
-    return DecisionRow(packed, decision.state, row.assessment.suspicion, decision.until_s, decision.enforced)
+    # a client that has spent its exposure budget is restricted without being flagged
+    restricted = decision.enforced if decision.enforced in FLAGGED else decision.state
+    state = decision.state if decision.state in FLAGGED else restricted
+    return DecisionRow(packed, state, row.assessment.suspicion, decision.until_s, decision.enforced)
 
 
 def stored_decision(row: DecisionRow, secrets: Secrets, tenant: str) -> StoredDecision:
@@ -300,6 +308,7 @@ def decided(
         members=record.members,
         alert=before.alert if before and same else None,
         update=before.update if before and same else -1,
+        exposed=before.exposed if before else "none",
     )
 
 

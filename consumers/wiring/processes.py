@@ -45,7 +45,7 @@ def pure_steps(
     from consumers.detect.step import Detect
     from consumers.ingest.admission import AdmissionLimits
     from consumers.ingest.step import Ingest
-    from detector.policy import Policy
+    from detector.policy import ExposureBudget, Policy
 
     secrets = Secrets.load(settings.secrets_path, create=True, tenant=settings.tenant)
     ingest = Ingest(
@@ -57,8 +57,10 @@ def pure_steps(
         admit_unknown=settings.unknown_models == "ignore",
         limits=AdmissionLimits(settings.admission.new_clients_an_hour, settings.admission.clients),
     )
-    policy = Policy(settings.false_alarm_budget, settings.mode)
-    return ingest, Detect(baselines, secrets, policy, dict(settings.modes), dict(personas))
+    limits = settings.exposure
+    policy = Policy(settings.false_alarm_budget, settings.mode, ExposureBudget(limits.alert, limits.throttle))
+    exposures = {model: ExposureBudget(one.alert, one.throttle) for model, one in limits.models.items()}
+    return ingest, Detect(baselines, secrets, policy, dict(settings.modes), dict(personas), exposures=exposures)
 
 
 def configured_steps(settings: config.Settings) -> tuple[Ingest, Detect]:

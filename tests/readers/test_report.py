@@ -96,6 +96,7 @@ def alert(one: Client) -> Alert:
         alert_id="a", time=rfc3339(START_MS + 5 * HOUR_MS), kind="client", client_id=one.client_id, client_key=None, members=(),
         campaign_id=None, model_id=one.model_id, state=one.state, suspicion=one.suspicion, queries_seen=300, extraction=None,
         family=one.family, evidence=(), update=0, calibrated=True, reason=one.reason, enforced="clear", resolved=False, frameworks=(),
+        policy="detection",
     )  # fmt: skip
 
 
@@ -210,7 +211,7 @@ def test_depth_is_finite_and_bounded(suspicion: float) -> None:
 
 def test_a_client_says_what_it_could_copy() -> None:
     page = re.sub(r"\s+", " ", "".join(Page(render(report_of(client("a", 0.999, "block")))).text))
-    assert "Exposure: 62 % of the answers (40 %–71 %)." in page
+    assert "Exposure: 62 % of the answers (40 %–71 %, rough)." in page
 
 
 def test_a_client_without_its_exposure_is_no_client() -> None:
@@ -231,8 +232,8 @@ def test_the_report_of_a_replay_has_the_exposure_and_the_first_query_of_each_row
     assert (report.clients[0].client.extraction, report.clients[0].first_ms) == (Exposure(0.62, 0.4, 0.71), START_MS)
     assert report.campaigns[0].campaign.extraction == Exposure(0.9, 0.4, 0.71)
     page = re.sub(r"\s+", " ", "".join(Page(render(report)).text))
-    assert "Exposure: 62 % of the answers (40 %–71 %)." in page
-    assert "Exposure: 90 % of the answers (40 %–71 %)." in page
+    assert "Exposure: 62 % of the answers (40 %–71 %, rough)." in page
+    assert "Exposure: 90 % of the answers (40 %–71 %, rough)." in page
 
 
 def test_a_campaign_is_shown_with_its_accounts_and_its_exposure() -> None:

@@ -91,7 +91,11 @@ def counts_of(models: Sequence[Model]) -> dict[State, int]:
 def exposure_words(exposure: Exposure | None) -> str:
     """Exposure with its interval, in a cell of a table."""
     e = exposure
-    return "–" if e is None else f"{100 * e.fidelity:.0f} % ({100 * e.low:.0f}–{100 * e.high:.0f})"
+    return (
+        "–"
+        if e is None
+        else f"{100 * e.fidelity:.0f} % ({100 * e.low:.0f}–{100 * e.high:.0f}{', rough' if e.rough else ''})"
+    )
 
 
 def verdict_words(verdict: Verdict | None) -> dict[str, Any] | None:
