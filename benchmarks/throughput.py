@@ -308,7 +308,7 @@ def ingests(
         i = next(number)
         store = connect(f"{url}/{i + 1}", timeout_s=10)
         store.prepare(secrets.key_id)
-        log = KafkaLog(brokers, topic="bench", group_id=f"bench-{i}", max_poll_records=5000)
+        log = KafkaLog(brokers, topics=["bench"], group_id=f"bench-{i}", max_poll_records=5000)
         letters = DeadLetterTopic(brokers, "bench-dead")
         try:
             runner = ingest.IngestLoop(log, store, Ingest(baselines={MODEL: baseline}, secrets=secrets), dead_letters=letters,

@@ -20,6 +20,7 @@ from pydantic import BaseModel, Field, SecretStr, TypeAdapter, ValidationError, 
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
+    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     SettingsError,
@@ -57,6 +58,11 @@ class StoreSettings(Part):
 class KafkaSettings(Part):
     bootstrap_servers: str = Field("127.0.0.1:9092", description="Kafka brokers, separated by commas")
     topic: str = Field("prediction-queries", description="topic of the query log; it must exist")
+    topics: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="several topics of query logs, read by one process instead of kafka.topic (in the environment: separated by commas);"
+        " log.mapping says the format of each",
+    )
     wait_for_topic: bool = Field(
         False, description="if the query topic does not exist yet, wait for it instead of refusing to start"
     )
@@ -93,6 +99,16 @@ class KafkaSettings(Part):
     max_poll_interval_ms: int = Field(
         60_000, ge=1000, description="the group removes a member that does not poll for this long"
     )
+
+    @field_validator("topics", mode="before")
+    @classmethod
+    def _split_topics(cls, value: Any) -> Any:
+        return tuple(t.strip() for t in value.split(",") if t.strip()) if isinstance(value, str) else value
+
+    @property
+    def query_topics(self) -> tuple[str, ...]:
+        """The topics that are read: `topics`, or else `topic` alone."""
+        return tuple(dict.fromkeys(self.topics)) or (self.topic,)
 
 
 class LogSettings(Part):

@@ -146,12 +146,13 @@ def test_a_log_of_no_known_tool_goes_through_a_proposed_mapping(
 
 
 def test_the_settings_of_the_page_are_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (toml,) = [text for language, text in BLOCK.findall(PAGE.read_text()) if language == "toml"]
-    (tmp_path / "q.toml").write_text(toml)
-    settings = config.load(tmp_path / "q.toml")
-    mapping = for_topic(settings.log.mapping, settings.kafka.topic)
-    assert mapping is not None
-    assert mapping.name == "kserve"
+    formats = []
+    for toml in [text for language, text in BLOCK.findall(PAGE.read_text()) if language == "toml"]:
+        (tmp_path / "q.toml").write_text(toml)
+        settings = config.load(tmp_path / "q.toml")
+        mappings = [for_topic(settings.log.mapping, topic) for topic in settings.kafka.query_topics]
+        formats.append([mapping.name if mapping else "native" for mapping in mappings])
+    assert formats == [["kserve"], ["kserve", "kong", "native"]]
     monkeypatch.setenv("QUERYWARDEN_LOG__MAPPING", "litellm")
     assert config.load().log.mapping == "litellm"
     monkeypatch.setenv("QUERYWARDEN_LOG__MAPPING", '{"t": "csv"}')

@@ -285,6 +285,7 @@ FIRES: dict[str, tuple[dict[str, dict[str, Any]], str]] = {
     "store password": ({"store": {"url": "redis://127.0.0.1:1"}}, "no password"),
     "store replicas": ({"store": {"url": "rediss://:secret@redis.example.test"}}, "min_replicas is 0"),
     "log answers": ({"kafka": {"bootstrap_servers": "127.0.0.1:1"}}, "no answer from 127.0.0.1:1"),
+    "log format": ({"log": {"mapping": {"other": "kserve"}}}, "names topics that are not read: other"),
     "kafka encryption": (
         {"kafka": {"bootstrap_servers": "kafka.example.test:9092", "security_protocol": "PLAINTEXT"}}, "PLAINTEXT",
     ),

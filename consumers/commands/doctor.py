@@ -34,6 +34,7 @@ from consumers.commands.options import AsJson, ConfigFile
 from consumers.errors import QueryWardenError, Unavailable
 from consumers.http.server import is_loopback, read_jwks
 from consumers.keyring import Keyring
+from consumers.log.mappings.mapping import NATIVE, for_topic
 from consumers.records.heartbeat import heartbeats, stopped_elsewhere
 from consumers.secrets import Secrets
 from consumers.store.sealed import counted
@@ -259,9 +260,19 @@ def _log_answers(examined: Examined) -> CheckResult:
     topics = examined.topics
     if isinstance(topics, str):
         return look(f"no answer from {settings.kafka.bootstrap_servers}: {topics}")
-    if settings.kafka.topic not in topics:
-        return look(f"the brokers have no topic {settings.kafka.topic}: create it, or ingest will not start")
-    return ok(f"the brokers have the topic {settings.kafka.topic}")
+    if absent := [topic for topic in settings.kafka.query_topics if topic not in topics]:
+        return look(f"the brokers have no topic {', '.join(absent)}: create it, or ingest will not start")
+    return ok(f"the brokers have the topic {', '.join(settings.kafka.query_topics)}")
+
+
+def _mapping(examined: Examined) -> CheckResult:
+    settings = examined.settings
+    topics = settings.kafka.query_topics if examined.on_kafka else (settings.kafka.topic,)
+    formats = {topic: for_topic(settings.log.mapping, topic) for topic in topics}
+    if isinstance(settings.log.mapping, dict) and (unread := sorted(set(settings.log.mapping) - set(topics))):
+        return look(f"log.mapping names topics that are not read: {', '.join(unread)}")
+    names = ", ".join(f"{topic}: {one.name if one else NATIVE}" for topic, one in formats.items())
+    return ok(names if examined.on_kafka else names.partition(": ")[2])
 
 
 def _kafka_encryption(examined: Examined) -> CheckResult:
@@ -480,6 +491,7 @@ CHECKS: Mapping[str, Check] = {
     "store replicas": _replicas,
     "log answers": _log_answers,
     "log cells": _log_cells,
+    "log format": _mapping,
     "kafka encryption": _kafka_encryption,
     "kafka access": _kafka_access,
     "secrets file": _secrets_file,

@@ -181,7 +181,7 @@ def _offsets(settings: config.Settings, cells: list[str], start: str) -> dict[st
     """Where each cell is to be read from; None: its beginning."""
     if start.isdecimal():
         return {
-            name: int(start) if name.startswith(REPLAYED_CELLS) else adapters.stored_offset(settings, int(start))
+            name: int(start) if name.startswith(REPLAYED_CELLS) else adapters.stored_offset(settings, name, int(start))
             for name in cells
         }
     on_kafka = settings.log.url.startswith("kafka:")

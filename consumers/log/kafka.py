@@ -101,7 +101,7 @@ def connection(
 
 
 class KafkaLog:
-    """Port QueryLog on one topic. Cells are ``topic:partition``.
+    """Port QueryLog on one topic or several. Cells are ``topic:partition``.
 
     brokers            what `connection` returned
     start              where a cell begins that the store does not know: ``earliest``, ``latest`` or an RFC 3339 time
@@ -113,7 +113,7 @@ class KafkaLog:
         self,
         brokers: Mapping[str, Any],
         *,
-        topic: str = "prediction-queries",
+        topics: Sequence[str] = ("prediction-queries",),
         group_id: str = "querywarden",
         start: str = "earliest",
         group_instance_id: str | None = None,
@@ -124,7 +124,7 @@ class KafkaLog:
         headers: bool = False,
     ) -> None:
         _check_checksums()
-        self.topic = topic
+        self.topics = tuple(topics)
         self._group = group_id
         self._start_ms = _start(start)
         self._assignments: deque[tuple[bool, TopicPartition]] = deque()  # filled by the callback, in its thread
@@ -148,7 +148,7 @@ class KafkaLog:
         self._headers = headers
         complete_joins(self._consumer)
         check_parked(self._consumer)
-        self._consumer.subscribe([topic], listener=_Listener(self._consumer, self._assignments))
+        self._consumer.subscribe(list(self.topics), listener=_Listener(self._consumer, self._assignments))
 
     def poll(self, timeout_s: float, max_records: int) -> Poll:
         """Raises ConfigError when the brokers don't let us read. Brokers that are away give nothing."""
@@ -203,8 +203,11 @@ class KafkaLog:
     def ends(self) -> dict[str, int]:
         """A partition whose records have all expired is left out: nobody will ever read it to its end."""
         try:
-            partitions = self._consumer.partitions_for_topic(self.topic) or ()
-            every = [TopicPartition(self.topic, partition) for partition in partitions]
+            every = [
+                TopicPartition(topic, partition)
+                for topic in self.topics
+                for partition in self._consumer.partitions_for_topic(topic) or ()
+            ]
             ends, starts = self._consumer.end_offsets(every), self._consumer.beginning_offsets(every)
         except errors.KafkaError as error:
             raise translated(error) from error
@@ -229,7 +232,7 @@ class KafkaLog:
 
     def topic_id(self, cell: str) -> int:
         """From the topic's id; brokers older than 2.8 have none."""
-        topic_id = self._consumer._client.cluster.topic_id(self.topic)
+        topic_id = self._consumer._client.cluster.topic_id(_partition(cell).topic)
         return 0 if topic_id is None else int(topic_id.int >> 80)  # 48 bits: exact in every store
 
     def lag(self) -> int:

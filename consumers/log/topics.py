@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import kafka.errors as errors
 from kafka import KafkaAdminClient
 
+from consumers.errors import ConfigError
 from consumers.log.refusals import translated
+
+log = logging.getLogger("querywarden.log")
 
 
 def ensure_topics(brokers: Mapping[str, Any], topics: Iterable[str], partitions: int = -1) -> list[str]:
@@ -28,10 +32,25 @@ def ensure_topics(brokers: Mapping[str, Any], topics: Iterable[str], partitions:
     return created
 
 
-def has_topic(brokers: Mapping[str, Any], topic: str) -> bool:
-    """Ask the brokers whether `topic` exists; nothing is created."""
+def missing(brokers: Mapping[str, Any], topics: Iterable[str]) -> list[str]:
+    """Ask the brokers which of the topics do not exist; nothing is created."""
     with _admin(brokers) as admin:
-        return topic in admin.list_topics()
+        there = set(admin.list_topics())
+    return [topic for topic in topics if topic not in there]
+
+
+def require_topics(brokers: Mapping[str, Any], topics: Iterable[str], setting: str, *, wait: bool) -> None:
+    """Check that the topics exist that are to be read. `wait`: one that is missing is logged and may come later.
+
+    Raises ConfigError, which names the setting, unless `wait`.
+    """
+    for topic in missing(brokers, topics):
+        if not wait:
+            raise ConfigError(
+                f"{setting}: there is no topic {topic!r} at {','.join(brokers['bootstrap_servers'])}, or this account may not see it; "
+                "it is never created by reading (kafka.wait_for_topic = true waits for it)"
+            )
+        log.warning("the query topic does not exist yet", extra={"topic": topic})
 
 
 @contextlib.contextmanager

@@ -200,46 +200,29 @@ def open_log(
 
     A log of another tool is read through its mapping (`open_translator`); report: see `MappedLog`. A log in a file has no such topic.
     """
-    translator = open_translator(settings, models)
-    log = _open_log(settings, headers=translator is not None)
-    if translator is not None:
-        from consumers.log.mappings.mapped import MappedLog
-
-        log = MappedLog(log, translator, report)
-    stack.callback(log.close)
+    log: QueryLog
     if not on_kafka(settings):
+        log = _open_file(settings)
+        translator = open_translator(settings, models)
+        if translator is not None:
+            from consumers.log.mappings.mapped import MappedLog
+
+            log = MappedLog(log, translator, report)
+        stack.callback(log.close)
         return log, None
     from consumers.log.dead_letter_topic import DeadLetterTopic
+    from consumers.log.kafka import KafkaLog
+    from consumers.log.mappings.records import translators_for
+    from consumers.log.mappings.topics import MappedTopics
+    from consumers.log.topics import ensure_topics, require_topics
 
-    letters = DeadLetterTopic(kafka_connection(settings), settings.kafka.dead_letter_topic)
-    stack.callback(letters.close)
-    return log, letters
-
-
-def _open_log(settings: config.Settings, headers: bool) -> QueryLog:
-    """The log as it is; on Kafka, make sure of the topics first."""
-    url = settings.log.url
-    if url.startswith(FILE_SCHEME):
-        from consumers.log.followed import FollowedFile
-
-        return FollowedFile(url.removeprefix(FILE_SCHEME))
-    if not on_kafka(settings):
-        raise WrongUse(f"log.url: {config.masked(url)!r} is neither kafka: nor file:///path.jsonl")
-    from consumers.log import kafka, topics
-
-    k = settings.kafka
-    brokers = kafka_connection(settings)
-    if not topics.has_topic(brokers, k.topic):
-        if not k.wait_for_topic:
-            raise ConfigError(
-                f"kafka.topic: there is no topic {k.topic!r} at {k.bootstrap_servers}, or this account may not see it; "
-                "it is never created by reading (kafka.wait_for_topic = true waits for it)"
-            )
-        log.warning("the query topic does not exist yet", extra={"topic": k.topic})
-    topics.ensure_topics(brokers, [k.dead_letter_topic, k.alerts_topic])
-    return kafka.KafkaLog(
+    k, brokers, hashed = settings.kafka, kafka_connection(settings), credential_hash(settings)
+    require_topics(brokers, k.query_topics, "kafka.topics" if k.topics else "kafka.topic", wait=k.wait_for_topic)
+    ensure_topics(brokers, [k.dead_letter_topic, k.alerts_topic])
+    translators = translators_for(settings.log.mapping, k.query_topics, hashed, models)
+    log = KafkaLog(
         brokers,
-        topic=k.topic,
+        topics=k.query_topics,
         group_id=k.group_id,
         start=k.start,
         group_instance_id=k.group_instance_id,
@@ -247,8 +230,24 @@ def _open_log(settings: config.Settings, headers: bool) -> QueryLog:
         session_timeout_ms=k.session_timeout_ms,
         heartbeat_interval_ms=k.heartbeat_interval_ms,
         max_poll_interval_ms=k.max_poll_interval_ms,
-        headers=headers,
+        headers=bool(translators),
     )
+    if translators:
+        log = MappedTopics(log, translators, report)
+    stack.callback(log.close)
+    letters = DeadLetterTopic(brokers, k.dead_letter_topic)
+    stack.callback(letters.close)
+    return log, letters
+
+
+def _open_file(settings: config.Settings) -> QueryLog:
+    """The file that `log.url` names, followed as it grows. Raises WrongUse."""
+    url = settings.log.url
+    if not url.startswith(FILE_SCHEME):
+        raise WrongUse(f"log.url: {config.masked(url)!r} is neither kafka: nor file:///path.jsonl")
+    from consumers.log.followed import FollowedFile
+
+    return FollowedFile(url.removeprefix(FILE_SCHEME))
 
 
 def open_writer(settings: config.Settings, stack: contextlib.ExitStack) -> Write:
@@ -260,6 +259,10 @@ def open_writer(settings: config.Settings, stack: contextlib.ExitStack) -> Write
     if url.startswith(FILE_SCHEME):
         writer = FileWriter(Path(url.removeprefix(FILE_SCHEME)))
     else:
+        if settings.kafka.topic not in settings.kafka.query_topics:
+            raise WrongUse(
+                f"kafka.topic: {settings.kafka.topic} is none of kafka.topics, so that nobody would read what http.bridge writes to it"
+            )
         writer = KafkaWriter(kafka_connection(settings), settings.kafka.topic)
     stack.callback(writer.close)
     return writer.write
@@ -270,15 +273,16 @@ def offsets_at(settings: config.Settings, cells: Sequence[str], start: str) -> M
     from consumers.log import kafka
 
     found = kafka.offsets_at(kafka_connection(settings), list(cells), start)
-    return {cell: stored_offset(settings, offset) for cell, offset in found.items()}
+    return {cell: stored_offset(settings, cell, offset) for cell, offset in found.items()}
 
 
-def stored_offset(settings: config.Settings, offset: int) -> int:
-    """The number that a store keeps for an offset of the configured log: through a mapping, records have rows."""
+def stored_offset(settings: config.Settings, cell: str, offset: int) -> int:
+    """The number that a store keeps for an offset of a cell of the log: through a mapping, records have rows."""
     from consumers.log.mappings.mapped import ROW_BITS
     from consumers.log.mappings.mapping import for_topic
+    from consumers.log.mappings.topics import topic_of
 
-    mapped = for_topic(settings.log.mapping, settings.kafka.topic) is not None
+    mapped = for_topic(settings.log.mapping, topic_of(cell) if on_kafka(settings) else settings.kafka.topic) is not None
     return offset << ROW_BITS if mapped else offset
 
 
@@ -336,10 +340,10 @@ def _open_topic(settings: config.Settings, topic: str) -> QueryLog:
     from consumers.log import kafka, topics
 
     brokers = kafka_connection(settings)
-    if not topics.has_topic(brokers, topic):
+    if topics.missing(brokers, [topic]):
         raise WrongUse(f"{topic}: no such file, and no such topic at {settings.kafka.bootstrap_servers}")
     group = f"querywarden-inspect-{uuid.uuid4().hex[:8]}"
-    return kafka.KafkaLog(brokers, topic=topic, group_id=group, start="earliest", headers=True)
+    return kafka.KafkaLog(brokers, topics=[topic], group_id=group, start="earliest", headers=True)
 
 
 def open_reference(path: Path, translator: Translator | None) -> FileQueryLog:

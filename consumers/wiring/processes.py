@@ -70,8 +70,9 @@ def configured_steps(settings: config.Settings) -> tuple[Ingest, Detect]:
     baselines = load_baselines(settings.baselines)
     if not baselines:
         raise WrongUse("no baselines: set QUERYWARDEN_BASELINES or `baselines` to files or folders of *.baseline")
+    personas = read_personas(settings.personas)
     terminal.warn(limits_of(baselines, settings.false_alarm_budget))
-    return pure_steps(settings, baselines, read_personas(settings.personas))
+    return pure_steps(settings, baselines, personas)
 
 
 # ----------------------------------------------------------------------------------------------------- processes

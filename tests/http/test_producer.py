@@ -232,7 +232,7 @@ def test_from_http_over_kafka_into_profiles(kafka_bootstrap: str, topic: Topics,
 
     store = EmbeddedStore(tmp_path / "ingest.sqlite")
     store.prepare(SECRETS.key_id)
-    query_log = KafkaLog(brokers, topic=name, group_id=f"g-{name}")
+    query_log = KafkaLog(brokers, topics=[name], group_id=f"g-{name}")
     runner = ingesting.IngestLoop(query_log, store, Ingest({victims.MODEL: baseline}, SECRETS, OURS))
     ingesting.run(runner, lambda: False, until_end=True)
     query_log.close()

@@ -139,3 +139,31 @@ def test_a_mapping_on_a_topic_that_was_read_without_one_stops_until_a_rebuild(
     said = json.loads(capsys.readouterr().out)
     assert (said["format"], said["queries"]) == ("databricks", 6)
     assert UNATTRIBUTED not in json.dumps(said["fields"])
+
+
+def test_one_process_reads_topics_of_several_formats(
+    kafka_bootstrap: str, topic: Any, tmp_path: Path, baseline_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A native topic beside two that are mapped: every query is counted for its client, and a restart doubles none."""
+    lives = [loans.life(f"c-{k}", loans.person, 6, np.random.default_rng(k)) for k in range(3)]
+    native, databricks, azure = topic(partitions=2), topic(partitions=1), topic(partitions=1)
+    produce_all(kafka_bootstrap, native, [(json.dumps(event).encode(), [], None) for event in lives[0]])
+    produce_all(kafka_bootstrap, databricks, records(foreign_logs.databricks(lives[1]), False))
+    produce_all(
+        kafka_bootstrap, azure, [*records(foreign_logs.TABLES["azureml"](lives[2]), False), (b"garbage", [], None)]
+    )
+    monkeypatch.setenv("QUERYWARDEN_KAFKA__TOPICS", f"{native}, {databricks},{azure}")
+    formats = json.dumps({databricks: "databricks", azure: "azureml"})
+    settings = settings_of(tmp_path, kafka_bootstrap, native, baseline_file, formats, monkeypatch)
+    ingest(settings)
+    first = counters(tmp_path)
+    assert (first["queries"], first["dead"]) == (18, 1)
+    more = loans.life("c-9", loans.person, 4, np.random.default_rng(9))
+    produce_all(kafka_bootstrap, databricks, records(foreign_logs.databricks(more), False))
+    ingest(settings)
+    assert counters(tmp_path)["queries"] == 22
+    assert {cell.rpartition(":")[0] for cell in EmbeddedStore(tmp_path / "store.sqlite").cells()} == {
+        native,
+        databricks,
+        azure,
+    }

@@ -26,6 +26,7 @@ from consumers.log.mappings.mapped import MappedFiles, MappedLog
 from consumers.log.mappings.mapping import LogMapping
 from consumers.log.mappings.records import Translator
 from consumers.log.mappings.sources import Source
+from consumers.log.mappings.topics import MappedTopics
 
 Open = Callable[[], QueryLog]
 Write = Callable[[Sequence[bytes]], Open]
@@ -65,7 +66,7 @@ def _kafka(request: pytest.FixtureRequest) -> Write:
 
     def write(lines: Sequence[bytes]) -> Open:
         produce(bootstrap, name, lines)
-        return lambda: KafkaLog(connection(bootstrap), topic=name, group_id=name, session_timeout_ms=6000)
+        return lambda: KafkaLog(connection(bootstrap), topics=[name], group_id=name, session_timeout_ms=6000)
 
     return write
 
@@ -88,6 +89,8 @@ def _mapped(prepare: Callable[[pytest.FixtureRequest], Write]) -> Callable[[pyte
 
             def opened() -> QueryLog:
                 log, translator = make(), SameBytes(LogMapping(name="same"), lambda credential: "")
+                if isinstance(log, KafkaLog):
+                    return MappedTopics(log, dict.fromkeys(log.topics, translator))
                 return MappedFiles(log, translator) if isinstance(log, FileLog) else MappedLog(log, translator)
 
             return opened

@@ -29,7 +29,7 @@ NewLog = Callable[..., KafkaLog]
 def new_log(kafka_bootstrap: str, request: pytest.FixtureRequest) -> NewLog:
     def make(topic: str, group_id: str | None = None, **settings: object) -> KafkaLog:
         settings = {"session_timeout_ms": 6000, "heartbeat_interval_ms": 300} | settings
-        log = KafkaLog(connection(kafka_bootstrap), topic=topic, group_id=group_id or topic, **settings)  # type: ignore[arg-type]
+        log = KafkaLog(connection(kafka_bootstrap), topics=[topic], group_id=group_id or topic, **settings)  # type: ignore[arg-type]
         request.addfinalizer(log.close)
         return log
 
@@ -345,7 +345,7 @@ READ_ALL = """
 import resource, sys
 from consumers.log.kafka import KafkaLog, connection
 
-log = KafkaLog(connection(sys.argv[1]), topic=sys.argv[2], group_id=sys.argv[2])
+log = KafkaLog(connection(sys.argv[1]), topics=[sys.argv[2]], group_id=sys.argv[2])
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 records = refused = 0
 while records < 3:
@@ -382,7 +382,7 @@ def test_a_broker_restarts_and_a_batch_rots_on_its_disk(request: pytest.FixtureR
     broker.start()
     for i in range(3):
         produce(broker.bootstrap, "rots", [b"batch %d" % i], partitions=1)
-    log = KafkaLog(connection(broker.bootstrap), topic="rots", group_id="g", session_timeout_ms=6000)
+    log = KafkaLog(connection(broker.bootstrap), topics=["rots"], group_id="g", session_timeout_ms=6000)
     request.addfinalizer(log.close)
     reader = Member(log, {})
     reader.until(reader.at_end)
@@ -391,7 +391,7 @@ def test_a_broker_restarts_and_a_batch_rots_on_its_disk(request: pytest.FixtureR
     (segment,) = broker.folder.glob("data/rots-0/*.log")
     segment.write_bytes(segment.read_bytes().replace(b"batch 1", b"batch X"))
     broker.start()
-    again = KafkaLog(connection(broker.bootstrap), topic="rots", group_id="h", session_timeout_ms=6000)
+    again = KafkaLog(connection(broker.bootstrap), topics=["rots"], group_id="h", session_timeout_ms=6000)
     request.addfinalizer(again.close)
     second = Member(again, {})
     second.until(second.at_end)
@@ -404,7 +404,7 @@ def test_a_broker_restarts_and_a_batch_rots_on_its_disk(request: pytest.FixtureR
 def test_brokers_that_are_not_there_are_unavailable() -> None:
     brokers = connection(f"127.0.0.1:{free_port()}") | {"bootstrap_timeout_ms": 300}
     with pytest.raises(Unavailable):
-        KafkaLog(brokers, topic="t")
+        KafkaLog(brokers, topics=["t"])
     with pytest.raises(Unavailable):
         ensure_topics(brokers, ["t"])
 

@@ -236,7 +236,7 @@ def test_a_topic_with_headers_is_read_through_a_preset(kafka_bootstrap: str, top
             )
     producer.flush()
     producer.close()
-    inner = KafkaLog(connection(kafka_bootstrap), topic=name, group_id=name, session_timeout_ms=6000, headers=True)
+    inner = KafkaLog(connection(kafka_bootstrap), topics=[name], group_id=name, session_timeout_ms=6000, headers=True)
     log = MappedLog(inner, translator(preset("kserve")))
     try:
         events = [json.loads(value) for b in read(log) for value in b.values]
@@ -251,7 +251,7 @@ def test_a_topic_with_headers_is_read_through_a_preset(kafka_bootstrap: str, top
 def test_without_a_mapping_nobody_reads_headers(kafka_bootstrap: str, topic: Any) -> None:
     name = topic(partitions=1)
     produce(kafka_bootstrap, name, [b"{}"])
-    log = KafkaLog(connection(kafka_bootstrap), topic=name, group_id=name, session_timeout_ms=6000)
+    log = KafkaLog(connection(kafka_bootstrap), topics=[name], group_id=name, session_timeout_ms=6000)
     try:
         (found,) = [b for b in read(log) if b.values]
     finally:

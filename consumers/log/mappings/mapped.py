@@ -95,10 +95,15 @@ class MappedLog:
         self._positions: dict[str, int] = {}
         self._rows_a_record = 1.0
 
+    @property
+    def waits(self) -> bool:
+        """Whether events of records that were read wait to be delivered."""
+        return any(self._queues.values())
+
     def poll(self, timeout_s: float, max_records: int) -> Poll:
         found = Poll()
         self._release(found)
-        waits = any(self._queues.values())
+        waits = self.waits
         wanted = max(1, min(max_records, int(max_records / max(self._rows_a_record, 1.0))))
         inner = self._log.poll(0.0 if waits else timeout_s, wanted)
         for cell in inner.revoked:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -166,6 +166,14 @@ def _as_text(value: Any) -> str:
 def _hashable(value: Any) -> Any:
     """A part of a key; a list or an object as its text."""
     return json.dumps(value, sort_keys=True, default=str) if isinstance(value, list | dict) else value
+
+
+def translators_for(
+    setting: str | Mapping[str, str], topics: Iterable[str], hashed: Hash, models: Collection[str] = ()
+) -> dict[str, Translator]:
+    """Topic → what translates its records, of the topics that are not native; see `translator_for`."""
+    found = {topic: translator_for(setting, topic, hashed, models) for topic in topics}
+    return {topic: translator for topic, translator in found.items() if translator is not None}
 
 
 def translator_for(
