@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
-import functools
 import http.client
 import ipaddress
 import itertools
@@ -20,9 +19,9 @@ import stat
 import time
 import tomllib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import typer
@@ -30,6 +29,7 @@ import typer
 from consumers import config, paths, terminal
 from consumers.baselines import load_baselines
 from consumers.commands import connections
+from consumers.commands.examined import Check, CheckResult, Examined, look, ok, unchecked
 from consumers.commands.options import AsJson, ConfigFile
 from consumers.errors import QueryWardenError, Unavailable
 from consumers.http.server import is_loopback, read_jwks
@@ -42,64 +42,9 @@ from consumers.wiring import adapters
 from consumers.wiring.credentials import tls_of, tokens_of
 from detector.errors import DetectorError
 
-State = Literal["ok", "look", "not checked"]
 EXPIRES_SOON_DAYS = 14
 EXAMINED_RECORDS = 20_000
 """Records of the store that are looked at for the key that sealed them."""
-
-
-class CheckResult(NamedTuple):
-    """Result of a check: its state and a sentence."""
-
-    state: State
-    words: str
-
-
-Check = Callable[["Examined"], CheckResult]
-
-
-class Examined:
-    """The settings, and answers of servers that several checks share. Each server is asked once."""
-
-    def __init__(self, settings: config.Settings, file: Path | None = None) -> None:
-        self.settings, self.file = settings, file
-
-    @functools.cached_property
-    def topics(self) -> frozenset[str] | str:
-        """Topics of the brokers, or the error text."""
-        try:
-            return connections.topics(adapters.kafka_connection(self.settings))
-        except (QueryWardenError, OSError) as error:
-            return str(error)
-
-    @property
-    def on_kafka(self) -> bool:
-        return self.settings.log.url.startswith("kafka:")
-
-    @property
-    def on_redis(self) -> bool:
-        return urlsplit(self.settings.store_url).scheme.startswith("redis")
-
-    @property
-    def protocol(self) -> str:
-        return self.settings.kafka.security_protocol or "PLAINTEXT"
-
-    @property
-    def brokers_away(self) -> list[str]:
-        servers = self.settings.kafka.bootstrap_servers.split(",")
-        return [one.strip() for one in servers if not is_loopback(one.strip())]
-
-
-def ok(words: str) -> CheckResult:
-    return CheckResult("ok", words)
-
-
-def look(words: str) -> CheckResult:
-    return CheckResult("look", words)
-
-
-def unchecked(words: str) -> CheckResult:
-    return CheckResult("not checked", words)
 
 
 def doctor(as_json: AsJson = False, config_file: ConfigFile = None) -> None:
