@@ -15,7 +15,7 @@ import hashlib
 import json
 import struct
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from detector.errors import CorruptBaseline
 from detector.exposure import REGRESSORS, Estimator
 from detector.features import ARRAYS, DISTANCE_BINS, MEASURES, REGIONS, Column, FeatureMap, Schema
 from detector.signals import SIGNALS, TABLE_VERSION
+from detector.text import TEXT_VERSION, TextEncoder
 from detector.trees import Trees
 
 MAGIC = b"QWBL"
@@ -59,6 +60,9 @@ def pack_baseline(baseline: Baseline) -> bytes:
     arrays: list[tuple[str, NDArray[Any]]] = [(f"map.{_stored(name)}", getattr(baseline.map, name)) for name in ARRAYS]
     for tree, trees in sorted(baseline.map.trees.items()):
         arrays += [(f"trees.{tree}.{name}", getattr(trees, name)) for name in _TREE_ARRAYS]
+    encoder = baseline.map.schema.encoder
+    if encoder is not None:
+        arrays += [("text.rarity", encoder.rarity), ("text.domain", encoder.domain)]
     arrays += [(f"nulls.{_stored(name)}", getattr(baseline.calibration, name)) for name in _CALIBRATION_ARRAYS]
     arrays += [(f"tools.{_stored(name)}", getattr(baseline.calibration.tools, name)) for name in _TOOL_ARRAYS]
     for i, persona in enumerate(baseline.calibration.personas):
@@ -70,7 +74,7 @@ def pack_baseline(baseline: Baseline) -> bytes:
         "map_id": baseline.map_id,
         "nulls_version": baseline.calibration_version,
         "signals_version": TABLE_VERSION,
-        "schema": asdict(baseline.map.schema),
+        "schema": {k: v for k, v in asdict(replace(baseline.map.schema, encoder=None)).items() if k != "encoder"},
         "near": baseline.map.near,
         "link_level": baseline.map.agreement_level,
         "misfit_allowance": baseline.map.misfit_allowance,
@@ -85,6 +89,7 @@ def pack_baseline(baseline: Baseline) -> bytes:
         "tools": list(baseline.calibration.tools.kinds),
         "estimator": baseline.estimator is not None,
         "personas": [p.name for p in baseline.calibration.personas],
+        **({} if encoder is None else {"text": {"version": TEXT_VERSION, "bias": encoder.bias}}),
         "arrays": [[name, _little(a).dtype.str, list(a.shape)] for name, a in arrays],
     }
     text = json.dumps(header, sort_keys=True, allow_nan=False).encode()
@@ -143,7 +148,10 @@ def _from_parts(header: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Base
         named=raw["named"],
         task=raw["task"],
         labels=tuple(raw["labels"]),
+        encoder=_encoder(header, arrays),
     )
+    if schema.of_texts != (schema.encoder is not None):
+        raise ValueError("a text encoder without texts, or texts without an encoder")
     feature_map = FeatureMap(
         schema=schema,
         near=float(header["near"]),
@@ -181,6 +189,18 @@ def _from_parts(header: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Base
     if new.map_id != header["map_id"] or new.calibration_version != header["nulls_version"]:
         raise CorruptBaseline("the baseline does not match its own identity")
     return new
+
+
+def _encoder(header: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> TextEncoder | None:
+    if "text" not in header:
+        return None
+    if header["text"]["version"] != TEXT_VERSION:
+        raise ValueError(
+            f"its text encoder has version {header['text']['version']}; this QueryWarden has version {TEXT_VERSION}: fit it again"
+        )
+    encoder = TextEncoder(arrays["text.rarity"], arrays["text.domain"], float(header["text"]["bias"]))
+    encoder.check()
+    return encoder
 
 
 def _stored(name: str) -> str:

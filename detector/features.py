@@ -21,12 +21,17 @@ from numpy.typing import NDArray
 
 from detector import kernels, misfit
 from detector.query import Misfit, QueryBatch
+from detector.text import TEXT_COLUMNS, TextEncoder
 from detector.trees import Trees
 
 Codes = NDArray[np.uint8 | np.uint16]
 
 MEASURES = ("novelty", "residual", "part", "mix", "step", "jitter", "margin", "lattice", "misfit")
 """What is odd about one query, alone; bit 2i is measure i's *rare* level, bit 2i + 1 its *beyond* level."""
+
+TEXT_MEASURES = {"part": "domain", "step": "elicitation", "lattice": "unknown"}
+"""Of a text these measures are columns of its row, by the name in `text.MARKS`: nobody breaks the dependence of a text's columns, moves
+them by a step or leaves their lattice. ``mix`` and ``jitter`` are trees of their own, trained on texts."""
 
 BITS: dict[str, int] = {
     **{f"{m}_rare": 1 << 2 * i for i, m in enumerate(MEASURES)},
@@ -59,7 +64,7 @@ class Column:
     """One column of the input.
 
     name          a dotted name is a path into nested objects
-    kind          numeric | boolean | categorical | embedding
+    kind          numeric | boolean | categorical | embedding | text
     lower, upper  bounds of the reference
     grain         lattice of the reference's values, 0 when they are continuous
     categories    names in the order of their codes
@@ -79,10 +84,11 @@ class Column:
 class Schema:
     """Columns of the input and shape of the answer.
 
-    input_form  features | embedding
+    input_form  features | embedding | text
     named       the log gives features as an object, name → value
-    task        classification | regression
+    task        classification | regression | generation | embedding
     labels      class names as logged, in the order of the probabilities
+    encoder     of texts: what turns an input into the columns; None: inputs are the columns
     """
 
     columns: tuple[Column, ...]
@@ -90,6 +96,11 @@ class Schema:
     named: bool
     task: str
     labels: tuple[str, ...]
+    encoder: TextEncoder | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def of_texts(self) -> bool:
+        return self.input_form == "text"
 
     @property
     def width(self) -> int:
@@ -238,7 +249,10 @@ class FeatureMap:
         n = len(raw)
         hashes = np.empty(n, np.uint64)
         k0, k1 = np.frombuffer(key, "<u8", 2)
-        kernels.hash_rows(raw, self.hash_grain, misfit.salt_of(batch), k0, k1, hashes)
+        told = 0 if self.schema.of_texts else raw.shape[1]  # what identifies a text is its digest, which is the salt
+        kernels.hash_rows(
+            np.ascontiguousarray(raw[:, :told]), self.hash_grain[:told], misfit.salt_of(batch), k0, k1, hashes
+        )
         x = self.complete(raw)
         z, residual, distance, nearest = self.locate(x)
         unreadable = (batch.misfit & Misfit.UNREADABLE) != 0
@@ -312,6 +326,8 @@ class FeatureMap:
             "misfit": np.zeros(len(x)) if surprise is None else surprise,
             **learned,
         }
+        if self.schema.of_texts:
+            table |= {measure: x[:, TEXT_COLUMNS.index(column)] for measure, column in TEXT_MEASURES.items()}
         return [table.get(m) for m in MEASURES]
 
     @property
@@ -339,6 +355,8 @@ class FeatureMap:
         for name, t in sorted(self.trees.items()):
             digest.update(name.encode() + t.threshold.tobytes() + t.value.tobytes() + t.feature.tobytes())
         digest.update(repr((self.schema, self.near, self.agreement_level, self.misfit_allowance)).encode())
+        if self.schema.encoder is not None:
+            digest.update(self.schema.encoder.identity.encode())
         return digest.hexdigest()[:16]
 
 

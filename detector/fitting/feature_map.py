@@ -15,10 +15,13 @@ from numpy.typing import NDArray
 
 from detector import misfit
 from detector.errors import UnfittedModel
-from detector.features import DISTANCE_BINS, MEASURES, RAW_KEPT, REGIONS, WIDE, FeatureMap, Schema, margins
+from detector.features import (
+    DISTANCE_BINS, MEASURES, RAW_KEPT, REGIONS, TEXT_MEASURES, WIDE, FeatureMap, Schema, margins,
+)  # fmt: skip
 from detector.fitting.axes import expand, principal_axes, spread_out
 from detector.fitting.discriminators import CORRUPTIONS, Bounds, train
 from detector.query import QueryBatch
+from detector.text import TEXT_COLUMNS
 
 MAX_NEIGHBOURS = 1024
 MAX_TRAINING_ROWS = 3000
@@ -62,7 +65,7 @@ def fit_feature_map(
     if len(np.unique(inputs, axis=0)) < 50:
         raise UnfittedModel("the reference has fewer than 50 distinct rows")
     category = schema.categorical
-    lattice = np.array([0.0 if c.kind == "embedding" else c.grain for c in schema.columns])
+    lattice = np.array([0.0 if c.kind in ("embedding", "text") else c.grain for c in schema.columns])
     center, scale = inputs.mean(0), inputs.std(0)
     span = np.ptp(inputs, axis=0)
     # a column that hardly ever moves must not turn one move into the whole distance
@@ -172,7 +175,7 @@ def _fit_levels(
     rows = inputs[rng.permutation(len(inputs))[:MAX_TRAINING_ROWS]]
     bounds = Bounds(*fmap.bounds(), fmap.lattice, fmap.scale, fmap.schema.categorical)
     held_out: dict[str, NDArray[np.float64]] = {}
-    for name in CORRUPTIONS:
+    for name in () if fmap.schema.of_texts else CORRUPTIONS:
         fmap.trees[name], held_out[name] = train(rows, bounds, name, rng)
     # a reference row's own copy among the neighbours is left out
     _, residual, distance, nearest = fmap.locate(inputs)
@@ -184,6 +187,10 @@ def _fit_levels(
         fmap.levels[i] = np.quantile(scores, 0.99), scores.max()
     # nothing of the reference is off its own lattice, so one value off it is odd
     fmap.levels[MEASURES.index("lattice")] = (0.0, 0.25) if np.any(fmap.lattice > 0) else (np.inf, np.inf)
+    if fmap.schema.of_texts:
+        for name, column in TEXT_MEASURES.items():
+            values = inputs[:, TEXT_COLUMNS.index(column)]
+            fmap.levels[MEASURES.index(name)] = np.quantile(values, 0.99), values.max()
     fmap.distance_edges = np.quantile(distance, np.linspace(0, 1, DISTANCE_BINS - 1) ** 0.5)
     margin = margins(probabilities)
     if probabilities.shape[1] >= 2 and np.isfinite(margin).any():
@@ -228,7 +235,7 @@ def raise_levels(
         In [0, 1].
     """
     for i, odd in enumerate(oddness):
-        if odd is None or MEASURES[i] == "lattice":
+        if odd is None or (MEASURES[i] == "lattice" and not fmap.schema.of_texts):
             continue
         order = np.argsort(odd)
         above = 1 - np.cumsum(weight[order]) / weight.sum()

@@ -1,0 +1,161 @@
+"""Fitting a text encoder: from the reference, honest traffic and generic texts to the weights of `detector.text.TextEncoder`.
+
+The *domain discriminator* is a logistic regression on hashed n-grams. On one side stand texts of the model's domain, on the other texts of
+three kinds: generic ones as they are, questions and orders about generic words, and the model's own texts with their rarer words
+replaced by generic ones. The last kind keeps the frame of the domain, so that the discriminator looks at what a text is about and not at
+how it is put.
+
+Rules:
+
+* Honest texts train too, at most `MOST_OF_ONE` of a client, because a reference alone says too little about a domain.
+* What is judged must not have trained: `FittedTexts.held_out` encodes each row with weights that were learned without its fold. All
+  texts of a client are in one fold. Calibration uses these rows, the service the encoder that learned from all.
+* Two texts that say the same are one.
+
+It does not work on a domain as wide as the generic texts (free chat): its score then says little, and the levels, which are settled on
+honest texts, say so.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detector.fitting.discriminators import train_linear
+from detector.text import TextEncoder, digest, grams_of
+from detector.text_kernels import BUCKETS
+
+FOLDS = 4
+MOST_OF_ONE = 200
+MOST_TEXTS = 12_000
+FREQUENT = 0.01
+"""Words in more of the domain's texts than this belong to its frame."""
+UNSEEN_WEIGHT = 0.5
+"""Weight of an n-gram that nobody has seen, in units of the mean weight of what only generic texts have."""
+
+_WORDS = re.compile(r"\w+")
+_FRAMES = (
+    "what is {word}?", "what does {word} mean?", "explain {word} in simple words", "write a short text about {word}",
+    "tell me about {word}", "give me an example of {word}", "how does {word} work?", "is it true that {text}?",
+    "translate into french: {text}", "summarise: {text}", "why {text}?", "list ten facts about {word}",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class GenericText:
+    """A word and a sentence or definition with it, of no domain."""
+
+    word: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class FittedTexts:
+    """The encoder that learned from everything, and one for each fold that learned from the others."""
+
+    encoder: TextEncoder
+    folds: tuple[TextEncoder, ...]
+
+    def held_out(self, texts: Sequence[str], fold: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Rows (n, WIDTH), each by the encoder that did not see its fold."""
+        return np.array([self.folds[k].row(text) for text, k in zip(texts, fold.tolist(), strict=True)])
+
+
+def fold_of(name: str) -> int:
+    """The fold of a client, or of a text of the reference.
+
+    >>> 0 <= fold_of("acct-1") < FOLDS
+    True
+    """
+    return digest(name) % FOLDS
+
+
+def fit_texts(
+    reference: Sequence[str],
+    traffic: Iterable[tuple[str, str]],
+    generic: Sequence[GenericText],
+    rng: np.random.Generator,
+) -> FittedTexts:
+    """Learn the weights of the n-grams.
+
+    Parameters
+    ----------
+    reference : sequence of str
+        Texts of the model's domain.
+    traffic : iterable of (client, text)
+        Presumably honest.
+    generic : sequence of GenericText
+        Of no domain; the stand-in for foreign texts.
+    rng : Generator
+        The same state gives the same encoder.
+    """
+    domain, fold = _domain_texts(reference, traffic, rng)
+    foreign = foreign_texts(domain, generic, rng)
+    foreign_fold = rng.permutation(len(foreign)) % FOLDS
+    own, other = [_distinct(text) for text in domain], [_distinct(text) for text in foreign]
+    folds = []
+    for k in range(FOLDS):
+        kept = np.flatnonzero(fold != k).tolist()
+        others = np.flatnonzero(foreign_fold != k).tolist()
+        folds.append(_encoder([own[i] for i in kept], [other[i] for i in others]))
+    return FittedTexts(_encoder(own, other), tuple(folds))
+
+
+def foreign_texts(domain: Sequence[str], generic: Sequence[GenericText], rng: np.random.Generator) -> list[str]:
+    """Rehearsed foreign texts: generic ones, frames around generic words, and the domain's frames around generic words."""
+    plain = [g.text for g in generic]
+    framed = [
+        _FRAMES[k].format(word=g.word, text=g.text)
+        for g, k in zip(generic, rng.integers(0, len(_FRAMES), len(generic)).tolist(), strict=True)
+    ]
+    pool = [word for g in generic for word in _WORDS.findall(g.text.lower()) if len(word) > 3]
+    frequency = Counter(word for text in domain for word in set(_WORDS.findall(text.lower())))
+    frame = {word for word, n in frequency.items() if n > max(2, FREQUENT * len(domain))}
+
+    def swapped(text: str) -> str:
+        def other(found: re.Match[str]) -> str:
+            word = found.group()
+            return word if word.lower() in frame else pool[int(rng.integers(len(pool)))]
+
+        return _WORDS.sub(other, text)
+
+    picks = rng.integers(0, len(domain), min(len(generic), max(len(domain), 1000)))
+    return [*plain, *framed, *(swapped(domain[i]) for i in picks.tolist())]
+
+
+def _domain_texts(
+    reference: Sequence[str], traffic: Iterable[tuple[str, str]], rng: np.random.Generator
+) -> tuple[list[str], NDArray[np.int64]]:
+    """Different texts of the domain, and the fold of each."""
+    found: dict[int, tuple[str, int]] = {}
+    for text in reference:
+        found.setdefault(digest(text), (text, fold_of(text)))
+    count: Counter[str] = Counter()
+    for client, text in traffic:
+        if count[client] < MOST_OF_ONE:
+            key = digest(text)
+            count[client] += key not in found
+            found.setdefault(key, (text, fold_of(client)))
+    listed = list(found.values())
+    chosen = np.sort(rng.permutation(len(listed))[:MOST_TEXTS]).tolist()
+    return [listed[i][0] for i in chosen], np.array([listed[i][1] for i in chosen], np.int64)
+
+
+def _distinct(text: str) -> NDArray[np.int64]:
+    return np.unique(grams_of(text)).astype(np.int64)
+
+
+def _encoder(own: Sequence[NDArray[np.int64]], foreign: Sequence[NDArray[np.int64]]) -> TextEncoder:
+    in_own = np.bincount(np.concatenate(own), minlength=BUCKETS)
+    in_foreign = np.bincount(np.concatenate(foreign), minlength=BUCKETS)
+    rarity = np.log((1.0 + len(own)) / (1.0 + in_own)) + 0.1
+    weights, bias = train_linear([*own, *foreign], np.repeat([0, 1], [len(own), len(foreign)]), BUCKETS)
+    only_foreign = (in_own == 0) & (in_foreign > 0)
+    unseen = (in_own == 0) & (in_foreign == 0)
+    weights[unseen] = UNSEEN_WEIGHT * weights[only_foreign].mean() if only_foreign.any() else 0.0
+    return TextEncoder(np.where(in_own > 0, rarity, -rarity).astype(np.float32), weights.astype(np.float32), bias)
