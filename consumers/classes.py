@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from consumers.errors import InvalidInput
 
-Task = Literal["classification", "regression"]
+Task = Literal["classification", "regression", "generation", "embedding"]
 
 SEPARATED = 0.95
 """Share of the rows of each label that one threshold on one probability must explain, if that probability is the second class's."""
@@ -63,11 +63,15 @@ def infer_answers(predictions: Sequence[Mapping[str, Any]]) -> Answers:
     if not width:
         if names:
             return Answers("classification", tuple(names), ["no probabilities: the classes are the labels"])
-        if not any(_valued(p.get("value")) for p in predictions):
-            raise InvalidInput(
-                "no row of the reference says what the model answered (label, probabilities, logits or value)"
-            )
-        return Answers("regression", ())
+        if any(_valued(p.get("value")) for p in predictions):
+            return Answers("regression", ())
+        if any(isinstance(p.get("text"), str) for p in predictions):
+            return Answers("generation", (), ["answers are texts: of each only its length is kept"])
+        if any(isinstance(p.get("embedding"), list) for p in predictions):
+            return Answers("embedding", (), ["answers are embeddings: of each only its length is kept"])
+        raise InvalidInput(
+            "no row of the reference says what the model answered (label, probabilities, logits, value, text or embedding)"
+        )
     if width == 1:
         return _of_one_probability(labels, scores, names)
     rows = [(label, s) for label, s in zip(labels, scores, strict=True) if s is not None and len(s) == width]

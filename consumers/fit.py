@@ -35,6 +35,7 @@ from consumers.log.references import (
 from consumers.misfits import Misfits, Shares
 from consumers.refused_lines import RefusedLines
 from consumers.schemas import Understood, understand
+from consumers.text_fitting import TEXT_REHEARSED, TEXT_STAND_INS, LearnedTexts, learn_texts
 from detector.baseline import Baseline
 from detector.baseline_file import pack_baseline
 from detector.errors import DetectorError
@@ -46,6 +47,7 @@ from detector.simulation.domain import Domain, HonestPools, strangers
 from detector.simulation.honest import BENIGN
 from detector.simulation.population import honest_stream, interleave, population
 from detector.simulation.rehearsal import rehearse
+from detector.simulation.texts import TEXT_HONEST
 
 CAP_A_CLIENT = 200
 """Rows that one client may give to a reference that is derived from traffic."""
@@ -62,6 +64,8 @@ STAND_INS = (*TOOLS, "misrouted")
 REHEARSED_A_KIND = 12
 REHEARSED_STAND_INS = 24
 """Of each that stands in, for one that went far among few is a matter of luck."""
+TEXTS_SEED = 17
+"""Of the encoder of texts, so that the rest does not depend on it."""
 MANY_COLUMNS = 32
 ONE_LENGTH = 0.01
 
@@ -124,7 +128,14 @@ def fit(
         said.append(f"reference: {raw.elsewhere:,} lines of other models left out")
     understood = understand(raw, declared)
     schema = understood.schema
+    learned = None
+    if schema.of_texts:
+        progress("learning the words of the model's domain")
+        learned = learn_texts(raw, schema, lines, model_id, excluded, np.random.default_rng([seed, TEXTS_SEED]))
+        schema = learned.schema
     batch, left_out = reference_batch(raw, schema)
+    if learned is not None:
+        batch = learned.held_out(batch, by_client=False)
     if reference is not None:  # else they are the traffic's
         left_out.add(dataclasses.replace(raw.refused, lines=raw.refused.total))
     refused, misfits, usual = {"the reference": left_out}, Misfits(), Misfits()
@@ -142,14 +153,16 @@ def fit(
             raise InvalidInput(f"the traffic holds no usable query of model {model_id}{told}")
         misfits.add(honest, schema)
         honest = _presumed_honest(honest, excluded, said)
+        if learned is not None:
+            honest = learned.held_out(honest, by_client=True)
     else:
         progress("simulating honest clients from the reference")
-        honest = simulated(batch, schema, rng)
+        honest = simulated(batch, schema, rng, learned)
     progress("learning what real inputs look like, calibrating on honest clients")
     try:
         baseline, fitted_clients = fit_baseline(
             model_id, schema, batch, honest, real_clients=traffic is not None, rng=rng, personas=personas,
-            rehearsed=None if trust_traffic else rehearsal(batch, schema, seed),
+            rehearsed=None if trust_traffic else rehearsal(batch, schema, seed, learned),
         )  # fmt: skip
     except DetectorError as error:
         raise InvalidInput(str(error)) from error
@@ -179,14 +192,27 @@ def _presumed_honest(traffic: QueryBatch, excluded: frozenset[str], said: list[s
     return traffic.take(np.flatnonzero(~out[traffic.who]))
 
 
-def simulated(reference: QueryBatch, schema: Schema, rng: np.random.Generator) -> QueryBatch:
-    """Simulated honest clients of all kinds, in place of traffic."""
+def simulated(
+    reference: QueryBatch, schema: Schema, rng: np.random.Generator, learned: LearnedTexts | None = None
+) -> QueryBatch:
+    """Simulated honest clients of all kinds, in place of traffic. learned: where inputs are texts."""
+    if learned is not None:
+        shares = {name: kind.share for name, kind in TEXT_HONEST.items()}
+        return learned.simulated(reference, population(SIMULATED_CLIENTS, rng, None, shares), rng)
     kinds = [kind for kind in BENIGN if kind != "misrouted"]  # nothing foreign is at hand
     return _simulated_queries(reference, schema, population(SIMULATED_CLIENTS, rng, kinds), rng)
 
 
-def rehearsal(reference: QueryBatch, schema: Schema, seed: int) -> Rehearsed:
-    """Honest tools: how far do they get? With a generator of its own, so that the map does not depend on it."""
+def rehearsal(reference: QueryBatch, schema: Schema, seed: int, learned: LearnedTexts | None = None) -> Rehearsed:
+    """Honest tools: how far do they get? With a generator of its own, so that the map does not depend on it. learned: of texts."""
+    if learned is not None:
+        told = [
+            kind
+            for kind in TEXT_REHEARSED
+            for _ in range(REHEARSED_STAND_INS if kind in TEXT_STAND_INS else REHEARSED_A_KIND)
+        ]
+        asked = learned.simulated(reference, told, np.random.default_rng([seed, REHEARSED_A_KIND]))
+        return Rehearsed(asked, tuple(k if k in TEXT_STAND_INS else "" for k in told))
     embedded = _embedded(reference, schema)
     kinds = [
         kind

@@ -26,6 +26,7 @@ from consumers.errors import InvalidInput
 from consumers.log.references import RawReference, flattened, input_of
 from detector.features import Column, Schema, infer_grain
 from detector.misfit import OUT_OF_RANGE
+from detector.text import TEXT_COLUMNS, UNTRAINED
 
 KINDS = ("numeric", "boolean", "categorical", "embedding", "ignored")
 """What a schema file may declare."""
@@ -88,6 +89,8 @@ def understand(raw: RawReference, declared: object = None) -> Understood:
         raise InvalidInput(f"the reference holds no usable event{_why(raw)}")
     given = _columns_of(declared)
     form, named, rows = _inputs(raw.events)
+    if form == "text":
+        return _of_texts(raw, rows, given)
     if not named:
         width = Counter(map(len, rows)).most_common(1)[0][0]
         rows = [row for row in rows if len(row) == width]
@@ -195,19 +198,28 @@ class _Values:
 def _inputs(events: Iterable[Mapping[str, Any]]) -> tuple[str, bool, list[Any]]:
     """The form that most inputs have, whether it is an object, and the inputs of that form."""
     found = [i for i in map(input_of, events) if i is not None]
-    forms = Counter((i.form, i.named) for i in found if i.form == "text" or isinstance(i.values, dict | list))
+    forms = Counter((i.form, i.named) for i in found if isinstance(i.values, dict | list | str))
     if not forms:
         raise InvalidInput("the reference's events have none of features, embedding or text")
     (form, named), _ = forms.most_common(1)[0]
-    if form == "text":
-        raise InvalidInput("text inputs are not assessed yet: log an embedding beside the text")
     if form == "embedding" and named:
         raise InvalidInput("embedding must be a list of numbers; log named columns as features")
     return (
         form,
         named,
-        [i.values for i in found if (i.form, i.named) == (form, named) and isinstance(i.values, dict | list)],
+        [i.values for i in found if (i.form, i.named) == (form, named) and isinstance(i.values, dict | list | str)],
     )
+
+
+def _of_texts(raw: RawReference, texts: Sequence[str], given: Mapping[str, Any]) -> Understood:
+    """A reference of texts: the columns of their encoder, which `text_fitting.py` learns."""
+    if given:
+        raise InvalidInput("the schema names columns, but the reference's inputs are texts, which have none")
+    answers = infer_answers([_prediction(e) for e in raw.events])
+    columns = tuple(Column(name, "text", 0.0, 0.0, 0.0) for name in TEXT_COLUMNS)
+    sizes = [len(text) for text in texts]
+    told = Described("text", "text", 0.0, float(min(sizes)), float(max(sizes)), note="bounds are characters")
+    return Understood(Schema(columns, "text", False, answers.task, answers.labels, UNTRAINED), (told,), (), answers)
 
 
 def _table_of_lists(rows: Sequence[list[Any]]) -> dict[str, _Values]:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from detector.baseline import Baseline
 from detector.fold_arrays import LADDER_FIRST, LADDER_GROWTH, LADDER_STEPS
 from detector.profile import Profile
-from detector.signals import FREE, FUSED, MISFIT, SIGNALS, Statistics, fuse, measure
+from detector.signals import FREE, FUSED, MISFIT, SIGNALS, TEXT_SIGNALS, Statistics, fuse, measure
 
 SHOWN = 0.5
 """A client's family is named up to this lifetime p-value."""
@@ -167,6 +167,7 @@ def assess(
         fused = float(fuse(values, scale, use)) if profile.queries else 0.0
         p_value = p_of(fused, baseline, in_order, persona)
     evidence = []
+    named = TEXT_SIGNALS if baseline.map.schema.of_texts else SIGNALS
     listed = [i for i in range(len(SIGNALS)) if (in_order or FREE[i]) and statistics.value[i] > 0]
     listed.sort(key=lambda i: (-statistics.value[i] / scale[i], SIGNALS[i].name))
     strongest = [i for i in listed if use[i]]
@@ -176,11 +177,11 @@ def assess(
         p = baseline.tails[i].p(float(statistics.value[i]))
         base, count = max(1, round(float(statistics.base[i]))), round(float(statistics.count[i]))
         most = int(np.ceil(float(baseline.calibration.lifetime_maxima[:, i].max(initial=0.0))))
-        text = SIGNALS[i].text.format(count=f"{count:,}", base=f"{base:,}")
+        text = named[i].text.format(count=f"{count:,}", base=f"{base:,}")
         text += f"; the excess of {statistics.value[i]:,.0f} compares with {most:,} for the oddest honest client"
         if misfits_held and MISFIT[i]:
             text += "; held back, because many clients began to send the same and an operator has not ruled yet"
-        evidence.append(Evidence(SIGNALS[i].name, float(statistics.value[i]), p, text))
+        evidence.append(Evidence(named[i].name, float(statistics.value[i]), p, text))
     return Assessment(
         queries=profile.queries,
         distinct=profile.distinct,
@@ -192,7 +193,7 @@ def assess(
         in_order=in_order,
         fused=fused,
         odd=float(statistics.count[strongest[0]]) if strongest else 0.0,
-        family=SIGNALS[lead].family if lead is not None and p_value <= SHOWN else "unknown",
+        family=named[lead].family if lead is not None and p_value <= SHOWN else "unknown",
         evidence=tuple(evidence),
         held=misfits_held,
     )

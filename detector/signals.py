@@ -16,7 +16,7 @@ They do not work against a thief that owns data like that of honest clients: non
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -147,7 +147,32 @@ misfit      a single broken integration looks like a thief: so misfits never blo
 ordered     a client seen in several partitions has no order: only the order-free signals assess it
 """
 
+_OF_TEXTS = {
+    "novelty": ("novelty", "out-of-domain texts", "are far from every text that the model was built on"),
+    "residual": ("residual", "out-of-domain texts", "are made of other words and letters than real texts"),
+    "part": ("domain", "out-of-domain texts", "are about something else than the model's own domain"),
+    "mix": ("spliced", "synthesised texts", "look like real texts that were cut up and put together"),
+    "step": ("elicitation", "reasoning elicitation", "ask for more than an answer: reasoning, instructions or probabilities"),
+    "jitter": ("reworded", "reworded seeds", "look like real texts with other words put in"),
+    "lattice": ("unknown", "nonsense", "hold words and letters that no real text has"),
+}
+"""Measure → what it is called where inputs are texts, the family of theft, and the claim (features.TEXT_MEASURES)."""
+
+
+def _of_text(signal: Signal) -> Signal:
+    measure, _, form = signal.name.partition("_")
+    if measure not in _OF_TEXTS:
+        return signal
+    name, family, claim = _OF_TEXTS[measure]
+    return replace(signal, name=f"{name}_{form}", family=family, text=signal.text.replace(_TEXTS[measure], claim))
+
+
+TEXT_SIGNALS: tuple[Signal, ...] = tuple(_of_text(s) for s in SIGNALS)
+"""The same table as it reads where inputs are texts: same order, bits, allowances and floors; other measures behind the bits."""
+
 SIGNAL_NAMES = tuple(s.name for s in SIGNALS)
+SIGNAL_PLACES = {s.name: i for table in (TEXT_SIGNALS, SIGNALS) for i, s in enumerate(table)}
+"""Name of a signal, of numbers or of texts → its place in the table."""
 FREE = np.array([s.block == "free" for s in SIGNALS])
 FUSED = np.array([s.block == "ordered" or s.name.endswith("_beyond") or s.name == "misfit_share" for s in SIGNALS])
 """Signals that make the fused score of a client seen in log order; FREE ones make that of the others."""

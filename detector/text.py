@@ -139,3 +139,5 @@ class TextEncoder:
 
 
 _PHRASES = _phrases()
+UNTRAINED = TextEncoder(np.ones(BUCKETS, np.float32), np.zeros(BUCKETS, np.float32), 0.0)
+"""An encoder that has learned nothing: it shows whether texts can be read, before there is a baseline."""

@@ -85,9 +85,10 @@ class RowColumns:
     marked: dict[int, tuple[int, int]] = field(default_factory=dict)
 
     def mark(self, offset: int, marks: Marks) -> None:
-        """Note what about the next query does not fit."""
-        self.notes[offset] = marks.notes
-        if marks.misfit:
+        """Note what about the next query does not fit, and what identifies it beside its input."""
+        if marks.notes:
+            self.notes[offset] = marks.notes
+        if marks.misfit or marks.salt:
             self.marked[len(self.who)] = (marks.misfit, marks.salt)
 
     def add(self, place: int, offset: int, client: str, time_ms: int, weight: float, values: Values) -> None:

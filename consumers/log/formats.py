@@ -180,7 +180,7 @@ class NativeFormat:
         mine = columns.get(model_id)
         if mine is None:
             mine = columns[model_id] = RowColumns()
-        if marks is not None and marks.notes:
+        if marks is not None and (marks.notes or marks.salt):
             mine.mark(offset, marks)
         mine.add(place, offset, client, time_ms, weight or 1.0, values)
         if "event_id" in event:

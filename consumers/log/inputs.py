@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from consumers.log.reasons import MisfitNote
+from consumers.log.texts import TEXT_FORMS, written
 from consumers.log.tolerant import UNREADABLE, Raw, given, parsed
 from detector.errors import MalformedQuery
 from detector.features import Schema
@@ -28,7 +29,7 @@ from detector.query import UNKNOWN_LABEL, Misfit
 
 FORMS = ("features", "embedding", "text", "messages")
 """What an input may be called."""
-MEMBERS = ("label", "probabilities", "logits", "value", "text")
+MEMBERS = ("label", "probabilities", "logits", "value", "text", "embedding")
 """What a prediction may hold."""
 ANSWER = "prediction"
 """Column of the notes about an answer."""
@@ -43,6 +44,11 @@ _ABSENT: Any = object()
 _TEXT_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 _NOT_FINITE = frozenset(("nan", "inf", "+inf", "-inf", "infinity", "+infinity", "-infinity"))
 _TRUTHS = {"true": 1.0, "false": 0.0}
+
+_SIZED = {"generation": "text", "embedding": "embedding"}
+"""Tasks whose answer is kept as its size, and the member of the prediction that holds it."""
+_BARE = {"regression": "value", "generation": "text"}
+"""What a bare answer is, by task; a label for any other."""
 
 _numbers = msgspec.json.Decoder(list[float])
 _features = msgspec.json.Decoder(list[float | str] | dict[str, float | str])
@@ -124,7 +130,7 @@ class InputReader:
             if c.kind == "categorical"
         }
         self._coded = schema.named or bool(self._codes)
-        self.plain = self.classes > 0 and self.width > 0 and not self._coded
+        self.plain = self.classes > 0 and self.width > 0 and not self._coded and not schema.of_texts
         """Whether an input is a list of numbers and an answer one of several classes."""
         self._no_probabilities = [math.nan] * self.classes
         self.unanswered = CarefulAnswer(UNKNOWN_LABEL, self._no_probabilities, math.nan)
@@ -132,7 +138,9 @@ class InputReader:
     # ------------------------------------------------------------------------------------------------- the input
 
     def strictly(self, event: Mapping[str, Raw]) -> Values | None:
-        """One event that fits the schema; None: read it with care."""
+        """One event that fits the schema; None: read it with care, as every text is."""
+        if self.schema.of_texts:
+            return None
         ignored = self.ignored
         try:
             return self.row(event), self.answer(event[ANSWER])
@@ -166,6 +174,8 @@ class InputReader:
 
     def careful_row(self, event: Mapping[str, Raw]) -> CarefulRow:
         """Input of one event, whatever it looks like. Never raises."""
+        if self.schema.of_texts:
+            return self._text_row(event)
         raw = given(event, self.schema.input_form)
         if raw is None:
             others = [other for form in FORMS if (other := given(event, form)) is not None]
@@ -204,6 +214,22 @@ class InputReader:
             misfit |= cell.misfit
         notes = [MisfitNote(cell.reason, self._names[j]) for j, cell in enumerate(cells) if cell.reason]
         return CarefulRow([cell.code for cell in cells], misfit, salt, tuple(notes[:MOST_NOTES]))
+
+    def _text_row(self, event: Mapping[str, Raw]) -> CarefulRow:
+        """A text as the schema's encoder reads it; the salt is the text's digest."""
+        form = next((form for form in TEXT_FORMS if given(event, form) is not None), None)
+        if form is None or self.schema.encoder is None:
+            others = [other for name in FORMS if (other := given(event, name)) is not None]
+            if others:
+                return self.unreadable("unsupported_input", *others)
+            return self.unreadable("missing_input", event.get(ANSWER, b""))
+        try:
+            found = written(form, parsed(event[form]))
+        except (ValueError, RecursionError):
+            found = None
+        if found is None:
+            return self.unreadable("wrong_type", event[form])
+        return CarefulRow(self.schema.encoder.row(found.text).tolist(), 0, found.digest)
 
     def unreadable(self, reason: str, *raws: Raw) -> CarefulRow:
         """The row of an input that cannot be read. raws: what tells it from others."""
@@ -276,10 +302,18 @@ class InputReader:
         elif found is None or isinstance(found, list):
             members = {}
         else:  # a bare answer
-            members = {"value" if self.schema.task == "regression" else "label": found}
+            members = {_BARE.get(self.schema.task, "label"): found}
         if not members:
             return self._unanswered("wrong_output" if isinstance(found, list) else "missing_prediction")
+        if self.schema.task in _SIZED:
+            return self._sized(members.get(_SIZED[self.schema.task]))
         return self._valued(members) if self.schema.task == "regression" else self._labelled(members)
+
+    def _sized(self, answer: Any) -> CarefulAnswer:
+        """An answer that is a text or an embedding: only its size is kept."""
+        if not isinstance(answer, str if self.schema.task == "generation" else list):
+            return self._unanswered("wrong_output")
+        return CarefulAnswer(UNKNOWN_LABEL, self._no_probabilities, float(len(answer)))
 
     def _unanswered(self, reason: str) -> CarefulAnswer:
         return self.unanswered._replace(notes=(MisfitNote(reason, ANSWER),))

@@ -59,7 +59,7 @@ _TABLE: tuple[tuple[str, Fate, str], ...] = (
         "timestamp is missing, not RFC 3339 with an offset, or outside the years 1970 to 9999",
     ),
     ("missing_input", "lettered", "the event has none of the keys features, embedding, text and messages"),
-    ("unsupported_input", "marked", "the input has another form than the baseline's (text is not assessed yet)"),
+    ("unsupported_input", "marked", "the input has another form than the baseline's"),
     ("wrong_dimension", "marked", "the input has another number of columns than the baseline"),
     ("wrong_type", "marked", "a value is a word in a column of numbers, or a list, or an object"),
     ("missing_column", "marked", "a named column is missing"),

@@ -25,12 +25,13 @@ from consumers.log.formats import NativeFormat, empty
 from consumers.log.inputs import InputReader
 from consumers.log.reasons import why_no_object, why_not_json
 from consumers.log.redaction import readable_names, redacted
+from consumers.log.texts import TEXT_FORMS, written
 from consumers.log.tolerant import UNREADABLE, whole
 from consumers.refused_lines import RefusedLines
 from detector.features import Schema
 from detector.query import UNKNOWN_LABEL, QueryBatch
 
-FORMS = ("features", "embedding", "text")
+FORMS = ("features", "embedding")
 DEEPEST = 8
 """Deepest level of nested objects that is read as columns; what is deeper is no value."""
 AT_ONCE = 5000
@@ -158,7 +159,7 @@ def _prediction(found: Any) -> dict[str, Any]:
 
 
 class Input(NamedTuple):
-    """An input as it was logged. form: features | embedding | text; values: an object, a list, or what else it is."""
+    """An input as it was logged. form: features | embedding | text (messages too); values: an object, a list, a text, or what else it is."""
 
     form: str
     values: Any
@@ -170,7 +171,14 @@ class Input(NamedTuple):
 
 def input_of(event: Mapping[str, Any]) -> Input | None:
     """The input of an event; None: it has none."""
-    return next((Input(form, event[form]) for form in FORMS if event.get(form) is not None), None)
+    for form in FORMS:
+        if event.get(form) is not None:
+            return Input(form, event[form])
+    for form in TEXT_FORMS:
+        if event.get(form) is not None:
+            found = written(form, event[form])
+            return Input("text", event[form] if found is None else found.text)
+    return None
 
 
 def flattened(values: Mapping[str, Any], prefix: str = "", depth: int = 1) -> Iterator[tuple[str, Any]]:
@@ -207,6 +215,8 @@ def oddity(event: Mapping[str, Any], schema: Schema) -> Oddity | None:
         return Oddity("missing_input", "")
     if found.form != schema.input_form:
         return Oddity("unsupported_input", f"{found.form} where most rows have {schema.input_form}")
+    if schema.of_texts:
+        return None if isinstance(found.values, str) else Oddity("wrong_type", "neither a text nor messages")
     names = [c.name for c in schema.columns]
     if found.named != schema.named or not isinstance(found.values, dict | list):
         kinds = ("a list", "an object") if schema.named else ("an object", "a list")

@@ -18,7 +18,7 @@ from consumers.readers.models import Alert, Client, ClientDetail
 from consumers.times import milliseconds, minute
 from detector.baseline import Baseline
 from detector.policy import BLOCK_FACTOR, MIN_ODD_TO_BLOCK, REASONS, STATES, WATCH_FACTOR, Mode, State, severity
-from detector.signals import SIGNAL_NAMES
+from detector.signals import SIGNAL_PLACES
 
 LEAST_P = 1e-9
 MODE_WORDS: dict[Mode, str] = {
@@ -76,9 +76,9 @@ def standings(one: ClientDetail, baseline: Baseline | None) -> list[SignalStandi
     """The client's signals against honest clients, strongest first; empty without a baseline."""
     found = []
     for e in one.client.evidence if baseline is not None else ():
-        if baseline is None or e.signal not in SIGNAL_NAMES:
+        if baseline is None or e.signal not in SIGNAL_PLACES:
             continue  # stored by a version with another table of signals
-        i = SIGNAL_NAMES.index(e.signal)
+        i = SIGNAL_PLACES[e.signal]
         scale = float(baseline.calibration.scale[i])
         maxima = sorted(float(v) / scale for v in baseline.calibration.lifetime_maxima[:, i]) or [0.0]
         high = maxima[min(len(maxima) - 1, math.ceil(0.99 * len(maxima)))]

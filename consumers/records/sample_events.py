@@ -22,7 +22,7 @@ from consumers.secrets import Secrets
 from detector.features import ODD
 from detector.query import ClientKey, QueryBatch
 from detector.signal_table import SignalTable
-from detector.signals import FUSED, SIGNAL_NAMES
+from detector.signals import FUSED, SIGNAL_PLACES
 
 FIELD = "x"
 KEPT = 5
@@ -108,6 +108,6 @@ def together(blobs: Iterable[bytes | None], secrets: Secrets, tenant: str) -> tu
 
 def chosen(events: Sequence[SampleEvent], signal: str, table: SignalTable) -> list[str]:
     """Event ids of at most `KEPT` sample events, the newest last: those of one signal where there are any."""
-    wanted = int(masks(table)[SIGNAL_NAMES.index(signal)]) if signal in SIGNAL_NAMES else 0
+    wanted = int(masks(table)[SIGNAL_PLACES[signal]]) if signal in SIGNAL_PLACES else 0
     of_signal = [event for event in events if event[1] & wanted] or events
     return [name for _, _, name in of_signal[-KEPT:]]

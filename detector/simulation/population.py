@@ -44,6 +44,7 @@ VARIANTS: dict[str, Variant] = {
     "plain": Variant(),
     "drip50": Variant(share=0.5),
     "drip10": Variant(share=0.1),
+    "drip5": Variant(share=0.05),
     "slow": Variant(slow=True),
     "sybil10": Variant(accounts=10),
     "sybil50": Variant(accounts=50),
@@ -151,10 +152,16 @@ def theft_streams(
     ]  # fmt: skip
 
 
-def population(clients: int, rng: np.random.Generator, kinds: Sequence[str] | None = None) -> list[str]:
-    """Kinds of `clients` honest clients, shuffled: the shares of `BENIGN`, every kind at least once if there is room."""
-    names = list(BENIGN) if kinds is None else list(kinds)
-    shares = np.array([BENIGN[k].share for k in names])
+def population(
+    clients: int,
+    rng: np.random.Generator,
+    kinds: Sequence[str] | None = None,
+    shares_of: Mapping[str, float] | None = None,
+) -> list[str]:
+    """Kinds of `clients` honest clients, shuffled: the shares of `BENIGN` or those given, every kind at least once if there is room."""
+    known = {name: kind.share for name, kind in BENIGN.items()} if shares_of is None else shares_of
+    names = list(known) if kinds is None else list(kinds)
+    shares = np.array([known[k] for k in names])
     exact = shares / shares.sum() * clients
     counts = np.floor(exact).astype(int)
     if clients >= len(names):
