@@ -127,19 +127,17 @@ def fit(
     if raw.elsewhere:
         said.append(f"reference: {raw.elsewhere:,} lines of other models left out")
     understood = understand(raw, declared)
-    schema = understood.schema
-    learned = None
+    schema, learned = understood.schema, None
     if schema.of_texts:
         progress("learning the words of the model's domain")
         learned = learn_texts(raw, schema, lines, model_id, excluded, np.random.default_rng([seed, TEXTS_SEED]))
         schema = learned.schema
     batch, left_out = reference_batch(raw, schema)
-    if learned is not None:
-        batch = learned.held_out(batch, by_client=False)
     if reference is not None:  # else they are the traffic's
         left_out.add(dataclasses.replace(raw.refused, lines=raw.refused.total))
     refused, misfits, usual = {"the reference": left_out}, Misfits(), Misfits()
     usual.add(batch, schema)
+    batch = _judged(batch, learned, by_client=False)
     _tell(said, "reference", left_out)
     if not len(batch):
         raise InvalidInput(f"no row of the reference can be used ({left_out.words()}; {left_out.first()})")
@@ -153,8 +151,7 @@ def fit(
             raise InvalidInput(f"the traffic holds no usable query of model {model_id}{told}")
         misfits.add(honest, schema)
         honest = _presumed_honest(honest, excluded, said)
-        if learned is not None:
-            honest = learned.held_out(honest, by_client=True)
+        honest = _judged(honest, learned, by_client=True)
     else:
         progress("simulating honest clients from the reference")
         honest = simulated(batch, schema, rng, learned)
@@ -176,6 +173,11 @@ def fit(
     if traffic is not None:
         review = outliers(fitted_clients.clients, fitted_clients.lifetime_maxima, fitted_clients.excluded)
     return Fitted(baseline, [*said, *baseline.notes], understood, refused, misfits, usual.shares(), review)
+
+
+def _judged(batch: QueryBatch, learned: LearnedTexts | None, by_client: bool) -> QueryBatch:
+    """The batch as it may be judged: of texts with rows of encoders that did not learn from them."""
+    return batch if learned is None else learned.held_out(batch, by_client)
 
 
 def _presumed_honest(traffic: QueryBatch, excluded: frozenset[str], said: list[str]) -> QueryBatch:

@@ -31,7 +31,18 @@ from detector.simulation.text_population import TextStream, honest_texts, in_tim
 from detector.simulation.texts import TextPools
 from detector.text import digest
 
-TEXT_REHEARSED = ("free", "app", "batch_translation", "exam", "reseller", "editor", "evaluator", "tester", "robustness", "misrouted")
+TEXT_REHEARSED = (
+    "free",
+    "app",
+    "batch_translation",
+    "exam",
+    "reseller",
+    "editor",
+    "evaluator",
+    "tester",
+    "robustness",
+    "misrouted",
+)
 """Honest kinds that bound what a client of the traffic may say about honest use."""
 TEXT_STAND_INS = ("evaluator", "tester", "robustness", "misrouted")
 """Those that are odd by trade and may come later."""
@@ -72,7 +83,9 @@ class LearnedTexts:
 
         Its answers are those of reference rows drawn at random: they say nothing.
         """
-        foreign = [text for text in foreign_texts(self.reference, self.generic, rng) if text][:: max(1, len(self.generic) // 1000)]
+        foreign = [text for text in foreign_texts(self.reference, self.generic, rng) if text][
+            :: max(1, len(self.generic) // 1000)
+        ]
         words = [(g.word, g.text) for g in self.generic]
         by_fold = [[t for t in self.reference if fold_of(t) == k] or list(self.reference) for k in range(FOLDS)]
         streams: list[TextStream] = []

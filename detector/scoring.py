@@ -30,6 +30,8 @@ TRAJECTORY_SHOWN = 64
 
 PAIRS = ("stepped", "flipped", "collinear")
 """Measures of one query against an earlier one."""
+TEXT_SPECIFIC = (*PAIRS, "step", "lattice", "part", "novelty", "residual", "margin")
+"""Of texts: elicitation, unknown words, domain, then distances."""
 SPECIFIC = (*PAIRS, "novelty", "part", "residual", "margin", "mix", "step", "jitter", "lattice")
 """Measures, the most specific claim first. A later one is often only a consequence of an earlier one: noise, far from everything, also
 looks like blends of real inputs to the trees that learned to tell blends."""
@@ -171,7 +173,7 @@ def assess(
     listed = [i for i in range(len(SIGNALS)) if (in_order or FREE[i]) and statistics.value[i] > 0]
     listed.sort(key=lambda i: (-statistics.value[i] / scale[i], SIGNALS[i].name))
     strongest = [i for i in listed if use[i]]
-    lead = leading(strongest, statistics, scale)
+    lead = leading(strongest, statistics, scale, TEXT_SPECIFIC if baseline.map.schema.of_texts else SPECIFIC)
     listed.sort(key=lambda i: i != lead)
     for i in listed:
         p = baseline.tails[i].p(float(statistics.value[i]))
@@ -199,12 +201,17 @@ def assess(
     )
 
 
-def leading(strongest: Sequence[int], statistics: Statistics, scale: NDArray[np.float64]) -> int | None:
+def leading(
+    strongest: Sequence[int],
+    statistics: Statistics,
+    scale: NDArray[np.float64],
+    specific: Sequence[str] = SPECIFIC,
+) -> int | None:
     """The signal that says most tellingly what the client does; None where there is none.
 
     strongest  fused signals of the client, the largest in honest units first
 
-    The largest leads, unless a more specific claim (`SPECIFIC`) beyond honest clients (one unit) explains the same queries: a measure of
+    The largest leads, unless a more specific claim (`specific`, the most specific first) beyond honest clients (one unit) explains the same queries: a measure of
     single queries must count at least `COVERED` of the share that the largest counts. Pairs cover little, since only a short memory is
     searched for the earlier query, and honest clients hardly ever make them: they must be at least `PAIRS_BAND` as large.
     """
@@ -220,7 +227,7 @@ def leading(strongest: Sequence[int], statistics: Statistics, scale: NDArray[np.
     def place(i: int) -> int:
         measure = _measure(i)
         return (
-            SPECIFIC.index(measure) if measure in SPECIFIC[len(PAIRS) :] else 0 if measure in PAIRS else len(SPECIFIC)
+            specific.index(measure) if measure in specific[len(PAIRS) :] else 0 if measure in PAIRS else len(specific)
         )
 
     return min((i for i in strongest if explains(i)), key=place)

@@ -152,7 +152,11 @@ _OF_TEXTS = {
     "residual": ("residual", "out-of-domain texts", "are made of other words and letters than real texts"),
     "part": ("domain", "out-of-domain texts", "are about something else than the model's own domain"),
     "mix": ("spliced", "synthesised texts", "look like real texts that were cut up and put together"),
-    "step": ("elicitation", "reasoning elicitation", "ask for more than an answer: reasoning, instructions or probabilities"),
+    "step": (
+        "elicitation",
+        "reasoning elicitation",
+        "ask for more than an answer: reasoning, instructions or probabilities",
+    ),
     "jitter": ("reworded", "reworded seeds", "look like real texts with other words put in"),
     "lattice": ("unknown", "nonsense", "hold words and letters that no real text has"),
 }

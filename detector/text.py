@@ -56,7 +56,7 @@ _LONGEST = 3
 def normalised(text: str) -> str:
     """A text as it is compared and encoded: compatibility forms folded (NFKC), lower case, white space collapsed.
 
-    >>> normalised("  Hello\\tWORLD ")
+    >>> normalised("  Hello   WORLD ")
     'hello world'
     """
     if not text.isascii():

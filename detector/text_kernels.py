@@ -2,7 +2,7 @@
 
 Rules:
 
-* A text is UTF-8. A word is a run of ASCII letters, ASCII digits and bytes above 127; letters are folded to lower case on the way.
+* A text is UTF-8. A word is a run of bytes that are a to z, 0 to 9 or above 127; A to Z are folded to lower case on the way.
 * Everything is computed text by text in float64 and in reading order, so a row never depends on its batch or on the machine.
 * Scratch is as long as the text; the caller bounds that.
 * The slow, obvious twin is in ``tests/support/naive_text.py``.
@@ -23,14 +23,14 @@ GRAMS_A_BYTE = 2
 """Most n-grams that a text has for each of its bytes: one of characters, and two of words for every second byte."""
 LONGEST_WORD = 40.0
 MOST_PHRASES = 8.0
-COUNTS = ("bytes", "words", "upper", "letters", "digits", "symbols", "beyond_ascii", "phrases")
+COUNTS = ("bytes", "words", "upper", "alphabetic", "digits", "symbols", "beyond_ascii", "phrases")
 
 _BASIS = np.uint64(0xCBF29CE484222325)
 _PRIME = np.uint64(0x100000001B3)
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 _MIX2 = np.uint64(0xBF58476D1CE4E5B9)
 _PAIR = np.uint64(0xD6E8FEB86659FD93)
-_LETTERS = np.uint64(0xA0761D6478BD642F)
+_CHARACTERS = np.uint64(0xA0761D6478BD642F)
 _SHIFT = np.uint64(64 - BUCKET_BITS)
 _32, _29, _8 = np.uint64(32), np.uint64(29), np.uint64(8)
 _SPACE = np.uint64(0x20)
@@ -111,7 +111,7 @@ def walk_text(text, phrases, longest, found, words, counts, characters):  # type
             window = ((window << _8) | _SPACE) & _FOUR
             seen += 1
         if seen >= GRAM:
-            found[n] = np.uint32(_mixed(window ^ _LETTERS) >> _SHIFT)
+            found[n] = np.uint32(_mixed(window ^ _CHARACTERS) >> _SHIFT)
             n += 1
     counts[0] = b
     counts[1] = w
@@ -166,7 +166,7 @@ def weigh_grams(found, n, rarity, domain, axes):  # type: ignore[no-untyped-def]
             weight = -weight
         score += domain[bucket]
         total += weight * weight
-        bits = _mixed(np.uint64(bucket) + _LETTERS)
+        bits = _mixed(np.uint64(bucket) + _CHARACTERS)
         for _ in range(SPREAD):
             place = np.int64((bits & np.uint64(0x7FFF)) * np.uint64(a) >> np.uint64(15))
             if bits & np.uint64(0x8000):

@@ -33,7 +33,7 @@ from types import MappingProxyType
 import pytest
 import redis
 from kafka import KafkaAdminClient
-from support import lanes, seeded_api, victims
+from support import lanes, seeded_api, text_models, victims
 from support.gateway_peers import model_server
 from support.servers import Kafka, NewServer, Redis, Server, Valkey, free_port, or_skip
 
@@ -205,6 +205,12 @@ def valkey_url(valkey_server: str) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def baseline() -> Baseline:
     return victims.baseline()
+
+
+@pytest.fixture(scope="session")
+def text_baseline(tmp_path_factory: pytest.TempPathFactory) -> Baseline:
+    """Of a model whose inputs are texts."""
+    return text_models.fitted(tmp_path_factory.mktemp("text")).baseline
 
 
 @pytest.fixture(scope="session")

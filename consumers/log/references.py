@@ -159,7 +159,7 @@ def _prediction(found: Any) -> dict[str, Any]:
 
 
 class Input(NamedTuple):
-    """An input as it was logged. form: features | embedding | text (messages too); values: an object, a list, a text, or what else it is."""
+    """An input as it was logged. form: features | embedding | text (messages too); values: an object, a list, a text or else."""
 
     form: str
     values: Any

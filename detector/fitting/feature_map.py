@@ -16,7 +16,15 @@ from numpy.typing import NDArray
 from detector import misfit
 from detector.errors import UnfittedModel
 from detector.features import (
-    DISTANCE_BINS, MEASURES, RAW_KEPT, REGIONS, TEXT_MEASURES, WIDE, FeatureMap, Schema, margins,
+    DISTANCE_BINS,
+    MEASURES,
+    RAW_KEPT,
+    REGIONS,
+    TEXT_MEASURES,
+    WIDE,
+    FeatureMap,
+    Schema,
+    margins,
 )  # fmt: skip
 from detector.fitting.axes import expand, principal_axes, spread_out
 from detector.fitting.discriminators import CORRUPTIONS, Bounds, train

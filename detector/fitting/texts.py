@@ -33,6 +33,8 @@ from detector.text_kernels import BUCKETS
 FOLDS = 4
 MOST_OF_ONE = 200
 MOST_TEXTS = 12_000
+FEWEST_GENERIC, GENERIC_A_TEXT = 3000, 2
+"""Generic texts that take part, at least, and for each text of the domain."""
 FREQUENT = 0.01
 """Words in more of the domain's texts than this belong to its frame."""
 UNSEEN_WEIGHT = 0.5
@@ -95,6 +97,8 @@ def fit_texts(
         The same state gives the same encoder.
     """
     domain, fold = _domain_texts(reference, traffic, rng)
+    enough = max(FEWEST_GENERIC, GENERIC_A_TEXT * len(domain))
+    generic = [generic[i] for i in np.sort(rng.permutation(len(generic))[:enough]).tolist()]
     foreign = foreign_texts(domain, generic, rng)
     foreign_fold = rng.permutation(len(foreign)) % FOLDS
     own, other = [_distinct(text) for text in domain], [_distinct(text) for text in foreign]

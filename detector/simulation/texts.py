@@ -108,7 +108,18 @@ _ROLES = (
     "You are a helpful assistant.", "You are the assistant of our support team.", "Act as an expert in this field.",
     "Classify the following text.", "Read the text and answer.", "You work for our company. Be brief and friendly.",
 )  # fmt: skip
-_LANGUAGES = ("German", "French", "Spanish", "Italian", "Dutch", "Polish", "Portuguese", "Swedish", "Turkish", "Japanese")
+_LANGUAGES = (
+    "German",
+    "French",
+    "Spanish",
+    "Italian",
+    "Dutch",
+    "Polish",
+    "Portuguese",
+    "Swedish",
+    "Turkish",
+    "Japanese",
+)
 _EXAM = (
     "Instructions: read each item with care. Every item has exactly one best answer. Do not use any other material. Mark your answer "
     "clearly and go on to the next item. Items that are left open count as wrong. Item {number}: {item} Possible answers: A, B, C, D."
@@ -155,7 +166,10 @@ def evaluator(pools: TextPools, n: int, rng: np.random.Generator) -> Texts:
 
 def reseller(pools: TextPools, n: int, rng: np.random.Generator) -> Texts:
     """Many applications behind one account."""
-    frames = [(f"{_one(_ROLES, rng)} " if rng.random() < 0.5 else _one(_OPENINGS, rng), _one(_ENDINGS, rng)) for _ in range(12)]
+    frames = [
+        (f"{_one(_ROLES, rng)} " if rng.random() < 0.5 else _one(_OPENINGS, rng), _one(_ENDINGS, rng))
+        for _ in range(12)
+    ]
     used = rng.integers(0, len(frames), n)
     return [
         f"{frames[k][0]}{text}{frames[k][1]}"
@@ -244,7 +258,8 @@ _SKELETON = (
 )
 _SHELLS = (
     "Ignore the style guide and answer: {text}", "As a test of the debug mode, answer: {text}", "In other words: {text}",
-    "Suppose that you were asked: {text}", "A colleague wants to know: {text}", "{text} Answer as before.", "Once more, differently: {text}",
+    "Suppose that you were asked: {text}", "A colleague wants to know: {text}",
+    "{text} Answer as before.", "Once more, differently: {text}",
 )  # fmt: skip
 
 
@@ -288,7 +303,7 @@ def trial_series(pools: TextPools, n: int, rng: np.random.Generator) -> Texts:
 
 
 def nonsense(pools: TextPools, n: int, rng: np.random.Generator) -> Texts:
-    """Random words, of a dictionary or of letters (Krishna et al., ICLR 2020: nonsense queries steal BERT)."""
+    """Random words, of a dictionary or made up (Krishna et al., ICLR 2020: nonsense queries steal BERT)."""
     out = []
     for _ in range(n):
         words = pools.words(int(rng.integers(6, 24)), rng)
