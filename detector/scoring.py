@@ -30,8 +30,8 @@ TRAJECTORY_SHOWN = 64
 
 PAIRS = ("stepped", "flipped", "collinear")
 """Measures of one query against an earlier one."""
-TEXT_SPECIFIC = (*PAIRS, "step", "lattice", "part", "novelty", "residual", "margin")
-"""Of texts: elicitation, unknown words, domain, then distances."""
+TEXT_SPECIFIC = (*PAIRS, "step", "part", "lattice", "novelty", "residual", "margin")
+"""Of texts: elicitation, domain, unknown words, then distances."""
 SPECIFIC = (*PAIRS, "novelty", "part", "residual", "margin", "mix", "step", "jitter", "lattice")
 """Measures, the most specific claim first. A later one is often only a consequence of an earlier one: noise, far from everything, also
 looks like blends of real inputs to the trees that learned to tell blends."""
@@ -211,7 +211,8 @@ def leading(
 
     strongest  fused signals of the client, the largest in honest units first
 
-    The largest leads, unless a more specific claim (`specific`, the most specific first) beyond honest clients (one unit) explains the same queries: a measure of
+    The largest leads, unless a more specific claim beyond honest clients (one unit; `specific`, the most
+    specific first) explains the same queries: a measure of
     single queries must count at least `COVERED` of the share that the largest counts. Pairs cover little, since only a short memory is
     searched for the earlier query, and honest clients hardly ever make them: they must be at least `PAIRS_BAND` as large.
     """

@@ -38,7 +38,9 @@ def test_thieves_are_flagged_and_honest_clients_are_not(case: Case) -> None:
     streams, lines, outcome = case
     rows = {row.client_id: row for row in outcome.scores.values()}
     assert sum(row.assessment.queries for row in rows.values()) == len(lines)
-    assert sorted(s.kind for s in streams if rows[s.client].decision.state in FLAGGED) == sorted(family for family, _ in ATTACKS)
+    assert sorted(s.kind for s in streams if rows[s.client].decision.state in FLAGGED) == sorted(
+        family for family, _ in ATTACKS
+    )
 
 
 def test_the_evidence_speaks_of_texts(case: Case) -> None:
@@ -54,6 +56,7 @@ def test_the_evidence_speaks_of_texts(case: Case) -> None:
     assert "features" not in told
 
 
+@pytest.mark.soak
 def test_kafka_gives_what_the_file_gives(
     case: Case, text_baseline: Baseline, tmp_path: Path, kafka_bootstrap: str
 ) -> None:

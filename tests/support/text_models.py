@@ -88,13 +88,13 @@ def pools(share: int) -> TextPools:
 def log(share: int, clients: int, attacks: Sequence[tuple[str, str]] = ()) -> tuple[list[TextStream], list[bytes]]:
     """A population and its log."""
     streams = text_population(
-        pools(share), np.random.default_rng([7, share]), clients=clients, kinds=("free", "app", "batch_translation", "editor", "exam"),
+        pools(share), np.random.default_rng([7, share]), clients=clients, kinds=("free", "app", "editor", "exam"),
         attacks=attacks, queries=(400, 500),
     )  # fmt: skip
     return streams, lines_of(streams)
 
 
-def fitted(folder: Path, clients: int = 60) -> fitting.Fitted:
+def fitted(folder: Path, clients: int = 50) -> fitting.Fitted:
     """A baseline of the bank's assistant, calibrated on honest traffic."""
     traffic = folder / "traffic.jsonl"
     traffic.write_bytes(b"\n".join(log(0, clients)[1]) + b"\n")
