@@ -1,7 +1,7 @@
 """Commands that explain decisions: explain, evidence, verify-evidence, backtest.
 
 Rules:
-* These commands read the store and change nothing in it.
+* These commands read the store and change nothing in it, but for `evidence`: it records the bundle in the audit log.
 * A client is named by its id or its hash. If it was assessed on several models, ``--model`` chooses one.
 * Results go to standard output. ``--json`` prints one object per line.
 """
@@ -22,15 +22,16 @@ from consumers.baselines import baseline_files, load_baselines
 from consumers.commands.options import AsJson, BaselineFiles, Client, ConfigFile, check_folders
 from consumers.errors import InvalidInput, Missing, WrongUse
 from consumers.operators import audit
+from consumers.readers import custody, custody_report, explanation
 from consumers.readers import evidence as bundling
-from consumers.readers import explanation
+from consumers.readers.custody_report import Examination
 from consumers.readers.models import ClientDetail
 from consumers.readers.queries import Reader
 from consumers.records.alert import exposure_text, stored_alert
 from consumers.records.decision import stored_decision
 from consumers.records.sealing import sealed
 from consumers.records.spans import fields_of, spans_in_force
-from consumers.wiring.operators import open_reader
+from consumers.wiring.operators import open_for_operator, open_reader, user_name
 from detector.baseline import Baseline
 from detector.exposure import Exposure
 
@@ -61,6 +62,12 @@ def evidence(
         bool, typer.Option("--clear", help="Write the client's id in clear; by default it is sealed.")
     ] = False,
     baseline: BaselineFiles = None,
+    canaries: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Output of `watermark verify --json`: its result for this client goes into the bundle."
+        ),
+    ] = None,
     as_json: AsJson = False,
     config_file: ConfigFile = None,
 ) -> None:
@@ -68,13 +75,13 @@ def evidence(
     check_folders(out_path)
     settings = config.load(config_file)
     files = _baseline_files(baseline or list(settings.baselines))
-    with open_reader(settings, {m: b for m, (b, _) in files.items()}) as reader:
-        c = _found(reader, client, model).client
+    with open_for_operator(settings) as opened:
+        store, secrets = opened.store, opened.secrets
+        c = _found(opened.reader, client, model).client
         if c.model_id not in files:
             raise WrongUse(f"no baseline of model {c.model_id}: give --baseline FILE")
         known, blob = files[c.model_id]
-        store, secrets = reader.store, reader.secrets
-        key = reader.key_of(c.model_id, c.client_key)
+        key = opened.reader.key_of(c.model_id, c.client_key)
         fields = fields_of(store, [key])[key]
         bodies = (stored_alert(a, secrets) for a in store.alerts())
         case = bundling.EvidenceCase(
@@ -92,15 +99,29 @@ def evidence(
             budget=settings.false_alarm_budget,
             made_ms=int(time.time() * 1000),
             version=importlib.metadata.version("querywarden"),
+            canaries=None if canaries is None else _canaries_of(canaries, (c.client_id, c.client_key)),
         )  # fmt: skip
         signing = bundling.signing_key(secrets)
-        packed = bundling.bundle(case, signing, clear)
+
+        def make(number: int, previous: str) -> tuple[bytes, str]:
+            made = bundling.bundle(case, signing, clear, number, previous)
+            return made, bundling.verify(made).digest
+
+        packed = opened.operations.chain_evidence(opened.actor, key, make)
     with atomic_file.whole(out_path) as draft:
         draft.write_bytes(packed)
-    signer = bundling.verify(packed).signer
-    row = {"file": str(out_path), "bytes": len(packed), "client_id": "clear" if clear else "sealed", "signer": signer}
+    whole = bundling.verify(packed)
+    signer = whole.signer
+    row = {
+        "file": str(out_path),
+        "bytes": len(packed),
+        "client_id": "clear" if clear else "sealed",
+        "signer": signer,
+        "number": whole.manifest.number,
+        "digest": whole.digest,
+    }
     how = "in clear" if clear else "sealed"
-    said = f"{out_path}: {len(packed):,} bytes, client id {how}, signed by key {signer}"
+    said = f"{out_path}: bundle {whole.manifest.number}, {len(packed):,} bytes, client id {how}, signed by key {signer}"
     terminal.show([row], as_json, lambda _: terminal.out.print(Text(said), soft_wrap=True))
 
 
@@ -108,10 +129,34 @@ def verify_evidence(
     file: Annotated[Path, typer.Argument(help="Evidence bundle to check.")],
     baseline: Annotated[Path | None, typer.Option(help="Baseline; with it the profile is assessed again.")] = None,
     signer: Annotated[str | None, typer.Option(help="Fingerprint of the key that must have signed the bundle.")] = None,
+    earlier: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Another bundle of the same tenant; may be given several times: each must follow from the one before."
+        ),
+    ] = None,
+    audit_log: Annotated[
+        Path | None, typer.Option("--audit", help="Copy of the audit log (audit.jsonl): it must hold the bundle.")
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(metavar="F.html", help="Write the check as a page for people who must judge it.")
+    ] = None,
+    by: Annotated[str, typer.Option(help="Who checks, for the report; default: the user of this machine.")] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Check the signature and the hashes of an evidence bundle and, with the baseline, its scores."""
-    checked = bundling.verify(paths.read(file), paths.read(baseline) if baseline else None, signer)
+    """Check an evidence bundle: signature, hashes, and what else is given: its scores, its place in the chain, the audit log."""
+    check_folders(report)
+    blob = paths.read(file)
+    checked = bundling.verify(blob, paths.read(baseline) if baseline else None, signer)
+    others = [bundling.verify(paths.read(one), None, signer) for one in earlier or ()]
+    missing = custody.follow([*others, checked]) if others else []
+    recorded = custody.recorded(checked, paths.read(audit_log).splitlines()) if audit_log else None
+    if report is not None:
+        examined = Examination(
+            file.name, blob, checked, signer is not None, (len(others), missing) if others else None, recorded,
+            by or user_name(), int(time.time() * 1000),
+        )  # fmt: skip
+        custody_report.write(report, examined)
     said = {
         "client": checked.manifest.client,
         "model_id": checked.manifest.model_id,
@@ -120,6 +165,11 @@ def verify_evidence(
         "signer_checked": signer is not None,
         "assessed_again": checked.assessed,
         "differences": list(checked.differences),
+        "number": checked.manifest.number,
+        "digest": checked.digest,
+        "chained_with": len(others),
+        "missing": missing,
+        "audit_row": None if recorded is None else recorded.row,
     }
     terminal.show([said], as_json, lambda rows: _print_checked(rows[0]))
     if checked.differences:
@@ -140,6 +190,20 @@ def _found(reader: Reader, client: str, model: str | None) -> ClientDetail:
             f"this client was assessed on several models: give --model ({', '.join(o.client.model_id for o in found)})"
         )
     return found[0]
+
+
+def _canaries_of(file: Path, names: tuple[str, str]) -> dict[str, Any]:
+    """A client's row in the output of `watermark verify --json`. Raises InvalidInput, WrongUse."""
+    rows = paths.read_json(file)
+    mine = (
+        [row for row in rows if isinstance(row, dict) and row.get("client_id") in names]
+        if isinstance(rows, list)
+        else []
+    )
+    if not mine:
+        raise WrongUse(f"{file}: no result about this client")
+    found: dict[str, Any] = mine[0]
+    return found
 
 
 def _baseline_files(given: Iterable[str]) -> dict[str, tuple[Baseline, bytes]]:

@@ -32,6 +32,7 @@ from consumers.records.operator_entries import (
     AllowlistEntry,
     ApiKey,
     Ended,
+    LastBundle,
     Reset,
     Revoked,
     StoredNote,
@@ -329,6 +330,28 @@ class Operations(CampaignDecisions):
     def record(self, actor: Actor, action: str, about: str) -> None:
         """An audit row without a change: for what others do (erase, restore, sign in)."""
         self._apply(actor, action, lambda: Plan(None, about), type(None), None, ())
+
+    def chain_evidence(self, actor: Actor, key: ClientKey, make: Callable[[int, str], tuple[bytes, str]]) -> bytes:
+        """Make the tenant's next evidence bundle and record it; two that are made at once follow each other.
+
+        make  (number, digest of the bundle before, empty for the first) → (the bundle, its digest); called again after a race
+        """
+        made: list[bytes] = []
+
+        def plan() -> Plan[LastBundle]:
+            before = self._entry("evidence", "last", actor.tenant, LastBundle)
+            number, previous = (before.number + 1, before.digest) if before else (1, "")
+            bundle, digest = make(number, previous)
+            made[:] = [bundle]
+            last = LastBundle(number, digest)
+            put = Entry(actor.tenant, "evidence", "last", operator_entries.packed(last))
+            about = (
+                f"client:{key.client} model:{key.model} number:{number} digest:{digest} previous:{previous or 'none'}"
+            )
+            return Plan(last, about, before, [put])
+
+        self._apply(actor, "evidence.make", plan, LastBundle, None, (key,))
+        return made[0]
 
     def drop(self, actor: Actor, action: str, about: str, find: Callable[[], Forgotten]) -> int:
         """Drop or rewrite the entries that `find` names, for good; the answer is how many (erasing a client)."""

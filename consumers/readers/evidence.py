@@ -9,6 +9,8 @@ Rules:
 * A bundle is hostile until checked, even if its signature is valid, because anybody can sign. So sizes are bounded before anything is
   unpacked, nothing is written to a path from inside, and the manifest is a typed structure whose every value is bounded.
 * The same inputs give the same bytes.
+* Bundles of a tenant form a chain: each names the digest (SHA-256 of the manifest) of the one before it. Making a bundle writes its number,
+  digest and predecessor into the audit log, so that none can be left out, exchanged or made afterwards without a trace.
 """
 
 from __future__ import annotations
@@ -38,8 +40,11 @@ from detector.baseline_file import read_baseline
 from detector.errors import IncompatibleProfile
 from detector.scoring import Assessment, assess
 
-FORMAT: Literal[1] = 1
-MANIFEST, SIGNATURE, ASSESSMENT = "manifest.json", "manifest.sig", "assessment.json"
+FORMAT: Literal[2] = 2
+FORMATS = (1, 2)
+"""Format 1 has no place in a chain."""
+
+MANIFEST, SIGNATURE, ASSESSMENT, CANARIES = "manifest.json", "manifest.sig", "assessment.json", "canaries.json"
 MAX_BYTES = 64 * 2**20
 MAX_MEMBERS = 4_096
 SAME = 1e-9
@@ -56,6 +61,10 @@ the same model.
 * `profile/*.qp` – the client's profile, one file for each partition of the query log: counts, sets of keyed hashes of its
   distinct queries with marks for what is odd about them, and running maxima. No query is in it.
 * `audit.jsonl` – what people did about this client, with the hashes that chain it to the audit log.
+* `canaries.json` – if there is one: what a suspected copy of the model answered at inputs where this client had been given a marked
+  answer, against controls. Its p-value is the chance that a model which never saw marked answers shows as many marks or more.
+
+The manifest names the bundle before this one by the SHA-256 of its manifest; the audit log holds both.
 
 `suspicion` is one minus the lifetime p-value: how rarely an honest client *ever* gets this far, by the honest clients that the
 baseline was calibrated on (conformal rank, and a Pareto tail beyond them). A state follows from the p-value and the false-alarm
@@ -70,6 +79,7 @@ again and compares. By hand: SHA-256 of each member against `manifest.json`; Ed2
 
 Natural = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 Text = Annotated[str, msgspec.Meta(max_length=1024)]
+MaybeHex = Annotated[str, msgspec.Meta(pattern="^([0-9a-f]{64})?$")]
 Hex = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 
 
@@ -97,9 +107,13 @@ class MemberNamed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`manifest.json`. made_ms: ms since the epoch; public_key: base64, raw; members: by name."""
+    """`manifest.json`. made_ms: ms since the epoch; public_key: base64, raw; members: by name.
 
-    format: Literal[1]
+    number    of the bundle among those of its tenant, from 1; 0 in format 1
+    previous  digest of the bundle before it, empty for the first
+    """
+
+    format: Literal[1, 2]
     made_by: Text
     made_ms: Natural
     tenant: Text
@@ -114,6 +128,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     profile: Annotated[list[ProfileNamed], msgspec.Meta(max_length=MAX_MEMBERS)]
     decision_agrees: bool
     members: Annotated[dict[Text, MemberNamed], msgspec.Meta(max_length=MAX_MEMBERS)]
+    number: Natural = 0
+    previous: MaybeHex = ""
     public_key: Annotated[str, msgspec.Meta(max_length=64)]
 
 
@@ -129,6 +145,7 @@ class EvidenceCase:
     baseline_file  bytes of the baseline's file
     cells          log cells that hold something of the client: one means that its order is known
     audit          rows of the audit log that are about this client, as stored
+    canaries       of this client, as ``watermark verify --json`` gives it; None: there was no such test
     """
 
     tenant: str
@@ -145,14 +162,23 @@ class EvidenceCase:
     budget: float
     made_ms: int
     version: str
+    canaries: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """A bundle that is whole. signer: fingerprint of the key that signed it; differences: of the scores, empty when they agree."""
+    """A bundle that is whole.
+
+    signer       fingerprint of the key that signed it
+    digest       SHA-256 of the manifest: its name in the chain
+    members      content by name, manifest and signature left out
+    assessed     whether the profile was assessed again; differences: of the scores, empty when they agree
+    """
 
     manifest: Manifest
     signer: str
+    digest: str
+    members: Mapping[str, bytes]
     assessed: bool
     differences: Sequence[str]
 
@@ -167,8 +193,10 @@ def fingerprint(raw: bytes) -> str:
     return hashlib.sha256(raw).hexdigest()[:32]
 
 
-def bundle(case: EvidenceCase, key: Ed25519PrivateKey, clear: bool = False) -> bytes:
-    """The zip. Raises InvalidInput when there is no profile to put in."""
+def bundle(
+    case: EvidenceCase, key: Ed25519PrivateKey, clear: bool = False, number: int = 0, previous: str = ""
+) -> bytes:
+    """The zip. number, previous: its place in the chain, see `Manifest`. Raises InvalidInput when there is no profile to put in."""
     profile = together(case.spans)
     if profile is None:
         raise InvalidInput(
@@ -184,6 +212,8 @@ def bundle(case: EvidenceCase, key: Ed25519PrivateKey, clear: bool = False) -> b
         ASSESSMENT: _json(_said(assessment)),
         "audit.jsonl": b"".join(row + b"\n" for row in case.audit),
     }
+    if case.canaries is not None:
+        members[CANARIES] = _json({**case.canaries, "client_id": shown})
     index = []
     for i, span in enumerate(sorted(case.spans, key=lambda s: s.cell)):
         name = f"profile/{i:03}.qp"
@@ -209,6 +239,8 @@ def bundle(case: EvidenceCase, key: Ed25519PrivateKey, clear: bool = False) -> b
         decision_agrees=abs(case.decision.assessment.suspicion - assessment.suspicion) <= SAME,
         members={name: MemberNamed(hashlib.sha256(body).hexdigest(), len(body)) for name, body in members.items()},
         public_key=base64.b64encode(raw).decode(),
+        number=number,
+        previous=previous,
     )
     text = _json(manifest)
     out = io.BytesIO()
@@ -253,15 +285,16 @@ def verify(blob: bytes, baseline_file: bytes | None = None, signer: str | None =
             raise InvalidInput(f"evidence: {name} was changed")
     _check_readable(members)
     differences = [] if baseline_file is None else _differences(manifest, members, baseline_file)
-    return Checked(manifest, fingerprint(raw), baseline_file is not None, differences)
+    digest = hashlib.sha256(text).hexdigest()
+    return Checked(manifest, fingerprint(raw), digest, members, baseline_file is not None, differences)
 
 
 def _manifest(text: bytes) -> Manifest:
     """Raises InvalidInput in one line."""
     try:
         version = msgspec.json.decode(text, type=_Format).format
-        if version != FORMAT:
-            raise InvalidInput(f"evidence: format {str(version)[:40]}, this version reads format {FORMAT}")
+        if version not in FORMATS:
+            raise InvalidInput(f"evidence: format {str(version)[:40]}, this version reads formats 1 and 2")
         return msgspec.json.decode(text, type=Manifest)
     except msgspec.ValidationError as error:
         raise InvalidInput(f"evidence: the manifest is not valid: {error}") from error
@@ -271,7 +304,7 @@ def _manifest(text: bytes) -> Manifest:
 
 def _check_readable(members: Mapping[str, bytes]) -> None:
     """What people read beside the profile must be what it is called. Raises InvalidInput."""
-    kinds = {"decision.json": dict[str, Any], "alerts.json": list[dict[str, Any]]}
+    kinds = {"decision.json": dict[str, Any], "alerts.json": list[dict[str, Any]], CANARIES: dict[str, Any]}
     lines = members.get("audit.jsonl", b"").splitlines()
     texts = [(name, members[name], kind) for name, kind in kinds.items() if name in members]
     for name, text, kind in (*texts, *(("audit.jsonl", line, dict[str, Any]) for line in lines)):

@@ -184,6 +184,15 @@ class Reset:
 
 
 @dataclass(frozen=True, slots=True)
+class LastBundle:
+    """The last evidence bundle of a tenant. number: from 1; digest: SHA-256 of its manifest, in hex."""
+
+    number: int
+    digest: str
+    format: int = FORMAT
+
+
+@dataclass(frozen=True, slots=True)
 class Answered:
     """The answer to a request that may come again. request: hash of what was asked; body: JSON text."""
 

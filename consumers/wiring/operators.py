@@ -66,11 +66,16 @@ def operations_of(settings: config.Settings, store: Store, secrets: Secrets) -> 
 
 def user_of(settings: config.Settings) -> Actor:
     """The user of this machine, as an administrator of the tenant."""
+    return Actor(user_name(), "admin", settings.tenant)
+
+
+def user_name() -> str:
+    """The user of this machine, and the machine."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):
         user = "unknown"
-    return Actor(f"{user}@{socket.gethostname()}", "admin", settings.tenant)
+    return f"{user}@{socket.gethostname()}"
 
 
 def mirror_of(settings: config.Settings) -> Mirror:

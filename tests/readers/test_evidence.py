@@ -17,6 +17,7 @@ from support import victims
 
 from consumers import cli
 from consumers.errors import Refused
+from consumers.readers import custody
 from consumers.readers.evidence import MAX_BYTES, fingerprint, signing_key, verify
 from consumers.secrets import Secrets
 from detector.baseline_file import pack_baseline
@@ -148,6 +149,115 @@ def test_a_bundle_in_clear_names_the_client(run: Run, thief: str, tmp_path: Path
     with zipfile.ZipFile(tmp_path / "clear.zip") as packed:
         decision, (alert, *_) = json.loads(packed.read("decision.json")), json.loads(packed.read("alerts.json"))
     assert decision["client_id"] == decision["alert"]["client_id"] == alert["client_id"] == thief
+
+
+@pytest.fixture
+def chain(run: Run, thief: str, tmp_path: Path) -> list[Path]:
+    """Three bundles of one installation, the last with the result of a test for marked answers."""
+    found = json.dumps([{"client_id": "another", "p_value": 1.0}, {"client_id": thief, "p_value": 1e-9, "canaries": 9, "shown": 8,
+                                                                   "controls": 90, "controls_shown": 3}])  # fmt: skip
+    (tmp_path / "marks.json").write_text(found)
+    files = [tmp_path / f"{i}.zip" for i in range(3)]
+    for file in files:
+        more = ("--canaries", str(tmp_path / "marks.json")) if file == files[-1] else ()
+        assert run("evidence", thief, "--out", str(file), *more)[0] == 0
+    return files
+
+
+def mirror(folder: Path) -> bytes:
+    return (folder / "audit.jsonl").read_bytes()
+
+
+def test_bundles_follow_from_each_other_and_the_audit_log_holds_them(run: Run, folder: Path, chain: list[Path]) -> None:
+    found = [verify(file.read_bytes()) for file in chain]
+    first = found[0].manifest.number
+    assert [one.manifest.number for one in found] == [first, first + 1, first + 2]
+    assert [one.manifest.previous for one in found[1:]] == [one.digest for one in found[:-1]]
+    assert custody.follow(found) == []
+    assert custody.follow([found[2], found[0]]) == [first + 1]
+    for one in found:
+        assert custody.recorded(one, mirror(folder).splitlines()).actor
+    assert run("audit", "verify")[0] == 0
+
+    other = signed_anew(chain[1].read_bytes(), lambda members, manifest: manifest.update(made_ms=1))
+    with pytest.raises(Refused, match="does not follow"):
+        custody.follow([verify(other), found[2]])
+    with pytest.raises(Refused, match="two bundles with the number"):
+        custody.follow([verify(other), found[1]])
+    with pytest.raises(Refused, match="no row of this bundle"):
+        custody.recorded(verify(other), mirror(folder).splitlines())
+
+
+def test_a_flipped_bit_in_a_bundle_or_in_the_log_is_found(folder: Path, chain: list[Path]) -> None:
+    """Everything that a bundle says; a bit of the zip's own bookkeeping (dates, flags) says nothing and may go unnoticed."""
+    blob, log = chain[2].read_bytes(), mirror(folder)
+    whole, quiet = verify(blob), 0
+    for at in range(0, len(blob), max(1, len(blob) // 1500)):
+        changed = bytearray(blob)
+        changed[at] ^= 1 << at % 8
+        try:
+            again = verify(bytes(changed))
+        except Refused:
+            continue
+        quiet += 1
+        assert (again.manifest, again.members, again.digest) == (whole.manifest, whole.members, whole.digest)
+    assert quiet < 300
+    rows = log.splitlines()
+    start = sum(
+        len(line) + 1 for line in rows[: next(i for i, line in enumerate(rows) if whole.digest.encode() in line)]
+    )
+    for at in range(start, len(log.rstrip(b"\n")), 7):
+        line = log[: log.find(b"\n", at)].rsplit(b"\n", 1)[-1]
+        if line.startswith(b'{"head":'):
+            continue
+        changed = bytearray(log)
+        changed[at] ^= 2
+        with pytest.raises(Refused):
+            custody.recorded(whole, bytes(changed).splitlines())
+
+
+def test_the_report_says_what_was_checked_and_what_was_not(
+    run: Run, folder: Path, chain: list[Path], tmp_path: Path
+) -> None:
+    page, signer = tmp_path / "report.html", verify(chain[2].read_bytes()).signer
+    words = ("verify-evidence", str(chain[2]), "--report", str(page), "--by", "A. <Expert>", "--json")
+    assert run(*words, settings=False)[0] == 0
+    bare = page.read_text()
+    assert "A. &lt;Expert&gt;" in bare
+    assert bare.count(">not checked<") == 5
+    more = (
+        "--baseline",
+        str(folder / "loans.baseline"),
+        "--signer",
+        signer,
+        "--earlier",
+        str(chain[1]),
+        "--audit",
+        str(folder / "audit.jsonl"),
+    )
+    status, out, _ = run(*words, *more, settings=False)
+    said = json.loads(out)
+    assert (status, said["chained_with"], said["missing"]) == (0, 1, [])
+    full = page.read_text()
+    assert full.count(">not checked<") == 1, "nobody stamped it"
+    for part in (
+        said["digest"],
+        verify(chain[1].read_bytes()).digest,
+        "8 of 9 marked",
+        "gives the same figures",
+        "What it does not show",
+    ):
+        assert part in full
+    assert "<script" not in full
+
+
+def test_a_result_about_others_is_no_result(run: Run, thief: str, tmp_path: Path) -> None:
+    (tmp_path / "marks.json").write_text('[{"client_id": "another", "p_value": 1e-9}]')
+    status, _, err = run(
+        "evidence", thief, "--out", str(tmp_path / "x.zip"), "--canaries", str(tmp_path / "marks.json")
+    )
+    assert (status, "no result about this client" in err) == (2, True)
+    assert not (tmp_path / "x.zip").exists()
 
 
 def test_what_people_did_is_in_it_and_what_they_did_to_others_is_not(run: Run, thief: str, tmp_path: Path) -> None:
