@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from detector import kernels, misfit
 from detector.query import Misfit, QueryBatch
 from detector.text import TEXT_COLUMNS, TextEncoder
-from detector.trees import Trees
+from detector.trees import Forest, Trees
 
 Codes = NDArray[np.uint8 | np.uint16]
 
@@ -54,6 +54,8 @@ DISTANCE_BINS = 16
 MAX_CLASSES = 256
 WIDE = 64
 """Above this many columns the client's memory keeps quantised projections instead of codes of the columns."""
+
+_UNREADABLE = int(Misfit.UNREADABLE)
 
 RAW_KEPT = 16
 """Wide inputs: the last rows that are remembered column by column."""
@@ -201,6 +203,9 @@ class FeatureMap:
     agreement_level: float  # bits of agreement with a remembered row above which a query derives from it
     near: float  # distance below which a remembered row is a parent, not a stranger
     trees: dict[str, Trees] = field(default_factory=dict)
+    # both are derived, and made when they are first asked for
+    _forest: Forest | None = field(default=None, init=False, repr=False, compare=False)
+    _code_dtype: type[np.uint8 | np.uint16] | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
     def wide(self) -> bool:
@@ -209,13 +214,16 @@ class FeatureMap:
     @property
     def code_dtype(self) -> type[np.uint8 | np.uint16]:
         """One byte a code where the reference's lattice fits into it, or for projections."""
-        if self.wide:
-            return np.uint8
+        if self._code_dtype is None:
+            self._code_dtype = np.uint8 if self.wide or self._fits_a_byte() else np.uint16
+        return self._code_dtype
+
+    def _fits_a_byte(self) -> bool:
         low, high = self.bounds()
         steps = np.where(self.lattice > 0, (high - low) / np.where(self.lattice > 0, self.lattice, 1.0), np.inf)
         steps = np.where(high > low, steps, 0.0)  # a constant column fits into anything
         most = np.where(self.category_counts > 0, 253, 255)  # categories leave a code for those that were never seen
-        return np.uint8 if bool(np.all(steps <= most)) and self.schema.width > 24 else np.uint16
+        return bool(np.all(steps <= most)) and self.schema.width > 24
 
     @property
     def classes(self) -> int:
@@ -255,15 +263,14 @@ class FeatureMap:
         )
         x = self.complete(raw)
         z, residual, distance, nearest = self.locate(x)
-        unreadable = (batch.misfit & Misfit.UNREADABLE) != 0
+        unreadable, nowhere = (batch.misfit & _UNREADABLE) != 0, np.zeros(n, bool)
         surprise = self.surprise(batch)
         bits = np.where(surprise >= misfit.WORTH_COUNTING, np.uint32(BITS["misfit"]), np.uint32(0))
         for i, odd in enumerate(self.oddness(x, distance, residual, surprise)):
             if odd is not None:
                 # of an unreadable input nothing is known but that
-                known = odd if MEASURES[i] == "misfit" else np.where(unreadable, -np.inf, odd)
-                bits |= np.where(known > self.levels[i, 0], np.uint32(1 << 2 * i), np.uint32(0))
-                bits |= np.where(known > self.levels[i, 1], np.uint32(1 << 2 * i + 1), np.uint32(0))
+                unknown = nowhere if MEASURES[i] == "misfit" else unreadable
+                kernels.mark_levels(odd, unknown, self.levels[i], np.uint32(1 << 2 * i), bits)
         margin = margins(batch.probabilities)
         label = np.clip(batch.labels, 0, len(self.margin_levels) - 1)
         at = 2 * MEASURES.index("margin")
@@ -318,17 +325,23 @@ class FeatureMap:
         """
         lattice = np.empty(len(x))
         kernels.off_lattice(x, self.lattice, lattice)
-        learned = {name: trees.score(x) for name, trees in self.trees.items()}
         table: dict[str, NDArray[np.float64]] = {
             "novelty": distance,
             "residual": residual,
             "lattice": lattice,
             "misfit": np.zeros(len(x)) if surprise is None else surprise,
-            **learned,
+            **dict(zip(self.trees, self.forest.score(x), strict=True)),
         }
         if self.schema.of_texts:
             table |= {measure: x[:, TEXT_COLUMNS.index(column)] for measure, column in TEXT_MEASURES.items()}
         return [table.get(m) for m in MEASURES]
+
+    @property
+    def forest(self) -> Forest:
+        """All trees side by side; made when it is first asked for, and anew after a change of the trees."""
+        if self._forest is None or not self._forest.is_of(self.trees.values()):
+            self._forest = Forest.of(self.trees.values())
+        return self._forest
 
     @property
     def missing_code(self) -> int:

@@ -17,6 +17,9 @@ import numpy as np
 
 HASH_BITS = 48
 HASH_SPAN = float(1 << HASH_BITS)
+ROWS_AT_ONCE = 64
+"""Rows whose trees are scored together; each row's score is its own."""
+LEAF_FACTOR = 0x09AF
 
 _V0 = np.uint64(0x736F6D6570736575)
 _V1 = np.uint64(0x646F72616E646F6D)
@@ -25,6 +28,8 @@ _V3 = np.uint64(0x7465646279746573)
 _FF = np.uint64(0xFF)
 _MISSING = np.uint64(0x7FF8000000000000)
 _LARGEST_STEPS = 2.0**62
+_INFINITE = 0x7F800000
+"""The bits of an infinite float32."""
 
 
 @nb.njit(inline="always")
@@ -126,40 +131,117 @@ def nearest_rows(z, reference, skip, out_distance, out_index):  # type: ignore[n
     skip (n,) int64: index of a reference row to leave out (the row itself), −1 for none.
     """
     n, m = z.shape
-    r = reference.shape[1]
-    acc = np.empty(r, np.float32)
+    squares = np.empty(reference.shape[1], np.float32)
+    in_order = squares.view(
+        np.int32
+    )  # of numbers ≥ 0 the bits have the order of the numbers, and a compiler finds their least at once
     for i in range(n):
-        acc[:] = np.float32(0.0)
-        for k in range(m):
-            q = np.float32(z[i, k])
-            row = reference[k]
-            for a in range(r):
-                delta = row[a] - q
-                acc[a] += delta * delta
-        best = np.float32(np.inf)
-        at = -1
-        for a in range(r):
-            if acc[a] < best and a != skip[i]:
-                best = acc[a]
-                at = a
-        out_distance[i] = np.sqrt(np.float64(best))
-        out_index[i] = at
+        squares[:] = np.float32(0.0)
+        k = 0
+        while k + 4 <= m:
+            add_four_axes(z[i, k : k + 4], reference[k : k + 4], squares)
+            k += 4
+        while k < m:
+            add_axis(np.float32(z[i, k]), reference[k], squares)
+            k += 1
+        if skip[i] >= 0:
+            squares[skip[i]] = np.inf
+        best = least_of(in_order)
+        at = 0
+        while in_order[at] != best and at < squares.shape[0] - 1:
+            at += 1
+        out_distance[i] = np.sqrt(np.float64(squares[at]))
+        out_index[i] = at if best < _INFINITE else -1
 
 
 @nb.njit(cache=True, nogil=True)
-def score_trees(x, roots, bias, feature, threshold, left, right, value, out):  # type: ignore[no-untyped-def]
-    """Sum of leaf values of an additive tree model. A node is a leaf when ``left < 0``.
+def add_axis(q, row, squares):  # type: ignore[no-untyped-def]
+    """Add the squared differences of one axis, row (r,), to the sums (r,)."""
+    for a in range(squares.shape[0]):
+        delta = row[a] - q
+        squares[a] += delta * delta
 
-    x (n, d) float64; roots (t,) first node of each tree; node arrays as in `trees.Trees`; out (n,) float64.
+
+@nb.njit(cache=True, nogil=True)
+def add_four_axes(z, rows, squares):  # type: ignore[no-untyped-def]
+    """As `add_axis` for four axes, z (4,) and rows (4, r), one after the other: a sum is loaded and stored once."""
+    q0, q1, q2, q3 = np.float32(z[0]), np.float32(z[1]), np.float32(z[2]), np.float32(z[3])
+    r0, r1, r2, r3 = rows[0], rows[1], rows[2], rows[3]
+    for a in range(squares.shape[0]):
+        total = squares[a]
+        delta = r0[a] - q0
+        total += delta * delta
+        delta = r1[a] - q1
+        total += delta * delta
+        delta = r2[a] - q2
+        total += delta * delta
+        delta = r3[a] - q3
+        total += delta * delta
+        squares[a] = total
+
+
+@nb.njit(cache=True, nogil=True)
+def least_of(values):  # type: ignore[no-untyped-def]
+    """The least of whole numbers ≥ 0; at most the bits of an infinite float32."""
+    least = np.int32(_INFINITE)
+    for a in range(values.shape[0]):
+        least = min(least, values[a])
+    return least
+
+
+@nb.njit(cache=True, nogil=True)
+def mark_levels(odd, unknown, levels, bit, bits):  # type: ignore[no-untyped-def]
+    """Set `bit` of each row that is above the first of two levels, and the next bit above the second; odd, unknown, bits (n,)."""
+    for i in range(odd.shape[0]):
+        if unknown[i]:
+            continue
+        if odd[i] > levels[0]:
+            bits[i] |= bit
+        if odd[i] > levels[1]:
+            bits[i] |= np.uint32(bit << np.uint32(1))
+
+
+@nb.njit(cache=True, nogil=True)
+def score_forest(x, feature, threshold, tree, kept, value, first, bias, out):  # type: ignore[no-untyped-def]
+    """Sum of leaf values of each of k additive tree models, without a branch: QuickScorer (Lucchese et al., SIGIR 2015), many rows at once.
+
+    All leaves of a tree are possible at first. An inner node whose condition, value ≤ threshold, does not hold takes away those on its
+    left; the first that remains is the one that a walk would reach. A row's values are added in the order of the trees.
+    x (n, d) float64; node arrays, value (t, 16) and first (k + 1,) as in `trees.Forest`; bias (k,); out (k, n) float64.
     """
-    for i in range(x.shape[0]):
-        total = bias
-        for t in range(roots.shape[0]):
-            node = roots[t]
-            while left[node] >= 0:
-                node = left[node] if x[i, feature[node]] <= threshold[node] else right[node]
-            total += value[node]
-        out[i] = total
+    n = x.shape[0]
+    every = np.uint16(0xFFFF)
+    possible = np.empty((value.shape[0], ROWS_AT_ONCE), np.uint16)
+    column = np.zeros(ROWS_AT_ONCE)
+    total = np.empty(ROWS_AT_ONCE)
+    for start in range(0, n, ROWS_AT_ONCE):
+        rows = min(ROWS_AT_ONCE, n - start)
+        possible[:] = every
+        of = -1
+        for q in range(feature.shape[0]):
+            if feature[q] != of:
+                of = feature[q]
+                for r in range(rows):
+                    column[r] = x[start + r, of]
+            leaves, at_most, right = possible[tree[q]], threshold[q], kept[q]
+            for r in range(rows):
+                leaves[r] &= every if column[r] <= at_most else right
+        for k in range(bias.shape[0]):
+            total[:] = bias[k]
+            for t in range(first[k], first[k + 1]):
+                leaves, values = possible[t], value[t]
+                for r in range(rows):
+                    total[r] += values[leaf_slot(leaves[r])]
+            for r in range(rows):
+                out[k, start + r] = total[r]
+
+
+@nb.njit(inline="always")
+def leaf_slot(leaves):  # type: ignore[no-untyped-def]
+    """Where the value of the first of a set of leaves is: a number below 16 for each lowest bit (de Bruijn multiplication)."""
+    wide = np.uint32(leaves)
+    lowest = wide & (~wide + np.uint32(1))
+    return np.int64(((lowest * np.uint32(LEAF_FACTOR)) & np.uint32(0xFFFF)) >> np.uint32(12))
 
 
 @nb.njit(cache=True, nogil=True)

@@ -41,6 +41,7 @@ STATES = (Misfit.MISSING, Misfit.OTHER, Misfit.OUT_OF_RANGE)
 """Misfits of one value, by column; the rows of `column_bits`."""
 KINDS = (Misfit.RETYPED, Misfit.UNREADABLE, Misfit.ANSWER)
 """Misfits of a whole query; the entries of `kind_bits`."""
+_WHOLE = int(Misfit.RETYPED | Misfit.ANSWER)
 
 Numbers = NDArray[np.float64]
 
@@ -128,7 +129,7 @@ def allowance_of(honest: Sequence[QueryBatch], surprises: Sequence[Numbers]) -> 
 
 def salt_of(batch: QueryBatch) -> NDArray[np.uint64]:
     """What the content hash takes beside the inputs, (n,): a query's misfits must follow from its hash."""
-    whole = (batch.misfit & (Misfit.RETYPED | Misfit.ANSWER)).astype(np.uint64)
+    whole = (batch.misfit & _WHOLE).astype(np.uint64)
     return batch.salt + (whole << np.uint64(56))
 
 

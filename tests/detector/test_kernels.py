@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
@@ -17,8 +18,9 @@ from support import naive
 from support.references import KEY, REFERENCES, fitted_map, life
 
 from detector import kernels
+from detector.errors import CorruptBaseline
 from detector.features import Measured
-from detector.trees import Trees
+from detector.trees import Forest, Trees
 
 Rows = NDArray[np.float64]
 
@@ -152,6 +154,21 @@ def test_a_row_left_out_has_another_neighbour() -> None:
     assert nearest(np.zeros((2, 2)), reference, [-1, 0]) == [(0.0, 0), (5.0, 1)]
 
 
+def test_a_row_infinitely_far_from_all_has_no_neighbour() -> None:
+    assert nearest(np.array([[1e30, 0.0]]), np.zeros((3, 2), np.float32), [-1]) == [(np.inf, -1)]
+
+
+# ------------------------------------------------------------------ levels
+
+
+def test_levels_mark_what_is_above_them_and_known() -> None:
+    odd = np.array([1.0, 2.0, 3.0, 9.0, np.nan, np.inf])
+    unknown = np.array([False, False, False, True, False, False])
+    bits = np.array([1, 0, 0, 0, 0, 0], np.uint32)
+    kernels.mark_levels(odd, unknown, np.array([1.0, 2.0]), np.uint32(4), bits)
+    assert bits.tolist() == [1, 4, 4 | 8, 0, 0, 4 | 8]
+
+
 # ------------------------------------------------------------------ trees
 
 
@@ -191,12 +208,31 @@ def a_tree(rng: np.random.Generator, columns: int, depth: int) -> naive.Node:
 @given(st.integers(0, 2**32), st.integers(1, 6))
 def test_trees_equal_the_twin_and_a_value_on_the_threshold_goes_left(seed: int, count: int) -> None:
     rng = np.random.default_rng(seed)
-    trees = [a_tree(rng, 3, 5) for _ in range(count)]
-    arrayed = as_arrays(trees, 0.25)
-    arrayed.check(3)
-    x = rng.integers(-3, 4, (30, 3)).astype(np.float64)
-    want = [0.25 + sum(naive.walk(t, row) for t in trees) for row in x.tolist()]
-    assert arrayed.score(x).tolist() == pytest.approx(want, rel=1e-12, abs=1e-12)
+    models = [[a_tree(rng, 3, 4) for _ in range(count)] for _ in range(3)]
+    arrayed = [as_arrays(trees, 0.25) for trees in models]
+    x = rng.integers(-3, 4, (150, 3)).astype(np.float64)
+    x[rng.random(x.shape) < 0.05] = np.inf
+    together = Forest.of(arrayed).score(x)
+    for trees, alone, scores in zip(models, arrayed, together, strict=True):
+        alone.check(3)
+        assert scores.tolist() == [
+            functools.reduce(lambda a, t: a + naive.walk(t, row), trees, 0.25) for row in x.tolist()
+        ]
+        assert alone.score(x).tolist() == scores.tolist()
+        assert alone.score(x[77:78]).tolist() == scores[77:78].tolist()
+
+
+def test_every_leaf_of_a_full_tree_has_a_place_and_one_more_is_refused() -> None:
+    def chain(leaves: int) -> naive.Node:
+        node = naive.Node(value=float(leaves))
+        for k in range(leaves - 1, 0, -1):
+            node = naive.Node(0, float(k), naive.Node(value=float(k)), node)
+        return node
+
+    x = np.arange(1.0, 18.0)[:, None]
+    assert as_arrays([chain(16)], 0.0).score(x).tolist() == [*range(1, 17), 16]
+    with pytest.raises(CorruptBaseline, match="more than 16 leaves"):
+        as_arrays([chain(17)], 0.0).check(1)
 
 
 # ------------------------------------------------------------------ codes and lattices
