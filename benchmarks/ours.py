@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from benchmarks.victims import Victim
 from consumers.fit import rehearsal
 from detector.baseline import Baseline
-from detector.calibration import UNREHEARSED, Tools
+from detector.calibration import UNREHEARSED, FinalExcess, Tools
 from detector.fitting.baseline import FittedClients, Rehearsed, calibration_of, fit_baseline
 from detector.policy import FLAGGED, MIN_ODD_TO_THROTTLE, Policy, wanted
 from detector.profile import Profile
@@ -184,7 +184,12 @@ def without_pseudo_clients(
         baseline,
         fitted_clients,
         baseline.calibration.rehearsal_bound,
-        Tools(names, tools.lifetime_maxima[kept], tools.final_values[kept]),
+        Tools(
+            names,
+            tools.lifetime_maxima[kept],
+            tools.final_values[kept],
+            FinalExcess(tools.final.distinct[kept], tools.final.excess[kept]),
+        ),
     )
 
 

@@ -17,6 +17,7 @@ from detector.exposure import Estimator
 from detector.features import FeatureMap
 from detector.signal_table import SignalTable
 from detector.signals import signal_table
+from detector.size_null import SizeNull
 
 PUBLIC_KEY = bytes(16)
 """Sampling key of calibration: a baseline must not depend on an installation's secrets."""
@@ -63,6 +64,11 @@ class Baseline:
     def tails(self) -> tuple[Tail, ...]:
         """Null distribution of each signal by itself."""
         return tuple(Tail.fit(column) for column in self.calibration.lifetime_maxima.T)
+
+    @cached_property
+    def size_null(self) -> SizeNull:
+        """Null distributions of oddness among honest clients of one size."""
+        return SizeNull(self.calibration.final)
 
     def tail(self, in_order: bool, persona: str = "") -> Tail:
         """Null distribution of the fused score: that of a declared persona, where this baseline knows it, or of all others."""

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detector.baseline import Baseline
-from detector.calibration import Calibration, Persona, Tools
+from detector.calibration import Calibration, FinalExcess, Persona, Tools
 from detector.errors import CorruptBaseline
 from detector.exposure import REGRESSORS, Estimator
 from detector.features import ARRAYS, DISTANCE_BINS, MEASURES, REGIONS, Column, FeatureMap, Schema
@@ -31,11 +31,12 @@ from detector.text import TEXT_VERSION, TextEncoder
 from detector.trees import Trees
 
 MAGIC = b"QWBL"
-FORMAT = 5
+FORMAT = 6
 _FRONT = struct.Struct("<4sHI")
 _TREE_ARRAYS = ("roots", "feature", "threshold", "left", "right", "value")
 _CALIBRATION_ARRAYS = ("lifetime_maxima", "scale", "ordered", "free", "rehearsal_bound")
 _TOOL_ARRAYS = ("lifetime_maxima", "final_values")
+_FINAL_ARRAYS = ("distinct", "excess")
 _ESTIMATOR_ARRAYS = ("weights", "errors", "sizes", "usual")
 _TYPES = ("<f8", "<f4", "<i8", "<i4", "<i2")
 _OF_TYPE = {"start": "<i8", "category_counts": "<i8", "code_category": "<i8", "neighbours": "<f4", "region_of": "<i2"}
@@ -65,6 +66,8 @@ def pack_baseline(baseline: Baseline) -> bytes:
         arrays += [("text.rarity", encoder.rarity), ("text.domain", encoder.domain)]
     arrays += [(f"nulls.{_stored(name)}", getattr(baseline.calibration, name)) for name in _CALIBRATION_ARRAYS]
     arrays += [(f"tools.{_stored(name)}", getattr(baseline.calibration.tools, name)) for name in _TOOL_ARRAYS]
+    for whose, final in (("final", baseline.calibration.final), ("tools.final", baseline.calibration.tools.final)):
+        arrays += [(f"{whose}.{name}", getattr(final, name)) for name in _FINAL_ARRAYS]
     for i, persona in enumerate(baseline.calibration.personas):
         arrays += [(f"persona.{i}.ordered", persona.ordered), (f"persona.{i}.free", persona.free)]
     if baseline.estimator is not None:
@@ -174,8 +177,11 @@ def _from_parts(header: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Base
             for i, name in enumerate(header["personas"])
         ),
         tools=Tools(
-            tuple(map(str, header["tools"])), **{name: arrays[f"tools.{_stored(name)}"] for name in _TOOL_ARRAYS}
+            tuple(map(str, header["tools"])),
+            **{name: arrays[f"tools.{_stored(name)}"] for name in _TOOL_ARRAYS},
+            final=_final("tools.final", arrays),
         ),
+        final=_final("final", arrays),
     )
     _check_calibration(calibration)
     facts = {str(name): float(value) for name, value in header["facts"].items()}
@@ -201,6 +207,10 @@ def _encoder(header: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> TextEnc
     encoder = TextEncoder(arrays["text.rarity"], arrays["text.domain"], float(header["text"]["bias"]))
     encoder.check()
     return encoder
+
+
+def _final(whose: str, arrays: dict[str, NDArray[Any]]) -> FinalExcess:
+    return FinalExcess(**{name: arrays[f"{whose}.{name}"] for name in _FINAL_ARRAYS})
 
 
 def _stored(name: str) -> str:
@@ -315,6 +325,8 @@ def _check_calibration(calibration: Calibration) -> None:
                 (not np.isfinite(array).all() or bool(np.any(array < 0)), "tools: what is no mass"),
             )
         )
+    _check_final(calibration.final, g, "final")
+    _check_final(calibration.tools.final, r, "tools: final")
     pseudo_clients = calibration.tools.pseudo_clients(g) if calibration.calibrated else 0
     _refuse(((h != g + pseudo_clients, f"nulls: {h} maxima of {g} clients and {pseudo_clients} tools"),))
     for persona in calibration.personas:
@@ -341,6 +353,21 @@ def _check_calibration(calibration: Calibration) -> None:
             ),
         )
     )
+
+
+def _check_final(final: FinalExcess, clients: int, whose: str) -> None:
+    """Rows of as many clients, or of none: a calibration that cannot judge groups."""
+    n = len(final.distinct)
+    want = {"distinct": ("<f8", (n,)), "excess": ("<f4", (n, len(SIGNALS)) if n else final.excess.shape)}
+    _refuse(((n not in (0, clients), f"{whose}: {n} rows of {clients} clients"),))
+    for name, (kind, shape) in want.items():
+        array = getattr(final, name)
+        _refuse(
+            (
+                (array.shape != shape or array.dtype != kind, f"{whose}: {name} has shape {array.shape}, not {shape}"),
+                (not np.isfinite(array).all() or bool(np.any(array < 0)), f"{whose}: {name} holds what is no count"),
+            )
+        )
 
 
 def _check_estimator(estimator: Estimator, feature_map: FeatureMap) -> None:

@@ -65,15 +65,35 @@ class Persona:
 
 
 @dataclass(frozen=True, slots=True)
+class FinalExcess:
+    """What honest clients had come to after their last query: what the members of a group are compared with (group_statistic.py).
+
+    distinct  (g,) float64, distinct queries of each
+    excess    (g, s) float32, odd queries of each signal beyond the allowance, as `signals.Statistics.excess`
+    """
+
+    distinct: NDArray[np.float64]
+    excess: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.distinct)
+
+
+NO_CLIENTS = FinalExcess(np.empty(0), np.empty((0, 0), np.float32))
+"""Nobody to compare with: no group is ever suspicious."""
+
+
+@dataclass(frozen=True, slots=True)
 class Tools:
     """Honest tools of the odd kinds, as `fit` rehearsed them.
 
-    kinds (r,), lifetime_maxima (r, s), final_values (r, s) masses after the last query
+    kinds (r,), lifetime_maxima (r, s), final_values (r, s) masses after the last query; final: the same for groups
     """
 
     kinds: tuple[str, ...]
     lifetime_maxima: NDArray[np.float64]
     final_values: NDArray[np.float64]
+    final: FinalExcess = NO_CLIENTS
 
     def pseudo_clients(self, clients: int) -> int:
         """Return the number of pseudo-clients that join `clients` honest ones.
@@ -82,6 +102,12 @@ class Tools:
         0
         """
         return len(set(self.kinds)) * max(FEWEST_TOOLS, round(TOOL_SHARE * clients))
+
+    def of_kinds(self) -> list[FinalExcess]:
+        """What the runs of each kind came to, a kind each; empty where no run was kept for groups."""
+        if not len(self.final):
+            return []
+        return [FinalExcess(self.final.distinct[rows], self.final.excess[rows]) for rows in self._rows()]
 
     def pseudo_client_rows(self, scale: NDArray[np.float64], use: NDArray[np.bool_], clients: int) -> NDArray[np.int64]:
         """Rows of the pseudo-clients that join `clients` honest ones, repeated. scale: units of the signals; use: those that are fused."""
@@ -124,6 +150,7 @@ class Calibration:
     personas  declared uses; their clients are in none of the above
     rehearsal_bound  (s,) most mass of each signal that honest tools have in rehearsal, inf where that says nothing; (0,): not rehearsed
     tools     all that were rehearsed, for the next calibration
+    final     what the same clients had come to at last, for groups; (0,): this calibration cannot judge groups
     """
 
     lifetime_maxima: NDArray[np.float32]
@@ -136,6 +163,7 @@ class Calibration:
     personas: tuple[Persona, ...] = ()
     rehearsal_bound: NDArray[np.float64] = field(default_factory=lambda: UNREHEARSED)
     tools: Tools = NO_TOOLS
+    final: FinalExcess = NO_CLIENTS
 
     @property
     def clients(self) -> int:

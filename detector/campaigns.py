@@ -1,47 +1,49 @@
-"""Campaigns: links accounts that act as one into groups, and assesses each group like a client.
+"""Campaigns: links accounts that act as one into groups, and assesses each group.
 
-A thief splits a theft over accounts so that each stays small. A *group* is the merged profile of its members, assessed like a client, in
-two steps:
+A thief splits a theft over accounts so that each stays small. Finding it takes two steps:
 
-1. Candidates come from *links*: keyed hashes of what accounts have in common (organisation, address, session, TLS fingerprint). A link
-   that many clients share connects nobody (an office, a cloud's egress, a browser). A group is the accounts of a single link. Two links
-   make one group only if their accounts largely agree, because single linkage would chain strangers into one group.
-2. The merged profile is measured by the *order-free signals*. A group of m accounts adds up the granted shares and the oddities of m
-   honest clients, so its null distribution is that of m honest clients together: drawn independently, or, with weight `ALIKE`, m times
-   the same client, because colleagues use the same tools.
+1. Candidates come from *links*: keyed hashes of what accounts have in common (organisation, address, session, TLS fingerprint). A group
+   is the accounts of a single link. Two links make one group only if their accounts largely agree, because single linkage would chain
+   strangers into one group.
+2. The members of a group are judged, each by its own excess, and compared with honest clients of their sizes (group_statistic.py). A
+   link proposes, the statistic decides: an office, a university or a reseller shares a link too.
 
 Rules:
 
-* No group without a link: on four logs with split thefts, grouping by likeness of content alone flagged more honest accounts than thieves
-  (docs/decisions/0009).
+* A link that a large part of all accounts share ties nobody (a cloud's egress, a browser): see `most_tied`.
+* A strong link says who somebody is: all its accounts are members of a campaign. A weak one says where from, and honest accounts share it
+  too: of its accounts those are named whose own p-values keep the expected share of honest ones at `FALSE_SHARE` (`members_to_name`).
 """
 
 from __future__ import annotations
 
-import dataclasses
+from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Generic, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from detector.baseline import Baseline
-from detector.calibration import Tail
+from detector.group_statistic import GroupTest, Members, compared
 from detector.profile import Profile
-from detector.scoring import Assessment, assess
-from detector.signals import FREE, fuse
+from detector.scoring import SHOWN, SPECIFIC, TEXT_SPECIFIC, Assessment, Evidence, leading
+from detector.signals import SIGNALS, TEXT_SIGNALS, Statistics, measure
 
-FEWEST, MOST = 3, 200
-COMMON_SHARE = 0.02
-"""A link that more accounts than this share of all have in common ties nobody, unless they are few (`FEW_ENOUGH`) or it is `STRONG`."""
-FEW_ENOUGH = 20
+FEWEST, MOST = 3, 25_000
+FEW_ENOUGH = 200
+"""So many accounts may always share a link."""
+WEAK_SHARE, STRONG_SHARE = 0.25, 0.5
+"""Share of all accounts beyond which a weak link, and a strong one, tie nobody, unless they are few."""
 STRONG = ("org:", "session:")
-"""Kinds of links that say who somebody is, not where from: they tie up to `MOST` accounts, and the null of the group's size judges."""
+"""Kinds of links that say who somebody is, not where from."""
 SAME = 0.5
 """Two links whose accounts overlap so far (Jaccard) make one group."""
-ALIKE = 0.05
-DRAWS = 1000
+FALSE_SHARE = 0.05
+ALL_NAMED = 20
+"""A group of so few is named in full: their p-values say too little about each."""
 
 K = TypeVar("K", bound=Hashable)
 
@@ -52,6 +54,23 @@ class Group(Generic[K]):
 
     links: tuple[str, ...]
     members: tuple[K, ...]
+
+    @property
+    def strong(self) -> bool:
+        """Whether one of its links says who its accounts are."""
+        return any(link.startswith(STRONG) for link in self.links)
+
+
+def most_tied(link: str, accounts: int) -> int:
+    """Return how many accounts a link may tie, of so many in all.
+
+    >>> most_tied("org:1", 100), most_tied("ip:1", 100_000), most_tied("org:1", 100_000)
+    (200, 25000, 25000)
+    >>> most_tied("ip:1", 10_000)
+    2500
+    """
+    share = STRONG_SHARE if link.startswith(STRONG) else WEAK_SHARE
+    return min(MOST, max(FEW_ENOUGH, int(share * accounts)))
 
 
 def candidates(links: Mapping[K, Sequence[str]]) -> list[Group[K]]:
@@ -69,7 +88,7 @@ def candidates(links: Mapping[K, Sequence[str]]) -> list[Group[K]]:
 
     Notes
     -----
-    Without links there are no groups: a theft split over accounts that nothing links is not found here (docs/decisions/0009).
+    Without links there are no groups here: a theft split over accounts that nothing links is not found this way.
 
     Examples
     --------
@@ -81,20 +100,27 @@ def candidates(links: Mapping[K, Sequence[str]]) -> list[Group[K]]:
     for account, seen in links.items():
         for link in dict.fromkeys(seen):
             sharing.setdefault(link, []).append(account)
-    most = min(MOST, max(FEW_ENOUGH, int(COMMON_SHARE * len(links))))
     found: list[tuple[list[str], set[K]]] = []
+    groups_of: dict[K, list[int]] = {}
     for link, accounts in sorted(sharing.items()):
-        if not FEWEST <= len(accounts) <= (MOST if link.startswith(STRONG) else most):
+        if not FEWEST <= len(accounts) <= most_tied(link, len(links)):
             continue
-        own = set(accounts)
-        for names, members in found:
-            if len(own & members) >= SAME * len(own | members) and len(own | members) <= MOST:
+        common = Counter(place for account in accounts for place in groups_of.get(account, ()))
+        for place, both in sorted(common.items()):
+            names, members = found[place]
+            either = len(accounts) + len(members) - both
+            if both >= SAME * either and either <= MOST:
                 names.append(link)
-                members |= own
                 break
         else:
-            found.append(([link], own))
-    return [Group(tuple(names), tuple(a for a in links if a in members)) for names, members in found]
+            place, members = len(found), set()
+            found.append(([link], members))
+        for account in accounts:
+            if account not in members:
+                members.add(account)
+                groups_of.setdefault(account, []).append(place)
+    order = {account: i for i, account in enumerate(links)}
+    return [Group(tuple(names), tuple(sorted(members, key=order.__getitem__))) for names, members in found]
 
 
 def merged(profiles: Sequence[Profile]) -> Profile:
@@ -107,30 +133,26 @@ def merged(profiles: Sequence[Profile]) -> Profile:
     return reduce(lambda a, b: a.merge(b), profiles)
 
 
-def group_tail(baseline: Baseline, members: int) -> Tail:
-    """Return the null distribution of the order-free fused score of `members` honest clients together.
-
-    It is drawn from the lifetime maxima of the calibration, with a seed that depends on `members` alone: the same for every process.
-    """
-    maxima, scale = baseline.calibration.lifetime_maxima.astype(np.float64), baseline.calibration.scale
-    rng = np.random.default_rng(members)
-    together = maxima[rng.integers(len(maxima), size=(DRAWS, members))].sum(1)
-    same = maxima[rng.integers(len(maxima), size=int(DRAWS * ALIKE / (1 - ALIKE)))] * members
-    return Tail.fit(np.asarray(fuse(np.vstack([together, same]), scale, FREE), np.float64))
-
-
-def assess_group(profiles: Sequence[Profile], baseline: Baseline) -> Assessment:
-    """Assess a group as one client.
+def assess_group(
+    profiles: Sequence[Profile], baseline: Baseline, in_order: Sequence[bool] | None = None, by_content: bool = False
+) -> Assessment:
+    """Assess a group.
 
     Parameters
     ----------
     profiles : Sequence of Profile
-        Of its members, at least one, all of the map of `baseline`.
+        Of its members, at least one, all of the map of `baseline`; of more than `group_statistic.MOST_JUDGED` members a random sample.
+    baseline : Baseline
+    in_order : Sequence of bool or None
+        Whether each member was seen in one log cell; None: all were.
+    by_content : bool
+        The group was found by what its members ask, and such a group is of one kind by construction: it must be odd among groups in
+        which all members are the same honest client or tool.
 
     Returns
     -------
     Assessment
-        Fused score and evidence of the merged profile, by the order-free signals; the p-value is that of a group of this size.
+        The p-value is that of a group of these members' sizes, the evidence that of all members together.
 
     Raises
     ------
@@ -140,6 +162,82 @@ def assess_group(profiles: Sequence[Profile], baseline: Baseline) -> Assessment:
         There are no profiles.
     """
     whole = merged(profiles)
-    alone = assess(whole, baseline, shards=2)
-    p_value = max(group_tail(baseline, len(profiles)).p(alone.fused), alone.p_value)
-    return dataclasses.replace(alone, p_value=p_value, suspicion=1.0 - p_value)
+    ordered = np.ones(len(profiles), np.bool_) if in_order is None else np.array(in_order, np.bool_)
+    measured = [measure(profile, baseline.table) for profile in profiles]
+    test = compared(Members(measured, ordered), baseline)
+    p_value = max(test.p_value, test.of_one) if by_content else test.p_value
+    evidence, odd, family = _told(test, measured, of_texts=baseline.map.schema.of_texts)
+    return Assessment(
+        queries=whole.queries,
+        distinct=whole.distinct,
+        misfit=whole.misfit,
+        p_value=p_value,
+        content_p_value=p_value,
+        suspicion=1.0 - p_value,
+        calibrated=baseline.calibration.calibrated,
+        in_order=False,
+        fused=test.fused,
+        odd=odd,
+        family=family if p_value <= SHOWN else "unknown",
+        evidence=evidence,
+    )
+
+
+def _told(test: GroupTest, measured: Sequence[Statistics], of_texts: bool) -> tuple[tuple[Evidence, ...], float, str]:
+    """Evidence of a group, the most telling signal first; the odd queries behind that signal, and its family."""
+    value, units = np.zeros(len(SIGNALS)), np.ones(len(SIGNALS))
+    value[test.signals], units[test.signals] = test.sums, test.units
+    count, base = (np.sum([getattr(s, name) for s in measured], axis=0) for name in ("count", "base"))
+    together = Statistics(value, count, base, value, value, float(sum(s.distinct for s in measured)))
+    listed = sorted(np.flatnonzero(value > 0).tolist(), key=lambda i: (-value[i] / units[i], SIGNALS[i].name))
+    table = TEXT_SIGNALS if of_texts else SIGNALS
+    lead = leading(listed, together, units, TEXT_SPECIFIC if of_texts else SPECIFIC)
+    if lead is None:
+        return (), 0.0, "unknown"
+    listed.sort(key=lambda i: i != lead)
+    p_of = dict(zip(test.signals.tolist(), test.signal_p.tolist(), strict=True))
+    evidence = tuple(
+        Evidence(
+            table[i].name,
+            float(value[i]),
+            p_of[i],
+            table[i].text.format(count=f"{round(float(count[i])):,}", base=f"{max(1, round(float(base[i]))):,}")
+            + f"; without the oddest fifth of the members the excess is {value[i]:,.0f}, and {units[i]:,.0f} in the oddest honest groups",
+        )
+        for i in listed
+    )
+    return evidence, float(count[lead]), table[lead].family
+
+
+def members_to_name(p_values: NDArray[np.float64], false_share: float = FALSE_SHARE) -> NDArray[np.bool_]:
+    """Return which members of a suspicious group to name, so that at most a share of them is expected to be honest.
+
+    Parameters
+    ----------
+    p_values : (m,) float64
+        Of each member among honest clients of its size.
+    false_share : float
+
+    Returns
+    -------
+    (m,) bool
+        All, where hardly any honest client is among them; otherwise those with the smallest p-values.
+
+    Notes
+    -----
+    Storey 2002, with λ = .5: twice the share of the members above it is the share of honest ones. A thief that asks mostly honest queries
+    has a large p-value and is left out.
+
+    Examples
+    --------
+    >>> bool(members_to_name(np.array([0.01] * 60)).all())
+    True
+    >>> int(members_to_name(np.concatenate([np.full(30, 0.001), np.linspace(0.02, 1.0, 50)])).sum())
+    31
+    """
+    m = len(p_values)
+    honest = min(1.0, 2.0 * float((p_values > 0.5).sum() + 1) / m) if m else 1.0
+    order = np.sort(p_values)
+    expected = honest * m * order / np.arange(1, m + 1)
+    kept = np.flatnonzero(expected <= false_share)
+    return np.asarray(p_values <= (order[kept[-1]] if len(kept) else -1.0), np.bool_)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from detector.baseline import Baseline
 from detector.fold_arrays import LADDER_FIRST, LADDER_GROWTH, LADDER_STEPS
 from detector.profile import Profile
-from detector.signals import FREE, FUSED, MISFIT, SIGNALS, TEXT_SIGNALS, Statistics, fuse, measure
+from detector.signals import FREE, FUSED, MISFIT, SIGNALS, TEXT_SIGNALS, Statistics, fuse, measure, measure_of
 
 SHOWN = 0.5
 """A client's family is named up to this lifetime p-value."""
@@ -58,6 +58,7 @@ class AssessmentSummary:
     calibrated whether the baseline was calibrated on real clients
     in_order   whether the order of the client's queries is known: it was seen in one log cell
     evidence   the signals, the most telling first
+    size_p_value  among honest clients of its size by now; oddest: the signal in which it is oddest for its size, "" for none
     """
 
     queries: int
@@ -69,6 +70,8 @@ class AssessmentSummary:
     in_order: bool
     family: str
     evidence: tuple[Evidence, ...]
+    size_p_value: float = 1.0
+    oddest: str = ""
 
     @property
     def strongest(self) -> str:
@@ -184,6 +187,7 @@ def assess(
         if misfits_held and MISFIT[i]:
             text += "; held back, because many clients began to send the same and an operator has not ruled yet"
         evidence.append(Evidence(named[i].name, float(statistics.value[i]), p, text))
+    size_p_value, oddest = baseline.size_null.p_value(statistics, in_order)
     return Assessment(
         queries=profile.queries,
         distinct=profile.distinct,
@@ -197,6 +201,8 @@ def assess(
         odd=float(statistics.count[strongest[0]]) if strongest else 0.0,
         family=named[lead].family if lead is not None and p_value <= SHOWN else "unknown",
         evidence=tuple(evidence),
+        size_p_value=size_p_value,
+        oddest=oddest,
         held=misfits_held,
     )
 
@@ -235,7 +241,7 @@ def leading(
 
 
 def _measure(signal: int) -> str:
-    return SIGNALS[signal].name.partition("_")[0]
+    return measure_of(SIGNALS[signal].name)
 
 
 def reached(profile: Profile, baseline: Baseline, budget: float, persona: str = "") -> tuple[int, int] | None:

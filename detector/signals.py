@@ -188,6 +188,19 @@ MISFIT = np.array([s.name.startswith("misfit") for s in SIGNALS])
 """Signals that look at what does not fit the schema: they never block alone, and a schema alarm holds them back."""
 
 
+GROUPED = np.array([s.form != Form.EXCESS_TIMES_SHARE for s in SIGNALS]) & ~MISFIT
+"""Signals by which members of groups are judged: dense ones repeat others, and misfits are often a broken release that many use."""
+
+
+def measure_of(signal: str) -> str:
+    """Return the measure of a signal, which several signals may count.
+
+    >>> measure_of("mix_roots"), measure_of("flipped")
+    ('mix', 'flipped')
+    """
+    return signal.partition("_")[0]
+
+
 def signal_table(
     scale: NDArray[np.float64] | None = None, horizon_distinct: float = np.inf, misfit_allowance: float = 0.02
 ) -> SignalTable:
@@ -227,12 +240,17 @@ class Statistics:
 
     value  the signal's mass: the running maximum for ordered signals, the current mass of the merged sets for free ones
     count  odd distinct queries, estimated; base: what they are counted among
+    lifetime  the running maximum of the mass
+    excess    odd queries beyond the allowance by now, of ordered signals too; dense signals have that of their count
+    distinct  distinct queries, a number: what a client is compared by in size
     """
 
     value: NDArray[np.float64]
     count: NDArray[np.float64]
     base: NDArray[np.float64]
     lifetime: NDArray[np.float64]
+    excess: NDArray[np.float64]
+    distinct: float
 
 
 def measure(profile: Profile, table: SignalTable) -> Statistics:
@@ -260,10 +278,18 @@ def measure(profile: Profile, table: SignalTable) -> Statistics:
     count = np.minimum(profile.odd_counts(table) + faded, base)
     excess = np.maximum(0.0, count - table.allowance * base)
     now = np.where(table.form == Form.EXCESS_TIMES_SHARE, excess * excess / np.maximum(base, 1.0), excess)
-    now *= min(1.0, table.horizon_distinct / max(distinct, 1.0))
+    damped = min(1.0, table.horizon_distinct / max(distinct, 1.0))
+    now *= damped
     # the running maxima of one unmerged stream are exact at every query; only a merge can raise a mass beyond them
     lifetime = profile.maxima if profile.parts == 1 else np.maximum(now, profile.maxima)
-    return Statistics(value=np.where(FREE, now, lifetime), count=count, base=base, lifetime=lifetime)
+    return Statistics(
+        value=np.where(FREE, now, lifetime),
+        count=count,
+        base=base,
+        lifetime=lifetime,
+        excess=excess * damped,
+        distinct=distinct,
+    )
 
 
 def fuse(values: NDArray[np.float64], scale: NDArray[np.float64], use: NDArray[np.bool_]) -> NDArray[np.float64]:

@@ -375,7 +375,9 @@ def test_the_keys_of_scores_and_alerts_are_documented(sampled: tuple[Path, str])
     folder, _ = sampled
     assert documented_keys("score") == set(objects(folder / "scores.jsonl")[0])
     for alert in objects(folder / "alerts.jsonl"):
-        assert documented_keys("alert") - {"client_id" if alert["kind"] == "campaign" else "members"} == set(alert)
+        assert documented_keys("alert") - (
+            {"client_id"} if alert["kind"] == "campaign" else {"members", "links"}
+        ) == set(alert)
 
 
 def test_the_keys_of_a_dead_letter_are_documented() -> None:
@@ -387,7 +389,7 @@ def test_a_baseline_file_is_laid_out_as_documented(sampled: tuple[Path, str]) ->
     """Read by the words of docs/formats.md alone."""
     blob = (sampled[0] / "tumour.baseline").read_bytes()
     magic, version, length = struct.unpack_from("<4sHI", blob)
-    assert (magic, version) == (b"QWBL", 5)
+    assert (magic, version) == (b"QWBL", 6)
     header = json.loads(blob[10 : 10 + length])
     assert documented_keys("baseline") - {"columns"} == set(header)
     assert hashlib.sha256(blob[:-32]).digest() == blob[-32:]
@@ -395,7 +397,11 @@ def test_a_baseline_file_is_laid_out_as_documented(sampled: tuple[Path, str]) ->
     assert 10 + length + sum(sizes) + 32 == len(blob)
     assert all(np.dtype(kind).newbyteorder("<") == np.dtype(kind) for _, kind, _ in header["arrays"])
     groups = {name.partition(".")[0] for name, _, _ in header["arrays"]}
-    assert {"map", "trees", "nulls", "tools"} <= groups <= {"map", "trees", "nulls", "tools", "extraction", "persona"}
+    assert (
+        {"map", "trees", "nulls", "tools"}
+        <= groups
+        <= {"map", "trees", "nulls", "tools", "final", "extraction", "persona"}
+    )
     assert ("extraction" in groups) == header["estimator"]
     assert ("persona" in groups) == bool(header["personas"])
     assert set(header["schema"]) == {"columns", "input_form", "named", "task", "labels"}

@@ -1,31 +1,40 @@
-"""Campaigns: accounts that share a link are merged and assessed as one client.
+"""Campaigns: accounts that share a link are assessed as a group.
 
 Once a minute a pass over all decision rows does the following. Each detector then writes what belongs to the decision cells that it holds.
 
 1. The links of the rows form groups (`detector.campaigns`). A group that has a link of a known campaign is that campaign.
-2. The profiles of a group's members are merged, assessed and decided (`decide_group`). A flagged group gets a row of its own under
-   `campaign_key` and alerts of kind ``campaign``: a first one, one when the state rises or members join, one when it is over.
+2. The members of a group are judged, each by its own profile (`assess_group`), and the group is decided (`decide_group`). A flagged group
+   gets a row of its own under `campaign_key` and alerts of kind ``campaign``: a first one, one when the state rises or members join, one
+   when it is over.
 3. The rows of its members get the id of the campaign. Rows of former members lose it.
 
 Rules:
-* A campaign is alerted, but not enforced by itself (docs/decisions/0009). The store is told that its row is clear.
+* A campaign is alerted, but not enforced by itself. The store is told that its row is clear.
+* Of a large group a sample is judged, the `MOST_JUDGED` members with the smallest keyed hashes. Exposure, coverage and event ids of a
+  campaign are those of at most `MOST_MERGED` of its members, so they are understated for a larger one; queries and members are of all.
 * The id of a campaign is a hash of the tenant, the model and the link that it was first known by. The id of its alert is a hash of
   that and the episode. So every detector computes the same ids.
 * Everything is recorded with the fence of its decision cell. Cursors stay as they are.
-* A pass reads all rows, and the profiles of groups that changed since this detector last assessed them, at most `MOST_GROUPS`. The others
-  wait for the next pass, the longest waiting first.
+* A pass reads all rows, and profiles of groups that changed since this detector last assessed them, at most `MOST_GROUPS`. The others
+  wait for the next pass, the longest waiting first. A group of more than `MOST_JUDGED` has changed when `GROWN` of it has. A new group
+  inside a flagged one is no campaign of its own.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import numpy as np
 
 from consumers.errors import CorruptState, Fenced, Rewound
 from consumers.records import alert, sample_events
-from consumers.records.client import ClientRecord, read_profile
+from consumers.records.alert import MEMBERS_TOLD
+from consumers.records.client import ClientRecord, Tie, read_profile
 from consumers.records.decision import (
     RowSummary,
     StoredDecision,
@@ -39,13 +48,16 @@ from consumers.records.decision import (
     with_decision,
 )
 from consumers.records.refusals import Refusals
+from consumers.records.sealing import unsealed
 from consumers.records.spans import Fields, fields_of
 from consumers.secrets import Secrets
 from consumers.store import DecisionRow, OutboxAlert, Outcome, ServiceStore, decision_cell
 from detector.baseline import Baseline
-from detector.campaigns import FEWEST, Group, assess_group, candidates, merged
+from detector.campaigns import ALL_NAMED, FEWEST, Group, assess_group, candidates, members_to_name, merged
 from detector.exposure import estimate
+from detector.group_statistic import MOST_JUDGED
 from detector.policy import FLAGGED, Decision, Policy, decide_group, lapsed, news
+from detector.profile import Profile
 from detector.query import ClientKey
 from detector.scoring import trajectory
 
@@ -53,8 +65,11 @@ log = logging.getLogger("querywarden.campaigns")
 
 EVERY_S = 60.0
 MOST_GROUPS = 200
-MOST_MEMBERS = 2_000
-"""Profiles that a pass reads at most (one group, if it is larger): a pass must end well within a lease."""
+MOST_MEMBERS = 4_000
+"""Profiles that a pass reads at most (those of one group, if they are more): a pass must end well within a lease."""
+MOST_MERGED = 2_000
+READ_AT_ONCE = 500
+GROWN = 0.05
 LINKS_KEPT = 64
 
 
@@ -68,19 +83,41 @@ class Holding(Protocol):
 H = TypeVar("H", bound=Holding)
 
 
+Read = Callable[[Sequence[ClientKey]], Mapping[ClientKey, Fields]]
+"""Clients → what the profile cells hold of them."""
+
+
 @dataclass(frozen=True, slots=True)
 class Suspected:
-    """A group under the key of its campaign; queries: of all members."""
+    """A group under the key of its campaign.
+
+    members    all accounts of its links; named: those that its campaign consists of, by keyed hash
+    queries    of those named; suspicion: mean of the members'
+    sealed     sealed client id of each of those named
+    ties       what ties those named
+    """
 
     key: ClientKey
     links: tuple[str, ...]
     members: tuple[ClientKey, ...]
+    named: tuple[ClientKey, ...]
     queries: int
     suspicion: float
+    sealed: tuple[str, ...]
+    ties: tuple[Tie, ...]
 
     @property
     def campaign_id(self) -> str:
         return self.key.client.partition(":")[2]
+
+
+class _Account(NamedTuple):
+    """An account of a group as read; in_order: it was seen in one log cell; events: its sample events as stored."""
+
+    key: ClientKey
+    profile: Profile
+    in_order: bool
+    events: tuple[bytes | None, ...]
 
 
 @dataclass(slots=True)
@@ -137,49 +174,59 @@ class Campaigns:
             key = named.get(i) or campaign_key(tenant, model, campaign_id(tenant, model, group.links[0]))
             if i not in named and key in found.standing:
                 continue  # the campaign of that name goes on elsewhere
-            summaries = [found.clients[k] for k in group.members]
             before = found.standing.get(key)
             links = dict.fromkeys([*(before.links if before else ()), *group.links])
-            yield Suspected(
-                key, tuple(links)[:LINKS_KEPT], group.members, sum(s.queries for s in summaries),
-                sum(s.suspicion for s in summaries) / len(summaries),
-            )  # fmt: skip
+            yield _suspected(key, tuple(links)[:LINKS_KEPT], group, found.clients)
 
     def assess(
-        self, group: Suspected, fields: Mapping[ClientKey, Fields], before: StoredDecision | None, now_s: int | None
+        self, group: Suspected, read: Read, before: StoredDecision | None, now_s: int | None
     ) -> tuple[DecisionRow, OutboxAlert | None] | None:
-        """The group's row as it is stored, and the alert if there is news.
+        """The group's row as it is stored, and the alert if there is news. read: profile fields of clients.
 
         None when it neither is nor was flagged, or has too few profiles left.
         """
         key, baseline = group.key, self.baselines[group.key.model]
-        read = (read_profile(k, fields.get(k, {}), baseline, self.secrets) for k in group.members)
-        found = [member for member in read if member is not None]
-        if len(found) < FEWEST:
+        judged = list(self._accounts(group.members[:MOST_JUDGED], read, baseline))
+        if len(judged) < FEWEST:
             return None
-        profiles = [profile for profile, _ in found]
-        names = tuple(sorted(name for _, name in found))
-        assessment = assess_group(profiles, baseline)
-        whole = merged(profiles)
+        assessment = assess_group([a.profile for a in judged], baseline, [a.in_order for a in judged])
+        assessment = replace(assessment, queries=group.queries)
+        names = tuple(sorted(unsealed(one, self.secrets, key.tenant) for one in group.sealed))
         earlier = previous(before)
-        now = whole.last_ms // 1000 if now_s is None else now_s
+        now = max(a.profile.last_ms for a in judged) // 1000 if now_s is None else now_s
         decision = decide_group(earlier, assessment, baseline.calibration, self.policy_of(key.model), now)
         if before is not None and (before.assessment.queries, before.members) == (assessment.queries, names):
             decision = lapsed(earlier, decision, now)
         if before is None and decision.state not in FLAGGED:
             return None
-        blobs = (f.get(sample_events.FIELD) for k in group.members for f in fields.get(k, {}).values())
-        events = sample_events.together(blobs, self.secrets, key.tenant)
-        record = ClientRecord(group.campaign_id, whole, (), group.links, events, Refusals(), names)
+        seen = {a.key: a for a in judged}
+        few = group.named[:MOST_MERGED]
+        others = self._accounts([k for k in few if k not in seen], read, baseline)
+        accounts = [*(seen[k] for k in few if k in seen), *others] or judged
+        whole = merged([a.profile for a in accounts])
+        events = sample_events.together((blob for a in accounts for blob in a.events), self.secrets, key.tenant)
+        record = ClientRecord(group.campaign_id, whole, (), group.links, events, Refusals(), names, group.ties)
         witnesses = sample_events.chosen(events, assessment.strongest, baseline.table)
         exposure = estimate(whole, baseline.map, baseline.estimator)
         spent = self.policy_of(key.model).exposure.spent(exposure)
         trail = trajectory(whole, baseline, assessment)
         row = replace(decided(record, before, decision, assessment, exposure, trail, witnesses), exposed=spent)
         known = before.alert if before is not None else None
-        joined = bool(set(names) - set(known.get("members", ()))) if known else False
+        joined = bool(set(names[:MEMBERS_TOLD]) - set(known.get("members", ()))) if known else False
         joined |= before is not None and spent not in ("none", before.exposed)  # its exposure budget is news too
         return alert.told(key, row, before, news(earlier, decision, known is not None, joined), self.secrets)
+
+    def _accounts(self, keys: Sequence[ClientKey], read: Read, baseline: Baseline) -> Iterator[_Account]:
+        """Those whose profile can be read, `READ_AT_ONCE` at a time."""
+        for at in range(0, len(keys), READ_AT_ONCE):
+            some = keys[at : at + READ_AT_ONCE]
+            fields = read(some)
+            for key in some:
+                cells = fields.get(key, {})
+                found = read_profile(key, cells, baseline, self.secrets)
+                if found is not None:
+                    events = tuple(shard.get(sample_events.FIELD) for shard in cells.values())
+                    yield _Account(key, found[0], len(cells) <= 1, events)
 
     def ended(self, key: ClientKey, before: StoredDecision, now_s: int) -> tuple[DecisionRow, OutboxAlert | None]:
         """A campaign whose accounts nothing ties together any more, its time over."""
@@ -202,7 +249,7 @@ class Campaigns:
 class Search:
     """The other half: a pass over the rows of a tenant.
 
-    assessed  campaign → (members, queries) when it was last assessed here, the longest ago first
+    assessed  campaign → (members, queries of those named) when it was last assessed here, the longest ago first
     surveyed  told at the end of a pass what stands then, by tenant
     """
 
@@ -220,18 +267,23 @@ class Search:
         survey = self.campaigns.survey(self.store.decisions(tenant))
         groups = {group.key: group for group in survey.groups}
         self.assessed = {k: v for k, v in self.assessed.items() if k.tenant != tenant or k in groups}
-        work: dict[int, list[ClientKey]] = {}
-        for key in [*self._due(survey, held, now_s), *_without_group(survey, groups, now_s)]:
-            work.setdefault(decision_cell(key), []).append(key)
+        due = [*self._due(survey, held, now_s), *_without_group(survey, groups, now_s)]
+        inside = _inside(survey.groups)
+        new_inside = [key for key in due if key in inside and key not in survey.standing]
         recorded = []
-        for cell, keys in sorted(work.items()):
-            outcome = self._recorded(
-                cell, keys, lambda c, k, rows: self._assess(c, k, groups, rows, now_s), held, process, lease_ms
-            )
-            if outcome is not None:
-                recorded.append(outcome)
-                for key, row in outcome.rows.items():
-                    survey.standing[key] = stored_decision(row, self.campaigns.secrets, tenant)
+        for keys in ([key for key in due if key not in new_inside], new_inside):
+            work: dict[int, list[ClientKey]] = {}
+            for key in keys:
+                if key not in new_inside or not any(_flagged(survey.standing.get(larger)) for larger in inside[key]):
+                    work.setdefault(decision_cell(key), []).append(key)
+            for cell, mine in sorted(work.items()):
+                outcome = self._recorded(
+                    cell, mine, lambda c, k, rows: self._assess(c, k, groups, rows, now_s), held, process, lease_ms
+                )
+                if outcome is not None:
+                    recorded.append(outcome)
+                    for key, row in outcome.rows.items():
+                        survey.standing[key] = stored_decision(row, self.campaigns.secrets, tenant)
         names = self.campaigns.names(survey.standing)
         renamed: dict[int, list[ClientKey]] = {}
         for key, summary in survey.clients.items():
@@ -252,16 +304,14 @@ class Search:
         for group in survey.groups:
             before = survey.standing.get(group.key)
             over = before is not None and now_s is not None and 0 < before.decision.until_s <= now_s
-            if decision_cell(group.key) in held and (
-                over or self.assessed.get(group.key) != (group.members, group.queries)
-            ):
+            if decision_cell(group.key) in held and (over or _changed(group, self.assessed.get(group.key))):
                 due.append(group)
         waited = {key: i for i, key in enumerate(self.assessed)}
         due.sort(key=lambda g: (waited.get(g.key, -1), -g.suspicion, g.key))
         chosen: list[ClientKey] = []
         members = 0
         for group in due[: self.most_groups]:
-            members += len(group.members)
+            members += min(len(group.members), MOST_MERGED)
             if chosen and members > self.most_members:
                 break
             chosen.append(group.key)
@@ -307,7 +357,7 @@ class Search:
             if group is not None:
                 self.assessed.pop(key, None)
                 self.assessed[key] = group.members, group.queries
-                found = self.campaigns.assess(group, fields_of(self.store, group.members), before, now_s)
+                found = self.campaigns.assess(group, functools.partial(fields_of, self.store), before, now_s)
             if found is None and before is not None and _over(before, now_s):
                 found = self.campaigns.ended(key, before, now_s or 0)
             if found is not None:
@@ -336,6 +386,65 @@ class Search:
         except CorruptState as error:
             log.warning("decision row set aside", extra={"model": key.model, "why": str(error)})
             return None
+
+
+def _suspected(
+    key: ClientKey, links: tuple[str, ...], group: Group[ClientKey], clients: Mapping[ClientKey, RowSummary]
+) -> Suspected:
+    """The group, with the accounts that its campaign consists of."""
+    summaries = [clients[k] for k in group.members]
+    those = np.ones(len(summaries), np.bool_)
+    if not group.strong and len(summaries) > ALL_NAMED:
+        those = members_to_name(np.array([summary.size_p_value for summary in summaries]))
+        if those.sum() < FEWEST:
+            those[:] = True  # nobody stands out alone
+    kept = [(k, one) for k, one, yes in zip(group.members, summaries, those, strict=True) if yes]
+    of_kind: dict[str, set[ClientKey]] = {}
+    for link in group.links:
+        tied = {k for k, one in kept if link in one.links}
+        of_kind.setdefault(link.partition(":")[0], set()).update(tied)
+    ties = sorted((Tie(kind, len(tied)) for kind, tied in of_kind.items()), key=lambda tie: (-tie.members, tie.kind))
+    return Suspected(
+        key,
+        links,
+        group.members,
+        tuple(k for k, _ in kept),
+        sum(one.queries for _, one in kept),
+        sum(one.suspicion for one in summaries) / len(summaries),
+        tuple(one.client_id for _, one in kept),
+        tuple(ties),
+    )
+
+
+def _changed(group: Suspected, before: tuple[tuple[ClientKey, ...], int] | None) -> bool:
+    """Whether a group is to be assessed again; a large one only when it has grown by more than `GROWN`."""
+    if before is None or before == (group.members, group.queries):
+        return before is None
+    if len(group.members) <= MOST_JUDGED:
+        return True
+    members, queries = before
+    other = len(set(members) ^ set(group.members))
+    return other > GROWN * len(members) or abs(group.queries - queries) > GROWN * queries
+
+
+def _inside(groups: Sequence[Suspected]) -> dict[ClientKey, list[ClientKey]]:
+    """Group → the larger groups that hold all of its accounts; only groups that have such."""
+    of: dict[ClientKey, list[int]] = {}
+    for i, group in enumerate(groups):
+        for member in group.members:
+            of.setdefault(member, []).append(i)
+    found = {}
+    for group in groups:
+        shared = Counter(i for member in group.members for i in of[member])
+        size = len(group.members)
+        larger = [groups[i].key for i, both in sorted(shared.items()) if both == size < len(groups[i].members)]
+        if larger:
+            found[group.key] = larger
+    return found
+
+
+def _flagged(row: StoredDecision | None) -> bool:
+    return row is not None and row.decision.state in FLAGGED
 
 
 def _over(before: StoredDecision, now_s: int | None) -> bool:

@@ -152,6 +152,14 @@ class Note:
 
 
 @dataclass(frozen=True, slots=True)
+class SharedLink:
+    """A kind of link that ties the accounts of a campaign, and how many of them have one of this kind in common."""
+
+    kind: str
+    members: int
+
+
+@dataclass(frozen=True, slots=True)
 class Alert:
     """A finding as last sent. time: RFC 3339, of the event; update: 0 for the first; verdict: None until an analyst gave one.
 
@@ -164,6 +172,7 @@ class Alert:
     client_id: str | None
     client_key: str | None
     members: tuple[str, ...]
+    links: tuple[SharedLink, ...]
     campaign_id: str | None
     model_id: str
     state: State
@@ -252,7 +261,7 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Campaign:
-    """Accounts that act as one. suspicion and state are those of all put together, links what ties them."""
+    """Accounts that act as one. suspicion and state are those of the group, links what ties them (keyed hashes), ties the kinds of it."""
 
     campaign_id: str
     model_id: str
@@ -263,6 +272,7 @@ class Campaign:
     first_s: int
     last_seen_ms: int
     links: tuple[str, ...]
+    ties: tuple[SharedLink, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from consumers.readers.models import Alert, Campaign, CampaignDecision, Client, Verdict
+from consumers.readers.models import Alert, Campaign, CampaignDecision, Client, SharedLink, Verdict
 from consumers.records.decision import StoredDecision
 from consumers.records.operator_entries import StoredCampaignDecision
 from detector.exposure import Exposure
@@ -63,6 +63,7 @@ def campaign_of(
         first_s=whole.decision.since_s if whole else min(first, default=0),
         last_seen_ms=max(row.last_ms for _, row in rows),
         links=tuple(whole.links if whole else sorted({link for _, row in rows for link in row.links})),
+        ties=tuple(SharedLink(*tie) for tie in whole.ties) if whole else (),
     )
 
 
@@ -95,6 +96,7 @@ def alert_of(body: Mapping[str, Any], client_key: str | None, verdict: Verdict |
         client_id=body.get("client_id"),
         client_key=client_key,
         members=tuple(body.get("members") or ()),
+        links=tuple(SharedLink(link["kind"], link["members"]) for link in body.get("links") or ()),
         campaign_id=body.get("campaign_id"),
         model_id=body["model_id"],
         state=body["state"],

@@ -39,6 +39,8 @@ Kind = Literal["client", "campaign"]
 
 FRAMEWORKS = ("OWASP:ML05:2023", "MITRE-ATLAS:AML.T0024.002", "OWASP-AISVS:C11.3.1", "NIST-AI-100-2:NISTAML.031")
 EVIDENCE_TOLD = 8
+MEMBERS_TOLD = 10_000
+"""Members that an alert names; receivers refuse messages of more than a megabyte. The rows of the others name the campaign."""
 TELLING = 0.5
 """Evidence with a larger p-value tells nothing; the strongest is told all the same."""
 
@@ -136,7 +138,10 @@ def judged(
 
 def _raised(key: ClientKey, row: StoredDecision, time_ms: int, queries: int) -> dict[str, Any]:
     """The finding as it is told while the episode lasts."""
-    named = {"members": list(row.members)} if is_campaign(key) else {"client_id": row.client_id}
+    named: dict[str, Any] = {"client_id": row.client_id}
+    if is_campaign(key):
+        named = {"members": list(row.members[:MEMBERS_TOLD])}
+        named |= {"links": [tie._asdict() for tie in row.ties]} if row.ties else {}
     evidence = row.assessment.evidence
     verdict = {"verdict": row.alert["verdict"]} if row.alert and "verdict" in row.alert else {}
     exposed = {} if row.exposed == "none" else {"exposure_budget": row.exposed}

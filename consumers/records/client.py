@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from consumers.errors import CorruptState
 from consumers.records import links, refusals, sample_events
@@ -30,6 +31,13 @@ HEADER = "h"
 """Field with the client's id, sealed."""
 
 
+class Tie(NamedTuple):
+    """A kind of link, and how many accounts of a campaign have one of this kind in common."""
+
+    kind: str
+    members: int
+
+
 @dataclass(frozen=True, slots=True)
 class ClientRecord:
     """What ingest stored of one client, or of the accounts of a campaign put together.
@@ -41,6 +49,7 @@ class ClientRecord:
     sample_events  event ids of the last odd queries, oldest first
     refusals       what about the client's queries did not fit
     members        client ids of a campaign's accounts; empty for a client
+    ties           kinds of links that tie a campaign's accounts, and how many accounts each ties; empty for a client
     """
 
     client_id: str
@@ -50,6 +59,7 @@ class ClientRecord:
     sample_events: tuple[SampleEvent, ...]
     refusals: Refusals
     members: tuple[str, ...] = ()
+    ties: tuple[Tie, ...] = ()
 
 
 def read_client(key: ClientKey, fields: Fields, baseline: Baseline, secrets: Secrets) -> ClientRecord | None:

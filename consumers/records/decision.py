@@ -25,7 +25,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from consumers.errors import CorruptState
-from consumers.records.client import ClientRecord
+from consumers.records.client import ClientRecord, Tie
 from consumers.records.sealing import sealed, unsealed, with_ids
 from consumers.secrets import Secrets
 from consumers.store import DecisionRow
@@ -91,6 +91,7 @@ class StoredDecision:
     campaign_id the flagged campaign that names the client; members: client ids, where the row is a campaign's
     alert       body of the open finding as it was last sent; update: its number, -1 for none
     exposed     what was last told of the exposure budget
+    ties        kinds of links that tie a campaign's accounts, and how many accounts each ties
     """
 
     client_id: str
@@ -114,6 +115,7 @@ class StoredDecision:
     alert: dict[str, Any] | None
     update: int
     exposed: Spent
+    ties: tuple[Tie, ...]
 
     def score(self, model: str) -> dict[str, Any]:
         """Return the object of ``--scores`` and ``clients --json``."""
@@ -145,14 +147,19 @@ class StoredDecision:
 
 
 class RowSummary(msgspec.Struct):
-    """The little of a row that grouping, sorting and counting need, read without unsealing."""
+    """The little of a row that grouping, sorting and counting need, read without unsealing; client_id is sealed."""
 
+    client_id: str = ""
     queries: int = 0
     suspicion: float = 0.0
     last_ms: int = 0
     extraction: Exposure | None = None
     campaign_id: str | None = None
     links: list[str] = []
+    distinct: float = 0.0
+    first_ms: int = 0
+    size_p_value: float = 1.0
+    oddest: str = ""
 
 
 class _Row(msgspec.Struct, frozen=True):
@@ -191,9 +198,14 @@ class _Row(msgspec.Struct, frozen=True):
     refused: dict[str, int] = {}
     misfits: dict[str, dict[str, int]] = {}
     first_ms: int = 0
-    exposed: Spent | msgspec.UnsetType = msgspec.UNSET  # not written for none: rows stay as they were
+    exposed: Spent | msgspec.UnsetType = msgspec.UNSET
+    size_p_value: float | msgspec.UnsetType = msgspec.UNSET
+    oddest: str | msgspec.UnsetType = msgspec.UNSET
+    ties: tuple[Tie, ...] | msgspec.UnsetType = msgspec.UNSET
 
 
+_OMITTED: dict[str, Any] = {"exposed": "none", "size_p_value": 1.0, "oddest": "", "ties": ()}
+"""Fields that are written only where they say something, and what their absence means."""
 _pack = msgspec.msgpack.Encoder()
 _unpack = msgspec.msgpack.Decoder(_Row)
 _summary = msgspec.msgpack.Decoder(RowSummary)
@@ -202,23 +214,27 @@ _ASSESSMENT = tuple(f.name for f in dataclasses.fields(AssessmentSummary))
 _OWN = tuple(
     f.name
     for f in dataclasses.fields(StoredDecision)
-    if f.name not in ("decision", "assessment", "exposure", "exposed")  # the parts, and what is stored otherwise
+    if f.name not in ("decision", "assessment", "exposure")  # the parts; exposure is stored as `extraction`
 )
 
 
 def _flat(row: StoredDecision) -> _Row:
     parts = ((row, _OWN), (row.decision, _DECISION), (row.assessment, _ASSESSMENT))
     values = {name: getattr(part, name) for part, names in parts for name in names}
-    return _Row(extraction=row.exposure, exposed=msgspec.UNSET if row.exposed == "none" else row.exposed, **values)
+    values |= {name: msgspec.UNSET for name, nothing in _OMITTED.items() if values[name] == nothing}
+    return _Row(extraction=row.exposure, **values)
 
 
 def _composed(flat: _Row) -> StoredDecision:
+    def read(names: Iterable[str]) -> dict[str, Any]:
+        values = {name: getattr(flat, name) for name in names}
+        return {name: _OMITTED[name] if value is msgspec.UNSET else value for name, value in values.items()}
+
     return StoredDecision(
-        decision=Decision(**{name: getattr(flat, name) for name in _DECISION}),
-        assessment=AssessmentSummary(**{name: getattr(flat, name) for name in _ASSESSMENT}),
+        decision=Decision(**read(_DECISION)),
+        assessment=AssessmentSummary(**read(_ASSESSMENT)),
         exposure=flat.extraction,
-        exposed="none" if flat.exposed is msgspec.UNSET else flat.exposed,
-        **{name: getattr(flat, name) for name in _OWN},
+        **read(_OWN),
     )
 
 
@@ -309,6 +325,7 @@ def decided(
         alert=before.alert if before and same else None,
         update=before.update if before and same else -1,
         exposed=before.exposed if before else "none",
+        ties=record.ties,
     )
 
 

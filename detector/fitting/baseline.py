@@ -12,7 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detector.baseline import MS_A_DAY, PUBLIC_KEY, Baseline
-from detector.calibration import NO_TOOLS, UNREHEARSED, Calibration, Persona, Tools, implausible, scale_of
+from detector.calibration import (
+    NO_TOOLS,
+    UNREHEARSED,
+    Calibration,
+    FinalExcess,
+    Persona,
+    Tools,
+    implausible,
+    scale_of,
+)
 from detector.errors import UnfittedModel
 from detector.features import FeatureMap, Schema
 from detector.fitting.feature_map import fit_feature_map, learn_misfits, raise_levels
@@ -195,7 +204,8 @@ def _rehearsed(feature_map: FeatureMap, rehearsed: Rehearsed) -> tuple[NDArray[n
     say nothing, for those of a rehearsal are borrowed from the nearest reference row: their bound is inf, and no pseudo-client has
     any of them. The same holds for misfits: simulated tools fit the schema, and which misfits are honest only the traffic can say.
     """
-    bounded = FUSED & ~MISFIT & np.array([s.name not in BY_ANSWER for s in SIGNALS])
+    by_input = ~MISFIT & np.array([s.name not in BY_ANSWER for s in SIGNALS])
+    bounded = FUSED & by_input
     kind = dict(zip(rehearsed.queries.clients, rehearsed.kinds, strict=True))
     simulated = _statistics(feature_map, rehearsed.queries)
     odd = [(kind[client], s) for client, _, s in simulated if kind[client]]
@@ -203,11 +213,19 @@ def _rehearsed(feature_map: FeatureMap, rehearsed: Rehearsed) -> tuple[NDArray[n
         np.array([getattr(s, name) for _, s in odd]).reshape(-1, len(SIGNALS)) * bounded
         for name in ("lifetime", "value")
     )
-    tools = Tools(tuple(k for k, _ in odd), lifetime_maxima, final_values)
+    final = final_excess([s for _, s in odd])
+    final = FinalExcess(final.distinct, final.excess * by_input.astype(np.float32))
+    tools = Tools(tuple(k for k, _ in odd), lifetime_maxima, final_values, final)
     most = np.max(
         [FLOOR, *tools.percentile_maxima(), *(s.lifetime for client, _, s in simulated if not kind[client])], axis=0
     )
     return np.where(bounded, most, np.inf), tools
+
+
+def final_excess(clients: Sequence[Statistics]) -> FinalExcess:
+    """Return what clients have come to by now, a row each."""
+    excess = np.array([s.excess for s in clients], np.float32).reshape(-1, len(SIGNALS))
+    return FinalExcess(np.array([s.distinct for s in clients], np.float64), excess)
 
 
 def _calibrate(
@@ -279,5 +297,6 @@ def calibration_of(
         ),
         rehearsal_bound=rehearsal_bound,
         tools=tools,
+        final=final_excess([clients[i] for i in kept]),
     )
     return calibration, excluded

@@ -153,6 +153,7 @@ def test_one_alert_names_exactly_the_accounts_of_the_theft(world: World, lines: 
     assert campaign.assessment.queries == alert["queries_seen"] == 160
     assert "client_id" not in alert
     assert alert["campaign_id"] == campaign.client_id
+    assert alert["links"] == [{"kind": "org", "members": 20}]
     assert alert["update"] == 0
     assert len(alert["witnesses"]) == 5
     assert set(alert["witnesses"]) <= {f"shell-{i}" for i in range(160)}
@@ -168,6 +169,18 @@ def test_a_detector_that_has_nothing_to_assess_finds_what_another_one_left(world
     assert world.campaigns == []
     detect.run(world.detector(sleep=lambda s: None), lambda: False, until_idle=True)
     assert [list(row.members) for row in world.campaigns] == [THIEVES]
+
+
+def test_accounts_of_a_campaign_that_share_one_link_more_are_no_second_campaign(world: World) -> None:
+    """Seven of the thieves share an address as well; whatever the order of the links, the larger group is told of."""
+    lines = lines_of()
+    world.read([line.replace(b'{"org": "shell"}', b'{"org": "shell", "ip": "192.0.2.9"}') if b"sybil-0" in line and b"sybil-08" not in line
+                else line for line in lines])  # fmt: skip
+    world.judge()
+    world.judge()
+    (campaign,) = world.campaigns
+    assert list(campaign.members) == THIEVES
+    assert [tie.kind for tie in campaign.ties] == ["org"]
 
 
 def test_what_is_stored_names_nobody(world: World, lines: list[bytes]) -> None:
@@ -229,11 +242,11 @@ def test_however_the_log_is_dealt_out_the_campaign_is_the_same(
         (campaign,), (alert,) = world.campaigns, world.alerts
         found.append(
             (campaign.client_id, campaign.members, campaign.links, campaign.assessment.queries,
-             round(campaign.assessment.suspicion, 9), campaign.assessment.evidence,
-             alert["alert_id"], alert["members"], world.named)
+             alert["alert_id"], alert["members"], world.named,
+             round(campaign.assessment.suspicion, 9), campaign.assessment.evidence)
         )  # fmt: skip
     assert found[1] == found[0]
-    assert found[2] == found[0]
+    assert found[2][:7] == found[0][:7], "without a key the order is unknown, and the order-free signals judge"
 
 
 def test_replay_and_service_give_the_same_campaign(world: World, new_store: NewStore, lines: list[bytes]) -> None:

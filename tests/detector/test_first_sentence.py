@@ -91,7 +91,7 @@ def statistics(**signals: tuple[float, float]) -> Statistics:
     for name, (units, share) in signals.items():
         i = SIGNAL_NAMES.index(name)
         value[i], count[i] = units * FLOOR[i], share * 1000
-    return Statistics(value, count, base, value)
+    return Statistics(value, count, base, value, excess=value, distinct=1000.0)
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ def campaign(members: tuple[str, ...] = ("a-1", EVIL), thieves: int | None = Non
 
 def alert(one: Client) -> Alert:
     return Alert(
-        alert_id="a", time=rfc3339(START_MS + 5 * HOUR_MS), kind="client", client_id=one.client_id, client_key=None, members=(),
+        alert_id="a", time=rfc3339(START_MS + 5 * HOUR_MS), kind="client", client_id=one.client_id, client_key=None, members=(), links=(),
         campaign_id=None, model_id=one.model_id, state=one.state, suspicion=one.suspicion, queries_seen=300, extraction=None,
         family=one.family, evidence=(), update=0, calibrated=True, reason=one.reason, enforced="clear", resolved=False, frameworks=(),
         policy="detection",

@@ -15,6 +15,7 @@ from detector.scoring import AssessmentSummary, Evidence
 ABSENT: dict[str, Any] = {
     "persona": "", "exposures": (), "history": (), "first_ms": 0, "links": (), "witnesses": (), "refused": {}, "misfits": {},
     "campaign_id": None, "members": (), "extraction": None, "misfit": 0.0, "exposed": "none",
+    "size_p_value": 1.0, "oddest": "", "ties": (),
 }  # fmt: skip
 """What rows of earlier versions mean by a field that they lack."""
 

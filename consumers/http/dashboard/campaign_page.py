@@ -12,6 +12,9 @@ from consumers.readers.models import Campaign, CampaignDecision
 from consumers.times import day_and_minute
 from detector.policy import REASONS
 
+TIED_BY = {"org": "organisation", "session": "session", "ip": "address", "asn_ja4": "network and fingerprint"}
+"""Kinds of links in words."""
+
 
 def campaigns(site: Site) -> dict[str, Any]:
     return {"campaigns": [_campaign(site, g) for g in site.reader.campaigns()[:MOST_ROWS]]}
@@ -69,6 +72,12 @@ def _decision(d: CampaignDecision) -> dict[str, Any]:
     }
 
 
+def _tied(g: Campaign) -> str:
+    """What ties the accounts, as the end of a sentence."""
+    ties = ", ".join(f"{TIED_BY.get(tie.kind, tie.kind)} ({tie.members:,} of them)" for tie in g.ties)
+    return f" What they share: {ties}." if ties else ""
+
+
 def _campaign(site: Site, g: Campaign) -> dict[str, Any]:
     members = [client_row(site, m) for m in g.members]
     worst = g.members[0]
@@ -82,5 +91,5 @@ def _campaign(site: Site, g: Campaign) -> dict[str, Any]:
         "model": g.model_id,
         "why": worst.evidence[0].text if worst.evidence else REASONS.get(worst.reason, worst.reason),
         "sentence": f"{len(g.members)} linked accounts that together sent {g.queries:,} queries, the last on "
-        f"{day_and_minute(g.last_seen_ms)}. The most suspicious account is in state {worst.state}.",
+        f"{day_and_minute(g.last_seen_ms)}. The most suspicious account is in state {worst.state}.{_tied(g)}",
     }  # fmt: skip
