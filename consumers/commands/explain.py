@@ -1,13 +1,14 @@
 """Commands that explain decisions: explain, evidence, verify-evidence, backtest.
 
 Rules:
-* These commands read the store and change nothing in it, but for `evidence`: it records the bundle in the audit log.
+* These commands read the store and change nothing in it, but for rows of the audit log: who looked at whom.
 * A client is named by its id or its hash. If it was assessed on several models, ``--model`` chooses one.
 * Results go to standard output. ``--json`` prints one object per line.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import time
 from collections.abc import Iterable, Mapping
@@ -22,6 +23,7 @@ from consumers.baselines import baseline_files, load_baselines
 from consumers.commands.options import AsJson, BaselineFiles, Client, ConfigFile, check_folders
 from consumers.errors import InvalidInput, Missing, WrongUse
 from consumers.operators import audit
+from consumers.operators.views import Views
 from consumers.readers import custody, custody_report, explanation
 from consumers.readers import evidence as bundling
 from consumers.readers.custody_report import Examination
@@ -31,9 +33,10 @@ from consumers.records.alert import exposure_text, stored_alert
 from consumers.records.decision import stored_decision
 from consumers.records.sealing import sealed
 from consumers.records.spans import fields_of, spans_in_force
-from consumers.wiring.operators import open_for_operator, open_reader, user_name
+from consumers.wiring.operators import modes_of, open_for_operator, user_name
 from detector.baseline import Baseline
 from detector.exposure import Exposure
+from detector.query import ClientKey
 
 ModelOption = Annotated[
     str | None, typer.Option("--model", help="Id of the model; needed if the client was assessed on several models.")
@@ -46,9 +49,11 @@ def explain(client: Client, model: ModelOption = None, as_json: AsJson = False, 
     """Explain the state of a client: its signals, its history, and what would change the state."""
     settings = config.load(config_file)
     baselines = load_baselines(settings.baselines) if settings.baselines else {}
-    with open_reader(settings, baselines) as reader:
+    with open_for_operator(settings) as opened:
+        reader = dataclasses.replace(opened.reader, baselines=baselines, modes=modes_of(settings))
         one = _found(reader, client, model)
         c = one.client
+        Views(opened.operations).note(opened.actor, ClientKey(settings.tenant, c.model_id, c.client_key), "explain")
         alerts = reader.alerts(model=c.model_id, client=c.client_key, updates=True, limit=100).items
         told = explanation.account(one, settings.false_alarm_budget, baselines.get(c.model_id), reversed(alerts))
     terminal.show([told], as_json, lambda rows: _print_account(rows[0]))

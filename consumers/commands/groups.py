@@ -81,7 +81,7 @@ PANELS: Mapping[str, Mapping[str, CommandRow]] = {
             "Make watermark keys, record canaries, and test whether a suspected model learned from marked answers.",
         ),
         "keys": CommandRow("operators:keys_app", "Create, list and revoke API keys."),
-        "audit": CommandRow("operators:audit_app", "Check the audit log."),
+        "audit": CommandRow("operators:audit_app", "Check the audit log, and list who looked at a client."),
     },
     "Maintain the service": {
         "doctor": CommandRow(

@@ -29,17 +29,18 @@ from consumers.errors import Missing, Unavailable, WrongUse
 from consumers.operators import audit
 from consumers.operators.api_keys import without_digest
 from consumers.operators.operate import LONGEST_KEY_S
+from consumers.operators.views import views_of
 from consumers.records.heartbeat import services
-from consumers.records.operator_entries import ApiKey
+from consumers.records.operator_entries import EVERY_MODEL, ApiKey
 from consumers.store import OperatorStore
 from consumers.wiring import adapters
-from consumers.wiring.operators import mirror_of
+from consumers.wiring.operators import mirror_of, open_for_operator
 
 allowlist_app = typer.Typer(
     help="List and change the allowlist: clients that are never throttled or blocked.", no_args_is_help=True
 )
 keys_app = typer.Typer(help="Create, list and revoke API keys.", no_args_is_help=True)
-audit_app = typer.Typer(help="Check the audit log.", no_args_is_help=True)
+audit_app = typer.Typer(help="Check the audit log, and list who looked at a client.", no_args_is_help=True)
 
 
 # ----------------------------------------------------------------------------------------------------- allowlist
@@ -198,3 +199,22 @@ def audit_verify(
     terminal.show([row], as_json, table)
     if found.findings:
         raise typer.Exit(1)
+
+
+@audit_app.command("views")
+def audit_views(client: Client, as_json: AsJson = False, config_file: ConfigFile = None) -> None:
+    """List who looked at a client: its page, the API, explain, export and evidence. The last 1,000 looks, oldest first."""
+    settings = config.load(config_file)
+    with open_for_operator(settings) as opened:
+        key = opened.reader.key_of(EVERY_MODEL, client)
+        rows = views_of(audit.stored_rows(opened.store), settings.tenant, key.client)
+
+    def table(found: list[dict[str, Any]]) -> None:
+        names = ("ts", "actor", "role", "ip", "action", "object")
+        terminal.print_table(
+            ("time", "who", "role", "address", "what", "about"),
+            [tuple(str(row[name]) for name in names) for row in found],
+            "nobody looked at this client since looks are recorded",
+        )
+
+    terminal.show(rows, as_json, table)

@@ -103,6 +103,7 @@ def build_application(settings: config.Settings, stack: contextlib.ExitStack, me
     stack.callback(credentials.stop)
     _start_enforcement(settings, stack, store, view, gateway, metrics)
     start_canary_audit(settings, stack, operations)
+    api = Api(reader, operations, keys, feed, producer_of(settings, stack, baselines))
     dashboard = handlers.Dashboard(
         reader=reader,
         auth=auth,
@@ -110,8 +111,8 @@ def build_application(settings: config.Settings, stack: contextlib.ExitStack, me
         baselines=baselines,
         budget=settings.false_alarm_budget,
         pulse=_pulse_of(view),
+        views=api.views,
     )
-    api = Api(reader, operations, keys, feed, producer_of(settings, stack, baselines))
     app = build(api, [*handlers.routes(dashboard), *actions.routes(dashboard, operations)])
 
     def ready() -> str | None:

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 from support.seeded_api import CAMPAIGN, MODEL, OURS, World, alert_of, client_hash, decided, keep
 
+from consumers.operators.audit import stored_rows
+from consumers.operators.views import views_of
 from consumers.records.decision import campaign_key
 from consumers.records.operator_entries import StoredVerdict, unpacked
 
@@ -125,3 +127,13 @@ def test_a_campaign_is_judged_and_no_account_of_it_is_allow_listed(served: World
     said = unpacked(entry, StoredVerdict)
     assert (said.model, said.client) == (MODEL, campaign_key(OURS, MODEL, CAMPAIGN).client)
     assert client_hash("thief") not in said.client
+
+
+def test_who_looks_at_a_client_is_in_the_audit_log_once(served: World) -> None:
+    for role in ("viewer", "viewer", "analyst"):
+        assert served.client(role).get(PAGE).status_code == 200
+    assert served.client("viewer").get(PAGE + "/history").status_code == 200
+    assert served.client("viewer").get("/v1/models").status_code == 200
+    rows = views_of(stored_rows(served.store), OURS, client_hash("thief"))
+    assert [row["role"] for row in rows] == ["viewer", "analyst"]
+    assert all("key:" in row["actor"] for row in rows)

@@ -251,6 +251,16 @@ def test_the_report_says_what_was_checked_and_what_was_not(
     assert "<script" not in full
 
 
+def test_who_looked_at_a_client_is_listed(run: Run, thief: str, tmp_path: Path) -> None:
+    honest = next(c for c in scores(run) if c != thief)
+    run("explain", honest)
+    run("evidence", honest, "--out", str(tmp_path / "a.zip"))
+    rows = [json.loads(line) for line in run("audit", "views", honest, "--json")[1].splitlines()]
+    assert [row["action"] for row in rows][-2:] == ["client.view", "evidence.make"]
+    assert all("@" in row["actor"] for row in rows)
+    assert honest not in json.dumps(rows)
+
+
 def test_a_result_about_others_is_no_result(run: Run, thief: str, tmp_path: Path) -> None:
     (tmp_path / "marks.json").write_text('[{"client_id": "another", "p_value": 1e-9}]')
     status, _, err = run(

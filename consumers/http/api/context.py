@@ -15,6 +15,7 @@ from consumers.http.restriction_feed import DecisionFeed
 from consumers.operators.audited_write import Actor, Subject
 from consumers.operators.campaign_decisions import CampaignSubject
 from consumers.operators.operate import Operations
+from consumers.operators.views import Views
 from consumers.readers.queries import Reader
 from consumers.records import operator_entries
 
@@ -34,7 +35,11 @@ class Api:
     keys: KeyRing
     feed: DecisionFeed | None = None
     producer: LogProducer | None = None
+    views: Views = field(init=False)
     _of: OrderedDict[str, Reader] = field(default_factory=OrderedDict)
+
+    def __post_init__(self) -> None:
+        self.views = Views(self.operations)
 
     def read(self, tenant: str) -> Reader:
         """The reader of a tenant, with what it remembers."""

@@ -16,6 +16,7 @@ from consumers.operators import bounds
 from consumers.readers import models as read_models
 from consumers.readers.pagination import Position
 from detector.policy import State
+from detector.query import ClientKey
 
 
 class Write(Asked):
@@ -55,14 +56,16 @@ def model_routes(app: FastAPI, api: Api) -> None:
         return read.clients(model_id, sort=sort, min_suspicion=min_suspicion, state=state, cursor=cursor, limit=limit)
 
     @route(app, "GET", "/v1/models/{model_id}/clients/{client}")
-    def client(who: Caller, response: Response, model_id: Model, client: Named) -> read_models.ClientDetail:
+    def client(who: Acting, response: Response, model_id: Model, client: Named) -> read_models.ClientDetail:
         found = there(api.read(who.tenant).client(model_id, client))
+        api.views.note(who, ClientKey(who.tenant, model_id, found.client.client_key), "api")
         response.headers["ETag"] = f'"{found.revision}"'
         return found
 
     @route(app, "GET", "/v1/models/{model_id}/clients/{client}/history")
-    def history(who: Caller, model_id: Model, client: Named) -> History:
+    def history(who: Acting, model_id: Model, client: Named) -> History:
         found = there(api.read(who.tenant).client(model_id, client))
+        api.views.note(who, ClientKey(who.tenant, model_id, found.client.client_key), "api")
         return History(found.trail, found.exposures, found.history)
 
     @route(app, "POST", "/v1/models/{model_id}/clients/{client}/notes", 409, status_code=201)

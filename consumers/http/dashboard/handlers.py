@@ -34,9 +34,12 @@ from consumers.http.dashboard.queue_page import Filters
 from consumers.http.dashboard.session import COOKIE, HOURS, ROLES, Session, Sessions, Visitor
 from consumers.http.dashboard.site import Site
 from consumers.legible import legible
+from consumers.operators.audited_write import Actor
+from consumers.operators.views import Views
 from consumers.readers.queries import Reader
 from consumers.times import day_and_minute, rfc3339, short
 from detector.baseline import Baseline
+from detector.query import ClientKey
 
 log = logging.getLogger("querywarden.dashboard")
 
@@ -104,6 +107,7 @@ class Dashboard:
     """Everything the pages need.
 
     auth     who calls; a service without any credential may be looked at from its own machine
+    views    where looks at a client are recorded; None: nowhere
     """
 
     reader: Reader
@@ -113,6 +117,7 @@ class Dashboard:
     budget: float = 0.01
     pulse: Callable[[], Pulse] = Pulse
     now_s: Callable[[], float] = time.time
+    views: Views | None = None
     environment: Environment = field(default_factory=lambda: templates())
 
     def visitor(self, request: Request) -> Visitor:
@@ -273,6 +278,10 @@ def _client(d: Dashboard, request: Request, visitor: Visitor) -> Response:
     )
     if found is None:
         return d.problem(request, visitor, 404, "No such client", "It was never assessed, or was erased since.")
+    if d.views is not None:
+        ip = request.client.host if request.client else ""
+        key = ClientKey(visitor.tenant, request.query_params["model"], found["key"])
+        d.views.note(Actor(visitor.name, visitor.role, visitor.tenant, ip), key, "page")
     values = {"c": found, "ttls": TTLS, "acts": ACTS, "once": entropy.token_urlsafe(18)}
     return d.page(request, visitor, "client.html.j2", legible(found["client_id"]), values)
 
