@@ -57,6 +57,7 @@ REASONS: dict[str, str] = {
     "allow_listed": "as suspicious as stated, but the client is on the allowlist, so nothing is enforced",
     "exposure_budget": "the answers that the client received are worth more than the exposure budget allows, whatever its intent",
     "campaign": "the queries of these linked accounts, taken together, are rarer than those of honest groups of this size",
+    "campaign_content": "too many accounts are odd in the same way for their size, though nothing ties them; a person must confirm them",
     "breaker": "as suspicious as stated, but too many clients were restricted at once, so an operator must check first",
 }
 """Reason codes and what they mean."""

@@ -2,7 +2,8 @@
 
 Once a minute a pass over all decision rows does the following. Each detector then writes what belongs to the decision cells that it holds.
 
-1. The links of the rows form groups (`detector.campaigns`). A group that has a link of a known campaign is that campaign.
+1. The links of the rows form groups (`detector.campaigns`). A group that has a link of a known campaign is that campaign. Accounts that
+   nothing ties form a group where too many of them are odd in one way (`detector.fleet`).
 2. The members of a group are judged, each by its own profile (`assess_group`), and the group is decided (`decide_group`). A flagged group
    gets a row of its own under `campaign_key` and alerts of kind ``campaign``: a first one, one when the state rises or members join, one
    when it is over.
@@ -55,11 +56,12 @@ from consumers.store import DecisionRow, OutboxAlert, Outcome, ServiceStore, dec
 from detector.baseline import Baseline
 from detector.campaigns import ALL_NAMED, FEWEST, Group, assess_group, candidates, members_to_name, merged
 from detector.exposure import estimate
+from detector.fleet import fleet_cells
 from detector.group_statistic import MOST_JUDGED
 from detector.policy import FLAGGED, Decision, Policy, decide_group, lapsed, news
 from detector.profile import Profile
 from detector.query import ClientKey
-from detector.scoring import trajectory
+from detector.scoring import Evidence, trajectory
 
 log = logging.getLogger("querywarden.campaigns")
 
@@ -70,6 +72,10 @@ MOST_MEMBERS = 4_000
 MOST_MERGED = 2_000
 READ_AT_ONCE = 500
 GROWN = 0.05
+GROWN_CELL = 0.2
+"""Share of its accounts that must be new before an update tells of a campaign that nothing ties: its accounts change with every pass."""
+CONTENT = "content"
+"""Kind of link of accounts that only what they ask ties."""
 LINKS_KEPT = 64
 
 
@@ -95,6 +101,7 @@ class Suspected:
     queries    of those named; suspicion: mean of the members'
     sealed     sealed client id of each of those named
     ties       what ties those named
+    honest_at_most  of a group that nothing but what it asks ties: how many of its accounts may be honest; None: links tie it
     """
 
     key: ClientKey
@@ -105,6 +112,7 @@ class Suspected:
     suspicion: float
     sealed: tuple[str, ...]
     ties: tuple[Tie, ...]
+    honest_at_most: int | None = None
 
     @property
     def campaign_id(self) -> str:
@@ -159,7 +167,19 @@ class Campaigns:
             # in one order whatever order the rows came in
             groups = candidates({key: links[key] for key in sorted(links)})
             found.groups += self._known(tenant, model, groups, found)
+            found.groups += self._by_content(tenant, model, sorted(links), found)
         return found
+
+    def _by_content(self, tenant: str, model: str, accounts: Sequence[ClientKey], found: Survey) -> Iterator[Suspected]:
+        """Groups that no link ties: too many accounts are odd in the same measure for their size (`detector.fleet`)."""
+        rows = [found.clients[key] for key in accounts]
+        p_values = np.array([row.size_p_value for row in rows])
+        for cell in fleet_cells(p_values, [row.oddest for row in rows], self.baselines[model].size_null):
+            link = f"{CONTENT}:{cell.measure}"
+            group = Group((link,), tuple(accounts[i] for i in cell.accounts))
+            key = campaign_key(tenant, model, campaign_id(tenant, model, link))
+            suspected = _suspected(key, group.links, group, found.clients)
+            yield replace(suspected, ties=(Tie(CONTENT, len(group.members)),), honest_at_most=cell.honest_at_most)
 
     def _known(self, tenant: str, model: str, groups: Sequence[Group[ClientKey]], found: Survey) -> Iterator[Suspected]:
         """The groups under the names of the campaigns that they are, each name once."""
@@ -189,8 +209,10 @@ class Campaigns:
         judged = list(self._accounts(group.members[:MOST_JUDGED], read, baseline))
         if len(judged) < FEWEST:
             return None
-        assessment = assess_group([a.profile for a in judged], baseline, [a.in_order for a in judged])
-        assessment = replace(assessment, queries=group.queries)
+        assessment = assess_group(
+            [a.profile for a in judged], baseline, [a.in_order for a in judged], group.honest_at_most is not None
+        )
+        assessment = replace(assessment, queries=group.queries, evidence=_with_bound(assessment.evidence, group))
         names = tuple(sorted(unsealed(one, self.secrets, key.tenant) for one in group.sealed))
         earlier = previous(before)
         now = max(a.profile.last_ms for a in judged) // 1000 if now_s is None else now_s
@@ -199,6 +221,8 @@ class Campaigns:
             decision = lapsed(earlier, decision, now)
         if before is None and decision.state not in FLAGGED:
             return None
+        if group.honest_at_most is not None and decision.reason == "campaign":
+            decision = replace(decision, reason="campaign_content")
         seen = {a.key: a for a in judged}
         few = group.named[:MOST_MERGED]
         others = self._accounts([k for k in few if k not in seen], read, baseline)
@@ -212,7 +236,8 @@ class Campaigns:
         trail = trajectory(whole, baseline, assessment)
         row = replace(decided(record, before, decision, assessment, exposure, trail, witnesses), exposed=spent)
         known = before.alert if before is not None else None
-        joined = bool(set(names[:MEMBERS_TOLD]) - set(known.get("members", ()))) if known else False
+        new = len(set(names[:MEMBERS_TOLD]) - set(known.get("members", ()))) if known else 0
+        joined = new > (0 if group.honest_at_most is None else GROWN_CELL * len(names))
         joined |= before is not None and spent not in ("none", before.exposed)  # its exposure budget is news too
         return alert.told(key, row, before, news(earlier, decision, known is not None, joined), self.secrets)
 
@@ -388,13 +413,21 @@ class Search:
             return None
 
 
+def _with_bound(evidence: tuple[Evidence, ...], group: Suspected) -> tuple[Evidence, ...]:
+    """The evidence; of a group that nothing ties, the first sentence says how many of its accounts may be honest."""
+    if group.honest_at_most is None or not evidence:
+        return evidence
+    bound = f"; nothing ties these {len(group.named):,} accounts, and at most {group.honest_at_most:,} of them are honest (95 %)"
+    return (replace(evidence[0], text=evidence[0].text + bound), *evidence[1:])
+
+
 def _suspected(
     key: ClientKey, links: tuple[str, ...], group: Group[ClientKey], clients: Mapping[ClientKey, RowSummary]
 ) -> Suspected:
     """The group, with the accounts that its campaign consists of."""
     summaries = [clients[k] for k in group.members]
     those = np.ones(len(summaries), np.bool_)
-    if not group.strong and len(summaries) > ALL_NAMED:
+    if not group.links[0].startswith(CONTENT) and not group.strong and len(summaries) > ALL_NAMED:
         those = members_to_name(np.array([summary.size_p_value for summary in summaries]))
         if those.sum() < FEWEST:
             those[:] = True  # nobody stands out alone

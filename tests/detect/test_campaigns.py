@@ -183,6 +183,31 @@ def test_accounts_of_a_campaign_that_share_one_link_more_are_no_second_campaign(
     assert [tie.kind for tie in campaign.ties] == ["org"]
 
 
+def test_a_campaign_that_nothing_ties_shows_in_the_fleet(world: World) -> None:
+    """Three hundred honest accounts and sixty of a theft, nothing in common but what they ask: told of with a bound, nothing enforced."""
+    rng = np.random.default_rng(8)
+    rows = victims.items(300 * 10, rng)
+    lines = [
+        victims.line(row, client_id=f"honest-{i % 300:03d}", event_id=f"h-{i}", timestamp=f"2026-03-10T00:{i % 60:02d}:00Z")
+        for i, row in enumerate(rows)
+    ]  # fmt: skip
+    names = [f"sybil-{i:02d}" for i in range(60)]
+    thefts = [line.replace(b'"metadata"', b'"elsewhere"') for line in lines_of(each=10, accounts=names)]
+    world.read([*lines, *thefts])
+    world.judge()
+    told = [alert for alert in world.alerts if alert["reason"] == "campaign_content"]
+    assert told
+    for alert in told:
+        assert alert["links"] == [{"kind": "content", "members": len(alert["members"])}]
+        assert alert["enforced"] == "clear"
+        bound = int(alert["evidence"][0]["text"].partition("at most ")[2].partition(" of them")[0])
+        assert sum(name.startswith("honest") for name in alert["members"]) <= bound < len(alert["members"])
+    assert len({name for alert in told for name in alert["members"] if name.startswith("sybil")}) >= 45
+    before = len(world.alerts)
+    world.judge()
+    assert len(world.alerts) == before
+
+
 def test_what_is_stored_names_nobody(world: World, lines: list[bytes]) -> None:
     world.read(lines)
     world.judge()
