@@ -37,7 +37,7 @@ FEW_ENOUGH = 200
 """So many accounts may always share a link."""
 WEAK_SHARE, STRONG_SHARE = 0.25, 0.5
 """Share of all accounts beyond which a weak link, and a strong one, tie nobody, unless they are few."""
-STRONG = ("org:", "session:")
+STRONG = ("org:", "session:", "payment:", "device:", "registration:")
 """Kinds of links that say who somebody is, not where from."""
 SAME = 0.5
 """Two links whose accounts overlap so far (Jaccard) make one group."""

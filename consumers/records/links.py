@@ -1,7 +1,7 @@
 """Links: where a client comes from, according to the `metadata` of its events, stored as keyed hashes only.
 
 Rules:
-* `metadata` is never a reason to refuse an event. It is read for `org`, `session`, `ip`, and `asn` together with `ja4` (a TLS fingerprint
+* `metadata` is never a reason to refuse an event. It is read for `WHO`, `ip`, and `asn` together with `ja4` (a TLS fingerprint
   alone is shared by all users of the same browser, and so is `user_agent`): strings of at most `MOST_BYTES` bytes, or whole
   numbers. Anything else is ignored.
 * An address of version 6 counts as its /64, because that is what one subscriber is given.
@@ -23,7 +23,9 @@ from consumers.secrets import Secrets
 from detector.query import ClientKey, QueryBatch
 
 FIELD = "l"
-KEPT = 8
+WHO = ("org", "session", "payment", "device", "registration")
+"""Keys that say who an account belongs to: their values are costly to change."""
+KEPT = 10
 OF_A_KIND = 4
 MOST_BYTES = 256
 MOST_DIGITS = 20
@@ -46,7 +48,7 @@ def links_of(metadata: msgspec.Raw | bytes) -> list[tuple[str, str]]:
         given = _object.decode(metadata)
     except UNREADABLE:
         return []
-    found = [(kind, value) for kind in ("org", "session") if (value := _value(given, kind))]
+    found = [(kind, value) for kind in WHO if (value := _value(given, kind))]
     address = _address(_value(given, "ip") if "ip" in given else "")
     if address:
         found.append(("ip", address))

@@ -36,6 +36,10 @@ def raw(text: bytes) -> msgspec.Raw:
     ("text", "expected"),
     [
         (b'{"org":"acme","session":"s-1"}', [("org", "acme"), ("session", "s-1")]),
+        (
+            b'{"registration":"+49 1","payment":"c-9","device":"d"}',
+            [("payment", "c-9"), ("device", "d"), ("registration", "+49 1")],
+        ),
         (b'{"org":" acme ","user_agent":"curl","ja4":"t13d"}', [("org", "acme")]),
         (b'{"asn":64500,"ja4":"t13d"}', [("asn_ja4", "64500\x00t13d")]),
         (b'{"asn":64500}', []),

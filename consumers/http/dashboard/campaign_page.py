@@ -12,7 +12,8 @@ from consumers.readers.models import Campaign, CampaignDecision
 from consumers.times import day_and_minute
 from detector.policy import REASONS
 
-TIED_BY = {"org": "organisation", "session": "session", "ip": "address", "asn_ja4": "network and fingerprint",
+TIED_BY = {"org": "organisation", "session": "session", "payment": "means of payment", "device": "device",
+           "registration": "registration", "ip": "address", "asn_ja4": "network and fingerprint",
            "content": "what they ask"}  # fmt: skip
 """Kinds of links in words."""
 
