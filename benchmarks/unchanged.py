@@ -62,7 +62,8 @@ try:
 except ImportError:
     from detector.baseline import Baseline
     from_bytes = Baseline.from_bytes
-from detector.profile import Profile, Shape
+from detector.profile import Profile
+from detector.profile_shape import Shape
 
 store, baseline = sys.argv[1:]
 fitted = from_bytes(open(baseline, "rb").read())

@@ -105,6 +105,18 @@ class Archive:
     window: int = 0
     sets: tuple[Faded, Faded, Faded] = (NONE, NONE, NONE)
 
+    @classmethod
+    def of(cls, arrays: ArchiveArrays, at: int, window: int) -> Archive:
+        """A copy of the archive in a row of the arrays; `NOTHING` where it holds no odd query."""
+        hashes, bits, seen = arrays.hashes[at], arrays.bits[at], arrays.seen[at]
+        n, limit = arrays.n[at].tolist(), arrays.limit[at].tolist()
+        a, b, c = (
+            Faded(hashes[k, : n[k]].copy(), bits[k, : n[k]].copy(), seen[k, : n[k]].copy(), limit[k])
+            for k in range(len(KEPT))
+        )
+        archive = cls(window, (a, b, c))
+        return archive or NOTHING
+
     def __bool__(self) -> bool:
         return bool(len(self.sets[ODD_SET]) or len(self.sets[SEQUENCE_SET]))
 

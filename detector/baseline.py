@@ -15,6 +15,7 @@ from functools import cached_property
 from detector.calibration import Calibration, Tail
 from detector.exposure import Estimator
 from detector.features import FeatureMap
+from detector.profile_shape import Shape
 from detector.signal_table import SignalTable
 from detector.signals import signal_table
 from detector.size_null import SizeNull
@@ -51,6 +52,11 @@ class Baseline:
     def table(self) -> SignalTable:
         """The signals as the fold needs them, in units of this baseline."""
         return signal_table(self.calibration.scale, self.calibration.distinct, self.map.misfit_allowance)
+
+    @cached_property
+    def shape(self) -> Shape:
+        """Sizes of its clients' profiles."""
+        return Shape.of(self.map, len(self.table.need))
 
     @cached_property
     def ordered(self) -> Tail:

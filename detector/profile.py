@@ -17,112 +17,33 @@ Rules:
 
 from __future__ import annotations
 
-import struct
-import zlib
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
-from detector.archive import ALL, KEPT, NONE, NOTHING, OFF, Archive, Faded
+from detector.archive import NOTHING, OFF, Archive, ArchiveArrays, Faded
+from detector.archive import layout as archive_layout
 from detector.bottom_k import kept_estimate
 from detector.errors import IncompatibleProfile
-from detector.features import BITS, DISTANCE_BINS, RAW_KEPT, REGIONS, FeatureMap
-from detector.fold_arrays import LADDER_STEPS, MEMORY_BYTES, ODD_KEPT, SAMPLE_KEPT, SEQUENCE_KEPT, Memory
-from detector.packing import PackedReader, pack_bits, pack_counts, pack_hashes, pack_sparse
+from detector.features import BITS, DISTANCE_BINS, REGIONS
+from detector.fold_arrays import ODD_KEPT, SAMPLE_KEPT, SEQUENCE_KEPT, Memory, SpanArrays
+from detector.older_profiles import OLDER_FORMATS, read_older
+from detector.profile_format import read_head
+from detector.profile_reader import read_profile
+from detector.profile_shape import Shape, empty_memory, rows_of, span_layout
+from detector.profile_writer import PackJob, pack_profiles
 from detector.signal_table import SignalTable
 
-FORMAT = 5
-"""Version of a profile's bytes. 5 lacks three sums that nothing read: volume, counts by margin, moments."""
-OLDER_FORMATS = (4,)
-"""Versions that are read too: the sums that format 5 lacks are passed over."""
-_HEAD = struct.Struct("<2sB8s8siqqqHHHBIHBd")
-_HEAD_4 = struct.Struct("<2sB8s8siqdqqHHHBIHBd")
-_VOLUME_4 = 6
-_MARGIN_BINS_4 = 8
-_MOMENTS_4 = 8
-_ARCHIVE_HEAD = struct.Struct("<iBBB")
-_LONGEST_AGO = 0xFFFF
+FILLED = {
+    "sample": ("sample_hash", "sample_novel", "sample_misfit"),
+    "odd": ("odd_hash", "odd_bits"),
+    "sequence": ("sequence_hash", "sequence_bits"),
+    "passage": ("passage_ms", "passage_query"),
+}
+"""Fields of which a profile holds what is filled, by what counts them."""
 _STICKY = np.uint32(BITS["novel"] | BITS["distant"])
 _NOVEL = BITS["novel"]
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """Sizes that a feature map gives its profiles: classes, signals, rows of ring buffer and reservoir, code width and type, raw width."""
-
-    classes: int
-    signals: int
-    ring: int
-    reservoir: int
-    width: int
-    code: str
-    raw: int
-
-    @classmethod
-    def of(cls, feature_map: FeatureMap, signals: int) -> Shape:
-        width = len(feature_map.code_low)
-        code = np.dtype(feature_map.code_dtype)
-        rows = int(np.clip(MEMORY_BYTES // (width * code.itemsize + 8), 48, 256))
-        return cls(
-            classes=feature_map.classes,
-            signals=signals,
-            ring=2 * rows // 3,
-            reservoir=rows - 2 * rows // 3,
-            width=width,
-            code=code.str,
-            raw=feature_map.schema.width if feature_map.wide else 0,
-        )
-
-
-Layout = dict[str, tuple[tuple[int, ...], DTypeLike]]
-"""Shape and type of one row of each array of a group, by name."""
-
-
-def span_layout(shape: Shape) -> Layout:
-    """One span of a client, as in `fold.SpanArrays`."""
-    number: tuple[tuple[int, ...], DTypeLike] = ((), np.int64)
-    return {
-        # sum
-        "queries": number,
-        "first_ms": number,
-        "last_ms": number,
-        "classes": ((shape.classes,), np.int64),
-        "region_counts": ((REGIONS,), np.int64),
-        "distance_counts": ((DISTANCE_BINS,), np.int64),
-        # sets
-        "sample_hash": ((SAMPLE_KEPT,), np.uint64),
-        "sample_novel": ((SAMPLE_KEPT,), np.bool_),
-        "sample_misfit": ((SAMPLE_KEPT,), np.bool_),
-        "sample_n": number,
-        "odd_hash": ((ODD_KEPT,), np.uint64),
-        "odd_bits": ((ODD_KEPT,), np.uint32),
-        "odd_n": number,
-        "sequence_hash": ((SEQUENCE_KEPT,), np.uint64),
-        "sequence_bits": ((SEQUENCE_KEPT,), np.uint32),
-        "sequence_n": number,
-        "odd_counts": ((shape.signals,), np.int64),
-        # running maxima and first-passage times
-        "maxima": ((shape.signals,), np.float64),
-        "passage_ms": ((LADDER_STEPS,), np.int64),
-        "passage_query": ((LADDER_STEPS,), np.int64),
-        "passage_n": number,
-    }
-
-
-def memory_layout(shape: Shape) -> Layout:
-    """The remembered rows of a client, as in `fold.Memory`."""
-    return {
-        "ring_hash": ((shape.ring,), np.uint64),
-        "ring_label": ((shape.ring,), np.int32),
-        "ring_codes": ((shape.ring, shape.width), np.dtype(shape.code)),
-        "ring_n": ((), np.int64),
-        "reservoir_hash": ((shape.reservoir,), np.uint64),
-        "reservoir_label": ((shape.reservoir,), np.int32),
-        "reservoir_codes": ((shape.reservoir, shape.width), np.dtype(shape.code)),
-        "reservoir_n": ((), np.int64),
-        "raw_ring": ((RAW_KEPT if shape.raw else 1, shape.raw), np.uint16),
-    }
 
 
 @dataclass(slots=True)
@@ -309,95 +230,56 @@ class Profile:
     # ------------------------------------------------------------------ bytes
 
     def to_bytes(self) -> bytes:
-        """Compact little-endian form with a checksum; grows with what the client has done, to a bound."""
-        memory = self.memory
-        head = _HEAD.pack(
-            b"QP", FORMAT, bytes.fromhex(self.map_id), bytes.fromhex(self.calibration_version), self.window, self.queries,
-            self.first_ms, self.last_ms, len(self.sample_hash), len(self.odd_hash), len(self.sequence_hash), len(self.passage_ms),
-            int(memory.ring_n) if memory else 0, int(memory.reservoir_n) if memory else 0,
-            (1 if memory else 0) + (2 if self.archive else 0), self.decay,
+        """Compact little-endian form with a checksum (`profile_format.py`); grows with what the client has done, to a bound."""
+        shape = Shape(len(self.classes), len(self.maxima), 1, 1, 1, "<u2", 0)  # of rows that it does not remember
+        held = rows_of(span_layout(shape))
+        for name in ("queries", "first_ms", "last_ms", "classes", "region_counts", "distance_counts", "maxima"):
+            held[name][0] = getattr(self, name)
+        for kind, names in FILLED.items():
+            count = len(getattr(self, names[0]))
+            held[f"{kind}_n"][0] = count
+            for name in names:
+                held[name][0, :count] = getattr(self, name)
+        memory = self.memory or empty_memory(shape)
+        job = PackJob(
+            *(np.array([at], np.int64) for at in (
+                0, 0 if self.memory else -1, 0 if self.archive else -1, self.window, self.archive.window,
+            ))
         )  # fmt: skip
-        parts = [
-            head,
-            *(pack_counts(c) for c in (self.classes, self.region_counts, self.distance_counts)),
-            pack_hashes(self.sample_hash),
-            *(np.packbits(m).tobytes() for m in (self.sample_novel, self.sample_misfit)),
-            pack_hashes(self.odd_hash),
-            pack_bits(self.odd_bits),
-            pack_hashes(self.sequence_hash),
-            pack_bits(self.sequence_bits),
-            pack_sparse(self.maxima),
-            self.passage_ms.astype("<i8").tobytes(),
-            self.passage_query.astype("<u4").tobytes(),
-        ]
-        if memory:
-            parts += _pack_memory(memory)
-        if self.archive:
-            parts += _pack_archive(self.archive)
-        body = b"".join(parts)
-        return body + zlib.crc32(body).to_bytes(4, "little")
+        return pack_profiles(
+            job,
+            SpanArrays(**held),
+            _one_row(memory),
+            self.archive.arrays(len(self.maxima)),
+            self.map_id,
+            self.calibration_version,
+            self.decay,
+        )[0]
 
     @classmethod
     def from_bytes(cls, blob: bytes, shape: Shape) -> Profile:
         """Read what `to_bytes` of this format, or of one of `OLDER_FORMATS`, wrote; raises IncompatibleProfile for anything else."""
-        if len(blob) < 7 or blob[:2] != b"QP" or zlib.crc32(blob[:-4]) != int.from_bytes(blob[-4:], "little"):
-            raise IncompatibleProfile("not a profile, or damaged")
-        version = blob[2]
-        if version != FORMAT and version not in OLDER_FORMATS:
-            raise IncompatibleProfile(f"profile format {version}, this version reads {FORMAT}")
-        form = _HEAD if version == FORMAT else _HEAD_4
-        if len(blob) < form.size + 4:
-            raise IncompatibleProfile("not a profile, or damaged")
-        head = list(form.unpack(blob[: form.size]))
-        if version != FORMAT:
-            del head[_VOLUME_4]
-        (
-            _,
-            _,
-            map_id,
-            calibration,
-            window,
-            queries,
-            first,
-            last,
-            n_sample,
-            n_odd,
-            n_sequence,
-            n_passage,
-            ring_n,
-            reservoir_n,
-            has,
-            decay,
-        ) = head
-        if (
-            n_sample > SAMPLE_KEPT
-            or n_odd > ODD_KEPT
-            or n_sequence > SEQUENCE_KEPT
-            or n_passage > LADDER_STEPS
-            or reservoir_n > shape.reservoir
-            or not 0.0 <= decay < 1.0
-        ):
-            raise IncompatibleProfile("profile holds more than this map's profiles do")
-        at = PackedReader(blob, form.size)
-        classes, regions, distances = at.counts(shape.classes), at.counts(REGIONS), at.counts(DISTANCE_BINS)
-        if version != FORMAT:
-            at.counts(_MARGIN_BINS_4)
-            at.array("<f8", ((2 if queries > 1 else 1) * _MOMENTS_4,))
-        sample_hash = at.hashes(n_sample)
-        sample_novel, sample_misfit = at.flags(n_sample), at.flags(n_sample)
-        odd_hash, odd_bits = at.marked(n_odd)
-        sequence_hash, sequence_bits = at.marked(n_sequence)
-        maxima = at.sparse(shape.signals)
-        passage_ms = at.array("<i8", (n_passage,)).astype(np.int64)
-        passage_query = at.array("<u4", (n_passage,)).astype(np.int64)
-        memory = _read_memory(at, shape, ring_n, reservoir_n) if has & 1 else None
-        archive = _read_archive(at) if has & 2 else NOTHING
-        at.end()
+        head = read_head(blob, OLDER_FORMATS)
+        if head is None:
+            return cls(*read_older(blob, shape))
+        spans, memory = SpanArrays(**rows_of(span_layout(shape))), empty_memory(shape)
+        archived = ArchiveArrays(**rows_of(archive_layout(shape.signals)))
+        window = read_profile(blob, head, spans, _one_row(memory), archived)
+        n_sample, n_odd, n_sequence, n_passage = head.n_sample, head.n_odd, head.n_sequence, head.n_passage
         return cls(
-            map_id.hex(), calibration.hex(), window, queries, first, last, classes, regions, distances,
-            sample_hash, sample_novel, sample_misfit, odd_hash, odd_bits, sequence_hash, sequence_bits,
-            maxima, passage_ms, passage_query, memory, 1, decay, archive,
+            head.map_id, head.calibration_version, head.window, head.queries, head.first_ms, head.last_ms,
+            spans.classes[0], spans.region_counts[0], spans.distance_counts[0],
+            spans.sample_hash[0, :n_sample].copy(), spans.sample_novel[0, :n_sample].copy(), spans.sample_misfit[0, :n_sample].copy(),
+            spans.odd_hash[0, :n_odd].copy(), spans.odd_bits[0, :n_odd].copy(),
+            spans.sequence_hash[0, :n_sequence].copy(), spans.sequence_bits[0, :n_sequence].copy(),
+            spans.maxima[0], spans.passage_ms[0, :n_passage].copy(), spans.passage_query[0, :n_passage].copy(),
+            memory if head.has_memory else None, 1, head.decay, Archive.of(archived, 0, window) if head.has_archive else NOTHING,
         )  # fmt: skip
+
+
+def _one_row(memory: Memory) -> Memory:
+    """The memory of one client as that of a table of one row, in the same places."""
+    return Memory(**{name: np.asarray(values)[None] for name, values in memory._asdict().items()})
 
 
 def _union_sample(one: Profile, two: Profile) -> tuple[NDArray[np.uint64], NDArray[np.bool_], NDArray[np.bool_]]:
@@ -431,53 +313,3 @@ def _earliest(one: Profile, two: Profile) -> tuple[NDArray[np.int64], NDArray[np
     ms[:k] = np.where(first, short.passage_ms, ms[:k])
     query[:k] = np.where(first, short.passage_query, query[:k])
     return ms, query
-
-
-def _pack_memory(memory: Memory) -> list[bytes]:
-    """Of the ring buffer and the reservoir what is filled: hashes, answers, codes; then the last rows column by column."""
-    rows, kept = min(int(memory.ring_n), len(memory.ring_hash)), int(memory.reservoir_n)
-    raw = memory.raw_ring
-    return [
-        pack_hashes(memory.ring_hash[:rows]),
-        memory.ring_label[:rows].astype("<i2").tobytes(),
-        memory.ring_codes[:rows].tobytes(),
-        pack_hashes(memory.reservoir_hash[:kept]),
-        memory.reservoir_label[:kept].astype("<i2").tobytes(),
-        memory.reservoir_codes[:kept].tobytes(),
-        raw[: min(int(memory.ring_n), len(raw))].tobytes() if raw.shape[-1] else b"",
-    ]
-
-
-def _read_memory(at: PackedReader, shape: Shape, ring_n: int, reservoir_n: int) -> Memory:
-    arrays = {name: np.zeros(size, kind) for name, (size, kind) in memory_layout(shape).items()}
-    arrays["ring_n"], arrays["reservoir_n"] = np.array(ring_n), np.array(reservoir_n)
-    for kind, count in (("ring", min(ring_n, shape.ring)), ("reservoir", reservoir_n)):
-        arrays[f"{kind}_hash"][:count] = at.hashes(count)
-        arrays[f"{kind}_label"][:count] = at.array("<i2", (count,))
-        arrays[f"{kind}_codes"][:count] = at.array(shape.code, (count, shape.width))
-    if shape.raw:
-        kept = min(ring_n, RAW_KEPT)
-        arrays["raw_ring"][:kept] = at.array("<u2", (kept, shape.raw))
-    return Memory(**arrays)
-
-
-def _pack_archive(archive: Archive) -> list[bytes]:
-    """The window and, of each set, its limit and for each query hash, bits and how many windows ago it was seen."""
-    parts = [_ARCHIVE_HEAD.pack(archive.window, *(len(s) for s in archive.sets))]
-    for s in archive.sets:
-        ago = np.clip(archive.window - s.seen, 0, _LONGEST_AGO).astype("<u2")
-        parts += [s.limit.to_bytes(7, "little"), pack_hashes(s.hashes), pack_bits(s.bits), ago.tobytes()]
-    return parts
-
-
-def _read_archive(at: PackedReader) -> Archive:
-    window, *sizes = _ARCHIVE_HEAD.unpack(at.array("u1", (_ARCHIVE_HEAD.size,)).tobytes())
-    sets = []
-    for size, kept in zip(sizes, KEPT, strict=True):
-        limit = int.from_bytes(at.array("u1", (7,)).tobytes(), "little")
-        hashes, bits = at.marked(size)
-        ago = at.array("<u2", (size,)).astype(np.int64)
-        if size > kept or not 0 < limit <= ALL or (size and int(hashes.max()) >= limit):
-            raise IncompatibleProfile("profile archives more than it may hold")
-        sets.append(Faded(hashes, bits, window - ago, limit) if size or limit < ALL else NONE)
-    return Archive(window, (sets[0], sets[1], sets[2]))

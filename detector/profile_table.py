@@ -9,27 +9,30 @@ Rules:
   first passages are exact over the whole span, whenever a client is assessed, and nothing is merged over time.
 * While a client's first query lies in the current window, both spans would be equal, and only the long one is kept. An older row counts
   in the newest window.
-* A `RowPool` hands out rows of flat arrays and takes them back. A row that is handed out is all zeros. Memory of which no row was handed
-  out is never touched, so it costs addresses only. Arrays grow by a quarter: a sudden rise in clients must not leave twice the memory
-  that it needs. Growing replaces the arrays, so read them again from `arrays` after every `take`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from detector import archive as archives
-from detector.archive import NOTHING, SAMPLE_SET, Archive, ArchiveArrays, Faded
+from detector.archive import NOTHING, SAMPLE_SET, Archive, ArchiveArrays
 from detector.errors import IncompatibleProfile
 from detector.features import FeatureMap, Measured
 from detector.fold import fold_rows
 from detector.fold_arrays import ClientArrays, MapArrays, Memory, PollRows, SpanArrays
-from detector.profile import Profile, Shape, memory_layout, span_layout
+from detector.older_profiles import OLDER_FORMATS
+from detector.profile import Profile
+from detector.profile_format import ProfileHead, read_head
+from detector.profile_reader import read_profiles
+from detector.profile_shape import Shape, memory_layout, span_layout
+from detector.profile_writer import PackJob, pack_profiles
 from detector.query import QueryBatch
+from detector.row_pool import RowPool
 from detector.signal_table import SignalTable
 
 LONG, SHORT = 0, 1
@@ -37,41 +40,11 @@ LONG, SHORT = 0, 1
 SUM = ("queries", "first_ms", "last_ms", "classes", "region_counts", "distance_counts")
 
 
-class RowPool:
-    """Rows of flat arrays. `arrays` are (capacity, *shape) each, by the names of the layout (name → shape of a row and type)."""
+class PackedClient(NamedTuple):
+    """What is stored of one client. spans: first window → bytes; fades: whether something of it stays beyond the horizon."""
 
-    def __init__(self, layout: Mapping[str, tuple[tuple[int, ...], DTypeLike]], capacity: int = 64) -> None:
-        self.arrays: dict[str, NDArray[Any]] = {
-            name: np.zeros((capacity, *shape), dtype) for name, (shape, dtype) in layout.items()
-        }
-        self.capacity = capacity
-        self._given = 0  # rows from here on were never given out
-        self._free: list[int] = []
-
-    def take(self) -> int:
-        """A row of zeros."""
-        if self._free:
-            row = self._free.pop()
-            self.clear(row)
-            return row
-        if self._given == self.capacity:
-            self._grow()
-        self._given += 1
-        return self._given - 1
-
-    def give_back(self, row: int) -> None:
-        self._free.append(row)
-
-    def clear(self, row: int) -> None:
-        for array in self.arrays.values():
-            array[row] = 0
-
-    def _grow(self) -> None:
-        self.capacity += max(64, self.capacity // 4)
-        for name, array in self.arrays.items():
-            larger = np.zeros((self.capacity, *array.shape[1:]), array.dtype)
-            larger[: len(array)] = array
-            self.arrays[name] = larger
+    spans: dict[int, bytes]
+    fades: bool
 
 
 class ProfileTable:
@@ -155,6 +128,103 @@ class ProfileTable:
             state["passage_n"][at] = count
             state["passage_ms"][at, :count] = profile.passage_ms
             state["passage_query"][at, :count] = profile.passage_query
+
+    def put_packed(self, stored: Mapping[object, Sequence[bytes]]) -> dict[object, str]:
+        """Take over the stored spans of many clients from their bytes; one compiled call reads them all.
+
+        Parameters
+        ----------
+        stored
+            Client → bytes of its spans, the long one first (none: start empty).
+
+        Returns
+        -------
+        faults
+            Client → why its bytes are no profiles of this map. Such a client is unknown here.
+        """
+        faults: dict[object, str] = {}
+        read: list[tuple[object, int, bytes, ProfileHead]] = []
+        for key, blobs in stored.items():
+            self.drop(key)
+            try:
+                heads = [self._head(blob, first=i == 0) for i, blob in enumerate(blobs)]
+                if not blobs or any(head is None for head in heads):
+                    spans = [Profile.from_bytes(blob, self.shape) for blob in blobs]
+                    self.put(key, *spans or (None,))
+                    continue
+            except IncompatibleProfile as error:
+                self.drop(key)
+                faults[key] = str(error)
+                continue
+            read += [(key, i, blob, head) for i, (blob, head) in enumerate(zip(blobs, heads, strict=True)) if head]
+            row = self._row(key)
+            if len(blobs) > 1:
+                self._open(row)
+        if read:
+            faults |= self._read(read)
+        return faults
+
+    def _head(self, blob: bytes, first: bool) -> ProfileHead | None:
+        """The head of a profile that the compiled reader takes; None for one that takes the long way. Raises IncompatibleProfile.
+
+        That is an older one, one with an archive, or one with remembered rows that is not the client's first.
+        """
+        head = read_head(blob, OLDER_FORMATS)
+        if head is None or head.has_archive or (head.has_memory and not first):
+            return None
+        if head.map_id != self.map_id:
+            raise IncompatibleProfile(f"profile of map {head.map_id}, this baseline is {self.map_id}")
+        return head
+
+    def _read(self, read: Sequence[tuple[object, int, bytes, ProfileHead]]) -> dict[object, str]:
+        """Read profiles into rows that were opened for them: (client, span, bytes, head) of each. Returns what is wrong with some."""
+        clients, state = self._clients.arrays, self._spans.arrays
+        keys, spans, blobs, heads = zip(*read, strict=True)
+        rows = np.array([self.rows[key] for key in keys], np.int64)
+        at = clients["span"][rows, list(spans)]
+        memory = Memory(**{name: clients[name] for name in Memory._fields})
+        found = read_profiles(
+            blobs, heads, at, rows, SpanArrays(**state), memory, ArchiveArrays(**self._archives.arrays), self.table
+        )
+        clients["window"][rows] = [head.window for head in heads]  # of the short span, where there is one
+        other = at[[head.calibration_version != self.calibration_version for head in heads]]
+        state["maxima"][other], state["passage_n"][other] = 0.0, 0
+        faults = {key: fault for key, fault in zip(keys, found, strict=True) if fault}
+        for key in faults:
+            self.drop(key)
+        return faults
+
+    def packed(self, keys: Sequence[object]) -> list[PackedClient]:
+        """Return the bytes of the spans of n clients, in the order of `keys`; one compiled call writes them all."""
+        rows = np.array([self.rows[key] for key in keys], np.int64)
+        clients, spans = self._clients.arrays, self._spans.arrays
+        kept_arrays = ArchiveArrays(**self._archives.arrays)
+        held, reached, kept = clients["span"][rows], clients["window"][rows], clients["archive"][rows]
+        archived = (kept >= 0) & (kept_arrays.n[np.maximum(kept, 0), :SAMPLE_SET] > 0).any(1)
+        kept = np.where(archived, kept, -1)
+        long, two = held[:, LONG], held[:, SHORT] >= 0
+        fading = (spans["odd_n"][long] > 0) | (spans["sequence_n"][long] > 0) | archived
+        short = np.flatnonzero(two)
+        none = np.full(len(short), -1, np.int64)
+        job = PackJob(
+            span=np.concatenate([long, held[short, SHORT]]),
+            memory=np.concatenate([rows, none]),
+            archive=np.concatenate([kept, none]),
+            window=np.concatenate([reached - two, reached[short]]),
+            reached=np.concatenate([reached, reached[short]]),
+        )
+        memory = Memory(**{name: clients[name] for name in Memory._fields})
+        blobs = pack_profiles(
+            job, SpanArrays(**spans), memory, kept_arrays, self.map_id, self.calibration_version, self.decay
+        )
+        windows = job.window.tolist()
+        found = [
+            PackedClient({window: blob}, self.decay > archives.OFF and fades)
+            for window, blob, fades in zip(windows, blobs, fading.tolist(), strict=False)
+        ]
+        for at, (i, window) in enumerate(zip(short.tolist(), windows[len(rows) :], strict=True), len(rows)):
+            found[i].spans[window] = blobs[at]
+        return found
 
     def drop(self, key: object) -> None:
         """Forget a client (it is stored elsewhere)."""
@@ -280,15 +350,7 @@ class ProfileTable:
         at = int(self._clients.arrays["archive"][row])
         if at < 0:
             return NOTHING
-        hashes, bits, seen, n, limit = (
-            self._archives.arrays[name][at] for name in ("hashes", "bits", "seen", "n", "limit")
-        )
-        a, b, c = (
-            Faded(hashes[k, : n[k]].copy(), bits[k, : n[k]].copy(), seen[k, : n[k]].copy(), int(limit[k]))
-            for k in range(SAMPLE_SET + 1)
-        )
-        archive = Archive(int(self._clients.arrays["window"][row]), (a, b, c))
-        return archive or NOTHING
+        return Archive.of(ArchiveArrays(**self._archives.arrays), at, int(self._clients.arrays["window"][row]))
 
     def _archive(self, row: int, archive: Archive, window: int | None = None) -> None:
         """Keep a client's archive; window: the one that begins, None: it goes on in its own."""

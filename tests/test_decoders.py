@@ -36,7 +36,8 @@ from consumers.secrets import Secrets
 from consumers.store import DecisionRow, OutboxAlert
 from detector.baseline_file import pack_baseline, read_baseline
 from detector.errors import CorruptBaseline, IncompatibleProfile
-from detector.profile import Profile, Shape
+from detector.profile import Profile
+from detector.profile_shape import Shape
 from detector.profile_table import ProfileTable
 
 SEEDED = [

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detector.kernels import hash_texts
-from detector.profile_table import RowPool
+from detector.row_pool import RowPool
 
 FIELD = "e"
 KEPT = 256

@@ -34,8 +34,7 @@ from consumers.secrets import Secrets
 from consumers.store import Checkpoint, Tombstones
 from detector.baseline import Baseline
 from detector.clock import on_the_clock
-from detector.errors import IncompatibleProfile
-from detector.profile import Profile, Shape
+from detector.profile_shape import Shape
 from detector.profile_table import ProfileTable
 from detector.query import ClientKey, QueryBatch
 
@@ -146,6 +145,7 @@ class Ingest:
         Who is not stored is not put: new clients are those that the cache does not hold.
         """
         watch = self.secrets.client_hash(self.tenant, WATCH_IDENTITY)
+        stored: dict[str, dict[object, list[bytes]]] = {}
         for key in wanted:
             fields = loaded.get(key)
             if key.client == watch:
@@ -159,18 +159,16 @@ class Ingest:
             cell.refused[key] = refusals.unpacked(fields.get(refusals.FIELD))
             cell.told[key] = sample_events.unpacked(fields.get(sample_events.FIELD), self.secrets, key.tenant)
             blobs = {int(name[2:]): blob for name, blob in fields.items() if name.startswith("w:")}
-            profiles = self.of_model(cell, key.model)
-            spans: list[Profile] = []
-            try:
-                # the long span began first; one alone is a life that began within it
-                spans = [Profile.from_bytes(blobs[start], profiles.shape) for start in sorted(blobs)[-2:]]
-                profiles.put(key, spans[0] if spans else None, spans[1] if len(spans) > 1 else None)
-            except IncompatibleProfile as error:
-                log.warning("profile set aside", extra={"cell": cell.name, "model": key.model, "why": str(error)})
-                profiles.put(key, None)
+            # the long span began first; one alone is a life that began within it
+            stored.setdefault(key.model, {})[key] = [blobs[start] for start in sorted(blobs)[-2:]]
             cell.stored[key] = set(blobs)
             if not self._names(key, fields.get("h", b"")):
                 cell.nameless.add(key)
+        for model, spans in stored.items():
+            profiles = self.of_model(cell, model)
+            for unread, why in profiles.put_packed(spans).items():
+                log.warning("profile set aside", extra={"cell": cell.name, "model": model, "why": why})
+                profiles.put(unread, None)
 
     def _names(self, key: ClientKey, header: bytes) -> bool:
         """Whether a stored header can be read; one that cannot is written anew with the client's next query."""
@@ -323,12 +321,11 @@ class Ingest:
             writes[self.watch_key(model)] = {WATCH_FIELD: watch.to_bytes()}
         linked, told = self._said(cell, model, batch, keys, measured.bits, decoded)
         refused = refusals.seen(cell.refused, keys, batch, decoded.notes.get(model, {}))
-        for key, display in zip(keys, batch.clients, strict=True):
-            spans = profiles.spans(key)
-            fields: dict[str, bytes | None] = {f"w:{span.window}": span.to_bytes() for span in spans}
-            if spans[0].fades:
+        for key, display, packed in zip(keys, batch.clients, profiles.packed(keys), strict=True):
+            fields: dict[str, bytes | None] = {f"w:{start}": blob for start, blob in packed.spans.items()}
+            if packed.fades:
                 lasting.add(key)
-            kept = {int(name[2:]) for name in fields}
+            kept = set(packed.spans)
             stored = cell.stored.get(key)
             if stored is None or key in cell.nameless:
                 fields["h"] = self.secrets.seal(display, self.tenant)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from consumers.store import ProfileStore
 from detector.baseline import Baseline
 from detector.errors import IncompatibleProfile
-from detector.profile import Profile, Shape
+from detector.profile import Profile
 from detector.query import ClientKey
 
 Fields = Mapping[str, Mapping[str, bytes]]
@@ -48,7 +48,7 @@ class OtherMap(IncompatibleProfile):
 
 def read_span(cell: str, window: int, blob: bytes, baseline: Baseline) -> Span:
     """Raises IncompatibleProfile for bytes that are no profile of this baseline's map, OtherMap where that is all that is wrong."""
-    profile = Profile.from_bytes(blob, Shape.of(baseline.map, len(baseline.table.need)))
+    profile = Profile.from_bytes(blob, baseline.shape)
     if profile.map_id != baseline.map_id:
         raise OtherMap(f"a profile of map {profile.map_id}, the baseline's is {baseline.map_id}")
     return Span(cell, window, blob, profile)

@@ -27,7 +27,8 @@ from consumers.store.layout import client_from_text
 from consumers.store.redis import connect
 from detector.baseline_file import read_baseline
 from detector.fold_arrays import Memory
-from detector.profile import Profile, Shape
+from detector.profile import Profile
+from detector.profile_shape import Shape
 from detector.query import ClientKey
 
 FLAGGED = ("throttle", "block")

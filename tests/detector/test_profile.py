@@ -29,7 +29,9 @@ from detector.bottom_k import kept_estimate
 from detector.errors import IncompatibleProfile
 from detector.features import BITS, ODD
 from detector.fold_arrays import ODD_KEPT, SAMPLE_KEPT, SEQUENCE_KEPT
-from detector.profile import FORMAT, Profile, Shape
+from detector.profile import Profile
+from detector.profile_format import FORMAT
+from detector.profile_shape import Shape
 from detector.profile_table import ProfileTable
 from detector.query import QueryBatch
 from detector.signals import FREE
@@ -435,10 +437,11 @@ def test_a_heavy_client_stays_within_the_bound(name: str, most: int) -> None:
     assert sizes[-1] <= sizes[0] * 1.2
 
 
-def test_a_client_of_30_queries_takes_2_kilobytes() -> None:
-    traffic = reference_of("people").traffic
+@pytest.mark.parametrize("name", ["people", "digits"])
+def test_a_client_of_30_queries_takes_2_kilobytes(name: str) -> None:
+    traffic = reference_of(name).traffic
     one = batch_of(traffic.inputs[:30], labels=traffic.labels[:30], probabilities=traffic.probabilities[:30])
-    assert len(profile_of("people", one).to_bytes()) <= 2048
+    assert len(profile_of(name, one).to_bytes()) <= 2048
 
 
 def test_an_empty_profile_is_tiny() -> None:

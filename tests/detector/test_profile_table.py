@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detector.profile_table import RowPool
+from detector.row_pool import RowPool
 
 LAYOUT = {"count": ((), np.int64), "hash": ((3,), np.uint64)}
 

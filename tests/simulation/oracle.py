@@ -18,7 +18,8 @@ from consumers.records.decision import StoredDecision, stored_decision
 from consumers.records.ledger import COUNTERS, imbalance
 from consumers.store import decision_cell
 from detector.policy import FLAGGED
-from detector.profile import Profile, Shape
+from detector.profile import Profile
+from detector.profile_shape import Shape
 from detector.query import ClientKey
 
 EXACT = (

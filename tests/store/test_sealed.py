@@ -37,7 +37,8 @@ from consumers.store.sealed import (
     sealed_store,
 )
 from detector.errors import IncompatibleProfile
-from detector.profile import Profile, Shape
+from detector.profile import Profile
+from detector.profile_shape import Shape
 
 TENANTS = ("acme", "other", "")
 

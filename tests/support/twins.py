@@ -7,7 +7,8 @@ import pytest
 from support import naive
 
 from detector.features import BITS, FeatureMap, Measured
-from detector.profile import Profile, Shape
+from detector.profile import Profile
+from detector.profile_shape import Shape
 from detector.query import QueryBatch
 from detector.signal_table import SignalTable
 
