@@ -97,12 +97,12 @@ def begin_search(codes, missing, weight, category, search):  # type: ignore[no-u
 
 @nb.njit(cache=True, nogil=True)
 def lacks_values(rows, count, missing):  # type: ignore[no-untyped-def]
-    """Whether any of the first `count` rows (r, w) lacks a value."""
-    found = 0
-    for a in range(count):
-        for j in range(rows.shape[1]):
-            found |= int(rows[a, j] == missing)
-    return found > 0
+    """Whether any of the first `count` rows (r, w) lacks a value; the code of a missing value is the largest of its type."""
+    flat = rows.reshape(rows.size)
+    most = flat[0]
+    for k in range(count * rows.shape[1]):
+        most = max(most, flat[k])
+    return count > 0 and most == missing
 
 
 @nb.njit(cache=True, nogil=True, fastmath=_ANY_ORDER)
