@@ -41,7 +41,7 @@ from detector.baseline_file import pack_baseline
 from detector.errors import DetectorError
 from detector.features import Schema
 from detector.fitting.baseline import Rehearsed, fit_baseline
-from detector.fitting.recalibration import Outlier, outliers
+from detector.fitting.recalibration import Outlier, first_to_review, outliers
 from detector.query import UNKNOWN_MS, QueryBatch
 from detector.simulation.domain import Domain, HonestPools, strangers
 from detector.simulation.honest import BENIGN
@@ -163,6 +163,8 @@ def fit(
         )  # fmt: skip
     except DetectorError as error:
         raise InvalidInput(str(error)) from error
+    if traffic is not None and (first := first_to_review(fitted_clients.clients, fitted_clients.lifetime_maxima)):
+        said.append(first_words(first))
     if exposure:
         progress("rehearsing thefts, to learn what a copy would be worth")
         estimator = rehearse(baseline.map, filled(batch, rng), filled(honest, rng), rng)
@@ -320,6 +322,12 @@ def _decode(lines: Sequence[ReferenceLine], model_id: str, schema: Schema) -> tu
         # a query without a time says nothing about a life
         batches += [b.take(np.flatnonzero(b.time_ms != UNKNOWN_MS)) for b in decoded.batches.values()]
     return (stack(batches) if batches else None), refused
+
+
+def first_words(first: Sequence[str]) -> str:
+    """Say which calibration clients to look at first."""
+    names = ", ".join(first)
+    return f"look at these {len(first)} calibration clients first, because a thief among them hides later ones: {names}"
 
 
 def _tell(said: list[str], what: str, refused: RefusedLines) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
+import msgspec
 import typer
 from rich.text import Text
 
@@ -26,6 +27,7 @@ from consumers.operators import audit
 from consumers.operators.views import Views
 from consumers.readers import custody, custody_report, explanation
 from consumers.readers import evidence as bundling
+from consumers.readers.appeal import Appeal
 from consumers.readers.custody_report import Examination
 from consumers.readers.models import ClientDetail
 from consumers.readers.queries import Reader
@@ -45,7 +47,18 @@ MOST_EVIDENCE = 8
 """Number of signals that are shown as sentences."""
 
 
-def explain(client: Client, model: ModelOption = None, as_json: AsJson = False, config_file: ConfigFile = None) -> None:
+def explain(
+    client: Client,
+    model: ModelOption = None,
+    appeal: Annotated[
+        bool,
+        typer.Option(
+            "--appeal", help="What may be told to the client itself: no threshold and no other client is named."
+        ),
+    ] = False,
+    as_json: AsJson = False,
+    config_file: ConfigFile = None,
+) -> None:
     """Explain the state of a client: its signals, its history, and what would change the state."""
     settings = config.load(config_file)
     baselines = load_baselines(settings.baselines) if settings.baselines else {}
@@ -54,6 +67,9 @@ def explain(client: Client, model: ModelOption = None, as_json: AsJson = False, 
         one = _found(reader, client, model)
         c = one.client
         Views(opened.operations).note(opened.actor, ClientKey(settings.tenant, c.model_id, c.client_key), "explain")
+        if appeal and (pack := reader.appeal(c.model_id, c.client_key)) is not None:
+            terminal.show([msgspec.to_builtins(pack)], as_json, lambda _: _print_appeal(pack))
+            return
         alerts = reader.alerts(model=c.model_id, client=c.client_key, updates=True, limit=100).items
         told = explanation.account(one, settings.false_alarm_budget, baselines.get(c.model_id), reversed(alerts))
     terminal.show([told], as_json, lambda rows: _print_account(rows[0]))
@@ -258,6 +274,27 @@ def _print_account(told: Mapping[str, Any]) -> None:
             out.print(f"\n{title}", style="bold")
             for line in lines:
                 out.print(terminal.plain(f"  {line}"))
+
+
+def _print_appeal(pack: Appeal) -> None:
+    out, further = terminal.out, pack.never_flagged_further
+    out.print("what was counted", style="bold")
+    for one in pack.counted:
+        more = (
+            f"; {one.never_flagged_further:,} clients that were never flagged have more"
+            if one.signal != "queries"
+            else ""
+        )
+        out.print(terminal.plain(f"  {one.text}{more}"))
+    out.print("\nclients that went further", style="bold")
+    out.print(f"  {further.in_store:,} of {further.of_store:,} clients of this model that were never flagged")
+    if further.in_calibration is not None and further.of_calibration is not None:
+        out.print(
+            f"  {further.in_calibration:,} of {further.of_calibration:,} honest clients that it was compared with"
+        )
+    out.print("\nwhat the owner of the key can show", style="bold")
+    for line in pack.can_show:
+        out.print(terminal.plain(f"  {line}"))
 
 
 def _print_checked(said: Mapping[str, Any]) -> None:

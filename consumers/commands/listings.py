@@ -16,17 +16,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
+import msgspec
 import typer
 
 from consumers import config, terminal
 from consumers.alerts import stix
-from consumers.commands.options import ConfigFile, check_folders
-from consumers.errors import CorruptState
+from consumers.baselines import load_baselines
+from consumers.commands.options import BaselineFiles, ConfigFile, check_folders
+from consumers.errors import CorruptState, Missing, WrongUse
 from consumers.records.alert import stored_alert
 from consumers.records.decision import is_campaign, ranked, stored_decision
 from consumers.secrets import Secrets
 from consumers.store import DecisionRow, ServiceStore
 from consumers.wiring import adapters
+from consumers.wiring.operators import open_reader
 from consumers.wiring.sinks import stored_alerts
 from detector.policy import FLAGGED
 from detector.query import ClientKey
@@ -82,10 +85,22 @@ def clients(
     limit: Annotated[
         int | None, typer.Option(min=1, help="List only the N most suspicious clients, whatever their state.")
     ] = None,
+    bound: Annotated[
+        int | None,
+        typer.Option(
+            "--bound",
+            min=1,
+            help="Instead of a list: how many of the N most suspicious clients are honest at most, with 95 %.",
+        ),
+    ] = None,
+    baseline: BaselineFiles = None,
     config_file: ConfigFile = None,
 ) -> None:
     """List the clients of the store, most suspicious first, and the campaigns."""
     settings = config.load(config_file)
+    if bound is not None:
+        _bound(settings, baseline, model, bound, as_json)
+        return
     with adapters.open_store(settings) as store:
         secrets = adapters.secrets_of(settings, store)
         found = read(store, secrets, settings.tenant, model, limit)
@@ -98,6 +113,23 @@ def clients(
     else:
         terminal.print_clients(found.clients, found.total, found.flagged, "--limit N shows more")
         terminal.print_campaigns(found.campaigns)
+
+
+def _bound(settings: config.Settings, baseline: list[str] | None, model: str | None, line: int, as_json: bool) -> None:
+    """Print the bound of the queue at a line. Raises WrongUse, Missing."""
+    baselines = load_baselines(baseline or list(settings.baselines))
+    with open_reader(settings, baselines) as reader:
+        names = [model] if model is not None else [m.model_id for m in reader.models() if m.clients]
+        if len(names) != 1:
+            raise WrongUse(f"the store has clients of {len(names)} models: give --model")
+        found = reader.bound(names[0], line)
+    if found is None:
+        raise Missing(f"no bound for model {names[0]}: it needs its baseline (--baseline), calibrated on real clients")
+    said = f"of the {found.n} most suspicious clients at most {found.honest_at_most} are honest, with {found.confidence:.0%} confidence"
+    more = "it holds for every line at once, for clients that are like those of the calibration (docs/theory.md)"
+    terminal.show(
+        [msgspec.to_builtins(found)], as_json, lambda _: terminal.out.print(f"{said}; {more}", soft_wrap=True)
+    )
 
 
 def alerts(

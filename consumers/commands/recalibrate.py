@@ -17,7 +17,7 @@ from consumers import recalibrate as recalibrating
 from consumers.baselines import load_baselines, read_personas
 from consumers.commands.options import BaselineFiles, ConfigFile, Exclude, check_folders
 from consumers.errors import WrongUse
-from consumers.fit import read_excluded, write_baseline
+from consumers.fit import first_words, read_excluded, write_baseline
 from consumers.wiring import adapters
 from detector.fitting.recalibration import Outlier
 
@@ -68,6 +68,8 @@ def recalibrate(
     for line in new.notes:
         terminal.err.print(Text(line), soft_wrap=True)
     print_review(made.review)
+    if made.first:
+        terminal.err.print(terminal.plain(first_words(made.first)), soft_wrap=True)
     terminal.err.print(
         "to use it, put it among the baselines of the service and restart ingest and detect; the profiles stay",
         soft_wrap=True,

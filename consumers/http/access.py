@@ -75,6 +75,10 @@ TABLE: tuple[Access, ...] = (
     Access("GET", "/v1/models", VIEWERS, "models, with the number of clients in each state"),
     Access("GET", "/v1/models/{model_id}", VIEWERS, "one model"),
     Access("GET", "/v1/models/{model_id}/clients", VIEWERS, "clients of a model, most suspicious first"),
+    Access(
+        "GET", "/v1/models/{model_id}/bound", VIEWERS, "how many of the n most suspicious clients are honest at most"
+    ),
+    Access("GET", f"{_CLIENT}/appeal", ANALYSTS, "what may be told to a client that asks why it was flagged"),
     Access("GET", _CLIENT, VIEWERS, "details of one client, by id or by client_key"),
     Access("GET", f"{_CLIENT}/history", VIEWERS, "suspicion, exposure and state of a client over time"),
     Access("POST", f"{_CLIENT}/notes", ANALYSTS, "add a note about a client"),

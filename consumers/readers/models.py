@@ -312,6 +312,15 @@ class Health:
 
 
 @dataclass(frozen=True, slots=True)
+class ListBound:
+    """Of the `n` most suspicious clients, at most so many are honest, with this confidence, for every n at once."""
+
+    n: int
+    honest_at_most: int
+    confidence: float
+
+
+@dataclass(frozen=True, slots=True)
 class ClientPage:
     """items, and the cursor of the next page, None at the end."""
 

@@ -18,7 +18,10 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
 from consumers.errors import CorruptState, Unavailable, WrongUse
+from consumers.readers.appeal import Appeal, appeal_of
 from consumers.readers.gateways import ManualDecisions, Modes
 from consumers.readers.models import (
     Alert,
@@ -31,6 +34,7 @@ from consumers.readers.models import (
     ClientPage,
     ExposurePoint,
     Health,
+    ListBound,
     Model,
     Note,
     OperatorDecision,
@@ -51,6 +55,7 @@ from consumers.store import DecisionRow, ServiceStore
 from consumers.store.layout import client_text
 from detector.baseline import Baseline
 from detector.query import ClientKey
+from detector.queue_bound import CONFIDENCE, honest_at_most
 
 log = logging.getLogger("querywarden.readings")
 
@@ -114,6 +119,28 @@ class Reader:
         )
         items = (self._client(key, row) for key, row in chosen)
         return ClientPage(tuple(c for c in items if c is not None), more)
+
+    def bound(self, model: str, line: int) -> ListBound | None:
+        """How many of a model's `line` most suspicious clients are honest at most; None without a calibration on real clients.
+
+        Raises WrongUse for a line beyond the clients. `detector.queue_bound` says when it does not hold.
+        """
+        baseline = self.baselines.get(model)
+        if baseline is None or not baseline.calibration.calibrated:
+            return None
+        p_values = 1.0 - np.fromiter((row.rank for _, row in self._rows(model)), np.float64)
+        if not 1 <= line <= len(p_values):
+            raise WrongUse(f"n: 1 to {len(p_values)}, the clients of this model")
+        ranked, known = len(baseline.calibration.ordered), baseline.calibration.clients
+        most = honest_at_most(np.clip(p_values, 0.0, 1.0), line, known, max(ranked, known))
+        return ListBound(line, most, CONFIDENCE)
+
+    def appeal(self, model: str, client: str) -> Appeal | None:
+        """What may be told to a client that asks why it was flagged; None for one that is not known."""
+        one = self.client(model, client)
+        if one is None:
+            return None
+        return appeal_of(one, (row for _, row in self._rows(model)), self.baselines.get(model))
 
     def key_of(self, model: str, client: str) -> ClientKey:
         """Key of a client that is named by its id or by its `client_key`; a 32-digit hash that is a client's wins."""

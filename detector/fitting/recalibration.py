@@ -55,11 +55,12 @@ class Outlier:
 
 @dataclass(frozen=True, slots=True)
 class Recalibrated:
-    """The new baseline, who should be looked at, and how many clients were excluded, by reason."""
+    """The new baseline, who should be looked at (first: before all others), and how many clients were excluded, by reason."""
 
     baseline: Baseline
     review: tuple[Outlier, ...]
     excluded: Counter[str]
+    first: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +98,33 @@ def outliers(
         if row[i] > FAR_BEYOND or out
     ]
     return tuple(sorted(outlying, key=lambda o: (-o.times, o.client)))
+
+
+def first_to_review(clients: Sequence[str], lifetime_maxima: NDArray[np.floating], most: int = 10) -> tuple[str, ...]:
+    """Return the calibration clients that are worth an analyst's look first: those with the highest fused scores.
+
+    A thief among the calibration clients hides later thieves, because it moves the honest maxima up. A few looks at the most extreme
+    clients win power back (arXiv 2502.04807, ICML 2025). They are no suspects: in any fleet some clients come first.
+
+    Parameters
+    ----------
+    clients : (g,) sequence of str
+    lifetime_maxima : (g, s) float
+    most : int
+        How many looks there are.
+
+    Examples
+    --------
+    >>> maxima = np.zeros((3, len(FLOOR)))
+    >>> maxima[1] = 100.0
+    >>> first_to_review(["a", "b", "c"], maxima, 1)
+    ('b',)
+    """
+    if not len(clients):
+        return ()
+    usual = np.maximum(np.quantile(lifetime_maxima, USUAL_SHARE, axis=0), FLOOR)
+    score = np.where(FUSED, lifetime_maxima / usual, 0.0).max(axis=1)
+    return tuple(clients[i] for i in np.argsort(-score, kind="stable")[:most] if score[i] > 0)
 
 
 def recalibrate(
@@ -178,4 +206,5 @@ def recalibrate(
     others = [m for m in taken if not m.persona]
     review = outliers([m.client for m in others], np.array([m.statistics.lifetime for m in others]), beyond)
     new = replace(baseline, calibration=calibration, notes=(*notes, *limits_of(calibration)), facts=facts)
-    return Recalibrated(new, review, excluded)
+    first = first_to_review([m.client for m in others], np.array([m.statistics.lifetime for m in others]))
+    return Recalibrated(new, review, excluded, first)

@@ -95,6 +95,7 @@ SAMPLES: dict[tuple[str, str], Sample] = {
     ("GET", "/v1/models/{model_id}"): Sample(f"/v1/models/{MODEL}"),
     ("GET", "/v1/models/{model_id}/clients"): Sample(f"/v1/models/{MODEL}/clients"),
     ("GET", "/v1/models/{model_id}/clients/{client}"): Sample(_CLIENT),
+    ("GET", "/v1/models/{model_id}/clients/{client}/appeal"): Sample(f"{_CLIENT}/appeal"),
     ("GET", "/v1/models/{model_id}/clients/{client}/history"): Sample(f"{_CLIENT}/history"),
     ("POST", "/v1/models/{model_id}/clients/{client}/notes"): Sample(f"{_CLIENT}/notes", _json({"text": "seen before"})),
     ("GET", "/v1/alerts"): Sample("/v1/alerts"),
@@ -111,8 +112,8 @@ SAMPLES: dict[tuple[str, str], Sample] = {
     ("DELETE", "/v1/keys/{prefix}"): Sample("/v1/keys/{prefix}", before=_fresh_key),
     ("GET", "/v1/audit"): Sample("/v1/audit"),
 }  # fmt: skip
-APART = {("ANY", "/v1/authz"), ("GET", "/v1/decisions/events")}
-"""Routes with tests of their own below: the one asks with another header, the other never ends."""
+APART = {("ANY", "/v1/authz"), ("GET", "/v1/decisions/events"), ("GET", "/v1/models/{model_id}/bound")}
+"""Routes with tests of their own: one asks with another header, one never ends, and one needs a baseline (tests/readers/test_appeal.py)."""
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from consumers.http.api.parameters import NEXT, Asked, Cursor, Limit, Model, Nam
 from consumers.http.routes import Acting, Caller, route
 from consumers.operators import bounds
 from consumers.readers import models as read_models
+from consumers.readers.appeal import Appeal
 from consumers.readers.pagination import Position
 from detector.policy import State
 from detector.query import ClientKey
@@ -54,6 +55,16 @@ def model_routes(app: FastAPI, api: Api) -> None:
         read = api.read(who.tenant)
         there(read.model(model_id))
         return read.clients(model_id, sort=sort, min_suspicion=min_suspicion, state=state, cursor=cursor, limit=limit)
+
+    @route(app, "GET", "/v1/models/{model_id}/bound")
+    def bound(who: Caller, model_id: Model, n: Annotated[int, Query(ge=1, le=10_000_000)]) -> read_models.ListBound:
+        read = api.read(who.tenant)
+        there(read.model(model_id))
+        return there(read.bound(model_id, n))
+
+    @route(app, "GET", "/v1/models/{model_id}/clients/{client}/appeal")
+    def appeal(who: Caller, model_id: Model, client: Named) -> Appeal:
+        return there(api.read(who.tenant).appeal(model_id, client))
 
     @route(app, "GET", "/v1/models/{model_id}/clients/{client}")
     def client(who: Acting, response: Response, model_id: Model, client: Named) -> read_models.ClientDetail:

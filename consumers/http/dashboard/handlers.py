@@ -218,6 +218,7 @@ def routes(dashboard: Dashboard) -> list[Route]:
         Route("/static/{name}", static, methods=["GET"], include_in_schema=False),
         seen("/", _queue),
         seen("/client", _client),
+        seen("/appeal", _appeal),
         seen("/campaigns", _simple("campaigns.html.j2", "Campaigns", campaign_page.campaigns)),
         seen("/campaign", _named("campaign.html.j2", "Campaign", campaign_page.campaign, _campaign_form)),
         seen("/models", _simple("models.html.j2", "Models", model_page.models)),
@@ -284,6 +285,18 @@ def _client(d: Dashboard, request: Request, visitor: Visitor) -> Response:
         d.views.note(Actor(visitor.name, visitor.role, visitor.tenant, ip), key, "page")
     values = {"c": found, "ttls": TTLS, "acts": ACTS, "once": entropy.token_urlsafe(18)}
     return d.page(request, visitor, "client.html.j2", legible(found["client_id"]), values)
+
+
+def _appeal(d: Dashboard, request: Request, visitor: Visitor) -> Response:
+    if not visitor.may("analyst"):
+        return d.problem(request, visitor, 403, "Not for this role", "This page needs the role analyst.")
+    model, key = request.query_params.get("model", ""), request.query_params.get("client", "")
+    site = d.site(visitor)
+    one, pack = site.reader.client(model, key), site.reader.appeal(model, key)
+    if one is None or pack is None:
+        return d.problem(request, visitor, 404, "No such client", "It was never assessed, or was erased since.")
+    values = {"pack": pack, "name": one.client.client_id, "back": site.client_address(one.client.client_key, model)}
+    return d.page(request, visitor, "appeal.html.j2", f"Appeal of {legible(one.client.client_id)}", values)
 
 
 def _live_client(d: Dashboard, request: Request, visitor: Visitor) -> Response:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
 
+from consumers.errors import WrongUse
 from consumers.http.dashboard import page_charts
 from consumers.http.dashboard.site import Site, by_suspicion, client_row, counts_of
 from consumers.legible import legible
@@ -76,12 +77,29 @@ def queue(site: Site, filters: Filters) -> dict[str, Any]:
         "query": filters.address(),
         "state_choices": STATE_CHOICES,
         "matching": max(matching, end),
+        "bound": _bound(site, shown, filters, end) if rows else "",
         "total": total,
         "previous": f"/{filters.address(filters.page - 1)}" if filters.page else "",
         "next": f"/{filters.address(filters.page + 1)}" if matching > end and rows else "",
         "mode": site.reader.modes.mode,
         "mode_words": MODE_WORDS[site.reader.modes.mode],
     }
+
+
+def _bound(site: Site, shown: Sequence[Model], filters: Filters, line: int) -> str:
+    """How many of the clients above the last line shown are honest at most; only where the list is one model's, most suspicious first."""
+    if len(shown) != 1 or filters.q or filters.state not in ("suspects", "all"):
+        return ""
+    try:
+        found = site.reader.bound(shown[0].model_id, line)
+    except WrongUse:
+        return ""
+    if found is None:
+        return ""
+    return (
+        f"Of the {found.n:,} most suspicious clients at most {found.honest_at_most:,} are honest, with {found.confidence:.0%} confidence,"
+        " if the clients are like those of the calibration."
+    )
 
 
 def queue_live(site: Site, filters: Filters) -> dict[str, Any]:
