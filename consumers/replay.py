@@ -363,7 +363,7 @@ def report_of(
         budget=budget,
         calibrated=all(b.calibration.calibrated for b in baselines.values()),
         calibration="; ".join(n for b in baselines.values() for n in b.notes),
-        alerts=[alert_of(body, None, None) for body in result.alerts],
+        alerts=[alert_of(body, None, None, None) for body in result.alerts],
         coverage=coverage,
         counters={k: v for k, v in result.counters.items() if v},
         dead_letters=dict(result.reasons),

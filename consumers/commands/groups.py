@@ -72,6 +72,7 @@ PANELS: Mapping[str, Mapping[str, CommandRow]] = {
         "allowlist": CommandRow(
             "operators:allowlist_app", "List and change the allowlist: clients that are never throttled or blocked."
         ),
+        "cases": CommandRow("cases:app", "List, assign and close cases: who works on which finding."),
         "schema": CommandRow(
             "schema:app",
             "List and decide schema holds: columns in which many clients began to send values that do not fit.",

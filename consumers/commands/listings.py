@@ -24,6 +24,8 @@ from consumers.alerts import stix
 from consumers.baselines import load_baselines
 from consumers.commands.options import BaselineFiles, ConfigFile, check_folders
 from consumers.errors import CorruptState, Missing, WrongUse
+from consumers.readers.public import precision_words
+from consumers.readers.queries import Reader
 from consumers.records.alert import stored_alert
 from consumers.records.decision import is_campaign, ranked, stored_decision
 from consumers.secrets import Secrets
@@ -156,6 +158,7 @@ def alerts(
         for alert in store.alerts():
             with set_aside():
                 found.append(stored_alert(alert, secrets))
+        right = Reader(store, secrets, settings.tenant).precision()
     found = sorted(
         (a for a in found if updates or a["update"] == 0), key=lambda a: (a["time"], a["alert_id"], a["update"])
     )
@@ -167,6 +170,9 @@ def alerts(
     if as_json and len(shown) < len(found):
         terminal.err.print(terminal.counted(len(shown), len(found), "alerts"))
     terminal.show(shown, as_json, lambda rows: terminal.print_alerts(rows, len(found)))
+    if not as_json:
+        for line in map(precision_words, right):
+            terminal.out.print(terminal.plain(line), soft_wrap=True)
 
 
 @contextlib.contextmanager

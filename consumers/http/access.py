@@ -85,6 +85,8 @@ TABLE: tuple[Access, ...] = (
     Access("GET", "/v1/alerts", VIEWERS, "alerts of the last 30 days, newest first"),
     Access("GET", "/v1/alerts/{alert_id}", VIEWERS, "one finding, as it was last sent"),
     Access("POST", "/v1/alerts/{alert_id}/verdict", ANALYSTS, "judge an alert: true or false positive"),
+    Access("POST", "/v1/alerts/{alert_id}/case", ANALYSTS, "assign the case of a finding, close it or open it again"),
+    Access("GET", "/v1/precision", VIEWERS, "how often findings were right, by model, as far as analysts judged them"),
     Access("GET", "/v1/campaigns", VIEWERS, "campaigns: linked accounts that look like one attacker"),
     Access("GET", "/v1/campaigns/{campaign_id}", VIEWERS, "one campaign with its members"),
     Access("GET", "/v1/health", VIEWERS, "state of the store and of the processes"),

@@ -31,7 +31,7 @@ from consumers.secrets import Secrets
 from consumers.store import Entry, Operation, Store, decision_cell
 from detector.query import ClientKey
 
-KINDS = ("decision", "allow", "verdict", "note", "idempotency")
+KINDS = ("decision", "allow", "verdict", "case", "note", "idempotency")
 """Kinds of operator entries that may name a client."""
 OF_CAMPAIGNS = ("campaign", "proposal")
 """Kinds of operator entries that name clients among others."""

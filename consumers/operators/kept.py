@@ -19,7 +19,19 @@ import msgspec
 
 from consumers.store import Entry, OperatorStore
 
-KINDS = ("decision", "allow", "campaign", "proposal", "verdict", "note", "key", "revoked", "breaker", "evidence")
+KINDS = (
+    "decision",
+    "allow",
+    "campaign",
+    "proposal",
+    "verdict",
+    "case",
+    "note",
+    "key",
+    "revoked",
+    "breaker",
+    "evidence",
+)
 NOT_BY_PEOPLE = {("breaker", "tripped"), ("breaker", "held")}
 SKEW_S = 60
 """How far the store's clock may be ahead of ours."""

@@ -31,10 +31,12 @@ from consumers.records.operator_entries import (
     VERDICTS,
     AllowlistEntry,
     ApiKey,
+    CaseState,
     Ended,
     LastBundle,
     Reset,
     Revoked,
+    StoredCase,
     StoredNote,
     StoredOperatorDecision,
     StoredVerdict,
@@ -214,6 +216,37 @@ class Operations(CampaignDecisions):
         elif listed is not None and listed.origin == "verdict":
             plan.drops.append((actor.tenant, "allow", key))
 
+    def work_on(
+        self,
+        actor: Actor,
+        alert_id: str,
+        *,
+        assignee: str | None = None,
+        state: CaseState | None = None,
+        note: str = "",
+        once: str | None = None,
+    ) -> StoredCase:
+        """Assign the case of a finding, close it or open it again. assignee: "" for nobody; None and state None: as before."""
+        check_words(note)
+        if assignee and not _NAME.fullmatch(assignee):
+            raise WrongUse("assignee: letters, digits and . _ @ - only, at most 64")
+        if assignee is None and state is None:
+            raise WrongUse("give an assignee, a state, or both")
+
+        def plan() -> Plan[StoredCase]:
+            now = int(self.now_s())
+            before = self._entry("case", alert_id, actor.tenant, StoredCase)
+            known = before or StoredCase(alert_id, "", "open", "", "", 0)
+            made = replace(
+                known, assignee=known.assignee if assignee is None else assignee, state=state or known.state,
+                note=note or known.note, actor=actor.name, at_s=now,
+            )  # fmt: skip
+            put = Entry(actor.tenant, "case", alert_id, operator_entries.packed(made), now + NOTE_KEPT_S)
+            return Plan(made, f"alert:{alert_id}", before, [put])
+
+        action = "case.assign" if state is None else f"case.{'close' if state == 'closed' else 'open'}"
+        return self._apply(actor, action, plan, StoredCase, once, (alert_id, assignee, state, note))
+
     def note(self, actor: Actor, key: ClientKey, text: str, *, once: str | None = None) -> StoredNote:
         """Leave words about a client; kept for a year. Raises Conflict when there are too many."""
         if not text.strip():
@@ -365,3 +398,12 @@ class Operations(CampaignDecisions):
 
     def _keys(self, tenant: str) -> list[ApiKey]:
         return [operator_entries.unpacked(e, ApiKey) for e in self._all("key", tenant)]
+
+
+def assignee_of(name: str) -> str:
+    """The name of who acts as an assignee may be called: other characters become ``_``.
+
+    >>> assignee_of("maria [key:ab12]")
+    'maria'
+    """
+    return re.sub(r"[^A-Za-z0-9._@-]", "_", name.partition(" [")[0])[:64]

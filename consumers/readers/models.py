@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from consumers.records.operator_entries import Enforced, Ruling, VerdictValue
+from consumers.records.operator_entries import CaseState, Enforced, Ruling, VerdictValue
 from detector.exposure import Exposure
 from detector.policy import Mode, State
 from detector.scoring import Evidence
@@ -142,6 +142,33 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True)
+class AlertCase:
+    """Who works on a finding, and whether it is done. assignee: empty for nobody; actor, at_s: of the last change."""
+
+    alert_id: str
+    assignee: str
+    state: CaseState
+    note: str
+    actor: str
+    at_s: int
+
+
+@dataclass(frozen=True, slots=True)
+class Precision:
+    """How often findings were right, as far as analysts judged them. model_id: empty for findings whose model is not known.
+
+    precision  true positives among those judged, None without any; low, high: its 95 % interval (Wilson)
+    """
+
+    model_id: str
+    judged: int
+    true_positives: int
+    precision: float | None
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Note:
     """Words that somebody left about a client."""
 
@@ -189,6 +216,7 @@ class Alert:
     frameworks: tuple[str, ...]
     policy: str
     verdict: Verdict | None = None
+    case: AlertCase | None = None
 
 
 Cause: TypeAlias = Literal[

@@ -9,10 +9,20 @@ Rules
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
-from consumers.readers.models import Alert, Campaign, CampaignDecision, Client, SharedLink, Verdict
+from consumers.readers.models import (
+    Alert,
+    AlertCase,
+    Campaign,
+    CampaignDecision,
+    Client,
+    Precision,
+    SharedLink,
+    Verdict,
+)
 from consumers.records.decision import StoredDecision
 from consumers.records.operator_entries import StoredCampaignDecision
 from detector.exposure import Exposure
@@ -87,7 +97,32 @@ def campaign_decision_of(stored: StoredCampaignDecision, waits: bool) -> Campaig
     )
 
 
-def alert_of(body: Mapping[str, Any], client_key: str | None, verdict: Verdict | None) -> Alert:
+def precision_of(model: str, true: int, false: int) -> Precision:
+    """Return the precision of judged findings, with Wilson's interval (1927).
+
+    >>> found = precision_of("m", 8, 2)
+    >>> found.precision, round(found.low, 2), round(found.high, 2)
+    (0.8, 0.49, 0.94)
+    """
+    judged = true + false
+    if not judged:
+        return Precision(model, 0, 0, None, None, None)
+    share, z = true / judged, 1.959964
+    middle = (share + z * z / (2 * judged)) / (1 + z * z / judged)
+    half = z / (1 + z * z / judged) * math.sqrt(share * (1 - share) / judged + z * z / (4 * judged * judged))
+    return Precision(model, judged, true, share, max(0.0, middle - half), min(1.0, middle + half))
+
+
+def precision_words(found: Precision) -> str:
+    """Return the precision in words: one sentence."""
+    name, judged = found.model_id or "other models", found.judged
+    if found.precision is None or found.low is None or found.high is None:
+        return f"{name}: no finding was judged"
+    share = f"{found.precision:.0%}, {found.low:.0%} to {found.high:.0%}"
+    return f"{name}: {found.true_positives:,} of {judged:,} judged findings were right ({share})"
+
+
+def alert_of(body: Mapping[str, Any], client_key: str | None, verdict: Verdict | None, case: AlertCase | None) -> Alert:
     """Return an alert from its body, as last sent. client_key: keyed hash of its client, None for a campaign's."""
     return Alert(
         alert_id=body["alert_id"],
@@ -113,4 +148,5 @@ def alert_of(body: Mapping[str, Any], client_key: str | None, verdict: Verdict |
         frameworks=tuple(body.get("frameworks") or ()),
         policy=body.get("policy", "detection"),
         verdict=verdict,
+        case=case,
     )

@@ -25,6 +25,7 @@ from consumers.readers.appeal import Appeal, appeal_of
 from consumers.readers.gateways import ManualDecisions, Modes
 from consumers.readers.models import (
     Alert,
+    AlertCase,
     AlertPage,
     Allowed,
     Campaign,
@@ -38,13 +39,14 @@ from consumers.readers.models import (
     Model,
     Note,
     OperatorDecision,
+    Precision,
     SinkHealth,
     StateChange,
     TrailPoint,
     Verdict,
 )
 from consumers.readers.pagination import Position, asked
-from consumers.readers.public import alert_of, campaign_decision_of, campaign_of, client_of
+from consumers.readers.public import alert_of, campaign_decision_of, campaign_of, client_of, precision_of
 from consumers.records import breaker_entries, operator_entries
 from consumers.records.alert import stored_alert
 from consumers.records.decision import RowSummary, StoredDecision, is_campaign, stored_decision, summary_of
@@ -249,13 +251,15 @@ class Reader:
                 found[name] = (Position(float(stored.time_ms), newest_first), body)
         wanted = (p for p in found.values() if state in (None, p[1]["state"]))
         chosen, more = page.of(wanted, lambda p: p[0])
-        verdicts = self.verdicts()
-        return AlertPage(tuple(self._alert(body, verdicts) for _, body in chosen), more)
+        verdicts, cases = self.verdicts(), self.cases()
+        return AlertPage(tuple(self._alert(body, verdicts, cases) for _, body in chosen), more)
 
     def alert(self, alert_id: str) -> Alert | None:
         """One finding as last sent."""
         bodies = [b for b in map(self._body, self.store.alerts()) if b is not None and b["alert_id"] == alert_id]
-        return self._alert(max(bodies, key=lambda b: b["update"]), self.verdicts()) if bodies else None
+        if not bodies:
+            return None
+        return self._alert(max(bodies, key=lambda b: b["update"]), self.verdicts(), self.cases())
 
     def campaigns(self) -> tuple[Campaign, ...]:
         """Groups of accounts that act as one, most suspicious first."""
@@ -311,6 +315,21 @@ class Reader:
             v.alert_id: Verdict(v.alert_id, v.verdict, v.note, v.actor, v.at_s)
             for _, v in self._entries("verdict", operator_entries.StoredVerdict)
         }
+
+    def cases(self) -> dict[str, AlertCase]:
+        """Cases by alert."""
+        return {
+            c.alert_id: AlertCase(c.alert_id, c.assignee, c.state, c.note, c.actor, c.at_s)
+            for _, c in self._entries("case", operator_entries.StoredCase)
+        }
+
+    def precision(self) -> tuple[Precision, ...]:
+        """How often past findings were right, by model, as far as analysts judged them."""
+        said = Counter((v.model, v.verdict) for _, v in self._entries("verdict", operator_entries.StoredVerdict))
+        return tuple(
+            precision_of(model, said[model, "true_positive"], said[model, "false_positive"])
+            for model in sorted({model for model, _ in said})
+        )
 
     def notes(self, key: ClientKey) -> tuple[Note, ...]:
         """Notes about a client, oldest first."""
@@ -441,8 +460,8 @@ class Reader:
         client = body.get("client_id")
         return self.secrets.client_hash(self.tenant, client) if client is not None else None
 
-    def _alert(self, body: Mapping[str, Any], verdicts: Mapping[str, Verdict]) -> Alert:
-        return alert_of(body, self._hash_of(body), verdicts.get(body["alert_id"]))
+    def _alert(self, body: Mapping[str, Any], verdicts: Mapping[str, Verdict], cases: Mapping[str, AlertCase]) -> Alert:
+        return alert_of(body, self._hash_of(body), verdicts.get(body["alert_id"]), cases.get(body["alert_id"]))
 
     def _entries(
         self, kind: str, as_type: type[operator_entries.Value]

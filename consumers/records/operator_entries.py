@@ -9,6 +9,7 @@ ids and notes are sealed, never in clear. The kinds:
     campaign     <model>|<campaign id>        StoredCampaignDecision     with until_s
     proposal     <model>|<campaign id>        StoredCampaignDecision     with until_s: waits for a second person
     verdict      <alert id>                   Verdict                    never: it enters the next calibration
+    case         <alert id>                   StoredCase                 a year after its last change
     note         <model>|<client hash>|<id>   Note                       after a year
     key          <public prefix>              ApiKey                     with its own end
     revoked      <public prefix>              Revoked                    when the key would have ended
@@ -125,6 +126,23 @@ class StoredVerdict:
     at_s: int
     model: str = ""
     client: str = ""
+    format: int = FORMAT
+
+
+CaseState = Literal["open", "closed"]
+"""Whether somebody still works on a finding."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredCase:
+    """Who works on a finding, and whether it is done. assignee: empty for nobody; actor: who said so last."""
+
+    alert_id: str
+    assignee: str
+    state: CaseState
+    note: str
+    actor: str
+    at_s: int
     format: int = FORMAT
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import FastAPI, Query
+from pydantic import Field
 from starlette.responses import Response
 
 from consumers.http.api.context import Api
@@ -14,12 +15,18 @@ from consumers.operators.audited_write import Subject
 from consumers.readers import models as read_models
 from consumers.readers.pagination import Position
 from consumers.records.decision import campaign_key
-from consumers.records.operator_entries import VerdictValue
+from consumers.records.operator_entries import CaseState, VerdictValue
 from detector.policy import State
 
 
 class Judge(Asked):
     verdict: VerdictValue
+    note: Words = ""
+
+
+class Work(Asked):
+    assignee: Annotated[str | None, Field(max_length=64, pattern=r"^[A-Za-z0-9._@-]*$")] = None
+    state: CaseState | None = None
     note: Words = ""
 
 
@@ -54,6 +61,18 @@ def alert_routes(app: FastAPI, api: Api) -> None:
             who, alert_id, body.verdict, subject, campaign=campaign, note=body.note, once=once
         )
         return read_models.Verdict(made.alert_id, made.verdict, made.note, made.actor, made.at_s)
+
+    @route(app, "POST", "/v1/alerts/{alert_id}/case", 409)
+    def case(who: Acting, alert_id: Id, body: Work, once: Once = None) -> read_models.AlertCase:
+        there(api.read(who.tenant).alert(alert_id))
+        made = api.operations.work_on(
+            who, alert_id, assignee=body.assignee, state=body.state, note=body.note, once=once
+        )
+        return read_models.AlertCase(made.alert_id, made.assignee, made.state, made.note, made.actor, made.at_s)
+
+    @route(app, "GET", "/v1/precision")
+    def precision(who: Caller) -> tuple[read_models.Precision, ...]:
+        return api.read(who.tenant).precision()
 
     @route(app, "GET", "/v1/campaigns", answers=NEXT)
     def campaigns(who: Caller, part: Paged) -> tuple[read_models.Campaign, ...]:

@@ -24,7 +24,7 @@ from consumers.http.dashboard.handlers import ACTS, CAMPAIGN_ACTS, Dashboard
 from consumers.http.dashboard.session import COOKIE, ROLES, Visitor, local_path, mark_of, same_origin
 from consumers.operators.audited_write import Actor, Subject
 from consumers.operators.campaign_decisions import CampaignSubject
-from consumers.operators.operate import Operations
+from consumers.operators.operate import Operations, assignee_of
 from consumers.records.decision import campaign_key
 
 log = logging.getLogger("querywarden.dashboard")
@@ -62,6 +62,7 @@ def routes(dashboard: Dashboard, operations: Operations) -> list[Route]:
         post("/act/verdict", guarded("analyst", _record_verdict)),
         post("/act/campaign-verdict", guarded("analyst", _judge_campaign)),
         post("/act/note", guarded("analyst", _note)),
+        post("/act/case", guarded("analyst", _work_on)),
     ]
 
 
@@ -200,6 +201,19 @@ def _note(d: Dashboard, operations: Operations, who: Actor, form: Form) -> tuple
         raise Missing("no such client")
     operations.note(who, reader.key_of(form["model"], form["client"]), form["text"])
     return _client_path(form), "noted"
+
+
+def _work_on(d: Dashboard, operations: Operations, who: Actor, form: Form) -> tuple[str, str]:
+    act = form["act"]
+    if d.reader.of(who.tenant).alert(form["alert"]) is None:
+        raise Missing("no such alert")
+    if act == "take":
+        operations.work_on(who, form["alert"], assignee=assignee_of(who.name))
+    elif act in ("closed", "open"):
+        operations.work_on(who, form["alert"], state="closed" if act == "closed" else "open")
+    else:
+        raise WrongUse("act: take, closed or open")
+    return "/alerts", "worked"
 
 
 def _login(d: Dashboard, operations: Operations, request: Request, form: Form) -> Response:

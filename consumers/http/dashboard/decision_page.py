@@ -9,6 +9,7 @@ from urllib.parse import urlencode
 
 from consumers.errors import WrongUse
 from consumers.http.dashboard.site import MOST_ROWS, Site, by_suspicion, client_row, counts_of, verdict_words
+from consumers.readers.public import precision_words
 from consumers.times import milliseconds
 from detector.policy import FLAGGED, REASONS
 
@@ -93,9 +94,13 @@ def alerts(site: Site, cursor: str = "") -> dict[str, Any]:
                 "queries": a.queries_seen,
                 "why": a.evidence[0].text if a.evidence else REASONS.get(a.reason, a.reason),
                 "verdict": (verdict_words(a.verdict) or {}).get("words", ""),
+                "id": a.alert_id,
+                "closed": a.case is not None and a.case.state == "closed",
+                "assignee": a.case.assignee if a.case else "",
             }
             for a in page.items
         ],
+        "precision": [precision_words(found) for found in site.reader.precision()],
         "older": f"/alerts?{urlencode({'cursor': page.next})}" if page.next else "",
         "newest": "/alerts" if cursor else "",
     }  # fmt: skip

@@ -73,6 +73,7 @@ SAID: Mapping[str, tuple[str, str]] = {
     "gone": ("", "That entry had already ended."),
     "true_positive": ("good", "Saved: true positive."),
     "false_positive": ("good", "Saved: false positive. The client is on the allowlist for 30 days."),
+    "worked": ("good", "Saved."),
     "judged": ("good", "Saved. The receivers of the campaign's alert are informed."),
     "changed": (
         "bad",
