@@ -57,6 +57,26 @@ ELSEWHERE: dict[Line, str] = {
     ): "serves until Ctrl-C; tests/test_demo.py::test_a_small_demo_ends_with_a_report_and_the_truth",
     ("README.md", "make test"): "is this suite",
     (
+        "docs/dashboard.md",
+        "querywarden verify-evidence case.zip --earlier other.zip --audit audit.jsonl --report case.html",
+    ): "needs a second bundle; tests/readers/test_evidence.py::test_the_report_says_what_was_checked_and_what_was_not",
+    (
+        "docs/operations.md",
+        "querywarden secrets rotate",
+    ): "tests/commands/test_secrets.py::test_a_new_installation_is_sealed_a_key_is_replaced_and_a_tenant_erased",
+    (
+        "docs/operations.md",
+        "querywarden secrets rotate --after-s 300",
+    ): "tests/store/test_sealed.py::test_a_key_waits_for_its_time",
+    (
+        "docs/operations.md",
+        "querywarden secrets status",
+    ): "tests/commands/test_secrets.py::test_a_new_installation_is_sealed_a_key_is_replaced_and_a_tenant_erased",
+    (
+        "docs/operations.md",
+        "querywarden secrets erase-tenant acme",
+    ): "tests/commands/test_secrets.py::test_a_new_installation_is_sealed_a_key_is_replaced_and_a_tenant_erased",
+    (
         "docs/operations.md",
         "querywarden recalibrate --config querywarden.toml --out fraud-v3.new",
     ): "needs a week; tests/consumers/test_recalibrate.py::test_the_command_writes_a_baseline_that_the_service_takes",

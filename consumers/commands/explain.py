@@ -165,7 +165,7 @@ def verify_evidence(
     by: Annotated[str, typer.Option(help="Who checks, for the report; default: the user of this machine.")] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Check an evidence bundle: signature, hashes, and what else is given: its scores, its place in the chain, the audit log."""
+    """Check an evidence bundle: signature, hashes, scores, its place in the chain, the audit log."""
     check_folders(report)
     blob = paths.read(file)
     checked = bundling.verify(blob, paths.read(baseline) if baseline else None, signer)

@@ -46,7 +46,7 @@ PANELS: Mapping[str, Mapping[str, CommandRow]] = {
         ),
         "verify-evidence": CommandRow(
             "explain:verify_evidence",
-            "Check the signature and the hashes of an evidence bundle and, with the baseline, its scores.",
+            "Check an evidence bundle: signature, hashes, scores, its place in the chain, the audit log.",
         ),
         "backtest": CommandRow(
             "backtest:backtest", "Show which clients of old logs would be flagged, for several budgets and modes."

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from consumers import config, keyring, terminal
 from consumers.commands.options import AsJson, ConfigFile
-from consumers.operators.erasure import KINDS, Forgotten
+from consumers.operators.erasure import KINDS, OF_CAMPAIGNS, Forgotten
 from consumers.secrets import Secrets
 from consumers.store.sealed import counted
 from consumers.times import rfc3339
@@ -137,7 +137,9 @@ def erase_tenant(
             opened.actor,
             "tenant.erase",
             f"tenant:{tenant} keys:{','.join(gone)} unreadable:{sealed} clear:{clear}",
-            lambda: Forgotten(tuple(e for kind in KINDS for e in opened.store.operator_entries(kind, tenant)[1])),
+            lambda: Forgotten(
+                tuple(e for kind in (*KINDS, *OF_CAMPAIGNS) for e in opened.store.operator_entries(kind, tenant)[1])
+            ),
         )
     row = {"tenant": tenant, "keys": gone, "unreadable": sealed, "not_sealed": clear, "entries": dropped}
 
