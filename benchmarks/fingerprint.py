@@ -1,9 +1,10 @@
-"""A fingerprint of what the detector does: the figures of a small seeded run through fit, fold, assessment, decision and campaigns.
+"""A fingerprint of what the detector does: the figures of a small seeded run through fit, fold, assessment and decision.
 
 Results that took half an hour to measure carry it. A refactoring keeps it, and the results stay valid; a change of behaviour changes it,
 and `tests/benchmarks/test_fingerprint.py` asks for a new run. Figures are rounded to four digits, so that machines agree.
 
-Its reach is what the run exercises: numeric columns, one model, every order-aware and order-free signal that these clients raise.
+Its reach is what the run exercises: numeric columns, one model, every order-aware and order-free signal that these clients raise. Groups of
+accounts are outside: the benchmark of single clients does not measure them.
 
     python -m benchmarks.fingerprint
 """
@@ -17,7 +18,6 @@ from typing import Any
 
 import numpy as np
 
-from detector.campaigns import assess_group
 from detector.features import Column, Schema, infer_grain
 from detector.fitting.baseline import fit_baseline
 from detector.policy import Policy, wanted
@@ -85,7 +85,6 @@ def figures() -> list[Any]:
             a = assess(profile, baseline)
             out.append([_shown(a), wanted(a, baseline.calibration, Policy(0.05)), reached(profile, baseline, 0.2)])
             out.append(_shown(assess(profile, baseline, shards=2)))
-        out += [_shown(assess_group(profiles[k : k + 4], baseline)) for k in range(0, len(profiles) - 3, 3)]
     return out
 
 
