@@ -28,8 +28,8 @@ $(STAMP): requirements/dev.txt requirements/uv.txt requirements/install.sh pypro
 	@touch $@
 
 .PHONY: demo
-demo: $(STAMP) ## Real thefts against a real model, watched from start to report (ONCE=1: end with the report)
-	@ONCE="$(ONCE)" $(BIN)/python examples/demo.py $(ARGS)
+demo: $(STAMP) ## Real thefts against a real model, watched from start to report (TEXT=1: a model of texts; ONCE=1: end with the report)
+	@ONCE="$(ONCE)" $(BIN)/python $(if $(TEXT),-m examples.text_demo,examples/demo.py) $(ARGS)
 
 .PHONY: up
 up: $(STAMP) ## The whole service on this machine until Ctrl-C: Kafka, Redis, ingest, detect, serve (TRAFFIC=1: with clients)
@@ -125,6 +125,11 @@ bench-detection: $(STAMP) ## Ours and the literature on ten victims, about 35 mi
 .PHONY: bench-campaigns
 bench-campaigns: $(STAMP) ## Thefts split over linked accounts, and honest organisations, about 15 minutes (ARGS=--short: prints only)
 	@nice -n 10 $(BIN)/python -m benchmarks.campaigns $(ARGS)
+
+.PHONY: bench-text
+bench-text: $(STAMP) ## Ours and the literature on three models of texts, about 15 minutes (ARGS=--short: prints only)
+	@$(BIN)/python -m pip install -q --no-deps --require-hashes --target .venv/texts -r requirements/texts.txt
+	@nice -n 10 $(BIN)/python -m benchmarks.text_detection $(ARGS)
 
 .PHONY: bench-budget
 bench-budget: $(STAMP) ## The 1 % and the .1 % budget with 5,000 honest clients, about 10 minutes (ARGS=--short: prints only)

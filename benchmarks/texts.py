@@ -45,6 +45,20 @@ def sentences(package: str) -> Iterator[tuple[str, str]]:
                         yield topic, " ".join(words)
 
 
+def paragraphs(package: str) -> Iterator[tuple[str, str]]:
+    """(sub-package, paragraph as it stands) of the docstrings of an installed package, without code and markup."""
+    root = inside(package)
+    for path in sorted(root.rglob("*.py")):
+        if "tests" in path.parts:
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8", errors="ignore"))):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                for paragraph in (ast.get_docstring(node) or "").split("\n\n"):
+                    flat = " ".join(paragraph.split())
+                    if not flat.startswith((">>>", "..")) and len(re.findall(r"[a-z]{3,}", flat)) >= 8:
+                        yield path.relative_to(root).parts[0], flat
+
+
 class Corpus:
     """Sentences, their topics and rows; others: sentences that are not of this corpus.
 

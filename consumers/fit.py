@@ -173,7 +173,8 @@ def fit(
         baseline = dataclasses.replace(baseline, estimator=estimator)
     review: tuple[Outlier, ...] = ()
     if traffic is not None:
-        review = outliers(fitted_clients.clients, fitted_clients.lifetime_maxima, fitted_clients.excluded)
+        clients = fitted_clients
+        review = outliers(clients.clients, clients.lifetime_maxima, clients.excluded, schema.of_texts)
     return Fitted(baseline, [*said, *baseline.notes], understood, refused, misfits, usual.shares(), review)
 
 

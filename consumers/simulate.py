@@ -17,6 +17,7 @@ import gzip
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -32,6 +33,7 @@ from detector.simulation.attacks import ATTACKS, Surrogate
 from detector.simulation.domain import Domain, HonestPools, Predict, Rows, strangers
 from detector.simulation.honest import BENIGN
 from detector.simulation.population import VARIANTS, Interleaved, Stream, interleave, simulated_population
+from detector.simulation.text_population import TextStream
 
 START_S = dt.datetime(2026, 3, 2, tzinfo=dt.UTC).timestamp()
 PLAIN_ATTACKS = tuple(ATTACKS)
@@ -95,18 +97,7 @@ class Reference:
 
 def read_reference(path: Path) -> Reference:
     """Inputs and answers of at most 20,000 lines. Raises WrongUse when the file is missing, InvalidInput when unfit."""
-    events: list[dict[str, Any]] = []
-    for line in _lines(path):
-        if line.strip():
-            try:
-                event = msgspec.json.decode(line)
-            except msgspec.DecodeError as error:
-                raise InvalidInput(f"{path}: line {len(events) + 1} is not JSON") from error
-            if not isinstance(event, dict) or not isinstance(event.get("prediction"), dict):
-                raise InvalidInput(f"{path}: line {len(events) + 1} has no prediction")
-            events.append(event)
-        if len(events) >= MOST_REFERENCE_ROWS:
-            break
+    events = list(islice(events_of(path), MOST_REFERENCE_ROWS))
     if len(events) < 50:
         raise InvalidInput(f"{path}: {len(events)} rows are too few to simulate from; 50 are needed")
     key = next((k for k in ("features", "embedding") if k in events[0]), None)
@@ -115,18 +106,30 @@ def read_reference(path: Path) -> Reference:
     inputs = [event.get(key) for event in events]
     columns = _columns(key, inputs)
     rows = np.array([columns.encode(values) for values in inputs], dtype=np.float64)
-    answers, labels = _answers(path, [event["prediction"] for event in events])
+    answers, labels = answers_of(path, [event["prediction"] for event in events])
     return Reference(str(events[0].get("model_id", "model")), columns, rows, answers, labels)
 
 
-def parse_attacks(names: Sequence[str]) -> list[tuple[str, str]]:
+def events_of(path: Path) -> Iterator[dict[str, Any]]:
+    """Events of a reference, each with a prediction. Raises WrongUse when the file is missing, InvalidInput when a line is unfit."""
+    for number, line in enumerate(filter(bytes.strip, _lines(path)), 1):
+        try:
+            event = msgspec.json.decode(line)
+        except msgspec.DecodeError as error:
+            raise InvalidInput(f"{path}: line {number} is not JSON") from error
+        if not isinstance(event, dict) or not isinstance(event.get("prediction"), dict):
+            raise InvalidInput(f"{path}: line {number} has no prediction")
+        yield event
+
+
+def named_attacks(names: Sequence[str], families: Sequence[str] = PLAIN_ATTACKS) -> list[tuple[str, str]]:
     """``jbda`` or ``jbda/drip10`` → (family, variant). Raises WrongUse and lists what there is."""
     out = []
     for name in names:
         family, _, variant = name.partition("/")
         variant = variant or "plain"
-        if family not in ATTACKS:
-            raise WrongUse(f"unknown attack {family!r}; there are: {', '.join(ATTACKS)}")
+        if family not in families:
+            raise WrongUse(f"unknown attack {family!r}; there are: {', '.join(families)}")
         if variant not in VARIANTS:
             raise WrongUse(f"unknown variant {variant!r}; there are: {', '.join(VARIANTS)}")
         out.append((family, variant))
@@ -158,7 +161,7 @@ def simulate(
 
     Returns the truth as written. Raises WrongUse for a wrong call, InvalidInput for a file that is unfit.
     """
-    thefts = parse_attacks(attacks)
+    thefts = named_attacks(attacks)
     for kind in kinds or ():
         if kind not in BENIGN:
             raise WrongUse(f"unknown kind {kind!r}; there are: {', '.join(BENIGN)}")
@@ -203,7 +206,7 @@ def truth_of(streams: Sequence[Stream]) -> dict[str, dict[str, Any]]:
     }
 
 
-def origins(streams: Sequence[Stream], rng: np.random.Generator) -> dict[str, dict[str, str]]:
+def origins(streams: Sequence[Stream | TextStream], rng: np.random.Generator) -> dict[str, dict[str, str]]:
     """Client id → metadata: organisations of 1 to 12 honest clients at one to three addresses; one for each theft."""
     honest = [s.client for s in streams if s.role != "attack"]
     teams: list[list[str]] = []
@@ -250,7 +253,7 @@ def write_log(
     encode = msgspec.json.Encoder().encode
     whole = (domain.decimals == 0).tolist()
     simple = columns.names is None and not any(whole) and not any(columns.categories)
-    with _written(path) as sink:
+    with written(path) as sink:
         for first in range(0, len(log.who), 4096):
             part = slice(first, first + 4096)
             inputs = log.inputs[part]
@@ -281,7 +284,7 @@ def write_reference(
     """A reference file: events without client, time and event id."""
     encode = msgspec.json.Encoder().encode
     whole = (domain.decimals == 0).tolist()
-    with _written(path) as sink:
+    with written(path) as sink:
         for row, answer in zip(rows.tolist(), np.round(answers, 6).tolist(), strict=True):
             prediction = {"label": labels[int(np.argmax(answer))], "probabilities": answer}
             event = {"model_id": model_id, columns.key: columns.decode(row, whole), "prediction": prediction}
@@ -295,12 +298,12 @@ def stamp(times_s: Rows) -> list[str]:
 
 
 def write_json(path: Path, content: Any) -> None:
-    with _written(path) as sink:
+    with written(path) as sink:
         sink.write(msgspec.json.format(msgspec.json.encode(content), indent=1) + b"\n")
 
 
 @contextmanager
-def _written(path: Path) -> Iterator[BinaryIO]:
+def written(path: Path) -> Iterator[BinaryIO]:
     """A file that appears under its name only when everything was written; the same content gives the same bytes."""
     with atomic_file.whole(path) as draft, draft.open("wb") as raw:
         if path.suffix == ".gz":
@@ -344,7 +347,7 @@ def _columns(key: str, inputs: Sequence[Any]) -> Columns:
     return Columns(key, names, tuple(levels))
 
 
-def _answers(path: Path, predictions: Sequence[dict[str, Any]]) -> tuple[Rows, list[Any]]:
+def answers_of(path: Path, predictions: Sequence[dict[str, Any]]) -> tuple[Rows, list[Any]]:
     """(n, c) probabilities and the labels of the c classes."""
     first = predictions[0]
     scores = next((k for k in ("probabilities", "logits") if k in first), None)

@@ -269,14 +269,16 @@ def _meaning(parameter: Any) -> str:
 
 
 def figures() -> dict[str, Callable[[], str]]:
-    """The tables of the two detection benchmarks, from their committed figures; benchmarks/ is a folder of scripts, not installed."""
+    """The tables of the detection benchmarks, from their committed figures; benchmarks/ is a folder of scripts, not installed."""
     sys.path.insert(0, str(ROOT))
     try:
         tables = importlib.import_module("benchmarks.tables")
+        texts = importlib.import_module("benchmarks.text_tables")
     finally:
         sys.path.remove(str(ROOT))
     results, split = tables.read(), tables.read(tables.RESULTS.with_name("campaigns.json"))
     made = {name: functools.partial(make, results) for name, make in tables.TABLES.items()}
+    made |= {name: functools.partial(make, texts.read()) for name, make in texts.TABLES.items()}
     return made | {name: functools.partial(make, split) for name, make in tables.CAMPAIGN_TABLES.items()}
 
 

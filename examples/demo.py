@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 import zstandard
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 from scipy import ndimage
 from sklearn.datasets import load_digits, load_sample_images
@@ -51,6 +51,7 @@ from detector.baseline import Baseline
 from detector.policy import FLAGGED, Policy
 from detector.simulation.domain import Domain, HonestPools, Rows
 from detector.simulation.population import Stream, interleave, simulated_population
+from detector.simulation.text_population import TextStream
 
 MODEL = "digits"
 SEED = 20
@@ -179,15 +180,15 @@ def copies(
     return out
 
 
-def learn(paths: Mapping[str, Path], show: Show) -> Baseline:
+def learn(model: str, paths: Mapping[str, Path], show: Show) -> Baseline:
     """What ``querywarden fit`` does."""
     name = "fitting the baseline"
     show(name, 0, 1, "")
     with paths["reference"].open("rb") as packed:
         lines = zstandard.ZstdDecompressor().stream_reader(packed).readall().splitlines()
     traffic = FileLog([str(paths["calibration"])])
-    fitted = fit.fit(MODEL, lines, traffic, progress=lambda said: show(name, 0, 1, said))
-    fit.write_baseline(fitted.baseline, OUT / "digits.baseline")
+    fitted = fit.fit(model, lines, traffic, progress=lambda said: show(name, 0, 1, said))
+    fit.write_baseline(fitted.baseline, OUT / f"{model}.baseline")
     show(name, 1, 1, "; ".join(fitted.said))
     return fitted.baseline
 
@@ -206,15 +207,18 @@ def watch(baseline: Baseline, log_path: Path, show: Show) -> replay.Replayed:
     try:
         secrets = Secrets.load(state / "secrets", create=True)
         store.prepare(secrets.key_id)
-        reading = Ingest(baselines={MODEL: baseline}, secrets=secrets)
-        judging = Detect({MODEL: baseline}, secrets, Policy(BUDGET, "observe"))
+        known = {baseline.model_id: baseline}
+        reading = Ingest(baselines=known, secrets=secrets)
+        judging = Detect(known, secrets, Policy(BUDGET, "observe"))
         return replay.replay(log, store, reading, judging, progress=seen)
     finally:
         log.close()
         store.close()
 
 
-def print_table(result: replay.Replayed, streams: Sequence[Stream], copied: Mapping[str, tuple[float, float]]) -> None:
+def print_table(
+    result: replay.Replayed, streams: Sequence[Stream | TextStream], copied: Mapping[str, tuple[float, float]]
+) -> None:
     """The ranked table: every flagged client with what it really is, and the thieves that were missed."""
     by_name = {s.client: s for s in streams}
     alarm_at = {a["client_id"]: int(a["queries_seen"]) for a in result.alerts if a["kind"] == "client"}
@@ -255,7 +259,13 @@ def print_table(result: replay.Replayed, streams: Sequence[Stream], copied: Mapp
     terminal.print_campaigns(campaigns, console)
 
 
-def print_verdict(result: replay.Replayed, streams: Sequence[Stream]) -> None:
+UNSEEN = (
+    "copied: how often a copy, trained by the demo on the answers that the client had got, agrees with the model on fresh images.\n"
+    "A thief that owns real digits (in_domain) asks what everybody asks: no detector can tell it by content."
+)
+
+
+def print_verdict(result: replay.Replayed, streams: Sequence[Stream | TextStream], remark: str = UNSEEN) -> None:
     flagged = {row.client_id for _, row in replay.ranked(result.scores) if row.decision.state in FLAGGED}
     thieves = {s.client for s in streams if s.role == "attack"}
     honest = {s.client for s in streams if s.role != "attack"}
@@ -266,18 +276,16 @@ def print_verdict(result: replay.Replayed, streams: Sequence[Stream]) -> None:
         f"campaign. Flagged were [bold]{wrong} of {len(honest)}[/] honest clients ({wrong / len(honest):.1%}; the budget is "
         f"{BUDGET:.0%} of a large population, over their whole life), "
         f"and {sum(not g & thieves for g in groups)} campaigns of honest ones.\n"
-        "[dim]copied: how often a copy, trained by the demo on the answers that the client had got, agrees with the "
-        "model on fresh images.\nA thief that owns real digits (in_domain) asks what everybody asks: no detector can "
-        "tell it by content.[/]"
+        f"[dim]{remark}[/]"
     )
 
 
-def write_settings() -> Path:
+def write_settings(model: str) -> Path:
     """Settings of a service on the demo's store; paths are absolute, so that it can be started from anywhere."""
     where, state = OUT / "demo.toml", (OUT / "state").absolute()
     lines = (
         f"state_dir = {json.dumps(str(state))}",
-        f"baselines = [{json.dumps(str((OUT / 'digits.baseline').absolute()))}]",
+        f"baselines = [{json.dumps(str((OUT / f'{model}.baseline').absolute()))}]",
         f"false_alarm_budget = {BUDGET}",
         f"store = {{ url = {json.dumps('sqlite:///' + str(state / 'demo.sqlite'))} }}",
         f"secrets = {{ file = {json.dumps(str(state / 'secrets'))} }}",
@@ -287,9 +295,9 @@ def write_settings() -> Path:
     return where
 
 
-def serve(stop: Callable[[], bool]) -> None:
+def serve(model: str, stop: Callable[[], bool]) -> None:
     """The dashboard on the demo's store, by the service itself, on loopback only, until `stop`."""
-    settings = config.load(write_settings())
+    settings = config.load(write_settings(model))
     try:
         listener = server.listen(settings.http.bind)
     except Refused as error:
@@ -307,27 +315,34 @@ def serve(stop: Callable[[], bool]) -> None:
     console.print("Stopped.")
 
 
+def columns() -> tuple[ProgressColumn, ...]:
+    """Of the progress bars."""
+    return (
+        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=30), TextColumn("{task.fields[said]}"), TimeElapsedColumn(),
+    )  # fmt: skip
+
+
+def shown(progress: Progress) -> Show:
+    """What moves a bar for each step, and adds it when the step begins."""
+    tasks: dict[str, TaskID] = {}
+
+    def show(name: str, done: float, of: float, said: str) -> None:
+        if name not in tasks:
+            tasks[name] = progress.add_task(name, total=of, said=said)
+        progress.update(tasks[name], completed=done, total=of, said=said)
+
+    return show
+
+
 def main() -> int:
     began = time.monotonic()
     page = OUT / "report"
     page.mkdir(parents=True, exist_ok=True)
     console.print("[bold]QueryWarden demo[/]: who is copying the digit classifier?\n")
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=30),
-        TextColumn("{task.fields[said]}"),
-    )
-    with threadpool_limits(1), Progress(*columns, TimeElapsedColumn(), console=console) as progress:
-        tasks: dict[str, TaskID] = {}
-
-        def show(name: str, done: float, of: float, said: str) -> None:
-            if name not in tasks:
-                tasks[name] = progress.add_task(name, total=of, said=said)
-            progress.update(tasks[name], completed=done, total=of, said=said)
-
+    with threadpool_limits(1), Progress(*columns(), console=console) as progress:
+        show = shown(progress)
         victim, streams, paths = prepare(np.random.default_rng(SEED), show)
-        baseline = learn(paths, show)
+        baseline = learn(MODEL, paths, show)
         result = watch(baseline, paths["test"], show)
         copied = copies(victim, result, streams, show)
 
@@ -351,7 +366,7 @@ def main() -> int:
         console.print(f"[dim]the same by hand: querywarden {line}[/]", soft_wrap=True)
     if os.environ.get("ONCE", "") in ("", "0"):
         with terminal.stopping() as stop:
-            serve(stop)
+            serve(MODEL, stop)
     return 0
 
 

@@ -211,7 +211,7 @@ def model(state: Path, baseline: Path | None, traffic: bool) -> tuple[Path, Path
                 say(f"model: {step}")
 
         _, _, paths = demo.prepare(np.random.default_rng(demo.SEED), show)
-        demo.learn(paths, show)
+        demo.learn(demo.MODEL, paths, show)
     return made, log if traffic else None
 
 

@@ -111,5 +111,5 @@ def test_a_taken_port_is_said_and_no_error(demo: ModuleType, monkeypatch: pytest
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         monkeypatch.setattr(demo, "ADDRESS", taken.getsockname())
-        demo.serve(lambda: False)
+        demo.serve(demo.MODEL, lambda: False)
     assert "open the report as a file" in printed(demo)

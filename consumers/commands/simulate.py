@@ -11,12 +11,14 @@ from typing import Annotated
 import typer
 
 from consumers import simulate as simulating
-from consumers import terminal
+from consumers import terminal, text_simulation
 
 
 def simulate(
     out_path: Annotated[Path, typer.Option("--out", help="Query log to write (.jsonl, .jsonl.gz, .jsonl.zst).")],
-    reference: Annotated[Path, typer.Option(help="Reference file; the simulated queries are drawn from its rows.")],
+    reference: Annotated[
+        Path, typer.Option(help="Reference file, of rows or of texts; the simulated queries are drawn from it.")
+    ],
     clients: Annotated[int, typer.Option(help="Number of honest clients.")] = 300,
     attack: Annotated[
         list[str] | None,
@@ -36,12 +38,12 @@ def simulate(
     ] = False,
 ) -> None:
     """Write a query log of simulated honest clients and extraction attacks, and a file with the truth about each client."""
-    chosen = attack or simulating.PLAIN_ATTACKS
+    of_texts = text_simulation.is_of_texts(reference)
+    make = text_simulation.simulate_texts if of_texts else simulating.simulate
+    chosen = attack or (text_simulation.TEXT_ATTACKS if of_texts else simulating.PLAIN_ATTACKS)
     with terminal.spinner() as say:
         say("simulating")
-        truth = simulating.simulate(
-            reference, out_path, model_id=model_id, clients=clients, seed=seed, attacks=chosen, linked=linked
-        )
+        truth = make(reference, out_path, model_id=model_id, clients=clients, seed=seed, attacks=chosen, linked=linked)
     thieves = sum(t["role"] == "attack" for t in truth["clients"].values())
     terminal.out.print(
         f"{out_path}: {len(truth['clients'])} clients, {thieves} of them attacking accounts; truth in {simulating.truth_path(out_path)}",

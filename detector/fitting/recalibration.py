@@ -24,7 +24,7 @@ from detector.baseline import MS_A_DAY, Baseline
 from detector.errors import UnfittedModel
 from detector.fitting.baseline import calibration_of, enough_clients, limits_of
 from detector.profile import Profile
-from detector.signals import FLOOR, FUSED, SIGNALS, Statistics, measure
+from detector.signals import FLOOR, FUSED, SIGNALS, TEXT_SIGNALS, Statistics, measure
 
 MIN_DAYS = 7.0
 MIN_LONG_CLIENTS = 20
@@ -77,12 +77,16 @@ class _Measured:
 
 
 def outliers(
-    clients: Sequence[str], lifetime_maxima: NDArray[np.floating], excluded: NDArray[np.bool_] | None = None
+    clients: Sequence[str],
+    lifetime_maxima: NDArray[np.floating],
+    excluded: NDArray[np.bool_] | None = None,
+    of_texts: bool = False,
 ) -> tuple[Outlier, ...]:
     """Clients whose fused score is beyond `FAR_BEYOND` of its usual scale, or that are excluded from calibration, farthest first.
 
-    clients (g,) ids; lifetime_maxima (g, s); excluded (g,). The usual scale of a signal is the 90 % quantile over
-    clients, never below the signal's floor, so that those who are listed don't stretch the scale that they are measured by.
+    clients (g,) ids; lifetime_maxima (g, s); excluded (g,); of_texts: signals are named as for texts. The
+    usual scale of a signal is the 90 % quantile over clients, never below the signal's floor, so that those who are
+    listed don't stretch the scale that they are measured by.
     """
     if not len(clients):
         return ()
@@ -91,7 +95,7 @@ def outliers(
     strongest = times.argmax(axis=1)
     excluded = np.zeros(len(clients), np.bool_) if excluded is None else excluded
     outlying = [
-        Outlier(client, SIGNALS[i].name, float(maxima[i]), float(row[i]), out)
+        Outlier(client, (TEXT_SIGNALS if of_texts else SIGNALS)[i].name, float(maxima[i]), float(row[i]), out)
         for client, i, maxima, row, out in zip(
             clients, strongest.tolist(), lifetime_maxima, times, excluded.tolist(), strict=True
         )
@@ -204,7 +208,8 @@ def recalibrate(
         "honest_distinct": calibration.distinct,
     }
     others = [m for m in taken if not m.persona]
-    review = outliers([m.client for m in others], np.array([m.statistics.lifetime for m in others]), beyond)
+    maxima = np.array([m.statistics.lifetime for m in others])
+    review = outliers([m.client for m in others], maxima, beyond, baseline.map.schema.of_texts)
     new = replace(baseline, calibration=calibration, notes=(*notes, *limits_of(calibration)), facts=facts)
     first = first_to_review([m.client for m in others], np.array([m.statistics.lifetime for m in others]))
     return Recalibrated(new, review, excluded, first)

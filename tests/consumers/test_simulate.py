@@ -12,7 +12,7 @@ import pytest
 import zstandard
 
 from consumers.errors import Refused, WrongUse
-from consumers.simulate import parse_attacks, read_reference, simulate, truth_path
+from consumers.simulate import named_attacks, read_reference, simulate, truth_path
 
 SMALL: dict[str, Any] = {
     "clients": 14,
@@ -141,9 +141,9 @@ def test_unfit_references_are_refused_in_one_line(tmp_path: Path, events: list[d
 def test_wrong_calls_say_what_there_is(tmp_path: Path) -> None:
     reference = table_reference(tmp_path / "ref.jsonl")
     with pytest.raises(WrongUse, match="noise_uniform"):
-        parse_attacks(["telepathy"])
+        named_attacks(["telepathy"])
     with pytest.raises(WrongUse, match="drip10"):
-        parse_attacks(["jbda/quietly"])
+        named_attacks(["jbda/quietly"])
     with pytest.raises(WrongUse, match="batch_scorer"):
         simulate(reference, tmp_path / "o.jsonl", kinds=["saint"])
     with pytest.raises(WrongUse, match="nothing to simulate"):

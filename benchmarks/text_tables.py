@@ -1,0 +1,75 @@
+"""Tables of the detection benchmark on texts, from its committed figures; see `benchmarks.text_detection`.
+
+Rules of the file: plain Python, so that the pages of the docs can be made without the benchmark's packages. A rate of honest clients
+never comes without its interval; each was tested once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.evaluation import Rate
+
+RESULTS = Path(__file__).parent / "results" / "texts.json"
+VARIANTS = ("plain", "drip50", "drip5")
+CONTROL = "in_domain"
+Results = dict[str, Any]
+Cells = dict[str, list[int]]
+
+
+def read() -> Results:
+    """The committed figures."""
+    found: Results = json.loads(RESULTS.read_text(encoding="utf-8"))
+    return found
+
+
+def _rate(cells: Iterable[list[int]]) -> Rate:
+    return sum((Rate(*cell) for cell in cells), Rate(0, 0))
+
+
+def _share(rate: Rate) -> str:
+    return "–" if not rate.trials else f"{rate.share:.2f}"
+
+
+def _row(name: str, method: str, cells: list[Cells]) -> str:
+    alarms = _rate(c for one in cells for kind, c in one.items() if "/" not in kind)
+    low, high = alarms.interval
+    caught = [
+        _rate(c for one in cells for kind, c in one.items() if kind.endswith(f"/{v}") and not kind.startswith(CONTROL))
+        for v in VARIANTS
+    ]
+    control = _rate(c for one in cells for kind, c in one.items() if kind.startswith(f"{CONTROL}/"))
+    shown = " | ".join(map(_share, (*caught, control)))
+    return f"| {name} | {method} | {alarms.share:.1%} ({low:.1%} – {high:.1%}) | {shown} |\n"
+
+
+def methods(results: Results) -> str:
+    """Each method at each budget, on each victim and on all."""
+    victims = results["victims"]
+    titles = ("victim", "method @ budget", "false alarms", *VARIANTS, "control")
+    lines = f"| {' | '.join(titles)} |\n| --- | --- |{' ---: |' * (len(titles) - 2)}\n"
+    for method in next(iter(victims.values())):
+        lines += _row("all", method, [found[method] for found in victims.values()])
+    for name, found in victims.items():
+        lines += "".join(
+            _row(f"`{name}`", method, [cells]) for method, cells in found.items() if method.startswith("QueryWarden")
+        )
+    return lines
+
+
+def families(results: Results) -> str:
+    """Ours by family at the 1 % budget, over all victims."""
+    found = [methods["QueryWarden @ 0.01"] for methods in results["victims"].values()]
+    names = list(dict.fromkeys(kind.partition("/")[0] for one in found for kind in one if "/" in kind))
+    lines = f"| theft | {' | '.join(VARIANTS)} |\n| --- |{' ---: |' * len(VARIANTS)}\n"
+    for name in names:
+        rates = [_rate(one[f"{name}/{v}"] for one in found if f"{name}/{v}" in one) for v in VARIANTS]
+        lines += f"| `{name}` | {' | '.join(map(_share, rates))} |\n"
+    return lines
+
+
+TABLES: dict[str, Callable[[Results], str]] = {"bench-text": methods, "bench-text-families": families}
+"""Generated region of docs/text.md → its table."""
