@@ -30,6 +30,7 @@ RUN: tuple[Line, ...] = (
     ("docs/api.md", "querywarden keys create --role operator --name maria"),
     ("docs/gateways.md", "printf '%s\\n' \"$API_KEY\" | querywarden gateway hash"),
     ("docs/operations.md", "querywarden schema list"),
+    ("docs/operations.md", "querywarden decisions list"),
     ("docs/operations.md", "querywarden secrets create --secrets secrets.json"),
     ("docs/upkeep.md", "querywarden snapshot store.snapshot"),
     ("docs/upkeep.md", "querywarden restore store.snapshot"),
@@ -88,6 +89,35 @@ ELSEWHERE: dict[Line, str] = {
         for line in (
             'querywarden schema accept MODEL COLUMN --reason "app 4.2 leaves it out"',
             "querywarden schema dismiss MODEL COLUMN",
+        )
+    },
+    **{
+        (
+            "docs/operations.md",
+            line,
+        ): "needs a campaign; tests/commands/test_operators.py::test_a_campaign_is_decided_about_as_one"
+        for line in (
+            'querywarden decisions block --campaign ID --for 4h --reason "one theft over 40 accounts" --dry-run',
+            'querywarden decisions block --campaign ID --for 4h --reason "one theft over 40 accounts"',
+            "querywarden decisions release --campaign ID --withdraw",
+        )
+    },
+    (
+        "docs/detection.md",
+        "querywarden evaluate --baseline fraud-v3.baseline --json",
+    ): "simulates for a minute; tests/consumers/test_evaluate.py::test_each_family_has_a_row_and_the_run_says_its_limits",
+    (
+        "docs/detection.md",
+        "querywarden evaluate --baseline fraud-v3.baseline --reference reference.jsonl --out evaluation.html",
+    ): "simulates for a minute; tests/consumers/test_evaluate.py::test_with_a_reference_thieves_get_answers_and_the_page_stands_alone",
+    **{
+        (
+            "docs/text.md",
+            line,
+        ): "needs a log of texts; tests/test_text_models.py::test_thieves_are_flagged_and_honest_clients_are_not"
+        for line in (
+            "querywarden fit --model-id assistant --reference reference.jsonl --traffic honest.jsonl --out assistant.baseline",
+            "querywarden replay --baseline assistant.baseline log.jsonl --scores scores.jsonl --report report.html",
         )
     },
     ("docs/gateways.md", "querywarden decisions reference 20260131-9f3ab2c4d5e6f708"): "needs a refusal of a service; "
