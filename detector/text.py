@@ -17,6 +17,7 @@ the phrases of `ELICITATION` avoids them.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import unicodedata
 from collections.abc import Sequence
@@ -84,7 +85,9 @@ def as_bytes(text: str) -> NDArray[np.uint8]:
     return np.frombuffer(raw, np.uint8)
 
 
+@functools.cache
 def _phrases() -> NDArray[np.uint64]:
+    """Hashes of the phrases, in order. Made with the first text: a service without text models loads no kernel for it."""
     scratch = np.empty(64, np.uint64)
     return np.sort(np.array([hash_phrase(as_bytes(phrase), scratch) for phrase in ELICITATION], np.uint64))
 
@@ -130,7 +133,7 @@ class TextEncoder:
     def row(self, text: str) -> NDArray[np.float64]:
         """The row of a text, (WIDTH,). It never fails; an empty text has a row of zeros but for its bias."""
         out = np.empty(WIDTH)
-        encode_text(as_bytes(text), _PHRASES, _LONGEST, self.rarity, self.domain, self.bias, out, AXES)
+        encode_text(as_bytes(text), _phrases(), _LONGEST, self.rarity, self.domain, self.bias, out, AXES)
         return out
 
     def rows(self, texts: Sequence[str]) -> NDArray[np.float64]:
@@ -138,6 +141,5 @@ class TextEncoder:
         return np.array([self.row(text) for text in texts]).reshape(-1, WIDTH)
 
 
-_PHRASES = _phrases()
 UNTRAINED = TextEncoder(np.ones(BUCKETS, np.float32), np.zeros(BUCKETS, np.float32), 0.0)
 """An encoder that has learned nothing: it shows whether texts can be read, before there is a baseline."""

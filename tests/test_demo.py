@@ -85,7 +85,7 @@ def test_the_dashboard_is_served_on_loopback_to_whoever_sits_here(
     (demo.OUT / "state").mkdir(parents=True)
     (demo.OUT / "digits.baseline").write_bytes(pack_baseline(victims.baseline()))
     ended = threading.Event()
-    thread = threading.Thread(target=demo.serve, args=(ended.is_set,))
+    thread = threading.Thread(target=demo.serve, args=(demo.MODEL, ended.is_set))
     thread.start()
     try:
         for _ in range(600):

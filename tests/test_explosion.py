@@ -66,5 +66,5 @@ def test_an_explosion_of_ids_costs_a_worker_and_redis_little(
         counted = {k.decode(): v for k, v in client.hgetall(meta).items()}
     assert int(counted["n:queries"]) == ids
     assert int(counted["n:pooled"]) >= ids - AdmissionLimits().new_an_hour - ids // 1000
-    assert took.rss_mb <= 300
+    assert took.rss_mb <= 340
     assert took.growth_mb <= 10

@@ -301,6 +301,7 @@ UNTRIED: dict[str, dict[str, dict[str, Any]]] = {
     "store password": {"store": {"url": "redis://:secret@127.0.0.1:1"}},
     "store eviction": {},
     "store replicas": {"store": {"url": "redis://127.0.0.1:1", "min_replicas": 1}},
+    "record encryption": {},
     "log answers": {"log": {"url": "file:///nowhere/log.jsonl"}},
     "log cells": {},
     "kafka encryption": {"kafka": {"bootstrap_servers": "127.0.0.1:1", "security_protocol": "SSL"}},

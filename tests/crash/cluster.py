@@ -302,6 +302,11 @@ class Cluster:
         """What the workers are told."""
         return f"redis://127.0.0.1:{self.store_proxy.port}/0"
 
+    @property
+    def secrets(self) -> Path:
+        """The secrets file of the workers, with the keys that seal their records."""
+        return self.folder / "state" / "secrets.json"
+
     # ------------------------------------------------------------------ workers
 
     def settings(self) -> dict[str, str]:

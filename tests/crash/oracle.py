@@ -8,23 +8,27 @@ count is judged, the rest of its profile can't be. Where nothing was counted tog
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from collections import Counter
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import redis
 from crash.cluster import QUERYWARDEN, Cluster
 from crash.ledger import Ledger
 
+from consumers.keyring import Keyring
 from consumers.records.ledger import OVERFLOW, imbalance
 from consumers.secrets import Secrets
 from consumers.store.embedded import EmbeddedStore
 from consumers.store.layout import client_from_text
 from consumers.store.redis import connect
+from consumers.store.sealed import RecordSealer, profile_place, sealed_store
 from detector.baseline_file import read_baseline
 from detector.fold_arrays import Memory
 from detector.profile import Profile
@@ -33,6 +37,8 @@ from detector.query import ClientKey
 
 FLAGGED = ("throttle", "block")
 CLOSE = 1e-6
+CELL = re.compile(r"^qw:\{i\.(.+)\.\d+\}:p:")
+"""The log cell in the key of a profile (`layout.py`)."""
 Row = dict[str, Any]
 Spans = Mapping[str, bytes]
 
@@ -78,7 +84,7 @@ def replayed(folder: Path, ledger: Path, baseline: Path, settings: Mapping[str, 
         "--alerts", str(alerts), settings=settings,
     )  # fmt: skip
     found: dict[ClientKey, Spans] = {}
-    kept = EmbeddedStore(store)
+    kept = sealed_store(EmbeddedStore(store), Keyring(folder / "state" / "secrets.json"), "auto")
     try:
         clients = [key for key, _ in kept.decisions("default")]
         for cell in kept.cells():
@@ -97,8 +103,14 @@ def spans_of(values: Mapping[str, bytes]) -> Spans:
     return {name: blob for name, blob in values.items() if name.startswith("w:")}
 
 
-def stored(url: str, pattern: str = "qw:{i.*}:p:*", apart: Container[ClientKey] = ()) -> dict[ClientKey, Spans]:
-    """Every profile in a Redis but those `apart`. A client in two cells is a mistake of the harness: the ledger is keyed."""
+def stored(
+    url: str, pattern: str = "qw:{i.*}:p:*", apart: Container[ClientKey] = (), secrets: Path | None = None
+) -> dict[ClientKey, Spans]:
+    """Every profile in a Redis but those `apart`. A client in two cells is a mistake of the harness: the ledger is keyed.
+
+    secrets: the file with the keys that sealed them; None: they are not sealed
+    """
+    sealer = None if secrets is None else RecordSealer(Keyring(secrets))
     found: dict[ClientKey, Spans] = {}
     with redis.Redis.from_url(url) as client:
         for key in client.scan_iter(match=pattern, count=1000):
@@ -107,7 +119,11 @@ def stored(url: str, pattern: str = "qw:{i.*}:p:*", apart: Container[ClientKey] 
                 continue
             values: Any = client.hgetall(key)
             assert name not in found, f"{name} is in two cells"
-            found[name] = spans_of({k.decode(): v for k, v in values.items()})
+            fields = {k.decode(): v for k, v in values.items()}
+            if sealer is not None:
+                place = profile_place(unquote(CELL.findall(key.decode())[0]), name)
+                fields = {k: sealer.opened(blob, place + k.encode()).content for k, blob in fields.items()}
+            found[name] = spans_of(fields)
     return found
 
 
@@ -174,7 +190,7 @@ def assert_exactly_once(cluster: Cluster, ledger: Ledger, expected: Replayed) ->
     key_of = keys_of(cluster)
     apart = {key_of(client) for client in late} | {key_of(OVERFLOW)}
     judged = {key: spans for key, spans in expected.profiles.items() if key not in apart}
-    verdict = compare(judged, stored(url, apart=apart), shape_of(cluster.baseline))
+    verdict = compare(judged, stored(url, apart=apart, secrets=cluster.secrets), shape_of(cluster.baseline))
     verdict.pooled, verdict.late = pooled, late
     assert (verdict.lost, verdict.doubled, verdict.wrong) == (0, 0, []), verdict
     assert scores.keys() - late - {OVERFLOW} == expected.scores.keys() - late
@@ -201,7 +217,7 @@ def assert_counts(cluster: Cluster, ledger: Ledger, counted: Mapping[str, int]) 
 
 
 def keys_of(cluster: Cluster) -> Callable[[str], ClientKey]:
-    secrets = Secrets.load(cluster.folder / "state" / "secrets.json")
+    secrets = Secrets.load(cluster.secrets)
     model = read_baseline(cluster.baseline.read_bytes()).model_id
     return lambda client: ClientKey("default", model, secrets.client_hash("default", client))
 

@@ -74,15 +74,15 @@ def rebuilt(cluster: Cluster) -> None:
     """The same profiles come out when the log is read again, by order or because the store is empty."""
     url = f"redis://127.0.0.1:{cluster.store.port}/0"
     settings = cluster.settings() | {"QUERYWARDEN_STORE__URL": url}
-    before, shape = oracle.stored(url), oracle.shape_of(cluster.baseline)
+    before, shape = oracle.stored(url, secrets=cluster.secrets), oracle.shape_of(cluster.baseline)
     for lose in (
         lambda: oracle.called("rebuild", "--from", "earliest", "--yes", settings=settings),
         lambda: flushed(cluster),
     ):
         lose()
-        assert oracle.stored(url) == {}
+        assert oracle.stored(url, secrets=cluster.secrets) == {}
         oracle.called("ingest", "--until-end", settings=settings)
-        verdict = oracle.compare(before, oracle.stored(url), shape)
+        verdict = oracle.compare(before, oracle.stored(url, secrets=cluster.secrets), shape)
         assert (verdict.lost, verdict.doubled, verdict.wrong) == (0, 0, [])
 
 

@@ -65,7 +65,7 @@ def test_a_naive_worker_loses_and_doubles_queries(
         cluster.folder / "ledger.jsonl", cluster.kafka.bootstrap, cluster.topic, repeated(log, NAIVE_EVENTS),
         NAIVE_RATE, SEED, bad_share=0,
     )  # fmt: skip
-    secrets = cluster.folder / "state" / "secrets.json"
+    secrets = cluster.secrets
     called(
         "clients",
         "--json",

@@ -247,7 +247,16 @@ def test_buttons_are_there_for_those_who_may_press_them(browser: Browser, site: 
     wanted = {
         "viewer": set(),
         "analyst": {"True positive", "False positive", "Save the note"},
-        "operator": {"True positive", "False positive", "Save the note", "Block", "Throttle", "Release", "Allowlist"},
+        "operator": {
+            "True positive",
+            "False positive",
+            "Save the note",
+            "Block",
+            "Throttle",
+            "Degrade",
+            "Release",
+            "Allowlist",
+        },
     }
     for role, buttons in wanted.items():
         with opened(browser, site, role) as (page, _):
