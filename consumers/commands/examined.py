@@ -46,7 +46,7 @@ class Examined:
 
     @property
     def on_kafka(self) -> bool:
-        return self.settings.log.url.startswith("kafka:")
+        return adapters.on_kafka(self.settings)
 
     @property
     def on_redis(self) -> bool:

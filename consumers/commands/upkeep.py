@@ -180,10 +180,10 @@ def _subject(
 def _offsets(settings: config.Settings, cells: list[str], start: str) -> dict[str, int | None]:
     """Where each cell is to be read from; None: its beginning."""
     if start.isdecimal():
-        return {
-            name: int(start) if name.startswith(REPLAYED_CELLS) else adapters.stored_offset(settings, name, int(start))
-            for name in cells
-        }
+        offset = int(start)
+        read = {name: offset for name in cells if not name.startswith(REPLAYED_CELLS)}
+        stored = adapters.stored_offsets(settings, read)
+        return {name: stored.get(name, offset) for name in cells}
     on_kafka = settings.log.url.startswith("kafka:")
     mine = [name for name in cells if on_kafka and not name.startswith(FILE_CELLS)]
     others = [name for name in cells if name not in mine]

@@ -22,7 +22,13 @@ from consumers.errors import Conflict, Missing, Stale, WrongUse
 from consumers.operators import bounds
 from consumers.operators.audited_write import DAY_S, Actor, AuditedWriter, Plan
 from consumers.records import operator_entries
-from consumers.records.operator_entries import RULINGS, StoredCampaignDecision, campaign_revision, entry_key
+from consumers.records.operator_entries import (
+    RULINGS,
+    StoredCampaignDecision,
+    StoredOperatorDecision,
+    campaign_revision,
+    entry_key,
+)
 from consumers.store import Entry
 
 FORCE, PROPOSAL = "campaign", "proposal"
@@ -40,6 +46,14 @@ class CampaignSubject:
     def key(self) -> str:
         """Key of its entries."""
         return entry_key(self.model, self.campaign)
+
+
+def check_dry_run(about: str, simulated: bool, before: StoredOperatorDecision | StoredCampaignDecision | None) -> None:
+    """Raises Conflict for a dry run where a decision is in force."""
+    if simulated and before is not None and not before.simulated:
+        raise Conflict(
+            f"a decision about {about} is in force, and a dry run would replace it; withdraw the decision first"
+        )
 
 
 def person(name: str) -> str:
@@ -89,10 +103,7 @@ class CampaignDecisions(AuditedWriter):
                 subject.campaign, subject.model, ruling, now + ttl_s, simulated, reason, note, actor.name, now,
                 tuple(sorted(set(subject.accounts))),
             )  # fmt: skip
-            if simulated and before is not None and not before.simulated:
-                raise Conflict(
-                    "a decision about this campaign is in force, and a dry run would replace it; withdraw the decision first"
-                )
+            check_dry_run("this campaign", simulated, before)
             waits = self.waits(made)
             put = Entry(
                 actor.tenant, PROPOSAL if waits else FORCE, subject.key, operator_entries.packed(made), made.until_s

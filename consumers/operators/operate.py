@@ -23,7 +23,7 @@ from consumers.errors import Conflict, Missing, WrongUse
 from consumers.operators.api_keys import key_digest, new_key
 from consumers.operators.audited_write import DAY_S, ROLES, Actor, Plan, Subject
 from consumers.operators.bounds import check_length, check_model, check_words, one_of
-from consumers.operators.campaign_decisions import CampaignDecisions
+from consumers.operators.campaign_decisions import CampaignDecisions, check_dry_run, person
 from consumers.operators.erasure import Forgotten
 from consumers.records import breaker_entries, operator_entries, schema_holds, sealing
 from consumers.records.operator_entries import (
@@ -99,10 +99,7 @@ class Operations(CampaignDecisions):
             self._unchanged(actor.tenant, subject, seen)
             key = operator_entries.entry_key(subject.model, subject.client)
             before = self._entry("decision", key, actor.tenant, StoredOperatorDecision)
-            if simulated and before is not None and not before.simulated:
-                raise Conflict(
-                    "a decision about this client and model is in force, and a dry run would replace it; withdraw the decision first"
-                )
+            check_dry_run("this client and model", simulated, before)
             plan = Plan(made, f"client:{subject.client} model:{subject.model}", before)
             if state == "clear" and subject.model == operator_entries.EVERY_MODEL and not simulated:
                 mine = self._of_client("decision", subject.client, actor.tenant)
@@ -406,4 +403,4 @@ def assignee_of(name: str) -> str:
     >>> assignee_of("maria [key:ab12]")
     'maria'
     """
-    return re.sub(r"[^A-Za-z0-9._@-]", "_", name.partition(" [")[0])[:64]
+    return re.sub(r"[^A-Za-z0-9._@-]", "_", person(name))[:64]

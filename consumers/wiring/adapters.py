@@ -273,17 +273,18 @@ def offsets_at(settings: config.Settings, cells: Sequence[str], start: str) -> M
     from consumers.log import kafka
 
     found = kafka.offsets_at(kafka_connection(settings), list(cells), start)
-    return {cell: stored_offset(settings, cell, offset) for cell, offset in found.items()}
+    return stored_offsets(settings, found)
 
 
-def stored_offset(settings: config.Settings, cell: str, offset: int) -> int:
-    """The number that a store keeps for an offset of a cell of the log: through a mapping, records have rows."""
+def stored_offsets(settings: config.Settings, offsets: Mapping[str, int]) -> dict[str, int | None]:
+    """The numbers that a store keeps for offsets of cells of the log: through a mapping, records have rows."""
     from consumers.log.mappings.mapped import ROW_BITS
     from consumers.log.mappings.mapping import for_topic
     from consumers.log.mappings.topics import topic_of
 
-    mapped = for_topic(settings.log.mapping, topic_of(cell) if on_kafka(settings) else settings.kafka.topic) is not None
-    return offset << ROW_BITS if mapped else offset
+    topics = {cell: topic_of(cell) if on_kafka(settings) else settings.kafka.topic for cell in offsets}
+    mapped = {topic for topic in set(topics.values()) if for_topic(settings.log.mapping, topic) is not None}
+    return {cell: offset << ROW_BITS if topics[cell] in mapped else offset for cell, offset in offsets.items()}
 
 
 # --------------------------------------------------------------------------------------------------------- files

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from consumers.log import Poll, QueryLog
-from consumers.log.mappings.mapped import MappedLog, Report
+from consumers.log.mappings.mapped import ROW_BITS, MappedLog, Report
 from consumers.log.mappings.records import Translator
 
 
@@ -98,8 +98,8 @@ class MappedTopics:
         return self._of(cell).position(cell)
 
     def ends(self) -> dict[str, int]:
-        mapped = {topic: log.ends() for topic, log in self._mapped.items()}
-        return {cell: mapped.get(topic_of(cell), {}).get(cell, end) for cell, end in self._log.ends().items()}
+        ends = self._log.ends()
+        return {cell: end << ROW_BITS if topic_of(cell) in self._mapped else end for cell, end in ends.items()}
 
     def is_member(self) -> bool:
         return self._log.is_member()
