@@ -34,7 +34,7 @@ from detector.signals import SIGNALS, TEXT_SIGNALS, Statistics, measure
 
 FEWEST, MOST = 3, 25_000
 FEW_ENOUGH = 200
-"""So many accounts may always share a link."""
+"""A link that at most this number of accounts share is never too common."""
 WEAK_SHARE, STRONG_SHARE = 0.25, 0.5
 """Share of all accounts beyond which a weak link, and a strong one, tie nobody, unless they are few."""
 STRONG = ("org:", "session:", "payment:", "device:", "registration:")
@@ -62,7 +62,7 @@ class Group(Generic[K]):
 
 
 def most_tied(link: str, accounts: int) -> int:
-    """Return how many accounts a link may tie, of so many in all.
+    """Return how many accounts a link may tie in a fleet of `accounts`.
 
     >>> most_tied("org:1", 100), most_tied("ip:1", 100_000), most_tied("org:1", 100_000)
     (200, 25000, 25000)

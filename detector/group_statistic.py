@@ -135,7 +135,7 @@ class GroupNull:
 
 
 def trimmed(members: int) -> int:
-    """Return how many of so many members are left out of a sum.
+    """Return how many of a group's members are left out of a sum.
 
     >>> [trimmed(m) for m in (1, 3, 10, 51)]
     [1, 1, 2, 11]

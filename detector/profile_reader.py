@@ -46,7 +46,7 @@ _OK, _SHORT, _COUNT_TYPE, _COUNT_PLACE, _MAXIMA, _ARCHIVED, _TRAILING, _WIDTH, _
 
 @nb.njit(inline="always")
 def _get(blob, at, size):  # type: ignore[no-untyped-def]
-    """A number of so many bytes."""
+    """A number of `size` bytes."""
     value = np.uint64(0)
     for i in range(size):
         value |= np.uint64(blob[at + i]) << np.uint64(8 * i)

@@ -122,7 +122,7 @@ def _width_of(least, most):  # type: ignore[no-untyped-def]
 
 @nb.njit(cache=True, nogil=True)
 def _put_column(values, rows, size, out, at):  # type: ignore[no-untyped-def]
-    """Bits a value, the least of the values in so many bytes, then each value's difference from it, the first in the lowest bits."""
+    """Bits a value, the least of the values in `size` bytes, then each value's difference from it, the first in the lowest bits."""
     least, most = np.int64(values[0]), np.int64(values[0])
     for i in range(1, rows):
         least, most = min(least, np.int64(values[i])), max(most, np.int64(values[i]))
@@ -237,7 +237,7 @@ def _put_maxima(maxima, bits, out, at):  # type: ignore[no-untyped-def]
 
 @nb.njit(cache=True, nogil=True)
 def _put_numbers(values, n, size, out, at):  # type: ignore[no-untyped-def]
-    """The first n numbers, so many bytes each."""
+    """The first n numbers, `size` bytes each."""
     for i in range(n):
         at = _put(out, at, np.uint64(values[i]), size)
     return at

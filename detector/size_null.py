@@ -28,7 +28,7 @@ from detector.signals import FREE, GROUPED, SIGNAL_NAMES, Statistics
 NEAREST = 150
 UPPER = 0.05
 BINS_A_NAT = 16.0
-"""Sizes are rounded to so many steps for each factor of e, so that accounts of one size share one null distribution."""
+"""Steps to which sizes are rounded, for each factor of e, so that accounts of one size share one null distribution."""
 
 
 class SizeNull:

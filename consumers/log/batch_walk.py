@@ -118,7 +118,7 @@ def walk_records(
     first_ms
         The time that the records' own are relative to.
     kept_bytes
-        A longer value is cut to so many bytes.
+        A longer value is cut to this number of bytes.
 
     Returns
     -------

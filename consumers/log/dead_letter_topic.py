@@ -22,7 +22,7 @@ class DeadLetterTopic(TopicProducer):
         super().__init__(brokers, topic, TIMEOUT_S)
 
     def ship(self, letters: Sequence[DeadLetter]) -> list[bool]:
-        """For each letter whether the topic has it for good."""
+        """Return for each dead letter whether the topic has acknowledged it."""
         return self.produce([(letter.place.encode("utf-8", "replace"), letter_body(letter), []) for letter in letters])
 
 

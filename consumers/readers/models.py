@@ -341,7 +341,7 @@ class Health:
 
 @dataclass(frozen=True, slots=True)
 class ListBound:
-    """Of the `n` most suspicious clients, at most so many are honest, with this confidence, for every n at once."""
+    """Of the `n` most suspicious clients, at most `honest_at_most` are honest, with this confidence, for every n at once."""
 
     n: int
     honest_at_most: int

@@ -52,7 +52,7 @@ class LevelReached(NamedTuple):
 
 
 class ExposureMeasured(NamedTuple):
-    """Exposure as it was after so many queries, with its interval, and the event time in ms."""
+    """Exposure as it was after a number of queries, with its interval, and the event time in ms."""
 
     queries: float
     fidelity: float

@@ -50,7 +50,7 @@ MAGIC = b"\xc1QS\x01"
 
 SALT_BYTES, NONCE_BYTES, TAG_BYTES = 8, 12, 16
 BATCHES_A_SALT = 1024
-"""A salt serves so many batches. A batch is a commit or a turn of detect, some thousand records: far below 2^32 records under one key."""
+"""Batches that one salt serves. A batch is a commit or a turn of detect, some thousand records: far below 2^32 records under one key."""
 
 _ID_END = len(MAGIC) + ID_BYTES
 _SALT_END = _ID_END + 2 + SALT_BYTES
