@@ -5,6 +5,7 @@ Rules:
   again when it changes, at most once a second, so a running process learns of a new key or a destroyed one.
 * A tenant without a key is not an error: its records are stored unsealed, unless a setting demands the key (`store/sealed.py`).
 * Rotation adds a key. New records are sealed with the newest key whose time has come; older keys still open what they sealed.
+* An older key is dropped when no record is left under it; whoever drops it has to count. Its id stays, as after erasing.
 * Erasing a tenant destroys its keys and keeps their ids: a record under a destroyed key is unreadable for good, and a record under a key
   that was never in this file is a mix-up of files. The two must not be confused.
 * A file that cannot be read changes nothing in a running process: it goes on with the keys that it has, and says so.
@@ -39,6 +40,9 @@ KEY_BYTES = 32
 ID_BYTES = 4
 CHECK_S = 1.0
 """How often a running process asks whether the file changed, at most."""
+
+SETTLED_S = 300
+"""How long a newer key must have been in use before an older one can be dropped: a process may still have the file from before."""
 
 FORMATS = (1, 2)
 """Formats of a secrets file that are read. Format 2 has keys of tenants: versions that cannot open sealed records refuse it."""
@@ -202,6 +206,31 @@ def destroy(path: Path, tenant: str, now_s: int) -> list[bytes]:
         gone: list[str] = [key["id"] for key in part["keys"]]
         part.update(keys=[], destroyed=[*part["destroyed"], *gone], erased_s=now_s)
     return [bytes.fromhex(name) for name in gone]
+
+
+def drop(path: Path, key_id: bytes, now_s: int) -> TenantKey:
+    """Destroy one key that a younger one has replaced for `SETTLED_S`; its id stays. Nothing may be sealed with it any more.
+
+    Raises ConfigError for a key that is not in the file, seals new records, or did so a moment ago.
+    """
+    with _changed(path) as document:
+        ring = ring_of(document, path)
+        key = ring.by_id.get(key_id)
+        if key is None:
+            gone = " any more" if key_id in ring.destroyed else ""
+            raise ConfigError(f"secrets file {path}: there is no key {key_id.hex()}{gone}")
+        newer = [one.from_s for one in ring.by_id.values() if one.tenant == key.tenant and one.from_s > key.from_s]
+        if not newer or min(newer) > now_s:
+            raise ConfigError(f"secrets file {path}: key {key_id.hex()} seals the new records of tenant {key.tenant}")
+        if now_s - min(newer) < SETTLED_S:
+            raise ConfigError(
+                f"secrets file {path}: key {key_id.hex()} was in use until {now_s - min(newer)} s ago; wait {SETTLED_S} s, so that "
+                "every process has read the newer one"
+            )
+        part = document["tenants"][key.tenant]
+        part["keys"] = [one for one in part["keys"] if one["id"] != key_id.hex()]
+        part["destroyed"].append(key_id.hex())
+    return key
 
 
 @contextlib.contextmanager

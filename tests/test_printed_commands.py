@@ -75,6 +75,14 @@ ELSEWHERE: dict[Line, str] = {
     ): "tests/commands/test_secrets.py::test_a_new_installation_is_sealed_a_key_is_replaced_and_a_tenant_erased",
     (
         "docs/operations.md",
+        "querywarden secrets reseal --per-s 500",
+    ): "tests/commands/test_secrets.py::test_a_new_installation_is_sealed_a_key_is_replaced_and_a_tenant_erased",
+    (
+        "docs/operations.md",
+        "querywarden secrets drop KEY",
+    ): "tests/commands/test_secrets.py::test_a_new_installation_is_sealed_a_key_is_replaced_and_a_tenant_erased",
+    (
+        "docs/operations.md",
         "querywarden secrets erase-tenant acme",
     ): "tests/commands/test_secrets.py::test_a_new_installation_is_sealed_a_key_is_replaced_and_a_tenant_erased",
     (

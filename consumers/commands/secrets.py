@@ -1,12 +1,15 @@
 """The commands `secrets`: create the secrets file of an installation, and the keys of its tenants.
 
-Rules: as in cli.py. No secret is printed, only ids of keys. An existing file is never replaced; `rotate` and `erase-tenant` change the
-keys of one tenant in it, as a whole, and write a row to the audit log.
+Rules: as in cli.py. No secret is printed, only ids of keys. An existing file is never replaced; `rotate`, `drop` and `erase-tenant` change
+the keys of one tenant in it, as a whole, and write a row to the audit log. No key is dropped while a record is left under it.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import re
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,10 +18,12 @@ from rich.text import Text
 
 from consumers import config, keyring, terminal
 from consumers.commands.options import AsJson, ConfigFile
+from consumers.errors import Refused, WrongUse
 from consumers.operators.erasure import KINDS, OF_CAMPAIGNS, Forgotten
 from consumers.secrets import Secrets
 from consumers.store.sealed import counted
 from consumers.times import rfc3339
+from consumers.wiring.adapters import resealing
 from consumers.wiring.operators import Opened, open_for_operator
 
 app = typer.Typer(help="Create the secrets file, and rotate or destroy the keys of a tenant.", no_args_is_help=True)
@@ -85,7 +90,8 @@ def rotate(
         )
         terminal.err.print(
             f"Bring {settings.secrets_path} to every machine before that time. Running processes read it again by themselves. "
-            "Older records are sealed anew when they are next written; querywarden secrets status counts those that are left.",
+            "Older records are sealed anew when they are next written, the others by querywarden secrets reseal; querywarden secrets "
+            "status counts those that are left.",
             soft_wrap=True,
         )
 
@@ -94,7 +100,7 @@ def rotate(
 
 @app.command("status")
 def status(as_json: AsJson = False, config_file: ConfigFile = None) -> None:
-    """Count the stored records by tenant and by the key that sealed them. Reads the whole store."""
+    """Count the stored records by tenant and by the key that sealed them; keys that seal none too. Reads the whole store."""
     settings = config.load(config_file)
     with open_for_operator(settings) as opened, terminal.spinner() as say:
         say("reading the store")
@@ -110,6 +116,70 @@ def status(as_json: AsJson = False, config_file: ConfigFile = None) -> None:
             terminal.out.print("no records", soft_wrap=True)
 
     terminal.show(rows, as_json, table)
+
+
+@app.command("reseal")
+def reseal(
+    per_s: Annotated[
+        float, typer.Option("--per-s", min=0.1, help="Records that are sealed anew in a second, at most.")
+    ] = 1000.0,
+    as_json: AsJson = False,
+    config_file: ConfigFile = None,
+) -> None:
+    """Seal all stored records under the newest key of their tenant, while the service runs. Stop it at any time, and begin it again."""
+    settings = config.load(config_file)
+    if settings.store.sealing == "off":
+        raise Refused("store.sealing is off: new records are stored in clear, so there is nothing to seal anew")
+    with open_for_operator(settings) as opened, terminal.spinner() as say:
+        say("sealing records anew")
+        done = resealing(opened.store, per_s).run()
+        about = f"replaced:{done.replaced} changed:{done.changed} unreadable:{done.unreadable}"
+        opened.operations.record(opened.actor, "secrets.reseal", about)
+
+    def show(_: object) -> None:
+        terminal.out.print(
+            Text(f"{done.replaced:,} records sealed anew, {done.changed:,} were written by others meanwhile"),
+            soft_wrap=True,
+        )
+        if done.unreadable:
+            terminal.err.print(f"{done.unreadable:,} records do not open and stay until they expire", soft_wrap=True)
+
+    terminal.show([dataclasses.asdict(done)], as_json, show)
+
+
+@app.command("drop")
+def drop(
+    key: Annotated[str, typer.Argument(help="Id of the key, as querywarden secrets status shows it.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
+    as_json: AsJson = False,
+    config_file: ConfigFile = None,
+) -> None:
+    """Destroy an older key under which no record is left. Refused while there is one: querywarden secrets reseal seals them anew."""
+    settings = config.load(config_file)
+    if not re.fullmatch(rf"[0-9a-f]{{{2 * keyring.ID_BYTES}}}", key):
+        raise WrongUse(f"KEY: an id has {2 * keyring.ID_BYTES} hexadecimal digits")
+    with open_for_operator(settings) as opened, terminal.spinner() as say:
+        say("reading the store")
+        left = sum(row["records"] for row in _status(settings, opened) if row["key"] == key)
+        if left:
+            raise Refused(f"{left:,} records are sealed with key {key}: run querywarden secrets reseal first")
+        if not yes:
+            typer.confirm(
+                f"Destroy key {key}? Snapshots that were made before are unreadable where it sealed them.",
+                abort=True,
+                err=True,
+            )
+        gone = keyring.drop(settings.secrets_path, bytes.fromhex(key), int(time.time()))
+        opened.operations.record(opened.actor, "secrets.drop", f"tenant:{gone.tenant} key:{key}")
+
+    def show(_: object) -> None:
+        terminal.out.print(Text(f"tenant {gone.tenant}: key {key} is destroyed"), soft_wrap=True)
+        terminal.err.print(
+            "Bring the file to every machine, destroy its older copies, and make a new snapshot: older ones hold records under this key.",
+            soft_wrap=True,
+        )
+
+    terminal.show([{"tenant": gone.tenant, "key": key}], as_json, show)
 
 
 @app.command("erase-tenant")
@@ -186,6 +256,8 @@ def _status(settings: config.Settings, opened: Opened) -> list[dict[str, Any]]:
         return "older" if key in ring.by_id else "destroyed" if key in ring.destroyed else "unknown"
 
     found = counted(opened.store.export(), ring)
+    for key in ring.by_id.values():
+        found.setdefault(key.tenant, Counter()).setdefault(key.id.hex(), 0)
     return [
         {"tenant": tenant, "key": key, "records": n, "state": state(bytes.fromhex(key))}
         for tenant, counts in sorted(found.items())

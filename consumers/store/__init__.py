@@ -19,7 +19,8 @@ Rules:
 * A change of an operator's entry is written together with its audit rows. It is refused with `Rewound` if another process changed the
   operator cell in between. Owners of other cells are not disturbed.
 * Gateways read `restrictions` once and `changes` from then on. A position that is too old to continue from is answered with None.
-* Other writers to an owned cell (`erase`, `erase_decisions`, `reset`) invalidate its owner in the same step.
+* Other writers to an owned cell (`erase`, `erase_decisions`, `reset`) invalidate its owner in the same step. `swap_fields` and
+  `swap_decisions` do not: they replace bytes by bytes of the same meaning, and only those that nobody has changed since.
 """
 
 from __future__ import annotations
@@ -252,6 +253,31 @@ class Exported(NamedTuple):
     value: bytes
 
 
+class FieldSwap(NamedTuple):
+    """A field of a profile that is to be replaced if it is still `before`."""
+
+    client: ClientKey
+    field: str
+    before: bytes
+    after: bytes
+
+
+class RowSwap(NamedTuple):
+    """A decision row, the opaque part, that is to be replaced if it is still `before`."""
+
+    client: ClientKey
+    before: bytes
+    after: bytes
+
+
+class AlertSwap(NamedTuple):
+    """The body of a stored alert that is to be replaced if it is still `before`."""
+
+    uid: str
+    before: bytes
+    after: bytes
+
+
 class ProfileStore(Protocol):
     """Profile cells. Ingest owns them and needs nothing else of the store; detect and readers read them."""
 
@@ -380,6 +406,13 @@ class UpkeepStore(Protocol):
 
     def restore(self, items: Iterable[Exported]) -> None:
         """Fill an empty store (Refused when it is not): positions as exported, new generations, no owners."""
+
+    def swap_fields(self, cell: str, swaps: Sequence[FieldSwap]) -> int:
+        """Replace what is still as given, in one step, and answer how many that were. Positions, lifetimes, changes that
+        readers are told and the owner stay as they are: the content must mean the same as before."""
+
+    def swap_decisions(self, cell: int, rows: Sequence[RowSwap], alerts: Sequence[AlertSwap]) -> int:
+        """As `swap_fields`, for rows and alerts of a decision cell. Entries of the outbox keep their ids."""
 
     def scrub(self) -> bool:
         """Take off the disk what was erased before, as far as a store can; False: the server's operator has to."""

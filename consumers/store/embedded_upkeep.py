@@ -17,7 +17,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
 from consumers.errors import InvalidInput, Unavailable
-from consumers.store import DECISION_CELLS, Entry, Exported, Tombstones, decision_cell
+from consumers.store import (
+    DECISION_CELLS,
+    AlertSwap,
+    Entry,
+    Exported,
+    FieldSwap,
+    RowSwap,
+    Tombstones,
+    decision_cell,
+)
 from consumers.store.layout import (
     LAYOUT,
     check_decision_cell,
@@ -119,6 +128,28 @@ class Upkeep(SQLiteFile):
             while batch := list(islice(records, _BATCH)):
                 for cell, record in batch:
                     writing.write(cell, record)
+
+    def swap_fields(self, cell: str, swaps: Sequence[FieldSwap]) -> int:
+        profile = "(SELECT p.id FROM profiles p JOIN cells c ON c.id = p.cell WHERE c.name = ? AND client = ? AND expires_s > ?)"
+        now_s = int(self._now_s())
+        with self._for_good() as db:
+            return db.executemany(
+                f"UPDATE fields SET value = ? WHERE profile = {profile} AND name = ? AND value = ?",  # noqa: S608
+                [(s.after, cell, client_text(s.client), now_s, s.field, s.before) for s in swaps],
+            ).rowcount
+
+    def swap_decisions(self, cell: int, rows: Sequence[RowSwap], alerts: Sequence[AlertSwap]) -> int:
+        check_decision_cell(cell)
+        with self._for_good() as db:
+            done = db.executemany(
+                "UPDATE decisions SET row = ? WHERE cell = ? AND client = ? AND row = ?",
+                [(s.after, cell, client_text(s.client), s.before) for s in rows],
+            ).rowcount
+            done += db.executemany(
+                "UPDATE alerts SET body = ? WHERE cell = ? AND uid = ? AND body = ?",
+                [(s.after, cell, s.uid, s.before) for s in alerts],
+            ).rowcount
+        return done
 
     def scrub(self) -> bool:
         with self._translated():

@@ -18,7 +18,7 @@ from typing import Any
 import redis
 
 from consumers.errors import Fenced, InvalidInput, Refused, Rewound
-from consumers.store import DECISION_CELLS, Exported, Tombstones, decision_cell
+from consumers.store import DECISION_CELLS, AlertSwap, Exported, FieldSwap, RowSwap, Tombstones, decision_cell
 from consumers.store.layout import (
     LAYOUT,
     RESTRICTED,
@@ -77,6 +77,22 @@ class Upkeep(RedisServer):
     def reset(self, cell: str, offset: int | None) -> None:
         arguments = [entropy.token_hex(16), entropy.token_hex(8), "" if offset is None else offset, DECISION_CELLS]
         self._keep("profile_reset", profile_meta(cell), arguments, cell)
+
+    def swap_fields(self, cell: str, swaps: Sequence[FieldSwap]) -> int:
+        arguments: list[str | bytes | int] = []
+        for swap in swaps:
+            arguments += (client_text(swap.client), swap.field, swap.before, swap.after)
+        (done,) = self._keep("profile_swap", profile_meta(cell), arguments, cell)
+        return int(done)
+
+    def swap_decisions(self, cell: int, rows: Sequence[RowSwap], alerts: Sequence[AlertSwap]) -> int:
+        arguments: list[str | bytes | int] = [len(rows)]
+        for row_swap in rows:
+            arguments += (client_text(row_swap.client), row_swap.before, row_swap.after)
+        for alert_swap in alerts:
+            arguments += (alert_swap.uid, alert_swap.before, alert_swap.after)
+        (done,) = self._keep("decision_swap", decision_meta(cell), arguments)
+        return int(done)
 
     def scrub(self) -> bool:
         """Rewrite the append-only files, where there are some and we may."""

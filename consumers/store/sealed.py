@@ -11,8 +11,8 @@ Rules:
 * A record under a key that was never in the secrets file is `Unavailable`: the file of this process is behind, or another installation's.
   Setting such a record aside would lose it. A record under a destroyed key is damaged for good.
 * Records from before encryption are read, and sealed when they are next written. Fields of a profile that are under an older key are
-  sealed anew with the next commit of their client. When a key comes into use, the owner of a cell is fenced once, so that its cache does
-  not hide older fields.
+  sealed anew with the next commit of their client; `reseal.py` does it for clients that ask nothing. When a key comes into use, the owner
+  of a cell is fenced once, so that its cache does not hide older fields.
 * Snapshots copy sealed records as they are.
 """
 
@@ -213,6 +213,11 @@ class SealedStore:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
+
+    @property
+    def beneath(self) -> Store:
+        """The store as it is: records sealed."""
+        return self._store
 
     # --- ingest
 

@@ -24,7 +24,7 @@ from consumers.errors import ConfigError, Refused, WrongUse
 from consumers.keyring import Keyring
 from consumers.secrets import Secrets
 from consumers.store import Store
-from consumers.store.sealed import sealed_store
+from consumers.store.sealed import SealedStore, sealed_store
 
 if TYPE_CHECKING:
     from consumers.http.producer import Write
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from consumers.log.mappings.mapped import Report
     from consumers.log.mappings.records import Translator
     from consumers.log.mappings.sources import Source
+    from consumers.store.reseal import Reseal
 
 log = logging.getLogger("querywarden.wiring")
 
@@ -105,6 +106,15 @@ def open_store(settings: config.Settings) -> Iterator[Store]:
 def sealed(settings: config.Settings, store: Store) -> Store:
     """The store, its records sealed with the keys of the secrets file."""
     return sealed_store(store, Keyring(settings.secrets_path), settings.store.sealing)
+
+
+def resealing(store: Store, per_s: float) -> Reseal:
+    """A pass that seals every record of an opened store under the newest keys."""
+    from consumers.store.reseal import Reseal
+
+    if not isinstance(store, SealedStore):
+        raise TypeError("a store that seals nothing")
+    return Reseal(store.beneath, store.sealer, per_s)
 
 
 def _sqlite_path(url: str) -> Path:

@@ -62,17 +62,31 @@ def lived(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Installation:
     return one
 
 
-def test_a_new_installation_is_sealed_a_key_is_replaced_and_a_tenant_erased(lived: Installation) -> None:
+def test_a_new_installation_is_sealed_a_key_is_replaced_and_a_tenant_erased(
+    lived: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clients = lived.rows("clients")
     assert len(clients) == 4
     (before,) = lived.rows("secrets", "status")
     assert (before["tenant"], before["state"], before["records"] >= 12) == ("default", "in use", True)
 
     (new,) = lived.rows("secrets", "rotate")
-    assert lived.rows("secrets", "status") == [before | {"state": "older"}]
+    unused = {"tenant": "default", "key": new["key"], "records": 0, "state": "in use"}
+    assert sorted(lived.rows("secrets", "status"), key=str) == sorted([before | {"state": "older"}, unused], key=str)
     assert lived.rows("clients") == clients
     assert new["key"] in lived.checked()["finding"]
     assert "under an older key" in lived.checked()["finding"]
+
+    refused = lived.run("secrets", "drop", before["key"], "--yes")
+    assert (refused.code, f"{before['records']} records" in refused.err) == (1, True)
+    (sealed,) = lived.rows("secrets", "reseal")
+    assert sealed == {"replaced": before["records"], "changed": 0, "unreadable": 0}
+    assert [row["records"] for row in lived.rows("secrets", "status")].count(0) == 1
+    assert "wait" in lived.run("secrets", "drop", before["key"], "--yes").err  # it was in use a moment ago
+    monkeypatch.setattr("consumers.keyring.SETTLED_S", 0)
+    assert lived.rows("secrets", "drop", before["key"], "--yes") == [{"tenant": "default", "key": before["key"]}]
+    assert lived.rows("clients") == clients
+    assert [row["key"] for row in lived.rows("secrets", "status")] == [new["key"]]
 
     snapshot = lived.folder / "a.snapshot"
     assert lived.run("snapshot", snapshot).code == 0
@@ -80,7 +94,7 @@ def test_a_new_installation_is_sealed_a_key_is_replaced_and_a_tenant_erased(live
     assert lived.rows("clients") == clients
     (gone,) = lived.rows("secrets", "erase-tenant", "default", "--yes")
     assert (gone["unreadable"], gone["not_sealed"]) == (before["records"], 0)
-    assert sorted(gone["keys"]) == sorted([before["key"], new["key"]])
+    assert gone["keys"] == [new["key"]]
     assert lived.run("clients", "--json").out == ""
     assert {row["state"] for row in lived.rows("secrets", "status")} == {"destroyed"}
     assert lived.run("audit", "verify").code == 0

@@ -6,6 +6,7 @@ Every call is one atomic step. `tests/simulation/test_model.py` runs the port's 
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from simulation.cells import DecisionCell, Nodes, OperatorCell, Place, ProfileCe
 from consumers import store as port
 from consumers.errors import Fenced, LeaseHeld, Refused, Rewound
 from consumers.store import (
+    AlertSwap,
     Checkpoint,
     Claim,
     DeadLetter,
@@ -24,11 +26,13 @@ from consumers.store import (
     DecisionRow,
     Entry,
     Exported,
+    FieldSwap,
     Operation,
     OutboxAlert,
     Outcome,
     Proof,
     Restriction,
+    RowSwap,
     Shards,
     Tombstones,
     Touched,
@@ -455,6 +459,38 @@ class ModelStore:
                 feed_generation=self._generation(),
             )
         return OperatorCell(state.revision + REVISION_JUMP, 0, state.entries, (), state.audit)
+
+    def swap_fields(self, cell: str, swaps: Sequence[FieldSwap]) -> int:
+        state = self.nodes.profile_cell(cell)
+        if state is None:
+            return 0
+        state, done = state.copy(), 0
+        state.profiles = dict(state.profiles)
+        for swap in swaps:
+            fields, touched = state.profiles.get(swap.client, ({}, 0))
+            if fields.get(swap.field) == swap.before:
+                state.profiles[swap.client] = ({**fields, swap.field: swap.after}, touched)
+                done += 1
+        self.nodes.put(("profiles", cell), state)
+        return done
+
+    def swap_decisions(self, cell: int, rows: Sequence[RowSwap], alerts: Sequence[AlertSwap]) -> int:
+        state, done = self.nodes.decision_cell(cell).copy(), 0
+        state.rows = dict(state.rows)
+        for swap in rows:
+            row = state.rows.get(swap.client)
+            if row is not None and row.row == swap.before:
+                state.rows[swap.client] = dataclasses.replace(row, row=swap.after)
+                done += 1
+        bodies = {(swap.uid, swap.before): swap.after for swap in alerts}
+        kept = []
+        for entry, alert, at in state.alerts:
+            after = bodies.get((alert.uid, alert.body))
+            kept.append((entry, alert if after is None else dataclasses.replace(alert, body=after), at))
+            done += after is not None
+        state.alerts = tuple(kept)
+        self.nodes.put(("decisions", cell), state)
+        return done
 
     def scrub(self) -> bool:
         return True

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 from hypothesis import given, settings
@@ -24,8 +25,9 @@ from consumers.records import links, refusals
 from consumers.records.alert import stored_alert
 from consumers.records.decision import stored_decision
 from consumers.secrets import Secrets
-from consumers.store import Checkpoint, DecisionRow, OutboxAlert, Outcome, Store, decision_cell
+from consumers.store import Checkpoint, DecisionRow, FieldSwap, OutboxAlert, Outcome, Store, decision_cell
 from consumers.store.embedded import EmbeddedStore
+from consumers.store.reseal import Reseal, Resealed
 from consumers.store.sealed import (
     MAGIC,
     OVERHEAD,
@@ -39,6 +41,7 @@ from consumers.store.sealed import (
 from detector.errors import IncompatibleProfile
 from detector.profile import Profile
 from detector.profile_shape import Shape
+from detector.query import ClientKey
 
 TENANTS = ("acme", "other", "")
 
@@ -72,6 +75,9 @@ class TestSealedSQLite(WholeContract):
 
     # It looks into exported profiles; an export holds them sealed.
     test_a_cell_is_exported_as_of_one_moment = None  # type: ignore[assignment]
+    # They give records in clear to calls that take them as they are stored.
+    test_fields_are_swapped_only_while_they_are_as_given = None  # type: ignore[assignment]
+    test_rows_and_alerts_are_swapped_only_while_they_are_as_given = None  # type: ignore[assignment]
 
 
 # --- one record
@@ -255,6 +261,80 @@ def test_a_key_waits_for_its_time(raw: Store, file: Path) -> None:
         store.commit("t", Checkpoint(CELL, 2, 3, {client("c"): {"w:1": b"AFTER"}}))
 
 
+class Hurried:
+    """A store in which somebody writes a client between a pass' reading and its replacing."""
+
+    def __init__(self, store: Store, key: ClientKey, write: Callable[[], None]) -> None:
+        self.store, self.key, self.write = store, key, write
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.store, name)
+
+    def swap_fields(self, cell: str, swaps: list[FieldSwap]) -> int:
+        if any(swap.client == self.key for swap in swaps):
+            self.write()
+        return self.store.swap_fields(cell, swaps)
+
+
+def test_a_pass_seals_what_nobody_writes_and_leaves_what_somebody_wrote(raw: Store, file: Path) -> None:
+    store, ring = sealed_store(raw, ring_at(file), "auto"), ring_at(file)
+    written(store)
+    idle, theirs = client("idle"), client("c", tenant="other")
+    store.commit("t", Checkpoint(CELL, 1, 2, {idle: {"h": b"idle", "w:1": b"IDLE"}, theirs: {"h": b"theirs"}}))
+    new = keyring.rotate(file, "acme", int(time.time()))
+    store.claim(CELL, "u")  # its owner has read the new key
+
+    def live() -> None:
+        store.commit("u", Checkpoint(CELL, 2, 3, {client("c"): {"w:1": b"NEWER"}}))
+
+    def missing(_: float) -> None:
+        raise AssertionError("faster than it may be")
+
+    hurried = cast(Store, Hurried(raw, client("c"), live))
+    done = Reseal(hurried, RecordSealer(ring), 1e9, pause=missing).run()
+    assert done == Resealed(replaced=3 + 2, changed=1)  # h of c, both of idle; row, alert; w:1 of c is the owner's
+    counts = counted(raw.export(), ring.ring())
+    assert counts["acme"] == {new.id.hex(): 6}
+    assert read(store) == ({"h": b"name", "w:1": b"NEWER"}, b"ROW", b'{"secret": "BODY"}')
+    assert store.shards(CELL, [idle]).fields[idle] == {"h": b"idle", "w:1": b"IDLE"}
+    assert counts["other"].total() == 1
+    store.commit("u", Checkpoint(CELL, 3, 4, {idle: {"w:1": b"AWAKE"}}))  # the owner was not disturbed
+    assert Reseal(raw, RecordSealer(ring), 1e9).run() == Resealed()
+
+
+def test_a_pass_that_was_stopped_goes_on_at_its_pace(raw: Store, file: Path) -> None:
+    store, ring = sealed_store(raw, ring_at(file), "auto"), ring_at(file)
+    store.claim(CELL, "t")
+    store.commit("t", Checkpoint(CELL, None, 1, {client(i): {"h": b"x"} for i in range(450)}))
+    new = keyring.rotate(file, "acme", int(time.time()))
+    paused: list[float] = []
+
+    def stop(pause_s: float) -> None:
+        paused.append(pause_s)
+        if len(paused) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Reseal(raw, RecordSealer(ring), 100.0, clock=lambda: 0.0, pause=stop).run()
+    sealed = counted(raw.export(), ring.ring())["acme"][new.id.hex()]
+    assert 0 < sealed < 450
+    assert paused[-1] == pytest.approx(sealed / 100.0)
+    assert Reseal(raw, RecordSealer(ring), 1e9).run().replaced == 450 - sealed
+
+
+def test_a_damaged_record_is_left_and_an_unknown_key_ends_the_pass(raw: Store, file: Path, tmp_path: Path) -> None:
+    store = sealed_store(raw, ring_at(file), "auto")
+    written(store)
+    kept = raw.shards(CELL, [client("c")]).fields[client("c")]["h"]
+    raw.swap_fields(CELL, [FieldSwap(client("c"), "h", kept, kept[:-1] + bytes([kept[-1] ^ 1]))])
+    keyring.rotate(file, "acme", int(time.time()))
+    assert Reseal(raw, RecordSealer(ring_at(file)), 1e9).run() == Resealed(replaced=3, unreadable=1)
+    elsewhere = tmp_path / "elsewhere.json"
+    Secrets.create(elsewhere, TENANTS)
+    with pytest.raises(Unavailable):
+        Reseal(raw, RecordSealer(ring_at(elsewhere)), 1e9).run()
+
+
 def test_an_erased_tenant_is_unreadable_at_once_and_others_are_not(raw: Store, file: Path) -> None:
     store = sealed_store(raw, ring_at(file), "auto")
     written(store)
@@ -310,6 +390,24 @@ def test_a_file_without_keys_of_tenants_is_read_and_gets_its_first(file: Path) -
     assert file.stat().st_mode & 0o777 == 0o600
     assert Secrets.load(file).key_id == before
     assert json.loads(file.read_text())["format"] == 2
+
+
+def test_only_a_key_that_was_replaced_for_a_while_can_be_dropped(file: Path) -> None:
+    old = ring_at(file).ring().current("acme", 5)
+    assert old is not None
+    with pytest.raises(ConfigError, match="seals the new records"):
+        keyring.drop(file, old.id, 5)
+    new = keyring.rotate(file, "acme", 1000)
+    with pytest.raises(ConfigError, match="seals the new records"):
+        keyring.drop(file, old.id, 999)
+    with pytest.raises(ConfigError, match="wait"):
+        keyring.drop(file, old.id, 1000 + keyring.SETTLED_S - 1)
+    keyring.drop(file, old.id, 1000 + keyring.SETTLED_S)
+    ring = ring_at(file).ring()
+    assert (old.id in ring.by_id, ring.destroyed.get(old.id), ring.erased) == (False, "acme", {})
+    assert ring.current("acme", 1000) == new
+    with pytest.raises(ConfigError, match="no key"):
+        keyring.drop(file, old.id, 10**9)
 
 
 def test_no_key_is_shown(file: Path) -> None:

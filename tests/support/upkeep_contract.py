@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Iterator
 
@@ -23,14 +24,17 @@ from support.store_contract import (
 from consumers.errors import Fenced, Refused, Rewound
 from consumers.store import (
     DECISION_CELLS,
+    AlertSwap,
     Checkpoint,
     Cursor,
     DecisionRow,
     Entry,
     Exported,
+    FieldSwap,
     Operation,
     Outcome,
     Restriction,
+    RowSwap,
     Store,
     decision_cell,
     layout,
@@ -107,6 +111,50 @@ class WholeContract(StoreContract):
         assert backing.open().claim(CELL, "t").sketch == blob
         store.commit("t", Checkpoint(CELL, 6, 7, sketch=b""))
         assert store.claim(CELL, "t").sketch == b""
+
+    # --- bytes that are replaced by others of the same meaning
+
+    def test_fields_are_swapped_only_while_they_are_as_given(self, backing: Backing) -> None:
+        store, (a, b, gone) = backing.open(), map(client, ("a", "b", "gone"))
+        store.claim(CELL, "t")
+        store.commit("t", Checkpoint(CELL, None, 5, {a: {"h": b"a", "w:1": b"w"}, b: {"h": b"b"}}))
+        before = store.touched(CELL, dict.fromkeys(range(DECISION_CELLS), 0), 10)
+        swaps = [
+            FieldSwap(a, "h", b"a", b"A"),
+            FieldSwap(a, "w:1", b"was another", b"W"),
+            FieldSwap(b, "h", b"b", b""),
+            FieldSwap(gone, "h", b"", b"x"),
+        ]
+        assert backing.open().swap_fields(CELL, swaps) == 2
+        assert store.swap_fields("queries:7", swaps) == 0
+        assert store.shards(CELL, [a, b, gone]).fields == {a: {"h": b"A", "w:1": b"w"}, b: {"h": b""}}
+        # The owner goes on, and readers are told nothing.
+        assert store.touched(CELL, dict.fromkeys(range(DECISION_CELLS), 0), 10) == before
+        store.commit("t", Checkpoint(CELL, 5, 6, {a: {"w:1": b"next"}}))
+        assert store.shards(CELL, [a]).fields == {a: {"h": b"A", "w:1": b"next"}}
+
+    def test_rows_and_alerts_are_swapped_only_while_they_are_as_given(self, backing: Backing) -> None:
+        store, (a, b) = backing.open(), clients_in(4, 2)
+        claim = store.claim_decisions(4, "p", "t", 60_000)
+        told = [alert("one/0"), alert("two/0"), alert("three/0")]
+        revision = store.record("t", claim.revision, Outcome(4, {}, {a: held(), b: held()}, told), "p", 60_000)
+        entries = [entry for entry, _ in store.outbox(4, "here", 9)]
+        store.sent(4, "there", entries[0], "one/0")
+        position, _ = store.restrictions()
+        done = backing.open().swap_decisions(
+            4,
+            [RowSwap(a, b"r", b"R"), RowSwap(b, b"other", b"R"), RowSwap(client("nobody"), b"", b"R")],
+            [AlertSwap("two/0", b"body of two/0", b"BODY"), AlertSwap("three/0", b"other", b"BODY")],
+        )
+        assert done == 2
+        assert store.decided([a, b]) == {a: dataclasses.replace(held(), row=b"R"), b: held()}
+        now = store.outbox(4, "here", 9)
+        assert [entry for entry, _ in now] == entries
+        assert [one.body for _, one in now] == [b"body of one/0", b"BODY", b"body of three/0"]
+        assert [one.uid for _, one in store.outbox(4, "there", 9)] == ["two/0", "three/0"]
+        assert store.changes(position, 9) == (position, [])
+        store.record("t", revision, Outcome(4, {}, {}, [alert("four/0")]), "p", 60_000)
+        assert [one.uid for _, one in store.outbox(4, "here", 9)][-1] == "four/0"
 
     # --- gateways
 
