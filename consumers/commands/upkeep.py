@@ -29,6 +29,7 @@ from consumers.store import Store, Tombstones
 from consumers.store import snapshot as files
 from consumers.wiring import adapters
 from consumers.wiring.operators import operations_of, user_of
+from consumers.wiring.watermark import forget_canaries
 
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")]
 Client = Annotated[str, typer.Argument(help="Id of the client.")]
@@ -111,11 +112,15 @@ def erase(
     client: Client,
     model: Models = None,
     hashed: Hashed = False,
+    keep_canaries: Annotated[
+        bool,
+        typer.Option("--keep-canaries", help="Leave its inputs in the registry of canaries, as proof for a claim."),
+    ] = False,
     yes: Yes = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     config_file: ConfigFile = None,
 ) -> None:
-    """Erase a client for good: its profiles, decisions, alerts and operators' entries. Replays and rebuilds skip its queries."""
+    """Erase a client for good: profiles, decisions, alerts, operators' entries, canaries. Replays and rebuilds skip its queries."""
     import msgspec
 
     with _open(config_file) as (settings, store, secrets):
@@ -130,12 +135,18 @@ def erase(
                 store, secrets, subject, whole=not model, say=say,
                 drop=lambda find: operations.drop(user, "client.erase", about, find),
             )  # fmt: skip
+            registry = Path(settings.watermark.registry) if settings.watermark.registry else None
+            if registry is not None and registry.exists() and not keep_canaries:
+                say("registry of canaries")
+                done.canaries = forget_canaries(
+                    settings, operations, user, registry, subject.client, set(model) if model else None
+                )
     if as_json:
         terminal.out.print_json(json.dumps(msgspec.to_builtins(done)))
         return
     terminal.out.print(
         f"erased {done.profiles} profiles, {done.decisions} decisions, {done.alerts} alerts, {done.entries} operators' entries, "
-        f"{done.letters} refused records",
+        f"{done.letters} refused records, {done.canaries} inputs of canaries",
         soft_wrap=True,
     )
     if not done.scrubbed:

@@ -17,7 +17,6 @@ from rich.text import Text
 from consumers import config, paths, terminal
 from consumers.commands.options import AsJson, Client, ConfigFile, check_folders
 from consumers.errors import Missing, Refused, WrongUse
-from consumers.watermark import registry as registries
 from consumers.watermark.answers import Answer
 from consumers.watermark.keys import WatermarkKey
 from consumers.watermark.registry import lines_of
@@ -25,7 +24,7 @@ from consumers.watermark.selection import digest_of, quantised
 from consumers.watermark.suspects import HttpSuspect, answers_in, request_of
 from consumers.watermark.verification import ClientResult, Questions, judged, questions_of
 from consumers.wiring.operators import open_for_operator
-from consumers.wiring.watermark import record_canaries
+from consumers.wiring.watermark import forget_canaries, record_canaries
 
 app = typer.Typer(
     help="Make watermark keys, record canaries, and test whether a suspected model learned from marked answers.",
@@ -154,14 +153,12 @@ def verify(
 
 @app.command("forget")
 def forget(client: Client, registry: RegistryFile = None, config_file: ConfigFile = None) -> None:
-    """Remove a client's sealed inputs from the registry; stop the model servers first. Hashes, times and the chain stay."""
+    """Blank a client's sealed inputs in the registry. Hashes, times and the chain stay."""
     settings = config.load(config_file)
     path = _registry(settings, registry)
     with open_for_operator(settings) as opened:
-        record_canaries(settings, opened.operations, opened.actor, path)
         hashed = opened.reader.key_of("*", client).client
-        removed = registries.forget(path, hashed)
-        opened.operations.record(opened.actor, "watermark.forget", f"client:{hashed} records:{removed}")
+        removed = forget_canaries(settings, opened.operations, opened.actor, path, hashed)
     if not removed:
         raise Missing("the registry holds no sealed input of this client")
     terminal.out.print(f"{removed:,} sealed inputs removed")

@@ -9,6 +9,7 @@ Rules:
   skipped for good, by a replay and a rebuild too. Later queries are counted again; keeping them away is a matter for the gateway.
 * A campaign that names the client is erased with it, row and alerts. The next pass finds the rest of it, without the client.
 * A decision about a campaign stays in force for the other accounts; the client is taken out of it.
+* Inputs that the registry of canaries keeps sealed are no part of the store; the command blanks them (`wiring/watermark.py`).
 * What stays: rows of the audit log that name the hash of the client (a chain cannot be cut), counts that name no client, and what receivers
   of alerts keep.
 """
@@ -66,13 +67,14 @@ class Forgotten:
 
 @dataclass(slots=True)
 class Erased:
-    """What was there: numbers of profiles, decision rows, alerts, operators' entries, dead letters."""
+    """What was there: numbers of profiles, decision rows, alerts, operators' entries, dead letters, sealed inputs of canaries."""
 
     profiles: int = 0
     decisions: int = 0
     alerts: int = 0
     entries: int = 0
     letters: int = 0
+    canaries: int = 0
     scrubbed: bool = False
 
 

@@ -4,7 +4,7 @@ Rules:
 
 * A record is written before the answer leaves. What cannot be registered is not marked.
 * A line is one JSON object whose `hash` is SHA-256(hash of the line before ‖ the rest of the line). Of the sealed part the chain covers the
-  digest only, so that it can be removed (`forget`) while the chain still holds.
+  digest only, so that it can be blanked (`forget`) while the chain still holds.
 * No line holds an input in clear. It names the client by its hash and the input by a keyed digest. Verification has to ask the suspect
   the same input, so input, truthful answer and marks are kept, sealed with the watermark key.
 * Bounded: at most `most` records in all and `most_of_client` of one client. Beyond that nothing more is marked. What was marked stays so:
@@ -24,7 +24,7 @@ import hashlib
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -218,6 +218,11 @@ def lines_of(path: Path) -> Iterator[Line]:
     CorruptState
         A line was changed, moved or taken out, or cannot be read.
     """
+    return (line for line, _ in _lines_and_lengths(path))
+
+
+def _lines_and_lengths(path: Path) -> Iterator[tuple[Line, int]]:
+    """The lines of `lines_of`, each with its length in bytes."""
     last, n = GENESIS, 0
     with paths.opened(path, "canary registry") as file:
         for content in _whole_lines(file):
@@ -232,7 +237,7 @@ def lines_of(path: Path) -> Iterator[Line]:
             if sealed and hashlib.sha256(sealed.encode()).hexdigest() != line.sealed_digest:
                 raise CorruptState(f"canary registry {path}: the sealed record of line {n} was changed")
             last = line.hash
-            yield line
+            yield line, len(content)
 
 
 def unsealed(line: Line, key: WatermarkKey) -> Sealed | None:
@@ -246,26 +251,32 @@ def unsealed(line: Line, key: WatermarkKey) -> Sealed | None:
         raise CorruptState(f"canary registry: sealed record of line {line.n}: {error}") from error
 
 
-def forget(path: Path, client: str) -> int:
-    """Remove a client's sealed records from a registry; hashes, times and the chain stay. Returns how many there were.
+def forget(path: Path, client: str, models: Collection[str] | None = None) -> int:
+    """Blank a client's sealed records where they stand; hashes, times and the chain stay. Returns how many there were.
 
-    Writers must be stopped: they keep the old file open.
+    Model servers may go on writing: no line moves. models: only records of these; None: of all.
+
+    Raises
+    ------
+    Refused
+        The file cannot be read or written.
+    CorruptState
+        The chain is broken.
     """
-    removed = 0
-    draft = paths.draft_of(path)
+    removed, at = 0, 0
     try:
-        with draft.open("xb") as file:
-            os.chmod(draft, 0o600)
-            for line in lines_of(path):
-                gone = line.client == client and bool(line.sealed)
-                removed += gone
-                kept = msgspec.structs.replace(line, sealed="") if gone else line
-                file.write(msgspec.json.encode(kept) + b"\n")
-        draft.replace(path)
+        with path.open("r+b", buffering=0) as file:
+            paths.refuse_irregular(os.fstat(file.fileno()).st_mode, f"canary registry {path}")
+            fcntl.flock(file, fcntl.LOCK_EX)
+            for line, length in _lines_and_lengths(path):
+                if line.client == client and line.sealed and (models is None or line.model in models):
+                    blank = msgspec.json.encode(msgspec.structs.replace(line, sealed=""))
+                    os.pwrite(file.fileno(), blank.ljust(length - 1) + b"\n", at)
+                    removed += 1
+                at += length
+            os.fsync(file.fileno())
     except OSError as error:
         raise Refused(f"canary registry {path}: {error.strerror}") from error
-    finally:
-        draft.unlink(missing_ok=True)
     return removed
 
 

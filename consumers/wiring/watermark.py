@@ -1,6 +1,6 @@
-"""The task of serve that looks after the registry of canaries: now and then it records new lines in the audit log.
+"""What the store and the registry of canaries have to do with each other: new lines go into the audit log, an erased client out of it.
 
-Rules: without a registry in the settings there is no task.
+Rules: without a registry in the settings serve has no such task. Nothing is blanked before the audit log holds the lines.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import socket
+from collections.abc import Collection
 from pathlib import Path
 
 from consumers import config
@@ -16,6 +17,7 @@ from consumers.operators.audited_write import Actor
 from consumers.operators.operate import Operations
 from consumers.periodic import Periodic
 from consumers.watermark.anchoring import anchor
+from consumers.watermark.registry import forget
 
 log = logging.getLogger("querywarden.watermark")
 
@@ -28,6 +30,26 @@ def record_canaries(settings: config.Settings, operations: Operations, actor: Ac
     return anchor(
         registry, settings.state_path / ANCHORS, lambda action, about: operations.record(actor, action, about)
     )
+
+
+def forget_canaries(
+    settings: config.Settings,
+    operations: Operations,
+    actor: Actor,
+    registry: Path,
+    client: str,
+    models: Collection[str] | None = None,
+) -> int:
+    """Blank a client's sealed inputs in a registry, once the audit log holds its lines; the answer is how many there were.
+
+    client  hash of its id; models: only inputs of these, None: of all
+
+    Raises Refused, CorruptState, Unavailable.
+    """
+    record_canaries(settings, operations, actor, registry)
+    removed = forget(registry, client, models)
+    operations.record(actor, "watermark.forget", f"client:{client} records:{removed}")
+    return removed
 
 
 def start_canary_audit(settings: config.Settings, stack: contextlib.ExitStack, operations: Operations) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import threading
@@ -31,8 +32,9 @@ OTHER = "c" * 32
 class Installation:
     """A store that knows the client `thief`, a key, and a marked model with its registry."""
 
-    def __init__(self, folder: Path, call: Call) -> None:
-        self.folder, self.call = folder, call
+    def __init__(self, folder: Path, run: Call) -> None:
+        self.folder, self.run = folder, run
+        self.call: Call = functools.partial(run, "watermark")
         settings = config.load(None)
         self.registry = Path(settings.watermark.registry)
         with adapters.open_store(settings) as store:
@@ -72,7 +74,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 
     def called(*words: str) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as ended:
-            cli.main(["watermark", *words])
+            cli.main(list(words))
         said = capsys.readouterr()
         return int(ended.value.code or 0), said.out, said.err
 
@@ -203,7 +205,16 @@ def test_a_client_can_be_forgotten(here: Installation) -> None:
     assert {line.client for line in lines_of(here.registry) if line.sealed} == {OTHER}
     assert here.call("forget", "thief")[0] == 1
     assert here.call("record")[0] == 0
-    assert "watermark.forget" in {row["action"] for row in here.audit()}
+    assert [row["action"] for row in here.audit()].count("watermark.forget") == 2
+    assert here.run("erase", OTHER, "--hashed", "--model", MODEL, "--yes", "--keep-canaries", "--json")[0] == 0
+    assert {line.client for line in lines_of(here.registry) if line.sealed} == {OTHER}
+    assert here.run("erase", OTHER, "--hashed", "--model", "another", "--yes")[0] == 0
+    assert {line.client for line in lines_of(here.registry) if line.sealed} == {OTHER}
+    status, out, err = here.run("erase", OTHER, "--hashed", "--model", MODEL, "--yes", "--json")
+    assert status == 0, err
+    assert json.loads(out)["canaries"] > 0
+    assert not [line for line in lines_of(here.registry) if line.sealed]
+    assert f"client:{OTHER} " in here.audit()[-1]["object"]
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,10 @@ from consumers import cli, config
 from consumers.fit import write_baseline
 from consumers.log.mappings.identity import UNATTRIBUTED
 from consumers.log.mappings.mapped import ROW_BITS
+from consumers.store import DECISION_CELLS
 from consumers.store.embedded import EmbeddedStore
 from consumers.telemetry.metrics import Metrics
-from consumers.wiring import processes
+from consumers.wiring import adapters, processes
 from detector.baseline import Baseline
 
 Headers = list[tuple[str, bytes]]
@@ -167,3 +168,48 @@ def test_one_process_reads_topics_of_several_formats(
         databricks,
         azure,
     }
+
+
+def fields_of(settings: config.Settings) -> dict[str, dict[str, bytes]]:
+    """What is stored of each client, whatever its cell."""
+    with adapters.open_store(settings) as store:
+        found: dict[str, dict[str, bytes]] = {}
+        for cell in store.cells():
+            everyone = store.touched(cell, dict.fromkeys(range(DECISION_CELLS), 0), 1000)
+            clients = [client for touched in everyone.values() for client in touched.clients]
+            found |= {client.client: fields for client, fields in store.shards(cell, clients).fields.items()}
+        return found
+
+
+def test_canary_events_leave_the_same_profiles_as_their_truthful_answers(
+    kafka_bootstrap: str, topic: Any, tmp_path: Path, baseline_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same queries with and without `canary`, from a topic and from a file; control: a marked answer in the log is another profile."""
+    events = loans.in_order(
+        [e for k in range(4) for e in loans.life(f"c-{k}", loans.person, 30, np.random.default_rng(k))]
+    )
+    flagged = [e | {"canary": True} if i % 3 == 0 else e for i, e in enumerate(events)]
+    labels = sorted({e["prediction"]["label"] for e in events})
+    turned = dict(zip(labels, labels[1:] + labels[:1], strict=True))
+    marked = [e | {"prediction": {"label": turned[e["prediction"]["label"]]}} if "canary" in e else e for e in flagged]
+    kept: dict[str, dict[str, dict[str, bytes]]] = {}
+    for name, log in (("plain", events), ("flagged", flagged), ("marked", marked)):
+        where = topic(partitions=1)
+        produce_all(kafka_bootstrap, where, [(line, [], None) for line in loans.lines_of(log)])
+        settings = settings_of(tmp_path, kafka_bootstrap, where, baseline_file, "native", monkeypatch)
+        monkeypatch.setenv("QUERYWARDEN_STORE__URL", f"sqlite:///{tmp_path}/{name}.sqlite")
+        settings = config.load()
+        metrics = ingest(settings)
+        assert metrics.value("querywarden_canaries_total") == (0 if name == "plain" else 40)
+        kept[name] = fields_of(settings)
+    path = tmp_path / "flagged.jsonl"
+    path.write_bytes(b"".join(line + b"\n" for line in loans.lines_of(flagged)))
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["replay", str(path), "--baseline", str(baseline_file), "--store", str(tmp_path / "replay.sqlite")])
+    assert ended.value.code == 0
+    monkeypatch.setenv("QUERYWARDEN_STORE__URL", f"sqlite:///{tmp_path}/replay.sqlite")
+    kept["replayed"] = fields_of(config.load())
+    assert len(kept["plain"]) == 4
+    assert kept["flagged"] == kept["plain"]
+    assert kept["replayed"] == kept["plain"]
+    assert kept["marked"] != kept["plain"]

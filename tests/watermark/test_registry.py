@@ -141,14 +141,20 @@ def test_several_processes_write_one_chain(tmp_path: Path) -> None:
     assert [line.n for line in lines_of(path)] == list(range(1, 601))
 
 
-def test_a_forgotten_client_leaves_a_chain_that_holds(tmp_path: Path) -> None:
+def test_a_forgotten_client_leaves_a_chain_that_a_running_writer_continues(tmp_path: Path) -> None:
     path = tmp_path / "canaries.jsonl"
-    filled(path).close()
+    running = filled(path)
+    size, kept = path.stat().st_size, [line.sealed for line in lines_of(path) if line.client == CLIENT]
+    assert forget(path, CLIENT, {"another model"}) == 0
     assert forget(path, CLIENT) == 4
+    assert path.stat().st_size == size
+    assert not [sealed for sealed in kept if sealed.encode() in path.read_bytes()]
     lines = list(lines_of(path))
     assert [unsealed(line, KEY) is None for line in lines] == [line.client == CLIENT for line in lines]
+    running.register(OTHER, MODEL, "f" * 32, sealed(1), treated=True)
+    running.close()
     registry = Registry(path, KEY)
-    registry.register(OTHER, MODEL, "f" * 32, sealed(1), treated=True)
+    assert registry.register(CLIENT, MODEL, f"{4:032x}", sealed(4), treated=True), "its marked answers stay marked"
     registry.close()
-    assert len(list(lines_of(path))) == 7
-    assert path.stat().st_mode & 0o777 == 0o600
+    assert [line.kind for line in lines_of(path)][6:] == ["canary", "again"]
+    assert forget(path, CLIENT) == 0
