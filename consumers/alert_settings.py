@@ -1,4 +1,4 @@
-"""The settings of alerts: one section per sink. `config` has the whole tree and its rules.
+"""The settings of alerts: one section per sink, and of what is asked about evidence. `config` has the whole tree and its rules.
 
 Rule: a sink is on when its address is filled in; a new sink is one section here and one row in `wiring/sinks.py`.
 """
@@ -105,3 +105,10 @@ class AlertSettings(Part):
     splunk: SplunkSettings = SplunkSettings()
     syslog: SyslogSettings = SyslogSettings()
     ecs: EcsSettings = EcsSettings()
+
+
+class EvidenceSettings(Part):
+    timestamp_url: str = Field(
+        "", description="time stamp service (RFC 3161) that is asked for each evidence bundle; empty: none is asked"
+    )
+    timestamp_allow: str = Field("", description="same as alerts.webhook.allow")

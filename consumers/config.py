@@ -27,7 +27,7 @@ from pydantic_settings import (
 )
 
 from consumers import paths
-from consumers.alert_settings import AlertSettings, Part
+from consumers.alert_settings import AlertSettings, EvidenceSettings, Part
 from consumers.enforcement_settings import GatewaySettings, RespondersSettings
 from consumers.errors import Refused, WrongUse
 
@@ -304,6 +304,7 @@ class Settings(BaseSettings):
     gateway: GatewaySettings = GatewaySettings()
     responders: RespondersSettings = RespondersSettings()
     watermark: WatermarkSettings = WatermarkSettings()
+    evidence: EvidenceSettings = EvidenceSettings()
 
     @field_validator("baselines", mode="before")
     @classmethod

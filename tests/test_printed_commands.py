@@ -59,6 +59,14 @@ ELSEWHERE: dict[Line, str] = {
     ("README.md", "make test"): "is this suite",
     (
         "docs/dashboard.md",
+        "querywarden evidence acct-1 --out case.zip --timestamp-request case.tsq",
+    ): "tests/readers/test_evidence.py::test_a_bundle_in_clear_names_the_client",
+    (
+        "docs/dashboard.md",
+        "querywarden verify-evidence case.zip --timestamp-response case.tsr --timestamp-ca authority.pem",
+    ): "tests/readers/test_timestamps.py::test_a_service_is_asked_and_its_answer_is_checked_from_the_terminal",
+    (
+        "docs/dashboard.md",
         "querywarden verify-evidence case.zip --earlier other.zip --audit audit.jsonl --report case.html",
     ): "needs a second bundle; tests/readers/test_evidence.py::test_the_report_says_what_was_checked_and_what_was_not",
     (

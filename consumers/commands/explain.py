@@ -25,7 +25,7 @@ from consumers.commands.options import AsJson, BaselineFiles, Client, ConfigFile
 from consumers.errors import InvalidInput, Missing, WrongUse
 from consumers.operators import audit
 from consumers.operators.views import Views
-from consumers.readers import custody, custody_report, explanation
+from consumers.readers import custody, custody_report, explanation, timestamps
 from consumers.readers import evidence as bundling
 from consumers.readers.appeal import Appeal
 from consumers.readers.custody_report import Examination
@@ -35,7 +35,9 @@ from consumers.records.alert import exposure_text, stored_alert
 from consumers.records.decision import stored_decision
 from consumers.records.sealing import sealed
 from consumers.records.spans import fields_of, spans_in_force
+from consumers.times import rfc3339
 from consumers.wiring.operators import modes_of, open_for_operator, user_name
+from consumers.wiring.timestamps import stamped_bundle
 from detector.baseline import Baseline
 from detector.exposure import Exposure
 from detector.query import ClientKey
@@ -89,11 +91,19 @@ def evidence(
             metavar="FILE", help="Output of `watermark verify --json`: its result for this client goes into the bundle."
         ),
     ] = None,
+    request: Annotated[
+        Path | None,
+        typer.Option(
+            "--timestamp-request",
+            metavar="F.tsq",
+            help="Write a request for a time stamp of the bundle (RFC 3161) too.",
+        ),
+    ] = None,
     as_json: AsJson = False,
     config_file: ConfigFile = None,
 ) -> None:
     """Write a signed evidence bundle: decision, alerts, profile, audit rows and method. With the baseline it can be verified."""
-    check_folders(out_path)
+    check_folders(out_path, request)
     settings = config.load(config_file)
     files = _baseline_files(baseline or list(settings.baselines))
     with open_for_operator(settings) as opened:
@@ -132,6 +142,10 @@ def evidence(
     with atomic_file.whole(out_path) as draft:
         draft.write_bytes(packed)
     whole = bundling.verify(packed)
+    if request is not None:
+        with atomic_file.whole(request) as draft:
+            draft.write_bytes(timestamps.request_of(whole))
+    response = stamped_bundle(settings, whole, out_path) if settings.evidence.timestamp_url else None
     signer = whole.signer
     row = {
         "file": str(out_path),
@@ -140,6 +154,7 @@ def evidence(
         "signer": signer,
         "number": whole.manifest.number,
         "digest": whole.digest,
+        "timestamp": "" if response is None else str(response),
     }
     how = "in clear" if clear else "sealed"
     said = f"{out_path}: bundle {whole.manifest.number}, {len(packed):,} bytes, client id {how}, signed by key {signer}"
@@ -159,6 +174,16 @@ def verify_evidence(
     audit_log: Annotated[
         Path | None, typer.Option("--audit", help="Copy of the audit log (audit.jsonl): it must hold the bundle.")
     ] = None,
+    response: Annotated[
+        Path | None,
+        typer.Option(
+            "--timestamp-response", metavar="F.tsr", help="Time stamp of an outside authority on the bundle (RFC 3161)."
+        ),
+    ] = None,
+    authority: Annotated[
+        Path | None,
+        typer.Option("--timestamp-ca", metavar="F.pem", help="Certificates of the authority that you trust."),
+    ] = None,
     report: Annotated[
         Path | None, typer.Option(metavar="F.html", help="Write the check as a page for people who must judge it.")
     ] = None,
@@ -167,15 +192,22 @@ def verify_evidence(
 ) -> None:
     """Check an evidence bundle: signature, hashes, scores, its place in the chain, the audit log."""
     check_folders(report)
+    if (response is None) != (authority is None):
+        raise WrongUse(
+            "--timestamp-response and --timestamp-ca belong together: a stamp holds under an authority that you trust"
+        )
     blob = paths.read(file)
     checked = bundling.verify(blob, paths.read(baseline) if baseline else None, signer)
     others = [bundling.verify(paths.read(one), None, signer) for one in earlier or ()]
     missing = custody.follow([*others, checked]) if others else []
     recorded = custody.recorded(checked, paths.read(audit_log).splitlines()) if audit_log else None
+    stamp = (
+        timestamps.stamp_of(checked, paths.read(response), paths.read(authority)) if response and authority else None
+    )
     if report is not None:
         examined = Examination(
             file.name, blob, checked, signer is not None, (len(others), missing) if others else None, recorded,
-            by or user_name(), int(time.time() * 1000),
+            by or user_name(), int(time.time() * 1000), stamp,
         )  # fmt: skip
         custody_report.write(report, examined)
     said = {
@@ -191,6 +223,7 @@ def verify_evidence(
         "chained_with": len(others),
         "missing": missing,
         "audit_row": None if recorded is None else recorded.row,
+        "stamped_ms": None if stamp is None else stamp.time_ms,
     }
     terminal.show([said], as_json, lambda rows: _print_checked(rows[0]))
     if checked.differences:
@@ -300,6 +333,8 @@ def _print_appeal(pack: Appeal) -> None:
 def _print_checked(said: Mapping[str, Any]) -> None:
     known = "the key of --signer" if said["signer_checked"] else "give --signer to check that it is the right key"
     terminal.out.print(f"complete, and signed by key {said['signer']} ({known})", soft_wrap=True)
+    if said["stamped_ms"] is not None:
+        terminal.out.print(f"stamped by an outside authority at {rfc3339(said['stamped_ms'])}", soft_wrap=True)
     if not said["assessed_again"]:
         terminal.out.print("not assessed again: give --baseline FILE", soft_wrap=True)
     elif not said["differences"]:

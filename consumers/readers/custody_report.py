@@ -22,6 +22,7 @@ from consumers import atomic_file
 from consumers.legible import legible
 from consumers.readers.custody import Recorded
 from consumers.readers.evidence import CANARIES, Checked
+from consumers.readers.timestamps import Stamp
 from consumers.times import rfc3339
 
 Outcome = Literal["holds", "differs", "not checked"]
@@ -36,7 +37,13 @@ LIMITS = (
     "The client is an account. Who used it is not known here.",
     "A signature shows that nothing changed since somebody with the key signed. Whose key it is must be known from somewhere else.",
     "Whoever holds the installation's secrets file could write another chain and log; a copy given away earlier rules it out.",
-    "Times are those of the machine that made the bundle and of the query log. No outside authority has stamped them.",
+)
+OWN_CLOCK = (
+    "Times are those of the machine that made the bundle and of the query log. No outside authority has stamped them."
+)
+STAMPED = (
+    "Times are those of the machine that made the bundle and of the query log. The time stamp shows that the bundle existed when it was "
+    "stamped, and every earlier bundle of the chain with it; it does not show when the queries were asked."
 )
 
 
@@ -56,6 +63,7 @@ class Examination:
     signer_given  whether the fingerprint of the key was known from somewhere else
     earlier       bundles that were checked with it, and the numbers that are missing between; None: none were given
     recorded      its row in a copy of the audit log; None: no copy was given
+    stamp         of an outside authority; None: no response was given
     by, at_ms     who checked, and when
     """
 
@@ -67,6 +75,7 @@ class Examination:
     recorded: Recorded | None
     by: str
     at_ms: int
+    stamp: Stamp | None = None
 
 
 def checks_of(one: Examination) -> list[Check]:
@@ -114,7 +123,14 @@ def checks_of(one: Examination) -> list[Check]:
         found.append(
             Check("Marked answers", "holds", f"result as signed, p-value {canaries.get('p_value')}; the suspect was not asked again")
         )  # fmt: skip
-    found.append(Check("Time stamp", "not checked", "no outside authority stamped the bundle"))
+    if one.stamp is None:
+        found.append(
+            Check("Time stamp", "not checked", "no response of an outside authority was given (--timestamp-response)")
+        )
+    else:
+        found.append(
+            Check("Time stamp", "holds", f"{one.stamp.words}; under the certificates that were given for this check")
+        )
     return found
 
 
@@ -138,13 +154,14 @@ def page(one: Examination) -> str:
         size=f"{len(one.blob):,}",
         made=rfc3339(one.checked.manifest.made_ms),
         at=rfc3339(one.at_ms),
+        stamped="" if one.stamp is None else rfc3339(one.stamp.time_ms),
         decision=decision,
         last=rfc3339(int(decision["last_ms"])) if isinstance(decision.get("last_ms"), int) else "unknown",
         evidence=[e for e in decision.get("evidence", []) if isinstance(e, dict)],
         canaries=_read(one.checked, CANARIES) if CANARIES in one.checked.members else None,
         checks=checks_of(one),
         rows=[{k: str(row.get(k, "")) for k in ("n", "ts", "actor", "action", "object")} for row in rows[-MOST_ROWS:]],
-        limits=LIMITS,
+        limits=(*LIMITS, OWN_CLOCK if one.stamp is None else STAMPED),
     )
 
 

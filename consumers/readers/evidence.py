@@ -71,6 +71,9 @@ baseline was calibrated on (conformal rank, and a Pareto tail beyond them). A st
 budget a: watch at 5a, throttle at a, block at a/10 with at least 30 odd distinct queries. It is evidence of behaviour, not of
 intent.
 
+Beside the bundle there may be a time stamp of an outside authority (RFC 3161, a `.tsr` file) over the SHA-256 of the manifest. By hand:
+`openssl ts -verify -data manifest.json -in FILE.tsr -CAfile AUTHORITY.pem`.
+
 To check: `querywarden verify-evidence FILE --baseline BASELINE`. It checks the signature and every hash, assesses the profile
 again and compares. By hand: SHA-256 of each member against `manifest.json`; Ed25519 over the bytes of `manifest.json` with
 `public_key` (base64, raw), which you should have from somewhere else.
@@ -171,6 +174,7 @@ class Checked:
 
     signer       fingerprint of the key that signed it
     digest       SHA-256 of the manifest: its name in the chain
+    text         the manifest's bytes, of which `digest` is the SHA-256
     members      content by name, manifest and signature left out
     assessed     whether the profile was assessed again; differences: of the scores, empty when they agree
     """
@@ -178,6 +182,7 @@ class Checked:
     manifest: Manifest
     signer: str
     digest: str
+    text: bytes
     members: Mapping[str, bytes]
     assessed: bool
     differences: Sequence[str]
@@ -286,7 +291,7 @@ def verify(blob: bytes, baseline_file: bytes | None = None, signer: str | None =
     _check_readable(members)
     differences = [] if baseline_file is None else _differences(manifest, members, baseline_file)
     digest = hashlib.sha256(text).hexdigest()
-    return Checked(manifest, fingerprint(raw), digest, members, baseline_file is not None, differences)
+    return Checked(manifest, fingerprint(raw), digest, text, members, baseline_file is not None, differences)
 
 
 def _manifest(text: bytes) -> Manifest:

@@ -19,6 +19,7 @@ from consumers import cli
 from consumers.errors import Refused
 from consumers.readers import custody
 from consumers.readers.evidence import MAX_BYTES, fingerprint, signing_key, verify
+from consumers.readers.timestamps import request_of
 from consumers.secrets import Secrets
 from detector.baseline_file import pack_baseline
 
@@ -145,7 +146,12 @@ def test_a_bundle_is_whole_replayable_and_sealed(run: Run, folder: Path, thief: 
 
 
 def test_a_bundle_in_clear_names_the_client(run: Run, thief: str, tmp_path: Path) -> None:
-    run("evidence", thief, "--out", str(tmp_path / "clear.zip"), "--clear")
+    request = tmp_path / "clear.tsq"
+    assert (
+        run("evidence", thief, "--out", str(tmp_path / "clear.zip"), "--clear", "--timestamp-request", str(request))[0]
+        == 0
+    )
+    assert request.read_bytes() == request_of(verify((tmp_path / "clear.zip").read_bytes()))
     with zipfile.ZipFile(tmp_path / "clear.zip") as packed:
         decision, (alert, *_) = json.loads(packed.read("decision.json")), json.loads(packed.read("alerts.json"))
     assert decision["client_id"] == decision["alert"]["client_id"] == alert["client_id"] == thief
