@@ -100,7 +100,7 @@ PANELS: Mapping[str, Mapping[str, CommandRow]] = {
         "rebuild": CommandRow("upkeep:rebuild", "Drop profiles, so that ingest reads the log again."),
         "export": CommandRow("upkeep:export", "Print all stored data about a client, as JSON."),
         "erase": CommandRow(
-            "upkeep:erase", "Erase a client for good: its profiles, decisions, alerts and operators' entries."
+            "upkeep:erase", "Erase a client for good: profiles, decisions, alerts, operators' entries, canaries."
         ),
     },
 }
