@@ -319,7 +319,9 @@ def ranked(scores: Mapping[tuple[str, str], StoredDecision]) -> list[tuple[str, 
 
 def campaign_rows(result: Replayed) -> list[dict[str, Any]]:
     """Campaigns with the names of their accounts, most suspicious first: what a terminal shows."""
-    return [row.score(model) | {"members": row.members} for model, row in ranked(result.campaigns)]
+    return [
+        row.score(model) | {"members": row.members, "ties": dict(row.ties)} for model, row in ranked(result.campaigns)
+    ]
 
 
 def write_lines(path: Path, objects: Iterable[Mapping[str, Any]]) -> None:

@@ -335,7 +335,7 @@ def print_campaigns(rows: Sequence[Mapping[str, Any]], to: Console | None = None
     to = to or out
     columns = [
         TableColumn("campaign"), TableColumn("model"), TableColumn("state"), TableColumn("suspicion", True), TableColumn("queries", True),
-        TableColumn("exposure", True), TableColumn("accounts"), TableColumn("why"),
+        TableColumn("exposure", True), TableColumn("accounts"), TableColumn("links"), TableColumn("why"),
     ]  # fmt: skip
     if "truth" in rows[0]:
         columns.append(TableColumn("what it really is"))
@@ -351,6 +351,7 @@ def _campaign_cells(r: Mapping[str, Any]) -> list[Text]:
     return [
         plain(r["campaign_id"]), plain(r["model_id"]), Text(r["state"], style=_STYLE[r["state"]]), Text(suspicion(r["suspicion"])),
         Text(f"{r['queries']:,}"), Text(exposure(r["extraction"])), plain(f"{len(members)}: {names}{more}"),
+        plain(", ".join(f"{kind} {tied:,}" for kind, tied in r.get("ties", {}).items())),
         plain(short(r["evidence"][0]["text"]) if r["evidence"] else ""), *([plain(r["truth"])] if "truth" in r else []),
     ]  # fmt: skip
 

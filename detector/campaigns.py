@@ -37,8 +37,8 @@ FEW_ENOUGH = 200
 """A link that at most this number of accounts share is never too common."""
 WEAK_SHARE, STRONG_SHARE = 0.25, 0.5
 """Share of all accounts beyond which a weak link, and a strong one, tie nobody, unless they are few."""
-STRONG = ("org:", "session:", "payment:", "device:", "registration:")
-"""Kinds of links that say who somebody is, not where from."""
+STRONG = ("org:", "session:", "payment:", "device:", "registration:", "who.")
+"""Beginnings of links that say who somebody is, not where from."""
 SAME = 0.5
 """Two links whose accounts overlap so far (Jaccard) make one group."""
 FALSE_SHARE = 0.05
@@ -121,6 +121,19 @@ def candidates(links: Mapping[K, Sequence[str]]) -> list[Group[K]]:
                 groups_of.setdefault(account, []).append(place)
     order = {account: i for i, account in enumerate(links)}
     return [Group(tuple(names), tuple(sorted(members, key=order.__getitem__))) for names, members in found]
+
+
+def named_of(group: Group[K], p_values: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Return which members of a suspicious group its campaign consists of, (m,) bool.
+
+    group     that links tie
+    p_values  (m,) of each member among honest clients of its size
+    """
+    everybody = np.ones(len(group.members), np.bool_)
+    if group.strong or len(group.members) <= ALL_NAMED:
+        return everybody
+    those = members_to_name(p_values)
+    return those if those.sum() >= FEWEST else everybody  # nobody stands out alone
 
 
 def merged(profiles: Sequence[Profile]) -> Profile:

@@ -74,7 +74,10 @@ def read(
         for key, row in wanted:
             with set_aside():
                 found.append((key.model, stored_decision(row, secrets, key.tenant)))
-        out += [one.score(name) | ({"members": one.members} if one.members else {}) for name, one in ranked(found)]
+        out += [
+            one.score(name) | ({"members": one.members, "ties": dict(one.ties)} if one.members else {})
+            for name, one in ranked(found)
+        ]
     listing.campaigns = [one for one in listing.campaigns if one["state"] != "clear"]
     return listing
 

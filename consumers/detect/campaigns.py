@@ -17,8 +17,8 @@ Rules:
   that and the episode. So every detector computes the same ids.
 * Everything is recorded with the fence of its decision cell. Cursors stay as they are.
 * A pass reads all rows, and profiles of groups that changed since this detector last assessed them, at most `MOST_GROUPS`. The others
-  wait for the next pass, the longest waiting first. A group of more than `MOST_JUDGED` has changed when `GROWN` of it has. A new group
-  inside a flagged one is no campaign of its own.
+  wait for the next pass, the longest waiting first, among new ones those whose members are oddest for their sizes.
+* A group of more than `MOST_JUDGED` has changed when `GROWN` of it has. A new group inside a flagged one is no campaign of its own.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ from consumers.records.spans import Fields, fields_of
 from consumers.secrets import Secrets
 from consumers.store import DecisionRow, OutboxAlert, Outcome, ServiceStore, decision_cell
 from detector.baseline import Baseline
-from detector.campaigns import ALL_NAMED, FEWEST, Group, assess_group, candidates, members_to_name, merged
+from detector.campaigns import FEWEST, Group, assess_group, candidates, merged, named_of
 from detector.exposure import estimate
 from detector.fleet import fleet_cells
 from detector.group_statistic import MOST_JUDGED
@@ -98,7 +98,7 @@ class Suspected:
     """A group under the key of its campaign.
 
     members    all accounts of its links; named: those that its campaign consists of, by keyed hash
-    queries    of those named; suspicion: mean of the members'
+    queries    of those named; oddness: mean of 1 − the members' p-values among clients of their sizes
     sealed     sealed client id of each of those named
     ties       what ties those named
     honest_at_most  of a group that nothing but what it asks ties: how many of its accounts may be honest; None: links tie it
@@ -109,7 +109,7 @@ class Suspected:
     members: tuple[ClientKey, ...]
     named: tuple[ClientKey, ...]
     queries: int
-    suspicion: float
+    oddness: float
     sealed: tuple[str, ...]
     ties: tuple[Tie, ...]
     honest_at_most: int | None = None
@@ -332,7 +332,7 @@ class Search:
             if decision_cell(group.key) in held and (over or _changed(group, self.assessed.get(group.key))):
                 due.append(group)
         waited = {key: i for i, key in enumerate(self.assessed)}
-        due.sort(key=lambda g: (waited.get(g.key, -1), -g.suspicion, g.key))
+        due.sort(key=lambda g: (waited.get(g.key, -1), -g.oddness, g.key))
         chosen: list[ClientKey] = []
         members = 0
         for group in due[: self.most_groups]:
@@ -426,11 +426,9 @@ def _suspected(
 ) -> Suspected:
     """The group, with the accounts that its campaign consists of."""
     summaries = [clients[k] for k in group.members]
-    those = np.ones(len(summaries), np.bool_)
-    if not group.links[0].startswith(CONTENT) and not group.strong and len(summaries) > ALL_NAMED:
-        those = members_to_name(np.array([summary.size_p_value for summary in summaries]))
-        if those.sum() < FEWEST:
-            those[:] = True  # nobody stands out alone
+    by_content = group.links[0].startswith(CONTENT)
+    p_values = np.array([summary.size_p_value for summary in summaries])
+    those = np.ones(len(summaries), np.bool_) if by_content else named_of(group, p_values)
     kept = [(k, one) for k, one, yes in zip(group.members, summaries, those, strict=True) if yes]
     of_kind: dict[str, set[ClientKey]] = {}
     for link in group.links:
@@ -443,7 +441,7 @@ def _suspected(
         group.members,
         tuple(k for k, _ in kept),
         sum(one.queries for _, one in kept),
-        sum(one.suspicion for one in summaries) / len(summaries),
+        1.0 - float(p_values.mean()),
         tuple(one.client_id for _, one in kept),
         tuple(ties),
     )

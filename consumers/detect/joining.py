@@ -2,10 +2,10 @@
 
 Rules, all of which an account must meet:
 * It is a member of the flagged campaign: the group's statistic was computed with it (`campaigns`).
-* It shares a link of a kind in `JOINING` with the campaign. These say where an account comes from. Any other kind, such as what its queries
-  contain or what a peer reported, suggests members to an operator but adds none by itself.
-* Its own p-value is at most `JOIN_P`. So an honest account that shares the link of a thief, a new colleague for example, does not
-  join because of the thief's queries.
+* It shares a link of a kind in `JOINING` with the campaign. These say whose an account is or which network it comes from. Any other kind,
+  such as the client software, the plan, what its queries contain or what a peer reported, suggests members to an operator but adds none.
+* Its own p-value, among honest clients of its size, is at most `JOIN_P`. So an honest account that shares the link of a thief, a new
+  colleague for example, does not join because of the thief's queries.
 * It is not on the allowlist, and has no decision of an operator of its own.
 * The decision has room: at most as many join as were confirmed by a person (`operators.campaign_decisions`).
 * The breaker of detect allows it, as for any client that detection restricts. While the breaker is open nobody joins.
@@ -35,10 +35,11 @@ from detector.query import ClientKey
 
 log = logging.getLogger("querywarden.campaigns")
 
-JOINING = ("org", "session", "ip", "asn_ja4")
-"""Kinds of links by which an account may join."""
-JOIN_P = 0.1
-"""An account joins if at most this share of honest clients is ever as suspicious."""
+JOINING = ("org:", "session:", "payment:", "device:", "registration:", "who.", "ip:", "asn_ja4:")
+"""Beginnings of links by which an account may join."""
+JOIN_P = 0.05
+"""An account joins if at most this share of the honest clients of its size is as odd. Over its lifetime, among clients of any size, a
+small account is never suspicious: docs/detection.md has both (`make bench-campaigns`)."""
 
 
 class Joins(Protocol):
@@ -79,13 +80,13 @@ class Joining:
         if row.decision.state not in FLAGGED:
             return
         known = frozenset(decision.accounts)
-        shared = {link for link in row.links if link.partition(":")[0] in JOINING}
+        shared = {link for link in row.links if link.startswith(JOINING)}
         room = len(decision.confirmed) - len(decision.joined)
         members = {self.secrets.client_hash(tenant, member) for member in row.members}
         for account in sorted(members - known):
             client = ClientKey(tenant, decision.model, account)
             summary = survey.clients.get(client)
-            if summary is None or 1.0 - summary.suspicion > JOIN_P or shared.isdisjoint(summary.links):
+            if summary is None or summary.size_p_value > JOIN_P or shared.isdisjoint(summary.links):
                 continue
             if self.overrides.lists(client, now_s) or self.overrides.decided(client, now_s):
                 continue

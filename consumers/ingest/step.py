@@ -94,6 +94,7 @@ class Ingest:
     memory_days: float = 365.0
     admit_unknown: bool = False
     limits: AdmissionLimits = field(default_factory=AdmissionLimits)
+    link_keys: links.OwnKeys = links.NO_KEYS
     format: NativeFormat = field(init=False)
     _masks: dict[str, int] = field(init=False)
 
@@ -356,7 +357,7 @@ class Ingest:
         decoded: Decoded,
     ) -> tuple[dict[ClientKey, tuple[str, ...]], dict[ClientKey, tuple[sample_events.SampleEvent, ...]]]:
         """Links and sample events that change, by client. The overflow client is many, so it has neither."""
-        linked = links.seen(cell.links, keys, batch, decoded.metadata.get(model, {}), self.secrets)
+        linked = links.seen(cell.links, keys, batch, decoded.metadata.get(model, {}), self.secrets, self.link_keys)
         texts, ends = decoded.events[model]
         rows = np.searchsorted(decoded.batches[model].offsets, batch.offsets).astype(np.int64)
         told = sample_events.seen(cell.told, keys, batch, bits, self._masks[model], texts, ends, rows)

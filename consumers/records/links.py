@@ -1,9 +1,10 @@
 """Links: where a client comes from, according to the `metadata` of its events, stored as keyed hashes only.
 
 Rules:
-* `metadata` is never a reason to refuse an event. It is read for `WHO`, `ip`, and `asn` together with `ja4` (a TLS fingerprint
-  alone is shared by all users of the same browser, and so is `user_agent`): strings of at most `MOST_BYTES` bytes, or whole
-  numbers. Anything else is ignored.
+* `metadata` is never a reason to refuse an event. It is read for `WHO`, `ip`, `plan`, what `PAIRS` says, and the keys that the settings
+  add: strings of at most `MOST_BYTES` bytes, or whole numbers. Anything else is ignored.
+* A TLS fingerprint alone is shared by all users of the same browser, and so is a `user_agent`; each counts with a second value only.
+* A link of a key that the settings add has the kind ``who.KEY`` or ``where.KEY``, so that detection knows what it says.
 * An address of version 6 counts as its /64, because that is what one subscriber is given.
 * A link is ``kind:hash`` with 16 hex digits of a hash keyed by the tenant's pepper. Nothing of the metadata itself is stored.
 * A client keeps the first `KEPT` links that it was seen with, at most `OF_A_KIND` of a kind, so that a client that changes its address with
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import msgspec
@@ -25,7 +27,11 @@ from detector.query import ClientKey, QueryBatch
 FIELD = "l"
 WHO = ("org", "session", "payment", "device", "registration")
 """Keys that say who an account belongs to: their values are costly to change."""
-KEPT = 10
+PAIRS = (("asn_ja4", "asn", "ja4"), ("agent", "user_agent", "headers"))
+"""Kinds that two values make together: network and TLS fingerprint, client software and the order of its headers."""
+PLAIN = ("plan",)
+"""Other keys that are a kind of their own."""
+KEPT = 16
 OF_A_KIND = 4
 MOST_BYTES = 256
 MOST_DIGITS = 20
@@ -36,13 +42,24 @@ NO_VALUE = frozenset(("", "-", "0", "none", "null", "unknown", "n/a", "undefined
 
 UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError)
 
+
+@dataclass(frozen=True, slots=True)
+class OwnKeys:
+    """Keys of `metadata` that link accounts beside the documented ones: who says who an account belongs to, where where from."""
+
+    who: tuple[str, ...] = ()
+    where: tuple[str, ...] = ()
+
+
+NO_KEYS = OwnKeys()
+
 _object = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _plain = msgspec.json.Decoder(int | str)
 _list = msgspec.msgpack.Decoder(list[str])
 _pack = msgspec.msgpack.Encoder()
 
 
-def links_of(metadata: msgspec.Raw | bytes) -> list[tuple[str, str]]:
+def links_of(metadata: msgspec.Raw | bytes, own: OwnKeys = NO_KEYS) -> list[tuple[str, str]]:
     """(kind, value) of everything in one event's metadata that can tie accounts together."""
     try:
         given = _object.decode(metadata)
@@ -52,10 +69,13 @@ def links_of(metadata: msgspec.Raw | bytes) -> list[tuple[str, str]]:
     address = _address(_value(given, "ip") if "ip" in given else "")
     if address:
         found.append(("ip", address))
-    asn, ja4 = _value(given, "asn"), _value(given, "ja4")
-    if asn and ja4:
-        found.append(("asn_ja4", f"{asn}\x00{ja4}"))
-    return found
+    for kind, first, second in PAIRS:
+        one, other = _value(given, first), _value(given, second)
+        if one and other:
+            found.append((kind, f"{one}\x00{other}"))
+    more = [(key, key) for key in PLAIN]
+    more += [(f"{kind}.{key}", key) for kind, keys in (("who", own.who), ("where", own.where)) for key in keys]
+    return found + [(kind, value) for kind, key in more if (value := _value(given, key))]
 
 
 def _value(given: Mapping[str, msgspec.Raw], name: str) -> str:
@@ -96,12 +116,14 @@ def seen(
     batch: QueryBatch,
     metadata: Mapping[int, msgspec.Raw | bytes],
     secrets: Secrets,
+    own: OwnKeys = NO_KEYS,
 ) -> dict[ClientKey, tuple[str, ...]]:
     """Clients whose links change, with what they are then.
 
     known     links so far
     keys      (g,) what `batch.who` points into
     metadata  offset → metadata of the events that have some
+    own       keys that the settings add
     """
     if not metadata:
         return {}
@@ -121,7 +143,7 @@ def seen(
         if last.get(who) == text:
             continue
         last[who] = text
-        for link in _hashed(links_of(raw), keys[who].tenant, secrets):
+        for link in _hashed(links_of(raw, own), keys[who].tenant, secrets):
             if link not in links and len(links) < KEPT and _room(links, link):
                 links[link] = None
                 changed.add(who)

@@ -45,6 +45,7 @@ def pure_steps(
     from consumers.detect.step import Detect
     from consumers.ingest.admission import AdmissionLimits
     from consumers.ingest.step import Ingest
+    from consumers.records.links import OwnKeys
     from detector.policy import ExposureBudget, Policy
 
     secrets = Secrets.load(settings.secrets_path, create=True, tenant=settings.tenant)
@@ -56,6 +57,7 @@ def pure_steps(
         memory_days=settings.memory_days,
         admit_unknown=settings.unknown_models == "ignore",
         limits=AdmissionLimits(settings.admission.new_clients_an_hour, settings.admission.clients),
+        link_keys=OwnKeys(settings.links.who, settings.links.where),
     )
     limits = settings.exposure
     policy = Policy(settings.false_alarm_budget, settings.mode, ExposureBudget(limits.alert, limits.throttle))

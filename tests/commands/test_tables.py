@@ -64,7 +64,7 @@ LONG = "spiffe://cluster.local/ns/payments/sa/" + "scorer-" * 7
     [
         lambda row: terminal.print_ranked([row]),
         lambda row: terminal.print_alerts([row]),
-        lambda row: terminal.print_campaigns([row | {"members": [LONG]}]),
+        lambda row: terminal.print_campaigns([row | {"members": [LONG], "ties": {"registration": 1}}]),
         lambda row: terminal.print_table(
             ("client", "model", "state", "until", "by", "reason"), [[LONG, "digits", *"abcd"]]
         ),

@@ -15,7 +15,7 @@ import pytest
 from support import victims
 from support.kafka_producer import produce
 
-from consumers import config
+from consumers import config, log_settings
 from consumers.commands import upkeep
 from consumers.errors import WrongUse
 from consumers.log.kafka import connection, offsets_at
@@ -181,7 +181,9 @@ def test_offsets_on_kafka(topic: Callable[..., str], kafka_bootstrap: str) -> No
     assert offsets_at(brokers, cells, "2099-01-01T00:00:00Z") == ends
     with pytest.raises(WrongUse):
         offsets_at(brokers, cells, "yesterday")
-    settings = config.load(None).model_copy(update={"kafka": config.KafkaSettings(bootstrap_servers=kafka_bootstrap)})
+    settings = config.load(None).model_copy(
+        update={"kafka": log_settings.KafkaSettings(bootstrap_servers=kafka_bootstrap)}
+    )
     assert upkeep._offsets(settings, [*cells, "files:ab"], "earliest") == {"files:ab": None, cells[0]: 0, cells[1]: 0}
     assert upkeep._offsets(settings, cells, "3") == {cells[0]: 3, cells[1]: 3}
     with pytest.raises(WrongUse, match="is a file"):

@@ -34,7 +34,7 @@ class Scene:
     store: EmbeddedStore
     secrets: Secrets
     limits: BreakerLimits = field(default_factory=lambda: BreakerLimits(most=20, least=20))
-    links: tuple[str, ...] = ("org:1", "skeleton:2", "peer:3")
+    links: tuple[str, ...] = ("org:1", "skeleton:2", "peer:3", "agent:4", "who.reseller:5", "where.app:6")
     state: str = "throttle"
     newcomers: dict[str, RowSummary] = field(default_factory=dict)
 
@@ -51,7 +51,7 @@ class Scene:
         self.desk.decide_campaign(Actor("maria", "operator", T), self.subject, state)
 
     def came(self, name: str, p: float = 0.01, links: tuple[str, ...] = ("org:1",)) -> None:
-        self.newcomers[name] = RowSummary(suspicion=1 - p, links=list(links))
+        self.newcomers[name] = RowSummary(size_p_value=p, links=list(links))
 
     def look(self, held: Any = range(DECISION_CELLS)) -> list[str]:
         """Names of those that joined."""
@@ -78,12 +78,19 @@ def test_a_suspicious_account_of_the_same_organisation_joins_once(scene: Scene) 
     assert scene.look() == ["thief"], "a second pass adds nobody"
 
 
+def test_an_account_joins_by_a_key_that_the_settings_call_an_owner(scene: Scene) -> None:
+    scene.decide()
+    scene.came("thief", 0.04, ("who.reseller:5",))
+    assert scene.look() == ["thief"]
+
+
 @pytest.mark.parametrize(
     ("p", "links"),
     [
         (0.2, ("org:1",)),  # an honest colleague
         (0.001, ("skeleton:2",)),  # content alone
         (0.001, ("peer:3",)),  # a peer's word alone
+        (0.001, ("agent:4", "where.app:6")),  # what strangers share
         (0.001, ("org:other",)),
         (0.001, ()),
     ],

@@ -22,6 +22,7 @@ from consumers.records import links, sample_events
 from consumers.secrets import Secrets
 from consumers.store.embedded import EmbeddedStore
 from detector.baseline import Baseline
+from detector.campaigns import Group
 from detector.query import ClientKey
 
 NewStore = Callable[[], EmbeddedStore]
@@ -41,6 +42,8 @@ def raw(text: bytes) -> msgspec.Raw:
             [("payment", "c-9"), ("device", "d"), ("registration", "+49 1")],
         ),
         (b'{"org":" acme ","user_agent":"curl","ja4":"t13d"}', [("org", "acme")]),
+        (b'{"user_agent":"curl","headers":"host,accept"}', [("agent", "curl\x00host,accept")]),
+        (b'{"headers":"host,accept","plan":"pro"}', [("plan", "pro")]),
         (b'{"asn":64500,"ja4":"t13d"}', [("asn_ja4", "64500\x00t13d")]),
         (b'{"asn":64500}', []),
         (b'{"ip":"192.0.2.1"}', [("ip", "192.0.2.1")]),
@@ -66,6 +69,17 @@ def raw(text: bytes) -> msgspec.Raw:
 def test_what_ties_and_what_does_not(text: bytes | str, expected: list[tuple[str, str]]) -> None:
     encoded = text.encode() if isinstance(text, str) else text
     assert links.links_of(raw(encoded)) == expected
+
+
+def test_keys_of_the_settings_link_too_and_say_what_they_mean() -> None:
+    own = links.OwnKeys(who=("reseller",), where=("app", "plan"))
+    text = b'{"org":"acme","reseller":"r-1","app":7,"plan":"pro","color":"red"}'
+    assert links.links_of(raw(text), own) == [
+        ("org", "acme"), ("plan", "pro"), ("who.reseller", "r-1"), ("where.app", "7"), ("where.plan", "pro"),
+    ]  # fmt: skip
+    assert [Group((f"{kind}:0",), ()).strong for kind in ("who.reseller", "where.app", "agent", "plan")] == [
+        True, False, False, False,
+    ]  # fmt: skip
 
 
 def test_metadata_is_never_a_reason_to_refuse(baseline: Baseline) -> None:
@@ -156,7 +170,7 @@ def test_links_are_kept_first_seen_bounded_and_hashed(
     store = new_store()
     fields = fields_after(tmp_path, store, reading, lines, 50)
     thief = links.unpacked(fields["thief"]["l"])
-    assert len(thief) == links.KEPT
+    assert len(thief) == 2 + 2 * links.OF_A_KIND <= links.KEPT
     kinds = [one.partition(":")[0] for one in thief]
     assert kinds.count("org") == 1
     assert kinds.count("asn_ja4") == 1

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from support.receivers import alert, life, recording
 
-from consumers import alert_settings, config
+from consumers import alert_settings, config, log_settings
 from consumers.alerts.alertmanager import MAX_OPEN, AlertmanagerSink
 from consumers.alerts.capped import DAY_S, CappedSink
 from consumers.alerts.outbound import AllowedHosts
@@ -100,7 +100,7 @@ def test_sinks_are_set_by_file_and_environment_and_mask_their_secrets(
         assert CANARY not in text
         assert KEY not in text
     assert [
-        s.name for s in sinks.open_sinks(loaded.model_copy(update={"log": config.LogSettings(url="file:///x")}))
+        s.name for s in sinks.open_sinks(loaded.model_copy(update={"log": log_settings.LogSettings(url="file:///x")}))
     ] == [
         "webhook:hooks.example",
         "splunk:splunk.example",
