@@ -147,9 +147,8 @@ def _translated(found: Inspection, sample: Sequence[tuple[bytes, Source]], hashe
         except BadRecord as error:
             found.refused.refuse(error.reason, source.place, error.detail, redacted(value).decode())
     found.counts = translator.counts
-    if translator.waiting is not None:
-        given_up = translator.waiting.given_up
-        found.waiting = {role: translator.waiting.waiting(role) + given_up[role] for role in given_up}
+    if translator.joins:
+        found.waiting = dict(translator.without_partner().items())
     return events
 
 

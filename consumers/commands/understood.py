@@ -71,11 +71,10 @@ def print_translated(translator: Translator | None) -> None:
     told = [f"{counts['records']:,} records", f"{counts['events']:,} queries"]
     if counts["left_out"]:
         told.append(f"{counts['left_out']:,} items that are no queries")
-    if translator.waiting is not None:
-        for role, other in (("request", "response"), ("response", "request")):
-            alone = translator.waiting.waiting(role) + translator.waiting.given_up[role]
-            if alone:
-                told.append(f"{alone:,} {role}s without a {other}, not counted")
+    for role, alone in translator.without_partner().items():
+        if alone:
+            other = "response" if role == "request" else "request"
+            told.append(f"{alone:,} {role}s without a {other}, not counted")
     if counts["unattributed"]:
         told.append(f"{counts['unattributed']:,} queries of nobody known (client {UNATTRIBUTED})")
     _say(f"mapping {translator.mapping.name}: {', '.join(told)}")

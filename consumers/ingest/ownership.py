@@ -15,7 +15,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from consumers.errors import CorruptState, Fenced, LogRecreated, LogTruncated, Unavailable
-from consumers.ingest.admission import Admission
+from consumers.ingest import cell_wide
 from consumers.ingest.crashes import CrashCounts
 from consumers.ingest.dead_letters import DeadLetterShipper
 from consumers.ingest.health import StoreHealth
@@ -82,7 +82,8 @@ class Ownership:
         token = self.health.runtime.new_token()
         try:
             claim = self.store.claim(name, token, self.crashes.proof(name))
-            offset = self.log.seek(name, claim.next_offset)
+            admission, halves = cell_wide.unpacked(claim.sketch)
+            offset = self.log.seek(name, claim.next_offset, halves)
         except Unavailable as error:
             self.crashes.note_claim(name)
             self.health.error = error
@@ -96,7 +97,7 @@ class Ownership:
         self.shipper.unshipped.add(name)
         # the position in memory is the store's: None until the first commit, whatever the log started at
         cell = Cell(name, token, claim.next_offset, Counter(claim.counters))
-        cell.admission, cell.erased, cell.full = Admission(claim.sketch), claim.erased, self.health.full
+        cell.admission, cell.halves, cell.erased, cell.full = admission, halves, claim.erased, self.health.full
         cell.generation, cell.checked_s = claim.generation, self.health.runtime.clock()
         self.check_topic_id(cell)
         cell.crashes = self.crashes.count(cell, claim.attempts)

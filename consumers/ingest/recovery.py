@@ -163,7 +163,7 @@ class CautiousMode:
             cell.cautious = False
         if len(records.offsets) < polled:
             try:
-                self.recovery.ownership.log.seek(cell.name, cell.offset)
+                self.recovery.ownership.log.seek(cell.name, cell.offset, cell.halves)
             except (Fenced, Unavailable):
                 self.recovery.lost(cell, "unavailable")
         return len(records.offsets)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from consumers.ingest.step import Cell
 from consumers.log.formats import Decoded
+from consumers.records.ledger import HALVES
 from consumers.telemetry.alarms import Alarms, Watch
 from consumers.telemetry.metrics import Metrics
 
@@ -77,6 +78,7 @@ class Reporter:
         """Show operators where the process is."""
         self.metrics.set("querywarden_cells", len(cells))
         self.metrics.set("querywarden_lag_records", turn.lag)
+        self.metrics.set("querywarden_halves_waiting", sum(len(cell.halves.roles) for cell in cells))
         newest_s = self.metrics.value("querywarden_event_time_seconds") or 0.0
         late_s = max(0.0, time.time() - newest_s) if turn.lag and newest_s else 0.0
         self.metrics.set("querywarden_ingest_lag_seconds", late_s)
@@ -95,6 +97,9 @@ def tally(m: Metrics, moved: Mapping[str, int], decoded: Decoded, dropped: int) 
     for outcome, name in OUTCOMES:
         if moved.get(name):
             m.add("querywarden_records_total", moved[name], outcome=outcome)
+    for name in HALVES:
+        if moved.get(name):
+            m.add("querywarden_halves_total", moved[name], outcome=name)
     for letter in decoded.dead:
         m.add("querywarden_dead_letters_total", reason=letter.reason)
         if letter.reason in UNATTRIBUTED:

@@ -21,10 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from consumers.errors import CorruptState
+from consumers.ingest import cell_wide
 from consumers.ingest.admission import Admission, AdmissionLimits
 from consumers.ingest.duplicates import FIELD, Windows, event_hashes
 from consumers.log import Records, prefix
 from consumers.log.formats import Decoded, InputReader, NativeFormat
+from consumers.log.halves import WaitingHalves
 from consumers.records import links, refusals, sample_events
 from consumers.records.ledger import CLOCK, COUNTERS, MARKS, OVERFLOW
 from consumers.records.schema_watch import FIELD as WATCH_FIELD
@@ -53,6 +55,7 @@ class Cell:
     windows    model → event ids of its clients; watches: model → misfits that its clients share (schema_watch.py)
     links      client → what ties it to others (links.py); told: client → its last odd queries (sample_events.py)
     refused    client → what did not fit, counted (refusals.py)
+    halves     of queries that wait for the other half
     erased     client → offset below which its queries are skipped
     full       the store has no room for new clients
     generation the store's, which changes when an operator begins the cell anew
@@ -69,6 +72,7 @@ class Cell:
     windows: dict[str, Windows] = field(default_factory=dict)
     watches: dict[str, SchemaWatch] = field(default_factory=dict)
     admission: Admission = field(default_factory=Admission)
+    halves: WaitingHalves = field(default_factory=WaitingHalves)
     erased: Tombstones = field(default_factory=Tombstones)
     full: bool = False
     generation: str = ""
@@ -115,7 +119,9 @@ class Ingest:
         if cell.offset is not None:
             records = records.from_offset(cell.offset)
         found = self.format.decode(records)
-        decoded = replace(found, batches=dict(found.batches), counters=Counter(found.counters), stated_ms={})
+        decoded = replace(
+            found, batches=dict(found.batches), counters=Counter(found.counters), stated_ms={}, halves=records.halves
+        )
         if records.tombstones:
             decoded.counters.update(produced=records.tombstones, tombstones=records.tombstones)
         keys = {
@@ -199,6 +205,8 @@ class Ingest:
         writes: dict[ClientKey, dict[str, bytes | None]] = {}
         lasting: set[ClientKey] = set()
         counted = Counter(decoded.counters)
+        if decoded.halves is not None:
+            counted.update(cell.halves.apply(decoded.halves))
         for model, batch in decoded.batches.items():
             hashes = event_hashes(*decoded.contents[model], self.secrets.sampling_key)
             counting, mine, hashes = self._admitted(cell, model, batch, keys[model], hashes, counted)
@@ -215,10 +223,13 @@ class Ingest:
             | {name: cell.counters[name] for name in MARKS}
             | {name: n for name, n in cell.counters.items() if prefix.carried(name)}
             | decoded.clock,
-            sketch=cell.admission.to_bytes() if cell.admission.changed else None,
+            sketch=cell_wide.packed(cell.admission, cell.halves) if self._cell_changed(cell, decoded) else None,
             lasting=frozenset(lasting),
             memory_s=int(self.memory_days * MS_A_DAY) // 1000,
         )
+
+    def _cell_changed(self, cell: Cell, decoded: Decoded) -> bool:
+        return cell.admission.changed or (decoded.halves is not None and len(decoded.halves) > 0)
 
     def _set_clock(self, cell: Cell, decoded: Decoded, keys: Mapping[str, list[ClientKey]], records: Records) -> None:
         """Give the queries of all models the times at which they count, and say how the clock stands after them."""

@@ -22,6 +22,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from consumers.log.halves import NOTHING_WAITS, WaitingHalves
+
 MAX_RECORD_BYTES = 1 << 20
 
 
@@ -49,6 +51,7 @@ class Records:
                  they are not among the n and never reach a decoder. None: there is none
     prints       (n,) uint64: hashes of the lines, of a log in files that may be resumed (prefix.py); marks: what else is stored with them
     beside       key and headers of each record, for a log that is read through a mapping; None: nobody asked for them
+    halves       (m, 4) int64: what changed in these records about the halves of queries that wait (halves.py); None: nothing
     """
 
     cell: str
@@ -62,6 +65,7 @@ class Records:
     prints: NDArray[np.uint64] | None = None
     marks: Mapping[str, int] = field(default_factory=dict)
     beside: list[Beside] | None = None
+    halves: NDArray[np.int64] | None = None
 
     @property
     def tombstones(self) -> int:
@@ -80,17 +84,25 @@ class Records:
             {i - first: why for i, why in self.refused.items() if first <= i < last},
             None if self.broker_ms is None else self.broker_ms[first:last], self._nulls_within(begin, after),
             None if self.prints is None else self.prints[first:last], self.marks,
-            None if self.beside is None else self.beside[first:last],
+            None if self.beside is None else self.beside[first:last], self._halves_within(begin, after),
         )  # fmt: skip
 
     def from_offset(self, offset: int) -> Records:
         """Give the records at or above an offset."""
         first = int(np.searchsorted(self.offsets, offset))
         rest = self.part(first, len(self.offsets)) if first else self
-        return rest if self.nulls is None else replace(rest, nulls=self._nulls_within(offset, self.next_offset))
+        if self.nulls is None and self.halves is None:
+            return rest
+        nulls, halves = self._nulls_within(offset, self.next_offset), self._halves_within(offset, self.next_offset)
+        return replace(rest, nulls=nulls, halves=halves)
 
     def _nulls_within(self, begin: int, end: int) -> NDArray[np.int64] | None:
         return None if self.nulls is None else self.nulls[(self.nulls >= begin) & (self.nulls < end)]
+
+    def _halves_within(self, begin: int, end: int) -> NDArray[np.int64] | None:
+        if self.halves is None:
+            return None
+        return self.halves[(self.halves[:, 0] > begin) & (self.halves[:, 0] <= end)]
 
 
 @dataclass(slots=True)
@@ -114,8 +126,11 @@ class QueryLog(Protocol):
     def poll(self, timeout_s: float, max_records: int) -> Poll:
         """Next records of the assigned cells that were sought; waits at most `timeout_s`."""
 
-    def seek(self, cell: str, offset: int | None) -> int:
-        """Read `cell` from `offset` on (None: where the ``start`` setting says); returns that offset."""
+    def seek(self, cell: str, offset: int | None, waiting: WaitingHalves = NOTHING_WAITS) -> int:
+        """Read `cell` from `offset` on (None: where the ``start`` setting says); returns that offset.
+
+        waiting: halves of queries that wait at this offset, as an earlier owner left them; a log of whole queries has none
+        """
 
     def pause(self, cell: str) -> None:
         """Deliver nothing more of the cell until `seek`: for a store that does not answer. Keep polling."""

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from consumers.errors import Fenced, InvalidInput, LogTruncated, Refused, WrongUse
 from consumers.log import Poll, Records
+from consumers.log.halves import NOTHING_WAITS, WaitingHalves
 from consumers.log.lines import Lines, gunzip, plain, unzstd
 from consumers.log.parquet import ParquetRows
 from consumers.log.prefix import path_mark, prints_of
@@ -146,7 +147,7 @@ class FileLog(UngroupedLog):
         finally:
             reader.close()
 
-    def seek(self, cell: str, offset: int | None) -> int:
+    def seek(self, cell: str, offset: int | None, waiting: WaitingHalves = NOTHING_WAITS) -> int:
         """Read on from line `offset`. Raises LogTruncated when the files hold fewer lines."""
         self._check_cell(cell)
         wanted = offset or 0

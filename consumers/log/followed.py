@@ -21,6 +21,7 @@ import numpy as np
 
 from consumers.errors import Fenced, InvalidInput, LogTruncated
 from consumers.log import Poll, Records
+from consumers.log.halves import NOTHING_WAITS, WaitingHalves
 from consumers.log.lines import BLOCK_BYTES, KEPT_BYTES
 from consumers.log.ungrouped import UngroupedLog
 from consumers.paths import refuse_irregular
@@ -58,7 +59,7 @@ class FollowedFile(UngroupedLog):
                 return poll
             time.sleep(min(self._interval_s, left_s))
 
-    def seek(self, cell: str, offset: int | None) -> int:
+    def seek(self, cell: str, offset: int | None, waiting: WaitingHalves = NOTHING_WAITS) -> int:
         """Read on from byte `offset`. Raises LogTruncated when the file is shorter, Fenced when it was rotated."""
         self._check_cell(cell)
         wanted = offset or 0

@@ -35,6 +35,7 @@ from kafka.record.util import crc32c_c
 from consumers.errors import ConfigError, Fenced, LogTruncated, WrongUse
 from consumers.log import Beside, Poll, Records
 from consumers.log.batches import RecordBlock, read_bounded
+from consumers.log.halves import NOTHING_WAITS, WaitingHalves
 from consumers.log.kafka_patches import check_parked, complete_joins, drop_parked
 from consumers.log.payloads import Payloads
 from consumers.log.refusals import translated
@@ -165,7 +166,7 @@ class KafkaLog:
             if poll.batches or poll.assigned or poll.revoked or poll.gaps or poll.stopped or left_s <= POLL_SLICE_S:
                 return poll
 
-    def seek(self, cell: str, offset: int | None) -> int:
+    def seek(self, cell: str, offset: int | None, waiting: WaitingHalves = NOTHING_WAITS) -> int:
         """Raises Fenced for a cell that is not ours any more, LogTruncated when the log ends before `offset`."""
         tp = self._assigned(cell)
         try:

@@ -12,6 +12,8 @@
 * erased      queries of an erased client below the offset up to which it was erased
 * tombstones  records without a value (Kafka's null): nothing to refuse, nothing to count for anybody
 * gap         records that the log's retention dropped before they were read: apart, they were never read
+* joined      queries whose two halves were logged apart and found each other; lone_requests, lone_responses: halves that were given up,
+              because they waited too long or too many waited (log/halves.py). Apart: a half is no record of the equation
 * ahead       queries a day or more ahead of the log's own time, which count at the log's time (detector/clock.py)
 
 Counters are absolute and stored with the profiles in one step, so the equation holds at every moment in every store. Marks are
@@ -29,7 +31,8 @@ OVERFLOW = "\x1foverflow"
 
 PROCESSED = ("queries", "denied", "failed", "unmodelled")
 APART = ("dead", "duplicate", "erased", "tombstones")
-COUNTERS = ("produced", *PROCESSED, *APART, "dead_counted", "pooled", "gap", "ahead")
+HALVES = ("joined", "lone_requests", "lone_responses")
+COUNTERS = ("produced", *PROCESSED, *APART, "dead_counted", "pooled", "gap", "ahead", *HALVES)
 CLOCK = tuple(f"clock_{i}" for i in range(STATE))
 MARKS = ("log_id", *CLOCK)
 """log_id: which log the offset belongs to (`QueryLog.topic_id`), 0 for unknown; clock: state of the log's own time."""

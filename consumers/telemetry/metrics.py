@@ -40,7 +40,17 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "querywarden_mapped_total": (
         "counter",
         ("outcome",),
-        "records of a log in another format, and what they became: records, events, unattributed (no known client), left_out, unmatched",
+        "records of a log in another format, and what they became: records, events, unattributed (no known client), left_out",
+    ),
+    "querywarden_halves_total": (
+        "counter",
+        ("outcome",),
+        "queries logged in two halves: joined; halves without the other one, given up: lone_requests, lone_responses",
+    ),
+    "querywarden_halves_waiting": (
+        "gauge",
+        (),
+        "halves of queries that wait for the other half in the log cells of this process",
     ),
     "querywarden_letters_dropped_total": (
         "counter",

@@ -288,7 +288,7 @@ def offsets_at(settings: config.Settings, cells: Sequence[str], start: str) -> M
 
 def stored_offsets(settings: config.Settings, offsets: Mapping[str, int]) -> dict[str, int | None]:
     """The numbers that a store keeps for offsets of cells of the log: through a mapping, records have rows."""
-    from consumers.log.mappings.mapped import ROW_BITS
+    from consumers.log.halves import ROW_BITS
     from consumers.log.mappings.mapping import for_topic
     from consumers.log.mappings.topics import topic_of
 

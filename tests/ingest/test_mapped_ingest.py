@@ -15,8 +15,8 @@ from support import foreign_logs, loans
 
 from consumers import cli, config
 from consumers.fit import write_baseline
+from consumers.log.halves import ROW_BITS
 from consumers.log.mappings.identity import UNATTRIBUTED
-from consumers.log.mappings.mapped import ROW_BITS
 from consumers.store import DECISION_CELLS
 from consumers.store.embedded import EmbeddedStore
 from consumers.telemetry.metrics import Metrics

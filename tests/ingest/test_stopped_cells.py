@@ -19,6 +19,7 @@ from consumers.ingest.loop import IngestLoop
 from consumers.ingest.step import Ingest
 from consumers.ingest.stopped_cells import METRIC
 from consumers.log import Poll, Records
+from consumers.log.halves import NOTHING_WAITS, WaitingHalves
 from consumers.readers.queries import Reader
 from consumers.records.decision import stored_decision
 from consumers.records.heartbeat import Heartbeat, HeartbeatPublisher, stopped_elsewhere
@@ -58,7 +59,7 @@ class Partitions:
                 poll.batches.append(Records(cell, values, offsets, at + len(values)))
         return poll
 
-    def seek(self, cell: str, offset: int | None) -> int:
+    def seek(self, cell: str, offset: int | None, waiting: WaitingHalves = NOTHING_WAITS) -> int:
         if (offset or 0) > len(self.records[cell]):
             raise LogTruncated(f"{cell}: the log ends at offset {len(self.records[cell])}, the store is at {offset}")
         self._positions[cell] = offset or 0

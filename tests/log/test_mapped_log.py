@@ -8,7 +8,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow
@@ -24,8 +24,9 @@ from consumers.ingest.step import Ingest
 from consumers.log import Poll, QueryLog, Records
 from consumers.log.files import FileLog
 from consumers.log.followed import FollowedFile
+from consumers.log.halves import NOTHING_WAITS, ROW_BITS, WaitingHalves
 from consumers.log.kafka import KafkaLog, connection
-from consumers.log.mappings.mapped import ROW_BITS, ROWS, MappedFiles, MappedLog
+from consumers.log.mappings.mapped import ROWS, MappedFiles, MappedLog
 from consumers.log.mappings.mapping import LogMapping, mapping_of, preset
 from consumers.log.mappings.records import Translator
 from consumers.secrets import Secrets
@@ -181,7 +182,7 @@ class _Held:
         paused = self.calls and self.calls[-1][0] == "pause"
         return Poll(batches=[] if paused or not self.left else [self.left.pop(0)])
 
-    def seek(self, cell: str, offset: int | None) -> int:
+    def seek(self, cell: str, offset: int | None, waiting: WaitingHalves = NOTHING_WAITS) -> int:
         self.calls.append(("seek", offset))
         return offset or 0
 
@@ -257,6 +258,120 @@ def test_without_a_mapping_nobody_reads_headers(kafka_bootstrap: str, topic: Any
     finally:
         log.close()
     assert found.beside is None
+
+
+# --- joins
+
+HALVES = mapping_of(
+    {
+        "name": "halves",
+        "join": {
+            "id": ["id"], "request": {"have": ["rows"]}, "response": {"have": ["said"]}, "most": 6, "within_s": 20,
+        },
+        "client": {"paths": [{"path": "who"}]},
+        "input": {"paths": ["rows"], "form": "rows"},
+        "answer": {"paths": ["said"]},
+    },
+    "halves",
+)  # fmt: skip
+
+
+class _Listed:
+    """A log of one cell, from a list of values."""
+
+    def __init__(self, values: list[bytes], times_ms: list[int]) -> None:
+        self.values, self.times_ms, self.at = values, times_ms, -1
+        self.first = 0  # what is below was deleted
+
+    def poll(self, timeout_s: float, max_records: int) -> Poll:
+        if self.at < 0:
+            return Poll()
+        at, self.at = max(self.at, self.first), min(max(self.at, self.first) + max_records, len(self.values))
+        some = range(at, self.at)
+        return Poll(
+            [
+                Records(
+                    "t:0", [self.values[i] for i in some], np.array(some, np.int64), self.at,
+                    broker_ms=np.array([self.times_ms[i] for i in some], np.int64),
+                )
+            ]
+        )  # fmt: skip
+
+    def seek(self, cell: str, offset: int | None, waiting: WaitingHalves = NOTHING_WAITS) -> int:
+        self.at = offset or 0
+        return self.at
+
+    def pause(self, cell: str) -> None:
+        self.at = -1
+
+    def lag(self) -> int:
+        return 0
+
+
+def halves(rng: np.random.Generator, queries: int) -> tuple[list[bytes], list[int]]:
+    """Records of one half or several, in disorder, some missing or twice, some ids used twice."""
+    made = list[tuple[float, dict[str, Any]]]()
+    for i in range(queries):
+        name = "same" if rng.random() < 0.1 else f"q{i}"
+        request = {"id": name, "who": f"c{i}", "rows": [[i, j] for j in range(rng.integers(1, 4))]}
+        for half in (request, {"id": name, "said": [[0.5, 0.5]] * len(request["rows"])}):
+            made += [(i + rng.random() * 6, half)] * int(rng.choice([0, 1, 1, 1, 1, 1, 2]))
+    made.sort(key=lambda one: one[0])
+    values, times = list[bytes](), list[int]()
+    while made:
+        some, made = made[: (n := int(rng.integers(1, 4)))], made[n:]
+        values.append(json.dumps([half for _, half in some]).encode())
+        times.append(int(some[0][0] * 2000) + int(rng.integers(0, 3000)))
+    return values, times
+
+
+def consumed(
+    log: _Listed, rng: np.random.Generator | None
+) -> tuple[list[tuple[int, bytes]], Counter[str], WaitingHalves]:
+    """Events of a log, what its join counts, and what waits at the end; with `rng`, by ever new owners that know what was committed."""
+    events, counted, waiting, offset = list[tuple[int, bytes]](), Counter[str](), WaitingHalves(), 0
+    end = len(log.values) << ROW_BITS
+    mapped = MappedLog(cast(QueryLog, log), translator(HALVES))
+    mapped.seek("t:0", 0)
+    for _ in range(2000):
+        if offset >= end:
+            return events, counted, waiting
+        for records in mapped.poll(0.0, 2).batches:
+            records = records.from_offset(offset)
+            events += zip(records.offsets.tolist(), records.values, strict=True)
+            if records.halves is not None:
+                counted += waiting.apply(records.halves)
+            offset = records.next_offset
+        if rng is not None and rng.random() < 0.4:
+            waiting = WaitingHalves.from_bytes(waiting.to_bytes())
+            mapped = MappedLog(cast(QueryLog, log), translator(HALVES))
+            mapped.seek("t:0", offset, waiting)
+    raise AssertionError("the log was not read to its end")
+
+
+def test_a_join_goes_on_as_it_was_wherever_its_cell_is_resumed() -> None:
+    total = Counter[str]()
+    for seed in range(30):
+        log = _Listed(*halves(np.random.default_rng(seed), 30))
+        whole = consumed(log, None)
+        assert consumed(log, np.random.default_rng(seed)) == whole
+        total += whole[1]
+    assert min(total[name] for name in ("joined", "lone_requests", "lone_responses")) > 50
+
+
+def test_a_half_that_the_log_holds_no_longer_is_given_up_and_counted() -> None:
+    values = [json.dumps({"id": i, "who": "c", "rows": [[1]]}).encode() for i in range(3)]
+    values += [json.dumps({"id": i, "said": [0.5]}).encode() for i in range(3)]
+    log = _Listed(values, [0] * 6)
+    log.first = 2
+    mapped = MappedLog(cast(QueryLog, log), translator(HALVES))
+    waiting = WaitingHalves({0: "request", 1 << ROW_BITS: "request", 2 << ROW_BITS: "request"}, 0)
+    mapped.seek("t:0", 3 << ROW_BITS, waiting)
+    records = mapped.poll(0.0, 10).batches[0]
+    assert len(records.values) == 1
+    assert records.halves is not None
+    assert waiting.apply(records.halves) == {"joined": 1, "lone_requests": 2}
+    assert list(waiting.roles) == [3 << ROW_BITS, 4 << ROW_BITS]
 
 
 # --- replays

@@ -19,6 +19,7 @@ from consumers.errors import BadRecord, WrongUse
 from consumers.http.identities import Identities
 from consumers.log import MAX_RECORD_BYTES, Records
 from consumers.log.formats import NativeFormat
+from consumers.log.halves import Fate
 from consumers.log.inputs import InputReader
 from consumers.log.mappings import bodies, identity, moments, paths, protobuf
 from consumers.log.mappings.answers import answers_of, prediction_of
@@ -412,11 +413,11 @@ def test_what_waits_is_bounded_and_counted() -> None:
     by = translator(msgspec.structs.replace(base, join=msgspec.structs.replace(base.join, most=3)))
     requests = foreign_logs.kserve(events()[:5])[::2]
     assert translated(by, requests) == []
-    assert by.waiting is not None
-    assert len(by.waiting) == by.waiting.waiting("request") == 3
-    assert by.waiting.given_up == {"request": 2, "response": 0}
-    by.waiting.forget("files:0")
-    assert len(by.waiting) == 0
+    assert by.without_partner() == {"request": 5, "response": 0}
+    fates = [change.fate for change in by.changes("files:0")]
+    assert fates == [Fate.REQUEST_WAITS] * 3 + [Fate.REQUEST_WAITS, Fate.REQUEST_EXPIRED] * 2
+    by.forget("files:0")
+    assert by.without_partner() == {"request": 0, "response": 0}
 
 
 # --- records that cannot be read

@@ -16,7 +16,7 @@ from typing import Any
 
 from simulation import remembered, scene, shrink
 from simulation.oracle import Verdict, judge
-from simulation.variants import OURS, VARIANTS
+from simulation.variants import GOOD, OURS, VARIANTS
 from simulation.world import World
 
 SUMS = ("faults", "effects", "records", "restores", "lost", "doubled", "wrong", "missing", "old_rows", "uid_twice", "stale", "undrained",
@@ -69,7 +69,7 @@ def _chunk(task: tuple[str, int, int, bool]) -> Tally:
     variant, first, after, until_bad = task
     tally, which = Tally(variant, first), list(VARIANTS).index(variant)
     for seed in range(first, after):
-        if until_bad and variant != OURS and _caught[which]:
+        if until_bad and variant not in GOOD and _caught[which]:
             break
         tally.add(run_seed(seed, variant))
         if tally.bad_seeds:
@@ -157,7 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args(arguments)
     asked = given.variant or [OURS]
-    variants = [v for v in VARIANTS if v in asked or "all" in asked or ("controls" in asked and v != OURS)]
+    variants = [v for v in VARIANTS if v in asked or "all" in asked or ("controls" in asked and v not in GOOD)]
     if given.seed is not None:
         verdict, trace = explain(given.seed, variants[0], given.whole)
         print(trace)

@@ -113,7 +113,7 @@ def _profiles(world: World, cell: str, v: Verdict) -> None:
     if counters != must_count or imbalance(state.counters):
         v.wrong += 1
         v.notes.append(f"{cell}: counters {counters}, not {must_count}")
-    unshipped = {f"{cell}@{offset}" for offset in wanted.dead} - world.letters
+    unshipped = {world.script.place(cell, offset) for offset in wanted.dead} - world.letters
     if unshipped:
         v.lost += len(unshipped)
         v.notes.append(f"{cell}: dead letters that nobody got: {sorted(unshipped)}")

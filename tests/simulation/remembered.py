@@ -88,8 +88,8 @@ def _of_batch(self: FeatureMap, batch: QueryBatch, key: bytes) -> Hashable:
 
 
 def _of_records(self: NativeFormat, records: Records) -> Hashable:
-    assert not records.places, "the simulated log names no places"
-    return records.cell, records.offsets.tobytes(), tuple(records.values), tuple(records.refused.items())
+    refused = tuple(records.refused.items())
+    return records.cell, records.offsets.tobytes(), tuple(records.values), refused, tuple(records.places)
 
 
 def _of_shards(key: ClientKey, shards: Fields, baseline: Baseline) -> Hashable:

@@ -189,6 +189,18 @@ class Script:
     def _records(self, cell: str, sent: list[Sent]) -> Records:
         return Records(cell, [s.value for s in sent], np.array([s.offset for s in sent], np.int64), self.ends[cell])
 
+    def sends(self) -> list[list[Sent]]:
+        """What the producer sends."""
+        return self.bursts
+
+    def stored(self, offset: int) -> int:
+        """An offset of the log as the store keeps it."""
+        return offset
+
+    def place(self, cell: str, offset: int) -> str:
+        """What a dead letter says of where its record was; offset: as the store keeps it."""
+        return f"{cell}@{offset}"
+
     def assess(self, key: ClientKey, fields: Mapping[str, Fields]) -> StoredDecision | None:
         """The decision row of a client that nobody saw before, from all its shards."""
         at = (key, frozenset((cell, *sorted(some.items())) for cell, some in fields.items()))
@@ -221,7 +233,7 @@ def script(number: int) -> Script:
         cell = home[client] if keyed else rng.choice(cells)
         offset = ends[cell] + (rng.randint(1, 3) if rng.random() < 0.1 else 0)
         ends[cell] = offset + 1 + (1 if rng.random() < 0.1 else 0)
-        value = _event(i, client, row, START_MS + i * step_ms)
+        value = event(i, client, row, START_MS + i * step_ms)
         if rng.random() < 0.03:
             value, client = value[: len(value) // 2], ""
         elif rng.random() < 0.02:
@@ -238,7 +250,7 @@ def script(number: int) -> Script:
     return Script(number, cells, clients, bursts, ends)
 
 
-def _event(i: int, client: str, row: Any, time_ms: int) -> bytes:
+def event(i: int, client: str, row: Any, time_ms: int) -> bytes:
     given = answers(row[None, :])[0]
     seconds, ms = divmod(time_ms, 1000)
     return json.dumps(

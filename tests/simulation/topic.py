@@ -18,6 +18,7 @@ import numpy as np
 
 from consumers.errors import Fenced
 from consumers.log import Poll, Records
+from consumers.log.halves import NOTHING_WAITS, WaitingHalves
 
 if TYPE_CHECKING:
     from simulation.processes import Process
@@ -85,7 +86,7 @@ class MemberLog:
             poll = self._now(max_records)
         return poll
 
-    def seek(self, cell: str, offset: int | None) -> int:
+    def seek(self, cell: str, offset: int | None, waiting: WaitingHalves = NOTHING_WAITS) -> int:
         self._process.effect("seek", None, _nothing, writes=False)
         if cell not in self._mine:
             raise Fenced(cell)

@@ -220,8 +220,15 @@ ERASURES = Workload(
 """Decisions are erased while detect holds their cells and servers fail over, so that a revision is issued again."""
 
 OURS = "ours"
+JOINED = "joined"
 VARIANTS: dict[str, Variant] = {
     OURS: Variant("unique token + offset CAS + versioned reads, cursors", ModelStore, None, 2000),
+    JOINED: Variant(
+        "halves of queries, stored with the offset", ModelStore, None, 300, workload=Workload(halves="joined")
+    ),
+    "joined-in-memory": Variant(
+        "halves of queries, in memory only", ModelStore, None, 20, workload=Workload(halves="in memory")
+    ),
     "naive": Variant("naive at-least-once", Naive, False, 10),
     "naive-detect": Variant("naive at-least-once, ingest and detect with a lease", Naive, True, 10),
     "epoch": Variant("epoch counter only", EpochOnly, False, 60),
@@ -238,3 +245,6 @@ VARIANTS: dict[str, Variant] = {
     ),
     "erase-by-revision": Variant("detect: erased under the same token", EraseByRevision, True, 200, workload=ERASURES),
 }
+
+GOOD = (OURS, JOINED)
+"""Those that must lose nothing and double nothing."""

@@ -11,9 +11,9 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Literal, cast
 
-from simulation import scene
+from simulation import joined, scene
 from simulation.cells import Nodes, Place, ProfileCell
 from simulation.deeds import Operator
 from simulation.faults import Faults
@@ -28,6 +28,7 @@ from consumers.errors import QueryWardenError, Unavailable
 from consumers.ingest import loop as ingest
 from consumers.ingest.health import Runtime
 from consumers.ingest.ownership import CAUTIOUS_AFTER
+from consumers.log import QueryLog
 from consumers.store import DeadLetter, OutboxAlert, Store
 
 INGEST, DETECT = 3, 2
@@ -51,6 +52,7 @@ class Workload:
     theme   kinds of faults to draw the mix from; empty: as the seed says
     always  faults that come by themselves in every seed
     rate    share of effects that are hit; None: as the seed says
+    halves  queries are logged in two halves: joined, or joined by a process that keeps them in memory only
     """
 
     deeds: tuple[str, ...] = ()
@@ -58,6 +60,7 @@ class Workload:
     theme: tuple[str, ...] = ()
     always: tuple[str, ...] = ()
     rate: float | None = None
+    halves: Literal["", "joined", "in memory"] = ""
 
 
 AS_DRAWN = Workload()
@@ -145,7 +148,8 @@ class World:
     ) -> None:
         rng = self.rng = random.Random(f"{seed}/world")
         self.seed, self.trace = seed, trace
-        self.script = scene.script(rng.randrange(scene.SCRIPTS))
+        number = rng.randrange(scene.SCRIPTS)
+        self.script = joined.script(number) if workload.halves else scene.script(number)
         self.workload = workload
         self.faults = Faults(seed, muted, workload.theme, workload.always, workload.rate)
         self.schedule = Schedule()
@@ -221,7 +225,9 @@ class World:
     # --- processes
 
     def _ingest(self, process: Process) -> None:
-        log = MemberLog(self.topic, process, process.identity)
+        log: QueryLog = MemberLog(self.topic, process, process.identity)
+        if self.workload.halves:
+            log = joined.reading(log, self.workload.halves == "in memory")
         runtime = Runtime(
             self.schedule.monotonic, process.pause, random.Random(f"{self.seed}/{process.identity}"), self.token
         )
@@ -288,10 +294,10 @@ class World:
 
     @property
     def _all_sent(self) -> bool:
-        return self._next == len(self.script.bursts)
+        return self._next == len(self.script.sends())
 
     def _send(self) -> None:
-        burst = self.script.bursts[self._next]
+        burst = self.script.sends()[self._next]
         self._next += 1
         for sent in burst:
             self.topic.append(sent.cell, sent.offset, sent.value, sent.end)
@@ -301,7 +307,7 @@ class World:
         """A burst whenever its share of the faults is spent, or half a second has passed."""
         if self._all_sent:
             return
-        share = self.faults.budget * self._next / len(self.script.bursts)
+        share = self.faults.budget * self._next / len(self.script.sends())
         if self.faults.count >= share or waited >= 10:
             self._send()
             waited = -1
@@ -337,7 +343,7 @@ class World:
             return False
         cells = {cell: self.nodes.profile_cell(cell) for cell in self.script.cells}
         for cell, state in cells.items():
-            end = self.topic.ends[cell]
+            end = self.script.stored(self.topic.ends[cell])
             if (end and (state is None or (state.offset or 0) < end)) or _undelivered(state, self.letters):
                 return False
         if not self.with_detect:

@@ -2,86 +2,114 @@
 
 Rules:
 * A query counts when both halves have arrived. Its event has the position of the later half.
-* The memory is bounded: at most `most` halves and `MOST_BYTES` of records. The half that waited longest is dropped and counted.
-* Waiting halves are in memory only. After a restart, and after a cell has changed hands, a half whose partner came before is dropped and
-  counted. So the join is exact within one file, and on a topic as long as the process runs.
+* Each log cell has a memory of its own, and what waits there is a function of the log below: how polls, commits and processes cut the log
+  changes nothing. What changes is told (`changes`), so that it is stored with the offset; `restore` puts back what waits there.
+* The memory is bounded: at most `most` halves and `MOST_BYTES` of records of a cell, and none longer than `within_ms` of log time. What
+  waited longest is given up first, and counted.
 * In KServe the client chooses the id. Several halves with one id are joined in their order, so that no client can displace another
   client's request by using its id.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Hashable
 from typing import NamedTuple
 
+from consumers.log.halves import GIVEN_UP, ROLES, WAITS, Fate, HalfChange, Role
 from consumers.log.mappings.sources import View
+from detector.query import UNKNOWN_MS
 
-MOST_BYTES = 64 << 20
+MOST_BYTES = 16 << 20
 
 
 class Half(NamedTuple):
-    """One half of a query. size: bytes of its record."""
+    """One half of a query. size: bytes of its record; place: see `consumers.log.halves`."""
 
     view: View
     size: int
+    place: int
+
+
+class _Waiting(NamedTuple):
+    role: Role
+    key: Hashable
+    half: Half
 
 
 class Waiting:
-    """Halves that wait for the other half.
+    """Halves of one log cell that wait for the other half.
 
     most       halves that may wait at once
-    given_up   halves that were dropped because too many waited, by role
+    within_ms  how long one may wait, by the log's own time; what has no log time waits on
+    joined, given_up   queries that found both halves; halves that found none, by role
+    changes    what changed since somebody took it
     """
 
-    def __init__(self, most: int) -> None:
-        self.most = most
-        self.given_up = {"request": 0, "response": 0}
-        self._halves: OrderedDict[tuple[str, Hashable], list[Half]] = OrderedDict()
-        self._count = 0
+    def __init__(self, most: int, within_ms: int) -> None:
+        self.most, self.within_ms = most, within_ms
+        self.joined = 0
+        self.given_up: dict[Role, int] = dict.fromkeys(ROLES, 0)
+        self.changes: list[HalfChange] = []
+        self.newest_ms = UNKNOWN_MS
+        self._waiting: dict[int, _Waiting] = {}  # by place, in the order in which they came
+        self._places: dict[tuple[Role, Hashable], list[int]] = {}
         self._bytes = 0
 
     def __len__(self) -> int:
-        return self._count
+        return len(self._waiting)
 
-    def waiting(self, role: str) -> int:
+    def waiting(self, role: Role) -> int:
         """Halves of a role that wait now."""
-        return sum(len(halves) for (half_role, _), halves in self._halves.items() if half_role == role)
+        return sum(one.role == role for one in self._waiting.values())
 
-    def partner(self, role: str, key: Hashable, half: Half) -> Half | None:
-        """The other half of a query, which waits no more; None: there is none yet, and this one waits from now on."""
-        other = ("response" if role == "request" else "request", key)
-        halves = self._halves.get(other)
-        if halves:
-            found = halves.pop(0)
-            self._count -= 1
-            self._bytes -= found.size
-            if not halves:
-                del self._halves[other]
+    def partner(self, role: Role, key: Hashable, half: Half, after: int) -> Half | None:
+        """The other half of a query, which waits no more; None: there is none yet, and this one waits from now on.
+
+        after: where the record of this half ends, so that the change takes effect
+        """
+        time_ms = half.view.source.time_ms
+        self.newest_ms = max(self.newest_ms, time_ms) if self._waiting else time_ms
+        self._expire(after)
+        others = self._places.get(("response" if role == "request" else "request", key))
+        if others:
+            found = self._take(others[0])
+            self.joined += 1
+            self._note(after, found.place, Fate.JOINED)
             return found
-        self._halves.setdefault((role, key), []).append(half)
-        self._count += 1
-        self._bytes += half.size
-        while self._count > self.most or (self._bytes > MOST_BYTES and self._count > 1):
-            self._give_up()
+        self.restore(role, key, half)
+        self._note(after, half.place, WAITS[role])
+        while len(self._waiting) > self.most or (self._bytes > MOST_BYTES and len(self._waiting) > 1):
+            self._give_up(next(iter(self._waiting)), after)
         return None
 
-    def forget(self, cell: str) -> None:
-        """Drop what waits of a log cell: it is read again, or is somebody else's now."""
-        for key, halves in list(self._halves.items()):
-            kept = [half for half in halves if half.view.source.cell != cell]
-            self._count -= len(halves) - len(kept)
-            self._bytes -= sum(half.size for half in halves if half.view.source.cell == cell)
-            if kept:
-                self._halves[key] = kept
-            else:
-                del self._halves[key]
+    def restore(self, role: Role, key: Hashable, half: Half) -> None:
+        """Let a half wait of which it is known that it does."""
+        self._waiting[half.place] = _Waiting(role, key, half)
+        self._places.setdefault((role, key), []).append(half.place)
+        self._bytes += half.size
 
-    def _give_up(self) -> None:
-        (role, key), halves = next(iter(self._halves.items()))
-        oldest = halves.pop(0)
-        if not halves:
-            del self._halves[role, key]
-        self._count -= 1
-        self._bytes -= oldest.size
+    def _expire(self, after: int) -> None:
+        while self._waiting:
+            oldest = next(iter(self._waiting.values())).half
+            time_ms = oldest.view.source.time_ms
+            if time_ms == UNKNOWN_MS or self.newest_ms - time_ms <= self.within_ms:
+                return
+            self._give_up(oldest.place, after)
+
+    def _give_up(self, place: int, after: int) -> None:
+        role = self._waiting[place].role
+        self._take(place)
         self.given_up[role] += 1
+        self._note(after, place, GIVEN_UP[role])
+
+    def _take(self, place: int) -> Half:
+        role, key, half = self._waiting.pop(place)
+        places = self._places[role, key]
+        places.remove(place)
+        if not places:
+            del self._places[role, key]
+        self._bytes -= half.size
+        return half
+
+    def _note(self, after: int, place: int, fate: Fate) -> None:
+        self.changes.append(HalfChange(after, place, fate, self.newest_ms))

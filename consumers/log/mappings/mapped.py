@@ -6,6 +6,8 @@ Rules:
 * `topic_id` differs from that of the log without a mapping: a store that was filled without one is refused, not misread.
 * A poll gives at most `max_records` events. Of a cell whose records gave more, nothing is fetched until they are delivered. The log is
   polled all the same, so that the process stays a member of the consumer group.
+* Of a join, the halves that waited where a cell is resumed are read again first: the log goes back to the oldest of them, and takes from
+  there only those that waited. A half that the log holds no longer is given up.
 * A file is translated from its beginning, also when it is resumed, so that a join and the header of a CSV file are complete.
 * The reason why a record could not be translated is in `Records.refused`. The value is the record itself, so that its dead letter has the
   hash of the bytes in the log.
@@ -23,11 +25,11 @@ from numpy.typing import NDArray
 
 from consumers.errors import BadRecord, Fenced, LogTruncated, Refused
 from consumers.log import FileQueryLog, Poll, QueryLog, Records
+from consumers.log.halves import GIVEN_UP, NOTHING_WAITS, ROW_BITS, HalfChange, Role, WaitingHalves, as_array
 from consumers.log.mappings.records import Translator
 from consumers.log.mappings.sources import FOLLOWED, source_of
 from consumers.log.prefix import prints_of
 
-ROW_BITS = 16
 ROWS = 1 << ROW_BITS
 """Offsets that one record has; its rows beyond are refused, with one dead letter."""
 MAPPED_LOG = 0x5155_4552_5947
@@ -68,6 +70,20 @@ class _Reading:
 
 
 @dataclass(slots=True)
+class _Restoring:
+    """A cell whose waiting halves are read again.
+
+    until      record at which its own reading begins
+    wanted     places not found yet
+    newest_ms  see `WaitingHalves`
+    """
+
+    until: int
+    wanted: dict[int, Role]
+    newest_ms: int
+
+
+@dataclass(slots=True)
 class _Events:
     """Events of one delivery."""
 
@@ -93,6 +109,8 @@ class MappedLog:
         self._held: dict[str, int] = {}  # cells that are not fetched from until their queue is empty → where to go on
         self._skip: dict[str, int] = {}  # events below are not delivered again
         self._positions: dict[str, int] = {}
+        self._restoring: dict[str, _Restoring] = {}
+        self._changes: dict[str, list[HalfChange]] = {}  # of halves, that take effect behind what was delivered
         self._rows_a_record = 1.0
 
     @property
@@ -108,11 +126,15 @@ class MappedLog:
         inner = self._log.poll(0.0 if waits else timeout_s, wanted)
         for cell in inner.revoked:
             self._forget(cell)
-        for records in inner.batches:
-            self._queues.setdefault(records.cell, deque()).append(_Reading(records))
+        for records in map(self._restored, inner.batches):
+            if records is not None:
+                self._queues.setdefault(records.cell, deque()).append(_Reading(records))
         found.assigned = [_outer(cell) for cell in inner.assigned]
         found.revoked = [_outer(cell) for cell in inner.revoked]
-        found.gaps = [(_outer(cell), first, last) for cell, first, last in inner.gaps]
+        for cell, first, last in inner.gaps:
+            first = max(first, self._restoring[cell].until if cell in self._restoring else first)
+            if first <= last:
+                found.gaps.append((_outer(cell), first, last))
         found.stopped += [(_outer(cell), why) for cell, why in inner.stopped]
         for cell, queue in self._queues.items():
             if queue:
@@ -121,10 +143,15 @@ class MappedLog:
         self._tell()
         return found
 
-    def seek(self, cell: str, offset: int | None) -> int:
+    def seek(self, cell: str, offset: int | None, waiting: WaitingHalves = NOTHING_WAITS) -> int:
         inner = _inner(cell)
         self._forget(inner)
         at = self._log.seek(inner, None if offset is None else offset >> ROW_BITS)
+        if offset is not None and waiting.roles:
+            self._restoring[inner] = _Restoring(at, dict(waiting.roles), waiting.newest_ms)
+            if self.translator.joins:
+                self.translator.resume(inner, waiting.newest_ms)
+                self._log.seek(inner, min(waiting.roles) >> ROW_BITS)
         self._skip[inner] = offset or 0
         self._positions[inner] = at << ROW_BITS if offset is None else offset
         return self._positions[inner]
@@ -168,8 +195,28 @@ class MappedLog:
         self._queues.pop(cell, None)
         self._held.pop(cell, None)
         self._positions.pop(cell, None)
-        if self.translator.waiting is not None:
-            self.translator.waiting.forget(cell)
+        self._restoring.pop(cell, None)
+        self._changes.pop(cell, None)
+        self.translator.forget(cell)
+
+    def _restored(self, records: Records) -> Records | None:
+        """The records at which a cell's own reading begins; what is before them gives back the halves that waited."""
+        restoring = self._restoring.get(records.cell)
+        if restoring is None:
+            return records
+        for i in range(int(np.searchsorted(records.offsets, restoring.until)) if self.translator.joins else 0):
+            if i not in records.refused:
+                for place in self.translator.restore(records.values[i], source_of(records, i), restoring.wanted):
+                    del restoring.wanted[place]
+        if records.next_offset < restoring.until:
+            return None
+        del self._restoring[records.cell]
+        # told where the next record ends, so that the commit that moves the offset writes it
+        told = (restoring.until + 1) << ROW_BITS
+        self._changes[records.cell] = [
+            HalfChange(told, place, GIVEN_UP[role], restoring.newest_ms) for place, role in restoring.wanted.items()
+        ]
+        return records.from_offset(restoring.until) if records.next_offset > restoring.until else None
 
     def _hold(self, cell: str, queue: deque[_Reading]) -> None:
         """Fetch nothing more of a cell that has events left."""
@@ -273,12 +320,19 @@ class MappedLog:
             _outer(cell), events.values, offsets, reading.next_offset, events.places, events.refused,
             broker_ms=None if records.broker_ms is None else np.array(events.broker_ms, np.int64), nulls=nulls,
             prints=None if records.prints is None else prints_of(events.values, events.offsets), marks=records.marks,
+            halves=self._halves_until(cell, reading.next_offset),
         )  # fmt: skip
+
+    def _halves_until(self, cell: str, offset: int) -> NDArray[np.int64] | None:
+        """What changed about the halves of a cell up to an offset; the rest is told with what comes next."""
+        changes = self._changes.pop(cell, []) + self.translator.changes(cell)
+        told = [change for change in changes if change.offset <= offset]
+        if len(told) < len(changes):
+            self._changes[cell] = changes[len(told) :]
+        return as_array(told) if told else None
 
     def _tell(self) -> None:
         counts = self.translator.counts.copy()
-        if self.translator.waiting is not None:
-            counts["unmatched"] = sum(self.translator.waiting.given_up.values())
         if counts != self._told:
             self._report(counts - self._told)
             self._told = counts
@@ -291,7 +345,7 @@ class MappedFiles(MappedLog):
         super().__init__(log, translator)
         self._files = log
 
-    def seek(self, cell: str, offset: int | None) -> int:
+    def seek(self, cell: str, offset: int | None, waiting: WaitingHalves = NOTHING_WAITS) -> int:
         """Read on from an event. Raises LogTruncated when the files end before it."""
         if not offset:
             return super().seek(cell, offset)

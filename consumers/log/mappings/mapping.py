@@ -80,13 +80,15 @@ class Condition(_Part, frozen=True):
 class JoinSpec(_Part, frozen=True):
     """Request and response in records of their own. id: paths of what both have in common; request, response: which is which.
 
-    most  requests that wait at once; the oldest is given up first
+    most      halves that wait at once in a partition or file; the oldest is given up first
+    within_s  how long one waits, by the log's own time
     """
 
     id: Paths
     request: Condition
     response: Condition
     most: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 10_000
+    within_s: Annotated[int, msgspec.Meta(ge=1, le=86_400)] = 600
 
 
 class ClientPlace(_Part, frozen=True):

@@ -14,12 +14,14 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import msgspec
 
 from consumers.errors import BadRecord
 from consumers.log import MAX_RECORD_BYTES
+from consumers.log.halves import ROLES, ROW_BITS, HalfChange, Role
 from consumers.log.mappings.answers import answers_of
 from consumers.log.mappings.fields import ConditionTest, FieldReader, read_all
 from consumers.log.mappings.identity import UNATTRIBUTED, Hash
@@ -38,7 +40,7 @@ class Translator:
 
     fields   reads the fields of events
     counts   records, events, unattributed (events), left_out (items that are no queries)
-    waiting  halves of queries that wait for the other half; None where a record is a whole query
+    joins    halves of queries are joined; False: a record is a whole query
     """
 
     def __init__(self, mapping: LogMapping, hashed: Hash, default_model: str = "") -> None:
@@ -49,13 +51,57 @@ class Translator:
         self._keep = ConditionTest(mapping.keep)
         join = mapping.join
         self._key = read_all(join.id) if join else ()
-        self._roles = {"request": ConditionTest(join.request), "response": ConditionTest(join.response)} if join else {}
+        self._roles: dict[Role, ConditionTest] = (
+            {"request": ConditionTest(join.request), "response": ConditionTest(join.response)} if join else {}
+        )
+        self._waiting: dict[str, Waiting] = {}
+        self._unplaced = 0
         self.begin()
+
+    @property
+    def joins(self) -> bool:
+        return self.mapping.join is not None
 
     def begin(self) -> None:
         """Start at the beginning of a log: nothing waits, no header of CSV was read."""
         self._reader = ItemReader(self.mapping.read)
-        self.waiting = Waiting(self.mapping.join.most) if self.mapping.join else None
+        self._waiting.clear()
+
+    def forget(self, cell: str) -> None:
+        """Drop what waits of a log cell: it is read again, or is somebody else's now."""
+        self._waiting.pop(cell, None)
+
+    def without_partner(self) -> dict[Role, int]:
+        """Halves that found no other half, and those that still wait for it, by role."""
+        every = self._waiting.values()
+        return {role: sum(one.given_up[role] + one.waiting(role) for one in every) for role in ROLES}
+
+    def changes(self, cell: str) -> list[HalfChange]:
+        """What changed since the last call about the halves of a cell that wait."""
+        waiting = self._waiting.get(cell)
+        if waiting is None or not waiting.changes:
+            return []
+        taken, waiting.changes = waiting.changes, []
+        return taken
+
+    def resume(self, cell: str, newest_ms: int) -> None:
+        """Begin a cell again of which some halves wait; `restore` gives them."""
+        self._waiting_in(cell).newest_ms = newest_ms
+
+    def restore(self, value: bytes, source: Source, wanted: Collection[int]) -> list[int]:
+        """Let those halves of a record wait whose places are wanted; returns the places that were found."""
+        waiting, found = self._waiting_in(source.cell), list[int]()
+        left_out = self.counts["left_out"]
+        try:
+            for number, (role, view) in enumerate(self._halves(self.views(value, source))):
+                place = (source.offset << ROW_BITS) + number
+                if place in wanted:
+                    waiting.restore(role, self._key_of(view), Half(view, len(value), place))
+                    found.append(place)
+        except (BadRecord, RecursionError):
+            pass  # a record may be unreadable behind its first items, as it was when it was first read
+        self.counts["left_out"] = left_out
+        return found
 
     def views(self, value: bytes, source: Source) -> Iterator[View]:
         """The items of one record, as paths see them. Raises BadRecord, RecursionError."""
@@ -81,28 +127,52 @@ class Translator:
         if len(value) > MAX_RECORD_BYTES:
             yield self._of_head(value, source, "too_large")
             return
+        if self.joins and source.offset < 0:
+            source, self._unplaced = replace(source, offset=self._unplaced), self._unplaced + 1
         try:
-            for view in self.views(value, source):
-                yield from self._item(view, len(value))
+            if self.joins:
+                yield from self._joined(value, source)
+            else:
+                for view in self.views(value, source):
+                    if self._counts(view):
+                        yield from self._query(view, view)
         except RecursionError:
             yield self._of_head(value, source, "too_deep")
 
-    def _item(self, view: View, size: int) -> Iterator[bytes]:
-        if not self._keep.holds(view):
-            self.counts["left_out"] += 1
-            return
-        request = response = view
-        if self.waiting is not None:
-            role = next((name for name, test in self._roles.items() if test.holds(view)), "")
-            if not role:
+    def _counts(self, view: View) -> bool:
+        keep = self._keep.holds(view)
+        self.counts["left_out"] += not keep
+        return keep
+
+    def _joined(self, value: bytes, source: Source) -> Iterator[bytes]:
+        """The events of the queries whose other half came before this record."""
+        waiting = self._waiting_in(source.cell)
+        after = (source.offset + 1) << ROW_BITS
+        for number, (role, view) in enumerate(self._halves(self.views(value, source))):
+            half = Half(view, len(value), (source.offset << ROW_BITS) + number)
+            other = waiting.partner(role, self._key_of(view), half, after)
+            if other is not None:
+                yield from self._query(*((view, other.view) if role == "request" else (other.view, view)))
+
+    def _halves(self, views: Iterable[View]) -> Iterator[tuple[Role, View]]:
+        """Those items that are halves of queries."""
+        for view in views:
+            role = next((name for name, test in self._roles.items() if test.holds(view)), None)
+            if role is not None and self._keep.holds(view):
+                yield role, view
+            else:
                 self.counts["left_out"] += 1
-                return
-            key = tuple(_hashable(view.first(path)) for path in self._key)
-            other = self.waiting.partner(role, key, Half(view, size))
-            if other is None:
-                return
-            request, response = (view, other.view) if role == "request" else (other.view, view)
-        yield from self._query(request, response)
+
+    def _key_of(self, view: View) -> tuple[Any, ...]:
+        return tuple(_hashable(view.first(path)) for path in self._key)
+
+    def _waiting_in(self, cell: str) -> Waiting:
+        waiting = self._waiting.get(cell)
+        if waiting is None:
+            join = self.mapping.join
+            assert join is not None, "only halves wait"
+            waiting = self._waiting[cell] = Waiting(join.most, join.within_s * 1000)
+        return waiting
 
     def _query(self, request: View, response: View) -> Iterator[bytes]:
         """The events of a query, one a row."""

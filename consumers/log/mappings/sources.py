@@ -30,6 +30,7 @@ class Source:
     time_ms  the log's own time of the record, `UNKNOWN_MS` where it has none
     key      of a Kafka record; None: it has none
     headers  of a Kafka record, names in lower case
+    offset   of the record in its cell; -1: nobody said
     """
 
     place: str = ""
@@ -39,6 +40,7 @@ class Source:
     time_ms: int = UNKNOWN_MS
     key: bytes | None = None
     headers: Mapping[str, bytes] = field(default_factory=dict)
+    offset: int = -1
 
 
 def source_of(records: Records, i: int) -> Source:
@@ -53,7 +55,7 @@ def source_of(records: Records, i: int) -> Source:
     for name, value in beside.headers:
         headers.setdefault(name.lower(), value)
     time_ms = UNKNOWN_MS if records.broker_ms is None else int(records.broker_ms[i])
-    return Source(place, cell, file, line, time_ms, beside.key, headers)
+    return Source(place, cell, file, line, time_ms, beside.key, headers, int(records.offsets[i]))
 
 
 @dataclass(slots=True)

@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from consumers.log import Poll, QueryLog
-from consumers.log.mappings.mapped import ROW_BITS, MappedLog, Report
+from consumers.log.halves import NOTHING_WAITS, ROW_BITS, WaitingHalves
+from consumers.log.mappings.mapped import MappedLog, Report
 from consumers.log.mappings.records import Translator
 
 
@@ -26,7 +27,7 @@ class _TopicView:
         handed, self.handed = self.handed, Poll()
         return handed
 
-    def seek(self, cell: str, offset: int | None) -> int:
+    def seek(self, cell: str, offset: int | None, waiting: WaitingHalves = NOTHING_WAITS) -> int:
         return self._log.seek(cell, offset)
 
     def pause(self, cell: str) -> None:
@@ -85,8 +86,8 @@ class MappedTopics:
             found.stopped += part.stopped
         return found
 
-    def seek(self, cell: str, offset: int | None) -> int:
-        return self._of(cell).seek(cell, offset)
+    def seek(self, cell: str, offset: int | None, waiting: WaitingHalves = NOTHING_WAITS) -> int:
+        return self._of(cell).seek(cell, offset, waiting)
 
     def pause(self, cell: str) -> None:
         self._of(cell).pause(cell)
