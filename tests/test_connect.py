@@ -145,6 +145,32 @@ def test_a_log_of_no_known_tool_goes_through_a_proposed_mapping(
     assert (written.time.paths, written.input.paths, written.answer.paths) == (("ts",), ("payload",), ("result",))
 
 
+def test_a_gateways_log_and_a_model_servers_are_joined(
+    folder: Path, log: list[loans.Event], capsys: pytest.CaptureFixture[str]
+) -> None:
+    part = PAGE.read_text().split("\n## A gateway's log and a model server's\n")[1].split("\n## ")[0]
+    blocks = dict(BLOCK.findall(part))
+    gateway, model = (json.loads(line) for line in blocks["json"].splitlines())
+    (folder / "gateway-and-model.toml").write_text(blocks["toml"])
+    translator = Translator(mapping_of(tomllib.loads(blocks["toml"]), "page"), str, loans.MODEL)
+    shown = [e for record in (gateway, model) for e in translator.events(json.dumps(record).encode(), Source("l:1"))]
+    assert [json.loads(event)["client_id"] for event in shown] == ["acme"]
+    who, what = list[str](), list[str]()
+    for i, event in enumerate(log):
+        asked = {"start_time": event["timestamp"], "x-tenant-id": event["client_id"], "x-request-id": f"{i:x}"}
+        who.append(json.dumps(gateway | asked) + "\n")
+        said = {"inputs": event["features"], "output": event["prediction"], "request_id": f"{i:x}"}
+        what.append(json.dumps(model | said) + "\n")
+    refused = json.dumps(gateway | {"x-request-id": "refused", "response_code": 403})
+    (folder / "both.jsonl").write_text("".join([*who, refused, "\n", *reversed(what)]))
+    for command in blocks["bash"].splitlines()[1:]:
+        capsys.readouterr()
+        assert run(command) == 0, capsys.readouterr().err
+    told = capsys.readouterr()
+    assert f"queries {len(log)}" in told.out
+    assert "1 requests without a response, not counted" in told.err
+
+
 def test_the_settings_of_the_page_are_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     formats = []
     for toml in [text for language, text in BLOCK.findall(PAGE.read_text()) if language == "toml"]:

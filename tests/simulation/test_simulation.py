@@ -57,8 +57,8 @@ def test_nothing_lost_nothing_doubled(found: dict[str, Any]) -> None:
 def test_no_half_of_a_query_is_lost_or_joined_twice(found: dict[str, Any]) -> None:
     joined = found[JOINED]
     assert {name: joined[name] for name in ZERO} == dict.fromkeys(ZERO, 0), joined["bad"]
-    assert joined["seeds"] >= 300
-    assert joined["faults"] >= 10_000
+    assert joined["seeds"] >= 150
+    assert joined["faults"] >= 8_000
 
 
 @pytest.mark.alone

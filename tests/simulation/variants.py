@@ -224,7 +224,7 @@ JOINED = "joined"
 VARIANTS: dict[str, Variant] = {
     OURS: Variant("unique token + offset CAS + versioned reads, cursors", ModelStore, None, 2000),
     JOINED: Variant(
-        "halves of queries, stored with the offset", ModelStore, None, 300, workload=Workload(halves="joined")
+        "halves of queries, stored with the offset", ModelStore, None, 150, workload=Workload(halves="joined")
     ),
     "joined-in-memory": Variant(
         "halves of queries, in memory only", ModelStore, None, 20, workload=Workload(halves="in memory")

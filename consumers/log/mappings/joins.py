@@ -4,8 +4,8 @@ Rules:
 * A query counts when both halves have arrived. Its event has the position of the later half.
 * Each log cell has a memory of its own, and what waits there is a function of the log below: how polls, commits and processes cut the log
   changes nothing. What changes is told (`changes`), so that it is stored with the offset; `restore` puts back what waits there.
-* The memory is bounded: at most `most` halves and `MOST_BYTES` of records of a cell, and none longer than `within_ms` of log time. What
-  waited longest is given up first, and counted.
+* The memory is bounded: at most `most` halves and `most_bytes` of their records in a cell, and none longer than `within_ms` of log time.
+  What waited longest is given up first, and counted.
 * In KServe the client chooses the id. Several halves with one id are joined in their order, so that no client can displace another
   client's request by using its id.
 """
@@ -20,6 +20,8 @@ from consumers.log.mappings.sources import View
 from detector.query import UNKNOWN_MS
 
 MOST_BYTES = 16 << 20
+MOST_BYTES_OF_FILES = 256 << 20
+"""Two logs may stand one behind the other in files."""
 
 
 class Half(NamedTuple):
@@ -39,14 +41,14 @@ class _Waiting(NamedTuple):
 class Waiting:
     """Halves of one log cell that wait for the other half.
 
-    most       halves that may wait at once
+    most       halves that may wait at once; most_bytes: of their records
     within_ms  how long one may wait, by the log's own time; what has no log time waits on
     joined, given_up   queries that found both halves; halves that found none, by role
     changes    what changed since somebody took it
     """
 
-    def __init__(self, most: int, within_ms: int) -> None:
-        self.most, self.within_ms = most, within_ms
+    def __init__(self, most: int, within_ms: int, most_bytes: int) -> None:
+        self.most, self.within_ms, self.most_bytes = most, within_ms, most_bytes
         self.joined = 0
         self.given_up: dict[Role, int] = dict.fromkeys(ROLES, 0)
         self.changes: list[HalfChange] = []
@@ -78,7 +80,7 @@ class Waiting:
             return found
         self.restore(role, key, half)
         self._note(after, half.place, WAITS[role])
-        while len(self._waiting) > self.most or (self._bytes > MOST_BYTES and len(self._waiting) > 1):
+        while len(self._waiting) > self.most or (self._bytes > self.most_bytes and len(self._waiting) > 1):
             self._give_up(next(iter(self._waiting)), after)
         return None
 

@@ -151,10 +151,20 @@ class MappedLog:
             self._restoring[inner] = _Restoring(at, dict(waiting.roles), waiting.newest_ms)
             if self.translator.joins:
                 self.translator.resume(inner, waiting.newest_ms)
-                self._log.seek(inner, min(waiting.roles) >> ROW_BITS)
+                self._go_back(inner, min(waiting.roles) >> ROW_BITS)
         self._skip[inner] = offset or 0
         self._positions[inner] = at << ROW_BITS if offset is None else offset
         return self._positions[inner]
+
+    def _go_back(self, cell: str, record: int) -> None:
+        """Read from an earlier record on. Where that fails, nothing of the cell may be delivered: its halves are not there yet."""
+        try:
+            self._log.seek(cell, record)
+        except BaseException:
+            self._forget(cell)
+            with contextlib.suppress(Fenced):
+                self._log.pause(cell)
+            raise
 
     def pause(self, cell: str) -> None:
         self._forget(_inner(cell))

@@ -19,6 +19,7 @@ import msgspec
 
 from consumers import paths as files
 from consumers.errors import Refused, WrongUse
+from consumers.log.halves import Role
 from consumers.log.mappings import paths
 
 NATIVE = "native"
@@ -36,7 +37,6 @@ TimeUnit = Literal["auto", "rfc3339", "s", "ms", "us", "ns"]
 InputForm = Literal["auto", "row", "rows", "columns", "embedding", "text", "messages"]
 AnswerKind = Literal["auto", "label", "probabilities", "logits", "value", "text"]
 Encoding = Literal["auto", "json", "csv", "base64"]
-Role = Literal["query", "request", "response"]
 Paths = tuple[str, ...]
 Words = tuple[str | int | float | bool, ...]
 
@@ -80,6 +80,8 @@ class Condition(_Part, frozen=True):
 class JoinSpec(_Part, frozen=True):
     """Request and response in records of their own. id: paths of what both have in common; request, response: which is which.
 
+    response_id  the same paths in the response, where it has other names for them
+    input     the half that holds the input: ``response`` where the request is the record of a gateway, which knows who asked and when
     most      halves that wait at once in a partition or file; the oldest is given up first
     within_s  how long one waits, by the log's own time
     """
@@ -87,6 +89,8 @@ class JoinSpec(_Part, frozen=True):
     id: Paths
     request: Condition
     response: Condition
+    response_id: Paths = ()
+    input: Role = "request"
     most: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 10_000
     within_s: Annotated[int, msgspec.Meta(ge=1, le=86_400)] = 600
 
@@ -215,6 +219,8 @@ def mapping_of(content: Mapping[str, Any], where: str) -> LogMapping:
         raise WrongUse(f"mapping {where}: {error}") from None
     for text in _paths_of(msgspec.to_builtins(mapping)):
         paths.parse(text)
+    if mapping.join is not None and len(mapping.join.response_id) not in (0, len(mapping.join.id)):
+        raise WrongUse(f"mapping {where}: join.response_id must name as many paths as join.id, in the same order")
     if mapping.read.columns and mapping.read.format != "csv":
         raise WrongUse(f'mapping {where}: read.columns are for read.format = "csv"')
     return mapping
@@ -281,6 +287,7 @@ _PATH_KEYS = frozenset(
         "paths",
         "path",
         "id",
+        "response_id",
         "each",
         "have",
         "lack",

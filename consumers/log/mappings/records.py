@@ -26,9 +26,9 @@ from consumers.log.mappings.answers import answers_of
 from consumers.log.mappings.fields import ConditionTest, FieldReader, read_all
 from consumers.log.mappings.identity import UNATTRIBUTED, Hash
 from consumers.log.mappings.items import ItemReader
-from consumers.log.mappings.joins import Half, Waiting
+from consumers.log.mappings.joins import MOST_BYTES, MOST_BYTES_OF_FILES, Half, Waiting
 from consumers.log.mappings.mapping import LogMapping, for_topic
-from consumers.log.mappings.sources import Source, View
+from consumers.log.mappings.sources import FILES, Source, View
 from consumers.log.tolerant import head
 
 DEEP = 4000
@@ -50,7 +50,9 @@ class Translator:
         self._http = read_all(mapping.http)
         self._keep = ConditionTest(mapping.keep)
         join = mapping.join
-        self._key = read_all(join.id) if join else ()
+        self._keys = {role: read_all(join.id) for role in ROLES} if join else {}
+        if join and join.response_id:
+            self._keys["response"] = read_all(join.response_id)
         self._roles: dict[Role, ConditionTest] = (
             {"request": ConditionTest(join.request), "response": ConditionTest(join.response)} if join else {}
         )
@@ -96,7 +98,7 @@ class Translator:
             for number, (role, view) in enumerate(self._halves(self.views(value, source))):
                 place = (source.offset << ROW_BITS) + number
                 if place in wanted:
-                    waiting.restore(role, self._key_of(view), Half(view, len(value), place))
+                    waiting.restore(role, self._key_of(role, view), Half(view, len(value), place))
                     found.append(place)
         except (BadRecord, RecursionError):
             pass  # a record may be unreadable behind its first items, as it was when it was first read
@@ -150,7 +152,7 @@ class Translator:
         after = (source.offset + 1) << ROW_BITS
         for number, (role, view) in enumerate(self._halves(self.views(value, source))):
             half = Half(view, len(value), (source.offset << ROW_BITS) + number)
-            other = waiting.partner(role, self._key_of(view), half, after)
+            other = waiting.partner(role, self._key_of(role, view), half, after)
             if other is not None:
                 yield from self._query(*((view, other.view) if role == "request" else (other.view, view)))
 
@@ -163,21 +165,23 @@ class Translator:
             else:
                 self.counts["left_out"] += 1
 
-    def _key_of(self, view: View) -> tuple[Any, ...]:
-        return tuple(_hashable(view.first(path)) for path in self._key)
+    def _key_of(self, role: Role, view: View) -> tuple[Any, ...]:
+        return tuple(_hashable(view.first(path)) for path in self._keys[role])
 
     def _waiting_in(self, cell: str) -> Waiting:
         waiting = self._waiting.get(cell)
         if waiting is None:
             join = self.mapping.join
             assert join is not None, "only halves wait"
-            waiting = self._waiting[cell] = Waiting(join.most, join.within_s * 1000)
+            most_bytes = MOST_BYTES_OF_FILES if cell.startswith(FILES) else MOST_BYTES
+            waiting = self._waiting[cell] = Waiting(join.most, join.within_s * 1000, most_bytes)
         return waiting
 
     def _query(self, request: View, response: View) -> Iterator[bytes]:
         """The events of a query, one a row."""
         shared = self.fields.shared(request, response)
-        rows = self.fields.rows(request)
+        asked = response if self.mapping.join is not None and self.mapping.join.input == "response" else request
+        rows = self.fields.rows(asked)
         answer = self.fields.answer(response)
         client = shared.get("client_id", UNATTRIBUTED)
         if not rows and answer is None and client == UNATTRIBUTED:
