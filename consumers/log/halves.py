@@ -1,7 +1,7 @@
 """Halves: which halves of queries wait for the other half in a log cell, as a log states it and as the store keeps it.
 
 Rules:
-* A half is named by its *place*: the offset of its record as the log's events count offsets, plus its number within the record. Nothing
+* A half is named by its place: the offset of its record as the log's events count offsets, plus its number within the record. Nothing
   of its content is kept: who owns the cell next reads the record again.
 * All changes of a record take effect where the next one begins, in order. So a commit between two events of one record leaves what waited
   before that record, and the record is joined anew from there.
