@@ -49,6 +49,11 @@ class Baseline:
         return self.calibration.version
 
     @cached_property
+    def id(self) -> str:
+        """Name of this baseline among those of its model: 16 hex digits of its map and its calibration."""
+        return self.map_id[:8] + self.calibration_version[:8]
+
+    @cached_property
     def table(self) -> SignalTable:
         """The signals as the fold needs them, in units of this baseline."""
         return signal_table(self.calibration.scale, self.calibration.distinct, self.map.misfit_allowance)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from consumers.ingest import duplicates
 from consumers.operators import kept
-from consumers.records import client, links, refusals, sample_events, schema_watch
+from consumers.records import baselines_in_force, client, links, refusals, sample_events, schema_watch, spans
 from consumers.store import records
 
 PAGE = (Path(__file__).parents[1] / "docs" / "data.md").read_text(encoding="utf-8")
@@ -24,8 +24,8 @@ def test_every_table_of_a_store_is_listed() -> None:
 
 
 def test_every_field_of_a_profile_is_listed() -> None:
-    fields = {module.FIELD for module in (duplicates, links, refusals, sample_events, schema_watch)}
-    assert first_cells("Fields of a profile") == fields | {client.HEADER, "w:"}
+    fields = {m.FIELD for m in (baselines_in_force, duplicates, links, refusals, sample_events, schema_watch)}
+    assert first_cells("Fields of a profile") == fields | {client.HEADER, spans.SPAN, spans.SPAN_BESIDE}
 
 
 def test_every_kind_of_entry_that_people_make_is_listed() -> None:

@@ -32,11 +32,12 @@ from consumers.readers.custody_report import Examination
 from consumers.readers.models import ClientDetail
 from consumers.readers.queries import Reader
 from consumers.records.alert import exposure_text, stored_alert
+from consumers.records.baselines_in_force import stored_file
 from consumers.records.decision import stored_decision
 from consumers.records.sealing import sealed
 from consumers.records.spans import fields_of, spans_in_force
 from consumers.times import rfc3339
-from consumers.wiring.operators import modes_of, open_for_operator, user_name
+from consumers.wiring.operators import baselines_in_force, modes_of, open_for_operator, user_name
 from consumers.wiring.timestamps import stamped_bundle
 from detector.baseline import Baseline
 from detector.exposure import Exposure
@@ -63,8 +64,8 @@ def explain(
 ) -> None:
     """Explain the state of a client: its signals, its history, and what would change the state."""
     settings = config.load(config_file)
-    baselines = load_baselines(settings.baselines) if settings.baselines else {}
     with open_for_operator(settings) as opened:
+        baselines = baselines_in_force(settings, opened.store, opened.secrets).live
         reader = dataclasses.replace(opened.reader, baselines=baselines, modes=modes_of(settings))
         one = _found(reader, client, model)
         c = one.client
@@ -112,6 +113,9 @@ def evidence(
         if c.model_id not in files:
             raise WrongUse(f"no baseline of model {c.model_id}: give --baseline FILE")
         known, blob = files[c.model_id]
+        live = baselines_in_force(settings, store, secrets).live.get(c.model_id, known)
+        if not baseline and live.id != known.id:
+            known, blob = live, stored_file(store, settings.tenant, secrets, live.model_id, live.id)
         key = opened.reader.key_of(c.model_id, c.client_key)
         fields = fields_of(store, [key])[key]
         bodies = (stored_alert(a, secrets) for a in store.alerts())

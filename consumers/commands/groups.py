@@ -90,6 +90,9 @@ PANELS: Mapping[str, Mapping[str, CommandRow]] = {
         ),
         "config": CommandRow("settings:app", "Show, check and list the settings."),
         "secrets": CommandRow("secrets:app", "Create the secrets file, and rotate or destroy the keys of a tenant."),
+        "baseline": CommandRow(
+            "baseline:app", "Try a new baseline beside the live one, compare them, promote it, and roll back."
+        ),
         "recalibrate": CommandRow(
             "recalibrate:recalibrate", "Recalibrate a baseline on the clients that the service observed."
         ),

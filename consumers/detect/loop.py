@@ -90,6 +90,7 @@ class Runner:
     balanced   share the cells with the other detectors that live; a run that ends when idle takes what is free instead
     overrides  what people said; None: nobody is asked
     joins      writes that accounts joined a campaign under decision; None: nobody joins
+    follow     asked before each turn: which baselines are live (records/baselines_in_force.py). Raises Unavailable
     tenants    where campaigns are looked for: the service's own, and whose clients turn up
     """
 
@@ -111,6 +112,7 @@ class Runner:
     balanced: bool = True
     overrides: Overrides | None = field(default_factory=Overrides)
     joins: Joins | None = None
+    follow: Callable[[], object] = lambda: None
     tenants: set[str] = field(default_factory=set)
     alarms: Alarms = field(init=False)
     deliveries: OutboxWorkers = field(init=False)
@@ -141,6 +143,7 @@ class Runner:
 
     def turn(self, stop: Callable[[], bool] = lambda: False) -> int:
         """One round over the decision cells, left between two cells on `stop`; returns the number of clients looked at."""
+        self.follow()
         profile_cells = self.store.cells()
         renew = self.clock() - self._renewed_s > self.lease_ms / 3000
         assessed = 0

@@ -103,6 +103,7 @@ class Detect:
             began = reached(profile, baseline, policy.budget, persona)
         witnesses = sample_events.chosen(record.sample_events, assessment.strongest, baseline.table)
         row = replace(decided(record, before, decision, assessment, exposure, trail, witnesses, persona), exposed=spent)
+        row = replace(row, baseline=baseline.id)
         outcome.rows[key], told = alert.told(key, row, before, telling, self.secrets, began)
         limit = policy.exposure.throttle if spent == "throttle" else policy.exposure.alert or policy.exposure.throttle
         outcome.alerts += [

@@ -1,8 +1,8 @@
 """What ingest keeps about a cell as a whole, as the store holds it: one opaque value, written with the offset (`Checkpoint.sketch`).
 
 Rules:
-* What is known of new clients comes first, as it was stored before there was anything else; where no half waits there is nothing else. So a store
-  that never had a join stays readable by older versions.
+* What is known of new clients comes first, as it was stored before there was anything else; where no half waits there is nothing else. So
+  a store that never had a join stays readable by older versions.
 * What cannot be read begins anew.
 """
 

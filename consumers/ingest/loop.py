@@ -59,6 +59,7 @@ class IngestLoop:
         parts: Callable[[Cell, Records], Iterable[Records]] = lambda cell, records: (records,),
         cautious_after: int = CAUTIOUS_AFTER,
         find_poison: FindPoison = find_poison,
+        follow: Callable[[], bool] = lambda: False,
     ) -> None:
         """Compose a loop; nothing is asked of the store or the log yet.
 
@@ -68,11 +69,13 @@ class IngestLoop:
         parts           how a poll's records of a cell are divided into commits, in order; the service commits them at once
         cautious_after  how many processes claim at an offset and never come beyond it before this one tries records first
         find_poison     which records end a process
+        follow          asked before each poll; true: the baselines are others now, so all cells are claimed again. Raises Unavailable
         """
         metrics = metrics or Metrics()
         self.log = log
         self.max_poll_records = max_poll_records
         self.parts = parts
+        self.follow = follow
         self.ready = False
         self.reporter = Reporter(metrics)
         self.shipper = DeadLetterShipper(store, dead_letters)
@@ -96,6 +99,9 @@ class IngestLoop:
                 self.health.back_off(self.health.error)
 
     def _turn(self, timeout_s: float) -> int:
+        if self.follow():
+            for cell in list(self.ownership.cells.values()):
+                self.ownership.drop(cell)
         poll = self.log.poll(timeout_s, self.max_poll_records)
         self._note_changes(poll)
         self.ownership.claim_waiting()

@@ -4,6 +4,8 @@ Rules:
 * No I/O, no clock, no random numbers: a redo over the same stored state and the same records gives the same checkpoint.
 * A `Cell` is what one process knows of a log cell that it owns: exactly what was committed. After any failure it is thrown away.
 * `decode` gives queries the times at which they count (detector/clock.py): a record far ahead of the log time counts at the log time.
+* A model may have a second baseline beside the live one. The same batch is then folded for both, in the same checkpoint, so the profiles
+  of both reflect the same offset whichever of them decides (docs/decisions/0038).
 * A batch is handled in this order: erased clients are left out, clients that are not admitted are pooled (admission.py), duplicates are
   left out (duplicates.py), the rest is folded. Every record is counted once (records/ledger.py).
 """
@@ -16,6 +18,7 @@ import logging
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,10 +31,13 @@ from consumers.log import Records, prefix
 from consumers.log.formats import Decoded, InputReader, NativeFormat
 from consumers.log.halves import WaitingHalves
 from consumers.records import links, refusals, sample_events
+from consumers.records.baselines_in_force import FIELD as FOLDED_FIELD
+from consumers.records.baselines_in_force import FoldedSince, folded_key
 from consumers.records.ledger import CLOCK, COUNTERS, MARKS, OVERFLOW
 from consumers.records.schema_watch import FIELD as WATCH_FIELD
 from consumers.records.schema_watch import IDENTITY as WATCH_IDENTITY
 from consumers.records.schema_watch import SchemaWatch
+from consumers.records.spans import fields_of_baseline, holds_span, span_field
 from consumers.secrets import Secrets
 from consumers.store import Checkpoint, Tombstones
 from detector.baseline import Baseline
@@ -51,7 +57,8 @@ MAX_CACHED = 2048
 class Cell:
     """What this process knows of one log cell that it owns: exactly what was committed.
 
-    stored     client → spans that the store holds, by first window; nameless: clients whose stored header is damaged
+    beside     model → profiles of its second baseline; folded: model → since when both are folded (baselines_in_force.py)
+    stored     client → fields of spans that the store holds; nameless: clients whose stored header is damaged
     windows    model → event ids of its clients; watches: model → misfits that its clients share (schema_watch.py)
     links      client → what ties it to others (links.py); told: client → its last odd queries (sample_events.py)
     refused    client → what did not fit, counted (refusals.py)
@@ -80,7 +87,9 @@ class Cell:
     cautious_until: int = 0
     crashes: int = 0
     checked_s: float = 0.0
-    stored: dict[ClientKey, set[int]] = field(default_factory=dict)
+    beside: dict[str, ProfileTable] = field(default_factory=dict)
+    folded: dict[str, FoldedSince] = field(default_factory=dict)
+    stored: dict[ClientKey, set[str]] = field(default_factory=dict)
     nameless: set[ClientKey] = field(default_factory=set)
     links: dict[ClientKey, tuple[str, ...]] = field(default_factory=dict)
     told: dict[ClientKey, tuple[sample_events.SampleEvent, ...]] = field(default_factory=dict)
@@ -89,7 +98,10 @@ class Cell:
 
 @dataclass(slots=True)
 class Ingest:
-    """The pure half of ingest: everything it needs to turn records into a checkpoint."""
+    """The pure half of ingest: everything it needs to turn records into a checkpoint.
+
+    beside  model → its second baseline
+    """
 
     baselines: Mapping[str, Baseline]
     secrets: Secrets
@@ -99,10 +111,16 @@ class Ingest:
     admit_unknown: bool = False
     limits: AdmissionLimits = field(default_factory=AdmissionLimits)
     link_keys: links.OwnKeys = links.NO_KEYS
+    beside: Mapping[str, Baseline] = field(default_factory=dict)
     format: NativeFormat = field(init=False)
     _masks: dict[str, int] = field(init=False)
 
     def __post_init__(self) -> None:
+        self.use(self.baselines, self.beside)
+
+    def use(self, baselines: Mapping[str, Baseline], beside: Mapping[str, Baseline]) -> None:
+        """Fold for other baselines from now on; the caller drops its cells, whose profiles are those of the earlier ones."""
+        self.baselines, self.beside = baselines, beside
         self._masks = {
             model: int(np.bitwise_or.reduce(sample_events.masks(baseline.table)))
             for model, baseline in self.baselines.items()
@@ -136,7 +154,8 @@ class Ingest:
         wanted = [k for model, mine in keys.items() for k in mine if k not in self.of_model(cell, model)]
         if wanted and cell.admission.tight(len(wanted), self.limits, cell.full):
             wanted += [k for k in map(self.overflow, keys) if k not in self.of_model(cell, k.model)]
-        return wanted + [self.watch_key(model) for model in keys if model not in cell.watches]
+        wanted += [self.watch_key(model) for model in keys if model not in cell.watches]
+        return wanted + [folded_key(self.secrets, self.tenant, m) for m in self.beside if m not in cell.folded]
 
     def watch_key(self, model: str) -> ClientKey:
         """The client that holds what is watched of the schema; no query can name it."""
@@ -152,11 +171,16 @@ class Ingest:
         Who is not stored is not put: new clients are those that the cache does not hold.
         """
         watch = self.secrets.client_hash(self.tenant, WATCH_IDENTITY)
+        folded = folded_key(self.secrets, self.tenant, "").client
         stored: dict[str, dict[object, list[bytes]]] = {}
+        beside: dict[str, dict[object, list[bytes]]] = {}
         for key in wanted:
             fields = loaded.get(key)
             if key.client == watch:
                 cell.watches[key.model] = SchemaWatch.from_bytes((fields or {}).get(WATCH_FIELD))
+                continue
+            if key.client == folded:
+                cell.folded[key.model] = FoldedSince.from_bytes((fields or {}).get(FOLDED_FIELD))
                 continue
             if not fields:
                 continue
@@ -165,16 +189,20 @@ class Ingest:
             cell.links[key] = links.unpacked(fields.get(links.FIELD))
             cell.refused[key] = refusals.unpacked(fields.get(refusals.FIELD))
             cell.told[key] = sample_events.unpacked(fields.get(sample_events.FIELD), self.secrets, key.tenant)
-            blobs = {int(name[2:]): blob for name, blob in fields.items() if name.startswith("w:")}
-            # the long span began first; one alone is a life that began within it
-            stored.setdefault(key.model, {})[key] = [blobs[start] for start in sorted(blobs)[-2:]]
-            cell.stored[key] = set(blobs)
+            stored.setdefault(key.model, {})[key] = _long_and_short(fields, self.baselines[key.model])
+            if key.model in self.beside:
+                beside.setdefault(key.model, {})[key] = _long_and_short(fields, self.beside[key.model])
+            cell.stored[key] = {name for name in fields if holds_span(name)}
             if not self._names(key, fields.get("h", b"")):
                 cell.nameless.add(key)
         for model, spans in stored.items():
             profiles = self.of_model(cell, model)
             for unread, why in profiles.put_packed(spans).items():
                 log.warning("profile set aside", extra={"cell": cell.name, "model": model, "why": why})
+                profiles.put(unread, None)
+        for model, spans in beside.items():
+            profiles = self.beside_of(cell, model)
+            for unread in profiles.put_packed(spans):  # most often what the live baseline kept before there were two
                 profiles.put(unread, None)
 
     def _names(self, key: ClientKey, header: bytes) -> bool:
@@ -188,11 +216,20 @@ class Ingest:
     def of_model(self, cell: Cell, model: str) -> ProfileTable:
         profiles = cell.profiles.get(model)
         if profiles is None:
-            b = self.baselines[model]
-            profiles = cell.profiles[model] = ProfileTable(
-                b.map, b.table, b.calibration_version, self.half_horizon_ms, memory_ms=self.memory_days * MS_A_DAY
-            )
+            profiles = cell.profiles[model] = self._table(self.baselines[model])
         return profiles
+
+    def beside_of(self, cell: Cell, model: str) -> ProfileTable:
+        """The profiles of a model's second baseline."""
+        profiles = cell.beside.get(model)
+        if profiles is None:
+            profiles = cell.beside[model] = self._table(self.beside[model])
+        return profiles
+
+    def _table(self, b: Baseline) -> ProfileTable:
+        return ProfileTable(
+            b.map, b.table, b.calibration_version, self.half_horizon_ms, memory_ms=self.memory_days * MS_A_DAY
+        )
 
     def windows_of(self, cell: Cell, model: str) -> Windows:
         windows = cell.windows.get(model)
@@ -213,6 +250,12 @@ class Ingest:
             counting, mine = self._unrepeated(cell, model, counting, mine, hashes, counted, decoded)
             if len(counting):
                 self._fold(cell, model, counting, mine, decoded, writes, lasting)
+        for model, second in self.beside.items():
+            since = cell.folded.get(model, FoldedSince()).after(
+                (self.baselines[model].id, second.id), cell.offset or 0, next_offset
+            )
+            cell.folded[model] = since
+            writes[folded_key(self.secrets, self.tenant, model)] = {FOLDED_FIELD: since.to_bytes()}
         return Checkpoint(
             cell=cell.name,
             expected_offset=cell.offset,
@@ -333,16 +376,16 @@ class Ingest:
             writes[self.watch_key(model)] = {WATCH_FIELD: watch.to_bytes()}
         linked, told = self._said(cell, model, batch, keys, measured.bits, decoded)
         refused = refusals.seen(cell.refused, keys, batch, decoded.notes.get(model, {}))
-        for key, display, packed in zip(keys, batch.clients, profiles.packed(keys), strict=True):
-            fields: dict[str, bytes | None] = {f"w:{start}": blob for start, blob in packed.spans.items()}
+        for key, display, packed in zip(keys, batch.clients, self._packed(cell, model, batch, keys), strict=True):
+            fields: dict[str, bytes | None] = dict(packed.fields)
             if packed.fades:
                 lasting.add(key)
-            kept = set(packed.spans)
+            kept = set(packed.fields)
             stored = cell.stored.get(key)
             if stored is None or key in cell.nameless:
                 fields["h"] = self.secrets.seal(display, self.tenant)
                 cell.nameless.discard(key)
-            fields |= {f"w:{start}": None for start in sorted((stored or set()) - kept)}
+            fields |= dict.fromkeys(sorted((stored or set()) - kept))
             window = windows.blob(key)
             if window is not None:
                 fields[FIELD] = window
@@ -357,6 +400,22 @@ class Ingest:
                 fields[refusals.FIELD] = refusals.packed(refused[key])
             cell.stored[key] = kept
             writes[key] = fields
+
+    def _packed(self, cell: Cell, model: str, batch: QueryBatch, keys: list[ClientKey]) -> list[_PackedFields]:
+        """The spans of the clients as they are stored, those of the second baseline too, for which the batch is folded here."""
+        second, live = self.beside.get(model), cell.profiles[model].packed(keys)
+        if second is None:
+            return [_PackedFields({span_field(w): blob for w, blob in one.spans.items()}, one.fades) for one in live]
+        table, own = self.beside_of(cell, model), self.baselines[model].id
+        table.add(list(keys), batch, second.map.measure(batch, self.secrets.sampling_key))
+        return [
+            _PackedFields(
+                {span_field(w, own): blob for w, blob in one.spans.items()}
+                | {span_field(w, second.id): blob for w, blob in other.spans.items()},
+                one.fades or other.fades,
+            )
+            for one, other in zip(live, table.packed(keys), strict=True)
+        ]
 
     def _said(
         self,
@@ -391,10 +450,25 @@ class Ingest:
                 kept = set(mine)
                 for key in list(itertools.islice((k for k in profiles.rows if k not in kept), many)):
                     profiles.drop(key)
+                    if model in cell.beside:
+                        cell.beside[model].drop(key)
                     self.windows_of(cell, model).drop(key)
                     for known in (cell.stored, cell.links, cell.told, cell.refused):
                         known.pop(key, None)  # type: ignore[call-overload]
                     cell.nameless.discard(key)
+
+
+class _PackedFields(NamedTuple):
+    """What is stored of one client's spans: field → bytes; fades: whether something stays beyond the horizon."""
+
+    fields: dict[str, bytes]
+    fades: bool
+
+
+def _long_and_short(fields: Mapping[str, bytes], baseline: Baseline) -> list[bytes]:
+    """Spans of one baseline, at most two: the long one began first; one alone is a life that began within it."""
+    blobs, _ = fields_of_baseline(fields, baseline.id)
+    return [blobs[start] for start in sorted(blobs)[-2:]]
 
 
 def _voter(key: ClientKey) -> int:

@@ -31,6 +31,8 @@ KINDS = (
     "revoked",
     "breaker",
     "evidence",
+    "baseline",
+    "baseline_file",
 )
 NOT_BY_PEOPLE = {("breaker", "tripped"), ("breaker", "held")}
 SKEW_S = 60

@@ -92,6 +92,7 @@ class StoredDecision:
     alert       body of the open finding as it was last sent; update: its number, -1 for none
     exposed     what was last told of the exposure budget
     ties        kinds of links that tie a campaign's accounts, and how many accounts each ties
+    baseline    id of the baseline that the client was assessed on, empty in rows of earlier versions
     """
 
     client_id: str
@@ -116,6 +117,7 @@ class StoredDecision:
     update: int
     exposed: Spent
     ties: tuple[Tie, ...]
+    baseline: str = ""
 
     def score(self, model: str) -> dict[str, Any]:
         """Return the object of ``--scores`` and ``clients --json``."""
@@ -202,9 +204,10 @@ class _Row(msgspec.Struct, frozen=True):
     size_p_value: float | msgspec.UnsetType = msgspec.UNSET
     oddest: str | msgspec.UnsetType = msgspec.UNSET
     ties: tuple[Tie, ...] | msgspec.UnsetType = msgspec.UNSET
+    baseline: str | msgspec.UnsetType = msgspec.UNSET
 
 
-_OMITTED: dict[str, Any] = {"exposed": "none", "size_p_value": 1.0, "oddest": "", "ties": ()}
+_OMITTED: dict[str, Any] = {"exposed": "none", "size_p_value": 1.0, "oddest": "", "ties": (), "baseline": ""}
 """Fields that are written only where they say something, and what their absence means."""
 _pack = msgspec.msgpack.Encoder()
 _unpack = msgspec.msgpack.Decoder(_Row)

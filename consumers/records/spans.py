@@ -1,6 +1,8 @@
 """The spans of a client over one horizon: which stored spans count, and their merged profile.
 
-Each profile cell keeps at most two spans of a client, named by their first half-horizon window (docs/decisions/0008). Of each cell the
+Each profile cell keeps at most two spans of a client, named by their first half-horizon window (docs/decisions/0008): ``w:<window>``. While
+a model has two baselines (baselines_in_force.py), each has spans of its own, ``w.<id>:<window>``; those without an id are then what was
+kept before. Of each cell the
 longest span that began at most one window before the newest counts. Older queries count with the faded weight of an archive
 (docs/decisions/0018), as if the client had continued in that cell. Spans are merged in the order of the cells' names, so that everybody
 who computes the result gets the same: detect, an evidence bundle, or an auditor who checks one.
@@ -20,6 +22,38 @@ from detector.query import ClientKey
 
 Fields = Mapping[str, Mapping[str, bytes]]
 """Profile cell → fields of one client, as the store's shards are."""
+
+
+SPAN = "w:"
+"""Field of a span of a model with one baseline, before its window."""
+SPAN_BESIDE = "w."
+"""What the field of a span of one of two baselines begins with."""
+
+
+def span_field(window: int, baseline_id: str = "") -> str:
+    """Name the field of a span. baseline_id: where the model has two baselines.
+
+    >>> span_field(1368), span_field(1368, "00ff")
+    ('w:1368', 'w.00ff:1368')
+    """
+    return f"{SPAN_BESIDE}{baseline_id}:{window}" if baseline_id else f"{SPAN}{window}"
+
+
+def holds_span(field: str) -> bool:
+    """Tell the fields of spans, of whatever baseline."""
+    return field.startswith((SPAN, SPAN_BESIDE))
+
+
+def fields_of_baseline(fields: Mapping[str, bytes], baseline_id: str) -> tuple[dict[int, bytes], bool]:
+    """Return the spans of one baseline by window, and whether they are its own.
+
+    Without spans of its own these are the spans that name no baseline: whoever reads one refuses it if it is of another map.
+    Raises ValueError for a field that names no window.
+    """
+    own = span_field(0, baseline_id)[:-1]
+    mine = any(name.startswith(own) for name in fields)
+    prefix = own if mine else SPAN
+    return {int(name[len(prefix) :]): blob for name, blob in fields.items() if name.startswith(prefix)}, mine
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,16 +96,20 @@ def spans_in_force(
     """What counts of each cell; spans of another map do not. damaged: told of bytes that are no profile, which are passed over."""
     found: dict[str, list[Span]] = {}
     for cell, values in sorted(fields.items()):
-        for name, blob in sorted(values.items()):
-            if name.startswith("w:"):
-                try:
-                    span = read_span(cell, int(name[2:]), blob, baseline)
-                except OtherMap:
-                    continue  # from before the model was fitted anew
-                except (IncompatibleProfile, ValueError) as error:
-                    damaged(cell, error)
-                    continue
-                found.setdefault(cell, []).append(span)
+        try:
+            stored, _ = fields_of_baseline(values, baseline.id)
+        except ValueError as error:
+            damaged(cell, error)
+            continue
+        for window, blob in sorted(stored.items()):
+            try:
+                span = read_span(cell, window, blob, baseline)
+            except OtherMap:
+                continue  # from before the model was fitted anew
+            except IncompatibleProfile as error:
+                damaged(cell, error)
+                continue
+            found.setdefault(cell, []).append(span)
     newest = max((span.window for spans in found.values() for span in spans), default=0)
     counting = (_as_of(newest, sorted(spans, key=lambda span: span.window)) for spans in found.values())
     return [span for span in counting if span is not None]

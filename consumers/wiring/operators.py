@@ -12,11 +12,14 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from consumers import config
+from consumers.baselines import load_baselines
 from consumers.operators.audit import Mirror
 from consumers.operators.audited_write import Actor
+from consumers.operators.baseline_switch import BaselineSwitch
 from consumers.operators.operate import Operations
 from consumers.readers.gateways import Modes
 from consumers.readers.queries import Reader
+from consumers.records.baselines_in_force import BaselinesInForce
 from consumers.secrets import Secrets
 from consumers.store import Store
 from consumers.wiring.adapters import open_store, secrets_of
@@ -50,6 +53,14 @@ def open_reader(settings: config.Settings, baselines: Mapping[str, Baseline]) ->
         yield Reader(store, secrets, settings.tenant, baselines=baselines, modes=modes_of(settings))
 
 
+def baselines_in_force(settings: config.Settings, store: Store, secrets: Secrets) -> BaselinesInForce:
+    """The baselines by which the service assesses clients now: those that the store names, otherwise those of the settings."""
+    configured = load_baselines(settings.baselines) if settings.baselines else {}
+    found = BaselinesInForce(configured, secrets, settings.tenant)
+    found.refresh(store)
+    return found
+
+
 def modes_of(settings: config.Settings) -> Modes:
     """Enforcement modes as readers know them."""
     return Modes(settings.mode, dict(settings.modes))
@@ -62,6 +73,11 @@ def operations_of(settings: config.Settings, store: Store, secrets: Secrets) -> 
         store, secrets, mirror=mirror_of(settings), longest_s=http.longest_decision_s,
         confirm_above=http.confirm_campaigns_above, env=http.key_env,
     )  # fmt: skip
+
+
+def baseline_switch_of(settings: config.Settings, store: Store, secrets: Secrets) -> BaselineSwitch:
+    """What operators may do with the baselines of a model."""
+    return BaselineSwitch(store, secrets, mirror=mirror_of(settings))
 
 
 def user_of(settings: config.Settings) -> Actor:

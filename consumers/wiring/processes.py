@@ -89,11 +89,20 @@ def run_ingest(
 ) -> None:
     """Open log and store, then ingest until `stop` or, with `until_end`, until what was in the log at the start is committed."""
     from consumers.ingest import loop
+    from consumers.records.baselines_in_force import BaselinesInForce
     from consumers.records.heartbeat import stopped_elsewhere
 
     step, _ = configured_steps(settings)
     store, spans = open_process_store(settings, stack, step.secrets, metrics, "querywarden-ingest")
     mapped = functools.partial(metrics.add_each, "querywarden_mapped_total", "outcome")
+    in_force = BaselinesInForce(step.baselines, step.secrets, settings.tenant)
+
+    def follow() -> bool:
+        changed = in_force.follow(store)
+        if changed:
+            step.use(in_force.live, in_force.beside)
+        return changed
+
     query_log, dead_letters = open_log(settings, stack, step.baselines, mapped)
     ingest_loop = loop.IngestLoop(
         instrumented(query_log, "log", spans),
@@ -102,6 +111,7 @@ def run_ingest(
         metrics,
         dead_letters=dead_letters,
         max_poll_records=settings.kafka.max_poll_records,
+        follow=follow,
     )
 
     def lag() -> float | None:
@@ -131,12 +141,15 @@ def run_detect(
     from consumers.alerts.rounds import FlaggedClientsGauge, refresh_periodically
     from consumers.detect import loop
     from consumers.detect.overrides import Overrides
+    from consumers.records.baselines_in_force import BaselinesInForce
     from consumers.records.breaker import BreakerLimits
     from consumers.wiring.operators import operations_of
     from consumers.wiring.sinks import open_sinks
 
     _, step = configured_steps(settings)
     store, spans = open_process_store(settings, stack, step.secrets, metrics, "querywarden-detect")
+    in_force = BaselinesInForce(step.baselines, step.secrets, settings.tenant)
+    step.baselines = in_force.live
     sinks = open_sinks(settings, metrics)
     for sink in sinks:
         stack.callback(sink.close)
@@ -152,6 +165,7 @@ def run_detect(
         metrics,
         overrides=Overrides(limits),
         joins=operations_of(settings, store, step.secrets),
+        follow=lambda: in_force.follow(store),
         tenants={settings.tenant},
     )
     if serve:

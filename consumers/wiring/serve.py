@@ -36,6 +36,7 @@ from consumers.http.server import CredentialRefresher
 from consumers.http.token_buckets import TokenBuckets
 from consumers.log.formats import InputReader, NativeFormat
 from consumers.readers.queries import Reader
+from consumers.records.baselines_in_force import BaselinesInForce
 from consumers.responders import Responder, Target
 from consumers.secrets import Secrets
 from consumers.store import Store
@@ -76,7 +77,9 @@ def build_application(settings: config.Settings, stack: contextlib.ExitStack, me
     """Build the whole application and start its threads."""
     store = stack.enter_context(open_store(settings))
     secrets = secrets_of(settings, store)
-    baselines = load_baselines(settings.baselines) if settings.baselines else {}
+    configured = load_baselines(settings.baselines) if settings.baselines else {}
+    in_force = BaselinesInForce(configured, secrets, settings.tenant)
+    baselines = in_force.live
     reader = Reader(store, secrets, settings.tenant, baselines=baselines, modes=modes_of(settings))
     operations = operations_of(settings, store, secrets)
     keys = KeyRing(secrets, file=memory_of(settings, secrets))
@@ -101,7 +104,7 @@ def build_application(settings: config.Settings, stack: contextlib.ExitStack, me
     )
     credentials.start()
     stack.callback(credentials.stop)
-    _start_enforcement(settings, stack, store, view, gateway, metrics)
+    _start_enforcement(settings, stack, store, view, gateway, metrics, lambda: in_force.follow_for_reading(store))
     start_canary_audit(settings, stack, operations)
     api = Api(reader, operations, keys, feed, producer_of(settings, stack, baselines))
     dashboard = handlers.Dashboard(
@@ -190,6 +193,7 @@ def _start_enforcement(
     view: Restrictions,
     gateway: Gateway,
     metrics: Metrics,
+    each_turn: Callable[[], None],
 ) -> None:
     """Start what keeps the restrictions, the gRPC service and the responders, as far as the settings ask for them."""
     g = settings.gateway
@@ -200,7 +204,7 @@ def _start_enforcement(
         refresh_s=g.refresh_s,
         full_sync_s=g.full_sync_s,
         breaker=GatewayBreaker(store, view, settings.tenant, settings.breaker.most),
-        each_turn=(gateway.flush,),
+        each_turn=(gateway.flush, each_turn),
     )
     refresher.start()
     stack.callback(refresher.stop)
