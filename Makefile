@@ -145,6 +145,10 @@ unchanged: $(STAMP) ## Whether an older commit judges the same logs the same (BE
 
 ## Keeping house
 
+.PHONY: release
+release: $(STAMP) ## Wheel, source archive, bill of materials and their SHA-256 in dist/: the same bytes for the same commit
+	@requirements/release.sh dist
+
 .PHONY: lock
 lock: $(STAMP) ## Pin the dependencies again, with hashes (ARGS=--upgrade for the newest versions)
 	@requirements/lock.sh $(ARGS)
