@@ -1,4 +1,4 @@
-"""Baselines and personas of files, as every process loads them.
+"""Baselines, personas and plans of files, as every process loads them.
 
 Rules: a damaged or foreign file is refused in one line. Nothing here fits, so that a service imports neither fitting nor simulation.
 """
@@ -19,6 +19,8 @@ from detector.errors import DetectorError
 
 _PersonaName = Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9._-]{1,40}$")]
 
+_PlannedQueries = Annotated[int, msgspec.Meta(gt=0)]
+
 
 def read_personas(path: Path | str | None) -> dict[str, str]:
     """Client id → persona, of a JSON object in a file; none without a file. Raises InvalidInput in one line."""
@@ -28,6 +30,16 @@ def read_personas(path: Path | str | None) -> dict[str, str]:
         return msgspec.json.decode(paths.read(Path(path), "personas"), type=dict[str, _PersonaName])
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise InvalidInput(f"personas: {path}: {error}") from error
+
+
+def read_plans(path: Path | str | None) -> dict[str, int]:
+    """Client id → distinct queries that it declared, of a JSON object in a file; none without a file. Raises InvalidInput in one line."""
+    if not path:
+        return {}
+    try:
+        return msgspec.json.decode(paths.read(Path(path), "plans"), type=dict[str, _PlannedQueries])
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        raise InvalidInput(f"plans: {path}: {error}") from error
 
 
 def baseline_files(given: Iterable[str]) -> list[Path]:

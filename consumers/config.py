@@ -27,7 +27,7 @@ from pydantic_settings import (
 
 from consumers import paths
 from consumers.alert_settings import AlertSettings, EvidenceSettings, Part
-from consumers.enforcement_settings import GatewaySettings, RespondersSettings
+from consumers.enforcement_settings import ExposureSettings, GatewaySettings, RespondersSettings
 from consumers.errors import Refused, WrongUse
 from consumers.log_settings import KafkaSettings, LinkSettings, LogSettings
 
@@ -143,28 +143,6 @@ class HttpSettings(Part):
     oidc_tenant_claim: str = Field("", description="dotted path of the claim that names the tenant; empty: `tenant`")
     oidc_longest_s: int = Field(
         3600, ge=60, description="longest validity of a token, in seconds; tokens valid for longer are refused"
-    )
-
-
-class ExposureLimits(Part):
-    alert: float = Field(
-        0.0,
-        ge=0,
-        le=1,
-        description="exposure from which an alert is sent, whatever the client's intent; advised: 0.6; 0: never",
-    )
-    throttle: float = Field(
-        0.0,
-        ge=0,
-        le=1,
-        description="exposure from which the client is throttled, unless the estimate is rough, as far as the mode allows; advised: 0.8;"
-        " 0: never",
-    )
-
-
-class ExposureSettings(ExposureLimits):
-    models: dict[str, ExposureLimits] = Field(
-        {}, description='other limits for some models: {"fraud-v3": {"alert": 0.5, "throttle": 0.7}}'
     )
 
 

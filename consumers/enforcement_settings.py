@@ -71,3 +71,42 @@ class RespondersSettings(Part):
     crowdsec_bouncer_key: SecretStr = Field(
         SecretStr(""), description="key of a bouncer, used to verify what was pushed"
     )
+
+
+class ExposureLimits(Part):
+    alert: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="exposure from which an alert is sent, whatever the client's intent; advised: 0.6; 0: never",
+    )
+    throttle: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="exposure from which the client is throttled, unless the estimate is rough, as far as the mode allows; advised: 0.8;"
+        " 0: never",
+    )
+    queries_alert: int = Field(
+        0, ge=0, description="distinct queries within horizon_days from which an alert is sent; 0: never"
+    )
+    queries_throttle: int = Field(
+        0,
+        ge=0,
+        description="distinct queries within horizon_days from which the client is throttled, as far as the mode allows; 0: never",
+    )
+    queries_total: int = Field(
+        0,
+        ge=0,
+        description="distinct queries of all clients of a model together from which an alarm is raised; 0: never",
+    )
+
+
+class ExposureSettings(ExposureLimits):
+    plans: str = Field(
+        "",
+        description="JSON file, client id → distinct queries that it declared; such a client has this number in the place of both limits",
+    )
+    models: dict[str, ExposureLimits] = Field(
+        {}, description='other limits for some models: {"fraud-v3": {"alert": 0.5, "throttle": 0.7}}'
+    )

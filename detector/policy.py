@@ -11,7 +11,8 @@ Rules:
 * Where the calibration cannot support a/10, or the baseline is *uncalibrated*, the state stays at throttle and the reason says why.
 * Returning to clear ends an episode; the next alert of that client is a new finding.
 * The *exposure budget* is a policy of its own, off by default. It limits what a client may learn of the model, whatever its intent: a
-  client beyond it is no suspect, its state stays as detection says, and the false-alarm budget does not cover it.
+  client beyond it is no suspect, its state stays as detection says, and the false-alarm budget does not cover it. The *query budget* is
+  the same in distinct queries.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ REASONS: dict[str, str] = {
     "expired": "the decision has ended, and the client has sent no query since",
     "allow_listed": "as suspicious as stated, but the client is on the allowlist, so nothing is enforced",
     "exposure_budget": "the answers that the client received are worth more than the exposure budget allows, whatever its intent",
+    "query_budget": "the client asked more distinct queries than its budget allows, whatever its intent",
     "campaign": "the queries of these linked accounts, taken together, are rarer than those of honest groups of this size",
     "campaign_content": "too many accounts are odd in the same way for their size, though nothing ties them; a person must confirm them",
     "breaker": "as suspicious as stated, but too many clients were restricted at once, so an operator must check first",
@@ -63,16 +65,25 @@ REASONS: dict[str, str] = {
 """Reason codes and what they mean."""
 
 
+EXPOSURE, QUERIES = "exposure_budget", "query_budget"
+"""Reasons of the two budgets of a client."""
 Spent = Literal["none", "alert", "throttle"]
 """How much of its exposure budget a client has spent."""
+SPENT: tuple[Spent, ...] = get_args(Spent)
 
 
 @dataclass(frozen=True, slots=True)
 class ExposureBudget:
-    """alert, throttle: exposures, shares in (0, 1], from which the owner is told and the client is throttled; 0: never."""
+    """alert, throttle: exposures, shares in (0, 1], from which the owner is told and the client is throttled; 0: never.
+
+    queries_alert, queries_throttle  the same in distinct queries: a limit that needs no estimate; queries_total: of all clients together
+    """
 
     alert: float = 0.0
     throttle: float = 0.0
+    queries_alert: int = 0
+    queries_throttle: int = 0
+    queries_total: int = 0
 
     def spent(self, exposure: Exposure | None) -> Spent:
         """Return what an exposure asks for. A rough estimate is told and never throttles; no estimate asks for nothing.
@@ -89,6 +100,23 @@ class ExposureBudget:
             return "throttle"
         least = min((limit for limit in (self.alert, self.throttle) if limit), default=math.inf)
         return "alert" if exposure.fidelity >= least else "none"
+
+    def of_plan(self, queries: int) -> ExposureBudget:
+        """This budget for a client that declared how many distinct queries it asks."""
+        return replace(self, queries_alert=queries, queries_throttle=queries if self.queries_throttle else 0)
+
+    def spent_by_queries(self, distinct: float) -> Spent:
+        """Return what a number of distinct queries asks for; a repeated query teaches nothing and is not counted.
+
+        >>> budget = ExposureBudget(queries_alert=100, queries_throttle=200)
+        >>> [budget.spent_by_queries(n) for n in (99, 100, 200)]
+        ['none', 'alert', 'throttle']
+        >>> budget.of_plan(1000).spent_by_queries(999), ExposureBudget().spent_by_queries(1e9)
+        ('none', 'none')
+        """
+        if self.queries_throttle and distinct >= self.queries_throttle:
+            return "throttle"
+        return "alert" if self.queries_alert and distinct >= self.queries_alert else "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,7 +329,13 @@ def lapsed(previous: Decision, decision: Decision, now_s: int) -> Decision:
 
 
 def within_exposure(
-    previous: Decision, decision: Decision, spent: Spent, mode: Mode, now_s: int, silent: bool = False
+    previous: Decision,
+    decision: Decision,
+    spent: Spent,
+    mode: Mode,
+    now_s: int,
+    silent: bool = False,
+    reason: str = EXPOSURE,
 ) -> Decision:
     """Return the decision of a client under its exposure budget; the state stays as detection says.
 
@@ -319,6 +353,8 @@ def within_exposure(
         Seconds since the epoch.
     silent : bool
         The client asked nothing since the previous decision: a throttle is not renewed.
+    reason : str
+        Which of the two budgets asks for the more.
 
     Examples
     --------
@@ -327,13 +363,13 @@ def within_exposure(
     """
     if spent == "none" or decision.state in FLAGGED:
         return decision
-    exposed = replace(decision, reason="exposure_budget")
+    exposed = replace(decision, reason=reason)
     if spent == "alert":
         return exposed
     until_s = previous.until_s if silent else now_s + TTL_S["throttle"]
     if until_s <= now_s:
         return exposed
-    since_s = previous.since_s if previous.reason == "exposure_budget" and previous.since_s else now_s
+    since_s = previous.since_s if previous.reason in (EXPOSURE, QUERIES) and previous.since_s else now_s
     return replace(exposed, since_s=since_s, until_s=until_s, enforced=enforce("throttle", mode))
 
 

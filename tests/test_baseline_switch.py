@@ -78,14 +78,8 @@ class Service:
 
     def start(self, name: str) -> None:
         step = Ingest({victims.MODEL: self.baseline}, self.secrets)
-        in_force = BaselinesInForce(step.baselines, self.secrets, "default")
+        in_force = BaselinesInForce(step.baselines, dict(step.baselines), self.secrets, "default")
         stop = threading.Event()
-
-        def follow() -> bool:
-            changed = in_force.follow(self.store)
-            if changed:
-                step.use(in_force.live, in_force.beside)
-            return changed
 
         def work() -> None:
             log = KafkaLog(
@@ -93,7 +87,9 @@ class Service:
                 heartbeat_interval_ms=500,
             )  # fmt: skip
             try:
-                loop = ingest.IngestLoop(log, self.store, step, max_poll_records=100, follow=follow)
+                loop = ingest.IngestLoop(
+                    log, self.store, step, max_poll_records=100, follow=lambda: in_force.changed(self.store)
+                )
                 ingest.run(loop, stop.is_set, poll_timeout_s=0.05)
             except BaseException as error:
                 self.failed.append(error)
@@ -167,9 +163,9 @@ def test_promotion_and_rollback_lose_and_double_nothing_and_decisions_stay(
     cut = [int(len(lines) * share) for share in PARTS]
     parts = [lines[a:b] for a, b in itertools.pairwise(cut)]
     decided = Detect({victims.MODEL: live}, secrets, Policy(0.2, "block"))
-    in_force = BaselinesInForce(decided.baselines, secrets, "default")
+    in_force = BaselinesInForce(decided.baselines, dict(decided.baselines), secrets, "default")
     decided.baselines = in_force.live
-    detector = detecting.Runner(store, decided, balanced=False, follow=lambda: in_force.follow(store))
+    detector = detecting.Runner(store, decided, balanced=False, follow=lambda: in_force.changed(store))
 
     def assessed_on() -> dict[str, str]:
         return {row.client_id: row.baseline for row in rows()}
@@ -242,7 +238,7 @@ def test_a_process_that_does_not_follow_is_seen_and_nothing_is_promoted(
     def fold(these: list[bytes], *, follows: bool) -> None:
         victims.write_lines(path, these)
         step = Ingest({victims.MODEL: baseline}, secrets)
-        in_force = BaselinesInForce(step.baselines, secrets, "default")
+        in_force = BaselinesInForce(step.baselines, dict(step.baselines), secrets, "default")
         if follows and in_force.refresh(store):
             step.use(in_force.live, in_force.beside)
         one = ingest.IngestLoop(FollowedFile(path, poll_interval_s=0.01), store, step)

@@ -30,6 +30,7 @@ import random
 import secrets as entropy
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -210,7 +211,12 @@ class Runner:
                 self.on_outcome(outcome)
 
     def _join(self, tenant: str, survey: Survey) -> None:
-        """Add new members to the campaigns that an operator decided about."""
+        """Add new members to the campaigns that an operator decided about; look at what all clients asked together."""
+        asked = Counter[str]()
+        for key, client in survey.clients.items():
+            asked[key.model] += round(client.distinct)
+        over = {m: n for m, n in asked.items() if 0 < self.detect.policy_of(m).exposure.queries_total <= n}
+        self.alarms.show("queries_total", bool(over), models=over)
         if self.overrides is not None and self.joins is not None:
             self.overrides.refresh(self.store)
             joining = Joining(self.overrides, self.joins, self.store, self.detect.secrets, self.metrics)

@@ -20,7 +20,19 @@ from consumers.secrets import Secrets
 from consumers.store import Cursor, Outcome
 from detector.baseline import Baseline
 from detector.exposure import estimate
-from detector.policy import Decision, ExposureBudget, Mode, Policy, decide, lapsed, news, within_exposure
+from detector.policy import (
+    EXPOSURE,
+    QUERIES,
+    SPENT,
+    Decision,
+    ExposureBudget,
+    Mode,
+    Policy,
+    decide,
+    lapsed,
+    news,
+    within_exposure,
+)
 from detector.query import ClientKey
 from detector.scoring import assess, reached, trajectory
 
@@ -44,6 +56,7 @@ class Detect:
     modes     models with another mode than the policy's
     personas  client id → the use that its owner declared
     exposures  models with another exposure budget than the policy's
+    plans     client id → distinct queries that it declared
     misfits_held  (tenant, model) → whether misfits are held back until an operator rules (detect/schema_holds.py)
     """
 
@@ -54,6 +67,7 @@ class Detect:
     personas: Mapping[str, str] = field(default_factory=dict)
     misfits_held: Callable[[str, str], bool] = lambda tenant, model: False
     exposures: Mapping[str, ExposureBudget] = field(default_factory=dict)
+    plans: Mapping[str, int] = field(default_factory=dict)
 
     def policy_of(self, model: str) -> Policy:
         """The policy for one model."""
@@ -92,8 +106,11 @@ class Detect:
         if silent:
             decision = lapsed(earlier, decision, now)
         exposure = estimate(profile, baseline.map, baseline.estimator)
-        spent = policy.exposure.spent(exposure)
-        decision = within_exposure(earlier, decision, spent, policy.mode, now, silent)
+        plan = self.plans.get(record.client_id)
+        budget = policy.exposure if plan is None else policy.exposure.of_plan(plan)
+        by_worth, by_queries = budget.spent(exposure), budget.spent_by_queries(assessment.distinct)
+        spent, why = max((by_worth, EXPOSURE), (by_queries, QUERIES), key=lambda one: SPENT.index(one[0]))
+        decision = within_exposure(earlier, decision, spent, policy.mode, now, silent, why)
         if overrule is not None:
             decision = overrule(key, earlier, decision, now)
         trail = trajectory(profile, baseline, assessment, persona)
@@ -105,7 +122,5 @@ class Detect:
         row = replace(decided(record, before, decision, assessment, exposure, trail, witnesses, persona), exposed=spent)
         row = replace(row, baseline=baseline.id)
         outcome.rows[key], told = alert.told(key, row, before, telling, self.secrets, began)
-        limit = policy.exposure.throttle if spent == "throttle" else policy.exposure.alert or policy.exposure.throttle
-        outcome.alerts += [
-            one for one in (told, alert.spent_told(key, row, before, limit, self.secrets)) if one is not None
-        ]
+        told_spent = alert.spent_told(key, row, before, budget, why, self.secrets)
+        outcome.alerts += [one for one in (told, told_spent) if one is not None]

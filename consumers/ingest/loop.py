@@ -37,6 +37,7 @@ from consumers.log import Poll, QueryLog, Records
 from consumers.log.formats import Decoded
 from consumers.store import Checkpoint, ProfileStore
 from consumers.telemetry.metrics import Metrics
+from detector.baseline import Baseline
 
 
 class IngestLoop:
@@ -59,7 +60,7 @@ class IngestLoop:
         parts: Callable[[Cell, Records], Iterable[Records]] = lambda cell, records: (records,),
         cautious_after: int = CAUTIOUS_AFTER,
         find_poison: FindPoison = find_poison,
-        follow: Callable[[], bool] = lambda: False,
+        follow: Callable[[], tuple[Mapping[str, Baseline], Mapping[str, Baseline]] | None] = lambda: None,
     ) -> None:
         """Compose a loop; nothing is asked of the store or the log yet.
 
@@ -69,7 +70,8 @@ class IngestLoop:
         parts           how a poll's records of a cell are divided into commits, in order; the service commits them at once
         cautious_after  how many processes claim at an offset and never come beyond it before this one tries records first
         find_poison     which records end a process
-        follow          asked before each poll; true: the baselines are others now, so all cells are claimed again. Raises Unavailable
+        follow          asked before each poll: the live baselines and those beside them if they changed; then all cells are claimed
+                        again. Raises Unavailable
         """
         metrics = metrics or Metrics()
         self.log = log
@@ -99,7 +101,8 @@ class IngestLoop:
                 self.health.back_off(self.health.error)
 
     def _turn(self, timeout_s: float) -> int:
-        if self.follow():
+        if (found := self.follow()) is not None:
+            self.committer.ingest.use(*found)
             for cell in list(self.ownership.cells.values()):
                 self.ownership.drop(cell)
         poll = self.log.poll(timeout_s, self.max_poll_records)

@@ -3,11 +3,11 @@
 Rules:
 * Both profiles of a client are read at one offset of each cell and assessed as detect would, without its past: nothing is stored.
 * Only clients count whose two profiles hold the same queries. One that the live baseline knew before the shadow began holds more there;
-  it is listed as *older* and enters no figure, unless both baselines have the same feature map, so that the shadow took its past over.
+  it is counted as older and enters no figure, unless both baselines have the same feature map, so that the shadow took its past over.
 * A shadow with the same feature map goes on from the live profiles, but its running maxima begin anew: what a client did before is weighed
   again only as far as its sets still show it.
-* The false-alarm figures are bounds from above where nobody knows who is honest: every flagged client is taken for an honest one, except
-  those that a verdict calls thieves. The interval is Clopper and Pearson's, for clients that come independently.
+* The false-alarm figures are bounds from above where nobody knows which clients are honest: every flagged client is taken for an honest
+  one, except those that a verdict calls thieves. The interval is Clopper and Pearson's, for clients that come independently.
 * The population check asks whether honest clients are as the calibration says: a share p of them should have a p-value of at most p. Far
   more is a baseline that does not fit this traffic, or many thieves; the figure cannot tell which.
 """

@@ -31,7 +31,7 @@ from consumers.secrets import Secrets
 from consumers.store import DecisionRow, OutboxAlert
 from consumers.times import rfc3339
 from detector.exposure import Exposure
-from detector.policy import News, Spent
+from detector.policy import QUERIES, ExposureBudget, News, Spent
 from detector.query import ClientKey
 
 Kind = Literal["client", "campaign"]
@@ -89,28 +89,45 @@ def told(
 
 
 def spent_told(
-    key: ClientKey, row: StoredDecision, before: StoredDecision | None, limit: float, secrets: Secrets
+    key: ClientKey,
+    row: StoredDecision,
+    before: StoredDecision | None,
+    budget: ExposureBudget,
+    why: str,
+    secrets: Secrets,
 ) -> OutboxAlert | None:
     """Return the alert that a client has spent more of its exposure budget, or is within it again; None where nothing changed.
 
-    row    as decided, with `exposed` as it is now; before: the row that it follows; limit: the exposure that `exposed` stands for
+    row    as decided, with `exposed` as it is now; before: the row that it follows; why: reason code of the budget that asks for
+    the more, the exposure's or that in queries
     """
     was: Spent = before.exposed if before is not None else "none"
     if row.exposed == was:
         return None
+    if row.exposed == "none" and before is not None and before.decision.reason == QUERIES:
+        why = QUERIES  # of two budgets that are both kept again, the one that was told
     levels = get_args(Spent)
     if "none" not in (row.exposed, was) and levels.index(row.exposed) < levels.index(was):
         return None
     body = _raised(key, row, row.last_ms, row.assessment.queries)
     share = row.exposure.fidelity if row.exposure is not None else 0.0
-    text = f"the estimated exposure is {exposure_text(row.exposure)}; the exposure budget allows {limit:.0%}"
+    throttled = row.exposed == "throttle"
+    if why == QUERIES:
+        most = budget.queries_throttle if throttled else budget.queries_alert or budget.queries_throttle
+        share = row.assessment.distinct
+        text = f"it asked {share:,.0f} distinct queries; the query budget allows {most:,}"
+    else:
+        limit = budget.throttle if throttled else budget.alert or budget.throttle
+        text = f"the estimated exposure is {exposure_text(row.exposure)}; the exposure budget allows {limit:.0%}"
     body |= {
         "alert_id": digest_of(key.tenant, "exposure", key.model, key.client, str(row.decision.episode)),
         "policy": "exposure",
         "state": {"none": "clear", "alert": "watch", "throttle": "throttle"}[row.exposed],
-        "reason": "exposure_budget",
+        "reason": why,
         "family": "unknown",
-        "evidence": [{"signal": "exposure", "statistic": share, "p_value": 1.0, "text": text}],
+        "evidence": [
+            {"signal": "queries" if why == QUERIES else "exposure", "statistic": share, "p_value": 1.0, "text": text}
+        ],
         "update": 2 if row.exposed == "none" else int(was == "alert"),
     }
     if row.exposed == "none":

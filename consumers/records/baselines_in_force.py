@@ -188,35 +188,35 @@ class BaselinesInForce:
     """The baselines that a process uses, by model: `live` and `beside` are changed in place when the operator cell says so.
 
     configured  those of the settings, in force for a model of which the operator cell says nothing
+    live        at first a copy of those
     """
 
     configured: Mapping[str, Baseline]
+    live: dict[str, Baseline]
     secrets: Secrets
     tenant: str
     clock: Callable[[], float] = time.monotonic
-    live: dict[str, Baseline] = field(default_factory=dict)
     beside: dict[str, Baseline] = field(default_factory=dict)
     _said: dict[str, StoredBaselines] = field(default_factory=dict)
     _known: dict[tuple[str, str], Baseline] = field(default_factory=dict)
     _looked_s: float | None = None
 
-    def __post_init__(self) -> None:
-        self.live.update(self.configured)
-        self._known = {(model, one.id): one for model, one in self.configured.items()}
+    def changed(self, store: OperatorStore) -> tuple[dict[str, Baseline], dict[str, Baseline]] | None:
+        """Look at the entry, at most once in `FOLLOW_S`; `live` and `beside` if one of them is another now.
 
-    def follow(self, store: OperatorStore) -> bool:
-        """Look at the entry, at most once in `FOLLOW_S`; tell whether another baseline is in force now. Raises Unavailable, Refused."""
+        Raises Unavailable, Refused.
+        """
         now_s = self.clock()
         if self._looked_s is not None and now_s - self._looked_s < FOLLOW_S:
-            return False
+            return None
         changed = self.refresh(store)
         self._looked_s = now_s
-        return changed
+        return (self.live, self.beside) if changed else None
 
     def follow_for_reading(self, store: OperatorStore) -> None:
-        """As `follow`, for a process that only shows: it goes on with what it has while the store or a file cannot be read."""
+        """As `changed`, for a process that only shows: it goes on with what it has while the store or a file cannot be read."""
         try:
-            self.follow(store)
+            self.changed(store)
         except (Unavailable, Refused) as error:
             log.warning("baselines not looked at", extra={"why": str(error)})
 
@@ -249,6 +249,8 @@ class BaselinesInForce:
         return [{model: one.id for model, one in mine.items()} for mine in (self.live, self.beside)]
 
     def _baseline(self, store: OperatorStore, model: str, baseline_id: str) -> Baseline:
+        if self.configured[model].id == baseline_id:
+            return self.configured[model]
         known = self._known.get((model, baseline_id))
         if known is None:
             try:

@@ -34,6 +34,7 @@ ALARMS: dict[str, str] = {
     "outbox": "undelivered alerts of a sink fill more than 80 % of its outbox",
     "keys_lost": "the store lost API keys; services that remember these keys still accept them",
     "schema": "many clients began to send the same misfit in one column; it does not count as evidence until an operator decides",
+    "queries_total": "all clients of a model together asked more distinct queries than exposure.queries_total allows",
     "breaker": "too many clients were restricted at once; no further client is restricted until an operator resets the breaker",
 }
 """Alarm → condition under which it is raised."""

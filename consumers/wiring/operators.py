@@ -56,7 +56,7 @@ def open_reader(settings: config.Settings, baselines: Mapping[str, Baseline]) ->
 def baselines_in_force(settings: config.Settings, store: Store, secrets: Secrets) -> BaselinesInForce:
     """The baselines by which the service assesses clients now: those that the store names, otherwise those of the settings."""
     configured = load_baselines(settings.baselines) if settings.baselines else {}
-    found = BaselinesInForce(configured, secrets, settings.tenant)
+    found = BaselinesInForce(configured, dict(configured), secrets, settings.tenant)
     found.refresh(store)
     return found
 

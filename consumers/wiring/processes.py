@@ -26,8 +26,10 @@ from consumers.wiring.heartbeats import start_heartbeat
 
 if TYPE_CHECKING:
     from consumers.detect.step import Detect
+    from consumers.enforcement_settings import ExposureLimits
     from consumers.ingest.step import Ingest
     from detector.baseline import Baseline
+    from detector.policy import ExposureBudget
 
 log = logging.getLogger("querywarden.wiring")
 
@@ -42,11 +44,12 @@ def pure_steps(
     settings: config.Settings, baselines: Mapping[str, Baseline], personas: Mapping[str, str]
 ) -> tuple[Ingest, Detect]:
     """The pure steps of ingest and detect, as the settings say: a replay runs the same two. personas: client → declared use."""
+    from consumers.baselines import read_plans
     from consumers.detect.step import Detect
     from consumers.ingest.admission import AdmissionLimits
     from consumers.ingest.step import Ingest
     from consumers.records.links import OwnKeys
-    from detector.policy import ExposureBudget, Policy
+    from detector.policy import Policy
 
     secrets = Secrets.load(settings.secrets_path, create=True, tenant=settings.tenant)
     ingest = Ingest(
@@ -60,9 +63,21 @@ def pure_steps(
         link_keys=OwnKeys(settings.links.who, settings.links.where),
     )
     limits = settings.exposure
-    policy = Policy(settings.false_alarm_budget, settings.mode, ExposureBudget(limits.alert, limits.throttle))
-    exposures = {model: ExposureBudget(one.alert, one.throttle) for model, one in limits.models.items()}
-    return ingest, Detect(baselines, secrets, policy, dict(settings.modes), dict(personas), exposures=exposures)
+    policy = Policy(settings.false_alarm_budget, settings.mode, _budget_of(limits))
+    exposures = {model: _budget_of(one) for model, one in limits.models.items()}
+    plans = read_plans(limits.plans)
+    return ingest, Detect(
+        baselines, secrets, policy, dict(settings.modes), dict(personas), exposures=exposures, plans=plans
+    )
+
+
+def _budget_of(limits: ExposureLimits) -> ExposureBudget:
+    """The budgets of a client, and of all clients together."""
+    from detector.policy import ExposureBudget
+
+    return ExposureBudget(
+        limits.alert, limits.throttle, limits.queries_alert, limits.queries_throttle, limits.queries_total
+    )
 
 
 def configured_steps(settings: config.Settings) -> tuple[Ingest, Detect]:
@@ -95,14 +110,7 @@ def run_ingest(
     step, _ = configured_steps(settings)
     store, spans = open_process_store(settings, stack, step.secrets, metrics, "querywarden-ingest")
     mapped = functools.partial(metrics.add_each, "querywarden_mapped_total", "outcome")
-    in_force = BaselinesInForce(step.baselines, step.secrets, settings.tenant)
-
-    def follow() -> bool:
-        changed = in_force.follow(store)
-        if changed:
-            step.use(in_force.live, in_force.beside)
-        return changed
-
+    in_force = BaselinesInForce(step.baselines, dict(step.baselines), step.secrets, settings.tenant)
     query_log, dead_letters = open_log(settings, stack, step.baselines, mapped)
     ingest_loop = loop.IngestLoop(
         instrumented(query_log, "log", spans),
@@ -111,7 +119,7 @@ def run_ingest(
         metrics,
         dead_letters=dead_letters,
         max_poll_records=settings.kafka.max_poll_records,
-        follow=follow,
+        follow=functools.partial(in_force.changed, store),
     )
 
     def lag() -> float | None:
@@ -148,7 +156,7 @@ def run_detect(
 
     _, step = configured_steps(settings)
     store, spans = open_process_store(settings, stack, step.secrets, metrics, "querywarden-detect")
-    in_force = BaselinesInForce(step.baselines, step.secrets, settings.tenant)
+    in_force = BaselinesInForce(step.baselines, dict(step.baselines), step.secrets, settings.tenant)
     step.baselines = in_force.live
     sinks = open_sinks(settings, metrics)
     for sink in sinks:
@@ -165,7 +173,7 @@ def run_detect(
         metrics,
         overrides=Overrides(limits),
         joins=operations_of(settings, store, step.secrets),
-        follow=lambda: in_force.follow(store),
+        follow=functools.partial(in_force.changed, store),
         tenants={settings.tenant},
     )
     if serve:

@@ -78,7 +78,7 @@ def build_application(settings: config.Settings, stack: contextlib.ExitStack, me
     store = stack.enter_context(open_store(settings))
     secrets = secrets_of(settings, store)
     configured = load_baselines(settings.baselines) if settings.baselines else {}
-    in_force = BaselinesInForce(configured, secrets, settings.tenant)
+    in_force = BaselinesInForce(configured, dict(configured), secrets, settings.tenant)
     baselines = in_force.live
     reader = Reader(store, secrets, settings.tenant, baselines=baselines, modes=modes_of(settings))
     operations = operations_of(settings, store, secrets)

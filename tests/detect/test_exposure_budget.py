@@ -115,3 +115,35 @@ def test_a_model_may_have_a_budget_of_its_own(baseline: Baseline, secrets: Secre
     judging = Detect({}, secrets, Policy(exposure=BUDGET), exposures={"small": ExposureBudget(alert=0.2)})
     assert judging.policy_of("other").exposure == BUDGET
     assert judging.policy_of("small").exposure == ExposureBudget(alert=0.2)
+
+
+def test_a_client_beyond_its_distinct_queries_is_throttled_and_no_suspect(run: Run, secrets: Secrets) -> None:
+    """20 queries a part: told at 20, throttled at 40. The exposure is far below its own budget."""
+    budget = ExposureBudget(alert=0.6, queries_alert=20, queries_throttle=40)
+    store, alerts = run(NEVER, NEVER, budget=budget)
+    assert [(a["policy"], a["reason"], a["state"]) for a in alerts] == [
+        ("exposure", "query_budget", "watch"),
+        ("exposure", "query_budget", "throttle"),
+    ]
+    assert "it asked 40 distinct queries; the query budget allows 40" in finding(alerts[1]["raw"]).text
+    ((key, row),) = store.decisions("default")
+    decision = stored_decision(row, secrets, key.tenant).decision
+    assert (decision.state, decision.reason, decision.enforced) == ("clear", "query_budget", "throttle")
+
+
+def test_without_a_budget_in_queries_nobody_is_told_and_a_plan_takes_its_place(
+    run: Run, baseline: Baseline, secrets: Secrets, tmp_path: Path, new_store: Any
+) -> None:
+    assert run(NEVER, NEVER)[1] == []
+    rows = victims.items(30, np.random.default_rng(2))
+    lines = [
+        victims.line(row, client_id=client, timestamp=f"2026-03-10T00:00:{j:02d}Z")
+        for client in ("planned", "other")
+        for j, row in enumerate(rows)
+    ]
+    store, budget = new_store(), ExposureBudget(queries_throttle=20)
+    judging = Detect({victims.MODEL: baseline}, secrets, Policy(0.01, "block", budget), plans={"planned": 100})
+    log = FileLog([victims.write_lines(tmp_path / "plan.jsonl", lines)])
+    replaying.replay(log, store, Ingest(judging.baselines, secrets), judging)
+    found = [stored_decision(row, secrets, key.tenant) for key, row in store.decisions("default")]
+    assert {one.client_id: one.decision.reason for one in found} == {"planned": "no_evidence", "other": "query_budget"}
