@@ -16,8 +16,6 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from packaging.utils import canonicalize_name
-
 ROOT = Path(__file__).parents[1]
 PIN = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;\\]+)(?:\s*;\s*([^\\]+?))?\s*\\?$")
 
@@ -27,7 +25,7 @@ def pins(lock: str) -> list[tuple[str, str, str, list[str]]]:
     found: list[tuple[str, str, str, list[str]]] = []
     for line in lock.splitlines():
         if (pin := PIN.match(line)) is not None:
-            found.append((canonicalize_name(pin[1]), pin[2], (pin[3] or "").strip(), []))
+            found.append((re.sub(r"[-_.]+", "-", pin[1]).lower(), pin[2], (pin[3] or "").strip(), []))
         elif (digest := re.search(r"--hash=sha256:([0-9a-f]{64})", line)) is not None:
             found[-1][3].append(digest[1])
     return found
