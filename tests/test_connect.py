@@ -6,6 +6,7 @@ import base64
 import json
 import re
 import shlex
+import struct
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -171,9 +172,21 @@ def test_a_gateways_log_and_a_model_servers_are_joined(
     assert "1 requests without a response, not counted" in told.err
 
 
+def test_the_mapping_of_avro_reads_a_record() -> None:
+    (text,) = [text for language, text in BLOCK.findall(PAGE.read_text()) if language == "toml" and "avro" in text]
+    translator = Translator(mapping_of(tomllib.loads(text), "page"), str, "m")
+    record = b"\x00\x00\x00\x00\x07\x08acme\x02\x02" + struct.pack("<d", 0.5) + b"\x00\x04no"
+    (event,) = map(json.loads, translator.events(record, Source("t:0@1", "t:0")))
+    assert (event["client_id"], event["features"], event["prediction"]) == ("acme", [0.5], {"label": "no"})
+
+
 def test_the_settings_of_the_page_are_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     formats = []
-    for toml in [text for language, text in BLOCK.findall(PAGE.read_text()) if language == "toml"]:
+    for toml in [
+        text
+        for language, text in BLOCK.findall(PAGE.read_text())
+        if language == "toml" and "name" not in tomllib.loads(text)
+    ]:
         (tmp_path / "q.toml").write_text(toml)
         settings = config.load(tmp_path / "q.toml")
         mappings = [for_topic(settings.log.mapping, topic) for topic in settings.kafka.query_topics]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import math
+import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from consumers.log import MAX_RECORD_BYTES, Records
 from consumers.log.formats import NativeFormat
 from consumers.log.halves import Fate
 from consumers.log.inputs import InputReader
-from consumers.log.mappings import bodies, identity, moments, paths, protobuf
+from consumers.log.mappings import bodies, identity, moments, paths, protobuf, shapes
 from consumers.log.mappings.answers import answers_of, prediction_of
 from consumers.log.mappings.items import CLOUD_EVENT_TYPE
 from consumers.log.mappings.mapping import NATIVE, PRESETS, LogMapping, for_topic, load, mapping_of, preset, presets
@@ -370,6 +372,151 @@ def test_the_frame_of_a_schema_registry_is_taken_off_if_the_mapping_says_so() ->
     with pytest.raises(BadRecord) as refused:
         list(by.events(b'{"x": [1]}', source(1)))
     assert refused.value.reason == "framed"
+
+
+AVRO = {
+    "type": "record", "name": "Query", "namespace": "own",
+    "fields": [
+        {"name": "who", "type": "string"},
+        {"name": "at", "type": {"type": "long", "logicalType": "timestamp-millis"}},
+        {"name": "row", "type": {"type": "array", "items": ["null", "double"]}},
+        {"name": "said", "type": {"type": "enum", "name": "Said", "symbols": ["no", "yes"]}},
+        {"name": "more", "type": {"type": "map", "values": "bytes"}},
+    ],
+}  # fmt: skip
+AVRO_RECORD = (
+    b"\x08acme" + b"\x80\x84\x80\xab\xa1\x67" + b"\x04\x02" + struct.pack("<d", 0.5) + b"\x00" + b"\x00" + b"\x02"
+    + b"\x02\x02k\x02v\x00"
+)  # fmt: skip
+"""who, 1774000800000, two elements (0.5 and null), the second symbol, one entry."""
+
+
+def avro(schemas: dict[str, object], framing: str = "schema-registry") -> Translator:
+    content = {
+        "name": "own", "client": {"paths": [{"path": "who"}]}, "time": {"paths": ["at"], "unit": "ms"},
+        "input": {"paths": ["row"], "form": "row"}, "answer": {"paths": ["said"]},
+        "read": {"format": "avro", "framing": framing, "schemas": {i: json.dumps(one) for i, one in schemas.items()}},
+    }  # fmt: skip
+    return translator(mapping_of(content, "own"))
+
+
+def test_avro_is_read_by_the_schema_that_the_frame_names() -> None:
+    (event,) = map(json.loads, avro({"7": AVRO}).events(b"\x00\x00\x00\x00\x07" + AVRO_RECORD, source(0)))
+    (bare,) = map(json.loads, avro({"*": AVRO}, "none").events(AVRO_RECORD, source(0)))
+    assert event == bare
+    assert (event["client_id"], event["timestamp"]) == ("acme", "2026-03-20T10:00:00Z")
+    assert (event["features"], event["prediction"]) == ([0.5, None], {"label": "yes"})
+
+
+def test_avro_that_cannot_be_read_is_refused_whatever_it_states() -> None:
+    rng = np.random.default_rng(1)
+    hostile = [AVRO_RECORD[:n] for n in range(len(AVRO_RECORD))] + [AVRO_RECORD + b"\x00"]
+    hostile += [b"\xfe\xff\xff\xff\x0f" + AVRO_RECORD, b"\x08acme\x00" + b"\xff" * 9 + b"\x01"]
+    hostile.append(AVRO_RECORD.replace(b"\x00\x00\x02\x02\x02k", b"\x00\x00\x08\x02\x02k"))  # no such symbol
+    hostile += [bytes(rng.integers(0, 256, rng.integers(1, 60), dtype=np.uint8)) for _ in range(300)]
+    by = avro({"7": AVRO})
+    for value in hostile:
+        with pytest.raises(BadRecord) as refused:
+            list(by.events(b"\x00\x00\x00\x00\x07" + value, source(0)))
+        assert refused.value.reason == "framed"
+    with pytest.raises(BadRecord, match="no schema 8"):
+        list(by.events(b"\x00\x00\x00\x00\x08" + AVRO_RECORD, source(0)))
+    nulls = {"type": "record", "name": "Nulls", "fields": [{"name": "n", "type": {"type": "array", "items": "null"}}]}
+    with pytest.raises(BadRecord, match="more than"):  # a count costs nothing to state
+        list(avro({"*": nulls}, "none").events(b"\xfe\xff\xff\xff\xff\xff\xff\x0f\x00", source(0)))
+    with pytest.raises(WrongUse, match="no schema of Avro"):
+        avro({"7": {"type": "recrod"}})
+
+
+# --- binary tensors
+
+TENSORS = {"inputs": [{"name": "x", "shape": [2, 3], "datatype": "FP32"}]}
+PACKED = np.arange(6, dtype="<f4").tobytes()
+TWO_ROWS = [("features", [0.0, 1.0, 2.0]), ("features", [3.0, 4.0, 5.0])]
+
+
+def with_size(size: int, datatype: str = "FP32") -> bytes:
+    tensor = {"name": "x", "shape": [2, 3], "datatype": datatype, "parameters": {"binary_data_size": size}}
+    return json.dumps({"id": "1", "inputs": [tensor]}).encode()
+
+
+def field(number: int, value: bytes) -> bytes:
+    size, out = len(value), b""
+    while size > 127:
+        size, out = size >> 7, out + bytes((size & 127 | 128,))
+    return bytes((number << 3 | 2,)) + out + bytes((size,)) + value
+
+
+def grpc(contents: bytes = b"", raw: bytes | None = PACKED) -> bytes:
+    tensor = field(1, b"x") + field(2, b"FP32") + field(3, b"\x02\x03") + contents
+    return field(1, b"loans") + field(3, b"id-1") + field(5, tensor) + (b"" if raw is None else field(7, raw))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        with_size(24) + PACKED,
+        base64.b64encode(with_size(24) + PACKED).decode(),
+        {**TENSORS, "raw_input_contents": [base64.b64encode(PACKED).decode()]},
+        {"inputs": [{**TENSORS["inputs"][0], "shape": ["2", "3"], "contents": {"fp32Contents": [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]}}]},
+        grpc(),
+        base64.b64encode(grpc()).decode(),
+        grpc(field(5, field(6, PACKED)), None),
+    ],
+)  # fmt: skip
+def test_binary_tensors_are_read_in_every_form(body: object) -> None:
+    assert shapes.rows_of(bodies.body(body)) == TWO_ROWS
+
+
+def test_every_type_of_tensor_is_read() -> None:
+    for datatype, values, kind in (
+        ("BOOL", [True, False], "u1"), ("UINT8", [1, 255], "u1"), ("INT64", [-1, 1 << 40], "<i8"), ("FP16", [0.5, -2.0], "<f2"),
+        ("FP64", [0.1, 1e300], "<f8"), ("INT32", [-7, 7], "<i4"),
+    ):  # fmt: skip
+        raw = np.array(values, kind).tobytes()
+        payload = {
+            "outputs": [{"name": "y", "shape": [2], "datatype": datatype}],
+            "raw_output_contents": [base64.b64encode(raw).decode()],
+        }
+        assert answers_of(bodies.body(payload), 2) == values
+    half = {"name": "y", "shape": [2], "datatype": "BF16", "parameters": {"binary_data_size": 4}}
+    words = {"name": "w", "shape": [2], "datatype": "BYTES", "parameters": {"binary_data_size": 13}}
+    raw = b"\x80\x3f\x00\xc0" + b"\x02\x00\x00\x00DE" + b"\x03\x00\x00\x00FRA"
+    found = bodies.body(json.dumps({"inputs": [half, words]}).encode() + raw)
+    assert shapes.rows_of(found) == [("features", {"y": 1.0, "w": "DE"}), ("features", {"y": -2.0, "w": "FRA"})]
+
+
+def test_tensors_whose_bytes_do_not_agree_are_no_rows() -> None:
+    hostile: list[Any] = [with_size(24) + PACKED[:n] for n in range(24)] + [with_size(24) + PACKED + b"x"]
+    hostile += [with_size(n) + PACKED for n in (-1, 0, 23, 25, 1 << 40)]
+    hostile += [with_size(24, datatype) + PACKED for datatype in ("FP64", "BYTES", "INT8", "other", "")]
+    hostile += [grpc()[:n] for n in range(len(grpc()))] + [grpc(raw=PACKED[:-1]), grpc(raw=PACKED + b"x")]
+    for shape in ([2, 4], [1 << 40, 1 << 40], [-2, -3], ["2", "x"], [2.0, 3.0], [True, 6], [], [[2], 3], "2,3", None):
+        tensor = {"name": "x", "shape": shape, "datatype": "FP32"}
+        hostile.append({"inputs": [tensor], "raw_input_contents": [base64.b64encode(PACKED).decode()]})
+    hostile += [{**TENSORS, "raw_input_contents": raw} for raw in ([], ["!"], [1], ["AAAA", "AAAA"], "AAAA")]
+    for body in hostile:
+        rows = shapes.rows_of(bodies.body(body))
+        assert not any(isinstance(row, list) and all(type(v) is float for v in row) for _, row in rows), body
+
+
+def test_a_binary_tensor_of_kserve_is_a_query() -> None:
+    def event(half: str, data: bytes) -> list[bytes]:
+        headers = {
+            "ce_type": f"org.kubeflow.serving.inference.{half}", "ce_id": "r", "ce_inferenceservicename": loans.MODEL,
+            "ce_time": "2026-03-20T09:00:00Z", "ce_metadata": json.dumps({"X-Consumer-Id": ["acme"]}),
+        }  # fmt: skip
+        named = {name: text.encode() for name, text in headers.items()}
+        return list(by.events(data, Source("t:0@1", "t:0", headers=named)))
+
+    by = translator("kserve")
+    answer = {"outputs": [{"name": "label", "shape": [2], "datatype": "BYTES", "parameters": {"binary_data_size": 11}}]}
+    assert event("request", with_size(24) + PACKED) == []
+    said = event("response", json.dumps(answer).encode() + b"\x02\x00\x00\x00no\x01\x00\x00\x00y")
+    events = [json.loads(one) for one in said]
+    assert [(e["client_id"], e["features"], e["prediction"]) for e in events] == [
+        ("acme", [0.0, 1.0, 2.0], {"label": "no"}), ("acme", [3.0, 4.0, 5.0], {"label": "y"}),
+    ]  # fmt: skip
 
 
 def test_key_time_place_and_headers_of_a_record_are_fields() -> None:

@@ -1,6 +1,7 @@
 """Bodies: decodes a payload that was logged as JSON, as a text of JSON, as CSV, or as any of them in base64.
 
 Rules:
+* Bytes may be binary tensors (tensors.py).
 * Nothing raises. A payload that cannot be read stays text, and the decoder of events marks it as an input that cannot be read.
 * A CSV cell has no type: text that reads as a number is one, an empty cell is null, anything else is text. A number with leading zeros is
   a name.
@@ -16,6 +17,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from consumers.log.mappings import tensors
 from consumers.log.mappings.mapping import Encoding
 from consumers.log.tolerant import parsed
 
@@ -44,7 +46,19 @@ def body(value: Any, encoding: Encoding = "auto") -> Any:
     Any
         Objects and lists as they are, CSV as a list of rows, a single cell as what it is, other texts as texts.
     """
+    found = _read(value, encoding)
+    return (
+        tensors.opened(found)
+        if isinstance(found, dict) and not found.keys().isdisjoint(tensors.TENSOR_LISTS)
+        else found
+    )
+
+
+def _read(value: Any, encoding: Encoding) -> Any:
     if isinstance(value, bytes):
+        binary = None if _json(value.decode("utf-8", "replace")) is not None else tensors.of_bytes(value)
+        if binary is not None:
+            return binary
         value = value.decode("utf-8", "replace")
     if isinstance(value, list) and value and all(isinstance(part, str) and part[:1] in ("{", "[") for part in value):
         return [body(part, "json") for part in value]
@@ -56,7 +70,11 @@ def body(value: Any, encoding: Encoding = "auto") -> Any:
     if encoding == "csv":
         return table(value)
     if encoding == "base64" or _looks_encoded(value):
-        text = _decoded(value)
+        raw = _decoded(value)
+        binary = None if raw is None else tensors.of_bytes(raw)
+        if binary is not None:
+            return binary
+        text = None if raw is None else _text(raw)
         if text is not None and (encoding == "base64" or _json(text) is not None or _is_table(text)):
             return _plain(text)
     return _plain(value)
@@ -133,10 +151,17 @@ def _looks_encoded(text: str) -> bool:
     return len(bare) >= 8 and len(bare) % 4 == 0 and _BASE64.fullmatch(bare) is not None and not _is_table(bare)
 
 
-def _decoded(text: str) -> str | None:
-    """The text in base64, of either alphabet; None when it is none, or holds no text."""
+def _decoded(text: str) -> bytes | None:
+    """What a text in base64 holds, of either alphabet; None when it is none."""
     bare = "".join(text.split())
     try:
-        return base64.b64decode(bare.replace("-", "+").replace("_", "/"), validate=True).decode("utf-8")
+        return base64.b64decode(bare.replace("-", "+").replace("_", "/"), validate=True)
     except (binascii.Error, ValueError):
+        return None
+
+
+def _text(raw: bytes) -> str | None:
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
         return None

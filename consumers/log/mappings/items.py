@@ -4,7 +4,7 @@ These layers are removed, in this order: the line of a topic that `kcat -J` wrot
 CloudEvents, the list or path in which a record holds several items.
 
 Rules:
-* Only JSON, CSV and OTLP are read. Other data is refused with the reasons of native records.
+* Only JSON, CSV, OTLP and Avro are read. Other data is refused with the reasons of native records.
 * CSV without declared columns: the first line of each file names them. A topic has no first line, so there they must be declared.
 """
 
@@ -18,12 +18,14 @@ from typing import Any
 
 from consumers.errors import BadRecord
 from consumers.log.mappings import bodies, otlp, paths
+from consumers.log.mappings.avro import AvroReader
 from consumers.log.mappings.mapping import ReadSpec
 from consumers.log.mappings.sources import Source
 from consumers.log.reasons import why_no_object, why_not_json
 from consumers.log.tolerant import parsed
 
 FRAME_BYTES = 5
+ANY_SCHEMA = "*"
 KCAT = frozenset(("topic", "partition", "offset", "payload"))
 """Keys of a line that `kcat -J` writes for each record of a topic."""
 CLOUD_EVENT_TYPE = b"application/cloudevents"
@@ -38,12 +40,14 @@ class ItemReader:
 
     reading: ReadSpec
     _each: paths.RecordPath | None = field(init=False)
+    _avro: dict[str, AvroReader] = field(init=False)
     _file: str = ""
     _line: int = 0
     _columns: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self._each = paths.parse(self.reading.each) if self.reading.each else None
+        self._avro = {name: AvroReader(schema) for name, schema in self.reading.schemas.items()}
 
     def items(self, value: bytes, source: Source) -> Iterator[Item]:
         """The items of a record. Raises BadRecord, RecursionError."""
@@ -53,14 +57,31 @@ class ItemReader:
                 yield row, row, source
             return
         value, source = _without_kcat(value, source)
+        schema = ANY_SCHEMA
         if self.reading.framing == "schema-registry":
             if len(value) <= FRAME_BYTES or value[0] != 0:
                 raise BadRecord("framed", "no magic byte 0 and schema id stand before the record")
-            value = value[FRAME_BYTES:]
+            schema, value = str(int.from_bytes(value[1:FRAME_BYTES], "big")), value[FRAME_BYTES:]
         if self.reading.format == "otlp":
             yield from ((item, item, source) for item in otlp.items(value))
             return
+        if self.reading.format == "avro":
+            yield from self._of(self._decoded(value, schema), source)
+            return
         yield from self._json(value, source)
+
+    def _decoded(self, value: bytes, schema: str) -> dict[str, Any]:
+        """A record of Avro. Raises BadRecord."""
+        reader = self._avro.get(schema, self._avro.get(ANY_SCHEMA))
+        if reader is None:
+            raise BadRecord("framed", f"the mapping has no schema {schema}")
+        try:
+            record = reader.record(value)
+        except ValueError as error:
+            raise BadRecord("framed", f"no record of the schema: {error}") from None
+        if not isinstance(record, dict):
+            raise BadRecord("framed", "the schema is none of a record")
+        return record
 
     def _json(self, value: bytes, source: Source) -> Iterator[Item]:
         enveloped = self.reading.envelope == "cloudevents"
@@ -69,7 +90,10 @@ class ItemReader:
             item: Any = {**attributes, "data": value}
             yield item, item, source
             return
-        record = _parsed(value)
+        yield from self._of(_parsed(value), source, value)
+
+    def _of(self, record: Any, source: Source, value: bytes = b"") -> Iterator[Item]:
+        """The items of a record that was read."""
         if self._each is not None:
             found = list(paths.walk(self._each.steps, record))
         elif isinstance(record, list):
@@ -81,7 +105,7 @@ class ItemReader:
                 *why_no_object(value) if not isinstance(record, dict) else ("wrong_type", "an item is no object")
             )
         for item in found:
-            yield _unwrapped(item) if enveloped else item, record, source
+            yield _unwrapped(item) if self.reading.envelope == "cloudevents" else item, record, source
 
     def _csv(self, value: bytes, source: Source) -> dict[str, Any] | None:
         """One line by columns; None for the line that names them."""

@@ -21,6 +21,7 @@ from consumers import paths as files
 from consumers.errors import Refused, WrongUse
 from consumers.log.halves import Role
 from consumers.log.mappings import paths
+from consumers.log.mappings.avro import AvroReader
 
 NATIVE = "native"
 PRESETS = (
@@ -29,7 +30,7 @@ PRESETS = (
 )  # fmt: skip
 MOST_FILE_BYTES = 1 << 20
 
-Format = Literal["json", "csv", "otlp"]
+Format = Literal["json", "csv", "otlp", "avro"]
 Framing = Literal["none", "schema-registry"]
 Envelope = Literal["none", "cloudevents"]
 ClientKind = Literal["id", "credential", "ip"]
@@ -52,6 +53,7 @@ class ReadSpec(_Part, frozen=True):
     envelope  ``cloudevents``: attributes in Kafka headers (``ce_…``, ``ce-…`` or bare names) or in the JSON object, payload as ``data``
     each      path of the items, when a record holds several; empty: the record is the item, or each element of a list
     columns   names of the cells of a CSV line; empty: the first line of a file says them
+    schemas   of Avro: id in the registry, or ``*`` for every record → schema, as JSON
     """
 
     format: Format = "json"
@@ -60,6 +62,7 @@ class ReadSpec(_Part, frozen=True):
     each: str = ""
     columns: tuple[str, ...] = ()
     delimiter: Annotated[str, msgspec.Meta(min_length=1, max_length=1)] = ","
+    schemas: dict[str, str] = {}
 
 
 class RecognitionSpec(_Part, frozen=True):
@@ -221,6 +224,13 @@ def mapping_of(content: Mapping[str, Any], where: str) -> LogMapping:
         paths.parse(text)
     if mapping.join is not None and len(mapping.join.response_id) not in (0, len(mapping.join.id)):
         raise WrongUse(f"mapping {where}: join.response_id must name as many paths as join.id, in the same order")
+    if bool(mapping.read.schemas) != (mapping.read.format == "avro"):
+        raise WrongUse(f'mapping {where}: read.schemas are for read.format = "avro", which needs them')
+    for name, schema in mapping.read.schemas.items():
+        try:
+            AvroReader(schema)
+        except ValueError as error:
+            raise WrongUse(f"mapping {where}: read.schemas.{name} is no schema of Avro: {error}") from None
     if mapping.read.columns and mapping.read.format != "csv":
         raise WrongUse(f'mapping {where}: read.columns are for read.format = "csv"')
     return mapping
