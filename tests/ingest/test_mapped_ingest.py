@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
-from kafka import KafkaProducer
+from kafka import KafkaConsumer, KafkaProducer
 from support import foreign_logs, loans
 
 from consumers import cli, config
 from consumers.fit import write_baseline
 from consumers.log.halves import ROW_BITS
 from consumers.log.mappings.identity import UNATTRIBUTED
+from consumers.log.mappings.mapping import NATIVE, PRESETS, ReadSpec, preset
+from consumers.log.mappings.written import as_toml
 from consumers.store import DECISION_CELLS
 from consumers.store.embedded import EmbeddedStore
 from consumers.telemetry.metrics import Metrics
@@ -213,3 +217,110 @@ def test_canary_events_leave_the_same_profiles_as_their_truthful_answers(
     assert kept["flagged"] == kept["plain"]
     assert kept["replayed"] == kept["plain"]
     assert kept["marked"] != kept["plain"]
+
+
+# --- credentials
+
+
+def canary(name: str) -> str:
+    """The key that clients of a preset send. Its last letters are those of no other."""
+    return f"sk-canary-{name}-5f2e9c71"
+
+
+def with_credential(name: str, line: bytes) -> bytes:
+    """A record whose client is known by a raw key alone, or that holds one where the preset looks for none."""
+    key = canary(name)
+    headers = {"x-api-key": key, "apikey": key, "authorization": f"Bearer {key}"}
+    record = json.loads(line)
+    for entry in record if isinstance(record, list) else [record]:
+        match name:
+            case "kserve":
+                entry["metadata"] = json.dumps({header: [value] for header, value in headers.items()})
+            case "seldon":
+                entry["headers"] += [text for pair in headers.items() for text in pair]
+            case "apisix" | "kong":
+                entry["consumer"] = {}
+                entry["request"]["headers"] |= headers
+            case "litellm":
+                entry["metadata"] = {"user_api_key_hash": key}
+            case "envoy-ai":
+                del entry["x-tenant-id"]
+                entry |= headers
+            case _:
+                entry |= {"api_key": key, "headers": headers}
+    return json.dumps(record).encode()
+
+
+def lines_with_credentials(name: str) -> list[bytes]:
+    """Records of a preset, and as many ways to break one as dead letters know."""
+    events = loans.in_order(loans.life("c-0", loans.person, 6, np.random.default_rng(4)))
+    if name == "csv":
+        rows = foreign_logs.csv_table(events)[1:]
+        good = [canary(name).encode() + row[row.index(b",") :] for row in rows]
+        return [*good, good[0][:-20], good[0] + b',"' + canary(name).encode(), canary(name).encode()]
+    made = foreign_logs.TABLES[name](events) if name in foreign_logs.TABLES else foreign_logs.TEXTS[name](6)
+    good = [with_credential(name, line) for line in made]
+    if name == "seldon":
+        return good
+    bare = canary(name).encode()
+    broken = [good[0][: len(good[0]) * part // 4] for part in (1, 2, 3)] + [good[0] + b"}"]
+    broken += [
+        b'{"authorization": "' + bare + b'", "x": ' + b"[" * 9000,
+        bare,
+        b'"' + bare + b'"',
+        b'["' + bare + b'"]',
+    ]
+    broken.append(b'{"x-api-key": "' + bare + b'", "model": 1}')
+    return good + broken
+
+
+def letters_of(bootstrap: str, topic: str) -> list[bytes]:
+    consumer = KafkaConsumer(topic, bootstrap_servers=bootstrap, auto_offset_reset="earliest", consumer_timeout_ms=3000)
+    try:
+        return [record.value for record in consumer]
+    finally:
+        consumer.close()
+
+
+def test_the_raw_key_of_a_client_is_nowhere_whatever_the_preset(
+    kafka_bootstrap: str,
+    topic: Any,
+    tmp_path: Path,
+    baseline_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    names = [name for name in PRESETS if name != NATIVE]
+    columns = ["api_key", "timestamp", "age", "tenure", "income", "ratio", "country", "prediction"]
+    table = as_toml(msgspec.structs.replace(preset("csv"), read=ReadSpec(format="csv", columns=tuple(columns))))
+    (tmp_path / "table.toml").write_text(table)
+    topics, formats, sent = list[str](), dict[str, str](), b""
+    for name in names:
+        where = topic(partitions=1)
+        topics.append(where)
+        formats[where] = str(tmp_path / "table.toml") if name == "csv" else name
+        lines = lines_with_credentials(name)
+        sent += b"".join(lines)
+        produce_all(kafka_bootstrap, where, records(lines, name == "seldon"))
+    monkeypatch.setenv("QUERYWARDEN_KAFKA__TOPICS", ",".join(topics))
+    settings = settings_of(tmp_path, kafka_bootstrap, topics[0], baseline_file, json.dumps(formats), monkeypatch)
+    ingest(settings)
+    with pytest.raises(SystemExit):
+        cli.main(["status"])
+    letters = letters_of(kafka_bootstrap, f"{topics[0]}.dead")
+    assert len(letters) > 10 * len(topics) / 2
+    places = {f"file {path.relative_to(tmp_path)}": path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    places["dead-letter topic"] = b"".join(letters) + b"".join(
+        base64.b64decode(json.loads(letter)["head"]) for letter in letters
+    )
+    shown = capfd.readouterr()
+    places["output"] = (shown.out + shown.err).encode()
+    told = {
+        (name, where)
+        for name in names
+        for where, text in places.items()
+        if any(form in text for form in (canary(name).encode(), base64.b64encode(canary(name).encode())[:-4]))
+    }
+    assert all(canary(name).encode() in sent for name in names)
+    assert told == set()
+    assert counters(tmp_path)["queries"] > 6 * 8
