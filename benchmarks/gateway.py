@@ -253,7 +253,7 @@ def fill(store: Any, secrets: Any, count: int) -> None:
     for n in range(count):
         key = ClientKey(TENANT, MODEL, secrets.client_hash(TENANT, f"client-{n}"))
         state = "block" if n % 3 == 0 else "throttle"
-        cells[decision_cell(key)][key] = DecisionRow(b"", state, 0.99, until_s, state)
+        cells[decision_cell(key, DECISION_CELLS)][key] = DecisionRow(b"", state, 0.99, until_s, state)
     for cell in range(DECISION_CELLS):
         token = f"benchmark-{cell}"
         revision = store.claim_decisions(cell, "benchmark", token, 60_000).revision

@@ -30,6 +30,7 @@ from consumers.alert_settings import AlertSettings, EvidenceSettings, Part
 from consumers.enforcement_settings import ExposureSettings, GatewaySettings, RespondersSettings
 from consumers.errors import Refused, WrongUse
 from consumers.log_settings import KafkaSettings, LinkSettings, LogSettings
+from consumers.store import DECISION_CELLS, MOST_DECISION_CELLS
 
 PREFIX = "QUERYWARDEN_"
 Role = Literal["gateway", "viewer", "analyst", "operator", "admin", "ingest"]
@@ -48,6 +49,9 @@ class StoreSettings(Part):
         0, ge=0, description="number of replicas that must confirm an operator's write (Redis WAIT); 0: none"
     )
     timeout_s: float = Field(2.0, gt=0, description="timeout of one call to the store, in seconds")
+    decision_cells: int = Field(DECISION_CELLS, ge=1, le=MOST_DECISION_CELLS, description=(
+        "parts in which detect processes share the decisions; a store refuses another number than it was made with (docs/upkeep.md)"
+    ))  # fmt: skip
     sealing: Literal["off", "auto", "on"] = Field(
         "auto",
         description="encryption of stored profiles, decisions and alerts. auto: if the tenant has a key in the secrets file; "

@@ -6,7 +6,7 @@ Rules:
   holds at most `ALERTS_AT_ONCE` alerts in memory. Without threads a turn delivers inline (replay, tests, simulation).
 * A sink that takes nothing is left alone for 1 s, then twice as long each time, at most 5 minutes.
 * An alert that is refused for good (`Undeliverable`) is set aside: counted, its id logged, kept with the alerts of the store for 30 days.
-* The outbox is bounded: at most `ROOM` alerts of a decision cell wait for a sink. Older ones are set aside in the same way, as
+* The outbox is bounded: at most `ROOM` alerts wait for a sink, equally many a decision cell. Older ones are set aside in the same way, as
   dropped. The alarm ``outbox`` is raised when four fifths are used.
 """
 
@@ -24,7 +24,7 @@ from consumers.errors import CorruptState, Unavailable, Undeliverable
 from consumers.periodic import Backoff, Periodic
 from consumers.records.alert import stored_alert
 from consumers.secrets import Secrets
-from consumers.store import DECISION_CELLS, DecisionStore, OutboxAlert
+from consumers.store import DecisionStore, OutboxAlert
 from consumers.telemetry.alarms import Alarms
 from consumers.telemetry.metrics import Metrics
 
@@ -32,8 +32,8 @@ log = logging.getLogger("querywarden.detect")
 
 ALERTS_AT_ONCE = 100
 BACK_OFF_S = (1.0, 300.0)
-ROOM = 100_000 // DECISION_CELLS
-"""Alerts of a decision cell that may wait for a sink: 100,000 over all cells."""
+ROOM = 100_000
+"""Alerts that may wait for a sink: each decision cell has an equal part of it."""
 COUNTED = 1000
 """Alerts of a cell that wait, as far as somebody is told."""
 MEASURED_EVERY_S = 60.0
@@ -126,10 +126,11 @@ class OutboxWorker:
 
     def _bound(self, cell: int) -> float:
         """Set aside what is too much; returns the share of the room in use."""
-        waiting = self.store.outbox(cell, self.sink.name, ROOM + ALERTS_AT_ONCE)
-        for entry, alert in waiting[: max(0, len(waiting) - ROOM)]:
+        room = max(1, ROOM // self.store.decision_cells)
+        waiting = self.store.outbox(cell, self.sink.name, room + ALERTS_AT_ONCE)
+        for entry, alert in waiting[: max(0, len(waiting) - room)]:
             self._set_aside(cell, entry, alert.uid, "dropped", "no room to wait")
-        return min(1.0, len(waiting) / ROOM)
+        return min(1.0, len(waiting) / room)
 
     def _set_aside(self, cell: int, entry: str, uid: str, outcome: str, why: str) -> None:
         log.error("alert set aside", extra={"sink": self._kind, "alert": uid, "outcome": outcome, "why": why})

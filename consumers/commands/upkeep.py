@@ -27,6 +27,7 @@ from consumers.operators.erasure import DataSubject
 from consumers.secrets import Secrets
 from consumers.store import Store, Tombstones
 from consumers.store import snapshot as files
+from consumers.store.renumbering import renumbered
 from consumers.wiring import adapters
 from consumers.wiring.operators import operations_of, user_of
 from consumers.wiring.watermark import forget_canaries
@@ -59,7 +60,10 @@ def snapshot(
 def restore(
     path: Annotated[Path, typer.Argument(metavar="FILE", help="Snapshot file to read.")], config_file: ConfigFile = None
 ) -> None:
-    """Fill an empty store from a snapshot. Then start the service: it reads on from the position of the snapshot."""
+    """Fill an empty store from a snapshot. Then start the service: it reads on from the position of the snapshot.
+
+    The store gets as many decision cells as ``store.decision_cells`` says, whatever number the snapshot's store had.
+    """
     settings = config.load(config_file)
     paths.check_regular(path)
     secrets = Secrets.load(settings.secrets_path)
@@ -69,11 +73,11 @@ def restore(
         terminal.spinner() as say,
     ):
         say("restoring")
-        store.restore(items)
+        store.restore(renumbered(items, store.decision_cells, adapters.subject_reader(settings, secrets)))
         adapters.prepare(store, secrets)
         _note(settings, store, secrets, "store.restore", f"created_s:{header.created_s}")
-        cells = store.cells()
-    terminal.out.print(f"restored {len(cells)} cells from {path}", soft_wrap=True)
+        cells, decided = store.cells(), store.decision_cells
+    terminal.out.print(f"restored {len(cells)} cells from {path} ({decided} decision cells)", soft_wrap=True)
 
 
 def rebuild(

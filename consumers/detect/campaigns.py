@@ -304,7 +304,7 @@ class Search:
             work: dict[int, list[ClientKey]] = {}
             for key in keys:
                 if key not in new_inside or not any(_flagged(survey.standing.get(larger)) for larger in inside[key]):
-                    work.setdefault(decision_cell(key), []).append(key)
+                    work.setdefault(decision_cell(key, self.store.decision_cells), []).append(key)
             for cell, mine in sorted(work.items()):
                 outcome = self._recorded(
                     cell, mine, lambda c, k, rows: self._assess(c, k, groups, rows, now_s), held, process, lease_ms
@@ -317,7 +317,7 @@ class Search:
         renamed: dict[int, list[ClientKey]] = {}
         for key, summary in survey.clients.items():
             if names.get(key) != summary.campaign_id:
-                renamed.setdefault(decision_cell(key), []).append(key)
+                renamed.setdefault(decision_cell(key, self.store.decision_cells), []).append(key)
         for cell, keys in sorted(renamed.items()):
             outcome = self._recorded(
                 cell, keys, lambda c, k, rows: self._rename(c, k, names, rows), held, process, lease_ms
@@ -333,7 +333,9 @@ class Search:
         for group in survey.groups:
             before = survey.standing.get(group.key)
             over = before is not None and now_s is not None and 0 < before.decision.until_s <= now_s
-            if decision_cell(group.key) in held and (over or _changed(group, self.assessed.get(group.key))):
+            if decision_cell(group.key, self.store.decision_cells) in held and (
+                over or _changed(group, self.assessed.get(group.key))
+            ):
                 due.append(group)
         waited = {key: i for i, key in enumerate(self.assessed)}
         due.sort(key=lambda g: (waited.get(g.key, -1), -g.oddness, g.key))

@@ -57,6 +57,7 @@ class Joining:
     store: OperatorStore
     secrets: Secrets
     metrics: Metrics
+    decision_cells: int
 
     def look(self, tenant: str, survey: Survey, held: Container[int], now_s: int) -> int:
         """Add the accounts that may join the decisions of a tenant; return how many. Raises Unavailable."""
@@ -64,7 +65,7 @@ class Joining:
         for decision in self.overrides.campaign_decisions(tenant, now_s):
             key = campaign_key(tenant, decision.model, decision.campaign)
             row = survey.standing.get(key)
-            if decision_cell(key) not in held or row is None or not extends(decision):
+            if decision_cell(key, self.decision_cells) not in held or row is None or not extends(decision):
                 continue
             accounts = list(self._allowed(decision, row, survey, tenant, now_s))
             if accounts:

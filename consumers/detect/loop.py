@@ -46,7 +46,7 @@ from consumers.errors import CorruptState, Fenced, LeaseHeld, Rewound, Unavailab
 from consumers.periodic import Backoff
 from consumers.records.decision import stored_decision
 from consumers.records.heartbeat import heartbeats
-from consumers.store import DECISION_CELLS, Cursor, DecisionClaim, DecisionRow, Outcome, ServiceStore, decision_cell
+from consumers.store import Cursor, DecisionClaim, DecisionRow, Outcome, ServiceStore, decision_cell
 from consumers.telemetry.alarms import Alarms
 from consumers.telemetry.metrics import Metrics
 from detector.query import ClientKey
@@ -126,7 +126,7 @@ class Runner:
     _searched_s: float = -math.inf
     _postponed: int = 0
     _until: dict[ClientKey, int] = field(default_factory=dict)
-    _share: int = DECISION_CELLS
+    _share: int = 0
     _leases: dict[int, tuple[int, int]] = field(default_factory=dict)
     _corrupt: set[str] = field(default_factory=set)
 
@@ -149,7 +149,7 @@ class Runner:
         renew = self.clock() - self._renewed_s > self.lease_ms / 3000
         assessed = 0
         self._take_part()
-        for cell in range(DECISION_CELLS):
+        for cell in range(self.store.decision_cells):
             if cell not in self.held and len(self.held) < self._share:
                 self._claim(cell)
         if self.overrides is not None:
@@ -219,16 +219,18 @@ class Runner:
         self.alarms.show("queries_total", bool(over), models=over)
         if self.overrides is not None and self.joins is not None:
             self.overrides.refresh(self.store)
-            joining = Joining(self.overrides, self.joins, self.store, self.detect.secrets, self.metrics)
+            joining = Joining(
+                self.overrides, self.joins, self.store, self.detect.secrets, self.metrics, self.store.decision_cells
+            )
             joining.look(tenant, survey, self.held, self.now_s() or 0)
 
     def _take_part(self) -> None:
         """Say that we live; let go of what is more than our part of the cells."""
         if not self.balanced:
-            self._share = DECISION_CELLS
+            self._share = self.store.decision_cells
             return
         if self.clock() - self._attended_s >= self.lease_ms / 3000:
-            self._share = math.ceil(DECISION_CELLS / self.store.attend(self.process, self.lease_ms))
+            self._share = math.ceil(self.store.decision_cells / self.store.attend(self.process, self.lease_ms))
             self._attended_s = self.clock()
         for cell in sorted(self.held)[self._share :]:
             self.store.release_decisions(cell, self.process)
@@ -247,7 +249,10 @@ class Runner:
 
     def idle(self) -> bool:
         """Whether nothing is left to do anywhere: our cells had nothing, and who holds the others has looked at them since."""
-        return all(cell in self.held or self._leases.get(cell, (0, 0))[1] >= RENEWALS for cell in range(DECISION_CELLS))
+        return all(
+            cell in self.held or self._leases.get(cell, (0, 0))[1] >= RENEWALS
+            for cell in range(self.store.decision_cells)
+        )
 
     def busy(self) -> None:
         """There was something to do: what the others did before does not count any more."""
@@ -266,7 +271,7 @@ class Runner:
         for client, until_s in list(self._until.items()):
             if until_s <= now_s:
                 del self._until[client]
-                over.setdefault(decision_cell(client), []).append(client)
+                over.setdefault(decision_cell(client, self.store.decision_cells), []).append(client)
         self._until |= {r.client: r.until_s for r in self.store.restrictions()[1] if r.until_s}
         return over
 
@@ -308,7 +313,11 @@ class Runner:
     ) -> int:
         held = self.held[cell]
         self.tenants.update(key.tenant for _, keys in pending.values() for key in keys)
-        said = [] if self.overrides is None else self.overrides.verdicts.due(cell, held.told, self.now_s() or 0)
+        said = (
+            []
+            if self.overrides is None
+            else self.overrides.verdicts.due(cell, self.store.decision_cells, held.told, self.now_s() or 0)
+        )
         judged = [one.client for one in said]
         clients = list(dict.fromkeys([*(k for _, keys in pending.values() for k in keys), *over, *judged]))
         if not clients and not renew:

@@ -41,15 +41,16 @@ class PendingVerdict:
 
 @dataclass(slots=True)
 class Verdicts:
-    """cells: decision cell → (tenant, alert id) → what was said last."""
+    """known: (tenant, alert id) → what was said last."""
 
-    cells: dict[int, dict[tuple[str, str], PendingVerdict]] = field(default_factory=dict)
+    known: dict[tuple[str, str], PendingVerdict] = field(default_factory=dict)
+    _by_cell: dict[int, list[PendingVerdict]] | None = None
 
     def take(self, entry: Entry) -> None:
         """An entry of kind *verdict*; one that cannot be read is passed over."""
+        self._by_cell = None
         if not entry.value:
-            for known in self.cells.values():
-                known.pop((entry.tenant, entry.key), None)
+            self.known.pop((entry.tenant, entry.key), None)
             return
         try:
             verdict = unpacked(entry, StoredVerdict)
@@ -58,12 +59,16 @@ class Verdicts:
             return
         if verdict.client:
             client = ClientKey(entry.tenant, verdict.model, verdict.client)
-            self.cells.setdefault(decision_cell(client), {})[entry.tenant, entry.key] = PendingVerdict(client, verdict)
+            self.known[entry.tenant, entry.key] = PendingVerdict(client, verdict)
 
-    def due(self, cell: int, told: set[PendingVerdict], now_s: float) -> list[PendingVerdict]:
-        """What the owner of a cell has not looked at since it claimed the cell."""
+    def due(self, cell: int, decision_cells: int, told: set[PendingVerdict], now_s: float) -> list[PendingVerdict]:
+        """What the owner of a cell, one of `decision_cells`, has not looked at since it claimed the cell."""
+        if self._by_cell is None:
+            self._by_cell = {}
+            for one in self.known.values():
+                self._by_cell.setdefault(decision_cell(one.client, decision_cells), []).append(one)
         oldest_s = now_s - KEPT_S
-        return [one for one in self.cells.get(cell, {}).values() if one not in told and one.verdict.at_s > oldest_s]
+        return [one for one in self._by_cell.get(cell, ()) if one not in told and one.verdict.at_s > oldest_s]
 
 
 def tell(

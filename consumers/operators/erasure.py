@@ -24,8 +24,8 @@ from typing import Any
 import msgspec
 
 from consumers.errors import CorruptState
-from consumers.records.alert import stored_alert
-from consumers.records.decision import campaign_key, is_campaign, stored_decision
+from consumers.records.alert import stored_alert, subject_key
+from consumers.records.decision import is_campaign, stored_decision
 from consumers.records.operator_cell import written
 from consumers.records.operator_entries import campaign_decision, packed
 from consumers.secrets import Secrets
@@ -120,11 +120,11 @@ def erase(
         if whole:
             done.letters += _drop_letters(store, cell, subject)
     say("decisions")
-    alerts = {alert["alert_id"]: _key_of(alert, subject) for alert in _alerts(store, secrets, subject)}
+    alerts = {alert["alert_id"]: subject_key(alert, secrets) for alert in _alerts(store, secrets, subject)}
     done.decisions, done.alerts = len(store.decided(keys)), len(alerts)
     named = {*keys, *_campaigns(store, secrets, subject), *alerts.values()}
-    for v in sorted({decision_cell(key) for key in named}):
-        mine = {key for key in named if decision_cell(key) == v}
+    for v in sorted({decision_cell(key, store.decision_cells) for key in named}):
+        mine = {key for key in named if decision_cell(key, store.decision_cells) == v}
         store.erase_decisions(v, sorted(mine), [alert for alert, key in alerts.items() if key in mine])
     say("operators' entries")
     done.entries = (drop or _drop_of(store))(lambda: _entries_of(store, subject, whole, set(alerts)))
@@ -208,13 +208,6 @@ def _alerts(store: Store, secrets: Secrets, subject: DataSubject) -> Iterator[di
         mine = any(name and secrets.client_hash(subject.tenant, name) == subject.client for name in who)
         if mine and body["tenant"] == subject.tenant and body["model_id"] in subject.models:
             yield body
-
-
-def _key_of(alert: dict[str, Any], subject: DataSubject) -> ClientKey:
-    """Whose finding it is: the client's, or a campaign's."""
-    if alert["kind"] == "campaign":
-        return campaign_key(subject.tenant, alert["model_id"], alert["campaign_id"])
-    return ClientKey(subject.tenant, alert["model_id"], subject.client)
 
 
 def _alone(alert: dict[str, Any], secrets: Secrets, subject: DataSubject) -> dict[str, Any]:

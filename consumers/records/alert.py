@@ -25,7 +25,7 @@ from typing import Any, Literal, get_args
 import msgspec
 
 from consumers.errors import CorruptState
-from consumers.records.decision import CAMPAIGN, StoredDecision, is_campaign, packed_row
+from consumers.records.decision import CAMPAIGN, StoredDecision, campaign_key, is_campaign, packed_row
 from consumers.records.sealing import sealed, unsealed, with_ids
 from consumers.secrets import Secrets
 from consumers.store import DecisionRow, OutboxAlert
@@ -215,6 +215,14 @@ def packed_alert(body: Mapping[str, Any], time_ms: int, secrets: Secrets) -> Out
 def _packed(body: Mapping[str, Any], time_ms: int, seal: Callable[[str], str]) -> OutboxAlert:
     uid = f"{body['alert_id']}/{body['update']}"
     return OutboxAlert(uid, time_ms, msgspec.json.encode(with_ids(body, seal)), body["tenant"])
+
+
+def subject_key(body: Mapping[str, Any], secrets: Secrets) -> ClientKey:
+    """Return whose row the finding belongs to: a client's or a campaign's. body: as `stored_alert` reads it."""
+    tenant, model = body["tenant"], body["model_id"]
+    if body["kind"] == "campaign":
+        return campaign_key(tenant, model, body["campaign_id"])
+    return ClientKey(tenant, model, secrets.client_hash(tenant, body["client_id"]))
 
 
 def stored_alert(alert: OutboxAlert, secrets: Secrets) -> dict[str, Any]:

@@ -5,7 +5,8 @@ typed by those that it uses: `ProfileStore`, `DecisionStore`, `OperatorStore` an
 both.
 
 * A profile cell holds the profiles of one *log cell*; ingest owns it.
-* A *decision cell* (0 ≤ v < `DECISION_CELLS`) holds the decisions of the clients that `decision_cell` maps to it; detect owns it.
+* A *decision cell* (0 ≤ v < `decision_cells` of the store) holds the decisions of the clients that `decision_cell` maps to it; detect owns
+  it. A store has the number that it was made with for life. Another number needs another store: `renumbering.py`.
 * The *operator cell* holds entries that cannot be rebuilt from the log: manual decisions, allowlist entries, verdicts, notes, API keys.
 
 Rules:
@@ -34,16 +35,19 @@ from typing import Literal, NamedTuple, Protocol
 from detector.query import ClientKey
 
 DECISION_CELLS = 32
+"""Decision cells of a store, unless `store.decision_cells` says otherwise."""
+MOST_DECISION_CELLS = 1024
+
 Proof = Literal["none", "alive", "folded"]
 """What a claim says for the records that come next. none: it counts as an attempt; alive: the process claimed before and lives, so it does
 not count; folded: the process came through their fold, so no earlier attempt counts any more."""
 SCHEMA_VERSION = 2
 
 
-def decision_cell(client: ClientKey) -> int:
-    """Decision cell of a client: the same for every process and every run."""
+def decision_cell(client: ClientKey, cells: int) -> int:
+    """Decision cell of a client in a store of `cells` decision cells: the same for every process and every run."""
     digest = hashlib.blake2b("\x00".join(client).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") % DECISION_CELLS
+    return int.from_bytes(digest, "big") % cells
 
 
 class Tombstones:
@@ -316,6 +320,10 @@ class ProfileStore(Protocol):
 
 class DecisionStore(Protocol):
     """Decision cells. Detect owns them; readers and gateways read them."""
+
+    @property
+    def decision_cells(self) -> int:
+        """How many there are; the same for every process that opens the store."""
 
     # --- detect
     def claim_decisions(self, cell: int, process: str, token: str, lease_ms: int) -> DecisionClaim:

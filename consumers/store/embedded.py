@@ -23,7 +23,6 @@ from typing import Any
 
 from consumers.errors import ConfigError, Fenced, Rewound
 from consumers.store import (
-    DECISION_CELLS,
     SCHEMA_VERSION,
     Checkpoint,
     Claim,
@@ -55,7 +54,7 @@ class EmbeddedStore(DecisionCells, OperatorCell, Upkeep):
     # --- layout and secrets
 
     def prepare(self, secrets_id: str) -> None:
-        expected = dict(zip(LAYOUT, (str(SCHEMA_VERSION), str(DECISION_CELLS), secrets_id), strict=True))
+        expected = dict(zip(LAYOUT, (str(SCHEMA_VERSION), str(self.decision_cells), secrets_id), strict=True))
         with self._write() as db:
             if not db.execute("SELECT 1 FROM layout").fetchone():
                 db.executemany("INSERT INTO layout VALUES (?, ?)", expected.items())
@@ -170,7 +169,13 @@ class EmbeddedStore(DecisionCells, OperatorCell, Upkeep):
             "INSERT INTO profiles (cell, client, decision_cell, touched, expires_s) VALUES (?, ?, ?, ?, ?)"
             " ON CONFLICT (cell, client) DO UPDATE SET touched = excluded.touched, expires_s = excluded.expires_s",
             [
-                (cell, text, decision_cell(client), checkpoint.next_offset, now_s + profile_ttl_s(checkpoint, client))
+                (
+                    cell,
+                    text,
+                    decision_cell(client, self.decision_cells),
+                    checkpoint.next_offset,
+                    now_s + profile_ttl_s(checkpoint, client),
+                )
                 for client, text in texts.items()
             ],
         )

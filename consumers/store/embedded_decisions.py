@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from consumers.errors import Fenced, LeaseHeld, Rewound
 from consumers.store import (
-    DECISION_CELLS,
     Cursor,
     DecisionClaim,
     DecisionRow,
@@ -46,7 +45,7 @@ class DecisionCells(SQLiteFile):
     # --- detect
 
     def claim_decisions(self, cell: int, process: str, token: str, lease_ms: int) -> DecisionClaim:
-        check_decision_cell(cell)
+        check_decision_cell(cell, self.decision_cells)
         check_lease(lease_ms)
         now_ms = int(self._now_s() * 1000)
         with self._write() as db:
@@ -68,7 +67,7 @@ class DecisionCells(SQLiteFile):
     def load_decisions(
         self, cell: int, token: str, revision: int, clients: Sequence[ClientKey]
     ) -> dict[ClientKey, DecisionRow]:
-        check_decision_cell(cell)
+        check_decision_cell(cell, self.decision_cells)
         with self._read() as db:
             _owned_decisions(db, cell, token, revision)
             rows = db.execute(
@@ -79,7 +78,7 @@ class DecisionCells(SQLiteFile):
         return {client_from_text(row[0]): DecisionRow(*row[1:]) for row in rows}
 
     def record(self, token: str, revision: int, outcome: Outcome, process: str, lease_ms: int) -> int:
-        check_outcome(outcome)
+        check_outcome(outcome, self.decision_cells)
         check_lease(lease_ms)
         cell, now_ms = outcome.cell, int(self._now_s() * 1000)
         with self._write() as db:
@@ -184,7 +183,7 @@ class DecisionCells(SQLiteFile):
 
     def restrictions(self) -> tuple[dict[int, str], list[Restriction]]:
         with self._read() as db:
-            positions = {cell: _position(db, cell) for cell in range(DECISION_CELLS)}
+            positions = {cell: _position(db, cell) for cell in range(self.decision_cells)}
             rows = db.execute(
                 "SELECT client, state, enforced, until_s FROM decisions WHERE state IN ('throttle', 'block')"
                 " AND (until_s = 0 OR until_s > ?1) AND expires_s > ?1",

@@ -18,7 +18,6 @@ from itertools import islice
 
 from consumers.errors import InvalidInput, Unavailable
 from consumers.store import (
-    DECISION_CELLS,
     AlertSwap,
     Entry,
     Exported,
@@ -77,7 +76,7 @@ class Upkeep(SQLiteFile):
             db.execute("UPDATE cells SET token = ? WHERE id = ?", (entropy.token_hex(16), number))
 
     def erase_decisions(self, cell: int, clients: Sequence[ClientKey], alerts: Sequence[str]) -> None:
-        check_decision_cell(cell)
+        check_decision_cell(cell, self.decision_cells)
         with self._for_good() as db:
             db.execute(
                 "DELETE FROM decisions WHERE cell = ? AND client IN (SELECT value FROM json_each(?))",
@@ -116,14 +115,14 @@ class Upkeep(SQLiteFile):
         # On a connection of its own: whoever takes the items slowly may use the store meanwhile.
         with self._translated(), contextlib.closing(self._connect()) as db:
             db.execute("BEGIN")
-            for cell, record in _records(db):
+            for cell, record in _records(db, self.decision_cells):
                 yield exported(cell, record)
 
     def restore(self, items: Iterable[Exported]) -> None:
         with self._write() as db:
             if any(db.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchone() for table in _FILLED):  # noqa: S608
                 raise InvalidInput("store: a snapshot can only be restored into an empty store")
-            writing = _Restoring(db)
+            writing = _Restoring(db, self.decision_cells)
             records = (record_of(item) for item in items)
             while batch := list(islice(records, _BATCH)):
                 for cell, record in batch:
@@ -139,7 +138,7 @@ class Upkeep(SQLiteFile):
             ).rowcount
 
     def swap_decisions(self, cell: int, rows: Sequence[RowSwap], alerts: Sequence[AlertSwap]) -> int:
-        check_decision_cell(cell)
+        check_decision_cell(cell, self.decision_cells)
         with self._for_good() as db:
             done = db.executemany(
                 "UPDATE decisions SET row = ? WHERE cell = ? AND client = ? AND row = ?",
@@ -184,7 +183,7 @@ def _begin_feed(db: sqlite3.Connection, cell: int) -> None:
 # --- reading everything
 
 
-def _records(db: sqlite3.Connection) -> Iterator[tuple[str, Record]]:
+def _records(db: sqlite3.Connection, decision_cells: int) -> Iterator[tuple[str, Record]]:
     found = dict(db.execute("SELECT name, value FROM layout").fetchall())
     yield "", Layout(*(found.get(name, "") for name in LAYOUT))
     for number, name, offset, sketch in db.execute("SELECT id, name, next_offset, sketch FROM cells ORDER BY id"):
@@ -200,7 +199,7 @@ def _records(db: sqlite3.Connection) -> Iterator[tuple[str, Record]]:
         for profile, client, touched, expires_s in db.execute(profiles, (number,)):
             fields = dict(db.execute("SELECT name, value FROM fields WHERE profile = ?", (profile,)))
             yield name, StoredProfile(client, touched, expires_s, fields)
-    for cell in range(DECISION_CELLS):
+    for cell in range(decision_cells):
         rows = "SELECT client, row, state, rank, until_s, enforced, expires_s FROM decisions WHERE cell = ?"
         for row in db.execute(rows, (cell,)):
             yield str(cell), StoredRow(*row)
@@ -224,8 +223,8 @@ def _records(db: sqlite3.Connection) -> Iterator[tuple[str, Record]]:
 class _Restoring:
     """Writes records into an empty store, in the transaction of `db`."""
 
-    def __init__(self, db: sqlite3.Connection) -> None:
-        self._db = db
+    def __init__(self, db: sqlite3.Connection, decision_cells: int) -> None:
+        self._db, self._decision_cells = db, decision_cells
         self._cells: dict[str, int] = {}
 
     def write(self, cell: str, record: Record) -> None:
@@ -250,7 +249,8 @@ class _Restoring:
 
     def _layout(self, record: Layout) -> None:
         values = (record.schema, record.decision_cells, record.secrets_id)
-        found = dict(self._db.execute("SELECT name, value FROM layout").fetchall())
+        made = {LAYOUT[1]: str(self._decision_cells)}
+        found = made | dict(self._db.execute("SELECT name, value FROM layout").fetchall())
         for name, value in zip(LAYOUT, values, strict=True):
             if found.get(name, value) != value:
                 raise InvalidInput(layout_differs(name, found[name], value).replace("this process", "the snapshot"))
@@ -266,7 +266,7 @@ class _Restoring:
         self._db.executemany("INSERT INTO dead_counts VALUES (?, ?, ?)", [(number, *c) for c in record.dead.items()])
 
     def _profile(self, cell: int, record: StoredProfile) -> None:
-        v = decision_cell(client_from_text(record.client))
+        v = decision_cell(client_from_text(record.client), self._decision_cells)
         added = self._db.execute(
             "INSERT INTO profiles (cell, client, decision_cell, touched, expires_s) VALUES (?, ?, ?, ?, ?)",
             (cell, record.client, v, record.touched, record.expires_s),

@@ -4,8 +4,8 @@ Rules:
 
 * A client is written as ``tenant:model:client``, each part percent-encoded, so that no part can imitate another key.
 * In Redis a cell is all keys under one hash tag. The tag ends in a number that is chosen so that cells spread evenly over the 16,384
-  slots of a cluster: decision cell v of 32 into its 32nd, partition p of a topic by the bit-reversed order of p (which is even for every
-  number of partitions), files by their hash.
+  slots of a cluster: decision cell v of n into the v-th of n equal ranges, partition p of a topic by the bit-reversed order of p (which
+  is even for every number of partitions), files by their hash.
 * Arguments that no caller may pass (a bug, hence ValueError) are checked here, before anything reaches a store.
 """
 
@@ -22,7 +22,7 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 from consumers.errors import CorruptState
-from consumers.store import DECISION_CELLS, SCHEMA_VERSION, Checkpoint, DecisionRow, Operation, Outcome
+from consumers.store import MOST_DECISION_CELLS, SCHEMA_VERSION, Checkpoint, DecisionRow, Operation, Outcome
 from detector.query import ClientKey
 
 PROFILE_TTL_S = 30 * 86_400
@@ -97,10 +97,10 @@ def profile_prefix(cell: str) -> str:
     return _spread(f"i.{quote(cell, safe=':')}", (start + turn) % strata, strata)
 
 
-@lru_cache(maxsize=DECISION_CELLS)
-def decision_prefix(cell: int) -> str:
-    """Key prefix of a decision cell: ``qw:{d.<cell>.<n>}:``."""
-    return _spread(f"d.{cell}", cell, DECISION_CELLS)
+@lru_cache(maxsize=MOST_DECISION_CELLS)
+def decision_prefix(cell: int, cells: int) -> str:
+    """Key prefix of a decision cell of `cells`: ``qw:{d.<cell>.<n>}:``."""
+    return _spread(f"d.{cell}", cell, cells)
 
 
 def operator_prefix() -> str:
@@ -130,7 +130,8 @@ def schema_differs(stored: str) -> str:
 
 def layout_differs(name: str, stored: str | None, ours: str) -> str:
     """One line for a store that was made otherwise."""
-    return f"store: it was made with {name} {stored or 'unknown'}, this process has {ours}"
+    advice = "; set store.decision_cells to it, or move the store (docs/upkeep.md)" if name == LAYOUT[1] else ""
+    return f"store: it was made with {name} {stored or 'unknown'}, this process has {ours}{advice}"
 
 
 def concerns_gateways(before: Sequence[Any] | None, row: DecisionRow) -> bool:
@@ -163,9 +164,9 @@ def profile_ttl_s(checkpoint: Checkpoint, client: ClientKey | None = None) -> in
     return max(PROFILE_TTL_S, checkpoint.memory_s) if lasts else PROFILE_TTL_S
 
 
-def check_outcome(outcome: Outcome) -> None:
+def check_outcome(outcome: Outcome, cells: int) -> None:
     """Refuse (ValueError) an outcome that no store could keep as it is."""
-    check_decision_cell(outcome.cell)
+    check_decision_cell(outcome.cell, cells)
     for client, row in outcome.rows.items():
         if not math.isfinite(row.rank):
             raise ValueError(f"{client.model}/{client.client}: rank {row.rank} is not a number to sort by")
@@ -193,8 +194,8 @@ def check_limit(limit: int) -> None:
         raise ValueError(f"a limit of {limit} clients would never get anywhere")
 
 
-def check_decision_cell(cell: int) -> None:
-    if not 0 <= cell < DECISION_CELLS:
+def check_decision_cell(cell: int, cells: int) -> None:
+    if not 0 <= cell < cells:
         raise ValueError(f"there is no decision cell {cell}")
 
 

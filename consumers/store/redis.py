@@ -69,7 +69,6 @@ from consumers.store.layout import (
     check_outcome,
     client_from_text,
     client_text,
-    decision_prefix,
     layout_differs,
     model_text,
     part_text,
@@ -78,7 +77,7 @@ from consumers.store.layout import (
     schema_differs,
 )
 from consumers.store.redis_operators import OperatorCell
-from consumers.store.redis_server import CELLS_KEY, DETECTORS_KEY, LAYOUT_KEY, decision_meta, profile_meta
+from consumers.store.redis_server import CELLS_KEY, DETECTORS_KEY, LAYOUT_KEY, profile_meta
 from consumers.store.redis_upkeep import Upkeep
 from consumers.store.scripts import translated
 from detector.query import ClientKey
@@ -99,11 +98,14 @@ _FILE_OPTIONS = frozenset({"ssl_ca_certs", "ssl_certfile", "ssl_keyfile"})
 _PAGE = 500
 
 
-def connect(url: str, *, timeout_s: float = 2.0, min_replicas: int = 0) -> RedisStore:
+def connect(
+    url: str, *, timeout_s: float = 2.0, min_replicas: int = 0, decision_cells: int = DECISION_CELLS
+) -> RedisStore:
     """The store behind ``redis://``, ``rediss://`` or ``redis+cluster://``.
 
-    timeout_s     for connecting and for each answer
-    min_replicas  how many replicas must confirm a write that the log could not bring back (not a commit)
+    timeout_s       for connecting and for each answer
+    min_replicas    how many replicas must confirm a write that the log could not bring back (not a commit)
+    decision_cells  as the store was made with; `prepare` refuses another number
 
     A single server is contacted at the first call, a cluster at once. Raises WrongUse for an address that can't be right, Unavailable.
     """
@@ -140,7 +142,7 @@ def connect(url: str, *, timeout_s: float = 2.0, min_replicas: int = 0) -> Redis
                 pool.connection_class(**pool.connection_kwargs)  # an option that it does not know would show much later
         except (ValueError, TypeError, AttributeError, redis.DataError) as error:
             raise WrongUse("store.url: host, port or option is not valid") from error
-    return RedisStore(client, min_replicas=min_replicas)
+    return RedisStore(client, min_replicas=min_replicas, decision_cells=decision_cells)
 
 
 def _check_database(path: str, cluster: bool) -> None:
@@ -163,7 +165,7 @@ class RedisStore(OperatorCell, Upkeep):
     def prepare(self, secrets_id: str) -> None:
         self.warnings = []
         self._check_servers()
-        expected = [str(SCHEMA_VERSION), str(DECISION_CELLS), secrets_id]
+        expected = [str(SCHEMA_VERSION), str(self.decision_cells), secrets_id]
         *found, restoring = [values.text(value) for value in self._scripts.run("layout", LAYOUT_KEY, expected)]
         if restoring:
             raise ConfigError("store: a restore did not finish; empty the store and restore again")
@@ -210,7 +212,7 @@ class RedisStore(OperatorCell, Upkeep):
             dropped = [name for name, value in fields.items() if value is None]
             arguments += [
                 client_text(client),
-                decision_cell(client),
+                decision_cell(client, self.decision_cells),
                 profile_ttl_s(checkpoint, client),
                 len(kept),
                 len(dropped),
@@ -265,7 +267,7 @@ class RedisStore(OperatorCell, Upkeep):
 
     def claim_decisions(self, cell: int, process: str, token: str, lease_ms: int) -> DecisionClaim:
         check_lease(lease_ms)
-        reply = self._scripts.run("decision_claim", decision_meta(cell), [process, token, lease_ms])
+        reply = self._scripts.run("decision_claim", self._decision_meta(cell), [process, token, lease_ms])
         if reply[0] == b"HELD":
             raise LeaseHeld(cell, max(int(reply[1]), 0))
         revision, cursors = reply
@@ -277,12 +279,12 @@ class RedisStore(OperatorCell, Upkeep):
         self, cell: int, token: str, revision: int, clients: Sequence[ClientKey]
     ) -> dict[ClientKey, DecisionRow]:
         arguments: list[str | bytes | int] = [token, revision, *map(client_text, clients)]
-        found = self._scripts.run("decision_load", decision_meta(cell), arguments, f"decisions:{cell}")
+        found = self._scripts.run("decision_load", self._decision_meta(cell), arguments, f"decisions:{cell}")
         rows = ((client, values.row(client, answer)) for client, answer in zip(clients, found, strict=True))
         return {client: row for client, row in rows if row is not None}
 
     def record(self, token: str, revision: int, outcome: Outcome, process: str, lease_ms: int) -> int:
-        check_outcome(outcome)
+        check_outcome(outcome, self.decision_cells)
         check_lease(lease_ms)
         arguments: list[str | bytes | int] = [
             token,
@@ -302,21 +304,21 @@ class RedisStore(OperatorCell, Upkeep):
         for alert in outcome.alerts:
             arguments += (alert.uid, alert.time_ms, alert.body)
         name = f"decisions:{outcome.cell}"
-        (after,) = self._scripts.run("decision_record", decision_meta(outcome.cell), arguments, name)
+        (after,) = self._scripts.run("decision_record", self._decision_meta(outcome.cell), arguments, name)
         return int(after)
 
     def release_decisions(self, cell: int, process: str) -> None:
-        self._scripts.run("decision_release", decision_meta(cell), [process])
+        self._scripts.run("decision_release", self._decision_meta(cell), [process])
 
     def attend(self, process: str, duration_ms: int) -> int:
         return int(self._scripts.run("attend", DETECTORS_KEY, [process, duration_ms])[0])
 
     def outbox(self, cell: int, destination: str, limit: int) -> list[tuple[str, OutboxAlert]]:
-        entries = self._scripts.run("outbox_pending", decision_meta(cell), [part_text(destination), limit])
+        entries = self._scripts.run("outbox_pending", self._decision_meta(cell), [part_text(destination), limit])
         return [(values.text(entry), values.alert(dict(values.pairs(fields)))) for entry, fields in entries]
 
     def sent(self, cell: int, destination: str, entry: str, uid: str) -> None:
-        self._scripts.run("outbox_sent", decision_meta(cell), [part_text(destination), entry, uid])
+        self._scripts.run("outbox_sent", self._decision_meta(cell), [part_text(destination), entry, uid])
 
     # --- readers
 
@@ -329,13 +331,15 @@ class RedisStore(OperatorCell, Upkeep):
             yield from rows if limit is None else islice(rows, limit)
 
     def decided(self, clients: Sequence[ClientKey]) -> dict[ClientKey, DecisionRow]:
-        return dict(self._rows([(decision_cell(client), client_text(client)) for client in clients]))
+        return dict(
+            self._rows([(decision_cell(client, self.decision_cells), client_text(client)) for client in clients])
+        )
 
     def alerts(self, limit: int | None = None) -> list[OutboxAlert]:
         found: list[OutboxAlert] = []
         with translated():
-            for cell in range(DECISION_CELLS):
-                key = f"{decision_prefix(cell)}outbox"
+            for cell in range(self.decision_cells):
+                key = f"{self._decision_prefix(cell)}outbox"
                 # The newest by storing time hold the newest by event time of a live log; files are replayed on SQLite.
                 entries = self._client.xrevrange(key, count=limit) if limit is None or limit > 0 else []
                 found += (values.alert(fields) for _, fields in entries)
@@ -355,8 +359,8 @@ class RedisStore(OperatorCell, Upkeep):
     def restrictions(self) -> tuple[dict[int, str], list[Restriction]]:
         now_s = int(time.time())
         commands: list[tuple[Any, ...]] = []
-        for cell in range(DECISION_CELLS):
-            prefix = decision_prefix(cell)
+        for cell in range(self.decision_cells):
+            prefix = self._decision_prefix(cell)
             # The position first: what follows may be newer, never older.
             commands += (("hget", f"{prefix}meta", "feed"), ("xrevrange", f"{prefix}feed", "+", "-", 1))
             commands.append(("zrangebyscore", f"{prefix}blocks", f"({now_s}", "+inf"))
@@ -364,10 +368,10 @@ class RedisStore(OperatorCell, Upkeep):
         positions: dict[int, str] = {}
         held: list[tuple[str, bytes]] = []
         for cell, generation, newest, clients in zip(
-            range(DECISION_CELLS), answers[::3], answers[1::3], answers[2::3], strict=True
+            range(self.decision_cells), answers[::3], answers[1::3], answers[2::3], strict=True
         ):
             positions[cell] = f"{values.text(generation)}:{values.text(newest[0][0]) if newest else '0-0'}"
-            held += ((decision_prefix(cell), client) for client in clients)
+            held += ((self._decision_prefix(cell), client) for client in clients)
         rows = self._at_once(
             [("hmget", f"{prefix}c:{values.text(c)}", "state", "enforced", "until_s") for prefix, c in held]
         )
@@ -386,8 +390,8 @@ class RedisStore(OperatorCell, Upkeep):
         asked = {cell: values.feed_entry(position) for cell, position in positions.items()}
         commands: list[tuple[Any, ...]] = []
         for cell, (_, (ms, sequence)) in asked.items():
-            check_decision_cell(cell)
-            prefix = decision_prefix(cell)
+            check_decision_cell(cell, self.decision_cells)
+            prefix = self._decision_prefix(cell)
             # What could make the answer incomplete is read after it.
             commands += (("xrange", f"{prefix}feed", f"({ms}-{sequence}", "+", limit),
                          ("xrevrange", f"{prefix}feed", "+", "-", 1), ("hmget", f"{prefix}meta", "feed", "cut"))  # fmt: skip
@@ -414,8 +418,8 @@ class RedisStore(OperatorCell, Upkeep):
         """Bring an older store up to date, all other processes being stopped; refuse a newer one."""
         if stored != "1":
             raise ConfigError(schema_differs(stored))
-        for cell in range(DECISION_CELLS):
-            self._scripts.run("decision_upgrade", decision_meta(cell), [DECISION_TTL_S])
+        for cell in range(self.decision_cells):
+            self._scripts.run("decision_upgrade", self._decision_meta(cell), [DECISION_TTL_S])
         with translated():
             self._client.hset(LAYOUT_KEY, "schema", SCHEMA_VERSION)
 
@@ -424,16 +428,16 @@ class RedisStore(OperatorCell, Upkeep):
         prefix = model_text(tenant, "")
         found: set[str] = set()
         with translated():
-            for cell in range(DECISION_CELLS):
-                found.update(map(values.text, self._client.smembers(f"{decision_prefix(cell)}models")))
+            for cell in range(self.decision_cells):
+                found.update(map(values.text, self._client.smembers(f"{self._decision_prefix(cell)}models")))
         return sorted(name for name in found if name.startswith(prefix))
 
     def _ranked(self, model: str) -> Iterator[tuple[ClientKey, DecisionRow]]:
         """Rows of one model, highest rank first; equal ranks by client."""
         lists: list[list[tuple[float, str, int]]] = []
-        for cell in range(DECISION_CELLS):
+        for cell in range(self.decision_cells):
             with translated():
-                ranks = self._client.zrange(f"{decision_prefix(cell)}rank:{model}", 0, -1, withscores=True)
+                ranks = self._client.zrange(f"{self._decision_prefix(cell)}rank:{model}", 0, -1, withscores=True)
             lists.append(sorted((-rank, values.text(member), cell) for member, rank in ranks))
         merged = heapq.merge(*lists)
         while page := list(islice(merged, _PAGE)):
@@ -446,7 +450,7 @@ class RedisStore(OperatorCell, Upkeep):
             clients = [client for _, client in group]
             with translated(), self._client.pipeline(transaction=False) as pipe:
                 for client in clients:
-                    pipe.hmget(f"{decision_prefix(cell)}c:{client}", *values.ROW_FIELDS)
+                    pipe.hmget(f"{self._decision_prefix(cell)}c:{client}", *values.ROW_FIELDS)
                 answers = pipe.execute()
             for client, answer in zip(clients, answers, strict=True):
                 row = values.row(client_from_text(client), answer)

@@ -12,6 +12,7 @@ from typing import Any
 import redis
 
 from consumers.errors import ConfigError, Unavailable
+from consumers.store import DECISION_CELLS
 from consumers.store.layout import check_decision_cell, decision_prefix, profile_prefix
 from consumers.store.scripts import Scripts, read_scripts, translated
 
@@ -25,12 +26,21 @@ _REGISTER_EVERY_S = 30.0
 class RedisServer:
     """One object may be used by several threads.
 
-    client        a `redis.Redis` or `redis.RedisCluster` that retries nothing by itself
-    min_replicas  how many replicas must confirm a write that the log could not bring back (never a commit)
-    warnings      what could not be checked, one line each
+    client          a `redis.Redis` or `redis.RedisCluster` that retries nothing by itself
+    min_replicas    how many replicas must confirm a write that the log could not bring back (never a commit)
+    decision_cells  as the store was made with
+    warnings        what could not be checked, one line each
     """
 
-    def __init__(self, client: Any, *, min_replicas: int = 0, scripts: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        client: Any,
+        *,
+        min_replicas: int = 0,
+        scripts: Mapping[str, str] | None = None,
+        decision_cells: int = DECISION_CELLS,
+    ) -> None:
+        self.decision_cells = decision_cells
         self._client = client
         self._cluster = isinstance(client, redis.RedisCluster)
         self._scripts = Scripts(client, dict(scripts or read_scripts()))
@@ -64,6 +74,13 @@ class RedisServer:
     def _keep(self, name: str, key: str, arguments: Sequence[str | bytes | int], cell: str = "") -> list[Any]:
         """Run a script whose effect the log could not bring back."""
         return self._scripts.run_replicated(name, key, arguments, self._min_replicas, cell)
+
+    def _decision_prefix(self, cell: int) -> str:
+        return decision_prefix(cell, self.decision_cells)
+
+    def _decision_meta(self, cell: int) -> str:
+        check_decision_cell(cell, self.decision_cells)
+        return f"{decision_prefix(cell, self.decision_cells)}meta"
 
     def _at_once(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
         """Answers to plain commands (each: method, arguments...) in one round trip a server; in order within one key's."""
@@ -118,8 +135,3 @@ class RedisServer:
 
 def profile_meta(cell: str) -> str:
     return f"{profile_prefix(cell)}meta"
-
-
-def decision_meta(cell: int) -> str:
-    check_decision_cell(cell)
-    return f"{decision_prefix(cell)}meta"

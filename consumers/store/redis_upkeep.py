@@ -18,7 +18,7 @@ from typing import Any
 import redis
 
 from consumers.errors import Fenced, InvalidInput, Refused, Rewound
-from consumers.store import DECISION_CELLS, AlertSwap, Exported, FieldSwap, RowSwap, Tombstones, decision_cell
+from consumers.store import AlertSwap, Exported, FieldSwap, RowSwap, Tombstones, decision_cell
 from consumers.store.layout import (
     LAYOUT,
     RESTRICTED,
@@ -49,7 +49,7 @@ from consumers.store.records import (
     exported,
     record_of,
 )
-from consumers.store.redis_server import CELLS_KEY, LAYOUT_KEY, RedisServer, decision_meta, profile_meta
+from consumers.store.redis_server import CELLS_KEY, LAYOUT_KEY, RedisServer, profile_meta
 from consumers.store.redis_values import ROW_FIELDS, alert, batches, dead_letter, entry, pairs, row, text
 from consumers.store.scripts import translated
 from detector.query import ClientKey
@@ -65,17 +65,17 @@ class Upkeep(RedisServer):
     def erase(self, cell: str, clients: Sequence[ClientKey]) -> None:
         arguments: list[str | bytes | int] = [entropy.token_hex(16)]
         for client in clients:
-            arguments += (client_text(client), decision_cell(client), Tombstones.mark(client))
+            arguments += (client_text(client), decision_cell(client, self.decision_cells), Tombstones.mark(client))
         self._keep("profile_erase", profile_meta(cell), arguments, cell)
 
     def erase_decisions(self, cell: int, clients: Sequence[ClientKey], alerts: Sequence[str]) -> None:
         arguments: list[str | bytes | int] = [entropy.token_hex(4), len(clients)]
         for client in clients:
             arguments += (client_text(client), model_text(client.tenant, client.model))
-        self._keep("decision_erase", decision_meta(cell), [*arguments, *alerts])
+        self._keep("decision_erase", self._decision_meta(cell), [*arguments, *alerts])
 
     def reset(self, cell: str, offset: int | None) -> None:
-        arguments = [entropy.token_hex(16), entropy.token_hex(8), "" if offset is None else offset, DECISION_CELLS]
+        arguments = [entropy.token_hex(16), entropy.token_hex(8), "" if offset is None else offset, self.decision_cells]
         self._keep("profile_reset", profile_meta(cell), arguments, cell)
 
     def swap_fields(self, cell: str, swaps: Sequence[FieldSwap]) -> int:
@@ -91,7 +91,7 @@ class Upkeep(RedisServer):
             arguments += (client_text(row_swap.client), row_swap.before, row_swap.after)
         for alert_swap in alerts:
             arguments += (alert_swap.uid, alert_swap.before, alert_swap.after)
-        (done,) = self._keep("decision_swap", decision_meta(cell), arguments)
+        (done,) = self._keep("decision_swap", self._decision_meta(cell), arguments)
         return int(done)
 
     def scrub(self) -> bool:
@@ -118,7 +118,7 @@ class Upkeep(RedisServer):
         for name in names:
             for record in self._steadily(self._profile_cell, name):
                 yield exported(name, record)
-        for cell in range(DECISION_CELLS):
+        for cell in range(self.decision_cells):
             for record in self._steadily(self._decision_cell, cell):
                 yield exported(str(cell), record)
         for record in self._operator_cell():
@@ -131,7 +131,7 @@ class Upkeep(RedisServer):
         if first is None or not isinstance(first[1], Layout):
             raise InvalidInput("snapshot: the layout is missing")
         self._restore_layout(first[1])
-        writing = _Restoring()
+        writing = _Restoring(self.decision_cells)
         while batch := list(islice(records, _BATCH)):
             self._at_once([command for cell, record in batch for command in writing.commands(cell, record)])
         with translated():
@@ -147,7 +147,7 @@ class Upkeep(RedisServer):
 
     def _profile_cell(self, cell: str, page: int) -> Iterator[Record]:
         meta = profile_meta(cell)
-        token, flat, sketch, erased, dead, *touched = self._scripts.run("profile_export", meta, [DECISION_CELLS])
+        token, flat, sketch, erased, dead, *touched = self._scripts.run("profile_export", meta, [self.decision_cells])
         found = {text(name): value for name, value in pairs(flat)}
         offset = found.get("off")
         yield ProfileCell(
@@ -170,7 +170,7 @@ class Upkeep(RedisServer):
                     yield StoredProfile(client, at, expires_s, {text(name): value for name, value in pairs(content)})
 
     def _decision_cell(self, cell: int, page: int) -> Iterator[Record]:
-        meta = decision_meta(cell)
+        meta = self._decision_meta(cell)
         revision, clients, alerts, *ledgers = self._scripts.run("decision_export", meta, [])
         for some in batches(sorted(clients), page):
             answers = self._scripts.run("decision_page", meta, [revision, *some], f"decisions:{cell}")
@@ -210,15 +210,16 @@ class Upkeep(RedisServer):
 
     def _check_empty(self) -> None:
         keys = [CELLS_KEY, f"{operator_prefix()}meta"]
-        for cell in range(DECISION_CELLS):
-            keys += (f"{decision_prefix(cell)}meta", f"{decision_prefix(cell)}models")
+        for cell in range(self.decision_cells):
+            keys += (f"{self._decision_prefix(cell)}meta", f"{self._decision_prefix(cell)}models")
         if any(self._at_once([("exists", key) for key in keys])):
             raise InvalidInput("store: a snapshot can only be restored into an empty store")
 
     def _restore_layout(self, record: Layout) -> None:
         values = (record.schema, record.decision_cells, record.secrets_id)
         with translated():
-            found = self._client.hgetall(LAYOUT_KEY)
+            made = {b"decision_cells": str(self.decision_cells).encode()}
+            found = made | self._client.hgetall(LAYOUT_KEY)
             for name, field, value in zip(LAYOUT, LAYOUT_FIELDS, values, strict=True):
                 stored = text(found.get(field.encode())) or value
                 if stored != value:
@@ -230,7 +231,8 @@ class Upkeep(RedisServer):
 class _Restoring:
     """Records → commands that write them into an empty store."""
 
-    def __init__(self) -> None:
+    def __init__(self, decision_cells: int) -> None:
+        self._decision_cells = decision_cells
         self._stored_ms: dict[str, int] = {}
 
     def commands(self, cell: str, record: Record) -> list[Command]:
@@ -246,22 +248,25 @@ class _Restoring:
                 }  # fmt: skip
                 return [("xadd", f"{profile_prefix(cell)}dead", letter)]
             case StoredProfile():
-                return _profile_commands(cell, record)
+                return _profile_commands(cell, record, self._decision_cells)
             case StoredRow():
-                return _row_commands(int(cell), record)
+                return _row_commands(self._prefix(cell), record)
             case AlertRecord():
                 # Entries of a stream only go up; a clock that was set back must not break the restore.
                 at = self._stored_ms[cell] = max(record.stored_ms, self._stored_ms.get(cell, 0))
                 body: dict[str, Any] = {"uid": record.uid, "time_ms": record.time_ms, "body": record.body}
-                return [("xadd", f"{decision_prefix(int(cell))}outbox", body, f"{at}-*")]
+                return [("xadd", f"{self._prefix(cell)}outbox", body, f"{at}-*")]
             case Delivery():
-                prefix, name = decision_prefix(int(cell)), part_text(record.destination)
+                prefix, name = self._prefix(cell), part_text(record.destination)
                 return [
                     ("zadd", f"{prefix}sent:{name}", {record.uid: record.stored_ms}),
                     ("sadd", f"{prefix}destinations", name),
                 ]
             case _:
                 return _operator_commands(record)
+
+    def _prefix(self, cell: str) -> str:
+        return decision_prefix(int(cell), self._decision_cells)
 
 
 def _profile_cell_commands(cell: str, record: ProfileCell) -> list[Command]:
@@ -275,15 +280,15 @@ def _profile_cell_commands(cell: str, record: ProfileCell) -> list[Command]:
     return [*found, ("set", f"{prefix}sketch", record.sketch)] if record.sketch else found
 
 
-def _profile_commands(cell: str, record: StoredProfile) -> list[Command]:
+def _profile_commands(cell: str, record: StoredProfile, decision_cells: int) -> list[Command]:
     prefix = profile_prefix(cell)
-    key, v = f"{prefix}p:{record.client}", decision_cell(client_from_text(record.client))
+    key, v = f"{prefix}p:{record.client}", decision_cell(client_from_text(record.client), decision_cells)
     written: list[Command] = [("hset", key, None, None, record.fields), ("expireat", key, record.expires_s)]
     return [*(written if record.fields else []), ("zadd", f"{prefix}touched:{v}", {record.client: record.touched})]
 
 
-def _row_commands(cell: int, record: StoredRow) -> list[Command]:
-    prefix, client = decision_prefix(cell), client_from_text(record.client)
+def _row_commands(prefix: str, record: StoredRow) -> list[Command]:
+    client = client_from_text(record.client)
     model = model_text(client.tenant, client.model)
     key = f"{prefix}c:{record.client}"
     values = (record.row, record.state, repr(record.rank), record.until_s, record.enforced)

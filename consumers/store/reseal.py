@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from consumers.errors import CorruptState
-from consumers.store import DECISION_CELLS, AlertSwap, FieldSwap, RowSwap, Store, decision_cell
+from consumers.store import AlertSwap, FieldSwap, RowSwap, Store, decision_cell
 from consumers.store.sealed import RecordSealer, alert_place, decision_place, key_id_of, profile_place
 from detector.query import ClientKey
 
@@ -94,13 +94,13 @@ class Reseal:
         for tenant in sorted(tenants):
             for rows in _pages(self._store.decisions(tenant)):
                 self._rows([(client, row.row) for client, row in rows])
-        for v in range(DECISION_CELLS):
+        for v in range(self._store.decision_cells):
             self._alerts(v)
         return self.done
 
     def _clients(self, cell: str) -> Iterator[list[ClientKey]]:
         """All clients of a profile cell, up to the offset that it has now: who is written later is sealed by its writer."""
-        for v in range(DECISION_CELLS):
+        for v in range(self._store.decision_cells):
             cursor, end = 0, None
             while end is None or cursor < end:
                 found = self._store.touched(cell, {v: cursor}, PAGE)[v]
@@ -126,7 +126,9 @@ class Reseal:
         for client, blob in rows:
             after = self._anew(client.tenant, blob, decision_place(client))
             if after is not None:
-                by_cell.setdefault(decision_cell(client), []).append(RowSwap(client, blob, after))
+                by_cell.setdefault(decision_cell(client, self._store.decision_cells), []).append(
+                    RowSwap(client, blob, after)
+                )
         for v, swaps in sorted(by_cell.items()):
             self._count(len(swaps), self._store.swap_decisions(v, swaps, []))
 

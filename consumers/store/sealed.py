@@ -115,6 +115,10 @@ class RecordSealer:
             raise CorruptState("sealed record: changed, or moved from another place") from None
         return OpenedRecord(content, key_id)
 
+    def opened_alert(self, alert: OutboxAlert) -> OutboxAlert:
+        """The alert with its body in clear. Raises as `opened` does."""
+        return dataclasses.replace(alert, body=self.opened(alert.body, alert_place(alert.uid)).content)
+
     def _unsealed(self, blob: bytes) -> OpenedRecord:
         if _was_sealed(blob):
             raise CorruptState("sealed record: damaged")

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from consumers.errors import ConfigError, CorruptState, Unavailable
-from consumers.store import SCHEMA_VERSION
+from consumers.store import DECISION_CELLS, SCHEMA_VERSION
 from consumers.store.layout import schema_differs
 
 APPLICATION_ID = 0x51574152
@@ -121,13 +121,21 @@ class _Connection(sqlite3.Connection):
 class SQLiteFile:
     """The SQLite file `path`, which is created if it is missing.
 
-    now_s  the clock behind leases and retention, seconds since the epoch; processes that share the file must share it
+    now_s           the clock behind leases and retention, seconds since the epoch; processes that share the file must share it
+    decision_cells  as the store was made with; `prepare` refuses another number
 
     Raises ConfigError when the file cannot be opened, is no QueryWarden store, or was written by a newer schema.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, now_s: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        now_s: Callable[[], float] = time.time,
+        decision_cells: int = DECISION_CELLS,
+    ) -> None:
         self.path = Path(path)
+        self.decision_cells = decision_cells
         self._purged_s: dict[str, float] = {}
         self._now_s = now_s
         self._local = threading.local()

@@ -14,17 +14,18 @@ import re
 import tempfile
 import time
 import uuid
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from consumers import config, paths
-from consumers.errors import ConfigError, Refused, WrongUse
+from consumers.errors import ConfigError, CorruptState, Refused, WrongUse
 from consumers.keyring import Keyring
 from consumers.secrets import Secrets
-from consumers.store import Store
-from consumers.store.sealed import SealedStore, sealed_store
+from consumers.store import OutboxAlert, Store
+from consumers.store.sealed import RecordSealer, SealedStore, sealed_store
+from detector.query import ClientKey
 
 if TYPE_CHECKING:
     from consumers.http.producer import Write
@@ -90,11 +91,16 @@ def open_store(settings: config.Settings) -> Iterator[Store]:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"store {path}: {error.strerror}") from error
-        store = EmbeddedStore(path)
+        store = EmbeddedStore(path, decision_cells=settings.store.decision_cells)
     elif scheme in ("redis", "rediss", "redis+cluster", "rediss+cluster"):
         from consumers.store.redis import connect
 
-        store = connect(url, timeout_s=settings.store.timeout_s, min_replicas=settings.store.min_replicas)
+        store = connect(
+            url,
+            timeout_s=settings.store.timeout_s,
+            min_replicas=settings.store.min_replicas,
+            decision_cells=settings.store.decision_cells,
+        )
     else:
         raise WrongUse(f"store.url: unknown scheme {scheme!r} (sqlite, redis, rediss, redis+cluster)")
     try:
@@ -117,6 +123,21 @@ def resealing(store: Store, per_s: float) -> Reseal:
     return Reseal(store.beneath, store.sealer, per_s)
 
 
+def subject_reader(settings: config.Settings, secrets: Secrets) -> Callable[[OutboxAlert], ClientKey | None]:
+    """What says of an alert, as it is stored, whose row it belongs to; None where it cannot be read."""
+    from consumers.records.alert import stored_alert, subject_key
+
+    sealer = RecordSealer(Keyring(settings.secrets_path), settings.store.sealing)
+
+    def read(alert: OutboxAlert) -> ClientKey | None:
+        try:
+            return subject_key(stored_alert(sealer.opened_alert(alert), secrets), secrets)
+        except (CorruptState, KeyError, TypeError):
+            return None
+
+    return read
+
+
 def _sqlite_path(url: str) -> Path:
     """The file of a ``sqlite:///`` address. Raises WrongUse, ConfigError."""
     name = url.removeprefix("sqlite:///")
@@ -137,7 +158,7 @@ def open_sqlite(settings: config.Settings, path: Path | None = None) -> Iterator
 
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="querywarden-"))
-        store = EmbeddedStore(path or Path(folder) / "replay.sqlite")
+        store = EmbeddedStore(path or Path(folder) / "replay.sqlite", decision_cells=settings.store.decision_cells)
         stack.callback(store.close)
         yield store if path is None else sealed(settings, store)
 

@@ -15,7 +15,7 @@ from consumers.alerts.delivery import OutboxWorker, OutboxWorkers
 from consumers.errors import Unavailable, Undeliverable
 from consumers.records.alert import packed_alert
 from consumers.secrets import Secrets
-from consumers.store import OutboxAlert, Outcome
+from consumers.store import DECISION_CELLS, OutboxAlert, Outcome
 from consumers.store.embedded import EmbeddedStore
 from consumers.telemetry.alarms import Alarms
 from consumers.telemetry.metrics import Metrics
@@ -105,7 +105,7 @@ def test_one_that_is_refused_for_good_is_set_aside_and_the_next_ones_arrive(
 def test_what_waits_is_bounded_and_an_alarm_comes_before(
     new_store: NewStore, secrets: Secrets, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(delivery, "ROOM", 100)
+    monkeypatch.setattr(delivery, "ROOM", 100 * DECISION_CELLS)
 
     def away(alerts: Sequence[OutboxAlert]) -> list[bool]:
         raise Unavailable("503")

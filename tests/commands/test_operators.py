@@ -13,7 +13,7 @@ from support.seeded_api import MODEL, decided
 
 from consumers import cli, config
 from consumers.records.decision import packed_decision
-from consumers.store import Outcome, decision_cell
+from consumers.store import DECISION_CELLS, Outcome, decision_cell
 from consumers.wiring import adapters
 from detector.query import ClientKey
 
@@ -36,7 +36,7 @@ def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     with adapters.open_store(settings) as store:
         secrets = adapters.secrets_of(settings, store)
         key = ClientKey("default", MODEL, secrets.client_hash("default", "thief"))
-        outcome = Outcome(decision_cell(key))
+        outcome = Outcome(decision_cell(key, DECISION_CELLS))
         outcome.rows[key] = packed_decision(decided("thief", 0.001, "throttle", campaign_id="c-1"), secrets, "default")
         claim = store.claim_decisions(outcome.cell, "seed", "0" * 32, 60_000)
         store.record("0" * 32, claim.revision, outcome, "seed", 60_000)

@@ -87,6 +87,11 @@ def test_snapshot_and_restore(house: House) -> None:
     done = house.run("restore", file)
     assert done.returncode == 0, done.stderr
     assert house.clients() == before
+    refused = house.run("clients", QUERYWARDEN_STORE__DECISION_CELLS="5")
+    assert (refused.returncode, "made with number of decision cells 32, this process has 5" in refused.stderr) == (
+        1,
+        True,
+    )
     verified = house.run("audit", "verify")
     assert verified.returncode == 0, verified.stdout + verified.stderr
 

@@ -17,7 +17,7 @@ from support.seeded_api import decided
 
 from consumers import cli, config
 from consumers.records.decision import packed_decision
-from consumers.store import Outcome, decision_cell
+from consumers.store import DECISION_CELLS, Outcome, decision_cell
 from consumers.watermark.keys import WatermarkKey
 from consumers.watermark.middleware import DegradationMiddleware
 from consumers.watermark.registry import Registry, lines_of
@@ -41,7 +41,7 @@ class Installation:
             secrets = adapters.secrets_of(settings, store)
             self.thief = secrets.client_hash("default", "thief")
             key = ClientKey("default", MODEL, self.thief)
-            outcome = Outcome(decision_cell(key))
+            outcome = Outcome(decision_cell(key, DECISION_CELLS))
             outcome.rows[key] = packed_decision(decided("thief", 0.001, "throttle"), secrets, "default")
             claim = store.claim_decisions(outcome.cell, "seed", "0" * 32, 60_000)
             store.record("0" * 32, claim.revision, outcome, "seed", 60_000)

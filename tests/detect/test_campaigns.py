@@ -379,7 +379,7 @@ def test_a_campaign_that_nothing_holds_together_any_more_is_closed(world: World,
     world.judge()
     gone = [ClientKey(TENANT, MODEL, secrets.client_hash(TENANT, name)) for name in THIEVES]
     for v in range(DECISION_CELLS):
-        world.store.erase_decisions(v, [key for key in gone if decision_cell(key) == v], [])
+        world.store.erase_decisions(v, [key for key in gone if decision_cell(key, DECISION_CELLS) == v], [])
     one = world.detector()
     world.now_s += TTL_S["throttle"] + 1
     for cell in world.store.cells():
@@ -494,7 +494,7 @@ def test_a_damaged_row_hides_no_campaign(world: World, secrets: Secrets) -> None
     while one.turn():
         pass
     for key in (ClientKey(TENANT, MODEL, "0" * 32), campaign_key(TENANT, MODEL, "broken")):
-        cell = decision_cell(key)
+        cell = decision_cell(key, DECISION_CELLS)
         held = one.held[cell]
         rows = {key: DecisionRow(b"\xff\x00", "clear", 0.0, 0)}
         held.revision = world.store.record(held.token, held.revision, Outcome(cell, {}, rows), one.process, 60_000)

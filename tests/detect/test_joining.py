@@ -59,7 +59,7 @@ class Scene:
         row = decided("c", 0.001, self.state, members=members, links=self.links)
         clients = {ClientKey(T, M, self.hash(name)): summary for name, summary in self.newcomers.items()}
         self.overrides.refresh(self.store)
-        joining = Joining(self.overrides, self.desk, self.store, self.secrets, Metrics())
+        joining = Joining(self.overrides, self.desk, self.store, self.secrets, Metrics(), DECISION_CELLS)
         joining.look(T, Survey(clients, {campaign_key(T, M, "c"): row}), held, NOW_S)
         decision = self.desk.campaign_decision(T, self.subject)
         joined = () if decision is None else decision.joined

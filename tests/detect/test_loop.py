@@ -509,7 +509,7 @@ def test_a_damaged_decision_is_set_aside_and_made_anew(
         stored_decision(whole, Secrets.draw(), key.tenant)
     with pytest.raises(CorruptState):
         stored_decision(whole, secrets, "another tenant")
-    cell = decision_cell(key)
+    cell = decision_cell(key, DECISION_CELLS)
     claim = filled.claim_decisions(cell, "p", "t" * 32, 1000)
     bad = DecisionRow(b"\xc1", "clear", 0.0, 0)
     filled.record("t" * 32, claim.revision, Outcome(cell, {}, {key: bad}, []), "p", 1000)

@@ -164,7 +164,7 @@ def test_a_client_without_a_row_waits_for_a_rolled_back_cell_too(
     while one.turn():
         pass
     for v in range(DECISION_CELLS):
-        store.erase_decisions(v, [key for key in keys(secrets) if decision_cell(key) == v], [])
+        store.erase_decisions(v, [key for key in keys(secrets) if decision_cell(key, DECISION_CELLS) == v], [])
     behind.back = False
     read(tmp_path / "b.jsonl", lines[150:], store, reading)
     for _ in range(4):

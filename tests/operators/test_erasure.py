@@ -24,7 +24,7 @@ from consumers.operators.operate import Operations
 from consumers.records.decision import stored_decision
 from consumers.records.operator_entries import campaign_decision
 from consumers.secrets import Secrets
-from consumers.store import Store, Tombstones, decision_cell, snapshot
+from consumers.store import DECISION_CELLS, Store, Tombstones, decision_cell, snapshot
 from consumers.store.embedded import EmbeddedStore
 from consumers.store.redis import connect
 from detector.baseline import Baseline
@@ -129,7 +129,7 @@ def check_erasing(life: Life, store: Store, on_disk: Callable[[], bytes], folder
     content = on_disk()
     # the id in clear is nowhere: a refused record is redacted before it is stored
     assert [trace in content for trace in traces(life)] == [False, True, True]
-    cell = decision_cell(life.key)
+    cell = decision_cell(life.key, DECISION_CELLS)
     positions, _ = store.restrictions()
 
     done = erasure.erase(store, life.secrets, life.subject())

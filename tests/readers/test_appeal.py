@@ -13,7 +13,7 @@ from consumers import cli, config
 from consumers.readers.appeal import Appeal
 from consumers.readers.queries import Reader
 from consumers.records.decision import packed_decision
-from consumers.store import Outcome, decision_cell
+from consumers.store import DECISION_CELLS, Outcome, decision_cell
 from consumers.wiring import adapters
 from detector.baseline import Baseline
 from detector.baseline_file import pack_baseline
@@ -94,7 +94,7 @@ def test_the_terminal_prints_both(
         secrets = adapters.secrets_of(config.load(None), store)
         for name, p in (("thief", 1e-6), ("clerk", 0.3), ("robot", 0.8)):
             key = ClientKey("default", baseline.model_id, secrets.client_hash("default", name))
-            outcome = Outcome(decision_cell(key))
+            outcome = Outcome(decision_cell(key, DECISION_CELLS))
             outcome.rows[key] = packed_decision(strong(name, p, 9.0), secrets, "default")
             claim = store.claim_decisions(outcome.cell, "seed", "0" * 32, 60_000)
             store.record("0" * 32, claim.revision, outcome, "seed", 60_000)

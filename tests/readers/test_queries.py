@@ -28,7 +28,7 @@ from consumers.operators.audited_write import Actor
 from consumers.readers import explanation
 from consumers.readers.models import Client
 from consumers.readers.queries import SORTS, Reader
-from consumers.store import DecisionRow, Outcome, decision_cell
+from consumers.store import DECISION_CELLS, DecisionRow, Outcome, decision_cell
 from consumers.store.embedded import EmbeddedStore
 from detector.query import ClientKey
 
@@ -186,7 +186,7 @@ def test_models_are_counted(read: Reader) -> None:
 def test_a_damaged_row_hides_no_other(read: Reader) -> None:
     seed(read.store)
     key = ClientKey(OURS, MODEL, "f" * 32)
-    cell = decision_cell(key)
+    cell = decision_cell(key, DECISION_CELLS)
     claim = read.store.claim_decisions(cell, "seed", "0" * 32, 1000)
     read.store.record(
         "0" * 32, claim.revision, Outcome(cell, rows={key: DecisionRow(b"nonsense", "block", 2.0, 0)}), "seed", 1000

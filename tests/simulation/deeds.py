@@ -96,10 +96,12 @@ class Operator:
         key = scene.key_of(client)
         for cell in self._world.script.cells:
             self._own.erase(cell, [key])
-        self._own.erase_decisions(port.decision_cell(key), [key], scene.alert_ids(key, EPISODES))
+        self._own.erase_decisions(
+            port.decision_cell(key, self._own.decision_cells), [key], scene.alert_ids(key, EPISODES)
+        )
 
     def _take(self) -> None:
         """Whole or not at all: a snapshot that breaks off replaces nothing."""
         places: list[Place] = [("profiles", cell) for cell in self._own.cells()]
-        places += [("decisions", v) for v in range(port.DECISION_CELLS)]
+        places += [("decisions", v) for v in range(self._own.decision_cells)]
         self._world.snapshot = Saved({place: self._own.saved(place) for place in [*places, ("operators", "")]})

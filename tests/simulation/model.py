@@ -44,6 +44,7 @@ from consumers.store.layout import (
     OPERATORS,
     RESTRICTED,
     check_checkpoint,
+    check_decision_cell,
     check_lease,
     check_limit,
     check_operation,
@@ -68,6 +69,7 @@ class ModelStore:
     def __init__(self, nodes: Nodes, now_s: Callable[[], float] = time.time) -> None:
         self.nodes = nodes
         self.now_s = now_s
+        self.decision_cells = port.DECISION_CELLS
 
     # --- what weaker variants replace
 
@@ -103,7 +105,7 @@ class ModelStore:
     # --- layout and secrets
 
     def prepare(self, secrets_id: str) -> None:
-        expected = (str(port.SCHEMA_VERSION), str(port.DECISION_CELLS), secrets_id)
+        expected = (str(port.SCHEMA_VERSION), str(self.decision_cells), secrets_id)
         layout = self.nodes.layout
         for name, ours in zip(LAYOUT, expected, strict=True):
             if layout.get(name, ours) != ours:
@@ -191,7 +193,7 @@ class ModelStore:
         offset = state.offset or 0
         found: dict[int, list[tuple[int, ClientKey]]] = {v: [] for v in decision_cells}
         for client, (_, at) in state.profiles.items():
-            v = port.decision_cell(client)
+            v = port.decision_cell(client, self.decision_cells)
             if v in found and at > decision_cells[v]:
                 found[v].append((at, client))
         return {v: Touched(state.generation, offset, *page(sorted(rows), limit, offset)) for v, rows in found.items()}
@@ -201,7 +203,7 @@ class ModelStore:
         return Shards(state.generation, state.offset or 0, _fields(state, clients))
 
     def claim_decisions(self, cell: int, process: str, token: str, lease_ms: int) -> DecisionClaim:
-        _check_decision_cell(cell)
+        check_decision_cell(cell, self.decision_cells)
         check_lease(lease_ms)
         state = self.nodes.decision_cell(cell).copy()
         remaining = state.lease_until_ms - self.now_s() * 1000
@@ -216,13 +218,12 @@ class ModelStore:
     def load_decisions(
         self, cell: int, token: str, revision: int, clients: Sequence[ClientKey]
     ) -> dict[ClientKey, DecisionRow]:
-        _check_decision_cell(cell)
+        check_decision_cell(cell, self.decision_cells)
         rows = self.owned_decisions(cell, token, revision).rows
         return {c: rows[c] for c in clients if c in rows}
 
     def record(self, token: str, revision: int, outcome: Outcome, process: str, lease_ms: int) -> int:
-        check_outcome(outcome)
-        _check_decision_cell(outcome.cell)
+        check_outcome(outcome, self.decision_cells)
         check_lease(lease_ms)
         state = self.owned_decisions(outcome.cell, token, revision).copy()
         fed = []
@@ -287,7 +288,7 @@ class ModelStore:
             yield from ranked[: None if limit is None else max(limit, 0)]
 
     def decided(self, clients: Sequence[ClientKey]) -> dict[ClientKey, DecisionRow]:
-        rows = {c: self.nodes.decision_cell(port.decision_cell(c)).rows.get(c) for c in clients}
+        rows = {c: self.nodes.decision_cell(port.decision_cell(c, self.decision_cells)).rows.get(c) for c in clients}
         return {c: row for c, row in rows.items() if row is not None}
 
     def alerts(self, limit: int | None = None) -> list[OutboxAlert]:
@@ -308,7 +309,7 @@ class ModelStore:
     # --- gateways
 
     def restrictions(self) -> tuple[dict[int, str], list[Restriction]]:
-        positions = {v: _position(self.nodes.decision_cell(v)) for v in range(port.DECISION_CELLS)}
+        positions = {v: _position(self.nodes.decision_cell(v)) for v in range(self.decision_cells)}
         now_s = self.now_s()
         return positions, [
             Restriction(c, row.state, row.enforced, row.until_s)
@@ -392,7 +393,7 @@ class ModelStore:
         self._disown(cell, state)
 
     def erase_decisions(self, cell: int, clients: Sequence[ClientKey], alerts: Sequence[str]) -> None:
-        _check_decision_cell(cell)
+        check_decision_cell(cell, self.decision_cells)
         state = self.nodes.decision_cell(cell).copy()
 
         def gone(uid: str) -> bool:
@@ -513,14 +514,8 @@ class ModelStore:
         return f"g{self.nodes.number()}"
 
     def _decision_cells(self) -> Iterator[tuple[int, DecisionCell]]:
-        for v in range(port.DECISION_CELLS):
+        for v in range(self.decision_cells):
             yield v, self.nodes.decision_cell(v)
-
-
-def _check_decision_cell(cell: int) -> None:
-    # The layout's own check knows 32 cells; a small world has fewer.
-    if not 0 <= cell < port.DECISION_CELLS:
-        raise ValueError(f"there is no decision cell {cell}")
 
 
 def _fields(state: ProfileCell, clients: Sequence[ClientKey]) -> dict[ClientKey, dict[str, bytes]]:

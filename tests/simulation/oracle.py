@@ -12,7 +12,6 @@ from simulation import scene
 from simulation.cells import ProfileCell
 from simulation.world import World
 
-from consumers import store as port
 from consumers.ingest.step import shape_of
 from consumers.records.decision import StoredDecision, stored_decision
 from consumers.records.ledger import COUNTERS, imbalance
@@ -80,12 +79,7 @@ def judge(world: World) -> Verdict:
     for cell in world.script.cells:
         _profiles(world, cell, v)
     if world.with_detect:
-        before = port.DECISION_CELLS
-        port.DECISION_CELLS = world.decision_cells
-        try:
-            _decisions(world, v)
-        finally:
-            port.DECISION_CELLS = before
+        _decisions(world, v)
     return v
 
 
@@ -185,7 +179,7 @@ def _alerts(world: World, key: ClientKey, must: StoredDecision, row: StoredDecis
     """Who must be flagged was reported to everybody: every update up to the row's."""
     if must.decision.state not in FLAGGED:
         return
-    uids = {alert.uid for _, alert, _ in world.nodes.decision_cell(decision_cell(key)).alerts}
+    uids = {alert.uid for _, alert, _ in world.nodes.decision_cell(decision_cell(key, world.decision_cells)).alerts}
     if row is None or row.alert is None:
         v.missing += 1
         v.notes.append(f"no alert about {key.client[:6]}")

@@ -149,6 +149,7 @@ class Port:
         self._nodes = process.world.nodes
         self._profiles: dict[str, int] = {}
         self._decisions: dict[int, int] = {}
+        self.decision_cells: int = process.world.store.decision_cells
 
     def _effect(self, what: str, place: Place | None, call: Callable[[], Any], writes: bool = True) -> Any:
         return self._process.effect(what, place, call, writes)

@@ -105,7 +105,7 @@ class TouchedSet(ModelStore):
         state = self.nodes.profile_cell(cell) or ProfileCell()
         found: dict[int, list[tuple[int, ClientKey]]] = {v: [] for v in decision_cells}
         for client in state.untaken:
-            v = port.decision_cell(client)
+            v = port.decision_cell(client, self.decision_cells)
             if v in found:
                 found[v].append((0, client))
         return {v: Touched(state.generation, FAR, FAR, page(sorted(rows), 10**6, FAR)[1]) for v, rows in found.items()}

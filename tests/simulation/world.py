@@ -6,10 +6,9 @@ drain, which must come to rest within `DRAIN_S` of simulated time. Then `oracle.
 
 from __future__ import annotations
 
-import contextlib
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -66,17 +65,6 @@ class Workload:
 AS_DRAWN = Workload()
 
 TraceLine = tuple[float, str, str, Place | None, str]
-
-
-@contextlib.contextmanager
-def decision_cells(count: int) -> Iterator[None]:
-    """A store of so many decision cells: 32 would only make the same runs longer."""
-    before = port.DECISION_CELLS
-    try:
-        port.DECISION_CELLS = detect.DECISION_CELLS = count  # type: ignore[attr-defined]
-        yield
-    finally:
-        port.DECISION_CELLS = detect.DECISION_CELLS = before  # type: ignore[attr-defined]
 
 
 def _port(process: Process) -> Store:
@@ -161,6 +149,7 @@ class World:
         self.nodes = Nodes(nodes, lambda place: places.setdefault(place, where.randrange(nodes)))
         self._places = places
         self.store = store(self.nodes, self.schedule.wall_s)
+        self.store.decision_cells = self.decision_cells  # the usual number would only make the same runs longer
         self.session_s = rng.choice([0.3, 1.0, 2.0])
         # with so many crashes cautious mode would be all there is
         self.cautious_after = rng.choice([CAUTIOUS_AFTER, 1_000, 1_000, 1_000])
@@ -265,30 +254,29 @@ class World:
     # --- the run
 
     def run(self) -> None:
-        with decision_cells(self.decision_cells):
-            processes = [Process(self, f"ingest{i}", self._ingest) for i in range(INGEST)]
-            if self.with_detect:
-                processes += [Process(self, f"detect{i}", self._detect) for i in range(DETECT)]
-            if "operator" in self.faults.every_s:
-                processes.append(Process(self, "operator", self._operator))
-            tasks = [self.schedule.spawn(process.live) for process in processes]
-            self._produce(0)
-            for kind in ("rollback", "rebalance", "theft"):
-                if kind in self.faults.every_s:
-                    self._by_itself(kind)
-            self.schedule.run(lambda: self.faults.spent and self._all_sent, MOST_S)
-            self.faults.on = False
-            self.healed = True
-            while not self._all_sent:
-                self._send()
-            self.note("world", "HEALED")
-            self.healed_s = self.schedule.now_s
-            self.drained = self.schedule.run(self._at_rest, self.healed_s + DRAIN_S)
-            self.drained_s = self.schedule.now_s - self.healed_s
-            self.over = True
-            for task in tasks:
-                if not task.dead:
-                    task.throw(Crash)
+        processes = [Process(self, f"ingest{i}", self._ingest) for i in range(INGEST)]
+        if self.with_detect:
+            processes += [Process(self, f"detect{i}", self._detect) for i in range(DETECT)]
+        if "operator" in self.faults.every_s:
+            processes.append(Process(self, "operator", self._operator))
+        tasks = [self.schedule.spawn(process.live) for process in processes]
+        self._produce(0)
+        for kind in ("rollback", "rebalance", "theft"):
+            if kind in self.faults.every_s:
+                self._by_itself(kind)
+        self.schedule.run(lambda: self.faults.spent and self._all_sent, MOST_S)
+        self.faults.on = False
+        self.healed = True
+        while not self._all_sent:
+            self._send()
+        self.note("world", "HEALED")
+        self.healed_s = self.schedule.now_s
+        self.drained = self.schedule.run(self._at_rest, self.healed_s + DRAIN_S)
+        self.drained_s = self.schedule.now_s - self.healed_s
+        self.over = True
+        for task in tasks:
+            if not task.dead:
+                task.throw(Crash)
 
     _next = 0
 
@@ -356,7 +344,7 @@ class World:
                 cursor = decided.cursors.get(cell)
                 at = cursor.offset if cursor and cursor.generation == state.generation else -1
                 for client, (_, touched) in state.profiles.items():
-                    if touched > at and port.decision_cell(client) == v:
+                    if touched > at and port.decision_cell(client, self.decision_cells) == v:
                         return False
             for receiver in self.receivers:
                 if any((receiver.name, alert.uid) not in decided.sent for _, alert, _ in decided.alerts):

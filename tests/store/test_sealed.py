@@ -25,7 +25,16 @@ from consumers.records import links, refusals
 from consumers.records.alert import stored_alert
 from consumers.records.decision import stored_decision
 from consumers.secrets import Secrets
-from consumers.store import Checkpoint, DecisionRow, FieldSwap, OutboxAlert, Outcome, Store, decision_cell
+from consumers.store import (
+    DECISION_CELLS,
+    Checkpoint,
+    DecisionRow,
+    FieldSwap,
+    OutboxAlert,
+    Outcome,
+    Store,
+    decision_cell,
+)
 from consumers.store.embedded import EmbeddedStore
 from consumers.store.reseal import Reseal, Resealed
 from consumers.store.sealed import (
@@ -173,7 +182,7 @@ def written(store: Store, offset: int = 1, fields: dict[str, bytes | None] | Non
     """A profile, a decision and an alert of tenant acme."""
     store.claim(CELL, "t")
     store.commit("t", Checkpoint(CELL, None, offset, {client("c"): fields or {"h": b"name", "w:1": b"PROFILE"}}))
-    cell = decision_cell(client("c"))
+    cell = decision_cell(client("c"), DECISION_CELLS)
     claim = store.claim_decisions(cell, "p", "d", 1000)
     told = OutboxAlert("a/0", 5, b'{"secret": "BODY"}', "acme")
     store.record("d", claim.revision, Outcome(cell, {}, {client("c"): row("ROW")}, [told]), "p", 1000)

@@ -22,11 +22,13 @@ from consumers.errors import Refused
 from consumers.ingest import loop as ingest
 from consumers.ingest.step import Ingest
 from consumers.log.files import FileLog
+from consumers.records.alert import stored_alert, subject_key
 from consumers.records.decision import stored_decision
 from consumers.secrets import Secrets
 from consumers.store import Exported, Store, snapshot
 from consumers.store.embedded import EmbeddedStore
 from consumers.store.redis import connect
+from consumers.store.renumbering import renumbered
 from consumers.store.snapshot import FORMAT, MAGIC
 from detector.baseline import Baseline
 from detector.policy import Policy
@@ -198,13 +200,14 @@ class Life:
         return {row.client_id: row.score(key.model) for key, row in found.items()}
 
 
-@pytest.mark.parametrize("way", ["sqlite to redis", "redis to sqlite", "sqlite to sqlite"])
+@pytest.mark.parametrize("way", ["sqlite to redis", "redis to sqlite", "sqlite to sqlite", "redis to redis of 5 cells"])
 def test_a_restored_store_reads_the_tail_and_ends_where_it_would_have(
     way: str, life: Life, tmp_path: Path, redis_url: str
 ) -> None:
     stores: dict[str, Callable[[str], Store]] = {
         "sqlite": lambda name: EmbeddedStore(tmp_path / f"{name}.sqlite"),
         "redis": lambda name: connect(redis_url, timeout_s=20),
+        "redis of 5 cells": lambda name: connect(redis_url, timeout_s=20, decision_cells=5),
     }
     origin, destination = (stores[kind] for kind in way.split(" to "))
     store = origin("lost")
@@ -225,7 +228,9 @@ def test_a_restored_store_reads_the_tail_and_ends_where_it_would_have(
 
     copy = destination("new")
     with snapshot.opened(tmp_path / "a.snapshot", life.secrets) as (_, items):
-        copy.restore(items)
+        copy.restore(
+            renumbered(items, copy.decision_cells, lambda a: subject_key(stored_alert(a, life.secrets), life.secrets))
+        )
     copy.prepare(life.secrets.key_id)
     assert copy.shards(cell, []).offset == at
     assert life.scores(copy) != wanted

@@ -359,7 +359,9 @@ def test_cells_spread_over_the_slots() -> None:
     def tag(prefix: str) -> str:
         return prefix[prefix.index("{") + 1 : prefix.index("}")]
 
-    assert [slot(tag(decision_prefix(v))) * DECISION_CELLS // 16384 for v in range(DECISION_CELLS)] == list(range(32))
+    assert [
+        slot(tag(decision_prefix(v, DECISION_CELLS))) * DECISION_CELLS // 16384 for v in range(DECISION_CELLS)
+    ] == list(range(32))
     for partitions in (3, 8, 32, 64):
         shares = Counter(slot(tag(profile_prefix(f"queries:{p}"))) * 3 // 16384 for p in range(partitions))
         assert max(shares.values()) - min(shares.get(i, 0) for i in range(3)) <= 2, (partitions, shares)
@@ -648,7 +650,9 @@ def test_redis_keys_of_a_cell_share_a_slot(database: RedisDatabase) -> None:
     store.sent(4, "kafka:x{y}", store.outbox(4, "kafka:x{y}", 1)[0][0], "a/0")
     outside = {b"qw:layout", b"qw:cells"}
     tags = {key[: key.index(b"}")] for key in database.all_keys() if key not in outside}
-    assert tags == {prefix.rstrip("}:").encode() for prefix in (profile_prefix(CELL), decision_prefix(4))}
+    assert tags == {
+        prefix.rstrip("}:").encode() for prefix in (profile_prefix(CELL), decision_prefix(4, DECISION_CELLS))
+    }
     assert all(key.startswith(b"qw:") for key in database.all_keys())
 
 
@@ -701,7 +705,7 @@ def test_redis_trims_what_is_older_than_thirty_days(database: RedisDatabase) -> 
 
     store.claim_decisions(4, "p", "t", 60_000)
     old = int(time.time() * 1000) - ALERT_TTL_MS - 60_000
-    outbox = f"{decision_prefix(4)}outbox"
+    outbox = f"{decision_prefix(4, DECISION_CELLS)}outbox"
     database.raw.xadd(outbox, {"uid": "old/0", "time_ms": 1, "body": "x"}, id=f"{old}-0")
     database.raw.xadd(outbox, {"uid": "young/0", "time_ms": 2, "body": "x"}, id=f"{old + 3_600_000}-0")
     store.sent(4, "k", f"{old}-0", "old/0")
@@ -709,7 +713,7 @@ def test_redis_trims_what_is_older_than_thirty_days(database: RedisDatabase) -> 
     store.record("t", 0, Outcome(4), "p", 60_000)
     assert [a.uid for a in store.alerts()] == ["young/0"]
     store.sent(4, "k", f"{old + 3_600_000}-0", "young/0")
-    assert database.raw.zrange(f"{decision_prefix(4)}sent:k", 0, -1) == [b"young/0"]
+    assert database.raw.zrange(f"{decision_prefix(4, DECISION_CELLS)}sent:k", 0, -1) == [b"young/0"]
 
 
 def test_redis_feed_goes_back_ten_thousand_changes(database: RedisDatabase, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -719,7 +723,7 @@ def test_redis_feed_goes_back_ten_thousand_changes(database: RedisDatabase, monk
 
 def test_redis_decisions_expire_and_what_names_them_goes(database: RedisDatabase) -> None:
     store = database.open()
-    prefix = decision_prefix(4)
+    prefix = decision_prefix(4, DECISION_CELLS)
     keys = clients_in(4, 300)
     store.claim_decisions(4, "p", "t", 60_000)
     store.record("t", 0, Outcome(4, rows=dict.fromkeys(keys, row("r", 0.5, "block"))), "p", 60_000)
@@ -742,7 +746,7 @@ def test_redis_restrictions_that_ended_are_cleaned_up(database: RedisDatabase) -
     store.claim_decisions(4, "p", "t", 60_000)
     ended = int(time.time()) - 60
     store.record("t", 0, Outcome(4, rows={a: row("r", 0.5, "block", ended), b: row("r", 0.5, "block")}), "p", 60_000)
-    assert database.raw.zrange(f"{decision_prefix(4)}blocks", 0, -1) == [client_text(b).encode()]
+    assert database.raw.zrange(f"{decision_prefix(4, DECISION_CELLS)}blocks", 0, -1) == [client_text(b).encode()]
 
 
 def test_redis_store_of_schema_1_is_brought_up_to_date(database: RedisDatabase) -> None:
@@ -751,9 +755,12 @@ def test_redis_store_of_schema_1_is_brought_up_to_date(database: RedisDatabase) 
     (k,) = clients_in(4, 1)
     store.claim_decisions(4, "p", "t", 60_000)
     store.record("t", 0, Outcome(4, rows={k: row("r", 0.5, "block")}), "p", 60_000)
-    key = f"{decision_prefix(4)}c:{client_text(k)}"
+    key = f"{decision_prefix(4, DECISION_CELLS)}c:{client_text(k)}"
     database.raw.hset("qw:layout", "schema", "1")
-    database.raw.delete(f"{decision_prefix(4)}blocks", f"{decision_prefix(4)}feed")
+    database.raw.delete(
+        f"{decision_prefix(4, DECISION_CELLS)}blocks",
+        f"{decision_prefix(4, DECISION_CELLS)}feed",
+    )
     database.raw.hdel(key, "enforced")
     database.raw.persist(key)
     assert database.open().restrictions()[1] == []
@@ -954,7 +961,7 @@ def test_redis_key_of_a_foreign_type_is_corrupt_and_changes_nothing(suffix: str,
     store = database.open()
     store.claim(CELL, "t")
     store.commit("t", Checkpoint(CELL, None, 5, profiles([client(9)])))
-    key = profile_prefix(CELL) + suffix.format(v=decision_cell(client(1)))
+    key = profile_prefix(CELL) + suffix.format(v=decision_cell(client(1), DECISION_CELLS))
     database.raw.delete(key)
     database.raw.set(key, "foreign")
     with nothing_changes(database), pytest.raises(CorruptState):
@@ -966,10 +973,10 @@ def test_redis_rows_with_missing_fields_are_corrupt(database: RedisDatabase) -> 
     (k,) = clients_in(4, 1)
     store.claim_decisions(4, "p", "t", 60_000)
     store.record("t", 0, Outcome(4, rows={k: row()}, alerts=[alert("a/0")]), "p", 60_000)
-    database.raw.hdel(f"{decision_prefix(4)}c:{client_text(k)}", "rank")
+    database.raw.hdel(f"{decision_prefix(4, DECISION_CELLS)}c:{client_text(k)}", "rank")
     with pytest.raises(CorruptState):
         store.load_decisions(4, "t", 1, [k])
-    database.raw.xadd(f"{decision_prefix(4)}outbox", {"uid": "x"})
+    database.raw.xadd(f"{decision_prefix(4, DECISION_CELLS)}outbox", {"uid": "x"})
     with pytest.raises(CorruptState):
         store.outbox(4, "k", 10)
 
@@ -980,7 +987,7 @@ def test_redis_scripts_check_their_arguments_first(name: str, database: RedisDat
     store = database.open()
     store.claim(CELL, "t")
     store.claim_decisions(4, "p", "t", 60_000)
-    key = f"{profile_prefix(CELL) if name.startswith('profile') else decision_prefix(4)}meta"
+    key = f"{profile_prefix(CELL) if name.startswith('profile') else decision_prefix(4, DECISION_CELLS)}meta"
     good = {
         "profile_commit": "t||5|60|1|1|1|1|a:b:c|4|60|1|1|n|v|gone|place|1|nan|d|s|h|processed|7|sketch",
         "decision_record": "t|0|p|1000|1000|60|100|1|1|1|q:0|g:1|a:b:c|a:b|r|watch|0.5|0|clear|a/0|1|body",

@@ -14,7 +14,7 @@ from support.servers import Redis, Server, _listens, free_port
 from consumers.operators.audited_write import Actor, Subject
 from consumers.operators.operate import Operations
 from consumers.secrets import Secrets
-from consumers.store import DecisionRow, Outcome, decision_cell
+from consumers.store import DECISION_CELLS, DecisionRow, Outcome, decision_cell
 from consumers.store.redis import connect
 from detector.query import ClientKey
 
@@ -99,7 +99,7 @@ class Backend:
     def detect(self, client: str, state: str, model: str = "fraud-v3", seconds: int = 60) -> None:
         """A decision as detect records it."""
         key = ClientKey(TENANT, model, self.service.secrets.client_hash(TENANT, client))
-        cell = decision_cell(key)
+        cell = decision_cell(key, DECISION_CELLS)
         until_s = int(time.time()) + seconds if state in ("throttle", "block") else 0
         row = DecisionRow(b"", state, 0.99, until_s, state)
         claim = self.service.store.claim_decisions(cell, "tests", "tests", 10_000)

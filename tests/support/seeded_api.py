@@ -36,7 +36,7 @@ from consumers.readers.queries import Reader
 from consumers.records.alert import FRAMEWORKS, packed_alert
 from consumers.records.decision import StoredDecision, campaign_key, packed_decision
 from consumers.secrets import Secrets
-from consumers.store import Outcome, ServiceStore, decision_cell
+from consumers.store import DECISION_CELLS, Outcome, ServiceStore, decision_cell
 from consumers.store.embedded import EmbeddedStore
 from consumers.telemetry.metrics import Metrics
 from consumers.times import rfc3339
@@ -91,10 +91,10 @@ def keep(
     model = MODELS[tenant]
     for one in rows:
         key = ClientKey(tenant, model, client_hash(one.client_id, tenant))
-        cell = decision_cell(key)
+        cell = decision_cell(key, DECISION_CELLS)
         cells.setdefault(cell, Outcome(cell)).rows[key] = packed_decision(one, SECRETS, tenant)
     for body in alerts:
-        cell = decision_cell(ClientKey(tenant, model, client_hash(body["client_id"], tenant)))
+        cell = decision_cell(ClientKey(tenant, model, client_hash(body["client_id"], tenant)), DECISION_CELLS)
         cells.setdefault(cell, Outcome(cell)).alerts.append(packed_alert(body, int(time.time() * 1000), SECRETS))
     for cell, outcome in cells.items():
         claim = store.claim_decisions(cell, "seed", "0" * 32, 60_000)
@@ -138,7 +138,7 @@ class World:
     def keep_campaign(self, row: StoredDecision, alert: dict[str, Any]) -> None:
         """A campaign's own row and alert, as detect would write them."""
         key = campaign_key(OURS, MODEL, row.client_id)
-        outcome = Outcome(decision_cell(key))
+        outcome = Outcome(decision_cell(key, DECISION_CELLS))
         outcome.rows[key] = packed_decision(row, SECRETS, OURS)
         outcome.alerts.append(packed_alert(alert, int(time.time() * 1000), SECRETS))
         claim = self.store.claim_decisions(outcome.cell, "seed", "0" * 32, 60_000)

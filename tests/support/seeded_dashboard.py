@@ -33,7 +33,7 @@ from consumers.readers.queries import Reader
 from consumers.records.alert import FRAMEWORKS, packed_alert
 from consumers.records.decision import StoredDecision, packed_decision
 from consumers.secrets import Secrets
-from consumers.store import Checkpoint, DeadLetter, Outcome, Store, decision_cell
+from consumers.store import DECISION_CELLS, Checkpoint, DeadLetter, Outcome, Store, decision_cell
 from consumers.store.embedded import EmbeddedStore
 from consumers.times import rfc3339
 from detector.baseline import Baseline
@@ -107,7 +107,10 @@ def keep(store: Store, rows: Sequence[tuple[str, StoredDecision]]) -> None:
     cells: dict[int, Outcome] = {}
     for model, one in rows:
         key = ClientKey(TENANT, model, SECRETS.client_hash(TENANT, one.client_id))
-        outcome = cells.setdefault(decision_cell(key), Outcome(decision_cell(key)))
+        outcome = cells.setdefault(
+            decision_cell(key, DECISION_CELLS),
+            Outcome(decision_cell(key, DECISION_CELLS)),
+        )
         outcome.rows[key] = packed_decision(one, SECRETS, TENANT)
         if one.alert:
             body = one.alert | {"model_id": model}

@@ -58,7 +58,7 @@ def client(name: object, tenant: str = "acme", model: str = "fraud") -> ClientKe
 def clients_in(cell: int, count: int) -> list[ClientKey]:
     """Clients that belong to one decision cell."""
     every = (client(f"c{i}") for i in itertools.count())
-    return list(itertools.islice((c for c in every if decision_cell(c) == cell), count))
+    return list(itertools.islice((c for c in every if decision_cell(c, DECISION_CELLS) == cell), count))
 
 
 def profiles(clients: Sequence[ClientKey], value: bytes = b"x") -> dict[ClientKey, dict[str, bytes | None]]:
@@ -230,7 +230,8 @@ class StoreContract:
         assert store.load(CELL, "t", 9, [client(1)]) == {}
         assert store.shards(CELL, [client(1)]).fields == {}
         # The reader of the touched list must still learn that something happened to this client.
-        assert store.touched(CELL, {decision_cell(client(1)): 6}, 10)[decision_cell(client(1))].clients == [client(1)]
+        v = decision_cell(client(1), DECISION_CELLS)
+        assert store.touched(CELL, {v: 6}, 10)[v].clients == [client(1)]
         store.commit("t", Checkpoint(CELL, 9, 12, {client(1): {"e": b"5"}}))
         assert store.load(CELL, "t", 12, [client(1)]) == {client(1): {"e": b"5"}}
 
@@ -750,9 +751,9 @@ class StoreContract:
                 k = client(f"c{i}", model=model)
                 r = row(f"{model}{i}", rng.choice([0.0, 0.5, 1.0, -2.5, 1e-9, 0.1 + 0.2, rng.random()]), "clear", i)
                 wanted.setdefault(model, []).append((k, r))
-                by_cell.setdefault(decision_cell(k), {})[k] = r
+                by_cell.setdefault(decision_cell(k, DECISION_CELLS), {})[k] = r
         stranger = client("c1", tenant="other")
-        by_cell.setdefault(decision_cell(stranger), {})[stranger] = row("stranger", 9.0)
+        by_cell.setdefault(decision_cell(stranger, DECISION_CELLS), {})[stranger] = row("stranger", 9.0)
         store = backing.open()
         for cell, rows in by_cell.items():
             store.claim_decisions(cell, "p", "t", 60_000)

@@ -181,7 +181,7 @@ class WholeContract(StoreContract):
         assert sorted(found) == sorted(wanted)
         assert sorted(positions) == list(range(DECISION_CELLS))
         Detector(store, 4).record(a=held("clear", "clear", 0), b=held("watch", "clear", 0), c=held())
-        assert sorted(r.client for r in store.restrictions()[1] if decision_cell(r.client) == 4) == [
+        assert sorted(r.client for r in store.restrictions()[1] if decision_cell(r.client, DECISION_CELLS) == 4) == [
             clients_in(4, 3)[2]
         ]
 
@@ -545,7 +545,11 @@ class WholeContract(StoreContract):
         every = [client(f"c{i}", model=f"m{i % 2} ä") for i in range(60)]
         for v in range(DECISION_CELLS):
             store.claim_decisions(v, "p", "t", 60_000)
-            rows = {k: row(k.client, 0.1 + i / 3, "block", LATER) for i, k in enumerate(every) if decision_cell(k) == v}
+            rows = {
+                k: row(k.client, 0.1 + i / 3, "block", LATER)
+                for i, k in enumerate(every)
+                if decision_cell(k, DECISION_CELLS) == v
+            }
             alerts = [alert(f"{v}.{i}/0", 1000 + i) for i in range(3)]
             store.record("t", 0, Outcome(v, {"queries:0": Cursor("g", 9)}, rows, alerts), "p", 60_000)
             (_, first), (entry_id, second), _ = store.outbox(v, "kafka:a{b}", 9)
@@ -565,18 +569,21 @@ class WholeContract(StoreContract):
             "restrictions": sorted(store.restrictions()[1]),
             "alerts": store.alerts(),
             "pending": [
-                [a for _, a in store.outbox(v, name, 9)] for v in range(32) for name in ("kafka:a{b}", "other")
+                [a for _, a in store.outbox(v, name, 9)]
+                for v in range(store.decision_cells)
+                for name in ("kafka:a{b}", "other")
             ],
             "entries": [store.operator_entries(kind)[1] for kind in ("allow", "key")],
             "audit": store.audit_rows(0, 9),
         }
+        every = range(store.decision_cells)
         for cell in store.cells():
             claim = store.claim(cell, "look")
             found[cell] = (
                 claim.next_offset, claim.counters, claim.sketch, [claim.erased.get(k) for k in keys],
                 store.load(cell, "look", claim.next_offset, keys),
                 [letter for _, letter in store.dead_letters(cell, 9)],
-                [store.touched(cell, dict.fromkeys(range(32), after), 9999)[v].clients for after in (0, 150) for v in range(32)],
+                [store.touched(cell, dict.fromkeys(every, after), 9999)[v].clients for after in (0, 150) for v in every],
             )  # fmt: skip
         return found
 

@@ -14,7 +14,7 @@ from consumers.operators.audited_write import Actor
 from consumers.records.alert import packed_alert
 from consumers.records.decision import ExposureMeasured, campaign_key, exposures_of, packed_decision
 from consumers.records.operator_entries import StoredVerdict, unpacked
-from consumers.store import Outcome, decision_cell
+from consumers.store import DECISION_CELLS, Outcome, decision_cell
 from detector.baseline import Baseline
 from detector.exposure import Exposure
 
@@ -47,7 +47,7 @@ def keep_campaign(world: World, baseline: Baseline) -> str:
     alert = row.alert | {"kind": "campaign", "campaign_id": CAMPAIGN, "members": names}
     del alert["client_id"]
     key = campaign_key(TENANT, MODEL, CAMPAIGN)
-    outcome = Outcome(decision_cell(key))
+    outcome = Outcome(decision_cell(key, DECISION_CELLS))
     outcome.rows[key] = packed_decision(
         replace(row, members=tuple(names), alert=alert),
         SECRETS,
