@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import ast
 import re
 from pathlib import Path
 
+from support.witnesses import missing, pointers
+
 from consumers import config
 from consumers.http.access import TABLE
-from consumers.records.alert import FRAMEWORKS
+from consumers.records.frameworks import FRAMEWORKS
 from consumers.telemetry.metrics import METRICS
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "aisvs.md").read_text()
-POINTERS = re.findall(r"`((?:tests|benchmarks)/[\w/]+\.py)(?:::(\w+))?`", PAGE)
 
 
 def rows(heading: str) -> list[list[str]]:
@@ -22,17 +22,9 @@ def rows(heading: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
 
 
-def test_every_test_and_benchmark_that_the_page_names_exists() -> None:
-    assert len(POINTERS) > 12
-    missing = []
-    for path, name in POINTERS:
-        file = ROOT / path
-        if not file.exists():
-            missing.append(path)
-        elif name:
-            functions = {n.name for n in ast.walk(ast.parse(file.read_text())) if isinstance(n, ast.FunctionDef)}
-            missing += [] if name in functions else [f"{path}::{name}"]
-    assert missing == []
+def test_every_test_and_benchmark_that_the_page_names_exists_and_runs() -> None:
+    assert len(pointers(PAGE)) > 12
+    assert missing(PAGE) == []
 
 
 def test_the_requirements_are_all_there_and_what_is_claimed_is_seen() -> None:
@@ -42,6 +34,8 @@ def test_the_requirements_are_all_there_and_what_is_claimed_is_seen() -> None:
     assert {f"OWASP-AISVS:{one}" for one in requirements} & set(FRAMEWORKS)
     for row in [*requirements.values(), *rows("What auditors ask besides")]:
         state, seen = row[-2:]
+        if row[0] in requirements and seen:
+            assert any(path.startswith("tests/") for path, _ in pointers(seen)), f"no test: {row}"
         assert bool(seen) != state.startswith("not "), f"claimed without a witness, or denied with one: {row}"
 
 

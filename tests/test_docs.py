@@ -31,7 +31,7 @@ from support.store_contract import failures
 from consumers import cli, config
 from consumers.log import formats
 from consumers.log.dead_letter_topic import letter_body
-from consumers.records.alert import FRAMEWORKS
+from consumers.records.frameworks import FRAMEWORKS
 from consumers.store import DECISION_CELLS, DeadLetter, Store
 from consumers.store.redis import connect
 from consumers.telemetry.metrics import METRICS

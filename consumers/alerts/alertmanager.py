@@ -154,6 +154,7 @@ class AlertmanagerSink:
                 "subject": visible(found.subject),
                 "state": found.state,
                 "update": str(found.update),
+                "techniques": " ".join(row.id for row in taxonomy.techniques(found)),
             },
             "startsAt": rfc3339(begins_ms),
             "endsAt": rfc3339(ends_ms),

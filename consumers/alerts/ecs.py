@@ -31,7 +31,7 @@ ACTIONS = {"created": "finding-created", "updated": "finding-updated", "closed":
 
 def document(found: Finding) -> dict[str, Any]:
     """The finding as an ECS document."""
-    row = taxonomy.EXTRACTION
+    rows = taxonomy.techniques(found)
     shaped: dict[str, Any] = {
         "@timestamp": found.time,
         "ecs": {"version": VERSION},
@@ -49,20 +49,21 @@ def document(found: Finding) -> dict[str, Any]:
             "provider": "QueryWarden",
         },
         "rule": {"id": found.family or "extraction", "name": found.title, "category": "Model Extraction"},
-        "threat": {
-            "framework": taxonomy.ATLAS,
-            "tactic": {"id": [row.tactic_uid], "name": [row.tactic]},
-            "technique": {
-                "id": [row.uid],
-                "name": [row.name],
-                "subtechnique": {"id": [row.sub_uid], "name": [row.sub]},
-            },
-        },
         "gen_ai": {"request": {"model": found.model_id}},
         "organization": {"id": found.tenant},
-        "tags": [value for _, values in taxonomy.TAGS for value in values],
+        "tags": [value for _, values in taxonomy.tags(found) for value in values],
         "querywarden": dict(found.native),
     }
+    if rows:
+        shaped["threat"] = {
+            "framework": taxonomy.ATLAS,
+            "tactic": {"id": [row.tactic_uid for row in rows], "name": [row.tactic for row in rows]},
+            "technique": {
+                "id": [row.uid for row in rows],
+                "name": [row.name for row in rows],
+                "subtechnique": {"id": [r.sub_uid for r in rows if r.sub_uid], "name": [r.sub for r in rows if r.sub]},
+            },
+        }
     if found.kind == "client":
         shaped["user"] = {"id": found.subject}
     if found.sources:

@@ -59,6 +59,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     verdict: FindingVerdict | str | None = None
     sources: list[str] = []
     policy: str = "detection"
+    frameworks: list[str] = []
     native: dict[str, Any] = {}
     time_ms: int = 0
 

@@ -61,7 +61,7 @@ def detection_finding(found: Finding) -> dict[str, Any]:
         "is_alert": not found.resolved,
         "metadata": _metadata(found),
         "finding_info": _finding_info(found),
-        "attacks": attacks(),
+        "attacks": attacks(found),
         "confidence_score": score,
         "confidence_id": 3 if found.calibrated else 1,
         "confidence": "High" if found.calibrated else "Low",
@@ -89,7 +89,7 @@ def detection_finding(found: Finding) -> dict[str, Any]:
     return event
 
 
-def attacks() -> list[dict[str, Any]]:
+def attacks(found: Finding) -> list[dict[str, Any]]:
     """The rows of ATLAS, the finding itself first."""
     return [
         {
@@ -98,7 +98,7 @@ def attacks() -> list[dict[str, Any]]:
             "technique": {"uid": row.uid, "name": row.name},
         }
         | ({"sub_technique": {"uid": row.sub_uid, "name": row.sub}} if row.sub_uid else {})
-        for row in taxonomy.TECHNIQUES
+        for row in taxonomy.techniques(found)
     ]
 
 
@@ -122,13 +122,13 @@ def _metadata(found: Finding) -> dict[str, Any]:
 
 
 def _finding_info(found: Finding) -> dict[str, Any]:
-    tags = [{"name": name, "values": list(ids)} for name, ids in taxonomy.TAGS]
+    tags = [{"name": name, "values": list(ids)} for name, ids in taxonomy.tags(found)]
     return {
         "uid": found.alert_id,
         "title": found.title,
         "desc": found.text,
         "types": ["Model Extraction"],
-        "attacks": attacks(),
+        "attacks": attacks(found),
         "tags": tags,
         "analytic": {
             "uid": found.family or "extraction",

@@ -12,12 +12,13 @@ import contextlib
 import datetime as dt
 import json
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from consumers.alerts import taxonomy
 from consumers.alerts.finding import Finding, finding, visible
+from consumers.alerts.taxonomy import Technique
 from consumers.errors import ConfigError, Undeliverable
 from consumers.store import OutboxAlert
 
@@ -39,24 +40,16 @@ def bundle(findings: Iterable[Finding]) -> str:
     if not newest:
         return json.dumps({"type": "bundle", "id": _id("bundle", "empty"), "objects": []}, indent=1)
     began = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
-    row = taxonomy.EXTRACTION
     us = stix2.Identity(
         id=_id("identity", "querywarden"), name="QueryWarden", identity_class="system", created=began, modified=began
     )
-    pattern = stix2.AttackPattern(
-        id=_id("attack-pattern", row.sub_uid),
-        name=row.sub,
-        created=began,
-        modified=began,
-        created_by_ref=us.id,
-        external_references=[
-            {"source_name": "mitre-atlas", "external_id": uid, "url": f"https://atlas.mitre.org/techniques/{uid}"}
-            for uid in (row.sub_uid, row.uid)
-        ],
-    )
-    objects: dict[str, Any] = {us.id: us, pattern.id: pattern}
+    named = {row.id: row for found in newest.values() for row in _named(found)}
+    patterns = {uid: _pattern(stix2, row, us.id, began) for uid, row in sorted(named.items())}
+    objects: dict[str, Any] = {us.id: us, **{pattern.id: pattern for pattern in patterns.values()}}
     for alert_id, found in sorted(newest.items()):
-        for thing in _objects(stix2, found, first[alert_id], us.id, pattern.id):
+        for thing in _objects(
+            stix2, found, first[alert_id], us.id, {uid: pattern.id for uid, pattern in patterns.items()}
+        ):
             objects[thing.id] = thing
     names = ",".join(f"{f.uid}" for _, f in sorted(newest.items()))
     made = stix2.Bundle(id=_id("bundle", names), objects=list(objects.values()))
@@ -77,7 +70,26 @@ def write(path: Path, alerts: Iterable[OutboxAlert]) -> int:
     return len({one.alert_id for one in found})
 
 
-def _objects(stix2: Any, found: Finding, first: Finding, us: str, attack: str) -> list[Any]:
+def _named(found: Finding) -> list[Technique]:
+    """Extraction, and what a finding names besides; not what always goes with extraction."""
+    return [row for row in taxonomy.techniques(found) if row not in taxonomy.ACCOMPANYING]
+
+
+def _pattern(stix2: Any, row: Technique, us: str, began: dt.datetime) -> Any:
+    return stix2.AttackPattern(
+        id=_id("attack-pattern", row.id),
+        name=row.sub or row.name,
+        created=began,
+        modified=began,
+        created_by_ref=us,
+        external_references=[
+            {"source_name": "mitre-atlas", "external_id": uid, "url": f"https://atlas.mitre.org/techniques/{uid}"}
+            for uid in dict.fromkeys((row.id, row.uid))
+        ],
+    )
+
+
+def _objects(stix2: Any, found: Finding, first: Finding, us: str, attacks: Mapping[str, str]) -> list[Any]:
     begun, news = _when(first), max(_when(found), _when(first))
     accounts = [stix2.UserAccount(user_id=name, account_type="api-client") for name in found.members or [found.subject]]
     sources = [stix2.IPv6Address(value=ip) if ":" in ip else stix2.IPv4Address(value=ip) for ip in found.sources]
@@ -100,17 +112,21 @@ def _objects(stix2: Any, found: Finding, first: Finding, us: str, attack: str) -
         confidence=round(100 * min(1.0, max(0.0, found.suspicion))),
         labels=["model-extraction", f"severity-{found.severity}"],
     )  # fmt: skip
-    means = stix2.Relationship(
-        id=_id("relationship", found.alert_id), relationship_type="indicates", created=begun, modified=news,
-        created_by_ref=us, source_ref=indicator.id, target_ref=attack,
-    )  # fmt: skip
+    means = [
+        stix2.Relationship(
+            id=_id("relationship", found.alert_id if row == taxonomy.EXTRACTION else f"{found.alert_id}:{row.id}"),
+            relationship_type="indicates" if row == taxonomy.EXTRACTION else "related-to",
+            created=begun, modified=news, created_by_ref=us, source_ref=indicator.id, target_ref=attacks[row.id],
+        )
+        for row in _named(found)
+    ]  # fmt: skip
     sighting = stix2.Sighting(
         id=_id("sighting", found.alert_id), created=begun, modified=news, created_by_ref=us, sighting_of_ref=indicator.id,
         observed_data_refs=[seen.id], first_seen=begun, last_seen=max(news, begun + dt.timedelta(milliseconds=1)),
         count=max(1, min(found.queries_seen, 999_999_999)), summary=False,
         description=f"model {visible(found.model_id)}",
     )  # fmt: skip
-    return [*accounts, *sources, seen, indicator, means, sighting]
+    return [*accounts, *sources, seen, indicator, *means, sighting]
 
 
 def _id(kind: str, name: str) -> str:

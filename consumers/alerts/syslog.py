@@ -157,6 +157,8 @@ def cef(found: Finding) -> str:
         "cs2": found.tenant,
         "cs3Label": "activity",
         "cs3": found.activity,
+        "cs4Label": "techniques",
+        "cs4": " ".join(row.id for row in taxonomy.techniques(found)),
         "cfp1Label": "suspicion",
         "cfp1": found.suspicion,
     }

@@ -1,39 +1,20 @@
-"""Names of findings in public frameworks: rows of MITRE ATLAS, OWASP and NIST, each with its version.
+"""Names of findings in public frameworks, as sinks write them out: MITRE ATLAS, OWASP and NIST, each with its version.
 
-Rules: a name is written exactly as its framework prints it. A new release of a framework changes this file only.
+Rules: a name is written exactly as its framework prints it. Which ids an alert carries is said by `records/frameworks.py`. An alert from
+before that names no technique is about extraction all the same, unless it is about the exposure budget.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from consumers.alerts.finding import Finding
+from consumers.records.frameworks import ATLAS_VERSION, FRAMEWORKS, OF_EXTRACTION, Technique, techniques_of
+
+__all__ = ["ACCOMPANYING", "ATLAS", "ATLAS_VERSION", "EXTRACTION", "TAGS", "Technique", "tags", "techniques"]
 
 ATLAS = "MITRE ATLAS"
-ATLAS_VERSION = "5.6"
-
-
-class Technique(NamedTuple):
-    """A row of ATLAS: tactic → technique → sub-technique (empty where there is none)."""
-
-    tactic_uid: str
-    tactic: str
-    uid: str
-    name: str
-    sub_uid: str = ""
-    sub: str = ""
-
-
-EXTRACTION = Technique(
-    "AML.TA0010", "Exfiltration",
-    "AML.T0024", "Exfiltration via AI Inference API",
-    "AML.T0024.002", "Extract AI Model",
-)  # fmt: skip
-RELATED = (
-    Technique("AML.TA0001", "AI Attack Staging", "AML.T0005", "Create Proxy AI Model",
-              "AML.T0005.001", "Train Proxy via Replication"),
-    Technique("AML.TA0000", "AI Model Access", "AML.T0040", "AI Model Inference API Access"),
-)  # fmt: skip
-TECHNIQUES = (EXTRACTION, *RELATED)
-"""The finding itself first, then what goes with it."""
+EXTRACTION = OF_EXTRACTION[0]
+ACCOMPANYING = OF_EXTRACTION[1:]
+"""What goes with every extraction."""
 
 TAGS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("OWASP Machine Learning Security Top 10", ("ML05:2023 Model Theft",)),
@@ -42,3 +23,13 @@ TAGS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("NIST AI 100-2 E2025", ("NISTAML.031 Model Extraction",)),
 )
 """(framework, ids) of every finding."""
+
+
+def techniques(found: Finding) -> list[Technique]:
+    """The rows of ATLAS of a finding, extraction first; none for an alert that accuses nobody."""
+    return [] if found.policy == "exposure" else techniques_of([*FRAMEWORKS, *found.frameworks])
+
+
+def tags(found: Finding) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """(framework, ids) of a finding."""
+    return (("OWASP AISVS 1.0", ("C11.2.2",)),) if found.policy == "exposure" else TAGS

@@ -26,6 +26,7 @@ import msgspec
 
 from consumers.errors import CorruptState
 from consumers.records.decision import CAMPAIGN, StoredDecision, campaign_key, is_campaign, packed_row
+from consumers.records.frameworks import LIMIT, frameworks_of
 from consumers.records.sealing import sealed, unsealed, with_ids
 from consumers.secrets import Secrets
 from consumers.store import DecisionRow, OutboxAlert
@@ -37,7 +38,6 @@ from detector.query import ClientKey
 Kind = Literal["client", "campaign"]
 """Whose finding it is."""
 
-FRAMEWORKS = ("OWASP:ML05:2023", "MITRE-ATLAS:AML.T0024.002", "OWASP-AISVS:C11.3.1", "NIST-AI-100-2:NISTAML.031")
 EVIDENCE_TOLD = 8
 MEMBERS_TOLD = 10_000
 """Members that an alert names; receivers refuse messages of more than a megabyte. The rows of the others name the campaign."""
@@ -124,6 +124,7 @@ def spent_told(
         "policy": "exposure",
         "state": {"none": "clear", "alert": "watch", "throttle": "throttle"}[row.exposed],
         "reason": why,
+        "frameworks": list(LIMIT),
         "family": "unknown",
         "evidence": [
             {"signal": "queries" if why == QUERIES else "exposure", "statistic": share, "p_value": 1.0, "text": text}
@@ -184,7 +185,7 @@ def _raised(key: ClientKey, row: StoredDecision, time_ms: int, queries: int) -> 
             "reason": row.decision.reason,
             "enforced": row.decision.enforced,
             "tenant": key.tenant,
-            "frameworks": list(FRAMEWORKS),
+            "frameworks": frameworks_of(kind_of(key), row.decision.reason),
         }
         | verdict
         | exposed

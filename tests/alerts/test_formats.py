@@ -15,11 +15,13 @@ from ocsf_json_schema import OcsfJsonSchemaEmbedded, get_ocsf_schema
 from support.receivers import HOSTILE, alert, life
 
 from consumers.alerts import stix, taxonomy
+from consumers.alerts.ecs import document
 from consumers.alerts.envelope import kafka_message
 from consumers.alerts.finding import finding, visible
 from consumers.alerts.ocsf import VERSION, detection_finding
+from consumers.alerts.syslog import cef
 from consumers.errors import Undeliverable
-from consumers.records.alert import FRAMEWORKS
+from consumers.records.frameworks import FRAMEWORKS, frameworks_of
 
 SHAPES: dict[str, Any] = {
     "first": {},
@@ -127,6 +129,24 @@ def test_every_framework_of_the_native_alert_is_in_the_event() -> None:
         "sub_technique": {"uid": "AML.T0024.002", "name": "Extract AI Model"},
     }
     assert attack["version"] == taxonomy.ATLAS_VERSION
+
+
+def test_a_campaign_names_what_pools_of_accounts_are_called_and_the_exposure_budget_names_no_technique() -> None:
+    named = frameworks_of("campaign", "campaign")
+    pool = finding(
+        alert(1, kind="campaign", client_id=None, members=["a", "b"], campaign_id="c" * 32, frameworks=named)
+    )
+    spent = finding(alert(2, policy="exposure", frameworks=["OWASP-AISVS:C11.2.2"]))
+    assert [row["technique"]["uid"] for row in detection_finding(pool)["attacks"]][3:] == ["AML.T0008", "AML.T0012"]
+    assert detection_finding(spent)["attacks"] == []
+    assert "ML05" not in json.dumps(detection_finding(spent))
+    assert "AML.T0008.005" in document(pool)["threat"]["technique"]["subtechnique"]["id"]
+    assert "threat" not in document(spent)
+    assert "cs4=AML.T0024.002 AML.T0005.001 AML.T0040 AML.T0008.005 AML.T0012" in cef(pool)
+    read = stix2.parse(stix.bundle([pool]), allow_custom=False)
+    names = {thing.id: thing.name for thing in read.objects if thing.type == "attack-pattern"}
+    ties = {names[thing.target_ref]: thing.relationship_type for thing in read.objects if thing.type == "relationship"}
+    assert ties == {"Extract AI Model": "indicates", "AI Service Proxies": "related-to", "Valid Accounts": "related-to"}
 
 
 def test_a_verdict_that_it_was_nothing_suppresses_the_finding() -> None:

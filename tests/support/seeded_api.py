@@ -33,8 +33,9 @@ from consumers.operators.audited_write import ROLES, Actor
 from consumers.operators.operate import Operations
 from consumers.readers.gateways import Modes
 from consumers.readers.queries import Reader
-from consumers.records.alert import FRAMEWORKS, packed_alert
+from consumers.records.alert import packed_alert
 from consumers.records.decision import StoredDecision, campaign_key, packed_decision
+from consumers.records.frameworks import FRAMEWORKS
 from consumers.secrets import Secrets
 from consumers.store import DECISION_CELLS, Outcome, ServiceStore, decision_cell
 from consumers.store.embedded import EmbeddedStore

@@ -30,8 +30,9 @@ from consumers.http.dashboard.session import Sessions
 from consumers.operators.audited_write import Actor
 from consumers.operators.operate import Operations
 from consumers.readers.queries import Reader
-from consumers.records.alert import FRAMEWORKS, packed_alert
+from consumers.records.alert import packed_alert
 from consumers.records.decision import StoredDecision, packed_decision
+from consumers.records.frameworks import FRAMEWORKS
 from consumers.secrets import Secrets
 from consumers.store import DECISION_CELLS, Checkpoint, DeadLetter, Outcome, Store, decision_cell
 from consumers.store.embedded import EmbeddedStore
