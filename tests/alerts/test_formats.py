@@ -131,7 +131,7 @@ def test_every_framework_of_the_native_alert_is_in_the_event() -> None:
     assert attack["version"] == taxonomy.ATLAS_VERSION
 
 
-def test_a_campaign_names_what_pools_of_accounts_are_called_and_the_exposure_budget_names_no_technique() -> None:
+def test_a_campaign_names_pools_of_accounts_and_a_budget_no_technique() -> None:
     named = frameworks_of("campaign", "campaign")
     pool = finding(
         alert(1, kind="campaign", client_id=None, members=["a", "b"], campaign_id="c" * 32, frameworks=named)
