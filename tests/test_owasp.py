@@ -21,8 +21,8 @@ def test_each_way_to_prevent_theft_names_a_test_that_runs() -> None:
 
 def test_the_search_finds_what_is_missing_and_what_only_soaks() -> None:
     """Control: a file, a test, and a test that only `make soak` runs."""
-    assert missing("`tests/nowhere.py`, `tests/test_owasp.py::test_nothing`") == [
-        "tests/nowhere.py",
+    assert missing("`benchmarks/nowhere.py`, `tests/test_owasp.py::test_nothing`") == [
+        "benchmarks/nowhere.py",
         "tests/test_owasp.py::test_nothing",
     ]
     soaking = "tests/benchmarks/test_throughput.py::test_one_row_a_call_is_dearer"

@@ -3,7 +3,7 @@
 MITRE ATLAS is as of 2026 (5.6), OWASP and NIST as their names say. What ATLAS says of a technique is in `TECHNIQUES`; sinks write it out.
 
 Rules:
-* An id that an alert carries is either *shown* by the log (a client extracts a model) or *fits* (linked accounts are what a proxy service
+* An id that an alert carries is either shown by the log (a client extracts a model) or fits (linked accounts are what a proxy service
   of accounts looks like; a query log cannot show who sold them). The table says which.
 * Every reason code has a row, also one that adds nothing. A new release of a framework changes this file and `alerts/taxonomy.py` only.
 * An alert about the exposure budget accuses nobody, so it names a limit and no technique.
