@@ -21,6 +21,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from consumers.errors import Refused
 from consumers.log.references import RawReference, ReferenceLine
 from consumers.log.texts import written_in
 from consumers.log.tolerant import UNREADABLE
@@ -134,8 +135,10 @@ def learn_texts(
             texts[found.digest] = found.text
             if client is not None and str(client) not in excluded:
                 asked.append((str(client), found.text))
-    generic = generic_texts()
     listed = list(reference.values())
+    if not listed:
+        raise Refused("the reference holds no text that can be read: its inputs must be `text` or `messages`")
+    generic = generic_texts()
     fitted = fit_texts(listed, asked, generic, rng)
     rows = fitted.held_out(listed, np.array([fold_of(text) for text in listed], np.int64))
     return LearnedTexts(_bounded(schema, fitted, rows), fitted, texts, listed, generic)

@@ -86,17 +86,25 @@ def test_the_record_of_a_section_gives_an_event(name: str) -> None:
 def test_the_commands_of_a_section_run_on_a_log_of_its_tool(
     name: str, folder: Path, log: list[loans.Event], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lines = foreign_logs.TABLES[name](log) if name in foreign_logs.TABLES else foreign_logs.TEXTS[name](12)
+    lines = (
+        foreign_logs.TABLES[name](log)
+        if name in foreign_logs.TABLES
+        else foreign_logs.TEXTS[name](600 if name in foreign_logs.CHATS else 12)
+    )
+    queries = 600 if name in foreign_logs.CHATS else len(log)
     (folder / f"{name}.{'csv' if name == 'csv' else 'jsonl'}").write_bytes(b"\n".join(lines) + b"\n")
     commands = [line for language, text in SECTIONS[name] if language == "bash" for line in text.splitlines()]
-    assert len(commands) == (3 if name in foreign_logs.TABLES else 1)
+    assert len(commands) == (3 if name in (*foreign_logs.TABLES, *foreign_logs.CHATS) else 1)
     for command in commands:
         assert run(command) == 0, capsys.readouterr().err
         shown = capsys.readouterr()
         if "inspect" in command:
             assert f"format: {name} (certain)" in shown.out
+            following = next((other for other in commands if " fit " in other), "")
+            unnamed = following.replace(f"--model-id {loans.MODEL}", "--model-id NAME")
+            assert following in shown.out or unnamed in shown.out
         if "replay" in command:
-            assert f"queries {len(log)}" in shown.out
+            assert f"queries {queries}" in shown.out
             assert "WARNING" not in shown.err
 
 

@@ -6,6 +6,7 @@ Rules: as in cli.py. Nothing is written but the mapping; of a topic no offset is
 from __future__ import annotations
 
 import contextlib
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -106,9 +107,20 @@ def _print(found: Inspection, log: str, out_path: Path | None) -> None:
         name = recognised.format
         with contextlib.suppress(WrongUse):
             load(name)
-            _say(f"next: querywarden fit --mapping {name} …")
+            _say(f"next: {_fit_of(found, name, log)}")
             return
         _say("next: --out mapping.toml writes the mapping, to be edited and used with --mapping mapping.toml")
+
+
+def _fit_of(found: Inspection, mapping: str, log: str) -> str:
+    """The command that fits a baseline on a log in a file. A log without a caller cannot calibrate: it is a reference."""
+    if not Path(log).is_file() or not found.model or found.understood is None:
+        return f"querywarden fit --mapping {mapping} …"
+    calibrates = found.counts["unattributed"] < found.events
+    what = "--traffic" if calibrates else "--reference"
+    model = "NAME" if found.model == inspection.NAMELESS else shlex.quote(found.model)
+    path = shlex.quote(log)
+    return f"querywarden fit --model-id {model} --mapping {mapping} {what} {path} --out {shlex.quote(Path(log).stem)}.baseline"
 
 
 def _print_columns(found: Inspection) -> None:

@@ -2,7 +2,8 @@
 
 Rules:
 * `text` is taken as it is. Of `messages` everything that is not the assistant's is taken (system, developer, user, tool), in order, joined
-  by line ends: the model's own answers say nothing about its client. Content in parts counts by its parts of text.
+  by line ends: the model's own answers say nothing about its client. Content in parts (``parts`` with OpenTelemetry and Gemini)
+  counts by its parts of text.
 * A text is told from others by everything that was sent, the assistant's messages too, so that a client cannot hide queries behind one
   and the same last message.
 * A text of spaces is a text; anything but a text, or messages without any text, is no input that can be read.
@@ -33,7 +34,11 @@ def written(form: str, value: Any) -> Written | None:
         return Written(value, digest(value)) if isinstance(value, str) else None
     if not isinstance(value, list) or not value or not all(isinstance(one, dict) for one in value):
         return None
-    pieces = [(str(one.get("role", "user")).lower(), piece) for one in value for piece in _pieces(one.get("content"))]
+    pieces = [
+        (str(one.get("role", "user")).lower(), piece)
+        for one in value
+        for piece in _pieces(one.get("content", one.get("parts")))
+    ]
     if not pieces:
         return None
     theirs = [piece for role, piece in pieces if role not in ANSWERING]

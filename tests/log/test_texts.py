@@ -28,6 +28,7 @@ MODEL = text_models.MODEL
         ([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}], "a\nc"),
         ([{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {}}, "b"]}], "a\nb"),
         ([{"content": "a"}], "a"),
+        ([{"role": "user", "parts": [{"type": "text", "content": "a"}, {"text": "b"}]}], "a\nb"),
         ([{"role": "assistant", "content": "b"}], ""),
     ],
 )  # fmt: skip

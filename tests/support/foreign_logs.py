@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
+from support import text_models
+
 Event = dict[str, Any]
 Writer = Callable[[Sequence[Event]], list[bytes]]
 
@@ -241,8 +243,10 @@ QUESTIONS = ("How do I reset my card?", "Where is my parcel, please?", "Cancel o
 
 def _chats(n: int) -> Iterator[tuple[str, int, str, str]]:
     """(client, time in ms, question, answer)."""
+    asked = QUESTIONS if n < 100 else text_models.questions()  # a baseline needs different ones
     for i in range(n):
-        yield f"team-{i % 3}", 1_774_000_800_000 + 60_000 * i, QUESTIONS[i % len(QUESTIONS)], f"Answer number {i}."
+        team = f"team-{i % max(3, n // 25)}"
+        yield team, 1_774_000_800_000 + 60_000 * i, asked[i % len(asked)], f"Answer number {i}."
 
 
 def litellm(n: int = 12) -> list[bytes]:
@@ -346,3 +350,5 @@ TEXTS: dict[str, Callable[[int], list[bytes]]] = {
     "litellm": litellm, "hiddenlayer": hiddenlayer, "envoy-ai": envoy_ai, "otel-genai": otel_genai, "openinference": openinference,
 }  # fmt: skip
 """Presets of logs whose inputs are texts, embeddings, or nothing at all."""
+CHATS = ("litellm", "hiddenlayer", "otel-genai")
+"""Those among them that hold texts with their answers."""
