@@ -123,7 +123,7 @@ bench-detection: $(STAMP) ## Ours and the literature on ten victims, about 35 mi
 	@nice -n 10 $(BIN)/python -m benchmarks.detection $(if $(SHORT),--short) $(ARGS)
 
 .PHONY: bench-campaigns
-bench-campaigns: $(STAMP) ## Thefts split over linked accounts, and honest organisations, about 15 minutes (ARGS=--short: prints only)
+bench-campaigns: $(STAMP) ## Campaigns as reported, split thefts, honest organisations, 20 minutes of CPU time; resumes (ARGS=--short: 1 minute, no file)
 	@nice -n 10 $(BIN)/python -m benchmarks.campaigns $(ARGS)
 
 .PHONY: bench-text

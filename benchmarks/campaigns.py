@@ -1,14 +1,17 @@
-"""The campaign benchmark: thefts split over linked accounts, and honest accounts that happen to share a link.
+"""The campaign benchmark: campaigns as they were reported, split thefts, and honest organisations that must not be accused.
 
-    python -m benchmarks.campaigns [--short] [--out FILE]
+    python -m benchmarks.campaigns [--short] [--out FILE] [--fresh]
 
 Rules of the file:
 
-* Victims, honest clients, splits and held-out kinds are those of the detection benchmark. A split theft sends what a plain one sent, dealt
-  out to accounts that share a link, which nobody else has.
-* Groups of honest clients, of any kinds and all of one kind (drawn by the kinds' shares), say how often an honest organisation is
-  accused. They are the control: a rule that catches every split theft and accuses every second organisation is worth nothing.
-* "One account alone" is what there is without a link: any account of the theft flagged by itself.
+* A *world* is one victim with one seed: honest clients that calibrate, a fleet of others (one kind never seen in calibration),
+  organisations, split thefts and campaigns. Worlds that are in the results file already are kept, so a run can be cut short and resumed;
+  `--fresh` measures all anew.
+* What is called is what detect calls: links make groups (`candidates`), the group statistic judges (`compared`, of at most `MOST_JUDGED`
+  members), `named_of` names the members, `fleet_cells` finds what nothing ties.
+* The queries of a campaign do not depend on its links. So every campaign is tried under each scenario of `LINKS`: who shares what.
+* The control deals a link at random to as many honest accounts of the fleet. A rule that flags those is worth nothing.
+* Thefts that content cannot show (`in_domain`) stand beside the others and are counted apart.
 """
 
 from __future__ import annotations
@@ -19,120 +22,438 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # two processes on two cores
 
 import argparse
 import json
+import platform
 import time
 import warnings
-from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks import detection, ours
+from benchmarks.campaign_world import (
+    COVERS,
+    ORGANISATIONS,
+    SHAPES,
+    Shape,
+    answered,
+    campaign,
+    honest_fleet,
+    organisation,
+    stolen_rows,
+)
+from benchmarks.fingerprint import group_fingerprint
 from benchmarks.ours import Tested
-from benchmarks.victims import build
+from benchmarks.victims import Victim, build
 from detector.baseline import Baseline
-from detector.campaigns import assess_group
+from detector.campaigns import Group, candidates, named_of
+from detector.fleet import fleet_cells
+from detector.group_statistic import MOST_JUDGED, GroupTest, Members, compared
 from detector.profile import Profile
 from detector.scoring import assess
-from detector.simulation.attacks import ATTACKS
-from detector.simulation.honest import BENIGN
-from detector.simulation.population import VARIANTS
+from detector.signals import Statistics, measure
+from detector.simulation.attacks import ATTACKS, Surrogate
+from detector.simulation.domain import Rows
+from detector.simulation.population import VARIANTS, Stream, theft_streams
 
 RESULTS = Path(__file__).parent / "results" / "campaigns.json"
 SPLIT = tuple(name for name, how in VARIANTS.items() if how.accounts > 1)
 SIZES = (3, 10, 50)
-HONEST_GROUPS = 24
-"""Groups of honest clients of each size and make-up that a split assesses."""
-PLAN = detection.Plan(
-    thefts={"plain": 1}, retold=SPLIT, others=(), families=tuple(f for f in ATTACKS if ATTACKS[f].visible)
-)
-SHORT = replace(PLAN, clients=60, splits=1, queries=(300, 1000), victims=("tumour",))
+LOOKS = (1 / 256, 1 / 64, 1 / 16, 1 / 4, 1.0)
+"""Parts of a campaign's time after which it is looked at, for the time to detection."""
+MOST_LEARNED = 4_000
+"""Answers from which a copy is trained, to say how much was exposed."""
+JOIN_LEVELS = (0.02, 0.05, 0.1, 0.2, 0.3)
+"""P-values up to which an account would join a decision; both its own over its lifetime and that among clients of its size are tried."""
+MOST_ASSESSED = 60
+HIDDEN = ("in_domain",)
+LINKS = ("strong", "25 organisations", "software", "6 addresses", "plan", "dealt at random", "none")
 
 
-def campaigns(
-    baseline: Baseline, profiles: Sequence[Profile], clients: Sequence[Tested], budget: float, rng: np.random.Generator
-) -> dict[str, Any]:
-    """Split thefts, each a group of its accounts, and groups of honest clients.
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How much of everything.
 
-    → "thefts": family → variant → [caught as a group, caught by one account alone, thefts]; "honest": size and make-up →
-    [flagged, groups]
+    worlds     (victim, seed); fleet: honest accounts of a world; calibration: honest clients of each of two groups
+    families   of campaigns: `a_world` of them in each world, in turn; split: of split thefts
+    groups     honest groups of each size and make-up that links deal out at random; organisations: of each kind
     """
-    runs: dict[tuple[str, str, str], list[int]] = defaultdict(list)
-    honest: dict[str, list[int]] = defaultdict(list)
-    for i, c in enumerate(clients):
-        if c.group >= 0:
-            honest[c.stream.kind].append(i)
-        elif c.stream.variant in SPLIT:
-            runs[c.stream.kind, c.stream.variant, c.stream.run].append(i)
 
-    def flagged(members: Sequence[int]) -> bool:
-        return assess_group([profiles[i] for i in members], baseline).p_value <= budget
-
-    thefts: dict[str, dict[str, list[int]]] = {}
-    for (family, variant, _), members in sorted(runs.items()):
-        cell = thefts.setdefault(family, {}).setdefault(variant, [0, 0, 0])
-        alone = any(ours.is_flagged(assess(profiles[i], baseline), baseline, budget) for i in members)
-        cell[0] += flagged(members)
-        cell[1] += alone
-        cell[2] += 1
-    accused: dict[str, list[int]] = {}
-    everybody = [i for members in honest.values() for i in members]
-    kinds = sorted(honest)
-    shares = np.array([BENIGN[kind].share for kind in kinds])
-    for size in SIZES:
-        for make_up in ("mixed", "alike"):
-            cell = accused.setdefault(f"{size} {make_up}", [0, 0])
-            for _ in range(HONEST_GROUPS):
-                pool = everybody if make_up == "mixed" else honest[rng.choice(kinds, p=shares / shares.sum())]
-                members = rng.choice(pool, size=min(size, len(pool)), replace=False).tolist()
-                cell[0] += flagged(members)
-                cell[1] += 1
-    return {"thefts": thefts, "honest": accused}
+    worlds: tuple[tuple[str, int], ...] = tuple((v, i + 1) for i, v in enumerate(2 * ("segments", "affairs", "tumour")))
+    fleet: int = 2000
+    calibration: int = 126
+    shapes: tuple[Shape, ...] = SHAPES
+    covers: tuple[float, ...] = COVERS
+    families: tuple[str, ...] = ("knockoff_random", "jbda", "permuted", "mixup", "active_kcenter", "copycat")
+    a_world: int = 2
+    split: tuple[str, ...] = tuple(f for f in ATTACKS if ATTACKS[f].visible)
+    queries: tuple[int, int] = (400, 1500)
+    groups: int = 24
+    organisations: int = 3
+    kinds: tuple[str, ...] = tuple(ORGANISATIONS)
+    budget: float = 0.01
+    calibrating: tuple[int, int] = field(default=(0, 1))
 
 
-def run_victim(name: str, plan: detection.Plan) -> list[dict[str, Any]]:
-    """What each split found."""
-    warnings.filterwarnings("ignore", module="sklearn")
-    began = time.monotonic()
-    victim = build(name)
-    clients = detection.populate(victim, plan, literature=False)
-    rehearsed = ours.rehearsed_for(victim)
-    found = []
-    for split, (_, calibration, tested) in enumerate(detection.deals(clients, plan.splits)):
-        baseline, _ = ours.fitted(victim, calibration, np.random.default_rng(split), rehearsed)
-        profiles = ours.profiles_of(victim, baseline, tested)
-        found.append(campaigns(baseline, profiles, tested, plan.budget, np.random.default_rng([split, 1])))
-    detection.say(name, f"done in {time.monotonic() - began:.0f} s")
+SHORT = Plan(
+    worlds=(("segments", 1),),
+    fleet=600,
+    shapes=SHAPES[1:4],
+    covers=(0.0, 0.5),
+    a_world=1,
+    split=("knockoff_random", "jbda", "permuted", "mixup"),
+    groups=8,
+    organisations=1,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What accounts have come to: statistics, p-values among honest clients of their sizes, and the oddest signal of each."""
+
+    statistics: list[Statistics]
+    p_values: NDArray[np.float64]
+    oddest: list[str]
+
+    def __add__(self, other: Judged) -> Judged:
+        return Judged(
+            self.statistics + other.statistics,
+            np.concatenate([self.p_values, other.p_values]),
+            self.oddest + other.oddest,
+        )
+
+
+class World:
+    """One victim with one seed."""
+
+    def __init__(self, name: str, seed: int, plan: Plan) -> None:
+        self.name, self.seed, self.plan = name, seed, plan
+        self.victim: Victim = build(name)
+        self.others = tuple(g for g in range(4) if g not in plan.calibrating)
+        streams = honest_fleet(self.victim, plan.calibrating, 2 * plan.calibration, self.rng(0))
+        held = detection.HELD_OUT[seed % len(detection.HELD_OUT)]
+        calibration = [c for c in answered(self.victim, streams, 0) if c.stream.kind != held]
+        self.baseline: Baseline = ours.fitted(
+            self.victim, calibration, self.rng(1), ours.rehearsed_for(self.victim)
+        )[0]  # fmt: skip
+        self.fleet_streams = honest_fleet(self.victim, self.others, plan.fleet, self.rng(2))
+        self.fleet = self.judged(self.profiles(answered(self.victim, self.fleet_streams, 1)))
+
+    def rng(self, *what: int) -> np.random.Generator:
+        return np.random.default_rng([*what, self.seed, *self.name.encode()])
+
+    def profiles(self, clients: Sequence[Tested]) -> list[Profile]:
+        return ours.profiles_of(self.victim, self.baseline, clients)
+
+    def judged(self, profiles: Sequence[Profile]) -> Judged:
+        statistics = [measure(profile, self.baseline.table) for profile in profiles]
+        size = self.baseline.size_null
+        found = [size.p_value(one) for one in statistics]
+        return Judged(statistics, np.array([p for p, _ in found]), [oddest for _, oddest in found])
+
+    def test(self, accounts: Judged, rows: Sequence[int]) -> GroupTest:
+        """The group test of some accounts, a sample of them where they are many."""
+        judged = np.asarray(rows)
+        if len(judged) > MOST_JUDGED:
+            judged = self.rng(3).choice(judged, MOST_JUDGED, replace=False)
+        some = [accounts.statistics[i] for i in judged.tolist()]
+        return compared(Members(some, np.ones(len(some), np.bool_)), self.baseline)
+
+    def flags(self, accounts: Judged, rows: Sequence[int], by_content: bool = False) -> bool:
+        test = self.test(accounts, rows)
+        return (test.by_content if by_content else test.p_value) <= self.plan.budget
+
+
+# --------------------------------------------------------------------------------------------------- split thefts
+
+
+def splits(world: World) -> dict[str, Any]:
+    """family → variant → [found as a group, the plain theft is flagged, found although it is not]."""
+    plan, victim, rng = world.plan, world.victim, world.rng(4)
+    found: dict[str, Any] = {}
+    for family in plan.split:
+        queries = round(float(np.exp(rng.uniform(*np.log(plan.queries)))))
+        stolen = stolen_rows(victim, family, queries, rng)
+        plain = theft_streams(family, "plain", victim.thieves, victim.predict, rng, len(stolen), stolen=stolen)
+        (whole,) = world.profiles(answered(victim, plain))
+        alone = ours.is_flagged(assess(whole, world.baseline), world.baseline, plan.budget)
+        for variant in SPLIT:
+            dealt = theft_streams(family, variant, victim.thieves, victim.predict, rng, len(stolen), stolen=stolen)
+            accounts = world.judged(world.profiles(answered(victim, dealt)))
+            caught = world.flags(accounts, range(len(dealt)))
+            found.setdefault(family, {})[variant] = [int(caught), int(alone), int(caught and alone)]
     return found
 
 
-def _one(task: tuple[str, detection.Plan]) -> tuple[str, list[dict[str, Any]]]:
-    return task[0], run_victim(*task)
+# -------------------------------------------------------------------------------------------- honest organisations
 
 
-def run(plan: detection.Plan, processes: int = 2) -> dict[str, Any]:
-    """victim → split → what was found; see `campaigns`."""
-    found = dict(detection.in_processes(_one, [(name, plan) for name in plan.victims], processes))
-    return {
-        "plan": {"variants": SPLIT, "families": plan.families, "sizes": SIZES, "budget": plan.budget},
-        "victims": {name: found[name] for name in plan.victims},
+def accused_groups(world: World) -> dict[str, list[int]]:
+    """Size and make-up → [flagged, groups]: honest accounts of the fleet, put together as if they shared a link."""
+    rng, kinds = world.rng(5), np.array([s.kind for s in world.fleet_streams])
+    found = {}
+    for size in SIZES:
+        for make_up in ("mixed", "alike"):
+            flagged = 0
+            for _ in range(world.plan.groups):
+                pool = np.arange(len(kinds)) if make_up == "mixed" else np.flatnonzero(kinds == rng.choice(kinds))
+                rows = rng.choice(pool, size=min(size, len(pool)), replace=False)
+                flagged += world.flags(world.fleet, rows.tolist())
+            found[f"{size} {make_up}"] = [flagged, world.plan.groups]
+    return found
+
+
+def organisations(world: World) -> dict[str, list[int]]:
+    """Kind → [accused over a link, accused over an address or found by content, organisations, accounts named, accounts]."""
+    found: dict[str, list[int]] = {}
+    for k, kind in enumerate(world.plan.kinds):
+        cell = found[kind] = [0, 0, 0, 0, 0]
+        for i in range(world.plan.organisations):
+            rng = world.rng(6, k, i)
+            streams = organisation(kind, world.victim.pools[world.others[i % 2]], rng)
+            profiles = world.profiles(answered(world.victim, streams))
+            accounts = world.judged(profiles)
+            seats = list(range(len(streams)))
+            if len(seats) == 1:
+                flagged = ours.is_flagged(assess(profiles[0], world.baseline), world.baseline, world.plan.budget)
+            else:
+                flagged = world.flags(accounts, seats)
+            group = Group(("ip:1",), tuple(seats))
+            named = named_of(group, accounts.p_values) if flagged else np.zeros(len(seats), np.bool_)
+            told = _told_by_content(world, accounts)
+            cell[0] += flagged
+            cell[1] += bool(told)
+            cell[2] += 1
+            cell[3] += int(named.sum())
+            cell[4] += len(seats)
+    return found
+
+
+def _told_by_content(world: World, others: Judged) -> list[tuple[NDArray[np.int64], int]]:
+    """Cells of the fleet, with these accounts in it, that would be alerted: their accounts, and how many may be honest."""
+    everybody = world.fleet + others
+    cells = fleet_cells(everybody.p_values, everybody.oddest, world.baseline.size_null)
+    return [
+        (cell.accounts, cell.honest_at_most)
+        for cell in cells
+        if world.flags(everybody, cell.accounts.tolist(), by_content=True)
+    ]
+
+
+# ------------------------------------------------------------------------------------------------------ campaigns
+
+
+def linked(scenario: str, thieves: int, honest: int, rng: np.random.Generator) -> Mapping[int, list[str]]:
+    """Account → its links; the honest accounts of the fleet come first.
+
+    strong            an organisation, session, payment, device or registration that only the campaign has
+    25 organisations  as many, each a twenty-fifth of the accounts
+    software          client software: everybody in the campaign, and one honest account in twenty
+    6 addresses       each account of the campaign behind one of six, with twenty honest neighbours each
+    plan              everybody in the campaign, and four honest accounts in ten
+    """
+    links: dict[int, list[str]] = {i: [] for i in range(honest + thieves)}
+    theirs = range(honest, honest + thieves)
+    for i in theirs:
+        if scenario == "strong":
+            links[i] = ["payment:1"]
+        elif scenario == "25 organisations":
+            links[i] = [f"org:{i % 25}"]
+        elif scenario == "software":
+            links[i] = ["agent:1"]
+        elif scenario == "plan":
+            links[i] = ["plan:1"]
+        elif scenario == "6 addresses":
+            links[i] = [f"ip:{i % 6}"]
+    if scenario in ("software", "plan"):
+        for i in rng.choice(honest, size=round({"software": 0.05, "plan": 0.4}[scenario] * honest), replace=False):
+            links[int(i)] = ["agent:1" if scenario == "software" else "plan:1"]
+    if scenario == "6 addresses":
+        for k, i in enumerate(rng.choice(honest, size=min(honest, 120), replace=False)):
+            links[int(i)] = [f"ip:{k % 6}"]
+    if scenario == "dealt at random":
+        for i in rng.choice(honest, size=min(thieves, honest // 3), replace=False):
+            links[int(i)] = ["payment:1"]
+    return links
+
+
+def found_by(world: World, scenario: str, others: Judged, rng: np.random.Generator) -> dict[str, Any]:
+    """What detect would alert of a campaign under a scenario of links."""
+    honest = len(world.fleet.statistics)
+    everybody = world.fleet + others
+    named: set[int] = set()
+    kept = None
+    if scenario == "none":
+        for cell, at_most in _told_by_content(world, others):
+            named.update(cell.tolist())
+            kept = kept is not False and int((cell < honest).sum()) <= at_most
+    else:
+        for group in candidates(linked(scenario, len(others.statistics), honest, rng)):
+            if world.flags(everybody, group.members):
+                those = named_of(group, everybody.p_values[list(group.members)])
+                named.update(i for i, yes in zip(group.members, those, strict=True) if yes)
+    right = sum(i >= honest for i in named)
+    told = right if scenario != "dealt at random" else len(named)
+    return {"link": scenario, "found": int(told > 0), "named": len(named), "right": right, "bound": kept}
+
+
+def time_to_detection(world: World, streams: Sequence[Stream], accounts: Judged) -> list[float] | None:
+    """When a campaign is first found over a strong link, None if never.
+
+    → part of its time, stolen queries, fidelity of a copy trained on them (on rows that nobody else has), and of one trained on all
+    """
+    last = max(s.times_s[-1] for s in streams)
+    for part in LOOKS:
+        seen = [_until(s, part * last) for s in streams if s.times_s[0] <= part * last]
+        if len(seen) < 3:
+            continue
+        at = accounts if part == 1.0 else world.judged(world.profiles(answered(world.victim, seen)))
+        if world.flags(at, range(len(seen))):
+            stolen, everything = (_stolen(some) for some in (seen, streams))
+            return [part, float(len(stolen)), *(_fidelity(world.victim, rows) for rows in (stolen, everything))]
+    return None
+
+
+def _stolen(streams: Sequence[Stream]) -> Rows:
+    return np.vstack([s.inputs[s.is_attack] for s in streams])
+
+
+def _fidelity(victim: Victim, stolen: Rows) -> float:
+    if len(stolen) < 2:
+        return 0.0
+    rng = np.random.default_rng(0)
+    stolen = stolen[rng.permutation(len(stolen))[:MOST_LEARNED]]
+    copy = Surrogate(victim.domain, rng).fit(stolen, victim.predict(stolen))
+    labels = copy.scores(victim.held).argmax(axis=1)
+    return round(float(np.mean(labels == victim.predict(victim.held).argmax(axis=1))), 3)
+
+
+def _until(stream: Stream, time_s: float) -> Stream:
+    n = int(np.searchsorted(stream.times_s, time_s, "right"))
+    return Stream(
+        stream.client, stream.role, stream.kind, stream.variant, stream.run, stream.inputs[:n], stream.is_attack[:n],
+        stream.times_s[:n],
+    )  # fmt: skip
+
+
+def campaigns(world: World) -> Iterator[dict[str, Any]]:
+    """A row for each campaign: family, shape, cover, accounts, when it was found, and what each scenario of links found."""
+    plan = world.plan
+    at = (plan.worlds.index((world.name, world.seed)) * plan.a_world) % len(plan.families)
+    families = [plan.families[(at + i) % len(plan.families)] for i in range(plan.a_world)]
+    most = max(round(s.a_day * s.scaled_accounts * s.scaled_days) for s in plan.shapes) + 2000
+    for f, family in enumerate((*families, *HIDDEN)):
+        stolen = stolen_rows(world.victim, family, most, world.rng(7, f))
+        for s, shape in enumerate(plan.shapes):
+            for cover in plan.covers if family not in HIDDEN else (0.0,):
+                rng = world.rng(8, f, s, round(100 * cover))
+                streams = campaign(shape, cover, family, stolen, world.victim.thieves, rng)
+                profiles = world.profiles(answered(world.victim, streams))
+                accounts = world.judged(profiles)
+                lifetime = [assess(profile, world.baseline).p_value for profile in profiles[:MOST_ASSESSED]]
+                yield {
+                    "family": family, "shape": shape.name, "cover": cover, "accounts": len(streams),
+                    "joining": [[round(float(np.mean(p <= level)), 4) for level in JOIN_LEVELS]
+                                for p in (accounts.p_values, np.array(lifetime))],
+                    "at": time_to_detection(world, streams, accounts),
+                    "links": [found_by(world, scenario, accounts, rng) for scenario in LINKS],
+                }  # fmt: skip
+
+
+def run_world(name: str, seed: int, plan: Plan) -> dict[str, Any]:
+    """All figures of one world."""
+    warnings.filterwarnings("ignore", module="sklearn")
+    began = time.process_time()
+    world = World(name, seed, plan)
+    say = f"{name} {seed}"
+    detection.say(say, f"{len(world.fleet.statistics):,} accounts after {time.process_time() - began:.0f} s")
+    found: dict[str, Any] = {
+        "splits": splits(world),
+        "groups": accused_groups(world),
+        "organisations": organisations(world),
     }
+    detection.say(say, f"split thefts and organisations after {time.process_time() - began:.0f} s")
+    known = world.baseline.size_null.honest_p_values()[0]
+    found["fleet"] = {
+        "accounts": len(world.fleet.statistics),
+        "below": [float(np.mean(world.fleet.p_values <= level)) for level in JOIN_LEVELS],
+        "calibration": [float(np.mean(known <= level)) for level in JOIN_LEVELS],
+        "cells": len(_told_by_content(world, Judged([], np.empty(0), []))),
+    }
+    found["campaigns"] = list(campaigns(world))
+    found["cpu_s"] = round(time.process_time() - began)
+    detection.say(say, f"done after {found['cpu_s']} s of CPU time")
+    return found
+
+
+def _one(task: tuple[str, int, Plan]) -> tuple[str, dict[str, Any]]:
+    return f"{task[0]} {task[1]}", run_world(*task)
+
+
+def described(plan: Plan) -> dict[str, Any]:
+    """The plan as the results file keeps it."""
+    return json.loads(json.dumps(asdict(plan)))  # type: ignore[no-any-return]
+
+
+def run(
+    plan: Plan, processes: int = 2, out: Path | None = None, before: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """All worlds; those of `before` are not measured again. Written to `out` whenever one is done."""
+    worlds = dict((before or {}).get("worlds", {}))
+    tasks = [(name, seed, plan) for name, seed in plan.worlds if f"{name} {seed}" not in worlds]
+    results = _results(plan, worlds)
+    for name, found in detection.in_processes(_one, tasks, processes):
+        worlds[name] = found
+        results = _results(plan, worlds)
+        if out:
+            write(results, out)
+    return results
+
+
+def _results(plan: Plan, worlds: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "environment": {
+            "python": platform.python_version(), "machine": platform.machine(), "cores": os.cpu_count(),
+            "group_fingerprint": group_fingerprint(),
+        },
+        "plan": described(plan),
+        "worlds": {f"{v} {s}": worlds[f"{v} {s}"] for v, s in plan.worlds if f"{v} {s}" in worlds},
+    }  # fmt: skip
+
+
+def write(results: Mapping[str, Any], path: Path) -> None:
+    """JSON with a line a campaign, so that a diff can be read."""
+    head = {key: value for key, value in results.items() if key != "worlds"}
+    lines = [json.dumps(head, indent=1)[:-2] + ',\n "worlds": {']
+    for i, (name, found) in enumerate(results["worlds"].items()):
+        rest = {key: value for key, value in found.items() if key != "campaigns"}
+        lines.append(f'  {json.dumps(name)}: {json.dumps(rest)[:-1]}, "campaigns": [')
+        lines.append(",\n".join(f"   {json.dumps(row)}" for row in found["campaigns"]))
+        lines.append("  ]}" + ("," if i + 1 < len(results["worlds"]) else ""))
+    path.write_text("\n".join(lines) + "\n }\n}\n", encoding="utf-8")
 
 
 def main() -> None:
-    from benchmarks.tables import CAMPAIGN_TABLES
+    from benchmarks.campaign_tables import TABLES
 
-    parser = argparse.ArgumentParser(description="Thefts split over linked accounts, and honest organisations.")
-    parser.add_argument("--short", action="store_true", help="one victim, one split; prints only")
+    parser = argparse.ArgumentParser(description="Campaigns as reported, split thefts, and honest organisations.")
+    parser.add_argument("--short", action="store_true", help="one world, fewer shapes; prints only")
     parser.add_argument("--out", type=Path, help=f"where the figures go (default: {RESULTS}, nowhere if --short)")
+    parser.add_argument("--fresh", action="store_true", help="measure worlds again that the file holds")
+    parser.add_argument("--processes", type=int, default=2)
     arguments = parser.parse_args()
-    results = run(SHORT if arguments.short else PLAN)
+    plan = SHORT if arguments.short else Plan()
     out = arguments.out or (None if arguments.short else RESULTS)
-    if out:
-        out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    print("\n".join(make(results) for make in CAMPAIGN_TABLES.values()))
+    before = None
+    if out and out.exists() and not arguments.fresh:
+        known = json.loads(out.read_text(encoding="utf-8"))
+        same = known.get("plan") == described(plan) and known["environment"]["group_fingerprint"] == group_fingerprint()
+        before = known if same else None
+    results = run(plan, 1 if len(plan.worlds) == 1 else arguments.processes, out, before)
+    print("\n".join(f"{name}\n{make(results)}" for name, make in TABLES.items()))
 
 
 if __name__ == "__main__":

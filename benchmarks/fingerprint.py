@@ -4,7 +4,7 @@ Results that took half an hour to measure carry it. A refactoring keeps it, and 
 and `tests/benchmarks/test_fingerprint.py` asks for a new run. Figures are rounded to four digits, so that machines agree.
 
 Its reach is what the run exercises: numeric columns, one model, every order-aware and order-free signal that these clients raise. Groups of
-accounts are outside: the benchmark of single clients does not measure them.
+accounts have a fingerprint of their own (`group_fingerprint`), for the benchmark of campaigns.
 
     python -m benchmarks.fingerprint
 """
@@ -14,19 +14,27 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 
+from detector.baseline import Baseline
+from detector.calibration import FinalExcess, Tools
+from detector.campaigns import Group, candidates, named_of
 from detector.features import Column, Schema, infer_grain
 from detector.fitting.baseline import fit_baseline
+from detector.fleet import fleet_cells
+from detector.group_statistic import Members, compared
 from detector.policy import Policy, wanted
 from detector.profile_table import ProfileTable
 from detector.query import QueryBatch
 from detector.scoring import Assessment, assess, reached
+from detector.signals import SIGNALS, Statistics
 from detector.simulation.attacks import AttackerKnowledge, steal
 from detector.simulation.domain import Domain, HonestPools, Rows, strangers
 from detector.simulation.population import Stream, account_name, clock, honest_stream, interleave, population
+from detector.size_null import SizeNull
 
 CLIENTS, MOST_QUERIES, STOLEN = 48, 120, 260
 FAMILIES = ("noise_uniform", "jbda", "line_search", "mixup", "in_domain")
@@ -91,6 +99,45 @@ def figures() -> list[Any]:
 def fingerprint() -> str:
     """The digest of all figures."""
     return hashlib.sha256(json.dumps(figures()).encode()).hexdigest()[:16]
+
+
+def group_figures() -> list[Any]:
+    """What the group statistic, the naming of members and the fleet test make of invented accounts, rounded, in a fixed order."""
+    rng = np.random.default_rng(2026)
+    signals = len(SIGNALS)
+
+    def accounts(n: int, odd: float) -> FinalExcess:
+        distinct = np.asarray(np.round(np.exp(rng.uniform(2.0, 6.0, n))), np.float64)
+        share = np.where(rng.random((n, 1)) < 0.1, 0.5, odd) * rng.random((n, signals))
+        return FinalExcess(distinct, (share * distinct[:, None]).astype(np.float32))
+
+    final, tools = accounts(200, 0.02), accounts(12, 0.4)
+    kinds = tuple(("what_if", "qa_edge", "explainer")[i % 3] for i in range(len(tools)))
+    none = np.empty((len(tools), 0))
+    known = SimpleNamespace(final=final, tools=Tools(kinds, none, none, tools))
+    baseline, null = cast("Baseline", SimpleNamespace(calibration=known)), SizeNull(final)
+    out: list[Any] = []
+    for size, odd in ((3, 0.3), (20, 0.1), (60, 0.02), (300, 0.25)):
+        group = accounts(size, odd)
+        measured = [
+            Statistics(*(group.excess[i].astype(np.float64),) * 5, float(group.distinct[i])) for i in range(size)
+        ]
+        test = compared(Members(measured, np.ones(size, np.bool_)), baseline)
+        p_values = np.array([null.p_value(one)[0] for one in measured])
+        named = named_of(Group(("ip:1",), tuple(range(size))), p_values)
+        out.append(
+            [*map(_rounded, (test.fused, test.p_value, test.like, test.by_content, p_values.sum())), int(named.sum())]
+        )
+        cells = fleet_cells(p_values, [null.p_value(one)[1] for one in measured], null)
+        out.append([[c.measure, c.level, len(c.accounts), c.honest_at_most] for c in cells])
+    tied = {i: [f"org:{i % 7}", f"ip:{i % 3}", "agent:1"] for i in range(300)}
+    out.append([[group.links, len(group.members)] for group in candidates(tied)])
+    return out
+
+
+def group_fingerprint() -> str:
+    """The digest of what is done to groups."""
+    return hashlib.sha256(json.dumps(group_figures()).encode()).hexdigest()[:16]
 
 
 def _rounded(value: float) -> float:

@@ -349,36 +349,6 @@ def without_say(results: Results) -> tuple[int, int, int]:
     return thieves, harmless, there
 
 
-def split(results: Results) -> str:
-    """Thefts split over accounts that share a link: caught as one campaign, and by one account alone."""
-    chosen = results["plan"]["variants"]
-    rows = []
-    for family in results["plan"]["families"]:
-        cells = []
-        for variant in chosen:
-            counts = np.zeros(3, np.int64)
-            for found in results["victims"].values():
-                for one in found:
-                    counts += one["thefts"].get(family, {}).get(variant, [0, 0, 0])
-            cells += [share(counts[k] / counts[2]) if counts[2] else "–" for k in (0, 1)]
-        rows.append((f"`{family}`", *cells))
-    titles = [t for v in chosen for t in (f"`{v}`, linked", "one account alone")]
-    return table(("family", *titles), rows)
-
-
-def accused_groups(results: Results) -> str:
-    """Groups of honest clients that would be taken for a campaign if they shared a link."""
-    total: dict[str, Rate] = {}
-    for found in results["victims"].values():
-        for one in found:
-            for name, (flagged, groups) in one["honest"].items():
-                total[name] = total.get(name, Rate(0.0, 0.0)) + Rate(flagged, groups)
-    rows = [(f"{name.split()[0]}, {_MADE_UP[name.split()[1]]}", percent(rate)) for name, rate in total.items()]
-    return table(("honest accounts of one link", "taken for a campaign"), rows)
-
-
-_MADE_UP = {"mixed": "of any kinds", "alike": "all of one kind"}
-
 TABLES: dict[str, Callable[[Results], str]] = {
     "bench-alarm": at_alarm,
     "bench-contamination": contamination,
@@ -394,8 +364,6 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "bench-setup": setup,
 }
 """Generated region of docs/detection.md → its table."""
-CAMPAIGN_TABLES: dict[str, Callable[[Results], str]] = {"bench-split": split, "bench-accused": accused_groups}
-"""The same of the campaign benchmark's figures."""
 
 
 def summary(results: Results) -> str:

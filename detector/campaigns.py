@@ -178,7 +178,7 @@ def assess_group(
     ordered = np.ones(len(profiles), np.bool_) if in_order is None else np.array(in_order, np.bool_)
     measured = [measure(profile, baseline.table) for profile in profiles]
     test = compared(Members(measured, ordered), baseline)
-    p_value = max(test.p_value, test.of_one) if by_content else test.p_value
+    p_value = test.by_content if by_content else test.p_value
     evidence, odd, family = _told(test, measured, of_texts=baseline.map.schema.of_texts)
     return Assessment(
         queries=whole.queries,

@@ -9,10 +9,17 @@ calibration that are nearest in the number of distinct queries. In an alike grou
 because colleagues use the same tools; in a one-tool group by the same rehearsed tool. A client with more distinct queries than the
 member that it replaces counts in proportion.
 
+Weights alone cannot hold the groups of one kind apart: a kind of which half the groups reach a theft's fused statistic is a small part
+of the null. So a group must also be unlike every kind: in one of the signals in which it is large, hardly an honest client and hardly
+a run of any rehearsed tool, all alone, comes to as much (`GroupTest.like`).
+
 Rules:
 
 * A signal is measured in units of the mean of the upper hundredth of its null, and never below the signal's floor. The fused statistic is
   the largest over the signals, and its p-value the weighted share of null groups that reach it.
+* The p-value is never below the square of the likeness to one kind, which is the smallest over the signals that reach their unit: at .01
+  at most one honest client in ten, and one run in ten of each tool, may be like the group. Low margins are not asked about: they depend
+  on the model's answers, and rehearsed tools come to none.
 * Draws depend on the members' sizes and on the baseline alone: every process computes the same p-value.
 * The ordered signals are used where most members were seen in log order (a member that was not counts as not odd), the order-free ones
   otherwise: explainers and robustness testers vary few inputs, so they are odd in many queries and in few novel ones.
@@ -33,13 +40,13 @@ from numpy.typing import NDArray
 
 from detector.baseline import Baseline
 from detector.calibration import FinalExcess
-from detector.signals import FLOOR, FREE, GROUPED, SIGNALS, Statistics
+from detector.signals import FLOOR, FREE, GROUPED, SIGNAL_NAMES, SIGNALS, Statistics, measure_of
 
 TRIMMED = 0.2
 NEAREST = 40
 DRAWS = 2000
 """Mixed groups that are drawn."""
-ALIKE, ONE_TOOL = 0.1, 0.02
+ALIKE, ONE_TOOL = 0.05, 0.01
 """Weights of the groups in which all members are the same honest client, and the same rehearsed tool (docs/decisions)."""
 ALIKE_IN_UNITS = 0.05
 """Weight of the former in the units of the signals, the rest being mixed: what is rare in few groups must not hide it in all."""
@@ -52,6 +59,7 @@ UPPER = 0.01
 CHUNK = 4_000_000
 """Numbers that are held at a time."""
 
+_BY_ANSWERS = np.array([measure_of(name) == "margin" for name in SIGNAL_NAMES])
 _ORDERED, _FREE = np.flatnonzero(GROUPED & ~FREE), np.flatnonzero(GROUPED & FREE)
 
 
@@ -88,8 +96,9 @@ class GroupTest:
 
     signals   that were used (u,); sums: (u,) trimmed sum of each; units: (u,) what it is measured in
     fused     the largest ratio of the two
-    p_value   among honest groups of all three parts
-    of_one    p-value among groups in which all members are the same client or tool: what a group found by content alone must pass
+    p_value   among honest groups of all three parts, and never below the square of `like`
+    of_one    p-value among groups in which all members are the same client or tool
+    like      share of honest clients, or of the runs of one tool, that alone come to as much, in the signal where it is smallest
     signal_p  (u,) p-value of each signal by itself
     """
 
@@ -99,7 +108,13 @@ class GroupTest:
     fused: float
     p_value: float
     of_one: float
+    like: float
     signal_p: NDArray[np.float64]
+
+    @property
+    def by_content(self) -> float:
+        """The p-value of a group that was found by what its members ask: such a group is of one kind by construction."""
+        return max(self.p_value, self.of_one)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,13 +124,26 @@ class GroupNull:
     sums         (d, u) trimmed sum of each signal
     weight       (d,) what part of the null each group stands for, 1 in all
     unit_weight  (d,) the same for the units of the signals
-    of_one       (d,) bool, whether all members are the same client or tool
+    kind         (d,) who all members are: 0 one honest client, 1 and above a tool of that kind; -1 different clients
     """
 
     sums: NDArray[np.float32]
     weight: NDArray[np.float64]
     unit_weight: NDArray[np.float64]
-    of_one: NDArray[np.bool_]
+    kind: NDArray[np.int64]
+
+    @property
+    def of_one(self) -> NDArray[np.bool_]:
+        """(d,) whether all members are the same client or tool."""
+        return self.kind >= 0
+
+    def like(self, sums: NDArray[np.float64], large: NDArray[np.bool_]) -> float:
+        """Likeness of a group to one kind. sums (u,): its trimmed sums; large (u,): signals that are asked about; 1.0 for none."""
+        if not large.any():
+            return 1.0
+        reached = self.sums[:, large] >= sums[large]
+        kinds = [reached[self.kind == kind].mean(axis=0) for kind in np.unique(self.kind[self.of_one])]
+        return float(np.max(kinds, axis=0).min())
 
     def units(self, floor: NDArray[np.float64]) -> NDArray[np.float64]:
         """Mean of the upper hundredth of each signal, never below its floor, (u,)."""
@@ -174,44 +202,47 @@ def null_of(sizes: NDArray[np.float64], signals: NDArray[np.int64], baseline: Ba
     """
     sizes = np.sort(sizes)
     rng = np.random.default_rng(len(sizes))
-    final, tools = baseline.calibration.final, shared_tools(baseline)
+    final = baseline.calibration.final
+    tools, kinds = shared_tools(baseline)
     near = _nearest(sizes, final)
     mixed = near[np.arange(len(sizes)), rng.integers(near.shape[1], size=(DRAWS, len(sizes)))]
     clients = np.arange(len(final)) if len(final) <= MOST_ALIKE else rng.choice(len(final), MOST_ALIKE, replace=False)
     one_tool = ONE_TOOL if len(tools) else 0.0
     parts = [
-        _Makeup(mixed, final, 1.0 - ALIKE - one_tool, 1.0 - ALIKE_IN_UNITS, of_one=False),
-        _Makeup(_same(clients, sizes), final, ALIKE, ALIKE_IN_UNITS),
-        _Makeup(_same(np.arange(len(tools)), sizes), tools, one_tool, 0.0),
+        _Makeup(mixed, final, 1.0 - ALIKE - one_tool, 1.0 - ALIKE_IN_UNITS, np.full(DRAWS, -1)),
+        _Makeup(_same(clients, sizes), final, ALIKE, ALIKE_IN_UNITS, np.zeros(len(clients), np.int64)),
+        _Makeup(_same(np.arange(len(tools)), sizes), tools, one_tool, 0.0, kinds),
     ]
     parts = [part for part in parts if len(part.rows)]
     return GroupNull(
         np.vstack([_sums_of(part.rows, sizes, part.pool, signals) for part in parts]),
         np.concatenate([np.full(len(part.rows), part.weight / len(part.rows)) for part in parts]),
         np.concatenate([np.full(len(part.rows), part.unit_weight / len(part.rows)) for part in parts]),
-        np.concatenate([np.full(len(part.rows), part.of_one) for part in parts]),
+        np.concatenate([part.kind for part in parts]),
     )
 
 
 class _Makeup(NamedTuple):
-    """Groups of one make-up: rows (d, m) of the pool that stand for their members, and the weight of all of them together."""
+    """Groups of one make-up: rows (d, m) of the pool that stand for their members, the weight of all of them together, kind (d,)."""
 
     rows: NDArray[np.int64]
     pool: FinalExcess
     weight: float
     unit_weight: float
-    of_one: bool = True
+    kind: NDArray[np.int64]
 
 
 def _same(clients: NDArray[np.int64], sizes: NDArray[np.float64]) -> NDArray[np.int64]:
     return np.broadcast_to(clients[:, None], (len(clients), len(sizes)))
 
 
-def shared_tools(baseline: Baseline) -> FinalExcess:
-    """Runs of the rehearsed kinds that the members of an organisation may share."""
+def shared_tools(baseline: Baseline) -> tuple[FinalExcess, NDArray[np.int64]]:
+    """Runs of the rehearsed kinds that the members of an organisation may share, and the number of each run's kind, from 1."""
     tools = baseline.calibration.tools
     shared = np.array([kind not in NOT_SHARED for kind in tools.kinds], np.bool_)[: len(tools.final)]
-    return FinalExcess(tools.final.distinct[shared], tools.final.excess[shared])
+    number = {kind: i + 1 for i, kind in enumerate(dict.fromkeys(tools.kinds))}
+    kinds = np.array([number[kind] for kind in tools.kinds], np.int64)[: len(tools.final)]
+    return FinalExcess(tools.final.distinct[shared], tools.final.excess[shared]), kinds[shared]
 
 
 def _nearest(sizes: NDArray[np.float64], pool: FinalExcess) -> NDArray[np.int64]:
@@ -258,11 +289,12 @@ def compared(members: Members, baseline: Baseline) -> GroupTest:
     sums = trimmed_sums(np.ascontiguousarray(members.excess()[:, signals].T)).astype(np.float64)
     floor = FLOOR[signals]
     if not len(baseline.calibration.final):
-        return GroupTest(signals, sums, floor, 0.0, 1.0, 1.0, np.ones(len(signals)))
+        return GroupTest(signals, sums, floor, 0.0, 1.0, 1.0, 1.0, np.ones(len(signals)))
     null = null_of(members.distinct, signals, baseline)
     units = null.units(floor)
     fused, reached = float((sums / units).max()), (null.sums / units).max(1)
     signal_p = np.array([null.p(float(one), null.sums[:, i]) for i, one in enumerate(sums)])
-    return GroupTest(
-        signals, sums, units, fused, null.p(fused, reached), null.p(fused, reached, only=null.of_one), signal_p
-    )
+    like = null.like(sums, (sums >= units) & ~_BY_ANSWERS[signals])
+    p_value = max(null.p(fused, reached), like**2)
+    of_one = null.p(fused, reached, only=null.of_one)
+    return GroupTest(signals, sums, units, fused, p_value, of_one, like, signal_p)

@@ -8,14 +8,13 @@ that shares of items are disjoint, and that every table can be made from what is
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from benchmarks import art_attacks, campaigns, detection, tables
+from benchmarks import art_attacks, detection, tables
 from benchmarks.foreign import FOREIGN
 from benchmarks.leak import describe, leak
 from benchmarks.literature import METHODS, Known, _prada_distances, looks
@@ -90,32 +89,6 @@ def test_pseudo_clients_spare_clients_of_a_kind_missing_from_the_calibration(res
     ]
     assert spared[0] >= spared[1] >= spared[2]
     assert all(tables.mean_caught(results, m, "equal", "plain") >= 0.3 for m in (tables.UNAIDED, tables.OURS))
-
-
-@pytest.fixture(scope="module")
-def split() -> dict[str, Any]:
-    return campaigns.run(replace(PLAN, retold=campaigns.SPLIT, families=LOUD, others=()), processes=1)
-
-
-def test_split_thefts_are_caught_by_their_link_and_honest_groups_are_not(split: dict[str, Any]) -> None:
-    (found,) = split["victims"]["tumour"]
-    assert set(found["thefts"]) == set(LOUD)
-    for variants in found["thefts"].values():
-        assert set(variants) == set(campaigns.SPLIT)
-    linked, alone, runs = np.sum([c for v in found["thefts"].values() for c in v.values()], axis=0)
-    assert runs == len(LOUD) * len(campaigns.SPLIT)
-    assert linked >= 0.5 * runs
-    assert alone <= runs
-    mixed = [found["honest"][f"{size} mixed"] for size in campaigns.SIZES]
-    accused, groups = np.sum(mixed, axis=0)
-    assert groups == len(campaigns.SIZES) * campaigns.HONEST_GROUPS
-    assert accused <= 0.2 * groups
-
-
-@pytest.mark.parametrize("name", tables.CAMPAIGN_TABLES)
-def test_the_campaign_tables_can_be_made(split: dict[str, Any], name: str) -> None:
-    rows = tables.CAMPAIGN_TABLES[name](split).splitlines()
-    assert len(rows) == 2 + (len(LOUD) if name == "bench-split" else 2 * len(campaigns.SIZES))
 
 
 def test_thieves_among_the_honest_cost_less_where_influence_is_bounded(results: dict[str, Any]) -> None:

@@ -17,8 +17,8 @@ from detector.group_statistic import (
     ALIKE,
     DRAWS,
     NEAREST,
-    ONE_TOOL,
     GroupNull,
+    GroupTest,
     Members,
     compared,
     null_of,
@@ -92,11 +92,14 @@ def test_the_null_is_that_of_a_slow_twin() -> None:
 def test_a_p_value_is_the_weight_of_the_groups_that_are_as_odd() -> None:
     null = GroupNull(
         np.arange(4, dtype=np.float32)[:, None], np.array([0.4, 0.3, 0.2, 0.1]), np.array([0.4, 0.3, 0.2, 0.1]),
-        np.array([False, False, True, True]),
+        np.array([-1, -1, 0, 1]),
     )  # fmt: skip
     reached = null.sums[:, 0]
     assert null.p(2.0, reached) == pytest.approx((1 + DRAWS * 0.3) / (1 + DRAWS))
     assert null.p(3.0, reached, only=null.of_one) == pytest.approx((1 + DRAWS / 3) / (1 + DRAWS))
+    assert null.like(np.array([2.5]), np.array([True])) == 1.0
+    assert null.like(np.array([3.5]), np.array([True])) == 0.0
+    assert null.like(np.array([3.5]), np.array([False])) == 1.0
     assert null.p(9.0, reached) == 1 / (1 + DRAWS)
     assert null.p(0.0, reached) == 1.0
     assert null.units(np.zeros(1)).tolist() == [3.0]
@@ -148,10 +151,29 @@ def test_a_group_that_is_no_odder_than_a_rehearsed_tool_passes() -> None:
     group = Members([measured(50.0, excess)] * 10, np.ones(10, np.bool_))
     assert compared(group, baseline_with(fleet(200, 2))).p_value <= 0.002
     with_tools = compared(group, baseline_with(fleet(200, 2), tools))
-    assert with_tools.p_value == pytest.approx(ONE_TOOL, abs=0.002)
-    assert with_tools.of_one > with_tools.p_value
+    assert with_tools.like == 1.0
+    assert with_tools.p_value == 1.0
+    assert with_tools.by_content == 1.0
     mistakes = baseline_with(fleet(200, 2), replace(tools, kinds=("misrouted",) * 40))
-    assert len(shared_tools(mistakes)) == 0
+    assert len(shared_tools(mistakes)[0]) == 0
+
+
+def test_a_group_may_be_like_a_tool_in_all_but_one_signal() -> None:
+    """A tool that is loud in one measure hides no theft that is loud in another; a kind is asked by itself, however few its runs."""
+    loud = np.zeros((40, S), np.float32)
+    loud[:2, ORDERED[0]] = 40.0  # what both runs of the first kind come to, and none of the other's
+    kinds = ("explainer",) * 2 + ("what_if",) * 38
+    tools = Tools(kinds, np.zeros((40, S)), np.zeros((40, S)), FinalExcess(np.full(40, 50.0), loud))
+    baseline = baseline_with(fleet(200, 2), tools)
+
+    def test_of(*signals: int) -> GroupTest:
+        excess = np.zeros(S)
+        excess[list(signals)] = 35.0
+        return compared(Members([measured(50.0, excess)] * 10, np.ones(10, np.bool_)), baseline)
+
+    assert (alike := test_of(ORDERED[0])).like == 1.0
+    assert alike.p_value == 1.0
+    assert test_of(ORDERED[0], ORDERED[1]).p_value <= 0.002
 
 
 def test_a_baseline_without_clients_for_groups_suspects_no_group() -> None:
