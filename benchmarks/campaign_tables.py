@@ -202,6 +202,21 @@ def joining(results: Results) -> str:
     return table(titles, lines)
 
 
+def worlds(results: Results) -> str:
+    """What was measured: the worlds of the file, and those of the plan that are missing."""
+    lines: list[tuple[str, ...]] = []
+    for victim, seed in results["plan"]["worlds"]:
+        found = results["worlds"].get(f"{victim} {seed}")
+        if found is None:
+            lines.append((f"`{victim}`, seed {seed}", "not measured", "", "", ""))
+            continue
+        thefts = sum(len(variants) for variants in found["splits"].values())
+        groups = sum(cell[2] for cell in found["organisations"].values())
+        counts = (found["fleet"]["accounts"], len(found["campaigns"]), thefts, groups)
+        lines.append((f"`{victim}`, seed {seed}", *(f"{n:,}" for n in counts)))
+    return table(("world", "honest accounts", "campaigns", "split thefts", "organisations"), lines)
+
+
 def bounds(results: Results) -> str:
     """How often the bound on honest accounts held, and what an honest fleet shows."""
     kept = [_link(row, "none")["bound"] for row in rows_of(results) if _link(row, "none")["bound"] is not None]
@@ -218,6 +233,7 @@ def bounds(results: Results) -> str:
 
 
 TABLES: dict[str, Callable[[Results], str]] = {
+    "bench-campaign-worlds": worlds,
     "bench-campaign-links": by_link,
     "bench-campaign-shapes": by_shape,
     "bench-campaign-families": by_family,
