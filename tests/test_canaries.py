@@ -9,7 +9,6 @@ import base64
 import json
 import os
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -20,12 +19,12 @@ from typing import get_args
 import pytest
 from pydantic import BaseModel, SecretStr
 from support import victims
+from support.forked_command import COLUMNS, querywarden
 from support.servers import free_port, wait_until
 
 from consumers import cli, config
 from detector.baseline_file import pack_baseline
 
-QUERYWARDEN = Path(sys.executable).with_name("querywarden")
 NOBODY = "127.0.0.1:9"
 """The port of discard, where nobody listens."""
 
@@ -85,11 +84,11 @@ def found(text: str) -> list[str]:
 def environment(folder: Path, settings: dict[str, str]) -> dict[str, str]:
     mine = {k: v for k, v in os.environ.items() if not k.startswith("QUERYWARDEN_")}
     told = {"QUERYWARDEN_" + name.upper().replace(".", "__"): value for name, value in settings.items()}
-    return mine | told | {"QUERYWARDEN_STATE_DIR": str(folder / "state"), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    return mine | told | {"QUERYWARDEN_STATE_DIR": str(folder / "state"), "OMP_NUM_THREADS": "1", "COLUMNS": COLUMNS}
 
 
 def said(arguments: list[str], env: dict[str, str]) -> str:
-    done = subprocess.run([str(QUERYWARDEN), *arguments], env=env, capture_output=True, timeout=120, check=False)
+    done = subprocess.run([str(querywarden()), *arguments], env=env, capture_output=True, timeout=120, check=False)
     return (done.stdout + done.stderr).decode()
 
 
@@ -166,7 +165,7 @@ def test_a_service_whose_alerts_fail_everywhere_tells_no_secret(files: Path, tmp
         },
     )  # fmt: skip
     with (tmp_path / "log").open("wb") as log:
-        service = subprocess.Popen([str(QUERYWARDEN), "run"], env=env, stdout=log, stderr=log)
+        service = subprocess.Popen([str(querywarden()), "run"], env=env, stdout=log, stderr=log)
         try:
             wait_until(lambda: "serve started" in (tmp_path / "log").read_text(), 60, "the service")
             wait_until(lambda: len(failing(tmp_path / "log")) == 6, 60, "failures of all six sinks")

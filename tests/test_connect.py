@@ -37,6 +37,10 @@ def sections() -> dict[str, list[tuple[str, str]]]:
 
 
 SECTIONS = sections()
+CHATS_ASKED = 600
+WHOLE = ("kserve", "csv", "litellm")
+"""Sections whose `fit` and `replay` run in `make test`: two halves of JSON that are joined, a table, and chats. What differs between tools is
+how a record becomes an event, and each section's log is inspected and translated there; its `fit` and `replay` run in `make soak`."""
 
 
 @pytest.fixture(scope="module")
@@ -82,27 +86,48 @@ def test_the_record_of_a_section_gives_an_event(name: str) -> None:
     assert ("prediction" in events[0]) is (name not in ("envoy-ai", "otel-genai", "openinference"))
 
 
+def commands_of(name: str) -> list[str]:
+    return [line for language, text in SECTIONS[name] if language == "bash" for line in text.splitlines()]
+
+
+def write_log(name: str, folder: Path, log: list[loans.Event]) -> None:
+    asked = CHATS_ASKED if name in foreign_logs.CHATS else 12
+    lines = foreign_logs.TABLES[name](log) if name in foreign_logs.TABLES else foreign_logs.TEXTS[name](asked)
+    (folder / f"{name}.{'csv' if name == 'csv' else 'jsonl'}").write_bytes(b"\n".join(lines) + b"\n")
+
+
 @pytest.mark.parametrize("name", SECTIONS)
+def test_the_log_of_a_section_is_recognised(
+    name: str, folder: Path, log: list[loans.Event], capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_log(name, folder, log)
+    (inspect,) = [command for command in commands_of(name) if "inspect" in command]
+    assert run(inspect) == 0, capsys.readouterr().err
+    said_of(name, capsys.readouterr().out)
+
+
+def said_of(name: str, shown: str) -> None:
+    """`inspect` names the format, and ends with the next command of the section."""
+    assert f"format: {name} (certain)" in shown
+    following = next((other for other in commands_of(name) if " fit " in other), "")
+    assert following in shown or following.replace(f"--model-id {loans.MODEL}", "--model-id NAME") in shown
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in WHOLE else pytest.mark.soak) for name in SECTIONS]
+)
 def test_the_commands_of_a_section_run_on_a_log_of_its_tool(
     name: str, folder: Path, log: list[loans.Event], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lines = (
-        foreign_logs.TABLES[name](log)
-        if name in foreign_logs.TABLES
-        else foreign_logs.TEXTS[name](600 if name in foreign_logs.CHATS else 12)
-    )
-    queries = 600 if name in foreign_logs.CHATS else len(log)
-    (folder / f"{name}.{'csv' if name == 'csv' else 'jsonl'}").write_bytes(b"\n".join(lines) + b"\n")
-    commands = [line for language, text in SECTIONS[name] if language == "bash" for line in text.splitlines()]
+    write_log(name, folder, log)
+    queries = CHATS_ASKED if name in foreign_logs.CHATS else len(log)
+    commands = commands_of(name)
     assert len(commands) == (3 if name in (*foreign_logs.TABLES, *foreign_logs.CHATS) else 1)
     for command in commands:
         assert run(command) == 0, capsys.readouterr().err
         shown = capsys.readouterr()
         if "inspect" in command:
-            assert f"format: {name} (certain)" in shown.out
-            following = next((other for other in commands if " fit " in other), "")
-            unnamed = following.replace(f"--model-id {loans.MODEL}", "--model-id NAME")
-            assert following in shown.out or unnamed in shown.out
+            said_of(name, shown.out)
         if "replay" in command:
             assert f"queries {queries}" in shown.out
             assert "WARNING" not in shown.err

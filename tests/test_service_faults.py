@@ -6,7 +6,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 import threading
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ import numpy as np
 import pytest
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 from support import victims
+from support.forked_command import COLUMNS, querywarden
 from support.kafka_producer import produce
 from support.servers import wait_until
 
@@ -27,7 +27,6 @@ from consumers.telemetry.alarms import ALARMS
 from detector.baseline import Baseline
 from detector.baseline_file import pack_baseline
 
-QUERYWARDEN = Path(sys.executable).with_name("querywarden")
 Topic = Callable[..., str]
 
 
@@ -42,7 +41,11 @@ def settings(tmp_path: Path, baseline: Baseline) -> dict[str, str]:
         "KAFKA__SESSION_TIMEOUT_MS": 6000,
         "KAFKA__HEARTBEAT_INTERVAL_MS": 500,
     }
-    return mine | {"OMP_NUM_THREADS": "1"} | {f"QUERYWARDEN_{name}": str(value) for name, value in ours.items()}
+    return (
+        mine
+        | {"OMP_NUM_THREADS": "1", "COLUMNS": COLUMNS}
+        | {f"QUERYWARDEN_{name}": str(value) for name, value in ours.items()}
+    )
 
 
 def on_kafka(bootstrap: str, topic: str) -> dict[str, str]:
@@ -59,7 +62,7 @@ def on_kafka(bootstrap: str, topic: str) -> dict[str, str]:
 def ended(settings: dict[str, str], *arguments: str) -> tuple[int, list[str]]:
     """Status, and what was said on standard error that is no line of the log."""
     done = subprocess.run(
-        [QUERYWARDEN, *arguments], env=settings, capture_output=True, text=True, timeout=90, check=False
+        [querywarden(), *arguments], env=settings, capture_output=True, text=True, timeout=90, check=False
     )
     return done.returncode, [line for line in done.stderr.splitlines() if not line.startswith("{")]
 
@@ -160,7 +163,7 @@ class Service:
     """A service process; what it says on standard error is read as it comes."""
 
     def __init__(self, settings: dict[str, str], *arguments: str) -> None:
-        self.process = subprocess.Popen([QUERYWARDEN, *arguments], env=settings, stderr=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen([querywarden(), *arguments], env=settings, stderr=subprocess.PIPE, text=True)
         self.lines: list[dict[str, Any]] = []
         self.reader = threading.Thread(target=self._read, daemon=True)
         self.reader.start()
@@ -251,7 +254,7 @@ def test_a_service_with_a_stopped_cell_answers_reads_on_and_resumes_when_told(
         assert f"{name}:0" in json.loads(get(f"http://{bind}/v1/health"))["stopped"]
         assert "stopped" in get(f"http://{bind}/health")
         found = subprocess.run(
-            [QUERYWARDEN, "doctor", "--json"], env=settings, capture_output=True, text=True, check=False
+            [querywarden(), "doctor", "--json"], env=settings, capture_output=True, text=True, check=False
         ).stdout
         checks = {row["check"]: row for row in map(json.loads, found.splitlines())}
         assert checks["log cells"]["state"] == "look"

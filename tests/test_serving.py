@@ -12,7 +12,6 @@ import signal
 import socket
 import ssl
 import subprocess
-import sys
 import threading
 import time
 import urllib.error
@@ -28,6 +27,7 @@ import pytest
 import redis
 import trustme
 from support import victims
+from support.forked_command import COLUMNS, querywarden
 from support.kafka_producer import produce
 from support.servers import free_port
 
@@ -38,7 +38,6 @@ from consumers.errors import WrongUse
 from consumers.secrets import Secrets
 from detector.baseline_file import pack_baseline
 
-QUERYWARDEN = Path(sys.executable).with_name("querywarden")
 DRAIN_S = 20
 
 
@@ -47,7 +46,7 @@ def environment(folder: Path, **more: str) -> dict[str, str]:
     usual = {
         "QUERYWARDEN_STATE_DIR": str(folder),
         "QUERYWARDEN_LOG__URL": f"file://{folder}/log.jsonl",
-        "COLUMNS": "300",
+        "COLUMNS": COLUMNS,
     }
     return mine | usual | {"OMP_NUM_THREADS": "1"} | more
 
@@ -111,7 +110,7 @@ def running(folder: Path, command: str, **more: str) -> Iterator[tuple[int, subp
     port = free_port()
     settings = environment(folder, QUERYWARDEN_HTTP__BIND=f"127.0.0.1:{port}", **more)
     with (folder / "process.log").open("wb") as log:
-        process = subprocess.Popen([str(QUERYWARDEN), command], env=settings, stdout=log, stderr=log)
+        process = subprocess.Popen([str(querywarden()), command], env=settings, stdout=log, stderr=log)
     try:
         until(lambda: process.poll() is not None or ask(port, "/readyz")[0] == 200)
         assert process.poll() is None, (folder / "process.log").read_text()

@@ -6,13 +6,13 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support import victims
+from support.forked_command import COLUMNS, querywarden
 from support.kafka_producer import produce
 
 from consumers import config, log_settings
@@ -21,8 +21,6 @@ from consumers.errors import WrongUse
 from consumers.log.kafka import connection, offsets_at
 from consumers.store.embedded import EmbeddedStore
 from detector.baseline_file import pack_baseline
-
-QUERYWARDEN = Path(sys.executable).with_name("querywarden")
 
 
 class House:
@@ -38,10 +36,10 @@ class House:
             "QUERYWARDEN_STATE_DIR": str(self.folder / "state"),
             "QUERYWARDEN_STORE__URL": f"sqlite:///{self.store}",
             "QUERYWARDEN_BASELINES": str(self.folder / "loans.baseline"),
-            "COLUMNS": "300",
+            "COLUMNS": COLUMNS,
         }
         return subprocess.run(
-            [str(QUERYWARDEN), *map(str, arguments)], env=mine | settings | more, input=stdin, capture_output=True,
+            [str(querywarden()), *map(str, arguments)], env=mine | settings | more, input=stdin, capture_output=True,
             text=True, timeout=120, check=False,
         )  # fmt: skip
 

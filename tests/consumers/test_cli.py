@@ -8,10 +8,10 @@ import json
 import os
 import queue
 import re
+import shutil
 import signal
 import sqlite3
 import subprocess
-import sys
 import threading
 import time
 import urllib.request
@@ -26,6 +26,7 @@ import pytest
 import zstandard
 from kafka import KafkaConsumer, TopicPartition
 from support import victims
+from support.forked_command import COLUMNS, CONSOLE, querywarden
 from support.kafka_producer import produce
 
 from consumers import cli
@@ -35,7 +36,6 @@ from consumers.store.layout import DECISION_TTL_S
 from detector.baseline_file import pack_baseline
 
 SKEWED = Path(__file__).parents[1] / "skewed"
-QUERYWARDEN = Path(sys.executable).with_name("querywarden")
 COMMANDS = ["fit", "replay", "ingest", "detect", "run", "clients", "alerts", "simulate", "config", "config show",
             "config check", "config schema", "serve", "doctor", "decisions list", "decisions block", "decisions throttle",
             "decisions release", "decisions reference", "allowlist list", "allowlist add", "allowlist remove",
@@ -66,7 +66,7 @@ def environment(state: Path, **more: str) -> dict[str, str]:
             "QUERYWARDEN_STATE_DIR": str(state),
             "QUERYWARDEN_HTTP__BIND": "127.0.0.1:0",
             "OMP_NUM_THREADS": "1",
-            "COLUMNS": "300",
+            "COLUMNS": COLUMNS,
         }
         | more
     )
@@ -80,9 +80,16 @@ def run_with(
     settings: Mapping[str, str], *arguments: str | Path, state: Path, stdin: bytes = b""
 ) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(
-        [str(QUERYWARDEN), *map(str, arguments)], env=environment(state, **settings), input=stdin, capture_output=True,
+        [str(querywarden()), *map(str, arguments)], env=environment(state, **settings), input=stdin, capture_output=True,
         timeout=120, check=False,
     )  # fmt: skip
+
+
+def installed(*arguments: str, state: Path) -> subprocess.CompletedProcess[bytes]:
+    """`run` with the command as it is installed."""
+    return subprocess.run(
+        [str(CONSOLE), *arguments], env=environment(state), capture_output=True, timeout=120, check=False
+    )
 
 
 def lines_of(text: bytes) -> list[dict[str, Any]]:
@@ -112,7 +119,7 @@ def called(
 
 
 def test_the_installed_command_has_help(tmp_path: Path) -> None:
-    done = run("--help", state=tmp_path)
+    done = installed("--help", state=tmp_path)
     assert (done.returncode, done.stderr) == (0, b"")
     assert done.stdout.startswith(b"Usage: querywarden")
     assert {c.split()[0] for c in COMMANDS} <= set(done.stdout.decode().split())
@@ -141,13 +148,13 @@ def test_every_command_has_help(command: str, called: Callable[..., tuple[int, s
 
 
 def test_version_is_that_of_the_distribution(tmp_path: Path) -> None:
-    done = run("--version", state=tmp_path)
+    done = installed("--version", state=tmp_path)
     assert (done.returncode, done.stderr) == (0, b"")
     assert re.fullmatch(rb"querywarden \d+\.\d+\.\d+\n", done.stdout)
 
 
 def test_no_arguments_print_the_help_and_are_a_wrong_call(tmp_path: Path) -> None:
-    done = run(state=tmp_path)
+    done = installed(state=tmp_path)
     assert (done.returncode, done.stdout) == (2, b"")
     assert done.stderr.startswith(b"Usage: querywarden")
     assert len(done.stderr.splitlines()) > 10
@@ -395,21 +402,31 @@ def replayed(files: Path, state: Path, *logs: str | Path, stdin: bytes = b"", **
     return lines_of(scores.read_bytes())
 
 
-def test_a_log_gives_the_same_scores_in_every_format(files: Path, tmp_path: Path) -> None:
-    content = (files / "log.jsonl").read_bytes()
-    expected = replayed(files, tmp_path, files / "log.jsonl")
+@pytest.fixture(scope="module")
+def expected(files: Path) -> list[dict[str, Any]]:
+    """What a replay of the log gives to everybody who has the secrets of `state`."""
+    (files / "state").mkdir()
+    return replayed(files, files / "state", files / "log.jsonl")
+
+
+@pytest.fixture
+def state(files: Path, expected: list[dict[str, Any]], tmp_path: Path) -> Path:
+    """A state folder with the secrets of `expected`, and nothing else."""
+    shutil.copy(files / "state" / "secrets.json", tmp_path)
+    return tmp_path
+
+
+def test_a_log_gives_the_same_scores_in_every_format(files: Path, state: Path, expected: list[dict[str, Any]]) -> None:
+    """Compressed in two ways in two files, as a table, and through a pipe."""
     assert len(expected) == 22
-    (tmp_path / "log.jsonl.gz").write_bytes(gzip.compress(content, 1))
-    (tmp_path / "log.jsonl.zst").write_bytes(zstandard.ZstdCompressor(1).compress(content))
-    table = pa.Table.from_pylist(lines_of(content))
-    pq.write_table(table, tmp_path / "log.parquet")
+    content = (files / "log.jsonl").read_bytes()
     half = content.index(b"\n", len(content) // 2) + 1
-    (tmp_path / "a.jsonl").write_bytes(content[:half])
-    (tmp_path / "b.jsonl").write_bytes(content[half:])
-    for logs in (["log.jsonl.gz"], ["log.jsonl.zst"], ["log.parquet"], ["a.jsonl", "b.jsonl"]):
-        assert replayed(files, tmp_path, *(tmp_path / log for log in logs)) == expected, logs
-    assert replayed(files, tmp_path, "-", stdin=content) == expected
-    assert replayed(files, tmp_path, "-", stdin=gzip.compress(content, 1)) == expected
+    (state / "a.jsonl.gz").write_bytes(gzip.compress(content[:half], 1))
+    (state / "b.jsonl.zst").write_bytes(zstandard.ZstdCompressor(1).compress(content[half:]))
+    pq.write_table(pa.Table.from_pylist(lines_of(content)), state / "log.parquet")
+    for logs in (["a.jsonl.gz", "b.jsonl.zst"], ["log.parquet"]):
+        assert replayed(files, state, *(state / log for log in logs)) == expected, logs
+    assert replayed(files, state, "-", stdin=gzip.compress(content, 1)) == expected
 
 
 def test_a_replay_prints_who_and_why_and_flags_the_thieves(files: Path, tmp_path: Path) -> None:
@@ -517,15 +534,17 @@ def test_what_came_from_a_log_is_shown_as_text(files: Path, tmp_path: Path) -> N
 # -------------------------------------------------------------------------------------------------------- service
 
 
-def test_run_until_end_on_a_followed_file_gives_what_replay_gives(files: Path, tmp_path: Path) -> None:
-    alerts = tmp_path / "alerts.jsonl"
-    done = run("run", "--until-end", state=tmp_path, QUERYWARDEN_LOG__URL=f"file://{files / 'log.jsonl'}",
+def test_run_until_end_on_a_followed_file_gives_what_replay_gives(
+    files: Path, state: Path, expected: list[dict[str, Any]]
+) -> None:
+    alerts = state / "alerts.jsonl"
+    done = run("run", "--until-end", state=state, QUERYWARDEN_LOG__URL=f"file://{files / 'log.jsonl'}",
                QUERYWARDEN_BASELINES=str(files / "loans.baseline"), QUERYWARDEN_ALERTS__FILE=str(alerts))  # fmt: skip
     assert done.returncode == 0, done.stderr.decode()
     assert [json.loads(line) for line in done.stderr.splitlines()], "every line of a service's log is JSON"
-    listed = lines_of(run("clients", "--json", state=tmp_path).stdout)
-    assert listed == replayed(files, tmp_path, files / "log.jsonl")
-    stored = {a["alert_id"]: a for a in lines_of(run("alerts", "--json", state=tmp_path).stdout)}
+    listed = lines_of(run("clients", "--json", state=state).stdout)
+    assert listed == expected
+    stored = {a["alert_id"]: a for a in lines_of(run("alerts", "--json", state=state).stdout)}
     sent = {a["alert_id"]: a for a in lines_of(alerts.read_bytes()) if a["update"] == 0}
     assert stored == sent
     assert len(sent) >= 2
@@ -541,25 +560,25 @@ def test_ingest_and_detect_by_themselves_on_a_followed_file(files: Path, tmp_pat
 
 @pytest.mark.parametrize("days", [-31, 31])
 def test_a_service_whose_clock_is_a_month_off_says_the_same_of_everybody(
-    days: int, files: Path, tmp_path: Path
+    days: int, files: Path, state: Path, expected: list[dict[str, Any]]
 ) -> None:
     more = {"QUERYWARDEN_LOG__URL": f"file://{files / 'log.jsonl'}", "QUERYWARDEN_BASELINES": str(files)}
     skewed = {"PYTHONPATH": str(SKEWED), "SKEWED_DAYS": str(days)}
-    done = run_with(more | skewed, "run", "--until-end", state=tmp_path)
+    done = run_with(more | skewed, "run", "--until-end", state=state)
     assert done.returncode == 0, done.stderr.decode()
-    with contextlib.closing(sqlite3.connect(tmp_path / "querywarden.sqlite")) as db:
+    with contextlib.closing(sqlite3.connect(state / "querywarden.sqlite")) as db:
         ends_s = [end_s for (end_s,) in db.execute("SELECT expires_s FROM decisions")]
     off = [(end_s - DECISION_TTL_S - time.time()) / 86_400 for end_s in ends_s]
     assert off == pytest.approx([days] * 22, abs=0.01), "the control: its clock is off"
-    listed = lines_of(run_with(skewed, "clients", "--json", state=tmp_path).stdout)
-    assert listed == replayed(files, tmp_path, files / "log.jsonl")
+    listed = lines_of(run_with(skewed, "clients", "--json", state=state).stdout)
+    assert listed == expected
 
 
 class Service:
-    """A service process; what it says on standard error is read as it comes."""
+    """A service process, as it is installed; what it says on standard error is read as it comes."""
 
     def __init__(self, *arguments: str, env: dict[str, str]) -> None:
-        self.process = subprocess.Popen([str(QUERYWARDEN), *arguments], env=env, stderr=subprocess.PIPE)
+        self.process = subprocess.Popen([str(CONSOLE), *arguments], env=env, stderr=subprocess.PIPE)
         self.said: list[dict[str, Any]] = []
         self._heard: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         self._listener = threading.Thread(target=self._listen, daemon=True)
@@ -599,8 +618,10 @@ def get(address: str) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("command", ["run", "ingest", "detect"])
-def test_a_service_drains_and_exits_0_on_sigterm(command: str, files: Path, tmp_path: Path) -> None:
-    env = environment(tmp_path, QUERYWARDEN_LOG__URL=f"file://{files / 'log.jsonl'}", QUERYWARDEN_METRICS__BIND="127.0.0.1:0",
+def test_a_service_drains_and_exits_0_on_sigterm(
+    command: str, files: Path, state: Path, expected: list[dict[str, Any]]
+) -> None:
+    env = environment(state, QUERYWARDEN_LOG__URL=f"file://{files / 'log.jsonl'}", QUERYWARDEN_METRICS__BIND="127.0.0.1:0",
                       QUERYWARDEN_BASELINES=str(files / "loans.baseline"))  # fmt: skip
     service = Service(command, env=env)
     try:
@@ -616,9 +637,9 @@ def test_a_service_drains_and_exits_0_on_sigterm(command: str, files: Path, tmp_
     assert service.said[-1]["event"].endswith("stopped")
     # what was left is taken up by the next one, and nothing was counted twice
     more = {k: v for k, v in env.items() if k.startswith("QUERYWARDEN_") and "METRICS" not in k and "STATE" not in k}
-    assert run_with(more, "run", "--until-end", state=tmp_path).returncode == 0
-    listed = lines_of(run("clients", "--json", state=tmp_path).stdout)
-    assert listed == replayed(files, tmp_path, files / "log.jsonl")
+    assert run_with(more, "run", "--until-end", state=state).returncode == 0
+    listed = lines_of(run("clients", "--json", state=state).stdout)
+    assert listed == expected
 
 
 def consumed(bootstrap: str, topic: str) -> list[tuple[bytes, bytes]]:
@@ -658,19 +679,19 @@ def on_kafka(files: Path, tmp_path: Path, kafka_bootstrap: str, topic: Topics, r
 
 
 def test_run_until_end_on_kafka_and_redis(
-    on_kafka: dict[str, str], files: Path, tmp_path: Path, kafka_bootstrap: str
+    on_kafka: dict[str, str], files: Path, state: Path, expected: list[dict[str, Any]], kafka_bootstrap: str
 ) -> None:
-    done = run_with(on_kafka, "run", "--until-end", state=tmp_path)
+    done = run_with(on_kafka, "run", "--until-end", state=state)
     assert done.returncode == 0, done.stderr.decode()
-    scores = {row["client_id"]: row for row in replayed(files, tmp_path, files / "log.jsonl")}
-    listed = {row["client_id"]: row for row in lines_of(run_with(on_kafka, "clients", "--json", state=tmp_path).stdout)}
+    scores = {row["client_id"]: row for row in expected}
+    listed = {row["client_id"]: row for row in lines_of(run_with(on_kafka, "clients", "--json", state=state).stdout)}
     assert listed.keys() == scores.keys()
     for client, row in scores.items():
         assert listed[client]["suspicion"] == pytest.approx(row["suspicion"], abs=1e-6)
         assert listed[client]["state"] == row["state"]
     # alerts: the very objects that `alerts --json` shows, keyed by their id
     sent = consumed(kafka_bootstrap, on_kafka["QUERYWARDEN_KAFKA__ALERTS_TOPIC"])
-    stored = lines_of(run_with(on_kafka, "alerts", "--json", "--updates", state=tmp_path).stdout)
+    stored = lines_of(run_with(on_kafka, "alerts", "--json", "--updates", state=state).stdout)
     assert sorted(json.dumps(json.loads(v), sort_keys=True) for _, v in sent) == sorted(
         json.dumps(a, sort_keys=True) for a in stored
     )
@@ -683,22 +704,22 @@ def test_run_until_end_on_kafka_and_redis(
     assert sorted(d["reason"] for d in dead) == ["malformed_client", "not_json", "unknown_model"]
     assert all(d["place"].startswith(on_kafka["QUERYWARDEN_KAFKA__TOPIC"] + ":") for d in dead)
     # once more: nothing is left to do, nothing is sent again
-    assert run_with(on_kafka, "run", "--until-end", state=tmp_path).returncode == 0
+    assert run_with(on_kafka, "run", "--until-end", state=state).returncode == 0
     assert len(consumed(kafka_bootstrap, on_kafka["QUERYWARDEN_KAFKA__ALERTS_TOPIC"])) == len(sent)
 
 
 def test_a_stopped_ingest_on_kafka_leaves_the_rest_to_the_next(
-    on_kafka: dict[str, str], files: Path, tmp_path: Path
+    on_kafka: dict[str, str], files: Path, state: Path, expected: list[dict[str, Any]]
 ) -> None:
-    service = Service("ingest", env=environment(tmp_path, QUERYWARDEN_KAFKA__MAX_POLL_RECORDS="200", **on_kafka))
+    service = Service("ingest", env=environment(state, QUERYWARDEN_KAFKA__MAX_POLL_RECORDS="200", **on_kafka))
     try:
         service.wait_for("cell claimed")
         assert service.end() == 0
     finally:
         service.kill()
-    assert run_with(on_kafka, "run", "--until-end", state=tmp_path).returncode == 0
-    listed = {row["client_id"]: row for row in lines_of(run_with(on_kafka, "clients", "--json", state=tmp_path).stdout)}
-    for row in replayed(files, tmp_path, files / "log.jsonl"):
+    assert run_with(on_kafka, "run", "--until-end", state=state).returncode == 0
+    listed = {row["client_id"]: row for row in lines_of(run_with(on_kafka, "clients", "--json", state=state).stdout)}
+    for row in expected:
         assert (listed[row["client_id"]]["queries"], listed[row["client_id"]]["state"]) == (
             row["queries"],
             row["state"],

@@ -37,8 +37,12 @@ def taken(items: list[pytest.Item], folder: Path) -> Iterator[pytest.Item]:
 
 def run(session: pytest.Session, folder: Path) -> None:
     """Run this lane's share of the session's tests, in place of pytest's own loop over all of them."""
+    from support.preparation import prepare  # loads the numeric libraries, which a plain run of pytest may not need
+
     if session.testsfailed and not session.config.option.continue_on_collection_errors:
         raise session.Interrupted(f"{session.testsfailed} errors during collection")
+    if not session.config.option.no_servers:
+        prepare(folder)
     for item, following in itertools.pairwise(itertools.chain(taken(session.items, folder), [None])):
         assert item is not None
         item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
