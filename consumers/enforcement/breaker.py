@@ -57,7 +57,7 @@ class GatewayBreaker:
         self._breaker = Breaker(BreakerLimits(most=most, least=most))
         self._known: dict[ClientKey, int] | None = None
         self._risen: dict[ClientKey, tuple[float, int]] = {}
-        """Clients newly restricted within the window: when, and the level before."""
+        """Clients newly restricted within the window: when, and the strictness before."""
         self._standing: dict[ClientKey, int] | None = None
         self._number = 0
         self._reset_s = 0.0
@@ -107,34 +107,34 @@ class GatewayBreaker:
         since_s = now_s - self._breaker.limits.window_s
         self._risen = {client: was for client, was in self._risen.items() if was[0] > since_s}
         few = True
-        for client, level in news.items():
-            if level > known.get(client, CLEAR):
+        for client, strictness in news.items():
+            if strictness > known.get(client, CLEAR):
                 few = self._breaker.allows(client, now_s) and few
                 self._risen.setdefault(client, (now_s, known.get(client, CLEAR)))
-            known[client] = level
+            known[client] = strictness
         return few
 
     def _remembered(self, now_s: float) -> dict[ClientKey, int]:
         """What stood before the burst, as this process saw it."""
-        levels = self._view.detected(now_s)
-        levels |= {client: before for client, (_, before) in self._risen.items() if client in levels}
-        return {client: level for client, level in levels.items() if level >= THROTTLE}
+        detected = self._view.detected(now_s)
+        detected |= {client: before for client, (_, before) in self._risen.items() if client in detected}
+        return {client: strictness for client, strictness in detected.items() if strictness >= THROTTLE}
 
     def _recorded(self, now_s: float) -> dict[ClientKey, int] | None:
         """The same by the decisions' history, for a process that was not there. None: not known yet."""
         if not self._view.synced:
             return None
-        levels = self._view.detected(now_s)
+        detected = self._view.detected(now_s)
         begun_s = self._breaker.tripped_s - self._breaker.limits.window_s
-        clients = list(levels)
+        clients = list(detected)
         joined = {client: self._view.joined(client, begun_s, now_s) for client in clients}
-        found = {client: level for client, level in joined.items() if level >= THROTTLE}
+        found = {client: strictness for client, strictness in joined.items() if strictness >= THROTTLE}
         try:
             for first in range(0, len(clients), _AT_ONCE):
                 for client, row in self._store.decided(clients[first : first + _AT_ONCE]).items():
-                    level = min(levels[client], _level_at(row, begun_s))
-                    if level >= THROTTLE:
-                        found[client] = max(level, joined[client])
+                    strictness = min(detected[client], _strictness_at(row, begun_s))
+                    if strictness >= THROTTLE:
+                        found[client] = max(strictness, joined[client])
         except Unavailable:
             return None  # asked again with the next turn
         return found
@@ -150,24 +150,24 @@ class GatewayBreaker:
 
 
 def _enforced(view: Restrictions, now_s: float) -> dict[ClientKey, int]:
-    """Client → level of what was detected and is enforced."""
+    """Client → strictness of what was detected and is enforced."""
     detected = (item for item in view.enforced(now_s) if item[2].origin == "detected")
-    return {ClientKey(tenant, model, client): standing.level for (tenant, client), model, standing in detected}
+    return {ClientKey(tenant, model, client): standing.strictness for (tenant, client), model, standing in detected}
 
 
 def _news(view: Restrictions, number: int, known: Mapping[ClientKey, int], now_s: float) -> dict[ClientKey, int]:
-    """Client → level now, of what changed since a number; by comparison where the view no longer goes back so far."""
+    """Client → strictness now, of what changed since a number; by comparison where the view no longer goes back so far."""
     changes = view.since(number, view.epoch)
     if changes is None:
         return {**dict.fromkeys(known, CLEAR), **_enforced(view, now_s)}
     return {
-        ClientKey(change.tenant, change.model, change.client): CLEAR if change.lifted else change.standing.level
+        ClientKey(change.tenant, change.model, change.client): CLEAR if change.lifted else change.standing.strictness
         for change in changes
         if change.lifted or change.standing.origin == "detected"
     }
 
 
-def _level_at(row: DecisionRow, time_s: float) -> int:
+def _strictness_at(row: DecisionRow, time_s: float) -> int:
     """Level of a client's state at a time, by its history; clear for a row that cannot be read."""
     try:
         past = _past.decode(row.row)

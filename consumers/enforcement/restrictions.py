@@ -55,12 +55,12 @@ V = TypeVar("V")
 
 
 class Standing(NamedTuple):
-    """What holds for a client. level: index in ENFORCED; until_s: its end, 0 for none; origin: detected | operator.
+    """What holds for a client. strictness: index in ENFORCED; until_s: its end, 0 for none; origin: detected | operator.
 
     An account that joined a campaign under decision is *detected* there: no person named it.
     """
 
-    level: int
+    strictness: int
     until_s: int = 0
     origin: str = "detected"
 
@@ -79,7 +79,7 @@ class Change(NamedTuple):
 class _Ruled(NamedTuple):
     """An operator's decision."""
 
-    level: int
+    strictness: int
     until_s: int
     simulated: bool
 
@@ -88,7 +88,7 @@ class _OfCampaign(NamedTuple):
     """An operator's decision about a campaign of the client. joined_s: when detection added the account, or None."""
 
     model: str
-    level: int
+    strictness: int
     until_s: int
     joined_s: int | None
 
@@ -101,7 +101,7 @@ NOTHING = Standing(CLEAR)
 
 _OfModel: TypeAlias = tuple[str, int, int, int]
 _Detected = tuple[_OfModel, ...]
-"""(model, level of the state, level enforced, until_s), …: plain tuples, which the garbage collector leaves alone."""
+"""(model, strictness of the state, strictness enforced, until_s), …: plain tuples, which the garbage collector leaves alone."""
 
 
 @dataclass(slots=True)
@@ -164,7 +164,7 @@ class Restrictions:
         if model is not None and model != EVERY_MODEL:
             return self._of_model(tables, key, model, now_s)
         models = {EVERY_MODEL} | tables.models_of(key)
-        return max((self._of_model(tables, key, m, now_s) for m in models), key=lambda s: s.level)
+        return max((self._of_model(tables, key, m, now_s) for m in models), key=lambda s: s.strictness)
 
     def enforced(self, now_s: float) -> Iterator[tuple[Key, str, Standing]]:
         """Every restriction in force: ((tenant, client), model or ``*``, standing)."""
@@ -174,24 +174,26 @@ class Restrictions:
                     yield key, model, standing
 
     def detected(self, now_s: float) -> dict[ClientKey, int]:
-        """Client → level of everything that was detected, or joined a campaign under decision, but for operators and the breaker."""
+        """Client → strictness of everything that was detected, or joined a campaign under decision, but for operators and the breaker."""
         found = {}
         for (tenant, client), entries in _slices(list(self._tables.detected.items())):
             for model, _, enforced, until_s in entries:
-                level = min(enforced, self._caps.get(model, self._cap))
-                if level >= THROTTLE and (not until_s or until_s > now_s):
-                    found[ClientKey(tenant, model, client)] = level
+                strictness = min(enforced, self._caps.get(model, self._cap))
+                if strictness >= THROTTLE and (not until_s or until_s > now_s):
+                    found[ClientKey(tenant, model, client)] = strictness
         for (tenant, client), campaigns in _slices(list(self._tables.grouped.items())):
             for one in campaigns.values():
                 key = ClientKey(tenant, one.model, client)
-                if one.joined and one.level >= THROTTLE and one.until_s > now_s:
-                    found[key] = max(one.level, found.get(key, CLEAR))
+                if one.joined and one.strictness >= THROTTLE and one.until_s > now_s:
+                    found[key] = max(one.strictness, found.get(key, CLEAR))
         return found
 
     def joined(self, client: ClientKey, by_s: float, now_s: float) -> int:
         """Level of the decisions about campaigns that a client had joined by a time, as far as they hold now."""
         found = self._tables.of_campaigns((client.tenant, client.client), client.model, now_s)
-        return max((one.level for one in found if one.joined_s is not None and one.joined_s <= by_s), default=CLEAR)
+        return max(
+            (one.strictness for one in found if one.joined_s is not None and one.joined_s <= by_s), default=CLEAR
+        )
 
     def since(self, number: int, epoch: str) -> list[Change] | None:
         """Changes after a number, oldest first; None when they are not known any more: read `enforced` again."""
@@ -212,7 +214,7 @@ class Restrictions:
         if said := tables.said.get(key):
             for m in (model, EVERY_MODEL):
                 if (one := said.get(m)) and not one.simulated and (not one.until_s or one.until_s > now_s):
-                    return Standing(one.level, one.until_s, "operator")
+                    return Standing(one.strictness, one.until_s, "operator")
         detected = self._by_detection(tables, key, model, now_s)
         if key not in tables.grouped:
             return detected
@@ -222,23 +224,23 @@ class Restrictions:
         """What holds for a client whose campaigns an operator decided about. detected: what holds without that."""
         found = []
         for one in tables.of_campaigns(key, model, now_s):
-            level = one.level
+            strictness = one.strictness
             if one.joined and self._standing is not None:
-                level = min(level, self._standing.get(ClientKey(key[0], model, key[1]), WATCH))
-            found.append(Standing(level, one.until_s, "detected" if one.joined else "operator"))
+                strictness = min(strictness, self._standing.get(ClientKey(key[0], model, key[1]), WATCH))
+            found.append(Standing(strictness, one.until_s, "detected" if one.joined else "operator"))
         if not found:
             return detected
-        worst = max(found, key=lambda s: (s.level, s.origin == "operator", s.until_s))
-        return worst if worst.level == CLEAR or worst.level >= detected.level else detected
+        worst = max(found, key=lambda s: (s.strictness, s.origin == "operator", s.until_s))
+        return worst if worst.strictness == CLEAR or worst.strictness >= detected.strictness else detected
 
     def _by_detection(self, tables: _Tables, key: Key, model: str, now_s: float) -> Standing:
         for m, state, enforced, until_s in tables.detected.get(key, ()):
             if m == model and (not until_s or until_s > now_s):
                 cap = self._caps.get(model, self._cap)
-                level = min(enforced, cap)
+                strictness = min(enforced, cap)
                 if (standing := self._standing) is not None:
-                    level = min(level, standing.get(ClientKey(key[0], model, key[1]), WATCH))
-                return Standing(min(cap, WATCH) if level < THROTTLE <= state else level, until_s)
+                    strictness = min(strictness, standing.get(ClientKey(key[0], model, key[1]), WATCH))
+                return Standing(min(cap, WATCH) if strictness < THROTTLE <= state else strictness, until_s)
         return NOTHING
 
     # ----------------------------------------------------------------------------------------------- learning
@@ -277,7 +279,7 @@ class Restrictions:
             self._publish(key, now_s)
 
     def hold(self, standing: dict[ClientKey, int] | None, now_s: float) -> None:
-        """Enforce of what was detected only what stood before a burst: client → level. None: the burst is over.
+        """Enforce of what was detected only what stood before a burst: client → strictness. None: the burst is over.
 
         The same object again changes nothing; what ends meanwhile is taken out of it.
         """
@@ -292,13 +294,13 @@ class Restrictions:
             return
         before = _detected(self._tables, client)
         ended = before is None or after is None or 0 < before[3] <= now_s
-        level = CLEAR if ended or after is None else min(standing[client], after[2])
+        strictness = CLEAR if ended or after is None else min(standing[client], after[2])
         joined = tables.of_campaigns((client.tenant, client.client), client.model, now_s)
-        level = max([level, *(min(standing[client], one.level) for one in joined if one.joined)])
-        if level < THROTTLE:
+        strictness = max([strictness, *(min(standing[client], one.strictness) for one in joined if one.joined)])
+        if strictness < THROTTLE:
             del standing[client]
         else:
-            standing[client] = level
+            standing[client] = strictness
 
     def expire(self, now_s: float) -> None:
         """Publish what ended by itself."""
@@ -309,7 +311,7 @@ class Restrictions:
         tables = self._tables
         models = sorted(tables.models_of(key))
         found = {m: self._of_model(tables, key, m, now_s) for m in models}
-        after = {m: s for m, s in found.items() if s.level >= THROTTLE}
+        after = {m: s for m, s in found.items() if s.strictness >= THROTTLE}
         before = self._published.get(key, {})
         for model in [*before, *(m for m in after if m not in before)]:
             if before.get(model) != after.get(model):
@@ -318,7 +320,7 @@ class Restrictions:
                 self._changes.append(change)
                 for one, step in ((before.get(model), -1), (after.get(model), 1)):
                     if one is not None:
-                        self.counts[one.origin, ENFORCED[one.level]] += step
+                        self.counts[one.origin, ENFORCED[one.strictness]] += step
                 self.number = change.number
         if after:
             self._published[key] = after
@@ -387,11 +389,11 @@ def _said(tables: _Tables, entry: Entry) -> set[Key]:
 def _said_of_campaign(tables: _Tables, entry: Entry) -> set[Key]:
     """The same for a decision about a campaign: of all accounts that it names or named before."""
     decision: StoredCampaignDecision | None = None
-    level = CLEAR
+    strictness = CLEAR
     if entry.value:
         try:
             decision = campaign_decision(entry)
-            level = ENFORCED.index(decision.state)
+            strictness = ENFORCED.index(decision.state)
         except (CorruptState, ValueError) as error:
             log.error("an operator's entry cannot be read and does not count", extra={"error": str(error)})
     place = (entry.tenant, entry.key)
@@ -401,7 +403,7 @@ def _said_of_campaign(tables: _Tables, entry: Entry) -> set[Key]:
     if decision is None or decision.simulated:
         return {(entry.tenant, client) for client in before}
     model = sys.intern(decision.model)
-    whole = _OfCampaign(model, level, decision.until_s, None)
+    whole = _OfCampaign(model, strictness, decision.until_s, None)
     for client in decision.confirmed:
         _drop_or_set(tables.grouped, (entry.tenant, client), entry.key, whole)
     for client, joined_s in zip(decision.joined, decision.joined_s, strict=False):

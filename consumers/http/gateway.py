@@ -181,10 +181,10 @@ class Gateway:
         for client in found.clients:
             for model in models:
                 standing = self._view.standing(tenant, client, model, now_s)
-                if standing.level > worst.level:
+                if standing.strictness > worst.strictness:
                     worst, who = standing, client
-        if worst.level < THROTTLE:
-            decision = ENFORCED[worst.level]
+        if worst.strictness < THROTTLE:
+            decision = ENFORCED[worst.strictness]
             return self._passes(decision, _Bucket(tenant, who, who == found.first))
         return self._restricted(worst, _Bucket(tenant, who, who == found.first), now_s)
 
@@ -206,16 +206,16 @@ class Gateway:
         return said + [part.strip() for part in joined.split(",")] if "," in joined else said
 
     def _restricted(self, standing: Standing, bucket: _Bucket, now_s: float) -> GatewayAnswer:
-        decision = ENFORCED[standing.level]
+        decision = ENFORCED[standing.strictness]
         left_s = math.ceil(standing.until_s - now_s) if standing.until_s else _FOR_EVER_RETRY_S
         retry_after_s = max(1, min(left_s, LONGEST_RETRY_S))
-        if standing.level == THROTTLE and self._rules.throttle_per_s > 0:
+        if standing.strictness == THROTTLE and self._rules.throttle_per_s > 0:
             wait_s = self._buckets.take(bucket, now_s)
             if wait_s <= 0:
                 return self._passes(decision, bucket)
             retry_after_s = min(retry_after_s, math.ceil(wait_s))
         reference = self._identities.references.of(bucket.tenant, decision, bucket.client, now_s)
-        status = 403 if standing.level == BLOCK else 429
+        status = 403 if standing.strictness == BLOCK else 429
         return GatewayAnswer(status, decision, "known", retry_after_s, reference=reference)
 
     def _passes(self, decision: Enforced, bucket: _Bucket) -> GatewayAnswer:

@@ -212,7 +212,7 @@ class DecisionFeed:
         item = {
             "id": int.from_bytes(digest, "big"),
             "origin": _ORIGINS[standing.origin],
-            "type": type_of(standing.level),
+            "type": type_of(standing.strictness),
             "scope": SCOPE,
             "value": name or client.client,
             "duration": duration(left_s),
@@ -225,8 +225,8 @@ class DecisionFeed:
         return item
 
 
-def type_of(level: int) -> str:
-    return TYPES.get(level, "throttle")
+def type_of(strictness: int) -> str:
+    return TYPES.get(strictness, "throttle")
 
 
 def duration(seconds: int) -> str:

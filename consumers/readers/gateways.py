@@ -153,8 +153,8 @@ def _by_campaigns(campaigns: Sequence[OfCampaign], detected: AtGateways, held_s:
         held = joined_s is not None and 0 < held_s <= joined_s
         state: Enforced = "watch" if held and decision.state in ("degrade", *FLAGGED) else decision.state
         ranked.append((ENFORCED.index(state), joined_s is None, decision.until_s, state, decision))
-    level, _, until_s, state, decision = max(ranked, key=lambda r: r[:3])
-    if 0 < level < ENFORCED.index(detected.state):
+    strictness, _, until_s, state, decision = max(ranked, key=lambda r: r[:3])
+    if 0 < strictness < ENFORCED.index(detected.state):
         return detected
     if state == "watch":
         return _said(state, "breaker", 0, "the breaker is open, so accounts that join a campaign are not restricted")

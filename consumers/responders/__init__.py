@@ -109,7 +109,7 @@ class Responder:
 
     def _compare(self, now_s: float) -> None:
         clients = {key[1] for key, _, _ in self._view.enforced(now_s) if key[0] == self._tenant}
-        wanted = {c: s for c in clients if (s := self._standing(c, now_s)).level >= THROTTLE}
+        wanted = {c: s for c in clients if (s := self._standing(c, now_s)).strictness >= THROTTLE}
         held = self._target.held()
         put = {c: s for c, s in wanted.items() if c not in held or not self._target.same(s, held[c])}
         drop = [c for c in held if c not in wanted]
@@ -120,7 +120,7 @@ class Responder:
 
     def _tell(self, clients: set[str], now_s: float) -> None:
         standings = {c: self._standing(c, now_s) for c in clients}
-        put = {c: s for c, s in standings.items() if s.level >= THROTTLE}
+        put = {c: s for c, s in standings.items() if s.strictness >= THROTTLE}
         drop = [c for c in clients if c not in put]
         if put or drop:
             self._target.change(put, drop)

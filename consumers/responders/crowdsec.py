@@ -25,8 +25,8 @@ from consumers.times import second
 SCOPE = "ApiKey"
 ORIGIN = "querywarden"
 SCENARIO = "querywarden/model-extraction"
-_LEVELS = {"ban": BLOCK, "throttle": THROTTLE}
-_TYPES = {level: name for name, level in _LEVELS.items()}
+_STRICTNESS = {"ban": BLOCK, "throttle": THROTTLE}
+_TYPES = {strictness: name for name, strictness in _STRICTNESS.items()}
 _FOR_EVER_S = 365 * 86_400
 _TOLERANCE_S = 60
 _A_CALL = 100
@@ -72,11 +72,11 @@ class CrowdsecApi:
         for item in found.get("new") or []:
             if item.get("scope") == SCOPE and item.get("origin") == ORIGIN:
                 until_s = round(self._clock() + _seconds(item["duration"]))
-                held[item["value"]] = Standing(_LEVELS.get(item["type"], -1), until_s)
+                held[item["value"]] = Standing(_STRICTNESS.get(item["type"], -1), until_s)
         return held
 
     def same(self, wanted: Standing, held: Standing) -> bool:
-        if wanted.level != held.level:
+        if wanted.strictness != held.strictness:
             return False
         if not wanted.until_s:  # ours have no end, theirs must: fresh enough until tomorrow
             return held.until_s > self._clock() + 86_400
@@ -96,7 +96,7 @@ class CrowdsecApi:
         left_s = max(1, round(standing.until_s - self._clock())) if standing.until_s else _FOR_EVER_S
         decision = {
             "origin": ORIGIN,
-            "type": _TYPES[standing.level],
+            "type": _TYPES[standing.strictness],
             "scope": SCOPE,
             "value": client,
             "duration": f"{left_s}s",

@@ -48,18 +48,20 @@ class HaproxyMap:
         return found
 
     def same(self, wanted: Standing, held: Standing) -> bool:
-        return wanted.level == held.level
+        return wanted.strictness == held.strictness
 
     def change(self, put: Mapping[str, Standing], drop: list[str]) -> None:
         if len(put) + len(drop) >= _WHOLE_FROM:
-            kept = {c: s for c, s in self.held().items() if _WORD.fullmatch(c) and s.level >= 0 and c not in set(drop)}
+            kept = {
+                c: s for c, s in self.held().items() if _WORD.fullmatch(c) and s.strictness >= 0 and c not in set(drop)
+            }
             self._replace({**kept, **put})
             return
         for client in filter(_WORD.fullmatch, drop):
             self._ask(f"del map {self._map} {client}", fine=_NOT_THERE)
         for client, standing in put.items():
             if _WORD.fullmatch(client):
-                entry = f"map {self._map} {client} {ENFORCED[standing.level]}"
+                entry = f"map {self._map} {client} {ENFORCED[standing.strictness]}"
                 if _NOT_THERE in self._ask(f"set {entry}", fine=_NOT_THERE).lower():
                     self._tell(f"add {entry}")
 
@@ -100,6 +102,6 @@ class HaproxyMap:
 
 
 def _batches(entries: Mapping[str, Standing]) -> Iterable[str]:
-    lines = [f"{client} {ENFORCED[s.level]}" for client, s in entries.items() if _WORD.fullmatch(client)]
+    lines = [f"{client} {ENFORCED[s.strictness]}" for client, s in entries.items() if _WORD.fullmatch(client)]
     for first in range(0, len(lines), _A_COMMAND):
         yield "\n".join(lines[first : first + _A_COMMAND]) + "\n"

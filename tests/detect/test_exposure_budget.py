@@ -100,7 +100,7 @@ def test_what_gateways_do_is_what_is_said(
     reader = Reader(store, secrets, key.tenant, lambda: now_s, modes=Modes(mode))
     found = reader.client(key.model, "scorer")
     assert found is not None
-    assert (found.gateways.state, standing.level >= 3) == (level, level == "throttle")
+    assert (found.gateways.state, standing.strictness >= 3) == (level, level == "throttle")
     assert found.gateways.cause == ("exposure" if level == "throttle" else "nothing")
     assert found.client.state == "clear"
 

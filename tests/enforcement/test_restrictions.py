@@ -20,7 +20,7 @@ from detector.query import ClientKey
 
 
 def level(view: Restrictions, client: str = "c", model: str | None = "m", now_s: float = 0.0) -> int:
-    return view.standing(TENANT, client, model, now_s).level
+    return view.standing(TENANT, client, model, now_s).strictness
 
 
 def seen(store: RememberedStore, mode: str = "block", modes: dict[str, str] | None = None) -> Restrictions:
@@ -223,15 +223,15 @@ def test_following_changes_leads_to_the_same_as_reading_everything() -> None:
                 if c.lifted:
                     picture.pop((c.client, c.model), None)
                 else:
-                    picture[c.client, c.model] = c.standing.level
+                    picture[c.client, c.model] = c.standing.strictness
             number = view.number
             fresh = Restrictions("block", {"b": "throttle"})
             read(store, fresh, now_s[0])
             for client in "xyz":
                 for asked in ("a", "b", None):
                     assert level(view, client, asked, now_s[0]) == level(fresh, client, asked, now_s[0]), seed
-            full = {(key[1], m): s.level for key, m, s in fresh.enforced(now_s[0])}
-            assert picture == full == {(key[1], m): s.level for key, m, s in view.enforced(now_s[0])}, seed
+            full = {(key[1], m): s.strictness for key, m, s in fresh.enforced(now_s[0])}
+            assert picture == full == {(key[1], m): s.strictness for key, m, s in view.enforced(now_s[0])}, seed
             assert +view.counts == +fresh.counts
             now_s[0] += rng.choice([0.25, 2.0])
 

@@ -16,7 +16,7 @@ PAGE = f"/v1/campaigns/{CAMPAIGN}"
 def answer(served: World, client: str) -> int:
     """What a gateway does with a request of the client."""
     served.refresher.turn()
-    return 403 if served.view.standing(OURS, client_hash(client), MODEL, time.time()).level == BLOCKED else 200
+    return 403 if served.view.standing(OURS, client_hash(client), MODEL, time.time()).strictness == BLOCKED else 200
 
 
 def in_force(served: World, client: str) -> tuple[str, str]:

@@ -108,11 +108,11 @@ def test_what_is_said_is_what_gateways_do(mode: Mode, held: bool) -> None:
     for name, way in all_ways.items():
         real = view.standing("t", name, "m", NOW)
         found = at_gateways(way, way.decision, way.allowed, mode, NOW if held else 0, NOW)
-        assert found.state == ENFORCED[real.level], way
+        assert found.state == ENFORCED[real.strictness], way
         words = found.text.replace("through until", "through: until")
         assert words.startswith(f"Gateways {VERBS[found.state]}"), way
         assert sum(verb in words for verb in {*VERBS.values()}) == 1, found.text
-        if found.until_s and real.level >= 2:
+        if found.until_s and real.strictness >= 2:
             assert found.until_s == real.until_s
         sentences.add(found.text)
     assert len(sentences) > 8
@@ -156,4 +156,4 @@ def test_what_is_said_of_campaigns_is_what_gateways_do() -> None:
         said = at_gateways(
             replace(way, since_s=since_s), way.decision, way.allowed, "block", NOW if held else 0, NOW, campaigns
         )
-        assert said.state == ENFORCED[real.level], (ruled, joined_s, state, own, listed, held, said.text)
+        assert said.state == ENFORCED[real.strictness], (ruled, joined_s, state, own, listed, held, said.text)

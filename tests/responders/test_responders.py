@@ -85,7 +85,7 @@ def test_whatever_is_lost_on_the_way_the_target_ends_up_as_the_view() -> None:
         target.fails = lambda: False
         now_s[0] += 31
         assert responder.turn()
-        expected = {c: s for c in "abcde" if (s := view.standing(TENANT, c, None, now_s[0])).level >= THROTTLE}
+        expected = {c: s for c in "abcde" if (s := view.standing(TENANT, c, None, now_s[0])).strictness >= THROTTLE}
         assert target.has == expected, seed
         calls = target.calls
         assert responder.turn()
