@@ -1,6 +1,6 @@
 """`decisions`: what operators decide about clients and campaigns; who was refused, by the reference of the refusal.
 
-Rules: a client is named by its argument, a campaign by `--campaign`; `desk` has the rest.
+Rules: a client is named by its argument, a campaign by `--campaign`; `entries` has the rest.
 """
 
 from __future__ import annotations
@@ -10,10 +10,9 @@ from typing import Annotated, NamedTuple
 
 import typer
 
-from consumers import terminal
-from consumers.commands.desk import (
+from consumers import config, terminal
+from consumers.commands.entries import (
     DecisionNote,
-    Desk,
     DryRun,
     For,
     ModelOption,
@@ -24,9 +23,9 @@ from consumers.commands.desk import (
     end_of,
     named,
     on_model,
-    open_desk,
     report,
     shown,
+    subject_of,
 )
 from consumers.commands.options import AsJson, ConfigFile
 from consumers.errors import Missing, WrongUse
@@ -34,7 +33,8 @@ from consumers.operators.campaign_decisions import CampaignSubject
 from consumers.readers.models import CampaignDecision
 from consumers.readers.public import campaign_decision_of
 from consumers.readers.refusals import RefusedClient, refused
-from consumers.records.operator_entries import EVERY_MODEL
+from consumers.records.operator_entries import EVERY_MODEL, Ruling
+from consumers.wiring.operators import Opened, open_for_operator
 
 ClientOrNone = Annotated[str | None, typer.Argument(help="Id of the client, or its hash as listings show it.")]
 CampaignOption = Annotated[
@@ -55,8 +55,8 @@ _CAUSES = {
 @app.command("list")
 def decisions_list(as_json: AsJson = False, config_file: ConfigFile = None) -> None:
     """List the operators' decisions in force, the dry runs and the proposals, newest first."""
-    with open_desk(config_file) as desk:
-        rows, campaigns = desk.reader.decisions(simulated=True), desk.reader.campaign_decisions()
+    with open_for_operator(config.load(config_file)) as opened:
+        rows, campaigns = opened.reader.decisions(simulated=True), opened.reader.campaign_decisions()
     if campaigns:
         shown(
             campaigns, as_json, "campaigns", "", ("campaign", "model", "accounts", "joined", "state", "until", "by", "reason"),
@@ -87,8 +87,8 @@ def decisions_reference(
     config_file: ConfigFile = None,
 ) -> None:
     """Find the client that a gateway refused, by the reference id of the refusal. The exit status is 1 if none is found."""
-    with open_desk(config_file) as desk:
-        found = refused(desk.reader, reference)
+    with open_for_operator(config.load(config_file)) as opened:
+        found = refused(opened.reader, reference)
     if found is None:
         raise Missing("the store knows no client that was refused with this reference")
     report(found, as_json, _refusal(found))
@@ -111,7 +111,7 @@ def _refusal(found: RefusedClient) -> str:
 
 
 def _decide(
-    state: str,
+    state: Ruling,
     about: _About,
     ttl: str,
     reason: str,
@@ -122,37 +122,41 @@ def _decide(
     config_file: Path | None,
 ) -> None:
     client, model, campaign = about
-    with open_desk(config_file) as desk:
-        ttl_s = decision_seconds(desk, ttl)
+    with open_for_operator(config.load(config_file)) as opened:
+        ttl_s = decision_seconds(opened, ttl)
         if campaign is not None:
-            _decide_campaign(desk, state, campaign, model, ttl_s, (reason, note, dry), as_json)
+            _decide_campaign(opened, state, campaign, model, ttl_s, (reason, note, dry), as_json)
             return
-        subject = desk.subject(client or "", model)
-        confirm(desk, subject, client or "", {"clear": "release"}.get(state, state), yes)
-        made = desk.operations.decide(desk.actor, subject, state, ttl_s=ttl_s, reason=reason, note=note, simulated=dry)
+        subject = subject_of(opened.reader, client or "", model)
+        confirm(opened, subject, client or "", {"clear": "release"}.get(state, state), yes)
+        made = opened.operations.decide(
+            opened.actor, subject, state, ttl_s=ttl_s, reason=reason, note=note, simulated=dry
+        )
         row = next(
-            d for d in desk.reader.decisions(simulated=True) if (d.client_key, d.model_id) == (made.client, made.model)
+            d
+            for d in opened.reader.decisions(simulated=True)
+            if (d.client_key, d.model_id) == (made.client, made.model)
         )
     words = f"{row.state} {on_model(row.model_id)} until {end_of(row.until_s)}"
     report(row, as_json, f"{named(client or '')}: {words}{', dry run: nothing is enforced' if dry else ''}")
 
 
 def _decide_campaign(
-    desk: Desk, state: str, campaign: str, model: str, ttl_s: int, said: tuple[str, str, bool], as_json: bool
+    opened: Opened, state: Ruling, campaign: str, model: str, ttl_s: int, said: tuple[str, str, bool], as_json: bool
 ) -> None:
     """Decide about all accounts of a campaign. said: reason, note, whether it is a dry run."""
     reason, note, dry = said
-    subject = _campaign(desk, campaign, model)
-    made = desk.operations.decide_campaign(
-        desk.actor, subject, state, ttl_s=ttl_s, reason=reason, note=note, simulated=dry
+    subject = _campaign(opened, campaign, model)
+    made = opened.operations.decide_campaign(
+        opened.actor, subject, state, ttl_s=ttl_s, reason=reason, note=note, simulated=dry
     )
-    row = campaign_decision_of(made, waits=desk.operations.waits(made))
+    row = campaign_decision_of(made, waits=opened.operations.waits(made))
     more = ", dry run: nothing is enforced" if dry else ""
     if row.waits:
         more = f"; waits until another person runs: querywarden decisions confirm --campaign {named(campaign)}"
     elif state != "clear" and not dry:
         more = f"; up to {len(row.confirmed)} accounts that join it are added"
-    allowed = {a.client_key for a in desk.reader.allowlist() if a.model_id in (row.model_id, EVERY_MODEL)}
+    allowed = {a.client_key for a in opened.reader.allowlist() if a.model_id in (row.model_id, EVERY_MODEL)}
     if spared := len(allowed.intersection(row.confirmed)):
         more += f"; {spared} on the allowlist {'is' if spared == 1 else 'are'} let through"
     report(row, as_json, f"{_of_campaign(row)}{more}")
@@ -163,9 +167,9 @@ def _of_campaign(row: CampaignDecision) -> str:
     return f"campaign {named(row.campaign_id)}, {accounts}: {row.state} {on_model(row.model_id)} until {end_of(row.until_s)}"
 
 
-def _campaign(desk: Desk, campaign: str, model: str) -> CampaignSubject:
+def _campaign(opened: Opened, campaign: str, model: str) -> CampaignSubject:
     """The campaign with its accounts. Raises Missing, WrongUse."""
-    found = desk.reader.campaign(campaign)
+    found = opened.reader.campaign(campaign)
     if found is None:
         raise Missing(f"no campaign {named(campaign)!r}: querywarden clients lists the campaigns")
     if model not in (EVERY_MODEL, found.model_id):
@@ -173,9 +177,9 @@ def _campaign(desk: Desk, campaign: str, model: str) -> CampaignSubject:
     return CampaignSubject(found.campaign_id, found.model_id, tuple(m.client_key for m in found.members))
 
 
-def _decided_campaign(desk: Desk, campaign: str, model: str) -> CampaignSubject:
+def _decided_campaign(opened: Opened, campaign: str, model: str) -> CampaignSubject:
     """A campaign that was decided about, even if it is over. Raises Missing."""
-    for one in desk.reader.campaign_decisions():
+    for one in opened.reader.campaign_decisions():
         if one.campaign_id == campaign and model in (EVERY_MODEL, one.model_id):
             return CampaignSubject(campaign, one.model_id, one.confirmed)
     raise Missing(f"no decision of an operator about campaign {named(campaign)!r}")
@@ -196,55 +200,32 @@ class _About(NamedTuple):
         return cls(client, model, campaign)
 
 
-@app.command("block")
-def decisions_block(
-    client: ClientOrNone = None,
-    campaign: CampaignOption = None,
-    model: ModelOption = "*",
-    ttl: For = "24h",
-    reason: Reason = "",
-    note: DecisionNote = "",
-    dry: DryRun = False,
-    yes: Yes = False,
-    as_json: AsJson = False,
-    config_file: ConfigFile = None,
-) -> None:
-    """Block a client, or all accounts of a campaign, for a while."""
-    _decide("block", _About.of(client, model, campaign), ttl, reason, note, dry, yes, as_json, config_file)
+def _add_decision(state: Ruling, words: str) -> None:
+    """Add the command that decides `state`; `words`: its help."""
+
+    def decide(
+        client: ClientOrNone = None,
+        campaign: CampaignOption = None,
+        model: ModelOption = "*",
+        ttl: For = "24h",
+        reason: Reason = "",
+        note: DecisionNote = "",
+        dry: DryRun = False,
+        yes: Yes = False,
+        as_json: AsJson = False,
+        config_file: ConfigFile = None,
+    ) -> None:
+        _decide(state, _About.of(client, model, campaign), ttl, reason, note, dry, yes, as_json, config_file)
+
+    app.command(state, help=words)(decide)
 
 
-@app.command("throttle")
-def decisions_throttle(
-    client: ClientOrNone = None,
-    campaign: CampaignOption = None,
-    model: ModelOption = "*",
-    ttl: For = "24h",
-    reason: Reason = "",
-    note: DecisionNote = "",
-    dry: DryRun = False,
-    yes: Yes = False,
-    as_json: AsJson = False,
-    config_file: ConfigFile = None,
-) -> None:
-    """Slow a client down, or all accounts of a campaign, for a while."""
-    _decide("throttle", _About.of(client, model, campaign), ttl, reason, note, dry, yes, as_json, config_file)
-
-
-@app.command("degrade")
-def decisions_degrade(
-    client: ClientOrNone = None,
-    campaign: CampaignOption = None,
-    model: ModelOption = "*",
-    ttl: For = "24h",
-    reason: Reason = "",
-    note: DecisionNote = "",
-    dry: DryRun = False,
-    yes: Yes = False,
-    as_json: AsJson = False,
-    config_file: ConfigFile = None,
-) -> None:
-    """Let a client, or all accounts of a campaign, through to answers with less detail for a while; gateway.degrade names the steps."""
-    _decide("degrade", _About.of(client, model, campaign), ttl, reason, note, dry, yes, as_json, config_file)
+_add_decision("block", "Block a client, or all accounts of a campaign, for a while.")
+_add_decision("throttle", "Slow a client down, or all accounts of a campaign, for a while.")
+_add_decision(
+    "degrade",
+    "Let a client, or all accounts of a campaign, through to answers with less detail for a while; gateway.degrade names the steps.",
+)
 
 
 @app.command("confirm")
@@ -255,8 +236,8 @@ def decisions_confirm(
     config_file: ConfigFile = None,
 ) -> None:
     """Confirm a decision about a campaign that another person proposed."""
-    with open_desk(config_file) as desk:
-        made = desk.operations.confirm_campaign(desk.actor, _decided_campaign(desk, campaign, model))
+    with open_for_operator(config.load(config_file)) as opened:
+        made = opened.operations.confirm_campaign(opened.actor, _decided_campaign(opened, campaign, model))
     row = campaign_decision_of(made, waits=False)
     report(row, as_json, f"{_of_campaign(row)}, proposed by {row.actor}, confirmed by {row.second}")
 
@@ -283,11 +264,11 @@ def decisions_release(
     if not withdraw:
         _decide("clear", about, ttl, reason, "", False, yes, as_json, config_file)
         return
-    with open_desk(config_file) as desk:
+    with open_for_operator(config.load(config_file)) as opened:
         if campaign is not None:
-            over = desk.operations.withdraw_campaign(desk.actor, _decided_campaign(desk, campaign, model))
-            row = campaign_decision_of(over, waits=desk.operations.waits(over))
+            over = opened.operations.withdraw_campaign(opened.actor, _decided_campaign(opened, campaign, model))
+            row = campaign_decision_of(over, waits=opened.operations.waits(over))
             report(row, as_json, f"withdrawn: {_of_campaign(row)}, by {row.actor}")
             return
-        gone = desk.operations.withdraw(desk.actor, desk.subject(client or "", model))
+        gone = opened.operations.withdraw(opened.actor, subject_of(opened.reader, client or "", model))
     report(gone, as_json, f"{named(client or '')}: withdrawn, {gone.state} {on_model(gone.model)} by {gone.actor}")

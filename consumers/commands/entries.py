@@ -1,4 +1,4 @@
-"""What the commands of operators share: the open store, the options of an entry, and how an entry is shown.
+"""What the commands about operators' entries share: the options of an entry, its checks, and how it is shown.
 
 Rules:
 * The commands work on the store directly, with the secrets file. A user with access to both is an administrator. The audit log
@@ -8,25 +8,21 @@ Rules:
 
 from __future__ import annotations
 
-import contextlib
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import msgspec
 import typer
 from rich.text import Text
 
-from consumers import config, terminal
+from consumers import terminal
 from consumers.errors import NotPermitted, WrongUse
-from consumers.operators.audited_write import Actor, Subject
-from consumers.operators.operate import Operations
+from consumers.operators.audited_write import Subject
 from consumers.readers.queries import Reader
 from consumers.times import minute
-from consumers.wiring import adapters
-from consumers.wiring.operators import operations_of, user_of
+from consumers.wiring.operators import Opened
 
 ModelOption = Annotated[str, typer.Option("--model", help="Model that the entry is for; *: all models.")]
 For = Annotated[
@@ -44,25 +40,10 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 _LONGEST_S = 3650 * 86_400
 
 
-class Desk:
-    """A store that is open for an operator."""
-
-    def __init__(self, operations: Operations, reader: Reader, actor: Actor) -> None:
-        self.operations, self.reader, self.actor = operations, reader, actor
-
-    def subject(self, client: str, model: str) -> Subject:
-
-        key = self.reader.key_of(model, client)
-        return Subject(key.client, model, "" if key.client == client else client)
-
-
-@contextlib.contextmanager
-def open_desk(config_file: Path | None) -> Iterator[Desk]:
-    settings = config.load(config_file)
-    with adapters.open_store(settings) as store:
-        secrets = adapters.secrets_of(settings, store)
-        reader = Reader(store, secrets, settings.tenant)
-        yield Desk(operations_of(settings, store, secrets), reader, user_of(settings))
+def subject_of(reader: Reader, client: str, model: str) -> Subject:
+    """The client of an entry, given by its id or its hash."""
+    key = reader.key_of(model, client)
+    return Subject(key.client, model, "" if key.client == client else client)
 
 
 def seconds(text: str) -> int:
@@ -78,9 +59,9 @@ def seconds(text: str) -> int:
     return length
 
 
-def decision_seconds(desk: Desk, text: str) -> int:
+def decision_seconds(opened: Opened, text: str) -> int:
     """Length of a decision. Raises WrongUse beyond what the settings allow."""
-    length, longest = seconds(text), desk.operations.longest_s
+    length, longest = seconds(text), opened.operations.longest_s
     if not 1 <= length <= longest:
         raise WrongUse(
             f"--for {text}: a decision holds for 1s to {longest // 86_400}d (setting http.longest_decision_s)"
@@ -88,9 +69,9 @@ def decision_seconds(desk: Desk, text: str) -> int:
     return length
 
 
-def confirm(desk: Desk, subject: Subject, client: str, what: str, yes: bool) -> None:
+def confirm(opened: Opened, subject: Subject, client: str, what: str, yes: bool) -> None:
     """Ask before something is decided about a client that nobody has seen: its name may be misspelt. Raises WrongUse, Abort."""
-    if yes or desk.reader.seen(subject.model, subject.client):
+    if yes or opened.reader.seen(subject.model, subject.client):
         return
     where = "any model" if subject.model == "*" else f"model {subject.model}"
     words = f"no client {named(client)!r} was seen on {where}"

@@ -1,4 +1,4 @@
-"""Commands for operators: the allowlist, API keys and the audit log. `desk` has what they share; decisions are in `decisions`."""
+"""Commands for operators: the allowlist, API keys and the audit log. `entries` has what they share; decisions are in `decisions`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 from rich.text import Text
 
 from consumers import config, terminal
-from consumers.commands.desk import (
+from consumers.commands.entries import (
     ModelOption,
     Reason,
     Yes,
@@ -19,10 +19,10 @@ from consumers.commands.desk import (
     end_of,
     named,
     on_model,
-    open_desk,
     report,
     seconds,
     shown,
+    subject_of,
 )
 from consumers.commands.options import AsJson, Client, ConfigFile
 from consumers.errors import Missing, Unavailable, WrongUse
@@ -49,8 +49,8 @@ audit_app = typer.Typer(help="Check the audit log, and list who looked at a clie
 @allowlist_app.command("list")
 def allowlist_list(as_json: AsJson = False, config_file: ConfigFile = None) -> None:
     """List the entries of the allowlist, newest first."""
-    with open_desk(config_file) as desk:
-        rows = desk.reader.allowlist()
+    with open_for_operator(config.load(config_file)) as opened:
+        rows = opened.reader.allowlist()
     shown(
         rows, as_json, "entries", "the allowlist is empty", ("client", "model", "until", "by", "origin", "reason"),
         lambda a: (
@@ -71,10 +71,10 @@ def allowlist_add(
     config_file: ConfigFile = None,
 ) -> None:
     """Add a client to the allowlist: it is never throttled or blocked."""
-    with open_desk(config_file) as desk:
-        subject, ttl_s = desk.subject(client, model), seconds(ttl)
-        confirm(desk, subject, client, "allowlist", yes)
-        made = desk.operations.allow(desk.actor, subject, ttl_s=ttl_s, reason=reason)
+    with open_for_operator(config.load(config_file)) as opened:
+        subject, ttl_s = subject_of(opened.reader, client, model), seconds(ttl)
+        confirm(opened, subject, client, "allowlist", yes)
+        made = opened.operations.allow(opened.actor, subject, ttl_s=ttl_s, reason=reason)
     until = f" until {end_of(made.until_s)}" if made.until_s else ""
     report(made, as_json, f"{named(client)}: on the allowlist {on_model(made.model)}{until}")
 
@@ -84,8 +84,8 @@ def allowlist_remove(
     client: Client, model: ModelOption = "*", as_json: AsJson = False, config_file: ConfigFile = None
 ) -> None:
     """Remove a client from the allowlist."""
-    with open_desk(config_file) as desk:
-        gone = desk.operations.disallow(desk.actor, desk.subject(client, model))
+    with open_for_operator(config.load(config_file)) as opened:
+        gone = opened.operations.disallow(opened.actor, subject_of(opened.reader, client, model))
     report(gone, as_json, f"{named(client)}: removed from the allowlist {on_model(gone.model)}")
 
 
@@ -103,9 +103,9 @@ def keys_create(
     config_file: ConfigFile = None,
 ) -> None:
     """Create an API key. Its text is printed once, on standard output; the store keeps only a digest."""
-    with open_desk(config_file) as desk:
-        made, text = desk.operations.create_key(desk.actor, name or role, role, ttl_s=seconds(ttl))
-        said = _told(desk.operations.store)
+    with open_for_operator(config.load(config_file)) as opened:
+        made, text = opened.operations.create_key(opened.actor, name or role, role, ttl_s=seconds(ttl))
+        said = _told(opened.operations.store)
     if as_json:
         terminal.show([{**msgspec.to_builtins(without_digest(made)), "key": text}], True, lambda rows: None)
         return
@@ -129,8 +129,8 @@ def _told(store: OperatorStore) -> str:
 @keys_app.command("list")
 def keys_list(as_json: AsJson = False, config_file: ConfigFile = None) -> None:
     """List the API keys that are valid now."""
-    with open_desk(config_file) as desk:
-        rows = [without_digest(key) for key in desk.operations.keys(desk.actor.tenant)]
+    with open_for_operator(config.load(config_file)) as opened:
+        rows = [without_digest(key) for key in opened.operations.keys(opened.actor.tenant)]
     shown(
         rows, as_json, "keys", "there is no valid API key", ("prefix", "name", "role", "until", "made by"),
         lambda k: (k.prefix, k.name, k.role, end_of(k.expires_s), k.actor),
@@ -150,13 +150,13 @@ def keys_revoke(
     config_file: ConfigFile = None,
 ) -> None:
     """Revoke an API key. Running services refuse it within a second."""
-    with open_desk(config_file) as desk:
+    with open_for_operator(config.load(config_file)) as opened:
         known = _lost_key(prefix) if lost else None
         try:
-            gone = without_digest(desk.operations.revoke_key(desk.actor, prefix, lost=known))
+            gone = without_digest(opened.operations.revoke_key(opened.actor, prefix, lost=known))
         except Missing as error:
             raise Missing(f"{error}; give --lost for a key that the store has lost") from error
-        said = _told(desk.operations.store)
+        said = _told(opened.operations.store)
     report(gone, as_json, f"revoked: {gone.name}{said}")
 
 
