@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from consumers.errors import BadRecord, Refused
+from consumers.errors import BadRecord, InvalidInput, Refused
 from consumers.log import Records
 from consumers.log.formats import NativeFormat
 from consumers.log.inputs import InputReader
@@ -188,7 +188,7 @@ def _describe(found: Inspection, events: Sequence[ReferenceLine], sample: Sequen
         found.notes.append(f"{len(models):,} models; the columns are those of {found.model}")
     try:
         if not events:
-            raise Refused("there is no query in it")
+            raise InvalidInput("there is no query in it")
         found.understood = understand(read_reference(events, found.model))
     except Refused as error:
         found.why_not = str(error)

@@ -13,8 +13,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from consumers.errors import CorruptState, InvalidInput
+from consumers.errors import InvalidInput
 from consumers.records import operator_entries
+from consumers.records.damaged import readable
 from consumers.records.decision import StoredDecision, is_campaign, stored_decision
 from consumers.records.ledger import OVERFLOW
 from consumers.records.spans import fields_of, spans_in_force, together
@@ -83,9 +84,8 @@ def _known_clients(
     for key, row in store.decisions(tenant, baseline.model_id):
         if key.client == nobody or is_campaign(key):
             continue
-        try:
-            decision = stored_decision(row, secrets, tenant)
-        except CorruptState:
+        decision = readable(None, stored_decision, row, secrets, tenant)
+        if decision is None:
             left_out["unreadable"] += 1
             continue
         why = _suspect(key, decision, verdicts, presumption)

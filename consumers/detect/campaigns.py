@@ -32,10 +32,11 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-from consumers.errors import CorruptState, Fenced, Rewound
+from consumers.errors import Fenced, Rewound
 from consumers.records import alert, sample_events
 from consumers.records.alert import MEMBERS_TOLD
 from consumers.records.client import ClientRecord, Tie, read_profile
+from consumers.records.damaged import readable
 from consumers.records.decision import (
     RowSummary,
     StoredDecision,
@@ -153,14 +154,15 @@ class Campaigns:
         found = Survey()
         linked: dict[tuple[str, str], dict[ClientKey, list[str]]] = {}
         for key, row in rows:
-            try:
-                if is_campaign(key):
-                    found.standing[key] = stored_decision(row, self.secrets, key.tenant)
-                    continue
-                summary = found.clients[key] = summary_of(row)
-            except CorruptState as error:
-                log.warning("decision row set aside", extra={"model": key.model, "why": str(error)})
+            if is_campaign(key):
+                campaign = readable("decision row", stored_decision, row, self.secrets, key.tenant, model=key.model)
+                if campaign is not None:
+                    found.standing[key] = campaign
                 continue
+            summary = readable("decision row", summary_of, row, model=key.model)
+            if summary is None:
+                continue
+            found.clients[key] = summary
             if key.model in self.baselines:
                 linked.setdefault((key.tenant, key.model), {})[key] = summary.links
         for (tenant, model), links in sorted(linked.items()):
@@ -412,11 +414,10 @@ class Search:
         return outcome
 
     def _stored(self, key: ClientKey, rows: Mapping[ClientKey, DecisionRow]) -> StoredDecision | None:
-        try:
-            return stored_decision(rows[key], self.campaigns.secrets, key.tenant) if key in rows else None
-        except CorruptState as error:
-            log.warning("decision row set aside", extra={"model": key.model, "why": str(error)})
+        if key not in rows:
             return None
+        secrets = self.campaigns.secrets
+        return readable("decision row", stored_decision, rows[key], secrets, key.tenant, model=key.model)
 
 
 def _with_bound(evidence: tuple[Evidence, ...], group: Suspected) -> tuple[Evidence, ...]:

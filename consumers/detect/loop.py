@@ -44,6 +44,7 @@ from consumers.detect.step import Detect, Seen
 from consumers.detect.verdicts import PendingVerdict, tell
 from consumers.errors import CorruptState, Fenced, LeaseHeld, Rewound, Unavailable
 from consumers.periodic import Backoff
+from consumers.records.damaged import readable
 from consumers.records.decision import stored_decision
 from consumers.records.heartbeat import heartbeats
 from consumers.store import Cursor, DecisionClaim, DecisionRow, Outcome, ServiceStore, decision_cell
@@ -393,10 +394,7 @@ class Runner:
         for key in clients:
             before = None
             if key in rows:
-                try:
-                    before = stored_decision(rows[key], self.detect.secrets, key.tenant)
-                except CorruptState as error:
-                    log.warning("decision row set aside", extra={"why": str(error)})
+                before = readable("decision row", stored_decision, rows[key], self.detect.secrets, key.tenant)
             if behind and (before is None or not behind.isdisjoint(before.cells)):
                 return [], False  # without a row (it may have been erased) nobody knows what the replay will bring
             if before is not None and not corrupt.isdisjoint(before.cells):

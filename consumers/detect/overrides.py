@@ -21,10 +21,11 @@ from dataclasses import dataclass, field, replace
 
 from consumers.detect.schema_holds import SchemaHolds
 from consumers.detect.verdicts import Verdicts
-from consumers.errors import CorruptState, Rewound
+from consumers.errors import Rewound
 from consumers.records import schema_holds
 from consumers.records.breaker import Breaker, BreakerLimits
 from consumers.records.breaker_entries import KIND, RESET, TRIPPED, Tripped, opened_after, time_of
+from consumers.records.damaged import readable
 from consumers.records.operator_entries import (
     EVERY_MODEL,
     StoredCampaignDecision,
@@ -117,10 +118,9 @@ class Overrides:
     def _take_campaign(self, entry: Entry) -> None:
         self.campaigns.pop((entry.tenant, entry.key), None)
         if entry.value:
-            try:
-                self.campaigns[entry.tenant, entry.key] = campaign_decision(entry)
-            except CorruptState as error:
-                log.warning("entry passed over", extra={"kind": entry.kind, "key": entry.key, "why": str(error)})
+            decision = readable("entry", campaign_decision, entry, kind=entry.kind, key=entry.key)
+            if decision is not None:
+                self.campaigns[entry.tenant, entry.key] = decision
 
     def _settle_breakers(self, store: OperatorStore) -> None:
         """Open or closed, by what is stored."""

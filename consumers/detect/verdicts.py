@@ -12,20 +12,17 @@ Rules:
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from consumers.errors import CorruptState
 from consumers.records.alert import judged, packed_alert, stored_alert
+from consumers.records.damaged import readable
 from consumers.records.decision import StoredDecision, packed_decision, stored_decision
 from consumers.records.operator_entries import StoredVerdict, unpacked
 from consumers.secrets import Secrets
 from consumers.store import DecisionRow, DecisionStore, Entry, Outcome, decision_cell
 from detector.query import ClientKey
-
-log = logging.getLogger("querywarden.detect")
 
 KEPT_S = 30 * 86_400
 """As long as the store keeps alerts."""
@@ -52,12 +49,8 @@ class Verdicts:
         if not entry.value:
             self.known.pop((entry.tenant, entry.key), None)
             return
-        try:
-            verdict = unpacked(entry, StoredVerdict)
-        except CorruptState as error:
-            log.warning("entry passed over", extra={"why": str(error)})
-            return
-        if verdict.client:
+        verdict = readable("entry", unpacked, entry, StoredVerdict, kind=entry.kind)
+        if verdict is not None and verdict.client:
             client = ClientKey(entry.tenant, verdict.model, verdict.client)
             self.known[entry.tenant, entry.key] = PendingVerdict(client, verdict)
 
@@ -102,10 +95,7 @@ def _judged(body: Mapping[str, Any], verdict: StoredVerdict, update: int) -> dic
 
 
 def _row(row: DecisionRow | None, tenant: str, secrets: Secrets) -> StoredDecision | None:
-    try:
-        return stored_decision(row, secrets, tenant) if row is not None else None
-    except CorruptState:
-        return None  # said by whoever read it first
+    return readable(None, stored_decision, row, secrets, tenant) if row is not None else None
 
 
 def _last_sent(store: DecisionStore, secrets: Secrets, wanted: set[str]) -> dict[str, dict[str, Any]]:
@@ -113,10 +103,8 @@ def _last_sent(store: DecisionStore, secrets: Secrets, wanted: set[str]) -> dict
     for alert in store.alerts():
         alert_id = alert.uid.rpartition("/")[0]
         if alert_id in wanted:
-            try:
-                body = stored_alert(alert, secrets)
-            except CorruptState as error:
-                log.warning("alert set aside", extra={"why": str(error)})
+            body = readable("alert", stored_alert, alert, secrets)
+            if body is None:
                 continue
             if alert_id not in found or found[alert_id]["update"] < body["update"]:
                 found[alert_id] = body

@@ -23,7 +23,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from consumers.errors import CorruptState
 from consumers.ingest import cell_wide
 from consumers.ingest.admission import Admission, AdmissionLimits
 from consumers.ingest.duplicates import FIELD, Windows, event_hashes
@@ -33,6 +32,7 @@ from consumers.log.halves import WaitingHalves
 from consumers.records import links, refusals, sample_events
 from consumers.records.baselines_in_force import FIELD as FOLDED_FIELD
 from consumers.records.baselines_in_force import FoldedSince, folded_key
+from consumers.records.damaged import readable
 from consumers.records.ledger import CLOCK, COUNTERS, MARKS, OVERFLOW
 from consumers.records.schema_watch import FIELD as WATCH_FIELD
 from consumers.records.schema_watch import IDENTITY as WATCH_IDENTITY
@@ -207,11 +207,7 @@ class Ingest:
 
     def _names(self, key: ClientKey, header: bytes) -> bool:
         """Whether a stored header can be read; one that cannot is written anew with the client's next query."""
-        try:
-            self.secrets.unseal(header, key.tenant)
-        except CorruptState:
-            return False
-        return True
+        return readable(None, self.secrets.unseal, header, key.tenant) is not None
 
     def of_model(self, cell: Cell, model: str) -> ProfileTable:
         profiles = cell.profiles.get(model)

@@ -25,6 +25,7 @@ import msgspec
 
 from consumers.errors import CorruptState
 from consumers.records.alert import stored_alert, subject_key
+from consumers.records.damaged import readable
 from consumers.records.decision import is_campaign, stored_decision
 from consumers.records.operator_cell import written
 from consumers.records.operator_entries import campaign_decision, packed
@@ -92,10 +93,9 @@ def subject_of(
         return DataSubject(tenant, secrets.client_hash(tenant, client), client, known)
     rows = store.decided([ClientKey(tenant, model, client) for model in known])
     for key, row in rows.items():
-        try:
-            return DataSubject(tenant, client, stored_decision(row, secrets, key.tenant).client_id, known)
-        except CorruptState:
-            continue
+        stored = readable(None, stored_decision, row, secrets, key.tenant)
+        if stored is not None:
+            return DataSubject(tenant, client, stored.client_id, known)
     return DataSubject(tenant, client, "", known)
 
 
@@ -200,9 +200,8 @@ def _readable(value: bytes) -> Any:
 def _alerts(store: Store, secrets: Secrets, subject: DataSubject) -> Iterator[dict[str, Any]]:
     """Stored alerts about the client on its models."""
     for alert in store.alerts():
-        try:
-            body = stored_alert(alert, secrets)
-        except CorruptState:
+        body = readable(None, stored_alert, alert, secrets)
+        if body is None:
             continue
         who = body.get("members") or [body.get("client_id")]
         mine = any(name and secrets.client_hash(subject.tenant, name) == subject.client for name in who)
@@ -223,10 +222,8 @@ def _campaigns(store: Store, secrets: Secrets, subject: DataSubject) -> Iterator
     for model in subject.models:
         for key, row in store.decisions(subject.tenant, model):
             if is_campaign(key):
-                try:
-                    members = stored_decision(row, secrets, key.tenant).members
-                except CorruptState:
-                    continue
+                stored = readable(None, stored_decision, row, secrets, key.tenant)
+                members = stored.members if stored else ()
                 if any(secrets.client_hash(subject.tenant, m) == subject.client for m in members):
                     yield key
 
@@ -269,9 +266,8 @@ def _entries_of(store: Store, subject: DataSubject, whole: bool, alerts: set[str
 
 def _without(entry: Entry, subject: DataSubject) -> Entry | None:
     """A decision about a campaign without the client; None for one that cannot be read."""
-    try:
-        decision = campaign_decision(entry)
-    except CorruptState:
+    decision = readable(None, campaign_decision, entry)
+    if decision is None:
         return None
     joined = [(c, s) for c, s in zip(decision.joined, decision.joined_s, strict=True) if c != subject.client]
     kept = replace(

@@ -10,7 +10,6 @@ Rules:
 
 from __future__ import annotations
 
-import logging
 import re
 import time
 from collections import Counter
@@ -20,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from consumers.errors import CorruptState, Unavailable, WrongUse
+from consumers.errors import Unavailable, WrongUse
 from consumers.readers.appeal import Appeal, appeal_of
 from consumers.readers.gateways import ManualDecisions, Modes
 from consumers.readers.models import (
@@ -49,6 +48,7 @@ from consumers.readers.pagination import Position, asked
 from consumers.readers.public import alert_of, campaign_decision_of, campaign_of, client_of, precision_of
 from consumers.records import breaker_entries, operator_entries
 from consumers.records.alert import stored_alert
+from consumers.records.damaged import readable
 from consumers.records.decision import RowSummary, StoredDecision, is_campaign, stored_decision, summary_of
 from consumers.records.heartbeat import heartbeats, total
 from consumers.records.sealing import unsealed
@@ -58,8 +58,6 @@ from consumers.store.layout import client_text
 from detector.baseline import Baseline
 from detector.query import ClientKey
 from detector.queue_bound import CONFIDENCE, honest_at_most
-
-log = logging.getLogger("querywarden.readings")
 
 REMEMBERED_S = 5.0
 SORTS = ("suspicion", "queries", "exposure", "last_seen")
@@ -432,29 +430,18 @@ class Reader:
 
     def _summary(self, row: DecisionRow) -> RowSummary:
         """The row's summary; one of zeros for a damaged row, which then sorts last."""
-        try:
-            return summary_of(row)
-        except CorruptState:
-            return RowSummary()
+        return readable(None, summary_of, row) or RowSummary()
 
     def _stored(self, key: ClientKey, row: DecisionRow) -> StoredDecision | None:
-        try:
-            return stored_decision(row, self.secrets, key.tenant)
-        except CorruptState as error:
-            log.warning("decision row set aside", extra={"model": key.model, "why": str(error)})
-            return None
+        return readable("decision row", stored_decision, row, self.secrets, key.tenant, model=key.model)
 
     def _client(self, key: ClientKey, row: DecisionRow) -> Client | None:
         stored = self._stored(key, row)
         return client_of(key.model, key.client, stored) if stored else None
 
     def _body(self, stored: Any) -> dict[str, Any] | None:
-        try:
-            body = stored_alert(stored, self.secrets)
-        except CorruptState as error:
-            log.warning("alert set aside", extra={"why": str(error)})
-            return None
-        return body if body["tenant"] == self.tenant else None
+        body = readable("alert", stored_alert, stored, self.secrets)
+        return body if body is not None and body["tenant"] == self.tenant else None
 
     def _hash_of(self, body: Mapping[str, Any]) -> str | None:
         client = body.get("client_id")
@@ -467,13 +454,9 @@ class Reader:
         self, kind: str, as_type: type[operator_entries.Value]
     ) -> Iterator[tuple[str, operator_entries.Value]]:
         for entry in self.store.operator_entries(kind, self.tenant)[1]:
-            try:
-                yield entry.key, operator_entries.unpacked(entry, as_type)
-            except CorruptState as error:
-                log.warning("entry set aside", extra={"kind": kind, "why": str(error)})
+            value = readable("entry", operator_entries.unpacked, entry, as_type, kind=kind)
+            if value is not None:
+                yield entry.key, value
 
     def _unsealed(self, text: str) -> str:
-        try:
-            return unsealed(text, self.secrets, self.tenant) if text else ""
-        except CorruptState:
-            return ""
+        return (readable(None, unsealed, text, self.secrets, self.tenant) or "") if text else ""

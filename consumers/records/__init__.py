@@ -21,5 +21,5 @@ Rules:
 * A file holds the shape of a record, its codec, and how several of them are added up. Two hold a little more, because several
   processes share it: `heartbeat` the thread that writes heartbeats, `breaker` the pure count of new restrictions.
 * Client ids are sealed before anything is stored (`sealing`).
-* A record that cannot be read is passed over with a warning; it never lifts or imposes anything.
+* A record that cannot be read is set aside with a warning (`damaged.readable`); it never lifts or imposes anything.
 """

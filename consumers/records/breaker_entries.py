@@ -9,14 +9,11 @@ Rules:
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 
-from consumers.errors import CorruptState
+from consumers.records.damaged import readable
 from consumers.records.operator_entries import Reset, unpacked
 from consumers.store import Entry, OperatorStore
-
-log = logging.getLogger("querywarden.detect")
 
 KIND = "breaker"
 TRIPPED, HELD, RESET = "tripped", "held", "reset"
@@ -34,11 +31,8 @@ class Tripped:
 
 def time_of(entry: Entry) -> int | None:
     """When a breaker opened or was closed, in seconds; None for an entry that cannot be read."""
-    try:
-        return unpacked(entry, Tripped).at_s if entry.key == TRIPPED else unpacked(entry, Reset).at_s
-    except CorruptState as error:
-        log.warning("entry passed over", extra={"kind": KIND, "key": entry.key, "why": str(error)})
-        return None
+    found = readable("entry", unpacked, entry, Tripped if entry.key == TRIPPED else Reset, kind=KIND, key=entry.key)
+    return None if found is None else found.at_s
 
 
 def times(store: OperatorStore, tenant: str) -> tuple[int, int]:

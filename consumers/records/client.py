@@ -15,8 +15,8 @@ import logging
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from consumers.errors import CorruptState
 from consumers.records import links, refusals, sample_events
+from consumers.records.damaged import readable
 from consumers.records.refusals import Refusals
 from consumers.records.sample_events import SampleEvent
 from consumers.records.spans import Fields, spans_in_force, together
@@ -95,8 +95,7 @@ def _client_id(key: ClientKey, fields: Fields, secrets: Secrets) -> str | None:
     client_id = None
     for cell, shard in sorted(fields.items()):
         if HEADER in shard:
-            try:
-                client_id = secrets.unseal(shard[HEADER], key.tenant)
-            except CorruptState as error:
-                log.warning("header not read", extra={"cell": cell, "model": key.model, "why": str(error)})
+            client_id = (
+                readable("header", secrets.unseal, shard[HEADER], key.tenant, cell=cell, model=key.model) or client_id
+            )
     return client_id

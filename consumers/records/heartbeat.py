@@ -19,8 +19,9 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
-from consumers.errors import CorruptState, Unavailable
+from consumers.errors import Unavailable
 from consumers.periodic import Periodic
+from consumers.records.damaged import readable
 from consumers.records.operator_cell import written
 from consumers.records.operator_entries import packed, unpacked
 from consumers.store import Entry, Operation, OperatorStore
@@ -83,12 +84,8 @@ def services(store: OperatorStore, within_s: float = CONFIRMED_S, look_s: float 
 
 def heartbeats(store: OperatorStore) -> tuple[Heartbeat, ...]:
     """Of all processes that live, by name. Raises Unavailable."""
-    found = []
-    for entry in store.operator_entries(KIND, EVERY_TENANT)[1]:
-        try:
-            found.append(unpacked(entry, Heartbeat))
-        except CorruptState as error:
-            log.warning("entry set aside", extra={"kind": KIND, "why": str(error)})
+    entries = store.operator_entries(KIND, EVERY_TENANT)[1]
+    found = [beat for entry in entries if (beat := readable("entry", unpacked, entry, Heartbeat, kind=KIND))]
     return tuple(sorted(found, key=lambda beat: beat.process))
 
 

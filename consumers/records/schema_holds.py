@@ -7,15 +7,12 @@ column is not held again while this decision is in force. For what detect does w
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from typing import Literal
 
-from consumers.errors import CorruptState
+from consumers.records.damaged import readable
 from consumers.records.operator_entries import unpacked
 from consumers.store import Entry, OperatorStore
-
-log = logging.getLogger("querywarden.detect")
 
 KIND = "schema"
 DISMISSED_S = 30 * 86_400
@@ -48,11 +45,7 @@ def hold_key(model: str, column: str) -> str:
 
 def read_hold(entry: Entry) -> SchemaHold | None:
     """The value of an entry, None for one that cannot be read: it holds nothing back."""
-    try:
-        return unpacked(entry, SchemaHold) if entry.value else None
-    except CorruptState as error:
-        log.warning("entry passed over", extra={"kind": KIND, "why": str(error)})
-        return None
+    return readable("entry", unpacked, entry, SchemaHold, kind=KIND) if entry.value else None
 
 
 def holds_of(store: OperatorStore, tenant: str) -> tuple[SchemaHold, ...]:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from consumers import atomic_file
-from consumers.errors import CorruptState, Refused
+from consumers.errors import ConfigError, CorruptState
 from consumers.watermark.registry import GENESIS, Line, lines_of
 
 ACTION = "watermark.canaries"
@@ -87,6 +87,6 @@ def _read(notes: Path) -> dict[str, tuple[int, str]]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise Refused(
+        raise ConfigError(
             f"{notes}: cannot be read; without it rows would be written again: {type(error).__name__}"
         ) from error

@@ -26,7 +26,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from consumers import paths
-from consumers.errors import CorruptState, Refused
+from consumers.errors import ConfigError, CorruptState
 
 FORMAT = 1
 KEY_BYTES = 32
@@ -41,7 +41,7 @@ class WatermarkKey:
 
     def __init__(self, key: bytes) -> None:
         if len(key) != KEY_BYTES:
-            raise Refused(f"watermark key: {KEY_BYTES} bytes are wanted, not {len(key)}")
+            raise ConfigError(f"watermark key: {KEY_BYTES} bytes are wanted, not {len(key)}")
         self._key = key
         self._cipher = AESGCM(self.derived("seal"))
         self.key_id = hashlib.blake2b(key, digest_size=8, person=b"qw-watermark-id").hexdigest()
@@ -53,34 +53,34 @@ class WatermarkKey:
 
     @classmethod
     def create(cls, path: Path) -> WatermarkKey:
-        """Draw a key and write it to a new file of mode 0600. Raises Refused when something is there already."""
+        """Draw a key and write it to a new file of mode 0600. Raises ConfigError when something is there already."""
         key = entropy.token_bytes(KEY_BYTES)
         text = json.dumps({"format": FORMAT, "watermark_key": base64.b64encode(key).decode()}) + "\n"
         try:
             created = paths.create_private(path, text)
         except OSError as error:
-            raise Refused(f"watermark key {path}: cannot be created: {error.strerror}") from error
+            raise ConfigError(f"watermark key {path}: cannot be created: {error.strerror}") from error
         if not created:
-            raise Refused(f"watermark key {path}: exists; records sealed with it could not be read any more")
+            raise ConfigError(f"watermark key {path}: exists; records sealed with it could not be read any more")
         return cls(key)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> WatermarkKey:
-        """The key in a file. Raises Refused when the file is missing, readable by others, or damaged."""
+        """The key in a file. Raises ConfigError when the file is missing, readable by others, or damaged."""
         with paths.opened(path, "watermark key") as file:
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
             text = file.read(_MOST_FILE_BYTES)
         if mode & 0o077:
-            raise Refused(f"watermark key {path}: mode {mode:04o} lets other users read it; run: chmod 600 {path}")
+            raise ConfigError(f"watermark key {path}: mode {mode:04o} lets other users read it; run: chmod 600 {path}")
         try:
             document = json.loads(text)
             if document["format"] != FORMAT:
-                raise Refused(
+                raise ConfigError(
                     f"watermark key {path}: format {document['format']!r}, this version reads format {FORMAT}"
                 )
             return cls(base64.b64decode(document["watermark_key"], validate=True))
         except (ValueError, TypeError, KeyError, binascii.Error, RecursionError):
-            raise Refused(f"watermark key {path}: damaged or not a watermark key") from None
+            raise ConfigError(f"watermark key {path}: damaged or not a watermark key") from None
 
     def derived(self, purpose: str, model: str = "") -> bytes:
         """32 bytes for one purpose and model."""

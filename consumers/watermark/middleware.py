@@ -27,7 +27,7 @@ import logging
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 
-from consumers.errors import Refused
+from consumers.errors import ConfigError
 from consumers.watermark import degradation
 from consumers.watermark.answers import Answer, Label, Place, inputs_of, places_of
 from consumers.watermark.degradation import Degradation, degradation_of, degraded
@@ -140,7 +140,7 @@ class DegradationMiddleware:
         digest = digest_of(key, self._model, coarse)
         try:
             registered = registry.register(client, self._model, digest, sealed, treated=chosen.treated)
-        except (OSError, Refused) as error:
+        except (OSError, ConfigError) as error:
             log.error("the canary registry cannot be written; nothing is marked", extra={"why": str(error)})
             return answer
         return marked(answer, marks) if registered and chosen.treated else answer

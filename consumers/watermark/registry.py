@@ -31,7 +31,7 @@ from typing import Any, BinaryIO
 import msgspec
 
 from consumers import paths
-from consumers.errors import CorruptState, Refused
+from consumers.errors import ConfigError, CorruptState
 from consumers.watermark.keys import WatermarkKey
 from consumers.watermark.marks import Mark
 
@@ -96,7 +96,7 @@ def line_hash(previous: str, line: Line) -> str:
 
 
 class Registry:
-    """The writing half. Raises Refused when the file cannot be opened, or is not a registry."""
+    """The writing half. Raises ConfigError when the file cannot be opened, or is not a registry."""
 
     def __init__(
         self,
@@ -120,12 +120,12 @@ class Registry:
             paths.refuse_irregular(os.fstat(self._file).st_mode, f"canary registry {path}")
             self._locked(lambda: None)
         except OSError as error:
-            raise Refused(f"canary registry {path}: {error.strerror}") from error
+            raise ConfigError(f"canary registry {path}: {error.strerror}") from error
 
     def register(self, client: str, model: str, digest: str, sealed: Sealed, *, treated: bool) -> bool:
         """Record that a client's input is marked (or is a control). False: it is not registered, so the answer must stay truthful.
 
-        Raises OSError when the file cannot be written, Refused when another process left in it what is no record.
+        Raises OSError when the file cannot be written, ConfigError when another process left in it what is no record.
         """
         if (client, digest) in self._known:
             if treated:
@@ -185,7 +185,7 @@ class Registry:
         """Take in what other processes appended; a line that a crash cut off is removed."""
         size = os.fstat(self._file).st_size
         if size < self._read_to:
-            raise Refused(f"canary registry {self._path}: it became shorter")
+            raise ConfigError(f"canary registry {self._path}: it became shorter")
         while self._read_to < size:
             chunk = os.pread(self._file, min(_CHUNK, size - self._read_to), self._read_to)
             whole = chunk.rfind(b"\n") + 1
@@ -196,7 +196,7 @@ class Registry:
                 try:
                     line = msgspec.json.decode(content, type=Line)
                 except (msgspec.DecodeError, ValueError):
-                    raise Refused(f"canary registry {self._path}: line {self._n + 1} cannot be read") from None
+                    raise ConfigError(f"canary registry {self._path}: line {self._n + 1} cannot be read") from None
                 self._take(line, len(content))
 
     def _take(self, line: Line, length: int) -> None:
@@ -213,7 +213,7 @@ def lines_of(path: Path) -> Iterator[Line]:
 
     Raises
     ------
-    Refused
+    ConfigError
         The file cannot be read.
     CorruptState
         A line was changed, moved or taken out, or cannot be read.
@@ -258,7 +258,7 @@ def forget(path: Path, client: str, models: Collection[str] | None = None) -> in
 
     Raises
     ------
-    Refused
+    ConfigError
         The file cannot be read or written.
     CorruptState
         The chain is broken.
@@ -276,7 +276,7 @@ def forget(path: Path, client: str, models: Collection[str] | None = None) -> in
                 at += length
             os.fsync(file.fileno())
     except OSError as error:
-        raise Refused(f"canary registry {path}: {error.strerror}") from error
+        raise ConfigError(f"canary registry {path}: {error.strerror}") from error
     return removed
 
 

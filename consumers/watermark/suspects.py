@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from consumers import paths
-from consumers.errors import Refused, Unavailable, WrongUse
+from consumers.errors import InvalidInput, Unavailable, WrongUse
 from consumers.watermark.answers import Answer, answer_of, inputs_of, places_of
 
 ANSWER_BYTES = 1 << 20
@@ -92,7 +92,7 @@ def _answer(content: bytes) -> Answer | None:
 def answers_in(path: Path, name_of: Callable[[Any], str]) -> Mapping[str, Answer]:
     """The answers in a file of JSON lines with input and prediction, as in the query log, by the input's name.
 
-    name_of: input → its keyed digest. Raises Refused for a file that holds none.
+    name_of: input → its keyed digest. Raises InvalidInput for a file that holds none.
     """
     found: dict[str, Answer] = {}
     with paths.opened(path, "--suspect") as file:
@@ -107,5 +107,5 @@ def answers_in(path: Path, name_of: Callable[[Any], str]) -> Mapping[str, Answer
             if asked and answer is not None:
                 found[name_of(asked[0])] = answer
     if not found:
-        raise Refused(f"--suspect {path}: no line holds an input and a prediction")
+        raise InvalidInput(f"--suspect {path}: no line holds an input and a prediction")
     return found

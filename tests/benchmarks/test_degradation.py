@@ -23,6 +23,7 @@ def short() -> dict[str, Any]:
         return degradation.run(degradation.SHORT)
 
 
+@pytest.mark.soak
 def test_a_tree_ensemble_is_recognised_and_innocent_models_are_not(short: dict[str, Any]) -> None:
     (victim,) = short["victims"].values()
     for row in victim["marks"]:
@@ -32,6 +33,7 @@ def test_a_tree_ensemble_is_recognised_and_innocent_models_are_not(short: dict[s
     assert 0 < flips["labels_changed"][0] < 0.01
 
 
+@pytest.mark.soak
 def test_steps_keep_labels_and_blur_what_a_linear_model_can_be_solved_from(short: dict[str, Any]) -> None:
     (victim,) = short["victims"].values()
     rows = {row["steps"]: row for row in victim["steps"]}

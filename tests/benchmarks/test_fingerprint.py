@@ -21,6 +21,7 @@ def test_the_stored_results_were_measured_with_this_behaviour() -> None:
     assert fingerprint() == RESULTS["environment"]["detector_fingerprint"]
 
 
+@pytest.mark.soak
 def test_a_small_change_of_behaviour_changes_the_fingerprint(monkeypatch: pytest.MonkeyPatch) -> None:
     """The control: the allowance of one signal, from 2 % to 3 %."""
     at = signals.SIGNAL_NAMES.index("novelty_roots")

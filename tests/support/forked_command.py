@@ -176,8 +176,7 @@ def _answer(connection: socket.socket) -> None:
             either.register(connection, selectors.EVENT_READ)
             if all(key.fileobj is connection for key, _ in either.select()):
                 os.kill(child, signal.SIGKILL)
-        _, status, used = os.wait4(child, 0)
-        open("/tmp/used", "a").write(f"{arguments[:2]} {used.ru_utime + used.ru_stime}\n")
+        _, status = os.waitpid(child, 0)
         connection.sendall(struct.pack("<q", status))
     except OSError:
         os.kill(child, signal.SIGKILL)
