@@ -1,6 +1,6 @@
 """The settings of alerts: one section per sink, and of what is asked about evidence. `config` has the whole tree and its rules.
 
-Rule: a sink is on when its address is filled in; a new sink is one section here and one row in `wiring/sinks.py`.
+Rules: a sink is on when its address is filled in; a new sink is one section here and one row in `wiring/sinks.py`.
 """
 
 from __future__ import annotations

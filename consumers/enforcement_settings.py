@@ -1,4 +1,7 @@
-"""The settings of enforcement: what gateways ask, and what is pushed to them. `config` has the whole tree and its rules."""
+"""The settings of enforcement: what gateways ask, and what is pushed to them. `config` has the whole tree and its rules.
+
+Rules: a gateway is pushed to only when its address is filled in. How far a model's decisions are enforced is its mode, in `config`.
+"""
 
 from __future__ import annotations
 

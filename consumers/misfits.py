@@ -1,6 +1,6 @@
 """Statistics of queries that do not fit the schema: how many, in which columns, and whether as many were expected.
 
-A renamed column, or a log of another version of the model, causes no refusal: every query counts, with a value missing. So `fit` and
+Rules: a renamed column, or a log of another version of the model, causes no refusal: every query counts, with a value missing. So `fit` and
 `replay` report such misfits. Some are expected, because the reference or the honest traffic of the baseline has them too.
 """
 

@@ -1,6 +1,6 @@
 """Times in words: every form of a time that a program or a person reads, in one place.
 
-Rules
+Rules:
 
 * Stored times are numbers: seconds (``_s``) or milliseconds (``_ms``) since the epoch. They become text here, always in UTC.
 * 0 means never. `short` writes a dash for it; the other functions are not asked about it.

@@ -1,5 +1,7 @@
 """Reads profiles of formats 4 and 5, which older processes left in the store; they are written anew in the present format.
 
+Rules:
+
 * Format 4 has three sums that nothing reads (volume, counts by margin, moments): they are passed over.
 * Both have the parts of format 6, with the sample's hashes always, and codes and answers of remembered rows always row by row.
 """

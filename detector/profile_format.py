@@ -4,6 +4,8 @@ The parts, little-endian, in this order: head; counts by class, region and dista
 sequence set; running maxima; first passages; remembered rows; the archive; a checksum over all of it. `profile_writer.py` writes them,
 `profile_reader.py` reads them.
 
+Rules:
+
 * A list of counts is a type code and its values; sparse (indices, values) where that is shorter.
 * The sample's hashes are left out while they are exactly those of the remembered rows, as they are for every client with few queries.
 * Answers and codes of remembered rows lie column by column, each in as many bits as its values differ by; codes lie row by row as they

@@ -1,4 +1,7 @@
-"""Sizes and types of the arrays that hold profiles, as a feature map gives them."""
+"""Sizes and types of the arrays that hold profiles, as a feature map gives them.
+
+Rules: a size depends on the feature map and on constants only, so two processes with one baseline have the same arrays.
+"""
 
 from __future__ import annotations
 

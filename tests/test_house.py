@@ -138,6 +138,11 @@ def test_every_module_opens_with_a_docstring() -> None:
     assert {name for name, header in headers.items() if len(header.partition("\n")[0]) < 10} == set()
 
 
+def test_every_module_of_the_product_states_its_rules() -> None:
+    silent = {name_of(path) for path in SOURCES if "Rules:" not in (ast.get_docstring(tree_of(path)) or "")}
+    assert silent == {"consumers/__main__.py"}
+
+
 def test_modules_are_named_after_something_of_the_field() -> None:
     def words(path: Path) -> set[str]:
         return {word for part in path.relative_to(ROOT).with_suffix("").parts for word in [part, *part.split("_")]}

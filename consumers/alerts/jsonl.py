@@ -1,7 +1,10 @@
 """Alerts as lines of a JSON lines file.
 
-Each alert is one line, written by one system call to a file that is opened for appending, and flushed to the disk before it counts as
-sent. So several processes may write to one file, and a crash leaves whole lines only. A line that a full disk cut off is removed.
+Rules:
+
+* Each alert is one line, written by one system call to a file that is opened for appending. So several processes may write to one file,
+  and a crash leaves whole lines only.
+* A line counts as sent once it is flushed to the disk. A line that a full disk cut off is removed.
 """
 
 from __future__ import annotations

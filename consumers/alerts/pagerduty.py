@@ -1,7 +1,10 @@
 """Alerts to PagerDuty, Events API v2: one incident per finding.
 
-`dedup_key` is the id of the finding. A change of the finding updates the incident, its end resolves it. The verdict true positive
-acknowledges the incident, false positive resolves it. A repeated event has the same key and changes nothing.
+Rules:
+
+* `dedup_key` is the id of the finding, so a repeated event changes nothing.
+* A change of the finding updates the incident, its end resolves it. The verdict true positive acknowledges the incident, false positive
+  resolves it.
 """
 
 from __future__ import annotations

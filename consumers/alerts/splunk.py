@@ -1,6 +1,6 @@
 """Alerts to Splunk's HTTP Event Collector, as native JSON or as OCSF.
 
-The time of the event is the time of the finding's message. `fields.uid` is the alert's uid, for removing duplicates.
+Rules: the time of the event is the time of the finding's message. `fields.uid` is the alert's uid, by which duplicates are removed.
 """
 
 from __future__ import annotations

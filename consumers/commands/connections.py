@@ -1,4 +1,7 @@
-"""The connections that `doctor` tries. Each function makes one connection, takes at most seconds, and changes nothing on the server."""
+"""The connections that `doctor` tries.
+
+Rules: each function makes one connection, takes at most seconds, and changes nothing on the server.
+"""
 
 from __future__ import annotations
 

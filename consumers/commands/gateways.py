@@ -1,4 +1,7 @@
-"""Commands that compute values for the configuration of a gateway: client hashes, and the key that makes them."""
+"""Commands that compute values for the configuration of a gateway: client hashes, and the key that makes them.
+
+Rules: ids and API keys come from standard input, never as arguments, which other users of the machine can see. Nothing is stored.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Commands for operators: the allowlist, API keys and the audit log. `entries` has what they share; decisions are in `decisions`."""
+"""Commands for operators: the allowlist, API keys and the audit log.
+
+Rules: as in `entries`, which has what they share; decisions are in `decisions`. The text of a new API key is printed once and never stored.
+"""
 
 from __future__ import annotations
 

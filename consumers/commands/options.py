@@ -1,4 +1,7 @@
-"""Arguments and options that several commands share, and the check that output folders exist before the work begins."""
+"""Arguments and options that several commands share, and the check that output folders exist before the work begins.
+
+Rules: an option that two commands take stands here once, so that it has one name and one help.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Commands for schema holds: columns in which many clients began to send the same value that does not fit the schema."""
+"""Commands for schema holds: columns in which many clients began to send the same value that does not fit the schema.
+
+Rules: the commands work on the store directly. Each decision leaves a row in the audit log.
+"""
 
 from __future__ import annotations
 

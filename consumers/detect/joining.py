@@ -1,6 +1,6 @@
 """Accounts that join a campaign which an operator decided about: detection adds them to the decision, within narrow bounds.
 
-Rules, all of which an account must meet:
+Rules: an account must meet all of these.
 * It is a member of the flagged campaign: the group's statistic was computed with it (`campaigns`).
 * It shares a link of a kind in `JOINING` with the campaign. These say whose an account is or which network it comes from. Any other kind,
   such as the client software, the plan, what its queries contain or what a peer reported, suggests members to an operator but adds none.

@@ -1,7 +1,9 @@
 """Token buckets: how often a caller may ask, with room for a burst.
 
-A bucket holds at most `burst` tokens and gets `rate_per_s` new ones each second; a request takes one. There is one bucket for each name,
-the least recently used of more than `MOST_BUCKETS` are forgotten, that is, full again.
+Rules:
+
+* A bucket holds at most `burst` tokens and gets `rate_per_s` new ones each second; a request takes one.
+* There is one bucket for each name. Beyond `MOST_BUCKETS` the least recently used are forgotten, that is, full again.
 """
 
 from __future__ import annotations

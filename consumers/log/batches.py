@@ -4,6 +4,8 @@ Takes the place of kafka-python's own reader inside one consumer (`read_bounded`
 nothing). `kafka_patches.py` says for which version. The stock reader decompresses without a limit, and raises the same
 error for ever at a batch it cannot read.
 
+Rules:
+
 * A batch that decompresses to more than `BATCH_BYTES`, or whose records are not well-formed, is given as ONE record
   that carries the reason; reading goes on at the next batch.
 * A batch that fails its checksum is fetched once more, the damage may be the network's; then it is quarantined too.

@@ -1,6 +1,6 @@
 """The columns of one model's queries in a poll, however they were read.
 
-`ModelColumns` is what comes out: from `plain_events.py` for the records of the common shape, from `RowColumns`, which takes one
+Rules: `ModelColumns` is what comes out: from `plain_events.py` for the records of the common shape, from `RowColumns`, which takes one
 query after the other, for the rest. `merged` puts both into the order of the log.
 """
 

@@ -1,5 +1,7 @@
 """Query logs in files: .jsonl, .jsonl.gz, .jsonl.zst, .parquet and standard input.
 
+Rules:
+
 * All files of one call are ONE cell, ``files:<hash of their contents>``. A log that grew keeps its cell: whoever keeps a store
   compares what was read (prefix.py) and calls `resume`. A stream that cannot be read twice (a pipe, standard input) has a random cell.
 * A `resumable` log leaves a last line that was not written to its end for the next run: no newline, and no whole JSON value either.

@@ -1,5 +1,7 @@
 """The query log in Kafka: one member of a consumer group.
 
+Rules:
+
 * Where to resume is the store's to say. A newly assigned partition is paused inside the rebalance callback, which does
   nothing else (store I/O there would block heartbeats), and stays paused until `seek`. Kafka's own committed offsets
   are written for lag dashboards and never read.

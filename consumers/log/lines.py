@@ -1,5 +1,7 @@
 """Lines out of byte streams, in bounded memory, whatever the stream holds.
 
+Rules:
+
 * A block of decompressed bytes never exceeds `BLOCK_BYTES`, at whatever ratio it was compressed: gzip stops at a
   maximum length, zstd is fed one block at a time (a zstd block holds at most 128 KiB).
 * A line longer than a record may be is given as its first `MAX_RECORD_BYTES` + 1 bytes; the rest is skipped, not held.

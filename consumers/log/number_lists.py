@@ -1,6 +1,6 @@
 """JSON lists of numbers, parsed for a whole poll at once by one compiled kernel.
 
-The kernel walks over the bytes of the poll and writes doubles into the rows of a matrix. It never guesses: a list that it cannot
+Rules: the kernel walks over the bytes of the poll and writes doubles into the rows of a matrix. It never guesses: a list that it cannot
 read exactly as a strict JSON parser would is reported as not read, and the caller reads it in the slow way, which also knows the
 reason codes.
 

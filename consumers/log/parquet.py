@@ -1,6 +1,6 @@
 """Rows of a Parquet file as native events: one JSON object per row, with the columns as keys and missing values left out.
 
-Rows become JSON so that there is one decoder, one set of reason codes and one size limit for every log.
+Rules: rows become JSON so that there is one decoder, one set of reason codes and one size limit for every log.
 """
 
 from __future__ import annotations

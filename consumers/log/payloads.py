@@ -1,6 +1,6 @@
 """Payloads: the values of consecutive records as one text and where each lies in it, without a Python object for any of them.
 
-Who wants one value as `bytes` asks for it by its index, as of a list; compiled code takes the three arrays.
+Rules: the text and the places do not change. An index gives one value as `bytes`, as a list would; compiled code takes the three arrays.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Kafka topics: find out which exist, and create the ones that we write to. A topic that is only read is never created."""
+"""Kafka topics: find out which exist, and create the ones that we write to.
+
+Rules: a topic that is only read is never created.
+"""
 
 from __future__ import annotations
 

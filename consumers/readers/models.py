@@ -1,6 +1,6 @@
 """Read models: frozen, typed values of clients, findings and decisions. `queries` makes them; API, dashboard and terminal show them.
 
-Times are seconds (``_s``) or milliseconds (``_ms``) since the epoch, UTC; 0 means never. Client ids are those of the log.
+Rules: times are seconds (``_s``) or milliseconds (``_ms``) since the epoch, UTC; 0 means never. Client ids are those of the log.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The public shape of what is stored: made here and nowhere else, for API, dashboard, command line and report.
 
-Rules
+Rules:
 
 * One function for each thing: a row becomes a `Client`, a campaign's rows a `Campaign`, an alert's body an `Alert`.
 * A field of the stored shape that people should see gets a field in `models` and one line here. Both have no defaults, so that a field

@@ -16,7 +16,7 @@
               because they waited too long or too many waited (log/halves.py). Apart: a half is no record of the equation
 * ahead       queries a day or more ahead of the log's own time, which count at the log's time (detector/clock.py)
 
-Counters are absolute and stored with the profiles in one step, so the equation holds at every moment in every store. Marks are
+Rules: counters are absolute and stored with the profiles in one step, so the equation holds at every moment in every store. Marks are
 kept beside them in the same way; they are numbers that the next owner of the cell must know.
 """
 

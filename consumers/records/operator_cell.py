@@ -1,6 +1,7 @@
 """Write to the operator cell: read it, plan the change, compare and swap; start over if another process wrote in between.
 
-`overrides` follows the cell by itself and does not use this: it reads again with its next turn, and then writes what is still true.
+Rules: a plan reads the cell itself, changes nothing, and is made anew for every try. `overrides` follows the cell by itself
+and does not use this: it reads again with its next turn, and then writes what is still true.
 """
 
 from __future__ import annotations

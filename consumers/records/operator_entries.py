@@ -1,6 +1,6 @@
 """What operators keep in the store's operator cell: entries as values, and the way to bytes and back.
 
-An entry's value is one JSON object with a ``format``; another format than ours is `CorruptState`, unknown fields are skipped. Client
+Rules: an entry's value is one JSON object with a ``format``; another format than ours is `CorruptState`, unknown fields are skipped. Client
 ids and notes are sealed, never in clear. The kinds:
 
     kind         key                          value                      ends

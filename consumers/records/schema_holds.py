@@ -1,8 +1,9 @@
 """Schema holds: a misfit that many clients share does not count as evidence until an operator decides.
 
-A *schema hold* is kept in the operator cell, over days and restarts, until an operator decides. ``accepted``: the change was intended, so
-the evidence stays out until the baseline of the model is fitted again. ``dismissed``: it was not, so the evidence counts again, and the
-column is not held again while this decision is in force. For what detect does with holds see detect/schema_holds.py.
+Rules: a *schema hold* is kept in the operator cell, over days and restarts, until an operator decides. ``accepted``: the change was
+intended, so the evidence stays out until the baseline of the model is fitted again. ``dismissed``: it was not,
+so the evidence counts again, and the column is not held again while this decision is in force. For
+what detect does with holds see detect/schema_holds.py.
 """
 
 from __future__ import annotations

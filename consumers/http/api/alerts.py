@@ -1,4 +1,7 @@
-"""Alerts, analysts' verdicts on them, and campaigns."""
+"""Alerts, analysts' verdicts on them, and campaigns.
+
+Rules: a verdict and a case are about the finding, not about one of its alerts; who gave them is in the audit log.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The allowlist: clients that are never throttled or blocked."""
+"""The allowlist: clients that are never throttled or blocked.
+
+Rules: an entry replaces the one for the same client and model. `If-Match` refuses a change of an entry that somebody changed in between.
+"""
 
 from __future__ import annotations
 

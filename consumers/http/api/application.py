@@ -1,4 +1,7 @@
-"""The application: every resource of the API, its problems, its OpenAPI document, and the pages of the dashboard."""
+"""The application: every resource of the API, its problems, its OpenAPI document, and the pages of the dashboard.
+
+Rules: `build` fails for a route that is not in the table of access (`http.access`), so that none is open by accident.
+"""
 
 from __future__ import annotations
 

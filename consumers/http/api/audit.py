@@ -1,4 +1,7 @@
-"""The audit log, row by row, of the caller's tenant."""
+"""The audit log, row by row, of the caller's tenant.
+
+Rules: rows of other tenants are read past and never shown. One request reads at most `MOST_AUDIT_ROWS` rows.
+"""
 
 from __future__ import annotations
 

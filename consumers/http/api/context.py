@@ -1,4 +1,7 @@
-"""What the routes of the API stand on: the reader of each tenant, the operations, the keys."""
+"""What the routes of the API stand on: the reader of each tenant, the operations, the keys.
+
+Rules: the tenant is the caller's, never a parameter. A client that is named by its hash must be one of that tenant.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Operators' decisions about clients and campaigns: list, make, confirm, release; and the reset of the circuit breaker."""
+"""Operators' decisions about clients and campaigns: list, make, confirm, release; and the reset of the circuit breaker.
+
+Rules: a decision always ends. A decision about a large campaign waits until a second person confirms it. A dry run is stored and shown, but
+enforced nowhere.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""API keys: list, make, revoke."""
+"""API keys: list, make, revoke.
+
+Rules: the text of a key is in the answer that made it and nowhere else. A change counts in this process at once.
+"""
 
 from __future__ import annotations
 

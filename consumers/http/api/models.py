@@ -1,4 +1,7 @@
-"""Models, their clients with history and notes, and the health of the service."""
+"""Models, their clients with history and notes, and the health of the service.
+
+Rules: a model or client that the tenant does not have is answered with 404, whether another tenant has it or not.
+"""
 
 from __future__ import annotations
 

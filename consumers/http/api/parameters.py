@@ -1,4 +1,7 @@
-"""Parameters that several routes take: path, page, idempotency key, the revision that a decision rests on, a client."""
+"""Parameters that several routes take: path, page, idempotency key, the revision that a decision rests on, a client.
+
+Rules: every text has a longest length and every number bounds. A body with an unknown field is refused.
+"""
 
 from __future__ import annotations
 

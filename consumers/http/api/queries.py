@@ -1,4 +1,7 @@
-"""``POST /v1/queries``: the log for model servers that cannot write to Kafka. What it takes is in `http.producer`."""
+"""``POST /v1/queries``: the log for model servers that cannot write to Kafka.
+
+Rules: the tenant is that of the credential. What is taken, and what is refused, `http.producer` says.
+"""
 
 from __future__ import annotations
 

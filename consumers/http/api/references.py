@@ -1,4 +1,7 @@
-"""The route that finds the client behind the reference of a refusal. Gateways and viewers may not use it."""
+"""The route that finds the client behind the reference of a refusal.
+
+Rules: gateways and viewers may not use it, because a reference leads to a client's id.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Routes for schema holds: columns whose misfits wait for an operator (records/schema_holds.py)."""
+"""Routes for schema holds: columns whose misfits wait for an operator (records/schema_holds.py).
+
+Rules: only a column that is held can be decided about, and the audit log keeps who did.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The pages of campaigns: all of them in a list, and one with its accounts and the values that they share."""
+"""The pages of campaigns: all of them in a list, and one with its accounts and the values that they share.
+
+Rules: as in this folder's `__init__`. What accounts share is known, and shown, as keyed hashes only.
+"""
 
 from __future__ import annotations
 

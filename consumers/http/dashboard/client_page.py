@@ -1,4 +1,7 @@
-"""The page of one client: where it stands and why, its figures, its links, and what people decided about it."""
+"""The page of one client: where it stands and why, its figures, its links, and what people decided about it.
+
+Rules: as in this folder's `__init__`. Whoever opens the page of a client leaves a row in the audit log.
+"""
 
 from __future__ import annotations
 

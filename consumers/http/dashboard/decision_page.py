@@ -1,4 +1,7 @@
-"""The pages of decisions and of alerts: what operators and detection decided, and the findings of the last 30 days."""
+"""The pages of decisions and of alerts: what operators and detection decided, and the findings of the last 30 days.
+
+Rules: as in this folder's `__init__`. A dry run, and a decision that waits for a second person, say so beside their reason.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The pages of models: all of them in a list, and one with its calibration and where its clients stand among honest ones."""
+"""The pages of models: all of them in a list, and one with its calibration and where its clients stand among honest ones.
+
+Rules: as in this folder's `__init__`. A figure without a baseline of this process is left out, not guessed.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The queue of suspects: clients by suspicion, filtered, a page at a time; the same rows as text for the live view."""
+"""The queue of suspects: clients by suspicion, filtered, a page at a time; the same rows as text for the live view.
+
+Rules: as in this folder's `__init__`. The text of the live view has the rows of the page, in the same order.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""A request gets an id, an answer the security headers that it does not bring itself."""
+"""A request gets an id, an answer the security headers that it does not bring itself.
+
+Rules: the caller's request id is taken only when it is short and harmless. An answer over TLS also asks for TLS from then on.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The outermost middleware: what is no request, what outlives the service, and bodies that nobody reads."""
+"""The outermost middleware: what is no request, what outlives the service, and bodies that nobody reads.
+
+Rules: a request that outlives the service is cut off and leaves no error in the log. A body is read in bounded memory.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Probes: whether the service runs, whether it may get traffic, and its metrics."""
+"""Probes: whether the service runs, whether it may get traffic, and its metrics.
+
+Rules: probes need no credential and take no token, so that a flood of requests cannot make a healthy service look dead.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Gateways' questions go straight to their own application: nothing that people do can hold them up."""
+"""Gateways' questions go straight to their own application.
+
+Rules: nothing that people do can hold a gateway's question up, so it passes no middleware of theirs.
+"""
 
 from __future__ import annotations
 

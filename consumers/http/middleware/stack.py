@@ -1,4 +1,7 @@
-"""The middlewares in their order around the API."""
+"""The middlewares in their order around the API.
+
+Rules: the order is that of the table in this folder's `__init__`; each middleware is told what it needs and knows no other.
+"""
 
 from __future__ import annotations
 
