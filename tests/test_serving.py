@@ -33,7 +33,7 @@ from support.servers import free_port
 
 from consumers import cli, config
 from consumers.commands import doctor
-from consumers.commands.desk import seconds
+from consumers.commands.entries import seconds
 from consumers.errors import WrongUse
 from consumers.secrets import Secrets
 from detector.baseline_file import pack_baseline

@@ -24,7 +24,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import jwt
 from starlette.types import Scope
@@ -32,9 +32,9 @@ from starlette.types import Scope
 from consumers.errors import ConfigError, CorruptState, InvalidInput, WrongUse
 from consumers.http.keymemory import AuditAnchor, KeyMemory, Keys, KnownKey, MemoryFile, Reading, after
 from consumers.operators import audit
-from consumers.operators.audited_write import ROLES
 from consumers.records import operator_entries
 from consumers.records.heartbeat import fingerprint
+from consumers.records.operator_entries import ROLES, Role
 from consumers.secrets import Secrets
 from consumers.store import Entry, OperatorStore
 
@@ -64,15 +64,18 @@ _KEY_MADE = b'"action":"key.create"'
 _RANK = {role: i for i, role in enumerate(("viewer", "analyst", "operator", "admin"))}
 
 
+CredentialKind = Literal["key", "token", "certificate", "loopback"]
+
+
 @dataclass(frozen=True, slots=True)
 class Credential:
     """A caller. id: public and stable (``key:abcd1234``); kind: key | token | certificate | loopback; expires_s: 0 for never."""
 
     id: str
     name: str
-    role: str
+    role: Role
     tenant: str
-    kind: str
+    kind: CredentialKind
     expires_s: int = 0
 
 
@@ -157,7 +160,7 @@ def _held(found: Sequence[Entry]) -> dict[str, KnownKey]:
         except CorruptState as error:
             log.error("an API key cannot be read and is not accepted", extra={"why": str(error)})
             continue
-        if key.role in ROLES and _DIGEST.fullmatch(key.digest):
+        if key.role and _DIGEST.fullmatch(key.digest):
             held[key.prefix] = KnownKey(key.prefix, key.digest, key.name, key.role, entry.tenant, key.expires_s)
     return held
 
@@ -182,7 +185,7 @@ class TokenRules:
     issuer: str
     audience: str
     role_claim: str = "roles"
-    roles: Mapping[str, str] = field(default_factory=dict)
+    roles: Mapping[str, Role] = field(default_factory=dict)
     tenant_claim: str = ""
     tenant: str = "default"
     longest_s: int = 3600
@@ -300,7 +303,7 @@ class Certificates:
     A name without a type is a DNS name. Raises WrongUse for one that cannot be.
     """
 
-    roles: Mapping[str, str]
+    roles: Mapping[str, Role]
     tenant: str = "default"
 
     def __post_init__(self) -> None:

@@ -23,6 +23,7 @@ import msgspec
 
 from consumers.atomic_file import whole
 from consumers.errors import Refused
+from consumers.records.operator_entries import Role
 from consumers.secrets import Secrets
 
 log = logging.getLogger("querywarden.auth")
@@ -37,7 +38,7 @@ class KnownKey(msgspec.Struct, frozen=True):
     prefix: str
     digest: str
     name: str
-    role: str
+    role: Role
     tenant: str
     expires_s: int
 

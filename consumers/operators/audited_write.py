@@ -17,7 +17,7 @@ import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, TypeVar, get_args
+from typing import Any, Generic, Literal, TypeVar
 
 import msgspec
 
@@ -25,7 +25,7 @@ from consumers.errors import Conflict, CorruptState, Missing, Refused, Stale, Un
 from consumers.operators import audit, kept
 from consumers.records import operator_entries, sealing
 from consumers.records.operator_cell import written
-from consumers.records.operator_entries import Answered
+from consumers.records.operator_entries import Answered, Role
 from consumers.secrets import Secrets
 from consumers.store import Entry, Operation, Store
 from consumers.times import rfc3339
@@ -33,19 +33,18 @@ from consumers.times import rfc3339
 log = logging.getLogger("querywarden.operate")
 
 DAY_S = 86_400
-Role = Literal["gateway", "viewer", "analyst", "operator", "admin", "ingest"]
-"""What a credential may do; see `http.access`."""
-ROLES: tuple[Role, ...] = get_args(Role)
-
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """Who acts. name: of the credential, never a secret; ip, request_id: for the audit log."""
+    """Who acts. name: of the credential, never a secret; ip, request_id: for the audit log.
+
+    role: *process* for what a process does by itself, empty for a visitor without a credential.
+    """
 
     name: str
-    role: str
+    role: Role | Literal["process", ""]
     tenant: str
     ip: str = ""
     request_id: str = ""

@@ -21,12 +21,13 @@ from dataclasses import dataclass, replace
 
 from consumers.errors import Conflict, Missing, WrongUse
 from consumers.operators.api_keys import key_digest, new_key
-from consumers.operators.audited_write import DAY_S, ROLES, Actor, Plan, Subject
+from consumers.operators.audited_write import DAY_S, Actor, Plan, Subject
 from consumers.operators.bounds import check_length, check_model, check_words, one_of
 from consumers.operators.campaign_decisions import CampaignDecisions, check_dry_run, person
 from consumers.operators.erasure import Forgotten
 from consumers.records import breaker_entries, operator_entries, schema_holds, sealing
 from consumers.records.operator_entries import (
+    ROLES,
     RULINGS,
     VERDICTS,
     AllowlistEntry,
@@ -272,7 +273,8 @@ class Operations(CampaignDecisions):
 
         At most two keys of a name live at once: the old and the new one of a rotation. Raises Conflict.
         """
-        if role not in ROLES:
+        known_role = next((one for one in ROLES if one == role), None)
+        if known_role is None:
             raise WrongUse(f"role: {', '.join(ROLES)}")
         if not _NAME.fullmatch(name):
             raise WrongUse("name: letters, digits and . _ @ - only, at most 64")
@@ -287,7 +289,7 @@ class Operations(CampaignDecisions):
                 raise Conflict(f"{LIVE_KEYS} keys of this name are valid; revoke one of them first")
             prefix, text = new_key(self.env)
             shown[:] = [text]
-            made = ApiKey(prefix, key_digest(self.secrets, text), name, role, now, now + ttl_s, actor.name)
+            made = ApiKey(prefix, key_digest(self.secrets, text), name, known_role, now, now + ttl_s, actor.name)
             put = Entry(actor.tenant, "key", prefix, operator_entries.packed(made), made.expires_s)
             return Plan(made, f"key:{prefix} name:{name} role:{role}", puts=[put])
 

@@ -18,6 +18,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from consumers.errors import Unavailable
 from consumers.periodic import Periodic
@@ -28,6 +29,8 @@ from consumers.store import Entry, Operation, OperatorStore
 
 log = logging.getLogger("querywarden.heartbeat")
 
+Service = Literal["ingest", "detect", "serve"]
+"""A process that writes heartbeats."""
 KIND, EVERY_TENANT = "heartbeat", "*"
 EVERY_S = 15.0
 LASTS_S = 60
@@ -54,7 +57,7 @@ class Heartbeat:
     """
 
     process: str
-    role: str
+    role: Service
     at_s: int = 0
     lag: int | None = None
     alarms: list[str] = field(default_factory=list)

@@ -49,6 +49,9 @@ Enforced = Literal["clear", "watch", "degrade", "throttle", "block"]
 """What gateways may do with a client; nothing that is detected asks for *degrade*."""
 ENFORCED: tuple[Enforced, ...] = get_args(Enforced)
 """From the mildest to the most severe."""
+Role = Literal["gateway", "viewer", "analyst", "operator", "admin", "ingest"]
+"""What a credential may do; see `http.access`."""
+ROLES: tuple[Role, ...] = get_args(Role)
 VerdictValue = Literal["true_positive", "false_positive"]
 """What an analyst may say of an alert."""
 VERDICTS: tuple[VerdictValue, ...] = get_args(VerdictValue)
@@ -162,12 +165,12 @@ class StoredNote:
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """An API key, without the key: digest is HMAC-SHA256 of it, in hex."""
+    """An API key, without the key: digest is HMAC-SHA256 of it, in hex. The role of a key that the store has lost is not known."""
 
     prefix: str
     digest: str
     name: str
-    role: str
+    role: Role | Literal[""]
     created_s: int
     expires_s: int
     actor: str

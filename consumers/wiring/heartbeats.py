@@ -12,7 +12,7 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from consumers.records.heartbeat import Heartbeat, HeartbeatPublisher, SinkState
+from consumers.records.heartbeat import Heartbeat, HeartbeatPublisher, Service, SinkState
 from consumers.store import OperatorStore
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ log = logging.getLogger("querywarden.wiring")
 def start_heartbeat(
     stack: contextlib.ExitStack,
     store: OperatorStore,
-    role: str,
+    role: Service,
     look: Callable[[], tuple[float | None, Alarms, Sequence[OutboxWorker]]],
     keys: Callable[[], str] = lambda: "",
     stopped: Callable[[], Mapping[str, str]] = dict,

@@ -14,11 +14,11 @@ from support.seeded_api import CAMPAIGN, FOREIGN, MODEL, OURS, SECRETS, World, a
 from consumers.http.access import BY_ROUTE, TABLE, Access
 from consumers.http.api.application import ELSEWHERE
 from consumers.http.routes import complete, route
-from consumers.operators.audited_write import ROLES, Actor
+from consumers.operators.audited_write import Actor
 from consumers.operators.campaign_decisions import CampaignSubject
 from consumers.operators.operate import Operations
 from consumers.operators.references import References
-from consumers.records.operator_entries import packed
+from consumers.records.operator_entries import ROLES, packed
 from consumers.records.schema_holds import KIND, SchemaHold, hold_key
 from consumers.store import Entry, Operation
 

@@ -29,6 +29,7 @@ from consumers.http.server import Tls, read_jwks
 from consumers.operators.api_keys import new_key
 from consumers.operators.audited_write import Actor
 from consumers.operators.operate import Operations
+from consumers.records.operator_entries import Role
 from consumers.store.embedded import EmbeddedStore
 
 ISSUER, AUDIENCE = "https://idp.example.test", "querywarden"
@@ -335,7 +336,7 @@ def test_keys_of_the_provider() -> None:
         with pytest.raises(Refused, match="not allowed"):
             Tokens(TokenRules(ISSUER, AUDIENCE, algorithms=(algorithm,)))
     with pytest.raises(Refused, match="is not a QueryWarden role"):
-        Tokens(TokenRules(ISSUER, AUDIENCE, roles={"x": "root"}))
+        Tokens(TokenRules(ISSUER, AUDIENCE, roles={"x": "root"}))  # type: ignore[dict-item]
     with pytest.raises(Refused, match="only on loopback"):
         read_jwks("http://idp.example.test/keys")
 
@@ -364,7 +365,11 @@ def test_client_certificates_over_tls(tmp_path: Path) -> None:
     ca, rogue = certificate("our-ca", ca=True), certificate("rogue-ca", ca=True)
     ca_file, _ = pem(tmp_path, "ca", ca)
     server = pem(tmp_path, "server", certificate("localhost", ca))
-    roles = {"DNS:gw.example.test": "gateway", "ops.example.test": "operator", "URI:spiffe://prod/soc": "viewer"}
+    roles: dict[str, Role] = {
+        "DNS:gw.example.test": "gateway",
+        "ops.example.test": "operator",
+        "URI:spiffe://prod/soc": "viewer",
+    }
 
     def status(
         port: int, path: str, name: str | None, issuer: Any = ca, kind: Callable[[str], Any] = x509.DNSName

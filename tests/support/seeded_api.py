@@ -29,13 +29,14 @@ from consumers.http.token_buckets import TokenBuckets
 from consumers.log.formats import NativeFormat
 from consumers.log.writers import FileWriter
 from consumers.operators.audit import Mirror
-from consumers.operators.audited_write import ROLES, Actor
+from consumers.operators.audited_write import Actor
 from consumers.operators.operate import Operations
 from consumers.readers.gateways import Modes
 from consumers.readers.queries import Reader
 from consumers.records.alert import packed_alert
 from consumers.records.decision import StoredDecision, campaign_key, packed_decision
 from consumers.records.frameworks import FRAMEWORKS
+from consumers.records.operator_entries import ROLES
 from consumers.secrets import Secrets
 from consumers.store import DECISION_CELLS, Outcome, ServiceStore, decision_cell
 from consumers.store.embedded import EmbeddedStore

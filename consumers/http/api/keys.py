@@ -14,9 +14,10 @@ from pydantic import Field
 from consumers.http.api.context import Api
 from consumers.http.api.parameters import NEXT, Asked, Id, Once, Paged
 from consumers.http.routes import Acting, Caller, route
-from consumers.operators.audited_write import DAY_S, Actor, Role
+from consumers.operators.audited_write import DAY_S, Actor
 from consumers.readers.pagination import Position
 from consumers.records import operator_entries
+from consumers.records.operator_entries import Role
 
 
 class MakeKey(Asked):

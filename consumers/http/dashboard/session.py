@@ -18,10 +18,12 @@ import hashlib
 import hmac
 import secrets as entropy
 from dataclasses import dataclass
+from typing import Literal
 from urllib.parse import urlsplit
 
 import msgspec
 
+from consumers.records.operator_entries import Role
 from consumers.store import OperatorStore
 
 COOKIE = "qw_session"
@@ -45,7 +47,7 @@ class Visitor:
     """Who looks: `role` is empty for somebody who must sign in first."""
 
     name: str
-    role: str
+    role: Role | Literal[""]
     tenant: str
     session: Session
 
