@@ -156,10 +156,12 @@ class WatermarkSettings(Part):
     )
     registry: str = Field(
         "",
-        description="registry of canaries that the model servers write, as this machine sees it; empty: none is looked after",
+        description="registry of canaries that the model servers write, as this machine sees it; empty: no registry is recorded",
     )
     audit_every_s: float = Field(
-        300.0, ge=1, description="how often what the registry gained is written into the audit log, one row a batch"
+        300.0,
+        ge=1,
+        description="seconds between two records of new canaries in the audit log; one row for each batch of them",
     )
 
 
@@ -178,7 +180,7 @@ class Settings(BaseSettings):
         min_length=1,
         max_length=64,
         pattern=r"^[A-Za-z0-9._-]+$",
-        description="tenant that the clients belong to",
+        description="name of the tenant, the owner of the clients; hashes and keys of one tenant mean nothing for another",
     )
     mode: Literal["observe", "alert", "throttle", "block"] = Field(
         "observe", description="the strongest decision that gateways enforce"
@@ -207,7 +209,8 @@ class Settings(BaseSettings):
         description="what happens to events of a model without a baseline: reject writes a dead letter, ignore only counts them",
     )
     state_dir: str = Field(
-        "", description="folder for state without a place of its own; empty: the user's state folder of the platform"
+        "",
+        description="folder of the files whose place no other setting names, such as the SQLite store and the secrets; empty: the user's state folder of the platform",
     )
     store: StoreSettings = StoreSettings()
     log: LogSettings = LogSettings()

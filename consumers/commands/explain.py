@@ -56,7 +56,7 @@ def explain(
     appeal: Annotated[
         bool,
         typer.Option(
-            "--appeal", help="What may be told to the client itself: no threshold and no other client is named."
+            "--appeal", help="Print what may be told to the client itself: it names no threshold and no other client."
         ),
     ] = False,
     as_json: AsJson = False,

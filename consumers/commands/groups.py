@@ -26,7 +26,7 @@ class CommandRow(NamedTuple):
 PANELS: Mapping[str, Mapping[str, CommandRow]] = {
     "Find clients that copy a model": {
         "inspect": CommandRow(
-            "inspect:inspect", "Recognise the format of a query log, and show what it is understood as."
+            "inspect:inspect", "Recognise the format of a query log, and show how its records are read."
         ),
         "fit": CommandRow("fit:fit", "Fit a baseline, a file that describes the honest use of a model."),
         "replay": CommandRow(

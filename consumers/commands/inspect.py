@@ -29,13 +29,16 @@ def inspect(
     log: Annotated[str, typer.Argument(help="Query log: a file, - for standard input, or kafka:TOPIC.")],
     out_path: Annotated[Path | None, typer.Option("--out", help="Mapping file to write (TOML), to be edited.")] = None,
     mapping: Annotated[
-        str | None, typer.Option("--mapping", metavar="NAME|FILE", help="Preset or mapping file; default: found out.")
+        str | None,
+        typer.Option(
+            "--mapping", metavar="NAME|FILE", help="Preset or mapping file; default: the one that is recognised."
+        ),
     ] = None,
     limit: Annotated[int, typer.Option(min=1, max=1_000_000, help="Look at the first N records.")] = 10_000,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     config_file: ConfigFile = None,
 ) -> None:
-    """Recognise the format of a query log, and show what it is understood as. Logs of dead letters are read, too."""
+    """Recognise the format of a query log, and show how its records are read. It reads logs of dead letters, too."""
     check_folders(out_path)
     settings = config.load(config_file)
     given = load(mapping) if mapping else None

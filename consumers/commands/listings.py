@@ -95,7 +95,7 @@ def clients(
         typer.Option(
             "--bound",
             min=1,
-            help="Instead of a list: how many of the N most suspicious clients are honest at most, with 95 %.",
+            help="Instead of a list, print how many of the N most suspicious clients are honest at most (95 % confidence).",
         ),
     ] = None,
     baseline: BaselineFiles = None,

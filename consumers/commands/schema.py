@@ -45,13 +45,13 @@ def schema_list(as_json: AsJson = False, config_file: ConfigFile = None) -> None
 
 @app.command("accept")
 def schema_accept(model: Model, column: Column, reason: Reason = "", config_file: ConfigFile = None) -> None:
-    """Accept a change of our own applications. Its misfits do not count as evidence until the model is fitted again."""
+    """Accept a change of a column that was intended. Its misfits do not count as evidence until the model is fitted again."""
     _rule(model, column, "accepted", reason, config_file)
 
 
 @app.command("dismiss")
 def schema_dismiss(model: Model, column: Column, reason: Reason = "", config_file: ConfigFile = None) -> None:
-    """Dismiss a change that is not ours. Its misfits count as evidence again."""
+    """Dismiss a change of a column that was not intended. Its misfits count as evidence again."""
     _rule(model, column, "dismissed", reason, config_file)
 
 

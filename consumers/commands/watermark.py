@@ -52,7 +52,7 @@ def create(
     as_json: AsJson = False,
     config_file: ConfigFile = None,
 ) -> None:
-    """Draw a watermark key, write it to a new file, and commit to it in the audit log."""
+    """Create a watermark key in a new file, and record its key id in the audit log."""
     settings = config.load(config_file)
     path = out_path or settings.watermark_key_path
     check_folders(path)
@@ -69,7 +69,7 @@ def create(
 
 @app.command("record")
 def record(registry: RegistryFile = None, as_json: AsJson = False, config_file: ConfigFile = None) -> None:
-    """Write what the registry of canaries gained into the audit log, one row a batch."""
+    """Record the new canaries of the registry in the audit log, one row for each batch of them."""
     settings = config.load(config_file)
     path = _registry(settings, registry)
     with open_for_operator(settings) as opened:
@@ -87,7 +87,7 @@ def questions(
     model: OnModel = "",
     config_file: ConfigFile = None,
 ) -> None:
-    """Write the inputs that a suspect must be asked, for whoever asks it by other means than an address."""
+    """Write the inputs that a suspected model must be asked, if it has no address that `verify` can ask."""
     settings = config.load(config_file)
     check_folders(out_path)
     asked = _questions(_registry(settings, registry), _key(settings, key_file), model)
