@@ -210,7 +210,8 @@ class Settings(BaseSettings):
     )
     state_dir: str = Field(
         "",
-        description="folder of the files whose place no other setting names, such as the SQLite store and the secrets; empty: the user's state folder of the platform",
+        description="folder of the files whose place no other setting names, such as the SQLite store and the secrets; empty: the user's"
+        " state folder of the platform",
     )
     store: StoreSettings = StoreSettings()
     log: LogSettings = LogSettings()

@@ -1,6 +1,6 @@
 """The settings of the query log: where it is read, in which format, and what of its metadata links accounts.
 
-`config` has the whole tree and its rules.
+Rules: as in `config`, which has the whole tree.
 """
 
 from __future__ import annotations
