@@ -16,7 +16,7 @@ from rich.text import Text
 
 from consumers import atomic_file, config, paths, terminal
 from consumers.baselines import baseline_files, load_baselines
-from consumers.commands.desk import named
+from consumers.commands.entries import named
 from consumers.commands.options import AsJson, ConfigFile, check_folders
 from consumers.errors import Missing, WrongUse
 from consumers.operators.audited_write import Actor

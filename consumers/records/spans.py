@@ -1,10 +1,14 @@
 """The spans of a client over one horizon: which stored spans count, and their merged profile.
 
-Rules: each profile cell keeps at most two spans of a client, named by their first half-horizon window (docs/decisions/0008):
-``w:<window>``. While a model has two baselines (baselines_in_force.py), each has spans of its own, ``w.<id>:<window>``; those without an
-id are then what was kept before. Of each cell the longest span that began at most one window before the newest counts. Older queries
-count with the faded weight of an archive (docs/decisions/0018), as if the client had continued in that cell. Spans are merged in the order of the cells' names, so that everybody
-who computes the result gets the same: detect, an evidence bundle, or an auditor who checks one.
+Rules:
+
+* Each profile cell keeps at most two spans of a client, named by their first half-horizon window (docs/decisions/0008): ``w:<window>``.
+  While a model has two baselines (baselines_in_force.py), each has spans of its own, ``w.<id>:<window>``; those without an id are then
+  what was kept before.
+* Of each cell the longest span that began at most one window before the newest counts. Older queries count with the faded weight of an
+  archive (docs/decisions/0018), as if the client had continued in that cell.
+* Spans are merged in the order of the cells' names, so that everybody who computes the result gets the same: detect, an evidence bundle,
+  or an auditor who checks one.
 """
 
 from __future__ import annotations
