@@ -39,8 +39,10 @@ def sections() -> dict[str, list[tuple[str, str]]]:
 SECTIONS = sections()
 CHATS_ASKED = 600
 WHOLE = ("kserve", "csv", "litellm")
-"""Sections whose `fit` and `replay` run in `make test`: two halves of JSON that are joined, a table, and chats. What differs between tools is
-how a record becomes an event, and each section's log is inspected and translated there; its `fit` and `replay` run in `make soak`."""
+"""Sections whose `fit` and `replay` run in `make test`: two halves of JSON that are joined, a table, and chats.
+
+What differs between tools is how a record becomes an event: each section's log is recognised and translated there, and the rest of its
+commands run in `make soak`."""
 
 
 @pytest.fixture(scope="module")
