@@ -110,9 +110,28 @@ soak: $(STAMP) ## The tests that take minutes to hours, and those that test the 
 	@$(BIN)/python -m pytest -q -m soak $(ARGS)
 
 .PHONY: bench
-bench: $(STAMP) ## What a query costs from log to store, beside naive ways, 5 minutes (SHORT=1: seconds, no file)
-	@$(if $(SHORT),,examples/install-kafka.sh)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.throughput $(if $(SHORT),--short) $(ARGS)
+bench: $(STAMP) ## What a query costs from log to store, beside naive ways and other tools, and the plans of capacity, about 30 minutes (SHORT=1: seconds, no file)
+ifdef SHORT
+	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.throughput --short $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.ratios
+else
+	@examples/install-kafka.sh
+	@requirements/install-peers.sh
+	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.throughput $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.whole_path
+	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.scale
+	@$(BIN)/python -m benchmarks.capacity --write
+	@$(BIN)/python docs/generate.py
+endif
+
+.PHONY: bench-ratios
+bench-ratios: $(STAMP) ## Whether a step of ingest has become much dearer, in parses of the same events: ratios, no times; CI runs it
+	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.ratios
+
+.PHONY: bench-long
+bench-long: $(STAMP) ## Five million events through ingest, with flat memory, about 10 minutes (ARGS="--events 1000000": the short form)
+	@examples/install-kafka.sh
+	@OMP_NUM_THREADS=1 nice -n 10 $(BIN)/python -m benchmarks.long_run $(ARGS)
 
 .PHONY: bench-gateway
 bench-gateway: $(STAMP) ## How fast gateways are answered, with Redis running and stopped (SHORT=1: no file)
@@ -155,6 +174,6 @@ lock: $(STAMP) ## Pin the dependencies again, with hashes (ARGS=--upgrade for th
 
 .PHONY: clean
 clean: ## Remove everything that the other targets made, .venv/ too
-	@rm -rf .venv build dist demo-out htmlcov .coverage .coverage.* .deptry_cache .hypothesis .import_linter_cache \
+	@rm -rf .venv .venv-bench build dist demo-out htmlcov .coverage .coverage.* .deptry_cache .hypothesis .import_linter_cache \
 	    .mypy_cache .pytest_cache .ruff_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -364,6 +364,121 @@ def _power(p_value: float) -> str:
     return "below 10⁻³⁰⁰" if p_value < 1e-300 else f"{p_value:.1g}"
 
 
+def path_figures() -> str:
+    """Ours beside others, of benchmarks/results/whole_path.json."""
+    found = result("whole_path")
+    costs = {row["name"]: row["median_us"] for row in found["beside"] if "median_us" in row}
+    stock, ours = costs.get("kafka-python + orjson"), costs["QueryWarden, everything"]
+    rows = []
+    for row in found["beside"]:
+        if "failed" in row:
+            rows.append((row["name"], "–", "–", f"not measured: {row['failed']}", "–"))
+            continue
+        us = row["median_us"]
+        rows.append(
+            (
+                row["name"],
+                f"{us:,.1f}",
+                f"{row['least_us']:,.1f}",
+                f"{us / ours:.2f}",
+                f"{us / stock:.2f}" if stock else "–",
+            )
+        )
+    where = found["conditions"]
+    versions = ", ".join(f"{name} {version}" for name, version in (where["versions"] | where["peers"]).items())
+    return table(("loop", "µs an event, median", "least", "times ours", "times the stock loop"), rows) + (
+        f"\n{conditions(where)} Runs of each, in turns: {where['runs']}. {where['queries']:,} events of {where['event_bytes']:,} bytes in "
+        f"{where['partitions']} partitions. {versions}.\n"
+    )
+
+
+def growth_figures() -> str:
+    """How the cost of a query grows, of benchmarks/results/whole_path.json."""
+    titles = {
+        "columns": "columns",
+        "classes": "classes",
+        "clients": "clients",
+        "age": "queries a client asked before, at most",
+    }
+    rows = [
+        (titles[what], f"{row['size']:,}", f"{row['median_us']:,.1f}", f"{row['queries']:,}")
+        for what, sizes in result("whole_path")["growth"].items()
+        for row in sizes
+    ]
+    return table(("what grows", "size", "µs a query, median", "queries of a run"), rows)
+
+
+def scale_figures() -> str:
+    """Processes, shards and what a client costs, of benchmarks/results/scale.json."""
+    found = result("scale")
+    named = [
+        (f"{row['processes']} ingest process{'es' if row['processes'] > 1 else ''}", row) for row in found["processes"]
+    ]
+    named += [
+        (f"{found['cluster']['shards']} Redis shards", found["cluster"]),
+        ("few clients", found["cost"]["few"]),
+        ("many clients", found["cost"]["every"]),
+    ]
+    rows = [
+        (
+            name, f"{row['ours_us']:,.1f}", f"{row['store_us']:,.1f} ({' + '.join(f'{us:,.1f}' for us in row['store_us_each'])})",
+            f"{row['broker_us']:,.1f}", f"{row['written_a_query']:.2f}", f"{row['a_second']:,}",
+        )
+        for name, row in named
+    ]  # fmt: skip
+    titles = (
+        "run",
+        "ours, µs a query",
+        "store, µs (each server)",
+        "broker, µs",
+        "clients written a query",
+        "queries/s on this machine",
+    )
+    detected = found["cost"]["detect"]
+    where = found["conditions"]
+    return table(titles, rows) + (
+        f"\nA client of the last log takes {found['cost']['store_bytes_a_client']:,} bytes of the store's memory. Detect assesses one "
+        f"in {detected['us']:,.0f} µs ({detected['clients']:,} clients, everything included). {conditions(where)} "
+        f"{where['queries']:,} events of {where['event_bytes']:,} bytes.\n"
+    )
+
+
+def capacity_plans() -> str:
+    """The plans of benchmarks/results/capacity.json."""
+    plans = result("capacity")
+    lines: dict[str, Callable[[Mapping[str, Any]], str]] = {
+        "ingest processes": lambda p: f"{p['ingest']:,}",
+        "… busy, of a core each": lambda p: f"{p['one']['busy']:.0%}",
+        "… queries a poll": lambda p: f"{p['one']['poll']:,.0f}",
+        "… clients written a query": lambda p: f"{p['one']['written']:.2f}",
+        "after a minute of twice the rate: behind at most, five minutes later": lambda p: (
+            f"{p['burst']['most_lag_s']:.0f} s, {p['burst']['end_lag_s']:.1f} s"
+        ),
+        "partitions": lambda p: f"{p['partitions']:,}",
+        "Kafka in, and out": lambda p: f"{p['kafka_mb_s']:,.0f} MB/s",
+        "broker cores a replica": lambda p: f"{p['broker_cores']:,.1f}",
+        "log for a day on three replicas": lambda p: f"{p['log_gib']:,.0f} GiB",
+        "Redis shards": lambda p: f"{p['shards']:,}",
+        "… memory, and as much for replicas": lambda p: f"{p['store_gib']:,.1f} GiB",
+        "… network": lambda p: f"{p['store_mb_s']:,.0f} MB/s",
+        "detect processes": lambda p: f"{p['detect']:,}",
+        "decision cells": lambda p: f"{p['decision_cells']:,}",
+        "cost a month, at the example's prices": lambda p: f"{p['month']:,.0f}",
+    }
+    heads = [f"{p['queries_a_second']:,.0f} queries/s, {p['clients']:,.0f} clients" for p in plans]
+    return table(("", *heads), [(name, *(text(p) for p in plans)) for name, text in lines.items()])
+
+
+def result(name: str) -> Any:
+    """What a benchmark wrote."""
+    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def conditions(where: Mapping[str, Any]) -> str:
+    load = ", ".join(f"{x:g}" for x in where["load_average_before"])
+    return f"{where['cpu']}, {where['cores']} cores; Python {where['python']}; load average before {load}."
+
+
 def throughput_figures() -> str:
     """Figures of benchmarks/results/throughput.json, and the conditions they were measured under."""
     found = json.loads((ROOT / "benchmarks" / "results" / "throughput.json").read_text(encoding="utf-8"))
@@ -435,6 +550,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "states": states,
     "thefts": thefts,
     "throughput-figures": throughput_figures,
+    "path-figures": path_figures,
+    "growth-figures": growth_figures,
+    "scale-figures": scale_figures,
+    "capacity-plans": capacity_plans,
     "degradation-figures": degradation_figures,
     "watermark-figures": watermark_figures,
     "variants": variants,

@@ -52,6 +52,7 @@ ELSEWHERE: dict[Line, str] = {
     ("CONTRIBUTING.md", "make check"): "is a part of this suite and of `make lint`",
     ("CONTRIBUTING.md", "make soak"): "takes hours",
     ("CONTRIBUTING.md", "make lint"): "minutes; CI runs it before the tests (.ci/run)",
+    ("CONTRIBUTING.md", "make bench-ratios"): "CI runs it after the tests (.ci/run)",
     (
         "CONTRIBUTING.md",
         "make docs",
