@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import base64
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,25 @@ def test_a_notebook_is_seeded(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert "np.random.default_rng(" in text
     assert "default_rng()" not in text
+
+
+def shown(notebook: Any) -> tuple[list[bytes], str]:
+    """The figures and the printed text of a notebook that was run."""
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    figures = [base64.b64decode(o["data"]["image/png"]) for o in outputs if "image/png" in o.get("data", {})]
+    assert [o for o in outputs if o.output_type == "stream" and o.name == "stderr" and "Warning" in o["text"]] == []
+    return figures, "".join(o["text"] for o in outputs if o.output_type == "stream" and o.name == "stdout")
+
+
+def test_reading_a_score(monkeypatch: pytest.MonkeyPatch) -> None:
+    figures, printed = shown(executed(ROOT / "notebooks" / "02_reading_a_score.py", monkeypatch))
+    assert len(figures) == 3
+    assert all(figure.startswith(PNG) and len(figure) > 4000 for figure in figures)
+    assert "calibrated on 100 clients" in printed
+    assert "the thief: throttle (budget_unsupported)" in printed
+    flagged = re.search(r"(\d+) of 60 honest clients are flagged; the budget allows 3", printed)
+    assert flagged is not None
+    assert int(flagged[1]) <= 7, "with 3 expected, more than 7 come by chance in 1 of 60 draws"
 
 
 @pytest.mark.soak  # it shows the core, which has its own tests
