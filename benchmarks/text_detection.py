@@ -12,7 +12,10 @@ Rules of the file:
   round), the thieves' own. Foreign texts are those of the other victims, and so are the words that thieves sweep through: nothing comes
   from the generic texts that ship.
 * Ours is what `fit` fits and what the service folds and assesses, answers left out. The others get the rows of the same encoder, the same
-  calibration clients and the same lifetime budget.
+  calibration clients, the same tail of the null distribution and the same lifetime budget.
+* The method "among usual clients only" asks what honest tools cost: its level is that of the tested honest clients themselves, without
+  the kinds that are odd by trade. It is a bound on what could be had, not a detector.
+* No victim of this file was looked at while measures were chosen: that was done on others (docs/text.md).
 * The control is the family ``in_domain``: honest texts from a thief's account. Whoever finds more of it than the budget finds something
   else than theft.
 * The setting of a published window is the row ``drip5``: 1,500 prompts, 5 % of them stolen.
@@ -46,17 +49,19 @@ from numpy.typing import NDArray
 
 from benchmarks.evaluation import lifetime_level
 from benchmarks.ours import HALF_HORIZON_MS, KEY, MEMORY_MS, is_flagged
-from benchmarks.text_tables import RESULTS, families, methods
+from benchmarks.text_tables import AMONG_USUAL, OURS, RESULTS, families, methods
 from benchmarks.texts import TOPICS, paragraphs
 from consumers.fit import fit
 from consumers.log.files import FileLog
 from consumers.simulate import stamp
+from consumers.text_fitting import TEXT_STAND_INS
 from detector.baseline import Baseline
+from detector.calibration import Tail, scale_of
 from detector.profile_table import ProfileTable
 from detector.query import QueryBatch
-from detector.scoring import assess
+from detector.scoring import Assessment, assess
 from detector.simulation.text_population import TextStream, in_time_order, stolen_texts, text_population
-from detector.simulation.texts import TEXT_THEFTS, TextPools
+from detector.simulation.texts import TEXT_HONEST, TEXT_THEFTS, TextPools
 from detector.text import digest
 
 DATA = Path(__file__).parents[1] / ".venv" / "texts"
@@ -69,6 +74,8 @@ FEWEST = 50
 VARIANTS = {"plain": 2, "drip50": 1, "drip5": 1}
 STOLEN_OF_WINDOW = 75
 ALLOWED = 0.01
+USUAL = frozenset(TEXT_HONEST) - {*TEXT_STAND_INS}
+"""Honest kinds that are not odd by trade."""
 
 Rows = NDArray[np.float64]
 
@@ -162,8 +169,9 @@ def fitted(name: str, shares: Shares, calibration: Sequence[TextStream]) -> Base
         return fit(name, reference, FileLog([str(traffic)]), exposure=False).baseline
 
 
-def ours(baseline: Baseline, clients: Sequence[Client], budget: float) -> list[bool]:
-    flagged = []
+def assessed(baseline: Baseline, clients: Sequence[Client]) -> list[Assessment]:
+    """What the product says of each client at the end of its life."""
+    said = []
     for client in clients:
         n = len(client.rows)
         batch = QueryBatch(
@@ -174,8 +182,16 @@ def ours(baseline: Baseline, clients: Sequence[Client], budget: float) -> list[b
         table = ProfileTable(
             baseline.map, baseline.table, baseline.calibration_version, HALF_HORIZON_MS, memory_ms=MEMORY_MS
         )
-        flagged.append(is_flagged(assess(table.of_log(batch, KEY)[0], baseline), baseline, budget))
-    return flagged
+        said.append(assess(table.of_log(batch, KEY)[0], baseline))
+    return said
+
+
+def beyond(maxima: NDArray[np.float64], values: NDArray[np.float64], budget: float) -> list[bool]:
+    """Whether each value of a statistic is beyond what the calibration clients ever had, by the tail that our own score gets."""
+    maxima, values = np.maximum(maxima, 0.0)[:, None], np.maximum(values, 0.0)
+    scale = float(scale_of(maxima, np.array([1e-9]))[0])
+    tail = Tail.fit(maxima[:, 0] / scale)
+    return [tail.p(value / scale) <= budget for value in values.tolist()]
 
 
 class Others:
@@ -247,15 +263,22 @@ def run_victim(name: str, clients: int, splits: int, variants: dict[str, int]) -
             "Mahalanobis share": partial(others.share, "mahalanobis"),
             "MMD, window 1,500": others.mmd,
         }
-        found = {f"QueryWarden @ {budget:g}": ours(baseline, tested, budget) for budget in BUDGETS}
+        said = assessed(baseline, tested)
+        found: dict[str, list[bool]] = {
+            f"{OURS} @ {budget:g}": [is_flagged(one, baseline, budget) for one in said] for budget in BUDGETS
+        }
         for method, statistic in statistics.items():
             maxima, values = np.array([statistic(c) for c in known]), np.array([statistic(c) for c in tested])
             for budget in BUDGETS:
-                level = lifetime_level(maxima, budget)
-                found[f"{method} @ {budget:g}"] = (values > level).tolist()
+                found[f"{method} @ {budget:g}"] = beyond(maxima, values, budget)
+        usual = np.array([one.fused for one, c in zip(said, tested, strict=True) if c.stream.kind in USUAL])
+        level = lifetime_level(usual, BUDGETS[0])
+        found[f"{AMONG_USUAL} @ {BUDGETS[0]:g}"] = [one.fused > level for one in said]
         for method, flags in found.items():
             for client, flag in zip(tested, flags, strict=True):
                 s = client.stream
+                if method.startswith(AMONG_USUAL) and s.role == "benign" and s.kind not in USUAL:
+                    continue
                 cell = counts[method][s.kind if s.role == "benign" else f"{s.kind}/{s.variant}"]
                 cell[0] += flag
                 cell[1] += 1

@@ -16,6 +16,7 @@ from benchmarks.evaluation import Rate
 RESULTS = Path(__file__).parent / "results" / "texts.json"
 VARIANTS = ("plain", "drip50", "drip5")
 CONTROL = "in_domain"
+OURS, AMONG_USUAL = "QueryWarden", "QueryWarden, among usual clients only"
 Results = dict[str, Any]
 Cells = dict[str, list[int]]
 
@@ -34,7 +35,13 @@ def _share(rate: Rate) -> str:
     return "–" if not rate.trials else f"{rate.share:.2f}"
 
 
-def _row(name: str, method: str, cells: list[Cells]) -> str:
+def _with_interval(rate: Rate, repeats: float) -> str:
+    """A share with the interval of the distinct lives; each was tested `repeats` times."""
+    low, high = Rate(rate.hits / repeats, rate.trials / repeats).interval
+    return f"{_share(rate)} ({low:.2f} – {high:.2f})"
+
+
+def _row(name: str, method: str, cells: list[Cells], splits: float) -> str:
     alarms = _rate(c for one in cells for kind, c in one.items() if "/" not in kind)
     low, high = alarms.interval
     caught = [
@@ -42,7 +49,7 @@ def _row(name: str, method: str, cells: list[Cells]) -> str:
         for v in VARIANTS
     ]
     control = _rate(c for one in cells for kind, c in one.items() if kind.startswith(f"{CONTROL}/"))
-    shown = " | ".join(map(_share, (*caught, control)))
+    shown = " | ".join((*(_with_interval(rate, splits) for rate in caught), _share(control)))
     return f"| {name} | {method} | {alarms.share:.1%} ({low:.1%} – {high:.1%}) | {shown} |\n"
 
 
@@ -52,17 +59,19 @@ def methods(results: Results) -> str:
     titles = ("victim", "method @ budget", "false alarms", *VARIANTS, "control")
     lines = f"| {' | '.join(titles)} |\n| --- | --- |{' ---: |' * (len(titles) - 2)}\n"
     for method in next(iter(victims.values())):
-        lines += _row("all", method, [found[method] for found in victims.values()])
+        lines += _row("all", method, [found[method] for found in victims.values()], results["splits"])
     for name, found in victims.items():
         lines += "".join(
-            _row(f"`{name}`", method, [cells]) for method, cells in found.items() if method.startswith("QueryWarden")
+            _row(f"`{name}`", method, [cells], results["splits"])
+            for method, cells in found.items()
+            if method.startswith(f"{OURS} @")
         )
     return lines
 
 
 def families(results: Results) -> str:
     """Ours by family at the 1 % budget, over all victims."""
-    found = [methods["QueryWarden @ 0.01"] for methods in results["victims"].values()]
+    found = [methods[f"{OURS} @ 0.01"] for methods in results["victims"].values()]
     names = list(dict.fromkeys(kind.partition("/")[0] for one in found for kind in one if "/" in kind))
     lines = f"| theft | {' | '.join(VARIANTS)} |\n| --- |{' ---: |' * len(VARIANTS)}\n"
     for name in names:

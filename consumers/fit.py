@@ -160,6 +160,7 @@ def fit(
         baseline, fitted_clients = fit_baseline(
             model_id, schema, batch, honest, real_clients=traffic is not None, rng=rng, personas=personas,
             rehearsed=None if trust_traffic else rehearsal(batch, schema, seed, learned),
+            reworded=None if learned is None else learned.reworded_rows(batch),
         )  # fmt: skip
     except DetectorError as error:
         raise InvalidInput(str(error)) from error

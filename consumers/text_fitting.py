@@ -26,6 +26,7 @@ from consumers.log.references import RawReference, ReferenceLine
 from consumers.log.texts import written_in
 from consumers.log.tolerant import UNREADABLE
 from detector.features import Schema
+from detector.fitting.discriminators import RewordedRows
 from detector.fitting.texts import FOLDS, FittedTexts, GenericText, fit_texts, fold_of, foreign_texts
 from detector.query import QueryBatch
 from detector.simulation.text_population import TextStream, honest_texts, in_time_order
@@ -78,6 +79,10 @@ class LearnedTexts:
         if known:
             inputs[known] = self.fitted.held_out(texts, np.array(folds, np.int64))
         return dataclasses.replace(batch, inputs=inputs)
+
+    def reworded_rows(self, reference: QueryBatch) -> RewordedRows:
+        """What the measure of reworded texts learns from, with the folds of the reference's rows."""
+        return self.fitted.reworded_rows([self.texts.get(salt, "") for salt in reference.salt.tolist()])
 
     def simulated(self, reference: QueryBatch, kinds: Sequence[str], rng: np.random.Generator) -> QueryBatch:
         """A simulated honest client for each kind, out of texts of the reference that its encoder did not learn from.

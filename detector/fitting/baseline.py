@@ -24,6 +24,7 @@ from detector.calibration import (
 )
 from detector.errors import UnfittedModel
 from detector.features import FeatureMap, Schema
+from detector.fitting.discriminators import RewordedRows
 from detector.fitting.feature_map import fit_feature_map, learn_misfits, raise_levels
 from detector.profile import Profile
 from detector.profile_table import ProfileTable
@@ -68,6 +69,7 @@ def fit_baseline(
     rng: np.random.Generator,
     personas: Mapping[str, str] | None = None,
     rehearsed: Rehearsed | None = None,
+    reworded: RewordedRows | None = None,
 ) -> tuple[Baseline, FittedClients]:
     """Fit the feature map and the calibration of one model.
 
@@ -86,6 +88,8 @@ def fit_baseline(
     rehearsed : Rehearsed or None
         Simulated honest tools: they bound the influence of each client, and the odd ones become pseudo-clients. None: no bound and no
         pseudo-clients.
+    reworded : RewordedRows or None
+        Of texts: what the measure of foreign words in texts of the domain learns from.
 
     Returns
     -------
@@ -106,7 +110,7 @@ def fit_baseline(
     declared = [(personas or {}).get(client, "") for client in traffic.clients]
     seen = np.unique(traffic.who)
     clients = enough_clients([declared[i] for i in seen], "in the traffic")
-    feature_map = fit_feature_map(schema, reference.inputs, reference.labels, reference.probabilities, rng)
+    feature_map = fit_feature_map(schema, reference.inputs, reference.labels, reference.probabilities, rng, reworded)
     learn_misfits(feature_map, [reference, traffic])
     _settle_levels(feature_map, traffic)
     rehearsal_bound, tools = (UNREHEARSED, NO_TOOLS) if rehearsed is None else _rehearsed(feature_map, rehearsed)

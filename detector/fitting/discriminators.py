@@ -2,7 +2,8 @@
 
 A thief without data of the victim's kind must make its queries up, and invented rows break something: the dependence between features
 (``part``), the spread around the data (``mix``), the values that features take (``step``, ``jitter``). `fit` applies each corruption to
-the reference and trains a gradient-boosted tree model to recognise it.
+the reference and trains a gradient-boosted tree model to recognise it. Of texts the words are corrupted, before they become rows
+(``jitter``, `fitting/texts.py`).
 
 Rules:
 
@@ -15,7 +16,7 @@ Cost: 48 trees of at most 12 leaves for each corruption, about 0.3 µs for each 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,27 +98,63 @@ def train(rows: Rows, bounds: Bounds, corruption: str, rng: np.random.Generator)
     return _boost(rows, make, bounds, rng), held_out
 
 
+@dataclass(frozen=True, slots=True)
+class RewordedRows:
+    """Rows of texts as they are and of texts with words exchanged, each by an encoder that did not learn from its fold.
+
+    rows            (n, d); changed (n,) bool: foreign words were put in; fold (n,) int64
+    reference_fold  (r,) int64, of the rows of the reference
+    first           first column that the trees look at: what is before it are axes, which say what a text is about
+    """
+
+    rows: Rows
+    changed: NDArray[np.bool_]
+    fold: NDArray[np.int64]
+    reference_fold: NDArray[np.int64]
+    first: int
+
+
+def train_reworded(known: RewordedRows, reference: Rows, rng: np.random.Generator) -> tuple[Trees, NDArray[np.float64]]:
+    """Fit trees that tell texts with foreign words put in from all others.
+
+    Returns the model fitted on all rows, and scores of the reference rows, (r,), by models that were trained without their fold.
+    """
+
+    def fitted(chosen: NDArray[np.bool_]) -> Trees:
+        model = _boosted(known.rows[chosen, known.first :], known.changed[chosen].astype(int), rng)
+        return replace(model, feature=(model.feature + known.first).astype(np.int32))
+
+    held_out = np.empty(len(reference))
+    for f in np.unique(known.reference_fold).tolist():
+        mine = known.reference_fold == f
+        held_out[mine] = fitted(known.fold != f).score(reference[mine])
+    return fitted(np.ones(len(known.rows), np.bool_)), held_out
+
+
 def _boost(
     rows: Rows,
     make: Callable[[Rows, Bounds, np.random.Generator], Rows],
     bounds: Bounds,
     rng: np.random.Generator,
 ) -> Trees:
+    fakes = [make(rows, bounds, rng) for _ in range(COPIES)]
+    return _boosted(np.concatenate([*([rows] * COPIES), *fakes]), np.repeat([0, 1], len(rows) * COPIES), rng)
+
+
+def _boosted(x: Rows, y: NDArray[np.int64], rng: np.random.Generator) -> Trees:
+    """Trees that tell rows of class 1 from rows of class 0."""
     from sklearn.ensemble import HistGradientBoostingClassifier  # only fit pays for this import
     from threadpoolctl import threadpool_limits
 
-    fakes = [make(rows, bounds, rng) for _ in range(COPIES)]
-    x = np.concatenate([*([rows] * COPIES), *fakes])
-    y = np.repeat([0, 1], len(rows) * COPIES)
     # one thread: on a busy machine, threads that wait for each other cost ten times what they save
     with threadpool_limits(1):
         model = HistGradientBoostingClassifier(
             max_iter=ROUNDS,
             max_leaf_nodes=LEAVES,
             learning_rate=0.15,
-            min_samples_leaf=max(5, min(20, len(rows) // 40)),
+            min_samples_leaf=max(5, min(20, len(x) // (80 * COPIES))),
             l2_regularization=1.0,
-            max_features=1.0 if rows.shape[1] <= 64 else 64 / rows.shape[1],
+            max_features=1.0 if x.shape[1] <= 64 else 64 / x.shape[1],
             early_stopping=False,
             random_state=int(rng.integers(2**31)),
         ).fit(x, y)

@@ -27,7 +27,7 @@ from detector.features import (
     margins,
 )  # fmt: skip
 from detector.fitting.axes import expand, principal_axes, spread_out
-from detector.fitting.discriminators import CORRUPTIONS, Bounds, train
+from detector.fitting.discriminators import CORRUPTIONS, Bounds, RewordedRows, train, train_reworded
 from detector.query import QueryBatch
 from detector.text import TEXT_COLUMNS
 
@@ -41,6 +41,7 @@ def fit_feature_map(
     labels: NDArray[np.int32],
     probabilities: NDArray[np.float32],
     rng: np.random.Generator,
+    reworded: RewordedRows | None = None,
 ) -> FeatureMap:
     """Fit the feature map of one model on its reference.
 
@@ -55,6 +56,8 @@ def fit_feature_map(
         NaN where an answer was a label only.
     rng : Generator
         The same state gives the same map.
+    reworded : RewordedRows or None
+        Of texts: what the measure ``jitter`` learns from; None: it says nothing.
 
     Raises
     ------
@@ -111,7 +114,7 @@ def fit_feature_map(
         fmap.code_weight = np.where(category, 1.0, (fmap.code_step / scale) ** 2)
     _fit_agreement(fmap, logged, rng)
     _fit_neighbours(fmap, inputs, rng)
-    _fit_levels(fmap, inputs, labels, probabilities, rng)
+    _fit_levels(fmap, inputs, labels, probabilities, rng, reworded)
     fmap.near = _nearest_memory_distance(fmap, logged, rng) * 0.5
     n = len(logged)
     learn_misfits(fmap, [
@@ -179,12 +182,15 @@ def _fit_levels(
     labels: NDArray[np.int32],
     probabilities: NDArray[np.float32],
     rng: np.random.Generator,
+    reworded: RewordedRows | None,
 ) -> None:
     rows = inputs[rng.permutation(len(inputs))[:MAX_TRAINING_ROWS]]
     bounds = Bounds(*fmap.bounds(), fmap.lattice, fmap.scale, fmap.schema.categorical)
     held_out: dict[str, NDArray[np.float64]] = {}
     for name in () if fmap.schema.of_texts else CORRUPTIONS:
         fmap.trees[name], held_out[name] = train(rows, bounds, name, rng)
+    if reworded is not None:
+        fmap.trees["jitter"], held_out["jitter"] = train_reworded(reworded, inputs, rng)
     # a reference row's own copy among the neighbours is left out
     _, residual, distance, nearest = fmap.locate(inputs)
     same = np.where(distance < 1e-6, nearest, -1)

@@ -5,6 +5,9 @@ three kinds: generic ones as they are, questions and orders about generic words,
 replaced by generic ones. The last kind keeps the frame of the domain, so that the discriminator looks at what a text is about and not at
 how it is put.
 
+Texts with foreign words put in are recognised by trees on the marks of a row (`reworded_rows`). On the other side stand texts as they are
+and texts whose words were dropped, moved or exchanged for words of the domain, as honest robustness tests do.
+
 Rules:
 
 * Honest texts train too, at most `MOST_OF_ONE` of a client, because a reference alone says too little about a domain.
@@ -26,8 +29,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from detector.fitting.discriminators import train_linear
-from detector.text import TextEncoder, digest, grams_of
+from detector.fitting.discriminators import RewordedRows, train_linear
+from detector.text import AXES, TextEncoder, digest, grams_of
 from detector.text_kernels import BUCKETS
 
 FOLDS = 4
@@ -37,6 +40,10 @@ FEWEST_GENERIC, GENERIC_A_TEXT = 3000, 2
 """Generic texts that take part, at least, and for each text of the domain."""
 FREQUENT = 0.01
 """Words in more of the domain's texts than this belong to its frame."""
+REWORDED_TEXTS = 2400
+"""Texts of the domain of which reworded ones are made, at most."""
+LEAST_REWORDED, MOST_REWORDED = 0.05, 0.4
+"""Shares of a text's words that are exchanged."""
 UNSEEN_WEIGHT = 0.5
 """Weight of an n-gram that nobody has seen, in units of the mean weight of what only generic texts have."""
 
@@ -58,10 +65,22 @@ class GenericText:
 
 @dataclass(frozen=True, slots=True)
 class FittedTexts:
-    """The encoder that learned from everything, and one for each fold that learned from the others."""
+    """The encoder that learned from everything, and one for each fold that learned from the others.
+
+    rows, changed, fold  texts as they are and reworded ones, as of `RewordedRows`
+    """
 
     encoder: TextEncoder
     folds: tuple[TextEncoder, ...]
+    rows: NDArray[np.float64]
+    changed: NDArray[np.bool_]
+    fold: NDArray[np.int64]
+
+    def reworded_rows(self, reference: Sequence[str]) -> RewordedRows:
+        """What the trees for reworded texts learn from; reference: the texts of its rows."""
+        return RewordedRows(
+            self.rows, self.changed, self.fold, np.array([fold_of(text) for text in reference], np.int64), AXES
+        )
 
     def held_out(self, texts: Sequence[str], fold: NDArray[np.int64]) -> NDArray[np.float64]:
         """Rows (n, WIDTH), each by the encoder that did not see its fold."""
@@ -107,7 +126,8 @@ def fit_texts(
         kept = np.flatnonzero(fold != k).tolist()
         others = np.flatnonzero(foreign_fold != k).tolist()
         folds.append(_encoder([own[i] for i in kept], [other[i] for i in others]))
-    return FittedTexts(_encoder(own, other), tuple(folds))
+    rows, changed, of = _reworded(domain, fold, generic, folds, rng)
+    return FittedTexts(_encoder(own, other), tuple(folds), rows, changed, of)
 
 
 def foreign_texts(domain: Sequence[str], generic: Sequence[GenericText], rng: np.random.Generator) -> list[str]:
@@ -130,6 +150,50 @@ def foreign_texts(domain: Sequence[str], generic: Sequence[GenericText], rng: np
 
     picks = rng.integers(0, len(domain), min(len(generic), max(len(domain), 1000)))
     return [*plain, *framed, *(swapped(domain[i]) for i in picks.tolist())]
+
+
+def exchange(text: str, share: float, words: Sequence[str], rng: np.random.Generator) -> str:
+    """A text with this share of its words exchanged for others.
+
+    >>> exchange("one two", 1.0, ["three"], np.random.default_rng(0))
+    'three three'
+    """
+    return " ".join(words[int(rng.integers(len(words)))] if rng.random() < share else word for word in text.split())
+
+
+def disturb(text: str, share: float, words: Sequence[str], rng: np.random.Generator) -> str:
+    """A text as a robustness test makes it: this share of its words is lost, swapped with the next, or exchanged for one of the domain."""
+    out: list[str] = []
+    for word in text.split():
+        how = int(rng.integers(3)) if rng.random() < share else -1
+        if how == 1 and out:
+            out.insert(len(out) - 1, word)
+        elif how != 0:
+            out.append(words[int(rng.integers(len(words)))] if how == 2 else word)
+    return " ".join(out)
+
+
+def _reworded(
+    domain: Sequence[str], fold: NDArray[np.int64], generic: Sequence[GenericText], encoders: Sequence[TextEncoder],
+    rng: np.random.Generator,
+) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.int64]]:  # fmt: skip
+    """Rows of texts as they are, disturbed and reworded, by the encoder that did not see their fold; which are reworded; their folds."""
+    foreign = [word for g in generic for word in (g.word, *(w for w in _WORDS.findall(g.text.lower()) if len(w) > 3))]
+    chosen = np.sort(rng.permutation(len(domain))[:REWORDED_TEXTS])
+    rows, changed, of = [], [], []
+    for k, encoder in enumerate(encoders):
+        texts = [domain[i] for i in chosen[fold[chosen] == k].tolist()]
+        own = " ".join(texts).split() or [""]
+        shares = rng.uniform(LEAST_REWORDED, MOST_REWORDED, (2, len(texts))).tolist()
+        made = [
+            *texts, *texts,
+            *(disturb(text, share, own, rng) for text, share in zip(texts, shares[0], strict=True)),
+            *(exchange(text, share, foreign, rng) for text, share in zip(texts, shares[1], strict=True)),
+        ]  # fmt: skip
+        rows.append(encoder.rows(made))
+        changed.append(np.repeat([False, True], [3 * len(texts), len(texts)]))
+        of.append(np.full(len(made), k, np.int64))
+    return np.concatenate(rows), np.concatenate(changed), np.concatenate(of)
 
 
 def _domain_texts(
