@@ -12,7 +12,8 @@ from consumers.text_fitting import generic_texts
 from detector.baseline import Baseline
 from detector.baseline_file import pack_baseline, read_baseline
 from detector.errors import CorruptBaseline
-from detector.fitting.texts import FOLDS, FittedTexts, fit_texts, fold_of
+from detector.fitting.discriminators import train_reworded
+from detector.fitting.texts import FOLDS, FittedTexts, disturb, exchange, fit_texts, fold_of
 from detector.text import DOMAIN, UNKNOWN
 
 
@@ -32,6 +33,28 @@ def test_foreign_texts_rank_above_unseen_honest_ones(fitted: FittedTexts) -> Non
 def test_made_up_words_are_unknown(fitted: FittedTexts) -> None:
     honest = fitted.encoder.rows(text_models.questions()[1400:1900])[:, UNKNOWN]
     assert fitted.encoder.row("xqzv kjwpq zzkrt vvbnq")[UNKNOWN] > honest.max()
+
+
+def test_foreign_words_in_a_text_are_odder_than_lost_moved_or_own_words(fitted: FittedTexts) -> None:
+    asked, rng = text_models.questions(), np.random.default_rng(0)
+    known = asked[:300]
+    rows = fitted.held_out(known, np.array([fold_of(text) for text in known]))
+    trees, held_out = train_reworded(fitted.reworded_rows(known), rows, rng)
+    words, own = [g.word for g in generic_texts()[1::2]], " ".join(asked[1300:1400]).split()
+    made = {
+        "foreign": [exchange(text, 0.3, words, rng) for text in asked[1400:1700]],
+        "own": [disturb(text, 0.3, own, rng) for text in asked[1400:1700]],
+        "as it is": asked[1400:1700],
+    }
+    odd = {
+        how: float((trees.score(fitted.encoder.rows(t)) > np.quantile(held_out, 0.99)).mean())
+        for how, t in made.items()
+    }
+    assert odd["foreign"] > 0.8, odd
+    assert odd["own"] < 0.6 * odd["foreign"], (
+        odd
+    )  # so narrow a domain has few words and frames: any disorder in it is rare
+    assert odd["as it is"] < 0.02, odd
 
 
 def test_held_out_rows_come_from_weights_that_have_not_seen_the_text(fitted: FittedTexts) -> None:
