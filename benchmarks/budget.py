@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ import numpy as np
 from benchmarks import ours
 from benchmarks.evaluation import Rate
 from benchmarks.ours import Tested
+from benchmarks.progress import say
 from benchmarks.victims import Victim, build
 from detector.baseline import Baseline
 from detector.policy import FLAGGED, Policy, State, wanted
@@ -109,10 +109,6 @@ def run_victim(name: str, plan: Plan) -> dict[str, Any]:
         }
     say(name, f"done in {time.monotonic() - began:.0f} s")
     return found
-
-
-def say(victim: str, text: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {victim}: {text}", file=sys.stderr, flush=True)
 
 
 def main() -> None:

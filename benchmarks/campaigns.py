@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks import detection, ours
+from benchmarks import detection, ours, progress
 from benchmarks.campaign_world import (
     COVERS,
     ORGANISATIONS,
@@ -369,13 +369,13 @@ def run_world(name: str, seed: int, plan: Plan) -> dict[str, Any]:
     began = time.process_time()
     world = World(name, seed, plan)
     say = f"{name} {seed}"
-    detection.say(say, f"{len(world.fleet.statistics):,} accounts after {time.process_time() - began:.0f} s")
+    progress.say(say, f"{len(world.fleet.statistics):,} accounts after {time.process_time() - began:.0f} s")
     found: dict[str, Any] = {
         "splits": splits(world),
         "groups": accused_groups(world),
         "organisations": organisations(world),
     }
-    detection.say(say, f"split thefts and organisations after {time.process_time() - began:.0f} s")
+    progress.say(say, f"split thefts and organisations after {time.process_time() - began:.0f} s")
     known = world.baseline.size_null.honest_p_values()[0]
     found["fleet"] = {
         "accounts": len(world.fleet.statistics),
@@ -385,7 +385,7 @@ def run_world(name: str, seed: int, plan: Plan) -> dict[str, Any]:
     }
     found["campaigns"] = list(campaigns(world))
     found["cpu_s"] = round(time.process_time() - began)
-    detection.say(say, f"done after {found['cpu_s']} s of CPU time")
+    progress.say(say, f"done after {found['cpu_s']} s of CPU time")
     return found
 
 

@@ -19,7 +19,6 @@ import argparse
 import json
 import os
 import re
-import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -40,6 +39,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.tree import DecisionTreeClassifier
 
+from benchmarks.progress import say
 from benchmarks.victims import Victim, build
 from consumers.watermark.answers import Answer
 from consumers.watermark.degradation import degradation_of, degraded
@@ -319,10 +319,6 @@ def run(plan: Plan) -> dict[str, Any]:
         results["victims"][name] = {"text": victim.text, "steps": steps, "marks": mark_rows(victim, plan)}
     results["cpu_s"] = round(time.process_time() - began)
     return results
-
-
-def say(victim: str, text: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {victim}: {text}", file=sys.stderr, flush=True)
 
 
 def main() -> None:

@@ -25,7 +25,6 @@ import argparse
 import json
 import multiprocessing
 import platform
-import sys
 import time
 import warnings
 from collections import defaultdict
@@ -45,6 +44,7 @@ from benchmarks.foreign import FOREIGN
 from benchmarks.leak import describe, leak
 from benchmarks.literature import METHODS, Known
 from benchmarks.ours import Tested
+from benchmarks.progress import say
 from benchmarks.tables import CONTROL, OURS, SPOILT, TRUSTING, UNAIDED, UNEXPECTED, read, summary
 from benchmarks.victims import GROUPS, VICTIMS, Victim, build
 from detector.simulation.attacks import ATTACKS, AttackerKnowledge, Surrogate
@@ -277,10 +277,6 @@ def run_victim(name: str, plan: Plan, literature: bool = True) -> dict[str, Any]
         "floors": floors,
         "metadata": [describe(c.stream.times_s, c.group < 0) for c in clients if c.group >= 0 or c.stream.variant == "plain"],
     }  # fmt: skip
-
-
-def say(victim: str, text: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {victim}: {text}", file=sys.stderr, flush=True)
 
 
 def in_processes(
