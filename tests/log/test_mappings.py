@@ -171,6 +171,18 @@ def test_two_vectors_of_a_span_are_two_rows_with_ids_of_their_own() -> None:
     assert by.counts["left_out"] == 2
 
 
+def test_an_answer_of_a_chat_in_openinference_is_a_text() -> None:
+    values = {
+        "openinference.span.kind": "LLM", "llm.model_name": "chat", "user.id": "team-1",
+        "llm.input_messages.0.message.role": "user", "llm.input_messages.0.message.content": "How?",
+        "llm.output_messages.0.message.role": "assistant", "llm.output_messages.0.message.content": "So.",
+    }  # fmt: skip
+    export = foreign_logs._export([("b7ad6b7169203331", 1_774_000_800_000, values)])
+    (event,) = translated(translator("openinference"), [json.dumps(export).encode()])
+    assert event["messages"] == [{"role": "user", "content": "How?"}]
+    assert event["prediction"] == {"text": "So."}
+
+
 def test_otlp_in_protobuf_says_the_same_as_in_json() -> None:
     """Against the library of the standard, which the service does not need."""
     json_format = pytest.importorskip("google.protobuf.json_format")
