@@ -20,6 +20,7 @@ from consumers import config, keyring, terminal
 from consumers.commands.options import AsJson, ConfigFile
 from consumers.errors import Refused, WrongUse
 from consumers.operators.erasure import KINDS, OF_CAMPAIGNS, Forgotten
+from consumers.records.baselines_in_force import FILE_KIND, KIND
 from consumers.secrets import Secrets
 from consumers.store.sealed import counted
 from consumers.times import rfc3339
@@ -208,7 +209,11 @@ def erase_tenant(
             "tenant.erase",
             f"tenant:{tenant} keys:{','.join(gone)} unreadable:{sealed} clear:{clear}",
             lambda: Forgotten(
-                tuple(e for kind in (*KINDS, *OF_CAMPAIGNS) for e in opened.store.operator_entries(kind, tenant)[1])
+                tuple(
+                    e
+                    for kind in (*KINDS, *OF_CAMPAIGNS, KIND, FILE_KIND)
+                    for e in opened.store.operator_entries(kind, tenant)[1]
+                )
             ),
         )
     row = {"tenant": tenant, "keys": gone, "unreadable": sealed, "not_sealed": clear, "entries": dropped}
