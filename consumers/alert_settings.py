@@ -83,6 +83,13 @@ class SyslogSettings(SinkSettings):
     url: str = Field(
         "", description="udp://, tcp:// or tls://host:port; messages are RFC 5424 with a CEF text; empty: off"
     )
+    ca_file: str = Field(
+        "", description="authorities of the receiver's certificate (PEM), for tls://; empty: the system's"
+    )
+    certfile: str = Field(
+        "", description="own certificate (PEM) for a receiver that asks for one (mutual TLS); empty: none"
+    )
+    keyfile: str = Field("", description="file with the key of that certificate")
 
 
 class EcsSettings(SinkSettings):

@@ -55,6 +55,9 @@ class GatewaySettings(Part):
         "", description="file with the certificate of the gRPC service (PEM, with its chain); empty: no TLS"
     )
     grpc_keyfile: str = Field("", description="file with the key of that certificate")
+    grpc_client_ca: str = Field(
+        "", description="file with the authorities of client certificates (PEM); set: a gateway must present one"
+    )
     grpc_plaintext: bool = Field(
         False,
         description="allow gRPC without TLS outside loopback; the gateways' keys then cross the network in clear text",

@@ -25,8 +25,10 @@ THREADS = 4
 _OK, _PERMISSION_DENIED, _UNAUTHENTICATED = 0, 7, 16
 
 
-def serve_ext_authz(bind: str, gateway: Gateway, tls: tuple[str, str] | None = None) -> tuple[grpc.Server, int]:
-    """Start the service on ``host:port``; port 0 picks one. tls: files of certificate and key. Returns the server and its port.
+def serve_ext_authz(bind: str, gateway: Gateway, tls: tuple[str, str, str] | None = None) -> tuple[grpc.Server, int]:
+    """Start the service on ``host:port``; port 0 picks one. Returns the server and its port.
+
+    tls  files of certificate and key, and of the authorities whose certificates callers must present (empty: none is asked for)
 
     The server ends with its last reference: keep it, `stop` it.
 
@@ -50,7 +52,7 @@ def serve_ext_authz(bind: str, gateway: Gateway, tls: tuple[str, str] | None = N
     )
     stubs.add_AuthorizationServicer_to_server(Authorization(), server)
     try:
-        proof = grpc.ssl_server_credentials([_pair(*tls)]) if tls else None
+        proof = _credentials(grpc, *tls) if tls else None
         port = server.add_secure_port(bind, proof) if proof else server.add_insecure_port(bind)
     except RuntimeError as error:
         raise ConfigError(f"gateway.grpc_bind: {bind}: {error}") from error
@@ -64,9 +66,14 @@ def _headers(asked: Any) -> list[tuple[bytes, bytes]]:
     return found + [(one.key.lower().encode(), one.raw_value or one.value.encode()) for one in raw]
 
 
-def _pair(certfile: str, keyfile: str) -> tuple[bytes, bytes]:
-    """Key and certificate chain, as gRPC wants them. Raises ConfigError."""
-    return paths.read(keyfile, "gateway.grpc_keyfile"), paths.read(certfile, "gateway.grpc_certfile")
+def _credentials(grpc: Any, certfile: str, keyfile: str, client_ca: str) -> Any:
+    """What gRPC shows of itself and asks of callers. Raises Refused."""
+    pair = paths.read(keyfile, "gateway.grpc_keyfile"), paths.read(certfile, "gateway.grpc_certfile")
+    if not client_ca:
+        return grpc.ssl_server_credentials([pair])
+    return grpc.ssl_server_credentials(
+        [pair], paths.read(client_ca, "gateway.grpc_client_ca"), require_client_auth=True
+    )
 
 
 def _scope(context: Any) -> dict[str, Any]:

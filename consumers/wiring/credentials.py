@@ -29,9 +29,14 @@ def tls_of(settings: config.Settings) -> Tls | None:
     return Tls(http.tls_certfile, http.tls_keyfile, http.tls_client_ca or None) if http.tls_certfile else None
 
 
-def grpc_tls_of(settings: config.Settings) -> tuple[str, str] | None:
-    """Files of the gRPC service's certificate and key; None without TLS. Raises WrongUse where keys would travel in clear."""
+def grpc_tls_of(settings: config.Settings) -> tuple[str, str, str] | None:
+    """Files of the gRPC service's certificate, its key, and the authorities of clients (empty: no client certificates are asked for).
+
+    None without TLS. Raises WrongUse where keys would travel in clear.
+    """
     g = settings.gateway
+    if g.grpc_client_ca and not g.grpc_certfile:
+        raise WrongUse("gateway.grpc_client_ca needs gateway.grpc_certfile")
     if bool(g.grpc_certfile) != bool(g.grpc_keyfile):
         raise WrongUse("gateway.grpc_certfile and gateway.grpc_keyfile go together")
     if g.grpc_bind and not is_loopback(g.grpc_bind) and not g.grpc_certfile and not g.grpc_plaintext:
@@ -39,7 +44,7 @@ def grpc_tls_of(settings: config.Settings) -> tuple[str, str] | None:
             f"gateway.grpc_bind {g.grpc_bind} is not loopback and there is no TLS: set gateway.grpc_certfile and "
             "gateway.grpc_keyfile, or gateway.grpc_plaintext = true if gateways' keys may cross the network in clear text"
         )
-    return (g.grpc_certfile, g.grpc_keyfile) if g.grpc_certfile else None
+    return (g.grpc_certfile, g.grpc_keyfile, g.grpc_client_ca) if g.grpc_certfile else None
 
 
 def tokens_of(settings: config.Settings) -> Tokens | None:

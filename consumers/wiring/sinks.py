@@ -9,15 +9,16 @@ Rules:
 from __future__ import annotations
 
 import contextlib
+import ssl
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from consumers import alert_settings, config
+from consumers import alert_settings, config, paths
 from consumers.alerts.capped import CappedSink
 from consumers.alerts.outbound import AllowedHosts
-from consumers.errors import ConfigError, CorruptState, Refused
+from consumers.errors import ConfigError, CorruptState, Refused, WrongUse
 from consumers.records.alert import stored_alert
 from consumers.store import OutboxAlert
 from consumers.wiring import adapters
@@ -92,7 +93,27 @@ def _splunk(a: alert_settings.AlertSettings, stored: Stored) -> AlertSink:
 def _syslog(a: alert_settings.AlertSettings, stored: Stored) -> AlertSink:
     from consumers.alerts.syslog import SyslogSink
 
-    return SyslogSink(a.syslog.url)
+    return SyslogSink(a.syslog.url, context=_syslog_tls(a.syslog))
+
+
+def _syslog_tls(s: alert_settings.SyslogSettings) -> ssl.SSLContext | None:
+    """TLS with the files of the settings; None without any. Raises WrongUse, ConfigError."""
+    if not (s.ca_file or s.certfile or s.keyfile):
+        return None
+    if not s.url.startswith("tls://"):
+        raise WrongUse("alerts.syslog: ca_file, certfile and keyfile need a tls:// address")
+    if bool(s.certfile) != bool(s.keyfile):
+        raise WrongUse("alerts.syslog.certfile and alerts.syslog.keyfile go together")
+    for name in ("ca_file", "certfile", "keyfile"):
+        if file := getattr(s, name):
+            paths.check_regular(file, f"alerts.syslog.{name}")
+    try:
+        context = ssl.create_default_context(cafile=s.ca_file or None)
+        if s.certfile:
+            context.load_cert_chain(s.certfile, s.keyfile)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"alerts.syslog: the certificate files cannot be used: {error}") from error
+    return context
 
 
 def _ecs(a: alert_settings.AlertSettings, stored: Stored) -> AlertSink:

@@ -6,6 +6,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -35,7 +36,7 @@ def own_address() -> str:
 
 
 @contextmanager
-def answering(served: World, bind: str, tls: tuple[str, str] | None = None) -> Iterator[int]:
+def answering(served: World, bind: str, tls: tuple[str, str, str] | None = None) -> Iterator[int]:
     assert isinstance(served.front.gateway, Gateway)
     server, port = serve_ext_authz(bind, served.front.gateway, tls=tls)
     try:
@@ -72,10 +73,29 @@ def test_gateways_ask_over_tls(tmp_path: Path) -> None:
     ca_file, _ = pem(tmp_path, "ca", ca)
     files = pem(tmp_path, "server", certificate("localhost", ca))
     trusted = grpc.ssl_channel_credentials(Path(ca_file).read_bytes())
-    with world(tmp_path) as served, answering(served, "127.0.0.1:0", files) as port:
+    with world(tmp_path) as served, answering(served, "127.0.0.1:0", (*files, "")) as port:
         key = served.keys[OURS, "gateway"]
         assert code(grpc.secure_channel(f"127.0.0.1:{port}", trusted), key) == OK
         with pytest.raises(grpc.RpcError):
             code(grpc.insecure_channel(f"127.0.0.1:{port}"), key)
         with pytest.raises(Refused, match=r"gateway\.grpc_keyfile"):
-            serve_ext_authz("127.0.0.1:0", served.front.gateway, tls=(files[0], "nowhere.key"))  # type: ignore[arg-type]
+            serve_ext_authz("127.0.0.1:0", served.front.gateway, tls=(files[0], "nowhere.key", ""))  # type: ignore[arg-type]
+
+
+def test_a_gateway_must_present_a_certificate_where_authorities_are_set(tmp_path: Path) -> None:
+    ca, other = certificate("our-ca", ca=True), certificate("another-ca", ca=True)
+    ca_file, _ = pem(tmp_path, "ca", ca)
+    files = pem(tmp_path, "server", certificate("localhost", ca))
+
+    def presenting(name: str, issuer: tuple[Any, Any]) -> grpc.ChannelCredentials:
+        cert, key = (Path(file).read_bytes() for file in pem(tmp_path, name, certificate(name, issuer)))
+        return grpc.ssl_channel_credentials(Path(ca_file).read_bytes(), key, cert)
+
+    with world(tmp_path) as served, answering(served, "127.0.0.1:0", (*files, ca_file)) as port:
+        key = served.keys[OURS, "gateway"]
+        ours, theirs = presenting("gateway", ca), presenting("stranger", other)
+        assert code(grpc.secure_channel(f"127.0.0.1:{port}", ours), key) == OK
+        assert code(grpc.secure_channel(f"127.0.0.1:{port}", ours)) == UNAUTHENTICATED  # it needs its key all the same
+        for refused in (theirs, grpc.ssl_channel_credentials(Path(ca_file).read_bytes())):
+            with pytest.raises(grpc.RpcError):
+                code(grpc.secure_channel(f"127.0.0.1:{port}", refused), key)

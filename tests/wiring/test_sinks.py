@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
+import socket
+import ssl
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.receivers import alert, life, recording
+from support.certificates import certificate, pem
+from support.receivers import alert, eventually, life, recording
 
 from consumers import alert_settings, config, log_settings
+from consumers.alerts import AlertSink
 from consumers.alerts.alertmanager import MAX_OPEN, AlertmanagerSink
 from consumers.alerts.capped import DAY_S, CappedSink
 from consumers.alerts.outbound import AllowedHosts
@@ -337,3 +342,68 @@ def test_open_findings_are_bounded() -> None:
         sink._restore([alert(n)])
     sink._prune()
     assert len(sink._open) == MAX_OPEN
+
+
+@pytest.fixture
+def mutual(tmp_path: Path) -> Iterator[tuple[Path, int, list[bytes]]]:
+    """A receiver of syslog that asks for a certificate of our authority: folder of the files, port, what it got."""
+    ca = certificate("our-ca", ca=True)
+    ca_file, _ = pem(tmp_path, "ca", ca)
+    pem(tmp_path, "collector", certificate("collector", ca))
+    pem(tmp_path, "stranger", certificate("stranger", certificate("another-ca", ca=True)))
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=ca_file)
+    context.load_cert_chain(*pem(tmp_path, "receiver", certificate("localhost", ca)))
+    context.verify_mode = ssl.CERT_REQUIRED
+    listener = socket.create_server(("127.0.0.1", 0))
+    got: list[bytes] = []
+
+    def receive() -> None:
+        while True:
+            try:
+                plain, _ = listener.accept()
+            except OSError:
+                return
+            with contextlib.suppress(OSError), context.wrap_socket(plain, server_side=True) as sock:
+                while part := sock.recv(65_536):
+                    got.append(part)
+
+    threading.Thread(target=receive, daemon=True).start()
+    yield tmp_path, listener.getsockname()[1], got
+    listener.shutdown(socket.SHUT_RDWR)
+    listener.close()
+
+
+def test_syslog_presents_its_certificate_to_a_receiver_that_asks_for_one(mutual: tuple[Path, int, list[bytes]]) -> None:
+    folder, port, got = mutual
+
+    def syslog(**files: str) -> AlertSink:
+        section = {"url": f"tls://localhost:{port}"} | {name: str(folder / file) for name, file in files.items()}
+        (sink,) = sinks.configured(settings(syslog=section), None, tuple)
+        return sink
+
+    def sent(sink: AlertSink) -> bool:
+        """Whether a message arrives. TLS 1.3 tells a client that it is refused only after it wrote."""
+        before = len(got)
+        try:
+            for _ in range(3):
+                sink.send(life(1)[:1])
+                if eventually(lambda: len(got) > before, 0.5):
+                    return True
+        except Unavailable:
+            return False
+        finally:
+            sink.close()
+        return False
+
+    assert sent(syslog(ca_file="ca.pem", certfile="collector.pem", keyfile="collector.key"))
+    assert not sent(syslog(ca_file="ca.pem"))
+    assert not sent(syslog(ca_file="ca.pem", certfile="stranger.pem", keyfile="stranger.key"))
+    assert not sent(syslog(certfile="collector.pem", keyfile="collector.key")), "the system trusts no such authority"
+    with pytest.raises((Refused, WrongUse)):
+        syslog(ca_file="nowhere.pem")
+    with pytest.raises(WrongUse, match="go together"):
+        syslog(certfile="collector.pem")
+    with pytest.raises(WrongUse, match="tls://"):
+        sinks.configured(
+            settings(syslog={"url": f"tcp://localhost:{port}", "ca_file": str(folder / "ca.pem")}), None, tuple
+        )
