@@ -59,7 +59,7 @@ class _Twice(RecordSealer):
 def _store(mode: str, path: Path, ring: Keyring) -> Store:
     raw = EmbeddedStore(path)
     if mode == "twice":
-        return SealedStore(raw, _Twice(ring, "on"))  # type: ignore[return-value]
+        return SealedStore(raw, _Twice(ring, "on"))
     return raw if mode == "off" else sealed_store(raw, ring, "on")
 
 
