@@ -120,6 +120,23 @@ def test_a_topic_of_another_tool_is_ingested_and_what_is_hostile_is_a_dead_lette
     assert unattributed == (24 if name in foreign_logs.WITHOUT_CALLER else 0)
 
 
+def test_halves_that_wait_find_each_other_in_the_next_process(
+    kafka_bootstrap: str, topic: Any, tmp_path: Path, baseline_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every process reads on where the store says, and the halves that waited there are read again from the topic."""
+    lines = foreign_logs.kserve(loans.in_order(loans.life("c-0", loans.person, 8, np.random.default_rng(1))))
+    requests, responses = lines[::2], lines[1::2]
+    where = topic(partitions=1)
+    settings = settings_of(tmp_path, kafka_bootstrap, where, baseline_file, "kserve", monkeypatch)
+    seen = []
+    for some in (requests[:5], [], responses[3:] + requests[5:], responses[:3], [responses[7]]):
+        produce_all(kafka_bootstrap, where, records(some, False))
+        metrics = ingest(settings)
+        counts = counters(tmp_path)
+        seen.append((counts["queries"], counts["joined"], metrics.value("querywarden_halves_waiting")))
+    assert seen == [(0, 0, 5), (0, 0, 5), (5, 5, 3), (8, 8, 0), (8, 8, 1)]
+
+
 def declared_table(folder: Path) -> str:
     """A mapping for CSV on a topic, where no first line names the columns."""
     columns = ["api_key", "timestamp", "age", "tenure", "income", "ratio", "country", "prediction"]
