@@ -70,7 +70,7 @@ def room_for_rows(fmap, memory):  # type: ignore[no-untyped-def]
         missing, low, step = RAW_MISSING, fmap.low, fmap.raw_step
     places = memory.ring_hash.shape[1] + memory.reservoir_hash.shape[1]
     return Scratch(
-        StepColumns(missing, low, step, fmap.lattice, fmap.grain, fmap.low, fmap.high, fmap.unit),
+        StepColumns(missing, low, step, fmap.lattice, fmap.grain, fmap.low, fmap.high, fmap.unit, 1.0 / fmap.unit),
         room_for_search(d, memory.ring_codes.shape[2], places),
         Parents(np.empty(PARENTS, np.int64), np.empty(PARENTS)),
         room_for_moves(d),

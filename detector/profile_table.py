@@ -157,10 +157,11 @@ class ProfileTable:
                 faults[key] = str(error)
                 continue
             read += [(key, i, blob, head) for i, (blob, head) in enumerate(zip(blobs, heads, strict=True)) if head]
-            row = self._row(key)
-            if len(blobs) > 1:
-                self._open(row)
         if read:
+            self._rows([key for key, span, _, _ in read if span == LONG])
+            two = [self.rows[key] for key, span, _, _ in read if span == SHORT]
+            opened = self._spans.take_many(len(two))
+            self._clients.arrays["span"][two, SHORT] = opened
             faults |= self._read(read)
         return faults
 
@@ -251,7 +252,7 @@ class ProfileTable:
         -----
         The result does not depend on how polls cut a log. Rows of a window that has passed count in the client's present one.
         """
-        slots = np.array([self._row(k) for k in keys], np.int64)[batch.who]
+        slots = self._rows(keys)[batch.who]
         window = batch.time_ms // self.half_horizon_ms
         effective = _running_maximum(slots, window, self._clients.arrays["window"])
         values = np.unique(effective)
@@ -289,13 +290,19 @@ class ProfileTable:
     # ------------------------------------------------------------------ rows of the arrays
 
     def _row(self, key: object) -> int:
-        row = self.rows.get(key)
-        if row is None:
-            row = self.rows[key] = self._clients.take()
-            self._clients.arrays["window"][row] = -1
-            self._clients.arrays["span"][row] = self._spans.take(), -1
-            self._clients.arrays["archive"][row] = -1
-        return row
+        return int(self._rows([key])[0])
+
+    def _rows(self, keys: Sequence[object]) -> NDArray[np.int64]:
+        """Rows of clients; those that are unknown here start empty."""
+        unknown = list(dict.fromkeys(key for key in keys if key not in self.rows))
+        if unknown:
+            rows, spans = self._clients.take_many(len(unknown)), self._spans.take_many(len(unknown))
+            clients = self._clients.arrays
+            clients["window"][rows] = -1
+            clients["span"][rows, LONG], clients["span"][rows, SHORT] = spans, -1
+            clients["archive"][rows] = -1
+            self.rows.update(zip(unknown, rows.tolist(), strict=True))
+        return np.array([self.rows[key] for key in keys], np.int64)
 
     def _span(self, row: int, span: int) -> int:
         """Where a client's span is; -1 if it has none."""

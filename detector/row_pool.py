@@ -9,7 +9,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,12 +38,22 @@ class RowPool:
         self._given += 1
         return self._given - 1
 
+    def take_many(self, count: int) -> NDArray[np.int64]:
+        """Rows of zeros, `count` of them: every array is cleared once for all of them."""
+        again = [self._free.pop() for _ in range(min(count, len(self._free)))]
+        self.clear(again)
+        new = count - len(again)
+        while self._given + new > self.capacity:
+            self._grow()
+        self._given += new
+        return np.concatenate([np.array(again, np.int64), np.arange(self._given - new, self._given)])
+
     def give_back(self, row: int) -> None:
         self._free.append(row)
 
-    def clear(self, row: int) -> None:
+    def clear(self, rows: int | Sequence[int]) -> None:
         for array in self.arrays.values():
-            array[row] = 0
+            array[rows] = 0
 
     def _grow(self) -> None:
         self.capacity += max(64, self.capacity // 4)

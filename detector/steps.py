@@ -20,6 +20,8 @@ import numba as nb
 import numpy as np
 from numpy.typing import NDArray
 
+from detector.borrowed import lent
+
 STEP_BITS = 12.0
 STEP_SHARE = 0.6
 _QUARTER_OCTAVE = 21
@@ -31,6 +33,10 @@ _LOG_ERROR = 0.087
 _SHARE_BOUND = np.float32(STEP_SHARE * 0.9999)
 _PRECISE = 2.0
 """Worth from which a move's tolerance is at most an eighth of its size: all of them that one magnitude explains lie in three bins."""
+_HALF_OCTAVES = 12
+"""How far below the largest move `an_octave_may_hold` looks; beyond, it says that one may."""
+_ROUNDING = 1e-4
+"""By how much of all worth two sums of float32 may differ."""
 
 
 class StepColumns(NamedTuple):
@@ -38,7 +44,7 @@ class StepColumns(NamedTuple):
 
     missing         code of a missing value
     code_low, code_step, lattice, grain, low, high  (d,) as in `fold_arrays.MapArrays`
-    unit            (u, d) scales in which a step may be constant
+    unit, per_unit  (u, d) scales in which a step may be constant, and their reciprocals
     """
 
     missing: int
@@ -49,6 +55,7 @@ class StepColumns(NamedTuple):
     low: NDArray[np.float64]
     high: NDArray[np.float64]
     unit: NDArray[np.float64]
+    per_unit: NDArray[np.float64]
 
 
 class Moves(NamedTuple):
@@ -97,6 +104,7 @@ def begin_moves(child, columns, moves):  # type: ignore[no-untyped-def]
 @nb.njit(cache=True, nogil=True, error_model="numpy")
 def list_moves(child, parent_codes, columns, moves):  # type: ignore[no-untyped-def]
     """Write size, slack and ratio of each column's move, parent_codes (d,) → child (d,), after `begin_moves`."""
+    columns, moves = lent(columns), lent(moves)
     code_low, code_step, lattice, grain = columns.code_low, columns.code_step, columns.lattice, columns.grain
     missing, rounding, size, slack, ratio = columns.missing, moves.rounding, moves.size, moves.slack, moves.ratio
     for j in range(child.shape[0]):
@@ -121,48 +129,89 @@ def _bin(bits):  # type: ignore[no-untyped-def]
 
 
 @nb.njit(cache=True, nogil=True, fastmath={"reassoc"})
+def weigh_moves(moves):  # type: ignore[no-untyped-def]
+    """Write a lower bound of what each move is worth, 0 for a vague one; return how many there are, their worth, and that of vague ones."""
+    short, bits, worth, ratio = moves.short, moves.short_bits, moves.worth, moves.ratio
+    for j in range(ratio.shape[0]):
+        short[j] = ratio[j]
+    zero = np.float32(0.0)
+    count, total, vague = zero, zero, zero
+    for j in range(worth.shape[0]):
+        least = max(zero, np.float32(bits[j]) * np.float32(_OCTAVE) - np.float32(_BIAS))
+        count += np.float32(1.0) if short[j] > np.float32(1.0) else zero
+        precise = least >= np.float32(_PRECISE)
+        total += least
+        vague += zero if precise else least
+        worth[j] = least if precise else zero
+    return count, total, vague
+
+
+@nb.njit(cache=True, nogil=True, fastmath={"reassoc"})
+def worth_below(bits, worth, limit):  # type: ignore[no-untyped-def]
+    """What the moves, worth (d,), are worth together whose sizes have smaller bits (d,) than `limit`."""
+    total = np.float32(0.0)
+    for j in range(worth.shape[0]):
+        total += worth[j] if bits[j] < limit else np.float32(0.0)
+    return total
+
+
+@nb.njit(cache=True, nogil=True)
+def an_octave_may_hold(need, precise, bits, worth):  # type: ignore[no-untyped-def]
+    """Whether moves within an octave may be worth `need` of the `precise` bits that all, worth (d,), are worth; bits (d,) of their sizes.
+
+    Three neighbouring quarters lie in an octave that begins at every other quarter. Octaves are tried from the largest move down, until
+    what is left is too little.
+    """
+    need -= np.float32(_ROUNDING) * precise
+    top = np.int32(0)
+    for j in range(worth.shape[0]):
+        top = max(top, bits[j] if worth[j] > np.float32(0.0) else np.int32(0))
+    end = np.int64(_bin(top)) + 1
+    before, last = precise, precise
+    for half in range(1, _HALF_OCTAVES):
+        below = worth_below(bits, worth, np.int32(max(np.int64(0), end - 2 * half) << _QUARTER_OCTAVE))
+        if before - below >= need:
+            return True
+        if below < need:
+            return False
+        before = last
+        last = below
+    return True
+
+
+@nb.njit(cache=True, nogil=True)
+def most_in_three_bins(moves):  # type: ignore[no-untyped-def]
+    """What the moves in three neighbouring quarters of an octave are worth at most."""
+    bits, worth, mass = moves.short_bits, moves.worth, moves.mass
+    for j in range(worth.shape[0]):
+        mass[_bin(bits[j])] += worth[j]
+    most = np.float32(0.0)
+    for j in range(worth.shape[0]):
+        b = _bin(bits[j])
+        most = max(most, mass[b] + mass[b + 1] + mass[b + 2])
+    for j in range(worth.shape[0]):
+        mass[_bin(bits[j])] = np.float32(0.0)
+    return most
+
+
+@nb.njit(cache=True, nogil=True)
 def may_be_one_step(columns, moves):  # type: ignore[no-untyped-def]
     """Whether some magnitude might explain `STEP_BITS` and `STEP_SHARE` of the moves that `list_moves` wrote; no only where none can.
 
     A move that is worth `_PRECISE` bits is explained by magnitudes within an eighth of its size. So those that one magnitude explains lie
     in three neighbouring quarters of an octave. The others count as explained.
     """
-    short, bits, worth, mass, size, unit = (
-        moves.short,
-        moves.short_bits,
-        moves.worth,
-        moves.mass,
-        moves.size,
-        columns.unit,
-    )
-    d = worth.shape[0]
-    for j in range(d):
-        short[j] = moves.ratio[j]
-    count = 0
-    total = np.float32(0.0)
-    vague = np.float32(0.0)
-    for j in range(d):
-        least = max(np.float32(0.0), np.float32(bits[j]) * np.float32(_OCTAVE) - np.float32(_BIAS))
-        count += int(short[j] > np.float32(1.0))
-        precise = least >= np.float32(_PRECISE)
-        total += least
-        vague += np.float32(0.0) if precise else least
-        worth[j] = least if precise else np.float32(0.0)
+    columns, moves = lent(columns), lent(moves)
+    count, total, vague = weigh_moves(moves)
     unseen = vague + np.float32(_LOG_ERROR) * count
     if count < 3 or total + np.float32(_LOG_ERROR) * count < STEP_BITS:
         return False
-    for u in range(unit.shape[0]):
-        for j in range(d):
-            short[j] = size[j] / unit[u, j]
-        for j in range(d):
-            mass[_bin(bits[j])] += worth[j]
-        most = np.float32(0.0)
-        for j in range(d):
-            b = _bin(bits[j])
-            most = max(most, mass[b] + mass[b + 1] + mass[b + 2])
-        for j in range(d):
-            mass[_bin(bits[j])] = np.float32(0.0)
-        if most + unseen >= STEP_BITS and most + unseen >= _SHARE_BOUND * total:
+    need = max(np.float32(STEP_BITS), _SHARE_BOUND * total) - unseen
+    short, size, per_unit = moves.short, moves.size, columns.per_unit
+    for u in range(per_unit.shape[0]):
+        for j in range(short.shape[0]):
+            short[j] = size[j] * per_unit[u, j]
+        if an_octave_may_hold(need, total - vague, moves.short_bits, moves.worth) and most_in_three_bins(moves) >= need:
             return True
     return False
 

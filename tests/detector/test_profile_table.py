@@ -11,19 +11,18 @@ from detector.row_pool import RowPool
 LAYOUT = {"count": ((), np.int64), "hash": ((3,), np.uint64)}
 
 
-@given(st.lists(st.booleans(), max_size=300), st.integers(1, 5))
-def test_rows_are_zero_when_given_out_and_keep_what_is_written(steps: list[bool], capacity: int) -> None:
-    """Against a dictionary: True takes a row and writes its number into it, False gives the oldest one back."""
+@given(st.lists(st.integers(0, 4), max_size=200), st.integers(1, 5))
+def test_rows_are_zero_when_given_out_and_keep_what_is_written(steps: list[int], capacity: int) -> None:
+    """Against a dictionary: a step takes one row, or several at once, and writes its number into them; 0 gives the oldest one back."""
     rows = RowPool(LAYOUT, capacity)
     held: dict[int, int] = {}
     for number, take in enumerate(steps, start=1):
-        if take:
-            row = rows.take()
+        for row in [rows.take()] if take == 1 else rows.take_many(take).tolist():
             assert row not in held
             assert rows.arrays["count"][row] == 0
             assert not rows.arrays["hash"][row].any()
             rows.arrays["count"][row], rows.arrays["hash"][row], held[row] = number, number, number
-        elif held:
+        if not take and held:
             row = next(iter(held))
             del held[row]
             rows.give_back(row)

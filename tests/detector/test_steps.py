@@ -29,7 +29,7 @@ MISSING = 65535
 def listed(child: list[float], codes: list[int], of: naive.Columns) -> tuple[StepColumns, Moves]:
     columns = StepColumns(
         MISSING, np.array(of.code_low), np.array(of.code_step), np.array(of.lattice), np.array(of.grain), np.array(of.low),
-        np.array(of.high), np.array(of.units),
+        np.array(of.high), np.array(of.units), 1.0 / np.array(of.units),
     )  # fmt: skip
     moves = room_for_moves(len(child))
     begin_moves(np.array(child), columns, moves)
