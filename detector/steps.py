@@ -172,7 +172,7 @@ def an_octave_may_hold(need, precise, bits, worth):  # type: ignore[no-untyped-d
         below = worth_below(bits, worth, np.int32(max(np.int64(0), end - 2 * half) << _QUARTER_OCTAVE))
         if before - below >= need:
             return True
-        if below < need:
+        if last < need:  # all that the octaves further down can hold
             return False
         before = last
         last = below
