@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from detector.baseline import Baseline
 from detector.calibration import Calibration, FinalExcess, Persona, Tools
 from detector.errors import CorruptBaseline
-from detector.exposure import REGRESSORS, Estimator
+from detector.exposure import EARLIER, REGRESSORS, Estimator
 from detector.features import ARRAYS, DISTANCE_BINS, MEASURES, REGIONS, Column, FeatureMap, Schema
 from detector.signals import SIGNALS, TABLE_VERSION
 from detector.text import TEXT_VERSION, TextEncoder
@@ -372,7 +372,8 @@ def _check_final(final: FinalExcess, clients: int, whose: str) -> None:
 
 def _check_estimator(estimator: Estimator, feature_map: FeatureMap) -> None:
     b = len(estimator.sizes)
-    want = {"weights": (len(REGRESSORS),), "errors": (b, 2), "sizes": (b,), "usual": (feature_map.classes,)}
+    known = EARLIER if len(estimator.weights) == EARLIER else len(REGRESSORS)
+    want = {"weights": (known,), "errors": (b, 2), "sizes": (b,), "usual": (feature_map.classes,)}
     for name, shape in want.items():
         array = getattr(estimator, name)
         _refuse(

@@ -68,7 +68,7 @@ class Domain:
         low, high = rows.min(axis=0), rows.max(axis=0)
         unit = rows.shape[1] > 1 and bool(np.all(np.abs(np.linalg.norm(rows, axis=1) - 1.0) < 2e-3))
         homogeneous = unit or _homogeneous(low, high)
-        decimals = np.array([_decimals(column) for column in rows.T], dtype=np.int64)
+        decimals = np.array([decimals_kept(column) for column in rows.T], dtype=np.int64)
         if homogeneous:
             low, high = (
                 np.full_like(low, -1.0 if unit else low.min()),
@@ -159,7 +159,7 @@ def _homogeneous(low: Rows, high: Rows) -> bool:
     return bool(wide > 0 and alike.mean() >= 0.8 and ((high - low) >= 0.5 * wide).mean() >= 0.5)
 
 
-def _decimals(column: Rows) -> int:
+def decimals_kept(column: Rows) -> int:
     """Digits after the point that all values of a column keep, at most 6; values may have passed through float32."""
     for places in range(MOST_DECIMALS):
         scaled = column * 10.0**places

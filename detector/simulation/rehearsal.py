@@ -2,21 +2,25 @@
 
 It runs once, when a baseline is fitted, on the reference, the honest traffic and the model's answers to both:
 
-1. Learners of three kinds (`_learners`) learn to answer as the model did. The two that do best on held-out rows are its stand-ins: two,
-   because a stand-in may be easier or harder to copy than the model, and the interval should cover that.
+1. Learners of several kinds (`copies.py`) learn to answer as the model did. The two that do best on held-out rows are its stand-ins: two,
+   because a stand-in may be easier or harder to copy than the model, and the interval should cover that. A model that is recognised as
+   linear is its own stand-in: equations give back its weights.
 2. Thieves of the families of `FAMILIES` steal from a stand-in; honest clients of the traffic ask it what they asked the model.
-3. At each of `CHECKPOINTS` queries, copies of both kinds are trained. The better one's agreement with the stand-in on held-out honest
-   rows is the fidelity, because a thief would choose the better one.
+3. At each of `CHECKPOINTS` queries, copies of every kind are trained. The best one's agreement with the stand-in on held-out honest
+   rows is the fidelity, because a thief would choose the best one.
 4. The profile of the same queries is folded by the code that the service runs, and described.
 
-Rules: scikit-learn is imported here and in `fitting/discriminators.py` only; a service never loads it.
+Rules:
+
+* What a stand-in is told and what it answers are the model's kind of answers; a model of labels only is copied from labels only.
+* Fidelity is defined for classifiers only.
 
 Cost: some seconds on one core.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,7 +33,15 @@ from detector.profile_table import ProfileTable
 from detector.query import QueryBatch
 from detector.signals import signal_table
 from detector.simulation.attacks import AttackerKnowledge, steal
-from detector.simulation.domain import Domain, Predict, Rows, first_of_each, strangers
+from detector.simulation.copies import (
+    Learner,
+    agreement,
+    is_linear,
+    softmax,
+    stand_in_learners,
+    thieves_learners,
+)
+from detector.simulation.domain import Domain, Predict, Rows, decimals_kept, first_of_each, strangers
 
 FAMILIES = (
     "noise_uniform",
@@ -45,23 +57,45 @@ CHECKPOINTS = (10, 30, 100, 300, 900)
 HONEST_LIVES = 10
 STAND_IN_ROWS = 4000
 TEST_ROWS = 500
-TREES = 16
-MOST_ROWS = 1000
-"""Rows that the smooth copy uses."""
+NEAR_LINEAR = 0.05
+"""Equations are a stand-in where they agree with the model on no fewer test rows than the best learner, less this share."""
 
-Learner = Callable[[Rows, Rows, np.random.Generator], Predict]
+
+@dataclass(frozen=True, slots=True)
+class Points:
+    """What a rehearsal saw: p points, each a theft or an honest client up to some queries.
+
+    described  (p, f) `describe` of its profile
+    fidelity   (p,) of the best copy
+    family     (p,) which points are left out together
+    usual      (c,) how the model's answers to honest inputs spread over the classes
+    """
+
+    described: Rows
+    fidelity: Rows
+    family: NDArray[np.int64]
+    usual: Rows
 
 
 def rehearse(
     feature_map: FeatureMap, reference: QueryBatch, traffic: QueryBatch, rng: np.random.Generator
 ) -> Estimator | None:
     """The estimator of a model, None where fidelity is not defined (regression, one class only) or rows are too few."""
+    found = rehearsed_points(feature_map, reference, traffic, rng)
+    if found is None or len(found.fidelity) < len(REGRESSORS):
+        return None
+    return Estimator.fit(found.described, found.fidelity, found.family, found.usual)
+
+
+def rehearsed_points(
+    feature_map: FeatureMap, reference: QueryBatch, traffic: QueryBatch, rng: np.random.Generator
+) -> Points | None:
+    """The points that an estimator is fitted on; None where fidelity is not defined or rows are too few."""
     found = stand_ins(feature_map, reference, traffic, rng)
     if found is None:
         return None
-    test, knowledge, best = found.test, found.knowledge, found.learners
-    truths = [stand_in(test).argmax(1) for stand_in in found.models]
-    usual = np.bincount(truths[0], minlength=feature_map.classes) / len(test)
+    truths = [stand_in(found.test).argmax(1) for stand_in in found.models]
+    usual = np.bincount(truths[0], minlength=feature_map.classes) / len(found.test)
     described: list[NDArray[np.float64]] = []
     fidelity: list[float] = []
     group: list[int] = []
@@ -76,23 +110,21 @@ def rehearse(
             done = n
             profile = table.profile(0)
             if profile.distinct >= FEWEST:
-                copies = [_agreement(learner, life[:n], answered[:n], test, truths[which], rng) for learner in best]
+                copies = (learner(life[:n], answered[:n], rng) for learner in found.learners)
                 described.append(describe(profile, feature_map, usual))
-                fidelity.append(max(copies))
+                fidelity.append(max(agreement(copy, found.test, truths[which]) for copy in copies))
                 group.append(family)
 
     for number, family in enumerate(FAMILIES):
         which = number % 2
-        study(steal(family, knowledge, found.models[which], CHECKPOINTS[-1], rng), number, which)
+        study(steal(family, found.knowledge, found.models[which], CHECKPOINTS[-1], rng), number, which)
     count = np.bincount(traffic.who, minlength=len(traffic.clients))
     # honest clients of all sizes, not the largest only
     chosen = np.argsort(count)[np.unique(np.linspace(0, len(count) - 1, HONEST_LIVES).astype(int))]
     for number, client in enumerate(chosen[count[chosen] > 0]):
         life = traffic.inputs[traffic.who == client][: CHECKPOINTS[-1]]
         study(life, len(FAMILIES) + number % 4, number // 4 % 2)
-    if len(fidelity) < len(REGRESSORS):
-        return None
-    return Estimator.fit(np.array(described), np.array(fidelity), np.array(group), usual)
+    return Points(np.array(described), np.array(fidelity), np.array(group), usual)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +132,8 @@ class StandIns:
     """What takes the model's place in a rehearsal.
 
     models     two of them, (n, d) rows → (n, c) probabilities
-    learners   what they were made with, and what thieves train
+    learners   what thieves train
+    linear     whether the model was recognised as linear; both stand-ins are then the same
     knowledge  the accepted domain, rows that a thief owns, foreign rows
     known      (k, d) honest rows that the models learned from, with their answers (k, c)
     test       (t, d) honest rows that neither models nor thieves saw
@@ -108,6 +141,7 @@ class StandIns:
 
     models: tuple[Predict, ...]
     learners: tuple[Learner, ...]
+    linear: bool
     knowledge: AttackerKnowledge
     known: Rows
     answers: Rows
@@ -126,13 +160,13 @@ def stand_ins(
     domain = Domain.of(reference.inputs, coded if coded.any() else None)
     order = rng.permutation(len(rows))
     test, own, known = np.split(order, [min(TEST_ROWS, len(rows) // 4), len(rows) // 2])
-    learners = _learners(domain, feature_map.wide)
-    labels = answers[test].argmax(1)
-    alike = [_agreement(learner, rows[known], answers[known], rows[test], labels, rng) for learner in learners]
-    best = tuple(learners[i] for i in np.argsort(alike)[:-3:-1])
-    models = tuple(_likely_answers(learner(rows[known], answers[known], rng)) for learner in best)
+    linear = is_linear(domain, rows[known], answers[known], rng)
+    learners = thieves_learners(domain, feature_map.wide)
+    chosen = _chosen(stand_in_learners(domain, feature_map.wide, linear), rows, answers, known, test, rng)
+    places = decimals_of(answers)
+    models = tuple(_answering(copy, places) for copy in chosen)
     knowledge = AttackerKnowledge(domain, rows[own], strangers(domain, rows[known], rng))
-    return StandIns(models, best, knowledge, rows[known], answers[known], rows[test])
+    return StandIns(models, learners, linear, knowledge, rows[known], answers[known], rows[test])
 
 
 def _answered(reference: QueryBatch, traffic: QueryBatch, classes: int, rng: np.random.Generator) -> tuple[Rows, Rows]:
@@ -151,81 +185,43 @@ def _answered(reference: QueryBatch, traffic: QueryBatch, classes: int, rng: np.
     return rows[first], answers[first]
 
 
-def _learners(domain: Domain, wide: bool) -> tuple[Learner, ...]:
-    """What thieves train: equations for linear models, a smooth interpolator, trees (of no use on embeddings, and slow there)."""
+def _chosen(
+    learners: Sequence[Learner],
+    rows: Rows,
+    answers: Rows,
+    known: NDArray[np.int64],
+    test: NDArray[np.int64],
+    rng: np.random.Generator,
+) -> tuple[Predict, Predict]:
+    """Two stand-ins out of the learners, of which equations come first: the best other one, and equations where they come near it.
 
-    def equations(rows: Rows, answers: Rows, rng: np.random.Generator) -> Predict:
-        return _linear(domain, rows, answers)
-
-    def smooth(rows: Rows, answers: Rows, rng: np.random.Generator) -> Predict:
-        return _kernel(domain, rows, answers, rng)
-
-    return (equations, smooth) if wide else (equations, smooth, _trees)
-
-
-def _log_odds(answers: Rows, least: float) -> Rows:
-    logs = np.log(np.clip(answers, least, 1.0))
-    centred: Rows = logs - logs.mean(1, keepdims=True)
-    return centred
-
-
-def _linear(domain: Domain, rows: Rows, answers: Rows) -> Predict:
-    """Log odds as linear equations (Tramèr et al., USENIX 2016, §4.1): exact once a linear model's unknowns are outnumbered."""
-
-    def design(x: Rows) -> Rows:
-        return np.hstack([domain.standardise(x), np.ones((len(x), 1))])
-
-    a = design(rows)
-    weights = np.linalg.solve(
-        a.T @ a + 1e-4 * len(rows) * np.eye(a.shape[1]) / a.shape[1], a.T @ _log_odds(answers, 1e-6)
-    )
-    return lambda x: design(x) @ weights
+    Foreign inputs copy a model as far as it is linear: one stand-in says what they teach if it is, the other if it is not.
+    """
+    copies = [learn(rows[known], answers[known], rng) for learn in learners]
+    labels = answers[test].argmax(1)
+    alike = np.array([agreement(copy, rows[test], labels) for copy in copies])
+    if len(copies) == 1:
+        return copies[0], copies[0]
+    first, second = 1 + np.argsort(-alike[1:], kind="stable")[:2]
+    near_linear = alike[0] >= alike[first] - NEAR_LINEAR
+    return copies[first], copies[0] if near_linear else copies[second]
 
 
-def _kernel(domain: Domain, rows: Rows, answers: Rows, rng: np.random.Generator) -> Predict:
-    """Kernel ridge regression of the log odds; the width is the median distance of two rows."""
-    z = domain.standardise(rows)[:MOST_ROWS]
-    some = z[rng.permutation(len(z))[:256]]
-    width = max(float(np.median(_squared(some, some)[np.triu_indices(len(some), 1)])) if len(some) > 1 else 1.0, 1e-9)
-    weights = np.linalg.solve(
-        np.exp(-_squared(z, z) / width) + 1e-2 * np.eye(len(z)), _log_odds(answers[: len(z)], 1e-3)
-    )
-    return lambda x: np.exp(-_squared(domain.standardise(x), z) / width) @ weights
+def decimals_of(answers: Rows) -> int:
+    """Decimals of a model's probabilities (n, c), at most 6; 0 where the answers are labels only.
+
+    >>> decimals_of(np.array([[0.25, 0.75], [0.5, 0.5]])), decimals_of(np.eye(2))
+    (2, 0)
+    """
+    return max(decimals_kept(column) for column in answers.T)
 
 
-def _squared(a: Rows, b: Rows) -> Rows:
-    out: Rows = np.maximum((a**2).sum(1)[:, None] + (b**2).sum(1) - 2.0 * a @ b.T, 0.0)
-    return out
-
-
-def _trees(rows: Rows, answers: Rows, rng: np.random.Generator) -> Predict:
-    from sklearn.ensemble import ExtraTreesRegressor
-
-    forest = ExtraTreesRegressor(TREES, max_features=0.5, random_state=int(rng.integers(2**31)), n_jobs=1)
-    forest.fit(rows, answers)
-
-    def predict(asked: Rows) -> Rows:
-        out: Rows = np.asarray(forest.predict(asked), np.float64).reshape(len(asked), -1)
-        return np.log(np.maximum(out, 1e-6))
-
-    return predict
-
-
-def _agreement(
-    learner: Learner, rows: Rows, answers: Rows, test: Rows, truth: NDArray[np.int64], rng: np.random.Generator
-) -> float:
-    """Fidelity of one copy. A copy of one answer only knows that answer."""
-    return float((learner(rows, answers, rng)(test).argmax(1) == truth).mean())
-
-
-def _likely_answers(scores: Predict) -> Predict:
-    """A stand-in's probabilities out of a learner's scores."""
+def _answering(scores: Predict, places: int) -> Predict:
+    """A copy that answers as the model does: probabilities of as many decimals, or labels only."""
 
     def answer(rows: Rows) -> Rows:
-        raw = scores(rows)
-        likely = np.exp(raw - raw.max(1, keepdims=True))
-        out: Rows = likely / likely.sum(1, keepdims=True)
-        return out
+        likely = softmax(scores(rows))
+        return likely.round(places) if places else np.eye(likely.shape[1])[likely.argmax(1)]
 
     return answer
 
