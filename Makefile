@@ -145,6 +145,10 @@ bench-detection: $(STAMP) ## Ours and the literature on ten victims, about 35 mi
 bench-campaigns: $(STAMP) ## Campaigns as reported, split thefts, honest organisations, 20 minutes of CPU time; resumes (ARGS=--short: 1 minute, no file)
 	@nice -n 10 $(BIN)/python -m benchmarks.campaigns $(ARGS)
 
+.PHONY: bench-exposure
+bench-exposure: $(STAMP) ## Estimated exposure against real copies of ten models, about 5 minutes (ARGS=--short: prints only)
+	@nice -n 10 $(BIN)/python -m benchmarks.exposure $(ARGS)
+
 .PHONY: bench-text
 bench-text: $(STAMP) ## Ours and the literature on three models of texts, about 15 minutes (ARGS=--short: prints only)
 	@$(BIN)/python -m pip install -q --no-deps --require-hashes --target .venv/texts -r requirements/texts.txt

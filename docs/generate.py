@@ -274,12 +274,14 @@ def figures() -> dict[str, Callable[[], str]]:
     try:
         tables = importlib.import_module("benchmarks.tables")
         texts = importlib.import_module("benchmarks.text_tables")
+        exposure = importlib.import_module("benchmarks.exposure_tables")
         campaigns = importlib.import_module("benchmarks.campaign_tables")
     finally:
         sys.path.remove(str(ROOT))
     results, split = tables.read(), campaigns.read()
     made = {name: functools.partial(make, results) for name, make in tables.TABLES.items()}
     made |= {name: functools.partial(make, texts.read()) for name, make in texts.TABLES.items()}
+    made |= {name: functools.partial(make, exposure.read()) for name, make in exposure.TABLES.items()}
     return made | {name: functools.partial(make, split) for name, make in campaigns.TABLES.items()}
 
 
