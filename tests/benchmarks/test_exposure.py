@@ -20,7 +20,7 @@ def test_the_committed_interval_holds_for_nine_of_ten_and_the_query_counter_is_w
     assert {p.victim for p in points} == set(results["plan"]["victims"])
 
 
-def test_a_linear_model_is_copied_from_a_hundred_answers_and_the_control_knows_the_count_only() -> None:
+def test_a_linear_model_is_copied_and_the_control_knows_the_count_only() -> None:
     victim = build("tumour")
     rows = victim.reference
     truth = victim.predict(victim.held).argmax(1)
