@@ -383,7 +383,7 @@ def test_ecs_documents_as_lines(tmp_path: Path) -> None:
     documents = [json.loads(line) for line in path.read_text().splitlines()]
     assert [m.happened for m in of_ecs(documents)] == ["created", "updated", "closed"]
     first = documents[0]
-    assert first["threat"]["technique"]["subtechnique"]["id"] == ["AML.T0024.002"]
+    assert first["threat"]["technique"]["subtechnique"]["id"] == ["AML.T0024.002", "AML.T0005.001"]
     assert first["event"]["kind"] == "alert"
     assert first["event"]["category"] == ["api", "intrusion_detection"]
     assert first["ecs"]["version"].startswith("9.")

@@ -131,7 +131,7 @@ def test_a_join_that_outlasts_its_poll_is_completed(
         monkeypatch.setattr("consumers.log.kafka.complete_joins", lambda consumer: None)
     name = topic(partitions=1)
     one = Member(new_log(name), {})
-    one.until(lambda: len(one.cells) == 1)
+    one.until(lambda: len(one.cells) == 1, timeout_s=2.0)  # long enough for the first join of the control too
     admin.create_partitions({name: 2})
     for _ in range(120):  # the new partition is noticed within 5 s
         if len(one.cells) == 2:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from consumers.log import Records
@@ -169,6 +169,7 @@ def test_no_four_characters_of_a_secret_are_in_a_dead_letter(
     found: tuple[list[str], Any], writer: str, number: int
 ) -> None:
     secrets, event = found
+    assume(not any("JSON" in secret for secret in secrets))  # a word of our own in what a letter says
     value = WRITERS[writer](event, number)
     texts = [redacted(value, SHOWN).decode()]
     for letter in letters(value):
