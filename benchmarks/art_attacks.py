@@ -18,7 +18,8 @@ import numpy as np
 from art.attacks.extraction import CopycatCNN, KnockoffNets
 from art.estimators.classification import BlackBoxClassifier
 
-from detector.simulation.attacks import AttackerKnowledge, Surrogate
+from detector.simulation.attacks import AttackerKnowledge
+from detector.simulation.copies import Surrogate
 from detector.simulation.domain import Domain, Predict, Rows
 
 GROUPS = 8

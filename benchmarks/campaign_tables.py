@@ -17,11 +17,13 @@ from typing import Any
 import numpy as np
 
 from benchmarks.evaluation import Rate
-from benchmarks.tables import Results, percent, share, table
+from benchmarks.tables import Results, in_percent, percent, share, table
 
 RESULTS = Path(__file__).parent / "results" / "campaigns.json"
 HIDDEN = ("in_domain",)
+"""Families that content cannot show."""
 JOIN_LEVELS = (0.02, 0.05, 0.1, 0.2, 0.3)
+"""P-values up to which an account would join a decision; both its own over its lifetime and that among clients of its size are tried."""
 RESAMPLES = 1000
 
 
@@ -82,7 +84,7 @@ def by_link(results: Results) -> str:
     for link in dict.fromkeys(one["link"] for row in rows for one in row["links"]):
         for cover in results["plan"]["covers"]:
             cells = [(row, _link(row, link)) for row in rows if row["cover"] == cover]
-            lines.append((link, f"{cover:.0%}".replace("%", " %"), *_figures(cells)))
+            lines.append((link, in_percent(cover, 0), *_figures(cells)))
     titles = ("what the accounts share", "cover", "campaigns found", "accounts named", "of those named, thieves")
     return table(titles, lines)
 
@@ -95,7 +97,7 @@ def by_shape(results: Results) -> str:
         for cover in results["plan"]["covers"]:
             mine = [row for row in rows if row["shape"] == shape and row["cover"] == cover]
             strong, none = ([(row, _link(row, link)) for row in mine] for link in ("strong", "none"))
-            lines.append((shape, f"{cover:.0%}".replace("%", " %"), _campaigns(strong), *_figures(none)))
+            lines.append((shape, in_percent(cover, 0), _campaigns(strong), *_figures(none)))
     titles = (
         "accounts × queries a day", "cover", "found over one strong link", "found with no link", "accounts named", "thieves among them",
     )  # fmt: skip
@@ -130,7 +132,7 @@ def times(results: Results) -> str:
                     f"{middle[k]:{f}} ({low[k]:{f}}–{high[k]:{f}})"
                     for k, f in ((0, ".3f"), (1, ",.0f"), (2, ".2f"), (3, ".2f"))
                 ]
-                lines.append((shape, f"{cover:.0%}".replace("%", " %"), str(len(at)), *figures))
+                lines.append((shape, in_percent(cover, 0), str(len(at)), *figures))
     return table(
         (
             "accounts × queries a day",
@@ -181,7 +183,7 @@ def accused(results: Results) -> str:
 def _organisation(counts: Sequence[int]) -> tuple[str, ...]:
     over_link, by_content, groups, named, accounts = counts
     shown = (percent(Rate(count, groups)) for count in (over_link, by_content))
-    return (str(groups), *shown, f"{named / accounts:.2%}".replace("%", " %"))
+    return (str(groups), *shown, in_percent(named / accounts, 2))
 
 
 def joining(results: Results) -> str:
@@ -194,7 +196,7 @@ def joining(results: Results) -> str:
             for cover in (0.0, 0.5):
                 shares = [row["joining"][which][i] for row in rows_of(results) if row["cover"] == cover]
                 cells.append(by_members(shares, [1.0] * len(shares)))
-        honest = f"{np.mean([f['below'][i] for f in fleets]):.1%}".replace("%", " %")
+        honest = in_percent(float(np.mean([f["below"][i] for f in fleets])), 1)
         lines.append((f"{level}", *cells, honest))
     titles = (
         "p-value of at most", "thieves, by the lifetime", "…, 50 % cover", "thieves, by the size", "…, 50 % cover", "honest, by the size",
@@ -225,7 +227,7 @@ def bounds(results: Results) -> str:
         ("campaigns found with no link in which at most the stated number were honest", with_interval(Rate(sum(kept), len(kept)))),
         ("fleets without a campaign in which a cell was told of", with_interval(Rate(sum(f["cells"] > 0 for f in fleets), len(fleets)))),
         *(
-            (f"honest accounts with a p-value of at most {level}", f"{np.mean([f['below'][i] for f in fleets]):.1%}".replace("%", " %"))
+            (f"honest accounts with a p-value of at most {level}", in_percent(float(np.mean([f["below"][i] for f in fleets])), 1))
             for i, level in enumerate(JOIN_LEVELS)
         ),
     ]  # fmt: skip

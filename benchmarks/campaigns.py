@@ -34,6 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks import detection, ours, progress
+from benchmarks.campaign_tables import HIDDEN, JOIN_LEVELS, RESULTS, TABLES
 from benchmarks.campaign_world import (
     COVERS,
     ORGANISATIONS,
@@ -55,21 +56,18 @@ from detector.group_statistic import MOST_JUDGED, GroupTest, Members, compared
 from detector.profile import Profile
 from detector.scoring import assess
 from detector.signals import Statistics, measure
-from detector.simulation.attacks import ATTACKS, Surrogate
+from detector.simulation.attacks import ATTACKS
+from detector.simulation.copies import Surrogate
 from detector.simulation.domain import Rows
 from detector.simulation.population import VARIANTS, Stream, theft_streams
 
-RESULTS = Path(__file__).parent / "results" / "campaigns.json"
 SPLIT = tuple(name for name, how in VARIANTS.items() if how.accounts > 1)
 SIZES = (3, 10, 50)
 LOOKS = (1 / 256, 1 / 64, 1 / 16, 1 / 4, 1.0)
 """Parts of a campaign's time after which it is looked at, for the time to detection."""
 MOST_LEARNED = 4_000
 """Answers from which a copy is trained, to say how much was exposed."""
-JOIN_LEVELS = (0.02, 0.05, 0.1, 0.2, 0.3)
-"""P-values up to which an account would join a decision; both its own over its lifetime and that among clients of its size are tried."""
 MOST_ASSESSED = 60
-HIDDEN = ("in_domain",)
 LINKS = ("strong", "25 organisations", "software", "6 addresses", "plan", "dealt at random", "none")
 
 
@@ -437,8 +435,6 @@ def write(results: Mapping[str, Any], path: Path) -> None:
 
 
 def main() -> None:
-    from benchmarks.campaign_tables import TABLES
-
     parser = argparse.ArgumentParser(description="Campaigns as reported, split thefts, and honest organisations.")
     parser.add_argument("--short", action="store_true", help="one world, fewer shapes; prints only")
     parser.add_argument("--out", type=Path, help=f"where the figures go (default: {RESULTS}, nowhere if --short)")

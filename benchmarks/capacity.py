@@ -114,7 +114,7 @@ def simulate(
 ) -> Simulated:
     """One ingest process that reads `rate` queries a second of `clients` clients.
 
-    burst, burst_s  so many times the rate arrive in the first seconds
+    burst, burst_s  in the first `burst_s` seconds, `burst` times the rate arrives
     pause_s         how long Kafka waits to fill an answer
     """
     shares = np.cumsum(rng.lognormal(0, SPREAD, max(1, min(int(clients), 1_000_000))))

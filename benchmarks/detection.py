@@ -47,7 +47,8 @@ from benchmarks.ours import Tested
 from benchmarks.progress import say
 from benchmarks.tables import CONTROL, OURS, SPOILT, TRUSTING, UNAIDED, UNEXPECTED, read, summary
 from benchmarks.victims import GROUPS, VICTIMS, Victim, build
-from detector.simulation.attacks import ATTACKS, AttackerKnowledge, Surrogate
+from detector.simulation.attacks import ATTACKS, AttackerKnowledge
+from detector.simulation.copies import Surrogate
 from detector.simulation.domain import Rows
 from detector.simulation.honest import BENIGN
 from detector.simulation.population import Stream, simulated_population, theft_streams

@@ -20,7 +20,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import argparse
 import json
-import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -38,20 +37,21 @@ from sklearn.neural_network import MLPRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from benchmarks import progress
+from benchmarks.exposure_tables import RESULTS, Point, measured
 from benchmarks.ours import HALF_HORIZON_MS, KEY, Tested, as_batch, reference_of
 from benchmarks.victims import VICTIMS, Victim, build
 from detector.exposure import REGRESSORS, Estimator, describe, estimate
 from detector.fitting.feature_map import fit_feature_map
 from detector.profile_table import ProfileTable
 from detector.signals import signal_table
-from detector.simulation.attacks import AttackerKnowledge, Surrogate, steal
+from detector.simulation.attacks import AttackerKnowledge, steal
+from detector.simulation.copies import Surrogate
 from detector.simulation.domain import Rows
 from detector.simulation.population import simulated_population
 from detector.simulation.rehearsal import FAMILIES, rehearsed_points
 
 Labels = NDArray[np.int64]
-
-RESULTS = Path(__file__).parent / "results" / "exposure.json"
 
 
 FAMILIES_TRIED = (
@@ -83,24 +83,6 @@ class Plan:
 
 
 SHORT = Plan(victims=("tumour",), families=("noise_uniform", "in_domain", "equation_solving"), ends=(20, 100), tested=2)
-
-
-@dataclass(frozen=True)
-class Point:
-    """One theft, or honest client ("honest"), up to some queries. counter: what the control estimates."""
-
-    victim: str
-    family: str
-    queries: int
-    truth: float
-    fidelity: float
-    low: float
-    high: float
-    counter: float
-
-    @property
-    def inside(self) -> bool:
-        return self.low <= self.truth <= self.high
 
 
 # ------------------------------------------------------------------------------------------------------------- copies
@@ -221,21 +203,10 @@ def counted(described: Rows) -> Rows:
 
 
 def figures(points: list[Point]) -> dict[str, Any]:
-    """Mean absolute error, coverage and width of the interval, rank correlation; of ours and of the counter."""
-    truth, told, counter = (np.array([getattr(p, f) for p in points]) for f in ("truth", "fidelity", "counter"))
-    return {
-        "points": len(points),
-        "mean_absolute_error": round(float(np.abs(told - truth).mean()), 3),
-        "bias": round(float((told - truth).mean()), 3),
-        "covered": round(float(np.mean([p.inside for p in points])), 3),
-        "width": round(float(np.mean([p.high - p.low for p in points])), 3),
-        "rank_correlation": round(float(spearmanr(told, truth)[0]), 3),
-        "counter_error": round(float(np.abs(counter - truth).mean()), 3),
-    }
-
-
-def say(text: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+    """What the table shows, and the rank correlation and bias, to three decimals."""
+    truth, told = (np.array([getattr(p, f) for p in points]) for f in ("truth", "fidelity"))
+    found = measured(points) | {"bias": (told - truth).mean(), "rank_correlation": spearmanr(told, truth)[0]}
+    return {"points": len(points)} | {name: round(float(value), 3) for name, value in found.items()}
 
 
 def main() -> None:
@@ -254,7 +225,7 @@ def main() -> None:
         began = time.process_time()
         points += points_of(name, plan)
         own = [p for p in points if p.victim == name]
-        say(f"{name}: {time.process_time() - began:.0f} s CPU, {figures(own)}")
+        progress.say(name, f"{time.process_time() - began:.0f} s CPU, {figures(own)}")
     known = [p for p in points if p.family in FAMILIES or p.family == "honest"]
     other = [p for p in points if p not in known]
     summary = {"all": figures(points), "rehearsed families": figures(known), "other families": figures(other)}

@@ -23,16 +23,13 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from benchmarks.throughput import redis_url
-from benchmarks.traffic import AT_ONCE, DEAD_TOPIC, MODEL, START_S, Traffic
-from consumers.ingest import loop as ingest
+from benchmarks.traffic import DEAD_TOPIC, MODEL, START_S, Traffic, ingesting
 from consumers.ingest.step import Ingest
-from consumers.log.dead_letter_topic import DeadLetterTopic
-from consumers.log.kafka import KafkaLog, connection
+from consumers.log.kafka import connection
 from consumers.log.topics import ensure_topics
 from consumers.secrets import Secrets
 from consumers.store.redis import connect
@@ -82,31 +79,24 @@ def run(events: int) -> int:
     readings: list[float] = []
     try:
         broker.start()
-        brokers: Any = connection(broker.bootstrap, security_protocol="PLAINTEXT")
-        ensure_topics(brokers, [DEAD_TOPIC], 1)
+        ensure_topics(connection(broker.bootstrap, security_protocol="PLAINTEXT"), [DEAD_TOPIC], 1)
         bounded = {"retention.bytes": str(2 * SEGMENT_BYTES), "segment.bytes": str(SEGMENT_BYTES)}
         _create(broker.bootstrap, bounded)
         with tempfile.TemporaryDirectory(prefix="querywarden-long-") as name, redis_url() as url:
             secrets = Secrets.load(Path(name) / "secrets.json", create=True)
             store = connect(f"{url}/0", timeout_s=60)
             store.prepare(secrets.key_id)
-            log = KafkaLog(brokers, topics=[TOPIC], group_id="long", max_poll_records=AT_ONCE)
-            letters = DeadLetterTopic(brokers, DEAD_TOPIC)
             reading = Ingest(baselines={MODEL: baseline}, secrets=secrets)
-            runner = ingest.IngestLoop(log, store, reading, dead_letters=letters, max_poll_records=AT_ONCE)
-            done = 0
-            while done < events:
-                produce(broker.bootstrap, TOPIC, round_of(lines, done, rng), keys=keys)
-                goal = done + len(lines)
-                while done < goal:
-                    done += runner.turn(0.2)
-                readings.append(resident_mb())
-                print(
-                    f"{done:11,} events, {readings[-1]:7.1f} MB, {time.process_time():8.1f} s of processor", flush=True
-                )
-            letters.close()
-            log.close()
-            store.close()
+            with ingesting(broker.bootstrap, TOPIC, "long", store, reading) as (runner, _):
+                done = 0
+                while done < events:
+                    produce(broker.bootstrap, TOPIC, round_of(lines, done, rng), keys=keys)
+                    goal = done + len(lines)
+                    while done < goal:
+                        done += runner.turn(0.2)
+                    readings.append(resident_mb())
+                    used = f"{readings[-1]:7.1f} MB, {time.process_time():8.1f} s of processor"
+                    print(f"{done:11,} events, {used}", flush=True)
     finally:
         broker.remove()
     rise = leaks(readings[len(readings) // 3 :])

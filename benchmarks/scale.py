@@ -31,13 +31,11 @@ from typing import Any, cast
 import redis
 
 from benchmarks.throughput import conditions
-from benchmarks.traffic import AT_ONCE, DEAD_TOPIC, MODEL, Traffic, records
+from benchmarks.traffic import DEAD_TOPIC, MODEL, Traffic, ingesting, records
 from consumers.detect import loop as detect
 from consumers.detect.step import Detect
-from consumers.ingest import loop as ingest
 from consumers.ingest.step import Cell, Ingest
-from consumers.log.dead_letter_topic import DeadLetterTopic
-from consumers.log.kafka import KafkaLog, connection
+from consumers.log.kafka import connection
 from consumers.log.topics import ensure_topics
 from consumers.secrets import Secrets
 from consumers.store import Checkpoint, Store
@@ -82,41 +80,33 @@ def worker(bootstrap: str, topic: str, url: str, group: str, folder: str, share:
     """Join an empty topic with `share` - 1 others, say so, wait for a line, ingest until the end of the topic, print what was done."""
     baseline = read_baseline((Path(folder) / "bench.baseline").read_bytes())
     secrets = Secrets.load(Path(folder) / "secrets.json")
-    brokers: Any = connection(bootstrap, security_protocol="PLAINTEXT")
     store = Counting(connect(url, timeout_s=30))
     store.prepare(secrets.key_id)
-    log = KafkaLog(brokers, topics=[topic], group_id=group, max_poll_records=AT_ONCE)
-    letters = DeadLetterTopic(brokers, DEAD_TOPIC)
     reading = Ingest(baselines={MODEL: baseline}, secrets=secrets)
     owned = Cell("warm:0", "t", 0, Counter())
     some = records(Traffic().lines(500)[0])
     reading.step(owned, *reading.decode(owned, some), len(some.values))
     # Partitions that change hands while the topic is empty look like processes that died at the same record.
-    runner = ingest.IngestLoop(
-        log, cast(Store, store), reading, dead_letters=letters, max_poll_records=AT_ONCE, cautious_after=1000
-    )
-    while len(runner.ownership.cells) != PARTITIONS // int(share):
-        runner.turn(0.2)
-    print("ready", flush=True)
-    while not select.select([sys.stdin], [], [], 0)[0]:  # the others may still join, for which each must poll
-        runner.turn(0.2)
-    for said in ("held", ""):
-        sys.stdin.readline()
-        print(said, flush=True)
-    ends = dict(log.ends())
-    began, began_s, last_s, queries = time.process_time(), time.monotonic(), 0.0, 0
-    while True:
-        done = runner.turn(0.2)
-        queries += done
-        last_s = time.monotonic() if done else last_s
-        if not done and all(store.shards(cell, []).offset >= end for cell, end in ends.items()):
-            break
-    took = time.process_time() - began
-    told = {"queries": queries, "written": store.written, "cpu_s": took, "from_s": began_s, "to_s": last_s}
-    print(json.dumps(told), flush=True)
-    letters.close()
-    log.close()
-    store.close()
+    with ingesting(bootstrap, topic, group, cast(Store, store), reading, cautious_after=1000) as (runner, log):
+        while len(runner.ownership.cells) != PARTITIONS // int(share):
+            runner.turn(0.2)
+        print("ready", flush=True)
+        while not select.select([sys.stdin], [], [], 0)[0]:  # the others may still join, for which each must poll
+            runner.turn(0.2)
+        for said in ("held", ""):
+            sys.stdin.readline()
+            print(said, flush=True)
+        ends = dict(log.ends())
+        began, began_s, last_s, queries = time.process_time(), time.monotonic(), 0.0, 0
+        while True:
+            done = runner.turn(0.2)
+            queries += done
+            last_s = time.monotonic() if done else last_s
+            if not done and all(store.shards(cell, []).offset >= end for cell, end in ends.items()):
+                break
+        took = time.process_time() - began
+        told = {"queries": queries, "written": store.written, "cpu_s": took, "from_s": began_s, "to_s": last_s}
+        print(json.dumps(told), flush=True)
 
 
 class Workers:
@@ -156,7 +146,7 @@ class Workers:
 
 @contextlib.contextmanager
 def shards(count: int) -> Iterator[tuple[str, list[Redis]]]:
-    """A Redis, or a cluster of so many primaries: the store's address, and the servers."""
+    """A Redis, or a cluster of `count` primaries: the store's address, and the servers."""
     cluster = count > 1
     options = ["--cluster-enabled", "yes", "--cluster-port"] if cluster else []
     servers = [Redis(options=[*options, str(free_port())] if cluster else []) for _ in range(count)]
@@ -250,7 +240,7 @@ def run(short: bool, say: Callable[[str], None], events: int = 0, turns: int = 0
     many = events // 2
     broker = Kafka()
     found: dict[str, Any] = {"conditions": conditions(events)}
-    found["conditions"]["event_bytes"] = round(sum(map(len, Traffic().lines(200)[0])) / 200)
+    found["conditions"]["event_bytes"] = Traffic().event_bytes
     try:
         broker.start()
         with tempfile.TemporaryDirectory(prefix="querywarden-scale-") as name:

@@ -26,7 +26,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.throughput import MODEL, events, fitted
+from benchmarks.throughput import events, fitted
+from benchmarks.traffic import MODEL
 from consumers.ingest import loop as ingest
 from consumers.ingest.step import Ingest
 from consumers.keyring import Keyring

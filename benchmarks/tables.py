@@ -117,12 +117,16 @@ def share(value: float) -> str:
     return "–" if np.isnan(value) else f"{value:.2f}".replace("0.", ".", 1) if value < 0.995 else "1.0"
 
 
+def in_percent(value: float, places: int) -> str:
+    return f"{value:.{places}%}".replace("%", " %")
+
+
 def percent(rate: Rate) -> str:
     """A false-alarm share with its 95 % interval."""
     if not rate.trials:
         return "–"
     low, high = rate.interval
-    return f"{rate.share:.2%} ({low:.1%} – {high:.1%})".replace("%", " %")
+    return f"{in_percent(rate.share, 2)} ({in_percent(low, 1)} – {in_percent(high, 1)})"
 
 
 def setup(results: Results) -> str:
@@ -144,7 +148,7 @@ def setup(results: Results) -> str:
                         "queries",
                     )
                 ),
-                f"{f['honest_above_2000_distinct']:.0%}".replace("%", " %"),
+                in_percent(f["honest_above_2000_distinct"], 0),
             )
         )
     titles = (
@@ -336,7 +340,7 @@ def wall(results: Results) -> str:
                 for name, (flagged, clients) in groups.items():
                     row[name] = row.get(name, Rate(0.0, 0.0)) + Rate(flagged, clients)
     rows = [
-        (floor, *(f"{row[g].share:.2%}".replace("%", " %") for g in ("known", "held out")), *(share(row[v].share) for v in chosen))
+        (floor, *(in_percent(row[g].share, 2) for g in ("known", "held out")), *(share(row[v].share) for v in chosen))
         for floor, row in total.items()
     ]  # fmt: skip
     return table(("odd queries asked for", "false alarms, known kinds", "the kind held out", *chosen), rows)

@@ -31,50 +31,31 @@ from typing import Any
 import numpy as np
 import orjson
 from kafka import KafkaConsumer
-from numpy.typing import NDArray
 
+from benchmarks.traffic import DEAD_TOPIC, MODEL, START_S, Traffic, baseline_on, ingesting, records
 from consumers import replay
 from consumers.detect.step import Detect
-from consumers.ingest import loop as ingest
 from consumers.ingest.step import Cell, Ingest
-from consumers.log import Records
-from consumers.log.dead_letter_topic import DeadLetterTopic
 from consumers.log.files import FileLog
 from consumers.log.formats import InputReader, NativeFormat
-from consumers.log.kafka import KafkaLog, connection
-from consumers.log.references import read_reference, reference_batch
+from consumers.log.kafka import connection
 from consumers.log.topics import ensure_topics
-from consumers.schemas import infer_schema
 from consumers.secrets import Secrets
 from consumers.store import Checkpoint, Store
 from consumers.store.embedded import EmbeddedStore
 from consumers.store.redis import connect
 from detector.baseline import PUBLIC_KEY, Baseline
-from detector.fitting.baseline import fit_baseline
 from detector.policy import Policy
 from detector.profile_table import ProfileTable
 from detector.scoring import assess
 from examples.servers import Kafka, MissingServer, Redis, Valkey
 
 RESULTS = Path(__file__).resolve().parent / "results" / "throughput.json"
-MODEL = "bench-v1"
-WIDTH, CLASSES = 64, 10
-START_S = 1_773_014_400
+TRAFFIC = Traffic()
 AT_ONCE = 2000
 VARIANTS = {"bare": (False, False), "event ids": (True, False), "metadata": (False, True), "both": (True, True)}
 
 # ------------------------------------------------------------------------------------------------------- the events
-
-
-def answers(rows: NDArray[np.float64]) -> NDArray[np.float64]:
-    scores = rows @ np.random.default_rng(3).normal(size=(WIDTH, CLASSES))
-    powers = np.exp(scores - scores.max(1, keepdims=True))
-    return np.asarray(powers / powers.sum(1, keepdims=True))
-
-
-def inputs(n: int, rng: np.random.Generator) -> NDArray[np.float64]:
-    axes = np.random.default_rng(2).normal(size=(12, WIDTH))
-    return np.asarray(np.round(rng.normal(size=(n, 12)) @ axes / 4 + rng.normal(size=(n, WIDTH)) * 0.1, 6))
 
 
 def events(n: int, variant: str, rng: np.random.Generator) -> list[bytes]:
@@ -82,9 +63,9 @@ def events(n: int, variant: str, rng: np.random.Generator) -> list[bytes]:
     ids, linked = VARIANTS[variant]
     share = rng.lognormal(0, 1.5, max(20, n // 100))
     who = rng.choice(len(share), n, p=share / share.sum())
-    rows = inputs(n, rng)
+    rows = TRAFFIC.rows(n, rng)
     lines = []
-    for i, (row, p) in enumerate(zip(rows.tolist(), np.round(answers(rows), 6).tolist(), strict=True)):
+    for i, (row, p) in enumerate(zip(rows.tolist(), TRAFFIC.answers(rows).tolist(), strict=True)):
         event: dict[str, Any] = {"event_id": f"q-{i:012d}"} if ids else {}
         second = START_S + i * 5
         event |= {
@@ -103,21 +84,8 @@ def events(n: int, variant: str, rng: np.random.Generator) -> list[bytes]:
 
 def fitted(short: bool) -> Baseline:
     rng = np.random.default_rng(1)
-    rows = inputs(400 if short else 1000, rng)
-    found = [
-        {"model_id": MODEL, "features": row, "prediction": {"label": int(np.argmax(p)), "probabilities": p}}
-        for row, p in zip(rows.tolist(), answers(rows).tolist(), strict=True)
-    ]
-    raw = read_reference([json.dumps(one).encode() for one in found], MODEL)
-    schema = infer_schema(raw)
-    reference, _ = reference_batch(raw, schema)
-    fmt = NativeFormat({MODEL: InputReader(schema)})
-    honest = fmt.decode(records(events(3000, "bare", rng))).batches[MODEL]
-    return fit_baseline(MODEL, schema, reference, honest, real_clients=True, rng=rng)[0]
-
-
-def records(lines: Sequence[bytes], start: int = 0) -> Records:
-    return Records("bench", list(lines), np.arange(start, start + len(lines)), start + len(lines))
+    rows = TRAFFIC.rows(400 if short else 1000, rng)
+    return baseline_on(rows, TRAFFIC.exact_answers(rows), events(3000, "bare", rng), rng)
 
 
 # ------------------------------------------------------------------------------------------------------- the clock
@@ -299,8 +267,7 @@ def ingests(
 
     keys = [line.split(b'"client_id":"', 1)[1].split(b'"', 1)[0] for line in lines]
     produce(broker.bootstrap, "bench", lines, keys=keys, partitions=4)
-    brokers = connection(broker.bootstrap, security_protocol="PLAINTEXT")
-    ensure_topics(brokers, ["bench-dead"], 1)
+    ensure_topics(connection(broker.bootstrap, security_protocol="PLAINTEXT"), [DEAD_TOPIC], 1)
     secrets = Secrets.load(folder / "secrets.json", create=True)
     number = iter(range(10_000))
 
@@ -308,19 +275,12 @@ def ingests(
         i = next(number)
         store = connect(f"{url}/{i + 1}", timeout_s=10)
         store.prepare(secrets.key_id)
-        log = KafkaLog(brokers, topics=["bench"], group_id=f"bench-{i}", max_poll_records=5000)
-        letters = DeadLetterTopic(brokers, "bench-dead")
-        try:
-            runner = ingest.IngestLoop(log, store, Ingest(baselines={MODEL: baseline}, secrets=secrets), dead_letters=letters,
-                                       max_poll_records=5000)  # fmt: skip
+        reading = Ingest(baselines={MODEL: baseline}, secrets=secrets)
+        with ingesting(broker.bootstrap, "bench", f"bench-{i}", store, reading) as (runner, _):
             done = 0
             while done < len(lines):
                 done += runner.turn(0.2)
             return done
-        finally:
-            letters.close()
-            log.close()
-            store.close()
 
     def stock() -> int:
         consumer = KafkaConsumer("bench", bootstrap_servers=broker.bootstrap, group_id=f"stock-{next(number)}",

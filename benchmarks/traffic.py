@@ -9,10 +9,11 @@ Rules of the file:
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from consumers.log.references import read_reference, reference_batch
 from consumers.log.topics import ensure_topics
 from consumers.schemas import infer_schema
 from consumers.secrets import Secrets
+from consumers.store import Store
 from consumers.store.redis import connect
 from detector.baseline import Baseline
 from detector.fitting.baseline import fit_baseline
@@ -44,7 +46,7 @@ DEAD_TOPIC = "bench-dead"
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """The shape of a query log. clients: 0 for one a hundred queries, log-normal; otherwise so many, each as busy as the next."""
+    """The shape of a query log. clients: how many, all equally busy; 0: one for every hundred queries, busy by a log-normal law."""
 
     width: int = 64
     classes: int = 10
@@ -54,10 +56,13 @@ class Traffic:
         axes = np.random.default_rng(2).normal(size=(AXES, self.width))
         return np.asarray(np.round(rng.normal(size=(n, AXES)) @ axes / 4 + rng.normal(size=(n, self.width)) * 0.1, 6))
 
-    def answers(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    def exact_answers(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
         scores = rows @ np.random.default_rng(3).normal(size=(self.width, self.classes)) * (8 / self.width**0.5)
         powers = np.exp(scores - scores.max(1, keepdims=True))
-        return np.asarray(np.round(powers / powers.sum(1, keepdims=True), 6))
+        return np.asarray(powers / powers.sum(1, keepdims=True))
+
+    def answers(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.round(self.exact_answers(rows), 6)
 
     def who(self, n: int, rng: np.random.Generator) -> NDArray[np.int64]:
         if self.clients:
@@ -81,6 +86,11 @@ class Traffic:
             lines.append(orjson.dumps(event))
         return lines, keys
 
+    @property
+    def event_bytes(self) -> int:
+        """Mean length of an event."""
+        return round(sum(map(len, self.lines(200)[0])) / 200)
+
     def baseline(self, reference: int = 400, honest: int = 3000) -> Baseline:
         """The same for all traffic of a width and a number of classes."""
         return _fitted(Traffic(self.width, self.classes), reference, honest)
@@ -88,15 +98,7 @@ class Traffic:
     def fitted(self, reference: int, honest: int) -> Baseline:
         rng = np.random.default_rng(1)
         rows = self.rows(reference, rng)
-        found = [
-            {"model_id": MODEL, "features": row, "prediction": {"label": int(np.argmax(p)), "probabilities": p}}
-            for row, p in zip(rows.tolist(), self.answers(rows).tolist(), strict=True)
-        ]
-        raw = read_reference([json.dumps(one).encode() for one in found], MODEL)
-        schema = infer_schema(raw)
-        batch, _ = reference_batch(raw, schema)
-        read = NativeFormat({MODEL: InputReader(schema)}).decode(records(self.lines(honest)[0]))
-        return fit_baseline(MODEL, schema, batch, read.batches[MODEL], real_clients=True, rng=rng)[0]
+        return baseline_on(rows, self.answers(rows), self.lines(honest)[0], rng)
 
 
 @functools.lru_cache(maxsize=4)
@@ -104,13 +106,44 @@ def _fitted(traffic: Traffic, reference: int, honest: int) -> Baseline:
     return traffic.fitted(reference, honest)
 
 
+def baseline_on(
+    rows: NDArray[np.float64], answers: NDArray[np.float64], honest: Sequence[bytes], rng: np.random.Generator
+) -> Baseline:
+    """A baseline on reference rows (n, d) with their answers (n, c), and the events of honest clients."""
+    found = [
+        {"model_id": MODEL, "features": row, "prediction": {"label": int(np.argmax(p)), "probabilities": p}}
+        for row, p in zip(rows.tolist(), answers.tolist(), strict=True)
+    ]
+    raw = read_reference([json.dumps(one).encode() for one in found], MODEL)
+    schema = infer_schema(raw)
+    reference, _ = reference_batch(raw, schema)
+    read = NativeFormat({MODEL: InputReader(schema)}).decode(records(honest))
+    return fit_baseline(MODEL, schema, reference, read.batches[MODEL], real_clients=True, rng=rng)[0]
+
+
 def records(lines: Sequence[bytes], start: int = 0) -> Records:
     return Records("bench", list(lines), np.arange(start, start + len(lines)), start + len(lines))
 
 
+@contextlib.contextmanager
+def ingesting(
+    bootstrap: str, topic: str, group: str, store: Store, step: Ingest, **more: Any
+) -> Iterator[tuple[ingest.IngestLoop, KafkaLog]]:
+    """Ingest's loop over a topic, and its log; both are closed at the end, and the store. more: arguments of the loop."""
+    brokers: Any = connection(bootstrap, security_protocol="PLAINTEXT")
+    log = KafkaLog(brokers, topics=[topic], group_id=group, max_poll_records=AT_ONCE)
+    dead_letters = DeadLetterTopic(brokers, DEAD_TOPIC)
+    try:
+        yield ingest.IngestLoop(log, store, step, dead_letters=dead_letters, max_poll_records=AT_ONCE, **more), log
+    finally:
+        dead_letters.close()
+        log.close()
+        store.close()
+
+
 @dataclass(slots=True)
 class Ours:
-    """Everything that ingest does, from a topic to a store. decision_cells, topic …: as a service would be set up."""
+    """Everything that ingest does, from a topic to a store."""
 
     bootstrap: str
     topic: str
@@ -129,16 +162,12 @@ class Ours:
 
         each: told after every turn how many are read.
         """
-        brokers: Any = connection(self.bootstrap, security_protocol="PLAINTEXT")
-        ensure_topics(brokers, [DEAD_TOPIC], 1)
+        ensure_topics(connection(self.bootstrap, security_protocol="PLAINTEXT"), [DEAD_TOPIC], 1)
         secrets = Secrets.load(self.folder / "secrets.json", create=True)
         store = connect(url, timeout_s=30)
         store.prepare(secrets.key_id)
-        log = KafkaLog(brokers, topics=[self.topic], group_id=group, max_poll_records=AT_ONCE)
-        letters = DeadLetterTopic(brokers, DEAD_TOPIC)
-        try:
-            step = reading(baselines={MODEL: self.baseline}, secrets=secrets)
-            runner = ingest.IngestLoop(log, store, step, dead_letters=letters, max_poll_records=AT_ONCE)
+        step = reading(baselines={MODEL: self.baseline}, secrets=secrets)
+        with ingesting(self.bootstrap, self.topic, group, store, step) as (runner, _):
             done, first, began = 0, 0, 0.0
             while done < events:
                 done += runner.turn(0.2)
@@ -147,10 +176,6 @@ class Ours:
                 if done and not first:
                     first, began = done, time.process_time()
             took = time.process_time() - began
-        finally:
-            letters.close()
-            log.close()
-            store.close()
         return took / (done - first) * 1e6
 
     def only_read(self, events: int, group: str) -> float:

@@ -195,7 +195,7 @@ def run(short: bool, say: Callable[[str], None], events: int = 0, runs: int = 0)
     found: dict[str, Any] = {
         "conditions": conditions(events) | {"peers": peer_versions(), "runs": runs, "partitions": PARTITIONS}
     }
-    found["conditions"]["event_bytes"] = round(sum(map(len, Traffic().lines(200)[0])) / 200)
+    found["conditions"]["event_bytes"] = Traffic().event_bytes
     broker = Kafka()
     try:
         broker.start()

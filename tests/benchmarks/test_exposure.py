@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from benchmarks import exposure_tables
-from benchmarks.exposure import COPIES, Point, best_copy, counted, figures
+from benchmarks.exposure import COPIES, best_copy, counted, figures
 from benchmarks.victims import build
 from detector.exposure import REGRESSORS
 
 
 def test_the_committed_interval_holds_for_nine_of_ten_and_the_query_counter_is_worse() -> None:
     results = exposure_tables.read()
-    points = [Point(**p) for p in results["points"]]
+    points = [exposure_tables.Point(**p) for p in results["points"]]
     found = figures(points)
     assert found == results["summary"]["all"], "the summary is that of the points"
     assert 0.87 <= found["covered"] <= 0.93
