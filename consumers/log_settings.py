@@ -13,6 +13,11 @@ from pydantic_settings import NoDecode
 from consumers.alert_settings import Part
 
 
+def _separated(value: Any) -> Any:
+    """A text with commas as its parts; anything else as it is."""
+    return tuple(t.strip() for t in value.split(",") if t.strip()) if isinstance(value, str) else value
+
+
 class KafkaSettings(Part):
     bootstrap_servers: str = Field("127.0.0.1:9092", description="Kafka brokers, separated by commas")
     topic: str = Field("prediction-queries", description="topic of the query log; it must exist")
@@ -61,7 +66,7 @@ class KafkaSettings(Part):
     @field_validator("topics", mode="before")
     @classmethod
     def _split_topics(cls, value: Any) -> Any:
-        return tuple(t.strip() for t in value.split(",") if t.strip()) if isinstance(value, str) else value
+        return _separated(value)
 
     @property
     def query_topics(self) -> tuple[str, ...]:
@@ -98,4 +103,4 @@ class LinkSettings(Part):
     @field_validator("who", "where", mode="before")
     @classmethod
     def _split_keys(cls, value: Any) -> Any:
-        return tuple(t.strip() for t in value.split(",") if t.strip()) if isinstance(value, str) else value
+        return _separated(value)

@@ -78,7 +78,7 @@ def _known_clients(
     newest: list[int],
 ) -> Iterator[KnownClient]:
     """Presumably honest clients, some at a time. `left_out` counts the others, `newest` gets the time of the last query."""
-    verdicts = _verdicts(store, tenant)
+    verdicts = operator_entries.last_verdicts(store, tenant)
     nobody = secrets.client_hash(tenant, OVERFLOW)
     honest: dict[ClientKey, str] = {}
     for key, row in store.decisions(tenant, baseline.model_id):
@@ -103,20 +103,6 @@ def _known_clients(
             newest[0] = max(newest[0], profile.last_ms)
             client = honest[key]
             yield KnownClient(client, profile, len(by_cell), presumption.personas.get(client, ""))
-
-
-def _verdicts(store: ServiceStore, tenant: str) -> dict[str, operator_entries.StoredVerdict]:
-    """The last word on an alert, and on a client of a model, by ``alert_id`` and by ``model|client``."""
-    found: dict[str, operator_entries.StoredVerdict] = {}
-    said = (
-        operator_entries.unpacked(e, operator_entries.StoredVerdict)
-        for e in store.operator_entries("verdict", tenant)[1]
-    )
-    for verdict in sorted(said, key=lambda v: v.at_s):
-        found[verdict.alert_id] = verdict
-        if verdict.client:
-            found[operator_entries.entry_key(verdict.model, verdict.client)] = verdict
-    return found
 
 
 def _suspect(

@@ -29,7 +29,8 @@ from numpy.typing import NDArray
 from consumers import atomic_file, paths
 from consumers.errors import InvalidInput, WrongUse
 from consumers.log.lines import Lines, gunzip, plain, unzstd
-from detector.simulation.attacks import ATTACKS, Surrogate
+from detector.simulation.attacks import ATTACKS
+from detector.simulation.copies import Surrogate
 from detector.simulation.domain import Domain, HonestPools, Predict, Rows, strangers
 from detector.simulation.honest import BENIGN
 from detector.simulation.population import VARIANTS, Interleaved, Stream, interleave, simulated_population

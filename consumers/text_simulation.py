@@ -30,7 +30,7 @@ from consumers.simulate import (
     written,
 )  # fmt: skip
 from consumers.text_fitting import generic_texts
-from detector.simulation.attacks import Surrogate
+from detector.simulation.copies import Surrogate
 from detector.simulation.domain import Domain
 from detector.simulation.text_population import TextStream, in_time_order, text_population
 from detector.simulation.texts import TEXT_THEFTS, TextPools

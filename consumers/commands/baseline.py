@@ -1,6 +1,6 @@
 """`baseline`: a new baseline in shadow beside the live one, compared, promoted, rolled back, dropped, while the service runs.
 
-Rules: as in `desk`. The live baseline is the one that the store names, and otherwise that of the settings.
+Rules: as in `entries`. The live baseline is the one that the store names, and otherwise that of the settings.
 """
 
 from __future__ import annotations

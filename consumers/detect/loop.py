@@ -136,7 +136,7 @@ class Runner:
         workers = [OutboxWorker(sink, self.store, self.detect.secrets, self.metrics, self.clock) for sink in self.sinks]
         self.deliveries = OutboxWorkers(workers, self.alarms)
         d = self.detect
-        self.search = Search(self.store, Campaigns(d.baselines, d.secrets, d.policy_of), surveyed=self._join)
+        self.search = Search(self.store, Campaigns(d.baselines, d.secrets, d.policy_of), surveyed=self._surveyed)
         self._searched_s = self.clock()
         self.schema = SchemaHolds(d.baselines, d.secrets)
         d.misfits_held = self.schema.holds
@@ -211,13 +211,20 @@ class Runner:
             for outcome in self.search.run(tenant, self.held, self.now_s(), self.process, self.lease_ms):
                 self.on_outcome(outcome)
 
-    def _join(self, tenant: str, survey: Survey) -> None:
-        """Add new members to the campaigns that an operator decided about; look at what all clients asked together."""
+    def _surveyed(self, tenant: str, survey: Survey) -> None:
+        self._look_at_totals(survey)
+        self._join(tenant, survey)
+
+    def _look_at_totals(self, survey: Survey) -> None:
+        """Raise an alarm where all clients of a model together asked more than their owner allows."""
         asked = Counter[str]()
         for key, client in survey.clients.items():
             asked[key.model] += round(client.distinct)
         over = {m: n for m, n in asked.items() if 0 < self.detect.policy_of(m).exposure.queries_total <= n}
         self.alarms.show("queries_total", bool(over), models=over)
+
+    def _join(self, tenant: str, survey: Survey) -> None:
+        """Add new members to the campaigns that an operator decided about."""
         if self.overrides is not None and self.joins is not None:
             self.overrides.refresh(self.store)
             joining = Joining(

@@ -119,8 +119,8 @@ class Detect:
         if telling == "raised" and assessment.in_order:
             began = reached(profile, baseline, policy.budget, persona)
         witnesses = sample_events.chosen(record.sample_events, assessment.strongest, baseline.table)
-        row = replace(decided(record, before, decision, assessment, exposure, trail, witnesses, persona), exposed=spent)
-        row = replace(row, baseline=baseline.id)
+        row = decided(record, before, decision, assessment, exposure, trail, witnesses, persona)
+        row = replace(row, exposed=spent, baseline=baseline.id)
         outcome.rows[key], told = alert.told(key, row, before, telling, self.secrets, began)
         told_spent = alert.spent_told(key, row, before, budget, why, self.secrets)
         outcome.alerts += [one for one in (told, told_spent) if one is not None]

@@ -373,10 +373,10 @@ class Ingest:
         linked, told = self._said(cell, model, batch, keys, measured.bits, decoded)
         refused = refusals.seen(cell.refused, keys, batch, decoded.notes.get(model, {}))
         for key, display, packed in zip(keys, batch.clients, self._packed(cell, model, batch, keys), strict=True):
-            fields: dict[str, bytes | None] = dict(packed.fields)
+            fields = packed.fields
             if packed.fades:
                 lasting.add(key)
-            kept = set(packed.fields)
+            kept = set(fields)
             stored = cell.stored.get(key)
             if stored is None or key in cell.nameless:
                 fields["h"] = self.secrets.seal(display, self.tenant)
@@ -406,8 +406,10 @@ class Ingest:
         table.add(list(keys), batch, second.map.measure(batch, self.secrets.sampling_key))
         return [
             _PackedFields(
-                {span_field(w, own): blob for w, blob in one.spans.items()}
-                | {span_field(w, second.id): blob for w, blob in other.spans.items()},
+                {
+                    **{span_field(w, own): blob for w, blob in one.spans.items()},
+                    **{span_field(w, second.id): blob for w, blob in other.spans.items()},
+                },
                 one.fades or other.fades,
             )
             for one, other in zip(live, table.packed(keys), strict=True)
@@ -457,13 +459,13 @@ class Ingest:
 class _PackedFields(NamedTuple):
     """What is stored of one client's spans: field → bytes; fades: whether something stays beyond the horizon."""
 
-    fields: dict[str, bytes]
+    fields: dict[str, bytes | None]
     fades: bool
 
 
 def _long_and_short(fields: Mapping[str, bytes], baseline: Baseline) -> list[bytes]:
     """Spans of one baseline, at most two: the long one began first; one alone is a life that began within it."""
-    blobs, _ = fields_of_baseline(fields, baseline.id)
+    blobs = fields_of_baseline(fields, baseline.id)
     return [blobs[start] for start in sorted(blobs)[-2:]]
 
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from consumers.records.client import read_client
 from consumers.records.decision import is_campaign
-from consumers.records.operator_entries import StoredVerdict, unpacked
+from consumers.records.operator_entries import entry_key, last_verdicts
 from consumers.records.spans import fields_of
 from consumers.secrets import Secrets
 from consumers.store import ServiceStore
@@ -127,8 +127,7 @@ def _clients(
     keys = [key for key, _ in store.decisions(tenant, live.model_id) if not is_campaign(key)]
     for at in range(0, len(keys), AT_ONCE):
         for key, fields in fields_of(store, keys[at : at + AT_ONCE]).items():
-            found = [read_client(key, fields, one, secrets) for one in (live, shadow)]
-            one, other = found
+            one, other = (read_client(key, fields, baseline, secrets) for baseline in (live, shadow))
             if one is None:
                 continue
             if other is None:
@@ -169,6 +168,9 @@ def _of(baseline: Baseline, clients: Iterable[tuple[float, State, bool]], policy
 
 def thieves_of(store: ServiceStore, tenant: str, model: str) -> frozenset[str]:
     """Hashes of the clients of a model that the last verdict about them calls thieves. Raises Unavailable."""
-    said = [unpacked(entry, StoredVerdict) for entry in store.operator_entries("verdict", tenant)[1]]
-    last = {one.client: one.verdict for one in sorted(said, key=lambda one: one.at_s) if one.model == model}
-    return frozenset(client for client, verdict in last.items() if client and verdict == "true_positive")
+    said = last_verdicts(store, tenant)
+    return frozenset(
+        one.client
+        for key, one in said.items()
+        if one.verdict == "true_positive" and one.model == model and key == entry_key(model, one.client)
+    )

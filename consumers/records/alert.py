@@ -20,7 +20,7 @@ import dataclasses
 import functools
 import hashlib
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import msgspec
 
@@ -32,7 +32,7 @@ from consumers.secrets import Secrets
 from consumers.store import DecisionRow, OutboxAlert
 from consumers.times import rfc3339
 from detector.exposure import Exposure
-from detector.policy import QUERIES, ExposureBudget, News, Spent
+from detector.policy import QUERIES, SPENT, ExposureBudget, News, Spent
 from detector.query import ClientKey
 
 Kind = Literal["client", "campaign"]
@@ -106,8 +106,7 @@ def spent_told(
         return None
     if row.exposed == "none" and before is not None and before.decision.reason == QUERIES:
         why = QUERIES  # of two budgets that are both kept again, the one that was told
-    levels = get_args(Spent)
-    if "none" not in (row.exposed, was) and levels.index(row.exposed) < levels.index(was):
+    if "none" not in (row.exposed, was) and SPENT.index(row.exposed) < SPENT.index(was):
         return None
     body = _raised(key, row, row.last_ms, row.assessment.queries)
     share = row.exposure.fidelity if row.exposure is not None else 0.0

@@ -231,6 +231,17 @@ def entry_key(model: str, client: str) -> str:
     return f"{model}|{client}"
 
 
+def last_verdicts(store: OperatorStore, tenant: str) -> dict[str, StoredVerdict]:
+    """The last word on an alert, and on a client of a model, by ``alert_id`` and by `entry_key`. Raises CorruptState, Unavailable."""
+    found: dict[str, StoredVerdict] = {}
+    said = (unpacked(entry, StoredVerdict) for entry in store.operator_entries("verdict", tenant)[1])
+    for verdict in sorted(said, key=lambda one: one.at_s):
+        found[verdict.alert_id] = verdict
+        if verdict.client:
+            found[entry_key(verdict.model, verdict.client)] = verdict
+    return found
+
+
 def campaign_revision(members: Iterable[str], decision: StoredCampaignDecision | None) -> str:
     """Tag of a campaign's members (hashes) and of what people decided about it: 32 hex digits, others after any change of either."""
     said = (sorted(members), None if decision is None else replace(decision, joined=(), joined_s=()))

@@ -47,16 +47,15 @@ def holds_span(field: str) -> bool:
     return field.startswith((SPAN, SPAN_BESIDE))
 
 
-def fields_of_baseline(fields: Mapping[str, bytes], baseline_id: str) -> tuple[dict[int, bytes], bool]:
-    """Return the spans of one baseline by window, and whether they are its own.
+def fields_of_baseline(fields: Mapping[str, bytes], baseline_id: str) -> dict[int, bytes]:
+    """Return the spans of one baseline by window.
 
     Without spans of its own these are the spans that name no baseline: whoever reads one refuses it if it is of another map.
     Raises ValueError for a field that names no window.
     """
     own = span_field(0, baseline_id)[:-1]
-    mine = any(name.startswith(own) for name in fields)
-    prefix = own if mine else SPAN
-    return {int(name[len(prefix) :]): blob for name, blob in fields.items() if name.startswith(prefix)}, mine
+    prefix = own if any(name.startswith(own) for name in fields) else SPAN
+    return {int(name[len(prefix) :]): blob for name, blob in fields.items() if name.startswith(prefix)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +99,7 @@ def spans_in_force(
     found: dict[str, list[Span]] = {}
     for cell, values in sorted(fields.items()):
         try:
-            stored, _ = fields_of_baseline(values, baseline.id)
+            stored = fields_of_baseline(values, baseline.id)
         except ValueError as error:
             damaged(cell, error)
             continue

@@ -16,6 +16,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TypeVar
 
 from consumers.errors import CorruptState
@@ -163,11 +164,6 @@ class Reseal:
 
 
 def _pages(items: Iterable[_T]) -> Iterator[list[_T]]:
-    page: list[_T] = []
-    for item in items:
-        page.append(item)
-        if len(page) == PAGE:
-            yield page
-            page = []
-    if page:
+    rest = iter(items)
+    while page := list(islice(rest, PAGE)):
         yield page

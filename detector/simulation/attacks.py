@@ -16,8 +16,8 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from detector.simulation.copies import Surrogate
 from detector.simulation.domain import Domain, Predict, Rows
 
 Theft = Generator[Rows, tuple[Rows, Rows], None]
@@ -62,51 +62,6 @@ def steal(family: str, knowledge: AttackerKnowledge, predict: Predict, n: int, r
         if count >= n:
             return np.vstack(sent)
         wished = theft.send((rows, np.asarray(predict(rows), dtype=np.float64)))
-
-
-class Surrogate:
-    """The thief's copy: one hidden layer of random tanh units, ridge regression onto centred log-answers."""
-
-    def __init__(self, domain: Domain, rng: np.random.Generator, hidden: int = 96) -> None:
-        self.domain = domain
-        self.weights = rng.normal(size=(domain.width, hidden)) / np.sqrt(domain.width)
-        self.bias = rng.normal(size=hidden) * 0.5
-        self.out: Rows = np.zeros((hidden + 1, 1))
-
-    def fit(self, rows: Rows, answers: Rows) -> Surrogate:
-        hidden = self._hidden(rows)
-        targets = np.log(np.clip(answers, 1e-3, 1.0))
-        targets -= targets.mean(axis=1, keepdims=True)
-        gram = hidden.T @ hidden + 0.3 * np.eye(hidden.shape[1])
-        self.out = np.linalg.solve(gram, hidden.T @ targets).astype(np.float64)
-        return self
-
-    def scores(self, rows: Rows) -> Rows:
-        """(n, c) unnormalised log-probabilities."""
-        return self._hidden(rows) @ self.out
-
-    def predict(self, rows: Rows) -> Rows:
-        """(n, c) probabilities."""
-        scores = self.scores(rows)
-        likely = np.exp(scores - scores.max(axis=1, keepdims=True))
-        out: Rows = likely / likely.sum(axis=1, keepdims=True)
-        return out
-
-    def slope(self, rows: Rows, classes: NDArray[np.int64]) -> Rows:
-        """(n, d) gradient of the score of each row's class by the standardised input."""
-        hidden = self._hidden(rows)[:, :-1]
-        out: Rows = ((1.0 - hidden**2) * self.out[:-1, classes].T) @ self.weights.T
-        return out
-
-    def margin(self, rows: Rows) -> Rows:
-        """(n,) probability of the first class minus the second."""
-        ordered = np.sort(self.predict(rows), axis=1)
-        out: Rows = ordered[:, -1] - ordered[:, -2] if ordered.shape[1] > 1 else ordered[:, -1]
-        return out
-
-    def _hidden(self, rows: Rows) -> Rows:
-        squashed = np.tanh(self.domain.standardise(rows) @ self.weights + self.bias)
-        return np.hstack([squashed, np.ones((len(rows), 1))])
 
 
 class Stock:

@@ -8,6 +8,7 @@ Rules:
   regression is solved by about as many answers as it has unknowns. `is_linear` recognises such a model from its answers.
 * Equations also solve a stand-in that is linear, so foreign noise copies it whole. It takes the model's place only where the model is
   linear, or near it (`rehearsal.NEAR_LINEAR`).
+* `Surrogate` is the copy that adaptive thieves train while they steal.
 * scikit-learn is imported here and in `fitting/discriminators.py` only; a service never loads it.
 """
 
@@ -19,7 +20,6 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from detector.simulation.attacks import Surrogate
 from detector.simulation.domain import Domain, Predict, Rows
 
 Learner = Callable[[Rows, Rows, np.random.Generator], Predict]
@@ -35,6 +35,46 @@ ALIKE = 0.99
 CLOSE = 0.01
 """A model is linear where equations solved on one half of the answers agree with the other half at this share of rows, and miss its
 probabilities by no more than this on average."""
+
+
+class Surrogate:
+    """The thief's copy: one hidden layer of random tanh units, ridge regression onto centred log-answers."""
+
+    def __init__(self, domain: Domain, rng: np.random.Generator, hidden: int = 96) -> None:
+        self.domain = domain
+        self.weights = rng.normal(size=(domain.width, hidden)) / np.sqrt(domain.width)
+        self.bias = rng.normal(size=hidden) * 0.5
+        self.out: Rows = np.zeros((hidden + 1, 1))
+
+    def fit(self, rows: Rows, answers: Rows) -> Surrogate:
+        hidden = self._hidden(rows)
+        gram = hidden.T @ hidden + 0.3 * np.eye(hidden.shape[1])
+        self.out = np.linalg.solve(gram, hidden.T @ _log_odds(answers, 1e-3)).astype(np.float64)
+        return self
+
+    def scores(self, rows: Rows) -> Rows:
+        """(n, c) unnormalised log-probabilities."""
+        return self._hidden(rows) @ self.out
+
+    def predict(self, rows: Rows) -> Rows:
+        """(n, c) probabilities."""
+        return softmax(self.scores(rows))
+
+    def slope(self, rows: Rows, classes: NDArray[np.int64]) -> Rows:
+        """(n, d) gradient of the score of each row's class by the standardised input."""
+        hidden = self._hidden(rows)[:, :-1]
+        out: Rows = ((1.0 - hidden**2) * self.out[:-1, classes].T) @ self.weights.T
+        return out
+
+    def margin(self, rows: Rows) -> Rows:
+        """(n,) probability of the first class minus the second."""
+        ordered = np.sort(self.predict(rows), axis=1)
+        out: Rows = ordered[:, -1] - ordered[:, -2] if ordered.shape[1] > 1 else ordered[:, -1]
+        return out
+
+    def _hidden(self, rows: Rows) -> Rows:
+        squashed = np.tanh(self.domain.standardise(rows) @ self.weights + self.bias)
+        return np.hstack([squashed, np.ones((len(rows), 1))])
 
 
 def thieves_learners(domain: Domain, wide: bool) -> tuple[Learner, ...]:

@@ -133,7 +133,6 @@ class StandIns:
 
     models     two of them, (n, d) rows → (n, c) probabilities
     learners   what thieves train
-    linear     whether the model was recognised as linear; both stand-ins are then the same
     knowledge  the accepted domain, rows that a thief owns, foreign rows
     known      (k, d) honest rows that the models learned from, with their answers (k, c)
     test       (t, d) honest rows that neither models nor thieves saw
@@ -141,7 +140,6 @@ class StandIns:
 
     models: tuple[Predict, ...]
     learners: tuple[Learner, ...]
-    linear: bool
     knowledge: AttackerKnowledge
     known: Rows
     answers: Rows
@@ -166,7 +164,7 @@ def stand_ins(
     places = decimals_of(answers)
     models = tuple(_answering(copy, places) for copy in chosen)
     knowledge = AttackerKnowledge(domain, rows[own], strangers(domain, rows[known], rng))
-    return StandIns(models, learners, linear, knowledge, rows[known], answers[known], rows[test])
+    return StandIns(models, learners, knowledge, rows[known], answers[known], rows[test])
 
 
 def _answered(reference: QueryBatch, traffic: QueryBatch, classes: int, rng: np.random.Generator) -> tuple[Rows, Rows]:

@@ -9,8 +9,6 @@ Rules:
 
 from __future__ import annotations
 
-import base64
-import binascii
 import csv
 import math
 import re
@@ -56,10 +54,13 @@ def body(value: Any, encoding: Encoding = "auto") -> Any:
 
 def _read(value: Any, encoding: Encoding) -> Any:
     if isinstance(value, bytes):
-        binary = None if _json(value.decode("utf-8", "replace")) is not None else tensors.of_bytes(value)
+        logged, value = value, value.decode("utf-8", "replace")
+        found = _json(value)
+        if found is not None and encoding in ("auto", "json"):
+            return found
+        binary = None if found is not None else tensors.of_bytes(logged)
         if binary is not None:
             return binary
-        value = value.decode("utf-8", "replace")
     if isinstance(value, list) and value and all(isinstance(part, str) and part[:1] in ("{", "[") for part in value):
         return [body(part, "json") for part in value]
     if not isinstance(value, str):
@@ -70,7 +71,7 @@ def _read(value: Any, encoding: Encoding) -> Any:
     if encoding == "csv":
         return table(value)
     if encoding == "base64" or _looks_encoded(value):
-        raw = _decoded(value)
+        raw = tensors.base64_bytes("".join(value.split()))
         binary = None if raw is None else tensors.of_bytes(raw)
         if binary is not None:
             return binary
@@ -149,15 +150,6 @@ def _looks_encoded(text: str) -> bool:
     """Whether a text may be base64: its letters and its length say so, and it is no number."""
     bare = text.strip()
     return len(bare) >= 8 and len(bare) % 4 == 0 and _BASE64.fullmatch(bare) is not None and not _is_table(bare)
-
-
-def _decoded(text: str) -> bytes | None:
-    """What a text in base64 holds, of either alphabet; None when it is none."""
-    bare = "".join(text.split())
-    try:
-        return base64.b64decode(bare.replace("-", "+").replace("_", "/"), validate=True)
-    except (binascii.Error, ValueError):
-        return None
 
 
 def _text(raw: bytes) -> str | None:

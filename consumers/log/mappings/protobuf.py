@@ -46,6 +46,14 @@ def fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
     raise ValueError("too many fields")
 
 
+def varints(packed: bytes) -> Iterator[int]:
+    """The numbers of a packed field, unsigned. Raises ValueError where the bytes do not end with one."""
+    at = 0
+    while at < len(packed):
+        number, at = _varint(packed, at)
+        yield number
+
+
 def _varint(message: bytes, at: int) -> tuple[int, int]:
     number = 0
     for shift in range(0, 70, 7):

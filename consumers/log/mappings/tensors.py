@@ -17,12 +17,12 @@ import binascii
 import json
 import math
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from consumers.log.mappings.protobuf import fields
+from consumers.log.mappings.protobuf import fields, varints
 
 MOST_ELEMENTS = 1 << 20
 MOST_TENSORS = 4096
@@ -56,7 +56,7 @@ def opened(payload: Mapping[str, Any]) -> Mapping[str, Any]:
             continue
         raw = next((payload[key] for key in RAW if isinstance(payload.get(key), list)), None)
         if raw is not None and len(raw) == len(tensors):
-            read = [_tensor(tensor, _base64(part)) for tensor, part in zip(tensors, raw, strict=True)]
+            read = [_tensor(tensor, base64_bytes(part)) for tensor, part in zip(tensors, raw, strict=True)]
         elif all(isinstance(tensor.get("contents"), dict) for tensor in tensors):
             read = [_with_contents(tensor) for tensor in tensors]
         else:
@@ -72,13 +72,13 @@ def _described(tensor: Any) -> bool:
 
 def _of_extension(body: bytes) -> dict[str, Any] | None:
     """A JSON object and what follows it."""
-    head = body.decode("latin-1")  # one character a byte
+    begin = len(body) - len(body.lstrip())
     try:
-        _, end = json.JSONDecoder().raw_decode(head.lstrip())
-        payload = json.loads(body[len(head) - len(head.lstrip()) :][:end])
+        _, length = json.JSONDecoder().raw_decode(body[begin:].decode("latin-1"))  # one character a byte
+        payload = json.loads(body[begin : begin + length])
     except (ValueError, RecursionError):
         return None
-    rest = body[len(head) - len(head.lstrip()) + end :]
+    rest = body[begin + length :]
     if not isinstance(payload, dict) or not rest:
         return None
     found = dict(payload)
@@ -149,7 +149,8 @@ def _texts(raw: bytes) -> list[str] | None:
     return texts
 
 
-def _base64(part: Any) -> bytes | None:
+def base64_bytes(part: Any) -> bytes | None:
+    """What a text in base64 holds, of either alphabet; None when it is none."""
     if not isinstance(part, str):
         return None
     try:
@@ -166,7 +167,7 @@ def _with_contents(tensor: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     data = lists[0]
     if tensor["datatype"] == "BYTES":
-        raw = [_base64(value) for value in data]
+        raw = [base64_bytes(value) for value in data]
         data = [value.decode("utf-8", "replace") for value in raw if value is not None]
     elif any(isinstance(value, str) for value in data):  # numbers of 64 bits
         data = [int(v) if isinstance(v, str) and v.lstrip("-").isdecimal() and len(v) < 21 else v for v in data]
@@ -213,7 +214,7 @@ def _message_tensor(message: bytes) -> dict[str, Any]:
         if number in (1, 2) and isinstance(value, bytes):
             tensor["name" if number == 1 else "datatype"] = value.decode("utf-8", "replace")
         elif number == 3:
-            tensor["shape"] += list(_varints(value)) if isinstance(value, bytes) else [value]
+            tensor["shape"] += list(varints(value)) if isinstance(value, bytes) else [value]
         elif number == 5 and isinstance(value, bytes):
             tensor["contents"] += _contents(value)
     return tensor
@@ -232,23 +233,8 @@ def _contents(message: bytes) -> list[Any]:
             raw = value if isinstance(value, bytes) else value.to_bytes(4 if kind == "FP32" else 8, "little")
             values += np.frombuffer(raw, _TYPES[kind]).tolist()
             continue
-        numbers: Sequence[int] = list(_varints(value)) if isinstance(value, bytes) else [value]
+        numbers: Sequence[int] = list(varints(value)) if isinstance(value, bytes) else [value]
         if kind in ("INT32", "INT64"):
             numbers = [n - (1 << 64) if n >> 63 else n for n in numbers]
         values += [bool(n) for n in numbers] if kind == "BOOL" else numbers
     return values
-
-
-def _varints(packed: bytes) -> Iterator[int]:
-    """Packed numbers."""
-    at = 0
-    while at < len(packed):
-        number = shift = 0
-        while True:
-            if at >= len(packed) or shift > 63:
-                raise ValueError("cut off")
-            byte = packed[at]
-            at, number, shift = at + 1, number | (byte & 0x7F) << shift, shift + 7
-            if byte < 0x80:
-                break
-        yield number & 0xFFFF_FFFF_FFFF_FFFF

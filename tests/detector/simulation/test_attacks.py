@@ -7,7 +7,8 @@ import functools
 import numpy as np
 import pytest
 
-from detector.simulation.attacks import ATTACKS, SEEDS, AttackerKnowledge, Surrogate, steal
+from detector.simulation.attacks import ATTACKS, SEEDS, AttackerKnowledge, steal
+from detector.simulation.copies import Surrogate
 from detector.simulation.domain import Domain, Rows
 
 CLASSES = 3

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from detector.simulation.attacks import Surrogate
+from detector.simulation.copies import Surrogate
 from detector.simulation.domain import Domain, HonestPools
 from detector.simulation.honest import BENIGN
 from detector.simulation.population import (
