@@ -42,15 +42,16 @@ down: $(STAMP) ## Stop what `make up` started
 
 ## Checking
 
-# Two lanes side by side: most tests wait for a server, and two cores are there to be used. A lane takes the next file when it is through
-# with one (tests/support/lanes.py). $(1): which tests; $(2): more options, then coverage is kept apart. Exit statuses in `one`, `two`; each
-# lane's closing lines are printed.
+# Lanes side by side: most tests wait for a server, so there is one lane more than cores. A lane takes the next file when it is through with
+# one (tests/support/lanes.py). $(1): how many; $(2): which tests; $(3): more options, then coverage is kept apart. Whether one failed in
+# `failed`; the closing lines of each are printed.
 LANE := $(BIN)/python -m pytest -q -o console_output_style=classic --durations=20 --durations-min=8
 define lanes
-lanes=$$(mktemp -d); one=0; two=0; \
-  $(if $(2),COVERAGE_FILE=.coverage.one) $(LANE) $(2) --lanes $$lanes $(1) >$$lanes.log 2>&1 & lane=$$!; \
-  $(if $(2),COVERAGE_FILE=.coverage.two) $(LANE) $(2) --lanes $$lanes $(1) || two=$$?; \
-  wait $$lane || one=$$?; cat $$lanes.log; rm -rf $$lanes $$lanes.log
+lanes=$$(mktemp -d); failed=0; others=; \
+  for lane in $$(seq 2 $(1)); do \
+    $(if $(3),COVERAGE_FILE=.coverage.$$lane) $(LANE) $(3) --lanes $$lanes $(2) >$$lanes.$$lane.log 2>&1 & others+=" $$!"; done; \
+  $(if $(3),COVERAGE_FILE=.coverage.1) $(LANE) $(3) --lanes $$lanes $(2) || failed=1; \
+  for lane in $$others; do wait $$lane || failed=1; done; cat $$lanes.*.log; rm -rf $$lanes $$lanes.*.log
 endef
 QUICK := -m "not soak and not alone" tests
 
@@ -60,8 +61,8 @@ CHECKED := tests/detector tests/log tests/records tests/alerts/test_formats.py t
 .PHONY: check
 check: $(STAMP) ## The loop for daily work: lint, and beside it the tests of core and formats, without a server
 	@log=$$(mktemp); linted=0; $(MAKE) lint >$$log 2>&1 & lint=$$!; \
-	  $(call lanes,--no-servers -m "not soak and not alone and not server" $(or $(ARGS),$(CHECKED))); \
-	  wait $$lint || linted=$$?; cat $$log; rm -f $$log; exit $$((one + two + linted > 0))
+	  $(call lanes,2,--no-servers -m "not soak and not alone and not server" $(or $(ARGS),$(CHECKED))); \
+	  wait $$lint || linted=$$?; cat $$log; rm -f $$log; exit $$((failed + linted > 0))
 
 .PHONY: test
 test: $(STAMP) ## Every test, against real servers; starts what is missing (ARGS="-k store" for some)
@@ -70,9 +71,9 @@ ifdef ARGS
 	@$(BIN)/python -m pytest -q -m "not soak" $(ARGS)
 else
 	@# then the tests that need both cores
-	@$(call lanes,$(QUICK)); three=0; \
-	  $(BIN)/python -m pytest -q -m "alone and not soak" tests/crash tests/simulation || three=$$?; \
-	  exit $$((one + two + three > 0))
+	@$(call lanes,3,$(QUICK)); \
+	  $(BIN)/python -m pytest -q -m "alone and not soak" tests/crash tests/simulation || failed=1; \
+	  exit $$failed
 endif
 
 .PHONY: lint
@@ -96,9 +97,9 @@ docs: $(STAMP) ## Write the tables of the docs anew, from the code
 coverage: $(STAMP) ## The tests again, with branch coverage of the workers too, about 25 minutes; writes htmlcov/
 	@tests/install-servers.sh
 	@rm -f .coverage .coverage.*
-	@$(call lanes,$(QUICK),--cov --cov-report=); \
-	  $(BIN)/coverage combine -q .coverage.one .coverage.two; $(BIN)/coverage html -q; $(BIN)/coverage report --fail-under=95 || one=$$?; \
-	  exit $$((one + two > 0))
+	@$(call lanes,3,$(QUICK),--cov --cov-report=); \
+	  $(BIN)/coverage combine -q .coverage.?; $(BIN)/coverage html -q; $(BIN)/coverage report --fail-under=95 || failed=1; \
+	  exit $$failed
 
 .PHONY: simulate
 simulate: $(STAMP) ## The commit protocol in every interleaving: deterministic simulation (SEEDS=2000; ARGS="--variant controls --until-bad")

@@ -11,16 +11,22 @@ Rules:
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import numpy as np
-from art.attacks.extraction import CopycatCNN, KnockoffNets
-from art.estimators.classification import BlackBoxClassifier
 
 from detector.simulation.attacks import AttackerKnowledge
 from detector.simulation.copies import Surrogate
 from detector.simulation.domain import Domain, Predict, Rows
+
+# At its import the toolbox writes a settings file into the home folder; of two processes that do so at once, one reads half of it.
+with tempfile.TemporaryDirectory() as home, mock.patch.dict(os.environ, HOME=home):
+    from art.attacks.extraction import CopycatCNN, KnockoffNets
+    from art.estimators.classification import BlackBoxClassifier
 
 GROUPS = 8
 REFIT_EVERY = 32

@@ -246,13 +246,14 @@ def fill(store: Any, secrets: Any, count: int) -> None:
     from collections import defaultdict
 
     from consumers.store import DECISION_CELLS, DecisionRow, Outcome, decision_cell
+    from detector.policy import State
     from detector.query import ClientKey
 
     until_s = int(time.time()) + 86_400
     cells: dict[int, dict[ClientKey, DecisionRow]] = defaultdict(dict)
     for n in range(count):
         key = ClientKey(TENANT, MODEL, secrets.client_hash(TENANT, f"client-{n}"))
-        state = "block" if n % 3 == 0 else "throttle"
+        state: State = "block" if n % 3 == 0 else "throttle"
         cells[decision_cell(key, DECISION_CELLS)][key] = DecisionRow(b"", state, 0.99, until_s, state)
     for cell in range(DECISION_CELLS):
         token = f"benchmark-{cell}"

@@ -30,10 +30,10 @@ from consumers.alert_settings import AlertSettings, EvidenceSettings, Part
 from consumers.enforcement_settings import ExposureSettings, GatewaySettings, RespondersSettings
 from consumers.errors import Refused, WrongUse
 from consumers.log_settings import KafkaSettings, LinkSettings, LogSettings
+from consumers.records.operator_entries import Role
 from consumers.store import DECISION_CELLS, MOST_DECISION_CELLS
 
 PREFIX = "QUERYWARDEN_"
-Role = Literal["gateway", "viewer", "analyst", "operator", "admin", "ingest"]
 
 
 def user_state_dir() -> Path:

@@ -53,7 +53,7 @@ class FlaggedClientsGauge:
     def refresh(self) -> int:
         with self._opened() as store:
             _, found = store.restrictions()
-        counted = collections.Counter((one.client.model, one.state) for one in found)
+        counted = collections.Counter[tuple[str, str]]((one.client.model, one.state) for one in found)
         for model, state in self._told | set(counted):
             self._metrics.set("querywarden_clients_flagged", counted[model, state], model=model, state=state)
         self._told |= set(counted)

@@ -28,8 +28,8 @@ from consumers.errors import Unavailable
 from consumers.records.breaker import Breaker, BreakerLimits
 from consumers.records.breaker_entries import HELD, KIND, RESET, opened_after, time_of
 from consumers.records.operator_cell import written
-from consumers.records.operator_entries import ENFORCED, Reset, packed
-from consumers.store import DecisionRow, Entry, Operation, ServiceStore
+from consumers.records.operator_entries import Reset, packed
+from consumers.store import ENFORCED, DecisionRow, Entry, Operation, ServiceStore
 from detector.query import ClientKey
 
 log = logging.getLogger("querywarden.restrictions")

@@ -27,14 +27,13 @@ from typing import NamedTuple, TypeAlias, TypeVar
 
 from consumers.errors import CorruptState
 from consumers.records.operator_entries import (
-    ENFORCED,
     EVERY_MODEL,
     StoredCampaignDecision,
     allowlist_entry,
     campaign_decision,
     operator_decision,
 )
-from consumers.store import Entry, Restriction
+from consumers.store import ENFORCED, Entry, Restriction
 from detector.query import ClientKey
 
 log = logging.getLogger("querywarden.restrictions")

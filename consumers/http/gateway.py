@@ -35,7 +35,8 @@ from consumers.http.identities import Identities
 from consumers.http.paths import Routes
 from consumers.http.token_buckets import TokenBuckets
 from consumers.operators.references import HEADER, Cause
-from consumers.records.operator_entries import ENFORCED, EVERY_MODEL, Enforced
+from consumers.records.operator_entries import EVERY_MODEL
+from consumers.store import ENFORCED, Enforced
 from consumers.telemetry.metrics import Metrics
 from consumers.watermark.degradation import MARKED_DECISIONS, without_canaries
 from consumers.watermark.degradation import NOTHING as NO_DEGRADE

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, TypeVar
 
 from consumers.readers.models import Allowed, AtGateways, CampaignDecision, Cause, Client, OperatorDecision
-from consumers.records.operator_entries import ENFORCED, EVERY_MODEL, Enforced, Ruling
+from consumers.records.operator_entries import EVERY_MODEL, Ruling
+from consumers.store import ENFORCED, Enforced
 from consumers.times import minute
 from detector.policy import FLAGGED, Mode, State, milder
 

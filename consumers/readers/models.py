@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from consumers.records.operator_entries import CaseState, Enforced, Ruling, VerdictValue
+from consumers.records.operator_entries import CaseState, Ruling, VerdictValue
+from consumers.store import Enforced
 from detector.exposure import Exposure
 from detector.policy import Mode, State
 from detector.scoring import Evidence

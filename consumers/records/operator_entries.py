@@ -45,10 +45,6 @@ EVERY_MODEL = "*"
 Ruling = Literal["clear", "degrade", "throttle", "block"]
 """What an operator may decide; *clear* releases a client whatever was detected, *degrade* lets it through to answers with less detail."""
 RULINGS: tuple[Ruling, ...] = get_args(Ruling)
-Enforced = Literal["clear", "watch", "degrade", "throttle", "block"]
-"""What gateways may do with a client; nothing that is detected asks for *degrade*."""
-ENFORCED: tuple[Enforced, ...] = get_args(Enforced)
-"""From the mildest to the most severe."""
 Role = Literal["gateway", "viewer", "analyst", "operator", "admin", "ingest"]
 """What a credential may do; see `http.access`."""
 ROLES: tuple[Role, ...] = get_args(Role)

@@ -16,7 +16,7 @@ from contextlib import closing
 
 from consumers.enforcement.restrictions import Standing
 from consumers.errors import Unavailable, WrongUse
-from consumers.records.operator_entries import ENFORCED
+from consumers.store import ENFORCED
 
 _WORD = re.compile(r"[0-9a-f]{32}")
 _MAP = re.compile(r"[\w./@#-]+")

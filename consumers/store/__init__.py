@@ -30,14 +30,21 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, get_args
 
 from detector.query import ClientKey
+
+if TYPE_CHECKING:
+    from detector.policy import State  # a reader of the store need not load the core
 
 DECISION_CELLS = 32
 """Decision cells of a store, unless `store.decision_cells` says otherwise."""
 MOST_DECISION_CELLS = 1024
 
+Enforced = Literal["clear", "watch", "degrade", "throttle", "block"]
+"""What gateways may do with a client; nothing that is detected asks for *degrade*."""
+ENFORCED: tuple[Enforced, ...] = get_args(Enforced)
+"""From the mildest to the most severe."""
 Proof = Literal["none", "alive", "folded"]
 """What a claim says for the records that come next. none: it counts as an attempt; alive: the process claimed before and lives, so it does
 not count; folded: the process came through their fold, so no earlier attempt counts any more."""
@@ -174,17 +181,17 @@ class DecisionRow:
     """A client's decision as stored.
 
     row        opaque to the store (detect's encoding: assessment, reason, history)
-    state      clear | watch | throttle | block
+    state      as detected
     rank       for "highest first" listings of a model
     until_s    when a throttle or block ends, 0 for none
     enforced   what gateways do: `state`, or less
     """
 
     row: bytes
-    state: str
+    state: State
     rank: float
     until_s: int
-    enforced: str = "clear"
+    enforced: Enforced = "clear"
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,8 +222,8 @@ class Restriction(NamedTuple):
     """What a gateway needs of a decision. In an answer of `changes`, state *clear* or *watch* lifts an earlier one."""
 
     client: ClientKey
-    state: str
-    enforced: str
+    state: State
+    enforced: Enforced
     until_s: int
 
 

@@ -378,11 +378,8 @@ class RedisStore(OperatorCell, Upkeep):
         found = []
         for (_, client), (state, enforced, until_s) in zip(held, rows, strict=True):
             if values.text(state) in RESTRICTED and (until_s == b"0" or int(until_s) > now_s):
-                found.append(
-                    Restriction(
-                        values.client(client), values.text(state), values.text(enforced) or "clear", int(until_s)
-                    )
-                )
+                states = values.detected(state), values.enforced(enforced)
+                found.append(Restriction(values.client(client), *states, int(until_s)))
         return positions, found
 
     def changes(self, positions: Mapping[int, str], limit: int) -> tuple[dict[int, str], list[Restriction]] | None:

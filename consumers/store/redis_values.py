@@ -6,16 +6,22 @@ Rules: a reply that none of our scripts can give is `CorruptState`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TypeVar
+from types import MappingProxyType
+from typing import TYPE_CHECKING, TypeVar
 
 from consumers.errors import CorruptState
-from consumers.store import Cursor, DeadLetter, DecisionRow, Entry, OutboxAlert, Restriction
+from consumers.store import ENFORCED, Cursor, DeadLetter, DecisionRow, Enforced, Entry, OutboxAlert, Restriction
 from consumers.store.layout import client_from_text, unquoted
 from detector.query import ClientKey
+
+if TYPE_CHECKING:
+    from detector.policy import State
 
 ROW_FIELDS = ("row", "state", "rank", "until_s", "enforced")
 
 T = TypeVar("T")
+
+_ENFORCED = MappingProxyType({one.encode(): one for one in ENFORCED})
 
 
 def text(value: bytes | None) -> str:
@@ -52,14 +58,28 @@ def cursor(value: bytes) -> Cursor:
     return Cursor(generation, int(offset))
 
 
+def enforced(value: bytes | None) -> Enforced:
+    """What gateways do. A row of schema 1 says nothing of it: nothing was done."""
+    try:
+        return _ENFORCED[value] if value else "clear"
+    except KeyError:
+        raise CorruptState("a decision has an unknown state") from None
+
+
+def detected(value: bytes | None) -> State:
+    """What was detected; detection asks for no *degrade*, so it is corrupt here."""
+    if not value or (state := enforced(value)) == "degrade":
+        raise CorruptState("a decision has an unknown state")
+    return state
+
+
 def row(key: ClientKey, values: Sequence[bytes | None]) -> DecisionRow | None:
-    content, state, rank, until_s, enforced = values
+    content, state, rank, until_s, done = values
     if content is None and state is None:
         return None
     if content is None or state is None or rank is None or until_s is None:
         raise CorruptState(f"decision row of {key.model}/{key.client}: a field is missing")
-    # A row of schema 1 says nothing of what is enforced: nothing was.
-    return DecisionRow(content, text(state), float(rank), int(until_s), text(enforced) or "clear")
+    return DecisionRow(content, detected(state), float(rank), int(until_s), enforced(done))
 
 
 def alert(found: Mapping[bytes, bytes]) -> OutboxAlert:
@@ -79,8 +99,8 @@ def dead_letter(found: Mapping[bytes, bytes]) -> DeadLetter:
 
 def restriction(found: Mapping[bytes, bytes]) -> Restriction:
     try:
-        state, enforced = text(found[b"state"]), text(found[b"enforced"])
-        return Restriction(client(found[b"client"]), state, enforced, int(found[b"until_s"]))
+        states = detected(found[b"state"]), enforced(found[b"enforced"])
+        return Restriction(client(found[b"client"]), *states, int(found[b"until_s"]))
     except (KeyError, ValueError) as error:
         raise CorruptState("feed of a decision cell: a field is missing or malformed") from error
 

@@ -13,9 +13,9 @@ from consumers.enforcement.refresher import Refresher
 from consumers.enforcement.restrictions import BLOCK, CLEAR, KEPT_CHANGES, THROTTLE, WATCH, Restrictions
 from consumers.records import operator_entries
 from consumers.secrets import Secrets
-from consumers.store import Restriction
+from consumers.store import Enforced, Restriction
 from consumers.telemetry.metrics import Metrics
-from detector.policy import STATES, Policy
+from detector.policy import STATES, Policy, State
 from detector.query import ClientKey
 
 
@@ -44,7 +44,7 @@ def seen(store: RememberedStore, mode: str = "block", modes: dict[str, str] | No
         ("observe", "throttle", "clear", CLEAR),
     ],
 )
-def test_mode_limits_what_was_detected(mode: str, state: str, enforced: str, expected: int) -> None:
+def test_mode_limits_what_was_detected(mode: str, state: State, enforced: Enforced, expected: int) -> None:
     store = RememberedStore()
     store.detect("c", state, enforced)
     assert level(seen(store, mode)) == expected
@@ -239,7 +239,7 @@ def test_following_changes_leads_to_the_same_as_reading_everything() -> None:
 def test_a_reader_too_far_behind_must_begin_again() -> None:
     view = Restrictions("block")
     for n in range(KEPT_CHANGES + 5):
-        state = "block" if n % 2 == 0 else "clear"
+        state: State = "block" if n % 2 == 0 else "clear"
         view.learn([Restriction(ClientKey(TENANT, "m", "c"), state, state, 0)], [], 0)
     assert view.number == KEPT_CHANGES + 5
     assert view.since(4, view.epoch) is None
@@ -294,7 +294,7 @@ def test_a_bug_below_does_not_end_the_thread() -> None:
     store, view = RememberedStore(), Restrictions("block")
     refresher = Refresher(store, view, Metrics())
     assert refresher.turn()
-    store.feed.append(Restriction(ClientKey(TENANT, "m", "c"), "no such state", "block", 0))
+    store.feed.append(Restriction(ClientKey(TENANT, "m", "c"), "no such state", "block", 0))  # type: ignore[arg-type]
     assert not refresher.turn()
     store.feed.clear()
     store.detect("c", "block")

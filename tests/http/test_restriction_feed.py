@@ -16,6 +16,7 @@ from consumers.http import restriction_feed
 from consumers.http.auth import Credential
 from consumers.http.restriction_feed import DecisionFeed, Places, TooManyFollowers, duration
 from consumers.store import Restriction
+from detector.policy import State
 from detector.query import ClientKey
 
 EDGE, OTHER_EDGE = (Credential(f"key:{name}", name, "gateway", TENANT, "key") for name in ("edge", "other"))
@@ -28,7 +29,7 @@ class Followed:
         self.feed = DecisionFeed(self.view, lambda key: names.get(key.client), followers, clock=lambda: self.now_s)
         read(self.store, self.view)
 
-    def detect(self, client: str, state: str, model: str = "m", until_s: int = 0, tenant: str = TENANT) -> None:
+    def detect(self, client: str, state: State, model: str = "m", until_s: int = 0, tenant: str = TENANT) -> None:
         self.view.learn([Restriction(ClientKey(tenant, model, client), state, state, until_s)], [], self.now_s)
 
 

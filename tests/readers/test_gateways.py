@@ -13,7 +13,6 @@ from consumers.readers.gateways import Modes, OfCampaign, at_gateways
 from consumers.readers.models import Allowed, OperatorDecision
 from consumers.readers.public import campaign_decision_of
 from consumers.records.operator_entries import (
-    ENFORCED,
     RULINGS,
     AllowlistEntry,
     Ruling,
@@ -22,7 +21,7 @@ from consumers.records.operator_entries import (
     entry_key,
     packed,
 )
-from consumers.store import Entry, Restriction
+from consumers.store import ENFORCED, Entry, Restriction
 from detector.policy import MODES, STATES, Mode, State
 from detector.query import ClientKey
 

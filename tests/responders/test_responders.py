@@ -24,6 +24,7 @@ from consumers.responders.crowdsec import CrowdsecApi, _seconds
 from consumers.responders.haproxy import HaproxyMap
 from consumers.secrets import Secrets
 from consumers.telemetry.metrics import Metrics
+from detector.policy import STATES, State
 
 SECRETS = Secrets.draw()
 
@@ -74,7 +75,7 @@ def test_whatever_is_lost_on_the_way_the_target_ends_up_as_the_view() -> None:
         responder = Responder(target, view, TENANT, Metrics(), verify_s=30, clock=lambda now_s=now_s: now_s[0])  # type: ignore[misc]
         target.fails = lambda rng=rng: rng.random() < 0.2  # type: ignore[misc]
         for _ in range(60):
-            client, model, state = rng.choice("abcde"), rng.choice("mn"), rng.choice(["clear", "throttle", "block"])
+            client, model, state = rng.choice("abcde"), rng.choice("mn"), rng.choice(STATES)
             store.detect(client, state, model=model)
             view.learn([store.feed[-1]], [], now_s[0])
             view.synced = True
@@ -145,7 +146,7 @@ class Pushed:
         read(self.store, self.view, time.time())
         self.responder = Responder(target, self.view, TENANT, self.metrics, every_s=0.2, verify_s=verify_s)
 
-    def detect(self, client: str, state: str, seconds: int = 0) -> None:
+    def detect(self, client: str, state: State, seconds: int = 0) -> None:
         self.store.detect(hashed(client), state, until_s=int(time.time()) + seconds if seconds else 0)
         self.view.learn([self.store.feed[-1]], [], time.time())
 

@@ -16,6 +16,7 @@ from consumers.operators.operate import Operations
 from consumers.secrets import Secrets
 from consumers.store import DECISION_CELLS, DecisionRow, Outcome, decision_cell
 from consumers.store.redis import connect
+from detector.policy import State
 from detector.query import ClientKey
 
 TENANT = "default"
@@ -96,7 +97,7 @@ class Backend:
     def undo(self, client: str, model: str = "*") -> None:
         self.service.operations.withdraw(OPERATOR, self._subject(client, model))
 
-    def detect(self, client: str, state: str, model: str = "fraud-v3", seconds: int = 60) -> None:
+    def detect(self, client: str, state: State, model: str = "fraud-v3", seconds: int = 60) -> None:
         """A decision as detect records it."""
         key = ClientKey(TENANT, model, self.service.secrets.client_hash(TENANT, client))
         cell = decision_cell(key, DECISION_CELLS)

@@ -1,10 +1,10 @@
 """What the lanes of `make test` need before the first test: compiled kernels and one baseline, made once and in halves.
 
-A clean clone has no compiled kernel, and all of them together take as long as a hundred tests. Two lanes that start at once would each
+A clean clone has no compiled kernel, and all of them together take as long as a hundred tests. Lanes that start at once would each
 compile all of them. Rules:
 
 * Each half compiles kernels that the other one does not: reading events and storing profiles, or measuring, folding and calibrating.
-* A lane takes a half that nobody took, and waits until the other half is done.
+* A lane takes a half that nobody took, if there is one, and waits until both are done.
 * The baseline of `victims` lies in the lanes' folder afterwards, so it is fitted once.
 """
 
@@ -57,7 +57,7 @@ HALVES = (baseline, records)
 
 
 def prepare(folder: Path) -> None:
-    """Do the first half that no other lane took, and wait for the other."""
+    """Do the first half that no other lane took, and wait for what others do."""
     victims.keep_in(folder)
     for half in HALVES:
         try:

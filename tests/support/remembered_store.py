@@ -10,7 +10,8 @@ import msgspec
 from consumers.enforcement.restrictions import OPERATOR_KINDS, Restrictions
 from consumers.errors import Rewound, Unavailable
 from consumers.records import operator_entries
-from consumers.store import DecisionRow, Entry, Operation, Restriction
+from consumers.store import DecisionRow, Enforced, Entry, Operation, Restriction
+from detector.policy import State
 from detector.query import ClientKey
 
 TENANT = "default"
@@ -28,7 +29,7 @@ class RememberedStore:
         self.full_reads = 0
 
     def detect(
-        self, client: str, state: str, enforced: str | None = None, *, model: str = "m", until_s: int = 0
+        self, client: str, state: State, enforced: Enforced | None = None, *, model: str = "m", until_s: int = 0
     ) -> None:
         self.feed.append(Restriction(ClientKey(TENANT, model, client), state, enforced or state, until_s))
 

@@ -32,6 +32,7 @@ from consumers.store import (
     decision_cell,
     layout,
 )
+from detector.policy import State
 from detector.query import ClientKey
 
 CELL = "queries:3"
@@ -69,7 +70,7 @@ def dead(i: int, reason: str = "nan") -> DeadLetter:
     return DeadLetter(f"file.jsonl:{i}", i, reason, f"detail {i}", f"{i:064x}", bytes([0, 255, i % 256]))
 
 
-def row(text: str = "r", rank: float = 0.5, state: str = "watch", until_s: int = 0) -> DecisionRow:
+def row(text: str = "r", rank: float = 0.5, state: State = "watch", until_s: int = 0) -> DecisionRow:
     return DecisionRow(text.encode(), state, rank, until_s)
 
 

@@ -28,6 +28,7 @@ from consumers.store import (
     Checkpoint,
     Cursor,
     DecisionRow,
+    Enforced,
     Entry,
     Exported,
     FieldSwap,
@@ -39,12 +40,13 @@ from consumers.store import (
     decision_cell,
     layout,
 )
+from detector.policy import State
 from detector.query import ClientKey
 
 LATER = int(time.time()) + 86_400
 
 
-def held(state: str = "block", enforced: str = "block", until_s: int = LATER) -> DecisionRow:
+def held(state: State = "block", enforced: Enforced = "block", until_s: int = LATER) -> DecisionRow:
     return DecisionRow(b"r", state, 0.9, until_s, enforced)
 
 
@@ -228,10 +230,12 @@ class WholeContract(StoreContract):
         cells = (3, 9)
         detectors = [Detector(writer, cell) for cell in cells]
 
+        states: tuple[State, ...] = ("block", "clear", "throttle")
+
         def write() -> None:
             for turn in range(30):
                 for detector in detectors:
-                    state = ("block", "clear", "throttle")[turn % 3]
+                    state = states[turn % 3]
                     name = "abcdef"[turn * 7 % 6]
                     detector.record(**{name: held(state, state, LATER + turn if state != "clear" else 0)})
             done.append(True)
