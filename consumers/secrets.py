@@ -39,6 +39,8 @@ KEY_BYTES = {"sampling_key": 16, "pepper": 32, "sealing_key": 32}
 _NONCE_BYTES = 12
 _SEAL_VERSION = b"\x01"
 _CACHED_CLIENTS = 16_384
+_CACHED_SEALS = 4_096
+"""Texts that were sealed or opened last: a turn of detect meets a client's id in its profile and in its row, and seals it again."""
 
 
 class Secrets:
@@ -47,7 +49,16 @@ class Secrets:
     sampling_key  16 bytes, for the keyed hash that decides what is sampled
     """
 
-    __slots__ = ("_cipher", "_client_hash", "_pepper", "_sealing_key", "_tenant_pepper", "sampling_key")
+    __slots__ = (
+        "_cipher",
+        "_client_hash",
+        "_opened",
+        "_pepper",
+        "_sealed",
+        "_sealing_key",
+        "_tenant_pepper",
+        "sampling_key",
+    )
 
     def __init__(self, sampling_key: bytes, pepper: bytes, sealing_key: bytes) -> None:
         for name, key in zip(KEY_BYTES, (sampling_key, pepper, sealing_key), strict=True):
@@ -59,6 +70,8 @@ class Secrets:
         self._tenant_pepper = lru_cache(maxsize=256)(lambda tenant: _derive(self._pepper, b"client", tenant))
         self._client_hash = lru_cache(maxsize=_CACHED_CLIENTS)(self._hash_client)
         self._cipher = lru_cache(maxsize=256)(self._tenant_cipher)
+        self._sealed = lru_cache(maxsize=_CACHED_SEALS)(self._seal)
+        self._opened = lru_cache(maxsize=_CACHED_SEALS)(self._unseal)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], create: bool = False, tenant: str = TENANT) -> Secrets:
@@ -111,13 +124,19 @@ class Secrets:
 
     def seal(self, text: str, tenant: str) -> bytes:
         """`text` encrypted under the tenant's key: version, nonce (12 bytes), AES-256-GCM ciphertext and tag."""
+        return self._sealed(text, tenant)
+
+    def unseal(self, sealed: bytes, tenant: str) -> str:
+        """Raises CorruptState when the bytes are damaged or were sealed under other secrets or for another tenant."""
+        return self._opened(sealed, tenant)
+
+    def _seal(self, text: str, tenant: str) -> bytes:
         cipher, nonce_key = self._cipher(tenant)
         plain = text.encode("utf-8", "surrogatepass")
         nonce = hmac.digest(nonce_key, plain, "sha256")[:_NONCE_BYTES]
         return _SEAL_VERSION + nonce + cipher.encrypt(nonce, plain, _SEAL_VERSION)
 
-    def unseal(self, sealed: bytes, tenant: str) -> str:
-        """Raises CorruptState when the bytes are damaged or were sealed under other secrets or for another tenant."""
+    def _unseal(self, sealed: bytes, tenant: str) -> str:
         if sealed[:1] != _SEAL_VERSION:
             raise CorruptState("sealed text: unknown version")
         cipher, _ = self._cipher(tenant)

@@ -12,9 +12,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import numpy as np
+
 from detector.calibration import Calibration, Tail
 from detector.exposure import Estimator
 from detector.features import FeatureMap
+from detector.fold_arrays import LADDER_STEPS
+from detector.ladder import rung
 from detector.profile_shape import Shape
 from detector.signal_table import SignalTable
 from detector.signals import signal_table
@@ -84,6 +88,23 @@ class Baseline:
     def tail(self, in_order: bool, persona: str = "") -> Tail:
         """Null distribution of the fused score: that of a declared persona, where this baseline knows it, or of all others."""
         return self._personas.get((persona, in_order)) or (self.ordered if in_order else self.free)
+
+    def levels(self, in_order: bool, persona: str = "") -> tuple[float, ...]:
+        """The p-value of each step of the ladder, the first at index 0, under the null distribution that `tail` returns."""
+        tail = self.tail(in_order, persona)
+        if id(tail) not in self._levels:
+            self._levels[id(tail)] = tuple(tail.p(rung(steps)) for steps in range(1, LADDER_STEPS + 1))
+        return self._levels[id(tail)]
+
+    @cached_property
+    def oddest_honest(self) -> tuple[int, ...]:
+        """The largest lifetime maximum of an honest client in each signal, rounded up; 0 without honest clients."""
+        return tuple(int(np.ceil(float(column.max(initial=0.0)))) for column in self.calibration.lifetime_maxima.T)
+
+    @cached_property
+    def _levels(self) -> dict[int, tuple[float, ...]]:
+        """By the tail's id: a baseline keeps its tails as long as it lives."""
+        return {}
 
     @cached_property
     def _personas(self) -> dict[tuple[str, bool], Tail]:

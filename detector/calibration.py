@@ -323,7 +323,7 @@ class Tail:
         g = len(self.maxima)
         if value <= 0 or g == 0:
             return 1.0
-        above = g - int(np.searchsorted(self.maxima, value, "left"))
+        above = g - int(self.maxima.searchsorted(value))
         rank = (1 + above) / (g + 1)
         if value <= self.u:
             return rank

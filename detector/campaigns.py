@@ -201,10 +201,10 @@ def _told(test: GroupTest, measured: Sequence[Statistics], of_texts: bool) -> tu
     value, units = np.zeros(len(SIGNALS)), np.ones(len(SIGNALS))
     value[test.signals], units[test.signals] = test.sums, test.units
     count, base = (np.sum([getattr(s, name) for s in measured], axis=0) for name in ("count", "base"))
-    together = Statistics(value, count, base, value, value, float(sum(s.distinct for s in measured)))
     listed = sorted(np.flatnonzero(value > 0).tolist(), key=lambda i: (-value[i] / units[i], SIGNALS[i].name))
     table = TEXT_SIGNALS if of_texts else SIGNALS
-    lead = leading(listed, together, units, TEXT_SPECIFIC if of_texts else SPECIFIC)
+    share = count / np.maximum(base, 1.0)
+    lead = leading(listed, (value / units).tolist(), share.tolist(), TEXT_SPECIFIC if of_texts else SPECIFIC)
     if lead is None:
         return (), 0.0, "unknown"
     listed.sort(key=lambda i: i != lead)

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from detector.features import DISTANCE_BINS, FeatureMap
 from detector.profile import Profile
+from detector.profile_columns import ProfileColumns
 
 FEWEST = 5
 STAND_IN_ERROR = 0.25
@@ -128,17 +129,23 @@ class Estimator:
         return cls(weights, np.array(errors), np.array(sizes), usual)
 
     def estimate(self, described: Vector) -> Exposure:
-        """Return the exposure of one profile, described as (f,).
+        """Return the exposure of one profile, described as (f,)."""
+        return self.estimates(described[None])[0]
+
+    def estimates(self, described: Vector) -> list[Exposure]:
+        """Return the exposure of each of n profiles, described as (n, f).
 
         The interval is that of whole families left out, widened by `STAND_IN_ERROR` and `COPY_ERROR`.
         """
-        middle = float(described[: len(self.weights)] @ self.weights)
-        size = described[REGRESSORS.index("distinct")]
-        low, high = (float(np.interp(size, self.sizes, self.errors[:, side])) for side in (0, 1))
-        low, high = min(low, 0.0) - STAND_IN_ERROR, max(high, 0.0) + STAND_IN_ERROR
-        shares = share_of(middle + np.array([0.0, low, high])) + np.array([0.0, -COPY_ERROR, COPY_ERROR])
-        fidelity = float(np.clip(shares[0], EDGE, 1 - EDGE))
-        return Exposure(fidelity, min(max(float(shares[1]), 0.0), fidelity), max(min(float(shares[2]), 1.0), fidelity))
+        # one product a row: that of a matrix adds up in another order
+        middle = np.array([row[: len(self.weights)] @ self.weights for row in described])
+        size = described[:, REGRESSORS.index("distinct")]
+        low, high = (np.interp(size, self.sizes, self.errors[:, side]) for side in (0, 1))
+        low, high = np.minimum(low, 0.0) - STAND_IN_ERROR, np.maximum(high, 0.0) + STAND_IN_ERROR
+        fidelity = np.clip(share_of(middle), EDGE, 1 - EDGE)
+        low = np.minimum(np.maximum(share_of(middle + low) - COPY_ERROR, 0.0), fidelity)
+        high = np.maximum(np.minimum(share_of(middle + high) + COPY_ERROR, 1.0), fidelity)
+        return [Exposure(*shares) for shares in zip(fidelity.tolist(), low.tolist(), high.tolist(), strict=True)]
 
 
 def log_odds(shares: Vector) -> Vector:
@@ -160,18 +167,39 @@ def _ridge(described: Vector, target: Vector) -> Vector:
 
 def describe(profile: Profile, feature_map: FeatureMap, usual: Vector) -> Vector:
     """Return what a profile says about a copy made of it, (f,) in the order of `REGRESSORS`."""
-    n = np.log1p(profile.distinct)
-    counts = profile.region_counts.astype(np.float64)
-    covered = float((feature_map.region_share * (1.0 - np.exp(-counts / 2.0))).sum())
-    total = max(float(profile.distance_counts.sum()), 1.0)
-    near = float(profile.distance_counts[:NEAR_BINS].sum()) / total
-    classes = np.asarray(profile.classes, np.float64) / max(float(profile.classes.sum()), 1.0)
-    occupied = classes[classes > 0]
-    most = np.log(max(len(classes), 2))
-    spread = float(-(occupied * np.log(occupied)).sum() / most) if len(occupied) else 0.0
-    alike = float(np.minimum(classes, usual).sum())
-    bends = np.maximum(n - np.log1p(KNOTS), 0.0)
-    return np.array([1.0, n, near, covered, spread, alike, n * covered, n * near, n * spread, n * alike, *bends])
+    regions, distances, classes = profile.region_counts[None], profile.distance_counts[None], profile.classes[None]
+    one: Vector = _described(np.array([profile.distinct]), regions, distances, classes, feature_map, usual)[0]
+    return one
+
+
+def _described(
+    distinct: Vector,
+    region_counts: NDArray[np.int64],
+    distance_counts: NDArray[np.int64],
+    classes: NDArray[np.int64],
+    feature_map: FeatureMap,
+    usual: Vector,
+) -> Vector:
+    """`describe` of n profiles, (n, f)."""
+    n = np.log1p(distinct)
+    covered = (feature_map.region_share * (1.0 - np.exp(-region_counts.astype(np.float64) / 2.0))).sum(1)
+    near = distance_counts[:, :NEAR_BINS].sum(1) / np.maximum(distance_counts.sum(1), 1.0)
+    shares = classes.astype(np.float64) / np.maximum(classes.sum(1), 1.0)[:, None]
+    spread = _spread(shares) / np.log(max(shares.shape[1], 2))
+    alike = np.minimum(shares, usual).sum(1)
+    bends = np.maximum(n[:, None] - np.log1p(KNOTS), 0.0)
+    columns = (np.ones(len(n)), n, near, covered, spread, alike, n * covered, n * near, n * spread, n * alike, *bends.T)
+    return np.stack(columns, axis=1)
+
+
+def _spread(shares: Vector) -> Vector:
+    """The entropy of each row of shares (n, c). Those of as many occupied classes are added up together, each without its empty ones."""
+    found, occupied = np.zeros(len(shares)), shares > 0
+    for count in np.unique(occupied.sum(1)[occupied.any(1)]).tolist():
+        rows = np.flatnonzero(occupied.sum(1) == count)
+        of_rows = shares[rows][occupied[rows]].reshape(len(rows), count)
+        found[rows] = -(of_rows * np.log(of_rows)).sum(1)
+    return found
 
 
 NEAR_BINS = DISTANCE_BINS * 3 // 4
@@ -201,3 +229,24 @@ def estimate(profile: Profile, feature_map: FeatureMap, estimator: Estimator | N
     if estimator is None or profile.distinct < FEWEST:
         return None
     return estimator.estimate(describe(profile, feature_map, estimator.usual))
+
+
+def estimate_columns(
+    profiles: ProfileColumns, feature_map: FeatureMap, estimator: Estimator | None
+) -> list[Exposure | None]:
+    """Return what `estimate` says of each of n profiles."""
+    found: list[Exposure | None] = [None] * len(profiles)
+    rows = np.flatnonzero(profiles.distinct >= FEWEST)
+    if estimator is None or not len(rows):
+        return found
+    described = _described(
+        profiles.distinct[rows],
+        profiles.region_counts[rows],
+        profiles.distance_counts[rows],
+        profiles.classes[rows],
+        feature_map,
+        estimator.usual,
+    )
+    for row, exposure in zip(rows.tolist(), estimator.estimates(described), strict=True):
+        found[row] = exposure
+    return found

@@ -3,7 +3,7 @@
 Rules:
 
 * Suspicion is 1 − p, where p is the lifetime p-value of the fused signals: the share of honest clients that ever reach this score.
-* The fused score is read off a fixed ladder (`fold_arrays.LADDER_GROWTH`), so that the moment at which a level was reached is exact
+* The fused score is read off a fixed ladder (`ladder.py`), so that the moment at which a level was reached is exact
   however the stream was cut into polls.
 * A client seen in several log cells has no order: it is assessed by the order-free signals, against their own null distribution.
 * Too little evidence is no error: suspicion is then low.
@@ -13,14 +13,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from detector.baseline import Baseline
-from detector.fold_arrays import LADDER_FIRST, LADDER_GROWTH, LADDER_STEPS
+from detector.ladder import ladder, ladders
 from detector.profile import Profile
-from detector.signals import FREE, FUSED, MISFIT, SIGNALS, TEXT_SIGNALS, Statistics, fuse, measure, measure_of
+from detector.profile_columns import ProfileColumns
+from detector.signals import (
+    FREE,
+    FUSED,
+    MISFIT,
+    SIGNAL_NAMES,
+    SIGNALS,
+    TEXT_SIGNALS,
+    StatisticsColumns,
+    fuse,
+    measure_columns,
+    measure_of,
+)
 
 SHOWN = 0.5
 """A client's family is named up to this lifetime p-value."""
@@ -95,26 +109,6 @@ class Assessment(AssessmentSummary):
     held: bool = False
 
 
-def ladder(fused: float) -> int:
-    """Return the number of ladder steps at or below a fused score.
-
-    >>> ladder(0.0)
-    0
-    """
-    if fused < LADDER_FIRST:
-        return 0
-    return min(LADDER_STEPS, 1 + int(np.floor(np.log(fused / LADDER_FIRST) / np.log(LADDER_GROWTH))))
-
-
-def rung(steps: int) -> float:
-    """Return the fused score of a ladder step, from 1 on.
-
-    >>> ladder(rung(9) * 1.001)
-    9
-    """
-    return LADDER_FIRST * LADDER_GROWTH ** (steps - 1)
-
-
 def p_of(fused: float, baseline: Baseline, in_order: bool = True, persona: str = "") -> float:
     """Return the lifetime p-value of a fused score, in [0, 1], read off the ladder.
 
@@ -127,31 +121,45 @@ def p_of(fused: float, baseline: Baseline, in_order: bool = True, persona: str =
     persona : str
         The use that the client's owner declared; "" or an unknown one: the null distribution of all other clients.
     """
-    steps = ladder(fused)
-    tail = baseline.tail(in_order, persona)
-    return tail.p(rung(steps) if steps else fused)
+    return _read_off(fused, ladder(fused), baseline, in_order, persona)
+
+
+def _read_off(fused: float, steps: int, baseline: Baseline, in_order: bool, persona: str) -> float:
+    return baseline.levels(in_order, persona)[steps - 1] if steps else baseline.tail(in_order, persona).p(fused)
 
 
 def assess(
     profile: Profile, baseline: Baseline, shards: int = 1, persona: str = "", misfits_held: bool = False
 ) -> Assessment:
-    """Assess a client, or a group, from its merged profile.
+    """Assess a client, or a group, from its merged profile: `assess_columns` of it."""
+    columns = ProfileColumns.of([profile], baseline.table)
+    return assess_columns(columns, baseline, [shards], [persona], [misfits_held])[0]
+
+
+def assess_columns(
+    profiles: ProfileColumns,
+    baseline: Baseline,
+    shards: Sequence[int],
+    personas: Sequence[str],
+    misfits_held: Sequence[bool],
+) -> list[Assessment]:
+    """Assess n clients, or groups, from their merged profiles.
 
     Parameters
     ----------
-    profile : Profile
+    profiles : ProfileColumns
         Folded under the feature map of `baseline`.
-    shards : int
-        Number of log cells in which the client was seen. From two on its order is unknown, and the order-free signals assess it.
-    persona : str
-        The use that its owner declared, if any.
-    misfits_held : bool
+    shards : (n,) int
+        Number of log cells in which each was seen. From two on its order is unknown, and the order-free signals assess it.
+    personas : (n,) str
+        The use that the owner of each declared, "" for none.
+    misfits_held : (n,) bool
         Leave out the signals of misfits: many clients share one, and an operator has not yet decided what it means.
 
     Returns
     -------
-    Assessment
-        `p_value` in [0, 1] of the client's whole life, `suspicion` = 1 − p_value, and the evidence, the most telling signal first.
+    (n,) list of Assessment
+        `p_value` in [0, 1] of a client's whole life, `suspicion` = 1 − p_value, and the evidence, the most telling signal first.
 
     Notes
     -----
@@ -159,63 +167,97 @@ def assess(
     docs/theory.md), so it holds for clients that are exchangeable with those of the calibration and for no others. In-domain theft
     is invisible to it: its queries are those of an honest client.
     """
-    in_order = shards <= 1
-    statistics = measure(profile, baseline.table)
-    use = FUSED if in_order else FREE
-    values = statistics.lifetime if in_order else statistics.value
-    scale = baseline.calibration.scale
-    content = float(fuse(values, scale, use & ~MISFIT)) if profile.queries else 0.0
-    content_p_value = p_of(content, baseline, in_order, persona)
-    if misfits_held:
-        use, fused, p_value = use & ~MISFIT, content, content_p_value
-    else:
-        fused = float(fuse(values, scale, use)) if profile.queries else 0.0
-        p_value = p_of(fused, baseline, in_order, persona)
-    evidence = []
-    named = TEXT_SIGNALS if baseline.map.schema.of_texts else SIGNALS
-    listed = [i for i in range(len(SIGNALS)) if (in_order or FREE[i]) and statistics.value[i] > 0]
-    listed.sort(key=lambda i: (-statistics.value[i] / scale[i], SIGNALS[i].name))
-    strongest = [i for i in listed if use[i]]
-    lead = leading(strongest, statistics, scale, TEXT_SPECIFIC if baseline.map.schema.of_texts else SPECIFIC)
-    listed.sort(key=lambda i: i != lead)
-    for i in listed:
-        p = baseline.tails[i].p(float(statistics.value[i]))
-        base, count = max(1, round(float(statistics.base[i]))), round(float(statistics.count[i]))
-        most = int(np.ceil(float(baseline.calibration.lifetime_maxima[:, i].max(initial=0.0))))
-        text = named[i].text.format(count=f"{count:,}", base=f"{base:,}")
-        text += f"; the excess of {statistics.value[i]:,.0f} compares with {most:,} for the oddest honest client"
-        if misfits_held and MISFIT[i]:
-            text += "; held back, because many clients began to send the same and an operator has not ruled yet"
-        evidence.append(Evidence(named[i].name, float(statistics.value[i]), p, text))
-    size_p_value, oddest = baseline.size_null.p_value(statistics, in_order)
-    return Assessment(
-        queries=profile.queries,
-        distinct=profile.distinct,
-        misfit=profile.misfit,
-        p_value=p_value,
-        content_p_value=content_p_value,
-        suspicion=1.0 - p_value,
-        calibrated=baseline.calibration.calibrated,
-        in_order=in_order,
-        fused=fused,
-        odd=float(statistics.count[strongest[0]]) if strongest else 0.0,
-        family=named[lead].family if lead is not None and p_value <= SHOWN else "unknown",
-        evidence=tuple(evidence),
-        size_p_value=size_p_value,
-        oddest=oddest,
-        held=misfits_held,
-    )
+    in_order, held = np.array(shards) <= 1, np.array(misfits_held, np.bool_)
+    statistics = measure_columns(profiles, baseline.table)
+    scale, ordered = baseline.calibration.scale, in_order[:, None]
+    use = np.where(ordered, FUSED, FREE)
+    values = np.where(ordered, statistics.lifetime, statistics.value)
+    content = np.where(profiles.queries > 0, fuse(values, scale, use & ~MISFIT), 0.0)
+    fused = np.where(held | (profiles.queries == 0), content, fuse(values, scale, use))
+    use &= ~(held[:, None] & MISFIT)
+    listed = (statistics.value > 0) & (ordered | FREE)
+    size_p_values = baseline.size_null.p_values(statistics.excess, statistics.distinct, in_order)
+    scores = zip(fused.tolist(), ladders(fused).tolist(), content.tolist(), ladders(content).tolist(), strict=True)
+    numbers = zip(profiles.queries.tolist(), profiles.distinct.tolist(), profiles.misfit.tolist(), strict=True)
+    told = _Told(baseline, statistics, statistics.value / scale, use)
+    shown: list[list[int]] = [[] for _ in range(len(profiles))]
+    for row, signal in zip(*(at.tolist() for at in np.nonzero(listed)), strict=True):
+        shown[row].append(signal)
+    found = []
+    for i, ((queries, distinct, misfit), (score, steps, content_score, content_steps)) in enumerate(
+        zip(numbers, scores, strict=True)
+    ):
+        order, persona = shards[i] <= 1, personas[i]
+        p_value = _read_off(score, steps, baseline, order, persona)
+        same = content_score == score
+        evidence, odd, family = told.of(i, shown[i], misfits_held[i])
+        size_p_value, oddest = size_p_values[i]
+        found.append(
+            Assessment(
+                queries=queries,
+                distinct=distinct,
+                misfit=misfit,
+                p_value=p_value,
+                content_p_value=p_value if same else _read_off(content_score, content_steps, baseline, order, persona),
+                suspicion=1.0 - p_value,
+                calibrated=baseline.calibration.calibrated,
+                in_order=order,
+                fused=score,
+                odd=odd,
+                family=family if p_value <= SHOWN else "unknown",
+                evidence=evidence,
+                size_p_value=size_p_value,
+                oddest=oddest,
+                held=misfits_held[i],
+            )
+        )
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What is told of the signals of n clients. units: in honest units, (n, s); use: signals that are fused, (n, s)."""
+
+    baseline: Baseline
+    statistics: StatisticsColumns
+    units: NDArray[np.float64]
+    use: NDArray[np.bool_]
+
+    def of(self, row: int, listed: list[int], misfits_held: bool) -> tuple[tuple[Evidence, ...], float, str]:
+        """The evidence of a client, the odd queries behind its strongest signal, the family of its leading one. listed: what it shows."""
+        if not listed:
+            return (), 0.0, "unknown"
+        of_texts = self.baseline.map.schema.of_texts
+        named = TEXT_SIGNALS if of_texts else SIGNALS
+        value, count, base, units = (
+            column[row].tolist()
+            for column in (self.statistics.value, self.statistics.count, self.statistics.base, self.units)
+        )
+        listed = sorted(listed, key=lambda i: (-units[i], SIGNAL_NAMES[i]))
+        use = self.use[row]
+        strongest = [i for i in listed if use[i]]
+        share = [n / max(of, 1.0) for n, of in zip(count, base, strict=True)]
+        lead = leading(strongest, units, share, TEXT_SPECIFIC if of_texts else SPECIFIC)
+        listed.sort(key=lambda i: i != lead)
+        evidence = []
+        for i in listed:
+            text = named[i].text.format(count=f"{round(count[i]):,}", base=f"{max(1, round(base[i])):,}")
+            honest = self.baseline.oddest_honest[i]
+            text += f"; the excess of {value[i]:,.0f} compares with {honest:,} for the oddest honest client"
+            if misfits_held and MISFIT[i]:
+                text += "; held back, because many clients began to send the same and an operator has not ruled yet"
+            evidence.append(Evidence(named[i].name, value[i], self.baseline.tails[i].p(value[i]), text))
+        odd = count[strongest[0]] if strongest else 0.0
+        return tuple(evidence), odd, "unknown" if lead is None else named[lead].family
 
 
 def leading(
-    strongest: Sequence[int],
-    statistics: Statistics,
-    scale: NDArray[np.float64],
-    specific: Sequence[str] = SPECIFIC,
+    strongest: Sequence[int], units: Sequence[float], share: Sequence[float], specific: tuple[str, ...] = SPECIFIC
 ) -> int | None:
     """The signal that says most tellingly what the client does; None where there is none.
 
     strongest  fused signals of the client, the largest in honest units first
+    units      (s,) each signal in honest units; share (s,): odd queries among those that it counts among
 
     The largest leads, unless a more specific claim beyond honest clients (one unit; `specific`, the most
     specific first) explains the same queries: a measure of
@@ -224,51 +266,66 @@ def leading(
     """
     if not strongest:
         return None
-    units, share = statistics.value / scale, statistics.count / np.maximum(statistics.base, 1.0)
-    first = strongest[0]
+    first, places = strongest[0], _places(specific)
 
     def explains(i: int) -> bool:
-        near = units[i] >= PAIRS_BAND * units[first] if _measure(i) in PAIRS else share[i] >= COVERED * share[first]
-        return i == first or bool(units[i] >= 1.0 and near)
+        near = units[i] >= PAIRS_BAND * units[first] if _OF_PAIRS[i] else share[i] >= COVERED * share[first]
+        return i == first or (units[i] >= 1.0 and near)
 
-    def place(i: int) -> int:
-        measure = _measure(i)
-        return (
-            specific.index(measure) if measure in specific[len(PAIRS) :] else 0 if measure in PAIRS else len(specific)
-        )
-
-    return min((i for i in strongest if explains(i)), key=place)
+    return min((i for i in strongest if explains(i)), key=places.__getitem__)
 
 
-def _measure(signal: int) -> str:
-    return measure_of(SIGNALS[signal].name)
+_OF_PAIRS = tuple(measure_of(name) in PAIRS for name in SIGNAL_NAMES)
+"""(s,) whether a signal compares a query with an earlier one."""
 
 
-def reached(profile: Profile, baseline: Baseline, budget: float, persona: str = "") -> tuple[int, int] | None:
+@cache
+def _places(specific: tuple[str, ...]) -> tuple[int, ...]:
+    """(s,) the place of each signal's measure among those that are named first: pairs before all, what is not listed last."""
+    listed = {name: 0 if name in PAIRS else at for at, name in enumerate(specific)}
+    return tuple(listed.get(measure_of(name), len(specific)) for name in SIGNAL_NAMES)
+
+
+class Passages(Protocol):
+    """A client's life as far as its first passages are told: a `Profile`, or a row of `ProfileColumns`."""
+
+    @property
+    def queries(self) -> int: ...
+
+    @property
+    def last_ms(self) -> int: ...
+
+    @property
+    def passage_ms(self) -> NDArray[np.int64]: ...
+
+    @property
+    def passage_query(self) -> NDArray[np.int64]: ...
+
+
+def reached(life: Passages, baseline: Baseline, budget: float, persona: str = "") -> tuple[int, int] | None:
     """Return when an in-order client's p-value first fell to `budget`: (event time in ms, queries seen).
 
     None where it has not, or where the first passages do not show it. The answer is exact: levels are steps of a fixed ladder.
     """
-    tail = baseline.tail(True, persona)
-    for steps in range(1, len(profile.passage_ms) + 1):
-        if tail.p(rung(steps)) <= budget:
-            return int(profile.passage_ms[steps - 1]), int(profile.passage_query[steps - 1])
+    for step, p_value in enumerate(baseline.levels(True, persona)[: len(life.passage_ms)]):
+        if p_value <= budget:
+            return int(life.passage_ms[step]), int(life.passage_query[step])
     return None
 
 
 def trajectory(
-    profile: Profile, baseline: Baseline, assessment: AssessmentSummary, persona: str = ""
+    life: Passages, baseline: Baseline, assessment: AssessmentSummary, persona: str = ""
 ) -> list[tuple[int, float, int]]:
     """Return when suspicion first reached each level: (queries seen, suspicion, event time in ms), oldest first.
 
     The last point is the present one, and the only one where the order of the client's queries is not known.
     """
-    now = (profile.queries, assessment.suspicion, profile.last_ms)
+    now = (life.queries, assessment.suspicion, life.last_ms)
     if not assessment.in_order:
         return [now]
-    tail = baseline.tail(True, persona)
+    levels = baseline.levels(True, persona)[: len(life.passage_ms)]
     points = [
-        (int(query), 1 - tail.p(rung(i + 1)), int(ms))
-        for i, (ms, query) in enumerate(zip(profile.passage_ms.tolist(), profile.passage_query.tolist(), strict=True))
+        (query, 1 - p_value, ms)
+        for query, p_value, ms in zip(life.passage_query.tolist(), levels, life.passage_ms.tolist(), strict=True)
     ]
     return [*points[-TRAJECTORY_SHOWN:], now]

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from detector.features import BITS, SEQUENCE
 from detector.profile import Profile
+from detector.profile_columns import ProfileColumns
 from detector.signal_table import Form, SignalTable
 
 TABLE_VERSION = 7
@@ -253,43 +254,63 @@ class Statistics:
     distinct: float
 
 
+@dataclass(frozen=True, slots=True)
+class StatisticsColumns:
+    """The `Statistics` of n profiles: (n, s) each, distinct (n,)."""
+
+    value: NDArray[np.float64]
+    count: NDArray[np.float64]
+    base: NDArray[np.float64]
+    lifetime: NDArray[np.float64]
+    excess: NDArray[np.float64]
+    distinct: NDArray[np.float64]
+
+    def one(self, row: int) -> Statistics:
+        """Those of one profile."""
+        return Statistics(
+            self.value[row],
+            self.count[row],
+            self.base[row],
+            self.lifetime[row],
+            self.excess[row],
+            float(self.distinct[row]),
+        )
+
+
 def measure(profile: Profile, table: SignalTable) -> Statistics:
-    """Measure all signals of one profile.
+    """Measure all signals of one profile, of one client or merged: `measure_columns` of it."""
+    return measure_columns(ProfileColumns.of([profile], table), table).one(0)
+
+
+def measure_columns(profiles: ProfileColumns, table: SignalTable) -> StatisticsColumns:
+    """Measure all signals of n profiles.
 
     Parameters
     ----------
-    profile : Profile
-        Of one client or merged; its running maxima belong to this table.
+    profiles : ProfileColumns
+        Of clients or merged; their running maxima belong to this table.
     table : SignalTable
 
     Returns
     -------
-    Statistics
+    StatisticsColumns
         Masses in distinct queries beyond the allowance (times their share, for a dense signal), never negative.
 
     Notes
     -----
     Counts are exact for light clients and bottom-k estimates for heavy ones (docs/theory.md).
     """
-    faded, (faded_distinct, faded_roots) = profile.carry(table)
-    distinct, roots = profile.distinct + faded_distinct, profile.novel + faded_roots
-    base = np.where(table.novel_base, roots, distinct)
+    distinct, roots = profiles.distinct + profiles.faded_base[:, 0], profiles.novel + profiles.faded_base[:, 1]
+    base = np.where(table.novel_base, roots[:, None], distinct[:, None])
     # both are estimates for heavy clients; a part is never more than its whole
-    count = np.minimum(profile.odd_counts(table) + faded, base)
+    count = np.minimum(profiles.odd + profiles.faded, base)
     excess = np.maximum(0.0, count - table.allowance * base)
     now = np.where(table.form == Form.EXCESS_TIMES_SHARE, excess * excess / np.maximum(base, 1.0), excess)
-    damped = min(1.0, table.horizon_distinct / max(distinct, 1.0))
+    damped = np.minimum(1.0, table.horizon_distinct / np.maximum(distinct, 1.0))[:, None]
     now *= damped
     # the running maxima of one unmerged stream are exact at every query; only a merge can raise a mass beyond them
-    lifetime = profile.maxima if profile.parts == 1 else np.maximum(now, profile.maxima)
-    return Statistics(
-        value=np.where(FREE, now, lifetime),
-        count=count,
-        base=base,
-        lifetime=lifetime,
-        excess=excess * damped,
-        distinct=distinct,
-    )
+    lifetime = np.where(profiles.merged[:, None], np.maximum(now, profiles.maxima), profiles.maxima)
+    return StatisticsColumns(np.where(FREE, now, lifetime), count, base, lifetime, excess * damped, distinct)
 
 
 def fuse(values: NDArray[np.float64], scale: NDArray[np.float64], use: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -300,7 +321,7 @@ def fuse(values: NDArray[np.float64], scale: NDArray[np.float64], use: NDArray[n
     values : (..., s) float64
     scale : (s,) float64
         Positive.
-    use : (s,) bool
+    use : (s,) or (..., s) bool
 
     Returns
     -------
@@ -311,4 +332,4 @@ def fuse(values: NDArray[np.float64], scale: NDArray[np.float64], use: NDArray[n
     >>> float(fuse(np.array([12.0, 90.0, 8.0]), np.array([12.0, 10.0, 2.0]), np.array([True, False, True])))
     4.0
     """
-    return np.asarray((values / scale)[..., use].max(-1))
+    return np.asarray(np.where(use, values / scale, -np.inf).max(-1))

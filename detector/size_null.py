@@ -71,16 +71,30 @@ class SizeNull:
         (float, str)
             In (0, 1], at least 1 / (1 + `NEAREST`); (1.0, "") where nothing about it is odd, and without honest clients.
         """
-        used = _used(in_order)
-        excess = statistics.excess[used]
-        if not len(self._log_size) or not excess.any():
-            return 1.0, ""
-        size = max(statistics.distinct, 1.0)
-        units, honest = self._at(round(float(np.log(size)) * BINS_A_NAT), in_order)
-        ratio = excess / size / units
-        oddest = int(ratio.argmax())
-        reached = len(honest) - int(np.searchsorted(honest, ratio[oddest], "left"))
-        return (1 + reached) / (1 + len(honest)), SIGNAL_NAMES[used[oddest]]
+        excess, distinct = statistics.excess[None], np.array([statistics.distinct])
+        return self.p_values(excess, distinct, np.array([in_order]))[0]
+
+    def p_values(
+        self, excess: NDArray[np.float64], distinct: NDArray[np.float64], in_order: NDArray[np.bool_]
+    ) -> list[tuple[float, str]]:
+        """Return what `p_value` says of each of n accounts. excess (n, s) and distinct (n,): as in `Statistics`."""
+        found = [(1.0, "")] * len(distinct)
+        if not len(self._log_size):
+            return found
+        for order in (True, False):
+            used = _used(order)
+            rows = np.flatnonzero((in_order == order) & (excess[:, used] != 0).any(1))
+            if not len(rows):
+                continue
+            size = np.maximum(distinct[rows], 1.0)
+            nulls = [self._at(step, order) for step in np.rint(np.log(size) * BINS_A_NAT).astype(np.int64).tolist()]
+            ratio = excess[np.ix_(rows, used)] / size[:, None] / np.stack([units for units, _ in nulls])
+            oddest = ratio.argmax(1)
+            largest = ratio[np.arange(len(rows)), oddest]
+            for row, (_, honest), signal, value in zip(rows.tolist(), nulls, oddest.tolist(), largest, strict=True):
+                reached = len(honest) - int(honest.searchsorted(value))
+                found[row] = (1 + reached) / (1 + len(honest)), SIGNAL_NAMES[used[signal]]
+        return found
 
     def honest_p_values(self) -> tuple[NDArray[np.float64], list[str]]:
         """P-values of the honest clients themselves, each among the others of its size, and the signal in which each is oddest."""

@@ -236,10 +236,8 @@ class Campaigns:
         exposure = estimate(whole, baseline.map, baseline.estimator)
         spent = self.policy_of(key.model).exposure.spent(exposure)
         trail = trajectory(whole, baseline, assessment)
-        row = replace(
-            decided(record, before, decision, assessment, exposure, trail, witnesses),
-            exposed=spent,
-            baseline=baseline.id,
+        row = decided(
+            record, before, decision, assessment, exposure, trail, witnesses, exposed=spent, baseline=baseline.id
         )
         known = before.alert if before is not None else None
         new = len(set(names[:MEMBERS_TOLD]) - set(known.get("members", ()))) if known else 0

@@ -5,21 +5,23 @@ Rules:
 * Input: the touched clients, what is stored about them, and operators' entries. Output: rows and alerts, sealed as they are stored.
 * This file knows the order of the steps and nothing else. `records.client` reads what ingest stored; the detector assesses, decides and
   says what there is to tell; `records.decision` and `records.alert` build and seal rows and alerts.
+* Profiles are read and assessed together, in columns (docs/decisions/0044); decisions follow one by one.
 * A client without a readable profile or header is not assessed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from consumers.records import alert, sample_events
-from consumers.records.client import read_client
+from consumers.records.client import ClientRecord, read_clients
 from consumers.records.decision import StoredDecision, decided, previous
 from consumers.secrets import Secrets
 from consumers.store import Cursor, Outcome
 from detector.baseline import Baseline
-from detector.exposure import estimate
+from detector.exposure import Exposure, estimate_columns
 from detector.policy import (
     EXPOSURE,
     QUERIES,
@@ -34,7 +36,10 @@ from detector.policy import (
     within_exposure,
 )
 from detector.query import ClientKey
-from detector.scoring import assess, reached, trajectory
+from detector.scoring import Assessment, assess_columns, reached, trajectory
+
+AT_ONCE = 512
+"""Clients whose profiles are read and assessed together: enough that a call costs nothing a client, some 8 MB of columns."""
 
 Overrule = Callable[[ClientKey, Decision, Decision, float], Decision]
 """(client, previous decision, decision, now in s) → the decision as it may be enforced."""
@@ -47,6 +52,17 @@ class Seen:
     key: ClientKey
     fields: dict[str, Mapping[str, bytes]]
     before: StoredDecision | None
+
+
+class _Judged(NamedTuple):
+    """What the profile of a client says, and by which baseline and policy it is to be decided about."""
+
+    baseline: Baseline
+    policy: Policy
+    record: ClientRecord
+    persona: str
+    assessment: Assessment
+    exposure: Exposure | None
 
 
 @dataclass(slots=True)
@@ -84,28 +100,48 @@ class Detect:
     ) -> Outcome:
         """Assess and decide. `now_s` None: the time of the client's last query is now (replay). No I/O."""
         outcome = Outcome(cell=cell, cursors=dict(cursors))
-        for client in seen:
-            if (baseline := self.baselines.get(client.key.model)) is not None:
-                self._assess(client, baseline, outcome, now_s, overrule)
+        clients = [client for client in seen if client.key.model in self.baselines]
+        for at in range(0, len(clients), AT_ONCE):
+            some = clients[at : at + AT_ONCE]
+            judged: dict[ClientKey, _Judged] = {}
+            for model in dict.fromkeys(client.key.model for client in some):
+                judged |= self._judged(model, [client for client in some if client.key.model == model])
+            for client in some:  # one after the other: what the breaker allows depends on who came before
+                if client.key in judged:
+                    self._decide(client, judged[client.key], outcome, now_s, overrule)
         return outcome
 
-    def _assess(
-        self, client: Seen, baseline: Baseline, outcome: Outcome, now_s: int | None, overrule: Overrule | None
+    def _judged(self, model: str, clients: Sequence[Seen]) -> dict[ClientKey, _Judged]:
+        """What the profiles of clients of one model say; those that cannot be read are left out."""
+        baseline, policy = self.baselines[model], self.policy_of(model)
+        read = read_clients([(client.key, client.fields) for client in clients], baseline, self.secrets)
+        if read.profiles is None:
+            return {}
+        held = {tenant: self.misfits_held(tenant, model) for tenant in {key.tenant for key in read.keys}}
+        personas = [self.personas.get(record.client_id, "") for record in read.records]
+        assessments = assess_columns(
+            read.profiles,
+            baseline,
+            [len(record.cells) for record in read.records],
+            personas,
+            [held[key.tenant] for key in read.keys],
+        )
+        exposures = estimate_columns(read.profiles, baseline.map, baseline.estimator)
+        rows = zip(read.records, personas, assessments, exposures, strict=True)
+        return {key: _Judged(baseline, policy, *row) for key, row in zip(read.keys, rows, strict=True)}
+
+    def _decide(
+        self, client: Seen, judged: _Judged, outcome: Outcome, now_s: int | None, overrule: Overrule | None
     ) -> None:
         """Add the client's row to the outcome, and its alert if there is news."""
-        key, before, policy = client.key, client.before, self.policy_of(client.key.model)
-        earlier = previous(before)
-        record = read_client(key, client.fields, baseline, self.secrets)
-        if record is None:
-            return
-        profile, persona = record.profile, self.personas.get(record.client_id, "")
-        assessment = assess(profile, baseline, len(record.cells), persona, self.misfits_held(key.tenant, key.model))
+        key, before = client.key, client.before
+        baseline, policy, record, persona, assessment, exposure = judged
+        earlier, profile = previous(before), record.profile
         now = profile.last_ms // 1000 if now_s is None else now_s
         decision = decide(earlier, assessment, baseline.calibration, policy, now)
         silent = before is not None and before.assessment.queries == assessment.queries
         if silent:
             decision = lapsed(earlier, decision, now)
-        exposure = estimate(profile, baseline.map, baseline.estimator)
         plan = self.plans.get(record.client_id)
         budget = policy.exposure if plan is None else policy.exposure.of_plan(plan)
         by_worth, by_queries = budget.spent(exposure), budget.spent_by_queries(assessment.distinct)
@@ -119,8 +155,18 @@ class Detect:
         if telling == "raised" and assessment.in_order:
             began = reached(profile, baseline, policy.budget, persona)
         witnesses = sample_events.chosen(record.sample_events, assessment.strongest, baseline.table)
-        row = decided(record, before, decision, assessment, exposure, trail, witnesses, persona)
-        row = replace(row, exposed=spent, baseline=baseline.id)
+        row = decided(
+            record,
+            before,
+            decision,
+            assessment,
+            exposure,
+            trail,
+            witnesses,
+            persona,
+            exposed=spent,
+            baseline=baseline.id,
+        )
         outcome.rows[key], told = alert.told(key, row, before, telling, self.secrets, began)
         told_spent = alert.spent_told(key, row, before, budget, why, self.secrets)
         outcome.alerts += [one for one in (told, told_spent) if one is not None]

@@ -15,19 +15,20 @@ Rules:
 from __future__ import annotations
 
 import statistics
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from consumers.records.client import read_client
+from consumers.records.client import ClientRecord, read_clients
 from consumers.records.decision import is_campaign
 from consumers.records.operator_entries import entry_key, last_verdicts
-from consumers.records.spans import fields_of
+from consumers.records.spans import Fields, fields_of
 from consumers.secrets import Secrets
 from consumers.store import ServiceStore
 from detector.baseline import Baseline
 from detector.fleet import largest_share
 from detector.policy import FLAGGED, Policy, State, wanted
-from detector.scoring import assess
+from detector.query import ClientKey
+from detector.scoring import Assessment, assess_columns
 
 AT_ONCE = 500
 CONFIDENCE = 0.95
@@ -126,14 +127,14 @@ def _clients(
     """The clients, and whether their two profiles hold the same queries."""
     keys = [key for key, _ in store.decisions(tenant, live.model_id) if not is_campaign(key)]
     for at in range(0, len(keys), AT_ONCE):
-        for key, fields in fields_of(store, keys[at : at + AT_ONCE]).items():
-            one, other = (read_client(key, fields, baseline, secrets) for baseline in (live, shadow))
-            if one is None:
-                continue
-            if other is None:
+        some = list(fields_of(store, keys[at : at + AT_ONCE]).items())
+        lives, shadows = (_assessed(some, baseline, secrets) for baseline in (live, shadow))
+        for key, (one, of_live) in lives.items():
+            if key not in shadows:
                 yield ComparedClient(one.client_id, key.client, one.profile.queries, 1.0, 1.0, "clear", "clear"), False
                 continue
-            judged = [assess(r.profile, b, len(r.cells)) for r, b in ((one, live), (other, shadow))]
+            other, of_shadow = shadows[key]
+            judged = (of_live, of_shadow)
             states = [wanted(a, b.calibration, policy)[0] for a, b in zip(judged, (live, shadow), strict=True)]
             same = (one.profile.queries, one.profile.first_ms) == (other.profile.queries, other.profile.first_ms)
             yield (
@@ -148,6 +149,19 @@ def _clients(
                 ),
                 same,
             )
+
+
+def _assessed(
+    clients: Sequence[tuple[ClientKey, Fields]], baseline: Baseline, secrets: Secrets
+) -> dict[ClientKey, tuple[ClientRecord, Assessment]]:
+    """The clients that can be read, with what a baseline says of each."""
+    read = read_clients(clients, baseline, secrets)
+    if read.profiles is None:
+        return {}
+    n = len(read.records)
+    assessments = assess_columns(read.profiles, baseline, [len(r.cells) for r in read.records], [""] * n, [False] * n)
+    found = dict(zip(read.keys, zip(read.records, assessments, strict=True), strict=True))
+    return {key: found[key] for key, _ in clients if key in found}
 
 
 def _of(baseline: Baseline, clients: Iterable[tuple[float, State, bool]], policy: Policy) -> OfBaseline:

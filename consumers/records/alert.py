@@ -82,10 +82,11 @@ def told(
         row = dataclasses.replace(row, alert=body, update=body["update"])
     elif news == "closed" and before is not None and before.alert is not None:
         body = _closed(row, before.alert, before.update + 1)
-    seal = functools.cache(
-        functools.partial(sealed, secrets=secrets, tenant=key.tenant)
-    )  # row and alert hold the same ids
-    return packed_row(row, seal), None if body is None else _packed(body, time_ms, seal)
+    seal: Callable[[str], str] = functools.partial(sealed, secrets=secrets, tenant=key.tenant)
+    if body is None:
+        return packed_row(row, seal), None
+    seal = functools.cache(seal)  # row and alert hold the same ids
+    return packed_row(row, seal), _packed(body, time_ms, seal)
 
 
 def spent_told(

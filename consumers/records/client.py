@@ -11,18 +11,24 @@ Rules:
 
 from __future__ import annotations
 
+import functools
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from consumers.records import links, refusals, sample_events
 from consumers.records.damaged import readable
 from consumers.records.refusals import Refusals
 from consumers.records.sample_events import SampleEvent
-from consumers.records.spans import Fields, spans_in_force, together
+from consumers.records.spans import Fields, profiles_in_force, spans_in_force, together
 from consumers.secrets import Secrets
 from detector.baseline import Baseline
 from detector.profile import Profile
+from detector.profile_columns import Life, ProfileColumns
 from detector.query import ClientKey
 
 log = logging.getLogger("querywarden.detect")
@@ -38,12 +44,34 @@ class Tie(NamedTuple):
     members: int
 
 
+class Lived(Protocol):
+    """What a row tells of a client's life, and what it was assessed by: a `Profile`, or `ProfileColumns.lives`."""
+
+    @property
+    def queries(self) -> int: ...
+
+    @property
+    def first_ms(self) -> int: ...
+
+    @property
+    def last_ms(self) -> int: ...
+
+    @property
+    def region_counts(self) -> NDArray[np.int64]: ...
+
+    @property
+    def passage_ms(self) -> NDArray[np.int64]: ...
+
+    @property
+    def passage_query(self) -> NDArray[np.int64]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class ClientRecord:
     """What ingest stored of one client, or of the accounts of a campaign put together.
 
     client_id      the client's id; for a campaign, the campaign's
-    profile        merged over one horizon
+    profile        what is told of its life, merged over one horizon
     cells          profile cells that hold a part of it, in the order of their names; empty for a campaign
     links          keyed hashes of what ties accounts together
     sample_events  event ids of the last odd queries, oldest first
@@ -53,7 +81,7 @@ class ClientRecord:
     """
 
     client_id: str
-    profile: Profile
+    profile: Lived
     cells: tuple[str, ...]
     links: tuple[str, ...]
     sample_events: tuple[SampleEvent, ...]
@@ -62,18 +90,43 @@ class ClientRecord:
     ties: tuple[Tie, ...] = ()
 
 
-def read_client(key: ClientKey, fields: Fields, baseline: Baseline, secrets: Secrets) -> ClientRecord | None:
-    """Return the record of a client from its fields by profile cell; None where no id or no profile can be read."""
+@dataclass(frozen=True, slots=True)
+class ReadClients:
+    """Clients that could be read. keys, records: (n,) each; profiles: their n rows; None for no client."""
+
+    keys: list[ClientKey]
+    records: list[ClientRecord]
+    profiles: ProfileColumns | None
+
+
+def read_clients(clients: Sequence[tuple[ClientKey, Fields]], baseline: Baseline, secrets: Secrets) -> ReadClients:
+    """Return the records of some clients of one model from their fields by profile cell, in no particular order.
+
+    A client of which no id or no profile can be read has none.
+    """
+    known = [
+        (key, fields, client_id)
+        for key, fields in clients
+        if (client_id := _client_id(key, fields, secrets)) is not None
+    ]
+
+    def damaged(client: int, cell: str, error: Exception) -> None:
+        _damaged(known[client][0], cell, error)
+
+    found = profiles_in_force([fields for _, fields, _ in known], baseline, damaged)
+    lives = found.columns.lives() if found.columns is not None else []
+    keys = [known[i][0] for i in found.whose]
+    records = [_record(*known[i], life, secrets) for i, life in zip(found.whose, lives, strict=True)]
+    return ReadClients(keys, records, found.columns)
+
+
+def _record(key: ClientKey, fields: Fields, client_id: str, life: Life, secrets: Secrets) -> ClientRecord:
     cells = tuple(sorted(fields))
     shards = [fields[cell] for cell in cells]
-    profile = _profile(key, fields, baseline)
-    counted = refusals.together(shard.get(refusals.FIELD) for shard in shards)
-    linked = links.together(shard.get(links.FIELD) for shard in shards)
-    client_id = _client_id(key, fields, secrets)
-    if profile is None or client_id is None:
-        return None
-    events = sample_events.together((shard.get(sample_events.FIELD) for shard in shards), secrets, key.tenant)
-    return ClientRecord(client_id, profile, cells, tuple(linked), events, counted)
+    counted = refusals.together([shard.get(refusals.FIELD) for shard in shards])
+    linked = links.together([shard.get(links.FIELD) for shard in shards])
+    events = sample_events.together([shard.get(sample_events.FIELD) for shard in shards], secrets, key.tenant)
+    return ClientRecord(client_id, life, cells, tuple(linked), events, counted)
 
 
 def read_profile(key: ClientKey, fields: Fields, baseline: Baseline, secrets: Secrets) -> tuple[Profile, str] | None:
@@ -84,10 +137,11 @@ def read_profile(key: ClientKey, fields: Fields, baseline: Baseline, secrets: Se
 
 
 def _profile(key: ClientKey, fields: Fields, baseline: Baseline) -> Profile | None:
-    def damaged(cell: str, error: Exception) -> None:
-        log.warning("profile not read", extra={"cell": cell, "model": key.model, "why": str(error)})
+    return together(spans_in_force(fields, baseline, functools.partial(_damaged, key)))
 
-    return together(spans_in_force(fields, baseline, damaged))
+
+def _damaged(key: ClientKey, cell: str, error: Exception) -> None:
+    log.warning("profile not read", extra={"cell": cell, "model": key.model, "why": str(error)})
 
 
 def _client_id(key: ClientKey, fields: Fields, secrets: Secrets) -> str | None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import operator
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
@@ -144,7 +145,7 @@ class StoredDecision:
 
     def document(self) -> dict[str, Any]:
         """Return the row as one flat JSON object, ids in clear: for evidence bundles and the export of a client's data."""
-        document: dict[str, Any] = msgspec.to_builtins(_flat(self))
+        document: dict[str, Any] = msgspec.to_builtins(_flat(self, str))
         return document
 
 
@@ -219,25 +220,34 @@ _OWN = tuple(
     for f in dataclasses.fields(StoredDecision)
     if f.name not in ("decision", "assessment", "exposure")  # the parts; exposure is stored as `extraction`
 )
+_of_decision, _of_assessment, _of_own = (operator.attrgetter(*names) for names in (_DECISION, _ASSESSMENT, _OWN))
 
 
-def _flat(row: StoredDecision) -> _Row:
-    parts = ((row, _OWN), (row.decision, _DECISION), (row.assessment, _ASSESSMENT))
-    values = {name: getattr(part, name) for part, names in parts for name in names}
-    values |= {name: msgspec.UNSET for name, nothing in _OMITTED.items() if values[name] == nothing}
-    return _Row(extraction=row.exposure, **values)
+def _flat(row: StoredDecision, seal: Callable[[str], str]) -> _Row:
+    """The row as it is stored, ids passed through `seal`."""
+    values = dict(zip(_OWN, _of_own(row), strict=True))
+    values.update(zip(_DECISION, _of_decision(row.decision), strict=True))
+    values.update(zip(_ASSESSMENT, _of_assessment(row.assessment), strict=True))
+    for name, nothing in _OMITTED.items():
+        if values[name] == nothing:
+            values[name] = msgspec.UNSET
+    return _Row(extraction=row.exposure, **_with_ids(values, seal))
 
 
-def _composed(flat: _Row) -> StoredDecision:
-    def read(names: Iterable[str]) -> dict[str, Any]:
-        values = {name: getattr(flat, name) for name in names}
-        return {name: _OMITTED[name] if value is msgspec.UNSET else value for name, value in values.items()}
-
+def _composed(flat: _Row, unseal: Callable[[str], str]) -> StoredDecision:
+    """The row as a value, ids passed through `unseal`."""
+    decision, assessment, own = (
+        {
+            name: _OMITTED[name] if value is msgspec.UNSET else value
+            for name, value in zip(names, get(flat), strict=True)
+        }
+        for names, get in ((_DECISION, _of_decision), (_ASSESSMENT, _of_assessment), (_OWN, _of_own))
+    )
     return StoredDecision(
-        decision=Decision(**read(_DECISION)),
-        assessment=AssessmentSummary(**read(_ASSESSMENT)),
+        decision=Decision(**decision),
+        assessment=AssessmentSummary(**assessment),
         exposure=flat.extraction,
-        **read(_OWN),
+        **_with_ids(own, unseal),
     )
 
 
@@ -248,7 +258,7 @@ def packed_decision(row: StoredDecision, secrets: Secrets, tenant: str) -> Decis
 
 def packed_row(row: StoredDecision, seal: Callable[[str], str]) -> DecisionRow:
     """Return the row as it is stored, ids passed through `seal`; a campaign's restricts nobody and ranks behind all clients."""
-    packed = _pack.encode(_flat(_with_ids(row, seal)))
+    packed = _pack.encode(_flat(row, seal))
     if row.members:
         return DecisionRow(packed, "clear", BELOW_ALL, 0)
     decision = row.decision
@@ -264,7 +274,7 @@ def stored_decision(row: DecisionRow, secrets: Secrets, tenant: str) -> StoredDe
         flat = _unpack.decode(row.row)
     except (msgspec.DecodeError, ValueError) as error:
         raise CorruptState(f"decision row: {error}") from error
-    return _with_ids(_composed(flat), functools.partial(unsealed, secrets=secrets, tenant=tenant))
+    return _composed(flat, functools.partial(unsealed, secrets=secrets, tenant=tenant))
 
 
 def summary_of(row: DecisionRow) -> RowSummary:
@@ -275,14 +285,15 @@ def summary_of(row: DecisionRow) -> RowSummary:
         raise CorruptState(f"decision row: {error}") from error
 
 
-def _with_ids(row: StoredDecision, turn: Callable[[str], str]) -> StoredDecision:
-    return dataclasses.replace(
-        row,
-        client_id=turn(row.client_id),
-        witnesses=tuple(map(turn, row.witnesses)),
-        members=tuple(map(turn, row.members)),
-        alert=None if row.alert is None else with_ids(row.alert, turn),
-    )
+def _with_ids(values: dict[str, Any], turn: Callable[[str], str]) -> dict[str, Any]:
+    """The fields of a row, every id passed through `turn`; in place."""
+    values["client_id"] = turn(values["client_id"])
+    for name in ("witnesses", "members"):
+        if values[name]:
+            values[name] = tuple(map(turn, values[name]))
+    if values["alert"] is not None:
+        values["alert"] = with_ids(values["alert"], turn)
+    return values
 
 
 def decided(
@@ -294,16 +305,19 @@ def decided(
     trail: Iterable[tuple[int, float, int]],
     witnesses: Iterable[str],
     persona: str = "",
+    exposed: Spent | None = None,
+    baseline: str = "",
 ) -> StoredDecision:
     """Return the row that follows `before`, with its finding as it was: `alert.told` says what becomes of that.
 
     record    what ingest stored of the client
     trail     (queries seen, suspicion, event time in ms) when suspicion first reached each level, oldest first
+    exposed   how much of its exposure budget is spent; None: as before
     """
     profile = record.profile
     if exposure is not None:
         exposure = Exposure(*(round(share, 4) for share in (exposure.fidelity, exposure.low, exposure.high)))
-    if decision.state == "clear":
+    if decision.state == "clear" and assessment.family != "unknown":
         assessment = dataclasses.replace(assessment, family="unknown")  # a clear client resembles no thief
     same = before is not None and before.decision.episode == decision.episode
     return StoredDecision(
@@ -327,8 +341,9 @@ def decided(
         members=record.members,
         alert=before.alert if before and same else None,
         update=before.update if before and same else -1,
-        exposed=before.exposed if before else "none",
+        exposed=exposed or (before.exposed if before else "none"),
         ties=record.ties,
+        baseline=baseline,
     )
 
 

@@ -119,6 +119,6 @@ def unpacked(blob: bytes | None) -> Refusals:
 def together(blobs: Iterable[bytes | None]) -> Refusals:
     """Counts of one client from all its profile cells."""
     whole = Refusals()
-    for blob in blobs:
+    for blob in filter(None, blobs):
         whole = whole.plus(unpacked(blob))
     return whole

@@ -108,6 +108,8 @@ def together(blobs: Iterable[bytes | None], secrets: Secrets, tenant: str) -> tu
 
 def chosen(events: Sequence[SampleEvent], signal: str, table: SignalTable) -> list[str]:
     """Event ids of at most `KEPT` sample events, the newest last: those of one signal where there are any."""
+    if not events:
+        return []
     wanted = int(masks(table)[SIGNAL_PLACES[signal]]) if signal in SIGNAL_PLACES else 0
     of_signal = [event for event in events if event[1] & wanted] or events
     return [name for _, _, name in of_signal[-KEPT:]]

@@ -20,7 +20,10 @@ from dataclasses import dataclass
 from consumers.store import ProfileStore
 from detector.baseline import Baseline
 from detector.errors import IncompatibleProfile
+from detector.older_profiles import OLDER_FORMATS
 from detector.profile import Profile
+from detector.profile_columns import ProfileColumns
+from detector.profile_format import ProfileHead, read_head
 from detector.query import ClientKey
 
 Fields = Mapping[str, Mapping[str, bytes]]
@@ -115,6 +118,61 @@ def spans_in_force(
     newest = max((span.window for spans in found.values() for span in spans), default=0)
     counting = (_as_of(newest, sorted(spans, key=lambda span: span.window)) for spans in found.values())
     return [span for span in counting if span is not None]
+
+
+@dataclass(frozen=True, slots=True)
+class ProfilesInForce:
+    """The merged profiles of some clients. columns: a row each; None: there is none; whose: (n,) the client of each row."""
+
+    columns: ProfileColumns | None
+    whose: list[int]
+
+
+def profiles_in_force(
+    clients: Sequence[Fields],
+    baseline: Baseline,
+    damaged: Callable[[int, str, Exception], None] = lambda client, cell, error: None,
+) -> ProfilesInForce:
+    """What `together(spans_in_force(…))` says of each client, in columns; a client without a readable profile has no row.
+
+    Clients whose one span has to be merged with nothing are read together; the others one by one, through `Profile`.
+    """
+    alone = [(i, *found) for i, fields in enumerate(clients) if (found := _alone(fields, baseline)) is not None]
+    others = sorted({*range(len(clients))} - {i for i, _, _ in alone})
+    columns, whose = None, list[int]()
+    if alone:
+        whose, blobs, heads = (list(column) for column in zip(*alone, strict=True))
+        columns, faults = ProfileColumns.read(blobs, heads, baseline.shape, baseline.table)
+        if any(faults):
+            others += [i for i, fault in zip(whose, faults, strict=True) if fault]
+            sound = [row for row, fault in enumerate(faults) if not fault]
+            columns, whose = columns.rows(sound), [whose[row] for row in sound]
+    merged = [(i, together(spans_in_force(clients[i], baseline, functools.partial(damaged, i)))) for i in others]
+    profiles = [(i, profile) for i, profile in merged if profile is not None]
+    if profiles:
+        more = ProfileColumns.of([profile for _, profile in profiles], baseline.table)
+        columns = more if columns is None else columns.with_more(more)
+        whose += [i for i, _ in profiles]
+    return ProfilesInForce(columns, whose)
+
+
+def _alone(fields: Fields, baseline: Baseline) -> tuple[bytes, ProfileHead] | None:
+    """The long span of a client that was seen in one cell, which counts as it is stored; None where it takes the long way to say."""
+    if len(fields) != 1:
+        return None
+    (values,) = fields.values()
+    try:
+        stored = fields_of_baseline(values, baseline.id)
+        heads = {window: read_head(blob, OLDER_FORMATS) for window, blob in stored.items()}
+    except (ValueError, IncompatibleProfile):
+        return None
+    if any(head is None or head.map_id != baseline.map_id for head in heads.values()):
+        return None
+    first, newest = min(heads, default=0), max(heads, default=0)
+    head = heads.get(first)
+    if head is None or head.has_archive or newest > min(first, head.window) + 1:
+        return None
+    return stored[first], head
 
 
 def _as_of(newest: int, spans: Sequence[Span]) -> Span | None:

@@ -43,7 +43,7 @@ def run(tmp_path: Path, new_store: Any, baseline: Baseline, secrets: Secrets, mo
         rows = victims.items(20 * len(exposures), np.random.default_rng(1))
         judging = Detect({victims.MODEL: baseline}, secrets, Policy(0.01, mode, budget))
         for i, exposure in enumerate(exposures):
-            monkeypatch.setattr(detecting, "estimate", lambda *_, at=exposure: at)
+            monkeypatch.setattr(detecting, "estimate_columns", lambda clients, *_, at=exposure: [at] * len(clients))
             lines = [
                 victims.line(row, client_id="scorer", event_id=f"{i}-{j}", timestamp=f"2026-03-1{i}T00:00:{j:02d}Z")
                 for j, row in enumerate(rows[20 * i : 20 * i + 20])

@@ -112,5 +112,5 @@ def test_the_more_specific_claim_leads_where_it_explains_the_same_queries(
 ) -> None:
     found = statistics(**signals)
     strongest = [int(i) for i in np.argsort(-found.value / FLOOR) if FUSED[i] and found.value[i] > 0]
-    lead = leading(strongest, found, FLOOR)
+    lead = leading(strongest, (found.value / FLOOR).tolist(), (found.count / found.base).tolist())
     assert (None if lead is None else SIGNAL_NAMES[lead]) == first

@@ -14,11 +14,12 @@ from support.references import FOREVER, KEY, REFERENCES, batch_of, fitted_baseli
 
 from detector.features import BITS, ODD, SEQUENCE
 from detector.fold_arrays import LADDER_FIRST, LADDER_GROWTH, LADDER_STEPS
+from detector.ladder import ladder, rung
 from detector.policy import Decision, Policy, decide
 from detector.profile import Profile
 from detector.profile_table import ProfileTable
 from detector.query import QueryBatch
-from detector.scoring import assess, ladder, p_of, reached, rung
+from detector.scoring import assess, p_of, reached
 from detector.signals import FREE, FUSED, SIGNAL_NAMES, SIGNALS, fuse, measure, signal_table
 
 

@@ -11,7 +11,7 @@ Rules:
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 from consumers.detect import step
@@ -23,6 +23,7 @@ from consumers.secrets import Secrets
 from detector.baseline import Baseline
 from detector.features import FeatureMap
 from detector.profile import Profile
+from detector.profile_columns import ProfileColumns
 from detector.profile_table import ProfileTable
 from detector.query import ClientKey, QueryBatch
 
@@ -43,7 +44,8 @@ def remember(feature_map: FeatureMap) -> None:
     _once(Secrets, "seal", lambda self, text, tenant: (text, tenant))
     _once(Secrets, "unseal", lambda self, sealed, tenant: (sealed, tenant))
     _once(client, "_profile", _of_shards)
-    _once(step, "assess", _of_profile)
+    _once(client, "profiles_in_force", _of_clients)
+    _once(step, "assess_columns", _of_profiles)
     # each process of each seed asks for these anew
     for name in ("map_id", "code_dtype"):
         _set(FeatureMap, name, property(functools.partial(_known, getattr(feature_map, name))))
@@ -96,8 +98,15 @@ def _of_shards(key: ClientKey, shards: Fields, baseline: Baseline) -> Hashable:
     return key, tuple((cell, *fields.items()) for cell, fields in shards.items()), id(baseline)
 
 
-def _of_profile(profile: Profile, baseline: Baseline, shards: int, persona: str, held: bool) -> Hashable:
-    return id(profile), id(baseline), shards, persona, held
+def _of_clients(clients: Sequence[Fields], baseline: Baseline, damaged: object) -> Hashable:
+    shards = tuple(tuple((cell, *fields.items()) for cell, fields in client.items()) for client in clients)
+    return shards, id(baseline)
+
+
+def _of_profiles(
+    profiles: ProfileColumns, baseline: Baseline, shards: Sequence[int], personas: Sequence[str], held: Sequence[bool]
+) -> Hashable:
+    return id(profiles), id(baseline), tuple(shards), tuple(personas), tuple(held)
 
 
 def _known(value: object, of: FeatureMap) -> object:

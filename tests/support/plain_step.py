@@ -1,0 +1,78 @@
+"""The slow twin of a step of detect: client by client, through `Profile`, as before clients were assessed in columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from support import plain_assessment as plain
+
+from consumers.detect.step import Detect, Overrule, Seen
+from consumers.records import alert, links, refusals, sample_events
+from consumers.records.client import ClientRecord, read_profile
+from consumers.records.decision import decided, previous
+from consumers.store import Cursor, Outcome
+from detector.policy import EXPOSURE, QUERIES, SPENT, decide, lapsed, news, within_exposure
+from detector.query import ClientKey
+from detector.scoring import reached
+
+
+def plain_step(
+    detect: Detect,
+    cell: int,
+    seen: Iterable[Seen],
+    cursors: Mapping[str, Cursor],
+    now_s: int | None,
+    overrule: Overrule | None = None,
+) -> Outcome:
+    """What `detect.step` must say."""
+    outcome = Outcome(cell=cell, cursors=dict(cursors))
+    for client in seen:
+        if client.key.model in detect.baselines:
+            _assess(detect, client, outcome, now_s, overrule)
+    return outcome
+
+
+def _assess(detect: Detect, client: Seen, outcome: Outcome, now_s: int | None, overrule: Overrule | None) -> None:
+    key, before, policy = client.key, client.before, detect.policy_of(client.key.model)
+    baseline, earlier = detect.baselines[client.key.model], previous(client.before)
+    found = read_profile(key, client.fields, baseline, detect.secrets)
+    if found is None:
+        return
+    profile, client_id = found
+    record = _record(detect, key, client, profile, client_id)
+    persona = detect.personas.get(client_id, "")
+    held = detect.misfits_held(key.tenant, key.model)
+    assessment = plain.assessed(profile, baseline, len(record.cells), persona, held)
+    now = profile.last_ms // 1000 if now_s is None else now_s
+    decision = decide(earlier, assessment, baseline.calibration, policy, now)
+    silent = before is not None and before.assessment.queries == assessment.queries
+    if silent:
+        decision = lapsed(earlier, decision, now)
+    exposure = plain.exposed(profile, baseline)
+    plan = detect.plans.get(client_id)
+    budget = policy.exposure if plan is None else policy.exposure.of_plan(plan)
+    asked = (budget.spent(exposure), EXPOSURE), (budget.spent_by_queries(assessment.distinct), QUERIES)
+    spent, why = max(asked, key=lambda one: SPENT.index(one[0]))
+    decision = within_exposure(earlier, decision, spent, policy.mode, now, silent, why)
+    if overrule is not None:
+        decision = overrule(key, earlier, decision, now)
+    trail = plain.trail(profile, baseline, assessment, persona)
+    telling = news(earlier, decision, before is not None and before.alert is not None)
+    began = None
+    if telling == "raised" and assessment.in_order:
+        began = reached(profile, baseline, policy.budget, persona)
+    witnesses = sample_events.chosen(record.sample_events, assessment.strongest, baseline.table)
+    row = decided(
+        record, before, decision, assessment, exposure, trail, witnesses, persona, exposed=spent, baseline=baseline.id
+    )
+    outcome.rows[key], told = alert.told(key, row, before, telling, detect.secrets, began)
+    told_spent = alert.spent_told(key, row, before, budget, why, detect.secrets)
+    outcome.alerts += [one for one in (told, told_spent) if one is not None]
+
+
+def _record(detect: Detect, key: ClientKey, client: Seen, profile: plain.Profile, client_id: str) -> ClientRecord:
+    shards = [shard for _, shard in sorted(client.fields.items())]
+    counted = refusals.together(shard.get(refusals.FIELD) for shard in shards)
+    linked = links.together(shard.get(links.FIELD) for shard in shards)
+    events = sample_events.together((shard.get(sample_events.FIELD) for shard in shards), detect.secrets, key.tenant)
+    return ClientRecord(client_id, profile, tuple(sorted(client.fields)), tuple(linked), events, counted)
