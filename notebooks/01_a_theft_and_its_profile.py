@@ -32,11 +32,12 @@ from sklearn.linear_model import LogisticRegression
 from detector.baseline import PUBLIC_KEY
 from detector.features import Column, Schema
 from detector.fitting.baseline import fit_baseline
+from detector.ladder import rung
 from detector.policy import Decision, Policy, decide
 from detector.profile import Profile
 from detector.profile_table import ProfileTable
 from detector.query import QueryBatch
-from detector.scoring import assess, rung
+from detector.scoring import assess
 from detector.signals import SIGNAL_NAMES, measure
 from detector.simulation.domain import Domain, HonestPools, Rows, strangers
 from detector.simulation.population import Stream, honest_stream, interleave, population, theft_streams

@@ -28,11 +28,12 @@ from sklearn.linear_model import LogisticRegression
 from detector.baseline import PUBLIC_KEY
 from detector.features import Column, Schema
 from detector.fitting.baseline import fit_baseline
+from detector.ladder import rung
 from detector.policy import BLOCK_FACTOR, WATCH_FACTOR, Policy, wanted
 from detector.profile import Profile
 from detector.profile_table import ProfileTable
 from detector.query import QueryBatch
-from detector.scoring import Assessment, assess, rung
+from detector.scoring import Assessment, assess
 from detector.signals import SIGNAL_NAMES, measure
 from detector.simulation.domain import Domain, HonestPools, Rows, strangers
 from detector.simulation.population import Stream, interleave, simulated_population

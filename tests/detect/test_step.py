@@ -6,13 +6,13 @@ import functools
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.random import Generator
-from support import plain_step as twin
 from support import victims
 from support.drawn_profiles import PERSONAS, drawn, with_everything
 from support.plain_step import plain_step
@@ -21,7 +21,7 @@ from consumers.detect import step as stepping
 from consumers.detect.overrides import Overrides
 from consumers.detect.step import Detect, Seen
 from consumers.log.reasons import MisfitNote
-from consumers.records import links, refusals, sample_events
+from consumers.records import client, links, refusals, sample_events
 from consumers.records.breaker import BreakerLimits
 from consumers.records.client import HEADER
 from consumers.records.decision import stored_decision
@@ -168,13 +168,13 @@ def test_a_twin_that_reads_one_number_otherwise_is_seen(known: Baseline, monkeyp
     """The control."""
     rng = np.random.default_rng(4)
     detect, clients = Detect({victims.MODEL: known}, SECRETS), drawn_clients(known, rng, 6)
-    read = twin.read_profile
+    read = client.read_profile
 
-    def off_by_one(*given: object) -> object:
-        found = read(*given)  # type: ignore[arg-type]
+    def off_by_one(*given: Any) -> tuple[Profile, str] | None:
+        found = read(*given)
         return found and (replace(found[0], queries=found[0].queries + 1), found[1])
 
-    monkeypatch.setattr(twin, "read_profile", off_by_one)
+    monkeypatch.setattr(client, "read_profile", off_by_one)
     with pytest.raises(AssertionError):
         same(detect.step(0, clients, {}, None), plain_step(detect, 0, clients, {}, None))
 
@@ -185,7 +185,7 @@ def test_what_cannot_be_read_is_said_as_the_slow_twin_says_it(
     sound = drawn(known, np.random.default_rng(1), WINDOW).to_bytes()
     key = ClientKey("acme", victims.MODEL, "0" * 32)
     header = SECRETS.seal("c", "acme")
-    fields = [
+    fields: list[dict[str, Mapping[str, bytes]]] = [
         {"q:0": {"w:1368": sound[:-9], HEADER: header}},
         {"q:0": {"w:1368": sound, "w:13x": sound, HEADER: header}},
         {"q:0": {"w:1368": sound, HEADER: b"\x01"}},
@@ -207,7 +207,9 @@ def test_a_profile_of_a_client_that_was_seen_in_two_cells_is_that_of_both(known:
     rng = np.random.default_rng(6)
     one, other = (drawn(known, rng, WINDOW) for _ in range(2))
     key, header = ClientKey("acme", victims.MODEL, "0" * 32), SECRETS.seal("c", "acme")
-    fields = {cell: {"w:1368": p.to_bytes(), HEADER: header} for cell, p in (("a", one), ("b", other))}
+    fields: dict[str, Mapping[str, bytes]] = {
+        cell: {"w:1368": p.to_bytes(), HEADER: header} for cell, p in (("a", one), ("b", other))
+    }
     outcome = Detect({victims.MODEL: known}, SECRETS).step(0, [Seen(key, fields, None)], {}, None)
     row = stored_decision(outcome.rows[key], SECRETS, "acme")
     merged: Profile = one.merge(other)

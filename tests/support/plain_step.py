@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping
 from support import plain_assessment as plain
 
 from consumers.detect.step import Detect, Overrule, Seen
-from consumers.records import alert, links, refusals, sample_events
-from consumers.records.client import ClientRecord, read_profile
+from consumers.records import alert, client, links, refusals, sample_events
+from consumers.records.client import ClientRecord
 from consumers.records.decision import decided, previous
 from consumers.store import Cursor, Outcome
 from detector.policy import EXPOSURE, QUERIES, SPENT, decide, lapsed, news, within_exposure
-from detector.query import ClientKey
+from detector.profile import Profile
 from detector.scoring import reached
 
 
@@ -26,20 +26,20 @@ def plain_step(
 ) -> Outcome:
     """What `detect.step` must say."""
     outcome = Outcome(cell=cell, cursors=dict(cursors))
-    for client in seen:
-        if client.key.model in detect.baselines:
-            _assess(detect, client, outcome, now_s, overrule)
+    for one in seen:
+        if one.key.model in detect.baselines:
+            _assess(detect, one, outcome, now_s, overrule)
     return outcome
 
 
-def _assess(detect: Detect, client: Seen, outcome: Outcome, now_s: int | None, overrule: Overrule | None) -> None:
-    key, before, policy = client.key, client.before, detect.policy_of(client.key.model)
-    baseline, earlier = detect.baselines[client.key.model], previous(client.before)
-    found = read_profile(key, client.fields, baseline, detect.secrets)
+def _assess(detect: Detect, seen: Seen, outcome: Outcome, now_s: int | None, overrule: Overrule | None) -> None:
+    key, before, policy = seen.key, seen.before, detect.policy_of(seen.key.model)
+    baseline, earlier = detect.baselines[seen.key.model], previous(before)
+    found = client.read_profile(key, seen.fields, baseline, detect.secrets)
     if found is None:
         return
     profile, client_id = found
-    record = _record(detect, key, client, profile, client_id)
+    record = _record(detect, seen, profile, client_id)
     persona = detect.personas.get(client_id, "")
     held = detect.misfits_held(key.tenant, key.model)
     assessment = plain.assessed(profile, baseline, len(record.cells), persona, held)
@@ -70,9 +70,11 @@ def _assess(detect: Detect, client: Seen, outcome: Outcome, now_s: int | None, o
     outcome.alerts += [one for one in (told, told_spent) if one is not None]
 
 
-def _record(detect: Detect, key: ClientKey, client: Seen, profile: plain.Profile, client_id: str) -> ClientRecord:
-    shards = [shard for _, shard in sorted(client.fields.items())]
+def _record(detect: Detect, seen: Seen, profile: Profile, client_id: str) -> ClientRecord:
+    shards = [shard for _, shard in sorted(seen.fields.items())]
     counted = refusals.together(shard.get(refusals.FIELD) for shard in shards)
     linked = links.together(shard.get(links.FIELD) for shard in shards)
-    events = sample_events.together((shard.get(sample_events.FIELD) for shard in shards), detect.secrets, key.tenant)
-    return ClientRecord(client_id, profile, tuple(sorted(client.fields)), tuple(linked), events, counted)
+    events = sample_events.together(
+        (shard.get(sample_events.FIELD) for shard in shards), detect.secrets, seen.key.tenant
+    )
+    return ClientRecord(client_id, profile, tuple(sorted(seen.fields)), tuple(linked), events, counted)
