@@ -11,13 +11,13 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from consumers.records import alert, sample_events
 from consumers.records.client import ClientRecord, read_clients
-from consumers.records.decision import StoredDecision, decided, previous
+from consumers.records.decision import StoredDecision, decided
 from consumers.secrets import Secrets
 from consumers.store import Cursor, Outcome
 from detector.baseline import Baseline
@@ -100,19 +100,61 @@ class Detect:
     ) -> Outcome:
         """Assess and decide. `now_s` None: the time of the client's last query is now (replay). No I/O."""
         outcome = Outcome(cell=cell, cursors=dict(cursors))
-        clients = [client for client in seen if client.key.model in self.baselines]
+        self._assess([client for client in seen if client.key.model in self.baselines], outcome, now_s, overrule)
+        return outcome
+
+    def _assess(self, clients: Sequence[Seen], outcome: Outcome, now_s: int | None, overrule: Overrule | None) -> None:
+        """Add the clients' rows to the outcome, and an alert for each of which there is news."""
+        # one after the other: what the breaker allows depends on who came before
+        for client, judged in self._judged(clients):
+            key, before = client.key, client.before
+            baseline, policy, record, persona, assessment, exposure = judged
+            earlier, profile = Decision() if before is None else before.decision, record.profile
+            now = profile.last_ms // 1000 if now_s is None else now_s
+            decision = decide(earlier, assessment, baseline.calibration, policy, now)
+            silent = before is not None and before.assessment.queries == assessment.queries
+            if silent:
+                decision = lapsed(earlier, decision, now)
+            plan = self.plans.get(record.client_id)
+            budget = policy.exposure if plan is None else policy.exposure.of_plan(plan)
+            by_worth, by_queries = budget.spent(exposure), budget.spent_by_queries(assessment.distinct)
+            spent, why = max((by_worth, EXPOSURE), (by_queries, QUERIES), key=lambda one: SPENT.index(one[0]))
+            decision = within_exposure(earlier, decision, spent, policy.mode, now, silent, why)
+            if overrule is not None:
+                decision = overrule(key, earlier, decision, now)
+            trail = trajectory(profile, baseline, assessment, persona)
+            telling = news(earlier, decision, before is not None and before.alert is not None)
+            began = None
+            if telling == "raised" and assessment.in_order:
+                began = reached(profile, baseline, policy.budget, persona)
+            witnesses = sample_events.chosen(record.sample_events, assessment.strongest, baseline.table)
+            row = decided(
+                record,
+                before,
+                decision,
+                assessment,
+                exposure,
+                trail,
+                witnesses,
+                persona,
+                exposed=spent,
+                baseline=baseline.id,
+            )
+            outcome.rows[key], told = alert.told(key, row, before, telling, self.secrets, began)
+            told_spent = alert.spent_told(key, row, before, budget, why, self.secrets)
+            outcome.alerts += [one for one in (told, told_spent) if one is not None]
+
+    def _judged(self, clients: Sequence[Seen]) -> Iterator[tuple[Seen, _Judged]]:
+        """The clients in their order, with what their profiles say; those that cannot be read are left out."""
         for at in range(0, len(clients), AT_ONCE):
             some = clients[at : at + AT_ONCE]
             judged: dict[ClientKey, _Judged] = {}
             for model in dict.fromkeys(client.key.model for client in some):
-                judged |= self._judged(model, [client for client in some if client.key.model == model])
-            for client in some:  # one after the other: what the breaker allows depends on who came before
-                if client.key in judged:
-                    self._decide(client, judged[client.key], outcome, now_s, overrule)
-        return outcome
+                judged |= self._judged_of(model, [client for client in some if client.key.model == model])
+            yield from ((client, judged[client.key]) for client in some if client.key in judged)
 
-    def _judged(self, model: str, clients: Sequence[Seen]) -> dict[ClientKey, _Judged]:
-        """What the profiles of clients of one model say; those that cannot be read are left out."""
+    def _judged_of(self, model: str, clients: Sequence[Seen]) -> dict[ClientKey, _Judged]:
+        """What the profiles of clients of one model say."""
         baseline, policy = self.baselines[model], self.policy_of(model)
         read = read_clients([(client.key, client.fields) for client in clients], baseline, self.secrets)
         if read.profiles is None:
@@ -129,44 +171,3 @@ class Detect:
         exposures = estimate_columns(read.profiles, baseline.map, baseline.estimator)
         rows = zip(read.records, personas, assessments, exposures, strict=True)
         return {key: _Judged(baseline, policy, *row) for key, row in zip(read.keys, rows, strict=True)}
-
-    def _decide(
-        self, client: Seen, judged: _Judged, outcome: Outcome, now_s: int | None, overrule: Overrule | None
-    ) -> None:
-        """Add the client's row to the outcome, and its alert if there is news."""
-        key, before = client.key, client.before
-        baseline, policy, record, persona, assessment, exposure = judged
-        earlier, profile = previous(before), record.profile
-        now = profile.last_ms // 1000 if now_s is None else now_s
-        decision = decide(earlier, assessment, baseline.calibration, policy, now)
-        silent = before is not None and before.assessment.queries == assessment.queries
-        if silent:
-            decision = lapsed(earlier, decision, now)
-        plan = self.plans.get(record.client_id)
-        budget = policy.exposure if plan is None else policy.exposure.of_plan(plan)
-        by_worth, by_queries = budget.spent(exposure), budget.spent_by_queries(assessment.distinct)
-        spent, why = max((by_worth, EXPOSURE), (by_queries, QUERIES), key=lambda one: SPENT.index(one[0]))
-        decision = within_exposure(earlier, decision, spent, policy.mode, now, silent, why)
-        if overrule is not None:
-            decision = overrule(key, earlier, decision, now)
-        trail = trajectory(profile, baseline, assessment, persona)
-        telling = news(earlier, decision, before is not None and before.alert is not None)
-        began = None
-        if telling == "raised" and assessment.in_order:
-            began = reached(profile, baseline, policy.budget, persona)
-        witnesses = sample_events.chosen(record.sample_events, assessment.strongest, baseline.table)
-        row = decided(
-            record,
-            before,
-            decision,
-            assessment,
-            exposure,
-            trail,
-            witnesses,
-            persona,
-            exposed=spent,
-            baseline=baseline.id,
-        )
-        outcome.rows[key], told = alert.told(key, row, before, telling, self.secrets, began)
-        told_spent = alert.spent_told(key, row, before, budget, why, self.secrets)
-        outcome.alerts += [one for one in (told, told_spent) if one is not None]

@@ -28,7 +28,7 @@ from consumers.records.spans import Fields, profiles_in_force, spans_in_force, t
 from consumers.secrets import Secrets
 from detector.baseline import Baseline
 from detector.profile import Profile
-from detector.profile_columns import Life, ProfileColumns
+from detector.profile_columns import ProfileColumns
 from detector.query import ClientKey
 
 log = logging.getLogger("querywarden.detect")
@@ -105,7 +105,7 @@ def read_clients(clients: Sequence[tuple[ClientKey, Fields]], baseline: Baseline
     A client of which no id or no profile can be read has none.
     """
     known = [
-        (key, fields, client_id)
+        (key, fields, client_id, _beside_profiles(key, fields, secrets))
         for key, fields in clients
         if (client_id := _client_id(key, fields, secrets)) is not None
     ]
@@ -113,20 +113,26 @@ def read_clients(clients: Sequence[tuple[ClientKey, Fields]], baseline: Baseline
     def damaged(client: int, cell: str, error: Exception) -> None:
         _damaged(known[client][0], cell, error)
 
-    found = profiles_in_force([fields for _, fields, _ in known], baseline, damaged)
+    found = profiles_in_force([fields for _, fields, _, _ in known], baseline, damaged)
     lives = found.columns.lives() if found.columns is not None else []
-    keys = [known[i][0] for i in found.whose]
-    records = [_record(*known[i], life, secrets) for i, life in zip(found.whose, lives, strict=True)]
+    keys, records = list[ClientKey](), list[ClientRecord]()
+    for i, life in zip(found.whose, lives, strict=True):
+        key, _, client_id, (cells, linked, events, counted) = known[i]
+        keys.append(key)
+        records.append(ClientRecord(client_id, life, cells, linked, events, counted))
     return ReadClients(keys, records, found.columns)
 
 
-def _record(key: ClientKey, fields: Fields, client_id: str, life: Life, secrets: Secrets) -> ClientRecord:
+def _beside_profiles(
+    key: ClientKey, fields: Fields, secrets: Secrets
+) -> tuple[tuple[str, ...], tuple[str, ...], tuple[SampleEvent, ...], Refusals]:
+    """Cells, links, sample events and refusals of a client."""
     cells = tuple(sorted(fields))
     shards = [fields[cell] for cell in cells]
     counted = refusals.together([shard.get(refusals.FIELD) for shard in shards])
     linked = links.together([shard.get(links.FIELD) for shard in shards])
     events = sample_events.together([shard.get(sample_events.FIELD) for shard in shards], secrets, key.tenant)
-    return ClientRecord(client_id, life, cells, tuple(linked), events, counted)
+    return cells, tuple(linked), events, counted
 
 
 def read_profile(key: ClientKey, fields: Fields, baseline: Baseline, secrets: Secrets) -> tuple[Profile, str] | None:
