@@ -100,7 +100,14 @@ class LinkSettings(Part):
         description="more keys of metadata that say where an account comes from, which strangers may share, such as an application",
     )
 
-    @field_validator("who", "where", mode="before")
+    sharing_keys: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        max_length=3,
+        description="files of sharing keys, under which indicators are exchanged with peers; the first one signs what is exported "
+        "(environment: separated by commas)",
+    )
+
+    @field_validator("who", "where", "sharing_keys", mode="before")
     @classmethod
     def _split_keys(cls, value: Any) -> Any:
         return _separated(value)

@@ -126,6 +126,15 @@ ELSEWHERE: dict[Line, str] = {
         )
     },
     **{
+        ("docs/indicators.md", line): "needs a finding and a key; "
+        "tests/commands/test_indicators.py::test_from_one_installation_to_another"
+        for line in (
+            "querywarden indicators create-key --out peers.json",
+            "querywarden indicators export indicators.json",
+            "querywarden indicators import indicators.json --from acme-bank",
+        )
+    },
+    **{
         (
             "docs/operations.md",
             line,

@@ -28,23 +28,17 @@ VALID_FOR = dt.timedelta(days=30)
 
 def bundle(findings: Iterable[Finding]) -> str:
     """The bundle as JSON text, in a fixed order. Raises ConfigError without the extra."""
-    try:
-        import stix2
-    except ImportError as error:
-        raise ConfigError("STIX needs the extra: pip install 'querywarden[stix]'") from error
+    stix2 = stix_library()
     newest: dict[str, Finding] = {}
     first: dict[str, Finding] = {}
     for found in sorted(findings, key=lambda f: f.update):
         first.setdefault(found.alert_id, found)
         newest[found.alert_id] = found
     if not newest:
-        return json.dumps({"type": "bundle", "id": _id("bundle", "empty"), "objects": []}, indent=1)
-    began = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
-    us = stix2.Identity(
-        id=_id("identity", "querywarden"), name="QueryWarden", identity_class="system", created=began, modified=began
-    )
+        return json.dumps({"type": "bundle", "id": object_id("bundle", "empty"), "objects": []}, indent=1)
+    us, began = observer(stix2)
     named = {row.id: row for found in newest.values() for row in _named(found)}
-    patterns = {uid: _pattern(stix2, row, us.id, began) for uid, row in sorted(named.items())}
+    patterns = {uid: attack_pattern(stix2, row, us.id, began) for uid, row in sorted(named.items())}
     objects: dict[str, Any] = {us.id: us, **{pattern.id: pattern for pattern in patterns.values()}}
     for alert_id, found in sorted(newest.items()):
         for thing in _objects(
@@ -52,7 +46,7 @@ def bundle(findings: Iterable[Finding]) -> str:
         ):
             objects[thing.id] = thing
     names = ",".join(f"{f.uid}" for _, f in sorted(newest.items()))
-    made = stix2.Bundle(id=_id("bundle", names), objects=list(objects.values()))
+    made = stix2.Bundle(id=object_id("bundle", names), objects=list(objects.values()))
     return str(made.serialize(pretty=True))
 
 
@@ -75,9 +69,32 @@ def _named(found: Finding) -> list[Technique]:
     return [row for row in taxonomy.techniques(found) if row not in taxonomy.ACCOMPANYING]
 
 
-def _pattern(stix2: Any, row: Technique, us: str, began: dt.datetime) -> Any:
+def stix_library() -> Any:
+    """Return the module `stix2`. Raises ConfigError without the extra."""
+    try:
+        import stix2
+    except ImportError as error:
+        raise ConfigError("STIX needs the extra: pip install 'querywarden[stix]'") from error
+    return stix2
+
+
+def observer(stix2: Any) -> tuple[Any, dt.datetime]:
+    """Return the identity of who writes bundles, and the time at which what never changes was created."""
+    began = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+    us = stix2.Identity(
+        id=object_id("identity", "querywarden"),
+        name="QueryWarden",
+        identity_class="system",
+        created=began,
+        modified=began,
+    )
+    return us, began
+
+
+def attack_pattern(stix2: Any, row: Technique, us: str, began: dt.datetime) -> Any:
+    """Return a technique of ATLAS as an object."""
     return stix2.AttackPattern(
-        id=_id("attack-pattern", row.id),
+        id=object_id("attack-pattern", row.id),
         name=row.sub or row.name,
         created=began,
         modified=began,
@@ -94,7 +111,7 @@ def _objects(stix2: Any, found: Finding, first: Finding, us: str, attacks: Mappi
     accounts = [stix2.UserAccount(user_id=name, account_type="api-client") for name in found.members or [found.subject]]
     sources = [stix2.IPv6Address(value=ip) if ":" in ip else stix2.IPv4Address(value=ip) for ip in found.sources]
     seen = stix2.ObservedData(
-        id=_id("observed-data", found.alert_id),
+        id=object_id("observed-data", found.alert_id),
         created=begun, modified=news, created_by_ref=us,
         first_observed=begun, last_observed=news,
         number_observed=max(1, min(found.queries_seen, 999_999_999)),
@@ -103,7 +120,7 @@ def _objects(stix2: Any, found: Finding, first: Finding, us: str, attacks: Mappi
     names = " OR ".join(f"user-account:user_id = '{_literal(name)}'" for name in found.members or [found.subject])
     until = news if found.resolved else news + VALID_FOR
     indicator = stix2.Indicator(
-        id=_id("indicator", found.alert_id),
+        id=object_id("indicator", found.alert_id),
         created=begun, modified=news, created_by_ref=us,
         name=found.title, description=found.text,
         indicator_types=["malicious-activity"],
@@ -114,14 +131,14 @@ def _objects(stix2: Any, found: Finding, first: Finding, us: str, attacks: Mappi
     )  # fmt: skip
     means = [
         stix2.Relationship(
-            id=_id("relationship", found.alert_id if row == taxonomy.EXTRACTION else f"{found.alert_id}:{row.id}"),
+            id=object_id("relationship", found.alert_id if row == taxonomy.EXTRACTION else f"{found.alert_id}:{row.id}"),
             relationship_type="indicates" if row == taxonomy.EXTRACTION else "related-to",
             created=begun, modified=news, created_by_ref=us, source_ref=indicator.id, target_ref=attacks[row.id],
         )
         for row in _named(found)
     ]  # fmt: skip
     sighting = stix2.Sighting(
-        id=_id("sighting", found.alert_id), created=begun, modified=news, created_by_ref=us, sighting_of_ref=indicator.id,
+        id=object_id("sighting", found.alert_id), created=begun, modified=news, created_by_ref=us, sighting_of_ref=indicator.id,
         observed_data_refs=[seen.id], first_seen=begun, last_seen=max(news, begun + dt.timedelta(milliseconds=1)),
         count=max(1, min(found.queries_seen, 999_999_999)), summary=False,
         description=f"model {visible(found.model_id)}",
@@ -129,7 +146,8 @@ def _objects(stix2: Any, found: Finding, first: Finding, us: str, attacks: Mappi
     return [*accounts, *sources, seen, indicator, *means, sighting]
 
 
-def _id(kind: str, name: str) -> str:
+def object_id(kind: str, name: str) -> str:
+    """Return the id of an object: the same name gives the same id."""
     return f"{kind}--{uuid.uuid5(NAMESPACE, f'{kind}:{name}')}"
 
 

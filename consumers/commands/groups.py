@@ -77,6 +77,9 @@ PANELS: Mapping[str, Mapping[str, CommandRow]] = {
             "schema:app",
             "List and decide schema holds: columns in which many clients began to send values that do not fit.",
         ),
+        "indicators": CommandRow(
+            "indicators:app", "Exchange indicators with peers: keyed hashes of what flagged clients were seen with."
+        ),
         "watermark": CommandRow(
             "watermark:app",
             "Make watermark keys, record canaries, and test whether a suspected model learned from marked answers.",

@@ -49,6 +49,7 @@ from consumers.records.decision import (
     summary_of,
     with_decision,
 )
+from consumers.records.indicators import NOTHING, Reported, reported
 from consumers.records.refusals import Refusals
 from consumers.records.sealing import unsealed
 from consumers.records.spans import Fields, fields_of
@@ -140,17 +141,14 @@ class Survey:
 
 @dataclass(slots=True)
 class Campaigns:
-    """The pure half: rows and profiles in, rows and alerts out.
-
-    policy_of  model → policy
-    """
+    """The pure half: rows and profiles in, rows and alerts out. policy_of: model → policy."""
 
     baselines: Mapping[str, Baseline]
     secrets: Secrets
     policy_of: Callable[[str], Policy]
 
-    def survey(self, rows: Iterable[tuple[ClientKey, DecisionRow]]) -> Survey:
-        """Clients, campaigns and groups of one tenant."""
+    def survey(self, rows: Iterable[tuple[ClientKey, DecisionRow]], reported: Reported = NOTHING) -> Survey:
+        """Clients, campaigns and groups of one tenant. reported: indicators of peers, which link the clients that match them."""
         found = Survey()
         linked: dict[tuple[str, str], dict[ClientKey, list[str]]] = {}
         for key, row in rows:
@@ -165,6 +163,7 @@ class Campaigns:
             found.clients[key] = summary
             if key.model in self.baselines:
                 linked.setdefault((key.tenant, key.model), {})[key] = summary.links
+        reported.tie(found.clients)  # adds to the same lists
         for (tenant, model), links in sorted(linked.items()):
             # in one order whatever order the rows came in
             groups = candidates({key: links[key] for key in sorted(links)})
@@ -293,7 +292,7 @@ class Search:
         self, tenant: str, held: MutableMapping[int, H], now_s: int | None, process: str, lease_ms: int
     ) -> list[Outcome]:
         """What was recorded. A cell that is not ours any more is dropped from `held`. Raises Unavailable."""
-        survey = self.campaigns.survey(self.store.decisions(tenant))
+        survey = self.campaigns.survey(self.store.decisions(tenant), reported(self.store, tenant, now_s or 0))
         groups = {group.key: group for group in survey.groups}
         self.assessed = {k: v for k, v in self.assessed.items() if k.tenant != tenant or k in groups}
         due = [*self._due(survey, held, now_s), *_without_group(survey, groups, now_s)]

@@ -39,6 +39,7 @@ from consumers.records.schema_watch import IDENTITY as WATCH_IDENTITY
 from consumers.records.schema_watch import SchemaWatch
 from consumers.records.spans import fields_of_baseline, holds_span, span_field
 from consumers.secrets import Secrets
+from consumers.sharing_keys import SharingKey
 from consumers.store import Checkpoint, Tombstones
 from detector.baseline import Baseline
 from detector.clock import on_the_clock
@@ -100,7 +101,8 @@ class Cell:
 class Ingest:
     """The pure half of ingest: everything it needs to turn records into a checkpoint.
 
-    beside  model → its second baseline
+    beside   model → its second baseline
+    sharing  keys that peers share, under which links are hashed once more
     """
 
     baselines: Mapping[str, Baseline]
@@ -111,6 +113,7 @@ class Ingest:
     admit_unknown: bool = False
     limits: AdmissionLimits = field(default_factory=AdmissionLimits)
     link_keys: links.OwnKeys = links.NO_KEYS
+    sharing: tuple[SharingKey, ...] = ()
     beside: Mapping[str, Baseline] = field(default_factory=dict)
     format: NativeFormat = field(init=False)
     _masks: dict[str, int] = field(init=False)
@@ -425,7 +428,8 @@ class Ingest:
         decoded: Decoded,
     ) -> tuple[dict[ClientKey, tuple[str, ...]], dict[ClientKey, tuple[sample_events.SampleEvent, ...]]]:
         """Links and sample events that change, by client. The overflow client is many, so it has neither."""
-        linked = links.seen(cell.links, keys, batch, decoded.metadata.get(model, {}), self.secrets, self.link_keys)
+        metadata = decoded.metadata.get(model, {})
+        linked = links.seen(cell.links, keys, batch, metadata, self.secrets, self.link_keys, self.sharing)
         texts, ends = decoded.events[model]
         rows = np.searchsorted(decoded.batches[model].offsets, batch.offsets).astype(np.int64)
         told = sample_events.seen(cell.told, keys, batch, bits, self._masks[model], texts, ends, rows)

@@ -14,6 +14,7 @@ from consumers.records.operator_entries import EVERY_MODEL
 DAY_S = 86_400
 LONGEST_S = 30 * DAY_S
 LONGEST_WORDS = 2000
+_NAME = re.compile(r"[A-Za-z0-9._@-]{1,64}")
 _MODEL = re.compile(r"[^\x00-\x1f\x7f|]{1,256}")
 
 T = TypeVar("T")
@@ -37,6 +38,12 @@ def check_model(model: str) -> None:
     """Raises WrongUse for a model id that cannot be one; ``*`` is every model."""
     if model != EVERY_MODEL and not _MODEL.fullmatch(model):
         raise WrongUse("model_id: 1 to 256 characters, no control characters and no bar")
+
+
+def check_name(what: str, name: str) -> None:
+    """Raises WrongUse for a name of a person, a key or a source that cannot be one."""
+    if not _NAME.fullmatch(name):
+        raise WrongUse(f"{what}: letters, digits and . _ @ - only, at most 64")
 
 
 def check_length(ttl_s: int, longest_s: int) -> None:

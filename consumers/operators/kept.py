@@ -33,6 +33,7 @@ KINDS = (
     "evidence",
     "baseline",
     "baseline_file",
+    "indicators",
 )
 NOT_BY_PEOPLE = {("breaker", "tripped"), ("breaker", "held")}
 SKEW_S = 60

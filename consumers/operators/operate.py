@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from consumers.errors import Conflict, Missing, WrongUse
 from consumers.operators.api_keys import key_digest, new_key
 from consumers.operators.audited_write import DAY_S, Actor, Plan, Subject
-from consumers.operators.bounds import check_length, check_model, check_words, one_of
+from consumers.operators.bounds import check_length, check_model, check_name, check_words, one_of
 from consumers.operators.campaign_decisions import CampaignDecisions, check_dry_run, person
 from consumers.operators.erasure import Forgotten
 from consumers.records import breaker_entries, operator_entries, schema_holds, sealing
@@ -53,7 +53,6 @@ MOST_NOTES = 100
 LIVE_KEYS = 2
 LONGEST_KEY_S = 3650 * DAY_S
 NOTE_KEPT_S = 365 * DAY_S
-_NAME = re.compile(r"[A-Za-z0-9._@-]{1,64}")
 
 
 @dataclass(slots=True)
@@ -226,8 +225,8 @@ class Operations(CampaignDecisions):
     ) -> StoredCase:
         """Assign the case of a finding, close it or open it again. assignee: "" for nobody; None and state None: as before."""
         check_words(note)
-        if assignee and not _NAME.fullmatch(assignee):
-            raise WrongUse("assignee: letters, digits and . _ @ - only, at most 64")
+        if assignee:
+            check_name("assignee", assignee)
         if assignee is None and state is None:
             raise WrongUse("give an assignee, a state, or both")
 
@@ -276,8 +275,7 @@ class Operations(CampaignDecisions):
         known_role = next((one for one in ROLES if one == role), None)
         if known_role is None:
             raise WrongUse(f"role: {', '.join(ROLES)}")
-        if not _NAME.fullmatch(name):
-            raise WrongUse("name: letters, digits and . _ @ - only, at most 64")
+        check_name("name", name)
         if not 1 <= ttl_s <= LONGEST_KEY_S:
             raise WrongUse("ttl_s: it must be 1 s to ten years")
         shown: list[str] = []

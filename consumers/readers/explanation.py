@@ -204,6 +204,15 @@ def refusals(one: ClientDetail) -> list[str]:
     ]
 
 
+def reported(one: ClientDetail) -> list[str]:
+    """The indicators of peers that the client matches, a line each."""
+    return [
+        f"{r.source} reported a client with the same {', '.join(r.kinds)} ({REASONS.get(r.reason, legible(r.reason))}; confidence "
+        f"{r.confidence} of 100, until {minute(r.valid_until_s * 1000)})"
+        for r in one.indicators
+    ]
+
+
 def _most(counts: Mapping[str, int]) -> list[tuple[str, int]]:
     return sorted(counts.items(), key=lambda c: (-c[1], c[0]))
 
@@ -238,6 +247,7 @@ def account(
         "signals": [asdict(s) for s in standings(one, baseline)],
         "timeline": [{"time": minute(e.at_ms), "what": e.text} for e in events(one, alerts)],
         "what_did_not_fit": refusals(one),
+        "reported_by_peers": reported(one),
         "what_would_change_it": what_would_change(one, budget, baseline),
         "until": minute(c.until_s * 1000) if c.until_s else None,
     }

@@ -237,6 +237,25 @@ class AtGateways:
 
 
 @dataclass(frozen=True, slots=True)
+class ReportedIndicator:
+    """An indicator of a peer that a client matches; it proposes to look at the client, and is no evidence against it.
+
+    source      whom it was imported from
+    kinds       of what the client was seen with, such as ``ip``
+    confidence  0 to 100, as the peer gave it; reason, family, techniques: of the peer's finding
+    """
+
+    source: str
+    indicator_id: str
+    kinds: tuple[str, ...]
+    confidence: int
+    reason: str
+    family: str
+    techniques: tuple[str, ...]
+    valid_until_s: int
+
+
+@dataclass(frozen=True, slots=True)
 class ClientDetail:
     """Everything known of one client of one model.
 
@@ -247,6 +266,7 @@ class ClientDetail:
     misfit     distinct queries that did not fit the schema
     refused    reason → queries of which something did not fit or could not be read; misfits: the same by column
     links      keyed hashes of what ties accounts together; witnesses: event ids that the evidence rests on
+    indicators indicators of peers that the client matches, the most confident first
     revision   of what people decided about it: goes into If-Match, so that nobody decides on what is over
     """
 
@@ -263,6 +283,7 @@ class ClientDetail:
     misfits: dict[str, dict[str, int]]
     links: tuple[str, ...]
     witnesses: tuple[str, ...]
+    indicators: tuple[ReportedIndicator, ...]
     alert_id: str | None
     decision: OperatorDecision | None
     allowed: Allowed | None

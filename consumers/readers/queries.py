@@ -22,6 +22,7 @@ import numpy as np
 from consumers.errors import Unavailable, WrongUse
 from consumers.readers.appeal import Appeal, appeal_of
 from consumers.readers.gateways import ManualDecisions, Modes
+from consumers.readers.indicators import matches
 from consumers.readers.models import (
     Alert,
     AlertCase,
@@ -39,6 +40,7 @@ from consumers.readers.models import (
     Note,
     OperatorDecision,
     Precision,
+    ReportedIndicator,
     SinkHealth,
     StateChange,
     TrailPoint,
@@ -192,6 +194,7 @@ class Reader:
             misfits=stored.misfits,
             links=stored.links,
             witnesses=stored.witnesses,
+            indicators=self.reported().get(key, ()),
             alert_id=alert_id,
             decision=manual.decision(seen) or manual.dry_run(seen),
             allowed=manual.allowed(seen),
@@ -221,6 +224,13 @@ class Reader:
                 if len(found) >= limit:
                     break
         return tuple(found)
+
+    def reported(self) -> Mapping[ClientKey, tuple[ReportedIndicator, ...]]:
+        """Clients that match indicators of peers, and which."""
+        found: Mapping[ClientKey, tuple[ReportedIndicator, ...]] = self._remembered(
+            "reported", lambda: matches(self.store, self.tenant, self.now_s())
+        )
+        return found
 
     # ------------------------------------------------------------------------------------- alerts and campaigns
 

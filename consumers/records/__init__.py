@@ -12,6 +12,7 @@
 | `operator_entries`, `operator_cell` | what operators decide, and how it is written | serve, commands | detect, serve, commands |
 | `schema_holds` | columns whose misfits wait for an operator | detect, serve, commands | detect, serve, commands |
 | `breaker_entries` | when the breaker opened, and when somebody closed it | detect, serve | detect, serve |
+| `indicators` | what peers reported, and which clients match it | commands | detect, readers |
 | `heartbeat` | what each process says of itself every 15 s | ingest, detect, serve | serve, commands |
 
 Rules:

@@ -78,6 +78,7 @@ class ClientRecord:
     refusals       what about the client's queries did not fit
     members        client ids of a campaign's accounts; empty for a client
     ties           kinds of links that tie a campaign's accounts, and how many accounts each ties; empty for a client
+    shared         hashes under sharing keys, ``KEYID.kind:hash``; empty for a campaign
     """
 
     client_id: str
@@ -88,6 +89,7 @@ class ClientRecord:
     refusals: Refusals
     members: tuple[str, ...] = ()
     ties: tuple[Tie, ...] = ()
+    shared: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,22 +119,22 @@ def read_clients(clients: Sequence[tuple[ClientKey, Fields]], baseline: Baseline
     lives = found.columns.lives() if found.columns is not None else []
     keys, records = list[ClientKey](), list[ClientRecord]()
     for i, life in zip(found.whose, lives, strict=True):
-        key, _, client_id, (cells, linked, events, counted) = known[i]
+        key, _, client_id, (cells, linked, shared, events, counted) = known[i]
         keys.append(key)
-        records.append(ClientRecord(client_id, life, cells, linked, events, counted))
+        records.append(ClientRecord(client_id, life, cells, linked, events, counted, shared=shared))
     return ReadClients(keys, records, found.columns)
 
 
 def _beside_profiles(
     key: ClientKey, fields: Fields, secrets: Secrets
-) -> tuple[tuple[str, ...], tuple[str, ...], tuple[SampleEvent, ...], Refusals]:
-    """Cells, links, sample events and refusals of a client."""
+) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...], tuple[SampleEvent, ...], Refusals]:
+    """Cells, links, hashes under sharing keys, sample events and refusals of a client."""
     cells = tuple(sorted(fields))
     shards = [fields[cell] for cell in cells]
     counted = refusals.together([shard.get(refusals.FIELD) for shard in shards])
-    linked = links.together([shard.get(links.FIELD) for shard in shards])
+    linked, shared = links.together([shard.get(links.FIELD) for shard in shards])
     events = sample_events.together([shard.get(sample_events.FIELD) for shard in shards], secrets, key.tenant)
-    return cells, tuple(linked), events, counted
+    return cells, linked, shared, events, counted
 
 
 def read_profile(key: ClientKey, fields: Fields, baseline: Baseline, secrets: Secrets) -> tuple[Profile, str] | None:

@@ -94,6 +94,7 @@ class StoredDecision:
     exposed     what was last told of the exposure budget
     ties        kinds of links that tie a campaign's accounts, and how many accounts each ties
     baseline    id of the baseline that the client was assessed on, empty in rows of earlier versions
+    shared      hashes under sharing keys, ``KEYID.kind:hash``, which indicators of peers are compared with
     """
 
     client_id: str
@@ -119,6 +120,7 @@ class StoredDecision:
     exposed: Spent
     ties: tuple[Tie, ...]
     baseline: str = ""
+    shared: tuple[str, ...] = ()
 
     def score(self, model: str) -> dict[str, Any]:
         """Return the object of ``--scores`` and ``clients --json``."""
@@ -163,6 +165,7 @@ class RowSummary(msgspec.Struct):
     first_ms: int = 0
     size_p_value: float = 1.0
     oddest: str = ""
+    shared: list[str] = []
 
 
 class _Row(msgspec.Struct, frozen=True):
@@ -206,9 +209,17 @@ class _Row(msgspec.Struct, frozen=True):
     oddest: str | msgspec.UnsetType = msgspec.UNSET
     ties: tuple[Tie, ...] | msgspec.UnsetType = msgspec.UNSET
     baseline: str | msgspec.UnsetType = msgspec.UNSET
+    shared: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
 
 
-_OMITTED: dict[str, Any] = {"exposed": "none", "size_p_value": 1.0, "oddest": "", "ties": (), "baseline": ""}
+_OMITTED: dict[str, Any] = {
+    "exposed": "none",
+    "size_p_value": 1.0,
+    "oddest": "",
+    "ties": (),
+    "baseline": "",
+    "shared": (),
+}
 """Fields that are written only where they say something, and what their absence means."""
 _pack = msgspec.msgpack.Encoder()
 _unpack = msgspec.msgpack.Decoder(_Row)
@@ -344,6 +355,7 @@ def decided(
         exposed=exposed or (before.exposed if before else "none"),
         ties=record.ties,
         baseline=baseline,
+        shared=record.shared,
     )
 
 

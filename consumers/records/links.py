@@ -7,6 +7,8 @@ Rules:
 * A link of a key that the settings add has the kind ``who.KEY`` or ``where.KEY``, so that detection knows what it says.
 * An address of version 6 counts as its /64, because that is what one subscriber is given.
 * A link is ``kind:hash`` with 16 hex digits of a hash keyed by the tenant's pepper. Nothing of the metadata itself is stored.
+* Under each sharing key (sharing_keys.py) the values of the kinds `SHAREABLE` are hashed once more, as ``shared.KEYID.kind:hash`` with
+  32 hex digits. Such a hash groups nobody here; it is what indicators of peers are compared with (`indicators`), within bounds of its own.
 * A client keeps the first `KEPT` links that it was seen with, at most `OF_A_KIND` of a kind, so that a client that changes its address with
   every query still shows its organisation. The kept links depend on the order of its queries alone, never on how polls cut them.
 * Links are field ``l`` of the profile (a msgpack list). A field that cannot be read is started again.
@@ -15,13 +17,14 @@ Rules:
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import msgspec
 
 from consumers.secrets import Secrets
+from consumers.sharing_keys import MOST_KEYS, SharingKey
 from detector.query import ClientKey, QueryBatch
 
 FIELD = "l"
@@ -33,10 +36,14 @@ PLAIN = ("plan",)
 """Other keys that are a kind of their own."""
 KEPT = 16
 OF_A_KIND = 4
+SHARED = "shared."
+SHAREABLE = frozenset(("org", "payment", "device", "registration", "ip", "asn_ja4", "agent"))
+"""Kinds whose values can mean the same at another organisation; a session or a plan cannot."""
+MOST_STORED = KEPT * (1 + MOST_KEYS)
 MOST_BYTES = 256
 MOST_DIGITS = 20
 MOST_SHOWN = 32
-"""Links of a client that was seen in several log cells, at most."""
+"""Links of a client that was seen in several log cells, at most; as many again under each sharing key."""
 NO_VALUE = frozenset(("", "-", "0", "none", "null", "unknown", "n/a", "undefined"))
 """What systems write where they know nothing; it ties nobody."""
 
@@ -117,6 +124,7 @@ def seen(
     metadata: Mapping[int, msgspec.Raw | bytes],
     secrets: Secrets,
     own: OwnKeys = NO_KEYS,
+    sharing: Sequence[SharingKey] = (),
 ) -> dict[ClientKey, tuple[str, ...]]:
     """Clients whose links change, with what they are then.
 
@@ -124,9 +132,11 @@ def seen(
     keys      (g,) what `batch.who` points into
     metadata  offset → metadata of the events that have some
     own       keys that the settings add
+    sharing   keys under which values are hashed once more, at most `MOST_KEYS`; hashes under others are dropped
     """
     if not metadata:
         return {}
+    circles = {"", *(key.key_id for key in sharing)}
     mine: dict[int, dict[str, None]] = {}
     last: dict[int, bytes] = {}
     changed: set[int] = set()
@@ -136,29 +146,39 @@ def seen(
             continue
         links = mine.get(who)
         if links is None:
-            links = mine[who] = dict.fromkeys(known.get(keys[who], ()))
-        if len(links) >= KEPT:
+            links = mine[who] = dict.fromkeys(one for one in known.get(keys[who], ()) if _circle(one) in circles)
+        if len(links) >= KEPT * len(circles):
             continue
         text = bytes(raw)
         if last.get(who) == text:
             continue
         last[who] = text
-        for link in _hashed(links_of(raw, own), keys[who].tenant, secrets):
-            if link not in links and len(links) < KEPT and _room(links, link):
+        for link in _hashed(links_of(raw, own), keys[who].tenant, secrets, sharing):
+            if link not in links and _room(links, link):
                 links[link] = None
                 changed.add(who)
     return {keys[who]: tuple(mine[who]) for who in sorted(changed)}
 
 
-def _hashed(found: Iterable[tuple[str, str]], tenant: str, secrets: Secrets) -> Iterator[str]:
+def _hashed(
+    found: Iterable[tuple[str, str]], tenant: str, secrets: Secrets, sharing: Sequence[SharingKey] = ()
+) -> Iterator[str]:
     for kind, value in found:
         hashed = secrets.client_hash(tenant, f"link\x00{kind}\x00{value}")
         yield f"{kind}:{hashed[:16]}"
+        for key in sharing if kind in SHAREABLE else ():
+            yield f"{SHARED}{key.key_id}.{kind}:{key.hash(kind, value)}"
 
 
-def _room(links: Iterable[str], link: str) -> bool:
-    kind = link.partition(":")[0] + ":"
-    return sum(one.startswith(kind) for one in links) < OF_A_KIND
+def _room(links: Collection[str], link: str) -> bool:
+    kind, circle = link.partition(":")[0] + ":", _circle(link)
+    of_a_kind = sum(one.startswith(kind) for one in links)
+    return of_a_kind < OF_A_KIND and sum(_circle(one) == circle for one in links) < KEPT
+
+
+def _circle(link: str) -> str:
+    """Id of the sharing key that a link is keyed by; empty for a link of our own."""
+    return link.removeprefix(SHARED).partition(".")[0] if link.startswith(SHARED) else ""
 
 
 def packed(links: Sequence[str]) -> bytes:
@@ -170,11 +190,14 @@ def unpacked(blob: bytes | None) -> tuple[str, ...]:
     if not blob:
         return ()
     try:
-        return tuple(dict.fromkeys(_list.decode(blob)))[:KEPT]
+        return tuple(dict.fromkeys(_list.decode(blob)))[:MOST_STORED]
     except UNREADABLE:
         return ()
 
 
-def together(blobs: Iterable[bytes | None]) -> list[str]:
-    """Links of one client from all its profile cells, in their order."""
-    return list(dict.fromkeys(link for blob in blobs for link in unpacked(blob)))[:MOST_SHOWN]
+def together(blobs: Iterable[bytes | None]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Links of one client from all its profile cells, in their order: its own, and ``KEYID.kind:hash`` of those under sharing keys."""
+    found = dict.fromkeys(link for blob in blobs for link in unpacked(blob))
+    own = [link for link in found if not _circle(link)]
+    shared = [link.removeprefix(SHARED) for link in found if _circle(link)]
+    return tuple(own[:MOST_SHOWN]), tuple(shared[: MOST_SHOWN * MOST_KEYS])

@@ -21,6 +21,7 @@ ids and notes are sealed, never in clear. The kinds:
     idempotency  <hash of the request's key>  Answered                   after a day
     audit        head                         audit.Head                 never
     baseline     <model>                      baselines_in_force         when it is dropped; so with baseline_file
+    indicators   <source>                     indicators                 with the last of them
 
 Code that enforces reads ``decision``, ``campaign`` and ``allow`` (`operator_decision`, `campaign_decision`, `allowlist_entry`): an
 allowlist entry beats a decision about the client, and this a decision about its campaign. A decision about the client beats what was

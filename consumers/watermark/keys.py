@@ -3,7 +3,6 @@
 Rules:
 
 * Apart from `secrets.json`: a model server needs no other secret of the installation.
-* Mode 0600, created once, never replaced. A file that others can read is refused.
 * `key_id` is a one-way hash of the key. Written into the audit log when the key is made, it commits the owner to the key: no key can be
   chosen later to fit somebody's model.
 * Each purpose (selecting, noise, digests, sealing) has a derived key of its own.
@@ -12,26 +11,21 @@ Rules:
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
 import hmac
-import json
 import os
 import secrets as entropy
-import stat
 from pathlib import Path
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from consumers import paths
-from consumers.errors import ConfigError, CorruptState
+from consumers import key_files
+from consumers.errors import CorruptState
+from consumers.key_files import KEY_BYTES
 
-FORMAT = 1
-KEY_BYTES = 32
+_FIELD = "watermark_key"
 _NONCE_BYTES = 12
-_MOST_FILE_BYTES = 4096
 
 
 class WatermarkKey:
@@ -40,9 +34,7 @@ class WatermarkKey:
     __slots__ = ("_cipher", "_key", "key_id")
 
     def __init__(self, key: bytes) -> None:
-        if len(key) != KEY_BYTES:
-            raise ConfigError(f"watermark key: {KEY_BYTES} bytes are wanted, not {len(key)}")
-        self._key = key
+        self._key = key_files.checked(key, "watermark key")
         self._cipher = AESGCM(self.derived("seal"))
         self.key_id = hashlib.blake2b(key, digest_size=8, person=b"qw-watermark-id").hexdigest()
 
@@ -54,33 +46,12 @@ class WatermarkKey:
     @classmethod
     def create(cls, path: Path) -> WatermarkKey:
         """Draw a key and write it to a new file of mode 0600. Raises ConfigError when something is there already."""
-        key = entropy.token_bytes(KEY_BYTES)
-        text = json.dumps({"format": FORMAT, "watermark_key": base64.b64encode(key).decode()}) + "\n"
-        try:
-            created = paths.create_private(path, text)
-        except OSError as error:
-            raise ConfigError(f"watermark key {path}: cannot be created: {error.strerror}") from error
-        if not created:
-            raise ConfigError(f"watermark key {path}: exists; records sealed with it could not be read any more")
-        return cls(key)
+        return cls(key_files.create_key(path, _FIELD, "records sealed with it could not be read any more"))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> WatermarkKey:
         """The key in a file. Raises ConfigError when the file is missing, readable by others, or damaged."""
-        with paths.opened(path, "watermark key") as file:
-            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-            text = file.read(_MOST_FILE_BYTES)
-        if mode & 0o077:
-            raise ConfigError(f"watermark key {path}: mode {mode:04o} lets other users read it; run: chmod 600 {path}")
-        try:
-            document = json.loads(text)
-            if document["format"] != FORMAT:
-                raise ConfigError(
-                    f"watermark key {path}: format {document['format']!r}, this version reads format {FORMAT}"
-                )
-            return cls(base64.b64decode(document["watermark_key"], validate=True))
-        except (ValueError, TypeError, KeyError, binascii.Error, RecursionError):
-            raise ConfigError(f"watermark key {path}: damaged or not a watermark key") from None
+        return cls(key_files.read_key(path, _FIELD))
 
     def derived(self, purpose: str, model: str = "") -> bytes:
         """32 bytes for one purpose and model."""

@@ -16,6 +16,7 @@ from consumers.baselines import load_baselines
 from consumers.operators.audit import Mirror
 from consumers.operators.audited_write import Actor
 from consumers.operators.baseline_switch import BaselineSwitch
+from consumers.operators.indicators import IndicatorImports
 from consumers.operators.operate import Operations
 from consumers.readers.gateways import Modes
 from consumers.readers.queries import Reader
@@ -78,6 +79,11 @@ def operations_of(settings: config.Settings, store: Store, secrets: Secrets) -> 
 def baseline_switch_of(settings: config.Settings, store: Store, secrets: Secrets) -> BaselineSwitch:
     """What operators may do with the baselines of a model."""
     return BaselineSwitch(store, secrets, mirror=mirror_of(settings))
+
+
+def indicator_imports_of(settings: config.Settings, store: Store, secrets: Secrets) -> IndicatorImports:
+    """What operators may do with the indicators of peers."""
+    return IndicatorImports(store, secrets, mirror=mirror_of(settings))
 
 
 def user_of(settings: config.Settings) -> Actor:

@@ -49,6 +49,7 @@ def pure_steps(
     from consumers.ingest.admission import AdmissionLimits
     from consumers.ingest.step import Ingest
     from consumers.records.links import OwnKeys
+    from consumers.sharing_keys import load_sharing_keys
     from detector.policy import Policy
 
     secrets = Secrets.load(settings.secrets_path, create=True, tenant=settings.tenant)
@@ -61,6 +62,7 @@ def pure_steps(
         admit_unknown=settings.unknown_models == "ignore",
         limits=AdmissionLimits(settings.admission.new_clients_an_hour, settings.admission.clients),
         link_keys=OwnKeys(settings.links.who, settings.links.where),
+        sharing=load_sharing_keys(settings.links.sharing_keys),
     )
     limits = settings.exposure
     policy = Policy(settings.false_alarm_budget, settings.mode, _budget_of(limits))

@@ -20,6 +20,7 @@ from consumers.log.files import FileLog
 from consumers.log.formats import InputReader, NativeFormat
 from consumers.records import links, sample_events
 from consumers.secrets import Secrets
+from consumers.sharing_keys import SharingKey
 from consumers.store.embedded import EmbeddedStore
 from detector.baseline import Baseline
 from detector.campaigns import Group
@@ -227,3 +228,34 @@ def test_only_what_changed_is_written(tmp_path: Path, new_store: NewStore, readi
     run(one, lambda: False, until_end=True, poll_timeout_s=0.0)
     assert "l" in written[0]
     assert [("l" in names) for names in written[2:]] == [False] * len(written[2:])
+
+
+def test_a_sharing_key_adds_the_same_hashes_everywhere_and_changes_no_link(
+    tmp_path: Path, new_store: NewStore, baseline: Baseline, reading: Ingest, lines: list[bytes]
+) -> None:
+    """Whatever the secrets of a deployment are, and however its polls are cut; hashes under a key that is gone go too."""
+    keys = (SharingKey(b"a" * 32), SharingKey(b"b" * 32))
+    plain = fields_after(tmp_path, new_store(), reading, lines, 50)
+    sharing = Ingest({MODEL: baseline}, reading.secrets, sharing=keys)
+    elsewhere = Ingest({MODEL: baseline}, Secrets(b"x" * 16, b"y" * 32, b"z" * 32), sharing=keys[:1])
+    (tmp_path / "b").mkdir()
+    (tmp_path / "c").mkdir()
+    store = new_store()
+    with_keys = fields_after(tmp_path / "b", store, sharing, lines, 7, restart=3)
+    theirs = fields_after(tmp_path / "c", new_store(), elsewhere, lines, 50)
+    for name, fields in with_keys.items():
+        own, shared = links.together([fields["l"]])
+        assert own == links.unpacked(plain[name]["l"])
+        assert {one.partition(".")[0] for one in shared} == {key.key_id for key in keys}
+        assert len(shared) == len(keys) * sum(one.startswith(tuple(links.SHAREABLE)) for one in own)
+        first = {one for one in shared if one.startswith(keys[0].key_id)}
+        assert first == set(links.together([theirs[name]["l"]])[1])
+    assert f"{keys[0].key_id}.org:{keys[0].hash('org', 'shell')}" in links.together([with_keys["thief"]["l"]])[1]
+    known = {ClientKey("default", MODEL, "c"): links.unpacked(with_keys["thief"]["l"])}
+    later = reading.format.decode(Records("c:0", [victims.line(victims.items(1, np.random.default_rng(1))[0], client_id="c",
+                                                               metadata={"plan": "pro"})], np.arange(1), 1))  # fmt: skip
+    changed = links.seen(
+        known, list(known), later.batches[MODEL], later.metadata[MODEL], reading.secrets, sharing=keys[1:]
+    )
+    (kept,) = changed.values()
+    assert {links._circle(one) for one in kept} == {"", keys[1].key_id}

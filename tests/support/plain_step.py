@@ -73,8 +73,8 @@ def _assess(detect: Detect, seen: Seen, outcome: Outcome, now_s: int | None, ove
 def _record(detect: Detect, seen: Seen, profile: Profile, client_id: str) -> ClientRecord:
     shards = [shard for _, shard in sorted(seen.fields.items())]
     counted = refusals.together(shard.get(refusals.FIELD) for shard in shards)
-    linked = links.together(shard.get(links.FIELD) for shard in shards)
+    linked, shared = links.together(shard.get(links.FIELD) for shard in shards)
     events = sample_events.together(
         (shard.get(sample_events.FIELD) for shard in shards), detect.secrets, seen.key.tenant
     )
-    return ClientRecord(client_id, profile, tuple(sorted(seen.fields)), tuple(linked), events, counted)
+    return ClientRecord(client_id, profile, tuple(sorted(seen.fields)), linked, events, counted, shared=shared)

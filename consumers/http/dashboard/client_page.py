@@ -13,7 +13,15 @@ from consumers.http.dashboard.site import BIG, SMALL, Site, verdict_words
 from consumers.legible import legible
 from consumers.readers import charts
 from consumers.readers.charts import Trace
-from consumers.readers.explanation import events, rarity, refusals, sentence, standings, what_would_change
+from consumers.readers.explanation import (
+    events,
+    rarity,
+    refusals,
+    reported,
+    sentence,
+    standings,
+    what_would_change,
+)
 from consumers.readers.models import Client, ClientDetail
 from detector.baseline import Baseline
 from detector.policy import FLAGGED
@@ -69,6 +77,7 @@ def client(site: Site, model: str, key: str) -> dict[str, Any] | None:
         "revision": one.revision,
         **_coverage(one.coverage, baseline, trace.look),
         "linked": _linked(site, one.links, c),
+        "reported": reported(one),
         "campaign": {"id": c.campaign_id, "href": site.campaign_address(c.campaign_id)} if c.campaign_id else None,
         "verdict": verdict_words(one.verdict),
         "alert_id": one.alert_id,
