@@ -108,7 +108,7 @@ class ProfileColumns:
     def read(
         cls, blobs: Sequence[bytes], heads: Sequence[ProfileHead], shape: Shape, table: SignalTable
     ) -> tuple[ProfileColumns, list[str]]:
-        """Read n profiles without archives, none of which was merged.
+        """Read n profiles, none of which was merged.
 
         Parameters
         ----------
@@ -126,9 +126,8 @@ class ProfileColumns:
         spans = SpanArrays(**rows_of(span_layout(shape), n))
         scratch = Memory(**rows_of(memory_layout(shape)))
         archives = ArchiveArrays(**rows_of(archive_layout(shape.signals)))
-        faults = read_profiles(
-            blobs, heads, np.arange(n), np.zeros(n, np.int64), spans, scratch, archives, table
-        )  # each client's remembered rows in the place of those before
+        # the remembered rows of each client in the place of those before
+        found = read_profiles(blobs, heads, np.arange(n), np.zeros(n, np.int64), spans, scratch, archives, table)
         held = spans.sample_n
         distinct = np.minimum(_kept(spans.sample_hash, held, SAMPLE_KEPT), spans.queries)
         whole = np.maximum(held, 1)
@@ -150,15 +149,15 @@ class ProfileColumns:
             region_counts=spans.region_counts,
             distance_counts=spans.distance_counts,
             odd=np.where(table.sequence, sequence, odd),
-            faded=np.zeros((n, shape.signals)),
-            faded_base=np.zeros((n, 2)),
+            faded=found.faded,
+            faded_base=found.faded_base,
             maxima=spans.maxima,
             merged=np.zeros(n, np.bool_),
             passage_n=spans.passage_n,
             passage_ms=spans.passage_ms,
             passage_query=spans.passage_query,
         )
-        return columns, faults
+        return columns, found.faults
 
     def with_more(self, other: ProfileColumns) -> ProfileColumns:
         """These rows, and the others after them."""

@@ -9,13 +9,14 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import numba as nb
 import numpy as np
 from numpy.typing import NDArray
 
-from detector.archive import ALL, KEPT, ArchiveArrays
+from detector.archive import ALL, KEPT, ODD_SET, SAMPLE_SET, SEQUENCE_SET, ArchiveArrays, add_up
+from detector.bottom_k import find_sorted
 from detector.errors import IncompatibleProfile
 from detector.fold_arrays import Memory, SpanArrays
 from detector.profile_format import (
@@ -329,17 +330,51 @@ def _count_odd(spans, s, table):  # type: ignore[no-untyped-def]
 
 
 @nb.njit(cache=True, nogil=True)
-def _read_all(blobs, starts, ends, heads, at, clients, spans, memory, archives, table, faults):  # type: ignore[no-untyped-def]
-    for i in range(starts.shape[0]):
-        faults[i], _ = _read(
-            blobs, starts[i] + HEAD_BYTES, ends[i] - CHECKSUM_BYTES, heads[i], spans, at[i], memory, clients[i], archives
+def _leave_out(archives, k, hashes, n):  # type: ignore[no-untyped-def]
+    """Take the n members of a set within the horizon out of set k of the archive in row 0."""
+    kept = 0
+    for a in range(archives.n[0, k]):
+        h = archives.hashes[0, k, a]
+        place = find_sorted(hashes, n, h)
+        if place < n and hashes[place] == h:
+            continue
+        archives.hashes[0, k, kept], archives.bits[0, k, kept] = h, archives.bits[0, k, a]
+        archives.seen[0, k, kept] = archives.seen[0, k, a]
+        kept += 1
+    archives.n[0, k] = kept
+
+
+@nb.njit(cache=True, nogil=True)
+def _carry(archives, spans, s, window, decay, table, faded):  # type: ignore[no-untyped-def]
+    """Write down what the archive in row 0 adds to the span in row s, as `profile.Profile.carry` says. faded: (signals + 2,)."""
+    if archives.n[0, ODD_SET] == 0 and archives.n[0, SEQUENCE_SET] == 0:
+        return
+    _leave_out(archives, ODD_SET, spans.odd_hash[s], spans.odd_n[s])
+    _leave_out(archives, SEQUENCE_SET, spans.sequence_hash[s], spans.sequence_n[s])
+    _leave_out(archives, SAMPLE_SET, spans.sample_hash[s], spans.sample_n[s])
+    add_up(archives, 0, window, decay, table)
+    faded[:-2] = archives.carry[0]
+    faded[-2:] = archives.carry_base[0]
+
+
+@nb.njit(cache=True, nogil=True)
+def _read_all(blobs, ends, heads, decays, at, clients, spans, memory, archives, table, faded, faults):  # type: ignore[no-untyped-def]
+    start = 0
+    for i in range(ends.shape[0]):
+        faults[i], archived = _read(
+            blobs, start + HEAD_BYTES, ends[i] - CHECKSUM_BYTES, heads[i], spans, at[i], memory, clients[i], archives
         )  # fmt: skip
-        if faults[i] == _OK:
-            _count_odd(spans, at[i], table)
+        start = ends[i]
+        if faults[i] != _OK:
+            continue
+        _count_odd(spans, at[i], table)
+        if heads[i, 6] & HAS_ARCHIVE:
+            _carry(archives, spans, at[i], max(heads[i, 7], archived), decays[i], table, faded[i])
 
 
 def _numbers(head: ProfileHead) -> tuple[int, ...]:
-    return head.n_sample, head.n_odd, head.n_sequence, head.n_passage, head.ring_n, head.reservoir_n, head.has
+    counts = head.n_sample, head.n_odd, head.n_sequence, head.n_passage, head.ring_n, head.reservoir_n
+    return *counts, head.has, head.window
 
 
 def read_profile(blob: bytes, head: ProfileHead, spans: SpanArrays, memory: Memory, archives: ArchiveArrays) -> int:
@@ -374,6 +409,18 @@ def read_profile(blob: bytes, head: ProfileHead, spans: SpanArrays, memory: Memo
     return int(window)
 
 
+class ReadProfiles(NamedTuple):
+    """What `read_profiles` found beside the rows that it filled.
+
+    faults             why each of n profiles was not read; empty for those that were
+    faded, faded_base  (n, s) and (n, 2): what the archive of each adds, as `profile.Profile.carry` says
+    """
+
+    faults: list[str]
+    faded: NDArray[np.float64]
+    faded_base: NDArray[np.float64]
+
+
 def read_profiles(
     blobs: Sequence[bytes],
     heads: Sequence[ProfileHead],
@@ -383,8 +430,8 @@ def read_profiles(
     memory: Memory,
     archives: ArchiveArrays,
     table: SignalTable,
-) -> list[str]:
-    """Read n profiles without archives into rows that hold zeros, with one compiled call.
+) -> ReadProfiles:
+    """Read n profiles into rows that hold zeros, with one compiled call.
 
     Parameters
     ----------
@@ -392,22 +439,23 @@ def read_profiles(
         The bytes of each, and what `read_head` returned for them.
     at, clients
         (n,) the row of `spans` that takes each, and the row of `memory` that takes its remembered rows, if there are any.
-    spans, memory, archives
+    spans, memory
         The arrays.
+    archives
+        Of one row at least: the first takes the archives, one after the other.
     table
         The signals that `spans.odd_counts` counts for.
 
     Returns
     -------
-    faults
-        Why each was not read; empty for those that were. The rows of one that was not hold anything.
+    ReadProfiles
+        The rows of a profile that was not read hold anything.
     """
     ends = np.cumsum([len(blob) for blob in blobs])
-    starts = ends - np.array([len(blob) for blob in blobs])
-    faults = np.empty(len(blobs), np.int64)
     text = np.frombuffer(b"".join(blobs), np.uint8)
-    numbers = np.array([_numbers(head) for head in heads], np.int64)
-    _read_all(text, starts, ends, numbers, at, clients, spans, memory, archives, table, faults)
+    numbers, decays = np.array([_numbers(head) for head in heads], np.int64), np.array([head.decay for head in heads])
+    faded, faults = np.zeros((len(blobs), len(table.need) + 2)), np.empty(len(blobs), np.int64)
+    _read_all(text, ends, numbers, decays, at, clients, spans, memory, archives, table, faded, faults)
     for name in ("queries", "first_ms", "last_ms"):
         getattr(spans, name)[at] = [getattr(head, name) for head in heads]
-    return [FAULTS[fault] for fault in faults.tolist()]
+    return ReadProfiles([FAULTS[fault] for fault in faults.tolist()], faded[:, :-2], faded[:, -2:])

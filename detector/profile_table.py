@@ -186,7 +186,7 @@ class ProfileTable:
         memory = Memory(**{name: clients[name] for name in Memory._fields})
         found = read_profiles(
             blobs, heads, at, rows, SpanArrays(**state), memory, ArchiveArrays(**self._archives.arrays), self.table
-        )
+        ).faults
         clients["window"][rows] = [head.window for head in heads]  # of the short span, where there is one
         other = at[[head.calibration_version != self.calibration_version for head in heads]]
         state["maxima"][other], state["passage_n"][other] = 0.0, 0

@@ -170,7 +170,7 @@ def _alone(fields: Fields, baseline: Baseline) -> tuple[bytes, ProfileHead] | No
         return None
     first, newest = min(heads, default=0), max(heads, default=0)
     head = heads.get(first)
-    if head is None or head.has_archive or newest > min(first, head.window) + 1:
+    if head is None or newest > min(first, head.window) + 1:
         return None
     return stored[first], head
 

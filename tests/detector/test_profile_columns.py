@@ -50,6 +50,13 @@ def _grown(name: str) -> list[Profile]:
     return found
 
 
+def faded(profile: Profile, baseline: Baseline, rng: np.random.Generator) -> Profile:
+    """With an archive: queries of another client, and some of its own that it sent before and again."""
+    before = replace(drawn(baseline, rng), window=profile.window - int(rng.integers(0, 6)))
+    archive = before.archived() if rng.random() < 0.5 else before.archived().union(profile.archived())
+    return replace(profile, archive=archive or NOTHING, decay=float(rng.choice([0.6, 0.9])))
+
+
 def same(one: ProfileColumns, other: ProfileColumns) -> None:
     for field in ProfileColumns.__slots__:
         left, right = getattr(one, field), getattr(other, field)
@@ -60,9 +67,8 @@ def same(one: ProfileColumns, other: ProfileColumns) -> None:
 @given(st.integers(0, 2**32), st.sampled_from(REFERENCES), st.integers(1, 12))
 def test_profiles_that_are_read_are_the_profiles_that_were_written(seed: int, name: str, n: int) -> None:
     rng, baseline = np.random.default_rng(seed), baseline_of(name)
-    profiles = [
-        drawn(baseline, rng) if rng.random() < 0.7 else replace(grown(name, rng), archive=NOTHING) for _ in range(n)
-    ]
+    profiles = [drawn(baseline, rng) if rng.random() < 0.5 else grown(name, rng) for _ in range(n)]
+    profiles = [faded(profile, baseline, rng) if rng.random() < 0.5 else profile for profile in profiles]
     blobs = [profile.to_bytes() for profile in profiles]
     heads = [read_head(blob, OLDER_FORMATS) for blob in blobs]
     read, faults = ProfileColumns.read(blobs, [h for h in heads if h is not None], baseline.shape, baseline.table)
@@ -118,6 +124,8 @@ def test_the_draws_reach_what_an_assessment_can_be() -> None:
     assert min(a.p_value for a in found) < 0.01 < 0.9 < max(a.p_value for a in found)
     assert any(a.oddest and a.size_p_value < 0.1 for a in found)
     assert any(a.content_p_value != a.p_value for a in found)
+    with_archives = [faded(drawn(baseline, rng), baseline, rng) for _ in range(40)]
+    assert sum(bool(p.carry(baseline.table)[0].any()) for p in with_archives) > 10
 
 
 def test_a_slow_twin_that_adds_up_otherwise_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
