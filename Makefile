@@ -159,6 +159,10 @@ bench-text: $(STAMP) ## Ours and the literature on three models of texts, about 
 bench-budget: $(STAMP) ## The 1 % and the .1 % budget with 5,000 honest clients, about 10 minutes (ARGS=--short: prints only)
 	@nice -n 10 $(BIN)/python -m benchmarks.budget $(ARGS)
 
+.PHONY: bench-small-fleets
+bench-small-fleets: $(STAMP) ## Twelve real clients beside simulated ones, alone, and 150, on ten models, about 10 minutes (ARGS=--short: prints only)
+	@OMP_NUM_THREADS=1 nice -n 10 $(BIN)/python -m benchmarks.small_fleets $(ARGS)
+
 .PHONY: bench-degradation
 bench-degradation: $(STAMP) ## What graded answers cost thieves and honest clients, and how surely marked copies are recognised, about 5 minutes (ARGS=--short: prints only)
 	@nice -n 10 $(BIN)/python -m benchmarks.degradation $(ARGS)

@@ -83,7 +83,7 @@ def figures() -> list[Any]:
     )
     schema = Schema(columns, "features", False, "classification", ("0", "1"))
     reference = batch_of([Stream("r", "benign", "", "", "", x, np.zeros(400, bool), np.arange(400.0))])
-    baseline, _ = fit_baseline("m", schema, reference, batch_of(streams[:36]), real_clients=True, rng=rng)
+    baseline, _ = fit_baseline("m", schema, reference, batch_of(streams[:36]), rng=rng)
     tested = batch_of([*streams[36:], *thieves])
     out: list[Any] = [[_rounded(v) for v in baseline.table.fusing_scale]]
     for half_ms, memory_ms in ((2**62, 0.0), (DAY_MS, 20.0 * DAY_MS)):

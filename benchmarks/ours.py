@@ -73,7 +73,7 @@ def fitted(
     victim: Victim, calibration: Sequence[Tested], rng: np.random.Generator, rehearsed: Rehearsed
 ) -> tuple[Baseline, FittedClients]:
     return fit_baseline(
-        victim.name, victim.schema, reference_of(victim), as_batch(victim, calibration), real_clients=True, rng=rng,
+        victim.name, victim.schema, reference_of(victim), as_batch(victim, calibration), rng=rng,
         rehearsed=rehearsed,
     )  # fmt: skip
 
@@ -198,8 +198,8 @@ def _under(
 ) -> Baseline:
     old = baseline.calibration
     calibration, _ = calibration_of(
-        fitted_clients.statistics, [""] * len(fitted_clients.clients), distinct=old.distinct, days=old.days, calibrated=old.calibrated,
-        rehearsal_bound=rehearsal_bound, tools=tools,
+        fitted_clients.statistics, [""] * len(fitted_clients.clients), distinct=old.distinct, days=old.days,
+        simulated=np.zeros(len(fitted_clients.clients), np.bool_), rehearsal_bound=rehearsal_bound, tools=tools,
     )  # fmt: skip
     return replace(baseline, calibration=calibration)
 

@@ -118,7 +118,7 @@ def baseline_on(
     schema = infer_schema(raw)
     reference, _ = reference_batch(raw, schema)
     read = NativeFormat({MODEL: InputReader(schema)}).decode(records(honest))
-    return fit_baseline(MODEL, schema, reference, read.batches[MODEL], real_clients=True, rng=rng)[0]
+    return fit_baseline(MODEL, schema, reference, read.batches[MODEL], rng=rng)[0]
 
 
 def records(lines: Sequence[bytes], start: int = 0) -> Records:

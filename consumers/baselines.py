@@ -71,7 +71,7 @@ def limits_of(baselines: Mapping[str, Baseline], false_alarm_budget: float) -> l
         calibration = baseline.calibration
         if not calibration.calibrated:
             lines.append(
-                f"model {model}: UNCALIBRATED, the scores were calibrated on simulated clients only; nothing is blocked"
+                f"model {model}: UNCALIBRATED, the scores were calibrated on {calibration.source}; nothing is blocked"
             )
         elif not calibration.supports(false_alarm_budget):
             lines.append(

@@ -132,7 +132,7 @@ def limits_of(baseline: Baseline, asked: EvaluationRequest) -> list[str]:
         ),
         (
             f"Caught means: the lifetime p-value fell to the budget of {asked.budget:g}. So does that of an honest client, with that"
-            f" probability, as far as the {known.clients:,} {'honest' if known.calibrated else 'simulated'} calibration clients show."
+            f" probability, as far as {known.source} of the calibration show."
         ),
     ]
     if not known.supports(asked.budget):

@@ -1,7 +1,8 @@
 """Fit a baseline: a reference and honest traffic go in, a baseline file comes out.
 
 Rules:
-* Without traffic the calibration uses simulated clients that are drawn from the reference, and says so.
+* Without traffic, or with fewer than `MIN_CLIENTS` clients in it, simulated clients that are drawn from the reference calibrate, alone or
+  beside the real ones, and the notes say so.
 * Every refused line is counted and shown. The file is written completely or not at all.
 * The schema is inferred from the reference, unless a schema file is given (docs/formats.md).
 """
@@ -40,7 +41,7 @@ from detector.baseline import Baseline
 from detector.baseline_file import pack_baseline
 from detector.errors import DetectorError
 from detector.features import Schema
-from detector.fitting.baseline import Rehearsed, fit_baseline
+from detector.fitting.baseline import MIN_CLIENTS, Rehearsed, fit_baseline
 from detector.fitting.recalibration import Outlier, first_to_review, outliers
 from detector.query import UNKNOWN_MS, QueryBatch
 from detector.simulation.domain import Domain, HonestPools, strangers
@@ -53,6 +54,8 @@ CAP_A_CLIENT = 200
 """Rows that one client may give to a reference that is derived from traffic."""
 
 SIMULATED_CLIENTS = 400
+SIMULATED = "simulated "
+"""What their ids begin with; no id of the traffic may be theirs."""
 REHEARSED_KINDS = (
     "regular", "batch_scorer", "entity_stream", "what_if", "shifted", "qa_edge", "explainer", "robustness", "misrouted",
 )  # fmt: skip
@@ -141,24 +144,21 @@ def fit(
     _tell(said, "reference", left_out)
     if not len(batch):
         raise InvalidInput(f"no row of the reference can be used ({left_out.words()}; {left_out.first()})")
+    honest, stand_ins = None, list[str]()
     if traffic is not None:
         progress("reading the traffic")
-        honest, refused["the traffic"] = _decode(lines, model_id, schema)
-        _tell(said, "traffic", refused["the traffic"])
-        if honest is None:
-            why = refused["the traffic"]
-            told = f" ({why.words()}; {why.first()})" if why.total else ""
-            raise InvalidInput(f"the traffic holds no usable query of model {model_id}{told}")
+        honest, refused["the traffic"] = _queries(lines, model_id, schema, said)
         misfits.add(honest, schema)
-        honest = _presumed_honest(honest, excluded, said)
-        honest = _judged(honest, learned, by_client=True)
-    else:
+        honest = _judged(_presumed_honest(honest, excluded, said), learned, by_client=True)
+    if honest is None or 0 < _undeclared(honest, personas or {}) < MIN_CLIENTS:
         progress("simulating honest clients from the reference")
-        honest = simulated(batch, schema, rng, learned)
+        standing = simulated(batch, schema, rng, learned)
+        stand_ins = standing.clients
+        honest = standing if honest is None else stack([honest, standing])
     progress("learning what real inputs look like, calibrating on honest clients")
     try:
         baseline, fitted_clients = fit_baseline(
-            model_id, schema, batch, honest, real_clients=traffic is not None, rng=rng, personas=personas,
+            model_id, schema, batch, honest, rng=rng, simulated=frozenset(stand_ins), personas=personas,
             rehearsed=None if trust_traffic else rehearsal(batch, schema, seed, learned),
             reworded=None if learned is None else learned.reworded_rows(batch),
         )  # fmt: skip
@@ -177,6 +177,18 @@ def fit(
         clients = fitted_clients
         review = outliers(clients.clients, clients.lifetime_maxima, clients.excluded, schema.of_texts)
     return Fitted(baseline, [*said, *baseline.notes], understood, refused, misfits, usual.shares(), review)
+
+
+def _queries(
+    lines: Sequence[ReferenceLine], model_id: str, schema: Schema, said: list[str]
+) -> tuple[QueryBatch, RefusedLines]:
+    """The queries of the traffic, and what was refused of it. Raises InvalidInput where no query is left."""
+    found, refused = _decode(lines, model_id, schema)
+    _tell(said, "traffic", refused)
+    if found is None:
+        told = f" ({refused.words()}; {refused.first()})" if refused.total else ""
+        raise InvalidInput(f"the traffic holds no usable query of model {model_id}{told}")
+    return found, refused
 
 
 def _judged(batch: QueryBatch, learned: LearnedTexts | None, by_client: bool) -> QueryBatch:
@@ -198,15 +210,22 @@ def _presumed_honest(traffic: QueryBatch, excluded: frozenset[str], said: list[s
     return traffic.take(np.flatnonzero(~out[traffic.who]))
 
 
+def _undeclared(traffic: QueryBatch, personas: Mapping[str, str]) -> int:
+    """Clients of the traffic without a persona."""
+    return sum(traffic.clients[i] not in personas for i in np.unique(traffic.who))
+
+
 def simulated(
     reference: QueryBatch, schema: Schema, rng: np.random.Generator, learned: LearnedTexts | None = None
 ) -> QueryBatch:
-    """Simulated honest clients of all kinds, in place of traffic. learned: where inputs are texts."""
+    """Simulated honest clients of all kinds, in place of traffic or beside it. learned: where inputs are texts."""
     if learned is not None:
         shares = {name: kind.share for name, kind in TEXT_HONEST.items()}
-        return learned.simulated(reference, population(SIMULATED_CLIENTS, rng, None, shares), rng)
-    kinds = [kind for kind in BENIGN if kind != "misrouted"]  # nothing foreign is at hand
-    return _simulated_queries(reference, schema, population(SIMULATED_CLIENTS, rng, kinds), rng)
+        asked = learned.simulated(reference, population(SIMULATED_CLIENTS, rng, None, shares), rng)
+    else:
+        kinds = [kind for kind in BENIGN if kind != "misrouted"]  # nothing foreign is at hand
+        asked = _simulated_queries(reference, schema, population(SIMULATED_CLIENTS, rng, kinds), rng)
+    return dataclasses.replace(asked, clients=[SIMULATED + client for client in asked.clients])
 
 
 def rehearsal(reference: QueryBatch, schema: Schema, seed: int, learned: LearnedTexts | None = None) -> Rehearsed:

@@ -86,6 +86,7 @@ def pack_baseline(baseline: Baseline) -> bytes:
             "distinct": baseline.calibration.distinct,
             "days": baseline.calibration.days,
             "calibrated": baseline.calibration.calibrated,
+            "simulated": baseline.calibration.simulated,
         },
         "notes": list(baseline.notes),
         "facts": baseline.facts,
@@ -182,6 +183,7 @@ def _from_parts(header: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Base
             final=_final("tools.final", arrays),
         ),
         final=_final("final", arrays),
+        simulated=_simulated(header["nulls"], len(arrays[f"nulls.{_stored('lifetime_maxima')}"])),
     )
     _check_calibration(calibration)
     facts = {str(name): float(value) for name, value in header["facts"].items()}
@@ -236,6 +238,11 @@ def _read_arrays(blob: bytes, at: int, entries: list[tuple[str, str, list[int]]]
     if at != len(blob) - 32:
         raise ValueError("bytes behind the last array")
     return arrays
+
+
+def _simulated(nulls: dict[str, Any], clients: int) -> int:
+    """Simulated clients of a calibration. Older files hold real ones alone or simulated ones alone."""
+    return int(nulls.get("simulated", 0 if nulls["calibrated"] else clients))
 
 
 def _no_number(name: str) -> float:
@@ -327,8 +334,16 @@ def _check_calibration(calibration: Calibration) -> None:
         )
     _check_final(calibration.final, g, "final")
     _check_final(calibration.tools.final, r, "tools: final")
-    pseudo_clients = calibration.tools.pseudo_clients(g) if calibration.calibrated else 0
-    _refuse(((h != g + pseudo_clients, f"nulls: {h} maxima of {g} clients and {pseudo_clients} tools"),))
+    pseudo_clients = calibration.tools.pseudo_clients(g)
+    # Older calibrations on simulated clients alone have no pseudo-clients.
+    alone = calibration.simulated == g and h == g
+    _refuse(
+        (
+            (h != g + pseudo_clients and not alone, f"nulls: {h} maxima of {g} clients and {pseudo_clients} tools"),
+            (not 0 <= calibration.simulated <= g, f"nulls: {calibration.simulated} simulated clients of {g}"),
+            (calibration.calibrated and calibration.simulated > 0, "nulls: calibrated on simulated clients"),
+        )
+    )
     for persona in calibration.personas:
         for array in (persona.ordered, persona.free):
             wrong = array.shape != persona.ordered.shape or array.ndim != 1 or array.dtype != "<f8" or not len(array)

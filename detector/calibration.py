@@ -9,7 +9,8 @@ Rules:
 * `Tail.p`: the conformal rank among honest maxima (Vovk et al. 2005). Above the largest of them, a Pareto tail (Hill 1975) whose index is
   shrunk towards a pooled prior, because 150 clients say little about a tail.
 * The sorted maxima are kept, and no threshold: the budget is chosen by whoever reads the score.
-* A calibration without real clients says so, and no client is blocked on it.
+* Where real clients are fewer than `fitting.baseline.MIN_CLIENTS`, simulated ones stand beside them as pooled prior knowledge
+  (docs/decisions/0046). Such a calibration is not *calibrated*, and no client is blocked on it.
 * `fit` rehearses honest tools on the reference, because a fleet may get tools that it does not have yet. Of each odd kind, a run at rank
   `TOOL_RANK` of its kind is added as a *pseudo-client*: `TOOL_SHARE` of the clients, at least two (docs/decisions/0016).
 * The influence of a client is bounded. A client whose signal is above `PLAUSIBLE` times the *rehearsal bound*, and above `LEAST_SHARE` of
@@ -146,11 +147,12 @@ class Calibration:
     ordered, free  (h,) sorted lifetime maxima of the fused score, for clients seen in order and for all others; h ≥ g: with the
               pseudo-clients
     distinct  most distinct queries of an honest client; days: longest time that an honest client was seen
-    calibrated  on real clients, not on simulated ones
+    calibrated  on real clients alone
     personas  declared uses; their clients are in none of the above
     rehearsal_bound  (s,) most mass of each signal that honest tools have in rehearsal, inf where that says nothing; (0,): not rehearsed
     tools     all that were rehearsed, for the next calibration
     final     what the same clients had come to at last, for groups; (0,): this calibration cannot judge groups
+    simulated  clients among the rows that were simulated
     """
 
     lifetime_maxima: NDArray[np.float32]
@@ -164,11 +166,17 @@ class Calibration:
     rehearsal_bound: NDArray[np.float64] = field(default_factory=lambda: UNREHEARSED)
     tools: Tools = NO_TOOLS
     final: FinalExcess = NO_CLIENTS
+    simulated: int = 0
 
     @property
     def clients(self) -> int:
-        """Honest clients that are not excluded from calibration."""
+        """Honest clients that are not excluded from calibration, simulated ones among them."""
         return len(self.lifetime_maxima)
+
+    @property
+    def real_clients(self) -> int:
+        """Honest clients that are not excluded from calibration and were not simulated."""
+        return self.clients - self.simulated
 
     @property
     def version(self) -> str:
@@ -181,6 +189,21 @@ class Calibration:
             for array in (persona.ordered, persona.free):
                 digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()[:16]
+
+    @property
+    def source(self) -> str:
+        """Which clients it rests on, in words.
+
+        >>> Calibration(
+        ...     np.zeros((412, 1)), np.ones(1), np.zeros(1), np.zeros(1), 1.0, 1.0, calibrated=False, simulated=400
+        ... ).source
+        '12 real clients and 400 simulated ones'
+        """
+        if self.calibrated:
+            return f"{self.clients:,} real clients"
+        if self.real_clients:
+            return f"{self.real_clients:,} real clients and {self.simulated:,} simulated ones"
+        return f"{self.clients:,} simulated clients"
 
     def supports(self, budget: float) -> bool:
         """Return whether real honest clients are enough to speak of this lifetime budget, a share in [0, 1].

@@ -531,8 +531,27 @@ def budget_figures() -> str:
     return table(titles, rows)
 
 
+def small_fleet_figures() -> str:
+    """Figures of benchmarks/results/small_fleets.json: a dozen real clients, by what they are calibrated with."""
+    found = json.loads((ROOT / "benchmarks" / "results" / "small_fleets.json").read_text(encoding="utf-8"))
+    rows = []
+    for way, at in found["overall"].items():
+        low, high = at["interval"]
+        rows.append(
+            (
+                way, f"{at['fleets']}", f"{at['false_alarms']:.2%} ({low:.2%} – {high:.2%})", f"{at['least']:.1%} – {at['most']:.1%}",
+                f"{at['caught']:.0%}", f"{at['caught_least']:.0%}",
+            )
+        )  # fmt: skip
+    titles = (
+        "calibrated", "fleets", "honest clients throttled (95 %)", "from fleet to fleet", "thefts caught", "in the worst fleet",
+    )  # fmt: skip
+    return table(titles, rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "budget-figures": budget_figures,
+    "small-fleet-figures": small_fleet_figures,
     "blocks": blocks,
     "commands": commands,
     "core-floors": lambda: floors("core-floors"),

@@ -119,7 +119,7 @@ sample = QueryBatch(
     np.full(len(reference), np.nan), np.zeros(len(reference), np.int64), np.ones(len(reference), np.float32), np.arange(len(reference)),
 )  # fmt: skip
 traffic = batch_of(honest_clients(calibration, 120))
-baseline, _lives = fit_baseline("digits", schema, sample, traffic, real_clients=True, rng=rng)
+baseline, _lives = fit_baseline("digits", schema, sample, traffic, rng=rng)
 print(
     "; ".join(baseline.notes),
     f"· {len(traffic):,} queries · largest honest client: {baseline.calibration.distinct:,.0f} distinct queries",

@@ -103,7 +103,7 @@ everything = QueryBatch(
     ["reference"], np.zeros(len(reference), np.int32), reference, answers.argmax(1).astype(np.int32), answers.astype(np.float32),
     np.full(len(reference), np.nan), np.zeros(len(reference), np.int64), np.ones(len(reference), np.float32), np.arange(len(reference)),
 )  # fmt: skip
-baseline, _ = fit_baseline("wine", schema, everything, log_of(clients(100, [], rng)), real_clients=True, rng=rng)
+baseline, _ = fit_baseline("wine", schema, everything, log_of(clients(100, [], rng)), rng=rng)
 print(
     f"calibrated on {baseline.calibration.clients} clients, up to {baseline.calibration.distinct:,.0f} distinct queries each"
 )

@@ -106,7 +106,7 @@ def sentence(one: ClientDetail) -> str:
         if c.family not in ("unknown", ""):
             said += f" This resembles {c.family}."
     if not c.calibrated:
-        said += " The baseline was calibrated on simulated clients only, so these rates are not measured."
+        said += " The baseline was calibrated on simulated clients, alone or beside a few real ones, so these rates are rough."
     return said
 
 

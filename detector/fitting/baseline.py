@@ -34,12 +34,15 @@ from detector.signals import BY_ANSWER, FLOOR, FREE, FUSED, MISFIT, SIGNALS, Sta
 ODDEST_CLIENTS_LEFT_OUT = 0.15
 HONEST_ODD_SHARE = 0.01
 MIN_CLIENTS = 20
+"""Real clients from which on no simulated one stands beside them."""
+SMALL_FLEETS = (0.0, 0.09)
+"""Least and largest share of honest clients that were throttled at a budget of 1 %, over fleets of twelve (docs/decisions/0046)."""
 MIN_PERSONA_CLIENTS = 5
 
 
 @dataclass(frozen=True, slots=True)
 class FittedClients:
-    """The clients without a persona as a fit saw them: ids (g,), statistics (g,), whether excluded from calibration (g,)."""
+    """The real clients without a persona as a fit saw them: ids (g,), statistics (g,), whether excluded from calibration (g,)."""
 
     clients: tuple[str, ...]
     statistics: tuple[Statistics, ...]
@@ -65,8 +68,8 @@ def fit_baseline(
     reference: QueryBatch,
     traffic: QueryBatch,
     *,
-    real_clients: bool,
     rng: np.random.Generator,
+    simulated: frozenset[str] = frozenset(),
     personas: Mapping[str, str] | None = None,
     rehearsed: Rehearsed | None = None,
     reworded: RewordedRows | None = None,
@@ -79,10 +82,11 @@ def fit_baseline(
         Honest inputs with the model's answers; clients and times do not matter.
     traffic : QueryBatch
         Queries of presumably honest clients. The unit of calibration is the client.
-    real_clients : bool
-        False when `traffic` was simulated: the calibration is then marked uncalibrated, and nothing is ever blocked on it.
     rng : Generator
         The same state gives the same baseline.
+    simulated : frozenset of str
+        Clients of the traffic that were simulated. With any of them the calibration is marked uncalibrated, and nothing is ever blocked
+        on it.
     personas : Mapping or None
         Client of the traffic → the use that its owner declared; each use gets null distributions of its own.
     rehearsed : Rehearsed or None
@@ -95,7 +99,7 @@ def fit_baseline(
     -------
     Baseline
     FittedClients
-        The clients without a persona, as the fit saw them.
+        The real clients without a persona, as the fit saw them.
 
     Raises
     ------
@@ -114,13 +118,8 @@ def fit_baseline(
     learn_misfits(feature_map, [reference, traffic])
     _settle_levels(feature_map, traffic)
     rehearsal_bound, tools = (UNREHEARSED, NO_TOOLS) if rehearsed is None else _rehearsed(feature_map, rehearsed)
-    calibration, fitted = _calibrate(feature_map, traffic, declared, real_clients, rehearsal_bound, tools)
-    notes = [
-        f"calibrated on {clients} real clients"
-        if real_clients
-        else f"UNCALIBRATED: no honest traffic was given; {clients} simulated clients stand in, and nothing is blocked on them"
-    ]
-    notes += limits_of(calibration)
+    calibration, fitted = _calibrate(feature_map, traffic, declared, simulated, rehearsal_bound, tools)
+    notes = [source_of(clients, len(simulated)), *limits_of(calibration)]
     if fitted.excluded.any():
         notes.append(
             f"left out of the calibration: {int(fitted.excluded.sum())} clients, beyond what honest tools reach in rehearsal; "
@@ -159,6 +158,25 @@ def enough_clients(declared: Sequence[str], where: str) -> int:
         if own < MIN_PERSONA_CLIENTS:
             raise UnfittedModel(f"persona {name}: {own} clients; at least {MIN_PERSONA_CLIENTS} are needed for a null")
     return clients
+
+
+def source_of(clients: int, simulated: int) -> str:
+    """Say what a calibration rests on. clients: all of them; simulated: of these.
+
+    >>> source_of(150, 0)
+    'calibrated on 150 real clients'
+    """
+    real = clients - simulated
+    if not simulated:
+        return f"calibrated on {clients} real clients"
+    if not real:
+        return f"UNCALIBRATED: no honest traffic was given; {clients} simulated clients stand in, and nothing is blocked on them"
+    low, high = SMALL_FLEETS
+    return (
+        f"UNCALIBRATED: {real} real clients are few, so {simulated} simulated clients stand beside them, and nothing is blocked on them. "
+        f"In fleets as small, {low * 100:g} to {high * 100:g} % of honest clients were throttled at a budget of 1 %. "
+        f"{MIN_CLIENTS} real clients make a calibration of their own, 100 support a budget of 1 %, 1,000 a block at it"
+    )
 
 
 def limits_of(calibration: Calibration) -> list[str]:
@@ -236,11 +254,11 @@ def _calibrate(
     feature_map: FeatureMap,
     traffic: QueryBatch,
     declared: Sequence[str],
-    real_clients: bool,
+    simulated: frozenset[str],
     rehearsal_bound: NDArray[np.float64] = UNREHEARSED,
     tools: Tools = NO_TOOLS,
 ) -> tuple[Calibration, FittedClients]:
-    """Lifetime maxima of honest clients; declared: persona of each client of the traffic, "" for none."""
+    """Lifetime maxima of honest clients; declared: persona of each client of the traffic, "" for none; simulated: ids."""
     persona = dict(zip(traffic.clients, declared, strict=True))
     honest = _statistics(feature_map, traffic)
     calibration, excluded = calibration_of(
@@ -248,12 +266,12 @@ def _calibrate(
         [persona[client] for client, _, _ in honest],
         distinct=max(p.distinct for _, p, _ in honest),
         days=max(p.last_ms - p.first_ms for _, p, _ in honest) / MS_A_DAY,
-        calibrated=real_clients,
+        simulated=np.array([client in simulated for client, _, _ in honest]),
         rehearsal_bound=rehearsal_bound,
         tools=tools,
     )
-    others = [(client, s) for client, _, s in honest if not persona[client]]
-    return calibration, FittedClients(tuple(c for c, _ in others), tuple(s for _, s in others), excluded)
+    real = [(client, s) for client, _, s in honest if not persona[client] and client not in simulated]
+    return calibration, FittedClients(tuple(c for c, _ in real), tuple(s for _, s in real), excluded)
 
 
 def calibration_of(
@@ -262,26 +280,28 @@ def calibration_of(
     *,
     distinct: float,
     days: float,
-    calibrated: bool,
+    simulated: NDArray[np.bool_],
     rehearsal_bound: NDArray[np.float64],
     tools: Tools,
 ) -> tuple[Calibration, NDArray[np.bool_]]:
-    """Null distributions of honest clients, and which clients without a persona are excluded from them.
+    """Null distributions of honest clients, and which real clients without a persona are excluded from them.
 
     declared  each client's persona, "" for none; at least one has none
-    calibrated  whether these are real clients; no simulated one is excluded
+    simulated  (g,) whether a client was simulated; no such client is excluded
     rehearsal_bound  (s,) of honest tools, (0,) where there was none
-    tools     that were rehearsed: pseudo-clients of them join real clients; simulated clients have tools among them
+    tools     that were rehearsed: pseudo-clients of them join
     """
     maxima = np.array([s.lifetime for s in clients])
     final_values = np.array([s.value for s in clients])
     persona = np.array(declared)
     others = persona == ""
     shares = np.array([s.count / np.maximum(s.base, 1.0) for s in clients])
-    excluded = implausible(maxima[others], shares[others], rehearsal_bound if calibrated else UNREHEARSED)
-    kept = np.flatnonzero(others)[~excluded]
+    real = others & ~simulated
+    out = np.zeros(len(maxima), np.bool_)
+    out[real] = implausible(maxima[real], shares[real], rehearsal_bound)
+    kept = np.flatnonzero(others & ~out)
     scale = scale_of(maxima[kept], FLOOR)
-    pseudo = tools.pseudo_client_rows(scale, FUSED, len(kept)) if calibrated else np.empty(0, np.int64)
+    pseudo = tools.pseudo_client_rows(scale, FUSED, len(kept))
     pseudo_maxima, pseudo_finals = (
         of[pseudo].reshape(-1, len(SIGNALS)) for of in (tools.lifetime_maxima, tools.final_values)
     )
@@ -294,13 +314,14 @@ def calibration_of(
         free=np.sort(np.concatenate([free[kept], fuse(pseudo_finals, scale, FREE)])),
         distinct=distinct,
         days=days,
-        calibrated=calibrated,
+        calibrated=not simulated.any(),
         personas=tuple(
             Persona(str(name), np.sort(ordered[persona == name]), np.sort(free[persona == name]))
             for name in np.unique(persona[~others])
         ),
         rehearsal_bound=rehearsal_bound,
         tools=tools,
-        final=final_excess([clients[i] for i in kept]),
+        final=final_excess([clients[i] for i in kept.tolist()]),
+        simulated=int(simulated[kept].sum()),
     )
-    return calibration, excluded
+    return calibration, out[real]

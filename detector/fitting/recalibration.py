@@ -188,7 +188,7 @@ def recalibrate(
         [m.persona for m in taken],
         distinct=min(most, baseline.calibration.distinct or most),
         days=max(m.days for m in taken),
-        calibrated=True,
+        simulated=np.zeros(len(taken), np.bool_),
         rehearsal_bound=baseline.calibration.rehearsal_bound,
         tools=baseline.calibration.tools,
     )

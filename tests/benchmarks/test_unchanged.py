@@ -14,7 +14,9 @@ def test_one_changed_count_of_one_profile_is_found(tmp_path: Path) -> None:
     """Without a change there is no difference; the profiles are read although the service would seal them."""
     logs = {
         "reference": victims.reference_lines(victims.WIDTH),
-        "calibration": [victims.line(row, client_id=f"c-{i % 24}") for i, row in enumerate(victims.reference_rows()[:240])],
+        "calibration": [
+            victims.line(row, client_id=f"c-{i % 24}") for i, row in enumerate(victims.reference_rows()[:240])
+        ],
         "test": [victims.line(row, client_id=f"c-{i % 3}") for i, row in enumerate(victims.reference_rows()[:60])],
     }
     for part, lines in logs.items():

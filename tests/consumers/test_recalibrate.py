@@ -149,7 +149,7 @@ def test_the_calibration_is_that_of_a_fit_on_the_same_traffic(
     batch, _ = fit._decode(lines, victims.MODEL, old.map.schema)
     assert batch is not None
     batch = batch.take(np.flatnonzero(np.array([c != thief for c in batch.clients])[batch.who]))
-    fitted, _ = _calibrate(old.map, batch, [""] * len(batch.clients), True, tools=old.calibration.tools)
+    fitted, _ = _calibrate(old.map, batch, [""] * len(batch.clients), frozenset(), tools=old.calibration.tools)
     assert fitted.ordered.max() > 0
     if fitted.distinct <= old.calibration.distinct:
         # clients with more odd queries than a set holds are estimated, under another sampling key

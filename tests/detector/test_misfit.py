@@ -120,7 +120,6 @@ def test_a_fleet_that_sends_nulls_is_not_accused_for_nulls() -> None:
             reference.schema,
             reference.batch,
             with_honest_nulls(0.3, 5),
-            real_clients=True,
             rng=np.random.default_rng(9),
         )
     at = [i for i in range(len(SIGNALS)) if MISFIT[i]]
@@ -164,9 +163,7 @@ def test_a_reference_may_lack_values() -> None:
     batch.inputs[rng.random(batch.inputs.shape) < 0.1] = np.nan
     batch.misfit[np.isnan(batch.inputs).any(1)] = Misfit.MISSING
     with quick_training():
-        baseline, _ = fit_baseline(
-            NAME, reference.schema, batch, reference.traffic, real_clients=True, rng=np.random.default_rng(9)
-        )
+        baseline, _ = fit_baseline(NAME, reference.schema, batch, reference.traffic, rng=np.random.default_rng(9))
     again = read_baseline(pack_baseline(baseline))
     assert again.map_id == baseline.map_id
     (thief,) = ProfileTable(again.map, again.table, again.calibration_version, FOREVER).of_log(stolen(None), KEY)

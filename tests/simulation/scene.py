@@ -67,9 +67,7 @@ def baseline() -> Baseline:
         columns=tuple(Column(f"x{j}", "numeric", -4.0, 4.0, 0.01) for j in range(WIDTH)),
         input_form="features", named=False, task="classification", labels=LABELS,
     )  # fmt: skip
-    return fit_baseline(
-        MODEL, schema, _batch(honest(200, rng), 1, rng), _batch(honest(1600, rng), 40, rng), real_clients=True, rng=rng
-    )[0]
+    return fit_baseline(MODEL, schema, _batch(honest(200, rng), 1, rng), _batch(honest(1600, rng), 40, rng), rng=rng)[0]
 
 
 def _batch(rows: np.ndarray[Any, np.dtype[np.float64]], clients: int, rng: np.random.Generator) -> QueryBatch:

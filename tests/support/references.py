@@ -203,9 +203,7 @@ def fitted_baseline(name: str) -> Baseline:
     """Baseline of a reference, calibrated on its traffic as if real. Shared: never change it."""
     reference = reference_of(name)
     with quick_training():
-        return fit_baseline(
-            name, reference.schema, reference.batch, reference.traffic, real_clients=True, rng=np.random.default_rng(9)
-        )[0]
+        return fit_baseline(name, reference.schema, reference.batch, reference.traffic, rng=np.random.default_rng(9))[0]
 
 
 def fitted_map(name: str) -> FeatureMap:

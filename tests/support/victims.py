@@ -162,7 +162,7 @@ def _fitted(width: int, clients: int) -> Baseline:
         np.round(answers, 6).astype(np.float32), np.full(len(answers), np.nan),
         np.round(honest.times_s * 1000).astype(np.int64), np.ones(len(answers), np.float32), np.arange(len(answers)),
     )  # fmt: skip
-    return fit_baseline(MODEL, schema, reference, traffic, real_clients=True, rng=np.random.default_rng(5))[0]
+    return fit_baseline(MODEL, schema, reference, traffic, rng=np.random.default_rng(5))[0]
 
 
 def reference_lines(width: int) -> list[bytes]:

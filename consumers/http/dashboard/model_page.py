@@ -105,7 +105,8 @@ def _limits(site: Site, baseline: Baseline) -> list[str]:
         )
     if not calibration.calibrated:
         said.append(
-            "Calibrated on simulated clients only: no client is blocked, and the rates are a guess. Fit it again with --traffic."
+            f"Calibrated on {calibration.source}: no client is blocked, and the rates are rough. "
+            "Fit it again with the traffic of more clients."
         )
     return said
 
@@ -113,7 +114,7 @@ def _limits(site: Site, baseline: Baseline) -> list[str]:
 def _facts(baseline: Baseline) -> list[tuple[str, str]]:
     calibration = baseline.calibration
     return [
-        ("honest clients", f"{calibration.clients:,}"),
+        ("honest clients", calibration.source),
         ("longest honest client", f"{calibration.days:.1f} days, {calibration.distinct:,.0f} distinct queries"),
         (
             "reference",

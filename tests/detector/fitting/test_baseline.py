@@ -134,9 +134,7 @@ def test_fitting_again_with_the_same_seed_gives_the_same_bytes() -> None:
     def fit(seed: int) -> bytes:
         with quick_training():
             rng = np.random.default_rng(seed)
-            fitted, _ = fit_baseline(
-                "m", reference.schema, reference.batch, reference.traffic, real_clients=True, rng=rng
-            )
+            fitted, _ = fit_baseline("m", reference.schema, reference.batch, reference.traffic, rng=rng)
             return pack_baseline(fitted)
 
     assert fit(3) == fit(3)
@@ -184,17 +182,22 @@ def test_too_little_is_refused_by_number() -> None:
     reference = reference_of("prices")
     few = reference.traffic.take(np.flatnonzero(reference.traffic.who < MIN_CLIENTS - 1))
     with pytest.raises(UnfittedModel, match=rf"{MIN_CLIENTS - 1} clients"):
-        fit_baseline("m", reference.schema, reference.batch, few, real_clients=True, rng=np.random.default_rng(0))
+        fit_baseline("m", reference.schema, reference.batch, few, rng=np.random.default_rng(0))
     same = reference.batch.take(np.tile(np.arange(49), 5))
     with pytest.raises(UnfittedModel, match="50 distinct rows"):
-        fit_baseline("m", reference.schema, same, reference.traffic, real_clients=True, rng=np.random.default_rng(0))
+        fit_baseline("m", reference.schema, same, reference.traffic, rng=np.random.default_rng(0))
 
 
 def test_notes_say_where_the_calibration_comes_from() -> None:
     reference = reference_of("prices")
     with quick_training():
         simulated, _ = fit_baseline(
-            "m", reference.schema, reference.batch, reference.traffic, real_clients=False, rng=np.random.default_rng(0)
+            "m",
+            reference.schema,
+            reference.batch,
+            reference.traffic,
+            rng=np.random.default_rng(0),
+            simulated=frozenset(reference.traffic.clients),
         )
     assert simulated.notes[0].startswith("UNCALIBRATED")
     assert not simulated.calibration.calibrated
@@ -211,7 +214,7 @@ def test_a_model_of_one_class_or_of_more_than_are_counted_fits(labels: int) -> N
     with quick_training():
         baseline, _ = fit_baseline(
             "m", schema_of(x, [str(k) for k in range(labels)]), answered(x[:250], labels), traffic,
-            real_clients=True, rng=np.random.default_rng(0),
+            rng=np.random.default_rng(0),
         )  # fmt: skip
     assert baseline.map.classes == min(256, labels)
     assert read_baseline(pack_baseline(baseline)).map_id == baseline.map_id
@@ -577,7 +580,7 @@ def with_personas(share: float, name: str = "explainer") -> Baseline:
     x[loud] = rng.uniform(x.min(0), x.max(0), (int(loud.sum()), x.shape[1]))
     with quick_training():
         return fit_baseline(
-            "digits", reference.schema, reference.batch, replace(traffic, inputs=x), real_clients=True,
+            "digits", reference.schema, reference.batch, replace(traffic, inputs=x),
             rng=np.random.default_rng(9), personas=declared,
         )[0]  # fmt: skip
 
@@ -626,7 +629,7 @@ def with_thieves(share: float, rehearsed: bool, declared: bool = False) -> tuple
     loud = answered(np.vstack([traffic.inputs, noise]), 10, np.concatenate([traffic.who, who]))
     with quick_training():
         baseline, fitted_clients = fit_baseline(
-            "digits", reference.schema, reference.batch, replace(loud, clients=traffic.clients), real_clients=True,
+            "digits", reference.schema, reference.batch, replace(loud, clients=traffic.clients),
             rng=np.random.default_rng(9), rehearsed=Rehearsed(traffic, ("",) * len(traffic.clients)) if rehearsed else None,
             personas=dict.fromkeys(thieves, "explainer") if declared else None,
         )  # fmt: skip
@@ -670,7 +673,8 @@ def with_tools(kinds: tuple[str, ...], real: bool = True) -> Baseline:
     names = tuple(kinds[i % len(kinds)] for i in range(len(played.clients)))
     with quick_training():
         baseline, _ = fit_baseline(
-            "digits", reference.schema, reference.batch, traffic, real_clients=real, rng=np.random.default_rng(9),
+            "digits", reference.schema, reference.batch, traffic, rng=np.random.default_rng(9),
+            simulated=frozenset() if real else frozenset(traffic.clients),
             rehearsed=Rehearsed(played, names),
         )  # fmt: skip
     return baseline
@@ -695,9 +699,11 @@ def test_rehearsed_tools_carry_no_signal_that_looks_at_answers() -> None:
     assert held.lifetime_maxima[:, ~by_answer].any()
 
 
-def test_simulated_clients_have_tools_among_them_already() -> None:
-    baseline = with_tools(("explainer",), real=False)
-    assert len(baseline.calibration.ordered) == baseline.calibration.clients
+def test_tools_stand_among_simulated_clients_too() -> None:
+    """Older calibrations on simulated clients have none of them, and are read as before."""
+    calibration = with_tools(("explainer",), real=False).calibration
+    assert calibration.simulated == calibration.clients == len(calibration.ordered) - FEWEST_TOOLS
+    assert (calibration.calibrated, calibration.real_clients) == (False, 0)
 
 
 def test_tools_survive_the_file_for_the_next_calibration() -> None:

@@ -28,8 +28,8 @@ def uncalibrated() -> Baseline:
     reference = reference_of("digits")
     with quick_training():
         fitted, _ = fit_baseline(
-            "digits", reference.schema, reference.batch, reference.traffic, real_clients=False,
-            rng=np.random.default_rng(9),
+            "digits", reference.schema, reference.batch, reference.traffic,
+            rng=np.random.default_rng(9), simulated=frozenset(reference.traffic.clients),
         )  # fmt: skip
     return replace(fitted, calibration=replace(fitted.calibration, distinct=5000.0))
 
@@ -67,7 +67,7 @@ def known_clients(baseline: Baseline, seen: QueryBatch) -> list[KnownClient]:
 def test_recalibrating_equals_a_fit_on_the_same_clients() -> None:
     old, seen = uncalibrated(), traffic({3: 60})
     made = recalibrate(old, known_clients(old, seen), "clients that the service saw")
-    fitted, _ = _calibrate(old.map, seen, [""] * len(seen.clients), True)
+    fitted, _ = _calibrate(old.map, seen, [""] * len(seen.clients), frozenset())
     for name in ("lifetime_maxima", "scale", "ordered", "free"):
         np.testing.assert_array_equal(getattr(made.baseline.calibration, name), getattr(fitted, name))
     assert made.baseline.calibration_version == fitted.version
