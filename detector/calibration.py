@@ -10,7 +10,7 @@ Rules:
   shrunk towards a pooled prior, because 150 clients say little about a tail.
 * The sorted maxima are kept, and no threshold: the budget is chosen by whoever reads the score.
 * Where real clients are fewer than `fitting.baseline.MIN_CLIENTS`, simulated ones stand beside them as pooled prior knowledge
-  (docs/decisions/0046). Such a calibration is not *calibrated*, and no client is blocked on it.
+  (docs/decisions/0046). Such a baseline is *uncalibrated*, and no client is blocked on it.
 * `fit` rehearses honest tools on the reference, because a fleet may get tools that it does not have yet. Of each odd kind, a run at rank
   `TOOL_RANK` of its kind is added as a *pseudo-client*: `TOOL_SHARE` of the clients, at least two (docs/decisions/0016).
 * The influence of a client is bounded. A client whose signal is above `PLAUSIBLE` times the *rehearsal bound*, and above `LEAST_SHARE` of
