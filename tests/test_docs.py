@@ -406,7 +406,7 @@ def test_a_baseline_file_is_laid_out_as_documented(sampled: tuple[Path, str]) ->
     assert ("persona" in groups) == bool(header["personas"])
     assert set(header["schema"]) == {"columns", "input_form", "named", "task", "labels"}
     assert set(header["schema"]["columns"][0]) == {"name", "kind", "lower", "upper", "grain", "categories", "missing"}
-    assert set(header["nulls"]) == {"distinct", "days", "calibrated"}
+    assert set(header["nulls"]) == {"distinct", "days", "calibrated", "simulated"}
 
 
 def test_the_quick_start_on_kafka_and_redis_does_what_it_says(
