@@ -22,6 +22,7 @@ from consumers.secrets import Secrets
 from consumers.store import Cursor, Outcome
 from detector.baseline import Baseline
 from detector.exposure import Exposure, estimate_columns
+from detector.own_life import Observation, observed
 from detector.policy import (
     EXPOSURE,
     QUERIES,
@@ -63,6 +64,7 @@ class _Judged(NamedTuple):
     persona: str
     assessment: Assessment
     exposure: Exposure | None
+    observations: tuple[Observation, ...]
 
 
 @dataclass(slots=True)
@@ -108,7 +110,7 @@ class Detect:
         # one after the other: what the breaker allows depends on who came before
         for client, judged in self._judged(clients):
             key, before = client.key, client.before
-            baseline, policy, record, persona, assessment, exposure = judged
+            baseline, policy, record, persona, assessment, exposure, observations = judged
             earlier, profile = Decision() if before is None else before.decision, record.profile
             now = profile.last_ms // 1000 if now_s is None else now_s
             decision = decide(earlier, assessment, baseline.calibration, policy, now)
@@ -139,6 +141,7 @@ class Detect:
                 persona,
                 exposed=spent,
                 baseline=baseline.id,
+                observations=observations,
             )
             outcome.rows[key], told = alert.told(key, row, before, telling, self.secrets, began)
             told_spent = alert.spent_told(key, row, before, budget, why, self.secrets)
@@ -169,5 +172,7 @@ class Detect:
             [held[key.tenant] for key in read.keys],
         )
         exposures = estimate_columns(read.profiles, baseline.map, baseline.estimator)
-        rows = zip(read.records, personas, assessments, exposures, strict=True)
+        in_order = [assessment.in_order for assessment in assessments]
+        observations = observed(read.profiles, baseline, in_order, [self.plans.get(r.client_id) for r in read.records])
+        rows = zip(read.records, personas, assessments, exposures, observations, strict=True)
         return {key: _Judged(baseline, policy, *row) for key, row in zip(read.keys, rows, strict=True)}

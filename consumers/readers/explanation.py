@@ -247,6 +247,7 @@ def account(
         "signals": [asdict(s) for s in standings(one, baseline)],
         "timeline": [{"time": minute(e.at_ms), "what": e.text} for e in events(one, alerts)],
         "what_did_not_fit": refusals(one),
+        "observations": [asdict(o) for o in one.observations],
         "reported_by_peers": reported(one),
         "what_would_change_it": what_would_change(one, budget, baseline),
         "until": minute(c.until_s * 1000) if c.until_s else None,

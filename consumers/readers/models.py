@@ -12,6 +12,7 @@ from typing import Literal, TypeAlias
 from consumers.records.operator_entries import CaseState, Ruling, VerdictValue
 from consumers.store import Enforced
 from detector.exposure import Exposure
+from detector.own_life import Observation
 from detector.policy import Mode, State
 from detector.scoring import Evidence
 
@@ -266,6 +267,7 @@ class ClientDetail:
     misfit     distinct queries that did not fit the schema
     refused    reason → queries of which something did not fit or could not be read; misfits: the same by column
     links      keyed hashes of what ties accounts together; witnesses: event ids that the evidence rests on
+    observations  what is unusual about the course of its own life; no evidence
     indicators indicators of peers that the client matches, the most confident first
     revision   of what people decided about it: goes into If-Match, so that nobody decides on what is over
     """
@@ -283,6 +285,7 @@ class ClientDetail:
     misfits: dict[str, dict[str, int]]
     links: tuple[str, ...]
     witnesses: tuple[str, ...]
+    observations: tuple[Observation, ...]
     indicators: tuple[ReportedIndicator, ...]
     alert_id: str | None
     decision: OperatorDecision | None

@@ -194,6 +194,7 @@ class Reader:
             misfits=stored.misfits,
             links=stored.links,
             witnesses=stored.witnesses,
+            observations=stored.observations,
             indicators=self.reported().get(key, ()),
             alert_id=alert_id,
             decision=manual.decision(seen) or manual.dry_run(seen),

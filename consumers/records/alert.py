@@ -162,7 +162,9 @@ def _raised(key: ClientKey, row: StoredDecision, time_ms: int, queries: int) -> 
         named |= {"links": [tie._asdict() for tie in row.ties]} if row.ties else {}
     evidence = row.assessment.evidence
     verdict = {"verdict": row.alert["verdict"]} if row.alert and "verdict" in row.alert else {}
-    exposed = {} if row.exposed == "none" else {"exposure_budget": row.exposed}
+    exposed: dict[str, Any] = {} if row.exposed == "none" else {"exposure_budget": row.exposed}
+    if row.observations:
+        exposed["observations"] = msgspec.to_builtins(list(row.observations))
     return (
         {
             "alert_id": finding_id(key, row.decision.episode),

@@ -31,6 +31,7 @@ from consumers.records.sealing import sealed, unsealed, with_ids
 from consumers.secrets import Secrets
 from consumers.store import DecisionRow
 from detector.exposure import Exposure
+from detector.own_life import Observation
 from detector.policy import FLAGGED, Decision, Spent, State
 from detector.query import ClientKey
 from detector.scoring import AssessmentSummary, Evidence
@@ -94,6 +95,7 @@ class StoredDecision:
     exposed     what was last told of the exposure budget
     ties        kinds of links that tie a campaign's accounts, and how many accounts each ties
     baseline    id of the baseline that the client was assessed on, empty in rows of earlier versions
+    observations  what is unusual about the course of the client's own life; shown, and never counted
     shared      hashes under sharing keys, ``KEYID.kind:hash``, which indicators of peers are compared with
     """
 
@@ -121,6 +123,7 @@ class StoredDecision:
     ties: tuple[Tie, ...]
     baseline: str = ""
     shared: tuple[str, ...] = ()
+    observations: tuple[Observation, ...] = ()
 
     def score(self, model: str) -> dict[str, Any]:
         """Return the object of ``--scores`` and ``clients --json``."""
@@ -143,7 +146,7 @@ class StoredDecision:
             "reason": decision.reason,
             "enforced": decision.enforced,
             "persona": self.persona,
-        }
+        } | ({"observations": msgspec.to_builtins(list(self.observations))} if self.observations else {})
 
     def document(self) -> dict[str, Any]:
         """Return the row as one flat JSON object, ids in clear: for evidence bundles and the export of a client's data."""
@@ -210,6 +213,7 @@ class _Row(msgspec.Struct, frozen=True):
     ties: tuple[Tie, ...] | msgspec.UnsetType = msgspec.UNSET
     baseline: str | msgspec.UnsetType = msgspec.UNSET
     shared: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
+    observations: tuple[Observation, ...] | msgspec.UnsetType = msgspec.UNSET
 
 
 _OMITTED: dict[str, Any] = {
@@ -219,6 +223,7 @@ _OMITTED: dict[str, Any] = {
     "ties": (),
     "baseline": "",
     "shared": (),
+    "observations": (),
 }
 """Fields that are written only where they say something, and what their absence means."""
 _pack = msgspec.msgpack.Encoder()
@@ -318,6 +323,7 @@ def decided(
     persona: str = "",
     exposed: Spent | None = None,
     baseline: str = "",
+    observations: tuple[Observation, ...] = (),
 ) -> StoredDecision:
     """Return the row that follows `before`, with its finding as it was: `alert.told` says what becomes of that.
 
@@ -356,6 +362,7 @@ def decided(
         ties=record.ties,
         baseline=baseline,
         shared=record.shared,
+        observations=observations,
     )
 
 

@@ -124,7 +124,7 @@ def test_an_account_says_what_is_above_honest_clients_and_counts_the_rest(screen
     told = {
         "client_id": "c", "model_id": "m", "state": "watch", "summary": "", "extraction": None, "queries": 1, "distinct": 1.0,
         "p_value": 1.0, "rarity": "usual", "calibrated": True, "gateways": "Gateways let it through.", "signals": [], "timeline": [],
-        "what_would_change_it": [], "what_did_not_fit": [], "evidence": excess,
+        "what_would_change_it": [], "what_did_not_fit": [], "observations": [], "reported_by_peers": [], "evidence": excess,
     }  # fmt: skip
     explain._print_account(told)
     said = screen.getvalue()

@@ -23,6 +23,20 @@ from detector.exposure import (
     share_of,
 )
 from detector.fold_arrays import LADDER_FIRST, LADDER_GROWTH, LADDER_STEPS
+from detector.own_life import (
+    DAY_MS,
+    FEWEST_BURST,
+    FEWEST_NEW,
+    FULL_USE,
+    NEAR_PLAN,
+    NEW_MS,
+    PROBE_QUERIES,
+    PROBE_TIME,
+    Observation,
+    near_plan,
+    new_at_full_use,
+    probe_then_burst,
+)
 from detector.profile import Profile
 from detector.scoring import (
     COVERED,
@@ -195,3 +209,24 @@ def exposed(profile: Profile, baseline: Baseline) -> Exposure | None:
     shares = share_of(middle + np.array([0.0, low, high])) + np.array([0.0, -COPY_ERROR, COPY_ERROR])
     fidelity = float(np.clip(shares[0], EDGE, 1 - EDGE))
     return Exposure(fidelity, min(max(float(shares[1]), 0.0), fidelity), max(min(float(shares[2]), 1.0), fidelity))
+
+
+def observed(profile: Profile, baseline: Baseline, in_order: bool, plan: int | None) -> tuple[Observation, ...]:
+    """What `detector.own_life` must say of one client."""
+    span, distinct = profile.last_ms - profile.first_ms, profile.distinct
+    honest = baseline.calibration.final.distinct
+    found: list[Observation] = []
+    less = float((honest < distinct).sum()) / max(1, len(honest))
+    if span <= NEW_MS and distinct >= FEWEST_NEW and less >= FULL_USE and not profile.carry(baseline.table)[1][0]:
+        found.append(new_at_full_use(span, distinct, less))
+    probes = [
+        (ms - profile.first_ms, query)
+        for ms, query in zip(profile.passage_ms.tolist(), profile.passage_query.tolist(), strict=True)
+        if ms - profile.first_ms >= PROBE_TIME * span and query <= PROBE_QUERIES * profile.queries
+    ]
+    if in_order and probes and span >= DAY_MS and profile.queries >= FEWEST_BURST:
+        length, asked = probes[-1]
+        found.append(probe_then_burst(asked, length, profile.queries - asked, span - length))
+    if plan and distinct >= NEAR_PLAN * plan:
+        found.append(near_plan(distinct, plan))
+    return tuple(found)

@@ -62,8 +62,9 @@ def _assess(detect: Detect, seen: Seen, outcome: Outcome, now_s: int | None, ove
     if telling == "raised" and assessment.in_order:
         began = reached(profile, baseline, policy.budget, persona)
     witnesses = sample_events.chosen(record.sample_events, assessment.strongest, baseline.table)
+    observations = plain.observed(profile, baseline, assessment.in_order, plan)
     row = decided(
-        record, before, decision, assessment, exposure, trail, witnesses, persona, exposed=spent, baseline=baseline.id
+        record, before, decision, assessment, exposure, trail, witnesses, persona, spent, baseline.id, observations
     )
     outcome.rows[key], told = alert.told(key, row, before, telling, detect.secrets, began)
     told_spent = alert.spent_told(key, row, before, budget, why, detect.secrets)

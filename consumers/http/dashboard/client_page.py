@@ -78,6 +78,7 @@ def client(site: Site, model: str, key: str) -> dict[str, Any] | None:
         **_coverage(one.coverage, baseline, trace.look),
         "linked": _linked(site, one.links, c),
         "reported": reported(one),
+        "observations": [o.text for o in one.observations],
         "campaign": {"id": c.campaign_id, "href": site.campaign_address(c.campaign_id)} if c.campaign_id else None,
         "verdict": verdict_words(one.verdict),
         "alert_id": one.alert_id,

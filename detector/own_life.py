@@ -1,0 +1,143 @@
+"""Observations: what is unusual about the course of a client's own life. They are shown beside a score and never counted in it.
+
+Three courses that incidents had, and honest clients have too:
+
+* **new at full use**: a client that is seen for a day at most, and asked more distinct queries than nearly all honest clients of the
+  calibration in all of their lifetimes.
+* **probe then burst**: hardly any queries for most of its life, and nearly all of them at the end. So does a stolen key that is tried
+  out first; and an application that is tested before it is opened.
+* **near its plan**: it asked most of the distinct queries that its owner declared.
+
+Rules:
+
+* Nothing is stored for them: they follow from the profile (first and last query, first passages, distinct queries). So they do not depend
+  on when a client was assessed.
+* They have no p-value: the time at which an honest client begins is the owner's business, and calibration says nothing about it.
+* The course is known where the order of the queries is, and at first passages only: a burst that is odd in nothing has none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detector.baseline import Baseline
+from detector.profile_columns import ProfileColumns
+
+HOUR_MS, DAY_MS = 3_600_000, 86_400_000
+NEW_MS = DAY_MS
+FULL_USE = 0.95
+"""Share of the honest clients of the calibration that asked less in all of their lifetimes."""
+FEWEST_NEW, FEWEST_BURST = 30, 100
+"""Queries below which a course says nothing."""
+PROBE_QUERIES, PROBE_TIME = 0.05, 0.8
+"""A probe: at most this share of the queries in at least this share of the time."""
+NEAR_PLAN = 0.8
+
+ObservationName = Literal["new_at_full_use", "probe_then_burst", "near_plan"]
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """One course. text: a sentence about the client, without its subject's name."""
+
+    name: ObservationName
+    text: str
+
+
+def observed(
+    columns: ProfileColumns, baseline: Baseline, in_order: Sequence[bool], plans: Sequence[int | None]
+) -> list[tuple[Observation, ...]]:
+    """Return the observations of n clients.
+
+    Parameters
+    ----------
+    columns : ProfileColumns
+    baseline : Baseline
+        Its calibration says how much honest clients ask.
+    in_order : Sequence of bool
+        (n,) whether the order of the client's queries is known.
+    plans : Sequence of int or None
+        (n,) distinct queries that the client declared; None for none.
+
+    Returns
+    -------
+    list of tuple of Observation
+    """
+    span = columns.last_ms - columns.first_ms
+    honest = np.sort(baseline.calibration.final.distinct)
+    less = np.searchsorted(honest, columns.distinct) / max(1, len(honest))
+    unseen_before = (span <= NEW_MS) & (columns.faded_base[:, 0] == 0)
+    new = unseen_before & (columns.distinct >= FEWEST_NEW) & (less >= FULL_USE)
+    probe = probes(columns.first_ms, columns.last_ms, columns.queries, columns.passage_ms, columns.passage_query)
+    filled = np.arange(probe.shape[1]) < columns.passage_n[:, None]
+    probe &= filled & np.asarray(in_order, np.bool_)[:, None]
+    ended = probe.shape[1] - 1 - probe[:, ::-1].argmax(1)  # the last of such moments
+    found: list[tuple[Observation, ...]] = [()] * len(columns.queries)
+    for i in np.flatnonzero(new).tolist():
+        found[i] += (new_at_full_use(int(span[i]), float(columns.distinct[i]), float(less[i])),)
+    for i in np.flatnonzero(probe.any(1)).tolist():
+        asked, at_ms = int(columns.passage_query[i, ended[i]]), int(columns.passage_ms[i, ended[i]])
+        length, after = at_ms - int(columns.first_ms[i]), int(columns.last_ms[i]) - at_ms
+        found[i] += (probe_then_burst(asked, length, int(columns.queries[i]) - asked, after),)
+    for i, plan in enumerate(plans):
+        if plan and columns.distinct[i] >= NEAR_PLAN * plan:
+            found[i] += (near_plan(float(columns.distinct[i]), plan),)
+    return found
+
+
+def probes(
+    first_ms: NDArray[np.int64],
+    last_ms: NDArray[np.int64],
+    queries: NDArray[np.int64],
+    at_ms: NDArray[np.int64],
+    at_query: NDArray[np.int64],
+) -> NDArray[np.bool_]:
+    """Return which moments of n clients end a probe, (n, m).
+
+    first_ms, last_ms, queries  (n,) of each client
+    at_ms, at_query             (n, m) moments: event time, queries asked by then
+    """
+    span = last_ms - first_ms
+    late = at_ms - first_ms[:, None] >= PROBE_TIME * span[:, None]
+    few = at_query <= PROBE_QUERIES * queries[:, None]
+    return late & few & ((span >= DAY_MS) & (queries >= FEWEST_BURST))[:, None]
+
+
+def new_at_full_use(span_ms: int, distinct: float, less: float) -> Observation:
+    """less: share of the honest clients that asked less."""
+    return Observation(
+        "new_at_full_use",
+        f"it was first seen {_long(span_ms)} before its last query, and asked {distinct:,.0f} distinct queries, more than {less:.0%} of "
+        "the honest clients of the calibration in all",
+    )
+
+
+def probe_then_burst(asked: int, length_ms: int, after: int, after_ms: int) -> Observation:
+    """asked: queries within the first `length_ms`; after: those in the `after_ms` that followed."""
+    return Observation(
+        "probe_then_burst",
+        f"it asked {asked:,} queries in its first {_long(length_ms)}, and {after:,} in the {_long(after_ms)} after",
+    )
+
+
+def near_plan(distinct: float, plan: int) -> Observation:
+    """plan: distinct queries that were declared."""
+    return Observation("near_plan", f"it asked {distinct:,.0f} distinct queries; its plan has {plan:,}")
+
+
+def _long(ms: int) -> str:
+    """A length of time in words.
+
+    >>> _long(90 * 60_000), _long(3 * DAY_MS), _long(20_000)
+    ('2 hours', '3 days', '1 minute')
+    """
+    for unit, name in ((DAY_MS, "day"), (HOUR_MS, "hour"), (60_000, "minute")):
+        if ms >= unit or name == "minute":
+            n = max(1, round(ms / unit))
+            return f"{n} {name}{'s' if n > 1 else ''}"
+    raise AssertionError
