@@ -23,13 +23,11 @@ from consumers.readers.evaluation import EvaluatedFamily, EvaluationReport
 from detector.baseline import Baseline
 from detector.exposure import Exposure
 from detector.simulation.attacks import ATTACKS
-from detector.simulation.evaluation import BLIND, VARIANTS, RehearsedTheft, Scene
+from detector.simulation.evaluation import BLIND, LOOKS, VARIANTS, RehearsedTheft, Scene
 from detector.simulation.evaluation import evaluate as simulate_thefts
 from detector.simulation.population import VARIANTS as ALL_VARIANTS
 from detector.simulation.rehearsal import stand_ins
 
-SINGLE = tuple(name for name, how in ALL_VARIANTS.items() if how.accounts == 1)
-"""Variants of one account: a baseline judges clients, not groups."""
 MOST_THEFTS = 2_000
 
 
@@ -46,7 +44,7 @@ class EvaluationRequest:
 
     def check(self) -> None:
         """Raises WrongUse for what cannot be simulated."""
-        for names, known, what in ((self.families, ATTACKS, "family"), (self.variants, SINGLE, "variant")):
+        for names, known, what in ((self.families, ATTACKS, "family"), (self.variants, ALL_VARIANTS, "variant")):
             for name in names:
                 if name not in known:
                     raise WrongUse(f"unknown {what} {name!r}; there are: {', '.join(known)}")
@@ -123,9 +121,10 @@ def limits_of(baseline: Baseline, asked: EvaluationRequest) -> list[str]:
     known = baseline.calibration
     said = [
         (
-            f"Each theft was simulated {asked.repeats} times with {asked.queries:,} stolen answers by one account. One that was not caught"
-            " by then counts as not caught. Thefts split over accounts were not simulated."
+            f"Each theft was simulated {asked.repeats} times with {asked.queries:,} stolen answers. One that was not caught"
+            " by then counts as not caught."
         ),
+        *_limits_of_split_thefts(asked.variants),
         (
             "The thieves know published methods and nothing of this baseline, and their own rows come from the same reference. A thief"
             " that knows the detector is caught later or not at all."
@@ -138,6 +137,19 @@ def limits_of(baseline: Baseline, asked: EvaluationRequest) -> list[str]:
     if not known.supports(asked.budget):
         said.append("The calibration has too few clients for this budget: small p-values rest on a tail model.")
     return said
+
+
+def _limits_of_split_thefts(variants: Sequence[str]) -> list[str]:
+    if all(ALL_VARIANTS[name].accounts == 1 for name in variants):
+        return ["Thefts split over accounts were not simulated."]
+    looks = ", ".join(f"{share:.3g}" for share in LOOKS)
+    return [
+        (
+            "A theft split over accounts was judged as one group of exactly these accounts, as if an organisation, a device or a means of"
+            f" payment tied them, after these shares of its queries: {looks}. Accounts that nothing ties, or that honest accounts stand"
+            " among, are found less often (docs/detection.md)."
+        )
+    ]
 
 
 def _row(family: str, variant: str, thefts: Sequence[RehearsedTheft]) -> EvaluatedFamily:

@@ -35,7 +35,7 @@ def evaluate(
     ] = None,
     variant: Annotated[
         list[str] | None,
-        typer.Option(help="How the theft is hidden; may be given several times; default: plain, drip50."),
+        typer.Option(help="How the theft is hidden; may be given several times; default: plain, drip50, sybil10."),
     ] = None,
     repeats: Annotated[int, typer.Option(min=1, max=100, help="Thefts of each family and variant.")] = 3,
     queries: Annotated[

@@ -47,6 +47,17 @@ def test_each_family_has_a_row_and_the_run_says_its_limits(file: str, capsys: py
     assert called(capsys, "--baseline", file, *FEW, "--json")[1] == out, "the same arguments give the same answer"
 
 
+def test_a_theft_by_ten_accounts_is_judged_as_one_group_and_that_is_said(
+    file: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--repeats", "1", "--queries", "400", "--variant", "sybil10", "--family", "noise_uniform", "--json")
+    status, out, _ = called(capsys, "--baseline", file, *words)
+    row, run = map(json.loads, out.splitlines())
+    assert (status, row["caught"], row["thefts"]) == (0, 1, 1)
+    assert any("one group of exactly these accounts" in line for line in run["limits"])
+    assert not any("were not simulated" in line for line in run["limits"])
+
+
 def test_with_a_reference_thieves_get_answers_and_the_page_stands_alone(
     file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -79,7 +90,7 @@ def test_with_a_reference_thieves_get_answers_and_the_page_stands_alone(
     [
         (("--family", "jbda"), "need --reference: jbda"),
         (("--family", "nothing"), "unknown family 'nothing'"),
-        (("--variant", "sybil10"), "unknown variant 'sybil10'"),
+        (("--variant", "split"), "unknown variant 'split'"),
         (("--model", "other"), "there is no baseline for it"),
         (("--repeats", "100"), "more than 2000 thefts"),
     ],

@@ -50,6 +50,22 @@ def test_a_theft_is_caught_at_the_query_that_brings_it_below_the_budget(
     assert (found.queries, found.stolen) == (len(stream.inputs), 60)
 
 
+def test_a_split_theft_is_caught_at_the_first_look_that_finds_its_accounts_together(
+    baseline: Baseline, scene: Scene
+) -> None:
+    """Each of the accounts alone stays below the budget. The control: accounts that send real rows are no campaign."""
+    split, honest = evaluate(
+        baseline, scene, np.random.default_rng(3), families=["noise_uniform", "in_domain"], variants=["sybil50"], repeats=1, queries=300
+    )  # fmt: skip
+    assert split.accounts == honest.accounts == 50
+    assert split.caught_at in [round(share * 300) for share in evaluation.LOOKS]
+    assert split.stolen_by_then == split.caught_at
+    (child, _) = np.random.default_rng(3).spawn(2)
+    streams = theft_streams("noise_uniform", "sybil50", scene.pools, evaluation._silent(2), child, 300)
+    assert min(p_after(stream, baseline, len(stream.inputs)) for stream in streams) > BUDGET
+    assert (honest.caught_at, honest.state) == (None, "clear")
+
+
 def test_who_sends_only_real_rows_is_not_caught_and_that_is_said(baseline: Baseline, scene: Scene) -> None:
     found = evaluate(
         baseline, scene, np.random.default_rng(5), families=["in_domain"], variants=["plain"], repeats=2, queries=100
