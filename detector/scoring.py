@@ -179,7 +179,8 @@ def assess_columns(
     size_p_values = baseline.size_null.p_values(statistics.excess, statistics.distinct, in_order)
     scores = zip(fused.tolist(), ladders(fused).tolist(), content.tolist(), ladders(content).tolist(), strict=True)
     numbers = zip(profiles.queries.tolist(), profiles.distinct.tolist(), profiles.misfit.tolist(), strict=True)
-    told = _Told(baseline, statistics, statistics.value / scale, use)
+    share = statistics.count / np.maximum(statistics.base, 1.0)
+    told = _Told(baseline, statistics, statistics.value / scale, use, share)
     shown: list[list[int]] = [[] for _ in range(len(profiles))]
     for row, signal in zip(*(at.tolist() for at in np.nonzero(listed)), strict=True):
         shown[row].append(signal)
@@ -216,12 +217,16 @@ def assess_columns(
 
 @dataclass(frozen=True, slots=True)
 class _Told:
-    """What is told of the signals of n clients. units: in honest units, (n, s); use: signals that are fused, (n, s)."""
+    """What is told of the signals of n clients, (n, s) each.
+
+    units  in honest units; use: signals that are fused; share: odd queries among those that a signal counts among
+    """
 
     baseline: Baseline
     statistics: StatisticsColumns
     units: NDArray[np.float64]
     use: NDArray[np.bool_]
+    share: NDArray[np.float64]
 
     def of(self, row: int, listed: list[int], misfits_held: bool) -> tuple[tuple[Evidence, ...], float, str]:
         """The evidence of a client, the odd queries behind its strongest signal, the family of its leading one. listed: what it shows."""
@@ -229,14 +234,11 @@ class _Told:
             return (), 0.0, "unknown"
         of_texts = self.baseline.map.schema.of_texts
         named = TEXT_SIGNALS if of_texts else SIGNALS
-        value, count, base, units = (
-            column[row].tolist()
-            for column in (self.statistics.value, self.statistics.count, self.statistics.base, self.units)
-        )
+        columns = (self.statistics.value, self.statistics.count, self.statistics.base, self.units, self.share)
+        value, count, base, units, share = (column[row].tolist() for column in columns)
         listed = sorted(listed, key=lambda i: (-units[i], SIGNAL_NAMES[i]))
         use = self.use[row]
         strongest = [i for i in listed if use[i]]
-        share = [n / max(of, 1.0) for n, of in zip(count, base, strict=True)]
         lead = leading(strongest, units, share, TEXT_SPECIFIC if of_texts else SPECIFIC)
         listed.sort(key=lambda i: i != lead)
         evidence = []

@@ -3,11 +3,10 @@
 Order of effects, for each decision cell that this process holds:
 
 1. claim the cell: lease, fresh token, revision, cursors;
-2. ask every profile cell which clients changed after the cursor;
-3. load their decision rows, and read their profile shards in every profile cell that may hold some, each at one offset. An answer of
-   another generation, or one older than the new cursor, is discarded. A profile cell that cannot be read is left out, and a client whose
-   decision reflects it keeps that decision until the cell is restarted;
-4. `step` (no I/O) → an `Outcome`: rows, alerts, cursors;
+2. ask every profile cell which clients changed after the cursor (touched.py);
+3. load their decision rows, and read their profile shards in every profile cell that may hold some, each at one offset, for some decision
+   cells at a time;
+4. `steps` (no I/O) → an `Outcome` for each: rows, alerts, cursors;
 5. record it in one atomic step, with the alerts in the outbox;
 6. send the content of the outbox, each destination by itself, at least once (delivery.py). Stored before sent.
 
@@ -31,7 +30,7 @@ import secrets as entropy
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -40,14 +39,13 @@ from consumers.detect.campaigns import EVERY_S, Campaigns, Search, Survey
 from consumers.detect.joining import Joining, Joins
 from consumers.detect.overrides import Overrides
 from consumers.detect.schema_holds import SchemaHolds
-from consumers.detect.step import Detect, Seen
-from consumers.detect.verdicts import PendingVerdict, tell
+from consumers.detect.step import AT_ONCE, CellSeen, Detect
+from consumers.detect.touched import HeldCell, Pending, Work, find_touched, read_shards
+from consumers.detect.verdicts import tell
 from consumers.errors import CorruptState, Fenced, LeaseHeld, Rewound, Unavailable
 from consumers.periodic import Backoff
-from consumers.records.damaged import readable
-from consumers.records.decision import stored_decision
 from consumers.records.heartbeat import heartbeats
-from consumers.store import Cursor, DecisionClaim, DecisionRow, Outcome, ServiceStore, decision_cell
+from consumers.store import DecisionClaim, Outcome, ServiceStore, decision_cell
 from consumers.telemetry.alarms import Alarms
 from consumers.telemetry.metrics import Metrics
 from detector.query import ClientKey
@@ -58,7 +56,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("querywarden.detect")
 
 LEASE_MS = 10_000
-TOUCHED_LIMIT = 5_000
 LAPSED_EVERY_S = 60.0
 """How often decisions are looked for whose time is over."""
 MOST_POSTPONED = 10
@@ -70,16 +67,6 @@ SCHEMA_EVERY_S = 2.0
 """How often a service looks at the misfits that clients share."""
 RENEWALS = 2
 """A lease that was renewed so often since shows that its holder has looked at everything since."""
-
-
-@dataclass(slots=True)
-class HeldCell:
-    """A decision cell that this process holds. told: verdicts that were looked at since the claim."""
-
-    token: str
-    revision: int
-    cursors: dict[str, Cursor]
-    told: set[PendingVerdict] = field(default_factory=set)
 
 
 @dataclass(slots=True)
@@ -155,13 +142,13 @@ class Runner:
                 self._claim(cell)
         if self.overrides is not None:
             self.overrides.refresh(self.store)
-        pending = self._touched(profile_cells)
+        pending = find_touched(self.store, self.held, profile_cells, self._say_corrupt)
         self._look_at_schema(pending)
         over = self._over()
-        for cell in sorted(self.held):
+        for cells in self._together(pending, over):
             if stop():
                 break
-            assessed += self._one(cell, pending.get(cell, {}), profile_cells, renew, over.get(cell, []))
+            assessed += self._look(cells, pending, profile_cells, renew, over, stop)
         if renew:
             self._renewed_s = self.clock()
         if (
@@ -177,7 +164,7 @@ class Runner:
         self.deliveries.offer(self.held)
         return assessed
 
-    def _look_at_schema(self, pending: Mapping[int, Mapping[str, tuple[Cursor, list[ClientKey]]]]) -> None:
+    def _look_at_schema(self, pending: Mapping[int, Pending]) -> None:
         """Hold back misfits that many clients share, before anything is decided on them."""
         if not pending or self.clock() - self._schema_s < self.schema_every_s:
             return
@@ -283,42 +270,49 @@ class Runner:
         self._until |= {r.client: r.until_s for r in self.store.restrictions()[1] if r.until_s}
         return over
 
-    def _touched(self, profile_cells: Sequence[str]) -> dict[int, dict[str, tuple[Cursor, list[ClientKey]]]]:
-        """decision cell → profile cell → (cursor to be, clients changed since)."""
-        found: dict[int, dict[str, tuple[Cursor, list[ClientKey]]]] = {}
-        for name in profile_cells:
-            wanted = {}
-            for cell, held in self.held.items():
-                cursor = held.cursors.get(name)
-                wanted[cell] = cursor.offset if cursor else -1
-            if not wanted:
-                continue
-            try:
-                answers = self.store.touched(name, wanted, TOUCHED_LIMIT)
-            except CorruptState as error:
-                self._say_corrupt(name, error)
-                continue
-            for cell, answer in answers.items():
-                cursor = self.held[cell].cursors.get(name)
-                if cursor is not None and cursor.generation != answer.generation:
-                    # rebuilt: everything counts as changed
-                    answer = self.store.touched(name, {cell: -1}, TOUCHED_LIMIT)[cell]
-                    cursor = None
-                if cursor is not None and cursor.offset > answer.offset:
-                    continue  # the profile cell was rolled back: its replay will catch up
-                moved = cursor is None or answer.cursor > cursor.offset
-                if answer.clients or moved:
-                    found.setdefault(cell, {})[name] = (Cursor(answer.generation, answer.cursor), answer.clients)
-        return found
+    def _together(self, pending: Mapping[int, Pending], over: Mapping[int, Sequence[ClientKey]]) -> Iterator[list[int]]:
+        """Our cells, as many at a time as have `AT_ONCE` clients between them: their profiles are read and assessed together."""
+        some, clients = list[int](), 0
+        for cell in sorted(self.held):
+            some.append(cell)
+            clients += sum(len(keys) for _, keys in pending.get(cell, {}).values()) + len(over.get(cell, ()))
+            if clients >= AT_ONCE:
+                yield some
+                some, clients = [], 0
+        yield some
 
-    def _one(
+    def _look(
         self,
-        cell: int,
-        pending: Mapping[str, tuple[Cursor, list[ClientKey]]],
+        cells: Sequence[int],
+        pending: Mapping[int, Pending],
         profile_cells: Sequence[str],
         renew: bool,
-        over: Sequence[ClientKey] = (),
+        over: Mapping[int, Sequence[ClientKey]],
+        stop: Callable[[], bool],
     ) -> int:
+        """Assess, decide and record for some cells; returns the number of clients looked at."""
+        works = [self._work(cell, pending.get(cell, {}), over.get(cell, ())) for cell in cells]
+        works = [work for work in works if (work.clients or renew) and self._load(work)]
+        keys = [key for work in works for key in work.clients]
+        answers = read_shards(self.store, keys, profile_cells, self._say_corrupt)
+        works = [work for work in works if work.put_together(answers, self.detect.secrets)]
+        overrule = None if self.overrides is None else self.overrides.overruled
+        outcomes = self.detect.steps([CellSeen(w.cell, w.seen, w.cursors) for w in works], self.now_s(), overrule)
+        assessed = 0
+        for work in works:
+            if stop():
+                break
+            outcome = next(outcomes)
+            try:
+                self._record(work, outcome)
+            except (Fenced, Rewound):
+                self.held.pop(work.cell, None)
+                continue
+            self._recorded(work, outcome)
+            assessed += len(work.clients)
+        return assessed
+
+    def _work(self, cell: int, pending: Pending, over: Sequence[ClientKey]) -> Work:
         held = self.held[cell]
         self.tenants.update(key.tenant for _, keys in pending.values() for key in keys)
         said = (
@@ -328,86 +322,46 @@ class Runner:
         )
         judged = [one.client for one in said]
         clients = list(dict.fromkeys([*(k for _, keys in pending.values() for k in keys), *over, *judged]))
-        if not clients and not renew:
-            return 0
+        cursors = {name: cursor for name, (cursor, _) in pending.items()}
+        return Work(cell, held, said, clients, cursors)
+
+    def _load(self, work: Work) -> bool:
+        """Load the decision rows of a cell; False when the cell is not ours any more."""
         try:
-            rows = self.store.load_decisions(cell, held.token, held.revision, clients) if clients else {}
-            seen, valid = self._read(clients, rows, pending, profile_cells, held.cursors)
-            if not valid:
-                return 0
-            cursors = {name: cursor for name, (cursor, _) in pending.items()}
-            overrule = None if self.overrides is None else self.overrides.overruled
-            outcome = self.detect.step(cell, seen, cursors, self.now_s(), overrule)
-            if self.overrides is not None and clients:
-                for tenant in sorted({client.tenant for client in clients}):
-                    self.overrides.remember(self.store, tenant)
-                tell(outcome, said, rows, self.store, self.detect.secrets)
-            held.revision = self.store.record(held.token, held.revision, outcome, self.process, self.lease_ms)
-            held.cursors |= cursors
-            held.told.update(said)
+            if work.clients:
+                work.rows = self.store.load_decisions(work.cell, work.held.token, work.held.revision, work.clients)
         except (Fenced, Rewound):
-            self.held.pop(cell, None)
-            return 0
+            self.held.pop(work.cell, None)
+            return False
+        return True
+
+    def _record(self, work: Work, outcome: Outcome) -> None:
+        """Write an outcome under the fence of its cell. Raises Fenced, Rewound."""
+        held = work.held
+        if self.overrides is not None and work.clients:
+            for tenant in sorted({client.tenant for client in work.clients}):
+                self.overrides.remember(self.store, tenant)
+            tell(outcome, work.said, work.rows, self.store, self.detect.secrets)
+        held.revision = self.store.record(held.token, held.revision, outcome, self.process, self.lease_ms)
+        held.cursors |= work.cursors
+        held.told.update(work.said)
+
+    def _recorded(self, work: Work, outcome: Outcome) -> None:
+        """Count what was recorded, and tell who wants to know."""
         for key, row in outcome.rows.items():
             if row.until_s:
                 self._until[key] = row.until_s
-            self.metrics.add("querywarden_clients_assessed_total", model=key.model)
             if row.rank >= 0:  # a campaign has none
                 self.metrics.observe("querywarden_score", row.rank, model=key.model)
-            if key not in rows or rows[key].state != row.state:
+            if key not in work.rows or work.rows[key].state != row.state:
                 self.metrics.add("querywarden_transitions_total", model=key.model, state=row.state)
+        assessed = Counter(key.model for key in outcome.rows)
+        self.metrics.add_each("querywarden_clients_assessed_total", "model", assessed)
         now_s = self.now_s()
         if now_s is not None:
             for alert in outcome.alerts:
                 self.metrics.observe("querywarden_detection_latency_seconds", max(0.0, now_s - alert.time_ms / 1000))
         self.on_outcome(outcome)
-        return len(clients)
-
-    def _read(
-        self,
-        clients: Sequence[ClientKey],
-        rows: Mapping[ClientKey, DecisionRow],
-        pending: Mapping[str, tuple[Cursor, list[ClientKey]]],
-        profile_cells: Sequence[str],
-        cursors: Mapping[str, Cursor],
-    ) -> tuple[list[Seen], bool]:
-        """Shards of the clients from every profile cell; False when an answer is older than the cursor, or the cursor to be.
-
-        A cell without touched clients may have been rolled back, too: a row that reflects a shard there waits for its replay.
-        """
-        fields: dict[ClientKey, dict[str, Mapping[str, bytes]]] = {k: {} for k in clients}
-        behind, corrupt = set(), set()
-        for name in profile_cells if clients else ():
-            try:
-                answer = self.store.shards(name, clients)
-            except CorruptState as error:
-                self._say_corrupt(name, error)
-                corrupt.add(name)
-                continue
-            if name in pending:
-                cursor, _ = pending[name]
-                if answer.generation != cursor.generation or answer.offset < cursor.offset:
-                    return [], False
-            elif (
-                name in cursors
-                and answer.generation == cursors[name].generation
-                and answer.offset < cursors[name].offset
-            ):
-                behind.add(name)
-            for key, values in answer.fields.items():
-                if values:
-                    fields[key][name] = values
-        seen = []
-        for key in clients:
-            before = None
-            if key in rows:
-                before = readable("decision row", stored_decision, rows[key], self.detect.secrets, key.tenant)
-            if behind and (before is None or not behind.isdisjoint(before.cells)):
-                return [], False  # without a row (it may have been erased) nobody knows what the replay will bring
-            if before is not None and not corrupt.isdisjoint(before.cells):
-                continue  # what the row reflects can't be read: it stays as it is
-            seen.append(Seen(key, fields[key], before))
-        return seen, True
 
     def _say_corrupt(self, name: str, error: CorruptState) -> None:
         if name not in self._corrupt:

@@ -11,6 +11,7 @@ Rules:
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -39,8 +40,8 @@ from detector.policy import (
 from detector.query import ClientKey
 from detector.scoring import Assessment, assess_columns, reached, trajectory
 
-AT_ONCE = 512
-"""Clients whose profiles are read and assessed together: enough that a call costs nothing a client, some 8 MB of columns."""
+AT_ONCE = 256
+"""Clients whose profiles are read and assessed together: enough that a call costs nothing a client, some 4 MB of columns."""
 
 Overrule = Callable[[ClientKey, Decision, Decision, float], Decision]
 """(client, previous decision, decision, now in s) → the decision as it may be enforced."""
@@ -53,6 +54,14 @@ class Seen:
     key: ClientKey
     fields: dict[str, Mapping[str, bytes]]
     before: StoredDecision | None
+
+
+class CellSeen(NamedTuple):
+    """What was read for one decision cell: its touched clients, and the cursors to be."""
+
+    cell: int
+    seen: Sequence[Seen]
+    cursors: Mapping[str, Cursor]
 
 
 class _Judged(NamedTuple):
@@ -95,20 +104,36 @@ class Detect:
     def step(
         self,
         cell: int,
-        seen: Iterable[Seen],
+        seen: Sequence[Seen],
         cursors: Mapping[str, Cursor],
         now_s: int | None,
         overrule: Overrule | None = None,
     ) -> Outcome:
         """Assess and decide. `now_s` None: the time of the client's last query is now (replay). No I/O."""
-        outcome = Outcome(cell=cell, cursors=dict(cursors))
-        self._assess([client for client in seen if client.key.model in self.baselines], outcome, now_s, overrule)
-        return outcome
+        return next(self.steps([CellSeen(cell, seen, cursors)], now_s, overrule))
 
-    def _assess(self, clients: Sequence[Seen], outcome: Outcome, now_s: int | None, overrule: Overrule | None) -> None:
+    def steps(
+        self, cells: Sequence[CellSeen], now_s: int | None, overrule: Overrule | None = None
+    ) -> Iterator[Outcome]:
+        """The step of each decision cell, in their order. Profiles are assessed together, decisions follow when their cell's turn comes."""
+        judged = self._judged([client for one in cells for client in one.seen])
+        for one in cells:
+            outcome = Outcome(cell=one.cell, cursors=dict(one.cursors))
+            self._decide(itertools.islice(judged, len(one.seen)), outcome, now_s, overrule)
+            yield outcome
+
+    def _decide(
+        self,
+        clients: Iterable[tuple[Seen, _Judged | None]],
+        outcome: Outcome,
+        now_s: int | None,
+        overrule: Overrule | None,
+    ) -> None:
         """Add the clients' rows to the outcome, and an alert for each of which there is news."""
         # one after the other: what the breaker allows depends on who came before
-        for client, judged in self._judged(clients):
+        for client, judged in clients:
+            if judged is None:
+                continue
             key, before = client.key, client.before
             baseline, policy, record, persona, assessment, exposure, observations = judged
             earlier, profile = Decision() if before is None else before.decision, record.profile
@@ -147,14 +172,15 @@ class Detect:
             told_spent = alert.spent_told(key, row, before, budget, why, self.secrets)
             outcome.alerts += [one for one in (told, told_spent) if one is not None]
 
-    def _judged(self, clients: Sequence[Seen]) -> Iterator[tuple[Seen, _Judged]]:
-        """The clients in their order, with what their profiles say; those that cannot be read are left out."""
+    def _judged(self, clients: Sequence[Seen]) -> Iterator[tuple[Seen, _Judged | None]]:
+        """The clients in their order, with what their profiles say; None for one that is not assessed."""
         for at in range(0, len(clients), AT_ONCE):
             some = clients[at : at + AT_ONCE]
             judged: dict[ClientKey, _Judged] = {}
             for model in dict.fromkeys(client.key.model for client in some):
-                judged |= self._judged_of(model, [client for client in some if client.key.model == model])
-            yield from ((client, judged[client.key]) for client in some if client.key in judged)
+                if model in self.baselines:
+                    judged |= self._judged_of(model, [client for client in some if client.key.model == model])
+            yield from ((client, judged.get(client.key)) for client in some)
 
     def _judged_of(self, model: str, clients: Sequence[Seen]) -> dict[ClientKey, _Judged]:
         """What the profiles of clients of one model say."""

@@ -236,6 +236,7 @@ _OWN = tuple(
     for f in dataclasses.fields(StoredDecision)
     if f.name not in ("decision", "assessment", "exposure")  # the parts; exposure is stored as `extraction`
 )
+_OMITTED_OF_ASSESSMENT, _OMITTED_OF_OWN = (tuple(n for n in names if n in _OMITTED) for names in (_ASSESSMENT, _OWN))
 _of_decision, _of_assessment, _of_own = (operator.attrgetter(*names) for names in (_DECISION, _ASSESSMENT, _OWN))
 
 
@@ -252,13 +253,12 @@ def _flat(row: StoredDecision, seal: Callable[[str], str]) -> _Row:
 
 def _composed(flat: _Row, unseal: Callable[[str], str]) -> StoredDecision:
     """The row as a value, ids passed through `unseal`."""
-    decision, assessment, own = (
-        {
-            name: _OMITTED[name] if value is msgspec.UNSET else value
-            for name, value in zip(names, get(flat), strict=True)
-        }
-        for names, get in ((_DECISION, _of_decision), (_ASSESSMENT, _of_assessment), (_OWN, _of_own))
-    )
+    parts = ((_DECISION, _of_decision), (_ASSESSMENT, _of_assessment), (_OWN, _of_own))
+    decision, assessment, own = (dict(zip(names, get(flat), strict=True)) for names, get in parts)
+    for values, omitted in ((assessment, _OMITTED_OF_ASSESSMENT), (own, _OMITTED_OF_OWN)):
+        for name in omitted:
+            if values[name] is msgspec.UNSET:
+                values[name] = _OMITTED[name]
     return StoredDecision(
         decision=Decision(**decision),
         assessment=AssessmentSummary(**assessment),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import logging
 import os
 import threading
@@ -181,6 +182,7 @@ def run_detect(
     if serve:
         serve_metrics(settings.metrics.bind, runner.metrics, lambda: runner.ready, stack)
     start_heartbeat(stack, store, "detect", lambda: (None, runner.alarms, runner.deliveries.workers))
+    gc.freeze()  # what was built lives as long as the process: no collection during a turn walks through it
     log.info("detect started")
     loop.run(runner, stop, until_idle, threads=True)
     log.info("detect stopped")

@@ -20,6 +20,7 @@ from consumers.detect.campaigns import EVERY_S, Search, campaign_id
 from consumers.detect.loop import MOST_POSTPONED, Runner
 from consumers.detect.overrides import Overrides
 from consumers.detect.step import Detect
+from consumers.detect.touched import find_touched
 from consumers.ingest import loop as ingest
 from consumers.ingest.step import Ingest
 from consumers.log.files import FileLog
@@ -428,8 +429,9 @@ def test_two_detectors_share_a_campaign(world: World) -> None:
         one._share = 0  # takes no more
     for _ in range(3):
         for one in both:
-            for cell in sorted(one.held):
-                one._one(cell, one._touched(world.store.cells()).get(cell, {}), world.store.cells(), True)
+            names = world.store.cells()
+            pending = find_touched(one.store, one.held, names, one._say_corrupt)
+            one._look(sorted(one.held), pending, names, True, {}, lambda: False)
     for one in [*both, *both]:
         one.look_for_campaigns()
     assert [list(c.members) for c in world.campaigns] == [THIEVES]

@@ -1,0 +1,119 @@
+"""What a turn reads for several decision cells at a time: fewer calls, and nothing else changes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import victims
+
+from consumers.detect import loop as detect
+from consumers.detect.loop import Runner
+from consumers.detect.step import Detect
+from consumers.errors import Fenced
+from consumers.ingest import loop as ingest
+from consumers.ingest.step import Ingest
+from consumers.log.files import FileLog
+from consumers.secrets import Secrets
+from consumers.store import DecisionRow, OutboxAlert, Outcome, Shards, decision_cell
+from consumers.store.embedded import EmbeddedStore
+from detector.baseline import Baseline
+from detector.policy import Policy
+from detector.query import ClientKey
+
+NewStore = Callable[[], EmbeddedStore]
+Written = tuple[dict[ClientKey, DecisionRow], list[OutboxAlert]]
+
+
+class CallCounter:
+    """A store that counts calls, and loses one decision cell when it is about to be written."""
+
+    def __init__(self, store: EmbeddedStore, lost: int = -1) -> None:
+        self._store, self._lost, self.calls = store, lost, Counter[str]()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def shards(self, cell: str, clients: Sequence[ClientKey]) -> Shards:
+        self.calls["shards"] += 1
+        return self._store.shards(cell, clients)
+
+    def record(self, token: str, revision: int, outcome: Outcome, *more: Any) -> int:
+        self.calls["record"] += 1
+        if outcome.cell == self._lost:
+            raise Fenced("another process owns this cell")
+        return self._store.record(token, revision, outcome, *more)
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """18 honest clients and a thief."""
+    path = tmp_path_factory.mktemp("touched") / "log.jsonl"
+    attacks = [("noise_uniform", "plain")]
+    victims.log_of(path, victims.streams(18, attacks, seed=5, kinds=["regular", "light"], queries=(200, 400)))
+    return path
+
+
+@pytest.fixture
+def filled(new_store: NewStore, log: Path, baseline: Baseline, secrets: Secrets) -> Callable[[], EmbeddedStore]:
+    def made() -> EmbeddedStore:
+        store = new_store()
+        reading = ingest.IngestLoop(FileLog([log]), store, Ingest({victims.MODEL: baseline}, secrets))
+        ingest.run(reading, lambda: False, until_end=True, poll_timeout_s=0.0)
+        return store
+
+    return made
+
+
+def turned(store: Any, baseline: Baseline, secrets: Secrets, stop: Callable[[], bool] = lambda: False) -> Runner:
+    one = Runner(store, Detect({victims.MODEL: baseline}, secrets, Policy(0.01, "block")), now_s=lambda: None)
+    one.turn(stop)
+    return one
+
+
+def written(store: EmbeddedStore) -> Written:
+    return dict(store.decisions("default")), store.alerts()
+
+
+def test_a_profile_cell_is_asked_for_shards_once_and_what_is_written_is_the_same(
+    filled: Callable[[], EmbeddedStore], baseline: Baseline, secrets: Secrets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[Written] = []
+    calls: list[int] = []
+    for at_once in (256, 4, 1):
+        monkeypatch.setattr(detect, "AT_ONCE", at_once)
+        store = filled()
+        counting = CallCounter(store)
+        turned(counting, baseline, secrets)
+        found.append(written(store))
+        calls.append(counting.calls["shards"])
+    cells = {decision_cell(key, store.decision_cells) for key in found[0][0]}
+    assert calls[0] < calls[1] < calls[2], "a cell at a time is the control"
+    assert calls[2] - calls[0] == len(cells) - 1
+    assert len(found[0][0]) == 19
+    assert found[0][1]
+    assert found[0] == found[1] == found[2]
+
+
+def test_a_decision_cell_that_is_lost_loses_its_own_rows_only(
+    filled: Callable[[], EmbeddedStore], baseline: Baseline, secrets: Secrets
+) -> None:
+    whole, store = filled(), filled()
+    turned(whole, baseline, secrets)
+    rows, _ = written(whole)
+    cells = [decision_cell(key, store.decision_cells) for key in rows]
+    one = turned(CallCounter(store, lost=cells[0]), baseline, secrets)
+    assert cells[0] not in one.held
+    kept = {key: row for (key, row), cell in zip(rows.items(), cells, strict=True) if cell != cells[0]}
+    assert written(store)[0] == kept != rows
+
+
+def test_a_stop_is_heard_between_two_cells(
+    filled: Callable[[], EmbeddedStore], baseline: Baseline, secrets: Secrets
+) -> None:
+    counting = CallCounter(filled())
+    turned(counting, baseline, secrets, stop=lambda: counting.calls["record"] >= 3)
+    assert counting.calls["record"] == 3
