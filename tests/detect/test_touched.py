@@ -18,7 +18,7 @@ from consumers.ingest import loop as ingest
 from consumers.ingest.step import Ingest
 from consumers.log.files import FileLog
 from consumers.secrets import Secrets
-from consumers.store import DecisionRow, OutboxAlert, Outcome, Shards, decision_cell
+from consumers.store import DECISION_CELLS, DecisionRow, OutboxAlert, Outcome, Shards, decision_cell
 from consumers.store.embedded import EmbeddedStore
 from detector.baseline import Baseline
 from detector.policy import Policy
@@ -90,7 +90,7 @@ def test_a_profile_cell_is_asked_for_shards_once_and_what_is_written_is_the_same
         turned(counting, baseline, secrets)
         found.append(written(store))
         calls.append(counting.calls["shards"])
-    cells = {decision_cell(key, store.decision_cells) for key in found[0][0]}
+    cells = {decision_cell(key, DECISION_CELLS) for key in found[0][0]}
     assert calls[0] < calls[1] < calls[2], "a cell at a time is the control"
     assert calls[2] - calls[0] == len(cells) - 1
     assert len(found[0][0]) == 19
