@@ -40,7 +40,7 @@ from consumers.detect.joining import Joining, Joins
 from consumers.detect.overrides import Overrides
 from consumers.detect.schema_holds import SchemaHolds
 from consumers.detect.step import AT_ONCE, CellSeen, Detect
-from consumers.detect.touched import HeldCell, Pending, Work, find_touched, read_shards
+from consumers.detect.touched import CellWork, HeldCell, Pending, find_touched, read_shards
 from consumers.detect.verdicts import tell
 from consumers.errors import CorruptState, Fenced, LeaseHeld, Rewound, Unavailable
 from consumers.periodic import Backoff
@@ -312,7 +312,7 @@ class Runner:
             assessed += len(work.clients)
         return assessed
 
-    def _work(self, cell: int, pending: Pending, over: Sequence[ClientKey]) -> Work:
+    def _work(self, cell: int, pending: Pending, over: Sequence[ClientKey]) -> CellWork:
         held = self.held[cell]
         self.tenants.update(key.tenant for _, keys in pending.values() for key in keys)
         said = (
@@ -323,9 +323,9 @@ class Runner:
         judged = [one.client for one in said]
         clients = list(dict.fromkeys([*(k for _, keys in pending.values() for k in keys), *over, *judged]))
         cursors = {name: cursor for name, (cursor, _) in pending.items()}
-        return Work(cell, held, said, clients, cursors)
+        return CellWork(cell, held, said, clients, cursors)
 
-    def _load(self, work: Work) -> bool:
+    def _load(self, work: CellWork) -> bool:
         """Load the decision rows of a cell; False when the cell is not ours any more."""
         try:
             if work.clients:
@@ -335,7 +335,7 @@ class Runner:
             return False
         return True
 
-    def _record(self, work: Work, outcome: Outcome) -> None:
+    def _record(self, work: CellWork, outcome: Outcome) -> None:
         """Write an outcome under the fence of its cell. Raises Fenced, Rewound."""
         held = work.held
         if self.overrides is not None and work.clients:
@@ -346,7 +346,7 @@ class Runner:
         held.cursors |= work.cursors
         held.told.update(work.said)
 
-    def _recorded(self, work: Work, outcome: Outcome) -> None:
+    def _recorded(self, work: CellWork, outcome: Outcome) -> None:
         """Count what was recorded, and tell who wants to know."""
         for key, row in outcome.rows.items():
             if row.until_s:

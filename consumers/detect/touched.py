@@ -39,7 +39,7 @@ class HeldCell:
 
 
 @dataclass(slots=True)
-class Work:
+class CellWork:
     """What a turn does for one decision cell. said: verdicts to pass on; cursors: to be; rows: as stored; seen: what was read."""
 
     cell: int

@@ -16,7 +16,7 @@ from support import victims
 
 from consumers.detect import loop as detect
 from consumers.detect.step import Detect
-from consumers.detect.touched import Work
+from consumers.detect.touched import CellWork
 from consumers.ingest import loop as ingest
 from consumers.ingest.health import KEEPALIVE_S, Runtime
 from consumers.ingest.recovery import Recovery
@@ -137,16 +137,16 @@ def test_a_decision_that_rests_on_a_rolled_back_cell_waits_for_it(
     assert queries(store, secrets) == dict.fromkeys(CLIENTS, 30)
     behind.back = False
     if not careful:
-        whole = Work.put_together
+        whole = CellWork.put_together
 
-        def forgetful(self: Work, answers: Mapping[str, Shards | None], secrets: Secrets) -> bool:
+        def forgetful(self: CellWork, answers: Mapping[str, Shards | None], secrets: Secrets) -> bool:
             held, self.held = self.held, dataclasses.replace(self.held, cursors={})
             try:
                 return whole(self, answers, secrets)
             finally:
                 self.held = held
 
-        monkeypatch.setattr(Work, "put_together", forgetful)
+        monkeypatch.setattr(CellWork, "put_together", forgetful)
     other = read(tmp_path / "b.jsonl", lines[150:], store, reading)
     for _ in range(4):
         one.turn()
