@@ -93,6 +93,10 @@ format: $(STAMP) ## Format the code and fix what ruff can fix
 docs: $(STAMP) ## Write the tables of the docs anew, from the code
 	@$(BIN)/python docs/generate.py
 
+.PHONY: docs-site
+docs-site: $(STAMP) ## The docs as a site, in dist/docs/VERSION/, beside the versions that lie there; a link that leads nowhere ends it
+	@docs/site/build.sh dist/docs
+
 .PHONY: coverage
 coverage: $(STAMP) ## The tests again, with branch coverage of the workers too, about 25 minutes; writes htmlcov/
 	@tests/install-servers.sh
@@ -183,6 +187,6 @@ lock: $(STAMP) ## Pin the dependencies again, with hashes (ARGS=--upgrade for th
 
 .PHONY: clean
 clean: ## Remove everything that the other targets made, .venv/ too
-	@rm -rf .venv .venv-bench build dist demo-out htmlcov .coverage .coverage.* .deptry_cache .hypothesis .import_linter_cache \
+	@rm -rf .venv .venv-bench .venv-docs build dist demo-out htmlcov .coverage .coverage.* .deptry_cache .hypothesis .import_linter_cache \
 	    .mypy_cache .pytest_cache .ruff_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

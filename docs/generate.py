@@ -248,7 +248,7 @@ def commands() -> str:
             if getattr(sub, "commands", None):
                 tell(full, sub)
                 continue
-            out.append(f"### {full}\n\n{' '.join(str(sub.help).split())}\n\n")
+            out.append(f"## {full}\n\n{' '.join(str(sub.help).split())}\n\n")
             rows = [(code(_spelling(p)), "yes" if p.required else "", _meaning(p)) for p in sub.params]
             out.append(table(("argument", "required", "meaning"), rows) + "\n" if rows else "")
 
