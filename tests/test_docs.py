@@ -152,7 +152,7 @@ def all_commands() -> dict[tuple[str, ...], Any]:
 def test_every_command_and_option_is_documented_and_has_help() -> None:
     page = text_of(ROOT / "docs" / "commands.md")
     for path, command in all_commands().items():
-        _, found, section = page.partition(f"### querywarden {' '.join(path)}\n")
+        _, found, section = page.partition(f"## querywarden {' '.join(path)}\n")
         assert found, path
         section = section.partition("\n### ")[0]
         assert command.help
