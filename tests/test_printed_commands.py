@@ -51,6 +51,10 @@ ELSEWHERE: dict[Line, str] = {
     ("CONTRIBUTING.md", "make test"): "is this suite",
     ("CONTRIBUTING.md", "make check"): "is a part of this suite and of `make lint`",
     ("CONTRIBUTING.md", "make soak"): "takes hours",
+    (
+        "CONTRIBUTING.md",
+        "make docs-site",
+    ): "installs an environment of its own; tests/test_docs_site.py, in `make soak`",
     ("CONTRIBUTING.md", "make lint"): "minutes; CI runs it before the tests (.ci/run)",
     ("CONTRIBUTING.md", "make bench-ratios"): "CI runs it after the tests (.ci/run)",
     (
