@@ -41,7 +41,8 @@ class RowPool:
     def take_many(self, count: int) -> NDArray[np.int64]:
         """Rows of zeros, `count` of them: every array is cleared once for all of them."""
         again = [self._free.pop() for _ in range(min(count, len(self._free)))]
-        self.clear(again)
+        if again:
+            self.clear(again)
         new = count - len(again)
         while self._given + new > self.capacity:
             self._grow()

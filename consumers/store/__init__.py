@@ -29,6 +29,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, get_args
 
@@ -51,6 +52,7 @@ not count; folded: the process came through their fold, so no earlier attempt co
 SCHEMA_VERSION = 2
 
 
+@lru_cache(65_536)  # the same busy clients are written poll after poll
 def decision_cell(client: ClientKey, cells: int) -> int:
     """Decision cell of a client in a store of `cells` decision cells: the same for every process and every run."""
     digest = hashlib.blake2b("\x00".join(client).encode(), digest_size=8).digest()
