@@ -159,7 +159,7 @@ def fit(
     try:
         baseline, fitted_clients = fit_baseline(
             model_id, schema, batch, honest, rng=rng, simulated=frozenset(stand_ins), personas=personas,
-            rehearsed=None if trust_traffic else rehearsal(batch, schema, seed, learned),
+            rehearsed=None if trust_traffic else rehearsal(batch, schema, seed, learned, honest),
             reworded=None if learned is None else learned.reworded_rows(batch),
         )  # fmt: skip
     except DetectorError as error:
@@ -228,15 +228,26 @@ def simulated(
     return dataclasses.replace(asked, clients=[SIMULATED + client for client in asked.clients])
 
 
-def rehearsal(reference: QueryBatch, schema: Schema, seed: int, learned: LearnedTexts | None = None) -> Rehearsed:
-    """Honest tools: how far do they get? With a generator of its own, so that the map does not depend on it. learned: of texts."""
+def rehearsal(
+    reference: QueryBatch,
+    schema: Schema,
+    seed: int,
+    learned: LearnedTexts | None = None,
+    honest: QueryBatch | None = None,
+) -> Rehearsed:
+    """Honest tools: how far do they get? With a generator of its own, so that the map does not depend on it.
+
+    learned  of texts
+    honest   who calibrates. No tool on texts asks more than the largest of them: a client of that size is damped beyond it
+    """
     if learned is not None:
         told = [
             kind
             for kind in TEXT_REHEARSED
             for _ in range(REHEARSED_STAND_INS if kind in TEXT_STAND_INS else REHEARSED_A_KIND)
         ]
-        asked = learned.simulated(reference, told, np.random.default_rng([seed, REHEARSED_A_KIND]))
+        most = None if honest is None else _largest(honest)
+        asked = learned.simulated(reference, told, np.random.default_rng([seed, REHEARSED_A_KIND]), most)
         return Rehearsed(asked, tuple(k if k in TEXT_STAND_INS else "" for k in told))
     embedded = _embedded(reference, schema)
     kinds = [
@@ -247,6 +258,12 @@ def rehearsal(reference: QueryBatch, schema: Schema, seed: int, learned: Learned
     ]
     queries = _simulated_queries(reference, schema, kinds, np.random.default_rng([seed, REHEARSED_A_KIND]))
     return Rehearsed(queries, tuple(k if k in STAND_INS else "" for k in kinds))
+
+
+def _largest(clients: QueryBatch) -> int:
+    """Distinct texts of the client that asks most of them."""
+    asked = np.unique(np.stack([clients.who.astype(np.uint64), clients.salt]), axis=1)
+    return int(np.unique_counts(asked[0]).counts.max())
 
 
 def filled(batch: QueryBatch, rng: np.random.Generator) -> QueryBatch:

@@ -4,6 +4,8 @@ Rules:
 
 * Rows that set levels and null distributions are encoded by weights that did not learn from them (`fitting/texts.py`): those of the
   reference by text, those of the traffic by client.
+* A rehearsal draws from texts of the reference and of the traffic. Of the traffic only those count that look like the reference's, and few
+  of each client.
 * The generic texts ship with the product (`consumers/data`, origin and licence beside them). Nothing is downloaded.
 * Texts are kept in memory while `fit` runs and are not written into the baseline, which holds weights of hashed n-grams only.
 """
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -31,7 +34,7 @@ from detector.fitting.texts import FOLDS, FittedTexts, GenericText, fit_texts, f
 from detector.query import QueryBatch
 from detector.simulation.text_population import TextStream, honest_texts, in_time_order
 from detector.simulation.texts import TextPools
-from detector.text import digest
+from detector.text import DOMAIN, ELICITATION_MARK, UNKNOWN, digest
 
 TEXT_REHEARSED = (
     "free",
@@ -49,6 +52,11 @@ TEXT_REHEARSED = (
 TEXT_STAND_INS = ("evaluator", "tester", "robustness", "misrouted")
 """Those that are odd by trade and may come later."""
 
+POOLED_OF_ONE, POOLED_CLIENTS = 40, 2000
+"""Texts of one client of the traffic that a rehearsal may draw from, so that nobody shapes it alone; and of how many clients."""
+ALIKE = (DOMAIN, UNKNOWN, ELICITATION_MARK)
+"""Columns in which such a text must not be rarer than one text of the reference in a hundred: thieves' texts are no honest tool's."""
+
 _event = msgspec.json.Decoder(dict[str, Any])
 
 
@@ -61,13 +69,18 @@ def generic_texts() -> tuple[GenericText, ...]:
 
 @dataclass(frozen=True, slots=True)
 class LearnedTexts:
-    """schema: with the encoder and the bounds of its columns; texts: identity of an input → its text; reference: all texts of it."""
+    """What was learned of texts.
+
+    schema  with the encoder and the bounds of its columns; texts: identity of an input → its text; reference: all texts of it
+    pools   for each fold, texts of honest clients that its encoder did not learn from; a rehearsal draws from them
+    """
 
     schema: Schema
     fitted: FittedTexts
     texts: Mapping[int, str]
     reference: Sequence[str]
     generic: Sequence[GenericText]
+    pools: Sequence[Sequence[str]]
 
     def held_out(self, batch: QueryBatch, by_client: bool) -> QueryBatch:
         """The batch with rows of the encoders that did not learn from them: by client, or by text."""
@@ -84,8 +97,10 @@ class LearnedTexts:
         """What the measure of reworded texts learns from, with the folds of the reference's rows."""
         return self.fitted.reworded_rows([self.texts.get(salt, "") for salt in reference.salt.tolist()])
 
-    def simulated(self, reference: QueryBatch, kinds: Sequence[str], rng: np.random.Generator) -> QueryBatch:
-        """A simulated honest client for each kind, out of texts of the reference that its encoder did not learn from.
+    def simulated(
+        self, reference: QueryBatch, kinds: Sequence[str], rng: np.random.Generator, most: int | None = None
+    ) -> QueryBatch:
+        """A simulated honest client for each kind, of at most `most` queries, out of texts that its encoder did not learn from.
 
         Its answers are those of reference rows drawn at random: they say nothing.
         """
@@ -93,12 +108,12 @@ class LearnedTexts:
             :: max(1, len(self.generic) // 1000)
         ]
         words = [(g.word, g.text) for g in self.generic]
-        by_fold = [[t for t in self.reference if fold_of(t) == k] or list(self.reference) for k in range(FOLDS)]
+        by_fold = [pool or self.reference for pool in self.pools]
         streams: list[TextStream] = []
         folds = []
         for i, (kind, child) in enumerate(zip(kinds, rng.spawn(len(kinds)), strict=True)):
             pool = by_fold[i % FOLDS]
-            streams.append(honest_texts(kind, TextPools(pool, pool, foreign, words), child))
+            streams.append(honest_texts(kind, TextPools(pool, pool, foreign, words), child, most=most))
             folds.append(i % FOLDS)
         return self._batch(streams, folds, reference, rng)
 
@@ -146,7 +161,32 @@ def learn_texts(
     generic = generic_texts()
     fitted = fit_texts(listed, asked, generic, rng)
     rows = fitted.held_out(listed, np.array([fold_of(text) for text in listed], np.int64))
-    return LearnedTexts(_bounded(schema, fitted, rows), fitted, texts, listed, generic)
+    pools = _pools(fitted, listed, rows, asked)
+    return LearnedTexts(_bounded(schema, fitted, rows), fitted, texts, listed, generic, pools)
+
+
+def _pools(
+    fitted: FittedTexts, reference: Sequence[str], rows: NDArray[np.float64], asked: Iterable[tuple[str, str]]
+) -> list[list[str]]:
+    """Texts from which a rehearsal draws, by fold: those of the reference, and those of the traffic that look like them.
+
+    A tool that asks about everything cannot ask more than its pool holds. With the reference alone, larger tools of the traffic would
+    be beyond the rehearsal, and taken for thieves. rows: of the reference, held out; asked: (client, text) of the traffic.
+    """
+    pools: list[dict[int, str]] = [{} for _ in range(FOLDS)]
+    for text in reference:
+        pools[fold_of(text)][digest(text)] = text
+    of_one: dict[str, dict[int, str]] = defaultdict(dict)
+    for client, text in asked:
+        if len(of_one[client]) < POOLED_OF_ONE:
+            of_one[client][digest(text)] = text
+    most = np.quantile(rows[:, ALIKE], 0.99, axis=0)
+    for client in sorted(of_one, key=digest)[:POOLED_CLIENTS]:
+        k, texts = fold_of(client), list(of_one[client].items())
+        encoded = fitted.held_out([text for _, text in texts], np.full(len(texts), k))
+        alike = np.flatnonzero(np.all(encoded[:, ALIKE] <= most, axis=1)).tolist()
+        pools[k] |= dict(texts[i] for i in alike)
+    return [list(pool.values()) for pool in pools]
 
 
 def _bounded(schema: Schema, fitted: FittedTexts, rows: NDArray[np.float64]) -> Schema:

@@ -13,7 +13,8 @@ import pytest
 from support import loans, text_models
 from support.kafka_producer import produce
 
-from consumers.replay import Replayed
+from consumers.readers.report import render
+from consumers.replay import Replayed, report_of
 from detector.baseline import Baseline
 from detector.baseline_file import pack_baseline
 from detector.simulation.text_population import TextStream
@@ -38,9 +39,9 @@ def test_thieves_are_flagged_and_honest_clients_are_not(case: Case) -> None:
     streams, lines, outcome = case
     rows = {row.client_id: row for row in outcome.scores.values()}
     assert sum(row.assessment.queries for row in rows.values()) == len(lines)
-    assert sorted(s.kind for s in streams if rows[s.client].decision.state in FLAGGED) == sorted(
-        family for family, _ in ATTACKS
-    )
+    state = {s.kind if s.role == "attack" else s.client: rows[s.client].decision.state for s in streams}
+    assert state.pop("elicitation") != "clear"  # it is no larger than what an honest evaluator may ask
+    assert {who for who, found in state.items() if found in FLAGGED} == {family for family, _ in ATTACKS[:-1]}
 
 
 def test_the_evidence_speaks_of_texts(case: Case) -> None:
@@ -54,6 +55,19 @@ def test_the_evidence_speaks_of_texts(case: Case) -> None:
     told = " ".join(e.text for row in first.values() if row is not None for e in row.assessment.evidence)
     assert "own domain" in told
     assert "features" not in told
+
+
+def test_no_row_alert_or_page_holds_a_text(case: Case, text_baseline: Baseline) -> None:
+    """Not even five words of one that follow each other."""
+    streams, _, outcome = case
+    page = render(report_of(outcome, {text_models.MODEL: text_baseline}, 0.01))
+    shown = page + json.dumps([row.document() for row in outcome.scores.values()]) + json.dumps(outcome.alerts)
+    assert all(s.client in shown for s in streams)
+    words = [text.split() for s in streams for text in s.texts]
+    runs = {" ".join(text[i : i + 5]) for text in words for i in range(len(text) - 4)}
+    known = shown.split()
+    assert len(runs) > 10_000
+    assert runs.isdisjoint(" ".join(known[i : i + 5]) for i in range(len(known) - 4))
 
 
 @pytest.mark.soak

@@ -2,8 +2,8 @@
 
 The *domain discriminator* is a logistic regression on hashed n-grams. On one side stand texts of the model's domain, on the other texts of
 three kinds: generic ones as they are, questions and orders about generic words, and the model's own texts with their rarer words
-replaced by generic ones. The last kind keeps the frame of the domain, so that the discriminator looks at what a text is about and not at
-how it is put.
+replaced by generic ones. The last kind keeps the frame of the domain; and the domain's texts are learned in the frames of foreign ones too
+("translate into French: …"). So the discriminator looks at what a text is about and not at how it is put.
 
 Texts with foreign words put in are recognised by trees on the marks of a row (`reworded_rows`). On the other side stand texts as they are
 and texts whose words were dropped, moved or exchanged for words of the domain, as honest robustness tests do.
@@ -40,6 +40,8 @@ FEWEST_GENERIC, GENERIC_A_TEXT = 3000, 2
 """Generic texts that take part, at least, and for each text of the domain."""
 FREQUENT = 0.01
 """Words in more of the domain's texts than this belong to its frame."""
+FRAMED_TEXTS = 2400
+"""Texts of the domain that stand in frames around foreign ones too, at most."""
 REWORDED_TEXTS = 2400
 """Texts of the domain of which reworded ones are made, at most."""
 LEAST_REWORDED, MOST_REWORDED = 0.05, 0.4
@@ -120,14 +122,16 @@ def fit_texts(
     generic = [generic[i] for i in np.sort(rng.permutation(len(generic))[:enough]).tolist()]
     foreign = foreign_texts(domain, generic, rng)
     foreign_fold = rng.permutation(len(foreign)) % FOLDS
-    own, other = [_distinct(text) for text in domain], [_distinct(text) for text in foreign]
+    framed, framed_fold = _framed(domain, fold, rng)
+    own, frames, other = ([_distinct(text) for text in texts] for texts in (domain, framed, foreign))
     folds = []
     for k in range(FOLDS):
         kept = np.flatnonzero(fold != k).tolist()
         others = np.flatnonzero(foreign_fold != k).tolist()
-        folds.append(_encoder([own[i] for i in kept], [other[i] for i in others]))
+        put = np.flatnonzero(framed_fold != k).tolist()
+        folds.append(_encoder([own[i] for i in kept], [frames[i] for i in put], [other[i] for i in others]))
     rows, changed, of = _reworded(domain, fold, generic, folds, rng)
-    return FittedTexts(_encoder(own, other), tuple(folds), rows, changed, of)
+    return FittedTexts(_encoder(own, frames, other), tuple(folds), rows, changed, of)
 
 
 def foreign_texts(domain: Sequence[str], generic: Sequence[GenericText], rng: np.random.Generator) -> list[str]:
@@ -218,11 +222,26 @@ def _distinct(text: str) -> NDArray[np.int64]:
     return np.unique(grams_of(text)).astype(np.int64)
 
 
-def _encoder(own: Sequence[NDArray[np.int64]], foreign: Sequence[NDArray[np.int64]]) -> TextEncoder:
+def _framed(
+    domain: Sequence[str], fold: NDArray[np.int64], rng: np.random.Generator
+) -> tuple[list[str], NDArray[np.int64]]:
+    """Texts of the domain in the frames that foreign ones get, and their folds."""
+    frames = [frame for frame in _FRAMES if "{text}" in frame]
+    chosen = np.sort(rng.permutation(len(domain))[:FRAMED_TEXTS])
+    picks = rng.integers(0, len(frames), len(chosen)).tolist()
+    return [frames[k].format(text=domain[i]) for i, k in zip(chosen.tolist(), picks, strict=True)], fold[chosen]
+
+
+def _encoder(
+    own: Sequence[NDArray[np.int64]], framed: Sequence[NDArray[np.int64]], foreign: Sequence[NDArray[np.int64]]
+) -> TextEncoder:
+    """Learn weights from sets of n-grams. framed: of the domain for the discriminator, but not known words of it."""
     in_own = np.bincount(np.concatenate(own), minlength=BUCKETS)
     in_foreign = np.bincount(np.concatenate(foreign), minlength=BUCKETS)
     rarity = np.log((1.0 + len(own)) / (1.0 + in_own)) + 0.1
-    weights, bias = train_linear([*own, *foreign], np.repeat([0, 1], [len(own), len(foreign)]), BUCKETS)
+    weights, bias = train_linear(
+        [*own, *framed, *foreign], np.repeat([0, 1], [len(own) + len(framed), len(foreign)]), BUCKETS
+    )
     only_foreign = (in_own == 0) & (in_foreign > 0)
     unseen = (in_own == 0) & (in_foreign == 0)
     weights[unseen] = UNSEEN_WEIGHT * weights[only_foreign].mean() if only_foreign.any() else 0.0

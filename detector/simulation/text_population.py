@@ -31,10 +31,12 @@ class TextStream:
 
 
 def honest_texts(
-    kind: str, pools: TextPools, rng: np.random.Generator, start_s: float = 0.0, horizon_s: float = HORIZON_S
-) -> TextStream:
-    """One honest client. Raises KeyError for an unknown kind."""
+    kind: str, pools: TextPools, rng: np.random.Generator, start_s: float = 0.0, horizon_s: float = HORIZON_S,
+    most: int | None = None,
+) -> TextStream:  # fmt: skip
+    """One honest client, of at most `most` queries. Raises KeyError for an unknown kind."""
     n = TEXT_HONEST[kind].queries(rng)
+    n = n if most is None else min(n, most)
     texts = TEXT_HONEST[kind].make(pools, n, rng)
     return TextStream(
         account_name(rng), "benign", kind, "", "", texts, np.zeros(n, np.bool_), clock(n, rng, start_s, horizon_s)

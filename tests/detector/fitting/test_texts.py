@@ -30,6 +30,16 @@ def test_foreign_texts_rank_above_unseen_honest_ones(fitted: FittedTexts) -> Non
     assert (foreign > np.quantile(honest, 0.99)).mean() > 0.9
 
 
+def test_a_frame_says_nothing_of_what_a_text_is_about(fitted: FittedTexts) -> None:
+    """The control: foreign texts in the same frame stay foreign."""
+    asked, frame = text_models.questions()[1400:1900], "Translate into Spanish: {}"
+    honest = fitted.encoder.rows(asked)[:, DOMAIN]
+    framed = fitted.encoder.rows([frame.format(text) for text in asked])[:, DOMAIN]
+    foreign = fitted.encoder.rows([frame.format(g.text) for g in generic_texts()[1:600:2]])[:, DOMAIN]
+    assert (framed > np.quantile(honest, 0.99)).mean() < 0.1
+    assert (foreign > np.quantile(honest, 0.99)).mean() > 0.9
+
+
 def test_made_up_words_are_unknown(fitted: FittedTexts) -> None:
     honest = fitted.encoder.rows(text_models.questions()[1400:1900])[:, UNKNOWN]
     assert fitted.encoder.row("xqzv kjwpq zzkrt vvbnq")[UNKNOWN] > honest.max()
