@@ -118,11 +118,13 @@ soak: $(STAMP) ## The tests that take minutes to hours, and those that test the 
 bench: $(STAMP) ## What a query costs from log to store, beside naive ways and other tools, and the plans of capacity, about 30 minutes (SHORT=1: seconds, no file)
 ifdef SHORT
 	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.throughput --short $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.detecting --short
 	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.ratios
 else
 	@examples/install-kafka.sh
 	@requirements/install-peers.sh
 	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.throughput $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.detecting
 	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.whole_path
 	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.scale
 	@$(BIN)/python -m benchmarks.capacity --write

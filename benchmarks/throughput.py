@@ -47,7 +47,6 @@ from consumers.store.redis import connect
 from detector.baseline import PUBLIC_KEY, Baseline
 from detector.policy import Policy
 from detector.profile_table import ProfileTable
-from detector.scoring import assess
 from examples.servers import Kafka, MissingServer, Redis, Valkey
 
 RESULTS = Path(__file__).resolve().parent / "results" / "throughput.json"
@@ -169,23 +168,6 @@ def steps(baseline: Baseline, lines: Sequence[bytes], runs: int) -> list[dict[st
         row_of("measure", "query", in_turns(measure_all, measure_one_by_one, runs), one_row),
         row_of("fold", "query", in_turns(fold_all, fold_one_by_one, runs), one_row),
     ]
-    table = profiles()
-    table.add(list(batch.clients), batch, measured)
-    lives = [table.profile(client) for client in batch.clients]
-
-    def assess_all() -> int:
-        for life in lives:
-            assess(life, baseline)
-        return len(lives)
-
-    def encode() -> int:
-        for life in lives:
-            life.to_bytes()
-        return len(lives)
-
-    found.append(
-        row_of("assess", "client", in_turns(assess_all, encode, runs), "writing the profile down, for scale", loop=True)
-    )
     return found
 
 

