@@ -6,7 +6,7 @@ Rules of the file:
 
 * Figures are CPU time of this process (user + system), in turns, the best of several runs; of Redis only what our side costs.
 * A turn begins with clients that asked something since their last decision, and ends when rows, alerts and cursors are stored. Every tenth
-  client asks odd queries. Lives of 45 days have left the horizon in part: most have an archive.
+  client asks odd queries. Lifetimes of 45 days have left the horizon in part: most have an archive.
 * The twin does the same, one client a step: a batch is then worth nothing.
 * The baseline has an estimator of exposure of whatever weights: what it costs does not depend on them.
 """
@@ -51,7 +51,7 @@ RESULTS = Path(__file__).resolve().parent / "results" / "detecting.json"
 CELL, TOKEN = "bench:0", "a" * 32
 AT_ONCE = 2000
 ODD_EVERY = 10
-LIVES = {"lives of 4 days": 4, "lives of 45 days": 45}
+LIVES = {"lifetimes of 4 days": 4, "lifetimes of 45 days": 45}
 
 
 class OneByOne(Detect):
