@@ -115,10 +115,12 @@ class _Looks:
         """Whether the first and the last record state times of the window at hand; most polls do."""
         if not len(records.offsets):
             return True
-        ends = (records.part(i, i + 1) for i in (0, len(records.offsets) - 1))
-        stated = [batch.time_ms for end in ends for batch in self.ingesting.format.decode(end).batches.values()]
-        windows = {int(ms) // self.ingesting.half_horizon_ms for times in stated for ms in times}
-        return len(stated) == 2 and windows == {self.window}
+        ends = Records(
+            records.cell, [records.values[0], records.values[-1]], records.offsets[[0, -1]], records.next_offset
+        )
+        batches = self.ingesting.format.decode(ends).batches.values()
+        windows = [int(ms) // self.ingesting.half_horizon_ms for batch in batches for ms in batch.time_ms]
+        return windows == [self.window] * 2
 
     def _starts(self, cell: Cell, records: Records) -> list[tuple[int, int]]:
         """Where a part begins, as an index of the records, and its window; the first part begins at 0."""

@@ -58,7 +58,7 @@ class Records:
     values: Sequence[bytes]
     offsets: NDArray[np.int64]
     next_offset: int
-    places: list[str] = field(default_factory=list)
+    places: Sequence[str] = ()
     refused: dict[int, tuple[str, str]] = field(default_factory=dict)
     broker_ms: NDArray[np.int64] | None = None
     nulls: NDArray[np.int64] | None = None

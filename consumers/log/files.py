@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from consumers.errors import Fenced, InvalidInput, LogTruncated, Refused, WrongUse
 from consumers.log import Poll, Records
 from consumers.log.halves import NOTHING_WAITS, WaitingHalves
-from consumers.log.lines import Lines, gunzip, plain, unzstd
+from consumers.log.lines import LinePlaces, Lines, gunzip, plain, unzstd
 from consumers.log.parquet import ParquetRows
 from consumers.log.prefix import path_mark, prints_of
 from consumers.log.ungrouped import UngroupedLog
@@ -95,7 +95,9 @@ class FileLog(UngroupedLog):
         before = self._offset
         values: list[bytes] = []
         offsets: list[int] = []
-        places: list[str] = []
+        names: list[str] = []
+        lengths: list[int] = []
+        numbers: list[int] = []
         while len(values) < max_records and self._readable(0.0 if self._offset > before else timeout_s):
             try:
                 lines = self._take(max_records - len(values))
@@ -106,17 +108,19 @@ class FileLog(UngroupedLog):
                 raise
             if not lines:
                 break
-            name, first = self._name, self._line - len(lines)
-            for i, value in enumerate(lines):
-                if value and not value.isspace():
-                    values.append(value)
-                    offsets.append(self._offset + i)
-                    places.append(f"{name}:{first + i + 1}")
+            given = [i for i, value in enumerate(lines) if value and not value.isspace()]
+            values += lines if len(given) == len(lines) else [lines[i] for i in given]
+            offsets += [self._offset + i for i in given]
+            before_these = self._line - len(lines)
+            numbers += [before_these + i + 1 for i in given]
+            names.append(self._name)
+            lengths.append(len(given))
             self._offset += len(lines)
         if self._offset == before:
             return Poll()
         prints = prints_of(values, offsets) if self.resumable else None
         at = np.array(offsets, np.int64)
+        places = LinePlaces(names, np.repeat(np.arange(len(names)), lengths), np.array(numbers, np.int64))
         return Poll(batches=[Records(self.cell, values, at, self._offset, places, prints=prints, marks=self._marks)])
 
     def resume(self, cell: str) -> None:

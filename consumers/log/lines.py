@@ -11,10 +11,12 @@ Rules:
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator
-from typing import BinaryIO
+from collections.abc import Callable, Iterator, Sequence
+from typing import BinaryIO, overload
 
+import numpy as np
 import zstandard
+from numpy.typing import NDArray
 
 from consumers.errors import InvalidInput, Refused
 from consumers.log import MAX_RECORD_BYTES
@@ -25,6 +27,32 @@ KEPT_BYTES = MAX_RECORD_BYTES + 1
 MAX_WINDOW_BYTES = 1 << 27  # as the zstd program without --long
 SKIPPABLE = range(0x184D2A50, 0x184D2A60)
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+class LinePlaces(Sequence[str]):
+    """Where lines are, for people ("file.jsonl:12"); a text is made of one when it is asked for.
+
+    names  of files; file  (n,) which of them each line is in; number  (n,) its number there, from 1 on
+    """
+
+    __slots__ = ("file", "names", "number")
+
+    def __init__(self, names: Sequence[str], file: NDArray[np.int64], number: NDArray[np.int64]) -> None:
+        self.names, self.file, self.number = names, file, number
+
+    def __len__(self) -> int:
+        return len(self.number)
+
+    @overload
+    def __getitem__(self, at: int) -> str: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> LinePlaces: ...
+
+    def __getitem__(self, at: int | slice) -> str | LinePlaces:
+        if isinstance(at, slice):
+            return LinePlaces(self.names, self.file[at], self.number[at])
+        return f"{self.names[self.file[at]]}:{self.number[at]}"
 
 
 class Lines:
