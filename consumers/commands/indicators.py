@@ -21,8 +21,7 @@ from consumers.commands.entries import named, report, seconds, shown
 from consumers.commands.options import AsJson, ConfigFile, check_folders
 from consumers.errors import InvalidInput, WrongUse
 from consumers.operators.indicators import LONGEST_S
-from consumers.readers.indicators import Told, exported
-from consumers.records.indicators import imports_of
+from consumers.readers.indicators import Told, exported, sources
 from consumers.sharing_keys import SharingKey, load_sharing_keys
 from consumers.times import minute
 from consumers.wiring.operators import indicator_imports_of, open_for_operator
@@ -121,18 +120,11 @@ def list_(as_json: AsJson = False, config_file: ConfigFile = None) -> None:
     """List the sources whose indicators hold, who imported them, and until when."""
     settings = config.load(config_file)
     with open_for_operator(settings) as opened:
-        rows = [
-            {
-                "source": one.source, "indicators": len(one.indicators), "hashes": sum(len(i.hashes) for i in one.indicators),
-                "until_s": one.until_s, "actor": one.actor, "at_s": one.at_s, "digest": one.digest,
-            }
-            for one in imports_of(opened.store, settings.tenant)
-        ]  # fmt: skip
+        rows = sources(opened.store, settings.tenant)
     shown(
         rows, as_json, "sources", "no indicators were imported", ("source", "indicators", "hashes", "until", "by", "imported"),
         lambda r: (
-            r["source"], f"{r['indicators']:,}", f"{r['hashes']:,}", minute(r["until_s"] * 1000), r["actor"],
-            minute(r["at_s"] * 1000),
+            r.source, f"{r.indicators:,}", f"{r.hashes:,}", minute(r.until_s * 1000), r.actor, minute(r.at_s * 1000),
         ),
     )  # fmt: skip
 

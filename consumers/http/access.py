@@ -72,6 +72,8 @@ TABLE: tuple[Access, ...] = (
     Access("POST", "/v1/breaker/reset", OPERATORS, "close the breaker, so that restrictions are enforced again"),
     Access("GET", "/v1/schema-holds", VIEWERS, "columns with a schema hold"),
     Access("POST", "/v1/schema-holds", OPERATORS, "decide on a schema hold: accepted or dismissed"),
+    Access("GET", "/v1/indicators", VIEWERS, "peers whose indicators were imported, by whom and until when"),
+    Access("DELETE", "/v1/indicators/{source}", OPERATORS, "drop the indicators of a peer"),
     Access("GET", "/v1/models", VIEWERS, "models, with the number of clients in each state"),
     Access("GET", "/v1/models/{model_id}", VIEWERS, "one model"),
     Access("GET", "/v1/models/{model_id}/clients", VIEWERS, "clients of a model, most suspicious first"),

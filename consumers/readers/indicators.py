@@ -17,15 +17,15 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from consumers.alerts.indicators import MOST_HASHES, indicator_id
-from consumers.readers.models import ReportedIndicator
+from consumers.readers.models import IndicatorSource, ReportedIndicator
 from consumers.records.damaged import readable
 from consumers.records.decision import StoredDecision, is_campaign, stored_decision, summary_of
 from consumers.records.frameworks import frameworks_of, techniques_of
-from consumers.records.indicators import Indicator, Match, Reported, imports_of
+from consumers.records.indicators import Indicator, Match, Reported, StoredIndicators, imports_of
 from consumers.records.operator_entries import VerdictValue
 from consumers.secrets import Secrets
 from consumers.sharing_keys import SharingKey
-from consumers.store import ServiceStore
+from consumers.store import OperatorStore, ServiceStore
 from detector.policy import FLAGGED, REASONS
 from detector.query import ClientKey
 
@@ -177,6 +177,25 @@ def _described(one: _Finding) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------- of peers
+
+
+def sources(store: OperatorStore, tenant: str) -> tuple[IndicatorSource, ...]:
+    """Return whose indicators hold, by name. Raises Unavailable."""
+    return tuple(source_of(stored) for stored in imports_of(store, tenant))
+
+
+def source_of(stored: StoredIndicators) -> IndicatorSource:
+    """Return the public shape of an import."""
+    hashes = sum(len(one.hashes) for one in stored.indicators)
+    return IndicatorSource(
+        source=stored.source,
+        indicators=len(stored.indicators),
+        hashes=hashes,
+        until_s=stored.until_s,
+        actor=stored.actor,
+        at_s=stored.at_s,
+        digest=stored.digest,
+    )
 
 
 def matches(store: ServiceStore, tenant: str, now_s: float) -> dict[ClientKey, tuple[ReportedIndicator, ...]]:

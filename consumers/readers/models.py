@@ -257,6 +257,19 @@ class ReportedIndicator:
 
 
 @dataclass(frozen=True, slots=True)
+class IndicatorSource:
+    """Whose indicators were imported, and by whom. until_s: end of the last of them; digest: SHA-256 of the file, in hex."""
+
+    source: str
+    indicators: int
+    hashes: int
+    until_s: int
+    actor: str
+    at_s: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
 class ClientDetail:
     """Everything known of one client of one model.
 

@@ -138,6 +138,7 @@ def seen(
         return {}
     circles = {"", *(key.key_id for key in sharing)}
     mine: dict[int, dict[str, None]] = {}
+    full: dict[int, set[str]] = {}  # kinds of which a client keeps no more: nothing is hashed for them
     last: dict[int, bytes] = {}
     changed: set[int] = set()
     for offset, who in zip(batch.offsets.tolist(), batch.who.tolist(), strict=True):
@@ -153,21 +154,34 @@ def seen(
         if last.get(who) == text:
             continue
         last[who] = text
-        for link in _hashed(links_of(raw, own), keys[who].tenant, secrets, sharing):
-            if link not in links and _room(links, link):
+        filled = full.setdefault(who, set())
+        for link in _hashed(links_of(raw, own), keys[who].tenant, secrets, sharing, filled):
+            if link in links:
+                continue
+            if _room(links, link):
                 links[link] = None
                 changed.add(who)
+            else:
+                filled.add(link.partition(":")[0])
     return {keys[who]: tuple(mine[who]) for who in sorted(changed)}
 
 
 def _hashed(
-    found: Iterable[tuple[str, str]], tenant: str, secrets: Secrets, sharing: Sequence[SharingKey] = ()
+    found: Iterable[tuple[str, str]],
+    tenant: str,
+    secrets: Secrets,
+    sharing: Sequence[SharingKey] = (),
+    filled: Collection[str] = (),
 ) -> Iterator[str]:
+    """The links of what was found, but for kinds that are filled."""
     for kind, value in found:
-        hashed = secrets.client_hash(tenant, f"link\x00{kind}\x00{value}")
-        yield f"{kind}:{hashed[:16]}"
+        if kind not in filled:
+            hashed = secrets.client_hash(tenant, f"link\x00{kind}\x00{value}")
+            yield f"{kind}:{hashed[:16]}"
         for key in sharing if kind in SHAREABLE else ():
-            yield f"{SHARED}{key.key_id}.{kind}:{key.hash(kind, value)}"
+            name = f"{SHARED}{key.key_id}.{kind}"
+            if name not in filled:
+                yield f"{name}:{key.hash(kind, value)}"
 
 
 def _room(links: Collection[str], link: str) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from fastapi import FastAPI
+from records.test_indicators import indicator
 from support.seeded_api import CAMPAIGN, FOREIGN, MODEL, OURS, SECRETS, World, alert_id, client_hash, world
 
 from consumers.http.access import BY_ROUTE, TABLE, Access
@@ -16,6 +17,7 @@ from consumers.http.api.application import ELSEWHERE
 from consumers.http.routes import complete, route
 from consumers.operators.audited_write import Actor
 from consumers.operators.campaign_decisions import CampaignSubject
+from consumers.operators.indicators import IndicatorImports
 from consumers.operators.operate import Operations
 from consumers.operators.references import References
 from consumers.records.operator_entries import ROLES, packed
@@ -60,6 +62,13 @@ def _held(world: World, path: str) -> str:
     return path
 
 
+def _imported(world: World, path: str) -> str:
+    imports = IndicatorImports(world.store, SECRETS)
+    ends = {"valid_until_s": int(imports.now_s()) + 600}
+    imports.take(Actor("setup", "admin", OURS), "scraper", [indicator("i", "ip:1", **ends)], "digest")
+    return path
+
+
 def _proposed(world: World, path: str) -> str:
     subject = CampaignSubject(CAMPAIGN, MODEL, (client_hash("thief"), client_hash("scraper")))
     desk = Operations(world.store, SECRETS, confirm_above=1)
@@ -91,6 +100,8 @@ SAMPLES: dict[tuple[str, str], Sample] = {
     ("POST", "/v1/schema-holds"): Sample(
         "/v1/schema-holds", _json({"model_id": MODEL, "column": "age", "ruling": "accepted"}), before=_held
     ),
+    ("GET", "/v1/indicators"): Sample("/v1/indicators"),
+    ("DELETE", "/v1/indicators/{source}"): Sample("/v1/indicators/scraper", before=_imported),
     ("GET", "/v1/models"): Sample("/v1/models"),
     ("GET", "/v1/models/{model_id}"): Sample(f"/v1/models/{MODEL}"),
     ("GET", "/v1/models/{model_id}/clients"): Sample(f"/v1/models/{MODEL}/clients"),
@@ -232,6 +243,7 @@ def test_lists_hold_nothing_of_another_tenant(served: World, row: Access) -> Non
     subject = served.operations.subject(OURS, "*", "scraper")
     served.operations.decide(actor, subject, "block", reason="secret-reason")
     served.operations.allow(actor, served.operations.subject(OURS, "*", "clerk"))
+    _imported(served, "")
     served.refresher.turn()
     answer = served.client("admin", FOREIGN).get(SAMPLES[row.method, row.path].path)
     assert answer.status_code == 200

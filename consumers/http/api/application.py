@@ -18,6 +18,7 @@ from consumers.http.api.allowlist import allowlist_routes
 from consumers.http.api.audit import audit_routes
 from consumers.http.api.context import Api
 from consumers.http.api.decisions import decision_routes
+from consumers.http.api.indicators import indicator_routes
 from consumers.http.api.keys import key_routes
 from consumers.http.api.models import model_routes
 from consumers.http.api.queries import query_routes
@@ -51,6 +52,7 @@ def build(api: Api, pages: Sequence[BaseRoute] = ()) -> FastAPI:
     decision_routes(app, api)
     allowlist_routes(app, api)
     schema_hold_routes(app, api.operations)
+    indicator_routes(app, api.operations)
     key_routes(app, api)
     audit_routes(app, api)
     query_routes(app, api)
