@@ -8,7 +8,7 @@ Rules of the file:
   organisations, split thefts and campaigns. Worlds that are in the results file already are kept, so a run can be cut short and resumed;
   `--fresh` measures all anew.
 * What is called is what detect calls: links make groups (`candidates`), the group statistic judges (`compared`, of at most `MOST_JUDGED`
-  members), `named_of` names the members, `fleet_cells` finds what nothing ties.
+  members), `named_of` names the members, `fleet_cells` and `patch_groups` find what no link ties.
 * The queries of a campaign do not depend on its links. So every campaign is tried under each scenario of `LINKS`: who shares what.
 * The control deals a link at random to as many honest accounts of the fleet. A rule that flags those is worth nothing.
 * Thefts that content cannot show (`in_domain`) stand beside the others and are counted apart.
@@ -47,13 +47,14 @@ from benchmarks.campaign_world import (
     stolen_rows,
 )
 from benchmarks.fingerprint import group_fingerprint
-from benchmarks.ours import Tested
+from benchmarks.ours import Accounts, Tested
 from benchmarks.victims import Victim, build
 from detector.baseline import Baseline
-from detector.campaigns import Group, candidates, named_of
+from detector.campaigns import SAME, Group, candidates, named_of
 from detector.fleet import fleet_cells
 from detector.group_statistic import MOST_JUDGED, GroupTest, Members, compared
-from detector.profile import Profile
+from detector.patch_groups import OddAccounts, patch_groups
+from detector.patches import listed
 from detector.scoring import assess
 from detector.signals import Statistics, measure
 from detector.simulation.attacks import ATTACKS
@@ -110,17 +111,19 @@ SHORT = Plan(
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """What accounts have come to: statistics, p-values among honest clients of their sizes, and the oddest signal of each."""
+    """What accounts have come to: statistics, p-values among honest clients of their sizes, the oddest signal and odd patches of each."""
 
     statistics: list[Statistics]
     p_values: NDArray[np.float64]
     oddest: list[str]
+    patches: list[tuple[str, ...]]
 
     def __add__(self, other: Judged) -> Judged:
         return Judged(
             self.statistics + other.statistics,
             np.concatenate([self.p_values, other.p_values]),
             self.oddest + other.oddest,
+            self.patches + other.patches,
         )
 
 
@@ -138,19 +141,26 @@ class World:
             self.victim, calibration, self.rng(1), ours.rehearsed_for(self.victim)
         )[0]  # fmt: skip
         self.fleet_streams = honest_fleet(self.victim, self.others, plan.fleet, self.rng(2))
-        self.fleet = self.judged(self.profiles(answered(self.victim, self.fleet_streams, 1)))
+        self.fleet = self.judged(self.accounts(answered(self.victim, self.fleet_streams, 1)))
+        known = [_named(some or ()) for some in listed(self.baseline.calibration.patches)]
+        self.calibration = OddAccounts.of(self.baseline.size_null.honest_p_values()[0], known)
 
     def rng(self, *what: int) -> np.random.Generator:
         return np.random.default_rng([*what, self.seed, *self.name.encode()])
 
-    def profiles(self, clients: Sequence[Tested]) -> list[Profile]:
-        return ours.profiles_of(self.victim, self.baseline, clients)
+    def accounts(self, clients: Sequence[Tested]) -> Accounts:
+        return ours.accounts_of(self.victim, self.baseline, clients)
 
-    def judged(self, profiles: Sequence[Profile]) -> Judged:
-        statistics = [measure(profile, self.baseline.table) for profile in profiles]
+    def judged(self, accounts: Accounts) -> Judged:
+        statistics = [measure(profile, self.baseline.table) for profile in accounts.profiles]
         size = self.baseline.size_null
         found = [size.p_value(one) for one in statistics]
-        return Judged(statistics, np.array([p for p, _ in found]), [oddest for _, oddest in found])
+        return Judged(
+            statistics,
+            np.array([p for p, _ in found]),
+            [oddest for _, oddest in found],
+            list(map(_named, accounts.patches)),
+        )
 
     def test(self, accounts: Judged, rows: Sequence[int]) -> GroupTest:
         """The group test of some accounts, a sample of them where they are many."""
@@ -176,11 +186,11 @@ def splits(world: World) -> dict[str, Any]:
         queries = round(float(np.exp(rng.uniform(*np.log(plan.queries)))))
         stolen = stolen_rows(victim, family, queries, rng)
         plain = theft_streams(family, "plain", victim.thieves, victim.predict, rng, len(stolen), stolen=stolen)
-        (whole,) = world.profiles(answered(victim, plain))
+        (whole,) = world.accounts(answered(victim, plain)).profiles
         alone = ours.is_flagged(assess(whole, world.baseline), world.baseline, plan.budget)
         for variant in SPLIT:
             dealt = theft_streams(family, variant, victim.thieves, victim.predict, rng, len(stolen), stolen=stolen)
-            accounts = world.judged(world.profiles(answered(victim, dealt)))
+            accounts = world.judged(world.accounts(answered(victim, dealt)))
             caught = world.flags(accounts, range(len(dealt)))
             found.setdefault(family, {})[variant] = [int(caught), int(alone), int(caught and alone)]
     return found
@@ -212,11 +222,11 @@ def organisations(world: World) -> dict[str, list[int]]:
         for i in range(world.plan.organisations):
             rng = world.rng(6, k, i)
             streams = organisation(kind, world.victim.pools[world.others[i % 2]], rng)
-            profiles = world.profiles(answered(world.victim, streams))
-            accounts = world.judged(profiles)
+            seen = world.accounts(answered(world.victim, streams))
+            accounts = world.judged(seen)
             seats = list(range(len(streams)))
             if len(seats) == 1:
-                flagged = ours.is_flagged(assess(profiles[0], world.baseline), world.baseline, world.plan.budget)
+                flagged = ours.is_flagged(assess(seen.profiles[0], world.baseline), world.baseline, world.plan.budget)
             else:
                 flagged = world.flags(accounts, seats)
             group = Group(("ip:1",), tuple(seats))
@@ -231,14 +241,27 @@ def organisations(world: World) -> dict[str, list[int]]:
 
 
 def _told_by_content(world: World, others: Judged) -> list[tuple[NDArray[np.int64], int]]:
-    """Cells of the fleet, with these accounts in it, that would be alerted: their accounts, and how many may be honest."""
+    """Groups of the fleet, with these accounts in it, that would be alerted: their accounts, and how many may be honest.
+
+    As in detect, a group that odd patches tie is not told of if half of it is in a larger one that is.
+    """
     everybody = world.fleet + others
     cells = fleet_cells(everybody.p_values, everybody.oddest, world.baseline.size_null)
-    return [
+    told = [
         (cell.accounts, cell.honest_at_most)
         for cell in cells
         if world.flags(everybody, cell.accounts.tolist(), by_content=True)
     ]
+    for group in patch_groups(OddAccounts.of(everybody.p_values, everybody.patches), world.calibration):
+        mine = group.accounts
+        inside = any(len(larger) > len(mine) and np.isin(mine, larger).mean() >= SAME for larger, _ in told)
+        if not inside and world.flags(everybody, mine.tolist(), by_content=True):
+            told.append((mine, group.honest_at_most))
+    return told
+
+
+def _named(patches: Sequence[int]) -> tuple[str, ...]:
+    return tuple(map(str, patches))
 
 
 # ------------------------------------------------------------------------------------------------------ campaigns
@@ -308,7 +331,7 @@ def time_to_detection(world: World, streams: Sequence[Stream], accounts: Judged)
         seen = [_until(s, part * last) for s in streams if s.times_s[0] <= part * last]
         if len(seen) < 3:
             continue
-        at = accounts if part == 1.0 else world.judged(world.profiles(answered(world.victim, seen)))
+        at = accounts if part == 1.0 else world.judged(world.accounts(answered(world.victim, seen)))
         if world.flags(at, range(len(seen))):
             stolen, everything = (_stolen(some) for some in (seen, streams))
             return [part, float(len(stolen)), *(_fidelity(world.victim, rows) for rows in (stolen, everything))]
@@ -349,9 +372,9 @@ def campaigns(world: World) -> Iterator[dict[str, Any]]:
             for cover in plan.covers if family not in HIDDEN else (0.0,):
                 rng = world.rng(8, f, s, round(100 * cover))
                 streams = campaign(shape, cover, family, stolen, world.victim.thieves, rng)
-                profiles = world.profiles(answered(world.victim, streams))
-                accounts = world.judged(profiles)
-                lifetime = [assess(profile, world.baseline).p_value for profile in profiles[:MOST_ASSESSED]]
+                seen = world.accounts(answered(world.victim, streams))
+                accounts = world.judged(seen)
+                lifetime = [assess(profile, world.baseline).p_value for profile in seen.profiles[:MOST_ASSESSED]]
                 yield {
                     "family": family, "shape": shape.name, "cover": cover, "accounts": len(streams),
                     "joining": [[round(float(np.mean(p <= level)), 4) for level in JOIN_LEVELS]
@@ -379,7 +402,7 @@ def run_world(name: str, seed: int, plan: Plan) -> dict[str, Any]:
         "accounts": len(world.fleet.statistics),
         "below": [float(np.mean(world.fleet.p_values <= level)) for level in JOIN_LEVELS],
         "calibration": [float(np.mean(known <= level)) for level in JOIN_LEVELS],
-        "cells": len(_told_by_content(world, Judged([], np.empty(0), []))),
+        "cells": len(_told_by_content(world, Judged([], np.empty(0), [], []))),
     }
     found["campaigns"] = list(campaigns(world))
     found["cpu_s"] = round(time.process_time() - began)

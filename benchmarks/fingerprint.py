@@ -26,6 +26,7 @@ from detector.features import Column, Schema, infer_grain
 from detector.fitting.baseline import fit_baseline
 from detector.fleet import fleet_cells
 from detector.group_statistic import Members, compared
+from detector.patch_groups import OddAccounts, patch_groups
 from detector.policy import Policy, wanted
 from detector.profile_table import ProfileTable
 from detector.query import QueryBatch
@@ -102,7 +103,7 @@ def fingerprint() -> str:
 
 
 def group_figures() -> list[Any]:
-    """What the group statistic, the naming of members and the fleet test make of invented accounts, rounded, in a fixed order."""
+    """What is made of invented accounts as groups, rounded, in a fixed order."""
     rng = np.random.default_rng(2026)
     signals = len(SIGNALS)
 
@@ -132,6 +133,9 @@ def group_figures() -> list[Any]:
         out.append([[c.measure, c.level, len(c.accounts), c.honest_at_most] for c in cells])
     tied = {i: [f"org:{i % 7}", f"ip:{i % 3}", "agent:1"] for i in range(300)}
     out.append([[group.links, len(group.members)] for group in candidates(tied)])
+    smallest = [[str(patch) for patch in sorted(rng.integers(0, 12, 3).tolist())] for _ in range(600)]
+    fleet, honest = (OddAccounts.of(rng.uniform(0, most, 300), smallest) for most in (0.12, 1.0))
+    out.append([[group.patches, len(group.accounts), group.honest_at_most] for group in patch_groups(fleet, honest)])
     return out
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,9 @@ from benchmarks.victims import Victim
 from consumers.fit import rehearsal
 from detector.baseline import Baseline
 from detector.calibration import UNREHEARSED, FinalExcess, Tools
+from detector.features import Measured
 from detector.fitting.baseline import FittedClients, Rehearsed, calibration_of, fit_baseline
+from detector.patches import smallest, united
 from detector.policy import FLAGGED, MIN_ODD_TO_THROTTLE, Policy, wanted
 from detector.profile import Profile
 from detector.profile_table import ProfileTable
@@ -83,10 +86,27 @@ def rehearsed_for(victim: Victim) -> Rehearsed:
 
 
 def profiles_of(victim: Victim, baseline: Baseline, clients: Sequence[Tested]) -> list[Profile]:
+    return accounts_of(victim, baseline, clients).profiles
+
+
+class Accounts(NamedTuple):
+    """Profiles of clients, and their odd patches."""
+
+    profiles: list[Profile]
+    patches: list[tuple[int, ...]]
+
+
+def accounts_of(victim: Victim, baseline: Baseline, clients: Sequence[Tested]) -> Accounts:
+    patches: list[tuple[int, ...]] = [()] * len(clients)
+
+    def look(poll: QueryBatch, measured: Measured) -> None:
+        for client, some in smallest(poll.who, measured.patches).items():
+            patches[client] = united(patches[client], some)
+
     table = ProfileTable(
         baseline.map, baseline.table, baseline.calibration_version, HALF_HORIZON_MS, memory_ms=MEMORY_MS
     )
-    return table.of_log(as_batch(victim, clients), KEY)
+    return Accounts(table.of_log(as_batch(victim, clients), KEY, measured=look), patches)
 
 
 def assessed(baseline: Baseline, profiles: Sequence[Profile]) -> list[Assessment]:

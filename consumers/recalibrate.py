@@ -13,8 +13,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from consumers.errors import InvalidInput
-from consumers.records import operator_entries
+from consumers.records import odd_patches, operator_entries
 from consumers.records.damaged import readable
 from consumers.records.decision import StoredDecision, is_campaign, stored_decision
 from consumers.records.ledger import OVERFLOW
@@ -24,6 +26,7 @@ from consumers.store import ServiceStore
 from consumers.times import rfc3339
 from detector.baseline import Baseline
 from detector.errors import DetectorError
+from detector.features import PATCHED
 from detector.fitting.recalibration import MIN_DAYS, KnownClient, Recalibrated
 from detector.fitting.recalibration import recalibrate as with_new_calibration
 from detector.policy import FLAGGED
@@ -102,7 +105,12 @@ def _known_clients(
                 continue
             newest[0] = max(newest[0], profile.last_ms)
             client = honest[key]
-            yield KnownClient(client, profile, len(by_cell), presumption.personas.get(client, ""))
+            blobs = (fields.get(odd_patches.FIELD) for fields in by_cell.values())
+            patches = odd_patches.together(blobs, baseline.map_id, secrets, tenant)
+            if patches is None and not (profile.odd_bits & np.uint32(PATCHED)).any():
+                patches = ()  # nothing about it is odd; otherwise it was last seen before they were kept
+            persona = presumption.personas.get(client, "")
+            yield KnownClient(client, profile, len(by_cell), persona, patches)
 
 
 def _suspect(

@@ -22,10 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detector.baseline import Baseline
-from detector.calibration import Calibration, FinalExcess, Persona, Tools
+from detector.calibration import NO_PATCHES, Calibration, FinalExcess, Persona, Tools
 from detector.errors import CorruptBaseline
 from detector.exposure import EARLIER, REGRESSORS, Estimator
 from detector.features import ARRAYS, DISTANCE_BINS, MEASURES, REGIONS, Column, FeatureMap, Schema
+from detector.patches import KEPT, UNKNOWN
 from detector.signals import SIGNALS, TABLE_VERSION
 from detector.text import TEXT_VERSION, TextEncoder
 from detector.trees import Trees
@@ -37,6 +38,8 @@ _TREE_ARRAYS = ("roots", "feature", "threshold", "left", "right", "value")
 _CALIBRATION_ARRAYS = ("lifetime_maxima", "scale", "ordered", "free", "rehearsal_bound")
 _TOOL_ARRAYS = ("lifetime_maxima", "final_values")
 _FINAL_ARRAYS = ("distinct", "excess")
+_PATCHES = "final.patches"
+"""Files of earlier versions lack it."""
 _ESTIMATOR_ARRAYS = ("weights", "errors", "sizes", "usual")
 _TYPES = ("<f8", "<f4", "<i8", "<i4", "<i2")
 _OF_TYPE = {"start": "<i8", "category_counts": "<i8", "code_category": "<i8", "neighbours": "<f4", "region_of": "<i2"}
@@ -68,6 +71,8 @@ def pack_baseline(baseline: Baseline) -> bytes:
     arrays += [(f"tools.{_stored(name)}", getattr(baseline.calibration.tools, name)) for name in _TOOL_ARRAYS]
     for whose, final in (("final", baseline.calibration.final), ("tools.final", baseline.calibration.tools.final)):
         arrays += [(f"{whose}.{name}", getattr(final, name)) for name in _FINAL_ARRAYS]
+    if len(baseline.calibration.patches):
+        arrays.append((_PATCHES, baseline.calibration.patches))
     for i, persona in enumerate(baseline.calibration.personas):
         arrays += [(f"persona.{i}.ordered", persona.ordered), (f"persona.{i}.free", persona.free)]
     if baseline.estimator is not None:
@@ -184,6 +189,7 @@ def _from_parts(header: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Base
         ),
         final=_final("final", arrays),
         simulated=_simulated(header["nulls"], len(arrays[f"nulls.{_stored('lifetime_maxima')}"])),
+        patches=arrays.get(_PATCHES, NO_PATCHES),
     )
     _check_calibration(calibration)
     facts = {str(name): float(value) for name, value in header["facts"].items()}
@@ -333,6 +339,16 @@ def _check_calibration(calibration: Calibration) -> None:
             )
         )
     _check_final(calibration.final, g, "final")
+    patches = calibration.patches
+    _refuse(
+        (
+            (
+                len(patches) not in (0, g) or patches.shape[1:] != (KEPT,) or patches.dtype != "<i8",
+                f"final: patches have shape {patches.shape}, not {(g, KEPT)}",
+            ),
+            (bool(np.any(patches < UNKNOWN)), "final: patches hold what is no hash"),
+        )
+    )
     _check_final(calibration.tools.final, r, "tools: final")
     pseudo_clients = calibration.tools.pseudo_clients(g)
     # Older calibrations on simulated clients alone have no pseudo-clients.

@@ -32,6 +32,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from detector.patches import KEPT
+
 LARGEST_AVERAGED = 4
 TAIL_SHARE = 0.1
 TAIL_INDEX_PRIOR = 2.0
@@ -80,6 +82,7 @@ class FinalExcess:
         return len(self.distinct)
 
 
+NO_PATCHES: NDArray[np.int64] = np.empty((0, KEPT), np.int64)
 NO_CLIENTS = FinalExcess(np.empty(0), np.empty((0, 0), np.float32))
 """Nobody to compare with: no group is ever suspicious."""
 
@@ -153,6 +156,7 @@ class Calibration:
     tools     all that were rehearsed, for the next calibration
     final     what the same clients had come to at last, for groups; (0,): this calibration cannot judge groups
     simulated  clients among the rows that were simulated
+    patches   (g, `patches.KEPT`) int64, where the odd queries of the same clients lie, 0: no more, `UNKNOWN`: not known; (0, …): of nobody
     """
 
     lifetime_maxima: NDArray[np.float32]
@@ -167,6 +171,7 @@ class Calibration:
     tools: Tools = NO_TOOLS
     final: FinalExcess = NO_CLIENTS
     simulated: int = 0
+    patches: NDArray[np.int64] = field(default_factory=lambda: NO_PATCHES)
 
     @property
     def clients(self) -> int:

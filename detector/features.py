@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from detector import kernels, misfit
+from detector import kernels, misfit, patches
 from detector.query import Misfit, QueryBatch
 from detector.text import TEXT_COLUMNS, TextEncoder
 from detector.trees import Forest, Trees
@@ -45,6 +45,9 @@ BITS: dict[str, int] = {
 
 ODD = sum(1 << b for b in range(2 * len(MEASURES))) | BITS["misfit"]
 """A query with any of these bits enters the odd set: it is odd by itself, in whatever order it came."""
+
+PATCHED = sum(3 << 2 * i for i, m in enumerate(MEASURES) if m not in ("margin", "misfit"))
+"""A query with any of these bits has an odd patch (patches.py): how sure the model is of an answer is no place, nor is a misfit."""
 
 SEQUENCE = BITS["stepped"] | BITS["flipped"] | BITS["collinear"]
 """A query with any of these bits enters the path set: it is odd by what came before it."""
@@ -151,6 +154,7 @@ class Measured:
     misfit    (n,) bool, whether the query does not fit the schema
     regions   (n,) int16 coverage region, −1 for an unreadable input: it has no place in the input space
     distance_bins  (n,) uint8, by distance to the nearest reference row
+    patches   (n,) uint64, hash of the odd patch, 0 for a query that is not odd (patches.py)
     codes     (n, w) uint8 or uint16 remembered codes
     raw       (n, d) float64 inputs as logged: NaN is a missing value
     """
@@ -160,6 +164,7 @@ class Measured:
     misfit: NDArray[np.bool_]
     regions: NDArray[np.int16]
     distance_bins: NDArray[np.uint8]
+    patches: NDArray[np.uint64]
     codes: Codes
     raw: NDArray[np.float64]
 
@@ -203,7 +208,8 @@ class FeatureMap:
     agreement_level: float  # bits of agreement with a remembered row above which a query derives from it
     near: float  # distance below which a remembered row is a parent, not a stranger
     trees: dict[str, Trees] = field(default_factory=dict)
-    # both are derived, and made when they are first asked for
+    # these are derived, and made when they are first asked for
+    _patch_axes: NDArray[np.float64] | None = field(default=None, init=False, repr=False, compare=False)
     _forest: Forest | None = field(default=None, init=False, repr=False, compare=False)
     _code_dtype: type[np.uint8 | np.uint16] | None = field(default=None, init=False, repr=False, compare=False)
 
@@ -283,6 +289,7 @@ class FeatureMap:
             misfit=batch.misfit != 0,
             regions=np.where(unreadable, np.int16(-1), self.region_of[nearest]),
             distance_bins=np.searchsorted(self.distance_edges, distance).astype(np.uint8),
+            patches=patches.patches_of(z, np.flatnonzero(bits & np.uint32(PATCHED)), self.patch_axes),
             codes=self.encode(raw, z, unreadable),
             raw=raw,
         )
@@ -342,6 +349,13 @@ class FeatureMap:
         if self._forest is None or not self._forest.is_of(self.trees.values()):
             self._forest = Forest.of(self.trees.values())
         return self._forest
+
+    @property
+    def patch_axes(self) -> NDArray[np.float64]:
+        """Directions of the grid of patches, (m, `patches.AXES`)."""
+        if self._patch_axes is None:
+            self._patch_axes = patches.directions(self.basis.shape[1])
+        return self._patch_axes
 
     @property
     def missing_code(self) -> int:

@@ -13,7 +13,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -261,7 +261,13 @@ class ProfileTable:
             self._turn(np.unique(slots[rows]), value)
             self._fold(slots[rows], batch, measured, rows if len(values) > 1 else None)
 
-    def of_log(self, queries: QueryBatch, key: bytes, at_once: int = 4096) -> list[Profile]:
+    def of_log(
+        self,
+        queries: QueryBatch,
+        key: bytes,
+        at_once: int = 4096,
+        measured: Callable[[QueryBatch, Measured], None] | None = None,
+    ) -> list[Profile]:
         """Return the profile of each client of a log, in the order of `queries.clients`, folded poll by poll.
 
         Parameters
@@ -271,11 +277,16 @@ class ProfileTable:
             16 bytes, the sampling key.
         at_once : int
             Rows in a poll.
+        measured : Callable or None
+            Gets each poll with what was measured of it.
         """
         clients: list[object] = list(queries.clients)
         for rows in np.array_split(np.arange(len(queries)), max(1, len(queries) // at_once)):
             part = queries.take(rows)
-            self.add(clients, part, self.map.measure(part, key))
+            found = self.map.measure(part, key)
+            self.add(clients, part, found)
+            if measured is not None:
+                measured(part, found)
         return [self.profile(client) for client in clients]
 
     def profile(self, key: object) -> Profile:

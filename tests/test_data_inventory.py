@@ -7,7 +7,16 @@ from pathlib import Path
 
 from consumers.ingest import duplicates
 from consumers.operators import kept
-from consumers.records import baselines_in_force, client, links, refusals, sample_events, schema_watch, spans
+from consumers.records import (
+    baselines_in_force,
+    client,
+    links,
+    odd_patches,
+    refusals,
+    sample_events,
+    schema_watch,
+    spans,
+)
 from consumers.store import records
 
 PAGE = (Path(__file__).parents[1] / "docs" / "data.md").read_text(encoding="utf-8")
@@ -24,7 +33,9 @@ def test_every_table_of_a_store_is_listed() -> None:
 
 
 def test_every_field_of_a_profile_is_listed() -> None:
-    fields = {m.FIELD for m in (baselines_in_force, duplicates, links, refusals, sample_events, schema_watch)}
+    fields = {
+        m.FIELD for m in (baselines_in_force, duplicates, links, odd_patches, refusals, sample_events, schema_watch)
+    }
     assert first_cells("Fields of a profile") == fields | {client.HEADER, spans.SPAN, spans.SPAN_BESIDE}
 
 

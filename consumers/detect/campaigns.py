@@ -2,8 +2,7 @@
 
 Once a minute a pass over all decision rows does the following. Each detector then writes what belongs to the decision cells that it holds.
 
-1. The links of the rows form groups (`detector.campaigns`). A group that has a link of a known campaign is that campaign. Accounts that
-   nothing ties form a group where too many of them are odd in one way (`detector.fleet`).
+1. The rows form groups, by links and by what accounts ask (`grouping`).
 2. The members of a group are judged, each by its own profile (`assess_group`), and the group is decided (`decide_group`). A flagged group
    gets a row of its own under `campaign_key` and alerts of kind ``campaign``: a first one, one when the state rises or members join, one
    when it is over.
@@ -13,12 +12,12 @@ Rules:
 * A campaign is alerted, but not enforced by itself. The store is told that its row is clear.
 * Of a large group a sample is judged, the `MOST_JUDGED` members with the smallest keyed hashes. Exposure, coverage and event ids of a
   campaign are those of at most `MOST_MERGED` of its members, so they are understated for a larger one; queries and members are of all.
-* The id of a campaign is a hash of the tenant, the model and the link that it was first known by. The id of its alert is a hash of
-  that and the episode. So every detector computes the same ids.
+* The id of an alert is a hash of the campaign's id and the episode. So every detector computes the same ids.
 * Everything is recorded with the fence of its decision cell. Cursors stay as they are.
 * A pass reads all rows, and profiles of groups that changed since this detector last assessed them, at most `MOST_GROUPS`. The others
   wait for the next pass, the longest waiting first, among new ones those whose members are oddest for their sizes.
-* A group of more than `MOST_JUDGED` has changed when `GROWN` of it has. A new group inside a flagged one is no campaign of its own.
+* A group of more than `MOST_JUDGED` has changed when `GROWN` of it has.
+* A new group inside a flagged one is no campaign of its own. Nor is one that only odd queries close together tie, if half of it is.
 """
 
 from __future__ import annotations
@@ -30,23 +29,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMappin
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-import numpy as np
-
+from consumers.detect.grouping import Grouping, Survey, Suspected
 from consumers.errors import Fenced, Rewound
 from consumers.records import alert, sample_events
 from consumers.records.alert import MEMBERS_TOLD
-from consumers.records.client import ClientRecord, Tie, read_profile
+from consumers.records.client import ClientRecord, read_profile
 from consumers.records.damaged import readable
 from consumers.records.decision import (
-    RowSummary,
     StoredDecision,
-    campaign_key,
     decided,
-    is_campaign,
     packed_decision,
     previous,
     stored_decision,
-    summary_of,
     with_decision,
 )
 from consumers.records.indicators import NOTHING, Reported, reported
@@ -56,9 +50,8 @@ from consumers.records.spans import Fields, fields_of
 from consumers.secrets import Secrets
 from consumers.store import DecisionRow, OutboxAlert, Outcome, ServiceStore, decision_cell
 from detector.baseline import Baseline
-from detector.campaigns import FEWEST, Group, assess_group, candidates, merged, named_of
+from detector.campaigns import FEWEST, SAME, assess_group, merged
 from detector.exposure import estimate
-from detector.fleet import fleet_cells
 from detector.group_statistic import MOST_JUDGED
 from detector.policy import FLAGGED, Decision, Policy, decide_group, lapsed, news
 from detector.profile import Profile
@@ -76,9 +69,6 @@ READ_AT_ONCE = 500
 GROWN = 0.05
 GROWN_CELL = 0.2
 """Share of its accounts that must be new before an update tells of a campaign that nothing ties: its accounts change with every pass."""
-CONTENT = "content"
-"""Kind of link of accounts that only what they ask ties."""
-LINKS_KEPT = 64
 
 
 class Holding(Protocol):
@@ -95,32 +85,6 @@ Read = Callable[[Sequence[ClientKey]], Mapping[ClientKey, Fields]]
 """Clients → what the profile cells hold of them."""
 
 
-@dataclass(frozen=True, slots=True)
-class Suspected:
-    """A group under the key of its campaign.
-
-    members    all accounts of its links; named: those that its campaign consists of, by keyed hash
-    queries    of those named; oddness: mean of 1 − the members' p-values among clients of their sizes
-    sealed     sealed client id of each of those named
-    ties       what ties those named
-    honest_at_most  of a group that nothing but what it asks ties: how many of its accounts may be honest; None: links tie it
-    """
-
-    key: ClientKey
-    links: tuple[str, ...]
-    members: tuple[ClientKey, ...]
-    named: tuple[ClientKey, ...]
-    queries: int
-    oddness: float
-    sealed: tuple[str, ...]
-    ties: tuple[Tie, ...]
-    honest_at_most: int | None = None
-
-    @property
-    def campaign_id(self) -> str:
-        return self.key.client.partition(":")[2]
-
-
 class _Account(NamedTuple):
     """An account of a group as read; in_order: it was seen in one log cell; events: its sample events as stored."""
 
@@ -128,15 +92,6 @@ class _Account(NamedTuple):
     profile: Profile
     in_order: bool
     events: tuple[bytes | None, ...]
-
-
-@dataclass(slots=True)
-class Survey:
-    """All rows of a tenant at a glance: clients, campaigns as stored, and the groups that links make."""
-
-    clients: dict[ClientKey, RowSummary] = field(default_factory=dict)
-    standing: dict[ClientKey, StoredDecision] = field(default_factory=dict)
-    groups: list[Suspected] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -149,55 +104,7 @@ class Campaigns:
 
     def survey(self, rows: Iterable[tuple[ClientKey, DecisionRow]], reported: Reported = NOTHING) -> Survey:
         """Clients, campaigns and groups of one tenant. reported: indicators of peers, which link the clients that match them."""
-        found = Survey()
-        linked: dict[tuple[str, str], dict[ClientKey, list[str]]] = {}
-        for key, row in rows:
-            if is_campaign(key):
-                campaign = readable("decision row", stored_decision, row, self.secrets, key.tenant, model=key.model)
-                if campaign is not None:
-                    found.standing[key] = campaign
-                continue
-            summary = readable("decision row", summary_of, row, model=key.model)
-            if summary is None:
-                continue
-            found.clients[key] = summary
-            if key.model in self.baselines:
-                linked.setdefault((key.tenant, key.model), {})[key] = summary.links
-        reported.tie(found.clients)  # adds to the same lists
-        for (tenant, model), links in sorted(linked.items()):
-            # in one order whatever order the rows came in
-            groups = candidates({key: links[key] for key in sorted(links)})
-            found.groups += self._known(tenant, model, groups, found)
-            found.groups += self._by_content(tenant, model, sorted(links), found)
-        return found
-
-    def _by_content(self, tenant: str, model: str, accounts: Sequence[ClientKey], found: Survey) -> Iterator[Suspected]:
-        """Groups that no link ties: too many accounts are odd in the same measure for their size (`detector.fleet`)."""
-        rows = [found.clients[key] for key in accounts]
-        p_values = np.array([row.size_p_value for row in rows])
-        for cell in fleet_cells(p_values, [row.oddest for row in rows], self.baselines[model].size_null):
-            link = f"{CONTENT}:{cell.measure}"
-            group = Group((link,), tuple(accounts[i] for i in cell.accounts))
-            key = campaign_key(tenant, model, campaign_id(tenant, model, link))
-            suspected = _suspected(key, group.links, group, found.clients)
-            yield replace(suspected, ties=(Tie(CONTENT, len(group.members)),), honest_at_most=cell.honest_at_most)
-
-    def _known(self, tenant: str, model: str, groups: Sequence[Group[ClientKey]], found: Survey) -> Iterator[Suspected]:
-        """The groups under the names of the campaigns that they are, each name once."""
-        mine = sorted((k, row) for k, row in found.standing.items() if (k.tenant, k.model) == (tenant, model))
-        place = {link: i for i, group in enumerate(groups) for link in group.links}
-        named: dict[int, ClientKey] = {}
-        for key, row in mine:
-            i = next((place[link] for link in row.links if place.get(link, -1) not in {-1, *named}), None)
-            if i is not None:
-                named[i] = key
-        for i, group in enumerate(groups):
-            key = named.get(i) or campaign_key(tenant, model, campaign_id(tenant, model, group.links[0]))
-            if i not in named and key in found.standing:
-                continue  # the campaign of that name goes on elsewhere
-            before = found.standing.get(key)
-            links = dict.fromkeys([*(before.links if before else ()), *group.links])
-            yield _suspected(key, tuple(links)[:LINKS_KEPT], group, found.clients)
+        return Grouping(self.baselines, self.secrets).survey(rows, reported)
 
     def assess(
         self, group: Suspected, read: Read, before: StoredDecision | None, now_s: int | None
@@ -418,37 +325,12 @@ class Search:
 
 
 def _with_bound(evidence: tuple[Evidence, ...], group: Suspected) -> tuple[Evidence, ...]:
-    """The evidence; of a group that nothing ties, the first sentence says how many of its accounts may be honest."""
+    """The evidence; of a group that only what it asks ties, the first sentence says how many of its accounts may be honest."""
     if group.honest_at_most is None or not evidence:
         return evidence
-    bound = f"; nothing ties these {len(group.named):,} accounts, and at most {group.honest_at_most:,} of them are honest (95 %)"
+    tie = "nothing but odd queries that lie close together" if group.by_patch else "nothing"
+    bound = f"; {tie} ties these {len(group.named):,} accounts, and at most {group.honest_at_most:,} of them are honest (95 %)"
     return (replace(evidence[0], text=evidence[0].text + bound), *evidence[1:])
-
-
-def _suspected(
-    key: ClientKey, links: tuple[str, ...], group: Group[ClientKey], clients: Mapping[ClientKey, RowSummary]
-) -> Suspected:
-    """The group, with the accounts that its campaign consists of."""
-    summaries = [clients[k] for k in group.members]
-    by_content = group.links[0].startswith(CONTENT)
-    p_values = np.array([summary.size_p_value for summary in summaries])
-    those = np.ones(len(summaries), np.bool_) if by_content else named_of(group, p_values)
-    kept = [(k, one) for k, one, yes in zip(group.members, summaries, those, strict=True) if yes]
-    of_kind: dict[str, set[ClientKey]] = {}
-    for link in group.links:
-        tied = {k for k, one in kept if link in one.links}
-        of_kind.setdefault(link.partition(":")[0], set()).update(tied)
-    ties = sorted((Tie(kind, len(tied)) for kind, tied in of_kind.items()), key=lambda tie: (-tie.members, tie.kind))
-    return Suspected(
-        key,
-        links,
-        group.members,
-        tuple(k for k, _ in kept),
-        sum(one.queries for _, one in kept),
-        1.0 - float(p_values.mean()),
-        tuple(one.client_id for _, one in kept),
-        tuple(ties),
-    )
 
 
 def _changed(group: Suspected, before: tuple[tuple[ClientKey, ...], int] | None) -> bool:
@@ -463,7 +345,7 @@ def _changed(group: Suspected, before: tuple[tuple[ClientKey, ...], int] | None)
 
 
 def _inside(groups: Sequence[Suspected]) -> dict[ClientKey, list[ClientKey]]:
-    """Group → the larger groups that hold all of its accounts; only groups that have such."""
+    """Group → the larger groups that hold all of its accounts, half of one that odd queries tie; only groups that have such."""
     of: dict[ClientKey, list[int]] = {}
     for i, group in enumerate(groups):
         for member in group.members:
@@ -472,7 +354,8 @@ def _inside(groups: Sequence[Suspected]) -> dict[ClientKey, list[ClientKey]]:
     for group in groups:
         shared = Counter(i for member in group.members for i in of[member])
         size = len(group.members)
-        larger = [groups[i].key for i, both in sorted(shared.items()) if both == size < len(groups[i].members)]
+        held = SAME * size if group.by_patch else size
+        larger = [groups[i].key for i, both in sorted(shared.items()) if both >= held and size < len(groups[i].members)]
         if larger:
             found[group.key] = larger
     return found
@@ -489,8 +372,3 @@ def _over(before: StoredDecision, now_s: int | None) -> bool:
 
 def _without_group(survey: Survey, groups: Mapping[ClientKey, Suspected], now_s: int | None) -> list[ClientKey]:
     return sorted(key for key, row in survey.standing.items() if key not in groups and _over(row, now_s))
-
-
-def campaign_id(tenant: str, model: str, link: str) -> str:
-    """32 hex digits."""
-    return alert.digest_of(tenant, model, link)

@@ -20,7 +20,7 @@ from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from consumers.detect.campaigns import Survey
+from consumers.detect.grouping import Survey
 from consumers.detect.overrides import Overrides
 from consumers.errors import Missing
 from consumers.operators.audited_write import Actor

@@ -35,7 +35,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from consumers.alerts.delivery import OutboxWorker, OutboxWorkers
-from consumers.detect.campaigns import EVERY_S, Campaigns, Search, Survey
+from consumers.detect.campaigns import EVERY_S, Campaigns, Search
+from consumers.detect.grouping import Survey
 from consumers.detect.joining import Joining, Joins
 from consumers.detect.overrides import Overrides
 from consumers.detect.schema_holds import SchemaHolds

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from consumers.records import alert, sample_events
+from consumers.records import alert, odd_patches, sample_events
 from consumers.records.client import ClientRecord, read_clients
 from consumers.records.decision import StoredDecision, decided
 from consumers.secrets import Secrets
@@ -24,6 +24,7 @@ from consumers.store import Cursor, Outcome
 from detector.baseline import Baseline
 from detector.exposure import Exposure, estimate_columns
 from detector.own_life import Observation, observed
+from detector.patch_groups import LEVEL
 from detector.policy import (
     EXPOSURE,
     QUERIES,
@@ -167,10 +168,16 @@ class Detect:
                 exposed=spent,
                 baseline=baseline.id,
                 observations=observations,
+                patches=self._patches(key, record, baseline) if assessment.size_p_value <= LEVEL else (),
             )
             outcome.rows[key], told = alert.told(key, row, before, telling, self.secrets, began)
             told_spent = alert.spent_told(key, row, before, budget, why, self.secrets)
             outcome.alerts += [one for one in (told, told_spent) if one is not None]
+
+    def _patches(self, key: ClientKey, record: ClientRecord, baseline: Baseline) -> tuple[str, ...]:
+        """Keyed hashes of the client's odd patches."""
+        patches = odd_patches.together(record.patches, baseline.map_id, self.secrets, key.tenant) or ()
+        return odd_patches.hashed(patches, baseline.map_id, self.secrets, key.tenant)
 
     def _judged(self, clients: Sequence[Seen]) -> Iterator[tuple[Seen, _Judged | None]]:
         """The clients in their order, with what their profiles say; None for one that is not assessed."""

@@ -30,7 +30,7 @@ from consumers.ingest.duplicates import FIELD, Windows, event_hashes
 from consumers.log import Records, prefix
 from consumers.log.formats import Decoded, InputReader, NativeFormat
 from consumers.log.halves import WaitingHalves
-from consumers.records import links, refusals, sample_events
+from consumers.records import links, odd_patches, refusals, sample_events
 from consumers.records.baselines_in_force import FIELD as FOLDED_FIELD
 from consumers.records.baselines_in_force import FoldedSince, folded_key
 from consumers.records.damaged import readable
@@ -38,7 +38,7 @@ from consumers.records.ledger import CLOCK, COUNTERS, MARKS, OVERFLOW
 from consumers.records.schema_watch import FIELD as WATCH_FIELD
 from consumers.records.schema_watch import IDENTITY as WATCH_IDENTITY
 from consumers.records.schema_watch import SchemaWatch
-from consumers.records.spans import fields_of_baseline, holds_span, span_field
+from consumers.records.spans import holds_span, long_and_short, span_field
 from consumers.secrets import Secrets
 from consumers.sharing_keys import SharingKey
 from consumers.store import Checkpoint, Tombstones
@@ -63,7 +63,7 @@ class Cell:
     stored     client → fields of spans that the store holds; nameless: clients whose stored header is damaged
     windows    model → event ids of its clients; watches: model → misfits that its clients share (schema_watch.py)
     links      client → what ties it to others (links.py); told: client → its last odd queries (sample_events.py)
-    refused    client → what did not fit, counted (refusals.py)
+    refused    client → what did not fit, counted (refusals.py); patches: where its odd queries lie (odd_patches.py)
     halves     of queries that wait for the other half
     erased     client → offset below which its queries are skipped
     full       the store has no room for new clients
@@ -96,6 +96,7 @@ class Cell:
     links: dict[ClientKey, tuple[str, ...]] = field(default_factory=dict)
     told: dict[ClientKey, tuple[sample_events.SampleEvent, ...]] = field(default_factory=dict)
     refused: dict[ClientKey, refusals.Refusals] = field(default_factory=dict)
+    patches: dict[ClientKey, tuple[int, ...]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -193,9 +194,10 @@ class Ingest:
             cell.links[key] = links.unpacked(fields.get(links.FIELD))
             cell.refused[key] = refusals.unpacked(fields.get(refusals.FIELD))
             cell.told[key] = sample_events.unpacked(fields.get(sample_events.FIELD), self.secrets, key.tenant)
-            stored.setdefault(key.model, {})[key] = _long_and_short(fields, self.baselines[key.model])
+            cell.patches[key] = odd_patches.kept(fields, self.baselines[key.model].map_id, self.secrets, key.tenant)
+            stored.setdefault(key.model, {})[key] = long_and_short(fields, self.baselines[key.model])
             if key.model in self.beside:
-                beside.setdefault(key.model, {})[key] = _long_and_short(fields, self.beside[key.model])
+                beside.setdefault(key.model, {})[key] = long_and_short(fields, self.beside[key.model])
             cell.stored[key] = {name for name in fields if holds_span(name)}
             if not self._names(key, fields.get("h", b"")):
                 cell.nameless.add(key)
@@ -377,6 +379,8 @@ class Ingest:
         if watch.add(batch, [key.client for key in keys], profiles.map):
             writes[self.watch_key(model)] = {WATCH_FIELD: watch.to_bytes()}
         linked, told = self._said(cell, model, batch, keys, measured.bits, decoded)
+        patches = odd_patches.seen(cell.patches, keys, batch, measured.patches, self.overflow(model))
+        map_id = self.baselines[model].map_id
         refused = refusals.seen(cell.refused, keys, batch, decoded.notes.get(model, {}))
         for key, display, packed in zip(keys, batch.clients, self._packed(cell, model, batch, keys), strict=True):
             fields = packed.fields
@@ -397,6 +401,9 @@ class Ingest:
             if key in told:
                 cell.told[key] = told[key]
                 fields[sample_events.FIELD] = sample_events.packed(told[key], self.secrets, self.tenant)
+            if key in patches:
+                cell.patches[key] = patches[key]
+                fields[odd_patches.FIELD] = odd_patches.packed(patches[key], map_id, self.secrets, self.tenant)
             if key in refused:
                 cell.refused[key] = refused[key]
                 fields[refusals.FIELD] = refusals.packed(refused[key])
@@ -442,9 +449,7 @@ class Ingest:
         return linked, told
 
     def trim(self, cell: Cell, keys: Mapping[str, list[ClientKey]], cells: int = 1) -> None:
-        """Make room in the cache before clients are added: past this cell's share of the limit, forget who came first.
-
-        Nobody of this poll is forgotten.
+        """Make room in the cache before clients are added: past this cell's share, forget who came first, nobody of this poll.
 
         cells  how many share the limit; a process with many partitions must not need a cache for each
         """
@@ -458,7 +463,7 @@ class Ingest:
                     if model in cell.beside:
                         cell.beside[model].drop(key)
                     self.windows_of(cell, model).drop(key)
-                    for known in (cell.stored, cell.links, cell.told, cell.refused):
+                    for known in (cell.stored, cell.links, cell.told, cell.refused, cell.patches):
                         known.pop(key, None)  # type: ignore[call-overload]
                     cell.nameless.discard(key)
 
@@ -468,12 +473,6 @@ class _PackedFields(NamedTuple):
 
     fields: dict[str, bytes | None]
     fades: bool
-
-
-def _long_and_short(fields: Mapping[str, bytes], baseline: Baseline) -> list[bytes]:
-    """Spans of one baseline, at most two: the long one began first; one alone is a life that began within it."""
-    blobs = fields_of_baseline(fields, baseline.id)
-    return [blobs[start] for start in sorted(blobs)[-2:]]
 
 
 @lru_cache(65_536)  # the same busy clients come poll after poll

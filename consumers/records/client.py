@@ -20,7 +20,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from consumers.records import links, refusals, sample_events
+from consumers.records import links, odd_patches, refusals, sample_events
 from consumers.records.damaged import readable
 from consumers.records.refusals import Refusals
 from consumers.records.sample_events import SampleEvent
@@ -79,6 +79,7 @@ class ClientRecord:
     members        client ids of a campaign's accounts; empty for a client
     ties           kinds of links that tie a campaign's accounts, and how many accounts each ties; empty for a client
     shared         hashes under sharing keys, ``KEYID.kind:hash``; empty for a campaign
+    patches        the client's odd patches as stored, by cell; empty for a campaign
     """
 
     client_id: str
@@ -90,6 +91,7 @@ class ClientRecord:
     members: tuple[str, ...] = ()
     ties: tuple[Tie, ...] = ()
     shared: tuple[str, ...] = ()
+    patches: tuple[bytes | None, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,9 +121,10 @@ def read_clients(clients: Sequence[tuple[ClientKey, Fields]], baseline: Baseline
     lives = found.columns.lives() if found.columns is not None else []
     keys, records = list[ClientKey](), list[ClientRecord]()
     for i, life in zip(found.whose, lives, strict=True):
-        key, _, client_id, (cells, linked, shared, events, counted) = known[i]
+        key, fields, client_id, (cells, linked, shared, events, counted) = known[i]
+        patches = tuple(fields[cell].get(odd_patches.FIELD) for cell in cells)
         keys.append(key)
-        records.append(ClientRecord(client_id, life, cells, linked, events, counted, shared=shared))
+        records.append(ClientRecord(client_id, life, cells, linked, events, counted, shared=shared, patches=patches))
     return ReadClients(keys, records, found.columns)
 
 

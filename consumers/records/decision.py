@@ -97,6 +97,7 @@ class StoredDecision:
     baseline    id of the baseline that the client was assessed on, empty in rows of earlier versions
     observations  what is unusual about the course of the client's own life; shown, and never counted
     shared      hashes under sharing keys, ``KEYID.kind:hash``, which indicators of peers are compared with
+    patches     keyed hashes of where the odd queries of a client lie that is odd for its size; empty for all others
     """
 
     client_id: str
@@ -124,6 +125,7 @@ class StoredDecision:
     baseline: str = ""
     shared: tuple[str, ...] = ()
     observations: tuple[Observation, ...] = ()
+    patches: tuple[str, ...] = ()
 
     def score(self, model: str) -> dict[str, Any]:
         """Return the object of ``--scores`` and ``clients --json``."""
@@ -169,6 +171,7 @@ class RowSummary(msgspec.Struct):
     size_p_value: float = 1.0
     oddest: str = ""
     shared: list[str] = []
+    patches: list[str] = []
 
 
 class _Row(msgspec.Struct, frozen=True):
@@ -214,6 +217,7 @@ class _Row(msgspec.Struct, frozen=True):
     baseline: str | msgspec.UnsetType = msgspec.UNSET
     shared: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
     observations: tuple[Observation, ...] | msgspec.UnsetType = msgspec.UNSET
+    patches: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
 
 
 _OMITTED: dict[str, Any] = {
@@ -224,6 +228,7 @@ _OMITTED: dict[str, Any] = {
     "baseline": "",
     "shared": (),
     "observations": (),
+    "patches": (),
 }
 """Fields that are written only where they say something, and what their absence means."""
 _pack = msgspec.msgpack.Encoder()
@@ -324,6 +329,7 @@ def decided(
     exposed: Spent | None = None,
     baseline: str = "",
     observations: tuple[Observation, ...] = (),
+    patches: tuple[str, ...] = (),
 ) -> StoredDecision:
     """Return the row that follows `before`, with its finding as it was: `alert.told` says what becomes of that.
 
@@ -361,6 +367,7 @@ def decided(
         exposed=exposed or (before.exposed if before else "none"),
         ties=record.ties,
         baseline=baseline,
+        patches=patches,
         shared=record.shared,
         observations=observations,
     )

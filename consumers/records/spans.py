@@ -61,6 +61,12 @@ def fields_of_baseline(fields: Mapping[str, bytes], baseline_id: str) -> dict[in
     return {int(name[len(prefix) :]): blob for name, blob in fields.items() if name.startswith(prefix)}
 
 
+def long_and_short(fields: Mapping[str, bytes], baseline: Baseline) -> list[bytes]:
+    """Return the spans of one baseline, at most two: the long one began first; one alone is a life that began within it."""
+    blobs = fields_of_baseline(fields, baseline.id)
+    return [blobs[start] for start in sorted(blobs)[-2:]]
+
+
 @dataclass(frozen=True, slots=True)
 class Span:
     """One stored profile: the cell that holds it, its first window, its bytes and what they say."""

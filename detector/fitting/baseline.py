@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from detector.baseline import MS_A_DAY, PUBLIC_KEY, Baseline
 from detector.calibration import (
+    NO_PATCHES,
     NO_TOOLS,
     UNREHEARSED,
     Calibration,
@@ -23,9 +25,10 @@ from detector.calibration import (
     scale_of,
 )
 from detector.errors import UnfittedModel
-from detector.features import FeatureMap, Schema
+from detector.features import FeatureMap, Measured, Schema
 from detector.fitting.discriminators import RewordedRows
 from detector.fitting.feature_map import fit_feature_map, learn_misfits, raise_levels
+from detector.patches import smallest, table, united
 from detector.profile import Profile
 from detector.profile_table import ProfileTable
 from detector.query import QueryBatch
@@ -223,13 +226,29 @@ def _settle_levels(feature_map: FeatureMap, traffic: QueryBatch) -> None:
         raise_levels(feature_map, only, 1 / count[traffic.who[rows]], HONEST_ODD_SHARE)
 
 
-def _statistics(feature_map: FeatureMap, queries: QueryBatch) -> list[tuple[str, Profile, Statistics]]:
-    """Every client with a query: id, profile, statistics by the very fold that the service uses."""
-    table = signal_table(misfit_allowance=feature_map.misfit_allowance)
-    profiles = ProfileTable(feature_map, table, "0" * 16, half_horizon_ms=2**62).of_log(queries, PUBLIC_KEY)
-    seen = [(client, p) for client, p in zip(queries.clients, profiles, strict=True) if p.queries]
-    measured = measure_each([p for _, p in seen], table)
-    return [(client, p, found) for (client, p), found in zip(seen, measured, strict=True)]
+class _Folded(NamedTuple):
+    """A client by the very fold that the service uses: id, profile, statistics, where its odd queries lie."""
+
+    client: str
+    profile: Profile
+    statistics: Statistics
+    patches: tuple[int, ...]
+
+
+def _folded(feature_map: FeatureMap, queries: QueryBatch) -> list[_Folded]:
+    """Every client with a query."""
+    signals = signal_table(misfit_allowance=feature_map.misfit_allowance)
+    patches: dict[int, tuple[int, ...]] = {}
+
+    def look(poll: QueryBatch, measured: Measured) -> None:
+        for client, some in smallest(poll.who, measured.patches).items():
+            patches[client] = united(patches.get(client, ()), some)
+
+    log = ProfileTable(feature_map, signals, "0" * 16, half_horizon_ms=2**62)
+    profiles = log.of_log(queries, PUBLIC_KEY, measured=look)
+    seen = [(i, client, p) for i, (client, p) in enumerate(zip(queries.clients, profiles, strict=True)) if p.queries]
+    found = measure_each([p for _, _, p in seen], signals)
+    return [_Folded(client, p, one, patches.get(i, ())) for (i, client, p), one in zip(seen, found, strict=True)]
 
 
 def _rehearsed(feature_map: FeatureMap, rehearsed: Rehearsed) -> tuple[NDArray[np.float64], Tools]:
@@ -242,8 +261,8 @@ def _rehearsed(feature_map: FeatureMap, rehearsed: Rehearsed) -> tuple[NDArray[n
     by_input = ~MISFIT & np.array([s.name not in BY_ANSWER for s in SIGNALS])
     bounded = FUSED & by_input
     kind = dict(zip(rehearsed.queries.clients, rehearsed.kinds, strict=True))
-    simulated = _statistics(feature_map, rehearsed.queries)
-    odd = [(kind[client], s) for client, _, s in simulated if kind[client]]
+    simulated = _folded(feature_map, rehearsed.queries)
+    odd = [(kind[one.client], one.statistics) for one in simulated if kind[one.client]]
     lifetime_maxima, final_values = (
         np.array([getattr(s, name) for _, s in odd]).reshape(-1, len(SIGNALS)) * bounded
         for name in ("lifetime", "value")
@@ -252,7 +271,8 @@ def _rehearsed(feature_map: FeatureMap, rehearsed: Rehearsed) -> tuple[NDArray[n
     final = FinalExcess(final.distinct, final.excess * by_input.astype(np.float32))
     tools = Tools(tuple(k for k, _ in odd), lifetime_maxima, final_values, final)
     most = np.max(
-        [FLOOR, *tools.percentile_maxima(), *(s.lifetime for client, _, s in simulated if not kind[client])], axis=0
+        [FLOOR, *tools.percentile_maxima(), *(one.statistics.lifetime for one in simulated if not kind[one.client])],
+        axis=0,
     )
     return np.where(bounded, most, np.inf), tools
 
@@ -273,18 +293,20 @@ def _calibrate(
 ) -> tuple[Calibration, FittedClients]:
     """Lifetime maxima of honest clients; declared: persona of each client of the traffic, "" for none; simulated: ids."""
     persona = dict(zip(traffic.clients, declared, strict=True))
-    honest = _statistics(feature_map, traffic)
+    honest = _folded(feature_map, traffic)
     calibration, excluded = calibration_of(
-        [s for _, _, s in honest],
-        [persona[client] for client, _, _ in honest],
-        distinct=max(p.distinct for _, p, _ in honest),
-        days=max(p.last_ms - p.first_ms for _, p, _ in honest) / MS_A_DAY,
-        simulated=np.array([client in simulated for client, _, _ in honest]),
+        [one.statistics for one in honest],
+        [persona[one.client] for one in honest],
+        distinct=max(one.profile.distinct for one in honest),
+        days=max(one.profile.last_ms - one.profile.first_ms for one in honest) / MS_A_DAY,
+        simulated=np.array([one.client in simulated for one in honest]),
         rehearsal_bound=rehearsal_bound,
         tools=tools,
+        patches=[None if one.client in simulated else one.patches for one in honest],
     )
-    real = [(client, s) for client, _, s in honest if not persona[client] and client not in simulated]
-    return calibration, FittedClients(tuple(c for c, _ in real), tuple(s for _, s in real), excluded)
+    real = [one for one in honest if not persona[one.client] and one.client not in simulated]
+    fitted = FittedClients(tuple(one.client for one in real), tuple(one.statistics for one in real), excluded)
+    return calibration, fitted
 
 
 def calibration_of(
@@ -296,6 +318,7 @@ def calibration_of(
     simulated: NDArray[np.bool_],
     rehearsal_bound: NDArray[np.float64],
     tools: Tools,
+    patches: Sequence[Sequence[int] | None] = (),
 ) -> tuple[Calibration, NDArray[np.bool_]]:
     """Null distributions of honest clients, and which real clients without a persona are excluded from them.
 
@@ -303,6 +326,7 @@ def calibration_of(
     simulated  (g,) whether a client was simulated; no such client is excluded
     rehearsal_bound  (s,) of honest tools, (0,) where there was none
     tools     that were rehearsed: pseudo-clients of them join
+    patches   of each client, None where they are not known, as of simulated ones; (): of nobody
     """
     maxima = np.array([s.lifetime for s in clients])
     final_values = np.array([s.value for s in clients])
@@ -336,5 +360,6 @@ def calibration_of(
         tools=tools,
         final=final_excess([clients[i] for i in kept.tolist()]),
         simulated=int(simulated[kept].sum()),
+        patches=table([patches[i] for i in kept.tolist()]) if patches else NO_PATCHES,
     )
     return calibration, out[real]

@@ -34,12 +34,18 @@ USUAL_SHARE = 0.9
 
 @dataclass(frozen=True, slots=True)
 class KnownClient:
-    """One client as the service knows it: id, merged profile, number of log cells it was seen in, declared use."""
+    """One client as the service knows it.
+
+    client, profile  id, and the merged profile
+    cells            number of log cells it was seen in; persona: declared use, "" for none
+    patches          where its odd queries lie, None where that was not kept
+    """
 
     client: str
     profile: Profile
     cells: int = 1
     persona: str = ""
+    patches: Sequence[int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +80,7 @@ class _Measured:
     distinct: float
     queries: int
     statistics: Statistics
+    patches: Sequence[int] | None
 
 
 def outliers(
@@ -167,8 +174,9 @@ def recalibrate(
             continue
         days = (p.last_ms - p.first_ms) / MS_A_DAY
         measured = _Measured(
-            client.client, client.persona, client.cells <= 1, days, p.distinct, p.queries, measure(p, baseline.table)
-        )
+            client.client, client.persona, client.cells <= 1, days, p.distinct, p.queries, measure(p, baseline.table),
+            client.patches,
+        )  # fmt: skip
         taken.append(measured)
     in_order = [m for m in taken if m.in_order]
     mostly = 2 * len(in_order) >= len(taken)
@@ -191,6 +199,7 @@ def recalibrate(
         simulated=np.zeros(len(taken), np.bool_),
         rehearsal_bound=baseline.calibration.rehearsal_bound,
         tools=baseline.calibration.tools,
+        patches=[m.patches for m in taken],
     )
     if beyond.any():
         excluded["beyond what honest tools reach in rehearsal"] = int(beyond.sum())

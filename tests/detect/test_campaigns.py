@@ -15,8 +15,11 @@ from support import victims
 from consumers import replay
 from consumers.alerts.finding import finding
 from consumers.alerts.ocsf import detection_finding
+from consumers.detect import grouping
 from consumers.detect import loop as detect
-from consumers.detect.campaigns import EVERY_S, Search, campaign_id
+from consumers.detect.campaigns import EVERY_S, Search
+from consumers.detect.grouping import campaign_id
+from consumers.detect.joining import JOINING
 from consumers.detect.loop import MOST_POSTPONED, Runner
 from consumers.detect.overrides import Overrides
 from consumers.detect.step import Detect
@@ -548,3 +551,35 @@ def test_a_campaign_is_throttled_at_most_and_enforced_never(
     over = decide_group(again, assessments(0.5), baseline.calibration, policy, 200 + TTL_S["throttle"])
     assert (over.state, over.episode) == ("clear", 1)
     assert decide_group(Decision(), assessments(0.03), baseline.calibration, policy, 100).state == "watch"
+
+
+def test_accounts_of_a_small_campaign_are_tied_by_odd_queries_close_together(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing in common but near-duplicates of a few seeds, and no fleet test; a bound is told, and nobody joins by it."""
+    monkeypatch.setattr(grouping, "fleet_cells", lambda *_: [])
+    rows = victims.items(300 * 10, np.random.default_rng(8))
+    lines = [
+        victims.line(row, client_id=f"honest-{i % 300:03d}", event_id=f"h-{i}", timestamp=f"2026-03-10T00:{i % 60:02d}:00Z")
+        for i, row in enumerate(rows)
+    ]  # fmt: skip
+    rng, seeds, names = np.random.default_rng(9), odd_rows(6, 3), [f"sybil-{i:02d}" for i in range(16)]
+    near = [np.round(seeds[rng.integers(6)] + rng.normal(size=victims.WIDTH) * 0.02, 3) for i in range(16 * 30)]
+    thefts = [
+        victims.line(row, client_id=names[i % 16], event_id=f"t-{i}", timestamp=f"2026-03-10T{i // 60:02d}:{i % 60:02d}:00Z")
+        for i, row in enumerate(near)
+    ]  # fmt: skip
+    world.read([*lines, *thefts])
+    world.judge()
+    (alert,) = [alert for alert in world.alerts if alert["kind"] == "campaign"]
+    assert alert["links"] == [{"kind": "odd_patch", "members": len(alert["members"])}]
+    assert (alert["reason"], alert["enforced"]) == ("campaign_content", "clear")
+    assert "odd queries that lie close together" in alert["evidence"][0]["text"]
+    bound = int(alert["evidence"][0]["text"].partition("at most ")[2].partition(" of them")[0])
+    assert sum(name.startswith("honest") for name in alert["members"]) <= bound < len(alert["members"])
+    assert sum(name.startswith("sybil") for name in alert["members"]) >= 12
+    before = len(world.alerts)
+    world.judge()
+    assert len(world.alerts) == before
+    assert [row.client_id for row in world.campaigns] == [alert["campaign_id"]]
+    assert not any(link.startswith(JOINING) for row in world.campaigns for link in row.links)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from support.seeded_api import decided
 
-from consumers.detect.campaigns import Survey
+from consumers.detect.grouping import Survey
 from consumers.detect.joining import Joining
 from consumers.detect.overrides import Overrides
 from consumers.operators.audited_write import Actor

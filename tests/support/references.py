@@ -310,6 +310,7 @@ def invented(
         misfit=rng.random(n) < 0.1,
         regions=rng.integers(0, REGIONS, n).astype(np.int16),
         distance_bins=rng.integers(0, DISTANCE_BINS, n).astype(np.uint8),
+        patches=np.zeros(n, np.uint64),
         codes=codes[at].astype(fmap.code_dtype),
         raw=raw[at],
     )

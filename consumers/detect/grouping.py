@@ -1,0 +1,203 @@
+"""Groups of accounts that may be a campaign, from all rows of a tenant.
+
+Three ways lead to a group, and each only proposes (`campaigns` assesses and decides):
+
+1. Accounts share a link of their metadata (`detector.campaigns`).
+2. Too many accounts are odd in one measure for their size (`detector.fleet`).
+3. Too many accounts that are odd for their size ask odd queries close together (`detector.patch_groups`).
+
+Rules:
+* A group that has a link of a known campaign is that campaign. The id of a campaign is a hash of the tenant, the model and the link that
+  it was first known by.
+* Of the second and third kind all accounts are named, and how many of them may be honest is said with the group.
+* The rows say all: no profile is read here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from consumers.records import alert, odd_patches
+from consumers.records.client import Tie
+from consumers.records.damaged import readable
+from consumers.records.decision import (
+    RowSummary,
+    StoredDecision,
+    campaign_key,
+    is_campaign,
+    stored_decision,
+    summary_of,
+)
+from consumers.records.indicators import NOTHING, Reported
+from consumers.secrets import Secrets
+from consumers.store import DecisionRow
+from detector.baseline import Baseline
+from detector.campaigns import Group, candidates, named_of
+from detector.fleet import fleet_cells
+from detector.patch_groups import LEVEL, OddAccounts, patch_groups
+from detector.patches import listed
+from detector.query import ClientKey
+
+CONTENT = "content"
+"""Kind of link of accounts that only what they ask ties."""
+LINKS_KEPT = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Suspected:
+    """A group under the key of its campaign.
+
+    members    all accounts of its links; named: those that its campaign consists of, by keyed hash
+    queries    of those named; oddness: mean of 1 − the members' p-values among clients of their sizes
+    sealed     sealed client id of each of those named
+    ties       what ties those named
+    honest_at_most  of a group that nothing but what it asks ties: how many of its accounts may be honest; None: other links tie it
+    """
+
+    key: ClientKey
+    links: tuple[str, ...]
+    members: tuple[ClientKey, ...]
+    named: tuple[ClientKey, ...]
+    queries: int
+    oddness: float
+    sealed: tuple[str, ...]
+    ties: tuple[Tie, ...]
+    honest_at_most: int | None = None
+
+    @property
+    def campaign_id(self) -> str:
+        return self.key.client.partition(":")[2]
+
+    @property
+    def by_patch(self) -> bool:
+        """Whether odd queries that lie close together are all that ties it."""
+        return self.honest_at_most is not None and self.ties[0].kind == odd_patches.KIND
+
+
+@dataclass(slots=True)
+class Survey:
+    """A summary of all rows of a tenant: clients, campaigns as stored, and groups."""
+
+    clients: dict[ClientKey, RowSummary] = field(default_factory=dict)
+    standing: dict[ClientKey, StoredDecision] = field(default_factory=dict)
+    groups: list[Suspected] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Grouping:
+    """Rows in, groups out."""
+
+    baselines: Mapping[str, Baseline]
+    secrets: Secrets
+
+    def survey(self, rows: Iterable[tuple[ClientKey, DecisionRow]], reported: Reported = NOTHING) -> Survey:
+        """Clients, campaigns and groups of one tenant. reported: indicators of peers, which link the clients that match them."""
+        found = Survey()
+        linked: dict[tuple[str, str], dict[ClientKey, list[str]]] = {}
+        for key, row in rows:
+            if is_campaign(key):
+                campaign = readable("decision row", stored_decision, row, self.secrets, key.tenant, model=key.model)
+                if campaign is not None:
+                    found.standing[key] = campaign
+                continue
+            summary = readable("decision row", summary_of, row, model=key.model)
+            if summary is None:
+                continue
+            found.clients[key] = summary
+            if key.model in self.baselines:
+                linked.setdefault((key.tenant, key.model), {})[key] = summary.links
+        reported.tie(found.clients)  # adds to the same lists
+        for (tenant, model), links in sorted(linked.items()):
+            # in one order whatever order the rows came in
+            groups = candidates({key: links[key] for key in sorted(links)})
+            found.groups += self._known(tenant, model, groups, found)
+            found.groups += self._by_content(tenant, model, sorted(links), found)
+            found.groups += self._by_patches(tenant, model, sorted(links), found)
+        return found
+
+    def _by_content(self, tenant: str, model: str, accounts: Sequence[ClientKey], found: Survey) -> Iterator[Suspected]:
+        """Groups that no link ties: too many accounts are odd in the same measure for their size (`detector.fleet`)."""
+        rows = [found.clients[key] for key in accounts]
+        p_values = np.array([row.size_p_value for row in rows])
+        for cell in fleet_cells(p_values, [row.oddest for row in rows], self.baselines[model].size_null):
+            link = f"{CONTENT}:{cell.measure}"
+            group = Group((link,), tuple(accounts[i] for i in cell.accounts))
+            key = campaign_key(tenant, model, campaign_id(tenant, model, link))
+            suspected = _suspected(key, group.links, group, found.clients)
+            yield replace(suspected, ties=(Tie(CONTENT, len(group.members)),), honest_at_most=cell.honest_at_most)
+
+    def _by_patches(self, tenant: str, model: str, accounts: Sequence[ClientKey], found: Survey) -> Iterator[Suspected]:
+        """Groups that odd queries close together tie: too many accounts have them (`detector.patch_groups`)."""
+        baseline, rows = self.baselines[model], [found.clients[key] for key in accounts]
+        fleet = OddAccounts.of(np.array([row.size_p_value for row in rows]), [row.patches for row in rows])
+        groups = {
+            tuple(accounts[i] for i in one.accounts): one for one in patch_groups(fleet, self._honest(tenant, baseline))
+        }
+        tied = [Group(one.patches, members) for members, one in groups.items()]
+        for suspected in self._known(tenant, model, tied, found):
+            members = suspected.members
+            tie = Tie(odd_patches.KIND, len(members))
+            yield replace(suspected, ties=(tie,), honest_at_most=groups[members].honest_at_most)
+
+    def _honest(self, tenant: str, baseline: Baseline) -> OddAccounts:
+        """The calibration clients, with their patches hashed as those of the tenant's accounts."""
+        patches = listed(baseline.calibration.patches)
+        if not patches:
+            return OddAccounts(0, 0, {})
+        p_values = baseline.size_null.honest_p_values()[0]
+        links: list[tuple[str, ...] | None] = []
+        for p, some in zip(p_values.tolist(), patches, strict=True):
+            known = some if some is None or p <= LEVEL else []  # of the others nobody asks
+            links.append(None if known is None else odd_patches.hashed(known, baseline.map_id, self.secrets, tenant))
+        return OddAccounts.of(p_values, links)
+
+    def _known(self, tenant: str, model: str, groups: Sequence[Group[ClientKey]], found: Survey) -> Iterator[Suspected]:
+        """The groups under the names of the campaigns that they are, each name once."""
+        mine = sorted((k, row) for k, row in found.standing.items() if (k.tenant, k.model) == (tenant, model))
+        place = {link: i for i, group in enumerate(groups) for link in group.links}
+        named: dict[int, ClientKey] = {}
+        for key, row in mine:
+            i = next((place[link] for link in row.links if place.get(link, -1) not in {-1, *named}), None)
+            if i is not None:
+                named[i] = key
+        for i, group in enumerate(groups):
+            key = named.get(i) or campaign_key(tenant, model, campaign_id(tenant, model, group.links[0]))
+            if i not in named and key in found.standing:
+                continue  # the campaign of that name goes on elsewhere
+            before = found.standing.get(key)
+            links = dict.fromkeys([*(before.links if before else ()), *group.links])
+            yield _suspected(key, tuple(links)[:LINKS_KEPT], group, found.clients)
+
+
+def _suspected(
+    key: ClientKey, links: tuple[str, ...], group: Group[ClientKey], clients: Mapping[ClientKey, RowSummary]
+) -> Suspected:
+    """The group, with the accounts that its campaign consists of."""
+    summaries = [clients[k] for k in group.members]
+    by_content = group.links[0].startswith((CONTENT, odd_patches.KIND))
+    p_values = np.array([summary.size_p_value for summary in summaries])
+    those = np.ones(len(summaries), np.bool_) if by_content else named_of(group, p_values)
+    kept = [(k, one) for k, one, yes in zip(group.members, summaries, those, strict=True) if yes]
+    of_kind: dict[str, set[ClientKey]] = {}
+    for link in group.links:
+        tied = {k for k, one in kept if link in one.links}
+        of_kind.setdefault(link.partition(":")[0], set()).update(tied)
+    ties = sorted((Tie(kind, len(tied)) for kind, tied in of_kind.items()), key=lambda tie: (-tie.members, tie.kind))
+    return Suspected(
+        key,
+        links,
+        group.members,
+        tuple(k for k, _ in kept),
+        sum(one.queries for _, one in kept),
+        1.0 - float(p_values.mean()),
+        tuple(one.client_id for _, one in kept),
+        tuple(ties),
+    )
+
+
+def campaign_id(tenant: str, model: str, link: str) -> str:
+    """32 hex digits."""
+    return alert.digest_of(tenant, model, link)
