@@ -117,9 +117,7 @@ class Campaigns:
         judged = list(self._accounts(group.members[:MOST_JUDGED], read, baseline))
         if len(judged) < FEWEST:
             return None
-        assessment = assess_group(
-            [a.profile for a in judged], baseline, [a.in_order for a in judged], group.honest_at_most is not None
-        )
+        assessment = assess_group([a.profile for a in judged], baseline, [a.in_order for a in judged], group.by_content)
         assessment = replace(assessment, queries=group.queries, evidence=_with_bound(assessment.evidence, group))
         names = tuple(sorted(unsealed(one, self.secrets, key.tenant) for one in group.sealed))
         earlier = previous(before)

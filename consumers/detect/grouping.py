@@ -1,10 +1,11 @@
 """Groups of accounts that may be a campaign, from all rows of a tenant.
 
-Three ways lead to a group, and each only proposes (`campaigns` assesses and decides):
+Four ways lead to a group, and each only proposes (`campaigns` assesses and decides):
 
 1. Accounts share a link of their metadata (`detector.campaigns`).
 2. Too many accounts are odd in one measure for their size (`detector.fleet`).
 3. Too many accounts that are odd for their size ask odd queries close together (`detector.patch_groups`).
+4. Of accounts that are odd for their size one starts when another stops, again and again (`detector.handovers`).
 
 Rules:
 * A group that has a link of a known campaign is that campaign. The id of a campaign is a hash of the tenant, the model and the link that
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -37,12 +39,15 @@ from consumers.store import DecisionRow
 from detector.baseline import Baseline
 from detector.campaigns import Group, candidates, named_of
 from detector.fleet import fleet_cells
+from detector.handovers import handover_chains
 from detector.patch_groups import LEVEL, OddAccounts, patch_groups
 from detector.patches import listed
 from detector.query import ClientKey
 
 CONTENT = "content"
 """Kind of link of accounts that only what they ask ties."""
+HANDOVER = "handover"
+"""Kind of link of an account that starts when another stops."""
 LINKS_KEPT = 64
 
 
@@ -70,6 +75,11 @@ class Suspected:
     @property
     def campaign_id(self) -> str:
         return self.key.client.partition(":")[2]
+
+    @property
+    def by_content(self) -> bool:
+        """Whether its accounts were chosen by what they ask, so that it must be odd among groups of one kind."""
+        return self.links[0].startswith((CONTENT, odd_patches.KIND, HANDOVER))
 
     @property
     def by_patch(self) -> bool:
@@ -116,6 +126,7 @@ class Grouping:
             found.groups += self._known(tenant, model, groups, found)
             found.groups += self._by_content(tenant, model, sorted(links), found)
             found.groups += self._by_patches(tenant, model, sorted(links), found)
+            found.groups += self._by_handover(tenant, model, sorted(links), found)
         return found
 
     def _by_content(self, tenant: str, model: str, accounts: Sequence[ClientKey], found: Survey) -> Iterator[Suspected]:
@@ -141,6 +152,21 @@ class Grouping:
             members = suspected.members
             tie = Tie(odd_patches.KIND, len(members))
             yield replace(suspected, ties=(tie,), honest_at_most=groups[members].honest_at_most)
+
+    def _by_handover(
+        self, tenant: str, model: str, accounts: Sequence[ClientKey], found: Survey
+    ) -> Iterator[Suspected]:
+        """Chains of accounts that are odd for their size, of which one starts when another stops (`detector.handovers`)."""
+        odd = [key for key in accounts if found.clients[key].size_p_value <= LEVEL and found.clients[key].first_ms]
+        rows = [found.clients[key] for key in odd]
+        starts, stops = (np.array([getattr(row, name) for row in rows], np.float64) for name in ("first_ms", "last_ms"))
+        tied = []
+        for chain in handover_chains(starts, stops, np.array([row.queries for row in rows], np.int64)):
+            members = [odd[i] for i in chain]
+            pairs = (alert.digest_of(one.client, other.client) for one, other in pairwise(members))
+            tied.append(Group(tuple(f"{HANDOVER}:{pair[:16]}" for pair in pairs), tuple(members)))
+        for suspected in self._known(tenant, model, tied, found):
+            yield replace(suspected, ties=(Tie(HANDOVER, len(suspected.named)),))
 
     def _honest(self, tenant: str, baseline: Baseline) -> OddAccounts:
         """The calibration clients, with their patches hashed as those of the tenant's accounts."""
@@ -177,7 +203,7 @@ def _suspected(
 ) -> Suspected:
     """The group, with the accounts that its campaign consists of."""
     summaries = [clients[k] for k in group.members]
-    by_content = group.links[0].startswith((CONTENT, odd_patches.KIND))
+    by_content = group.links[0].startswith((CONTENT, odd_patches.KIND, HANDOVER))
     p_values = np.array([summary.size_p_value for summary in summaries])
     those = np.ones(len(summaries), np.bool_) if by_content else named_of(group, p_values)
     kept = [(k, one) for k, one, yes in zip(group.members, summaries, those, strict=True) if yes]

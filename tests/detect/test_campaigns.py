@@ -583,3 +583,32 @@ def test_accounts_of_a_small_campaign_are_tied_by_odd_queries_close_together(
     assert len(world.alerts) == before
     assert [row.client_id for row in world.campaigns] == [alert["campaign_id"]]
     assert not any(link.startswith(JOINING) for row in world.campaigns for link in row.links)
+
+
+def test_accounts_that_are_burnt_one_after_the_other_are_tied(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing in common but that one starts when another stops; a longer chain is the same campaign, and nobody joins by it."""
+    monkeypatch.setattr(grouping, "fleet_cells", lambda *_: [])
+    monkeypatch.setattr(grouping, "patch_groups", lambda *_: [])
+    rows = victims.items(300 * 10, np.random.default_rng(8))
+    lines = [
+        victims.line(row, client_id=f"honest-{i % 300:03d}", event_id=f"h-{i}", timestamp=f"2026-03-10T00:{i % 60:02d}:00Z")
+        for i, row in enumerate(rows)
+    ]  # fmt: skip
+
+    def burnt(first: int, last: int) -> list[bytes]:
+        return [
+            victims.line(row, client_id=THIEVES[i // 60], event_id=f"t-{i}", timestamp=f"2026-03-10T{i // 60:02d}:{i % 60:02d}:30Z")
+            for i, row in zip(range(60 * first, 60 * last), odd_rows(60 * last, 5)[60 * first :], strict=True)
+        ]  # fmt: skip
+
+    world.read([*lines, *burnt(0, 8)])
+    world.judge()
+    world.read(burnt(8, 12))
+    world.judge()
+    first, then = [alert for alert in world.alerts if alert["kind"] == "campaign"]
+    assert first["links"] == [{"kind": "handover", "members": len(first["members"])}]
+    assert (first["reason"], first["enforced"], first["update"]) == ("campaign", "clear", 0)
+    assert set(first["members"]) < set(then["members"]) <= set(THIEVES[:12])
+    assert then["campaign_id"] == first["campaign_id"]
+    assert len(then["members"]) >= 10
+    assert not any(link.startswith(JOINING) for row in world.campaigns for link in row.links)

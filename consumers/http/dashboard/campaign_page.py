@@ -18,7 +18,8 @@ from detector.policy import REASONS
 TIED_BY = {"org": "organisation", "session": "session", "payment": "means of payment", "device": "device",
            "registration": "registration", "ip": "address", "asn_ja4": "network and fingerprint",
            "agent": "client software", "plan": "plan",
-           "content": "what they ask", "odd_patch": "odd queries close together", "peer": "an indicator of a peer"}  # fmt: skip
+           "content": "what they ask", "odd_patch": "odd queries close together",
+           "handover": "one starts when another stops", "peer": "an indicator of a peer"}  # fmt: skip
 """Kinds of links in words."""
 
 
