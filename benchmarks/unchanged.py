@@ -7,8 +7,10 @@ DIR holds, for each model, `NAME.reference.jsonl.gz`, `NAME.calibration.jsonl.gz
 out in a folder of its own and does the whole job with its own code: `fit`, then `replay` into an embedded store. Both use
 one file of secrets, so that keyed hashes agree. Compared are
 
-* the lines of `--scores` and `--alerts`, byte for byte;
-* every field of every stored profile, element by element. Fields that one of the commits does not have are named.
+* the lines of `--scores` and `--alerts`, field by field;
+* every field of every stored profile, element by element.
+
+Fields that one of the commits does not have are named, and the rest is compared.
 
 The control: `--spoil` changes one number of the second commit's results before they are compared, and the run must then fail.
 
@@ -151,9 +153,17 @@ def differences(before: Results, after: Results) -> Iterator[str]:
         old, new = getattr(before, what), getattr(after, what)
         if len(old) != len(new):
             yield f"{what}: {len(old)} lines before, {len(new)} after"
+        lacking: dict[str, int] = {}
         for i, (one, other) in enumerate(zip(old, new, strict=False)):
-            if one != other:
-                yield f"{what}, line {i + 1}:\n    {one[:300]}\n    {other[:300]}"
+            if one == other:
+                continue
+            left, right = json.loads(one), json.loads(other)
+            for name in left.keys() ^ right.keys():
+                lacking[name] = lacking.get(name, 0) + 1
+            for name in left.keys() & right.keys():
+                if left[name] != right[name]:
+                    yield f"{what}, line {i + 1}, {name}:\n    {left[name]!s:.300}\n    {right[name]!s:.300}"
+        yield from (f"{what}: field {name} is in one of them only, {n} times" for name, n in sorted(lacking.items()))
     if before.profiles.keys() != after.profiles.keys():
         yield f"profiles: {len(before.profiles)} spans before, {len(after.profiles)} after, under other keys"
     unlike: dict[str, int] = {}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import json
+from dataclasses import replace
 from pathlib import Path
 
 from support import victims
@@ -24,4 +26,6 @@ def test_one_changed_count_of_one_profile_is_found(tmp_path: Path) -> None:
     results = results_of(ROOT, tmp_path, victims.MODEL, tmp_path, tmp_path / "state")
     assert len(results.scores) == len(results.profiles) == 3
     assert list(differences(results, results)) == []
+    more = replace(results, scores=[json.dumps(json.loads(line) | {"more": 1}) for line in results.scores])
+    assert list(differences(results, more)) == ["scores: field more is in one of them only, 3 times"]
     assert list(differences(results, spoilt(results))) == ["profiles: field queries differs in 1 spans"]

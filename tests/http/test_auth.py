@@ -77,6 +77,7 @@ def test_a_key_is_good_until_it_ends_or_is_revoked(ring: tuple[KeyRing, Operatio
     keys._now_s = lambda: 1060.0
     assert keys.check(text) is None
     assert keys.of_prefix(made.prefix) is None
+    assert keys.of_prefix("nobodys") is None
     assert keys.ever_keyed, "a key that ended was a key"
     keys._now_s = lambda: 1000.0
     operations.revoke_key(admin, made.prefix)

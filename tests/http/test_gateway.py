@@ -256,7 +256,7 @@ DISGUISES = (
     "/v1/models/fraud%2dv3", "/v1/models/fraud%252dv3", "/v1/models/%66raud-v3", "/v1/models/x/..%2ffraud-v3", "/v1%2fmodels/fraud-v3",
     "/V1/Models/fraud-v3", "/v1\\models\\fraud-v3", "/v1;x=1/models/fraud-v3", "/x/..;/v1/models/fraud-v3", "/v1/models./fraud-v3",
     "/v1/mo%09dels/fraud-v3", "http://h/v1/models/fraud-v3", "//h/v1/models/fraud-v3", "/v1/%25%36%64odels/fraud-v3",
-    "/x/.. /v1/models/fraud-v3", "/" + "x" * LONGEST, "/%" + "25" * 8 + "41",
+    "/x/.. /v1/models/fraud-v3", "/x/..;/v1/models./fraud-v3", "/" + "x" * LONGEST, "/%" + "25" * 8 + "41",
 )  # fmt: skip
 
 
@@ -267,9 +267,11 @@ def test_every_way_to_write_a_closed_path_is_closed() -> None:
 
 def test_other_paths_stay_open() -> None:
     others = ("/", "", "/v1/models/other:predict", "/v1/models/fraud-v30", "/v1/models/fraud-v3-b/predict", "/v1/models/fraud-v3.1/predict",
-              "/v1/models/fraud-v3/health", "/v1/models/a%20b.json;c=d", "/v1/models/%e9")  # fmt: skip
+              "/v1/models/fraud-v3/health", "/v1/models/a%20b.json;c=d", "/v1/models/%e9", "/v1/models/fraud-v3_b",
+              "/v1/modelsX/fraud-v3", "/Xv1/models/fraud-v3", "/" + "x" * (LONGEST - 1))  # fmt: skip
     assert [path for path in others if CLOSED.closed(path)] == []
     assert not Routes({"/": "open"}).closed("/" + "x" * LONGEST), "nothing is closed"
+    assert not Routes({"/v1": "closed"}).closed("/v2"), "no route knows it"
     closed_but_one = Routes({"/": "closed", "/healthz": "open"})
     paths = ("/healthz", "/healthz/x", "/healthz:x", "/healthz/../x", "/x", "")
     assert [closed_but_one.closed(path) for path in paths] == [False, False, True, True, True, True]

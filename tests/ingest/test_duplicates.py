@@ -82,6 +82,17 @@ def test_the_last_256_are_remembered_and_no_more() -> None:
     blob = windows.blob(0)
     assert blob is not None
     assert len(blob) == 16 + 16 * KEPT
+    again = Windows()
+    again.put(0, blob)
+    assert again.blob(0) == blob, "a full window is read"
+
+
+def test_a_stored_window_takes_the_place_of_the_one_at_hand() -> None:
+    windows, stored = Windows(), Windows()
+    fold(windows, [(0, 7, 1000)])
+    fold(stored, [(0, 8, 1000)])
+    windows.put(0, stored.blob(0))
+    assert fold(windows, [(0, 7, 1000), (0, 8, 1000)]) == [True, False]
 
 
 @pytest.mark.parametrize(("age_ms", "fresh"), [(SPAN_MS, False), (SPAN_MS + 1, True)])
@@ -116,6 +127,23 @@ def test_a_damaged_window_begins_anew(damaged: bytes) -> None:
     windows.put("c", damaged)
     assert windows.blob("c") is None
     assert fold(windows, [(0, 3, 9)]) == [True]
+
+
+def test_a_window_of_another_version_or_with_another_number_of_ids_begins_anew() -> None:
+    """Each of the three is wrong alone."""
+    windows = Windows()
+    fold(windows, [(0, 7, 1000)])
+    good = windows.blob(0)
+    assert good is not None
+    version, count, newest = duplicates._HEAD.unpack_from(good)
+    ids = good[duplicates._HEAD.size :]
+    for wrong in (
+        duplicates._HEAD.pack(version + 1, count, newest) + ids,
+        duplicates._HEAD.pack(version, count + 1, newest) + ids,
+        duplicates._HEAD.pack(version, KEPT + 1, newest) + ids * (KEPT + 1),
+    ):
+        windows.put(0, wrong)
+        assert windows.blob(0) is None
 
 
 def test_the_table_grows_and_rows_are_reused_empty() -> None:
