@@ -106,6 +106,14 @@ class ExposureLimits(Part):
         ge=0,
         description="distinct queries of all clients of a model together from which an alarm is raised; 0: never",
     )
+    tokens_alert: int = Field(
+        0, ge=0, description="tokens of queries and answers within horizon_days from which an alert is sent; 0: never"
+    )
+    tokens_throttle: int = Field(
+        0,
+        ge=0,
+        description="tokens within horizon_days from which the client is throttled, as far as the mode allows; 0: never",
+    )
 
 
 class ExposureSettings(ExposureLimits):

@@ -57,6 +57,7 @@ REASONS: dict[str, str] = {
     "expired": "the decision has ended, and the client has sent no query since",
     "allow_listed": "as suspicious as stated, but the client is on the allowlist, so nothing is enforced",
     "exposure_budget": "the answers that the client received are worth more than the exposure budget allows, whatever its intent",
+    "token_budget": "the client's queries and their answers had more tokens than its budget allows, whatever its intent",
     "query_budget": "the client asked more distinct queries than its budget allows, whatever its intent",
     "campaign": "the queries of these linked accounts, taken together, are rarer than those of honest groups of this size",
     "campaign_content": "too many accounts are odd in the same way for their size, though nothing ties them; a person must confirm them",
@@ -65,8 +66,9 @@ REASONS: dict[str, str] = {
 """Reason codes and what they mean."""
 
 
-EXPOSURE, QUERIES = "exposure_budget", "query_budget"
-"""Reasons of the two budgets of a client."""
+EXPOSURE, QUERIES, TOKENS = "exposure_budget", "query_budget", "token_budget"
+BUDGETS = (EXPOSURE, QUERIES, TOKENS)
+"""Reasons of the budgets of a client. If several ask for the same, the first of these is named."""
 Spent = Literal["none", "alert", "throttle"]
 """How much of its exposure budget a client has spent."""
 SPENT: tuple[Spent, ...] = get_args(Spent)
@@ -77,6 +79,7 @@ class ExposureBudget:
     """alert, throttle: exposures, shares in (0, 1], from which the owner is told and the client is throttled; 0: never.
 
     queries_alert, queries_throttle  the same in distinct queries: a limit that needs no estimate; queries_total: of all clients together
+    tokens_alert, tokens_throttle    the same in tokens, where the log says them
     """
 
     alert: float = 0.0
@@ -84,6 +87,8 @@ class ExposureBudget:
     queries_alert: int = 0
     queries_throttle: int = 0
     queries_total: int = 0
+    tokens_alert: int = 0
+    tokens_throttle: int = 0
 
     def spent(self, exposure: Exposure | None) -> Spent:
         """Return what an exposure asks for. A rough estimate is told and never throttles; no estimate asks for nothing.
@@ -117,6 +122,16 @@ class ExposureBudget:
         if self.queries_throttle and distinct >= self.queries_throttle:
             return "throttle"
         return "alert" if self.queries_alert and distinct >= self.queries_alert else "none"
+
+    def spent_by_tokens(self, tokens: int) -> Spent:
+        """Return what a number of tokens asks for.
+
+        >>> [ExposureBudget(tokens_alert=100, tokens_throttle=200).spent_by_tokens(n) for n in (99, 100, 200)]
+        ['none', 'alert', 'throttle']
+        """
+        if self.tokens_throttle and tokens >= self.tokens_throttle:
+            return "throttle"
+        return "alert" if self.tokens_alert and tokens >= self.tokens_alert else "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -369,7 +384,7 @@ def within_exposure(
     until_s = previous.until_s if silent else now_s + TTL_S["throttle"]
     if until_s <= now_s:
         return exposed
-    since_s = previous.since_s if previous.reason in (EXPOSURE, QUERIES) and previous.since_s else now_s
+    since_s = previous.since_s if previous.reason in BUDGETS and previous.since_s else now_s
     return replace(exposed, since_s=since_s, until_s=until_s, enforced=enforce("throttle", mode))
 
 

@@ -16,6 +16,7 @@ from consumers.records import (
     sample_events,
     schema_watch,
     spans,
+    usage,
 )
 from consumers.store import records
 
@@ -34,7 +35,8 @@ def test_every_table_of_a_store_is_listed() -> None:
 
 def test_every_field_of_a_profile_is_listed() -> None:
     fields = {
-        m.FIELD for m in (baselines_in_force, duplicates, links, odd_patches, refusals, sample_events, schema_watch)
+        m.FIELD
+        for m in (baselines_in_force, duplicates, links, odd_patches, refusals, sample_events, schema_watch, usage)
     }
     assert first_cells("Fields of a profile") == fields | {client.HEADER, spans.SPAN, spans.SPAN_BESIDE}
 

@@ -26,8 +26,7 @@ from detector.exposure import Exposure, estimate_columns
 from detector.own_life import Observation, observed
 from detector.patch_groups import LEVEL
 from detector.policy import (
-    EXPOSURE,
-    QUERIES,
+    BUDGETS,
     SPENT,
     Decision,
     ExposureBudget,
@@ -146,7 +145,8 @@ class Detect:
             plan = self.plans.get(record.client_id)
             budget = policy.exposure if plan is None else policy.exposure.of_plan(plan)
             by_worth, by_queries = budget.spent(exposure), budget.spent_by_queries(assessment.distinct)
-            spent, why = max((by_worth, EXPOSURE), (by_queries, QUERIES), key=lambda one: SPENT.index(one[0]))
+            asked = (by_worth, by_queries, budget.spent_by_tokens(record.tokens))
+            spent, why = max(zip(asked, BUDGETS, strict=True), key=lambda one: SPENT.index(one[0]))
             decision = within_exposure(earlier, decision, spent, policy.mode, now, silent, why)
             if overrule is not None:
                 decision = overrule(key, earlier, decision, now)

@@ -12,14 +12,15 @@ Rules:
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +31,7 @@ from consumers.ingest.duplicates import FIELD, Windows, event_hashes
 from consumers.log import Records, prefix
 from consumers.log.formats import Decoded, InputReader, NativeFormat
 from consumers.log.halves import WaitingHalves
-from consumers.records import links, odd_patches, refusals, sample_events
+from consumers.records import links, odd_patches, refusals, sample_events, usage
 from consumers.records.baselines_in_force import FIELD as FOLDED_FIELD
 from consumers.records.baselines_in_force import FoldedSince, folded_key
 from consumers.records.damaged import readable
@@ -44,6 +45,7 @@ from consumers.sharing_keys import SharingKey
 from consumers.store import Checkpoint, Tombstones
 from detector.baseline import Baseline
 from detector.clock import on_the_clock
+from detector.features import Measured
 from detector.profile_shape import Shape
 from detector.profile_table import ProfileTable
 from detector.query import ClientKey, QueryBatch
@@ -64,6 +66,7 @@ class Cell:
     windows    model → event ids of its clients; watches: model → misfits that its clients share (schema_watch.py)
     links      client → what ties it to others (links.py); told: client → its last odd queries (sample_events.py)
     refused    client → what did not fit, counted (refusals.py); patches: where its odd queries lie (odd_patches.py)
+    used       client → tokens (usage.py)
     halves     of queries that wait for the other half
     erased     client → offset below which its queries are skipped
     full       the store has no room for new clients
@@ -97,6 +100,7 @@ class Cell:
     told: dict[ClientKey, tuple[sample_events.SampleEvent, ...]] = field(default_factory=dict)
     refused: dict[ClientKey, refusals.Refusals] = field(default_factory=dict)
     patches: dict[ClientKey, tuple[int, ...]] = field(default_factory=dict)
+    used: dict[ClientKey, usage.Usage] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -193,6 +197,7 @@ class Ingest:
                 self.windows_of(cell, key.model).put(key, fields[FIELD])
             cell.links[key] = links.unpacked(fields.get(links.FIELD))
             cell.refused[key] = refusals.unpacked(fields.get(refusals.FIELD))
+            cell.used[key] = usage.unpacked(fields.get(usage.FIELD))
             cell.told[key] = sample_events.unpacked(fields.get(sample_events.FIELD), self.secrets, key.tenant)
             cell.patches[key] = odd_patches.kept(fields, self.baselines[key.model].map_id, self.secrets, key.tenant)
             stored.setdefault(key.model, {})[key] = long_and_short(fields, self.baselines[key.model])
@@ -216,8 +221,7 @@ class Ingest:
         return readable(None, self.secrets.unseal, header, key.tenant) is not None
 
     def of_model(self, cell: Cell, model: str) -> ProfileTable:
-        profiles = cell.profiles.get(model)
-        if profiles is None:
+        if (profiles := cell.profiles.get(model)) is None:
             profiles = cell.profiles[model] = self._table(self.baselines[model])
         return profiles
 
@@ -234,8 +238,7 @@ class Ingest:
         )
 
     def windows_of(self, cell: Cell, model: str) -> Windows:
-        windows = cell.windows.get(model)
-        if windows is None:
+        if (windows := cell.windows.get(model)) is None:
             windows = cell.windows[model] = Windows()
         return windows
 
@@ -378,10 +381,7 @@ class Ingest:
         watch = cell.watches.setdefault(model, SchemaWatch())
         if watch.add(batch, [key.client for key in keys], profiles.map):
             writes[self.watch_key(model)] = {WATCH_FIELD: watch.to_bytes()}
-        linked, told = self._said(cell, model, batch, keys, measured.bits, decoded)
-        patches = odd_patches.seen(cell.patches, keys, batch, measured.patches, self.overflow(model))
-        map_id = self.baselines[model].map_id
-        refused = refusals.seen(cell.refused, keys, batch, decoded.notes.get(model, {}))
+        beside = self._beside_spans(cell, model, batch, keys, measured, decoded)
         for key, display, packed in zip(keys, batch.clients, self._packed(cell, model, batch, keys), strict=True):
             fields = packed.fields
             if packed.fades:
@@ -392,21 +392,12 @@ class Ingest:
                 fields["h"] = self.secrets.seal(display, self.tenant)
                 cell.nameless.discard(key)
             fields |= dict.fromkeys(sorted((stored or set()) - kept))
-            window = windows.blob(key)
-            if window is not None:
+            if (window := windows.blob(key)) is not None:
                 fields[FIELD] = window
-            if key in linked:
-                cell.links[key] = linked[key]
-                fields[links.FIELD] = links.packed(linked[key])
-            if key in told:
-                cell.told[key] = told[key]
-                fields[sample_events.FIELD] = sample_events.packed(told[key], self.secrets, self.tenant)
-            if key in patches:
-                cell.patches[key] = patches[key]
-                fields[odd_patches.FIELD] = odd_patches.packed(patches[key], map_id, self.secrets, self.tenant)
-            if key in refused:
-                cell.refused[key] = refused[key]
-                fields[refusals.FIELD] = refusals.packed(refused[key])
+            for changed, known, name, pack in beside:
+                if key in changed:
+                    known[key] = changed[key]
+                    fields[name] = pack(changed[key])
             cell.stored[key] = kept
             writes[key] = fields
 
@@ -428,25 +419,36 @@ class Ingest:
             for one, other in zip(live, table.packed(keys), strict=True)
         ]
 
-    def _said(
+    def _beside_spans(
         self,
         cell: Cell,
         model: str,
         batch: QueryBatch,
         keys: list[ClientKey],
-        bits: NDArray[np.uint32],
+        measured: Measured,
         decoded: Decoded,
-    ) -> tuple[dict[ClientKey, tuple[str, ...]], dict[ClientKey, tuple[sample_events.SampleEvent, ...]]]:
-        """Links and sample events that change, by client. The overflow client is many, so it has neither."""
-        metadata = decoded.metadata.get(model, {})
+    ) -> list[tuple[dict[ClientKey, Any], dict[ClientKey, Any], str, Callable[[Any], bytes]]]:
+        """What changes beside the spans: client → value, where the cell knows it, its field, its codec."""
+        metadata, stated = decoded.metadata.get(model, {}), decoded.usage.get(model, {})
         linked = links.seen(cell.links, keys, batch, metadata, self.secrets, self.link_keys, self.sharing)
         texts, ends = decoded.events[model]
         rows = np.searchsorted(decoded.batches[model].offsets, batch.offsets).astype(np.int64)
-        told = sample_events.seen(cell.told, keys, batch, bits, self._masks[model], texts, ends, rows)
-        pool = self.overflow(model)
-        linked.pop(pool, None)
-        told.pop(pool, None)
-        return linked, told
+        told = sample_events.seen(cell.told, keys, batch, measured.bits, self._masks[model], texts, ends, rows)
+        used = usage.seen(cell.used, keys, batch, stated, self.half_horizon_ms)
+        for values in (linked, told, used):
+            values.pop(self.overflow(model), None)  # the overflow client is many, so it has none of these
+        refused = refusals.seen(cell.refused, keys, batch, decoded.notes.get(model, {}))
+        patches = odd_patches.seen(cell.patches, keys, batch, measured.patches, self.overflow(model))
+        seal = functools.partial(sample_events.packed, secrets=self.secrets, tenant=self.tenant)
+        map_id = self.baselines[model].map_id
+        place = functools.partial(odd_patches.packed, map_id=map_id, secrets=self.secrets, tenant=self.tenant)
+        return [
+            (linked, cell.links, links.FIELD, links.packed),
+            (told, cell.told, sample_events.FIELD, seal),
+            (patches, cell.patches, odd_patches.FIELD, place),
+            (refused, cell.refused, refusals.FIELD, refusals.packed),
+            (used, cell.used, usage.FIELD, usage.packed),
+        ]
 
     def trim(self, cell: Cell, keys: Mapping[str, list[ClientKey]], cells: int = 1) -> None:
         """Make room in the cache before clients are added: past this cell's share, forget who came first, nobody of this poll.
@@ -463,7 +465,7 @@ class Ingest:
                     if model in cell.beside:
                         cell.beside[model].drop(key)
                     self.windows_of(cell, model).drop(key)
-                    for known in (cell.stored, cell.links, cell.told, cell.refused, cell.patches):
+                    for known in (cell.stored, cell.links, cell.told, cell.refused, cell.patches, cell.used):
                         known.pop(key, None)  # type: ignore[call-overload]
                     cell.nameless.discard(key)
 

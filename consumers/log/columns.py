@@ -49,6 +49,7 @@ class ModelColumns:
                is no event id
     metadata   log offset → metadata as they are written
     notes      log offset → what about the query does not fit
+    usage      log offset → token usage as it is written
     """
 
     places: NDArray[np.int64]
@@ -57,6 +58,7 @@ class ModelColumns:
     contents: Texts
     metadata: dict[int, Raw]
     notes: dict[int, tuple[MisfitNote, ...]] = field(default_factory=dict)
+    usage: dict[int, Raw] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -81,6 +83,7 @@ class RowColumns:
     contents: bytearray = field(default_factory=bytearray)
     content_ends: array[int] = field(default_factory=lambda: array("q"))
     metadata: dict[int, Raw] = field(default_factory=dict)
+    usage: dict[int, Raw] = field(default_factory=dict)
     notes: dict[int, tuple[MisfitNote, ...]] = field(default_factory=dict)
     marked: dict[int, tuple[int, int]] = field(default_factory=dict)
 
@@ -147,6 +150,7 @@ class RowColumns:
             (self.contents, np.frombuffer(self.content_ends, np.int64)),
             self.metadata,
             self.notes,
+            self.usage,
         )
 
 
@@ -175,6 +179,7 @@ def merged(one: ModelColumns, other: ModelColumns) -> ModelColumns:
         _merged_texts(one.contents, other.contents, order),
         one.metadata | other.metadata,
         one.notes | other.notes,
+        one.usage | other.usage,
     )
 
 

@@ -39,7 +39,7 @@ __all__ = ["FATES", "KNOWN_KEYS", "REASONS", "Decoded", "InputReader", "NativeFo
 
 KNOWN_KEYS = frozenset(
     "event_id timestamp client_id model_id model_version features embedding text messages prediction status sampled_fraction"
-    " metadata canary".split()
+    " metadata usage canary".split()
 )
 MAX_CLIENT_BYTES = 256
 COMPARED = (*FORMS, ANSWER)
@@ -65,6 +65,7 @@ class Decoded:
     contents  model id → what a repetition must have in common, laid out alike: event id, input and prediction as they were written;
               empty where there is no event id
     metadata  model id → offset → metadata of the events that have some, not read yet (links.py)
+    usage     model id → offset → token usage of the events that have some, not read yet (usage.py)
     notes     model id → offset → what about the query does not fit
     dead      refused records
     counted   offsets of those among them that are queries of their client all the same
@@ -80,6 +81,7 @@ class Decoded:
     events: dict[str, tuple[bytearray, NDArray[np.int64]]] = field(default_factory=dict)
     contents: dict[str, tuple[bytearray, NDArray[np.int64]]] = field(default_factory=dict)
     metadata: dict[str, dict[int, Raw]] = field(default_factory=dict)
+    usage: dict[str, dict[int, Raw]] = field(default_factory=dict)
     notes: dict[str, dict[int, tuple[MisfitNote, ...]]] = field(default_factory=dict)
     dead: list[DeadLetter] = field(default_factory=list)
     counted: set[int] = field(default_factory=set)
@@ -190,6 +192,8 @@ class NativeFormat:
         mine.close()
         if "metadata" in event:
             mine.metadata[offset] = event["metadata"]
+        if "usage" in event:
+            mine.usage[offset] = event["usage"]
         if "canary" in event and bytes(event["canary"]) == b"true":
             out.counters["canaries"] += 1
         if not event.keys() <= KNOWN_KEYS:
@@ -239,6 +243,8 @@ def _give(out: Decoded, model: str, columns: ModelColumns | None) -> None:
     out.batches[model] = columns.batch
     out.events[model], out.contents[model] = columns.event_ids, columns.contents
     out.metadata[model] = columns.metadata
+    if columns.usage:
+        out.usage[model] = columns.usage
     if columns.notes:
         out.notes[model] = columns.notes
     out.last_ms = max(out.last_ms, int(columns.batch.time_ms.max(initial=0)))

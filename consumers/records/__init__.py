@@ -3,7 +3,7 @@
 | file | what it describes | written by | read by |
 |---|---|---|---|
 | `spans` | the windows of a client's profile, and which of them count | ingest | detect, recalibrate, readers |
-| `links`, `sample_events`, `refusals` | fields ``l``, ``x``, ``r`` of a profile | ingest | detect |
+| `links`, `sample_events`, `refusals`, `usage` | fields ``l``, ``x``, ``r``, ``u`` of a profile | ingest | detect |
 | `ledger` | the counters of a profile cell, and the overflow client | ingest | recalibrate, replay |
 | `schema_watch` | columns that many clients begin to send otherwise | ingest | detect |
 | `client` | the record of one client: all of the fields above, read and put together | – | detect |

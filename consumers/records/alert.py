@@ -32,7 +32,7 @@ from consumers.secrets import Secrets
 from consumers.store import DecisionRow, OutboxAlert
 from consumers.times import rfc3339
 from detector.exposure import Exposure
-from detector.policy import QUERIES, SPENT, ExposureBudget, News, Spent
+from detector.policy import BUDGETS, QUERIES, SPENT, TOKENS, ExposureBudget, News, Spent
 from detector.query import ClientKey
 
 Kind = Literal["client", "campaign"]
@@ -105,8 +105,8 @@ def spent_told(
     was: Spent = before.exposed if before is not None else "none"
     if row.exposed == was:
         return None
-    if row.exposed == "none" and before is not None and before.decision.reason == QUERIES:
-        why = QUERIES  # of two budgets that are both kept again, the one that was told
+    if row.exposed == "none" and before is not None and before.decision.reason in BUDGETS:
+        why = before.decision.reason  # of budgets that are both kept again, the one that was told
     if "none" not in (row.exposed, was) and SPENT.index(row.exposed) < SPENT.index(was):
         return None
     body = _raised(key, row, row.last_ms, row.assessment.queries)
@@ -116,6 +116,10 @@ def spent_told(
         most = budget.queries_throttle if throttled else budget.queries_alert or budget.queries_throttle
         share = row.assessment.distinct
         text = f"it asked {share:,.0f} distinct queries; the query budget allows {most:,}"
+    elif why == TOKENS:
+        most = budget.tokens_throttle if throttled else budget.tokens_alert or budget.tokens_throttle
+        share = float(row.tokens)
+        text = f"its queries and their answers had {row.tokens:,} tokens; the token budget allows {most:,}"
     else:
         limit = budget.throttle if throttled else budget.alert or budget.throttle
         text = f"the estimated exposure is {exposure_text(row.exposure)}; the exposure budget allows {limit:.0%}"
@@ -127,7 +131,12 @@ def spent_told(
         "frameworks": list(LIMIT),
         "family": "unknown",
         "evidence": [
-            {"signal": "queries" if why == QUERIES else "exposure", "statistic": share, "p_value": 1.0, "text": text}
+            {
+                "signal": {QUERIES: "queries", TOKENS: "tokens"}.get(why, "exposure"),
+                "statistic": share,
+                "p_value": 1.0,
+                "text": text,
+            }
         ],
         "update": 2 if row.exposed == "none" else int(was == "alert"),
     }

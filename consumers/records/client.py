@@ -20,7 +20,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from consumers.records import links, odd_patches, refusals, sample_events
+from consumers.records import links, odd_patches, refusals, sample_events, usage
 from consumers.records.damaged import readable
 from consumers.records.refusals import Refusals
 from consumers.records.sample_events import SampleEvent
@@ -80,6 +80,7 @@ class ClientRecord:
     ties           kinds of links that tie a campaign's accounts, and how many accounts each ties; empty for a client
     shared         hashes under sharing keys, ``KEYID.kind:hash``; empty for a campaign
     patches        the client's odd patches as stored, by cell; empty for a campaign
+    tokens         of its queries and their answers, as far as the log says; 0 for a campaign
     """
 
     client_id: str
@@ -92,6 +93,7 @@ class ClientRecord:
     ties: tuple[Tie, ...] = ()
     shared: tuple[str, ...] = ()
     patches: tuple[bytes | None, ...] = ()
+    tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,23 +123,26 @@ def read_clients(clients: Sequence[tuple[ClientKey, Fields]], baseline: Baseline
     lives = found.columns.lives() if found.columns is not None else []
     keys, records = list[ClientKey](), list[ClientRecord]()
     for i, life in zip(found.whose, lives, strict=True):
-        key, fields, client_id, (cells, linked, shared, events, counted) = known[i]
+        key, fields, client_id, (cells, linked, shared, events, counted, tokens) = known[i]
         patches = tuple(fields[cell].get(odd_patches.FIELD) for cell in cells)
         keys.append(key)
-        records.append(ClientRecord(client_id, life, cells, linked, events, counted, shared=shared, patches=patches))
+        record = ClientRecord(
+            client_id, life, cells, linked, events, counted, shared=shared, patches=patches, tokens=tokens
+        )
+        records.append(record)
     return ReadClients(keys, records, found.columns)
 
 
 def _beside_profiles(
     key: ClientKey, fields: Fields, secrets: Secrets
-) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...], tuple[SampleEvent, ...], Refusals]:
-    """Cells, links, hashes under sharing keys, sample events and refusals of a client."""
+) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...], tuple[SampleEvent, ...], Refusals, int]:
+    """Cells, links, hashes under sharing keys, sample events, refusals and tokens of a client."""
     cells = tuple(sorted(fields))
     shards = [fields[cell] for cell in cells]
     counted = refusals.together([shard.get(refusals.FIELD) for shard in shards])
     linked, shared = links.together([shard.get(links.FIELD) for shard in shards])
     events = sample_events.together([shard.get(sample_events.FIELD) for shard in shards], secrets, key.tenant)
-    return cells, linked, shared, events, counted
+    return cells, linked, shared, events, counted, usage.together([shard.get(usage.FIELD) for shard in shards])
 
 
 def read_profile(key: ClientKey, fields: Fields, baseline: Baseline, secrets: Secrets) -> tuple[Profile, str] | None:

@@ -96,6 +96,7 @@ class StoredDecision:
     ties        kinds of links that tie a campaign's accounts, and how many accounts each ties
     baseline    id of the baseline that the client was assessed on, empty in rows of earlier versions
     observations  what is unusual about the course of the client's own life; shown, and never counted
+    tokens      of its queries and their answers, as far as the log says
     shared      hashes under sharing keys, ``KEYID.kind:hash``, which indicators of peers are compared with
     patches     keyed hashes of where the odd queries of a client lie that is odd for its size; empty for all others
     """
@@ -126,6 +127,7 @@ class StoredDecision:
     shared: tuple[str, ...] = ()
     observations: tuple[Observation, ...] = ()
     patches: tuple[str, ...] = ()
+    tokens: int = 0
 
     def score(self, model: str) -> dict[str, Any]:
         """Return the object of ``--scores`` and ``clients --json``."""
@@ -148,7 +150,12 @@ class StoredDecision:
             "reason": decision.reason,
             "enforced": decision.enforced,
             "persona": self.persona,
-        } | ({"observations": msgspec.to_builtins(list(self.observations))} if self.observations else {})
+        } | self._where_known()
+
+    def _where_known(self) -> dict[str, Any]:
+        """Keys that a score has only where they say something."""
+        found: dict[str, Any] = {"tokens": self.tokens} if self.tokens else {}
+        return found | ({"observations": msgspec.to_builtins(list(self.observations))} if self.observations else {})
 
     def document(self) -> dict[str, Any]:
         """Return the row as one flat JSON object, ids in clear: for evidence bundles and the export of a client's data."""
@@ -218,6 +225,7 @@ class _Row(msgspec.Struct, frozen=True):
     shared: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
     observations: tuple[Observation, ...] | msgspec.UnsetType = msgspec.UNSET
     patches: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
+    tokens: int | msgspec.UnsetType = msgspec.UNSET
 
 
 _OMITTED: dict[str, Any] = {
@@ -229,6 +237,7 @@ _OMITTED: dict[str, Any] = {
     "shared": (),
     "observations": (),
     "patches": (),
+    "tokens": 0,
 }
 """Fields that are written only where they say something, and what their absence means."""
 _pack = msgspec.msgpack.Encoder()
@@ -370,6 +379,7 @@ def decided(
         patches=patches,
         shared=record.shared,
         observations=observations,
+        tokens=record.tokens,
     )
 
 

@@ -75,6 +75,7 @@ BY_REASON: Mapping[str, tuple[Named, ...]] = MappingProxyType(
         "allow_listed": (),
         "exposure_budget": (),
         "query_budget": (),
+        "token_budget": (),
         "campaign": _POOL,
         "campaign_content": _POOL,
         "breaker": (),

@@ -79,7 +79,13 @@ def _budget_of(limits: ExposureLimits) -> ExposureBudget:
     from detector.policy import ExposureBudget
 
     return ExposureBudget(
-        limits.alert, limits.throttle, limits.queries_alert, limits.queries_throttle, limits.queries_total
+        limits.alert,
+        limits.throttle,
+        limits.queries_alert,
+        limits.queries_throttle,
+        limits.queries_total,
+        limits.tokens_alert,
+        limits.tokens_throttle,
     )
 
 

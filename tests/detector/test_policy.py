@@ -99,7 +99,15 @@ def test_every_row_of_the_table_is_hit_and_every_reason_is_reached() -> None:
     over = lapsed(Decision("block", "extraction", 5, 9), Decision("throttle", "suspicious", 9, 20), 9)
     # by what people said (tests/detect/test_overrides.py), about groups (test_campaigns.py), about budgets of exposure and
     # of queries (test_exposure_budget.py)
-    overruled = {"allow_listed", "breaker", "campaign", "campaign_content", "exposure_budget", "query_budget"}
+    overruled = {
+        "allow_listed",
+        "breaker",
+        "campaign",
+        "campaign_content",
+        "exposure_budget",
+        "query_budget",
+        "token_budget",
+    }
     assert reasons | {held.reason, over.reason} | overruled == set(REASONS)
     assert {row.state for row in TRANSITIONS} == set(STATES)
     assert set(TTL_S) == set(STATES)

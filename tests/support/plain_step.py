@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping
 from support import plain_assessment as plain
 
 from consumers.detect.step import Detect, Overrule, Seen
-from consumers.records import alert, client, links, refusals, sample_events
+from consumers.records import alert, client, links, refusals, sample_events, usage
 from consumers.records.client import ClientRecord
 from consumers.records.decision import decided, previous
 from consumers.store import Cursor, Outcome
-from detector.policy import EXPOSURE, QUERIES, SPENT, decide, lapsed, news, within_exposure
+from detector.policy import EXPOSURE, QUERIES, SPENT, TOKENS, decide, lapsed, news, within_exposure
 from detector.profile import Profile
 from detector.scoring import reached
 
@@ -51,7 +51,11 @@ def _assess(detect: Detect, seen: Seen, outcome: Outcome, now_s: int | None, ove
     exposure = plain.exposed(profile, baseline)
     plan = detect.plans.get(client_id)
     budget = policy.exposure if plan is None else policy.exposure.of_plan(plan)
-    asked = (budget.spent(exposure), EXPOSURE), (budget.spent_by_queries(assessment.distinct), QUERIES)
+    asked = (
+        (budget.spent(exposure), EXPOSURE),
+        (budget.spent_by_queries(assessment.distinct), QUERIES),
+        (budget.spent_by_tokens(record.tokens), TOKENS),
+    )
     spent, why = max(asked, key=lambda one: SPENT.index(one[0]))
     decision = within_exposure(earlier, decision, spent, policy.mode, now, silent, why)
     if overrule is not None:
@@ -74,8 +78,11 @@ def _assess(detect: Detect, seen: Seen, outcome: Outcome, now_s: int | None, ove
 def _record(detect: Detect, seen: Seen, profile: Profile, client_id: str) -> ClientRecord:
     shards = [shard for _, shard in sorted(seen.fields.items())]
     counted = refusals.together(shard.get(refusals.FIELD) for shard in shards)
+    tokens = usage.together(shard.get(usage.FIELD) for shard in shards)
     linked, shared = links.together(shard.get(links.FIELD) for shard in shards)
     events = sample_events.together(
         (shard.get(sample_events.FIELD) for shard in shards), detect.secrets, seen.key.tenant
     )
-    return ClientRecord(client_id, profile, tuple(sorted(seen.fields)), linked, events, counted, shared=shared)
+    return ClientRecord(
+        client_id, profile, tuple(sorted(seen.fields)), linked, events, counted, shared=shared, tokens=tokens
+    )
