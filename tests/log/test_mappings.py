@@ -32,6 +32,7 @@ from consumers.log.mappings.records import Translator
 from consumers.log.mappings.shapes import rows_of
 from consumers.log.mappings.sources import Source
 from consumers.log.reasons import REASONS
+from consumers.records.usage import tokens_of
 from consumers.secrets import Secrets
 from detector.features import Column, Schema
 
@@ -257,6 +258,17 @@ def test_rows_of_a_batch_are_queries_of_their_own() -> None:
     ]  # fmt: skip
     short = one(content, {"in": {"instances": [[1], [2]]}, "out": {"predictions": [0]}})
     assert ["prediction" in event for event in short] == [False, False]
+
+
+def test_tokens_are_those_of_a_query_and_count_once_for_its_rows() -> None:
+    content = {"input": {"paths": ["in"]}, "usage": {"total_tokens": ["all"], "input_tokens": ["asked", "n"]}}
+    found = one(content, {"in": {"instances": [[1], [2], [3]]}, "all": 30, "n": "12"})
+    assert [event.get("usage") for event in found] == [{"total_tokens": 30, "input_tokens": 12}, None, None]
+    for value in (True, -1, 1.5, "many", "9" * 100, 10**100, [3], None):
+        assert "usage" not in one(content, {"in": [1], "all": value})[0]
+    for name in ("litellm", "envoy-ai"):
+        told = translated(translator(name), foreign_logs.TEXTS[name](3))
+        assert [tokens_of(json.dumps(event["usage"]).encode()) for event in told] == [14] * 3, name
 
 
 @pytest.mark.parametrize(

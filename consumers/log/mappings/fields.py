@@ -21,6 +21,7 @@ from consumers.log.mappings.sources import Source, View
 
 MOST_DIGITS = 40
 LINKS = ("org", "session", "ip", "asn", "ja4")
+TOKENS = ("total_tokens", "input_tokens", "output_tokens")
 
 
 class ConditionTest:
@@ -57,6 +58,7 @@ class FieldReader:
             "label": read_all(mapping.answer.label),
             "probabilities": read_all(mapping.answer.probabilities),
             **{name: read_all(getattr(mapping.metadata, name)) for name in LINKS},
+            **{name: read_all(getattr(mapping.usage, name)) for name in TOKENS},
         }
         for name in ("time", "model", "version", "id", "status", "fraction", "input", "answer"):
             self._paths[name] = read_all(getattr(mapping, name).paths)
@@ -75,6 +77,7 @@ class FieldReader:
             "status": self._number("status", mapping.status, *reversed(views)),
             "sampled_fraction": self._number("fraction", mapping.fraction, *views),
             "metadata": self._links(*views) or None,
+            "usage": self._usage(*views) or None,
         }
         return {name: value for name, value in found.items() if value is not None}
 
@@ -161,6 +164,17 @@ class FieldReader:
             if isinstance(value, str | int) and not isinstance(value, bool):
                 links[name] = value
         return links
+
+    def _usage(self, *views: View) -> dict[str, int]:
+        """Tokens; whole numbers only, as numbers or as text."""
+        found = {}
+        for name in TOKENS:
+            value = self._first(name, *views) if self._paths[name] else None
+            if isinstance(value, str) and len(value) <= MOST_DIGITS and value.isdecimal():
+                value = int(value)
+            if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 10**MOST_DIGITS:
+                found[name] = value
+        return found
 
     def _columns(self, view: View) -> list[TaggedRow]:
         spec = self.mapping.input

@@ -179,6 +179,14 @@ class LinkSpec(_Part, frozen=True):
     ja4: Paths = ()
 
 
+class UsageSpec(_Part, frozen=True):
+    """Where the tokens of a query and its answers stand (docs/formats.md, `usage`)."""
+
+    total_tokens: Paths = ()
+    input_tokens: Paths = ()
+    output_tokens: Paths = ()
+
+
 class LogMapping(_Part, frozen=True):
     """One mapping. http: paths of HTTP headers that the log holds (``$http.NAME`` reads them)."""
 
@@ -199,6 +207,7 @@ class LogMapping(_Part, frozen=True):
     input: InputSpec = InputSpec()
     answer: AnswerSpec = AnswerSpec()
     metadata: LinkSpec = LinkSpec()
+    usage: UsageSpec = UsageSpec()
 
 
 def mapping_of(content: Mapping[str, Any], where: str) -> LogMapping:

@@ -190,6 +190,8 @@ class Translator:
         base = shared.get("event_id")
         for i, one in enumerate(answers_of(answer, n)):
             event = dict(shared)
+            if i:
+                event.pop("usage", None)  # the tokens are those of all rows together
             if base is not None and n > 1:
                 event["event_id"] = f"{base}#{i}"
             if rows:
