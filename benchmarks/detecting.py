@@ -33,7 +33,8 @@ from benchmarks.throughput import conditions, in_turns, redis_url
 from benchmarks.traffic import MODEL, START_S, Traffic, records
 from consumers.detect import loop as detect
 from consumers.detect.step import CellSeen, Detect, Overrule
-from consumers.ingest.step import Cell, Ingest
+from consumers.ingest.cell import Cell
+from consumers.ingest.step import Ingest
 from consumers.records.spans import SPAN
 from consumers.secrets import Secrets
 from consumers.store import Checkpoint, Outcome, Store

@@ -34,7 +34,8 @@ from benchmarks.throughput import conditions
 from benchmarks.traffic import DEAD_TOPIC, MODEL, Traffic, ingesting, records
 from consumers.detect import loop as detect
 from consumers.detect.step import Detect
-from consumers.ingest.step import Cell, Ingest
+from consumers.ingest.cell import Cell
+from consumers.ingest.step import Ingest
 from consumers.log.kafka import connection
 from consumers.log.topics import ensure_topics
 from consumers.secrets import Secrets

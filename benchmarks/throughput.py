@@ -35,7 +35,8 @@ from kafka import KafkaConsumer
 from benchmarks.traffic import DEAD_TOPIC, MODEL, START_S, Traffic, baseline_on, ingesting, records
 from consumers import replay
 from consumers.detect.step import Detect
-from consumers.ingest.step import Cell, Ingest
+from consumers.ingest.cell import Cell
+from consumers.ingest.step import Ingest
 from consumers.log.files import FileLog
 from consumers.log.formats import InputReader, NativeFormat
 from consumers.log.kafka import connection

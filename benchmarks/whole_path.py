@@ -30,7 +30,8 @@ from typing import Any
 
 from benchmarks.throughput import conditions, redis_url
 from benchmarks.traffic import Ours, Traffic
-from consumers.ingest.step import Cell, Ingest
+from consumers.ingest.cell import Cell
+from consumers.ingest.step import Ingest
 from consumers.log import Records
 from consumers.log.formats import Decoded
 from detector.query import ClientKey

@@ -22,7 +22,8 @@ from consumers.detect import loop as detect
 from consumers.detect.step import Detect
 from consumers.errors import InvalidInput, Refused
 from consumers.ingest import loop as ingest
-from consumers.ingest.step import Cell, Ingest
+from consumers.ingest.cell import Cell
+from consumers.ingest.step import Ingest
 from consumers.log import FileQueryLog, Records, prefix
 from consumers.log.formats import Decoded
 from consumers.misfits import Misfits

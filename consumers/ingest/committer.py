@@ -12,9 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from consumers.errors import Fenced, Rewound, Unavailable
+from consumers.ingest.cell import Cell
 from consumers.ingest.recovery import Recovery
 from consumers.ingest.reporting import Reporter
-from consumers.ingest.step import Cell, Ingest
+from consumers.ingest.step import Ingest
 from consumers.log import Records, prefix
 from consumers.log.formats import Decoded
 from consumers.store import Checkpoint

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from consumers.ingest.step import Cell
+from consumers.ingest.cell import Cell
 from consumers.store import Proof
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 from consumers.errors import Unavailable
 from consumers.ingest.admission import FULL_SHARE
-from consumers.ingest.step import Cell
+from consumers.ingest.cell import Cell
 from consumers.periodic import Backoff
 from consumers.store import ProfileStore
 from consumers.telemetry.metrics import Metrics

@@ -24,6 +24,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterable, Mapping
 
 from consumers.errors import Unavailable
+from consumers.ingest.cell import Cell
 from consumers.ingest.committer import Committer
 from consumers.ingest.dead_letters import DeadLetterShip, DeadLetterShipper
 from consumers.ingest.health import Runtime, StoreHealth
@@ -31,7 +32,7 @@ from consumers.ingest.ownership import CAUTIOUS_AFTER, Ownership
 from consumers.ingest.poison import FindPoison, find_poison
 from consumers.ingest.recovery import CautiousMode, Recovery
 from consumers.ingest.reporting import Reporter, TurnReport
-from consumers.ingest.step import Cell, Ingest
+from consumers.ingest.step import Ingest
 from consumers.ingest.stopped_cells import STOPPING, Stops
 from consumers.log import Poll, QueryLog, Records
 from consumers.log.formats import Decoded

@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 
 from consumers.errors import CorruptState, Fenced, LogRecreated, LogTruncated, Unavailable
 from consumers.ingest import cell_wide
+from consumers.ingest.cell import Cell
 from consumers.ingest.crashes import CrashCounts
 from consumers.ingest.dead_letters import DeadLetterShipper
 from consumers.ingest.health import StoreHealth
-from consumers.ingest.step import Cell
 from consumers.ingest.stopped_cells import STOPPING, Stops, generation_of
 from consumers.log import Poll, QueryLog
 from consumers.store import ProfileStore

@@ -18,10 +18,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from consumers.errors import CorruptState, Fenced, Rewound, Unavailable
+from consumers.ingest.cell import Cell
 from consumers.ingest.health import KEEPALIVE_S
 from consumers.ingest.ownership import Ownership
 from consumers.ingest.poison import FindPoison, find_poison
-from consumers.ingest.step import Cell, Ingest
+from consumers.ingest.step import Ingest
 from consumers.log import Records
 from consumers.telemetry.metrics import Metrics
 

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-from consumers.ingest.step import Cell
+from consumers.ingest.cell import Cell
 from consumers.log.formats import Decoded
 from consumers.records.ledger import HALVES
 from consumers.telemetry.alarms import Alarms, Watch

@@ -2,7 +2,7 @@
 
 Rules:
 * No I/O, no clock, no random numbers: a redo over the same stored state and the same records gives the same checkpoint.
-* A `Cell` is what one process knows of a log cell that it owns: exactly what was committed. After any failure it is thrown away.
+* What is known of a log cell beforehand is in its `Cell` (cell.py).
 * `decode` gives queries the times at which they count (detector/clock.py): a record far ahead of the log time counts at the log time.
 * A model may have a second baseline beside the live one. The same batch is then folded for both, in the same checkpoint, so the profiles
   of both reflect the same offset whichever of them decides (docs/decisions/0038).
@@ -26,11 +26,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from consumers.ingest import cell_wide
-from consumers.ingest.admission import Admission, AdmissionLimits
+from consumers.ingest.admission import AdmissionLimits
+from consumers.ingest.cell import Cell
 from consumers.ingest.duplicates import FIELD, Windows, event_hashes
 from consumers.log import Records, prefix
 from consumers.log.formats import Decoded, InputReader, NativeFormat
-from consumers.log.halves import WaitingHalves
 from consumers.records import links, odd_patches, refusals, sample_events, usage
 from consumers.records.baselines_in_force import FIELD as FOLDED_FIELD
 from consumers.records.baselines_in_force import FoldedSince, folded_key
@@ -42,7 +42,7 @@ from consumers.records.schema_watch import SchemaWatch
 from consumers.records.spans import holds_span, long_and_short, span_field
 from consumers.secrets import Secrets
 from consumers.sharing_keys import SharingKey
-from consumers.store import Checkpoint, Tombstones
+from consumers.store import Checkpoint
 from detector.baseline import Baseline
 from detector.clock import on_the_clock
 from detector.features import Measured
@@ -55,52 +55,6 @@ log = logging.getLogger("querywarden.ingest")
 MS_A_DAY = 86_400_000
 MAX_CACHED = 2048
 """Clients that a process keeps, over all its cells, 20 to 50 KB each; only those of the poll at hand may be more."""
-
-
-@dataclass(slots=True)
-class Cell:
-    """What this process knows of one log cell that it owns: exactly what was committed.
-
-    beside     model → profiles of its second baseline; folded: model → since when both are folded (baselines_in_force.py)
-    stored     client → fields of spans that the store holds; nameless: clients whose stored header is damaged
-    windows    model → event ids of its clients; watches: model → misfits that its clients share (schema_watch.py)
-    links      client → what ties it to others (links.py); told: client → its last odd queries (sample_events.py)
-    refused    client → what did not fit, counted (refusals.py); patches: where its odd queries lie (odd_patches.py)
-    used       client → tokens (usage.py)
-    halves     of queries that wait for the other half
-    erased     client → offset below which its queries are skipped
-    full       the store has no room for new clients
-    generation the store's, which changes when an operator begins the cell anew
-    crashes    how many processes claimed at this offset and never came beyond it
-    cautious   try records in a child process before they are folded, until the offset `cautious_until` (recovery.py)
-    checked_s  when the store last confirmed token and offset, by the monotonic clock
-    """
-
-    name: str
-    token: str
-    offset: int | None
-    counters: Counter[str]
-    profiles: dict[str, ProfileTable] = field(default_factory=dict)
-    windows: dict[str, Windows] = field(default_factory=dict)
-    watches: dict[str, SchemaWatch] = field(default_factory=dict)
-    admission: Admission = field(default_factory=Admission)
-    halves: WaitingHalves = field(default_factory=WaitingHalves)
-    erased: Tombstones = field(default_factory=Tombstones)
-    full: bool = False
-    generation: str = ""
-    cautious: bool = False
-    cautious_until: int = 0
-    crashes: int = 0
-    checked_s: float = 0.0
-    beside: dict[str, ProfileTable] = field(default_factory=dict)
-    folded: dict[str, FoldedSince] = field(default_factory=dict)
-    stored: dict[ClientKey, set[str]] = field(default_factory=dict)
-    nameless: set[ClientKey] = field(default_factory=set)
-    links: dict[ClientKey, tuple[str, ...]] = field(default_factory=dict)
-    told: dict[ClientKey, tuple[sample_events.SampleEvent, ...]] = field(default_factory=dict)
-    refused: dict[ClientKey, refusals.Refusals] = field(default_factory=dict)
-    patches: dict[ClientKey, tuple[int, ...]] = field(default_factory=dict)
-    used: dict[ClientKey, usage.Usage] = field(default_factory=dict)
 
 
 @dataclass(slots=True)

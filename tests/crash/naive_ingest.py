@@ -21,7 +21,8 @@ import redis
 from kafka import KafkaConsumer
 from kafka.errors import KafkaError
 
-from consumers.ingest.step import Cell, Ingest
+from consumers.ingest.cell import Cell
+from consumers.ingest.step import Ingest
 from consumers.log import Records
 from consumers.secrets import Secrets
 from consumers.store import Checkpoint

@@ -16,7 +16,8 @@ from crash import oracle
 from crash.ledger import repeated
 from crash.naive_ingest import PREFIX, folded
 
-from consumers.ingest.step import Cell, Ingest
+from consumers.ingest.cell import Cell
+from consumers.ingest.step import Ingest
 from consumers.log import Records
 from consumers.secrets import Secrets
 from detector.baseline_file import read_baseline

@@ -14,9 +14,10 @@ from support.references import batch_of
 
 from consumers.ingest import loop as ingest
 from consumers.ingest.admission import AdmissionLimits
+from consumers.ingest.cell import Cell
 from consumers.ingest.health import Runtime
 from consumers.ingest.loop import IngestLoop
-from consumers.ingest.step import Cell, Ingest, shape_of
+from consumers.ingest.step import Ingest, shape_of
 from consumers.log import Poll, Records
 from consumers.log.files import FileLog
 from consumers.records.ledger import imbalance

@@ -23,7 +23,8 @@ import numpy as np
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from consumers.detect.step import Detect, Seen
-from consumers.ingest.step import Cell, Ingest
+from consumers.ingest.cell import Cell
+from consumers.ingest.step import Ingest
 from consumers.log import Records
 from consumers.records.alert import finding_id
 from consumers.records.decision import StoredDecision, stored_decision
