@@ -114,6 +114,12 @@ soak: $(STAMP) ## The tests that take minutes to hours, and those that test the 
 	@tests/install-servers.sh
 	@$(BIN)/python -m pytest -q -m soak $(ARGS)
 
+.PHONY: mutation
+mutation: $(STAMP) ## Whether the tests of access and of exactly-once notice small faults put into the code; hours (ARGS="consumers.http.paths*": a part)
+	@$(BIN)/python -m pip install -q --require-hashes --target .venv/mutation -r requirements/mutation.txt
+	@PYTHONPATH=.venv/mutation $(BIN)/python -m mutmut run --max-children 2 $(ARGS) || true
+	@$(BIN)/python -m benchmarks.mutation
+
 .PHONY: bench
 bench: $(STAMP) ## What a query costs from log to store, beside naive ways and other tools, and the plans of capacity, about 30 minutes (SHORT=1: seconds, no file)
 ifdef SHORT
@@ -190,5 +196,5 @@ lock: $(STAMP) ## Pin the dependencies again, with hashes (ARGS=--upgrade for th
 .PHONY: clean
 clean: ## Remove everything that the other targets made, .venv/ too
 	@rm -rf .venv .venv-bench .venv-docs build dist demo-out htmlcov .coverage .coverage.* .deptry_cache .hypothesis .import_linter_cache \
-	    .mypy_cache .pytest_cache .ruff_cache
+	    .mypy_cache .pytest_cache .ruff_cache mutants
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -562,8 +562,19 @@ def small_fleet_figures() -> str:
     return table(titles, rows)
 
 
+def mutation_figures() -> str:
+    """Figures of benchmarks/results/mutation.json: of small faults put into a module, how many a test noticed."""
+    found = json.loads((ROOT / "benchmarks" / "results" / "mutation.json").read_text(encoding="utf-8"))
+    rows = [
+        (code(name), f"{row['mutants']:,}", f"{row['tried']:,}", f"{row['noticed']:,}", f"{row['noticed'] / row['tried']:.0%}")
+        for name, row in found.items()
+    ]  # fmt: skip
+    return table(("module", "faults", "tried", "noticed", "score"), rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "budget-figures": budget_figures,
+    "mutation-figures": mutation_figures,
     "small-fleet-figures": small_fleet_figures,
     "blocks": blocks,
     "commands": commands,

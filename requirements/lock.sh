@@ -5,7 +5,7 @@
 #   requirements/lock.sh --upgrade     everything to its newest version
 #
 # Writes run.txt (the service), dev.txt (service, tests, linters, build), build.txt (what builds the wheel), bench.txt (what `make bench`
-# measures ours beside), docs.txt (what `make docs-site` builds with) and uv.txt (the installer itself), for every supported Python at once. No index is written into them.
+# measures ours beside), docs.txt and mutation.txt (what `make docs-site` and `make mutation` need) and uv.txt (the installer itself), for every supported Python at once. No index is written into them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 uv=.venv/bin/uv
@@ -23,6 +23,7 @@ compile dev.txt pyproject.toml --group dev --constraint requirements/run.txt "$@
 compile build.txt --group pyproject.toml:build --constraint requirements/dev.txt "$@"
 compile bench.txt requirements/bench.in "$@"
 compile docs.txt requirements/docs.in "$@"
+compile mutation.txt requirements/mutation.in --constraint requirements/dev.txt "$@"
 # The installer is pinned to the version that did the pinning.
 "$uv" --version | sed 's/^uv \([0-9.]*\).*/uv==\1/' >.venv/uv.in
 compile uv.txt .venv/uv.in
