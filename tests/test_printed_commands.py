@@ -51,6 +51,7 @@ ELSEWHERE: dict[Line, str] = {
     ("CONTRIBUTING.md", "make test"): "is this suite",
     ("CONTRIBUTING.md", "make check"): "is a part of this suite and of `make lint`",
     ("CONTRIBUTING.md", "make soak"): "takes hours",
+    ("CONTRIBUTING.md", "make mutation"): "takes hours",
     (
         "CONTRIBUTING.md",
         "make docs-site",
