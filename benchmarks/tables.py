@@ -186,7 +186,7 @@ def overview(results: Results) -> str:
 
 
 VARIANT_WORDS = {
-    "plain": "queries as they come to the thief",
+    "plain": "no attempt to hide",
     "drip50": "half of its queries are honest cover",
     "drip10": "nine of ten queries are honest cover",
     "slow": "spread over the whole two weeks of the log",

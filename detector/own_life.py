@@ -1,4 +1,4 @@
-"""Observations: what is unusual about the course of a client's own life. They are shown beside a score and never counted in it.
+"""Observations: what is unusual about when a client asked how much. They are shown beside a score and never counted in it.
 
 Three courses that incidents had, and honest clients have too:
 
@@ -112,8 +112,9 @@ def new_at_full_use(span_ms: int, distinct: float, less: float) -> Observation:
     """less: share of the honest clients that asked less."""
     return Observation(
         "new_at_full_use",
-        f"it was first seen {_long(span_ms)} before its last query, and asked {distinct:,.0f} distinct queries, more than {less:.0%} of "
-        "the honest clients of the calibration in all",
+        f"it was first seen {_long(span_ms)} before its last query, and asked {distinct:,.0f} distinct queries, more than "
+        + ("any" if less >= 1 else f"{less:.0%} of the")
+        + f" honest client{'s' if less < 1 else ''} of the calibration asked in all of their time",
     )
 
 
@@ -121,13 +122,14 @@ def probe_then_burst(asked: int, length_ms: int, after: int, after_ms: int) -> O
     """asked: queries within the first `length_ms`; after: those in the `after_ms` that followed."""
     return Observation(
         "probe_then_burst",
-        f"it asked {asked:,} queries in its first {_long(length_ms)}, and {after:,} in the {_long(after_ms)} after",
+        f"it asked hardly anything for most of its time ({asked:,} queries in {_long(length_ms)}), then nearly everything "
+        f"({after:,} in {_long(after_ms)})",
     )
 
 
 def near_plan(distinct: float, plan: int) -> Observation:
     """plan: distinct queries that were declared."""
-    return Observation("near_plan", f"it asked {distinct:,.0f} distinct queries; its plan has {plan:,}")
+    return Observation("near_plan", f"it asked {distinct:,.0f} of the {plan:,} distinct queries that it declared")
 
 
 def _long(ms: int) -> str:

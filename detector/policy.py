@@ -51,7 +51,7 @@ REASONS: dict[str, str] = {
     "too_few_to_throttle": "rarer than the false-alarm budget, but with too few odd queries for a throttle",
     "too_few_to_block": "rare enough for a block, but with too few odd queries for one",
     "misfit_only": "rare enough for a block, but only because of queries that do not fit the schema; these never block alone",
-    "uncalibrated": "the baseline was not calibrated on real clients, so no client is blocked",
+    "uncalibrated": "the baseline was calibrated on fewer than 20 real clients, so detection blocks no client",
     "budget_unsupported": "the baseline was calibrated on too few honest clients for a block at this budget",
     "holds": "an earlier decision is in force until it ends",
     "expired": "the decision has ended, and the client has sent no query since",
@@ -60,7 +60,7 @@ REASONS: dict[str, str] = {
     "token_budget": "the client's queries and their answers had more tokens than its budget allows, whatever its intent",
     "query_budget": "the client asked more distinct queries than its budget allows, whatever its intent",
     "campaign": "the queries of these linked accounts, taken together, are rarer than those of honest groups of this size",
-    "campaign_content": "too many accounts are odd in the same way for their size, though nothing ties them; a person must confirm them",
+    "campaign_content": "too many accounts ask the same kind of odd query, and nothing else connects them; a person must confirm them",
     "breaker": "as suspicious as stated, but too many clients were restricted at once, so an operator must check first",
 }
 """Reason codes and what they mean."""

@@ -83,7 +83,7 @@ def baseline_shadow(
     as_json: AsJson = False,
     config_file: ConfigFile = None,
 ) -> None:
-    """Fold the log for a second baseline too, from now on. Its verdicts are compared and used for nothing else."""
+    """Fold the log for a second baseline too, from now on. Its assessments are compared and used for nothing else."""
     with _open(config_file) as opened:
         ((model, new),) = load_baselines([str(file)]).items()
         live = opened.in_force.live[opened.model(model)]
@@ -163,7 +163,7 @@ def baseline_rollback(model: Model = "", as_json: AsJson = False, config_file: C
 
 @app.command("drop")
 def baseline_drop(model: Model = "", as_json: AsJson = False, config_file: ConfigFile = None) -> None:
-    """Drop the baseline beside the live one: its profiles go with each client's next query."""
+    """Drop the baseline beside the live one; its profiles of a client are deleted when the client sends its next query."""
     with _open(config_file) as opened:
         name = opened.model(model)
         made = opened.switch.drop(opened.actor, name, opened.configured[name].id)

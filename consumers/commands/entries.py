@@ -24,7 +24,7 @@ from consumers.readers.queries import Reader
 from consumers.times import minute
 from consumers.wiring.operators import Opened
 
-ModelOption = Annotated[str, typer.Option("--model", help="Model that the entry is for; *: all models.")]
+ModelOption = Annotated[str, typer.Option("--model", help="Model that it holds for; *: all models.")]
 For = Annotated[
     str,
     typer.Option(

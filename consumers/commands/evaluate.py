@@ -35,7 +35,10 @@ def evaluate(
     ] = None,
     variant: Annotated[
         list[str] | None,
-        typer.Option(help="How the theft is hidden; may be given several times; default: plain, drip50, sybil10."),
+        typer.Option(
+            help="How the theft is hidden: plain (not at all), drip50 (half honest cover), sybil10 (split over ten accounts), "
+            "or another variant of simulate; may be given several times; default: these three."
+        ),
     ] = None,
     repeats: Annotated[int, typer.Option(min=1, max=100, help="Thefts of each family and variant.")] = 3,
     queries: Annotated[

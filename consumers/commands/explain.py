@@ -304,7 +304,7 @@ def _print_account(told: Mapping[str, Any]) -> None:
         out.print(f"· {more} weaker signal{'s' if more > 1 else ''}; --json shows all")
     for title, lines in (
         ("values that did not fit the schema", told["what_did_not_fit"]),
-        ("its own life (no evidence)", [o["text"] for o in told["observations"]]),
+        ("when it asked how much (no evidence)", [o["text"] for o in told["observations"]]),
         ("indicators of peers that it matches (no evidence)", told["reported_by_peers"]),
         ("history", [f"{t['time']}  {t['what']}" for t in told["timeline"]]),
         ("what would change it", told["what_would_change_it"]),

@@ -22,8 +22,8 @@ from detector.signals import SIGNAL_PLACES
 
 LEAST_P = 1e-9
 MODE_WORDS: dict[Mode, str] = {
-    "observe": "gateways enforce nothing",
-    "alert": "alerts go out, gateways enforce nothing",
+    "observe": "alerts go out, gateways are told nothing",
+    "alert": "alerts go out, gateways are told of suspects and enforce nothing",
     "throttle": "gateways throttle at most",
     "block": "gateways throttle and block",
 }
@@ -58,7 +58,7 @@ class Event:
 
 
 def rarity(p_value: float) -> str:
-    """How rare such a life is among honest clients.
+    """How rare a p-value is among honest clients.
 
     >>> rarity(0.0004), rarity(0.5), rarity(1.0)
     ('1 in 2,500', '1 in 2', 'usual')
@@ -100,13 +100,13 @@ def sentence(one: ClientDetail) -> str:
     said = f"{c.state.capitalize()}: {_reason(c.reason)}."
     rare = rarity(c.p_value)
     if rare != "usual":
-        said += f" Such a client is {rare} among honest clients."
+        said += f" Rarity among honest clients: {rare}."
     if c.evidence and c.state != "clear":
         said += f" The strongest signal: {c.evidence[0].text}."
         if c.family not in ("unknown", ""):
             said += f" This resembles {c.family}."
     if not c.calibrated:
-        said += " The baseline was calibrated on simulated clients, alone or beside a few real ones, so these rates are rough."
+        said += " The baseline is uncalibrated, so these rates are rough."
     return said
 
 
@@ -126,7 +126,9 @@ def what_would_change(one: ClientDetail, budget: float, baseline: Baseline | Non
     above = STATES[severity(c.state) + 1 :]
     lines = []
     if c.reason == "uncalibrated":
-        lines.append("Nothing is blocked until the baseline is fitted with the traffic of real clients.")
+        lines.append(
+            "Detection blocks no client until the baseline is calibrated on 20 real clients or more (fit --traffic, recalibrate)."
+        )
     elif c.reason == "too_few_to_block":
         lines.append(f"It would be blocked after {MIN_ODD_TO_BLOCK} odd distinct queries.")
     elif c.reason == "budget_unsupported":

@@ -280,7 +280,7 @@ class ClientDetail:
     misfit     distinct queries that did not fit the schema
     refused    reason → queries of which something did not fit or could not be read; misfits: the same by column
     links      keyed hashes of what ties accounts together; witnesses: event ids that the evidence rests on
-    observations  what is unusual about the course of its own life; no evidence
+    observations  what is unusual about when it asked how much; no evidence
     indicators indicators of peers that the client matches, the most confident first
     revision   of what people decided about it: goes into If-Match, so that nobody decides on what is over
     """

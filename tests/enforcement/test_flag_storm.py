@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from support.seeded_api import MODEL, OURS, SECRETS, client_hash, decided
 
 from consumers.detect.loop import Runner
 from consumers.detect.overrides import Overrides
-from consumers.detect.step import Detect, Seen
+from consumers.detect.step import CellSeen, Detect
 from consumers.enforcement.breaker import GatewayBreaker
 from consumers.enforcement.refresher import Refresher
 from consumers.enforcement.restrictions import Restrictions
@@ -22,7 +22,7 @@ from consumers.operators.operate import Operations
 from consumers.readers.queries import Reader
 from consumers.records.breaker import BreakerLimits
 from consumers.records.decision import packed_decision, previous
-from consumers.store import Checkpoint, Cursor, Outcome, Store
+from consumers.store import Checkpoint, Outcome, Store
 from consumers.store.embedded import EmbeddedStore
 from consumers.store.redis import connect
 from consumers.telemetry.metrics import Metrics
@@ -36,18 +36,17 @@ MOST = 20
 class Alarmed(Detect):
     """A detector gone wrong: everybody is a thief."""
 
-    def step(
-        self, cell: int, seen: Iterable[Seen], cursors: Mapping[str, Cursor], now_s: int | None, overrule: Any = None
-    ) -> Outcome:
+    def steps(self, cells: Sequence[CellSeen], now_s: int | None, overrule: Any = None) -> Iterator[Outcome]:
         assert now_s is not None
-        outcome = Outcome(cell, dict(cursors))
-        for one in seen:
-            before = previous(one.before)
-            made = Decision("block", "extraction", now_s, now_s + 3600, 0, "block")
-            made = overrule(one.key, before, made, now_s)
-            row = decided(f"c{one.key.client}", 1e-6, "block", enforced=made.enforced, reason=made.reason)
-            outcome.rows[one.key] = packed_decision(row, SECRETS, one.key.tenant)
-        return outcome
+        for cell in cells:
+            outcome = Outcome(cell.cell, dict(cell.cursors))
+            for one in cell.seen:
+                before = previous(one.before)
+                made = Decision("block", "extraction", now_s, now_s + 3600, 0, "block")
+                made = overrule(one.key, before, made, now_s)
+                row = decided(f"c{one.key.client}", 1e-6, "block", enforced=made.enforced, reason=made.reason)
+                outcome.rows[one.key] = packed_decision(row, SECRETS, one.key.tenant)
+            yield outcome
 
 
 class HonestPools:

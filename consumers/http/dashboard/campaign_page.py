@@ -81,8 +81,8 @@ def _decision(d: CampaignDecision) -> dict[str, Any]:
 
 def _tied(g: Campaign) -> str:
     """What ties the accounts, as the end of a sentence."""
-    ties = ", ".join(f"{TIED_BY.get(tie.kind, tie.kind)} ({tie.members:,} of them)" for tie in g.ties)
-    return f" What they share: {ties}." if ties else ""
+    ties = ", ".join(f"{TIED_BY.get(tie.kind, tie.kind)} ({tie.members:,} accounts)" for tie in g.ties)
+    return f" What connects them: {ties}." if ties else ""
 
 
 def _campaign(site: Site, g: Campaign) -> dict[str, Any]:
@@ -97,6 +97,6 @@ def _campaign(site: Site, g: Campaign) -> dict[str, Any]:
         "queries": g.queries,
         "model": g.model_id,
         "why": worst.evidence[0].text if worst.evidence else REASONS.get(worst.reason, worst.reason),
-        "sentence": f"{len(g.members)} linked accounts that together sent {g.queries:,} queries, the last on "
+        "sentence": f"{len(g.members)} accounts that together sent {g.queries:,} queries, the last on "
         f"{day_and_minute(g.last_seen_ms)}. The most suspicious account is in state {worst.state}.{_tied(g)}",
     }  # fmt: skip
