@@ -95,7 +95,7 @@ class StoredDecision:
     exposed     what was last told of the exposure budget
     ties        kinds of links that tie a campaign's accounts, and how many accounts each ties
     baseline    id of the baseline that the client was assessed on, empty in rows of earlier versions
-    observations  what is unusual about the course of the client's own life; shown, and never counted
+    observations  what is unusual about when the client asked how much; shown, and never counted
     tokens      of its queries and their answers, as far as the log says
     shared      hashes under sharing keys, ``KEYID.kind:hash``, which indicators of peers are compared with
     patches     keyed hashes of where the odd queries of a client lie that is odd for its size; empty for all others
