@@ -121,7 +121,7 @@ mutation: $(STAMP) ## Whether the tests of access and of exactly-once notice sma
 	@$(BIN)/python -m benchmarks.mutation
 
 .PHONY: bench
-bench: $(STAMP) ## What a query costs from log to store, beside naive ways and other tools, and the plans of capacity, about 30 minutes (SHORT=1: seconds, no file)
+bench: $(STAMP) ## What a query costs from log to store, beside naive ways and other tools, and the plans of capacity, 7 to 30 minutes (SHORT=1: seconds, no file)
 ifdef SHORT
 	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.throughput --short $(ARGS)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.detecting --short
