@@ -88,7 +88,7 @@ def with_estimator(baseline: Baseline) -> Baseline:
 
 
 def events(clients: int, each: int, days: float, traffic: Traffic, rng: np.random.Generator) -> list[bytes]:
-    """Lines of a log: log-normal shares of `each` queries a client on average, over so many days; then one of each client."""
+    """Lines of a log: log-normal shares of `each` queries a client on average, over `days` days; then one of each client."""
     share = rng.lognormal(0, 1.5, clients)
     who = np.concatenate([rng.choice(clients, clients * each, p=share / share.sum()), np.arange(clients)])
     rows = traffic.rows(len(who), rng)

@@ -35,7 +35,7 @@ _NO_KEY = np.uint64(0)
 
 
 def directions(coordinates: int) -> NDArray[np.float64]:
-    """Return the random directions of the grid, (coordinates, `AXES`): signs, the same for all maps of so many coordinates.
+    """Return the random directions of the grid, (coordinates, `AXES`): signs, the same for all maps with that number of coordinates.
 
     Notes
     -----

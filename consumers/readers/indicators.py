@@ -68,7 +68,7 @@ class _Finding:
 def confidence_of(row: StoredDecision, confirmed: bool) -> int:
     """Return the confidence of a finding, 0 to 100.
 
-    90 if an analyst confirmed it; otherwise 70 for a block, 50 for a throttle, 30 on a baseline that no real client calibrated.
+    90 if an analyst confirmed it; otherwise 70 for a block, 50 for a throttle, 30 on an uncalibrated baseline.
     """
     if confirmed:
         return 90

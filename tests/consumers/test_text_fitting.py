@@ -64,7 +64,7 @@ def test_tools_ask_more_than_the_reference_and_no_more_than_a_client(learned: Le
 
 
 def _asked(clients: int, each: int) -> QueryBatch:
-    """Clients with so many different queries each."""
+    """Clients, each with its number of different queries."""
     n = clients * each
     who = np.repeat(np.arange(clients, dtype=np.int32), each)
     return QueryBatch(
