@@ -12,7 +12,6 @@ budget too and catches nobody.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ import numpy as np
 from benchmarks import ours
 from benchmarks.evaluation import Rate
 from benchmarks.ours import Tested
-from benchmarks.progress import say
+from benchmarks.progress import publish, say
 from benchmarks.victims import Victim, build
 from detector.baseline import Baseline
 from detector.policy import FLAGGED, Policy, State, wanted
@@ -118,10 +117,7 @@ def main() -> None:
     parser.add_argument("--short", action="store_true", help="one victim, 500 clients; prints only")
     plan = Plan(victims=("tumour",), clients=500, runs=1) if parser.parse_args().short else Plan()
     results = {"plan": asdict(plan), "victims": {name: run_victim(name, plan) for name in plan.victims}}
-    text = json.dumps(results, indent=1)
-    print(text)
-    if plan == Plan():
-        RESULTS.write_text(text + "\n", encoding="utf-8")
+    publish(results, RESULTS if plan == Plan() else None)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ Rules of the file:
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import time
@@ -39,7 +38,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.tree import DecisionTreeClassifier
 
-from benchmarks.progress import say
+from benchmarks.progress import publish, say
 from benchmarks.victims import Victim, build
 from consumers.watermark.answers import Answer
 from consumers.watermark.degradation import degradation_of, degraded
@@ -330,10 +329,7 @@ def main() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         results = run(plan)
-    text = json.dumps(results, indent=1)
-    print(text)
-    if plan == Plan():
-        RESULTS.write_text(text + "\n", encoding="utf-8")
+    publish(results, RESULTS if plan == Plan() else None)
 
 
 if __name__ == "__main__":

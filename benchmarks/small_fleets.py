@@ -18,7 +18,6 @@ real tools differ from simulated ones.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -32,7 +31,7 @@ from benchmarks import ours
 from benchmarks.budget import answered, honest
 from benchmarks.evaluation import Rate
 from benchmarks.ours import Tested
-from benchmarks.progress import say
+from benchmarks.progress import publish, say
 from benchmarks.victims import VICTIMS, Victim, build
 from consumers.fit import simulated
 from consumers.log.references import stack
@@ -139,10 +138,7 @@ def main() -> None:
     plan = Plan(victims=("tumour",), draws=1, tested=100) if parser.parse_args().short else Plan()
     victims = {name: run_victim(name, plan) for name in plan.victims}
     results = {"plan": asdict(plan), "overall": {way: overall(victims, way) for way in WAYS}, "victims": victims}
-    text = json.dumps(results, indent=1)
-    print(text)
-    if plan == Plan():
-        RESULTS.write_text(text + "\n", encoding="utf-8")
+    publish(results, RESULTS if plan == Plan() else None)
 
 
 if __name__ == "__main__":

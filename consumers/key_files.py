@@ -14,7 +14,6 @@ import binascii
 import json
 import os
 import secrets as entropy
-import stat
 from pathlib import Path
 
 from consumers import paths
@@ -47,11 +46,7 @@ def create_key(path: Path, field: str, lost: str) -> bytes:
 def read_key(path: str | os.PathLike[str], field: str) -> bytes:
     """Read the key of a file. Raises ConfigError when it is readable by others or damaged, InvalidInput when there is none."""
     what = field.replace("_", " ")
-    with paths.opened(path, what) as file:
-        mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-        text = file.read(_MOST_FILE_BYTES)
-    if mode & 0o077:
-        raise ConfigError(f"{what} {path}: mode {mode:04o} lets other users read it; run: chmod 600 {path}")
+    text = paths.read_private(path, what, _MOST_FILE_BYTES)
     try:
         document = json.loads(text)
         found = document["format"]

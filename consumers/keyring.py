@@ -22,7 +22,6 @@ import json
 import logging
 import os
 import secrets as entropy
-import stat
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -137,11 +136,7 @@ def document_of(path: Path) -> dict[str, Any]:
     """
     if not os.path.lexists(path):
         raise ConfigError(f"secrets file {path}: does not exist (querywarden secrets create creates one)")
-    with paths.opened(path, "secrets file") as source:
-        mode = stat.S_IMODE(os.fstat(source.fileno()).st_mode)
-        text = source.read(MOST_BYTES)
-    if mode & 0o077:
-        raise ConfigError(f"secrets file {path}: mode {mode:04o} lets other users read it; run: chmod 600 {path}")
+    text = paths.read_private(path, "secrets file", MOST_BYTES)
     try:
         document = json.loads(text)
         found = document["format"]

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from consumers.errors import InvalidInput
+from consumers.errors import ConfigError, InvalidInput
 
 MOST_BYTES = 1 << 30
 ABANDONED_S = 600.0
@@ -50,6 +50,16 @@ def opened(path: str | os.PathLike[str], what: str = "") -> Iterator[BinaryIO]:
             yield file
     except (OSError, UnicodeError) as error:
         raise InvalidInput(f"{shown}: {_why(error)}") from error
+
+
+def read_private(path: str | os.PathLike[str], what: str, most: int) -> bytes:
+    """The first `most` bytes of a file that holds a secret. Raises ConfigError where others can read it, InvalidInput as `opened`."""
+    with opened(path, what) as file:
+        mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+        content = file.read(most)
+    if mode & 0o077:
+        raise ConfigError(f"{what} {path}: mode {mode:04o} lets other users read it; run: chmod 600 {path}")
+    return content
 
 
 def read_text(path: str | os.PathLike[str], what: str = "", most: int = MOST_BYTES) -> str:

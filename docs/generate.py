@@ -287,7 +287,7 @@ def figures() -> dict[str, Callable[[], str]]:
 
 def gateway_figures() -> str:
     """Figures of benchmarks/results/gateway.json, and the conditions they were measured under."""
-    found = json.loads((ROOT / "benchmarks" / "results" / "gateway.json").read_text(encoding="utf-8"))
+    found = result("gateway")
     bar, where = found["bar"], found["conditions"]
     rows = [
         (
@@ -311,7 +311,7 @@ def gateway_figures() -> str:
 
 def degradation_figures() -> str:
     """Figures of benchmarks/results/degradation.json: what each step costs copies and honest clients, mean over the victims."""
-    found = json.loads((ROOT / "benchmarks" / "results" / "degradation.json").read_text(encoding="utf-8"))
+    found = result("degradation")
     victims, small, large = list(found["victims"].values()), *map(str, found["plan"]["queries"])
     rows = []
     for i, steps in enumerate(found["plan"]["grades"]):
@@ -342,7 +342,7 @@ def degradation_figures() -> str:
 
 def watermark_figures() -> str:
     """Figures of benchmarks/results/degradation.json: p-values of marked copies and of innocent models."""
-    found = json.loads((ROOT / "benchmarks" / "results" / "degradation.json").read_text(encoding="utf-8"))
+    found = result("degradation")
     rows = []
     for name, victim in found["victims"].items():
         for row in victim["marks"]:
@@ -483,7 +483,7 @@ def conditions(where: Mapping[str, Any]) -> str:
 
 def throughput_figures() -> str:
     """Figures of benchmarks/results/throughput.json, and the conditions they were measured under."""
-    found = json.loads((ROOT / "benchmarks" / "results" / "throughput.json").read_text(encoding="utf-8"))
+    found = result("throughput")
     where = found["conditions"]
     rows = [
         (
@@ -524,7 +524,7 @@ def detecting_figures() -> str:
 
 def budget_figures() -> str:
     """Figures of benchmarks/results/budget.json: false alarms at two budgets with thousands of honest clients."""
-    found = json.loads((ROOT / "benchmarks" / "results" / "budget.json").read_text(encoding="utf-8"))
+    found = result("budget")
     rows = []
     for name, victim in found["victims"].items():
         for budget, at in victim["budgets"].items():
@@ -546,7 +546,7 @@ def budget_figures() -> str:
 
 def small_fleet_figures() -> str:
     """Figures of benchmarks/results/small_fleets.json: a dozen real clients, by what they are calibrated with."""
-    found = json.loads((ROOT / "benchmarks" / "results" / "small_fleets.json").read_text(encoding="utf-8"))
+    found = result("small_fleets")
     rows = []
     for way, at in found["overall"].items():
         low, high = at["interval"]
@@ -564,7 +564,7 @@ def small_fleet_figures() -> str:
 
 def mutation_figures() -> str:
     """Figures of benchmarks/results/mutation.json: of small faults put into a module, how many a test noticed."""
-    found = json.loads((ROOT / "benchmarks" / "results" / "mutation.json").read_text(encoding="utf-8"))
+    found = result("mutation")
     rows = [
         (code(name), f"{row['mutants']:,}", f"{row['tried']:,}", f"{row['noticed']:,}", f"{row['noticed'] / row['tried']:.0%}")
         for name, row in found.items()

@@ -6,7 +6,6 @@ Rules: as in `entries`. A sharing key comes from the settings (`links.sharing_ke
 from __future__ import annotations
 
 import hashlib
-import re
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,6 +19,7 @@ from consumers.alerts.indicators import MOST_BYTES, bundle_of, read_bundle
 from consumers.commands.entries import named, report, seconds, shown
 from consumers.commands.options import AsJson, ConfigFile, check_folders
 from consumers.errors import InvalidInput, WrongUse
+from consumers.operators.bounds import name_of
 from consumers.operators.indicators import LONGEST_S
 from consumers.readers.indicators import Told, exported, sources
 from consumers.sharing_keys import SharingKey, load_sharing_keys
@@ -105,7 +105,7 @@ def import_(
     why = ", ".join(f"{n:,} {reason}" for reason, n in sorted(found.left_out.items()))
     if not found.indicators:
         raise InvalidInput(f"indicators: {named(str(file))}: nothing to import{f' (left out: {why})' if why else ''}")
-    name = source or re.sub(r"[^A-Za-z0-9._@-]", "_", file.stem)[:64]
+    name = source or name_of(file.stem)
     with open_for_operator(settings) as opened:
         imports = indicator_imports_of(settings, opened.store, opened.secrets)
         made = imports.take(opened.actor, name, found.indicators, hashlib.sha256(blob).hexdigest())

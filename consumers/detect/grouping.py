@@ -48,6 +48,8 @@ CONTENT = "content"
 """Kind of link of accounts that only what they ask ties."""
 HANDOVER = "handover"
 """Kind of link of an account that starts when another stops."""
+BY_CONTENT = (CONTENT, odd_patches.KIND, HANDOVER)
+"""Kinds of links by which accounts are chosen for what they ask."""
 LINKS_KEPT = 64
 
 
@@ -79,7 +81,7 @@ class Suspected:
     @property
     def by_content(self) -> bool:
         """Whether its accounts were chosen by what they ask, so that it must be odd among groups of one kind."""
-        return self.links[0].startswith((CONTENT, odd_patches.KIND, HANDOVER))
+        return self.links[0].startswith(BY_CONTENT)
 
     @property
     def by_patch(self) -> bool:
@@ -203,7 +205,7 @@ def _suspected(
 ) -> Suspected:
     """The group, with the accounts that its campaign consists of."""
     summaries = [clients[k] for k in group.members]
-    by_content = group.links[0].startswith((CONTENT, odd_patches.KIND, HANDOVER))
+    by_content = group.links[0].startswith(BY_CONTENT)
     p_values = np.array([summary.size_p_value for summary in summaries])
     those = np.ones(len(summaries), np.bool_) if by_content else named_of(group, p_values)
     kept = [(k, one) for k, one, yes in zip(group.members, summaries, those, strict=True) if yes]

@@ -14,8 +14,11 @@ from consumers.records.operator_entries import EVERY_MODEL
 DAY_S = 86_400
 LONGEST_S = 30 * DAY_S
 LONGEST_WORDS = 2000
-_NAME = re.compile(r"[A-Za-z0-9._@-]{1,64}")
+NAME_PATTERN = "^[A-Za-z0-9._@-]{1,64}$"
+"""Of a name of a person, a key or a source."""
 _MODEL = re.compile(r"[^\x00-\x1f\x7f|]{1,256}")
+
+_NAME = re.compile(NAME_PATTERN)
 
 T = TypeVar("T")
 
@@ -44,6 +47,15 @@ def check_name(what: str, name: str) -> None:
     """Raises WrongUse for a name of a person, a key or a source that cannot be one."""
     if not _NAME.fullmatch(name):
         raise WrongUse(f"{what}: letters, digits and . _ @ - only, at most 64")
+
+
+def name_of(text: str) -> str:
+    """The text as a name: other characters become ``_``, and what is too long is cut.
+
+    >>> name_of("acme bank")
+    'acme_bank'
+    """
+    return re.sub(r"[^A-Za-z0-9._@-]", "_", text)[:64]
 
 
 def check_length(ttl_s: int, longest_s: int) -> None:

@@ -14,7 +14,6 @@ Errors: `WrongUse` for a value out of bounds, `Missing` and `Conflict` for the s
 from __future__ import annotations
 
 import logging
-import re
 import secrets as entropy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -22,7 +21,7 @@ from dataclasses import dataclass, replace
 from consumers.errors import Conflict, Missing, WrongUse
 from consumers.operators.api_keys import key_digest, new_key
 from consumers.operators.audited_write import DAY_S, Actor, Plan, Subject
-from consumers.operators.bounds import check_length, check_model, check_name, check_words, one_of
+from consumers.operators.bounds import check_length, check_model, check_name, check_words, name_of, one_of
 from consumers.operators.campaign_decisions import CampaignDecisions, check_dry_run, person
 from consumers.operators.erasure import Forgotten
 from consumers.records import breaker_entries, operator_entries, schema_holds, sealing
@@ -403,4 +402,4 @@ def assignee_of(name: str) -> str:
     >>> assignee_of("maria [key:ab12]")
     'maria'
     """
-    return re.sub(r"[^A-Za-z0-9._@-]", "_", person(name))[:64]
+    return name_of(person(name))

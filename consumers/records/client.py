@@ -30,6 +30,7 @@ from detector.baseline import Baseline
 from detector.profile import Profile
 from detector.profile_columns import ProfileColumns
 from detector.query import ClientKey
+from detector.scoring import Passages
 
 log = logging.getLogger("querywarden.detect")
 
@@ -44,26 +45,14 @@ class Tie(NamedTuple):
     members: int
 
 
-class Lived(Protocol):
+class Lived(Passages, Protocol):
     """What a row tells of a client's life, and what it was assessed by: a `Profile`, or `ProfileColumns.lives`."""
-
-    @property
-    def queries(self) -> int: ...
 
     @property
     def first_ms(self) -> int: ...
 
     @property
-    def last_ms(self) -> int: ...
-
-    @property
     def region_counts(self) -> NDArray[np.int64]: ...
-
-    @property
-    def passage_ms(self) -> NDArray[np.int64]: ...
-
-    @property
-    def passage_query(self) -> NDArray[np.int64]: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -176,15 +176,15 @@ class _Verdict(NamedTuple):
 
 def _assessed(streams: Sequence[Stream], baseline: Baseline, predict: Predict | None, budget: float) -> RehearsedTheft:
     """A theft by one account."""
-    (stream,) = streams
-    batch = _queries(stream.inputs, baseline, predict)
+    log = interleave(streams)
+    batch = _queries(log.inputs, baseline, predict)
     profile = _folded(batch, baseline)
     assessment = assess(profile, baseline)
     state, _ = wanted(assessment, baseline.calibration, Policy(budget))
     first = reached(profile, baseline, budget) if state in FLAGGED else None
     caught_at = first[1] if first is not None else None
     at = profile if caught_at is None else _folded(batch.take(np.arange(caught_at)), baseline)
-    return _told(streams, interleave(streams), _Verdict(assessment, state, caught_at, at), baseline, predict)
+    return _told(streams, log, _Verdict(assessment, state, caught_at, at), baseline, predict)
 
 
 def _assessed_together(
@@ -232,9 +232,8 @@ def _queries(rows: Rows, baseline: Baseline, predict: Predict | None) -> QueryBa
 
 
 def _folded(batch: QueryBatch, baseline: Baseline) -> Profile:
-    table = ProfileTable(baseline.map, baseline.table, baseline.calibration_version, half_horizon_ms=2**62)
-    table.add([0], batch, baseline.map.measure(batch, PUBLIC_KEY))
-    return table.profile(0)
+    (profile,) = _folded_apart(batch, baseline)
+    return profile
 
 
 def _folded_apart(batch: QueryBatch, baseline: Baseline) -> list[Profile]:

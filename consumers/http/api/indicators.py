@@ -10,12 +10,13 @@ from typing import Annotated
 from fastapi import FastAPI, Path
 
 from consumers.http.routes import Acting, Caller, route
+from consumers.operators.bounds import NAME_PATTERN
 from consumers.operators.indicators import IndicatorImports
 from consumers.operators.operate import Operations
 from consumers.readers.indicators import source_of, sources
 from consumers.readers.models import IndicatorSource
 
-Source = Annotated[str, Path(pattern=r"^[A-Za-z0-9._@-]{1,64}$")]
+Source = Annotated[str, Path(pattern=NAME_PATTERN)]
 
 
 def indicator_routes(app: FastAPI, operations: Operations) -> None:

@@ -15,13 +15,14 @@ from consumers.http.api.context import Api
 from consumers.http.api.parameters import NEXT, Asked, Id, Once, Paged
 from consumers.http.routes import Acting, Caller, route
 from consumers.operators.audited_write import DAY_S, Actor
+from consumers.operators.bounds import NAME_PATTERN
 from consumers.readers.pagination import Position
 from consumers.records import operator_entries
 from consumers.records.operator_entries import Role
 
 
 class MakeKey(Asked):
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._@-]{1,64}$")]
+    name: Annotated[str, Field(pattern=NAME_PATTERN)]
     role: Role
     ttl_s: int = Field(365 * DAY_S, ge=1, le=3650 * DAY_S)
 
