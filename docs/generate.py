@@ -265,7 +265,7 @@ def _spelling(parameter: Any) -> str:
 def _meaning(parameter: Any) -> str:
     default = parameter.default
     text = parameter.help or ""
-    return text if default in (None, False, ()) else f"{text} Default: `{default}`."
+    return text if default in (None, False, (), "") else f"{text} Default: `{default}`."
 
 
 def figures() -> dict[str, Callable[[], str]]:
