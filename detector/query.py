@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 UNKNOWN_LABEL = -1
+TIMES_MS = range(253_402_214_400_000)
+"""Times that are taken, in ms: from 1970 to the last day but one of 9999. What lies beyond cannot be printed."""
 UNKNOWN_MS = -1
 """A time that is not known: of an event whose timestamp could not be read, which counts at the log's own time, or of a broker."""
 
@@ -52,7 +54,7 @@ class QueryBatch:
     probabilities  (n, c) float32, NaN rows where the answer was a label only; c = 0 for regressors
     values         (n,) float64 regression answer, NaN for classifiers
     time_ms        (n,) int64 event time, milliseconds since the epoch, UTC
-    weight         (n,) float32, 1 / sampled_fraction: how many queries this row stands for
+    weight         (n,) float32, 1 / sampled_fraction: how often the row's token usage counts
     offsets        (n,) int64 position in the log cell
     misfit         (n,) uint8, flags of `Misfit`; 0: the query fits the schema
     salt           (n,) uint64, digest of what was logged where `inputs` does not say it (an unseen category's name, a number out

@@ -78,6 +78,8 @@ class DeadLetterShipper:
                 done = [entry for (entry, _), ok in zip(pending, delivered, strict=True) if ok]
                 if done:
                     self.store.dead_letters_shipped(name, done)
+                    if name in self.waiting:
+                        self.waiting[name] -= len(done)
                 if self.topic is not None and len(done) < len(pending):
                     if name not in self.waiting:
                         self.waiting[name] = len(self.store.dead_letters(name, WAITING))

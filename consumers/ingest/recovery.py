@@ -24,6 +24,7 @@ from consumers.ingest.ownership import Ownership
 from consumers.ingest.poison import FindPoison, find_poison
 from consumers.ingest.step import Ingest
 from consumers.log import Records
+from consumers.store.layout import check_checkpoint
 from consumers.telemetry.metrics import Metrics
 
 log = logging.getLogger("querywarden.ingest")
@@ -177,7 +178,7 @@ class CautiousMode:
             ingest.decode(cell, alone[i])
 
         def fold(i: int) -> None:
-            ingest.step(cell, *ingest.decode(cell, alone[i]), alone[i].next_offset)
+            check_checkpoint(ingest.step(cell, *ingest.decode(cell, alone[i]), alone[i].next_offset))
 
         records = quarantined(records, self.find_poison(len(alone), read))
         wanted = ingest.missing(cell, ingest.decode(cell, records)[1])

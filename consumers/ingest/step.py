@@ -407,21 +407,32 @@ class Ingest:
     def trim(self, cell: Cell, keys: Mapping[str, list[ClientKey]], cells: int = 1) -> None:
         """Make room in the cache before clients are added: past this cell's share, forget who came first, nobody of this poll.
 
+        The models with most clients give first. A client that two baselines count takes two places.
+
         cells  how many share the limit; a process with many partitions must not need a cache for each
         """
+        places = {model: 1 + (model in cell.beside) for model in cell.profiles}
+        taken = {model: len(profiles) for model, profiles in cell.profiles.items()}
         for model, profiles in cell.profiles.items():
-            mine = keys.get(model, [])
-            many = len(profiles) + sum(k not in profiles for k in mine) - MAX_CACHED // cells
-            if many > 0:
-                kept = set(mine)
-                for key in list(itertools.islice((k for k in profiles.rows if k not in kept), many)):
-                    profiles.drop(key)
-                    if model in cell.beside:
-                        cell.beside[model].drop(key)
-                    self.windows_of(cell, model).drop(key)
-                    for known in (cell.stored, cell.links, cell.told, cell.refused, cell.patches, cell.used):
-                        known.pop(key, None)  # type: ignore[call-overload]
-                    cell.nameless.discard(key)
+            taken[model] += sum(k not in profiles for k in keys.get(model, []))
+        over = sum(taken[model] * places[model] for model in taken) - MAX_CACHED // cells
+        for model in sorted(taken, key=lambda m: taken[m], reverse=True):
+            if over <= 0:
+                return
+            kept = set(keys.get(model, []))
+            many = -(-over // places[model])
+            for key in list(itertools.islice((k for k in cell.profiles[model].rows if k not in kept), many)):
+                over -= places[model]
+                self._forget(cell, model, key)
+
+    def _forget(self, cell: Cell, model: str, key: Any) -> None:
+        cell.profiles[model].drop(key)
+        if model in cell.beside:
+            cell.beside[model].drop(key)
+        self.windows_of(cell, model).drop(key)
+        for known in (cell.stored, cell.links, cell.told, cell.refused, cell.patches, cell.used):
+            known.pop(key, None)
+        cell.nameless.discard(key)
 
 
 class _PackedFields(NamedTuple):

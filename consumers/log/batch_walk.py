@@ -19,13 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from consumers.log.words import byte_at
-from detector.query import UNKNOWN_MS
+from detector.query import TIMES_MS, UNKNOWN_MS
 
 LEAST_RECORD_BYTES = 6
 LATEST_MS = (1 << 63) - 1
 _INT_SHIFT, _LONG_SHIFT = 28, 63
 """Of the last byte of a number of 32 and of 64 bits."""
 _BAD = -1
+_END_MS = TIMES_MS.stop
 
 
 class WalkedRecords(NamedTuple):
@@ -33,7 +34,7 @@ class WalkedRecords(NamedTuple):
 
     starts, ends  (n,) int64: where their values lie in the body; a tombstone's ends before it starts
     deltas        (n,) int64: their offsets, relative to the batch's
-    time_ms       (n,) int64: their own times; -1 where that is none
+    time_ms       (n,) int64: their own times; -1 where that is none of `TIMES_MS`
     """
 
     starts: NDArray[np.int64]
@@ -64,12 +65,11 @@ def _varint(body, at, size, last_shift):  # type: ignore[no-untyped-def]
 
 @nb.njit(inline="always")
 def _known(first_ms, later_ms):  # type: ignore[no-untyped-def]
-    """The sum of two times: unknown when it is before 1970, the latest when 64 bits do not hold it."""
-    if later_ms > 0 and first_ms > LATEST_MS - later_ms:
-        return np.int64(LATEST_MS)
-    if (later_ms < 0 and first_ms < 0) or first_ms + later_ms < 0:
-        return np.int64(UNKNOWN_MS)
-    return first_ms + later_ms
+    """The sum of two times; unknown outside `TIMES_MS`."""
+    if (later_ms > 0 and first_ms > LATEST_MS - later_ms) or (later_ms < 0 and first_ms < 0):
+        return np.int64(UNKNOWN_MS)  # 64 bits do not hold it
+    time_ms = first_ms + later_ms
+    return time_ms if 0 <= time_ms < _END_MS else np.int64(UNKNOWN_MS)
 
 
 @nb.njit(cache=True, nogil=True)

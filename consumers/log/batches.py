@@ -13,7 +13,7 @@ Rules:
 * Records are given in blocks of columns, a block a batch or the rest of one: a compiled walk (`batch_walk.py`) finds where the values lie
   in the decompressed batch, and no Python object is made for any. A value is cut to `MAX_RECORD_BYTES` + 1 bytes; a tombstone, Kafka's
   null, is not an empty value. Key and headers are read, record by record, only for who asks for them.
-* A record's time is the batch's newest with ``LogAppendTime``, its own otherwise; -1 when it is unknown, or before 1970.
+* A record's time is the batch's newest with ``LogAppendTime``, its own otherwise; -1 when it is unknown or outside `TIMES_MS`.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from kafka.record.default_records import DefaultRecordBatch
 from numpy.typing import NDArray
 
 from consumers.log import MAX_RECORD_BYTES, Beside
-from consumers.log.batch_walk import LATEST_MS, walk_records
+from consumers.log.batch_walk import walk_records
 from consumers.log.kafka_patches import check_library
 from consumers.log.payloads import Payloads
-from detector.query import UNKNOWN_MS
+from detector.query import TIMES_MS, UNKNOWN_MS
 
 BATCH_BYTES = 16 << 20
 KEPT_BYTES = MAX_RECORD_BYTES + 1
@@ -289,8 +289,8 @@ def _after_damage(batch: Any, following: Any) -> int:
 
 
 def _known(ms: int | None) -> int:
-    """A time that 64 bits hold; whatever is no time is unknown."""
-    return UNKNOWN_MS if ms is None or ms < 0 else min(ms, LATEST_MS)
+    """A time of `TIMES_MS`; any other is unknown."""
+    return ms if ms is not None and ms in TIMES_MS else UNKNOWN_MS
 
 
 def _beside(body: bytes, count: int) -> Iterator[Beside]:

@@ -23,8 +23,6 @@ from detector.query import QueryBatch
 LONGEST_COMPARED = 1024
 """A value up to this size is kept as it is to be compared with a repetition, a longer one as its digest."""
 DIGEST_BYTES = 16
-TIMES_MS = range(253_402_214_400_000)
-"""Event times that we take, in ms: from 1970 to the last day but one of 9999; what lies beyond can't be printed."""
 
 Texts = tuple[bytearray, NDArray[np.int64]]
 """n texts end to end, and where each ends."""

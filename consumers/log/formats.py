@@ -26,14 +26,14 @@ from numpy.typing import NDArray
 
 from consumers.errors import BadRecord
 from consumers.log import MAX_RECORD_BYTES, Records
-from consumers.log.columns import TIMES_MS, Marks, ModelColumns, RowColumns, merged
+from consumers.log.columns import Marks, ModelColumns, RowColumns, merged
 from consumers.log.inputs import ANSWER, CARE, FORMS, MEMBERS, CarefulAnswer, CarefulRow, InputReader, Values
 from consumers.log.plain_events import plain_events
 from consumers.log.reasons import FATES, REASONS, MisfitNote, why_no_object, why_not_json, without_client
 from consumers.log.redaction import readable_names, redacted
 from consumers.log.tolerant import UNREADABLE, Raw, given, head, is_null, mended, parsed
 from consumers.store import DeadLetter
-from detector.query import UNKNOWN_MS, Misfit, QueryBatch
+from detector.query import TIMES_MS, UNKNOWN_MS, Misfit, QueryBatch
 
 __all__ = ["FATES", "KNOWN_KEYS", "REASONS", "Decoded", "InputReader", "NativeFormat", "MisfitNote"]
 

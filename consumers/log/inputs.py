@@ -267,6 +267,8 @@ class InputReader:
 
     def answer(self, raw: Raw) -> Answered:
         """A prediction that fits the schema; raises one of `CARE` for any other."""
+        if self.schema.task in _SIZED:
+            raise MalformedQuery("wrong_output")  # the careful half measures it
         found = _prediction.decode(raw)
         if self.schema.task == "regression":
             value = found.value[0] if isinstance(found.value, list) and found.value else found.value
@@ -466,7 +468,7 @@ def _number(value: Any) -> float:
 
 
 def _probable(probabilities: Sequence[float]) -> bool:
-    return min(probabilities) >= PROBABLE[0] and max(probabilities) <= PROBABLE[1]
+    return min(probabilities, default=-1.0) >= PROBABLE[0] and max(probabilities) <= PROBABLE[1]
 
 
 def _softmax(logits: Iterable[float]) -> list[float]:

@@ -23,14 +23,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from consumers.log import Records
-from consumers.log.columns import DIGEST_BYTES, LONGEST_COMPARED, TIMES_MS, ModelColumns, Texts
+from consumers.log.columns import DIGEST_BYTES, LONGEST_COMPARED, ModelColumns, Texts
 from consumers.log.inputs import PROBABLE, InputReader
 from consumers.log.json_scan import PLACES, copy_pieces, scan_events, tell_apart, times_ms
 from consumers.log.number_lists import parse_number_lists
 from consumers.log.payloads import Payloads
 from consumers.log.tolerant import Raw
 from detector.misfit import OUT_OF_RANGE
-from detector.query import QueryBatch
+from detector.query import TIMES_MS, QueryBatch
 
 LONGEST = 1 << 18
 """Bytes of the longest plain event; some 20,000 numbers."""

@@ -80,9 +80,10 @@ class SchemaWatch:
         day = int(batch.time_ms.max()) // DAY_MS
         if day > self.day:
             self.day, self.clients, self.columns = day, Distinct(), {}
+        today = batch.time_ms // DAY_MS == self.day  # what a poll brings of earlier days belongs to none that is kept
         keys = np.array([int(h[:12], 16) for h in hashes], np.uint64)
-        changed = self.clients.add(keys)
-        rows = np.flatnonzero(batch.misfit)
+        changed = self.clients.add(keys[np.unique(batch.who[today])])
+        rows = np.flatnonzero(today & (batch.misfit != 0))
         for name, asking in watched(batch.take(rows), feature_map) if len(rows) else ():
             if name in self.columns or len(self.columns) < MOST_COLUMNS:
                 changed |= self.columns.setdefault(name, Distinct()).add(keys[asking])

@@ -3,7 +3,8 @@
 Rules:
 * `usage` is never a reason to refuse an event. ``total_tokens`` counts, or else the sum of what is stated of input and answer; names are
   those of the common interfaces of language models. Anything else counts as 0, and an event as at most `MOST_TOKENS`.
-* An event that stands for several queries counts as often. Repetitions that a producer sent twice count once, as queries do.
+* An event that stands for several queries counts as often. Repetitions that a producer sent twice count once, as queries do. A sum
+  stays at `MOST_KEPT` once it is there.
 * Tokens are kept by half-horizon window, the newest and the one before it, which is what the longer span of a profile covers.
 * Usage is field ``u`` of the profile (a msgpack map window → tokens). A field that cannot be read is started again.
 """
@@ -19,6 +20,8 @@ from detector.query import ClientKey, QueryBatch
 FIELD = "u"
 MOST_TOKENS = 10**8
 """Of one event: more than any model takes."""
+MOST_KEPT = 2**53
+"""Of one window: every reader of JSON holds it exactly."""
 
 Usage = Mapping[int, int]
 """Half-horizon window → tokens."""
@@ -84,7 +87,7 @@ def seen(
         if mine is None:
             mine = found[key] = dict(known.get(key, {}))
         window = time_ms // half_horizon_ms
-        mine[window] = mine.get(window, 0) + round(n * weight)
+        mine[window] = min(mine.get(window, 0) + round(n * weight), MOST_KEPT)
     return {key: {w: n for w, n in sorted(mine.items()) if w >= max(mine) - 1} for key, mine in found.items()}
 
 

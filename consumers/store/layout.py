@@ -161,6 +161,9 @@ def check_checkpoint(checkpoint: Checkpoint) -> None:
     # A touch at an offset that readers may have passed already would never be seen.
     if checkpoint.profiles and after == before:
         raise ValueError(f"{checkpoint.cell}: profiles changed, but the offset stays at {after}")
+    for name, n in checkpoint.counters.items():
+        if not 0 <= n < 1 << 63:
+            raise ValueError(f"{checkpoint.cell}: counter {name} cannot be {n}")
 
 
 def profile_ttl_s(checkpoint: Checkpoint, client: ClientKey | None = None) -> int:

@@ -18,6 +18,7 @@ from support import victims
 
 from consumers.errors import Unavailable
 from consumers.ingest import loop as ingest
+from consumers.ingest.cell import Cell
 from consumers.ingest.dead_letters import KEPT, WAITING
 from consumers.ingest.health import Runtime
 from consumers.ingest.loop import IngestLoop
@@ -25,6 +26,7 @@ from consumers.ingest.recovery import SINGLY_AFTER
 from consumers.ingest.step import Ingest
 from consumers.log import Poll, Records
 from consumers.log.files import FileLog
+from consumers.log.formats import Decoded
 from consumers.records.ledger import COUNTERS, MARKS, imbalance, processed
 from consumers.secrets import Secrets
 from consumers.store import Checkpoint, DeadLetter
@@ -350,6 +352,29 @@ def test_processes_that_end_for_other_reasons_quarantine_no_healthy_record(
     assert (counters(one)["queries"], counters(one)["dead"]) == (200, 0)
 
 
+def test_a_record_whose_commit_no_store_takes_is_found(
+    tmp_path: Path, new_store: NewStore, reading: Ingest, lines: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It folds without harm, so only a look at what would be committed finds it."""
+    step = Ingest.step
+
+    def spoilt(self: Ingest, cell: Cell, decoded: Decoded, *rest: Any) -> Checkpoint:
+        checkpoint = step(self, cell, decoded, *rest)
+        if any(137 in batch.offsets for batch in decoded.batches.values()):
+            checkpoint.counters["clock0"] = -1
+        return checkpoint
+
+    monkeypatch.setattr(Ingest, "step", spoilt)
+    log, store = victims.write_lines(tmp_path / "log.jsonl", lines[:200]), new_store()
+    with pytest.raises(ValueError, match="counter clock0 cannot be -1"):
+        through(runner(log, store, reading))
+    for i in range(3):
+        store.claim(store.cells()[0], f"{i:032x}")
+    one = through(runner(log, store, reading))
+    ((_, letter),) = store.dead_letters(store.cells()[0], 10)
+    assert (letter.reason, letter.offset, counters(one)["queries"]) == ("poison", 137, 199)
+
+
 class Refusing:
     """A store that takes small writes and refuses commits: full, read-only, or its answers are lost."""
 
@@ -436,6 +461,25 @@ def test_dead_letters_wait_in_bounded_room_and_are_all_counted(
     assert (counters(one)["dead"], "letters_wait" in one.reporter.watch.alarms.raised) == (400, True)
     assert f"querywarden_letters_dropped_total {400.0 - waiting}" in one.reporter.metrics.text().decode()
     assert KEPT < WAITING
+
+
+def test_letters_that_the_topic_took_make_room_for_others(tmp_path: Path, new_store: NewStore, reading: Ingest) -> None:
+    class Slow:
+        """Takes nothing at first, later the first ten of each turn."""
+
+        most = 0
+
+        def ship(self, letters: list[DeadLetter]) -> list[bool]:
+            return [i < self.most for i in range(len(letters))]
+
+    log = victims.write_lines(tmp_path / "log.jsonl", [b"no"] * 60)
+    one = through(runner(log, store := new_store(), reading, dead_letters=(topic := Slow())))
+    (cell,) = store.cells()
+    topic.most = 10
+    for left in (50, 40, 30):
+        one.turn(0.0)
+        assert len(store.dead_letters(cell, 100)) == left
+        assert one.shipper.room(cell) == WAITING - left
 
 
 # --------------------------------------------------------------------------------------------------------- alarms

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -446,6 +447,23 @@ def test_cells_share_the_cache(tmp_path: Path, new_store: NewStore, reading: Ing
     reading.trim(cell, {}, MAX_CACHED // held + 1)
     left = MAX_CACHED // (MAX_CACHED // held + 1)
     assert len(cell.profiles[victims.MODEL]) == left < held
+
+
+def test_models_share_the_cache_and_the_fullest_gives_first(
+    tmp_path: Path,
+    new_store: NewStore,
+    baseline: Baseline,
+    secrets: Secrets,
+    lines: list[bytes],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reading = Ingest({victims.MODEL: baseline, "another": baseline}, secrets)
+    few = [json.dumps(json.loads(one) | {"model_id": "another", "client_id": "acct-1"}).encode() for one in lines[:40]]
+    one = through(runner(victims.write_lines(tmp_path / "log.jsonl", [*few, *lines]), new_store(), reading))
+    (cell,) = one.ownership.cells.values()
+    monkeypatch.setattr("consumers.ingest.step.MAX_CACHED", 12)
+    reading.trim(cell, {})
+    assert (len(cell.profiles["another"]), len(cell.profiles[victims.MODEL])) == (1, 11)
 
 
 def test_who_came_first_is_forgotten_first_and_nobody_of_the_poll(

@@ -20,7 +20,7 @@ from kafka.record.util import calc_crc32c
 
 from consumers.errors import Refused
 from consumers.log import Beside
-from consumers.log.batch_walk import LATEST_MS, walk_records
+from consumers.log.batch_walk import walk_records
 from consumers.log.batches import (
     BATCH_BYTES,
     CORRUPT,
@@ -33,6 +33,7 @@ from consumers.log.batches import (
     _varint,
 )
 from consumers.log.kafka_patches import CHECKED, PARKED, check_library
+from detector.query import TIMES_MS
 
 TP = TopicPartition("t", 0)
 CRC_AT = struct.calcsize(">qiib")
@@ -113,7 +114,12 @@ def test_a_record_has_its_own_time_or_with_log_append_time_the_broker_s() -> Non
     assert [record.broker_ms for record in records] == [*own, *[FIRST_MS + 77] * len(VALUES)]
 
 
-@pytest.mark.parametrize(("base_ms", "expected"), [(-1, -1), (-(1 << 63), -1), ((1 << 63) - 1, (1 << 63) - 1)])
+NANOSECONDS = FIRST_MS * 10**6
+LAST_MS = TIMES_MS.stop - 1
+NO_TIMES = [-1, -(1 << 63), (1 << 63) - 1, NANOSECONDS, LAST_MS + 1]
+
+
+@pytest.mark.parametrize(("base_ms", "expected"), [*((ms, -1) for ms in NO_TIMES), (LAST_MS, LAST_MS)])
 def test_a_time_that_is_none_is_unknown(base_ms: int, expected: int) -> None:
     raw = bytearray(batch(0, VALUES[:1]))
     struct.pack_into(">q", raw, MAX_MS_AT - 8, base_ms)
@@ -254,8 +260,8 @@ def walked_in_python(
             return found, False
         previous = delta
         value = body[at : at + min(value_bytes, kept)] if value_bytes >= 0 else None
-        at_ms = first_ms + max(-LATEST_MS, min(later_ms, LATEST_MS))
-        found.append((delta, value, -1 if at_ms < 0 else min(at_ms, LATEST_MS)))
+        at_ms = first_ms + later_ms
+        found.append((delta, value, at_ms if at_ms in TIMES_MS else -1))
         at = end
     return found, True
 

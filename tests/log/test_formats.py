@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from consumers.log import MAX_RECORD_BYTES, Records
@@ -37,6 +37,8 @@ VECTOR = Schema(
     tuple(Column(f"e{i}", "embedding", -1.0, 1.0, 0.0) for i in range(4)), "embedding", False, "classification", ("x",)
 )
 REGRESSOR = Schema(numbers("a", "b"), "features", False, "regression", ())
+EMBEDS = Schema(numbers("a", "b"), "features", False, "embedding", ())
+WRITES = Schema(numbers("a", "b"), "features", False, "generation", ())
 NESTED = Schema(
     (
         Column("device.os", "categorical", 0.0, 1.0, 1.0, ("a", "b")),
@@ -47,7 +49,15 @@ NESTED = Schema(
 )  # fmt: skip
 READERS = {
     name: InputReader(schema)
-    for name, schema in {"plain": PLAIN, "named": NAMED, "vector": VECTOR, "house": REGRESSOR, "nested": NESTED}.items()
+    for name, schema in {
+        "plain": PLAIN,
+        "named": NAMED,
+        "vector": VECTOR,
+        "house": REGRESSOR,
+        "embeds": EMBEDS,
+        "writes": WRITES,
+        "nested": NESTED,
+    }.items()
 }
 
 EVENT: dict[str, Any] = {
@@ -770,13 +780,15 @@ def test_events_with_any_json_in_their_fields_never_raise(changes: dict[str, Any
 
 
 @given(
-    st.lists(JSON, max_size=6), st.dictionaries(st.sampled_from("label probabilities logits value text".split()), JSON)
+    st.lists(JSON, max_size=6),
+    st.dictionaries(st.sampled_from("label probabilities logits value text embedding".split()), JSON),
 )
+@example([0.5, 1], {"embedding": [1, 2], "probabilities": []})
 @settings(max_examples=200, deadline=None)
 def test_any_row_and_any_answer_never_raise(row: list[Any], prediction: dict[str, Any]) -> None:
     values = [
         json.dumps({**EVENT, "model_id": model, "features": row, "prediction": prediction}).encode()
-        for model in ("plain", "named", "house")
+        for model in ("plain", "named", "house", "embeds", "writes")
     ]
     check(values)
 

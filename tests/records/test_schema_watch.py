@@ -70,6 +70,26 @@ def test_a_new_day_begins_anew_and_an_older_one_adds_nothing_to_it() -> None:
     assert counts(watch.merge(older)) == counts(older.merge(watch)) == (2, {})
 
 
+def test_a_poll_over_midnight_counts_as_two_polls() -> None:
+    eve, day = poll([1, 2, 3], {1, 2}, 7), poll([3, 4, 5], {3}, 8)
+    apart, joined = SchemaWatch(), SchemaWatch()
+    for each in (eve, day):
+        apart.add(*each, FMAP)
+    both, hashes = poll([1, 2, 3, 3, 4, 5], set(), 8)
+    both.inputs[:], both.misfit[:] = (
+        np.concatenate([eve[0].inputs, day[0].inputs]),
+        np.concatenate([eve[0].misfit, day[0].misfit]),
+    )
+    both.time_ms[:3] = 8 * DAY_MS - 1
+    for order in (np.arange(6), np.arange(6)[::-1]):
+        joined = SchemaWatch()
+        joined.add(both.take(order), hashes, FMAP)
+        assert counts(joined) == counts(apart) == (3, {"x0": 1})
+    late = SchemaWatch()
+    late.add(*day, FMAP)
+    assert not late.add(*eve, FMAP), "what comes late belongs to a day that is gone"
+
+
 def test_many_clients_are_estimated_from_bounded_state() -> None:
     some = Distinct()
     rng = np.random.default_rng(3)

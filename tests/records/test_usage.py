@@ -75,7 +75,7 @@ def tokens_after(folder: Path, store: EmbeddedStore, reading: Ingest, lines: lis
     keys = {c: ClientKey("default", MODEL, reading.secrets.client_hash("default", c)) for c in ("writer", "silent")}
     (cell,) = store.cells()
     fields = store.shards(cell, list(keys.values())).fields
-    return {client: usage.together([fields[key].get("u")]) for client, key in keys.items()}
+    return {client: usage.together([fields.get(key, {}).get("u")]) for client, key in keys.items()}
 
 
 def test_tokens_are_added_up_once_whatever_a_poll_holds(
@@ -87,6 +87,18 @@ def test_tokens_are_added_up_once_whatever_a_poll_holds(
         again = [*lines, *lines[:10]]  # sent twice by the producer: counted once
         assert tokens_after(tmp_path, new_store(), reading, again, poll) == {"writer": 400, "silent": 0}
     assert tokens_after(tmp_path, new_store(), reading, lines_of(40, 0.01, sampled_fraction=0.5), 50)["writer"] == 800
+
+
+def test_a_sum_stops_where_every_reader_still_holds_it(
+    tmp_path: Path, new_store: NewStore, baseline: Baseline, secrets: Secrets
+) -> None:
+    most = {"usage": {"total_tokens": usage.MOST_TOKENS}, "sampled_fraction": 1e-9}
+    lines = [
+        victims.line(row, client_id="writer", event_id=f"e-{i}", **most)
+        for i, row in enumerate(victims.items(300, np.random.default_rng(5)))
+    ]
+    reading = Ingest({MODEL: baseline}, secrets)
+    assert tokens_after(tmp_path, new_store(), reading, lines, 100)["writer"] == usage.MOST_KEPT
 
 
 def test_what_is_older_than_the_horizon_is_gone(
