@@ -25,6 +25,7 @@ import typer.main
 from consumers import cli, config
 from consumers.http import access
 from consumers.log import formats
+from consumers.telemetry.alarms import ALARMS
 from consumers.telemetry.metrics import METRICS
 from detector import fold_arrays, policy
 from detector.calibration import LARGEST_AVERAGED
@@ -59,6 +60,10 @@ def settings() -> str:
 def metrics() -> str:
     rows = [(code(name), kind, ", ".join(labels), text) for name, (kind, labels, text) in METRICS.items()]
     return table(("metric", "kind", "labels", "meaning"), rows)
+
+
+def alarms() -> str:
+    return table(("alarm", "raised while"), [(code(name), text) for name, text in ALARMS.items()])
 
 
 def routes() -> str:
@@ -433,7 +438,7 @@ def scale_figures() -> str:
         "ours, µs a query",
         "store, µs (each server)",
         "broker, µs",
-        "clients written a query",
+        "profiles written per query",
         "queries/s on this machine",
     )
     detected = found["cost"]["detect"]
@@ -452,7 +457,7 @@ def capacity_plans() -> str:
         "ingest processes": lambda p: f"{p['ingest']:,}",
         "… busy, of a core each": lambda p: f"{p['one']['busy']:.0%}",
         "… queries a poll": lambda p: f"{p['one']['poll']:,.0f}",
-        "… clients written a query": lambda p: f"{p['one']['written']:.2f}",
+        "… profiles written per query": lambda p: f"{p['one']['written']:.2f}",
         "after a minute of twice the rate: behind at most, five minutes later": lambda p: (
             f"{p['burst']['most_lag_s']:.0f} s, {p['burst']['end_lag_s']:.1f} s"
         ),
@@ -465,7 +470,7 @@ def capacity_plans() -> str:
         "… network": lambda p: f"{p['store_mb_s']:,.0f} MB/s",
         "detect processes": lambda p: f"{p['detect']:,}",
         "decision cells": lambda p: f"{p['decision_cells']:,}",
-        "cost a month, at the example's prices": lambda p: f"{p['month']:,.0f}",
+        "cost a month, in the currency of the prices": lambda p: f"{p['month']:,.0f}",
     }
     heads = [f"{p['queries_a_second']:,.0f} queries/s, {p['clients']:,.0f} clients" for p in plans]
     return table(("", *heads), [(name, *(text(p) for p in plans)) for name, text in lines.items()])
@@ -576,6 +581,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "budget-figures": budget_figures,
     "mutation-figures": mutation_figures,
     "small-fleet-figures": small_fleet_figures,
+    "alarms": alarms,
     "blocks": blocks,
     "commands": commands,
     "core-floors": lambda: floors("core-floors"),
