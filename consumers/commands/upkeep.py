@@ -22,6 +22,7 @@ from consumers import config, paths, terminal
 from consumers.baselines import load_baselines
 from consumers.commands.options import ConfigFile
 from consumers.errors import InvalidInput, WrongUse
+from consumers.log.halves import JOINED
 from consumers.operators import erasure
 from consumers.operators.erasure import DataSubject
 from consumers.secrets import Secrets
@@ -194,13 +195,16 @@ def _subject(
 
 def _offsets(settings: config.Settings, cells: list[str], start: str) -> dict[str, int | None]:
     """Where each cell is to be read from; None: its beginning."""
+    joined = [name for name in cells if name.startswith(JOINED)]
+    if joined and start != "earliest":
+        raise WrongUse(f"--from {start}: {joined[0]} is a join cell, whose topics can be read again only from earliest")
     if start.isdecimal():
         offset = int(start)
         read = {name: offset for name in cells if not name.startswith(REPLAYED_CELLS)}
         stored = adapters.stored_offsets(settings, read)
         return {name: stored.get(name, offset) for name in cells}
     on_kafka = settings.log.url.startswith("kafka:")
-    mine = [name for name in cells if on_kafka and not name.startswith(FILE_CELLS)]
+    mine = [name for name in cells if on_kafka and not name.startswith((*FILE_CELLS, JOINED))]
     others = [name for name in cells if name not in mine]
     if others and start != "earliest":
         raise WrongUse(

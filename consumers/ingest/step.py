@@ -42,7 +42,7 @@ from consumers.records.schema_watch import SchemaWatch
 from consumers.records.spans import holds_span, long_and_short, span_field
 from consumers.secrets import Secrets
 from consumers.sharing_keys import SharingKey
-from consumers.store import Checkpoint
+from consumers.store import Checkpoint, Taken
 from detector.baseline import Baseline
 from detector.clock import on_the_clock
 from detector.features import Measured
@@ -101,8 +101,9 @@ class Ingest:
             records = records.from_offset(cell.offset)
         found = self.format.decode(records)
         decoded = replace(
-            found, batches=dict(found.batches), counters=Counter(found.counters), stated_ms={}, halves=records.halves
-        )
+            found, batches=dict(found.batches), counters=Counter(found.counters), stated_ms={}, halves=records.halves,
+            arrival=records.arrival,
+        )  # fmt: skip
         if records.tombstones:
             decoded.counters.update(produced=records.tombstones, tombstones=records.tombstones)
         keys = {
@@ -228,6 +229,7 @@ class Ingest:
             sketch=cell_wide.packed(cell.admission, cell.halves) if self._cell_changed(cell, decoded) else None,
             lasting=frozenset(lasting),
             memory_s=int(self.memory_days * MS_A_DAY) // 1000,
+            taken=_taken(cell, decoded, next_offset),
         )
 
     def _cell_changed(self, cell: Cell, decoded: Decoded) -> bool:
@@ -433,6 +435,13 @@ class Ingest:
         for known in (cell.stored, cell.links, cell.told, cell.refused, cell.patches, cell.used):
             known.pop(key, None)
         cell.nameless.discard(key)
+
+
+def _taken(cell: Cell, decoded: Decoded, next_offset: int) -> Taken | None:
+    """What the step takes of the arrivals of a join cell."""
+    if decoded.arrival is None:
+        return None
+    return Taken(*decoded.arrival, cell.halves.done_with(decoded.halves, cell.offset or 0, next_offset))
 
 
 class _PackedFields(NamedTuple):

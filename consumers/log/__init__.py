@@ -52,6 +52,8 @@ class Records:
     prints       (n,) uint64: hashes of the lines, of a log in files that may be resumed (prefix.py); marks: what else is stored with them
     beside       key and headers of each record, for a log that is read through a mapping; None: nobody asked for them
     halves       (m, 4) int64: what changed in these records about the halves of queries that wait (halves.py); None: nothing
+    proofs       of each record, in a log whose records lie in the store (mappings/handed.py); empty: they do not
+    arrival      number and proof of the last record of such a log that was read for these
     """
 
     cell: str
@@ -66,6 +68,8 @@ class Records:
     marks: Mapping[str, int] = field(default_factory=dict)
     beside: list[Beside] | None = None
     halves: NDArray[np.int64] | None = None
+    proofs: Sequence[str] = ()
+    arrival: tuple[int, str] | None = None
 
     @property
     def tombstones(self) -> int:
@@ -85,6 +89,7 @@ class Records:
             None if self.broker_ms is None else self.broker_ms[first:last], self._nulls_within(begin, after),
             None if self.prints is None else self.prints[first:last], self.marks,
             None if self.beside is None else self.beside[first:last], self._halves_within(begin, after),
+            self.proofs[first:last], self.arrival,
         )  # fmt: skip
 
     def from_offset(self, offset: int) -> Records:

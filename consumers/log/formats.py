@@ -74,6 +74,7 @@ class Decoded:
     last_ms   newest event time seen, 0 if none
     stated_ms model id → (n,) event times as the records state them, where `batches` has those at which they count
     halves    what changed about halves of queries that wait (`Records.halves`)
+    arrival   the last record of a join cell that was read (`Records.arrival`)
     clock     state of the log's own time after these records, by name; empty: as before (ingest/step.py sets it)
     """
 
@@ -89,6 +90,7 @@ class Decoded:
     last_ms: int = 0
     stated_ms: dict[str, NDArray[np.int64]] = field(default_factory=dict)
     halves: NDArray[np.int64] | None = None
+    arrival: tuple[int, str] | None = None
     clock: dict[str, int] = field(default_factory=dict)
 
     def misfits(self) -> Counter[str]:

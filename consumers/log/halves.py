@@ -23,6 +23,8 @@ from detector.query import UNKNOWN_MS
 
 Role = Literal["request", "response"]
 ROLES: tuple[Role, Role] = ("request", "response")
+JOINED = "joined."
+"""How the names of join cells begin, cells of the store in which halves of several topics meet (mappings/handed.py)."""
 ROW_BITS = 16
 """Of an event's offset: the row within its record."""
 _HEAD = 2
@@ -79,6 +81,13 @@ class WaitingHalves:
                 counted[COUNTED[Fate(fate)]] += 1
             self.newest_ms = newest_ms
         return counted
+
+    def done_with(self, changes: NDArray[np.int64] | None, begin: int, end: int) -> tuple[int, ...]:
+        """Records of which no half waits any more, after `apply`: of those between two offsets, and those that changes are about."""
+        read = set(range(begin >> ROW_BITS, end >> ROW_BITS))
+        if changes is not None:
+            read.update((changes[changes[:, 2] >= Fate.JOINED, 1] >> ROW_BITS).tolist())
+        return tuple(sorted(read - {place >> ROW_BITS for place in self.roles}))
 
     def to_bytes(self) -> bytes:
         """Eight bytes each, after a head of sixteen."""

@@ -203,6 +203,13 @@ class KafkaLog:
             raise Fenced(f"{cell}: `seek` was not called")
         return self._positions[tp]
 
+    def partitions(self, topic: str) -> int:
+        """How many partitions a topic has."""
+        try:
+            return len(self._consumer.partitions_for_topic(topic) or ())
+        except errors.KafkaError as error:
+            raise translated(error) from error
+
     def ends(self) -> dict[str, int]:
         """A partition whose records have all expired is left out: nobody will ever read it to its end."""
         try:

@@ -1,12 +1,13 @@
 """The store: keeps profiles with the offset that they reflect, and decisions with the profiles that they reflect.
 
-Port `Store` has two implementations, Redis (`redis.py` + `*.lua`) and SQLite (`embedded.py`). It is made of four ports, and a process is
-typed by those that it uses: `ProfileStore`, `DecisionStore`, `OperatorStore` and `UpkeepStore`. `tests/support/store_contract.py` runs on
-both.
+Port `Store` has two implementations, Redis (`redis.py` + `*.lua`) and SQLite (`embedded.py`). It is made of five ports, and a process is
+typed by those that it uses: `ProfileStore`, `JoinStore`, `DecisionStore`, `OperatorStore` and `UpkeepStore`.
+`tests/support/store_contract.py` runs on both.
 
 * A profile cell holds the profiles of one *log cell*; ingest owns it.
 * A *decision cell* (0 ≤ v < `decision_cells` of the store) holds the decisions of the clients that `decision_cell` maps to it; detect owns
   it. A store has the number that it was made with for life. Another number needs another store: `renumbering.py`.
+* A *join cell* is a profile cell that is no log cell: readers of several logs hand records in, which wait in the cell itself.
 * The *operator cell* holds entries that cannot be rebuilt from the log: manual decisions, allowlist entries, verdicts, notes, API keys.
 
 Rules:
@@ -119,6 +120,42 @@ class DeadLetter:
     head: bytes
 
 
+class Arrival(NamedTuple):
+    """A record in a join cell. number: its place there; proof: of it and of all that arrived before it; content: opaque."""
+
+    number: int
+    proof: str
+    content: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class HandIn:
+    """Records of a source from one offset to another, for a join cell. Whoever hands them in hands in the same, so there is no token.
+
+    expected     up to where the cell has the source's records; None: the source is new. next_offset: up to where it has them then
+    nonce        random, drawn for each attempt
+    most         arrivals that may wait to be taken, of at most `most_bytes`; where as much waits, nothing is taken in
+    """
+
+    cell: str
+    source: str
+    expected: int | None
+    next_offset: int
+    contents: Sequence[bytes] = ()
+    nonce: str = ""
+    most: int = 10_000
+    most_bytes: int = 32 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What a checkpoint took of a join cell. last, proof: of the last arrival that was read; done: those that are needed no more."""
+
+    last: int
+    proof: str
+    done: tuple[int, ...] = ()
+
+
 @dataclass(slots=True)
 class Checkpoint:
     """Everything one ingest step writes to one profile cell: all of it in one atomic step, or nothing.
@@ -146,6 +183,8 @@ class Checkpoint:
     # of the others.
     lasting: frozenset[ClientKey] = frozenset()
     memory_s: int = 0
+    # CHECKED SECOND, of a join cell: the last arrival that was read is still there, otherwise `Rewound`. What is done with is dropped.
+    taken: Taken | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,6 +366,20 @@ class ProfileStore(Protocol):
         """Share of its memory that the fullest server uses, 0 where there is no limit."""
 
 
+class JoinStore(Protocol):
+    """Join cells. Every reader of a source hands in; the owner of the profile cell of that name takes out (`Checkpoint.taken`).
+    The same number may be another arrival in another history, so every `claim` of a join cell begins a new generation."""
+
+    def sources(self, cell: str) -> dict[str, int]:
+        """Source → offset up to which its records were handed in."""
+
+    def hand_in(self, records: HandIn) -> bool:
+        """Atomic: check the expected offset, append, note the next one. False: the cell is full. Raises Rewound, Unavailable."""
+
+    def arrivals(self, cell: str, first: int, limit: int) -> tuple[list[Arrival], int]:
+        """What is there from a number on, in order, at most `limit`; and the number that the next arrival will get."""
+
+
 class DecisionStore(Protocol):
     """Decision cells. Detect owns them; readers and gateways read them."""
 
@@ -437,7 +490,7 @@ class UpkeepStore(Protocol):
     def close(self) -> None: ...
 
 
-class ServiceStore(ProfileStore, DecisionStore, OperatorStore, Protocol):
+class ServiceStore(ProfileStore, JoinStore, DecisionStore, OperatorStore, Protocol):
     """What detect, serve and the readers use: every kind of cell, and nothing that rebuilds one."""
 
 

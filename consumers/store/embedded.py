@@ -34,6 +34,7 @@ from consumers.store import (
     decision_cell,
 )
 from consumers.store.embedded_decisions import DecisionCells
+from consumers.store.embedded_joins import EmbeddedJoins, take_out
 from consumers.store.embedded_operators import OperatorCell
 from consumers.store.embedded_upkeep import Upkeep
 from consumers.store.layout import (
@@ -48,7 +49,7 @@ from consumers.store.layout import (
 from detector.query import ClientKey
 
 
-class EmbeddedStore(DecisionCells, OperatorCell, Upkeep):
+class EmbeddedStore(DecisionCells, EmbeddedJoins, OperatorCell, Upkeep):
     """The store in the SQLite file `path`, which is created if it is missing; see `SQLiteFile`."""
 
     # --- layout and secrets
@@ -70,7 +71,9 @@ class EmbeddedStore(DecisionCells, OperatorCell, Upkeep):
             db.execute(
                 "INSERT INTO cells (name, token, generation, attempts) VALUES (?1, ?2, ?3, ?4 = 'none') ON CONFLICT (name)"
                 " DO UPDATE SET token = excluded.token,"
-                " attempts = CASE ?4 WHEN 'folded' THEN 0 ELSE attempts + excluded.attempts END",
+                " attempts = CASE ?4 WHEN 'folded' THEN 0 ELSE attempts + excluded.attempts END,"
+                # in a join cell the same position may reflect other arrivals in another history
+                " generation = CASE WHEN id IN (SELECT cell FROM joins) THEN excluded.generation ELSE generation END",
                 (cell, token, entropy.token_hex(8), proof),
             )
             number, *found = db.execute(
@@ -93,6 +96,8 @@ class EmbeddedStore(DecisionCells, OperatorCell, Upkeep):
         now_s = int(self._now_s())
         with self._write() as db:
             cell = _owned(db, checkpoint.cell, token, checkpoint.expected_offset)
+            if checkpoint.taken is not None:
+                take_out(db, checkpoint.cell, cell, checkpoint.expected_offset, checkpoint.taken)
             self._write_profiles(db, cell, checkpoint, now_s)
             db.executemany(
                 "INSERT INTO dead (cell, place, at, reason, detail, sha256, head) VALUES (?, ?, ?, ?, ?, ?, ?)",

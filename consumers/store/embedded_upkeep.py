@@ -38,11 +38,13 @@ from consumers.store.records import (
     AlertRecord,
     AuditRecord,
     Delivery,
+    JoinState,
     Layout,
     OperatorEntry,
     OperatorRevision,
     ProfileCell,
     Record,
+    StoredArrival,
     StoredLetter,
     StoredProfile,
     StoredRow,
@@ -106,6 +108,8 @@ class Upkeep(SQLiteFile):
             _drop_profiles(db, row[0])
             db.execute("DELETE FROM counters WHERE cell = ?", row)
             db.execute("DELETE FROM dead_counts WHERE cell = ?", row)
+            for table in ("joins", "sources", "arrivals"):
+                db.execute(f"DELETE FROM {table} WHERE cell = ?", row)  # noqa: S608
             db.execute(
                 "UPDATE cells SET token = ?, generation = ?, next_offset = ?, attempts = 0, sketch = x'' WHERE id = ?",
                 (entropy.token_hex(16), entropy.token_hex(8), offset, *row),
@@ -190,6 +194,15 @@ def _records(db: sqlite3.Connection, decision_cells: int) -> Iterator[tuple[str,
         counters = dict(db.execute("SELECT name, value FROM counters WHERE cell = ?", (number,)))
         refused = dict(db.execute("SELECT reason, value FROM dead_counts WHERE cell = ?", (number,)))
         yield name, ProfileCell(offset, counters, refused, sketch)
+        for numbered, taken in db.execute("SELECT numbered, taken FROM joins WHERE cell = ?", (number,)):
+            yield (
+                name,
+                JoinState(
+                    numbered, taken, dict(db.execute("SELECT source, mark FROM sources WHERE cell = ?", (number,)))
+                ),
+            )
+        for arrival in db.execute("SELECT number, content FROM arrivals WHERE cell = ? ORDER BY number", (number,)):
+            yield name, StoredArrival(*arrival)
         for mark, below in db.execute("SELECT mark, below FROM erased WHERE cell = ?", (number,)):
             yield name, Tombstone(mark, below)
         letters = "SELECT place, at, reason, detail, sha256, head FROM dead WHERE cell = ? ORDER BY id"
@@ -233,6 +246,8 @@ class _Restoring:
                 self._layout(record)
             case ProfileCell():
                 self._profile_cell(cell, record)
+            case JoinState():
+                self._join(self._cells[cell], record)
             case StoredProfile():
                 self._profile(self._cells[cell], record)
             case StoredRow():
@@ -265,6 +280,10 @@ class _Restoring:
         self._db.executemany("INSERT INTO counters VALUES (?, ?, ?)", [(number, *c) for c in record.counters.items()])
         self._db.executemany("INSERT INTO dead_counts VALUES (?, ?, ?)", [(number, *c) for c in record.dead.items()])
 
+    def _join(self, cell: int, record: JoinState) -> None:
+        self._db.execute("INSERT INTO joins VALUES (?, ?, ?, '')", (cell, record.numbered, record.taken))
+        self._db.executemany("INSERT INTO sources VALUES (?, ?, ?)", [(cell, *s) for s in record.sources.items()])
+
     def _profile(self, cell: int, record: StoredProfile) -> None:
         v = decision_cell(client_from_text(record.client), self._decision_cells)
         added = self._db.execute(
@@ -291,6 +310,9 @@ def _plain(record: Record, cell: str, number: int) -> tuple[str, tuple[object, .
     match record:
         case Tombstone():
             return "INSERT INTO erased VALUES (?, ?, ?)", (number, record.mark, record.below)
+        case StoredArrival():
+            proof = entropy.token_hex(20)
+            return "INSERT INTO arrivals VALUES (?, ?, ?, ?)", (number, record.number, proof, record.content)
         case StoredLetter():
             return (
                 "INSERT INTO dead (cell, place, at, reason, detail, sha256, head) VALUES (?, ?, ?, ?, ?, ?, ?)",

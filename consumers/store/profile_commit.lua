@@ -3,7 +3,8 @@
 -- Everything is checked before the first write: a script is atomic, but what it did before an error stays done.
 -- KEYS  meta
 -- ARGV  token, expected offset or '', next offset, longest profile ttl in s, profiles, dead, counters, sketches (four counts,
---       the last 0 or 1), then
+--       the last 0 or 1), of a join cell: number of the last arrival that was read or '', its proof; count of arrivals done with, then
+--       their numbers
 --       each profile: client, decision cell, ttl in s, fields to set, fields to delete (counts), set name, value..., deleted name...
 --       each dead letter: place, offset, reason, detail, sha256, head    each counter: name, value
 --       the sketch
@@ -24,16 +25,28 @@ local function call_in_steps(command, key, list, from, to)
 end
 
 local n_profiles, n_dead, n_counters, n_sketches = count(ARGV[5]), count(ARGV[6]), count(ARGV[7]), count(ARGV[8])
-if not (count(next_offset) and count(ttl_s) and n_profiles and n_dead and n_counters and n_sketches) then
+local arrived, proof, n_done = ARGV[9], ARGV[10], count(ARGV[11])
+if not (count(next_offset) and count(ttl_s) and n_profiles and n_dead and n_counters and n_sketches and n_done) then
   return redis.error_reply('BADARGS commit: header')
+end
+if not ((arrived == '' or count(arrived)) and #ARGV >= 11 + n_done) then return redis.error_reply('BADARGS commit: arrivals') end
+for i = 12, 11 + n_done do
+  if not count(ARGV[i]) then return redis.error_reply('BADARGS commit: done') end
 end
 
 if redis.call('HGET', meta, 'tok') ~= token then return {'FENCED'} end
 local offset = redis.call('HGET', meta, 'off')
 if (offset or '') ~= expected then return {'CAS', offset} end
+local read_bytes
+if arrived ~= '' then  -- what was folded must be what is here: the store may have lost it since
+  local id = arrived .. '-1'
+  local there = redis.call('XRANGE', cell .. 'arrivals', id, id)[1]
+  if not there or there[2][2] ~= proof then return {'CAS', offset} end
+  read_bytes = there[2][4]
+end
 
 local last = #ARGV - n_sketches
-local at = 9
+local at = 12 + n_done
 local touched = {}
 for _ = 1, n_profiles do
   local client, v, own_ttl_s = ARGV[at], count(ARGV[at + 1]), count(ARGV[at + 2])
@@ -60,7 +73,9 @@ if not (holds(cell .. 'dead', 'stream') and holds(cell .. 'ages', 'zset') and ho
 end
 
 -- From here on only writes.
-at = 9
+for i = 12, 11 + n_done do redis.call('XDEL', cell .. 'arrivals', ARGV[i] .. '-1') end
+if read_bytes then redis.call('HSET', meta, 'taken', string.format('%.0f', tonumber(arrived) + 1), 'taken_bytes', read_bytes) end
+at = 12 + n_done
 for _ = 1, n_profiles do
   local key, sets, drops = cell .. 'p:' .. ARGV[at], tonumber(ARGV[at + 3]), tonumber(ARGV[at + 4])
   local drops_at = at + 5 + 2 * sets

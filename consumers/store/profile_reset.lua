@@ -1,5 +1,5 @@
 #!lua
--- Begin a cell anew: no profiles, another generation, the given offset. Tombstones and unshipped dead letters stay, and how far
+-- Begin a cell anew: no profiles, nothing that arrived, another generation, the given offset. Tombstones and unshipped dead letters stay, and how far
 -- the cell was read (mark ''). A key of a foreign type is what an operator begins the cell anew for: it goes too.
 -- KEYS  meta   ARGV  new token, new generation, offset or '', number of decision cells
 -- Reply {OK}
@@ -43,7 +43,7 @@ local before = tonumber(redis.call('HGET', meta, 'off') or '-1')
 if before > tonumber(redis.call('HGET', cell .. 'erased', '') or '-1') then
   redis.call('HSET', cell .. 'erased', '', string.format('%.0f', before))
 end
-redis.call('DEL', cell .. 'ages', cell .. 'sketch', meta)
+redis.call('DEL', cell .. 'ages', cell .. 'sketch', cell .. 'arrivals', meta)
 redis.call('HSET', meta, 'tok', token, 'gen', generation)
 if offset ~= '' then redis.call('HSET', meta, 'off', offset) end
 return {'OK'}

@@ -6,7 +6,7 @@ Rules:
   begins with new ones; detect assesses every client again, gateways and readers begin again.
 * A record is msgpack with its field names left out (an array): reading one with more or fewer fields is refused.
 * Names within a record are sorted, so that equal content has equal bytes.
-* A cell's `ProfileCell` comes before everything else of that cell, an alert before its deliveries.
+* A cell's `ProfileCell` comes before everything else of that cell, the `JoinState` of a join cell next; an alert before its deliveries.
 """
 
 from __future__ import annotations
@@ -39,6 +39,19 @@ class ProfileCell(_Record):
     counters: dict[str, int]
     dead: dict[str, int]
     sketch: bytes
+
+
+class JoinState(_Record):
+    """Of a join cell. sources: cell of a log → offset up to which it was handed in; numbered: arrivals so far; taken: of them."""
+
+    numbered: int
+    taken: int
+    sources: dict[str, int]
+
+
+class StoredArrival(_Record):
+    number: int
+    content: bytes
 
 
 class Tombstone(_Record):
@@ -109,6 +122,8 @@ class AuditRecord(_Record):
 Record: TypeAlias = (
     Layout
     | ProfileCell
+    | JoinState
+    | StoredArrival
     | Tombstone
     | StoredLetter
     | StoredProfile
@@ -123,6 +138,8 @@ Record: TypeAlias = (
 _TABLES: dict[str, type[Record]] = {
     "layout": Layout,
     "cell": ProfileCell,
+    "join": JoinState,
+    "arrival": StoredArrival,
     "tombstone": Tombstone,
     "letter": StoredLetter,
     "profile": StoredProfile,

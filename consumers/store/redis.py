@@ -14,7 +14,8 @@ Rules:
   recorded, alerts after they were stored. A restriction ends by the clock of whoever reads it.
 
 Keys of a profile cell: meta (tok, off, gen, tries, counters ``n:``, dead letters by reason ``d:``, day, old),
-``p:<client>``, ``touched:<v>``, ``ages`` (offset by day, to trim the former), ``dead``, ``erased``, ``sketch``. Of a
+``p:<client>``, ``touched:<v>``, ``ages`` (offset by day, to trim the former), ``dead``, ``erased``, ``sketch``; of a
+join cell ``arrivals`` as well (`redis_joins.py`). Of a
 decision cell: meta (tok, rev, ``cur:<cell>``, feed: its generation, cut: where it begins, ``sweep:<model>``), lease,
 ``c:<client>``, ``rank:<model>``, models, blocks, feed, outbox, ``sent:<destination>`` (uids), ``mark:<destination>``
 (everything up to this entry is delivered), destinations. The operator cell is in `redis_operators.py`, what people do
@@ -76,6 +77,7 @@ from consumers.store.layout import (
     profile_ttl_s,
     schema_differs,
 )
+from consumers.store.redis_joins import RedisJoins
 from consumers.store.redis_operators import OperatorCell
 from consumers.store.redis_server import CELLS_KEY, DETECTORS_KEY, LAYOUT_KEY, profile_meta
 from consumers.store.redis_upkeep import Upkeep
@@ -154,7 +156,7 @@ def _check_database(path: str, cluster: bool) -> None:
         raise WrongUse(f"store.url: a cluster has database 0 only, not {number}")
 
 
-class RedisStore(OperatorCell, Upkeep):
+class RedisStore(OperatorCell, RedisJoins, Upkeep):
     """See `connect`. One object may be used by several threads.
 
     warnings  what `prepare` could not check, one line each
@@ -207,6 +209,8 @@ class RedisStore(OperatorCell, Upkeep):
         arguments: list[str | bytes | int] = [token, expected, checkpoint.next_offset, profile_ttl_s(checkpoint)]
         arguments += [len(checkpoint.profiles), len(checkpoint.dead), len(checkpoint.counters)]
         arguments.append(0 if checkpoint.sketch is None else 1)
+        taken = checkpoint.taken
+        arguments += ["", "", 0] if taken is None else [taken.last, taken.proof, len(taken.done), *taken.done]
         for client, fields in checkpoint.profiles.items():
             kept = [(name, value) for name, value in fields.items() if value is not None]
             dropped = [name for name, value in fields.items() if value is None]

@@ -37,11 +37,13 @@ from consumers.store.records import (
     AlertRecord,
     AuditRecord,
     Delivery,
+    JoinState,
     Layout,
     OperatorEntry,
     OperatorRevision,
     ProfileCell,
     Record,
+    StoredArrival,
     StoredLetter,
     StoredProfile,
     StoredRow,
@@ -147,7 +149,9 @@ class Upkeep(RedisServer):
 
     def _profile_cell(self, cell: str, page: int) -> Iterator[Record]:
         meta = profile_meta(cell)
-        token, flat, sketch, erased, dead, *touched = self._scripts.run("profile_export", meta, [self.decision_cells])
+        token, flat, sketch, erased, dead, arrived, *touched = self._scripts.run(
+            "profile_export", meta, [self.decision_cells]
+        )
         found = {text(name): value for name, value in pairs(flat)}
         offset = found.get("off")
         yield ProfileCell(
@@ -156,6 +160,11 @@ class Upkeep(RedisServer):
             {name[2:]: int(value) for name, value in found.items() if name.startswith("d:")},
             sketch,
         )
+        if "numbered" in found:
+            handed = {name[7:]: int(value) for name, value in found.items() if name.startswith("source:")}
+            yield JoinState(int(found["numbered"]), int(found.get("taken", 0)), handed)
+        for number, content in arrived:
+            yield StoredArrival(int(number.partition(b"-")[0]), content[5])
         for mark, below in pairs(erased):
             yield Tombstone(text(mark), int(below))
         for _, content in dead:
@@ -239,6 +248,12 @@ class _Restoring:
         match record:
             case ProfileCell():
                 return _profile_cell_commands(cell, record)
+            case JoinState():
+                fields: dict[str, Any] = {"numbered": record.numbered, "taken": record.taken}
+                fields |= {f"source:{source}": offset for source, offset in record.sources.items()}
+                return [("hset", f"{profile_prefix(cell)}meta", None, None, fields)]
+            case StoredArrival():
+                return _arrival_commands(cell, record)
             case Tombstone():
                 return [("hset", f"{profile_prefix(cell)}erased", record.mark, record.below)]
             case StoredLetter():
@@ -278,6 +293,12 @@ def _profile_cell_commands(cell: str, record: ProfileCell) -> list[Command]:
     prefix = profile_prefix(cell)
     found: list[Command] = [("sadd", CELLS_KEY, cell), ("hset", f"{prefix}meta", None, None, fields)]
     return [*found, ("set", f"{prefix}sketch", record.sketch)] if record.sketch else found
+
+
+def _arrival_commands(cell: str, record: StoredArrival) -> list[Command]:
+    prefix, size = profile_prefix(cell), len(record.content)
+    entry: dict[str, Any] = {"p": entropy.token_hex(20), "b": size, "c": record.content}
+    return [("xadd", f"{prefix}arrivals", entry, f"{record.number}-1"), ("hincrby", f"{prefix}meta", "bytes", size)]
 
 
 def _profile_commands(cell: str, record: StoredProfile, decision_cells: int) -> list[Command]:

@@ -32,6 +32,8 @@ NAMES = (
     "profile_swap",
     "profile_export",
     "profile_page",
+    "join_hand_in",
+    "join_arrivals",
     "decision_claim",
     "decision_load",
     "decision_record",

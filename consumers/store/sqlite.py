@@ -85,7 +85,15 @@ CREATE TABLE IF NOT EXISTS operator_changes (
     value BLOB NOT NULL, expires_s INTEGER NOT NULL, PRIMARY KEY (revision, number)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS operator_revisions (revision INTEGER PRIMARY KEY);
 CREATE TABLE IF NOT EXISTS audit (number INTEGER PRIMARY KEY, row BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS joins (
+    cell INTEGER PRIMARY KEY, numbered INTEGER NOT NULL, taken INTEGER NOT NULL, proof TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS sources (
+    cell INTEGER, source TEXT, mark INTEGER NOT NULL, PRIMARY KEY (cell, source)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS arrivals (
+    cell INTEGER, number INTEGER, proof TEXT NOT NULL, content BLOB NOT NULL, UNIQUE (cell, number));
 """
+_LATER_TABLES = ("operator_revisions", "joins", "sources", "arrivals")
+"""Tables that came without a new schema: older versions do not miss them."""
 
 _UPGRADES = {
     1: (
@@ -251,7 +259,9 @@ class SQLiteFile:
         version = db.execute("PRAGMA user_version").fetchone()[0]
         empty = mark == 0 and not db.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone()
         if version == SCHEMA_VERSION and mark == APPLICATION_ID:
-            db.execute("CREATE TABLE IF NOT EXISTS operator_revisions (revision INTEGER PRIMARY KEY)")
+            for statement in _TABLES.split(";"):
+                if any(f"EXISTS {name} (" in statement for name in _LATER_TABLES):
+                    db.execute(statement)
             return
         if not empty:
             if mark != APPLICATION_ID:

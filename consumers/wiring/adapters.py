@@ -23,7 +23,7 @@ from consumers import config, paths
 from consumers.errors import ConfigError, CorruptState, Refused, WrongUse
 from consumers.keyring import Keyring
 from consumers.secrets import Secrets
-from consumers.store import OutboxAlert, Store
+from consumers.store import JoinStore, OutboxAlert, Store
 from consumers.store.sealed import RecordSealer, SealedStore, sealed_store
 from detector.query import ClientKey
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from consumers.http.producer import Write
     from consumers.ingest.dead_letters import DeadLetterShip
     from consumers.log import FileQueryLog, QueryLog
+    from consumers.log.mappings.handed import Meeting
     from consumers.log.mappings.identity import Hash
     from consumers.log.mappings.mapped import Report
     from consumers.log.mappings.records import Translator
@@ -225,10 +226,15 @@ def credential_hash(settings: config.Settings) -> Hash:
 
 
 def open_log(
-    settings: config.Settings, stack: contextlib.ExitStack, models: Collection[str], report: Report
+    settings: config.Settings,
+    stack: contextlib.ExitStack,
+    models: Collection[str],
+    report: Report,
+    store: JoinStore | None = None,
 ) -> tuple[QueryLog, DeadLetterShip | None]:
     """Open the query log that `log.url` names, and the topic of refused records; both are closed with the stack.
 
+    store: where halves meet of a join that says so.
     A log of another tool is read through its mapping (`open_translator`); report: see `MappedLog`. A log in a file has no such topic.
     """
     log: QueryLog
@@ -244,9 +250,10 @@ def open_log(
     from consumers.log.dead_letter_topic import DeadLetterTopic
     from consumers.log.kafka import KafkaLog
     from consumers.log.mappings.records import translators_for
-    from consumers.log.mappings.topics import MappedTopics
+    from consumers.log.mappings.topics import MappedTopics, check_partitions
     from consumers.log.topics import ensure_topics, require_topics
 
+    meeting = None if store is None else _meeting(settings, store)
     k, brokers, hashed = settings.kafka, kafka_connection(settings), credential_hash(settings)
     require_topics(brokers, k.query_topics, "kafka.topics" if k.topics else "kafka.topic", wait=k.wait_for_topic)
     ensure_topics(brokers, [k.dead_letter_topic, k.alerts_topic])
@@ -264,11 +271,21 @@ def open_log(
         headers=bool(translators),
     )
     if translators:
-        log = MappedTopics(log, translators, report)
+        check_partitions(translators, log.partitions)
+        log = MappedTopics(log, translators, report, meeting)
     stack.callback(log.close)
     letters = DeadLetterTopic(brokers, k.dead_letter_topic)
     stack.callback(letters.close)
     return log, letters
+
+
+def _meeting(settings: config.Settings, store: JoinStore) -> Meeting:
+    """Where halves meet, and how they are sealed there."""
+    from consumers.log.mappings.handed import Meeting
+
+    secrets = Secrets.load(settings.secrets_path, create=True, tenant=settings.tenant)
+    seal = functools.partial(secrets.seal_bytes, tenant=settings.tenant)
+    return Meeting(store, seal, functools.partial(secrets.unseal_bytes, tenant=settings.tenant))
 
 
 def _open_file(settings: config.Settings) -> QueryLog:

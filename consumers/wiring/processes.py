@@ -120,7 +120,7 @@ def run_ingest(
     store, spans = open_process_store(settings, stack, step.secrets, metrics, "querywarden-ingest")
     mapped = functools.partial(metrics.add_each, "querywarden_mapped_total", "outcome")
     in_force = BaselinesInForce(step.baselines, dict(step.baselines), step.secrets, settings.tenant)
-    query_log, dead_letters = open_log(settings, stack, step.baselines, mapped)
+    query_log, dead_letters = open_log(settings, stack, step.baselines, mapped, store)
     ingest_loop = loop.IngestLoop(
         instrumented(query_log, "log", spans),
         store,

@@ -27,7 +27,9 @@ Place = tuple[str, str | int]
 class ProfileCell:
     """profiles: client → (fields, touched at); base: where this generation began to count, None: at the log's start.
 
-    refused: offset → reason of every dead letter of this history, for the oracle. epoch counts claims and untaken names who was
+    arrivals: number → (proof, content) of those that wait; handed: source → offset; numbered, taken: see `JoinState`; proof: the newest.
+    history: every arrival of this history, for the oracle, as is refused: offset → reason of every dead letter.
+    epoch counts claims and untaken names who was
     touched and not taken yet: only weaker variants look at them.
     """
 
@@ -47,11 +49,18 @@ class ProfileCell:
     refused: dict[int, str] = field(default_factory=dict)
     erased: dict[str, int] = field(default_factory=dict)
     untaken: frozenset[ClientKey] = frozenset()
+    arrivals: dict[int, tuple[str, bytes]] = field(default_factory=dict)
+    handed: dict[str, int] = field(default_factory=dict)
+    numbered: int | None = None
+    taken: int = 0
+    proof: str = ""
+    history: tuple[bytes, ...] = ()
 
     def copy(self) -> ProfileCell:
         return ProfileCell(
             self.token, self.generation, self.offset, self.attempts, self.sketch, self.base, self.epoch, self.lineage,
             self.counters, self.profiles, self.dead, self.letters, self.reasons, self.refused, self.erased, self.untaken,
+            self.arrivals, self.handed, self.numbered, self.taken, self.proof, self.history,
         )  # fmt: skip
 
 

@@ -120,7 +120,7 @@ def script(number: int) -> JoinedScript:
         if spoilt:
             queries_of.append(Sent(cell, offset << ROW_BITS, 0, "", value))
         else:
-            queries_of += _joined(cell, offset, half, waiting[cell], made.counted[cell])
+            queries_of += twin(cell, offset, half, waiting[cell], made.counted[cell])
         if len(burst) >= rng.choice([5, 10, 20]):
             made.halves.append(burst)
             burst = []
@@ -130,7 +130,7 @@ def script(number: int) -> JoinedScript:
     return made
 
 
-def _joined(cell: str, offset: int, half: Mapping[str, Any], waiting: list[Any], counted: Counter[str]) -> list[Sent]:
+def twin(cell: str, offset: int, half: Mapping[str, Any], waiting: list[Any], counted: Counter[str]) -> list[Sent]:
     """The slow twin: the query that a half completes, if it does."""
     for other in waiting:
         if other["id"] == half["id"] and other["half"] != half["half"]:

@@ -19,6 +19,7 @@ from consumers import store as port
 from consumers.errors import Fenced, LeaseHeld, Refused, Rewound
 from consumers.store import (
     AlertSwap,
+    Arrival,
     Checkpoint,
     Claim,
     DeadLetter,
@@ -27,6 +28,7 @@ from consumers.store import (
     Entry,
     Exported,
     FieldSwap,
+    HandIn,
     Operation,
     OutboxAlert,
     Outcome,
@@ -37,6 +39,7 @@ from consumers.store import (
     Tombstones,
     Touched,
 )
+from consumers.store.embedded_joins import proof_after
 from consumers.store.layout import (
     FEED_ENTRIES,
     LAYOUT,
@@ -99,6 +102,20 @@ class ModelStore:
     def claimed_decisions(self, cell: int, token: str, state: DecisionCell) -> None:
         state.token = token
 
+    def renewed(self, state: ProfileCell) -> None:
+        """A claim of a join cell."""
+        state.generation = self._generation()
+
+    def handed_in(self, state: ProfileCell, records: HandIn) -> None:
+        """Raises Rewound unless the source is where the caller thinks."""
+        if state.handed.get(records.source) != records.expected:
+            raise Rewound(records.cell, state.handed.get(records.source))
+
+    def there(self, state: ProfileCell, checkpoint: Checkpoint) -> bool:
+        """Whether what was read is what is here."""
+        taken = checkpoint.taken
+        return taken is None or state.arrivals.get(taken.last, ("",))[0] == taken.proof
+
     def replaces(self, state: ProfileCell, client: ClientKey, next_offset: int) -> bool:
         return True
 
@@ -118,6 +135,8 @@ class ModelStore:
         state = self.nodes.profile_cell(cell)
         state = ProfileCell(generation=self._generation()) if state is None else state.copy()
         self.claimed(cell, token, state)
+        if state.numbered is not None:
+            self.renewed(state)
         state.attempts = 0 if proof == "folded" else state.attempts + (proof == "none")
         state.epoch += 1
         self.nodes.put(("profiles", cell), state)
@@ -140,6 +159,12 @@ class ModelStore:
         check_checkpoint(checkpoint)
         state = self.owned(checkpoint.cell, token, checkpoint.expected_offset).copy()
         after = checkpoint.next_offset
+        if not self.there(state, checkpoint):
+            raise Rewound(checkpoint.cell, state.offset)
+        if checkpoint.taken is not None:
+            gone = set(checkpoint.taken.done)
+            state.arrivals = {number: held for number, held in state.arrivals.items() if number not in gone}
+            state.taken = checkpoint.taken.last + 1
         profiles = dict(state.profiles)
         written = [c for c in checkpoint.profiles if self.replaces(state, c, after)]
         for client in written:
@@ -181,6 +206,37 @@ class ModelStore:
         state = state.copy()
         state.dead = tuple(one for one in state.dead if one[0] not in gone)
         self.nodes.put(("profiles", cell), state)
+
+    # --- join cells
+
+    def sources(self, cell: str) -> dict[str, int]:
+        state = self.nodes.profile_cell(cell)
+        return dict(state.handed) if state else {}
+
+    def hand_in(self, records: HandIn) -> bool:
+        state = self.nodes.profile_cell(records.cell)
+        state = ProfileCell(generation=self._generation()) if state is None else state.copy()
+        self.handed_in(state, records)
+        numbered, contents = state.numbered or 0, records.contents
+        if contents and numbered > state.taken:
+            held = [len(content) for number, (_, content) in state.arrivals.items() if number >= state.taken]
+            if numbered - state.taken + len(contents) > records.most:
+                return False
+            if sum(held) + sum(map(len, contents)) > records.most_bytes:
+                return False
+        if contents:
+            state.proof = proof_after(state.proof, records.nonce, numbered)
+            state.arrivals = state.arrivals | {n: (state.proof, c) for n, c in enumerate(contents, numbered)}
+            state.history += tuple(contents)
+        state.numbered = numbered + len(contents)
+        state.handed = state.handed | {records.source: records.next_offset}
+        self.nodes.put(("profiles", records.cell), state)
+        return True
+
+    def arrivals(self, cell: str, first: int, limit: int) -> tuple[list[Arrival], int]:
+        state = self.nodes.profile_cell(cell) or ProfileCell()
+        found = [Arrival(number, *state.arrivals[number]) for number in sorted(state.arrivals) if number >= first]
+        return found[: max(limit, 1)], state.numbered or 0
 
     # --- detect
 

@@ -85,7 +85,11 @@ def judge(world: World) -> Verdict:
 
 def _profiles(world: World, cell: str, v: Verdict) -> None:
     state = world.nodes.profile_cell(cell) or ProfileCell()
-    wanted = world.script.fold(cell, state.base, state.erased, _poison(state))
+    lost, doubled, disordered = world.script.unlike_the_ledger(cell, state)
+    if lost or doubled or disordered:
+        v.lost, v.doubled, v.wrong = v.lost + lost, v.doubled + doubled, v.wrong + disordered
+        v.notes.append(f"{cell}: {lost} records never arrived, {doubled} came twice, {disordered} logs out of order")
+    wanted = world.script.folded(cell, state, _poison(state))
     v.quarantined += len(_poison(state))
     v.notes += [f"{cell}@{offset}: a healthy record was quarantined" for offset in _poison(state)]
     shape = shape_of(scene.baseline())
@@ -107,7 +111,10 @@ def _profiles(world: World, cell: str, v: Verdict) -> None:
     if counters != must_count or imbalance(state.counters):
         v.wrong += 1
         v.notes.append(f"{cell}: counters {counters}, not {must_count}")
-    unshipped = {world.script.place(cell, offset) for offset in wanted.dead} - world.letters
+    places = wanted.places
+    if places is None:
+        places = frozenset(world.script.place(cell, offset) for offset in wanted.dead)
+    unshipped = places - world.letters
     if unshipped:
         v.lost += len(unshipped)
         v.notes.append(f"{cell}: dead letters that nobody got: {sorted(unshipped)}")
@@ -148,7 +155,7 @@ def _decisions(world: World, v: Verdict) -> None:
     shards: dict[ClientKey, dict[str, scene.Fields]] = {}
     for cell in world.script.cells:
         state = world.nodes.profile_cell(cell) or ProfileCell()
-        for key, shard in world.script.fold(cell, state.base, state.erased, _poison(state)).profiles.items():
+        for key, shard in world.script.folded(cell, state, _poison(state)).profiles.items():
             shards.setdefault(key, {})[cell] = shard
     rows = {key: row for n in range(world.decision_cells) for key, row in world.nodes.decision_cell(n).rows.items()}
     erased = {scene.key_of(client) for client in world.erased}

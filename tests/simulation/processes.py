@@ -18,7 +18,17 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from simulation.cells import Place
 
 from consumers.errors import QueryWardenError, Unavailable
-from consumers.store import Checkpoint, Claim, DeadLetter, DecisionClaim, DecisionRow, OutboxAlert, Outcome, Proof
+from consumers.store import (
+    Checkpoint,
+    Claim,
+    DeadLetter,
+    DecisionClaim,
+    DecisionRow,
+    HandIn,
+    OutboxAlert,
+    Outcome,
+    Proof,
+)
 from detector.query import ClientKey
 
 if TYPE_CHECKING:
@@ -193,6 +203,9 @@ class Port:
 
     def dead_letters_shipped(self, cell: str, entries: Sequence[str]) -> None:
         self._effect("shipped", ("profiles", cell), lambda: self._store.dead_letters_shipped(cell, entries))
+
+    def hand_in(self, records: HandIn) -> bool:
+        return self._effect("hand in", ("profiles", records.cell), lambda: self._store.hand_in(records))  # type: ignore[no-any-return]
 
     # --- detect
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from simulation.cells import ProfileCell
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -123,11 +124,12 @@ class Sent:
 
 @dataclass(slots=True)
 class Folded:
-    """What an undisturbed run stores in one cell."""
+    """What an undisturbed run stores in one cell. places: of the dead letters, where they do not follow from their offsets alone."""
 
     profiles: dict[ClientKey, dict[str, bytes]]
     counters: dict[str, int]
     dead: frozenset[int]
+    places: frozenset[str] | None = None
 
 
 @dataclass(slots=True)
@@ -187,6 +189,23 @@ class Script:
 
     def _records(self, cell: str, sent: list[Sent]) -> Records:
         return Records(cell, [s.value for s in sent], np.array([s.offset for s in sent], np.int64), self.ends[cell])
+
+    def log_cells(self) -> list[str]:
+        """Cells of the log; `cells` are those of the store."""
+        return self.cells
+
+    def folded(self, cell: str, state: ProfileCell, poison: frozenset[int]) -> Folded:
+        """What must be stored where a cell is as it is."""
+        return self.fold(cell, state.base, state.erased, poison)
+
+    def unlike_the_ledger(self, cell: str, state: ProfileCell) -> tuple[int, int, int]:
+        """Of a cell that keeps what was handed in: records missing there, records too many, logs in another order."""
+        return 0, 0, 0
+
+    def at_end(self, cell: str, state: ProfileCell | None, ends: Mapping[str, int]) -> bool:
+        """Whether a cell of the store has all of the log."""
+        end = self.stored(ends[cell])
+        return not end or (state is not None and (state.offset or 0) >= end)
 
     def sends(self) -> list[list[Sent]]:
         """What the producer sends."""

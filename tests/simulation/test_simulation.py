@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from simulation.cells import Place
-from simulation.variants import GOOD, JOINED, OURS, VARIANTS
+from simulation.variants import APART, GOOD, JOINED, OURS, VARIANTS
 
 ROOT = Path(__file__).resolve().parents[2]
 ZERO = ("lost", "doubled", "wrong", "missing", "old_rows", "uid_twice", "stale", "undrained", "quarantined", "errors")
@@ -59,6 +59,14 @@ def test_no_half_of_a_query_is_lost_or_joined_twice(found: dict[str, Any]) -> No
     assert {name: joined[name] for name in ZERO} == dict.fromkeys(ZERO, 0), joined["bad"]
     assert joined["seeds"] >= 150
     assert joined["faults"] >= 8_000
+
+
+@pytest.mark.alone
+def test_halves_that_meet_in_the_store_are_lost_nowhere_and_joined_once(found: dict[str, Any]) -> None:
+    apart = found[APART]
+    assert {name: apart[name] for name in ZERO} == dict.fromkeys(ZERO, 0), apart["bad"]
+    assert apart["seeds"] >= 150
+    assert apart["faults"] >= 8_000
 
 
 @pytest.mark.alone

@@ -18,7 +18,7 @@ from simulation.world import AS_DRAWN, Workload
 
 from consumers import store as port
 from consumers.errors import Fenced, Rewound
-from consumers.store import DecisionRow, Outcome, Shards, Touched
+from consumers.store import Checkpoint, DecisionRow, HandIn, Outcome, Shards, Touched
 from detector.query import ClientKey
 
 FAR = 2**53 - 1
@@ -195,6 +195,27 @@ class RestoreKeepsGenerations(ModelStore):
         return new
 
 
+class HandedInTwice(ModelStore):
+    """A join cell takes records wherever its source is: at least once."""
+
+    def handed_in(self, state: ProfileCell, records: HandIn) -> None:
+        pass
+
+
+class ArrivalsUnproved(ModelStore):
+    """A commit does not ask whether what was read is still there."""
+
+    def there(self, state: ProfileCell, checkpoint: Checkpoint) -> bool:
+        return True
+
+
+class SameGeneration(ModelStore):
+    """A join cell that is claimed again goes on as the same generation, though its arrivals may be others."""
+
+    def renewed(self, state: ProfileCell) -> None:
+        pass
+
+
 @dataclass(frozen=True, slots=True)
 class Variant:
     """store: what runs; detects: with detect processes, without, or None: as the seed says; seeds: enough to see it fail in CI, from
@@ -221,11 +242,24 @@ ERASURES = Workload(
 
 OURS = "ours"
 JOINED = "joined"
+APART = "apart"
+MET = Workload(halves="apart")
 VARIANTS: dict[str, Variant] = {
     OURS: Variant("unique token + offset CAS + versioned reads, cursors", ModelStore, None, 2000),
     JOINED: Variant(
         "halves of queries, stored with the offset", ModelStore, None, 150, workload=Workload(halves="joined")
     ),
+    APART: Variant("halves in several topics, through the store", ModelStore, None, 150, workload=MET),
+    "apart-in-memory": Variant(
+        "through the store, what waits in memory only",
+        ModelStore,
+        None,
+        20,
+        workload=Workload(halves="apart, in memory"),
+    ),
+    "apart-twice": Variant("through the store, handed in at least once", HandedInTwice, False, 20, workload=MET),
+    "apart-unproved": Variant("through the store, arrivals unproved", ArrivalsUnproved, False, 300, 50, workload=MET),
+    "apart-generation": Variant("through the store, one generation", SameGeneration, True, 300, 90, workload=MET),
     "joined-in-memory": Variant(
         "halves of queries, in memory only", ModelStore, None, 20, workload=Workload(halves="in memory")
     ),
@@ -246,5 +280,5 @@ VARIANTS: dict[str, Variant] = {
     "erase-by-revision": Variant("detect: erased under the same token", EraseByRevision, True, 200, workload=ERASURES),
 }
 
-GOOD = (OURS, JOINED)
+GOOD = (OURS, JOINED, APART)
 """Those that must lose nothing and double nothing."""

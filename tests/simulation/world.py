@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
-from simulation import joined, scene
+from simulation import apart, joined, scene
 from simulation.cells import Nodes, Place, ProfileCell
 from simulation.deeds import Operator
 from simulation.faults import Faults
@@ -51,7 +51,7 @@ class Workload:
     theme   kinds of faults to draw the mix from; empty: as the seed says
     always  faults that come by themselves in every seed
     rate    share of effects that are hit; None: as the seed says
-    halves  queries are logged in two halves: joined, or joined by a process that keeps them in memory only
+    halves  queries are logged in two halves: joined, or joined by a process that keeps them in memory only; apart: in several topics
     """
 
     deeds: tuple[str, ...] = ()
@@ -59,7 +59,7 @@ class Workload:
     theme: tuple[str, ...] = ()
     always: tuple[str, ...] = ()
     rate: float | None = None
-    halves: Literal["", "joined", "in memory"] = ""
+    halves: Literal["", "joined", "in memory", "apart", "apart, in memory"] = ""
 
 
 AS_DRAWN = Workload()
@@ -124,6 +124,12 @@ def _undelivered(state: ProfileCell | None, taken: set[str]) -> bool:
     return state is not None and any(letter.place not in taken for _, letter in state.dead)
 
 
+def _script(number: int, halves: str) -> scene.Script:
+    if halves.startswith("apart"):
+        return apart.script(number)
+    return joined.script(number) if halves else scene.script(number)
+
+
 class World:
     def __init__(
         self,
@@ -137,11 +143,11 @@ class World:
         rng = self.rng = random.Random(f"{seed}/world")
         self.seed, self.trace = seed, trace
         number = rng.randrange(scene.SCRIPTS)
-        self.script = joined.script(number) if workload.halves else scene.script(number)
+        self.script = _script(number, workload.halves)
         self.workload = workload
         self.faults = Faults(seed, muted, workload.theme, workload.always, workload.rate)
         self.schedule = Schedule()
-        self.topic = Topic(self.script.cells, random.Random(f"{seed}/topic"))
+        self.topic = Topic(self.script.log_cells(), random.Random(f"{seed}/topic"))
         self.decision_cells = rng.choice([1, 2, 2, 3])
         nodes = rng.randint(2, 4)
         places: dict[Place, int] = {}
@@ -215,13 +221,18 @@ class World:
 
     def _ingest(self, process: Process) -> None:
         log: QueryLog = MemberLog(self.topic, process, process.identity)
-        if self.workload.halves:
-            log = joined.reading(log, self.workload.halves == "in memory")
+        store, halves = _port(process), self.workload.halves
+        if isinstance(self.script, apart.ApartScript):
+            log = apart.reading(
+                log, store, self.schedule.monotonic, self.token, len(self.script.cells), halves == "apart, in memory"
+            )
+        elif halves:
+            log = joined.reading(log, halves == "in memory")
         runtime = Runtime(
             self.schedule.monotonic, process.pause, random.Random(f"{self.seed}/{process.identity}"), self.token
         )
         loop = ingest.IngestLoop(
-            log, _port(process), scene.reading(), scene.metrics(), runtime=runtime,
+            log, store, scene.reading(), scene.metrics(), runtime=runtime,
             dead_letters=FakeDeadLetterTopic(process), max_poll_records=self.max_poll,
             cautious_after=self.cautious_after, find_poison=lambda count, attempt: [],
         )  # fmt: skip
@@ -331,8 +342,7 @@ class World:
             return False
         cells = {cell: self.nodes.profile_cell(cell) for cell in self.script.cells}
         for cell, state in cells.items():
-            end = self.script.stored(self.topic.ends[cell])
-            if (end and (state is None or (state.offset or 0) < end)) or _undelivered(state, self.letters):
+            if not self.script.at_end(cell, state, self.topic.ends) or _undelivered(state, self.letters):
                 return False
         if not self.with_detect:
             return True

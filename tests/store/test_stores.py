@@ -251,7 +251,9 @@ def test_the_suite_fails_on_a_broken_sqlite_store(broken: type[EmbeddedStore], t
 SUSPECTED = {
     # What shows that a script of that kind is broken, so that not the whole suite runs each time.
     "profile": ("commit", "load", "token", "claim", "writes", "position", "rewound", "touched", "fields", "erasing", "erased", "reset",
-                "attempts", "dead", "more_than", "exported_as", "counters", "cut_a_commit", "rejected"),
+                "attempts", "dead", "more_than", "exported_as", "counters", "cut_a_commit", "rejected", "join", "arriv", "full",
+                "was_read"),
+    "join": ("hand", "arriv", "join", "full"),
     "decision": ("record", "lease", "decision", "row", "rank", "restriction", "changes", "exported_as", "claim", "rejected"),
     "operate": ("operat", "expired"),
     "operator": ("operator",),
@@ -265,7 +267,11 @@ MUTANTS = [
     ("profile_load", "~= ARGV[2] then", "~= ARGV[2] and false then"),
     ("profile_commit", "~= token then", "~= token and false then"),
     ("profile_commit", "(offset or '') ~= expected then", "false then"),
-    ("profile_commit", "return {'CAS', offset} end", "redis.call('HSET', meta, 'n:x', 1) return {'CAS', offset} end"),
+    (
+        "profile_commit",
+        "expected then return {'CAS', offset} end",
+        "expected then redis.call('HSET', meta, 'n:x', 1) return {'CAS'} end",
+    ),
     ("profile_commit", "call_in_steps('HDEL'", "local _ = ('HDEL'"),
     ("profile_commit", "local STEP = 4000", "local STEP = 100000"),
     ("profile_commit", "HINCRBY', meta, 'd:' .. ARGV[i + 2], 1", "HSET', meta, 'd:' .. ARGV[i + 2], 1"),
@@ -289,7 +295,17 @@ MUTANTS = [
     ("profile_erase", "if offset > below then", "if false then"),
     ("profile_erase", "offset = math.max(", "local _ = math.max("),
     ("profile_reset", "redis.call('HSET', cell .. 'erased', '', string.format('%.0f', before))", ""),
-    ("profile_reset", "cell .. 'sketch', meta)", "cell .. 'sketch')"),
+    ("profile_reset", "cell .. 'arrivals', meta)", "cell .. 'arrivals')"),
+    ("profile_reset", "cell .. 'arrivals', meta)", "meta)"),
+    ("profile_claim", "== 1 then", "== 2 then"),
+    ("profile_commit", "or there[2][2] ~= proof then", "then"),
+    ("profile_commit", "redis.call('XDEL', cell .. 'arrivals', ARGV[i] .. '-1')", "local _ = 0"),
+    ("profile_commit", "'taken_bytes', read_bytes", "'taken_bytes', 0"),
+    ("join_hand_in", "(handed or '') ~= expected then", "false then"),
+    ("join_hand_in", "(redis.call('HGET', meta, 'proof') or '') .. nonce", "nonce"),
+    ("join_hand_in", "waiting > 0 and", "false and"),
+    ("join_hand_in", "mark, next_offset)", "mark, next_offset + 1)"),
+    ("join_arrivals", "ARGV[1] .. '-0'", "'-'"),
     ("profile_reset", "redis.call('UNLINK', cell .. 'p:' .. client)", ""),
     ("decision_record", "or restricted and until_s ~= (before[3] or '0') then", "then"),
     ("decision_record", "until_s == '0' and '+inf' or until_s", "until_s"),
@@ -989,7 +1005,7 @@ def test_redis_scripts_check_their_arguments_first(name: str, database: RedisDat
     store.claim_decisions(4, "p", "t", 60_000)
     key = f"{profile_prefix(CELL) if name.startswith('profile') else decision_prefix(4, DECISION_CELLS)}meta"
     good = {
-        "profile_commit": "t||5|60|1|1|1|1|a:b:c|4|60|1|1|n|v|gone|place|1|nan|d|s|h|processed|7|sketch",
+        "profile_commit": "t||5|60|1|1|1|1|||0|a:b:c|4|60|1|1|n|v|gone|place|1|nan|d|s|h|processed|7|sketch",
         "decision_record": "t|0|p|1000|1000|60|100|1|1|1|q:0|g:1|a:b:c|a:b|r|watch|0.5|0|clear|a/0|1|body",
     }[name].split("|")
     for cut in range(len(good)):

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from typing import Protocol
 
 import pytest
+from support.join_contract import JoinContract
 
 from consumers.errors import Fenced, LeaseHeld, QueryWardenError, Refused, Rewound
 from consumers.store import (
@@ -133,7 +134,7 @@ def failures(
     return failed
 
 
-class StoreContract:
+class StoreContract(JoinContract):
     """Inherit, and provide the fixture ``backing``."""
 
     # --- who lives

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from support.join_contract import JOINED, ONE, hand, take
 from support.store_contract import (
     CELL,
     Backing,
@@ -630,6 +631,26 @@ class WholeContract(StoreContract):
         assert {item.table for item in items} == {
             "layout", "cell", "tombstone", "letter", "profile", "decision", "alert", "delivery", "revision", "entry", "audit",
         }  # fmt: skip
+
+    def test_a_join_cell_is_restored_with_what_waits_there(self, backing: Backing) -> None:
+        store = backing.open()
+        store.prepare("secrets-1")
+        hand(store, ONE, None, 5, b"a", b"b", b"c")
+        store.claim(JOINED, "t")
+        take(store, None, 2 << 16, 1, 0)
+        items = list(store.export())
+        backing.wipe()
+        copy = backing.open()
+        copy.restore(items)
+        copy.prepare("secrets-1")
+        assert copy.sources(JOINED) == {ONE: 5}
+        found, numbered = copy.arrivals(JOINED, 0, 10)
+        assert ([(one.number, one.content) for one in found], numbered) == ([(1, b"b"), (2, b"c")], 3)
+        assert copy.claim(JOINED, "t").next_offset == 2 << 16
+        assert hand(copy, ONE, 5, 6, b"d")
+        take(copy, 2 << 16, 4 << 16, 3, 1, 2, 3)
+        assert copy.arrivals(JOINED, 0, 10) == ([], 4)
+        assert sorted(item.table for item in items if item.cell == JOINED) == ["arrival", "arrival", "cell", "join"]
 
     def test_nothing_is_restored_over_something(self, backing: Backing) -> None:
         full = backing.open()

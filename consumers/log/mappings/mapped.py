@@ -63,6 +63,14 @@ class _Reading:
         return self.rows is None and self.at >= len(self.records.offsets)
 
     @property
+    def arrival(self) -> tuple[int, str] | None:
+        """The last record that was read, of a log whose records lie in the store."""
+        last = self.at if self.rows is not None else self.at - 1
+        return (
+            (int(self.records.offsets[last]), self.records.proofs[last]) if self.records.proofs and last >= 0 else None
+        )
+
+    @property
     def next_offset(self) -> int:
         if self.done:
             return self.records.next_offset << ROW_BITS
@@ -116,7 +124,7 @@ class MappedLog:
     @property
     def waits(self) -> bool:
         """Whether events of records that were read wait to be delivered."""
-        return any(self._queues.values())
+        return any(self._queues.values()) or bool(getattr(self._log, "waits", False))
 
     def poll(self, timeout_s: float, max_records: int) -> Poll:
         found = Poll()
@@ -330,7 +338,7 @@ class MappedLog:
             _outer(cell), events.values, offsets, reading.next_offset, events.places, events.refused,
             broker_ms=None if records.broker_ms is None else np.array(events.broker_ms, np.int64), nulls=nulls,
             prints=None if records.prints is None else prints_of(events.values, events.offsets), marks=records.marks,
-            halves=self._halves_until(cell, reading.next_offset),
+            halves=self._halves_until(cell, reading.next_offset), arrival=reading.arrival,
         )  # fmt: skip
 
     def _halves_until(self, cell: str, offset: int) -> NDArray[np.int64] | None:

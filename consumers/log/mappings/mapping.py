@@ -37,6 +37,7 @@ ClientKind = Literal["id", "credential", "ip"]
 TimeUnit = Literal["auto", "rfc3339", "s", "ms", "us", "ns"]
 InputForm = Literal["auto", "row", "rows", "columns", "embedding", "text", "messages"]
 AnswerKind = Literal["auto", "label", "probabilities", "logits", "value", "text"]
+Meeting = Literal["partition", "store"]
 Encoding = Literal["auto", "json", "csv", "base64"]
 Paths = tuple[str, ...]
 Words = tuple[str | int | float | bool, ...]
@@ -85,8 +86,10 @@ class JoinSpec(_Part, frozen=True):
 
     response_id  the same paths in the response, where it has other names for them
     input     the half that holds the input: ``response`` where the request is the record of a gateway, which knows who asked and when
-    most      halves that wait at once in a partition or file; the oldest is given up first
+    most      halves that wait at once in a partition, file or join cell; the oldest is given up first
     within_s  how long one waits, by the log's own time
+    through   where halves meet: in the partition that holds both, or, wherever they are, in the ``store``
+    cells     join cells that the store has for it, among which the halves are divided by their id
     """
 
     id: Paths
@@ -96,6 +99,8 @@ class JoinSpec(_Part, frozen=True):
     input: Role = "request"
     most: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 10_000
     within_s: Annotated[int, msgspec.Meta(ge=1, le=86_400)] = 600
+    through: Meeting = "partition"
+    cells: Annotated[int, msgspec.Meta(ge=1, le=256)] = 1
 
 
 class ClientPlace(_Part, frozen=True):
@@ -233,6 +238,8 @@ def mapping_of(content: Mapping[str, Any], where: str) -> LogMapping:
         paths.parse(text)
     if mapping.join is not None and len(mapping.join.response_id) not in (0, len(mapping.join.id)):
         raise WrongUse(f"mapping {where}: join.response_id must name as many paths as join.id, in the same order")
+    if mapping.join is not None and mapping.join.through == "partition" and mapping.join.cells > 1:
+        raise WrongUse(f'mapping {where}: join.cells are for join.through = "store"')
     if bool(mapping.read.schemas) != (mapping.read.format == "avro"):
         raise WrongUse(f'mapping {where}: read.schemas are for read.format = "avro", which needs them')
     for name, schema in mapping.read.schemas.items():

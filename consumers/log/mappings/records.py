@@ -10,6 +10,7 @@ Rules:
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections import Counter
@@ -41,6 +42,7 @@ class Translator:
     fields   reads the fields of events
     counts   records, events, unattributed (events), left_out (items that are no queries)
     joins    halves of queries are joined; False: a record is a whole query
+    cells    join cells among which its halves are divided; 1 where each log cell joins its own
     """
 
     def __init__(self, mapping: LogMapping, hashed: Hash, default_model: str = "") -> None:
@@ -56,6 +58,7 @@ class Translator:
         self._roles: dict[Role, ConditionTest] = (
             {"request": ConditionTest(join.request), "response": ConditionTest(join.response)} if join else {}
         )
+        self.cells = 1
         self._waiting: dict[str, Waiting] = {}
         self._unplaced = 0
         self.begin()
@@ -133,7 +136,7 @@ class Translator:
             source, self._unplaced = replace(source, offset=self._unplaced), self._unplaced + 1
         try:
             if self.joins:
-                yield from self._joined(value, source)
+                yield from self._joined_here(value, source)
             else:
                 for view in self.views(value, source):
                     if self._counts(view):
@@ -146,15 +149,44 @@ class Translator:
         self.counts["left_out"] += not keep
         return keep
 
+    def _joined_here(self, value: bytes, source: Source) -> Iterator[bytes]:
+        """As `_joined`; what is wrong with a record that several join cells have is said by the first."""
+        if self.cells == 1 or number_of(source.cell) == 0:
+            yield from self._joined(value, source)
+            return
+        left_out = self.counts["left_out"]
+        with contextlib.suppress(BadRecord, RecursionError):
+            yield from self._joined(value, source)
+        self.counts["left_out"] = left_out
+
     def _joined(self, value: bytes, source: Source) -> Iterator[bytes]:
         """The events of the queries whose other half came before this record."""
         waiting = self._waiting_in(source.cell)
         after = (source.offset + 1) << ROW_BITS
+        mine = number_of(source.cell) if self.cells > 1 else 0
         for number, (role, view) in enumerate(self._halves(self.views(value, source))):
-            half = Half(view, len(value), (source.offset << ROW_BITS) + number)
-            other = waiting.partner(role, self._key_of(role, view), half, after)
+            half, key = Half(view, len(value), (source.offset << ROW_BITS) + number), self._key_of(role, view)
+            if self.cells > 1 and cell_of(key, self.cells) != mine:
+                continue
+            other = waiting.partner(role, key, half, after)
             if other is not None:
                 yield from self._query(*((view, other.view) if role == "request" else (other.view, view)))
+
+    def cells_of(self, value: bytes, source: Source) -> set[int]:
+        """The join cells that a record belongs to: those of its halves; the first one also if something in it is no half."""
+        if self.cells == 1 or len(value) > MAX_RECORD_BYTES:
+            return {0}
+        left_out, found = self.counts["left_out"], set[int]()
+        try:
+            found.update(
+                cell_of(self._key_of(role, view), self.cells) for role, view in self._halves(self.views(value, source))
+            )
+        except (BadRecord, RecursionError):
+            found.add(0)
+        if self.counts["left_out"] > left_out:
+            found.add(0)
+        self.counts["left_out"] = left_out
+        return found or {0}
 
     def _halves(self, views: Iterable[View]) -> Iterator[tuple[Role, View]]:
         """Those items that are halves of queries."""
@@ -233,6 +265,19 @@ def encoded(event: Mapping[str, Any]) -> bytes:
     except (UnicodeError, OverflowError):  # half of a surrogate pair, a number of over 64 bits
         return json.dumps(event, default=_as_text).encode()
     return json.dumps(event, default=_as_text).encode() if b"null" in text else text
+
+
+def cell_of(key: tuple[Any, ...], cells: int) -> int:
+    """The join cell of `cells` in which halves with this key meet: the same for every process and every run."""
+    digest = hashlib.blake2b(
+        json.dumps(key, default=str).encode("utf-8", "surrogatepass"), digest_size=8, person=b"qw-join"
+    ).digest()
+    return int.from_bytes(digest, "big") % cells
+
+
+def number_of(cell: str) -> int:
+    """The number of a join cell, the last part of its name."""
+    return int(cell.rpartition(":")[2])
 
 
 def _as_text(value: Any) -> str:
