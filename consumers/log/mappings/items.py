@@ -4,7 +4,7 @@ These layers are removed, in this order: the line of a topic that `kcat -J` wrot
 CloudEvents, the list or path in which a record holds several items.
 
 Rules:
-* Only JSON, CSV, OTLP and Avro are read. Other data is refused with the reasons of native records.
+* Only JSON, CSV, OTLP, Avro and Protocol Buffers are read. Other data is refused with the reasons of native records.
 * CSV without declared columns: the first line of each file names them. A topic has no first line, so there they must be declared.
 """
 
@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from consumers.errors import BadRecord
 from consumers.log.mappings import bodies, otlp, paths
-from consumers.log.mappings.avro import AvroReader
-from consumers.log.mappings.mapping import ReadSpec
+from consumers.log.mappings.mapping import ReadSpec, schema_reader
 from consumers.log.mappings.sources import Source
 from consumers.log.reasons import why_no_object, why_not_json
 from consumers.log.tolerant import parsed
@@ -40,14 +39,14 @@ class ItemReader:
 
     reading: ReadSpec
     _each: paths.RecordPath | None = field(init=False)
-    _avro: dict[str, AvroReader] = field(init=False)
+    _by_schema: dict[str, Callable[[bytes], Any]] = field(init=False)
     _file: str = ""
     _line: int = 0
     _columns: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self._each = paths.parse(self.reading.each) if self.reading.each else None
-        self._avro = {name: AvroReader(schema) for name, schema in self.reading.schemas.items()}
+        self._by_schema = {name: schema_reader(self.reading, schema) for name, schema in self.reading.schemas.items()}
 
     def items(self, value: bytes, source: Source) -> Iterator[Item]:
         """The items of a record. Raises BadRecord, RecursionError."""
@@ -65,19 +64,19 @@ class ItemReader:
         if self.reading.format == "otlp":
             yield from ((item, item, source) for item in otlp.items(value))
             return
-        if self.reading.format == "avro":
+        if self.reading.format in ("avro", "protobuf"):
             yield from self._of(self._decoded(value, schema), source)
             return
         yield from self._json(value, source)
 
     def _decoded(self, value: bytes, schema: str) -> dict[str, Any]:
-        """A record of Avro. Raises BadRecord."""
-        reader = self._avro.get(schema, self._avro.get(ANY_SCHEMA))
-        if reader is None:
+        """A record of Avro or Protocol Buffers. Raises BadRecord."""
+        read = self._by_schema.get(schema, self._by_schema.get(ANY_SCHEMA))
+        if read is None:
             raise BadRecord("framed", f"the mapping has no schema {schema}")
         try:
-            record = reader.record(value)
-        except ValueError as error:
+            record = read(value)
+        except (ValueError, OverflowError) as error:
             raise BadRecord("framed", f"no record of the schema: {error}") from None
         if not isinstance(record, dict):
             raise BadRecord("framed", "the schema is none of a record")

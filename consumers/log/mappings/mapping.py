@@ -9,8 +9,9 @@ Rules:
 
 from __future__ import annotations
 
+import base64
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path as FilePath
 from typing import Annotated, Any, Literal, get_args
@@ -22,6 +23,7 @@ from consumers.errors import Refused, WrongUse
 from consumers.log.halves import Role
 from consumers.log.mappings import paths
 from consumers.log.mappings.avro import AvroReader
+from consumers.log.mappings.descriptors import MessageReader
 
 NATIVE = "native"
 PRESETS = (
@@ -29,8 +31,10 @@ PRESETS = (
     "hiddenlayer", "otel-genai", "openinference", "csv",
 )  # fmt: skip
 MOST_FILE_BYTES = 1 << 20
+MOST_SCHEMAS = 1_000
+SCHEMA_FILES = {"avro": ".avsc", "protobuf": ".desc"}
 
-Format = Literal["json", "csv", "otlp", "avro"]
+Format = Literal["json", "csv", "otlp", "avro", "protobuf"]
 Framing = Literal["none", "schema-registry"]
 Envelope = Literal["none", "cloudevents"]
 ClientKind = Literal["id", "credential", "ip"]
@@ -54,7 +58,9 @@ class ReadSpec(_Part, frozen=True):
     envelope  ``cloudevents``: attributes in Kafka headers (``ce_…``, ``ce-…`` or bare names) or in the JSON object, payload as ``data``
     each      path of the items, when a record holds several; empty: the record is the item, or each element of a list
     columns   names of the cells of a CSV line; empty: the first line of a file says them
-    schemas   of Avro: id in the registry, or ``*`` for every record → schema, as JSON
+    schemas   id in the registry, or ``*`` for every record → schema: of Avro as JSON, of Protocol Buffers a descriptor set in base64. In a
+              file also the name of a folder with ``ID.avsc`` or ``ID.desc``
+    message   of Protocol Buffers: name of the message type; empty: the first of the schema's file, or what the frame names
     """
 
     format: Format = "json"
@@ -64,6 +70,7 @@ class ReadSpec(_Part, frozen=True):
     columns: tuple[str, ...] = ()
     delimiter: Annotated[str, msgspec.Meta(min_length=1, max_length=1)] = ","
     schemas: dict[str, str] = {}
+    message: str = ""
 
 
 class RecognitionSpec(_Part, frozen=True):
@@ -240,16 +247,63 @@ def mapping_of(content: Mapping[str, Any], where: str) -> LogMapping:
         raise WrongUse(f"mapping {where}: join.response_id must name as many paths as join.id, in the same order")
     if mapping.join is not None and mapping.join.through == "partition" and mapping.join.cells > 1:
         raise WrongUse(f'mapping {where}: join.cells are for join.through = "store"')
-    if bool(mapping.read.schemas) != (mapping.read.format == "avro"):
-        raise WrongUse(f'mapping {where}: read.schemas are for read.format = "avro", which needs them')
-    for name, schema in mapping.read.schemas.items():
-        try:
-            AvroReader(schema)
-        except ValueError as error:
-            raise WrongUse(f"mapping {where}: read.schemas.{name} is no schema of Avro: {error}") from None
+    _check_schemas(mapping.read, where)
     if mapping.read.columns and mapping.read.format != "csv":
         raise WrongUse(f'mapping {where}: read.columns are for read.format = "csv"')
     return mapping
+
+
+def _check_schemas(read: ReadSpec, where: str) -> None:
+    """Raises WrongUse for schemas that are none, or that the format does not need."""
+    if bool(read.schemas) != (read.format in SCHEMA_FILES):
+        raise WrongUse(
+            f'mapping {where}: read.schemas are for read.format = "avro" and "protobuf", which need them (or read.descriptors)'
+        )
+    if read.message and read.format != "protobuf":
+        raise WrongUse(f'mapping {where}: read.message is for read.format = "protobuf"')
+    for name, schema in read.schemas.items():
+        try:
+            schema_reader(read, schema)
+        except ValueError as error:
+            kind = "schema of Avro" if read.format == "avro" else "descriptor set of Protocol Buffers"
+            raise WrongUse(f"mapping {where}: read.schemas.{name} is no {kind}: {error}") from None
+
+
+def schema_reader(read: ReadSpec, schema: str) -> Callable[[bytes], Any]:
+    """What reads records of one schema. Raises ValueError for a schema that is none."""
+    if read.format == "avro":
+        return AvroReader(schema).record
+    reader = MessageReader(base64.b64decode(schema, validate=True), read.message)
+    return reader.record if read.framing == "none" else reader.framed
+
+
+def with_schema_files(content: Mapping[str, Any], folder: FilePath) -> Mapping[str, Any]:
+    """The content of a mapping file with the schemas in place of the files that it names, relative to the mapping's folder.
+
+    Raises Refused, WrongUse where there are none.
+    """
+    read = content.get("read")
+    if not isinstance(read, dict):
+        return content
+    inline = dict(read)
+    named, descriptors = read.get("schemas"), inline.pop("descriptors", None)
+    if isinstance(named, str):
+        suffix = SCHEMA_FILES.get(str(read.get("format")), "")
+        found = sorted(path for path in (folder / named).glob(f"*{suffix}") if suffix and path.stem.isdecimal())
+        if not found:
+            raise WrongUse(f"read.schemas: {folder / named} is no folder with files ID{suffix or '.avsc or ID.desc'}")
+        if len(found) > MOST_SCHEMAS:
+            raise WrongUse(f"read.schemas: {folder / named} has more than {MOST_SCHEMAS:,} files")
+        inline["schemas"] = {path.stem: _schema_text(path) for path in found}
+    if isinstance(descriptors, str):
+        inline["schemas"] = {**inline.get("schemas", {}), "*": _schema_text(folder / descriptors)}
+    return {**content, "read": inline}
+
+
+def _schema_text(path: FilePath) -> str:
+    if path.suffix == SCHEMA_FILES["avro"]:
+        return files.read_text(path, "schema", MOST_FILE_BYTES)
+    return base64.b64encode(files.read(path, "descriptor set", MOST_FILE_BYTES)).decode()
 
 
 def preset(name: str) -> LogMapping:
@@ -280,7 +334,8 @@ def load(name: str) -> LogMapping | None:
     if not FilePath(name).exists():
         raise WrongUse(f"log.mapping: {name!r} is neither a file nor a preset ({', '.join(PRESETS)})")
     try:
-        return mapping_of(tomllib.loads(files.read_text(name, "mapping", MOST_FILE_BYTES)), name)
+        content = tomllib.loads(files.read_text(name, "mapping", MOST_FILE_BYTES))
+        return mapping_of(with_schema_files(content, FilePath(name).parent), name)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise WrongUse(f"mapping {name}: {error}") from None
     except Refused as error:

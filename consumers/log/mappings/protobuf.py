@@ -1,4 +1,4 @@
-"""Protocol Buffers on the wire, as far as exports of OpenTelemetry need them: fields by number, without a schema compiler.
+"""Protocol Buffers on the wire: fields by number, without a schema compiler.
 
 Rules:
 * Malformed bytes raise `ValueError`. Nothing reads beyond its bytes, and at most `MOST_FIELDS` fields of a message are read.
@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 MOST_FIELDS = 1 << 18
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+MOST_NUMBER = (1 << 29) - 1
+VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 
 
 def fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
@@ -21,28 +22,33 @@ def fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
     ValueError
         When the bytes are no message.
     """
+    return ((number, value) for number, _, value in wire_fields(message))
+
+
+def wire_fields(message: bytes) -> Iterator[tuple[int, int, int | bytes]]:
+    """As `fields`, with the wire type of each between the two. Raises ValueError."""
     at = 0
     for _ in range(MOST_FIELDS):
         if at >= len(message):
             return
         tag, at = _varint(message, at)
         number, wire = tag >> 3, tag & 7
-        if not number:
-            raise ValueError("field 0")
+        if not 0 < number <= MOST_NUMBER:
+            raise ValueError(f"field {number}")
         value: int | bytes
-        if wire == _VARINT:
+        if wire == VARINT:
             value, at = _varint(message, at)
-        elif wire in (_FIXED64, _FIXED32):
-            size = 8 if wire == _FIXED64 else 4
+        elif wire in (FIXED64, FIXED32):
+            size = 8 if wire == FIXED64 else 4
             value, at = int.from_bytes(message[at : at + size], "little"), at + size
-        elif wire == _BYTES:
+        elif wire == BYTES:
             size, at = _varint(message, at)
             value, at = message[at : at + size], at + size
         else:
             raise ValueError(f"wire type {wire}")
         if at > len(message):
             raise ValueError("cut off")
-        yield number, value
+        yield number, wire, value
     raise ValueError("too many fields")
 
 
