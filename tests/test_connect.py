@@ -13,11 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from google.protobuf import descriptor_pb2, timestamp_pb2
 from support import foreign_logs, loans
 from support.references import quick_training
 
 from consumers import cli, config
-from consumers.log.mappings.mapping import NATIVE, PRESETS, for_topic, mapping_of, preset
+from consumers.log.mappings.mapping import NATIVE, PRESETS, for_topic, load, mapping_of, preset
 from consumers.log.mappings.records import Translator
 from consumers.log.mappings.sources import Source
 
@@ -231,3 +232,31 @@ def test_the_settings_of_the_page_are_settings(tmp_path: Path, monkeypatch: pyte
     assert config.load().log.mapping == "litellm"
     monkeypatch.setenv("QUERYWARDEN_LOG__MAPPING", '{"t": "csv"}')
     assert config.load().log.mapping == {"t": "csv"}
+
+
+def test_the_mapping_for_protobuf_reads_messages_of_its_descriptor_set(tmp_path: Path) -> None:
+    (text,) = [text for language, text in BLOCK.findall(PAGE.read_text()) if language == "toml" and "protobuf" in text]
+    file = descriptor_pb2.FileDescriptorProto(name="queries.proto", package="acme.scoring", syntax="proto3")
+    file.dependency.append("google/protobuf/timestamp.proto")
+    query = file.message_type.add(name="Query")
+    kinds = descriptor_pb2.FieldDescriptorProto
+    for number, (name, kind) in enumerate((("caller", kinds.TYPE_STRING), ("said", kinds.TYPE_STRING)), 1):
+        query.field.add(name=name, number=number, type=kind, label=kinds.LABEL_OPTIONAL)
+    query.field.add(name="row", number=3, type=kinds.TYPE_DOUBLE, label=kinds.LABEL_REPEATED)
+    query.field.add(
+        name="asked_at",
+        number=4,
+        type=kinds.TYPE_MESSAGE,
+        label=kinds.LABEL_OPTIONAL,
+        type_name=".google.protobuf.Timestamp",
+    )
+    imported = descriptor_pb2.FileDescriptorProto()
+    timestamp_pb2.DESCRIPTOR.CopyToProto(imported)
+    (tmp_path / "queries.desc").write_bytes(descriptor_pb2.FileDescriptorSet(file=[imported, file]).SerializeToString())
+    (tmp_path / "mapping.toml").write_text(text)
+    mapping = load(str(tmp_path / "mapping.toml"))
+    assert mapping is not None
+    value = b"\x0a\x04acme\x12\x03yes\x1a\x10" + struct.pack("<2d", 0.5, 2) + b"\x22\x06\x08\xa0\xb5\xf4\xcd\x06"
+    (event,) = map(json.loads, Translator(mapping, str, "m").events(value, Source()))
+    assert (event["client_id"], event["timestamp"]) == ("acme", "2026-03-20T10:00:00Z")
+    assert (event["features"], event["prediction"]) == ([0.5, 2.0], {"label": "yes"})
