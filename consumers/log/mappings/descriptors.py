@@ -70,7 +70,7 @@ _NUMBERS: dict[int, tuple[int, Callable[[int], Any]]] = {
 
 
 @dataclass(slots=True)
-class _Field:
+class _SchemaField:
     """kind: `type` of the descriptor; oneof: number of its oneof, -1 for none; implicit: it has its default where it is not there."""
 
     name: str
@@ -86,7 +86,7 @@ class _MessageType:
     """fields: by number; entry: of a map; nested: names of the message types within, in their order."""
 
     name: str
-    fields: dict[int, _Field] = field(default_factory=dict)
+    fields: dict[int, _SchemaField] = field(default_factory=dict)
     entry: bool = False
     nested: list[str] = field(default_factory=list)
 
@@ -199,14 +199,14 @@ class MessageReader:
         self._enums[scope + _text(parts, 1)] = names
 
 
-def _field(descriptor: bytes, proto3: bool) -> tuple[int, _Field]:
+def _field(descriptor: bytes, proto3: bool) -> tuple[int, _SchemaField]:
     parts = list(fields(descriptor))
     kind, repeated = _number(parts, 5), _number(parts, 4) == _REPEATED
     oneof = _number(parts, 9) if any(number == 9 for number, _ in parts) else -1
     if kind != _GROUP and kind not in (_MESSAGE, _STRING, _BYTES) and kind not in _NUMBERS:
         raise ValueError(f"a field of type {kind}")
     implicit = repeated or (proto3 and oneof < 0 and kind != _MESSAGE)
-    return _number(parts, 3), _Field(
+    return _number(parts, 3), _SchemaField(
         _text(parts, 1), kind, repeated, _text(parts, 6).removeprefix("."), oneof, implicit
     )
 
@@ -274,7 +274,7 @@ class _MessageWalk:
             found[number] = _moved(found, number, values)
         return found
 
-    def _value(self, one: _Field, held: list[Any], depth: int) -> Any:
+    def _value(self, one: _SchemaField, held: list[Any], depth: int) -> Any:
         if one.kind == _MESSAGE:
             kind = self._types[one.type_name]
             if one.repeated:
@@ -288,7 +288,7 @@ class _MessageWalk:
             held = [names.get(each, each) for each in held]
         return held if one.repeated else held[-1]
 
-    def _default(self, one: _Field) -> Any:
+    def _default(self, one: _SchemaField) -> Any:
         if one.repeated:
             return {} if one.kind == _MESSAGE and self._types[one.type_name].entry else []
         if one.kind == _ENUM:
@@ -305,7 +305,7 @@ def _moved(found: dict[int, list[Any]], number: int, values: list[Any]) -> list[
     return held
 
 
-def _raw_values(one: _Field, wire: int, raw: int | bytes) -> list[Any] | None:
+def _raw_values(one: _SchemaField, wire: int, raw: int | bytes) -> list[Any] | None:
     """What a field holds on the wire; None: it is not of this type."""
     expected, read = _NUMBERS.get(one.kind, (BYTES, None))
     if one.kind == _GROUP:
