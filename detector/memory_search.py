@@ -86,13 +86,16 @@ def agreement(a, b, surprise):  # type: ignore[no-untyped-def]
 
 @nb.njit(cache=True, nogil=True)
 def begin_search(codes, missing, weight, category, search):  # type: ignore[no-untyped-def]
-    """Write the query's codes, (w,), with the weights that its columns have for it."""
+    """Write the query's codes, (w,), with the weights that its columns have for it; return whether all of them are numbers."""
     code, apart, differs = search.code, search.apart, search.differs
+    others = 0
     for j in range(codes.shape[0]):
         lacks, named = codes[j] == missing, category[j] == 1
         code[j] = codes[j]
         apart[j] = 0.0 if lacks or named else weight[j]
         differs[j] = 1.0 if lacks else (weight[j] if named else 0.0)
+        others += int(lacks or named)
+    return others == 0
 
 
 @nb.njit(cache=True, nogil=True)
@@ -103,6 +106,18 @@ def lacks_values(rows, count, missing):  # type: ignore[no-untyped-def]
     for k in range(count * rows.shape[1]):
         most = max(most, flat[k])
     return count > 0 and most == missing
+
+
+@nb.njit(cache=True, nogil=True, fastmath=_ANY_ORDER)
+def look_at_distances_of_numbers(search, rows, count, missing, out):  # type: ignore[no-untyped-def]
+    """As `look_at_distances`, where the query has a number in every column: nothing counts only because it differs."""
+    code, apart = search.code, search.apart
+    for a in range(count):
+        total = np.float32(0.0)
+        for j in range(code.shape[0]):
+            delta = code[j] - np.float32(rows[a, j])
+            total += apart[j] * (delta * delta)
+        out[a] = total
 
 
 @nb.njit(cache=True, nogil=True, fastmath=_ANY_ORDER)
@@ -198,10 +213,13 @@ def find_parents(codes, fmap, memory, s, reach2, search, parents):  # type: igno
     for p in range(PARENTS):
         places[p] = -1
         nearest[p] = np.inf
-    begin_search(codes, missing, weight, category, search)
+    numbers = begin_search(codes, missing, weight, category, search)
     if lacks_values(ring[s], in_ring, missing) or lacks_values(reservoir[s], kept, missing):
         look_at_distances_to_gaps(search, ring[s], in_ring, missing, squares)
         look_at_distances_to_gaps(search, reservoir[s], kept, missing, squares[in_ring:])
+    elif numbers:
+        look_at_distances_of_numbers(search, ring[s], in_ring, missing, squares)
+        look_at_distances_of_numbers(search, reservoir[s], kept, missing, squares[in_ring:])
     else:
         look_at_distances(search, ring[s], in_ring, missing, squares)
         look_at_distances(search, reservoir[s], kept, missing, squares[in_ring:])

@@ -53,7 +53,8 @@ READER = {
     "check_crcs": True,
     "partition_assignment_strategy": (CooperativeStickyAssignor,),
     "fetch_max_bytes": 16 << 20,
-    "max_partition_fetch_bytes": 1 << 20,
+    "max_partition_fetch_bytes": 4
+    << 20,  # a poll then holds many records of few cells: a client is packed and written less often
     "receive_message_max_bytes": 17 << 20,
     "metadata_max_age_ms": 5_000,  # a topic or partition that is new is noticed within so long
     "metrics_enabled": False,

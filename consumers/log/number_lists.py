@@ -234,3 +234,23 @@ def parse_number_lists(
     read = np.zeros(len(starts), np.bool_)
     _parse(text, starts, ends, _EXACT_POWERS, _FIVES, out, out.view(np.uint64), read)
     return out, read
+
+
+@nb.njit(cache=True, nogil=True)
+def _within(numbers, low, high, out):  # type: ignore[no-untyped-def]
+    for i in range(numbers.shape[0]):
+        good = True
+        for j in range(numbers.shape[1]):
+            good &= low <= numbers[i, j] <= high
+        out[i] = good
+
+
+def rows_within(numbers: NDArray[np.float64], low: float, high: float) -> NDArray[np.bool_]:
+    """(n,) whether all numbers of a row, (n, d), lie in [low, high]; a NaN does not.
+
+    >>> rows_within(np.array([[0.0, 1.0], [0.5, 2.0]]), 0.0, 1.0).tolist()
+    [True, False]
+    """
+    out = np.empty(len(numbers), np.bool_)
+    _within(numbers, float(low), float(high), out)
+    return out

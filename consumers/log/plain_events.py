@@ -26,7 +26,7 @@ from consumers.log import Records
 from consumers.log.columns import DIGEST_BYTES, LONGEST_COMPARED, ModelColumns, Texts
 from consumers.log.inputs import PROBABLE, InputReader
 from consumers.log.json_scan import PLACES, copy_pieces, scan_events, tell_apart, times_ms
-from consumers.log.number_lists import parse_number_lists
+from consumers.log.number_lists import parse_number_lists, rows_within
 from consumers.log.payloads import Payloads
 from consumers.log.tolerant import Raw
 from detector.misfit import OUT_OF_RANGE
@@ -158,14 +158,14 @@ def _of_model(
     if any((name := _text(raw)) is None or not names_a_client(name) for raw in clients):
         good &= _clients_named(poll, rows, names_a_client)
     inputs, read = parse_number_lists(poll.text, starts, ends, reader.width)
-    good &= read & (np.abs(inputs).max(1) <= OUT_OF_RANGE)
+    good &= read & rows_within(inputs, -OUT_OF_RANGE, OUT_OF_RANGE)
     probabilities = np.full((len(rows), reader.classes), np.nan, np.float32)
     answered = np.flatnonzero(poll.given(rows, "prediction.probabilities"))
     if len(answered):
         scores, read = parse_number_lists(
             poll.text, *poll.span(rows[answered], "prediction.probabilities"), reader.classes
         )
-        good[answered] &= read & (scores.min(1) >= PROBABLE[0]) & (scores.max(1) <= PROBABLE[1])
+        good[answered] &= read & rows_within(scores, *PROBABLE)
         probabilities[answered] = scores
     if not good.all():
         rows, codes, time_ms = rows[good], codes[good], time_ms[good]
@@ -218,6 +218,9 @@ def _repeatable(poll: _Poll, rows: Longs) -> tuple[Texts, Texts]:
     starts, ends = poll.span(rows, "event_id")
     size = ends - starts
     has_id = poll.given(rows, "event_id") & ~((size == 2) & (poll.text[starts] == _QUOTE))
+    if not has_id.any():
+        nothing = bytearray(), np.zeros(len(rows), np.int64)
+        return nothing, nothing
     spans = poll.spans[rows][:, _COMPARED] * has_id[:, None, None]
     lengths = spans[:, :, 1] - spans[:, :, 0]
     ids = _laid_out(poll.text, spans[:, :1], lengths[:, :1])

@@ -19,6 +19,7 @@ from detector.memory_search import (
     lacks_values,
     look_at_agreement,
     look_at_distances,
+    look_at_distances_of_numbers,
     look_at_distances_to_gaps,
     room_for_search,
 )
@@ -40,17 +41,19 @@ def a_memory(rng: np.random.Generator, gaps: float) -> tuple[NDArray[np.uint16],
 
 
 @settings(max_examples=80, deadline=None)
-@given(SEEDS, st.sampled_from([0.0, 0.1]))
-def test_distances_at_first_look_err_within_the_slack(seed: int, gaps: float) -> None:
+@given(SEEDS, st.sampled_from([0.0, 0.1]), st.booleans())
+def test_distances_at_first_look_err_within_the_slack(seed: int, gaps: float, named: bool) -> None:
     rng = np.random.default_rng(seed)
     mine, rows, missing = a_memory(rng, gaps)
-    weight, category = rng.uniform(1e-9, 1, len(mine)), rng.integers(0, 2, len(mine))
+    weight, category = rng.uniform(1e-9, 1, len(mine)), rng.integers(0, 2 if named else 1, len(mine))
     search = room_for_search(len(mine), len(mine), len(rows))
-    begin_search(mine, missing, weight, category, search)
+    numbers = begin_search(mine, missing, weight, category, search)
+    assert numbers == (not category.any() and not (mine == missing).any())
     exact = [
         naive.code_distance(mine.tolist(), row, missing, weight.tolist(), category.tolist()) for row in rows.tolist()
     ]
-    look = look_at_distances_to_gaps if lacks_values(rows, len(rows), missing) else look_at_distances
+    look = look_at_distances_of_numbers if numbers else look_at_distances
+    look = look_at_distances_to_gaps if lacks_values(rows, len(rows), missing) else look
     assert lacks_values(rows, len(rows), missing) == bool((rows == missing).any())
     look(search, rows, len(rows), missing, search.sums)
     assert search.sums.tolist() == pytest.approx(exact, rel=SLACK / 4)
