@@ -14,6 +14,7 @@ from typing import Any
 from benchmarks.evaluation import Rate
 
 RESULTS = Path(__file__).parent / "results" / "texts.json"
+EMBEDDING_RESULTS = RESULTS.parent / "text_embeddings.json"
 VARIANTS = ("plain", "drip50", "drip5")
 CONTROL = "in_domain"
 OURS, AMONG_USUAL = "QueryWarden", "QueryWarden, among usual clients only"
@@ -80,5 +81,37 @@ def families(results: Results) -> str:
     return lines
 
 
+def text_by_text(results: Results) -> str:
+    """Share of each theft's texts beyond the level of honest ones, by words and with sentence embeddings, a column a victim."""
+    victims, how = results["texts"], ("words", "words and embeddings")
+    lines = f"| theft | {' | '.join(f'`{v}`: {h}' for v in victims for h in how)} |\n| --- |{' ---: |' * 2 * len(victims)}\n"
+    for family in next(iter(victims.values()))["words"]["beyond"]:
+        shares = (found[h]["beyond"][family] / results["each"] for found in victims.values() for h in how)
+        lines += f"| `{family}` | {' | '.join(f'{share:.2f}' for share in shares)} |\n"
+    return lines
+
+
+def as_input(results: Results) -> str:
+    """Each method on logs that have embeddings only."""
+    lines = (
+        "| victim | method @ budget | false alarms | plain | drip5 | control |\n| --- | --- |" + " ---: |" * 4 + "\n"
+    )
+    for name, methods in results["as_input"].items():
+        for method, cells in methods.items():
+            row = _row(f"`{name}`", method, [cells], 1).split(" | ")
+            lines += " | ".join((*row[:4], *row[5:]))
+    return lines
+
+
+def read_embeddings() -> Results:
+    """The committed figures of sentence embeddings."""
+    found: Results = json.loads(EMBEDDING_RESULTS.read_text(encoding="utf-8"))
+    return found
+
+
 TABLES: dict[str, Callable[[Results], str]] = {"bench-text": methods, "bench-text-families": families}
+EMBEDDING_TABLES: dict[str, Callable[[Results], str]] = {
+    "bench-text-embeddings": text_by_text,
+    "bench-text-as-input": as_input,
+}
 """Generated region of docs/text.md → its table."""

@@ -12,6 +12,7 @@ from typing import Annotated
 import msgspec
 
 from consumers import paths
+from consumers.embeddings import embedder_of
 from consumers.errors import InvalidInput
 from detector.baseline import Baseline
 from detector.baseline_file import read_baseline
@@ -55,7 +56,7 @@ def load_baselines(given: Sequence[str]) -> dict[str, Baseline]:
     found: dict[str, Baseline] = {}
     for file in baseline_files(given):
         try:
-            baseline = read_baseline(paths.read(file))
+            baseline = read_baseline(paths.read(file), embedder_of)
         except DetectorError as error:
             raise InvalidInput(f"{file}: {error}") from error
         if baseline.model_id in found:

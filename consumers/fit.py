@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from consumers import atomic_file, paths
+from consumers.embeddings import KEPT_BY_FIT, SentenceEmbedder
 from consumers.errors import InvalidInput, WrongUse
 from consumers.log import QueryLog, Records
 from consumers.log.formats import InputReader, NativeFormat
@@ -103,6 +104,7 @@ def fit(
     seed: int = 0,
     exposure: bool = True,
     trust_traffic: bool = False,
+    embeddings: bool = False,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Fitted:
     """Fit a baseline for one model. Raises InvalidInput with one clear line.
@@ -113,6 +115,7 @@ def fit(
     excluded   clients of the traffic that are not presumed honest
     exposure   also rehearse thefts, so that the service can say how much a client could have copied (some 10 s)
     trust_traffic  every client of the traffic has a say, however far beyond what honest tools reach in rehearsal
+    embeddings  of texts: rows take their axes from sentence embeddings (the extra ``embeddings``)
     """
     said: list[str] = []
     rng = np.random.default_rng(seed)
@@ -131,9 +134,12 @@ def fit(
         said.append(f"reference: {raw.elsewhere:,} lines of other models left out")
     understood = understand(raw, declared)
     schema, learned = understood.schema, None
+    embedder = _embedder(schema) if embeddings else None
     if schema.of_texts:
         progress("learning the words of the model's domain")
-        learned = learn_texts(raw, schema, lines, model_id, excluded, np.random.default_rng([seed, TEXTS_SEED]))
+        learned = learn_texts(
+            raw, schema, lines, model_id, excluded, np.random.default_rng([seed, TEXTS_SEED]), embedder
+        )
         schema = learned.schema
     batch, left_out = reference_batch(raw, schema)
     if reference is not None:  # else they are the traffic's
@@ -177,6 +183,13 @@ def fit(
         clients = fitted_clients
         review = outliers(clients.clients, clients.lifetime_maxima, clients.excluded, schema.of_texts)
     return Fitted(baseline, [*said, *baseline.notes], understood, refused, misfits, usual.shares(), review)
+
+
+def _embedder(schema: Schema) -> SentenceEmbedder:
+    """What embeds texts while `fit` runs. Raises WrongUse for other inputs, InvalidInput where the extra is missing."""
+    if not schema.of_texts:
+        raise WrongUse("--embeddings is for models whose inputs are texts")
+    return SentenceEmbedder(KEPT_BY_FIT)
 
 
 def _queries(

@@ -34,7 +34,7 @@ from detector.fitting.texts import FOLDS, FittedTexts, GenericText, fit_texts, f
 from detector.query import QueryBatch
 from detector.simulation.text_population import TextStream, honest_texts, in_time_order
 from detector.simulation.texts import TextPools
-from detector.text import DOMAIN, ELICITATION_MARK, UNKNOWN, digest
+from detector.text import DOMAIN, ELICITATION_MARK, UNKNOWN, Embedder, digest
 
 TEXT_REHEARSED = (
     "free",
@@ -140,6 +140,7 @@ def learn_texts(
     model_id: str,
     excluded: frozenset[str],
     rng: np.random.Generator,
+    embedder: Embedder | None = None,
 ) -> LearnedTexts:
     """Fit the encoder of a schema of texts, on the reference and on those clients of the traffic that are presumed honest."""
     texts: dict[int, str] = {}
@@ -159,7 +160,7 @@ def learn_texts(
     if not listed:
         raise Refused("the reference holds no text that can be read: its inputs must be `text` or `messages`")
     generic = generic_texts()
-    fitted = fit_texts(listed, asked, generic, rng)
+    fitted = fit_texts(listed, asked, generic, rng, embedder)
     rows = fitted.held_out(listed, np.array([fold_of(text) for text in listed], np.int64))
     pools = _pools(fitted, listed, rows, asked)
     return LearnedTexts(_bounded(schema, fitted, rows), fitted, texts, listed, generic, pools)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -28,7 +28,7 @@ from detector.exposure import EARLIER, REGRESSORS, Estimator
 from detector.features import ARRAYS, DISTANCE_BINS, MEASURES, REGIONS, Column, FeatureMap, Schema
 from detector.patches import KEPT, UNKNOWN
 from detector.signals import SIGNALS, TABLE_VERSION
-from detector.text import TEXT_VERSION, TextEncoder
+from detector.text import TEXT_VERSION, Embedder, Meaning, TextEncoder, Unbound
 from detector.trees import Trees
 
 MAGIC = b"QWBL"
@@ -67,6 +67,8 @@ def pack_baseline(baseline: Baseline) -> bytes:
     encoder = baseline.map.schema.encoder
     if encoder is not None:
         arrays += [("text.rarity", encoder.rarity), ("text.domain", encoder.domain)]
+        if encoder.meaning is not None:
+            arrays += [(f"text.meaning.{name}", array) for name, array in encoder.meaning.arrays.items()]
     arrays += [(f"nulls.{_stored(name)}", getattr(baseline.calibration, name)) for name in _CALIBRATION_ARRAYS]
     arrays += [(f"tools.{_stored(name)}", getattr(baseline.calibration.tools, name)) for name in _TOOL_ARRAYS]
     for whose, final in (("final", baseline.calibration.final), ("tools.final", baseline.calibration.tools.final)):
@@ -98,7 +100,7 @@ def pack_baseline(baseline: Baseline) -> bytes:
         "tools": list(baseline.calibration.tools.kinds),
         "estimator": baseline.estimator is not None,
         "personas": [p.name for p in baseline.calibration.personas],
-        **({} if encoder is None else {"text": {"version": TEXT_VERSION, "bias": encoder.bias}}),
+        **({} if encoder is None else {"text": _text_header(encoder)}),
         "arrays": [[name, _little(a).dtype.str, list(a.shape)] for name, a in arrays],
     }
     text = json.dumps(header, sort_keys=True, allow_nan=False).encode()
@@ -106,13 +108,15 @@ def pack_baseline(baseline: Baseline) -> bytes:
     return body + hashlib.sha256(body).digest()
 
 
-def read_baseline(blob: bytes) -> Baseline:
+def read_baseline(blob: bytes, embedder_of: Callable[[str], Embedder] = Unbound) -> Baseline:
     """Read the file of a baseline, from anybody.
 
     Parameters
     ----------
     blob : bytes
         The whole file.
+    embedder_of : callable
+        What embeds texts, by its identity, for a baseline with sentence embeddings; with the default it can be read, but not encode.
 
     Raises
     ------
@@ -143,13 +147,15 @@ def read_baseline(blob: bytes) -> Baseline:
                 f"this QueryWarden has version {TABLE_VERSION}: fit it again"
             )
         arrays = _read_arrays(blob, _FRONT.size + length, header["arrays"])
-        return _from_parts(header, arrays)
+        return _from_parts(header, arrays, embedder_of)
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
         said = " ".join(str(error).split())[:200]
         raise CorruptBaseline(f"the baseline's content is inconsistent: {said}") from error
 
 
-def _from_parts(header: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Baseline:
+def _from_parts(
+    header: dict[str, Any], arrays: dict[str, NDArray[Any]], embedder_of: Callable[[str], Embedder]
+) -> Baseline:
     raw = header["schema"]
     schema = Schema(
         columns=tuple(Column(**{**c, "categories": tuple(c["categories"])}) for c in raw["columns"]),
@@ -157,7 +163,7 @@ def _from_parts(header: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Base
         named=raw["named"],
         task=raw["task"],
         labels=tuple(raw["labels"]),
-        encoder=_encoder(header, arrays),
+        encoder=_encoder(header, arrays, embedder_of),
     )
     if schema.of_texts != (schema.encoder is not None):
         raise ValueError("a text encoder without texts, or texts without an encoder")
@@ -205,14 +211,28 @@ def _from_parts(header: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Base
     return new
 
 
-def _encoder(header: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> TextEncoder | None:
+def _text_header(encoder: TextEncoder) -> dict[str, Any]:
+    text: dict[str, Any] = {"version": TEXT_VERSION, "bias": encoder.bias}
+    if encoder.meaning is not None:
+        text["meaning"] = {"embedder": encoder.meaning.embedder.identity, "bias": encoder.meaning.bias}
+    return text
+
+
+def _encoder(
+    header: dict[str, Any], arrays: dict[str, NDArray[Any]], embedder_of: Callable[[str], Embedder]
+) -> TextEncoder | None:
     if "text" not in header:
         return None
     if header["text"]["version"] != TEXT_VERSION:
         raise ValueError(
             f"its text encoder has version {header['text']['version']}; this QueryWarden has version {TEXT_VERSION}: fit it again"
         )
-    encoder = TextEncoder(arrays["text.rarity"], arrays["text.domain"], float(header["text"]["bias"]))
+    told = header["text"].get("meaning")
+    meaning = None
+    if told is not None:
+        center, axes, weights = (arrays[f"text.meaning.{name}"] for name in ("center", "axes", "domain"))
+        meaning = Meaning(embedder_of(str(told["embedder"])), center, axes, weights, float(told["bias"]))
+    encoder = TextEncoder(arrays["text.rarity"], arrays["text.domain"], float(header["text"]["bias"]), meaning)
     encoder.check()
     return encoder
 

@@ -21,17 +21,13 @@ from numpy.typing import NDArray
 
 from detector import kernels, misfit, patches
 from detector.query import Misfit, QueryBatch
-from detector.text import TEXT_COLUMNS, TextEncoder
+from detector.text import TextEncoder, text_measures
 from detector.trees import Forest, Trees
 
 Codes = NDArray[np.uint8 | np.uint16]
 
 MEASURES = ("novelty", "residual", "part", "mix", "step", "jitter", "margin", "lattice", "misfit")
 """What is odd about one query, alone; bit 2i is measure i's *rare* level, bit 2i + 1 its *beyond* level."""
-
-TEXT_MEASURES = {"part": "domain", "step": "elicitation", "lattice": "unknown"}
-"""Of a text these measures are columns of its row, by the name in `text.MARKS`: nobody breaks the dependence of a text's columns, moves
-them by a step or leaves their lattice. ``mix`` and ``jitter`` are trees of their own, trained on texts."""
 
 BITS: dict[str, int] = {
     **{f"{m}_rare": 1 << 2 * i for i, m in enumerate(MEASURES)},
@@ -340,7 +336,7 @@ class FeatureMap:
             **dict(zip(self.trees, self.forest.score(x), strict=True)),
         }
         if self.schema.of_texts:
-            table |= {measure: x[:, TEXT_COLUMNS.index(column)] for measure, column in TEXT_MEASURES.items()}
+            table |= text_measures(x)
         return [table.get(m) for m in MEASURES]
 
     @property

@@ -44,7 +44,7 @@ TRAJECTORY_SHOWN = 64
 
 PAIRS = ("stepped", "flipped", "collinear")
 """Measures of one query against an earlier one."""
-TEXT_SPECIFIC = (*PAIRS, "step", "part", "lattice", "novelty", "residual", "margin")
+TEXT_SPECIFIC = (*PAIRS, "step", "part", "mix", "lattice", "novelty", "residual", "margin")
 """Of texts: elicitation, domain, unknown words, then distances."""
 SPECIFIC = (*PAIRS, "novelty", "part", "residual", "margin", "mix", "step", "jitter", "lattice")
 """Measures, the most specific claim first. A later one is often only a consequence of an earlier one: noise, far from everything, also

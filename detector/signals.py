@@ -153,7 +153,7 @@ _OF_TEXTS = {
     "novelty": ("novelty", "out-of-domain texts", "are far from every text that the model was built on"),
     "residual": ("residual", "out-of-domain texts", "are made of other words and letters than real texts"),
     "part": ("domain", "out-of-domain texts", "are about something else than the model's own domain"),
-    "mix": ("spliced", "synthesised texts", "look like real texts that were cut up and put together"),
+    "mix": ("foreign", "out-of-domain texts", "hold more that is foreign than any text of the model's own domain"),
     "step": (
         "elicitation",
         "reasoning elicitation",
@@ -162,7 +162,7 @@ _OF_TEXTS = {
     "jitter": ("reworded", "reworded seeds", "look like real texts with other words put in"),
     "lattice": ("unknown", "nonsense", "hold words and letters that no real text has"),
 }
-"""Measure → what it is called where inputs are texts, the family of theft, and the claim (features.TEXT_MEASURES)."""
+"""Measure → what it is called where inputs are texts, the family of theft, and the claim (text.text_measures)."""
 
 
 def _of_text(signal: Signal) -> Signal:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import numba as nb
 import numpy as np
 
-BUCKET_BITS = 15
+BUCKET_BITS = 19
 BUCKETS = 1 << BUCKET_BITS
 GRAM = 4
 """Bytes of a character n-gram; the space between two words is one of them."""
@@ -233,3 +233,13 @@ def encode_text(text, phrases, longest, rarity, domain, bias, out, axes):  # typ
     marks[8] = unknown / max(n, 1)
     marks[9] = min(counts[7], MOST_PHRASES)
     marks[10] = score / np.sqrt(max(n, 1)) + bias
+
+
+@nb.njit(cache=True, nogil=True)
+def foreign_mass(x, domain, length, out):  # type: ignore[no-untyped-def]
+    """Score of the domain discriminator times the square root of a text's bytes, (n,): a mean has become a sum.
+
+    x (n, d) float64 rows; domain, length: columns of the score and of log(1 + bytes).
+    """
+    for i in range(x.shape[0]):
+        out[i] = x[i, domain] * np.sqrt(np.exp(x[i, length]))

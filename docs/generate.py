@@ -286,6 +286,7 @@ def figures() -> dict[str, Callable[[], str]]:
     results, split = tables.read(), campaigns.read()
     made = {name: functools.partial(make, results) for name, make in tables.TABLES.items()}
     made |= {name: functools.partial(make, texts.read()) for name, make in texts.TABLES.items()}
+    made |= {name: functools.partial(make, texts.read_embeddings()) for name, make in texts.EMBEDDING_TABLES.items()}
     made |= {name: functools.partial(make, exposure.read()) for name, make in exposure.TABLES.items()}
     return made | {name: functools.partial(make, split) for name, make in campaigns.TABLES.items()}
 

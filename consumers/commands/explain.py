@@ -280,7 +280,7 @@ def _print_account(told: Mapping[str, Any]) -> None:
     )
     out.print(terminal.plain(told["summary"]))
     copied = told["extraction"]
-    known = "not estimated" if copied is None else exposure_text(Exposure(**copied))
+    known = exposure_text(None if copied is None else Exposure(**copied))
     out.print(
         f"\nqueries {told['queries']:,} ({told['distinct']:,.0f} distinct) · p {told['p_value']:.2g}, {told['rarity']}"
         f"{'' if told['calibrated'] else ', not calibrated'} · exposure: {known}"

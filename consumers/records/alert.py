@@ -148,7 +148,7 @@ def spent_told(
 def exposure_text(exposure: Exposure | None) -> str:
     """Exposure with its interval, in words: ``62 % (41 to 80 %, rough)``."""
     if exposure is None:
-        return "unknown"
+        return "not known"
     rough = ", rough" if exposure.rough else ""
     return f"{exposure.fidelity:.0%} ({exposure.low:.0%} to {exposure.high:.0%}{rough})"
 

@@ -27,6 +27,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from consumers.embeddings import embedder_of
 from consumers.errors import CorruptState, Refused, Unavailable
 from consumers.records.operator_entries import packed, unpacked
 from consumers.records.sealing import sealed, unsealed
@@ -254,7 +255,7 @@ class BaselinesInForce:
         known = self._known.get((model, baseline_id))
         if known is None:
             try:
-                known = read_baseline(stored_file(store, self.tenant, self.secrets, model, baseline_id))
+                known = read_baseline(stored_file(store, self.tenant, self.secrets, model, baseline_id), embedder_of)
             except DetectorError as error:
                 raise Refused(f"baseline {baseline_id} of model {model}: {error}") from error
             self._known[model, baseline_id] = known

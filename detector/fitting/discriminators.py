@@ -28,6 +28,7 @@ LEAVES = 12
 FOLDS = 3
 COPIES = 2
 REGULARISATION = 10.0
+DENSE_REGULARISATION = 10.0
 """Inverse strength of the penalty of the linear discriminator."""
 NEAR_COPIES = 0.5
 """Log odds that are added to held-out scores of texts: logs hold near copies of a text, so none is as new as those of a new client."""
@@ -213,4 +214,14 @@ def train_linear(
     matrix = csr_matrix((values, np.concatenate(features), ends), shape=(len(features), width))
     with threadpool_limits(1):
         model = LogisticRegression(C=REGULARISATION, class_weight="balanced", max_iter=60, tol=1e-3).fit(matrix, labels)
+    return np.asarray(model.coef_[0], np.float64), float(model.intercept_[0])
+
+
+def train_dense(rows: Rows, labels: NDArray[np.int64]) -> tuple[NDArray[np.float64], float]:
+    """Logistic regression of labels 0 and 1 on rows (n, d); both classes weigh the same. Returns weights (d,), and the bias."""
+    from sklearn.linear_model import LogisticRegression  # only fit pays for these imports
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1):
+        model = LogisticRegression(C=DENSE_REGULARISATION, class_weight="balanced", max_iter=300).fit(rows, labels)
     return np.asarray(model.coef_[0], np.float64), float(model.intercept_[0])

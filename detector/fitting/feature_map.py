@@ -20,7 +20,6 @@ from detector.features import (
     MEASURES,
     RAW_KEPT,
     REGIONS,
-    TEXT_MEASURES,
     WIDE,
     FeatureMap,
     Schema,
@@ -29,7 +28,7 @@ from detector.features import (
 from detector.fitting.axes import expand, principal_axes, spread_out
 from detector.fitting.discriminators import CORRUPTIONS, Bounds, RewordedRows, train, train_reworded
 from detector.query import QueryBatch
-from detector.text import TEXT_COLUMNS
+from detector.text import text_measures
 
 MAX_NEIGHBOURS = 1024
 MAX_TRAINING_ROWS = 3000
@@ -202,8 +201,7 @@ def _fit_levels(
     # nothing of the reference is off its own lattice, so one value off it is odd
     fmap.levels[MEASURES.index("lattice")] = (0.0, 0.25) if np.any(fmap.lattice > 0) else (np.inf, np.inf)
     if fmap.schema.of_texts:
-        for name, column in TEXT_MEASURES.items():
-            values = inputs[:, TEXT_COLUMNS.index(column)]
+        for name, values in text_measures(inputs).items():
             fmap.levels[MEASURES.index(name)] = np.quantile(values, 0.99), values.max()
     fmap.distance_edges = np.quantile(distance, np.linspace(0, 1, DISTANCE_BINS - 1) ** 0.5)
     margin = margins(probabilities)

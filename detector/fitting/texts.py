@@ -24,13 +24,14 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from detector.fitting.discriminators import RewordedRows, train_linear
-from detector.text import AXES, TextEncoder, digest, grams_of
+from detector.fitting.meanings import fit_meanings
+from detector.text import AXES, Embedder, TextEncoder, digest, grams_of
 from detector.text_kernels import BUCKETS
 
 FOLDS = 4
@@ -103,6 +104,7 @@ def fit_texts(
     traffic: Iterable[tuple[str, str]],
     generic: Sequence[GenericText],
     rng: np.random.Generator,
+    embedder: Embedder | None = None,
 ) -> FittedTexts:
     """Learn the weights of the n-grams.
 
@@ -116,6 +118,8 @@ def fit_texts(
         Of no domain; the stand-in for foreign texts.
     rng : Generator
         The same state gives the same encoder.
+    embedder : Embedder or None
+        Sentence embeddings that rows take axes and a part of the domain score from; None: hashed n-grams alone.
     """
     domain, fold = _domain_texts(reference, traffic, rng)
     enough = max(FEWEST_GENERIC, GENERIC_A_TEXT * len(domain))
@@ -130,8 +134,13 @@ def fit_texts(
         others = np.flatnonzero(foreign_fold != k).tolist()
         put = np.flatnonzero(framed_fold != k).tolist()
         folds.append(_encoder([own[i] for i in kept], [frames[i] for i in put], [other[i] for i in others]))
+    whole = _encoder(own, frames, other)
+    if embedder is not None:
+        mine = [*domain, *framed], np.concatenate([fold, framed_fold])
+        meanings = fit_meanings(embedder, mine, (foreign, foreign_fold), FOLDS, rng)
+        *folds, whole = (replace(e, meaning=m) for e, m in zip((*folds, whole), meanings, strict=True))
     rows, changed, of = _reworded(domain, fold, generic, folds, rng)
-    return FittedTexts(_encoder(own, frames, other), tuple(folds), rows, changed, of)
+    return FittedTexts(whole, tuple(folds), rows, changed, of)
 
 
 def foreign_texts(domain: Sequence[str], generic: Sequence[GenericText], rng: np.random.Generator) -> list[str]:

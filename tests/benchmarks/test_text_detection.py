@@ -47,3 +47,13 @@ def test_the_committed_figures_hold_every_victim_and_the_control() -> None:
     for methods in results["victims"].values():
         assert {method.partition(" @ ")[0] for method in methods} >= {"QueryWarden", "MMD, window 1,500"}
         assert all("in_domain/plain" in cells for cells in methods.values())
+
+
+def test_the_committed_figures_of_embeddings_hold_the_control() -> None:
+    """Honest texts of a thief are beyond the level as often as the level says."""
+    results = text_tables.read_embeddings()
+    assert results["texts"]
+    for found in results["texts"].values():
+        assert {how: one["beyond"]["in_domain"] <= 0.05 * results["each"] for how, one in found.items()} == {
+            "words": True, "words and embeddings": True,
+        }  # fmt: skip
