@@ -158,7 +158,7 @@ def lines_of(name: str, streams: Sequence[TextStream]) -> bytes:
     return b"\n".join(json.dumps(event).encode() for event in events) + b"\n"
 
 
-def fitted(name: str, shares: Shares, calibration: Sequence[TextStream], embeddings: bool = False) -> Baseline:
+def fitted(name: str, shares: Shares, calibration: Sequence[TextStream]) -> Baseline:
     """What `querywarden fit` makes of reference and traffic."""
     reference = [
         json.dumps({"model_id": name, "text": t, "prediction": {"text": "."}}).encode() for t in shares.reference
@@ -166,7 +166,7 @@ def fitted(name: str, shares: Shares, calibration: Sequence[TextStream], embeddi
     with tempfile.TemporaryDirectory() as folder:
         traffic = Path(folder) / "traffic.jsonl"
         traffic.write_bytes(lines_of(name, calibration))
-        return fit(name, reference, FileLog([str(traffic)]), exposure=False, embeddings=embeddings).baseline
+        return fit(name, reference, FileLog([str(traffic)]), exposure=False).baseline
 
 
 def assessed(baseline: Baseline, clients: Sequence[Client]) -> list[Assessment]:
@@ -177,7 +177,7 @@ def assessed(baseline: Baseline, clients: Sequence[Client]) -> list[Assessment]:
         batch = QueryBatch(
             [client.stream.client], np.zeros(n, np.int32), client.rows, np.full(n, -1, np.int32), np.empty((n, 0), np.float32),
             np.ones(n), np.round(client.stream.times_s * 1000).astype(np.int64), np.ones(n, np.float32), np.arange(n),
-            np.zeros(n, np.uint8), np.array([digest(t) if baseline.map.schema.of_texts else 0 for t in client.stream.texts], np.uint64),
+            np.zeros(n, np.uint8), np.array([digest(t) for t in client.stream.texts], np.uint64),
         )  # fmt: skip
         table = ProfileTable(
             baseline.map, baseline.table, baseline.calibration_version, HALF_HORIZON_MS, memory_ms=MEMORY_MS

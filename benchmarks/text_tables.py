@@ -91,18 +91,6 @@ def text_by_text(results: Results) -> str:
     return lines
 
 
-def as_input(results: Results) -> str:
-    """Each method on logs that have embeddings only."""
-    lines = (
-        "| victim | method @ budget | false alarms | plain | drip5 | control |\n| --- | --- |" + " ---: |" * 4 + "\n"
-    )
-    for name, methods in results["as_input"].items():
-        for method, cells in methods.items():
-            row = _row(f"`{name}`", method, [cells], 1).split(" | ")
-            lines += " | ".join((*row[:4], *row[5:]))
-    return lines
-
-
 def read_embeddings() -> Results:
     """The committed figures of sentence embeddings."""
     found: Results = json.loads(EMBEDDING_RESULTS.read_text(encoding="utf-8"))
@@ -112,6 +100,5 @@ def read_embeddings() -> Results:
 TABLES: dict[str, Callable[[Results], str]] = {"bench-text": methods, "bench-text-families": families}
 EMBEDDING_TABLES: dict[str, Callable[[Results], str]] = {
     "bench-text-embeddings": text_by_text,
-    "bench-text-as-input": as_input,
 }
 """Generated region of docs/text.md → its table."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from support import text_models
 
-from consumers.fit import rehearsal
+from consumers.fit import fit, rehearsal
+from consumers.log.files import FileLog
 from consumers.log.references import ReferenceLine, read_reference
 from consumers.schemas import understand
 from consumers.text_fitting import POOLED_OF_ONE, LearnedTexts, generic_texts, learn_texts
@@ -61,6 +63,19 @@ def test_tools_ask_more_than_the_reference_and_no_more_than_a_client(learned: Le
 
     assert max(played(None)) > max(map(len, learned.pools)) > 2 * len(learned.reference)
     assert 200 < max(played(_asked(3, 300))) <= 300
+
+
+def test_of_a_model_that_writes_no_exposure_is_estimated_and_the_fit_says_so(tmp_path: Path) -> None:
+    def written(line: bytes) -> bytes:
+        return json.dumps(json.loads(line) | {"prediction": {"text": "In the app, under Settings."}}).encode()
+
+    traffic = tmp_path / "traffic.jsonl"
+    traffic.write_bytes(b"\n".join(map(written, text_models.log(0, 25)[1])) + b"\n")
+    reference = [written(json.dumps(text_models.event(None, text)).encode()) for text in text_models.questions()[:300]]
+    fitted = fit(text_models.MODEL, reference, FileLog([str(traffic)]), exposure=True)
+    assert fitted.baseline.map.schema.task == "generation"
+    assert fitted.baseline.estimator is None
+    assert any("no estimate of what could be copied" in line for line in fitted.said)
 
 
 def _asked(clients: int, each: int) -> QueryBatch:

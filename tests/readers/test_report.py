@@ -18,6 +18,7 @@ from consumers.errors import Refused
 from consumers.readers import charts
 from consumers.readers.models import Alert, Client
 from consumers.readers.report import Coverage, Report, ReportedCampaign, ReportedClient, render, write_report
+from consumers.records.alert import exposure_text
 from consumers.replay import Replayed
 from consumers.times import rfc3339
 from detector.exposure import Exposure
@@ -212,6 +213,16 @@ def test_depth_is_finite_and_bounded(suspicion: float) -> None:
 def test_a_client_says_what_it_could_copy() -> None:
     page = re.sub(r"\s+", " ", "".join(Page(render(report_of(client("a", 0.999, "block")))).text))
     assert "Exposure: 62 % of the answers (40 %–71 %, rough)." in page
+
+
+def test_an_exposure_that_nobody_could_estimate_is_not_known_and_no_number() -> None:
+    """As of models that write: zero would say that nothing can be copied."""
+    row = decided("thief", 0.001, "block", extraction=None)
+    report = replaying.report_of(Replayed({("digits", "0" * 32): row}, {}, []), {}, 0.01)
+    page = re.sub(r"\s+", " ", "".join(Page(render(report)).text))
+    assert "Exposure: not known." in page
+    assert "of the answers (" not in page
+    assert (exposure_text(None), exposure_text(Exposure(0.62, 0.4, 0.71))) == ("not known", "62% (40% to 71%, rough)")
 
 
 def test_a_client_without_its_exposure_is_no_client() -> None:
