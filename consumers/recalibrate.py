@@ -20,7 +20,7 @@ from consumers.records import odd_patches, operator_entries
 from consumers.records.damaged import readable
 from consumers.records.decision import StoredDecision, is_campaign, stored_decision
 from consumers.records.ledger import OVERFLOW
-from consumers.records.spans import fields_of, spans_in_force, together
+from consumers.records.spans import change_of, fields_of, spans_in_force, together
 from consumers.secrets import Secrets
 from consumers.store import ServiceStore
 from consumers.times import rfc3339
@@ -110,7 +110,7 @@ def _known_clients(
             if patches is None and not (profile.odd_bits & np.uint32(PATCHED)).any():
                 patches = ()  # nothing about it is odd; otherwise it was last seen before they were kept
             persona = presumption.personas.get(client, "")
-            yield KnownClient(client, profile, len(by_cell), persona, patches)
+            yield KnownClient(client, profile, len(by_cell), persona, patches, change_of(by_cell, baseline))
 
 
 def _suspect(

@@ -19,6 +19,7 @@ from detector.exposure import Estimator
 from detector.features import FeatureMap
 from detector.fold_arrays import LADDER_STEPS
 from detector.ladder import rung
+from detector.own_change import OwnChange
 from detector.profile_shape import Shape
 from detector.signal_table import SignalTable
 from detector.signals import signal_table
@@ -84,6 +85,11 @@ class Baseline:
     def size_null(self) -> SizeNull:
         """Null distributions of oddness among honest clients of one size."""
         return SizeNull(self.calibration.final)
+
+    @cached_property
+    def own_change(self) -> OwnChange:
+        """How much honest clients differ from their own earlier lives."""
+        return OwnChange(self.calibration.changes)
 
     def tail(self, in_order: bool, persona: str = "") -> Tail:
         """Null distribution of the fused score: that of a declared persona, where this baseline knows it, or of all others."""

@@ -22,7 +22,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detector.baseline import Baseline
-from detector.calibration import NO_PATCHES, Calibration, FinalExcess, Persona, Tools
+from detector.calibration import (
+    CHANGE_KINDS,
+    NO_CHANGES,
+    NO_PATCHES,
+    UNKNOWN_CHANGE,
+    Calibration,
+    FinalExcess,
+    Persona,
+    Tools,
+)
 from detector.errors import CorruptBaseline
 from detector.exposure import EARLIER, REGRESSORS, Estimator
 from detector.features import ARRAYS, DISTANCE_BINS, MEASURES, REGIONS, Column, FeatureMap, Schema
@@ -38,8 +47,8 @@ _TREE_ARRAYS = ("roots", "feature", "threshold", "left", "right", "value")
 _CALIBRATION_ARRAYS = ("lifetime_maxima", "scale", "ordered", "free", "rehearsal_bound")
 _TOOL_ARRAYS = ("lifetime_maxima", "final_values")
 _FINAL_ARRAYS = ("distinct", "excess")
-_PATCHES = "final.patches"
-"""Files of earlier versions lack it."""
+_PATCHES, _CHANGES = "final.patches", "final.changes"
+"""Files of earlier versions lack them."""
 _ESTIMATOR_ARRAYS = ("weights", "errors", "sizes", "usual")
 _TYPES = ("<f8", "<f4", "<i8", "<i4", "<i2")
 _OF_TYPE = {"start": "<i8", "category_counts": "<i8", "code_category": "<i8", "neighbours": "<f4", "region_of": "<i2"}
@@ -75,6 +84,8 @@ def pack_baseline(baseline: Baseline) -> bytes:
         arrays += [(f"{whose}.{name}", getattr(final, name)) for name in _FINAL_ARRAYS]
     if len(baseline.calibration.patches):
         arrays.append((_PATCHES, baseline.calibration.patches))
+    if len(baseline.calibration.changes):
+        arrays.append((_CHANGES, baseline.calibration.changes))
     for i, persona in enumerate(baseline.calibration.personas):
         arrays += [(f"persona.{i}.ordered", persona.ordered), (f"persona.{i}.free", persona.free)]
     if baseline.estimator is not None:
@@ -196,6 +207,7 @@ def _from_parts(
         final=_final("final", arrays),
         simulated=_simulated(header["nulls"], len(arrays[f"nulls.{_stored('lifetime_maxima')}"])),
         patches=arrays.get(_PATCHES, NO_PATCHES),
+        changes=arrays.get(_CHANGES, NO_CHANGES),
     )
     _check_calibration(calibration)
     facts = {str(name): float(value) for name, value in header["facts"].items()}
@@ -367,6 +379,19 @@ def _check_calibration(calibration: Calibration) -> None:
                 f"final: patches have shape {patches.shape}, not {(g, KEPT)}",
             ),
             (bool(np.any(patches < UNKNOWN)), "final: patches hold what is no hash"),
+        )
+    )
+    changes = calibration.changes
+    _refuse(
+        (
+            (
+                len(changes) not in (0, g) or changes.shape[1:] != (len(CHANGE_KINDS),) or changes.dtype != "<f4",
+                f"final: changes have shape {changes.shape}, not {(g, len(CHANGE_KINDS))}",
+            ),
+            (
+                not np.isfinite(changes).all() or bool(np.any((changes < 0) & (changes != UNKNOWN_CHANGE))),
+                "final: changes hold what is no change",
+            ),
         )
     )
     _check_final(calibration.tools.final, r, "tools: final")

@@ -83,6 +83,10 @@ class FinalExcess:
 
 
 NO_PATCHES: NDArray[np.int64] = np.empty((0, KEPT), np.int64)
+CHANGE_KINDS = ("regions", "distances", "classes", "pace")
+"""In what a client may differ from its own earlier life (own_change.py)."""
+UNKNOWN_CHANGE = -1.0
+NO_CHANGES: NDArray[np.float32] = np.empty((0, len(CHANGE_KINDS)), np.float32)
 NO_CLIENTS = FinalExcess(np.empty(0), np.empty((0, 0), np.float32))
 """Nobody to compare with: no group is ever suspicious."""
 
@@ -156,6 +160,7 @@ class Calibration:
     tools     all that were rehearsed, for the next calibration
     final     what the same clients had come to at last, for groups; (0,): this calibration cannot judge groups
     simulated  clients among the rows that were simulated
+    changes   (g, 4) float32, own change of the same clients by kind, `UNKNOWN_CHANGE`: not known; (0, 4): of nobody
     patches   (g, `patches.KEPT`) int64, where the odd queries of the same clients lie, 0: no more, `UNKNOWN`: not known; (0, …): of nobody
     """
 
@@ -172,6 +177,7 @@ class Calibration:
     final: FinalExcess = NO_CLIENTS
     simulated: int = 0
     patches: NDArray[np.int64] = field(default_factory=lambda: NO_PATCHES)
+    changes: NDArray[np.float32] = field(default_factory=lambda: NO_CHANGES)
 
     @property
     def clients(self) -> int:

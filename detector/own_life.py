@@ -1,18 +1,22 @@
 """Observations: what is unusual about when a client asked how much. They are shown beside a score and never counted in it.
 
-Three courses that incidents had, and honest clients have too:
+Five courses that incidents had, and honest clients have too:
 
 * **new at full use**: a client that is seen for a day at most, and asked more distinct queries than nearly all honest clients of the
   calibration in all of their lifetimes.
 * **probe then burst**: hardly any queries for most of its life, and nearly all of them at the end. So does a stolen key that is tried
   out first; and an application that is tested before it is opened.
 * **near its plan**: it asked most of the distinct queries that its owner declared.
+* **trial series**: nearly all of its queries are variants of a few. So are those of a service that follows one thing over time, or
+  explains single decisions. (The signal `stepped_pairs` sees variants in which many columns move by one size, this all others too.)
+* **unlike its own past**: it differs from its own earlier life by more than honest clients do from theirs (own_change.py). So does an
+  account in other hands; and a client with a new task.
 
 Rules:
 
 * Nothing is stored for them: they follow from the profile (first and last query, first passages, distinct queries). So they do not depend
   on when a client was assessed.
-* They have no p-value: the time at which an honest client begins is the owner's business, and calibration says nothing about it.
+* They are no evidence and spend no budget: when an honest client begins, and what it does next, is its owner's business.
 * The course is known where the order of the queries is, and at first passages only: a burst that is odd in nothing has none.
 """
 
@@ -37,8 +41,16 @@ FEWEST_NEW, FEWEST_BURST = 30, 100
 PROBE_QUERIES, PROBE_TIME = 0.05, 0.8
 """A probe: at most this share of the queries in at least this share of the time."""
 NEAR_PLAN = 0.8
+FEWEST_SERIES, CORE_SHARE = 100, 0.02
+"""A trial series: at least so many distinct queries, of which at most this share is unlike all before."""
+DIFFERS = {
+    "regions": "where its queries lie",
+    "distances": "how near to the reference its queries lie",
+    "classes": "the mixture of the answers that it got",
+    "pace": "its pace",
+}
 
-ObservationName = Literal["new_at_full_use", "probe_then_burst", "near_plan"]
+ObservationName = Literal["new_at_full_use", "probe_then_burst", "near_plan", "trial_series", "unlike_its_own_past"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +62,11 @@ class Observation:
 
 
 def observed(
-    columns: ProfileColumns, baseline: Baseline, in_order: Sequence[bool], plans: Sequence[int | None]
+    columns: ProfileColumns,
+    baseline: Baseline,
+    in_order: Sequence[bool],
+    plans: Sequence[int | None],
+    changes: NDArray[np.float64],
 ) -> list[tuple[Observation, ...]]:
     """Return the observations of n clients.
 
@@ -63,6 +79,8 @@ def observed(
         (n,) whether the order of the client's queries is known.
     plans : Sequence of int or None
         (n,) distinct queries that the client declared; None for none.
+    changes : NDArray
+        (n, 4) of each client against its own earlier life, as `own_change.changes` returns.
 
     Returns
     -------
@@ -87,6 +105,13 @@ def observed(
     for i, plan in enumerate(plans):
         if plan and columns.distinct[i] >= NEAR_PLAN * plan:
             found[i] += (near_plan(float(columns.distinct[i]), plan),)
+    one_core = (columns.distinct >= FEWEST_SERIES) & (columns.novel <= CORE_SHARE * columns.distinct)
+    one_core &= np.asarray(in_order, np.bool_) & (columns.queries > 0)
+    for i in np.flatnonzero(one_core).tolist():
+        found[i] += (trial_series(float(columns.distinct[i]), float(columns.novel[i])),)
+    for i, beyond in enumerate(baseline.own_change.beyond(changes)):
+        if beyond is not None:
+            found[i] += (unlike_its_own_past(*beyond, baseline.own_change.clients),)
     return found
 
 
@@ -124,6 +149,24 @@ def probe_then_burst(asked: int, length_ms: int, after: int, after_ms: int) -> O
         "probe_then_burst",
         f"it asked hardly anything for most of its time ({asked:,} queries in {_long(length_ms)}), then nearly everything "
         f"({after:,} in {_long(after_ms)})",
+    )
+
+
+def unlike_its_own_past(kind: str, share: float, clients: int) -> Observation:
+    """kind: of `CHANGE_KINDS`; share: of honest clients that differ as much; clients: that it was compared with."""
+    return Observation(
+        "unlike_its_own_past",
+        f"since the last half of the horizon began, {DIFFERS[kind]} differs from its own earlier life by more than that of about "
+        f"{1 - share:.1%} of {clients:,} honest clients did",
+    )
+
+
+def trial_series(distinct: float, novel: float) -> Observation:
+    """novel: distinct queries that are unlike everything that the client asked before."""
+    return Observation(
+        "trial_series",
+        f"its {distinct:,.0f} distinct queries are variants of hardly any: unlike all that it asked before "
+        f"{'is' if novel < 1.5 else 'are'} about {max(1.0, novel):,.0f} of them",
     )
 
 

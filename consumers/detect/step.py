@@ -206,6 +206,7 @@ class Detect:
         )
         exposures = estimate_columns(read.profiles, baseline.map, baseline.estimator)
         in_order = [assessment.in_order for assessment in assessments]
-        observations = observed(read.profiles, baseline, in_order, [self.plans.get(r.client_id) for r in read.records])
+        plans = [self.plans.get(record.client_id) for record in read.records]
+        observations = observed(read.profiles, baseline, in_order, plans, read.changes)
         rows = zip(read.records, personas, assessments, exposures, observations, strict=True)
         return {key: _Judged(baseline, policy, *row) for key, row in zip(read.keys, rows, strict=True)}

@@ -87,11 +87,13 @@ class ClientRecord:
 
 @dataclass(frozen=True, slots=True)
 class ReadClients:
-    """Clients that could be read. keys, records: (n,) each; profiles: their n rows; None for no client."""
+    """Clients that could be read. keys, records: (n,) each; profiles: their n rows, None for no client; changes: (n, 4), of each against
+    its own earlier life."""
 
     keys: list[ClientKey]
     records: list[ClientRecord]
     profiles: ProfileColumns | None
+    changes: NDArray[np.float64]
 
 
 def read_clients(clients: Sequence[tuple[ClientKey, Fields]], baseline: Baseline, secrets: Secrets) -> ReadClients:
@@ -119,7 +121,7 @@ def read_clients(clients: Sequence[tuple[ClientKey, Fields]], baseline: Baseline
             client_id, life, cells, linked, events, counted, shared=shared, patches=patches, tokens=tokens
         )
         records.append(record)
-    return ReadClients(keys, records, found.columns)
+    return ReadClients(keys, records, found.columns, found.changes)
 
 
 def _beside_profiles(

@@ -17,10 +17,15 @@ import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from consumers.store import ProfileStore
 from detector.baseline import Baseline
+from detector.calibration import CHANGE_KINDS, UNKNOWN_CHANGE
 from detector.errors import IncompatibleProfile
 from detector.older_profiles import OLDER_FORMATS
+from detector.own_change import changes, parts
 from detector.profile import Profile
 from detector.profile_columns import ProfileColumns
 from detector.profile_format import ProfileHead, read_head
@@ -128,10 +133,12 @@ def spans_in_force(
 
 @dataclass(frozen=True, slots=True)
 class ProfilesInForce:
-    """The merged profiles of some clients. columns: a row each; None: there is none; whose: (n,) the client of each row."""
+    """The merged profiles of some clients. columns: a row each; None: there is none; whose: (n,) the client of each row;
+    changes: (n, 4) of each against its own earlier life."""
 
     columns: ProfileColumns | None
     whose: list[int]
+    changes: NDArray[np.float64]
 
 
 def profiles_in_force(
@@ -144,26 +151,52 @@ def profiles_in_force(
     Clients whose one span has to be merged with nothing are read together; the others one by one, through `Profile`.
     """
     alone = [(i, *found) for i, fields in enumerate(clients) if (found := _alone(fields, baseline)) is not None]
-    others = sorted({*range(len(clients))} - {i for i, _, _ in alone})
-    columns, whose = None, list[int]()
+    others = sorted({*range(len(clients))} - {i for i, *_ in alone})
+    columns, whose, own = None, list[int](), np.empty((0, len(CHANGE_KINDS)))
     if alone:
-        whose, blobs, heads = (list(column) for column in zip(*alone, strict=True))
+        whose, blobs, heads, shorts = (list(column) for column in zip(*alone, strict=True))
         columns, faults = ProfileColumns.read(blobs, heads, baseline.shape, baseline.table)
+        own = _changes(columns, shorts, baseline)
         if any(faults):
             others += [i for i, fault in zip(whose, faults, strict=True) if fault]
             sound = [row for row, fault in enumerate(faults) if not fault]
-            columns, whose = columns.rows(sound), [whose[row] for row in sound]
+            columns, whose, own = columns.rows(sound), [whose[row] for row in sound], own[sound]
     merged = [(i, together(spans_in_force(clients[i], baseline, functools.partial(damaged, i)))) for i in others]
     profiles = [(i, profile) for i, profile in merged if profile is not None]
     if profiles:
         more = ProfileColumns.of([profile for _, profile in profiles], baseline.table)
         columns = more if columns is None else columns.with_more(more)
         whose += [i for i, _ in profiles]
-    return ProfilesInForce(columns, whose)
+        own = np.vstack([own, np.full((len(profiles), len(CHANGE_KINDS)), UNKNOWN_CHANGE)])
+    return ProfilesInForce(columns, whose, own)
 
 
-def _alone(fields: Fields, baseline: Baseline) -> tuple[bytes, ProfileHead] | None:
-    """The long span of a client that was seen in one cell, which counts as it is stored; None where it takes the long way to say."""
+def _changes(
+    long: ProfileColumns, shorts: Sequence[tuple[bytes, ProfileHead] | None], baseline: Baseline
+) -> NDArray[np.float64]:
+    """How much each of n clients differs from its own earlier life. shorts: short spans, None for a client without one."""
+    out = np.full((len(shorts), len(CHANGE_KINDS)), UNKNOWN_CHANGE)
+    rows = [row for row, short in enumerate(shorts) if short is not None]
+    if rows:
+        blobs, heads = zip(*(short for short in shorts if short is not None), strict=True)
+        short, faults = ProfileColumns.read(blobs, heads, baseline.shape, baseline.table)
+        found = changes(*parts(long.rows(rows), short))
+        for row, one, fault in zip(rows, found, faults, strict=True):
+            if not fault:
+                out[row] = one
+    return out
+
+
+def change_of(fields: Fields, baseline: Baseline) -> NDArray[np.float64] | None:
+    """Return how much one client differs from its own earlier life, (4,); None where that is not known."""
+    return profiles_in_force([fields], baseline).changes[0] if _alone(fields, baseline) is not None else None
+
+
+def _alone(fields: Fields, baseline: Baseline) -> tuple[bytes, ProfileHead, tuple[bytes, ProfileHead] | None] | None:
+    """The long span of a client that was seen in one cell, which counts as it is stored, and the short one, if there is one.
+
+    None where it takes the long way to say.
+    """
     if len(fields) != 1:
         return None
     (values,) = fields.values()
@@ -178,7 +211,8 @@ def _alone(fields: Fields, baseline: Baseline) -> tuple[bytes, ProfileHead] | No
     head = heads.get(first)
     if head is None or newest > min(first, head.window) + 1:
         return None
-    return stored[first], head
+    short = heads[newest] if newest > first else None
+    return stored[first], head, None if short is None else (stored[newest], short)
 
 
 def _as_of(newest: int, spans: Sequence[Span]) -> Span | None:

@@ -14,8 +14,11 @@ from numpy.typing import NDArray
 
 from detector.baseline import MS_A_DAY, PUBLIC_KEY, Baseline
 from detector.calibration import (
+    CHANGE_KINDS,
+    NO_CHANGES,
     NO_PATCHES,
     NO_TOOLS,
+    UNKNOWN_CHANGE,
     UNREHEARSED,
     Calibration,
     FinalExcess,
@@ -28,6 +31,7 @@ from detector.errors import UnfittedModel
 from detector.features import FeatureMap, Measured, Schema
 from detector.fitting.discriminators import RewordedRows
 from detector.fitting.feature_map import fit_feature_map, learn_misfits, raise_levels
+from detector.fitting.own_changes import HalvedLives
 from detector.patches import smallest, table, united
 from detector.profile import Profile
 from detector.profile_table import ProfileTable
@@ -52,6 +56,7 @@ MIN_CLIENTS = 20
 SMALL_FLEETS = (0.0, 0.09)
 """Least and largest share of honest clients that were throttled at a budget of 1 %, over fleets of twelve (docs/decisions/0046)."""
 MIN_PERSONA_CLIENTS = 5
+_UNKNOWN = np.full(len(CHANGE_KINDS), UNKNOWN_CHANGE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,28 +232,34 @@ def _settle_levels(feature_map: FeatureMap, traffic: QueryBatch) -> None:
 
 
 class _Folded(NamedTuple):
-    """A client by the very fold that the service uses: id, profile, statistics, where its odd queries lie."""
+    """A client by the very fold that the service uses: id, profile, statistics, where its odd queries lie, its own change."""
 
     client: str
     profile: Profile
     statistics: Statistics
     patches: tuple[int, ...]
+    change: NDArray[np.float64]
 
 
 def _folded(feature_map: FeatureMap, queries: QueryBatch) -> list[_Folded]:
     """Every client with a query."""
     signals = signal_table(misfit_allowance=feature_map.misfit_allowance)
     patches: dict[int, tuple[int, ...]] = {}
+    halves = HalvedLives(queries, feature_map.classes)
 
     def look(poll: QueryBatch, measured: Measured) -> None:
         for client, some in smallest(poll.who, measured.patches).items():
             patches[client] = united(patches.get(client, ()), some)
+        halves.note(poll, measured)
 
     log = ProfileTable(feature_map, signals, "0" * 16, half_horizon_ms=2**62)
     profiles = log.of_log(queries, PUBLIC_KEY, measured=look)
     seen = [(i, client, p) for i, (client, p) in enumerate(zip(queries.clients, profiles, strict=True)) if p.queries]
     found = measure_each([p for _, _, p in seen], signals)
-    return [_Folded(client, p, one, patches.get(i, ())) for (i, client, p), one in zip(seen, found, strict=True)]
+    own = halves.changes()
+    return [
+        _Folded(client, p, one, patches.get(i, ()), own[i]) for (i, client, p), one in zip(seen, found, strict=True)
+    ]
 
 
 def _rehearsed(feature_map: FeatureMap, rehearsed: Rehearsed) -> tuple[NDArray[np.float64], Tools]:
@@ -303,6 +314,7 @@ def _calibrate(
         rehearsal_bound=rehearsal_bound,
         tools=tools,
         patches=[None if one.client in simulated else one.patches for one in honest],
+        changes=[None if one.client in simulated else one.change for one in honest],
     )
     real = [one for one in honest if not persona[one.client] and one.client not in simulated]
     fitted = FittedClients(tuple(one.client for one in real), tuple(one.statistics for one in real), excluded)
@@ -319,6 +331,7 @@ def calibration_of(
     rehearsal_bound: NDArray[np.float64],
     tools: Tools,
     patches: Sequence[Sequence[int] | None] = (),
+    changes: Sequence[NDArray[np.float64] | None] = (),
 ) -> tuple[Calibration, NDArray[np.bool_]]:
     """Null distributions of honest clients, and which real clients without a persona are excluded from them.
 
@@ -326,7 +339,7 @@ def calibration_of(
     simulated  (g,) whether a client was simulated; no such client is excluded
     rehearsal_bound  (s,) of honest tools, (0,) where there was none
     tools     that were rehearsed: pseudo-clients of them join
-    patches   of each client, None where they are not known, as of simulated ones; (): of nobody
+    patches, changes  of each client, None where they are not known, as of simulated ones; (): of nobody
     """
     maxima = np.array([s.lifetime for s in clients])
     final_values = np.array([s.value for s in clients])
@@ -361,5 +374,8 @@ def calibration_of(
         final=final_excess([clients[i] for i in kept.tolist()]),
         simulated=int(simulated[kept].sum()),
         patches=table([patches[i] for i in kept.tolist()]) if patches else NO_PATCHES,
+        changes=np.array([_UNKNOWN if changes[i] is None else changes[i] for i in kept.tolist()], np.float32)
+        if changes
+        else NO_CHANGES,
     )
     return calibration, out[real]

@@ -39,6 +39,7 @@ class KnownClient:
     client, profile  id, and the merged profile
     cells            number of log cells it was seen in; persona: declared use, "" for none
     patches          where its odd queries lie, None where that was not kept
+    change           against its own earlier life (own_change.py), None where that is not known
     """
 
     client: str
@@ -46,6 +47,7 @@ class KnownClient:
     cells: int = 1
     persona: str = ""
     patches: Sequence[int] | None = None
+    change: NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,7 @@ class _Measured:
     queries: int
     statistics: Statistics
     patches: Sequence[int] | None
+    change: NDArray[np.float64] | None
 
 
 def outliers(
@@ -175,7 +178,7 @@ def recalibrate(
         days = (p.last_ms - p.first_ms) / MS_A_DAY
         measured = _Measured(
             client.client, client.persona, client.cells <= 1, days, p.distinct, p.queries, measure(p, baseline.table),
-            client.patches,
+            client.patches, client.change,
         )  # fmt: skip
         taken.append(measured)
     in_order = [m for m in taken if m.in_order]
@@ -200,6 +203,7 @@ def recalibrate(
         rehearsal_bound=baseline.calibration.rehearsal_bound,
         tools=baseline.calibration.tools,
         patches=[m.patches for m in taken],
+        changes=[m.change for m in taken],
     )
     if beyond.any():
         excluded["beyond what honest tools reach in rehearsal"] = int(beyond.sum())

@@ -19,9 +19,14 @@ from consumers.records.decision import StoredDecision
 from consumers.secrets import Secrets
 from consumers.store.embedded import EmbeddedStore
 from consumers.times import rfc3339
-from detector.baseline import Baseline
-from detector.own_life import DAY_MS, HOUR_MS, probes
+from detector.baseline import PUBLIC_KEY, Baseline
+from detector.calibration import UNKNOWN_CHANGE
+from detector.own_life import DAY_MS, HOUR_MS, observed, probes
 from detector.policy import Policy
+from detector.profile_columns import ProfileColumns
+from detector.profile_table import ProfileTable
+from detector.query import QueryBatch
+from detector.signals import SIGNALS
 from detector.simulation.honest import BENIGN
 from detector.simulation.population import clock, population
 
@@ -103,3 +108,30 @@ def test_what_is_observed_is_told_and_decides_nothing(
     assert [one["name"] for one in rows["at once"][0].score(MODEL)["observations"]] == named["at once"]
     (first, *_) = rows["at once"][1]
     assert {one["name"] for one in first["observations"]} <= {"new_at_full_use", "near_plan"}
+
+
+def test_one_row_in_many_variants_is_a_trial_series_and_many_rows_are_not(baseline: Baseline) -> None:
+    """Each variant changes one column: `stepped` wants many columns that move by one size, so it sees none of them."""
+    rng = np.random.default_rng(1)
+    rows = victims.reference_rows()
+    variants = np.repeat(rows[:1], 300, axis=0)
+    column = rng.integers(victims.WIDTH, size=300)
+    variants[np.arange(300), column] = rows[rng.integers(len(rows), size=300), column]
+    many = victims.items(300, rng)
+    names = {}
+    for what, inputs in (("variants", variants), ("many", many)):
+        answers = victims.predict(inputs)
+        n = len(inputs)
+        batch = QueryBatch(
+            [what], np.zeros(n, np.int32), inputs, answers.argmax(1).astype(np.int32), answers.astype(np.float32),
+            np.full(n, np.nan), START_MS + np.arange(n) * HOUR_MS, np.ones(n, np.float32), np.arange(n),
+        )  # fmt: skip
+        profile = ProfileTable(baseline.map, baseline.table, "0" * 16, half_horizon_ms=2**62).of_log(batch, PUBLIC_KEY)
+        columns = ProfileColumns.of(profile, baseline.table)
+        unknown = np.full((1, 4), UNKNOWN_CHANGE)
+        names[what] = [
+            [o.name for o in observed(columns, baseline, [order], [None], unknown)[0]] for order in (True, False)
+        ]
+        stepped = np.array(["stepped" in signal.bits for signal in SIGNALS])
+        assert what == "many" or not columns.odd[0][stepped].any()
+    assert names == {"variants": [["trial_series"], []], "many": [[], []]}

@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from detector.baseline import Baseline
+from detector.calibration import CHANGE_KINDS, Tail
 from detector.exposure import (
     COPY_ERROR,
     EDGE,
@@ -23,6 +25,7 @@ from detector.exposure import (
     share_of,
 )
 from detector.fold_arrays import LADDER_FIRST, LADDER_GROWTH, LADDER_STEPS
+from detector.own_change import FLOOR as CHANGE_FLOOR
 from detector.own_life import (
     DAY_MS,
     FEWEST_BURST,
@@ -36,6 +39,8 @@ from detector.own_life import (
     near_plan,
     new_at_full_use,
     probe_then_burst,
+    trial_series,
+    unlike_its_own_past,
 )
 from detector.profile import Profile
 from detector.scoring import (
@@ -211,7 +216,47 @@ def exposed(profile: Profile, baseline: Baseline) -> Exposure | None:
     return Exposure(fidelity, min(max(float(shares[1]), 0.0), fidelity), max(min(float(shares[2]), 1.0), fidelity))
 
 
-def observed(profile: Profile, baseline: Baseline, in_order: bool, plan: int | None) -> tuple[Observation, ...]:
+def own_change(spans: Sequence[Profile]) -> list[float] | None:
+    """What `detector.own_change` must say of a client with these stored spans, the long one first."""
+    if len(spans) < 2:
+        return None
+    long, short = spans
+    n, m = long.queries - short.queries, short.queries
+    lengths = short.first_ms - long.first_ms, short.last_ms - short.first_ms
+    if min(n, m) < 40 or min(lengths) < DAY_MS:
+        return None
+    out = []
+    for name in ("region_counts", "distance_counts", "classes"):
+        after = getattr(short, name).tolist()
+        before = [a - b for a, b in zip(getattr(long, name).tolist(), after, strict=True)]
+        a, b = sum(before), sum(after)
+        if not a or not b:
+            out.append(0.0)
+            continue
+        pairs = [(x / a, y / b) for x, y in zip(before, after, strict=True) if x + y]
+        found = sum((p - q) ** 2 / (p + q) for p, q in pairs)
+        free = len(pairs) - 1
+        out.append(max(0.0, found - (1 / a + 1 / b) / 2 * (free + 3 * math.sqrt(2 * free))))
+    ratio = math.log(m / lengths[1]) - math.log(n / lengths[0])
+    return [*out, max(0.0, abs(ratio) - 3 * math.sqrt(1 / n + 1 / m))]
+
+
+def beyond(change: Sequence[float], baseline: Baseline) -> tuple[Observation, ...]:
+    """The observation that such a change makes."""
+    honest = [row for row in baseline.calibration.changes.astype(float).tolist() if min(row) >= 0]
+    unit = [
+        max(least, float(np.mean(sorted(kind)[-4:])))
+        for kind, least in zip(zip(*honest, strict=True), CHANGE_FLOOR, strict=True)
+    ]
+    sizes = [one / by for one, by in zip(change, unit, strict=True)]
+    p = Tail.fit(np.array([max(a / by for a, by in zip(row, unit, strict=True)) for row in honest])).p(max(sizes))
+    kind = CHANGE_KINDS[sizes.index(max(sizes))]
+    return (unlike_its_own_past(kind, p, len(honest)),) if p <= 0.01 and len(honest) >= 20 else ()
+
+
+def observed(
+    profile: Profile, baseline: Baseline, in_order: bool, plan: int | None, change: Sequence[float] | None = None
+) -> tuple[Observation, ...]:
     """What `detector.own_life` must say of one client."""
     span, distinct = profile.last_ms - profile.first_ms, profile.distinct
     honest = baseline.calibration.final.distinct
@@ -229,4 +274,6 @@ def observed(profile: Profile, baseline: Baseline, in_order: bool, plan: int | N
         found.append(probe_then_burst(asked, length, profile.queries - asked, span - length))
     if plan and distinct >= NEAR_PLAN * plan:
         found.append(near_plan(distinct, plan))
-    return tuple(found)
+    if in_order and distinct >= 100 and profile.novel <= 0.02 * distinct:
+        found.append(trial_series(distinct, profile.novel))
+    return (*found, *(beyond(change, baseline) if change is not None else ()))

@@ -10,7 +10,10 @@ from consumers.detect.step import Detect, Overrule, Seen
 from consumers.records import alert, client, links, refusals, sample_events, usage
 from consumers.records.client import ClientRecord
 from consumers.records.decision import decided, previous
+from consumers.records.spans import fields_of_baseline
 from consumers.store import Cursor, Outcome
+from detector.baseline import Baseline
+from detector.errors import IncompatibleProfile
 from detector.policy import EXPOSURE, QUERIES, SPENT, TOKENS, decide, lapsed, news, within_exposure
 from detector.profile import Profile
 from detector.scoring import reached
@@ -66,13 +69,26 @@ def _assess(detect: Detect, seen: Seen, outcome: Outcome, now_s: int | None, ove
     if telling == "raised" and assessment.in_order:
         began = reached(profile, baseline, policy.budget, persona)
     witnesses = sample_events.chosen(record.sample_events, assessment.strongest, baseline.table)
-    observations = plain.observed(profile, baseline, assessment.in_order, plan)
+    observations = plain.observed(profile, baseline, assessment.in_order, plan, _change(seen, baseline))
     row = decided(
         record, before, decision, assessment, exposure, trail, witnesses, persona, spent, baseline.id, observations
     )
     outcome.rows[key], told = alert.told(key, row, before, telling, detect.secrets, began)
     told_spent = alert.spent_told(key, row, before, budget, why, detect.secrets)
     outcome.alerts += [one for one in (told, told_spent) if one is not None]
+
+
+def _change(seen: Seen, baseline: Baseline) -> list[float] | None:
+    if len(seen.fields) != 1:
+        return None
+    (values,) = seen.fields.values()
+    try:
+        stored = sorted(fields_of_baseline(values, baseline.id).items())
+        spans = [Profile.from_bytes(blob, baseline.shape) for _, blob in stored]
+    except (ValueError, IncompatibleProfile):
+        return None
+    windows = [window for window, _ in stored]
+    return plain.own_change(spans) if windows and windows[-1] == windows[0] + 1 else None
 
 
 def _record(detect: Detect, seen: Seen, profile: Profile, client_id: str) -> ClientRecord:
