@@ -12,7 +12,7 @@ import ssl
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jwt
 import pytest
@@ -24,12 +24,13 @@ from support.seeded_api import FOREIGN, OURS, SECRETS, World, on_a_port, world
 
 from consumers.errors import Refused, WrongUse
 from consumers.http import auth
-from consumers.http.auth import Authenticator, Certificates, KeyRing, TokenRules, Tokens, loopback_host
+from consumers.http.auth import Authenticator, Certificates, KeyRing, TokenRules, Tokens, _held, loopback_host
 from consumers.http.server import Tls, read_jwks
 from consumers.operators.api_keys import new_key
 from consumers.operators.audited_write import Actor
 from consumers.operators.operate import Operations
-from consumers.records.operator_entries import Role
+from consumers.records.operator_entries import ApiKey, Role, packed
+from consumers.store import Entry
 from consumers.store.embedded import EmbeddedStore
 
 ISSUER, AUDIENCE = "https://idp.example.test", "querywarden"
@@ -320,6 +321,28 @@ def test_tenants_of_tokens() -> None:
     assert made.tenant == FOREIGN
     for wrong in ({"id": "*"}, {"id": ["a"]}, {"id": ""}, {}, "acme", {"id": "a" * 65}):
         assert checker(rules).check(token(body=claims(roles="x", org=wrong))) is None
+
+
+def test_a_key_that_cannot_be_read_takes_no_other_with_it_and_lets_nobody_in() -> None:
+    """Damaged entries stand first, in the middle and last."""
+    digest = "0f" * 32
+
+    def entry(name: str, role: Role | Literal[""] = "viewer", digest: str = digest) -> Entry:
+        return Entry(OURS, "key", name, packed(ApiKey(name, digest, name, role, 0, 0, "root")))
+
+    damaged = entry("broken")._replace(value=b"\xc1")
+    found = _held(
+        [damaged, entry("a"), entry("no-role", role=""), damaged, entry("short", digest="0f"), entry("b"), damaged]
+    )
+    assert sorted(found) == ["a", "b"]
+
+
+def test_a_public_key_that_states_no_use_is_one_for_signatures() -> None:
+    """RFC 7517, 4.2: `use` is optional."""
+    stated = jwk_of(RSA, "r1")
+    tokens = Tokens(RULES, lambda: float(NOW))
+    tokens.learn({"keys": [{name: value for name, value in stated.items() if name != "use"}]})
+    assert tokens.check(token()) is not None
 
 
 def test_keys_of_the_provider() -> None:

@@ -15,7 +15,7 @@ from consumers.enforcement.restrictions import Restrictions
 from consumers.errors import Refused
 from consumers.http import ext_authz
 from consumers.http.gateway import Gateway, Rules
-from consumers.http.identities import MOST_VALUES, Identities
+from consumers.http.identities import MOST_VALUES, Found, Identities
 from consumers.http.paths import LONGEST, Routes
 from consumers.operators.references import References, Refusal
 from consumers.secrets import Secrets
@@ -149,6 +149,46 @@ def test_no_identity_hides_behind_many_others() -> None:
     assert asked.decision(("X-API-Key", f"{joined},thief")) == "block"
     assert asked.decision(("X-API-Key", f"thief,{joined}")) == "block"
     assert asked.decision(*[("X-API-Key", "x")] * MOST_VALUES, ("X-Consumer-ID", "thief")) == "block"
+
+
+@pytest.mark.parametrize("joined", [True, False])
+def test_a_request_with_too_many_identities_is_of_nobody(joined: bool) -> None:
+    """However they are divided over headers: one header each, or one header with commas."""
+    identities = Identities(IDENTITY, SECRETS)
+
+    def found(n: int) -> Found:
+        names = [b"x"] * n
+        return identities.of(TENANT, [(b"x-api-key", value) for value in ([b",".join(names)] if joined else names)])
+
+    assert not found(MOST_VALUES).crowded
+    assert hashed("x") in found(MOST_VALUES).clients
+    assert found(MOST_VALUES + 1) == Found((), None, crowded=True)
+
+
+def test_every_reading_of_a_bearer_token_and_nothing_else() -> None:
+    identities = Identities(IDENTITY, SECRETS)
+
+    def read(value: bytes) -> set[str]:
+        return set(identities.of(TENANT, [(b"authorization", value)]).clients)
+
+    assert read(b"Bearer acct 7") == {hashed("acct 7"), hashed("acct")}
+    assert read(b"Bearer one,,two") == {hashed(name) for name in ("one,,two", "one", "two")}
+    assert read(b"Basic acct") == set()
+
+
+def test_identities_are_remembered_within_a_bound_and_stay_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("consumers.http.identities._REMEMBERED", 3)
+    identities = Identities(IDENTITY, SECRETS)
+    for i in range(20):
+        assert identities.of(TENANT, [(b"x-api-key", b"acct-%d" % (i % 6))]).first == hashed(f"acct-{i % 6}")
+        assert len(identities._known) <= 3
+
+
+def test_a_header_of_many_parts_is_read_in_its_two_plain_spellings() -> None:
+    name = "-".join("abcdefghijk")
+    identities = Identities([name], SECRETS)
+    for spelt in (name, name.replace("-", "_")):
+        assert identities.of(TENANT, [(spelt.encode(), b"acct")]).first == hashed("acct")
 
 
 def test_of_two_restricted_identities_the_worse_counts() -> None:
@@ -444,7 +484,9 @@ def test_the_client_map(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Non
     file.write_text('{"damaged')
     asked.identities.refresh()
     assert [asked.decision(k) for k in keys] == ["clear", "throttle", "block"], "the last good one"
-    assert "last good one" in caplog.text
+    (told,) = (one for one in caplog.records if "last good one" in one.message)
+    assert told.message == "client map: the last good one stays in use"
+    assert "not JSON" in vars(told)["error"]
 
 
 def test_matches() -> None:
