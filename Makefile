@@ -189,6 +189,10 @@ unchanged: $(STAMP) ## Whether an older commit judges the same logs the same (BE
 release: $(STAMP) ## Wheel, source archive, bill of materials and their SHA-256 in dist/: the same bytes for the same commit
 	@requirements/release.sh dist
 
+.PHONY: audit
+audit: $(STAMP) ## Known vulnerabilities of the pinned packages, by advisories in OSV format, without a network (OSV=folder or PyPI/all.zip of osv.dev)
+	@$(BIN)/python requirements/audit.py $(or $(OSV),$(error OSV=folder: where the advisories lie)) requirements/*.txt
+
 .PHONY: lock
 lock: $(STAMP) ## Pin the dependencies again, with hashes (ARGS=--upgrade for the newest versions)
 	@requirements/lock.sh $(ARGS)
