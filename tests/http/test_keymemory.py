@@ -5,6 +5,7 @@ from __future__ import annotations
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.seeded_api import FOREIGN, OURS, SECRETS, World, world
@@ -234,6 +235,28 @@ def test_a_service_learns_of_keys_with_the_next_change_of_the_store(place: Place
     assert ring.check(text) is not None
     assert told[-1] == heartbeat.fingerprint(operations.store.operator_entries("key")[1])
     assert len(told) == 2
+
+
+def test_a_reading_that_was_torn_by_a_change_is_no_new_history(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The row of the audit log is read after the keys: a change in between makes it belong to another state than theirs."""
+    operations, ring = place.store(), place.ring()
+    made(operations)
+    ring.refresh(operations.store)
+    before = ring._memory.row
+    made(operations)
+    read = EmbeddedStore.operator_entries
+
+    def torn(store: EmbeddedStore, kind: str, *more: Any) -> Any:
+        revision, entries = read(store, kind, *more)
+        return revision + (kind == "revoked"), entries
+
+    with monkeypatch.context() as patched:
+        patched.setattr(EmbeddedStore, "operator_entries", torn)
+        ring.refresh(operations.store)
+    assert ring._memory.row == before
+    assert len(ring._memory.keys) == 2
+    ring.refresh(operations.store)
+    assert ring._memory.row != before, "the control"
 
 
 def test_a_store_that_is_away_changes_nothing(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -272,6 +272,40 @@ def test_tokens_are_those_of_a_query_and_count_once_for_its_rows() -> None:
 
 
 @pytest.mark.parametrize(
+    ("preset", "attributes", "tokens"),
+    [
+        ("openinference", {"llm.token_count.prompt": 12, "llm.token_count.completion": 5}, 17),
+        (
+            "openinference",
+            {"llm.token_count.prompt": 12, "llm.token_count.completion": 5, "llm.token_count.total": 20},
+            20,
+        ),
+        ("openinference", {"llm.token_count.prompt": 12}, 12),
+        ("openinference", {"llm.token_count.prompt_details.cache_read": 12}, 0),
+        ("openinference", {"llm.token_count.prompt": "many"}, 0),
+        ("otel-genai", {"gen_ai.usage.input_tokens": 12, "gen_ai.usage.output_tokens": 5}, 17),
+        ("otel-genai", {"gen_ai.usage.output_tokens": 5}, 5),
+        ("otel-genai", {"llm.token_count.prompt": 12}, 0),
+    ],
+)
+def test_tokens_of_a_span_stand_under_flattened_names(preset: str, attributes: dict[str, Any], tokens: int) -> None:
+    span = {
+        "openinference": {
+            "openinference.span.kind": "LLM", "llm.model_name": "chat", "user.id": "team-1",
+            "llm.input_messages.0.message.role": "user", "llm.input_messages.0.message.content": "How?",
+            "llm.output_messages.0.message.role": "assistant", "llm.output_messages.0.message.content": "So.",
+        },
+        "otel-genai": {
+            "gen_ai.operation.name": "chat", "gen_ai.request.model": "chat", "user.id": "team-1",
+            "gen_ai.input.messages": json.dumps([{"role": "user", "parts": [{"type": "text", "content": "How?"}]}]),
+        },
+    }[preset]  # fmt: skip
+    export = foreign_logs._export([("b7ad6b7169203331", 1_774_000_800_000, span | attributes)])
+    (event,) = translated(translator(preset), [json.dumps(export).encode()])
+    assert tokens_of(json.dumps(event.get("usage")).encode()) == tokens
+
+
+@pytest.mark.parametrize(
     ("payload", "rows"),
     [
         ({"instances": [[1, 2]]}, [[1, 2]]),
