@@ -115,10 +115,18 @@ soak: $(STAMP) ## The tests that take minutes to hours, and those that test the 
 	@$(BIN)/python -m pytest -q -m soak $(ARGS)
 
 .PHONY: mutation
-mutation: $(STAMP) ## Whether the tests of access and of exactly-once notice small faults put into the code; hours (ARGS="consumers.http.paths*": a part)
+mutation: $(STAMP) ## Whether the tests of access and of exactly-once notice small faults put into the code; hours (SAMPLE=60 ARGS="auth paths": a sample of modules)
 	@$(BIN)/python -m pip install -q --require-hashes --target .venv/mutation -r requirements/mutation.txt
+ifdef SAMPLE
+	@# puts the faults in and tries none, so that there are names to choose from
+	@PYTHONPATH=.venv/mutation $(BIN)/python -m mutmut run --max-children 2 none >/dev/null 2>&1 || true
+	@PYTHONPATH=.venv/mutation $(BIN)/python -m mutmut run --max-children 2 \
+	    $$($(BIN)/python -m benchmarks.mutation --names --sample $(SAMPLE) $(ARGS)) || true
+	@$(BIN)/python -m benchmarks.mutation --sample $(SAMPLE) $(ARGS)
+else
 	@PYTHONPATH=.venv/mutation $(BIN)/python -m mutmut run --max-children 2 $(ARGS) || true
 	@$(BIN)/python -m benchmarks.mutation
+endif
 
 .PHONY: bench
 bench: $(STAMP) ## What a query costs from log to store, beside naive ways and other tools, and the plans of capacity, 7 to 30 minutes (SHORT=1: seconds, no file)

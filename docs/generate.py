@@ -570,17 +570,39 @@ def small_fleet_figures() -> str:
 
 def mutation_figures() -> str:
     """Figures of benchmarks/results/mutation.json: of small faults put into a module, how many a test noticed."""
-    found = result("mutation")
+    sys.path.insert(0, str(ROOT))
+    try:
+        mutation = importlib.import_module("benchmarks.mutation")
+    finally:
+        sys.path.remove(str(ROOT))
+    rows = []
+    for name, row in result("mutation").items():
+        chosen, between = "the fastest, no sample", ""
+        if "survived" in row:
+            low, high = mutation.interval(row)
+            chosen = "all" if row["seed"] is None else f"at random, seed {row['seed']}"
+            between = "" if row["seed"] is None else f"{low:.0%} – {high:.0%}"
+        score = f"{row['noticed'] / row['tried']:.0%}"
+        rows.append(
+            (code(name), f"{row['mutants']:,}", f"{row['tried']:,}", chosen, f"{row['noticed']:,}", score, between)
+        )
+    return table(("module", "faults", "tried", "chosen", "noticed", "score", "95 %"), rows)
+
+
+def mutation_survivors() -> str:
+    """What survived in the samples, and what is said of it."""
     rows = [
-        (code(name), f"{row['mutants']:,}", f"{row['tried']:,}", f"{row['noticed']:,}", f"{row['noticed'] / row['tried']:.0%}")
-        for name, row in found.items()
-    ]  # fmt: skip
-    return table(("module", "faults", "tried", "noticed", "score"), rows)
+        (code(name.removeprefix("consumers.").replace("ǁ", ".")), why or "a gap in the tests")
+        for row in result("mutation").values()
+        for name, why in row.get("survived", {}).items()
+    ]
+    return table(("fault", "why no test notices it"), rows)
 
 
 TABLES: dict[str, Callable[[], str]] = {
     "budget-figures": budget_figures,
     "mutation-figures": mutation_figures,
+    "mutation-survivors": mutation_survivors,
     "small-fleet-figures": small_fleet_figures,
     "alarms": alarms,
     "blocks": blocks,
