@@ -13,10 +13,12 @@ import pytest
 from support import victims
 
 from consumers.errors import CorruptState, Fenced, LogTruncated, Rewound, Unavailable
+from consumers.ingest.cell import Cell
 from consumers.ingest.health import Runtime
 from consumers.ingest.loop import IngestLoop
 from consumers.ingest.recovery import RECHECK_S
 from consumers.ingest.step import Ingest
+from consumers.log import Records
 from consumers.log.files import FileLog
 from consumers.secrets import Secrets
 from consumers.store import Checkpoint
@@ -113,6 +115,25 @@ def test_only_a_fold_that_was_refused_proves_that_the_records_end_no_process(
         "the next claim says it"
     )
     assert world.committed[-1].next_offset == 46
+
+
+def test_a_commit_that_was_refused_is_told_as_one(
+    tmp_path: Path, new_store: NewStore, baseline: Baseline, secrets: Secrets
+) -> None:
+    polled: list[Records] = []
+
+    def parts(cell: Cell, records: Records) -> tuple[Records, ...]:
+        polled.append(records)
+        return (records,)
+
+    world = World(tmp_path, new_store(), Ingest({victims.MODEL: baseline}, secrets), parts=parts)
+    cell = world.held()
+    assert world.loop.committer.commit(cell, polled[0]), (
+        "the control: there is nothing new in it, and the store takes it"
+    )
+    world.store.raises["commit"] = Unavailable("away")
+    assert not world.loop.committer.commit(cell, polled[0])
+    assert cell.name in world.ownership.waiting
 
 
 @pytest.mark.parametrize(("room", "kept"), [(2, 2), (6, 6), (9, 6)])
