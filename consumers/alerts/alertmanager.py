@@ -121,9 +121,10 @@ class AlertmanagerSink:
             if alert.time_ms / 1000 + self._firing_s > self._clock():
                 with contextlib.suppress(Undeliverable):
                     found.append(finding(alert))
-        for news in sorted(found, key=lambda f: f.update):
+        # an earlier version gave the end of a finding and a verdict the same number: the end is the later one
+        for news in sorted(found, key=lambda f: (f.update, f.resolved)):
             known = self._open.get(news.alert_id)
-            if known is None or known.news.update < news.update:
+            if known is None or (known.news.update, known.news.resolved) < (news.update, news.resolved):
                 self._keep(Open(news, news.time_ms / 1000, known.starts if known else news.time))
 
     def _prune(self) -> None:

@@ -6,6 +6,7 @@ Rules:
   every `digest_s`, and on `close`. The store keeps every alert. The end of a finding that was sent is never limited; the end of one that
   was not sent goes into the digest.
 * Count and digest belong to this process. A process that is killed loses a digest that was not sent yet.
+* A digest that waits for its receiver counts, and keeps one sentence: it is as small after a million alerts as after two.
 * A sink that has a `summary` gets the digest. For other sinks the alerts over the limit are only counted.
 """
 
@@ -15,6 +16,7 @@ import collections
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from consumers.alerts import AlertSink
@@ -25,6 +27,35 @@ from consumers.store import OutboxAlert
 DAY_S = 86_400
 MODELS_SHOWN = 10
 REMEMBERED = 100_000
+
+
+@dataclass(slots=True)
+class Digest:
+    """What stands for many alerts: how many of each kind and model, and the gravest one's sentence.
+
+    models  as a message shows them, so no more than there are models with a baseline
+    """
+
+    alerts: int = 0
+    kinds: collections.Counter[str] = field(default_factory=collections.Counter)
+    models: collections.Counter[str] = field(default_factory=collections.Counter)
+    gravest: str = ""
+    _gravity: tuple[int, float] = (-1, 0.0)
+
+    def add(self, found: Finding) -> None:
+        self.alerts += 1
+        self.kinds[found.activity] += 1
+        self.models[visible(found.model_id)] += 1
+        gravity = SEVERITIES.index(found.severity), found.suspicion
+        if gravity > self._gravity:
+            self._gravity, self.gravest = gravity, found.text
+
+    def message(self) -> tuple[str, str]:
+        """(title, text)."""
+        lines = [f"{count} {activity}" for activity, count in self.kinds.most_common()]
+        lines += [f"{model}: {count}" for model, count in self.models.most_common(MODELS_SHOWN)]
+        lines.append(f"the gravest: {self.gravest}")
+        return f"{self.alerts} more alerts over today's limit", "\n".join(lines)
 
 
 class CappedSink:
@@ -51,7 +82,7 @@ class CappedSink:
         self._lock = threading.Lock()
         self._day, self._sent = 0, 0
         self._spared: collections.OrderedDict[str, None] = collections.OrderedDict()
-        self._digest: list[Finding] = []
+        self._digest = Digest()
         self._digest_since_s = 0.0
 
     @property
@@ -78,7 +109,7 @@ class CappedSink:
     def refresh(self) -> int:
         """Send the digest when it is due, and what the sink itself repeats; returns how many alerts that was about."""
         with self._lock:
-            due = self._digest and self._clock() >= self._digest_since_s + self._digest_s
+            due = self._digest.alerts and self._clock() >= self._digest_since_s + self._digest_s
             told = self._send_digest() if due else 0
         again = getattr(self.sink, "refresh", None)
         return told + (again() if again is not None else 0)
@@ -107,9 +138,9 @@ class CappedSink:
         if not found.resolved and self._sent < self._per_day:
             self._spared.pop(found.alert_id, None)
             return False
-        if not self._digest:
+        if not self._digest.alerts:
             self._digest_since_s = self._clock()
-        self._digest.append(found)
+        self._digest.add(found)
         self._on_capped()
         self._spared[found.alert_id] = None
         while len(self._spared) > REMEMBERED:
@@ -121,20 +152,8 @@ class CappedSink:
             self._sent += 1
 
     def _send_digest(self) -> int:
-        if not self._digest or self._summary is None:
-            told, self._digest = 0, []
-            return told
-        self._summary(*digest(self._digest))
-        told, self._digest = len(self._digest), []
-        return told
-
-
-def digest(held: Sequence[Finding]) -> tuple[str, str]:
-    """(title, text) of the message that stands for many alerts."""
-    kinds = collections.Counter(found.activity for found in held)
-    lines = [f"{count} {activity}" for activity, count in kinds.most_common()]
-    models = collections.Counter(visible(found.model_id) for found in held)
-    lines += [f"{model}: {count}" for model, count in models.most_common(MODELS_SHOWN)]
-    worst = max(held, key=lambda found: (SEVERITIES.index(found.severity), found.suspicion))
-    lines.append(f"the gravest: {worst.text}")
-    return f"{len(held)} more alerts over today's limit", "\n".join(lines)
+        held = self._digest
+        if held.alerts and self._summary is not None:
+            self._summary(*held.message())
+        self._digest = Digest()
+        return held.alerts if self._summary is not None else 0

@@ -16,6 +16,7 @@ Rules:
 * Everything is recorded with the fence of its decision cell. Cursors stay as they are.
 * A pass reads all rows, and profiles of groups that changed since this detector last assessed them, at most `MOST_GROUPS`. The others
   wait for the next pass, the longest waiting first, among new ones those whose members are oddest for their sizes.
+* A group is assessed again until what came of it is recorded. While a profile cell cannot be read, groups and campaigns stay as they are.
 * A group of more than `MOST_JUDGED` has changed when `GROWN` of it has.
 * A new group inside a flagged one is no campaign of its own. Nor is one that only odd queries close together tie, if half of it is.
 """
@@ -30,11 +31,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from consumers.detect.grouping import Grouping, Survey, Suspected
-from consumers.errors import Fenced, Rewound
+from consumers.errors import CorruptState, Fenced, Rewound
 from consumers.records import alert, sample_events
 from consumers.records.alert import MEMBERS_TOLD
 from consumers.records.client import ClientRecord, read_profile
-from consumers.records.damaged import readable
+from consumers.records.damaged import UnreadableCells, readable
 from consumers.records.decision import (
     StoredDecision,
     decided,
@@ -182,7 +183,7 @@ class Campaigns:
 class Search:
     """The other half: a pass over the rows of a tenant.
 
-    assessed  campaign → (members, queries of those named) when it was last assessed here, the longest ago first
+    assessed  campaign → (members, queries of those named) when what came of it was last recorded by us, the longest ago first
     surveyed  told at the end of a pass what stands then, by tenant
     """
 
@@ -192,6 +193,7 @@ class Search:
     most_members: int = MOST_MEMBERS
     assessed: dict[ClientKey, tuple[tuple[ClientKey, ...], int]] = field(default_factory=dict)
     surveyed: Callable[[str, Survey], None] = lambda tenant, survey: None
+    unreadable: UnreadableCells = field(default_factory=UnreadableCells)
 
     def run(
         self, tenant: str, held: MutableMapping[int, H], now_s: int | None, process: str, lease_ms: int
@@ -210,10 +212,15 @@ class Search:
                 if key not in new_inside or not any(_flagged(survey.standing.get(larger)) for larger in inside[key]):
                     work.setdefault(decision_cell(key, self.store.decision_cells), []).append(key)
             for cell, mine in sorted(work.items()):
-                outcome = self._recorded(
-                    cell, mine, lambda c, k, rows: self._assess(c, k, groups, rows, now_s), held, process, lease_ms
-                )
-                if outcome is not None:
+                looked: dict[ClientKey, tuple[tuple[ClientKey, ...], int]] = {}
+                assess = functools.partial(self._assess, groups=groups, now_s=now_s, looked=looked)
+                outcome = self._recorded(cell, mine, assess, held, process, lease_ms)
+                if outcome is None:
+                    continue  # not ours any more, so nobody may take these groups for assessed
+                for key, state in looked.items():
+                    self.assessed.pop(key, None)
+                    self.assessed[key] = state
+                if outcome.rows:
                     recorded.append(outcome)
                     for key, row in outcome.rows.items():
                         survey.standing[key] = stored_decision(row, self.campaigns.secrets, tenant)
@@ -226,7 +233,7 @@ class Search:
             outcome = self._recorded(
                 cell, keys, lambda c, k, rows: self._rename(c, k, names, rows), held, process, lease_ms
             )
-            if outcome is not None:
+            if outcome is not None and outcome.rows:
                 recorded.append(outcome)
         self.surveyed(tenant, survey)
         return recorded
@@ -263,15 +270,14 @@ class Search:
         process: str,
         lease_ms: int,
     ) -> Outcome | None:
-        """Read the rows, and write what `step` makes of them, under the cell's fence; None when there was nothing to write."""
+        """Read the rows, and write what `step` makes of them under the cell's fence; None when the cell is not ours any more."""
         mine = held.get(cell)
         if mine is None:
             return None
         try:
             outcome = step(cell, keys, self.store.load_decisions(cell, mine.token, mine.revision, keys))
-            if not outcome.rows:
-                return None
-            mine.revision = self.store.record(mine.token, mine.revision, outcome, process, lease_ms)
+            if outcome.rows:
+                mine.revision = self.store.record(mine.token, mine.revision, outcome, process, lease_ms)
         except (Fenced, Rewound):
             held.pop(cell, None)
             return None
@@ -281,18 +287,23 @@ class Search:
         self,
         cell: int,
         keys: Sequence[ClientKey],
-        groups: Mapping[ClientKey, Suspected],
         rows: Mapping[ClientKey, DecisionRow],
+        groups: Mapping[ClientKey, Suspected],
         now_s: int | None,
+        looked: dict[ClientKey, tuple[tuple[ClientKey, ...], int]],
     ) -> Outcome:
-        outcome = Outcome(cell)
+        """What the groups and campaigns come to. looked: filled with what they were when we looked, for `assessed`."""
+        outcome, read = Outcome(cell), functools.partial(fields_of, self.store, unreadable=self.unreadable)
         for key in keys:
             before = self._stored(key, rows)
             group, found = groups.get(key), None
             if group is not None:
-                self.assessed.pop(key, None)
-                self.assessed[key] = group.members, group.queries
-                found = self.campaigns.assess(group, functools.partial(fields_of, self.store), before, now_s)
+                try:
+                    found = self.campaigns.assess(group, read, before, now_s)
+                except CorruptState:  # it was reported
+                    looked[key] = (), -1  # has changed in any case, and waits behind the others
+                    continue
+                looked[key] = group.members, group.queries
             if found is None and before is not None and _over(before, now_s):
                 found = self.campaigns.ended(key, before, now_s or 0)
             if found is not None:

@@ -43,8 +43,9 @@ from consumers.detect.schema_holds import SchemaHolds
 from consumers.detect.step import AT_ONCE, CellSeen, Detect
 from consumers.detect.touched import CellWork, HeldCell, Pending, find_touched, read_shards
 from consumers.detect.verdicts import tell
-from consumers.errors import CorruptState, Fenced, LeaseHeld, Rewound, Unavailable
+from consumers.errors import Fenced, LeaseHeld, Rewound, Unavailable
 from consumers.periodic import Backoff
+from consumers.records.damaged import UnreadableCells
 from consumers.records.heartbeat import heartbeats
 from consumers.store import DecisionClaim, Outcome, ServiceStore, decision_cell
 from consumers.telemetry.alarms import Alarms
@@ -108,6 +109,7 @@ class Runner:
     deliveries: OutboxWorkers = field(init=False)
     search: Search = field(init=False)
     schema: SchemaHolds = field(init=False)
+    unreadable: UnreadableCells = field(default_factory=UnreadableCells)
     _schema_s: float = -math.inf
     _renewed_s: float = 0.0
     _attended_s: float = -math.inf
@@ -117,16 +119,16 @@ class Runner:
     _until: dict[ClientKey, int] = field(default_factory=dict)
     _share: int = 0
     _leases: dict[int, tuple[int, int]] = field(default_factory=dict)
-    _corrupt: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.alarms = Alarms(self.metrics)
         workers = [OutboxWorker(sink, self.store, self.detect.secrets, self.metrics, self.clock) for sink in self.sinks]
         self.deliveries = OutboxWorkers(workers, self.alarms)
         d = self.detect
-        self.search = Search(self.store, Campaigns(d.baselines, d.secrets, d.policy_of), surveyed=self._surveyed)
+        campaigns = Campaigns(d.baselines, d.secrets, d.policy_of)
+        self.search = Search(self.store, campaigns, surveyed=self._surveyed, unreadable=self.unreadable)
         self._searched_s = self.clock()
-        self.schema = SchemaHolds(d.baselines, d.secrets)
+        self.schema = SchemaHolds(d.baselines, d.secrets, unreadable=self.unreadable)
         d.misfits_held = self.schema.holds
         if self.overrides is not None:
             self.overrides.schema = self.schema
@@ -143,7 +145,7 @@ class Runner:
                 self._claim(cell)
         if self.overrides is not None:
             self.overrides.refresh(self.store)
-        pending = find_touched(self.store, self.held, profile_cells, self._say_corrupt)
+        pending = find_touched(self.store, self.held, profile_cells, self.unreadable)
         self._look_at_schema(pending)
         over = self._over()
         for cells in self._together(pending, over):
@@ -295,7 +297,7 @@ class Runner:
         works = [self._work(cell, pending.get(cell, {}), over.get(cell, ())) for cell in cells]
         works = [work for work in works if (work.clients or renew) and self._load(work)]
         keys = [key for work in works for key in work.clients]
-        answers = read_shards(self.store, keys, profile_cells, self._say_corrupt)
+        answers = read_shards(self.store, keys, profile_cells, self.unreadable)
         works = [work for work in works if work.put_together(answers, self.detect.secrets)]
         overrule = None if self.overrides is None else self.overrides.overruled
         outcomes = self.detect.steps([CellSeen(w.cell, w.seen, w.cursors) for w in works], self.now_s(), overrule)
@@ -363,11 +365,6 @@ class Runner:
             for alert in outcome.alerts:
                 self.metrics.observe("querywarden_detection_latency_seconds", max(0.0, now_s - alert.time_ms / 1000))
         self.on_outcome(outcome)
-
-    def _say_corrupt(self, name: str, error: CorruptState) -> None:
-        if name not in self._corrupt:
-            self._corrupt.add(name)
-            log.error("profile cell cannot be read", extra={"cell": name, "why": str(error)})
 
     def release(self) -> None:
         """Give the cells back, so that another process need not wait for the leases to run out."""

@@ -10,11 +10,13 @@ Rules:
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from consumers.errors import Rewound
+from consumers.records.damaged import UnreadableCells
 from consumers.records.operator_entries import packed
 from consumers.records.schema_holds import KIND, SchemaHold, hold_key, read_hold
 from consumers.records.schema_watch import FIELD, IDENTITY, SchemaWatch
@@ -36,6 +38,7 @@ class SchemaHolds:
     baselines: Mapping[str, Baseline]
     secrets: Secrets
     known: dict[tuple[str, str], SchemaHold] = field(default_factory=dict)
+    unreadable: UnreadableCells = field(default_factory=UnreadableCells)
 
     def take(self, entry: Entry) -> None:
         """Take up an entry of the operator cell; one without a value was dropped."""
@@ -59,12 +62,13 @@ class SchemaHolds:
         return [hold for hold in self.known.values() if hold.ruling == "held"]
 
     def look(self, store: ServiceStore, tenant: str, now_s: int) -> list[SchemaHold]:
-        """Columns that are shared by too many of a day's clients and not known yet. Raises Unavailable."""
+        """Columns that are shared by too many of a day's clients and not known yet; what cannot be read is left out. Raises Unavailable."""
         found = []
         keys = [ClientKey(tenant, model, self.secrets.client_hash(tenant, IDENTITY)) for model in self.baselines]
         watches = {key: SchemaWatch() for key in keys}
         for cell in store.cells():
-            for key, fields in store.shards(cell, keys).fields.items():
+            shards = self.unreadable.read(cell, "shards", functools.partial(store.shards, cell, keys))
+            for key, fields in shards.fields.items() if shards is not None else ():
                 if FIELD in fields:
                     watches[key] = watches[key].merge(SchemaWatch.from_bytes(fields[FIELD]))
         for key, watch in watches.items():

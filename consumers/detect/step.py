@@ -170,8 +170,8 @@ class Detect:
                 observations=observations,
                 patches=self._patches(key, record, baseline) if assessment.size_p_value <= LEVEL else (),
             )
+            row, told_spent = alert.spent_told(key, row, before, budget, why, self.secrets)
             outcome.rows[key], told = alert.told(key, row, before, telling, self.secrets, began)
-            told_spent = alert.spent_told(key, row, before, budget, why, self.secrets)
             outcome.alerts += [one for one in (told, told_spent) if one is not None]
 
     def _patches(self, key: ClientKey, record: ClientRecord, baseline: Baseline) -> tuple[str, ...]:

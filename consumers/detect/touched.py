@@ -5,27 +5,27 @@ Rules:
 * Every profile cell is asked once for all decision cells that are looked at together, at one offset.
 * An answer of another generation, or one that is older than the cursor to be, is discarded: the cell waits for the next turn.
 * A profile cell that cannot be read is left out. A client whose decision reflects it keeps that decision.
+* That it cannot be read is said once, and once more when it was repaired and breaks again (`UnreadableCells`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from consumers.detect.step import Seen
 from consumers.detect.verdicts import PendingVerdict
-from consumers.errors import CorruptState
-from consumers.records.damaged import readable
+from consumers.records.damaged import UnreadableCells, readable
 from consumers.records.decision import stored_decision
 from consumers.secrets import Secrets
-from consumers.store import Cursor, DecisionRow, ProfileStore, Shards
+from consumers.store import Cursor, DecisionRow, ProfileStore, Shards, Touched
 from detector.query import ClientKey
 
 TOUCHED_LIMIT = 5_000
 
 Pending = Mapping[str, tuple[Cursor, list[ClientKey]]]
 """Profile cell → (cursor to be, clients changed since)."""
-SayCorrupt = Callable[[str, CorruptState], None]
 
 
 @dataclass(slots=True)
@@ -84,24 +84,14 @@ class CellWork:
 
 
 def find_touched(
-    store: ProfileStore, held: Mapping[int, HeldCell], profile_cells: Sequence[str], say_corrupt: SayCorrupt
+    store: ProfileStore, held: Mapping[int, HeldCell], profile_cells: Sequence[str], unreadable: UnreadableCells
 ) -> dict[int, dict[str, tuple[Cursor, list[ClientKey]]]]:
     """Ask every profile cell which clients of our decision cells changed: decision cell → `Pending`."""
     found: dict[int, dict[str, tuple[Cursor, list[ClientKey]]]] = {}
     for name in profile_cells if held else ():
         cursors = {cell: mine.cursors.get(name) for cell, mine in held.items()}
-        wanted = {cell: cursor.offset if cursor else -1 for cell, cursor in cursors.items()}
-        try:
-            answers = store.touched(name, wanted, TOUCHED_LIMIT)
-        except CorruptState as error:
-            say_corrupt(name, error)
-            continue
-        for cell, answer in answers.items():
-            cursor = cursors[cell]
-            if cursor is not None and cursor.generation != answer.generation:
-                # rebuilt: everything counts as changed
-                answer = store.touched(name, {cell: -1}, TOUCHED_LIMIT)[cell]
-                cursor = None
+        answers = unreadable.read(name, "touched", functools.partial(_touched, store, name, cursors))
+        for cell, (cursor, answer) in (answers or {}).items():
             if cursor is not None and cursor.offset > answer.offset:
                 continue  # the profile cell was rolled back: its replay will catch up
             moved = cursor is None or answer.cursor > cursor.offset
@@ -110,15 +100,27 @@ def find_touched(
     return found
 
 
+def _touched(
+    store: ProfileStore, name: str, cursors: Mapping[int, Cursor | None]
+) -> dict[int, tuple[Cursor | None, Touched]]:
+    """Decision cell → (cursor, what changed after it); no cursor where the profile cell was rebuilt. Raises CorruptState."""
+    wanted = {cell: cursor.offset if cursor else -1 for cell, cursor in cursors.items()}
+    found: dict[int, tuple[Cursor | None, Touched]] = {}
+    for cell, answer in store.touched(name, wanted, TOUCHED_LIMIT).items():
+        cursor = cursors[cell]
+        if cursor is not None and cursor.generation != answer.generation:
+            # rebuilt: everything counts as changed
+            found[cell] = None, store.touched(name, {cell: -1}, TOUCHED_LIMIT)[cell]
+        else:
+            found[cell] = cursor, answer
+    return found
+
+
 def read_shards(
-    store: ProfileStore, clients: Sequence[ClientKey], profile_cells: Sequence[str], say_corrupt: SayCorrupt
+    store: ProfileStore, clients: Sequence[ClientKey], profile_cells: Sequence[str], unreadable: UnreadableCells
 ) -> dict[str, Shards | None]:
     """Read the shards of the clients in every profile cell; None for a cell that cannot be read."""
-    answers: dict[str, Shards | None] = {}
-    for name in profile_cells if clients else ():
-        try:
-            answers[name] = store.shards(name, clients)
-        except CorruptState as error:
-            say_corrupt(name, error)
-            answers[name] = None
-    return answers
+    return {
+        name: unreadable.read(name, "shards", functools.partial(store.shards, name, clients))
+        for name in (profile_cells if clients else ())
+    }

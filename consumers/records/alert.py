@@ -8,7 +8,11 @@ campaign is updated instead, with ``exposure_budget``.
 
 Rules:
 * The id of an alert is a hash of tenant, kind, model, subject (keyed hash of the client, or id of the campaign) and episode, so a repeated
-  computation gives the same id. Each further alert of the episode is an update of the first, counted from 0.
+  computation gives the same id. Each further alert of the episode is an update of the first, counted from 0. A finding about the exposure
+  budget has a count of its own in place of the episode (`BudgetFinding.number`): it opens and closes when detection sees nothing.
+* `following` alone gives update numbers. The outbox sends each ``alert_id/update`` once in 30 days, so a number that is given twice is an
+  alert that nobody gets. While a finding is open its row counts; a finding that the row no longer holds is continued from what the same
+  outcome is about to send, and from the alerts of the store.
 * Keys and their order are the native format (docs/formats.md). The row keeps the body as it was last sent, so a verdict stays part of it.
 * The first alert carries the time of the query that reached the level, if the order of the queries is known, not the time of the
   assessment.
@@ -19,13 +23,20 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import msgspec
 
 from consumers.errors import CorruptState
-from consumers.records.decision import CAMPAIGN, StoredDecision, campaign_key, is_campaign, packed_row
+from consumers.records.decision import (
+    CAMPAIGN,
+    BudgetFinding,
+    StoredDecision,
+    campaign_key,
+    is_campaign,
+    packed_row,
+)
 from consumers.records.frameworks import LIMIT, frameworks_of
 from consumers.records.sealing import sealed, unsealed, with_ids
 from consumers.secrets import Secrets
@@ -41,6 +52,8 @@ Kind = Literal["client", "campaign"]
 EVIDENCE_TOLD = 8
 MEMBERS_TOLD = 10_000
 """Members that an alert names; receivers refuse messages of more than a megabyte. The rows of the others name the campaign."""
+UNCOUNTED = 99
+"""More updates than a budget's finding had in versions that did not count them: its next one is numbered above."""
 TELLING = 0.5
 """Evidence with a larger p-value tells nothing; the strongest is told all the same."""
 
@@ -58,6 +71,21 @@ def kind_of(key: ClientKey) -> Kind:
 def finding_id(key: ClientKey, episode: int) -> str:
     """Return the id of all alerts of an episode."""
     return digest_of(key.tenant, kind_of(key), key.model, key.client.removeprefix(CAMPAIGN), str(episode))
+
+
+def following(alert_id: str, counted: int, others: Iterable[OutboxAlert] = ()) -> int:
+    """Return the number of the next alert of a finding.
+
+    counted  the last number that the finding's row knows, -1 for none
+    others   alerts that may be of this finding, too: of the outcome that is about to be recorded, and of the store
+    """
+    return 1 + max([counted, *(update for name, update in map(named, others) if name == alert_id)])
+
+
+def named(alert: OutboxAlert) -> tuple[str, int]:
+    """Return the finding's id and the number of an alert, which its uid consists of."""
+    alert_id, _, update = alert.uid.rpartition("/")
+    return alert_id, int(update) if update.isdecimal() else -1
 
 
 def told(
@@ -78,10 +106,11 @@ def told(
         queries = row.assessment.queries
         if row.alert is None and began is not None:
             time_ms, queries = began
-        body = _raised(key, row, time_ms, queries)
+        number = following(finding_id(key, row.decision.episode), row.update)
+        body = _raised(key, row, time_ms, queries, number)
         row = dataclasses.replace(row, alert=body, update=body["update"])
     elif news == "closed" and before is not None and before.alert is not None:
-        body = _closed(row, before.alert, before.update + 1)
+        body = _closed(row, before.alert, following(before.alert["alert_id"], before.update))
     seal: Callable[[str], str] = functools.partial(sealed, secrets=secrets, tenant=key.tenant)
     if body is None:
         return packed_row(row, seal), None
@@ -96,20 +125,26 @@ def spent_told(
     budget: ExposureBudget,
     why: str,
     secrets: Secrets,
-) -> OutboxAlert | None:
-    """Return the alert that a client has spent more of its exposure budget, or is within it again; None where nothing changed.
+) -> tuple[StoredDecision, OutboxAlert | None]:
+    """Return the row with its finding about the budget, and the alert that the client has spent more of it than was told, or is within
+    it again; None where there is no news. A client that wavers about the upper limit is told of once, until it is within the budget.
 
     row    as decided, with `exposed` as it is now; before: the row that it follows; why: reason code of the budget that asks for
     the more, the exposure's or that in queries
     """
-    was: Spent = before.exposed if before is not None else "none"
-    if row.exposed == was:
-        return None
+    known = _budget_finding(key, before)
+    was: Spent = known.told if known is not None else "none"
+    if row.exposed == was or (row.exposed != "none" and SPENT.index(row.exposed) < SPENT.index(was)):
+        return (row if known is row.budget else dataclasses.replace(row, budget=known)), None
     if row.exposed == "none" and before is not None and before.decision.reason in BUDGETS:
         why = before.decision.reason  # of budgets that are both kept again, the one that was told
-    if "none" not in (row.exposed, was) and SPENT.index(row.exposed) < SPENT.index(was):
-        return None
-    body = _raised(key, row, row.last_ms, row.assessment.queries)
+    if known is None or was == "none":
+        number = known.number + 1 if known is not None else 0
+        known = BudgetFinding(digest_of(key.tenant, "budget", key.model, key.client, str(number)), number, -1, "none")
+    known = known._replace(told=row.exposed, update=following(known.alert_id, known.update))
+    body = _raised(key, row, row.last_ms, row.assessment.queries, known.update)
+    body.pop("verdict", None)  # it was about the other finding
+    body |= {"verdict": known.verdict} if known.verdict is not None else {}
     share = row.exposure.fidelity if row.exposure is not None else 0.0
     throttled = row.exposed == "throttle"
     if why == QUERIES:
@@ -124,7 +159,7 @@ def spent_told(
         limit = budget.throttle if throttled else budget.alert or budget.throttle
         text = f"the estimated exposure is {exposure_text(row.exposure)}; the exposure budget allows {limit:.0%}"
     body |= {
-        "alert_id": digest_of(key.tenant, "exposure", key.model, key.client, str(row.decision.episode)),
+        "alert_id": known.alert_id,
         "policy": "exposure",
         "state": {"none": "clear", "alert": "watch", "throttle": "throttle"}[row.exposed],
         "reason": why,
@@ -138,11 +173,19 @@ def spent_told(
                 "text": text,
             }
         ],
-        "update": 2 if row.exposed == "none" else int(was == "alert"),
     }
     if row.exposed == "none":
         body |= {"resolved": True, "was": "watch"}
-    return _packed(body, row.last_ms, functools.partial(sealed, secrets=secrets, tenant=key.tenant))
+    packed = _packed(body, row.last_ms, functools.partial(sealed, secrets=secrets, tenant=key.tenant))
+    return dataclasses.replace(row, budget=known), packed
+
+
+def _budget_finding(key: ClientKey, before: StoredDecision | None) -> BudgetFinding | None:
+    """The last finding about the client's budget. Of an open one, earlier versions stored neither id nor count."""
+    if before is None or before.budget is not None or before.exposed == "none":
+        return before.budget if before is not None else None
+    alert_id = digest_of(key.tenant, "exposure", key.model, key.client, str(before.decision.episode))
+    return BudgetFinding(alert_id, -1, UNCOUNTED, before.exposed)
 
 
 def exposure_text(exposure: Exposure | None) -> str:
@@ -156,14 +199,14 @@ def exposure_text(exposure: Exposure | None) -> str:
 def judged(
     body: Mapping[str, Any], update: int, verdict: str, actor: str, note: str, time_ms: int
 ) -> dict[str, Any] | None:
-    """Return the finding with an analyst's verdict as update `update` + 1; None when it carries this verdict already."""
+    """Return the finding with an analyst's verdict, as its update number `update`; None when it carries this verdict already."""
     given = {"verdict": verdict, "by": actor, "note": note}
     if body.get("verdict") == given:
         return None
-    return {**body, "verdict": given, "time": rfc3339(time_ms), "update": update + 1}
+    return {**body, "verdict": given, "time": rfc3339(time_ms), "update": update}
 
 
-def _raised(key: ClientKey, row: StoredDecision, time_ms: int, queries: int) -> dict[str, Any]:
+def _raised(key: ClientKey, row: StoredDecision, time_ms: int, queries: int, update: int) -> dict[str, Any]:
     """The finding as it is told while the episode lasts."""
     named: dict[str, Any] = {"client_id": row.client_id}
     if is_campaign(key):
@@ -191,7 +234,7 @@ def _raised(key: ClientKey, row: StoredDecision, time_ms: int, queries: int) -> 
                 [e for e in evidence if e.p_value <= TELLING][:EVIDENCE_TOLD] or evidence[:1]
             ),
             "witnesses": list(row.witnesses),
-            "update": row.update + 1,
+            "update": update,
             "calibrated": row.assessment.calibrated,
             "reason": row.decision.reason,
             "enforced": row.decision.enforced,

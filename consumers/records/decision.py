@@ -63,6 +63,22 @@ class ExposureMeasured(NamedTuple):
     time_ms: float
 
 
+class BudgetFinding(NamedTuple):
+    """A client's last finding about its exposure budget.
+
+    number   which of the client's it is, from 0: a finding that was closed is not opened again, the next one has another id
+    update   number of the last alert that was sent of it
+    told     the most that was told of it; ``none`` once it was closed
+    verdict  what an analyst said of it, as its alerts carry it
+    """
+
+    alert_id: str
+    number: int
+    update: int
+    told: Spent
+    verdict: dict[str, Any] | None = None
+
+
 class StateEntered(NamedTuple):
     """A change of state: time in s, the state, why, and the suspicion at that moment."""
 
@@ -92,13 +108,14 @@ class StoredDecision:
     refused     reason → queries of which something did not fit or could not be read; misfits: column → reason → queries
     campaign_id the flagged campaign that names the client; members: client ids, where the row is a campaign's
     alert       body of the open finding as it was last sent; update: its number, -1 for none
-    exposed     what was last told of the exposure budget
+    exposed     how much of its exposure budget is spent
     ties        kinds of links that tie a campaign's accounts, and how many accounts each ties
     baseline    id of the baseline that the client was assessed on, empty in rows of earlier versions
     observations  what is unusual about when the client asked how much; shown, and never counted
     tokens      of its queries and their answers, as far as the log says
     shared      hashes under sharing keys, ``KEYID.kind:hash``, which indicators of peers are compared with
     patches     keyed hashes of where the odd queries of a client lie that is odd for its size; empty for all others
+    budget      the last finding about the exposure budget; None for a client that never had one, and in rows of earlier versions
     """
 
     client_id: str
@@ -128,6 +145,7 @@ class StoredDecision:
     observations: tuple[Observation, ...] = ()
     patches: tuple[str, ...] = ()
     tokens: int = 0
+    budget: BudgetFinding | None = None
 
     def score(self, model: str) -> dict[str, Any]:
         """Return the object of ``--scores`` and ``clients --json``."""
@@ -226,6 +244,7 @@ class _Row(msgspec.Struct, frozen=True):
     observations: tuple[Observation, ...] | msgspec.UnsetType = msgspec.UNSET
     patches: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
     tokens: int | msgspec.UnsetType = msgspec.UNSET
+    budget: BudgetFinding | msgspec.UnsetType = msgspec.UNSET
 
 
 _OMITTED: dict[str, Any] = {
@@ -238,6 +257,7 @@ _OMITTED: dict[str, Any] = {
     "observations": (),
     "patches": (),
     "tokens": 0,
+    "budget": None,
 }
 """Fields that are written only where they say something, and what their absence means."""
 _pack = msgspec.msgpack.Encoder()
@@ -380,6 +400,7 @@ def decided(
         shared=record.shared,
         observations=observations,
         tokens=record.tokens,
+        budget=before.budget if before else None,
     )
 
 

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from consumers.errors import CorruptState
+from consumers.records.damaged import UnreadableCells
 from consumers.store import ProfileStore
 from detector.baseline import Baseline
 from detector.calibration import CHANGE_KINDS, UNKNOWN_CHANGE
@@ -82,11 +84,20 @@ class Span:
     profile: Profile
 
 
-def fields_of(store: ProfileStore, clients: Sequence[ClientKey]) -> dict[ClientKey, dict[str, Mapping[str, bytes]]]:
-    """What every profile cell holds of some clients, each cell at one offset; cells that hold nothing of a client are left out."""
+def fields_of(
+    store: ProfileStore, clients: Sequence[ClientKey], unreadable: UnreadableCells | None = None
+) -> dict[ClientKey, dict[str, Mapping[str, bytes]]]:
+    """What every profile cell holds of some clients, each cell at one offset; cells that hold nothing of a client are left out.
+
+    Raises CorruptState for a cell that cannot be read, which `unreadable` reports.
+    """
     found: dict[ClientKey, dict[str, Mapping[str, bytes]]] = {key: {} for key in clients}
+    reports = UnreadableCells() if unreadable is None else unreadable
     for cell in store.cells():
-        for key, fields in store.shards(cell, clients).fields.items():
+        shards = reports.read(cell, "shards", functools.partial(store.shards, cell, clients))
+        if shards is None:
+            raise CorruptState(f"profile cell {cell}: cannot be read")
+        for key, fields in shards.fields.items():
             if fields:
                 found[key][cell] = fields
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from collections.abc import Callable, Sequence
@@ -17,13 +18,14 @@ from consumers.alerts.finding import finding
 from consumers.alerts.ocsf import detection_finding
 from consumers.detect import grouping
 from consumers.detect import loop as detect
-from consumers.detect.campaigns import EVERY_S, Search
+from consumers.detect.campaigns import EVERY_S, Campaigns, Search
 from consumers.detect.grouping import campaign_id
 from consumers.detect.joining import JOINING
 from consumers.detect.loop import MOST_POSTPONED, Runner
 from consumers.detect.overrides import Overrides
 from consumers.detect.step import Detect
 from consumers.detect.touched import find_touched
+from consumers.errors import CorruptState, Fenced, Rewound, Unavailable
 from consumers.ingest import loop as ingest
 from consumers.ingest.step import Ingest
 from consumers.log.files import FileLog
@@ -433,7 +435,7 @@ def test_two_detectors_share_a_campaign(world: World) -> None:
     for _ in range(3):
         for one in both:
             names = world.store.cells()
-            pending = find_touched(one.store, one.held, names, one._say_corrupt)
+            pending = find_touched(one.store, one.held, names, one.unreadable)
             one._look(sorted(one.held), pending, names, True, {}, lambda: False)
     for one in [*both, *both]:
         one.look_for_campaigns()
@@ -455,6 +457,64 @@ def test_who_lost_the_cell_writes_nothing(world: World) -> None:
     assert world.campaigns == []
     assert world.named == {}
     assert len(one.held) < before, "a cell that is not ours is let go"
+
+
+@pytest.mark.parametrize("error", [Unavailable("no route"), Fenced("another"), Rewound("cell", 3)])
+def test_a_campaign_that_could_not_be_recorded_is_assessed_again_in_the_next_pass(
+    world: World, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The theft is over: the group never changes again, so only a second look can flag it."""
+    world.read(lines_of())
+    one = world.detector()
+    while one.turn():
+        pass
+
+    def refused(*_: Any) -> int:
+        raise error
+
+    with monkeypatch.context() as patched, contextlib.suppress(Unavailable):
+        patched.setattr(world.store, "record", refused)
+        one.look_for_campaigns()
+    assert world.campaigns == []
+    one.turn()  # claims again what it let go of
+    one.look_for_campaigns()
+    assert [list(c.members) for c in world.campaigns] == [THIEVES]
+    assert len(world.alerts) == 1
+
+
+def test_while_a_profile_cell_cannot_be_read_campaigns_stay_as_they_are(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.read(lines_of())
+    one = world.detector()
+    while one.turn():
+        pass
+
+    def damaged(*_: Any) -> Any:
+        raise CorruptState("profile cell: damaged")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(world.store, "shards", damaged)
+        one.look_for_campaigns()
+        one.look_for_campaigns()
+    assert caplog.messages.count("profile cell cannot be read") == 1
+    assert world.campaigns == []
+    one.look_for_campaigns()
+    assert [list(c.members) for c in world.campaigns] == [THIEVES]
+
+
+def test_a_group_that_is_no_campaign_is_assessed_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is recorded of it, and that is no reason to read its profiles in every pass."""
+    world.read(lines_of())
+    one = world.detector()
+    while one.turn():
+        pass
+    looked: list[Any] = []
+    monkeypatch.setattr(Campaigns, "assess", lambda self, group, *rest: looked.append(group.key))
+    one.look_for_campaigns()
+    assert looked
+    one.look_for_campaigns()
+    assert len(looked) == len(set(looked))
 
 
 def test_a_pass_is_bounded_and_nobody_waits_for_ever(world: World, caplog: pytest.LogCaptureFixture) -> None:

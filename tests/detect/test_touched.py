@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,14 @@ from support import victims
 from consumers.detect import loop as detect
 from consumers.detect.loop import Runner
 from consumers.detect.step import Detect
-from consumers.errors import Fenced
+from consumers.detect.touched import find_touched
+from consumers.errors import CorruptState, Fenced
 from consumers.ingest import loop as ingest
 from consumers.ingest.step import Ingest
 from consumers.log.files import FileLog
+from consumers.records.damaged import UnreadableCells
 from consumers.secrets import Secrets
-from consumers.store import DECISION_CELLS, DecisionRow, OutboxAlert, Outcome, Shards, decision_cell
+from consumers.store import DECISION_CELLS, DecisionRow, OutboxAlert, Outcome, Shards, Touched, decision_cell
 from consumers.store.embedded import EmbeddedStore
 from detector.baseline import Baseline
 from detector.policy import Policy
@@ -109,6 +112,63 @@ def test_a_decision_cell_that_is_lost_loses_its_own_rows_only(
     assert cells[0] not in one.held
     kept = {key: row for (key, row), cell in zip(rows.items(), cells, strict=True) if cell != cells[0]}
     assert written(store)[0] == kept != rows
+
+
+class Damaged:
+    """A store one of whose reads of a profile cell fails while `broken` names it. rebuilt: another generation than the cursors'."""
+
+    def __init__(self, store: EmbeddedStore) -> None:
+        self._store, self.broken, self.asked, self.rebuilt = store, "", 0, False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def shards(self, cell: str, clients: Sequence[ClientKey]) -> Shards:
+        if self.broken == "shards":
+            raise CorruptState("profile cell: damaged")
+        return self._store.shards(cell, clients)
+
+    def touched(self, cell: str, cursors: Any, limit: int) -> dict[int, Touched]:
+        again = set(cursors.values()) == {-1} and len(cursors) == 1
+        if self.broken == "touched" or (self.broken == "touched again" and again):
+            raise CorruptState("profile cell: damaged")
+        found = self._store.touched(cell, cursors, limit)
+        return {c: replace(one, generation="new") for c, one in found.items()} if self.rebuilt else found
+
+
+@pytest.mark.parametrize("broken", ["shards", "touched"])
+def test_a_cell_that_is_repaired_and_breaks_again_is_said_again(
+    filled: Callable[[], EmbeddedStore],
+    baseline: Baseline,
+    secrets: Secrets,
+    caplog: pytest.LogCaptureFixture,
+    broken: str,
+) -> None:
+    store = Damaged(filled())
+    one = Runner(store, Detect({victims.MODEL: baseline}, secrets), now_s=lambda: None)
+    said = []
+    for state in (broken, broken, "", broken, broken):
+        store.broken = state
+        for held in one.held.values():
+            held.cursors.clear()  # so that all is read in every turn
+        one.turn()
+        said.append(sum(r.getMessage() == "profile cell cannot be read" for r in caplog.records))
+    assert said == [1, 1, 1, 2, 2]
+
+
+def test_a_rebuilt_cell_that_cannot_be_read_is_left_out_and_detect_goes_on(
+    filled: Callable[[], EmbeddedStore], baseline: Baseline, secrets: Secrets, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = Damaged(filled())
+    one = turned(store, baseline, secrets)
+    rows = written(store._store)
+    store.rebuilt, store.broken = True, "touched again"
+    assert one.turn() == 0
+    assert "profile cell cannot be read" in caplog.messages
+    assert written(store._store) == rows
+    store.broken = ""
+    pending = find_touched(store, one.held, store.cells(), UnreadableCells())
+    assert sum(len(clients) for cells in pending.values() for _, clients in cells.values()) == len(rows[0])
 
 
 def test_a_stop_is_heard_between_two_cells(

@@ -119,7 +119,7 @@ def test_an_episode_is_written_byte_for_byte_as_before() -> None:
 def test_a_verdict_is_written_byte_for_byte_as_before() -> None:
     row = read(WRITTEN["unchanged"])
     assert row.alert is not None
-    body = judged(row.alert, row.update, "true_positive", "ana", "clear case", 1_700_001_000_000)
+    body = judged(row.alert, row.update + 1, "true_positive", "ana", "clear case", 1_700_001_000_000)
     assert body is not None
     row = dataclasses.replace(row, alert=body, update=body["update"])
     compare("judged", packed_decision(row, SECRETS, TENANT), packed_alert(body, 1_700_001_000_000, SECRETS))

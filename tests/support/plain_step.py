@@ -73,8 +73,8 @@ def _assess(detect: Detect, seen: Seen, outcome: Outcome, now_s: int | None, ove
     row = decided(
         record, before, decision, assessment, exposure, trail, witnesses, persona, spent, baseline.id, observations
     )
+    row, told_spent = alert.spent_told(key, row, before, budget, why, detect.secrets)
     outcome.rows[key], told = alert.told(key, row, before, telling, detect.secrets, began)
-    told_spent = alert.spent_told(key, row, before, budget, why, detect.secrets)
     outcome.alerts += [one for one in (told, told_spent) if one is not None]
 
 

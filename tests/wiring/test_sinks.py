@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import json
 import socket
 import ssl
@@ -229,6 +230,27 @@ def test_an_outage_costs_nothing_of_the_cap_and_loses_no_digest() -> None:
     assert len(kept.digests) == 1
 
 
+def test_a_digest_that_waits_is_as_small_after_many_alerts_as_after_few() -> None:
+    """Each finding may name 10,000 members; what is kept until the receiver is back is a count and one sentence."""
+    kept, sink, clock = capped(per_day=1, digest_s=60)
+    sink.send([alert(1)])
+    kept.away = True
+    sizes = []
+    for few in (20, 400):
+        sink.send([alert(n, suspicion=n / 1000, members=[f"acct-{i}" for i in range(50)]) for n in range(2, few + 2)])
+        clock.now_s += 61
+        with pytest.raises(Unavailable):
+            sink.refresh()
+        sizes.append(len(repr(sink._digest)))
+    assert sizes[1] < sizes[0] + 100
+    kept.away = False
+    sink.refresh()
+    ((title, text),) = kept.digests
+    assert title == "420 more alerts over today's limit"
+    assert "420 created" in text
+    assert "suspicion 0.4010" in text, "the gravest of all"
+
+
 def test_a_digest_shows_no_hidden_character() -> None:
     kept, sink, _ = capped(per_day=1)
     sink.send([alert(1), alert(2, client_id="a\r\nb\u202e", model_id="m\x1b[31m")])
@@ -309,6 +331,17 @@ def test_what_others_told_of_is_learnt_from_the_store_in_every_round() -> None:
         assert sink.refresh() == 1
         assert [a["labels"]["alert_id"] for a in recorder.seen[-1].json] == [f"{1:032x}"]
         sink.close()
+
+
+def test_an_end_and_a_verdict_that_an_earlier_version_numbered_alike_leave_the_finding_closed() -> None:
+    begun, *_ = life(1)
+    end = alert(1, 1, state="clear", was="throttle", resolved=True)
+    verdict = alert(1, 1, verdict={"verdict": "false_positive", "by": "ann", "note": ""})
+    for stored in ([begun, end, verdict], [begun, verdict, end]):
+        with recording() as recorder:
+            sink = manager(recorder.url, functools.partial(tuple, stored))
+            assert sink.refresh() == 0
+            sink.close()
 
 
 def test_a_finding_fires_under_one_severity_and_the_labels_stay() -> None:
