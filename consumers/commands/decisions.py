@@ -45,7 +45,7 @@ app = typer.Typer(help="List, make and withdraw operators' decisions.", no_args_
 _CAUSES = {
     "anonymous": "The request named no client, and its route is closed to such requests (gateway.routes).",
     "unsynced": "The service had not read the store yet, and the route is closed until then (gateway.routes).",
-    "crowded": "The request named more identities than allowed.",
+    "crowded": "The request named more identities or models than allowed.",
 }
 
 

@@ -21,7 +21,7 @@ import secrets
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias, TypeVar
 
@@ -156,14 +156,16 @@ class Restrictions:
 
     def standing(self, tenant: str, client: str, model: str | None, now_s: float) -> Standing:
         """What holds for a client on a model; None or ``*``: the most severe over all models."""
+        return self.worst(tenant, client, (EVERY_MODEL if model is None else model,), now_s)
+
+    def worst(self, tenant: str, client: str, models: Collection[str], now_s: float) -> Standing:
+        """The most severe that holds for a client on any of some models; ``*`` stands for all models."""
         key = (tenant, client)
         tables = self._tables
         if key not in tables.detected and key not in tables.said and key not in tables.grouped:
             return NOTHING
-        if model is not None and model != EVERY_MODEL:
-            return self._of_model(tables, key, model, now_s)
-        models = {EVERY_MODEL} | tables.models_of(key)
-        return max((self._of_model(tables, key, m, now_s) for m in models), key=lambda s: s.strictness)
+        asked = {*models, *tables.models_of(key)} if EVERY_MODEL in models else models
+        return max((self._of_model(tables, key, m, now_s) for m in asked), key=lambda s: s.strictness)
 
     def enforced(self, now_s: float) -> Iterator[tuple[Key, str, Standing]]:
         """Every restriction in force: ((tenant, client), model or ``*``, standing)."""

@@ -5,7 +5,8 @@ Rules:
 * 200 lets the request pass, 403 is a block, 429 a throttle. Every answer carries ``X-QueryWarden-Decision`` (clear, watch, degrade,
   throttle or block) and nothing else about detection. Refusals carry ``Retry-After`` and a reference that operators can look up
   (``X-QueryWarden-Reference``, `operators.references`).
-* Of all identities and all models that a request names, the most severe decision counts. More identities than allowed give 403.
+* Of all identities and all models that a request names, the most severe decision counts. More than `MOST_VALUES` identities, or more than
+  `MOST_VALUES` values and parts of the model header, give 403: one request must not occupy the thread that answers all.
 * A throttled client may get `throttle_per_s` requests through; with 0 (the default) none. Its tokens are used by requests that belong to
   it (`Found.first`). Requests that name it beside another client use a second bucket. So adding a client's name takes nothing from that
   client, and putting a name before its own gains a client at most as much again.
@@ -24,14 +25,14 @@ import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from starlette.types import Receive, Scope, Send
 
 from consumers.enforcement.restrictions import BLOCK, CLEAR, NOTHING, THROTTLE, Restrictions, Standing
-from consumers.http.identities import Identities
+from consumers.http.identities import MOST_VALUES, Identities
 from consumers.http.paths import Routes
 from consumers.http.token_buckets import TokenBuckets
 from consumers.operators.references import HEADER, Cause
@@ -178,12 +179,13 @@ class Gateway:
                 return self._refused_unknown(tenant, cause, now_s)
             return GatewayAnswer(200, ENFORCED[CLEAR], cause)
         models = self._models(headers)
+        if models is None:
+            return self._refused_unknown(tenant, "crowded", now_s)
         worst, who = NOTHING, found.clients[0]
         for client in found.clients:
-            for model in models:
-                standing = self._view.standing(tenant, client, model, now_s)
-                if standing.strictness > worst.strictness:
-                    worst, who = standing, client
+            standing = self._view.worst(tenant, client, models, now_s)
+            if standing.strictness > worst.strictness:
+                worst, who = standing, client
         if worst.strictness < THROTTLE:
             decision = ENFORCED[worst.strictness]
             return self._passes(decision, _Bucket(tenant, who, who == found.first))
@@ -198,13 +200,19 @@ class Gateway:
                 self._metrics.add("querywarden_authz_answers_total", new, decision=decision, cause=cause)
                 self._flushed[labels] = total
 
-    def _models(self, headers: Headers) -> list[str]:
-        """Models that the model header names, each part of a joined value too; without one the default."""
-        said = [value.decode("latin-1") for name, value in headers if name == self._model_header]
+    def _models(self, headers: Headers) -> Collection[str] | None:
+        """Models that the model header names, each part of a joined value too, once each; without one the default. None: too many."""
+        said, parts = [], 0
+        for name, value in headers:
+            if name == self._model_header:
+                parts += 1 + value.count(b",")
+                if parts > MOST_VALUES:
+                    return None
+                said.append(value.decode("latin-1"))
         if not said:
-            return [self._rules.default_model]
+            return (self._rules.default_model,)
         joined = ",".join(said)
-        return said + [part.strip() for part in joined.split(",")] if "," in joined else said
+        return dict.fromkeys(said + [part.strip() for part in joined.split(",")] if "," in joined else said)
 
     def _restricted(self, standing: Standing, bucket: _Bucket, now_s: float) -> GatewayAnswer:
         decision = ENFORCED[standing.strictness]

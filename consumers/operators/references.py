@@ -23,7 +23,7 @@ from consumers.secrets import Secrets
 from consumers.store import ServiceStore
 
 Cause = Literal["anonymous", "unsynced", "crowded"]
-"""Why nobody in particular was refused: no identity in the request, restrictions not read yet, more identities than a request may have."""
+"""Why nobody in particular was refused: no identity in the request, restrictions not read yet, more identities or models than allowed."""
 
 HEADER = "x-querywarden-reference"
 _ANSWERS = ("block", "throttle")

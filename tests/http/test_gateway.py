@@ -225,6 +225,38 @@ def test_model_header_default_model_and_the_most_severe() -> None:
     assert asked.decision(key, ("X-QueryWarden-Model", "b")) == "throttle"
 
 
+def test_one_request_asks_for_a_bounded_number_of_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, looked_up = Asked(), []
+    asked.store.detect(hashed("c"), "block", model="b")
+    read(asked.store, asked.view, asked.now_s)
+    asked.synced = False  # reading asks of every model too
+    judge = asked.view._of_model
+
+    def counted(*args: Any) -> Any:
+        looked_up.append(args)
+        return judge(*args)
+
+    monkeypatch.setattr(asked.view, "_of_model", counted)
+    key = ("X-API-Key", "c")
+    assert asked.decision(key, ("X-QueryWarden-Model", "a")) == "clear"
+    assert len(looked_up) == 1, "the control: look-ups are seen"
+    many = ",".join(f"m{i}" for i in range(MOST_VALUES - 1))
+    assert asked.decision(key, ("X-QueryWarden-Model", many)) == "clear"
+    assert asked.decision(key, ("X-QueryWarden-Model", f"{many},b")) == "block", "32 are allowed"
+    looked_up.clear()
+    assert asked.decision(key, ("X-QueryWarden-Model", "a,a" + ", a" * (MOST_VALUES - 2))) == "clear"
+    assert len(looked_up) == 2, "each once: the value as it came, and its part"
+    looked_up.clear()
+    for headers in (
+        [("X-QueryWarden-Model", f"{many},x,x")],
+        [("X-QueryWarden-Model", "a" + "," * 60_000)],
+        [("X-QueryWarden-Model", "a")] * (MOST_VALUES + 1),
+    ):
+        assert asked.decision(key, *headers) == "block", "refused, as too many identities are"
+    assert not looked_up
+    assert asked.gateway._counted["block", "crowded"] == 3
+
+
 def test_tenants_do_not_see_each_other() -> None:
     asked = Asked()
     asked.store.detect(hashed("thief"), "block")
