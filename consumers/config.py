@@ -85,7 +85,9 @@ class AdmissionSettings(Part):
 
 class BreakerSettings(Part):
     most: int = Field(
-        20, ge=1, description="the breaker opens when more clients than this are newly restricted within 10 minutes"
+        20,
+        ge=1,
+        description="a tenant's breaker opens when more of its clients than this are newly restricted within 10 minutes",
     )
     share: float = Field(
         0.01,

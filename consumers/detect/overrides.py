@@ -3,7 +3,7 @@
 Rules:
 * A client on the allowlist is assessed, scored and alerted like any other. Nothing is enforced against it (reason ``allow_listed``).
 * While the breaker of a tenant is open, no further client of that tenant is restricted (reason ``breaker``). The store keeps the time at
-  which it opened (breaker_entries.py) until a later reset of the same tenant; then the entry is dropped. Tenants do not affect each other.
+  which it opened (breaker_entries.py) until a later reset of the same tenant, which drops it. Tenants do not affect each other.
 * The operator cell is read once and then followed by its changes. It is read before every turn: an entry takes effect with the next
   assessment, and at once at the gateways, which read the same entries.
 * Decisions about clients and campaigns are known here only to say whom detection may add to a campaign's (joining.py); gateways enforce
@@ -24,7 +24,7 @@ from consumers.detect.verdicts import Verdicts
 from consumers.errors import Rewound
 from consumers.records import schema_holds
 from consumers.records.breaker import Breaker, BreakerLimits
-from consumers.records.breaker_entries import KIND, RESET, TRIPPED, Tripped, opened_after, time_of
+from consumers.records.breaker_entries import KIND, TRIPPED, BreakerTimes, Tripped, open_since_s, opened_after
 from consumers.records.damaged import readable
 from consumers.records.operator_entries import (
     EVERY_MODEL,
@@ -50,7 +50,7 @@ class Overrides:
 
     limits    of every tenant's breaker; breakers: by tenant
     revision  of the operator cell as far as it was read, None: not read yet
-    tripped   tenant → when its breaker opened, as stored; resets: when an operator of it last closed it; seconds
+    times     tenant → when its breakers opened, as stored, and when an operator of it last closed them
     campaigns (tenant, key) → decision about a campaign; clients: (tenant, key) → when the decision about a client ends, in seconds
     """
 
@@ -58,8 +58,7 @@ class Overrides:
     breakers: dict[str, Breaker] = field(default_factory=dict)
     allowed: dict[tuple[str, str], int] = field(default_factory=dict)
     revision: int | None = None
-    tripped: dict[str, int] = field(default_factory=dict)
-    resets: dict[str, int] = field(default_factory=dict)
+    times: dict[str, BreakerTimes] = field(default_factory=dict)
     verdicts: Verdicts = field(default_factory=Verdicts)
     schema: SchemaHolds | None = None
     campaigns: dict[tuple[str, str], StoredCampaignDecision] = field(default_factory=dict)
@@ -74,11 +73,15 @@ class Overrides:
         """The breaker of a tenant."""
         return self.breakers.setdefault(tenant, Breaker(self.limits))
 
+    def _times_of(self, tenant: str) -> BreakerTimes:
+        return self.times.setdefault(tenant, BreakerTimes())
+
     def refresh(self, store: OperatorStore) -> None:
         """Follow the operator cell. Raises Unavailable."""
         found = None if self.revision is None else store.operator_changes(self.revision, CHANGES_AT_ONCE)
         if found is None:
-            self.allowed, self.tripped, self.verdicts = {}, {}, Verdicts()
+            self.allowed, self.verdicts = {}, Verdicts()
+            self.times = {tenant: BreakerTimes(reset_s=known.reset_s) for tenant, known in self.times.items()}
             self.campaigns, self.clients = {}, {}
             if self.schema is not None:
                 self.schema.known.clear()
@@ -106,13 +109,10 @@ class Overrides:
         elif entry.kind == schema_holds.KIND and self.schema is not None:
             self.schema.take(entry)
         elif entry.kind == KIND:
-            at_s = time_of(entry) if entry.value else None
-            if entry.key == TRIPPED:
-                self.tripped.pop(entry.tenant, None)
-                if at_s is not None:
-                    self.tripped[entry.tenant] = at_s
-            elif entry.key == RESET and at_s is not None and at_s > self.resets.get(entry.tenant, 0):
-                self.resets[entry.tenant] = at_s
+            times = self._times_of(entry.tenant)
+            reset_s = times.reset_s
+            times.take(entry)
+            if times.reset_s > reset_s:
                 self.breaker(entry.tenant).restricted.clear()  # whichever breaker was open: counting begins anew
 
     def _take_campaign(self, entry: Entry) -> None:
@@ -124,26 +124,27 @@ class Overrides:
 
     def _settle_breakers(self, store: OperatorStore) -> None:
         """Open or closed, by what is stored."""
-        over = [tenant for tenant, at_s in self.tripped.items() if at_s <= self.resets.get(tenant, 0)]
-        for tenant in {*self.breakers, *self.tripped}:
-            breaker = self.breaker(tenant)
-            if tenant in self.tripped and tenant not in over:
-                breaker.open = True
-            elif breaker.open and breaker.tripped_s <= self.resets.get(tenant, 0):
+        for tenant in {*self.breakers, *self.times}:
+            breaker, times = self.breaker(tenant), self._times_of(tenant)
+            if times.tripped_since_s:
+                breaker.open, breaker.tripped_s = True, times.tripped_s  # what is stored counts: a reset is not earlier
+            elif breaker.open and not open_since_s(breaker.tripped_s, times.reset_s):
                 breaker.reset()
                 log.warning("breaker reset", extra={"tenant": tenant})
+        # Of earlier versions, whose resets dropped nothing.
+        over = [tenant for tenant, times in self.times.items() if times.tripped_s and not times.tripped_since_s]
         if over:
             self._write(store, Operation(drops=[(tenant, KIND, TRIPPED) for tenant in over]))
 
     def remember(self, store: OperatorStore, tenant: str) -> None:
         """Store that a tenant's breaker opened, if it did. Raises Unavailable; another writer in between: with the next turn."""
-        breaker = self.breaker(tenant)
-        if breaker.open and tenant not in self.tripped:
+        breaker, times = self.breaker(tenant), self._times_of(tenant)
+        if breaker.open and not times.tripped_since_s:
             limit = breaker.limit()
-            breaker.tripped_s = opened_after(breaker.tripped_s, self.resets.get(tenant, 0))
+            breaker.tripped_s = opened_after(breaker.tripped_s, times.reset_s)
             value = Tripped(int(breaker.tripped_s), len(breaker.restricted), limit)
             if self._write(store, Operation(puts=[Entry(tenant, KIND, TRIPPED, packed(value))])):
-                self.tripped[tenant] = value.at_s
+                times.tripped_s = value.at_s
                 log.error("breaker opened", extra={"tenant": tenant, "restricted": value.restricted, "limit": limit})
 
     def _write(self, store: OperatorStore, operation: Operation) -> bool:

@@ -37,7 +37,7 @@ _SWITCH_INTERVAL_S = 0.0005
 class Refresher:
     """Keeps `view` up to date; `start` and `stop` it.
 
-    breaker    the breaker; None: nothing holds restrictions back
+    breaker    the tenants' breakers; None: nothing holds restrictions back
     each_turn  called after every turn, successful or not: counters to flush, files to look at
     """
 

@@ -10,7 +10,8 @@ Rules:
   detected: the breaker of this process counts it and holds it back.
 * Detected restrictions are enforced as far as the breaker of detect, the breaker of this process and the mode of the model allow. A
   flagged client that is not restricted shows as ``watch``, in mode observe as ``clear``. Operators' decisions always count.
-* While the breaker of this process is open (`hold`), a detected restriction stays as it was before, until it ends; none begins or rises.
+* While the breaker of a tenant is open in this process (`hold`), a detected restriction of the tenant stays as it was before, until it
+  ends; none begins or rises.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias, TypeVar
 
 from consumers.errors import CorruptState
+from consumers.records.breaker_entries import held_back
 from consumers.records.operator_entries import (
     EVERY_MODEL,
     StoredCampaignDecision,
@@ -144,13 +146,17 @@ class Restrictions:
         self.number = 0
         self.synced = False
         self.stale_since_s: float | None = None
-        self._standing: dict[ClientKey, int] | None = None
+        self._before: dict[str, dict[ClientKey, int]] = {}
         self.counts = Counter[tuple[str, str]]()
 
     @property
     def held(self) -> bool:
-        """Whether the breaker keeps new detected restrictions from being enforced."""
-        return self._standing is not None
+        """Whether the breaker of any tenant keeps new detected restrictions from being enforced."""
+        return bool(self._before)
+
+    def held_of(self, tenant: str) -> bool:
+        """Whether the breaker of a tenant does."""
+        return tenant in self._before
 
     # ------------------------------------------------------------------------------------------------- asking
 
@@ -174,26 +180,33 @@ class Restrictions:
                 if not standing.until_s or standing.until_s > now_s:
                     yield key, model, standing
 
-    def detected(self, now_s: float) -> dict[ClientKey, int]:
-        """Client → strictness of everything that was detected, or joined a campaign under decision, but for operators and the breaker."""
+    def detected(self, tenant: str, now_s: float) -> dict[ClientKey, int]:
+        """Client → strictness of everything of a tenant that was detected, or joined a campaign under decision.
+
+        Neither operators' decisions nor the breaker count.
+        """
         found = {}
-        for (tenant, client), entries in _slices(list(self._tables.detected.items())):
+        for (whose, client), entries in _slices(list(self._tables.detected.items())):
             for model, _, enforced, until_s in entries:
                 strictness = min(enforced, self._caps.get(model, self._cap))
-                if strictness >= THROTTLE and (not until_s or until_s > now_s):
+                if whose == tenant and strictness >= THROTTLE and (not until_s or until_s > now_s):
                     found[ClientKey(tenant, model, client)] = strictness
-        for (tenant, client), campaigns in _slices(list(self._tables.grouped.items())):
+        for (whose, client), campaigns in _slices(list(self._tables.grouped.items())):
             for one in campaigns.values():
                 key = ClientKey(tenant, one.model, client)
-                if one.joined and one.strictness >= THROTTLE and one.until_s > now_s:
+                if whose == tenant and one.joined and one.strictness >= THROTTLE and one.until_s > now_s:
                     found[key] = max(one.strictness, found.get(key, CLEAR))
         return found
 
-    def joined(self, client: ClientKey, by_s: float, now_s: float) -> int:
-        """Level of the decisions about campaigns that a client had joined by a time, as far as they hold now."""
+    def joined(self, client: ClientKey, opened_s: float, now_s: float) -> int:
+        """Level of the decisions about campaigns that a client had joined before a burst, as far as they hold now.
+
+        opened_s: when the burst opened the breaker.
+        """
         found = self._tables.of_campaigns((client.tenant, client.client), client.model, now_s)
         return max(
-            (one.strictness for one in found if one.joined_s is not None and one.joined_s <= by_s), default=CLEAR
+            (one.strictness for one in found if one.joined_s is not None and not held_back(one.joined_s, opened_s)),
+            default=CLEAR,
         )
 
     def since(self, number: int, epoch: str) -> list[Change] | None:
@@ -225,9 +238,7 @@ class Restrictions:
         """What holds for a client whose campaigns an operator decided about. detected: what holds without that."""
         found = []
         for one in tables.of_campaigns(key, model, now_s):
-            strictness = one.strictness
-            if one.joined and self._standing is not None:
-                strictness = min(strictness, self._standing.get(ClientKey(key[0], model, key[1]), WATCH))
+            strictness = self._allowed(key, model, one.strictness) if one.joined else one.strictness
             found.append(Standing(strictness, one.until_s, "detected" if one.joined else "operator"))
         if not found:
             return detected
@@ -238,11 +249,14 @@ class Restrictions:
         for m, state, enforced, until_s in tables.detected.get(key, ()):
             if m == model and (not until_s or until_s > now_s):
                 cap = self._caps.get(model, self._cap)
-                strictness = min(enforced, cap)
-                if (standing := self._standing) is not None:
-                    strictness = min(strictness, standing.get(ClientKey(key[0], model, key[1]), WATCH))
+                strictness = self._allowed(key, model, min(enforced, cap))
                 return Standing(min(cap, WATCH) if strictness < THROTTLE <= state else strictness, until_s)
         return NOTHING
+
+    def _allowed(self, key: Key, model: str, strictness: int) -> int:
+        """A detected level, no higher than before a burst while the breaker is open."""
+        before = self._before.get(key[0])
+        return strictness if before is None else min(strictness, before.get(ClientKey(key[0], model, key[1]), WATCH))
 
     # ----------------------------------------------------------------------------------------------- learning
 
@@ -253,7 +267,7 @@ class Restrictions:
             _put(tables.detected, r)
         for entry in entries:
             _said(tables, entry)
-        for client in list(self._standing or ()):
+        for client in [client for before in self._before.values() for client in before]:
             self._settle(client, _detected(tables, client), now_s, tables)
         self._tables = tables
         self.publish(now_s)
@@ -279,29 +293,29 @@ class Restrictions:
         for key in _slices({*tables.detected, *tables.said, *tables.grouped, *self._published}):
             self._publish(key, now_s)
 
-    def hold(self, standing: dict[ClientKey, int] | None, now_s: float) -> None:
-        """Enforce of what was detected only what stood before a burst: client → strictness. None: the burst is over.
+    def hold(self, before: Mapping[str, dict[ClientKey, int]], now_s: float) -> None:
+        """Enforce of what was detected only what stood before a burst: tenant → client → strictness; for other tenants all.
 
-        The same object again changes nothing; what ends meanwhile is taken out of it.
+        The same objects again change nothing; what ends meanwhile is taken out of them.
         """
-        if standing is not self._standing:
-            self._standing = standing
+        if any(before.get(tenant) is not self._before.get(tenant) for tenant in {*before, *self._before}):
+            self._before = dict(before)
             self.publish(now_s)
 
     def _settle(self, client: ClientKey, after: _OfModel | None, now_s: float, tables: _Tables) -> None:
         """What stood before a burst stands no higher than it does now; what ended does not stand any more. tables: as they will be."""
-        standing = self._standing
-        if not standing or client not in standing:
+        stood = self._before.get(client.tenant)
+        if not stood or client not in stood:
             return
-        before = _detected(self._tables, client)
-        ended = before is None or after is None or 0 < before[3] <= now_s
-        strictness = CLEAR if ended or after is None else min(standing[client], after[2])
+        was = _detected(self._tables, client)
+        ended = was is None or after is None or 0 < was[3] <= now_s
+        strictness = CLEAR if ended or after is None else min(stood[client], after[2])
         joined = tables.of_campaigns((client.tenant, client.client), client.model, now_s)
-        strictness = max([strictness, *(min(standing[client], one.strictness) for one in joined if one.joined)])
+        strictness = max([strictness, *(min(stood[client], one.strictness) for one in joined if one.joined)])
         if strictness < THROTTLE:
-            del standing[client]
+            del stood[client]
         else:
-            standing[client] = strictness
+            stood[client] = strictness
 
     def expire(self, now_s: float) -> None:
         """Publish what ended by itself."""

@@ -323,17 +323,17 @@ class Operations(CampaignDecisions):
         return tuple(sorted(self._keys(tenant), key=lambda k: (k.name, k.created_s, k.prefix)))
 
     def reset_breaker(self, actor: Actor, reason: str = "", *, once: str | None = None) -> Reset:
-        """Close the breaker by hand, detect's and the gateways': enforcement begins anew."""
+        """Close the tenant's breakers by hand, detect's and the gateways': enforcement begins anew."""
         check_words(reason)
 
         def plan() -> Plan[Reset]:
-            opened_s, _ = breaker_entries.times(self.store, actor.tenant)
+            kind, entries = breaker_entries.KIND, self.store.operator_entries(breaker_entries.KIND, actor.tenant)[1]
+            opened_s = breaker_entries.times_of(entries, actor.tenant).opened_s
             now = max(int(self.now_s()), opened_s)  # whatever the clocks say, it is later than what it closes
             made = Reset(actor.name, now, reason)
-            put = Entry(
-                actor.tenant, breaker_entries.KIND, breaker_entries.RESET, operator_entries.packed(made), now + DAY_S
-            )
-            return Plan(made, "breaker", puts=[put])
+            put = Entry(actor.tenant, kind, breaker_entries.RESET, operator_entries.packed(made))
+            drops = [(actor.tenant, kind, entry.key) for entry in entries if entry.key != breaker_entries.RESET]
+            return Plan(made, "breaker", puts=[put], drops=drops)
 
         return self._apply(actor, "breaker.reset", plan, Reset, once, (reason,))
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, TypeVar
 
 from consumers.readers.models import Allowed, AtGateways, CampaignDecision, Cause, Client, OperatorDecision
+from consumers.records.breaker_entries import held_back
 from consumers.records.operator_entries import EVERY_MODEL, Ruling
 from consumers.store import ENFORCED, Enforced
 from consumers.times import minute
@@ -86,7 +87,7 @@ class ManualDecisions:
     decisions: Sequence[OperatorDecision]
     allowlist: Sequence[Allowed]
     modes: Modes
-    held_s: int
+    held_s: float
     now_s: float
     campaigns: Sequence[CampaignDecision] = ()
 
@@ -128,7 +129,7 @@ def at_gateways(
     decision: OperatorDecision | None,
     allowed: Allowed | None,
     mode: Mode,
-    held_s: int,
+    held_s: float,
     now_s: float,
     campaigns: Sequence[OfCampaign] = (),
 ) -> AtGateways:
@@ -147,11 +148,11 @@ def at_gateways(
     return _by_campaigns(campaigns, found, held_s) if campaigns else found
 
 
-def _by_campaigns(campaigns: Sequence[OfCampaign], detected: AtGateways, held_s: int) -> AtGateways:
+def _by_campaigns(campaigns: Sequence[OfCampaign], detected: AtGateways, held_s: float) -> AtGateways:
     """The most severe decision about a campaign of the client, unless detection restricts it more."""
     ranked = []
     for decision, joined_s in campaigns:
-        held = joined_s is not None and 0 < held_s <= joined_s
+        held = joined_s is not None and held_back(joined_s, held_s)
         state: Enforced = "watch" if held and decision.state in ("degrade", *FLAGGED) else decision.state
         ranked.append((ENFORCED.index(state), joined_s is None, decision.until_s, state, decision))
     strictness, _, until_s, state, decision = max(ranked, key=lambda r: r[:3])
@@ -163,13 +164,13 @@ def _by_campaigns(campaigns: Sequence[OfCampaign], detected: AtGateways, held_s:
     return _said(state, "campaign", until_s, by)
 
 
-def _by_detection(d: Assessed, mode: Mode, held_s: int, now_s: float) -> AtGateways:
+def _by_detection(d: Assessed, mode: Mode, held_s: float, now_s: float) -> AtGateways:
     if d.state not in FLAGGED and d.enforced not in FLAGGED:
         return _said("clear", "nothing", 0, f"no decision restricts it, and state {d.state} is not enforced")
     if not holds(d.until_s, now_s):
         return _said("clear", "ended", 0, f"the detected decision ended on {minute(d.until_s * 1000)}")
     cap = _CAPS[mode]
-    held = 0 < held_s <= d.since_s
+    held = held_back(d.since_s, held_s)
     state = "watch" if held else milder(d.enforced, cap)
     if state in FLAGGED and d.state not in FLAGGED:
         return _said(state, "exposure", d.until_s, "it has spent its exposure budget")

@@ -206,7 +206,7 @@ class Reader:
 
     def manual_decisions(self) -> ManualDecisions:
         """What people decided, to be asked of many clients."""
-        held_s = breaker_entries.held_s(self.store)
+        held_s = breaker_entries.times(self.store, self.tenant).held_since_s
         campaigns = self.campaign_decisions()
         return ManualDecisions(
             self.decisions(simulated=True), self.allowlist(), self.modes, held_s, self.now_s(), campaigns
@@ -366,7 +366,6 @@ class Reader:
             roles = Counter(beat.role for beat in beats)
             alarms = tuple(sorted({alarm for beat in beats for alarm in beat.alarms}))
             lags = [beat.lag for beat in beats if beat.lag is not None]
-            opened_s, reset_s = breaker_entries.times(self.store, self.tenant)
             sinks = total([sink for beat in beats for sink in beat.sinks])
             return Health(
                 store=True,
@@ -375,7 +374,7 @@ class Reader:
                 clients=sum(m.clients for m in models),
                 dead_letters=self.store.dead_letter_counts(),
                 newest_ms=max((m.last_seen_ms for m in models), default=0),
-                breaker="open" if opened_s > reset_s else "closed",
+                breaker="open" if breaker_entries.times(self.store, self.tenant).open else "closed",
                 lag=sum(lags) if lags else None,
                 alarms=alarms if alarms or roles["ingest"] or roles["detect"] else None,
                 sinks=tuple(SinkHealth(s.name, s.waiting, s.away) for s in sinks) if roles["detect"] else None,

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 
 from detector.query import ClientKey
 
+WINDOW_S = 600.0
+"""New restrictions are counted over this time."""
 ACTIVE_S = 3600.0
 ACTIVE_COUNTED = 10_000
 """More active clients than that make no difference with any sensible limit."""
@@ -26,7 +28,7 @@ class BreakerLimits:
     most: int = 20
     share: float = 0.01
     least: int = 5
-    window_s: float = 600.0
+    window_s: float = WINDOW_S
 
 
 @dataclass(slots=True)

@@ -14,9 +14,9 @@ ids and notes are sealed, never in clear. The kinds:
     key          <public prefix>              ApiKey                     with its own end
     revoked      <public prefix>              Revoked                    when the key would have ended
     session      <hash of its ticket>         Ended                      when the session would have ended
-    breaker      reset                        Reset                      after a day
-                 tripped                      breaker_entries.Tripped    when detect hears of a reset
-                 held                         Reset                      never: a reset that is not older overrules it
+    breaker      reset                        Reset                      never: the next one replaces it
+                 tripped                      breaker_entries.Tripped    with a reset
+                 held                         breaker_entries.Held       with a reset
     heartbeat    <process>                    heartbeat.Heartbeat        after a minute
     idempotency  <hash of the request's key>  Answered                   after a day
     audit        head                         audit.Head                 never

@@ -178,7 +178,7 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "querywarden_restrictions_held": (
         "gauge",
         (),
-        "1 while the breaker is open and holds new detected restrictions back",
+        "1 while the breaker of any tenant is open and holds its new detected restrictions back",
     ),
     "querywarden_keys_lost": (
         "gauge",

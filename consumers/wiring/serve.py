@@ -203,7 +203,7 @@ def _start_enforcement(
         metrics,
         refresh_s=g.refresh_s,
         full_sync_s=g.full_sync_s,
-        breaker=GatewayBreaker(store, view, settings.tenant, settings.breaker.most),
+        breaker=GatewayBreaker(store, view, settings.breaker.most),
         each_turn=(gateway.flush, each_turn),
     )
     refresher.start()
@@ -238,9 +238,9 @@ def _targets(settings: config.Settings) -> Iterator[Target]:
         )
 
 
-def _pulse_of(view: Restrictions) -> Callable[[], Pulse]:
-    def pulse() -> Pulse:
+def _pulse_of(view: Restrictions) -> Callable[[str], Pulse]:
+    def pulse(tenant: str) -> Pulse:
         stale = time.time() - view.stale_since_s if view.stale_since_s else 0.0
-        return Pulse(stale_s=stale if view.synced else None, breaker="open" if view.held else "")
+        return Pulse(stale_s=stale if view.synced else None, breaker="open" if view.held_of(tenant) else "")
 
     return pulse

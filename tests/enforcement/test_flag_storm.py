@@ -67,7 +67,7 @@ class HonestPools:
             for i in range(detects)
         ]
         self.view = Restrictions("block")
-        self.refresher = Refresher(store, self.view, self.metrics, breaker=GatewayBreaker(store, self.view, OURS, MOST))
+        self.refresher = Refresher(store, self.view, self.metrics, breaker=GatewayBreaker(store, self.view, MOST))
         self.operations = Operations(store, SECRETS)
         self.offset: int | None = None
         for one in self.detects:

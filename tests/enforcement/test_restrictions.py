@@ -75,10 +75,10 @@ def test_a_block_by_an_operator_holds_in_every_mode_and_with_an_open_breaker() -
     assert level(view) == BLOCK
     view = seen(store, "block")
     assert (level(view), level(view, "d")) == (BLOCK, BLOCK)
-    view.hold({}, 0)
+    view.hold({TENANT: {}}, 0)
     assert (level(view), level(view, "d")) == (BLOCK, WATCH)
     assert view.counts["detected", "block"] == 0
-    view.hold(None, 0)
+    view.hold({}, 0)
     assert (level(view), level(view, "d")) == (BLOCK, BLOCK)
     assert view.counts["detected", "block"] == 1
 
@@ -133,7 +133,7 @@ def test_of_several_campaigns_the_most_severe_counts() -> None:
 
 def test_the_gateways_breaker_counts_accounts_that_joined() -> None:
     store, view = RememberedStore(), Restrictions("block")
-    breaker = GatewayBreaker(store, view, TENANT, most=2)
+    breaker = GatewayBreaker(store, view, most=2)
     refresher = Refresher(store, view, Metrics(), breaker=breaker, clock=lambda: 1_000.0)
     refresher.turn()
     named = [f"named-{i}" for i in range(50)]
@@ -307,7 +307,7 @@ class Stormy:
 
     def __init__(self, store: RememberedStore | None = None) -> None:
         self.store, self.view, self.now_s = store or RememberedStore(), Restrictions("block"), 1000.0
-        self.storm = GatewayBreaker(self.store, self.view, TENANT, most=3)
+        self.storm = GatewayBreaker(self.store, self.view, most=3)
         self.refresher = Refresher(self.store, self.view, Metrics(), breaker=self.storm, clock=lambda: self.now_s)
 
     def detect(self, *clients: str) -> None:

@@ -26,7 +26,7 @@ from detector.policy import MODES, STATES, Mode, State
 from detector.query import ClientKey
 
 NOW = 1_000_000
-LATER, BEFORE = NOW + 60, NOW - 60
+LATER, BEFORE = NOW + 60, NOW - 601
 VERBS = {
     "clear": "let it through:",
     "watch": "let it through:",
@@ -102,7 +102,7 @@ def test_what_is_said_is_what_gateways_do(mode: Mode, held: bool) -> None:
         [r for name, way in all_ways.items() for r in restriction(name, way)],
         [one for ruled, listed in said for one in (*ruled, *listed)], NOW,
     )  # fmt: skip
-    view.hold({} if held else None, NOW)
+    view.hold({"t": {}} if held else {}, NOW)
     sentences = set()
     for name, way in all_ways.items():
         real = view.standing("t", name, "m", NOW)
@@ -126,6 +126,8 @@ def test_what_stood_before_the_breaker_opened_still_holds() -> None:
     way = Way("block", "block", "extraction", LATER, None, None, since_s=BEFORE)
     assert at_gateways(way, None, None, "block", NOW, NOW).state == "block"
     assert at_gateways(way, None, None, "block", BEFORE, NOW).cause == "breaker"
+    burst = replace(way, since_s=NOW - 599)
+    assert at_gateways(burst, None, None, "block", NOW, NOW).cause == "breaker", "it began with the burst"
 
 
 def test_what_is_said_of_campaigns_is_what_gateways_do() -> None:
@@ -149,7 +151,7 @@ def test_what_is_said_of_campaigns_is_what_gateways_do() -> None:
         view.replace(restriction(name, way), entries, NOW)
         stood = {ClientKey("t", "m", name): 4} if joined_s == BEFORE else {}
         if held:
-            view.hold(dict(stood), NOW)
+            view.hold({"t": dict(stood)}, NOW)
         real = view.standing("t", name, "m", NOW)
         since_s = BEFORE if joined_s == BEFORE else NOW
         said = at_gateways(

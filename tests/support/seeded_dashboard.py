@@ -211,7 +211,7 @@ def served(
         sessions=Sessions(SECRETS.derived("dashboard")),
         baselines={MODEL: baseline},
         now_s=time.time,
-        pulse=lambda: Pulse(0.4, "", sinks),
+        pulse=lambda tenant: Pulse(0.4, "", sinks),
     )
     app = Starlette(routes=[*handlers.routes(dashboard), *actions.routes(dashboard, operations)])
     with socket.socket() as probe:

@@ -108,6 +108,7 @@ class Dashboard:
     """Everything the pages need.
 
     auth     who calls; a service without any credential may be looked at from its own machine
+    pulse    what `serve` knows of itself, for a tenant
     views    where looks at a client are recorded; None: nowhere
     """
 
@@ -116,7 +117,7 @@ class Dashboard:
     sessions: Sessions
     baselines: Mapping[str, Baseline] = field(default_factory=dict)
     budget: float = 0.01
-    pulse: Callable[[], Pulse] = Pulse
+    pulse: Callable[[str], Pulse] = lambda tenant: Pulse()
     now_s: Callable[[], float] = time.time
     views: Views | None = None
     environment: Environment = field(default_factory=lambda: templates())
@@ -340,7 +341,9 @@ def _named(
 
 
 def _health(d: Dashboard, request: Request, visitor: Visitor) -> Response:
-    values = health_page(d.reader.of(visitor.tenant), d.pulse(), d.reader.modes.mode, int(d.now_s() * 1000))
+    values = health_page(
+        d.reader.of(visitor.tenant), d.pulse(visitor.tenant), d.reader.modes.mode, int(d.now_s() * 1000)
+    )
     return d.page(request, visitor, "health.html.j2", "Health", values, 200 if values["answers"] else 503)
 
 
