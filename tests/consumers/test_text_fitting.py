@@ -75,7 +75,7 @@ def test_of_a_model_that_writes_no_exposure_is_estimated_and_the_fit_says_so(tmp
     fitted = fit(text_models.MODEL, reference, FileLog([str(traffic)]), exposure=True)
     assert fitted.baseline.map.schema.task == "generation"
     assert fitted.baseline.estimator is None
-    assert any("no estimate of what could be copied" in line for line in fitted.said)
+    assert any("no estimate of exposure" in line for line in fitted.said)
 
 
 def _asked(clients: int, each: int) -> QueryBatch:

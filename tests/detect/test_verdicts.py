@@ -223,7 +223,7 @@ def test_a_verdict_and_the_end_of_its_finding_in_one_turn_are_two_updates(new_st
     ], "the verdict leaves the finding closed"
 
 
-def test_a_verdict_about_the_budget_takes_no_number_of_what_follows_and_stays_with_the_finding() -> None:
+def test_a_verdict_about_the_budget_takes_no_number_of_what_follows() -> None:
     turns = Turns()
     turns.turn("clear", "alert")
     (first,) = turns.bodies()

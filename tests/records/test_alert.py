@@ -30,7 +30,7 @@ def courses(*exposed: Spent, before: StoredDecision | None = None) -> list[dict[
     return found
 
 
-def test_a_budget_that_is_spent_kept_and_spent_again_has_two_findings_and_no_number_twice() -> None:
+def test_a_budget_that_is_spent_twice_has_two_findings_and_no_number_twice() -> None:
     told = courses("none", "alert", "none", "alert", "throttle")
     assert [(b["update"], b["state"], b.get("resolved", False)) for b in told] == [
         (0, "watch", False),
@@ -65,7 +65,7 @@ def test_the_verdict_about_a_suspect_says_nothing_about_its_budget() -> None:
 
 
 @pytest.mark.parametrize("was", ["alert", "throttle"])
-def test_an_open_finding_of_an_earlier_version_is_closed_under_its_id_above_all_its_numbers(was: Spent) -> None:
+def test_an_open_finding_of_an_earlier_version_is_closed_above_all_its_numbers(was: Spent) -> None:
     """Its rows hold neither id nor count; what they lack is absent from their bytes."""
     old = decided("scorer", 0.6, "clear", episode=2, exposed=was)
     packed = packed_decision(old, SECRETS, OURS)

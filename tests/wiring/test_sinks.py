@@ -333,7 +333,7 @@ def test_what_others_told_of_is_learnt_from_the_store_in_every_round() -> None:
         sink.close()
 
 
-def test_an_end_and_a_verdict_that_an_earlier_version_numbered_alike_leave_the_finding_closed() -> None:
+def test_an_end_and_a_verdict_of_one_number_leave_the_finding_closed() -> None:
     begun, *_ = life(1)
     end = alert(1, 1, state="clear", was="throttle", resolved=True)
     verdict = alert(1, 1, verdict={"verdict": "false_positive", "by": "ann", "note": ""})

@@ -29,7 +29,7 @@ class Write(Asked):
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """When suspicion first reached each level, what could be copied over queries, and each change of state."""
+    """When suspicion first reached each level, exposure over queries, and each change of state."""
 
     trail: tuple[read_models.TrailPoint, ...]
     exposures: tuple[read_models.ExposurePoint, ...]
