@@ -38,6 +38,7 @@ from consumers.alerts.delivery import OutboxWorker, OutboxWorkers
 from consumers.detect.campaigns import EVERY_S, Campaigns, Search
 from consumers.detect.grouping import Survey
 from consumers.detect.joining import Joining, Joins
+from consumers.detect.lapses import Lapses
 from consumers.detect.overrides import Overrides
 from consumers.detect.schema_holds import SchemaHolds
 from consumers.detect.step import AT_ONCE, CellSeen, Detect
@@ -47,7 +48,7 @@ from consumers.errors import Fenced, LeaseHeld, Rewound, Unavailable
 from consumers.periodic import Backoff
 from consumers.records.damaged import UnreadableCells
 from consumers.records.heartbeat import heartbeats
-from consumers.store import DecisionClaim, Outcome, ServiceStore, decision_cell
+from consumers.store import DecisionClaim, Outcome, ServiceStore
 from consumers.telemetry.alarms import Alarms
 from consumers.telemetry.metrics import Metrics
 from detector.query import ClientKey
@@ -58,8 +59,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("querywarden.detect")
 
 LEASE_MS = 10_000
-LAPSED_EVERY_S = 60.0
-"""How often decisions are looked for whose time is over."""
 MOST_POSTPONED = 10
 """How often in a row the search for campaigns may wait: a lag that does not end must not end the search."""
 DRAIN_S = 5.0
@@ -110,13 +109,12 @@ class Runner:
     search: Search = field(init=False)
     schema: SchemaHolds = field(init=False)
     unreadable: UnreadableCells = field(default_factory=UnreadableCells)
+    lapses: Lapses = field(default_factory=Lapses)
     _schema_s: float = -math.inf
     _renewed_s: float = 0.0
     _attended_s: float = -math.inf
-    _lapsed_s: float = -math.inf
     _searched_s: float = -math.inf
     _postponed: int = 0
-    _until: dict[ClientKey, int] = field(default_factory=dict)
     _share: int = 0
     _leases: dict[int, tuple[int, int]] = field(default_factory=dict)
 
@@ -147,7 +145,8 @@ class Runner:
             self.overrides.refresh(self.store)
         pending = find_touched(self.store, self.held, profile_cells, self.unreadable)
         self._look_at_schema(pending)
-        over = self._over()
+        now_s = self.now_s()
+        over = {} if now_s is None else self.lapses.ended(self.store, now_s, self.clock())
         for cells in self._together(pending, over):
             if stop():
                 break
@@ -256,23 +255,6 @@ class Runner:
         """There was something to do: what the others did before does not count any more."""
         self._leases.clear()
 
-    def _over(self) -> dict[int, list[ClientKey]]:
-        """decision cell → clients whose throttle or block has come to its end, for they may never ask again.
-
-        What stands is read now and then; the store itself no longer lists what has ended.
-        """
-        now_s = self.now_s()
-        if now_s is None or self.clock() - self._lapsed_s < LAPSED_EVERY_S:
-            return {}
-        self._lapsed_s = self.clock()
-        over: dict[int, list[ClientKey]] = {}
-        for client, until_s in list(self._until.items()):
-            if until_s <= now_s:
-                del self._until[client]
-                over.setdefault(decision_cell(client, self.store.decision_cells), []).append(client)
-        self._until |= {r.client: r.until_s for r in self.store.restrictions()[1] if r.until_s}
-        return over
-
     def _together(self, pending: Mapping[int, Pending], over: Mapping[int, Sequence[ClientKey]]) -> Iterator[list[int]]:
         """Our cells, as many at a time as have `AT_ONCE` clients between them: their profiles are read and assessed together."""
         some, clients = list[int](), 0
@@ -351,9 +333,8 @@ class Runner:
 
     def _recorded(self, work: CellWork, outcome: Outcome) -> None:
         """Count what was recorded, and tell who wants to know."""
+        self.lapses.recorded(outcome.rows)
         for key, row in outcome.rows.items():
-            if row.until_s:
-                self._until[key] = row.until_s
             if row.rank >= 0:  # a campaign has none
                 self.metrics.observe("querywarden_score", row.rank, model=key.model)
             if key not in work.rows or work.rows[key].state != row.state:

@@ -460,7 +460,7 @@ def test_who_lost_the_cell_writes_nothing(world: World) -> None:
 
 
 @pytest.mark.parametrize("error", [Unavailable("no route"), Fenced("another"), Rewound("cell", 3)])
-def test_a_campaign_that_could_not_be_recorded_is_assessed_again_in_the_next_pass(
+def test_a_campaign_that_could_not_be_recorded_is_assessed_again(
     world: World, error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The theft is over: the group never changes again, so only a second look can flag it."""

@@ -381,7 +381,43 @@ def test_a_restriction_falls_by_itself_without_a_new_query(
     assert {
         (row.decision.state, row.decision.reason, row.decision.enforced, row.decision.until_s) for row in fallen
     } == {("watch", "expired", "clear", 0)}
+    mono[0] += 61
     assert one.turn() == 0, "once"
+
+
+@pytest.mark.parametrize("error", [Unavailable("no route"), Fenced("another"), Rewound("cell", 3)])
+def test_a_restriction_whose_end_was_not_recorded_falls_later(
+    filled: EmbeddedStore,
+    judging: Detect,
+    secrets: Secrets,
+    thieves: set[str],
+    error: Exception,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wall, mono = [1000], [0.0]
+    filled._now_s = lambda: wall[0]
+    judge = Detect(judging.baselines, secrets, Policy(BUDGET, "throttle"))
+    one = runner(filled, judge, now_s=lambda: wall[0], clock=lambda: mono[0])
+    one.turn()
+    wall[0] += 86_400
+    mono[0] += 61
+    record, refused = filled.record, list[Outcome]()
+
+    def once(token: str, revision: int, outcome: Outcome, *more: Any) -> int:
+        if outcome.rows and not refused:
+            refused.append(outcome)
+            raise error
+        return record(token, revision, outcome, *more)
+
+    monkeypatch.setattr(filled, "record", once)
+    with contextlib.suppress(Unavailable):
+        one.turn()
+    assert refused
+    wall[0] += 61
+    mono[0] += 61
+    one.turn()
+    fallen = [row for row in rows(filled, secrets).values() if row.client_id in thieves]
+    assert {(row.decision.state, row.decision.until_s) for row in fallen} == {("watch", 0)}
 
 
 def test_an_allow_listed_client_is_reported_but_nothing_is_enforced(

@@ -156,7 +156,7 @@ def test_a_cell_that_is_repaired_and_breaks_again_is_said_again(
     assert said == [1, 1, 1, 2, 2]
 
 
-def test_a_rebuilt_cell_that_cannot_be_read_is_left_out_and_detect_goes_on(
+def test_a_rebuilt_cell_that_cannot_be_read_is_left_out(
     filled: Callable[[], EmbeddedStore], baseline: Baseline, secrets: Secrets, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = Damaged(filled())
