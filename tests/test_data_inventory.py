@@ -11,6 +11,7 @@ from consumers.records import (
     baselines_in_force,
     client,
     links,
+    odd_contents,
     odd_patches,
     refusals,
     sample_events,
@@ -36,7 +37,17 @@ def test_every_table_of_a_store_is_listed() -> None:
 def test_every_field_of_a_profile_is_listed() -> None:
     fields = {
         m.FIELD
-        for m in (baselines_in_force, duplicates, links, odd_patches, refusals, sample_events, schema_watch, usage)
+        for m in (
+            baselines_in_force,
+            duplicates,
+            links,
+            odd_contents,
+            odd_patches,
+            refusals,
+            sample_events,
+            schema_watch,
+            usage,
+        )
     }
     assert first_cells("Fields of a profile") == fields | {client.HEADER, spans.SPAN, spans.SPAN_BESIDE}
 

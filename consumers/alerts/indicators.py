@@ -22,6 +22,7 @@ import msgspec
 
 from consumers.alerts.stix import attack_pattern, object_id, observer, stix_library
 from consumers.errors import InvalidInput
+from consumers.records import odd_contents
 from consumers.records.frameworks import TECHNIQUES
 from consumers.records.indicators import Indicator
 from consumers.records.links import SHAREABLE
@@ -39,7 +40,8 @@ LeftOut = Literal["malformed", "another key", "wrong tag", "expired", "not yet v
 """Why an object of a bundle was not taken."""
 
 _Text = Annotated[str, msgspec.Meta(max_length=64)]
-_Hash = Annotated[str, msgspec.Meta(pattern=rf"^({'|'.join(sorted(SHAREABLE))}):[0-9a-f]{{32}}$")]
+_KINDS = "|".join(sorted(SHAREABLE | {odd_contents.KIND}))
+_Hash = Annotated[str, msgspec.Meta(pattern=rf"^({_KINDS}):[0-9a-f]{{32}}$")]
 _IndicatorId = Annotated[str, msgspec.Meta(pattern=r"^indicator--[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")]
 
 

@@ -33,7 +33,7 @@ from consumers.records.decision import (
     stored_decision,
     summary_of,
 )
-from consumers.records.indicators import NOTHING, Reported
+from consumers.records.indicators import CONTENT_LINK, NOTHING, Reported
 from consumers.secrets import Secrets
 from consumers.store import DecisionRow
 from detector.baseline import Baseline
@@ -48,7 +48,7 @@ CONTENT = "content"
 """Kind of link of accounts that only what they ask ties."""
 HANDOVER = "handover"
 """Kind of link of an account that starts when another stops."""
-BY_CONTENT = (CONTENT, odd_patches.KIND, HANDOVER)
+BY_CONTENT = (CONTENT, odd_patches.KIND, HANDOVER, CONTENT_LINK)
 """Kinds of links by which accounts are chosen for what they ask."""
 LINKS_KEPT = 64
 

@@ -29,6 +29,7 @@ class Cell:
     stored     client → fields of spans that the store holds; nameless: clients whose stored header is damaged
     windows    model → event ids of its clients; watches: model → misfits that its clients share (schema_watch.py)
     links      client → what ties it to others (links.py); told: client → its last odd queries (sample_events.py)
+    contents   client → what its odd queries say, under sharing keys (odd_contents.py)
     refused    client → what did not fit, counted (refusals.py); patches: where its odd queries lie (odd_patches.py)
     used       client → tokens (usage.py)
     halves     of queries that wait for the other half
@@ -61,6 +62,7 @@ class Cell:
     stored: dict[ClientKey, set[str]] = field(default_factory=dict)
     nameless: set[ClientKey] = field(default_factory=set)
     links: dict[ClientKey, tuple[str, ...]] = field(default_factory=dict)
+    contents: dict[ClientKey, tuple[str, ...]] = field(default_factory=dict)
     told: dict[ClientKey, tuple[sample_events.SampleEvent, ...]] = field(default_factory=dict)
     refused: dict[ClientKey, refusals.Refusals] = field(default_factory=dict)
     patches: dict[ClientKey, tuple[int, ...]] = field(default_factory=dict)

@@ -31,7 +31,7 @@ from consumers.ingest.cell import Cell
 from consumers.ingest.duplicates import FIELD, Windows, event_hashes
 from consumers.log import Records, prefix
 from consumers.log.formats import Decoded, InputReader, NativeFormat
-from consumers.records import links, odd_patches, refusals, sample_events, usage
+from consumers.records import links, odd_contents, odd_patches, refusals, sample_events, usage
 from consumers.records.baselines_in_force import FIELD as FOLDED_FIELD
 from consumers.records.baselines_in_force import FoldedSince, folded_key
 from consumers.records.damaged import readable
@@ -77,6 +77,7 @@ class Ingest:
     beside: Mapping[str, Baseline] = field(default_factory=dict)
     format: NativeFormat = field(init=False)
     _masks: dict[str, int] = field(init=False)
+    _contents: dict[str, odd_contents.Contents] = field(init=False)
 
     def __post_init__(self) -> None:
         self.use(self.baselines, self.beside)
@@ -88,6 +89,7 @@ class Ingest:
             model: int(np.bitwise_or.reduce(sample_events.masks(baseline.table)))
             for model, baseline in self.baselines.items()
         }
+        self._contents = {m: odd_contents.Contents(baseline.map.schema) for m, baseline in self.baselines.items()}
         readers = {model: InputReader(baseline.map.schema) for model, baseline in self.baselines.items()}
         self.format = NativeFormat(readers, self.admit_unknown)
 
@@ -151,6 +153,7 @@ class Ingest:
             if FIELD in fields:
                 self.windows_of(cell, key.model).put(key, fields[FIELD])
             cell.links[key] = links.unpacked(fields.get(links.FIELD))
+            cell.contents[key] = odd_contents.unpacked(fields.get(odd_contents.FIELD))
             cell.refused[key] = refusals.unpacked(fields.get(refusals.FIELD))
             cell.used[key] = usage.unpacked(fields.get(usage.FIELD))
             cell.told[key] = sample_events.unpacked(fields.get(sample_events.FIELD), self.secrets, key.tenant)
@@ -391,7 +394,9 @@ class Ingest:
         rows = np.searchsorted(decoded.batches[model].offsets, batch.offsets).astype(np.int64)
         told = sample_events.seen(cell.told, keys, batch, measured.bits, self._masks[model], texts, ends, rows)
         used = usage.seen(cell.used, keys, batch, stated, self.half_horizon_ms)
-        for values in (linked, told, used):
+        odd = (measured.bits & np.uint32(self._masks[model])) != 0
+        contents = odd_contents.seen(cell.contents, keys, batch, odd, self._contents[model], self.sharing)
+        for values in (linked, told, used, contents):
             values.pop(self.overflow(model), None)  # the overflow client is many, so it has none of these
         refused = refusals.seen(cell.refused, keys, batch, decoded.notes.get(model, {}))
         patches = odd_patches.seen(cell.patches, keys, batch, measured.patches, self.overflow(model))
@@ -400,6 +405,7 @@ class Ingest:
         place = functools.partial(odd_patches.packed, map_id=map_id, secrets=self.secrets, tenant=self.tenant)
         return [
             (linked, cell.links, links.FIELD, links.packed),
+            (contents, cell.contents, odd_contents.FIELD, odd_contents.packed),
             (told, cell.told, sample_events.FIELD, seal),
             (patches, cell.patches, odd_patches.FIELD, place),
             (refused, cell.refused, refusals.FIELD, refusals.packed),
@@ -432,7 +438,7 @@ class Ingest:
         if model in cell.beside:
             cell.beside[model].drop(key)
         self.windows_of(cell, model).drop(key)
-        for known in (cell.stored, cell.links, cell.told, cell.refused, cell.patches, cell.used):
+        for known in (cell.stored, cell.links, cell.contents, cell.told, cell.refused, cell.patches, cell.used):
             known.pop(key, None)
         cell.nameless.discard(key)
 

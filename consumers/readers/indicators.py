@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from consumers.alerts.indicators import MOST_HASHES, indicator_id
 from consumers.readers.models import IndicatorSource, ReportedIndicator
+from consumers.records import odd_contents
 from consumers.records.damaged import readable
 from consumers.records.decision import StoredDecision, is_campaign, stored_decision, summary_of
 from consumers.records.frameworks import frameworks_of, techniques_of
@@ -104,8 +105,7 @@ def exported(
     for one in findings:
         until_s = one.row.last_ms // 1000 + keep_s
         hashes = Counter(h for account in one.accounts for h in shared.get(account, ()))
-        least = 2 if one.row.members else 1
-        telling = [h for h, n in hashes.items() if n >= least and ours[h] >= LEAST_SHARE * everywhere[h]]
+        telling = [h for h, n in hashes.items() if n >= _least(one, h) and ours[h] >= LEAST_SHARE * everywhere[h]]
         if not telling or until_s <= now_s:
             withheld += 1
             continue
@@ -148,6 +148,11 @@ def _findings(
     for key, stored, confirmed in clients:
         if key not in told_of:
             yield _Finding(stored, (key,), confirmed)
+
+
+def _least(one: _Finding, hashed: str) -> int:
+    """How many of the finding's accounts must have a hash. Accounts that share a theft seldom ask the same query."""
+    return 2 if one.row.members and not hashed.startswith(f"{odd_contents.KIND}:") else 1
 
 
 def _indicator(one: _Finding, key: SharingKey, hashes: list[str], until_s: int) -> Indicator:

@@ -20,7 +20,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from consumers.records import links, odd_patches, refusals, sample_events, usage
+from consumers.records import links, odd_contents, odd_patches, refusals, sample_events, usage
 from consumers.records.damaged import readable
 from consumers.records.refusals import Refusals
 from consumers.records.sample_events import SampleEvent
@@ -132,6 +132,7 @@ def _beside_profiles(
     shards = [fields[cell] for cell in cells]
     counted = refusals.together([shard.get(refusals.FIELD) for shard in shards])
     linked, shared = links.together([shard.get(links.FIELD) for shard in shards])
+    shared += odd_contents.together([shard.get(odd_contents.FIELD) for shard in shards])
     events = sample_events.together([shard.get(sample_events.FIELD) for shard in shards], secrets, key.tenant)
     return cells, linked, shared, events, counted, usage.together([shard.get(usage.FIELD) for shard in shards])
 

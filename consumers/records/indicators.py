@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
+from consumers.records import odd_contents
 from consumers.records.damaged import readable
 from consumers.records.decision import RowSummary
 from consumers.records.operator_entries import unpacked
@@ -29,6 +30,8 @@ KIND = "indicators"
 """Kind of the entries in the operator cell; their key is the source."""
 LINK = "peer"
 """Kind of the link of clients that match the same indicator."""
+CONTENT_LINK = "content_peer"
+"""Kind of the link of clients that match the same indicator by what they ask."""
 FEW_ENOUGH, MOST_SHARE = 20, 0.01
 MOST_SHOWN = 16
 """Indicators of one client that are shown, at most."""
@@ -83,10 +86,12 @@ class Match:
     kinds: tuple[str, ...]
 
     @property
-    def link(self) -> str:
-        """The link that all clients share which match this indicator."""
+    def links(self) -> list[str]:
+        """The links that clients share which match this indicator: one of those that match by what they were seen with, one by content."""
         name = f"{self.source}\x00{self.indicator.id}".encode("utf-8", "surrogatepass")
-        return f"{LINK}:{hashlib.blake2b(name, digest_size=8).hexdigest()}"
+        hashed = hashlib.blake2b(name, digest_size=8).hexdigest()
+        kinds = sorted({CONTENT_LINK if kind == odd_contents.KIND else LINK for kind in self.kinds}, reverse=True)
+        return [f"{kind}:{hashed}" for kind in kinds]
 
 
 def most_matching(accounts: int) -> int:
@@ -146,7 +151,7 @@ class Reported:
     def tie(self, clients: Mapping[ClientKey, RowSummary]) -> None:
         """Add to the links of clients those of the indicators that they match. clients: all accounts of whole models."""
         for key, matches in self.among((key, one.shared) for key, one in clients.items()).items():
-            clients[key].links += [match.link for match in matches]
+            clients[key].links += [link for match in matches for link in match.links]
 
 
 NOTHING = Reported((), 0)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +14,7 @@ import numpy as np
 import pytest
 from support import victims
 
-from consumers.alerts.indicators import bundle_of, read_bundle
+from consumers.alerts.indicators import MOST_HASHES, bundle_of, read_bundle
 from consumers.detect.loop import Runner
 from consumers.detect.step import Detect
 from consumers.ingest import loop as ingest
@@ -23,7 +25,8 @@ from consumers.operators.audited_write import Actor
 from consumers.operators.indicators import IndicatorImports
 from consumers.readers.indicators import ExportedIndicators, Told, exported
 from consumers.readers.queries import Reader
-from consumers.records.decision import StoredDecision, is_campaign, stored_decision
+from consumers.records.decision import RowSummary, StoredDecision, is_campaign, stored_decision, summary_of
+from consumers.records.indicators import CONTENT_LINK
 from consumers.secrets import Secrets
 from consumers.sharing_keys import SharingKey
 from consumers.store.embedded import EmbeddedStore
@@ -113,6 +116,10 @@ def honest(first: str) -> list[bytes]:
     ]  # fmt: skip
 
 
+def summaries(of: Organisation) -> dict[ClientKey, RowSummary]:
+    return {key: summary_of(row) for key, row in of.store.decisions(TENANT) if not is_campaign(key)}
+
+
 @pytest.fixture
 def here(tmp_path: Path, new_store: NewStore, baseline: Baseline) -> Organisation:
     """A theft over twenty accounts of one organisation, that was found."""
@@ -137,8 +144,8 @@ def test_a_campaign_here_ties_accounts_there_and_the_statistic_decides(here: Org
     told = here.export()
     text = bundle_of(told.indicators, KEY, told.described)
     assert len(told.indicators) == 1
-    assert sorted({h.partition(":")[0] for h in told.indicators[0].hashes}) == ["ip", "org"]
-    assert len(told.indicators[0].hashes) == 1 + ACCOUNTS // 2
+    kinds = Counter(h.partition(":")[0] for h in told.indicators[0].hashes)
+    assert kinds == {"org": 1, "ip": ACCOUNTS // 2, "content": MOST_HASHES - 1 - ACCOUNTS // 2}
     for secret in ("sybil", "shell", "198.51", MODEL, here.secrets.client_hash(TENANT, "sybil-00")):
         assert secret not in text
 
@@ -161,6 +168,41 @@ def test_a_campaign_here_ties_accounts_there_and_the_statistic_decides(here: Org
     log = b"".join(line for _, line in audit.stored_rows(there.store))
     assert b'"action":"indicators.import","actor":"maria"' in log
     assert audit.verify(there.store, audit.Seal(there.secrets), now_s=lambda: NOW_S).findings == []
+
+
+def test_the_same_odd_queries_there_are_tied_by_what_they_ask(
+    here: Organisation, tmp_path: Path, new_store: NewStore, baseline: Baseline
+) -> None:
+    """Other accounts, each at an address of its own, are given the list that was asked here."""
+    apart = [json.loads(line) for line in theft("mule", 0)]
+    lines = [json.dumps(e | {"metadata": {"ip": f"10.1.{e['client_id'][-2:]}.1"}}).encode() for e in apart]
+    there = Organisation("there", tmp_path, new_store(), baseline)
+    there.read([*honest("203.0.113"), *lines])
+    before = there.judge()
+    assert not any(tie.kind == CONTENT_LINK for campaign in there.campaigns for tie in campaign.ties)
+    told = here.export().indicators
+    of_content = {h for one in told for h in one.hashes if h.startswith("content:")}
+    assert len(of_content) > ACCOUNTS
+    there.imports.take(MARIA, "here", told, "digest")
+    rows = there.judge()
+    (campaign,) = [one for one in there.campaigns if any(tie.kind == CONTENT_LINK for tie in one.ties)]
+    assert len(campaign.members) >= ACCOUNTS // 2
+    assert all(member.startswith("mule-") for member in campaign.members)
+    assert {name: rows[name].decision for name in before} == {name: row.decision for name, row in before.items()}
+
+
+def test_honest_accounts_that_ask_what_a_peer_reported_are_not_accused(here: Organisation, there: Organisation) -> None:
+    """A peer reports the odd queries of honest accounts, as if it knew them."""
+    shared = {k.client: one.shared for k, one in summaries(there).items()}
+    mules = {there.secrets.client_hash(TENANT, f"mule-{i:02d}") for i in range(ACCOUNTS)}
+    hashes = sorted(
+        {h.partition(".")[2] for k, mine in shared.items() if k not in mules for h in mine if ".content:" in h}
+    )
+    lie = replace(here.export().indicators[0], hashes=tuple(hashes[:64]), confidence=100)
+    there.imports.take(MARIA, "liar", [lie], "digest")
+    assert len(there.reader.reported()) > 4, "the control: some match"
+    there.judge()
+    assert there.campaigns == []
 
 
 def test_a_peer_that_reports_honest_accounts_accuses_nobody(there: Organisation, here: Organisation) -> None:
@@ -194,4 +236,4 @@ def test_what_honest_accounts_share_is_not_told(tmp_path: Path, new_store: NewSt
     found.read([*honest("198.51.100"), *busy, *theft("sybil", 0, org="shell")])
     found.judge()
     (told,) = found.export().indicators
-    assert [h.partition(":")[0] for h in told.hashes] == ["org"]
+    assert {h.partition(":")[0] for h in told.hashes} == {"org", "content"}

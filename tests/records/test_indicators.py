@@ -32,9 +32,9 @@ def test_clients_that_match_one_indicator_share_one_link() -> None:
     assert {k.client[-1]: [(m.source, m.indicator.id, m.kinds) for m in mine] for k, mine in found.items()} == {
         "1": [("p", "i", ("ip",))], "2": [("p", "i", ("payment",))],
     }  # fmt: skip
-    assert found[key(1)][0].link == found[key(2)][0].link
+    assert found[key(1)][0].links == found[key(2)][0].links
     other = Reported([imported("q", indicator("i", "ip:1"))], NOW_S).among([(key(1), ["k.ip:1"])])
-    assert other[key(1)][0].link != found[key(1)][0].link, "another source may not extend a peer's indicator"
+    assert other[key(1)][0].links != found[key(1)][0].links, "another source may not extend a peer's indicator"
 
 
 def test_an_indicator_holds_from_its_beginning_to_its_end() -> None:

@@ -19,7 +19,8 @@ TIED_BY = {"org": "organisation", "session": "session", "payment": "means of pay
            "registration": "registration", "ip": "address", "asn_ja4": "network and fingerprint",
            "agent": "client software", "plan": "plan",
            "content": "what they ask", "odd_patch": "odd queries close together",
-           "handover": "one starts when another stops", "peer": "an indicator of a peer"}  # fmt: skip
+           "handover": "one starts when another stops", "peer": "an indicator of a peer",
+           "content_peer": "queries that a peer reported"}  # fmt: skip
 """Kinds of links in words."""
 
 
