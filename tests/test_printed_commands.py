@@ -168,6 +168,10 @@ ELSEWHERE: dict[Line, str] = {
             "querywarden replay --baseline assistant.baseline log.jsonl --scores scores.jsonl --report report.html",
         )
     },
+    (
+        "docs/text.md",
+        "querywarden fit --embeddings --model-id assistant --reference reference.jsonl --traffic honest.jsonl --out assistant.baseline",
+    ): "embeds for minutes; tests/consumers/test_embeddings.py::test_a_file_gives_the_rows_that_fit_made",
     ("docs/gateways.md", "querywarden decisions reference 20260131-9f3ab2c4d5e6f708"): "needs a refusal of a service; "
     "tests/test_serving.py::test_what_the_terminal_decides_the_service_enforces",
     ("docs/watermark.md", "querywarden watermark create --out watermark.json"): "needs a model server beside it; "
