@@ -24,6 +24,7 @@ include_patterns = [
     "docs/site/index.md",
     "helm/README.md",
     "consumers/data/README.md",
+    "notebooks/README.md",
 ]
 exclude_patterns = ["**/.*"]
 extensions = ["myst_parser"]
