@@ -19,9 +19,11 @@ BIN = ROOT / ".venv" / "bin"
 
 
 def ran(*words: str | Path, cwd: Path = ROOT, **environment: str) -> str:
-    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | environment  # a caller's would stand in
+    own = {
+        name: value for name, value in os.environ.items() if name != "PYTHONPATH"
+    }  # else the caller's code is found first
     done = subprocess.run(
-        [str(word) for word in words], cwd=cwd, env=env, capture_output=True, text=True, timeout=580, check=False
+        [str(word) for word in words], cwd=cwd, env=own | environment, capture_output=True, text=True, timeout=580, check=False
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
