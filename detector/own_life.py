@@ -42,7 +42,7 @@ PROBE_QUERIES, PROBE_TIME = 0.05, 0.8
 """A probe: at most this share of the queries in at least this share of the time."""
 NEAR_PLAN = 0.8
 FEWEST_SERIES, CORE_SHARE = 100, 0.02
-"""A trial series: at least so many distinct queries, of which at most this share is unlike all before."""
+"""A trial series: least number of distinct queries, and largest share of them that may be unlike all before."""
 DIFFERS = {
     "regions": "where its queries lie",
     "distances": "how near to the reference its queries lie",

@@ -392,10 +392,11 @@ class Ingest:
         linked = links.seen(cell.links, keys, batch, metadata, self.secrets, self.link_keys, self.sharing)
         texts, ends = decoded.events[model]
         rows = np.searchsorted(decoded.batches[model].offsets, batch.offsets).astype(np.int64)
-        told = sample_events.seen(cell.told, keys, batch, measured.bits, self._masks[model], texts, ends, rows)
+        mask = self._masks[model]
+        told = sample_events.seen(cell.told, keys, batch, measured.bits, mask, texts, ends, rows)
         used = usage.seen(cell.used, keys, batch, stated, self.half_horizon_ms)
-        odd = (measured.bits & np.uint32(self._masks[model])) != 0
-        contents = odd_contents.seen(cell.contents, keys, batch, odd, self._contents[model], self.sharing)
+        written = self._contents[model]
+        contents = odd_contents.seen(cell.contents, keys, batch, measured.bits, mask, written, self.sharing)
         for values in (linked, told, used, contents):
             values.pop(self.overflow(model), None)  # the overflow client is many, so it has none of these
         refused = refusals.seen(cell.refused, keys, batch, decoded.notes.get(model, {}))

@@ -67,7 +67,8 @@ def seen(
     known: Mapping[ClientKey, Sequence[str]],
     keys: Sequence[ClientKey],
     batch: QueryBatch,
-    odd: NDArray[np.bool_],
+    bits: NDArray[np.uint32],
+    mask: int,
     contents: Contents,
     sharing: Sequence[SharingKey],
 ) -> dict[ClientKey, tuple[str, ...]]:
@@ -75,14 +76,14 @@ def seen(
 
     known     hashes so far
     keys      (g,) what `batch.who` points into
-    odd       (n,) whether a query of the batch counts
+    bits      (n,) oddness of the batch's rows; mask: bits that make a query count
     contents  of the batch's model
     sharing   keys under which contents are hashed, at most `MOST_KEYS`; hashes under others are dropped
     """
     if not sharing:
         return {}
     mine: dict[int, set[str]] = {}
-    for i in np.flatnonzero(odd).tolist():
+    for i in np.flatnonzero(bits & np.uint32(mask)).tolist():
         content = contents.of(batch.inputs[i], int(batch.misfit[i]), int(batch.salt[i]))
         if content:
             hashed = mine.setdefault(int(batch.who[i]), set())

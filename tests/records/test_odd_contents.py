@@ -28,7 +28,7 @@ ROWS = np.random.default_rng(3).integers(0, 2, (200, 2)) + np.arange(200)[:, Non
 def hashes(
     rows: np.ndarray, *sharing: SharingKey, schema: Schema = SCHEMA, known: tuple[str, ...] = ()
 ) -> tuple[str, ...]:
-    found = seen({CLIENT: known}, [CLIENT], batch_of(rows), np.ones(len(rows), np.bool_), Contents(schema), sharing)
+    found = seen({CLIENT: known}, [CLIENT], batch_of(rows), np.ones(len(rows), np.uint32), 1, Contents(schema), sharing)
     return found.get(CLIENT, known)
 
 
@@ -74,10 +74,10 @@ def test_what_does_not_fit_is_not_odd_or_has_no_key_leaves_nothing() -> None:
     batch = batch_of(ROWS[:3])
     batch.misfit[:], batch.salt[:] = [Misfit.MISSING, 0, 0], [0, 5, 0]
     contents = Contents(SCHEMA)
-    mine = seen({}, [CLIENT], batch, np.ones(3, np.bool_), contents, [OURS])
+    mine = seen({}, [CLIENT], batch, np.ones(3, np.uint32), 1, contents, [OURS])
     assert mine == {CLIENT: hashes(ROWS[2:3], OURS)}
-    assert seen({}, [CLIENT], batch, np.zeros(3, np.bool_), contents, [OURS]) == {}
-    assert seen({}, [CLIENT], batch, np.ones(3, np.bool_), contents, []) == {}
+    assert seen({}, [CLIENT], batch, np.zeros(3, np.uint32), 1, contents, [OURS]) == {}
+    assert seen({}, [CLIENT], batch, np.ones(3, np.uint32), 1, contents, []) == {}
     assert hashes(ROWS[:1], OURS, known=hashes(ROWS[:1], OTHER)) == hashes(ROWS[:1], OURS), "a key that is gone"
 
 
