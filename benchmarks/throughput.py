@@ -221,7 +221,8 @@ def replays(baseline: Baseline, folder: Path, logs: dict[str, Path], runs: int) 
     number = iter(range(10_000))
 
     def whole(path: Path) -> int:
-        store, log = EmbeddedStore(folder / f"replay{next(number)}.sqlite"), FileLog([str(path)])
+        store = EmbeddedStore(folder / f"replay{next(number)}.sqlite", decision_cells=1)  # as `querywarden replay` does
+        log = FileLog([str(path)])
         try:
             store.prepare(secrets.key_id)
             reading = Ingest(baselines={MODEL: baseline}, secrets=secrets)

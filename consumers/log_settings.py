@@ -53,7 +53,10 @@ class KafkaSettings(Part):
     ssl_certfile: str | None = Field(None, description="file with the client certificate")
     ssl_keyfile: str | None = Field(None, description="file with the key of the client certificate")
     max_poll_records: int = Field(
-        2000, ge=1, le=100_000, description="maximum number of records in one poll, which is also one commit"
+        10_000,
+        ge=1,
+        le=100_000,
+        description="maximum number of records in one poll, which is also one commit; large events: as many as fit in 16 MiB",
     )
     session_timeout_ms: int = Field(
         10_000, ge=1000, description="the group removes a member that sends no heartbeat for this long"

@@ -2,7 +2,8 @@
 
 Rules:
 * The step functions are those of the service. Nothing is decided here.
-* Alerts are written at the end, in the order of event time: the log is read in the order given, and detect runs every few polls.
+* Alerts are written at the end, in the order of event time: the log is read in the order given, and detect looks every `LOOK_EVERY`
+  queries.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ from consumers.store import Checkpoint, DeadLetter, ServiceStore
 from detector.baseline import Baseline
 from detector.policy import FLAGGED
 
-POLLS_A_TURN = 8
+LOOK_EVERY = 16_000
+"""Queries between two looks at the clients that changed; a poll holds as many, or what fits into its bytes."""
 CAMPAIGNS_EVERY = 50_000
 """Queries between two passes over the rows in search of campaigns; one more comes at the end."""
 DEAD_LETTERS_SHOWN = 10
@@ -121,6 +123,8 @@ class _Looks:
         )
         batches = self.ingesting.format.decode(ends).batches.values()
         windows = [int(ms) // self.ingesting.half_horizon_ms for batch in batches for ms in batch.time_ms]
+        if self.window is None and len(windows) == 2 and windows[0] == windows[1]:
+            self.window = windows[0]
         return windows == [self.window] * 2
 
     def _starts(self, cell: Cell, records: Records) -> list[tuple[int, int]]:
@@ -165,7 +169,7 @@ def replay(
     detecting: Detect,
     *,
     progress: Callable[[Progress], None] = lambda p: None,
-    max_poll_records: int = 2000,
+    max_poll_records: int = LOOK_EVERY,
 ) -> Replayed:
     """Read the log to its end, assess every client. Raises InvalidInput for a log that can't be read to its end."""
     taken = _Taken(detecting.baselines)
@@ -225,8 +229,8 @@ def _read_all(
     Raises what keeps the store from being written, and what stops the log's cell.
     """
     damage: Refused | None = None
-    searched = 0
-    for turn in itertools.count(1):
+    searched = looked = 0
+    while True:
         try:
             reading.turn(0.1)
         except Refused as error:
@@ -235,11 +239,12 @@ def _read_all(
             raise reading.ownership.stops.refusal()
         if reading.health.error is not None and reading.health.backoff.failures >= PATIENCE:
             raise reading.health.error
-        if turn % POLLS_A_TURN == 0:
-            judging.turn()
         queries = show(log.fraction_read())["queries"]
         if damage or log.finished:
             break
+        if queries - looked >= LOOK_EVERY:
+            looked = queries
+            judging.turn()
         if queries - searched >= CAMPAIGNS_EVERY:
             searched = queries
             judging.turn()

@@ -6,6 +6,7 @@ Rules: as in cli.py. Without ``--store`` nothing is left behind.
 from __future__ import annotations
 
 import contextlib
+import gc
 from pathlib import Path
 from typing import Annotated
 
@@ -69,6 +70,7 @@ def replay(
     with adapters.open_sqlite(settings, store) as kept, contextlib.closing(source):
         ingesting, detecting = processes.pure_steps(settings, baselines, read_personas(settings.personas))
         kept.prepare(ingesting.secrets.key_id)
+        gc.freeze()  # what was built lives as long as the process: no collection walks through it
         with terminal.bar("replay") as advance:
             result = replaying.replay(source, kept, ingesting, detecting, progress=advance)
         rows = replaying.ranked(result.scores)

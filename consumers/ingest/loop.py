@@ -56,7 +56,7 @@ class IngestLoop:
         *,
         runtime: Runtime | None = None,
         dead_letters: DeadLetterShip | None = None,
-        max_poll_records: int = 2000,
+        max_poll_records: int = 10_000,
         on_commit: Callable[[Checkpoint, Decoded], None] = lambda checkpoint, decoded: None,
         parts: Callable[[Cell, Records], Iterable[Records]] = lambda cell, records: (records,),
         cautious_after: int = CAUTIOUS_AFTER,

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from consumers.log.inputs import InputReader, Values
+from consumers.log.json_scan import copy_pieces
 from consumers.log.reasons import MisfitNote
 from consumers.log.tolerant import Raw
 from detector.query import QueryBatch
@@ -153,15 +154,20 @@ class RowColumns:
 
 
 def merged(one: ModelColumns, other: ModelColumns) -> ModelColumns:
-    """Both together, in the order of the log."""
+    """Both together, in the order of the log. Mostly one query of thousands is not plain, so no object is made for a query."""
     order = np.argsort(np.concatenate([one.places, other.places]))
     first, second = one.batch, other.batch
-    clients = first.clients + second.clients
-    who = np.concatenate([first.who, second.who + len(first.clients)])[order].tolist()
-    numbers: dict[str, int] = {}
+    numbers = {client: i for i, client in enumerate(first.clients)}
+    others = np.array([numbers.setdefault(client, len(numbers)) for client in second.clients], np.int32)
+    who = np.concatenate([first.who, others[second.who]])[order]
+    _, appeared = np.unique(who, return_index=True)  # both lists name nobody that has no query
+    by_appearance = np.argsort(appeared)
+    place = np.empty(len(numbers), np.int32)
+    place[by_appearance] = np.arange(len(numbers), dtype=np.int32)
+    names = list(numbers)
     batch = QueryBatch(
-        clients=[],
-        who=np.array([numbers.setdefault(clients[i], len(numbers)) for i in who], np.int32),
+        clients=[names[i] for i in by_appearance.tolist()],
+        who=place[who],
         **{
             name: np.concatenate([getattr(first, name), getattr(second, name)])[order]
             for name in (
@@ -169,7 +175,6 @@ def merged(one: ModelColumns, other: ModelColumns) -> ModelColumns:
             )
         },
     )  # fmt: skip
-    batch.clients = list(numbers)
     return ModelColumns(
         np.concatenate([one.places, other.places])[order],
         batch,
@@ -182,11 +187,15 @@ def merged(one: ModelColumns, other: ModelColumns) -> ModelColumns:
 
 
 def _merged_texts(one: Texts, other: Texts, order: NDArray[np.intp]) -> Texts:
-    pieces: list[memoryview] = []
-    for texts, ends in (one, other):
-        view, begin = memoryview(texts), 0
-        for end in ends.tolist():
-            pieces.append(view[begin:end])
-            begin = end
-    ordered = [pieces[i] for i in order.tolist()]
-    return bytearray(b"".join(ordered)), np.cumsum([len(piece) for piece in ordered])
+    text = one[0] + other[0]
+    ends = np.concatenate([one[1], other[1] + len(one[0])])
+    if not text:
+        return text, ends
+    starts = np.concatenate([np.zeros(1, np.int64), ends[:-1]])[order]
+    ends = ends[order]
+    until = np.cumsum(ends - starts)
+    out = bytearray(len(text))
+    source = np.frombuffer(text, np.uint8)
+    source.setflags(write=False)  # as the text of a poll is: compiled code meets one type
+    copy_pieces(source, starts, ends, until - (ends - starts), np.frombuffer(out, np.uint8))
+    return out, until

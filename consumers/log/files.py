@@ -27,8 +27,10 @@ from numpy.typing import NDArray
 from consumers.errors import Fenced, InvalidInput, LogTruncated, Refused, WrongUse
 from consumers.log import Poll, Records
 from consumers.log.halves import NOTHING_WAITS, WaitingHalves
-from consumers.log.lines import LinePlaces, Lines, gunzip, plain, unzstd
+from consumers.log.lines import NOTHING, LinePlaces, Lines, gunzip, plain, unzstd
 from consumers.log.parquet import ParquetRows
+from consumers.log.payloads import Payloads
+from consumers.log.poll_size import POLL_BYTES
 from consumers.log.prefix import path_mark, prints_of
 from consumers.log.ungrouped import UngroupedLog
 
@@ -93,14 +95,14 @@ class FileLog(UngroupedLog):
         if self._damage is not None:
             raise self._damage
         before = self._offset
-        values: list[bytes] = []
-        offsets: list[int] = []
+        parts: list[Payloads] = []
+        offsets: list[NDArray[np.int64]] = []
+        numbers: list[NDArray[np.int64]] = []
         names: list[str] = []
-        lengths: list[int] = []
-        numbers: list[int] = []
-        while len(values) < max_records and self._readable(0.0 if self._offset > before else timeout_s):
+        count = size = 0
+        while count < max_records and size < POLL_BYTES and self._readable(0.0 if self._offset > before else timeout_s):
             try:
-                lines = self._take(max_records - len(values))
+                lines = self._take(max_records - count)
             except Refused as damage:
                 self._damage = damage
                 if self._offset > before:
@@ -108,19 +110,20 @@ class FileLog(UngroupedLog):
                 raise
             if not lines:
                 break
-            given = [i for i, value in enumerate(lines) if value and not value.isspace()]
-            values += lines if len(given) == len(lines) else [lines[i] for i in given]
-            offsets += [self._offset + i for i in given]
-            before_these = self._line - len(lines)
-            numbers += [before_these + i + 1 for i in given]
+            given = lines.filled()
+            parts.append(Payloads(lines.text, lines.starts[given], lines.ends[given]).trimmed())
+            offsets.append(self._offset + given)
+            numbers.append(self._line - len(lines) + 1 + given)
             names.append(self._name)
-            lengths.append(len(given))
             self._offset += len(lines)
+            count += len(given)
+            size += len(parts[-1].text)
         if self._offset == before:
             return Poll()
-        prints = prints_of(values, offsets) if self.resumable else None
-        at = np.array(offsets, np.int64)
-        places = LinePlaces(names, np.repeat(np.arange(len(names)), lengths), np.array(numbers, np.int64))
+        values, at = Payloads.joined(parts), np.concatenate(offsets)
+        prints = prints_of(values, at.tolist()) if self.resumable else None
+        files = np.repeat(np.arange(len(names)), [len(part) for part in parts])
+        places = LinePlaces(names, files, np.concatenate(numbers))
         return Poll(batches=[Records(self.cell, values, at, self._offset, places, prints=prints, marks=self._marks)])
 
     def resume(self, cell: str) -> None:
@@ -145,8 +148,10 @@ class FileLog(UngroupedLog):
         at = 0
         try:
             while taken := reader._take(COUNTED_LINES):
-                offsets = [at + i for i, value in enumerate(taken) if value and not value.isspace()]
-                yield np.array(offsets, np.int64), prints_of([taken[o - at] for o in offsets], offsets), at + len(taken)
+                given = taken.filled()
+                offsets = at + given
+                lines = Payloads(taken.text, taken.starts[given], taken.ends[given])
+                yield offsets, prints_of(lines, offsets.tolist()), at + len(taken)
                 at += len(taken)
         except Refused:
             pass  # `poll` will say so, when it gets there
@@ -215,11 +220,11 @@ class FileLog(UngroupedLog):
         if cell != self.cell:
             raise Fenced(f"{cell}: not a cell of these files")
 
-    def _take(self, n: int) -> list[bytes]:
+    def _take(self, n: int) -> Payloads:
         """Up to n lines of one file, going on to the next; none at the end of the last. Does not move the offset."""
         while True:
             if self._rows is not None:
-                lines = self._rows.take(n)
+                lines = Payloads.of(self._rows.take(n))
                 if self._cut_off(lines):
                     self.partial = True
                     lines = lines[:-1]
@@ -229,12 +234,12 @@ class FileLog(UngroupedLog):
                 self._close_file()
             if self._file + 1 >= len(self._paths):
                 self.finished = True
-                return []
+                return NOTHING
             self._file += 1
             self._line = 0
             self._rows = self._open(self._paths[self._file])
 
-    def _cut_off(self, lines: list[bytes]) -> bool:
+    def _cut_off(self, lines: Payloads) -> bool:
         """Whether the writer of the last file may still be at the last of these lines."""
         last = self._file + 1 == len(self._paths)
         if not (self.resumable and last and isinstance(self._rows, Lines) and self._rows.unended):

@@ -20,7 +20,7 @@ import numba as nb
 import numpy as np
 from numpy.typing import NDArray
 
-from consumers.log.words import byte_at
+from consumers.log.words import WORD_BYTES, byte_at, word_at
 
 FIELDS: Final = (
     "client_id", "model_id", "timestamp", "prediction", "event_id", "model_version", "features", "embedding", "text",
@@ -59,6 +59,7 @@ _MOST_DEEP: Final = 60
 _EXACT_SECONDS: Final = 2**53 // 1_000_000
 """Up to the year 2255 a double holds microseconds exactly; later times are read in full."""
 
+_MULTIPLIER: Final = np.uint64(0x9E3779B97F4A7C15)
 QUOTE: Final = 34
 _COMMA, _COLON, _OPEN_LIST, _CLOSE_LIST, _OPEN, _CLOSE = 44, 58, 91, 93, 123, 125
 
@@ -283,6 +284,40 @@ def _scan(text, starts, ends, spans, plain):  # type: ignore[no-untyped-def]
         plain[i] = good
 
 
+@nb.njit(inline="always")
+def _same_bytes(text, a, b, n):  # type: ignore[no-untyped-def]
+    """Whether the n bytes from a and from b on are equal."""
+    at = 0
+    while at + WORD_BYTES <= n:
+        if word_at(text, a + at) != word_at(text, b + at):
+            return False
+        at += WORD_BYTES
+    while at < n:
+        if byte_at(text, a + at) != byte_at(text, b + at):
+            return False
+        at += 1
+    return True
+
+
+@nb.njit(inline="always")
+def _hashed(text, begin, end, seed):  # type: ignore[no-untyped-def]
+    """64 bits of a text, eight bytes at a time; its length counts too, for the last bytes are filled up with zeros."""
+    h = (seed ^ np.uint64(end - begin)) * _MULTIPLIER
+    h ^= h >> np.uint64(32)
+    at = begin
+    while at < end:
+        word = np.uint64(0)
+        if at + WORD_BYTES <= end:
+            word = word_at(text, at)
+        else:
+            for j in range(end - at):
+                word |= np.uint64(byte_at(text, at + j)) << np.uint64(8 * j)
+        h = (h ^ word) * _MULTIPLIER
+        h ^= h >> np.uint64(32)
+        at += WORD_BYTES
+    return h
+
+
 @nb.njit(cache=True, nogil=True)
 def tell_apart(text, starts, ends, seed, slots, index, first):  # type: ignore[no-untyped-def]
     """Number different texts in the order in which they first appear; return how many there are.
@@ -295,12 +330,12 @@ def tell_apart(text, starts, ends, seed, slots, index, first):  # type: ignore[n
     mask = np.uint64(slots.shape[0] - 1)
     count = 0
     for i in range(starts.shape[0]):
-        h = seed
-        for j in range(starts[i], ends[i]):
-            h = (h ^ np.uint64(byte_at(address, j))) * np.uint64(0x100000001B3)
-            h ^= h >> np.uint64(32)
-        slot = (h ^ (h >> np.uint64(29))) & mask
         n = ends[i] - starts[i]
+        if i > 0 and ends[i - 1] - starts[i - 1] == n and _same_bytes(address, starts[i - 1], starts[i], n):
+            index[i] = index[i - 1]  # a field that hardly changes costs one comparison
+            continue
+        h = _hashed(address, starts[i], ends[i], seed)
+        slot = (h ^ (h >> np.uint64(29))) & mask
         while True:
             known = slots[slot]
             if known < 0:
@@ -310,13 +345,7 @@ def tell_apart(text, starts, ends, seed, slots, index, first):  # type: ignore[n
                 count += 1
                 break
             other = first[known]
-            same = ends[other] - starts[other] == n
-            if same:
-                for j in range(n):
-                    if byte_at(address, starts[other] + j) != byte_at(address, starts[i] + j):
-                        same = False
-                        break
-            if same:
+            if ends[other] - starts[other] == n and _same_bytes(address, starts[other], starts[i], n):
                 index[i] = known
                 break
             slot = (slot + np.uint64(1)) & mask

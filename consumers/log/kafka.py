@@ -40,6 +40,7 @@ from consumers.log.batches import RecordBlock, read_bounded
 from consumers.log.halves import NOTHING_WAITS, WaitingHalves
 from consumers.log.kafka_patches import check_parked, complete_joins, drop_parked
 from consumers.log.payloads import Payloads
+from consumers.log.poll_size import PollSize
 from consumers.log.refusals import translated
 
 RECONNECT_MS = {"reconnect_backoff_ms": 50, "reconnect_backoff_max_ms": 500}  # the library's 30 s outlast every outage
@@ -53,8 +54,7 @@ READER = {
     "check_crcs": True,
     "partition_assignment_strategy": (CooperativeStickyAssignor,),
     "fetch_max_bytes": 16 << 20,
-    "max_partition_fetch_bytes": 4
-    << 20,  # a poll then holds many records of few cells: a client is packed and written less often
+    "max_partition_fetch_bytes": 16 << 20,  # a poll holds many records of few cells: a client is written less often
     "receive_message_max_bytes": 17 << 20,
     "metadata_max_age_ms": 5_000,  # a topic or partition that is new is noticed within so long
     "metrics_enabled": False,
@@ -121,7 +121,7 @@ class KafkaLog:
         group_id: str = "querywarden",
         start: str = "earliest",
         group_instance_id: str | None = None,
-        max_poll_records: int = 2000,
+        max_poll_records: int = 10_000,
         session_timeout_ms: int = 10_000,
         heartbeat_interval_ms: int = 3_000,
         max_poll_interval_ms: int = 60_000,
@@ -136,6 +136,7 @@ class KafkaLog:
         self._positions: dict[TopicPartition, int] = {}  # of those that were sought
         self._commits: dict[TopicPartition, int] = {}
         self._committed_at_s = time.monotonic()
+        self._size = PollSize()
         settings = {
             "group_id": group_id,
             "group_instance_id": group_instance_id,
@@ -278,7 +279,9 @@ class KafkaLog:
 
     def _fetch(self, wait_s: float, max_records: int, poll: Poll) -> dict[TopicPartition, list[RecordBlock]]:
         try:
-            fetched: dict[TopicPartition, list[RecordBlock]] = self._consumer.poll(int(wait_s * 1000), max_records)
+            most = self._size.at_most(max_records)
+            fetched: dict[TopicPartition, list[RecordBlock]] = self._consumer.poll(int(wait_s * 1000), most)
+            self._size.note(block.values for blocks in fetched.values() for block in blocks)
             return fetched
         except errors.NoOffsetForPartitionError:
             return {}  # assigned a moment ago; the callback is about to pause it

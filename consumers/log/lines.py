@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from consumers.errors import InvalidInput, Refused
 from consumers.log import MAX_RECORD_BYTES
+from consumers.log.payloads import Payloads
 
 BLOCK_BYTES = 1 << 20
 READ_BYTES = 1 << 17
@@ -27,6 +28,8 @@ KEPT_BYTES = MAX_RECORD_BYTES + 1
 MAX_WINDOW_BYTES = 1 << 27  # as the zstd program without --long
 SKIPPABLE = range(0x184D2A50, 0x184D2A60)
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+NEWLINE = 10
+NOTHING = Payloads.of([])
 
 
 class LinePlaces(Sequence[str]):
@@ -56,25 +59,27 @@ class LinePlaces(Sequence[str]):
 
 
 class Lines:
-    """The lines of one stream of blocks, without their newline."""
+    """The lines of one stream of blocks, without their newline; no object is made for a line.
+
+    unended  the last line was taken, and no newline ends it
+    """
 
     def __init__(self, blocks: Iterator[bytes]) -> None:
         self._blocks = blocks
-        self._ready: list[bytes] = []
+        self._ready = NOTHING
         self._at = 0
         self._tail = bytearray()
         self._done = False
         self._damage: Refused | None = None
         self._first = True
         self.unended = False
-        """The last line was taken, and no newline ends it."""
 
     @property
     def ready(self) -> bool:
         """There are lines that were read already."""
         return self._at < len(self._ready)
 
-    def take(self, n: int) -> list[bytes]:
+    def take(self, n: int) -> Payloads:
         """The next lines, at most n; none at the end. Raises InvalidInput after the last complete line of a damaged one."""
         while self._at >= len(self._ready) and not self._done:
             self._fill()
@@ -86,7 +91,7 @@ class Lines:
         return lines
 
     def _fill(self) -> None:
-        self._ready, self._at = [], 0
+        self._ready, self._at = NOTHING, 0
         try:
             block = next(self._blocks, None)
         except Refused as damage:
@@ -96,16 +101,20 @@ class Lines:
         if block is None:
             self._done = True
             if self._tail:
-                self._ready = [bytes(self._tail)]
+                self._ready = Payloads.of([bytes(self._tail)])
             return
         if self._first:
             block = block.removeprefix(BYTE_ORDER_MARK)
             self._first = False
-        head, *rest = block.split(b"\n")
-        self._tail += head[: KEPT_BYTES - len(self._tail)]
-        if rest:
-            self._ready = [bytes(self._tail), *rest[:-1]]
-            self._tail = bytearray(rest[-1])
+        newlines = np.flatnonzero(np.frombuffer(block, np.uint8) == NEWLINE)
+        if not len(newlines):
+            self._tail += block[: KEPT_BYTES - len(self._tail)]
+            return
+        text = bytes(self._tail) + block if self._tail else block
+        ends = newlines + len(self._tail)
+        starts = np.concatenate([np.zeros(1, np.int64), ends[:-1] + 1])
+        self._ready = Payloads(np.frombuffer(text, np.uint8), starts, np.minimum(ends, starts + KEPT_BYTES))
+        self._tail = bytearray(block[int(newlines[-1]) + 1 :])
 
 
 def plain(raw: BinaryIO, name: str) -> Iterator[bytes]:

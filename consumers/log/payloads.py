@@ -11,6 +11,9 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
+_SPACE = 32
+"""No byte above it is white space."""
+
 
 class Payloads(Sequence[bytes]):
     """n values in one text; they may lie apart in it, with other bytes between them.
@@ -67,6 +70,14 @@ class Payloads(Sequence[bytes]):
         raw = self.text.data
         for start, end in zip(self.starts.tolist(), self.ends.tolist(), strict=True):
             yield bytes(raw[start:end])
+
+    def filled(self) -> NDArray[np.int64]:
+        """Which values (k,) hold something other than white space."""
+        filled = self.ends > self.starts
+        some = np.flatnonzero(filled)
+        for i in some[self.text[self.starts[some]] <= _SPACE].tolist():
+            filled[i] = not self[i].isspace()
+        return np.flatnonzero(filled)
 
     def trimmed(self) -> Payloads:
         """The same without the bytes before the first and after the last value, so that these need not be copied along."""

@@ -141,7 +141,7 @@ def _text(raw: bytes) -> str | None:
 def _of_model(
     poll: _Poll, rows: Longs, offsets: Longs, reader: InputReader, names_a_client: Callable[[str], bool]
 ) -> ModelColumns | None:
-    clients, _ = poll.different(rows, "client_id")
+    clients, who = poll.different(rows, "client_id")
     labels, label_index = poll.different(rows, "prediction.label")
     codes = np.array([_code(raw, reader) for raw in labels], np.int32)[label_index]
     time_ms = np.empty(len(rows), np.int64)
@@ -156,7 +156,8 @@ def _of_model(
         & (poll.text[starts] == _OPEN_LIST)
     )
     if any((name := _text(raw)) is None or not names_a_client(name) for raw in clients):
-        good &= _clients_named(poll, rows, names_a_client)
+        named = [(name := _text(raw)) is not None and names_a_client(name) for raw in clients]
+        good &= np.array(named)[who]
     inputs, read = parse_number_lists(poll.text, starts, ends, reader.width)
     good &= read & rows_within(inputs, -OUT_OF_RANGE, OUT_OF_RANGE)
     probabilities = np.full((len(rows), reader.classes), np.nan, np.float32)
@@ -170,12 +171,12 @@ def _of_model(
     if not good.all():
         rows, codes, time_ms = rows[good], codes[good], time_ms[good]
         inputs, probabilities = inputs[good], probabilities[good]
+        clients, who = poll.different(rows, "client_id")
     if not len(rows):
         return None
-    names, who = poll.different(rows, "client_id")
     n = len(rows)
     batch = QueryBatch(
-        clients=[str(_text(raw)) for raw in names],
+        clients=[str(_text(raw)) for raw in clients],
         who=who.astype(np.int32),
         inputs=inputs,
         labels=codes,
@@ -196,11 +197,6 @@ def _code(raw: bytes, reader: InputReader) -> int:
     except msgspec.ValidationError:
         code = None
     return -1 if code is None else code
-
-
-def _clients_named(poll: _Poll, rows: Longs, names_a_client: Callable[[str], bool]) -> NDArray[np.bool_]:
-    clients, who = poll.different(rows, "client_id")
-    return np.array([(name := _text(raw)) is not None and names_a_client(name) for raw in clients])[who]
 
 
 def _metadata(poll: _Poll, rows: Longs, offsets: Longs) -> dict[int, Raw]:

@@ -154,12 +154,16 @@ def _sqlite_path(url: str) -> Path:
 
 @contextlib.contextmanager
 def open_sqlite(settings: config.Settings, path: Path | None = None) -> Iterator[Store]:
-    """Open the SQLite store in a file, sealed as `store.sealing` says; without one, a store that is gone afterwards."""
+    """Open the SQLite store in a file, sealed as `store.sealing` says; without one, a store that is gone afterwards.
+
+    A store that one process uses alone and nobody reads later has one decision cell: there is nobody to share the work with.
+    """
     from consumers.store.embedded import EmbeddedStore
 
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="querywarden-"))
-        store = EmbeddedStore(path or Path(folder) / "replay.sqlite", decision_cells=settings.store.decision_cells)
+        cells = settings.store.decision_cells if path else 1
+        store = EmbeddedStore(path or Path(folder) / "replay.sqlite", decision_cells=cells)
         stack.callback(store.close)
         yield store if path is None else sealed(settings, store)
 

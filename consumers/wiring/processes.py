@@ -137,6 +137,7 @@ def run_ingest(
     serve_metrics(settings.metrics.bind, metrics, lambda: ingest_loop.ready, stack)
     alarms, stops = ingest_loop.reporter.watch.alarms, ingest_loop.ownership.stops
     start_heartbeat(stack, store, "ingest", lambda: (lag(), alarms, ()), stopped=stops.words)
+    gc.freeze()  # as in `run_detect`
     log.info("ingest started")
     loop.run(ingest_loop, stop, until_end, stopped_elsewhere=lambda: stopped_elsewhere(store))
     cells = ingest_loop.ownership.cells.values()

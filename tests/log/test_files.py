@@ -222,12 +222,12 @@ def test_a_pipe_gives_what_it_has_and_waits_no_longer_than_told() -> None:
         (cell,) = log.poll(0, 1).assigned
         log.seek(cell, None)
         pipe.write(b"1\n2\n")
-        assert log.poll(5, 100).batches[0].values == [b"1", b"2"]
+        assert list(log.poll(5, 100).batches[0].values) == [b"1", b"2"]
         assert log.poll(0.05, 100) == Poll()
         assert not log.finished
         pipe.write(b"3")
         pipe.close()
-        assert log.poll(5, 100).batches[0].values == [b"3"]
+        assert list(log.poll(5, 100).batches[0].values) == [b"3"]
         assert log.poll(5, 100) == Poll()
         assert log.finished
 
