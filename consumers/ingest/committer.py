@@ -8,14 +8,17 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+
+import numpy as np
 
 from consumers.errors import Fenced, Rewound, Unavailable
 from consumers.ingest.cell import Cell
 from consumers.ingest.recovery import Recovery
 from consumers.ingest.reporting import Reporter
-from consumers.ingest.step import Ingest
+from consumers.ingest.step import MAX_CACHED, Ingest
 from consumers.log import Records, prefix
 from consumers.log.formats import Decoded
 from consumers.store import Checkpoint
@@ -34,13 +37,20 @@ class Committer:
     on_commit: Callable[[Checkpoint, Decoded], None] = lambda checkpoint, decoded: None
 
     def commit(self, cell: Cell, records: Records) -> bool:
-        """Fold and commit records; False when nothing, or nobody knows what, was written: the cell is then dropped."""
+        """Fold and commit records, in one commit unless they are of more clients than memory is meant for.
+
+        False when the last commit wrote nothing, or nobody knows what: the cell is then dropped.
+        """
         ingest, ownership = self.ingest, self.recovery.ownership
         store, shipper = ownership.store, ownership.shipper
         before, folded = cell.counters.copy(), False
         prefix.note(cell.counters, records.from_offset(cell.offset or 0))
         try:
             decoded, keys = ingest.decode(cell, records)
+            clients = sum(map(len, keys.values()))
+            if clients > MAX_CACHED and len(records.values) > 1:
+                cell.counters = before
+                return all(self.commit(cell, part) for part in _parts(records, -(-clients // MAX_CACHED)))
             ingest.trim(cell, keys, len(ownership.cells))
             wanted = ingest.missing(cell, keys)
             if wanted:
@@ -64,3 +74,9 @@ class Committer:
         shipper.wrote(cell.name, len(checkpoint.dead))
         self.on_commit(checkpoint, decoded)
         return True
+
+
+def _parts(records: Records, count: int) -> Iterator[Records]:
+    """The records in some parts of equal numbers, in order."""
+    ends = np.linspace(0, len(records.values), min(count, len(records.values)) + 1).astype(int).tolist()
+    return (records.part(first, last) for first, last in itertools.pairwise(ends))

@@ -147,6 +147,33 @@ def test_the_size_of_a_poll_changes_no_profile(
     assert contents(store, reading, CLIENTS) == whole
 
 
+def test_a_poll_of_more_clients_than_memory_is_meant_for_is_several_commits(
+    tmp_path: Path,
+    new_store: NewStore,
+    reading: Ingest,
+    whole: dict[str, Mapping[str, bytes]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    commits: list[int] = []
+    for limit in (30, 8):
+        monkeypatch.setattr("consumers.ingest.committer.MAX_CACHED", limit)
+        store = new_store()
+        commits.clear()
+        one = runner(
+            log_path(tmp_path),
+            store,
+            reading,
+            max_poll_records=5000,
+            on_commit=lambda checkpoint, _: commits.append(len(checkpoint.profiles)),
+        )
+        through(one)
+        (cell,) = one.ownership.cells.values()
+        assert (cell.offset, cell.counters["produced"], cell.counters["queries"]) == (1500, 1500, 1500)
+        assert contents(store, reading, CLIENTS) == whole
+    assert len(commits) > 10, "of 8 clients each"
+    assert max(commits) <= 8 + 1, "and the record of what the model's clients share"
+
+
 def test_a_restart_resumes_where_the_store_is(
     tmp_path: Path, new_store: NewStore, reading: Ingest, whole: dict[str, Mapping[str, bytes]]
 ) -> None:
