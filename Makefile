@@ -167,7 +167,7 @@ bench-campaigns: $(STAMP) ## Campaigns as reported, split thefts, honest organis
 	@nice -n 10 $(BIN)/python -m benchmarks.campaigns $(ARGS)
 
 .PHONY: bench-exposure
-bench-exposure: $(STAMP) ## Estimated exposure against real copies of ten models, about 5 minutes (ARGS=--short: prints only)
+bench-exposure: $(STAMP) ## Estimated exposure against real copies of thirteen models, about 6 minutes (ARGS=--short: prints only)
 	@nice -n 10 $(BIN)/python -m benchmarks.exposure $(ARGS)
 
 .PHONY: bench-text

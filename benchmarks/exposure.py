@@ -1,4 +1,4 @@
-"""How far the estimate of exposure is from what copies reach: real copies of ten victims, at growing numbers of queries.
+"""How far the estimate of exposure is from what copies reach: real copies of thirteen models, at growing numbers of queries.
 
     python -m benchmarks.exposure [--short] [--victims digits,tumour]
 
@@ -7,6 +7,7 @@ Rules of the file:
 * The estimator learns as `fit` lets it: from a reference and honest traffic with the victim's answers. It never asks the victim.
 * A theft asks the victim. At each of `Plan.ends` queries six kinds of copies are trained on its answers (`COPIES`); the truth is the best
   copy's agreement with the victim on rows that nobody else has, for a thief would keep the best one.
+* Three models answer with a number (`regressions.py`).
 * Victims take no part in one another. Families that the rehearsal knows and those that it does not are told apart.
 * The control is a curve over the number of queries alone, fitted on the very same rehearsed thefts: what a query counter would say.
 * Figures are kept a point each (victim, family, queries, truth, estimate, interval); pooling is for whoever reads.
@@ -40,6 +41,7 @@ from sklearn.preprocessing import StandardScaler
 from benchmarks import progress
 from benchmarks.exposure_tables import RESULTS, Point, measured
 from benchmarks.ours import HALF_HORIZON_MS, KEY, Tested, as_batch, reference_of
+from benchmarks.regressions import REGRESSIONS, Valued, best_value_copy, build_regression
 from benchmarks.victims import VICTIMS, Victim, build
 from detector.exposure import REGRESSORS, Estimator, describe, estimate
 from detector.fitting.feature_map import fit_feature_map
@@ -74,7 +76,7 @@ FAMILIES_TRIED = (
 class Plan:
     """What is run. clients: honest ones that the fit sees; tested: honest ones whose copies are trained too."""
 
-    victims: tuple[str, ...] = tuple(VICTIMS)
+    victims: tuple[str, ...] = (*VICTIMS, *REGRESSIONS)
     families: tuple[str, ...] = FAMILIES_TRIED
     ends: tuple[int, ...] = (30, 300)
     clients: int = 100
@@ -144,6 +146,8 @@ COPIES = {
 
 def best_copy(victim: Victim, rows: Rows, answers: Rows, truth: Labels) -> float:
     """Share of held rows on which the best copy says what the victim says."""
+    if isinstance(victim, Valued):
+        return best_value_copy(victim, rows, answers)
     return max(float((copy(victim, rows, answers)(victim.held).argmax(1) == truth).mean()) for copy in COPIES.values())
 
 
@@ -152,7 +156,7 @@ def best_copy(victim: Victim, rows: Rows, answers: Rows, truth: Labels) -> float
 
 def points_of(name: str, plan: Plan) -> list[Point]:
     """Every point of one victim."""
-    victim = build(name)
+    victim = build(name) if name in VICTIMS else build_regression(name)
     rng = np.random.default_rng([plan.seed, *name.encode()])
     honest = [
         Tested(s, group, victim.predict(s.inputs), {})

@@ -91,10 +91,11 @@ class Recipe:
 
     reference  most rows of it (a small data set gives a fifth); most: items used; seed: deals the items out otherwise
     played     who owns such rows → honest kinds that are played in a way of their own
+    victim     how it answers
     """
 
     text: str
-    data: Callable[[], tuple[Rows, Labels, NDArray[np.bool_]]]
+    data: Callable[[], tuple[Rows, NDArray[Any], NDArray[np.bool_]]]
     model: Callable[[], Any]
     foreign: Callable[[], Rows]
     reference: int = 1000
@@ -103,11 +104,16 @@ class Recipe:
     embedding: bool = False
     seed: int = 0
     played: Callable[[Rows], Mapping[str, Generate]] = lambda rows: {}
+    victim: type[Victim] = Victim
 
 
 def build(name: str) -> Victim:
     """Train a victim of `VICTIMS` and deal out its items. Raises KeyError for an unknown one."""
-    recipe = VICTIMS[name]
+    return dealt(name, VICTIMS[name])
+
+
+def dealt(name: str, recipe: Recipe) -> Victim:
+    """Train the victim of a recipe and deal out its items."""
     rng = np.random.default_rng([recipe.seed, *name.encode()])
     rows, labels, codes = recipe.data()
     order = rng.permutation(len(rows))[: recipe.most]
@@ -126,7 +132,7 @@ def build(name: str) -> Victim:
         classes = np.asarray(model.predict(pool), dtype=np.int64)
         return HonestPools(domain, pool, classes, own, foreign, played=recipe.played(rows[part[share]]))
 
-    return Victim(
+    return recipe.victim(
         name, recipe.text, _schema(rows[part["reference"]], codes, domain, int(labels.max()) + 1, recipe.embedding), domain, model,
         domain.emit(rows[part["reference"]]), tuple(pools(f"group{g}") for g in range(GROUPS)), pools("cover"),
         domain.emit(rows[part["held"]]), recipe.label_only, stages,
@@ -219,12 +225,18 @@ def segments() -> tuple[Rows, Labels, NDArray[np.bool_]]:
 
 
 @cache
-def shuttle() -> tuple[Rows, Labels, NDArray[np.bool_]]:
-    """Space shuttle sensors (UCI), normal operation: eight whole numbers; the class is the third in which the ninth lies."""
+def shuttle_values() -> tuple[Rows, Rows, NDArray[np.bool_]]:
+    """Space shuttle sensors (UCI), normal operation: eight whole numbers, and a ninth."""
     _, body = _table(gzip.decompress(inside("river", "datasets/shuttle.csv.gz").read_bytes()).decode())
     values = np.array([[float(v) for v in line] for line in body])
     kept = values[values[:, -1] == 0]
-    return kept[:, :8], np.digitize(kept[:, 8], [2, 24]), np.zeros(8, bool)
+    return kept[:, :8], kept[:, 8], np.zeros(8, bool)
+
+
+def shuttle() -> tuple[Rows, Labels, NDArray[np.bool_]]:
+    """The class is the third in which the ninth sensor lies."""
+    rows, ninth, codes = shuttle_values()
+    return rows, np.digitize(ninth, [2, 24]), codes
 
 
 @cache
@@ -236,12 +248,17 @@ def affairs() -> tuple[Rows, Labels, NDArray[np.bool_]]:
 
 
 @cache
-def health() -> tuple[Rows, Labels, NDArray[np.bool_]]:
-    """RAND health insurance experiment: nine columns, codes and numbers; no, a few or many visits to a doctor."""
+def health_visits() -> tuple[Rows, Rows, NDArray[np.bool_]]:
+    """RAND health insurance experiment: nine columns, codes and numbers; visits to a doctor."""
     _, body = _table(inside("statsmodels", "datasets/randhie/randhie.csv").read_text())
     values = np.array([[float(v) for v in line] for line in body])
-    labels = np.digitize(values[:, 0], [1, 4])
-    return values[:, 1:].round(3), labels, np.array([0, 1, 0, 0, 1, 0, 1, 1, 1], bool)
+    return values[:, 1:].round(3), values[:, 0], np.array([0, 1, 0, 0, 1, 0, 1, 1, 1], bool)
+
+
+def health() -> tuple[Rows, Labels, NDArray[np.bool_]]:
+    """No, a few or many visits."""
+    rows, visits, codes = health_visits()
+    return rows, np.digitize(visits, [1, 4]), codes
 
 
 def texts() -> tuple[Rows, Labels, NDArray[np.bool_]]:

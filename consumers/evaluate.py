@@ -103,7 +103,7 @@ def _scene(
     found = stand_ins(baseline.map, batch, batch.take(np.arange(0)), rng)
     if found is None:
         raise InvalidInput(
-            "the reference gives no stand-in for the model: it needs class answers of two classes and 100 distinct rows;"
+            "the reference gives no stand-in for the model: it needs labels of two classes or values that differ, and 100 distinct rows;"
             " leave --reference out to simulate thieves that look at no answer"
         )
     said = [

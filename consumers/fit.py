@@ -176,7 +176,7 @@ def fit(
         progress("rehearsing thefts, to learn what a copy would be worth")
         estimator = rehearse(baseline.map, filled(batch, rng), filled(honest, rng), rng)
         if estimator is None:
-            said.append("no estimate of exposure: it needs a classifier and 100 distinct answered rows")
+            said.append("no estimate of exposure: it needs labels or values as answers, and 100 distinct answered rows")
         baseline = dataclasses.replace(baseline, estimator=estimator)
     review: tuple[Outlier, ...] = ()
     if traffic is not None:

@@ -1,7 +1,7 @@
 """Exposure: the fidelity of the copy that a client could train on the answers it received.
 
 Suspicion and exposure are two numbers that are never mixed: an honest batch scorer may well hold half of the model. Exposure is the
-expected *fidelity* of a copy: the share of honest inputs on which copy and model agree.
+expected *fidelity* of a copy: the share of honest inputs on which copy and model agree (`simulation/answers.py` says when).
 
 Method (cf. Kesarwani et al. 2018, who monitor coverage; Juuti et al. 2019, who measure copies): when a baseline is fitted, thefts of many
 families are rehearsed against a stand-in for the model (`simulation/rehearsal.py`) and copies are trained at growing numbers of queries.

@@ -212,8 +212,3 @@ def trees(rows: Rows, answers: Rows, rng: np.random.Generator) -> Predict:
         return np.log(np.maximum(out, 1e-6))
 
     return predict
-
-
-def agreement(copy: Predict, test: Rows, truth: NDArray[np.int64]) -> float:
-    """Fidelity of one copy: the share of test rows at which it says what the model says. A copy of one answer only knows that answer."""
-    return float((copy(test).argmax(1) == truth).mean())

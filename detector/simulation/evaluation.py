@@ -226,8 +226,8 @@ def _told(
 def _queries(rows: Rows, baseline: Baseline, predict: Predict | None) -> QueryBatch:
     classes = max(2, baseline.map.classes)
     if predict is not None:
-        return batch_of(rows, predict(rows))
-    batch = batch_of(rows, np.full((len(rows), classes), np.nan))
+        return batch_of(rows, predict(rows), baseline.map.schema.task)
+    batch = batch_of(rows, np.full((len(rows), classes), np.nan), baseline.map.schema.task)
     return dataclasses.replace(batch, labels=np.full(len(rows), UNKNOWN_LABEL, np.int32))
 
 

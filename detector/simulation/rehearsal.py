@@ -12,15 +12,16 @@ It runs once, when a baseline is fitted, on the reference, the honest traffic an
 
 Rules:
 
-* What a stand-in is told and what it answers are the model's kind of answers; a model of labels only is copied from labels only.
-* Fidelity is defined for classifiers only.
+* What a stand-in is told and what it answers are the model's kind of answers (`answers.py`); a model of labels only is copied from labels
+  only.
+* Fidelity is defined for classifiers and for regressions; a model that writes or gives embeddings has none here.
 
 Cost: some seconds on one core.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,18 +31,12 @@ from detector.baseline import PUBLIC_KEY
 from detector.exposure import FEWEST, REGRESSORS, Estimator, describe
 from detector.features import FeatureMap
 from detector.profile_table import ProfileTable
-from detector.query import QueryBatch
+from detector.query import UNKNOWN_LABEL, QueryBatch
 from detector.signals import signal_table
+from detector.simulation.answers import AnswerKind, answers_of
 from detector.simulation.attacks import AttackerKnowledge, steal
-from detector.simulation.copies import (
-    Learner,
-    agreement,
-    is_linear,
-    softmax,
-    stand_in_learners,
-    thieves_learners,
-)
-from detector.simulation.domain import Domain, Predict, Rows, decimals_kept, first_of_each, strangers
+from detector.simulation.copies import Learner, is_linear, stand_in_learners, thieves_learners
+from detector.simulation.domain import Domain, Predict, Rows, first_of_each, strangers
 
 FAMILIES = (
     "noise_uniform",
@@ -80,7 +75,7 @@ class Points:
 def rehearse(
     feature_map: FeatureMap, reference: QueryBatch, traffic: QueryBatch, rng: np.random.Generator
 ) -> Estimator | None:
-    """The estimator of a model, None where fidelity is not defined (regression, one class only) or rows are too few."""
+    """The estimator of a model, None where fidelity is not defined (texts, embeddings, one answer only) or rows are too few."""
     found = rehearsed_points(feature_map, reference, traffic, rng)
     if found is None or len(found.fidelity) < len(REGRESSORS):
         return None
@@ -94,8 +89,10 @@ def rehearsed_points(
     found = stand_ins(feature_map, reference, traffic, rng)
     if found is None:
         return None
-    truths = [stand_in(found.test).argmax(1) for stand_in in found.models]
-    usual = np.bincount(truths[0], minlength=feature_map.classes) / len(found.test)
+    truths = [stand_in(found.test) for stand_in in found.models]
+    task = feature_map.schema.task
+    labels = batch_of(found.test, truths[0], task).labels
+    usual = np.bincount(labels[labels >= 0], minlength=feature_map.classes) / len(found.test)
     described: list[NDArray[np.float64]] = []
     fidelity: list[float] = []
     group: list[int] = []
@@ -105,14 +102,14 @@ def rehearsed_points(
         table = ProfileTable(feature_map, signal_table(), "0" * 16, half_horizon_ms=2**62)
         done = 0
         for n in (*(c for c in CHECKPOINTS if c < len(life)), len(life)):
-            batch = batch_of(life[done:n], answered[done:n])
+            batch = batch_of(life[done:n], answered[done:n], task)
             table.add([0], batch, feature_map.measure(batch, PUBLIC_KEY))
             done = n
             profile = table.profile(0)
             if profile.distinct >= FEWEST:
                 copies = (learner(life[:n], answered[:n], rng) for learner in found.learners)
                 described.append(describe(profile, feature_map, usual))
-                fidelity.append(max(agreement(copy, found.test, truths[which]) for copy in copies))
+                fidelity.append(max(found.kind.agreement(copy(found.test), truths[which]) for copy in copies))
                 group.append(family)
 
     for number, family in enumerate(FAMILIES):
@@ -131,6 +128,7 @@ def rehearsed_points(
 class StandIns:
     """What takes the model's place in a rehearsal.
 
+    kind       how their answers are learned from and compared
     models     two of them, (n, d) rows → (n, c) probabilities
     learners   what thieves train
     knowledge  the accepted domain, rows that a thief owns, foreign rows
@@ -138,6 +136,7 @@ class StandIns:
     test       (t, d) honest rows that neither models nor thieves saw
     """
 
+    kind: AnswerKind
     models: tuple[Predict, ...]
     learners: tuple[Learner, ...]
     knowledge: AttackerKnowledge
@@ -149,10 +148,14 @@ class StandIns:
 def stand_ins(
     feature_map: FeatureMap, reference: QueryBatch, traffic: QueryBatch, rng: np.random.Generator
 ) -> StandIns | None:
-    """Fit stand-ins for a model on its answers; None for a regression, one class only, or fewer than 100 distinct answered rows."""
+    """Fit stand-ins for a model on its answers; None for a task without copies, one answer only, or fewer than 100 distinct rows."""
     schema = feature_map.schema
-    rows, answers = _answered(reference, traffic, max(2, feature_map.classes), rng)
-    if schema.task != "classification" or len(rows) < 100 or len(np.unique(answers.argmax(1))) < 2:
+    asked = [reference, traffic.take(rng.permutation(len(traffic))[:STAND_IN_ROWS])]
+    kind = answers_of(schema.task, feature_map.classes, asked)
+    if kind is None:
+        return None
+    rows, answers = _answered(asked, kind)
+    if len(rows) < 100 or len(np.unique(answers.argmax(1))) < 2:
         return None
     coded = schema.categorical
     domain = Domain.of(reference.inputs, coded if coded.any() else None)
@@ -160,31 +163,23 @@ def stand_ins(
     test, own, known = np.split(order, [min(TEST_ROWS, len(rows) // 4), len(rows) // 2])
     linear = is_linear(domain, rows[known], answers[known], rng)
     learners = thieves_learners(domain, feature_map.wide)
-    chosen = _chosen(stand_in_learners(domain, feature_map.wide, linear), rows, answers, known, test, rng)
-    places = decimals_of(answers)
-    models = tuple(_answering(copy, places) for copy in chosen)
+    chosen = _chosen(stand_in_learners(domain, feature_map.wide, linear), kind, rows, answers, known, test, rng)
+    models = tuple(_answering(copy, kind.shown(answers)) for copy in chosen)
     knowledge = AttackerKnowledge(domain, rows[own], strangers(domain, rows[known], rng))
-    return StandIns(models, learners, knowledge, rows[known], answers[known], rows[test])
+    return StandIns(kind, models, learners, knowledge, rows[known], answers[known], rows[test])
 
 
-def _answered(reference: QueryBatch, traffic: QueryBatch, classes: int, rng: np.random.Generator) -> tuple[Rows, Rows]:
-    """Distinct rows with the model's answers as probabilities, (n, d) and (n, c); the whole reference, some of the traffic."""
-    some = rng.permutation(len(traffic))[:STAND_IN_ROWS]
-    rows = np.vstack([reference.inputs, traffic.inputs[some]])
-    labels = np.concatenate([reference.labels, traffic.labels[some]])
-    answers = np.zeros((len(rows), classes))
-    answers[np.arange(len(rows)), np.clip(labels, 0, classes - 1)] = 1.0
-    if reference.probabilities.shape[1] == classes == traffic.probabilities.shape[1]:
-        likely = np.vstack([reference.probabilities, traffic.probabilities[some]]).astype(np.float64)
-        told = np.isfinite(likely).all(1)
-        answers[told] = likely[told]
+def _answered(asked: Sequence[QueryBatch], kind: AnswerKind) -> tuple[Rows, Rows]:
+    """Distinct rows with the model's answers as probabilities, (n, d) and (n, c)."""
+    rows, answers = np.vstack([batch.inputs for batch in asked]), kind.of(asked)
     first = first_of_each(rows)
-    first = first[(labels[first] >= 0) & (labels[first] < classes)]
+    first = first[np.isfinite(answers[first]).all(1)]
     return rows[first], answers[first]
 
 
 def _chosen(
     learners: Sequence[Learner],
+    kind: AnswerKind,
     rows: Rows,
     answers: Rows,
     known: NDArray[np.int64],
@@ -196,8 +191,7 @@ def _chosen(
     Foreign inputs copy a model as far as it is linear: one stand-in says what they teach if it is, the other if it is not.
     """
     copies = [learn(rows[known], answers[known], rng) for learn in learners]
-    labels = answers[test].argmax(1)
-    alike = np.array([agreement(copy, rows[test], labels) for copy in copies])
+    alike = np.array([kind.agreement(copy(rows[test]), answers[test]) for copy in copies])
     if len(copies) == 1:
         return copies[0], copies[0]
     first, second = 1 + np.argsort(-alike[1:], kind="stable")[:2]
@@ -205,29 +199,17 @@ def _chosen(
     return copies[first], copies[0] if near_linear else copies[second]
 
 
-def decimals_of(answers: Rows) -> int:
-    """Decimals of a model's probabilities (n, c), at most 6; 0 where the answers are labels only.
-
-    >>> decimals_of(np.array([[0.25, 0.75], [0.5, 0.5]])), decimals_of(np.eye(2))
-    (2, 0)
-    """
-    return max(decimals_kept(column) for column in answers.T)
+def _answering(scores: Predict, shown: Callable[[Rows], Rows]) -> Predict:
+    """A copy that answers as the model does."""
+    return lambda rows: shown(scores(rows))
 
 
-def _answering(scores: Predict, places: int) -> Predict:
-    """A copy that answers as the model does: probabilities of as many decimals, or labels only."""
-
-    def answer(rows: Rows) -> Rows:
-        likely = softmax(scores(rows))
-        return likely.round(places) if places else np.eye(likely.shape[1])[likely.argmax(1)]
-
-    return answer
-
-
-def batch_of(rows: Rows, answers: Rows) -> QueryBatch:
-    """(n, d) rows and their (n, c) answers as the queries of one client."""
+def batch_of(rows: Rows, answers: Rows, task: str) -> QueryBatch:
+    """(n, d) rows and their (n, c) answers as the queries of one client; of a regression nothing is folded but the rows."""
     n = len(rows)
+    labels = np.full(n, UNKNOWN_LABEL) if task == "regression" else answers.argmax(1)
+    likely = np.empty((n, 0)) if task == "regression" else answers
     return QueryBatch(
-        ["rehearsal"], np.zeros(n, np.int32), np.ascontiguousarray(rows), answers.argmax(1).astype(np.int32), answers.astype(np.float32),
+        ["rehearsal"], np.zeros(n, np.int32), np.ascontiguousarray(rows), labels.astype(np.int32), likely.astype(np.float32),
         np.full(n, np.nan), np.zeros(n, np.int64), np.ones(n, np.float32), np.arange(n),
     )  # fmt: skip

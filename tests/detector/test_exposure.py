@@ -19,7 +19,8 @@ from detector.profile import Profile
 from detector.profile_table import ProfileTable
 from detector.query import QueryBatch
 from detector.signals import signal_table
-from detector.simulation.copies import agreement, is_linear, softmax, thieves_learners
+from detector.simulation.answers import ClassAnswers, ValueAnswers
+from detector.simulation.copies import is_linear, softmax, thieves_learners
 from detector.simulation.domain import Domain
 from detector.simulation.rehearsal import rehearse
 
@@ -82,9 +83,31 @@ def test_without_an_estimator_or_with_too_few_queries_there_is_no_estimate() -> 
     assert estimate(profile_of(baseline, lives), baseline.map, None) is None
 
 
-def test_regression_has_no_fidelity() -> None:
-    reference = reference_of("prices")
-    assert rehearse(fitted_baseline("prices").map, reference.batch, reference.traffic, np.random.default_rng(0)) is None
+def test_a_regression_is_worth_more_the_more_values_a_copy_lies_near() -> None:
+    reference, baseline = reference_of("prices"), fitted_baseline("prices")
+    known, traffic = (replace(b, values=np.sin(b.inputs).sum(1)) for b in (reference.batch, reference.traffic))
+    estimator = rehearse(baseline.map, known, traffic, np.random.default_rng(0))
+    assert estimator is not None
+    one = replace(traffic, who=np.zeros_like(traffic.who))
+    few, many = (told("prices", estimator, one.take(np.arange(n))) for n in (10, 300))
+    assert 0 < few < many <= 1
+    silent, asked = (replace(b, values=np.full(len(b), np.nan)) for b in (known, traffic))
+    assert rehearse(baseline.map, silent, asked, np.random.default_rng(0)) is None
+
+
+def test_values_agree_within_a_tenth_of_their_usual_range() -> None:
+    rng = np.random.default_rng(1)
+    values = rng.normal(50, 10, 1000)
+    batch = replace(reference_of("prices").traffic.take(np.zeros(1000, np.int64)), values=values)
+    kind = ValueAnswers.among([batch])
+    assert kind is not None
+    truth = kind.of([batch])
+    for apart, agree in ((0.09, 1.0), (0.11, 0.0), (-0.09, 1.0), (-0.11, 0.0)):
+        moved = kind.of([replace(batch, values=values + apart * kind.unit)])
+        assert kind.agreement(np.log(moved), truth) == agree
+    assert kind.agreement(np.zeros((1000, 2)), truth) < 0.4, "control: a copy that knows the median only"
+    assert ValueAnswers.among([replace(batch, values=np.full(1000, 3.0))]) is None
+    assert ValueAnswers.among([replace(batch, values=np.full(1000, np.nan))]) is None
 
 
 def made(rng: np.random.Generator, n: int = 240) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
@@ -160,7 +183,7 @@ def test_a_linear_model_is_recognised_by_its_probabilities_and_priced_by_equatio
     assert not is_linear(domain, rows, curved, rng), "products are not linear in the columns"
     equations = thieves_learners(domain, wide=True)[0]
     copied = equations(rows[:30], answers[:30], rng)
-    assert agreement(copied, rows[100:], answers[100:].argmax(1)) > 0.97, "thirty answers, eight unknowns"
+    assert ClassAnswers(3).agreement(copied(rows[100:]), answers[100:]) > 0.97, "thirty answers, eight unknowns"
 
 
 def test_the_estimator_survives_the_file_and_a_damaged_one_is_refused() -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from support.references import fitted_baseline, reference_of
 
 from detector.baseline import PUBLIC_KEY, Baseline
 from detector.profile_table import ProfileTable
@@ -11,6 +14,7 @@ from detector.scoring import assess
 from detector.simulation import evaluation
 from detector.simulation.evaluation import BLIND, Scene, evaluate
 from detector.simulation.population import Stream, theft_streams
+from detector.simulation.rehearsal import rehearse, stand_ins
 
 BUDGET = 0.01
 
@@ -86,3 +90,20 @@ def test_without_answers_only_families_that_look_at_none_are_simulated(baseline:
             (child,) = np.random.default_rng(7).spawn(1)
             rows.append(theft_streams(family, "plain", scene.pools, answer, child, 200)[0].inputs)
         assert np.array_equal(rows[0], rows[1]), f"{family} looks at answers"
+
+
+def test_thefts_of_a_regression_get_answers_and_are_priced() -> None:
+    """Thieves that look at answers need some; what is folded of a regression has no label that could change."""
+    reference, model = reference_of("prices"), fitted_baseline("prices")
+    known, traffic = (replace(b, values=np.sin(b.inputs).sum(1)) for b in (reference.batch, reference.traffic))
+    estimator = rehearse(model.map, known, traffic, np.random.default_rng(0))
+    found = stand_ins(model.map, known, traffic, np.random.default_rng(1))
+    assert found is not None
+    asked = replace(model, estimator=estimator)
+    noise, chosen = evaluate(
+        asked, Scene.of_stand_ins(found), np.random.default_rng(2), families=["noise_uniform", "active_uncertainty"],
+        variants=["plain"], repeats=1, queries=80,
+    )  # fmt: skip
+    assert noise.caught_at is not None
+    assert chosen.exposure is not None
+    assert 0 < chosen.exposure.low < chosen.exposure.high < 1
