@@ -213,6 +213,19 @@ def without_pseudo_clients(
     )
 
 
+def on_clients(baseline: Baseline, fitted_clients: FittedClients, kept: NDArray[np.bool_]) -> Baseline:
+    """The same map, calibrated on some of the clients only, (g,) of those that `fitted_clients` names.
+
+    Levels were settled with all of them, and lives of tested clients stay damped as with all of them.
+    """
+    some = FittedClients(
+        tuple(client for client, keep in zip(fitted_clients.clients, kept, strict=True) if keep),
+        tuple(one for one, keep in zip(fitted_clients.statistics, kept, strict=True) if keep),
+        fitted_clients.excluded[kept],
+    )
+    return _under(baseline, some, baseline.calibration.rehearsal_bound, baseline.calibration.tools)
+
+
 def _under(
     baseline: Baseline, fitted_clients: FittedClients, rehearsal_bound: NDArray[np.float64], tools: Tools
 ) -> Baseline:
