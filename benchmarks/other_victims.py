@@ -49,6 +49,7 @@ QUARTERS = 4
 # ------------------------------------------------------------------------------------------- how they answer
 
 
+@dataclass(frozen=True)
 class Coded(Victim):
     """A victim whose coded columns are categories in its schema."""
 
@@ -60,6 +61,7 @@ class Coded(Victim):
         object.__setattr__(self, "schema", replace(self.schema, columns=columns))
 
 
+@dataclass(frozen=True)
 class Regression(Coded):
     """A victim that answers with a number. `predict` is what its thieves make of it: which quarter it lies in."""
 
@@ -70,7 +72,7 @@ class Regression(Coded):
     def batch(self, clients: list[str], who: NDArray[np.int32], rows: Rows, times_s: Rows, answers: Rows) -> QueryBatch:
         n = len(rows)
         return QueryBatch(
-            clients, who, rows, np.full(n, UNKNOWN_LABEL, np.int32), np.full((n, 1), np.nan, np.float32), self.model.values(rows),
+            clients, who, rows, np.full(n, UNKNOWN_LABEL, np.int32), np.empty((n, 0), np.float32), self.model.values(rows),
             np.round(times_s * 1000).astype(np.int64), np.ones(n, np.float32), np.arange(n, dtype=np.int64),
         )  # fmt: skip
 
