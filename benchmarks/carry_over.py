@@ -42,7 +42,7 @@ from numpy.typing import NDArray
 
 from benchmarks import ours
 from benchmarks.budget import answered
-from benchmarks.carry_tables import BOTH, FIRST, GENERATORS, RESULTS, TABLES
+from benchmarks.carry_tables import BOTH, FIRST, GENERATORS, LEVELS, RESULTS, TABLES
 from benchmarks.fingerprint import fingerprint
 from benchmarks.other_victims import VICTIMS, build
 from benchmarks.ours import Tested, visible
@@ -215,6 +215,7 @@ def run_calibration(
         "honest": {},
         "more": {},
         "unaided": {},
+        "below": {},
         "alarms": [],
     }
     flags: list[NDArray[np.bool_]] = []
@@ -224,6 +225,8 @@ def run_calibration(
         n = len(other.population)
         flags.append(seen.flagged[:n])
         found["honest"][generator] = by_kind(other.population, seen.flagged[:n])
+        p_values = np.array([one.p_value for one in seen.said[:n]])
+        found["below"][generator] = [int((p_values <= level).sum()) for level in LEVELS]
         found["more"][generator] = by_kind(other.more, seen.flagged[n:])
         alone = again(unaided, other.population, seen.profiles[:n], plan.budget)
         found["unaided"][generator] = by_kind(other.population, alone.flagged)

@@ -21,6 +21,8 @@ from detector.simulation.attacks import ATTACKS
 RESULTS = Path(__file__).parent / "results" / "carry_over.json"
 FIRST, SECOND, BOTH = "first", "second", "both"
 GENERATORS = (FIRST, SECOND)
+LEVELS = (0.01, 0.02, 0.05, 0.1)
+"""p-values at which honest clients are counted."""
 VARIANTS = ("plain", "drip50", "drip10")
 Results = dict[str, Any]
 NOTHING = Rate(0.0, 0.0)
@@ -189,6 +191,18 @@ def rare(results: Results) -> str:
     return table(titles, rows)
 
 
+def levels(results: Results) -> str:
+    """Share of honest clients with a p-value of at most each level, within and across."""
+    rows = []
+    for source in GENERATORS:
+        for tested in GENERATORS:
+            below = np.array([one["below"][tested] for one in calibrations(results, source)]).sum(axis=0)
+            clients = false_alarms(results, source, tested).trials
+            cells = (percent(Rate(int(n), clients)) for n in below)
+            rows.append(("within" if source == tested else "**across**", WORDS[source], WORDS[tested], *cells))
+    return table(("", "calibrated on", "tested on", *(f"p ≤ {level:g}" for level in LEVELS)), rows)
+
+
 def controls(results: Results) -> str:
     rows = []
     for source in (*GENERATORS, BOTH):
@@ -218,6 +232,7 @@ def by_family(results: Results) -> str:
 
 TABLES: dict[str, Callable[[Results], str]] = {
     "carry-overview": overview,
+    "carry-levels": levels,
     "carry-victims": by_victim,
     "carry-kinds": by_kind,
     "carry-rare": rare,

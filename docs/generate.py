@@ -281,6 +281,7 @@ def figures() -> dict[str, Callable[[], str]]:
         texts = importlib.import_module("benchmarks.text_tables")
         exposure = importlib.import_module("benchmarks.exposure_tables")
         campaigns = importlib.import_module("benchmarks.campaign_tables")
+        carry_over = importlib.import_module("benchmarks.carry_tables")
     finally:
         sys.path.remove(str(ROOT))
     results, split = tables.read(), campaigns.read()
@@ -288,6 +289,7 @@ def figures() -> dict[str, Callable[[], str]]:
     made |= {name: functools.partial(make, texts.read()) for name, make in texts.TABLES.items()}
     made |= {name: functools.partial(make, texts.read_embeddings()) for name, make in texts.EMBEDDING_TABLES.items()}
     made |= {name: functools.partial(make, exposure.read()) for name, make in exposure.TABLES.items()}
+    made |= {name: functools.partial(make, carry_over.read()) for name, make in carry_over.TABLES.items()}
     return made | {name: functools.partial(make, split) for name, make in campaigns.TABLES.items()}
 
 

@@ -263,6 +263,7 @@ def test_a_count_that_is_moved_shows_in_its_table(stored: Results, make: Callabl
     for found in other["fleets"].values():
         for one in found["calibrations"].values():
             one["itself"][0] += 5
+            one["below"] = {generator: [n + 1 for n in counts] for generator, counts in one["below"].items()}
             for cell in [c for g in one["honest"].values() for c in g.values()] + [
                 v for f in one["thefts"].values() for v in f.values()
             ]:
