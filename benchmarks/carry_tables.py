@@ -78,6 +78,11 @@ def counted(results: Results, source: str, what: str, victim: str | None = None)
     return sum((Rate(*one[what]) for one in calibrations(results, source, victim)), NOTHING)
 
 
+def excluded(results: Results, source: str) -> Rate:
+    """Honest clients that have no say in the calibration that they were given to."""
+    return sum((Rate(one["excluded"], one["clients"]) for one in calibrations(results, source)), NOTHING)
+
+
 def left_out(results: Results, source: str, what: str, kind: str | None = None) -> Rate:
     """Flagged of kinds of which `none` or `few` clients calibrate, or of the `others` then; each other client counts once."""
     cells = [c for one in calibrations(results, source) for k, c in one["kinds"].items() if kind in (None, k)]
@@ -209,13 +214,14 @@ def controls(results: Results) -> str:
         honest = sum((false_alarms(results, source, t) for t in GENERATORS), NOTHING)
         rows.append(
             (
-                WORDS[source], percent(counted(results, source, "itself")), percent(counted(results, source, "pretended")),
-                percent(honest), percent(recall(results, source, "plain", family="in_domain")),
+                WORDS[source], percent(excluded(results, source)), percent(counted(results, source, "itself")),
+                percent(counted(results, source, "pretended")), percent(honest),
+                percent(recall(results, source, "plain", family="in_domain")),
             )
         )  # fmt: skip
     titles = (
-        "calibrated on", "its own clients flagged", "honest clients labelled thieves, caught", "false alarms, both generators",
-        "honest rows from a thief's account (`in_domain`), caught",
+        "calibrated on", "its clients excluded", "its own clients flagged", "honest clients labelled thieves, caught",
+        "false alarms, both generators", "honest rows from a thief's account (`in_domain`), caught",
     )  # fmt: skip
     return table(titles, rows)
 
