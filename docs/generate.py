@@ -570,6 +570,35 @@ def small_fleet_figures() -> str:
     return table(titles, rows)
 
 
+JOINS = {
+    "none": "no join: native events",
+    "partition": '`through = "partition"`: in memory, with the offset',
+    "store": '`through = "store"`',
+    "control": 'control: `through = "store"`, each record sealed five times',
+}
+
+
+def joining_figures() -> str:
+    """Figures of benchmarks/results/joining.json: what a query costs whose halves are joined in memory, through the store, or not."""
+    found = result("joining")
+    rows = []
+    for mode, words in JOINS.items():
+        took = (f"{found[store]['us_a_query'][mode]:.1f}" for store in ("sqlite", "redis"))
+        rows.append((words, *took, f"{found['redis']['server_us_a_query'][mode]:.1f}"))
+    for name, words in {"store - partition": "the store's part", "control - store": "the control's part"}.items():
+        spans = [
+            "{:+.1f} ({:+.1f} – {:+.1f})".format(*found[store]["differences"][name]) for store in ("sqlite", "redis")
+        ]
+        rows.append((words, *spans, "–"))
+    where = found["conditions"]
+    titles = ("µs of processor time a query", "SQLite", "Redis, this process", "Redis itself")
+    return table(titles, rows) + (
+        f"\n{where['queries']:,} queries of {where['event_bytes']:,} bytes, {2 * where['blocks']} turns of each, alternating within "
+        f"one run on {where['cores']} cores (load {where['load_before'][0]:.1f} before it); 95 % by bootstrap over "
+        f"{where['blocks']} blocks.\n"
+    )
+
+
 def mutation_figures() -> str:
     """Figures of benchmarks/results/mutation.json: of small faults put into a module, how many a test noticed."""
     sys.path.insert(0, str(ROOT))
@@ -610,6 +639,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "blocks": blocks,
     "commands": commands,
     "core-floors": lambda: floors("core-floors"),
+    "joining-figures": joining_figures,
     "gateway-figures": gateway_figures,
     "dead-letter-reasons": dead_letter_reasons,
     "detecting-figures": detecting_figures,
