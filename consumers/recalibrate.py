@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from consumers.errors import InvalidInput
-from consumers.records import odd_patches, operator_entries
+from consumers.records import odd_patches, operator_entries, templates
 from consumers.records.damaged import readable
 from consumers.records.decision import StoredDecision, is_campaign, stored_decision
 from consumers.records.ledger import OVERFLOW
@@ -110,7 +110,9 @@ def _known_clients(
             if patches is None and not (profile.odd_bits & np.uint32(PATCHED)).any():
                 patches = ()  # nothing about it is odd; otherwise it was last seen before they were kept
             persona = presumption.personas.get(client, "")
-            yield KnownClient(client, profile, len(by_cell), persona, patches, change_of(by_cell, baseline))
+            written = (fields.get(templates.FIELD) for fields in by_cell.values())
+            recurring = templates.together(written, baseline.map_id, secrets, tenant)
+            yield KnownClient(client, profile, len(by_cell), persona, patches, change_of(by_cell, baseline), recurring)
 
 
 def _suspect(

@@ -35,6 +35,7 @@ from detector.query import QueryBatch
 from detector.simulation.text_population import TextStream, honest_texts, in_time_order
 from detector.simulation.texts import TextPools
 from detector.text import DOMAIN, ELICITATION_MARK, UNKNOWN, Embedder, digest
+from detector.text_kernels import TEMPLATE_HASHES
 
 TEXT_REHEARSED = (
     "free",
@@ -130,6 +131,7 @@ class LearnedTexts:
             [s.client for s in streams], who, rows, reference.labels[answers], reference.probabilities[answers],
             reference.values[answers], np.array([round(at * 1000) for at, _, _ in log], np.int64), np.ones(n, np.float32), np.arange(n),
             np.zeros(n, np.uint8), np.array([digest(text) for text in texts], np.uint64),
+            np.zeros((n, TEMPLATE_HASHES), np.uint64),
         )  # fmt: skip
 
 

@@ -37,6 +37,8 @@ from detector.exposure import EARLIER, REGRESSORS, Estimator
 from detector.features import ARRAYS, DISTANCE_BINS, MEASURES, REGIONS, Column, FeatureMap, Schema
 from detector.patches import KEPT, UNKNOWN
 from detector.signals import SIGNALS, TABLE_VERSION
+from detector.templates import KEPT as TEMPLATES_KEPT
+from detector.templates import HonestTemplates
 from detector.text import TEXT_VERSION, Embedder, Meaning, TextEncoder, Unbound
 from detector.trees import Trees
 
@@ -48,6 +50,7 @@ _CALIBRATION_ARRAYS = ("lifetime_maxima", "scale", "ordered", "free", "rehearsal
 _TOOL_ARRAYS = ("lifetime_maxima", "final_values")
 _FINAL_ARRAYS = ("distinct", "excess")
 _PATCHES, _CHANGES = "final.patches", "final.changes"
+_TEMPLATES, _SLOPES = "final.templates", "final.slopes"
 """Files of earlier versions lack them."""
 _ESTIMATOR_ARRAYS = ("weights", "errors", "sizes", "usual")
 _TYPES = ("<f8", "<f4", "<i8", "<i4", "<i2")
@@ -86,6 +89,9 @@ def pack_baseline(baseline: Baseline) -> bytes:
         arrays.append((_PATCHES, baseline.calibration.patches))
     if len(baseline.calibration.changes):
         arrays.append((_CHANGES, baseline.calibration.changes))
+    if len(baseline.calibration.templates):
+        templates = baseline.calibration.templates
+        arrays += [(_TEMPLATES, templates.hashes), (_SLOPES, templates.slopes)]
     for i, persona in enumerate(baseline.calibration.personas):
         arrays += [(f"persona.{i}.ordered", persona.ordered), (f"persona.{i}.free", persona.free)]
     if baseline.estimator is not None:
@@ -208,6 +214,7 @@ def _from_parts(
         simulated=_simulated(header["nulls"], len(arrays[f"nulls.{_stored('lifetime_maxima')}"])),
         patches=arrays.get(_PATCHES, NO_PATCHES),
         changes=arrays.get(_CHANGES, NO_CHANGES),
+        templates=HonestTemplates(arrays[_TEMPLATES], arrays[_SLOPES]) if _TEMPLATES in arrays else HonestTemplates(),
     )
     _check_calibration(calibration)
     facts = {str(name): float(value) for name, value in header["facts"].items()}
@@ -394,6 +401,7 @@ def _check_calibration(calibration: Calibration) -> None:
             ),
         )
     )
+    _check_templates(calibration.templates, g)
     _check_final(calibration.tools.final, r, "tools: final")
     pseudo_clients = calibration.tools.pseudo_clients(g)
     # Older calibrations on simulated clients alone have no pseudo-clients.
@@ -427,6 +435,20 @@ def _check_calibration(calibration: Calibration) -> None:
                 not 0 <= calibration.distinct < np.inf or not 0 <= calibration.days < np.inf,
                 "nulls: lives without a length",
             ),
+        )
+    )
+
+
+def _check_templates(templates: HonestTemplates, clients: int) -> None:
+    """Rows of as many clients, or of none."""
+    n, of_each = len(templates.hashes), templates.slopes
+    wrong = n not in (0, clients) or templates.hashes.shape[1:] != (TEMPLATES_KEPT,) or templates.hashes.dtype != "<i8"
+    _refuse(
+        (
+            (wrong, f"final: templates have shape {templates.hashes.shape}, not {(clients, TEMPLATES_KEPT)}"),
+            (bool(np.any(templates.hashes < UNKNOWN)), "final: templates hold what is no hash"),
+            (of_each.shape != (n,) or of_each.dtype != "<f8", f"final: slopes have shape {of_each.shape}, not {(n,)}"),
+            (not np.isfinite(of_each).all(), "final: slopes hold what is no number"),
         )
     )
 

@@ -33,6 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detector.patches import KEPT
+from detector.templates import HonestTemplates
 
 LARGEST_AVERAGED = 4
 TAIL_SHARE = 0.1
@@ -161,6 +162,7 @@ class Calibration:
     final     what the same clients had come to at last, for groups; (0,): this calibration cannot judge groups
     simulated  clients among the rows that were simulated
     changes   (g, 4) float32, own change of the same clients by kind, `UNKNOWN_CHANGE`: not known; (0, 4): of nobody
+    templates  of the same clients, where they write texts
     patches   (g, `patches.KEPT`) int64, where the odd queries of the same clients lie, 0: no more, `UNKNOWN`: not known; (0, …): of nobody
     """
 
@@ -178,6 +180,7 @@ class Calibration:
     simulated: int = 0
     patches: NDArray[np.int64] = field(default_factory=lambda: NO_PATCHES)
     changes: NDArray[np.float32] = field(default_factory=lambda: NO_CHANGES)
+    templates: HonestTemplates = field(default_factory=HonestTemplates)
 
     @property
     def clients(self) -> int:

@@ -151,6 +151,7 @@ class Measured:
     regions   (n,) int16 coverage region, −1 for an unreadable input: it has no place in the input space
     distance_bins  (n,) uint8, by distance to the nearest reference row
     patches   (n,) uint64, hash of the odd patch, 0 for a query that is not odd (patches.py)
+    templates  as of `QueryBatch`
     codes     (n, w) uint8 or uint16 remembered codes
     raw       (n, d) float64 inputs as logged: NaN is a missing value
     """
@@ -161,6 +162,7 @@ class Measured:
     regions: NDArray[np.int16]
     distance_bins: NDArray[np.uint8]
     patches: NDArray[np.uint64]
+    templates: NDArray[np.uint64]
     codes: Codes
     raw: NDArray[np.float64]
 
@@ -286,6 +288,7 @@ class FeatureMap:
             regions=np.where(unreadable, np.int16(-1), self.region_of[nearest]),
             distance_bins=np.searchsorted(self.distance_edges, distance).astype(np.uint8),
             patches=patches.patches_of(z, np.flatnonzero(bits & np.uint32(PATCHED)), self.patch_axes),
+            templates=batch.templates,
             codes=self.encode(raw, z, unreadable),
             raw=raw,
         )

@@ -1,6 +1,6 @@
 """Observations: what is unusual about when a client asked how much. They are shown beside a score and never counted in it.
 
-Five courses that incidents had, and honest clients have too:
+Six things that incidents had, and honest clients have too:
 
 * **new at full use**: a client that is seen for a day at most, and asked more distinct queries than nearly all honest clients of the
   calibration in all of their lifetimes.
@@ -11,11 +11,12 @@ Five courses that incidents had, and honest clients have too:
   explains single decisions. (The signal `stepped_pairs` sees variants in which many columns move by one size, this all others too.)
 * **unlike its own past**: it differs from its own earlier life by more than honest clients do from theirs (own_change.py). So does an
   account in other hands; and a client with a new task.
+* **shared template**: most of its texts are one template, filled in (templates.py). So are those of most applications.
 
 Rules:
 
-* Nothing is stored for them: they follow from the profile (first and last query, first passages, distinct queries). So they do not depend
-  on when a client was assessed.
+* They follow from the profile (first and last query, first passages, distinct queries, templates). So they do not depend on when a client
+  was assessed.
 * They are no evidence and spend no budget: when an honest client begins, and what it does next, is its owner's business.
 * The course is known where the order of the queries is, and at first passages only: a burst that is odd in nothing has none.
 """
@@ -41,6 +42,8 @@ FEWEST_NEW, FEWEST_BURST = 30, 100
 PROBE_QUERIES, PROBE_TIME = 0.05, 0.8
 """A probe: at most this share of the queries in at least this share of the time."""
 NEAR_PLAN = 0.8
+MOSTLY_TEMPLATE = 0.5
+"""Share of a client's texts from which on a template is worth telling."""
 FEWEST_SERIES, CORE_SHARE = 100, 0.02
 """A trial series: least number of distinct queries, and largest share of them that may be unlike all before."""
 DIFFERS = {
@@ -50,7 +53,9 @@ DIFFERS = {
     "pace": "its pace",
 }
 
-ObservationName = Literal["new_at_full_use", "probe_then_burst", "near_plan", "trial_series", "unlike_its_own_past"]
+ObservationName = Literal[
+    "new_at_full_use", "probe_then_burst", "near_plan", "trial_series", "unlike_its_own_past", "shared_template"
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +173,17 @@ def trial_series(distinct: float, novel: float) -> Observation:
         f"its {distinct:,.0f} distinct queries are variants of hardly any: unlike all that it asked before "
         f"{'is' if novel < 1.5 else 'are'} about {max(1.0, novel):,.0f} of them",
     )
+
+
+def shared_template(texts: int, whole: int) -> tuple[Observation, ...]:
+    """texts: that have the commonest template; whole: all of the client. Nothing where they are fewer than `MOSTLY_TEMPLATE`.
+
+    >>> [one.text for one in shared_template(45, 60)], shared_template(5, 60)
+    (['45 of its 60 texts share one template'], ())
+    """
+    if not whole or texts < MOSTLY_TEMPLATE * whole:
+        return ()
+    return (Observation("shared_template", f"{texts:,} of its {whole:,} texts share one template"),)
 
 
 def near_plan(distinct: float, plan: int) -> Observation:

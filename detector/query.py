@@ -59,6 +59,7 @@ class QueryBatch:
     misfit         (n,) uint8, flags of `Misfit`; 0: the query fits the schema
     salt           (n,) uint64, digest of what was logged where `inputs` does not say it (an unseen category's name, a number out
                    of range, an unreadable input), so that distinct queries stay distinct; 0: `inputs` says it all
+    templates      (n, TEMPLATE_HASHES) uint64, hashes of the template that a text may have (templates.py), 0: none; (n, 0): no texts
     """
 
     clients: list[str]
@@ -72,12 +73,15 @@ class QueryBatch:
     offsets: NDArray[np.int64]
     misfit: NDArray[np.uint8] = field(default_factory=lambda: np.zeros(0, np.uint8))
     salt: NDArray[np.uint64] = field(default_factory=lambda: np.zeros(0, np.uint64))
+    templates: NDArray[np.uint64] = field(default_factory=lambda: np.zeros((0, 0), np.uint64))
 
     def __post_init__(self) -> None:
         if len(self.misfit) != len(self.who):
             self.misfit = np.zeros(len(self.who), np.uint8)
         if len(self.salt) != len(self.who):
             self.salt = np.zeros(len(self.who), np.uint64)
+        if len(self.templates) != len(self.who):
+            self.templates = np.zeros((len(self.who), 0), np.uint64)
 
     def __len__(self) -> int:
         return len(self.who)
@@ -87,4 +91,5 @@ class QueryBatch:
         return QueryBatch(
             self.clients, self.who[rows], self.inputs[rows], self.labels[rows], self.probabilities[rows],
             self.values[rows], self.time_ms[rows], self.weight[rows], self.offsets[rows], self.misfit[rows], self.salt[rows],
+            self.templates[rows],
         )  # fmt: skip

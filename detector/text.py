@@ -29,7 +29,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detector.errors import CorruptBaseline
-from detector.text_kernels import BUCKETS, COUNTS, GRAMS_A_BYTE, encode_text, foreign_mass, hash_phrase, walk_text
+from detector.text_kernels import (
+    BUCKETS,
+    COUNTS,
+    GRAMS_A_BYTE,
+    TEMPLATE_HASHES,
+    encode_text,
+    foreign_mass,
+    hash_phrase,
+    walk_text,
+)
 
 TEXT_VERSION = 2
 AXES = 36
@@ -207,11 +216,15 @@ class TextEncoder:
 
     def row(self, text: str) -> NDArray[np.float64]:
         """The row of a text, (WIDTH,). It never fails; an empty text has a row of zeros but for its bias."""
-        out = np.empty(WIDTH)
-        encode_text(as_bytes(text), _phrases(), _LONGEST, self.rarity, self.domain, self.bias, out, AXES)
+        return self.read(text)[0]
+
+    def read(self, text: str) -> tuple[NDArray[np.float64], NDArray[np.uint64]]:
+        """The row of a text, (WIDTH,), and its templates, (TEMPLATE_HASHES,) as of `text_kernels.hash_templates`."""
+        out, templates = np.empty(WIDTH), np.empty(TEMPLATE_HASHES, np.uint64)
+        encode_text(as_bytes(text), _phrases(), _LONGEST, self.rarity, self.domain, self.bias, out, AXES, templates)
         if self.meaning is not None:
             self.meaning.apply(text, out)
-        return out
+        return out, templates
 
     def rows(self, texts: Sequence[str]) -> NDArray[np.float64]:
         """The rows of some texts, (n, WIDTH)."""

@@ -23,6 +23,10 @@ GRAMS_A_BYTE = 2
 """Most n-grams that a text has for each of its bytes: one of characters, and two of words for every second byte."""
 LONGEST_WORD = 40.0
 MOST_PHRASES = 8.0
+TEMPLATE_WORDS = 4
+"""Words whose hash stands for the template of a text."""
+TEMPLATE_HASHES = 3
+"""Of a text: of its beginning, of its end, and of the run of words with the smallest hash (templates.py)."""
 COUNTS = ("bytes", "words", "upper", "alphabetic", "digits", "symbols", "beyond_ascii", "phrases")
 
 _BASIS = np.uint64(0xCBF29CE484222325)
@@ -32,7 +36,8 @@ _MIX2 = np.uint64(0xBF58476D1CE4E5B9)
 _PAIR = np.uint64(0xD6E8FEB86659FD93)
 _CHARACTERS = np.uint64(0xA0761D6478BD642F)
 _SHIFT = np.uint64(64 - BUCKET_BITS)
-_32, _29, _8 = np.uint64(32), np.uint64(29), np.uint64(8)
+_FIRST, _LAST = np.uint64(0x8EBC6AF09C88C6E3), np.uint64(0x589965CC75374CC3)
+_32, _29, _16, _8 = np.uint64(32), np.uint64(29), np.uint64(16), np.uint64(8)
 _SPACE = np.uint64(0x20)
 _FOUR = np.uint64(0xFFFFFFFF)
 
@@ -199,8 +204,28 @@ def repeated_words(words, w, slots):  # type: ignore[no-untyped-def]
 
 
 @nb.njit(cache=True, nogil=True)
-def encode_text(text, phrases, longest, rarity, domain, bias, out, axes):  # type: ignore[no-untyped-def]
-    """The row of one text: `axes` axes, then the marks in the order of `text.MARKS`.
+def hash_templates(words, w, out):  # type: ignore[no-untyped-def]
+    """48-bit hashes that texts of one template share: of the first and the last words, and the smallest of a run of words; 0: too short.
+
+    words (≥ w,) uint64, hash of each word; out (TEMPLATE_HASHES,) uint64.
+    """
+    out[:] = np.uint64(0)
+    smallest = ~np.uint64(0)
+    for i in range(w - TEMPLATE_WORDS + 1):
+        run = _BASIS
+        for j in range(TEMPLATE_WORDS):
+            run = _mixed(run * _PAIR ^ words[i + j])
+        if i == 0:
+            out[0] = max(_mixed(run ^ _FIRST) >> _16, np.uint64(1))
+        if i == w - TEMPLATE_WORDS:
+            out[1] = max(_mixed(run ^ _LAST) >> _16, np.uint64(1))
+        smallest = min(smallest, run)
+        out[2] = max(smallest >> _16, np.uint64(1))
+
+
+@nb.njit(cache=True, nogil=True)
+def encode_text(text, phrases, longest, rarity, domain, bias, out, axes, templates):  # type: ignore[no-untyped-def]
+    """The row of one text: `axes` axes, then the marks in the order of `text.MARKS`; and its templates, as of `hash_templates`.
 
     text (b,) uint8; phrases, rarity, domain as above; bias of the discriminator; out (axes + 11,) float64.
     """
@@ -210,6 +235,7 @@ def encode_text(text, phrases, longest, rarity, domain, bias, out, axes):  # typ
     counts = np.empty(len(COUNTS), np.float64)
     characters = np.empty(256, np.int64)
     n, w = walk_text(text, phrases, longest, found, words, counts, characters)
+    hash_templates(words, w, templates)
     score, unknown = weigh_grams(found, n, rarity, domain, out[:axes])
     size = 2
     while size <= 2 * w:

@@ -279,6 +279,7 @@ def figures() -> dict[str, Callable[[], str]]:
     try:
         tables = importlib.import_module("benchmarks.tables")
         texts = importlib.import_module("benchmarks.text_tables")
+        split_texts = importlib.import_module("benchmarks.text_campaign_tables")
         exposure = importlib.import_module("benchmarks.exposure_tables")
         campaigns = importlib.import_module("benchmarks.campaign_tables")
         carry_over = importlib.import_module("benchmarks.carry_tables")
@@ -288,6 +289,7 @@ def figures() -> dict[str, Callable[[], str]]:
     made = {name: functools.partial(make, results) for name, make in tables.TABLES.items()}
     made |= {name: functools.partial(make, texts.read()) for name, make in texts.TABLES.items()}
     made |= {name: functools.partial(make, texts.read_embeddings()) for name, make in texts.EMBEDDING_TABLES.items()}
+    made |= {name: functools.partial(make, split_texts.read()) for name, make in split_texts.TABLES.items()}
     made |= {name: functools.partial(make, exposure.read()) for name, make in exposure.TABLES.items()}
     made |= {name: functools.partial(make, carry_over.read()) for name, make in carry_over.TABLES.items()}
     return made | {name: functools.partial(make, split) for name, make in campaigns.TABLES.items()}

@@ -17,6 +17,7 @@ from consumers.records import (
     sample_events,
     schema_watch,
     spans,
+    templates,
     usage,
 )
 from consumers.store import records
@@ -46,6 +47,7 @@ def test_every_field_of_a_profile_is_listed() -> None:
             refusals,
             sample_events,
             schema_watch,
+            templates,
             usage,
         )
     }

@@ -18,7 +18,8 @@ Rules:
   wait for the next pass, the longest waiting first, among new ones those whose members are oddest for their sizes.
 * A group is assessed again until what came of it is recorded. While a profile cell cannot be read, groups and campaigns stay as they are.
 * A group of more than `MOST_JUDGED` has changed when `GROWN` of it has.
-* A new group inside a flagged one is no campaign of its own. Nor is one that only odd queries close together tie, if half of it is.
+* A new group inside a flagged one is no campaign of its own. Nor is one that only odd queries close together, or a template, tie, if half
+  of it is.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 from consumers.detect.grouping import Grouping, Survey, Suspected
 from consumers.errors import CorruptState, Fenced, Rewound
-from consumers.records import alert, sample_events
+from consumers.records import alert, odd_patches, sample_events, templates
 from consumers.records.alert import MEMBERS_TOLD
 from consumers.records.client import ClientRecord, read_profile
 from consumers.records.damaged import UnreadableCells, readable
@@ -70,6 +71,11 @@ READ_AT_ONCE = 500
 GROWN = 0.05
 GROWN_CELL = 0.2
 """Share of its accounts that must be new before an update tells of a campaign that nothing ties: its accounts change with every pass."""
+
+TIES = {
+    odd_patches.KIND: "nothing but odd queries that lie close together",
+    templates.KIND: "nothing but one template, filled with what is foreign to the model's domain,",
+}
 
 
 class Holding(Protocol):
@@ -337,8 +343,10 @@ def _with_bound(evidence: tuple[Evidence, ...], group: Suspected) -> tuple[Evide
     """The evidence; of a group that only what it asks ties, the first sentence says how many of its accounts may be honest."""
     if group.honest_at_most is None or not evidence:
         return evidence
-    tie = "nothing but odd queries that lie close together" if group.by_patch else "nothing"
+    tie = TIES.get(group.by_shared_content, "nothing")
     bound = f"; {tie} ties these {len(group.named):,} accounts, and at most {group.honest_at_most:,} of them are honest (95 %)"
+    if group.alike >= SAME * len(group.named):
+        bound += f"; {group.alike:,} share one template filled with texts of the model's domain, as accounts of one application do"
     return (replace(evidence[0], text=evidence[0].text + bound), *evidence[1:])
 
 
@@ -354,7 +362,7 @@ def _changed(group: Suspected, before: tuple[tuple[ClientKey, ...], int] | None)
 
 
 def _inside(groups: Sequence[Suspected]) -> dict[ClientKey, list[ClientKey]]:
-    """Group → the larger groups that hold all of its accounts, half of one that odd queries tie; only groups that have such."""
+    """Group → the larger groups that hold all of its accounts (half, if odd queries or a template tie it); only groups that have such."""
     of: dict[ClientKey, list[int]] = {}
     for i, group in enumerate(groups):
         for member in group.members:
@@ -363,7 +371,7 @@ def _inside(groups: Sequence[Suspected]) -> dict[ClientKey, list[ClientKey]]:
     for group in groups:
         shared = Counter(i for member in group.members for i in of[member])
         size = len(group.members)
-        held = SAME * size if group.by_patch else size
+        held = SAME * size if group.by_shared_content else size
         larger = [groups[i].key for i, both in sorted(shared.items()) if both >= held and size < len(groups[i].members)]
         if larger:
             found[group.key] = larger

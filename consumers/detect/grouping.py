@@ -1,28 +1,30 @@
 """Groups of accounts that may be a campaign, from all rows of a tenant.
 
-Four ways lead to a group, and each only proposes (`campaigns` assesses and decides):
+Five ways lead to a group, and each only proposes (`campaigns` assesses and decides):
 
 1. Accounts share a link of their metadata (`detector.campaigns`).
 2. Too many accounts are odd in one measure for their size (`detector.fleet`).
 3. Too many accounts that are odd for their size ask odd queries close together (`detector.patch_groups`).
-4. Of accounts that are odd for their size one starts when another stops, again and again (`detector.handovers`).
+4. Too many accounts that are odd for their size fill one template with what is foreign (`detector.templates`).
+5. Of accounts that are odd for their size one starts when another stops, again and again (`detector.handovers`).
 
 Rules:
 * A group that has a link of a known campaign is that campaign. The id of a campaign is a hash of the tenant, the model and the link that
   it was first known by.
-* Of the second and third kind all accounts are named, and how many of them may be honest is said with the group.
+* Of the second to fourth kind all accounts are named, and how many of them may be honest is said with the group.
 * The rows say all: no profile is read here.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import numpy as np
 
-from consumers.records import alert, odd_patches
+from consumers.records import alert, odd_patches, templates
 from consumers.records.client import Tie
 from consumers.records.damaged import readable
 from consumers.records.decision import (
@@ -48,7 +50,7 @@ CONTENT = "content"
 """Kind of link of accounts that only what they ask ties."""
 HANDOVER = "handover"
 """Kind of link of an account that starts when another stops."""
-BY_CONTENT = (CONTENT, odd_patches.KIND, HANDOVER, CONTENT_LINK)
+BY_CONTENT = (CONTENT, odd_patches.KIND, templates.KIND, HANDOVER, CONTENT_LINK)
 """Kinds of links by which accounts are chosen for what they ask."""
 LINKS_KEPT = 64
 
@@ -62,6 +64,7 @@ class Suspected:
     sealed     sealed client id of each of those named
     ties       what ties those named
     honest_at_most  of a group that nothing but what it asks ties: how many of its accounts may be honest; None: other links tie it
+    alike      how many of those named share a template that is filled with texts of the model's domain
     """
 
     key: ClientKey
@@ -73,6 +76,7 @@ class Suspected:
     sealed: tuple[str, ...]
     ties: tuple[Tie, ...]
     honest_at_most: int | None = None
+    alike: int = 0
 
     @property
     def campaign_id(self) -> str:
@@ -84,9 +88,10 @@ class Suspected:
         return self.links[0].startswith(BY_CONTENT)
 
     @property
-    def by_patch(self) -> bool:
-        """Whether odd queries that lie close together are all that ties it."""
-        return self.honest_at_most is not None and self.ties[0].kind == odd_patches.KIND
+    def by_shared_content(self) -> str:
+        """The kind of link if odd queries that lie close together, or a template, are all that ties it; else empty."""
+        kind = self.ties[0].kind if self.honest_at_most is not None else CONTENT
+        return "" if kind == CONTENT else kind
 
 
 @dataclass(slots=True)
@@ -127,7 +132,9 @@ class Grouping:
             groups = candidates({key: links[key] for key in sorted(links)})
             found.groups += self._known(tenant, model, groups, found)
             found.groups += self._by_content(tenant, model, sorted(links), found)
-            found.groups += self._by_patches(tenant, model, sorted(links), found)
+            of_texts = len(self.baselines[model].calibration.templates) > 0
+            for kind in (odd_patches.KIND, templates.KIND)[: 1 + of_texts]:
+                found.groups += self._by_shared(kind, tenant, model, sorted(links), found)
             found.groups += self._by_handover(tenant, model, sorted(links), found)
         return found
 
@@ -142,17 +149,21 @@ class Grouping:
             suspected = _suspected(key, group.links, group, found.clients)
             yield replace(suspected, ties=(Tie(CONTENT, len(group.members)),), honest_at_most=cell.honest_at_most)
 
-    def _by_patches(self, tenant: str, model: str, accounts: Sequence[ClientKey], found: Survey) -> Iterator[Suspected]:
-        """Groups that odd queries close together tie: too many accounts have them (`detector.patch_groups`)."""
+    def _by_shared(
+        self, kind: str, tenant: str, model: str, accounts: Sequence[ClientKey], found: Survey
+    ) -> Iterator[Suspected]:
+        """Groups that odd queries close together tie, or a template: too many accounts have them (`detector.patch_groups`)."""
         baseline, rows = self.baselines[model], [found.clients[key] for key in accounts]
-        fleet = OddAccounts.of(np.array([row.size_p_value for row in rows]), [row.patches for row in rows])
+        mine = [[link for link in row.patches if link.startswith(f"{kind}:")] for row in rows]
+        fleet = OddAccounts.of(np.array([row.size_p_value for row in rows]), mine)
+        honest = self._honest if kind == odd_patches.KIND else self._honest_templates
         groups = {
-            tuple(accounts[i] for i in one.accounts): one for one in patch_groups(fleet, self._honest(tenant, baseline))
+            tuple(accounts[i] for i in one.accounts): one for one in patch_groups(fleet, honest(tenant, baseline))
         }
         tied = [Group(one.patches, members) for members, one in groups.items()]
         for suspected in self._known(tenant, model, tied, found):
             members = suspected.members
-            tie = Tie(odd_patches.KIND, len(members))
+            tie = Tie(kind, len(members))
             yield replace(suspected, ties=(tie,), honest_at_most=groups[members].honest_at_most)
 
     def _by_handover(
@@ -181,6 +192,14 @@ class Grouping:
             known = some if some is None or p <= LEVEL else []  # of the others nobody asks
             links.append(None if known is None else odd_patches.hashed(known, baseline.map_id, self.secrets, tenant))
         return OddAccounts.of(p_values, links)
+
+    def _honest_templates(self, tenant: str, baseline: Baseline) -> OddAccounts:
+        """All calibration clients, odd or not, with their templates hashed as those of the tenant's accounts."""
+        known = listed(baseline.calibration.templates.hashes)
+        links = [
+            None if some is None else templates.hashed(some, baseline.map_id, self.secrets, tenant) for some in known
+        ]
+        return OddAccounts.of(np.zeros(len(known)), links)
 
     def _known(self, tenant: str, model: str, groups: Sequence[Group[ClientKey]], found: Survey) -> Iterator[Suspected]:
         """The groups under the names of the campaigns that they are, each name once."""
@@ -213,6 +232,7 @@ def _suspected(
     for link in group.links:
         tied = {k for k, one in kept if link in one.links}
         of_kind.setdefault(link.partition(":")[0], set()).update(tied)
+    usual = Counter(link for _, one in kept for link in set(one.patches) if link.startswith(templates.USUAL))
     ties = sorted((Tie(kind, len(tied)) for kind, tied in of_kind.items()), key=lambda tie: (-tie.members, tie.kind))
     return Suspected(
         key,
@@ -223,6 +243,7 @@ def _suspected(
         1.0 - float(p_values.mean()),
         tuple(one.client_id for _, one in kept),
         tuple(ties),
+        alike=max(usual.values(), default=0),
     )
 
 

@@ -16,14 +16,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from consumers.records import alert, odd_patches, sample_events
+from consumers.records import alert, odd_patches, sample_events, templates
 from consumers.records.client import ClientRecord, read_clients
 from consumers.records.decision import StoredDecision, decided
 from consumers.secrets import Secrets
 from consumers.store import Cursor, Outcome
 from detector.baseline import Baseline
 from detector.exposure import Exposure, estimate_columns
-from detector.own_life import Observation, observed
+from detector.own_life import Observation, observed, shared_template
 from detector.patch_groups import LEVEL
 from detector.policy import (
     BUDGETS,
@@ -156,6 +156,7 @@ class Detect:
             if telling == "raised" and assessment.in_order:
                 began = reached(profile, baseline, policy.budget, persona)
             witnesses = sample_events.chosen(record.sample_events, assessment.strongest, baseline.table)
+            tied, told_of_texts = self._tied(key, record, baseline) if assessment.size_p_value <= LEVEL else ((), ())
             row = decided(
                 record,
                 before,
@@ -167,17 +168,26 @@ class Detect:
                 persona,
                 exposed=spent,
                 baseline=baseline.id,
-                observations=observations,
-                patches=self._patches(key, record, baseline) if assessment.size_p_value <= LEVEL else (),
+                observations=observations + told_of_texts,
+                patches=tied,
             )
             row, told_spent = alert.spent_told(key, row, before, budget, why, self.secrets)
             outcome.rows[key], told = alert.told(key, row, before, telling, self.secrets, began)
             outcome.alerts += [one for one in (told, told_spent) if one is not None]
 
-    def _patches(self, key: ClientKey, record: ClientRecord, baseline: Baseline) -> tuple[str, ...]:
-        """Keyed hashes of the client's odd patches."""
-        patches = odd_patches.together(record.patches, baseline.map_id, self.secrets, key.tenant) or ()
-        return odd_patches.hashed(patches, baseline.map_id, self.secrets, key.tenant)
+    def _tied(
+        self, key: ClientKey, record: ClientRecord, baseline: Baseline
+    ) -> tuple[tuple[str, ...], tuple[Observation, ...]]:
+        """Of a client that is odd for its size: keyed hashes of its odd patches and of its templates; what its texts share."""
+        place = baseline.map_id, self.secrets, key.tenant
+        links = odd_patches.hashed(odd_patches.together(record.patches, *place) or (), *place)
+        recurring = templates.together(record.templates, *place)
+        if recurring is None:
+            return links, ()
+        foreign = recurring.foreign(baseline.calibration.templates.level)
+        usual = [one for one in recurring.templates if one not in foreign]
+        links += templates.hashed(foreign, *place) + templates.hashed(usual, *place, templates.USUAL)
+        return links, shared_template(*recurring.shared)
 
     def _judged(self, clients: Sequence[Seen]) -> Iterator[tuple[Seen, _Judged | None]]:
         """The clients in their order, with what their profiles say; None for one that is not assessed."""

@@ -19,6 +19,7 @@ from consumers.records.schema_watch import SchemaWatch
 from consumers.store import Tombstones
 from detector.profile_table import ProfileTable
 from detector.query import ClientKey
+from detector.templates import TemplateSketch
 
 
 @dataclass(slots=True)
@@ -31,6 +32,7 @@ class Cell:
     links      client → what ties it to others (links.py); told: client → its last odd queries (sample_events.py)
     contents   client → what its odd queries say, under sharing keys (odd_contents.py)
     refused    client → what did not fit, counted (refusals.py); patches: where its odd queries lie (odd_patches.py)
+    templates  client → what recurs in its texts (templates.py)
     used       client → tokens (usage.py)
     halves     of queries that wait for the other half
     erased     client → offset below which its queries are skipped
@@ -66,4 +68,5 @@ class Cell:
     told: dict[ClientKey, tuple[sample_events.SampleEvent, ...]] = field(default_factory=dict)
     refused: dict[ClientKey, refusals.Refusals] = field(default_factory=dict)
     patches: dict[ClientKey, tuple[int, ...]] = field(default_factory=dict)
+    templates: dict[ClientKey, TemplateSketch] = field(default_factory=dict)
     used: dict[ClientKey, usage.Usage] = field(default_factory=dict)

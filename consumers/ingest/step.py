@@ -31,7 +31,7 @@ from consumers.ingest.cell import Cell
 from consumers.ingest.duplicates import FIELD, Windows, event_hashes
 from consumers.log import Records, prefix
 from consumers.log.formats import Decoded, InputReader, NativeFormat
-from consumers.records import links, odd_contents, odd_patches, refusals, sample_events, usage
+from consumers.records import links, odd_contents, odd_patches, refusals, sample_events, templates, usage
 from consumers.records.baselines_in_force import FIELD as FOLDED_FIELD
 from consumers.records.baselines_in_force import FoldedSince, folded_key
 from consumers.records.damaged import readable
@@ -158,6 +158,10 @@ class Ingest:
             cell.used[key] = usage.unpacked(fields.get(usage.FIELD))
             cell.told[key] = sample_events.unpacked(fields.get(sample_events.FIELD), self.secrets, key.tenant)
             cell.patches[key] = odd_patches.kept(fields, self.baselines[key.model].map_id, self.secrets, key.tenant)
+            if self.baselines[key.model].map.schema.of_texts:
+                map_id = self.baselines[key.model].map_id
+                known = templates.unpacked(fields.get(templates.FIELD), map_id, self.secrets, key.tenant)
+                cell.templates |= {} if known is None else {key: known}
             stored.setdefault(key.model, {})[key] = long_and_short(fields, self.baselines[key.model])
             if key.model in self.beside:
                 beside.setdefault(key.model, {})[key] = long_and_short(fields, self.beside[key.model])
@@ -401,14 +405,17 @@ class Ingest:
             values.pop(self.overflow(model), None)  # the overflow client is many, so it has none of these
         refused = refusals.seen(cell.refused, keys, batch, decoded.notes.get(model, {}))
         patches = odd_patches.seen(cell.patches, keys, batch, measured.patches, self.overflow(model))
+        recurring = templates.seen(cell.templates, keys, batch, measured, self.overflow(model))
         seal = functools.partial(sample_events.packed, secrets=self.secrets, tenant=self.tenant)
         map_id = self.baselines[model].map_id
         place = functools.partial(odd_patches.packed, map_id=map_id, secrets=self.secrets, tenant=self.tenant)
+        sketch = functools.partial(templates.packed, map_id=map_id, secrets=self.secrets, tenant=self.tenant)
         return [
             (linked, cell.links, links.FIELD, links.packed),
             (contents, cell.contents, odd_contents.FIELD, odd_contents.packed),
             (told, cell.told, sample_events.FIELD, seal),
             (patches, cell.patches, odd_patches.FIELD, place),
+            (recurring, cell.templates, templates.FIELD, sketch),
             (refused, cell.refused, refusals.FIELD, refusals.packed),
             (used, cell.used, usage.FIELD, usage.packed),
         ]
@@ -439,7 +446,16 @@ class Ingest:
         if model in cell.beside:
             cell.beside[model].drop(key)
         self.windows_of(cell, model).drop(key)
-        for known in (cell.stored, cell.links, cell.contents, cell.told, cell.refused, cell.patches, cell.used):
+        for known in (
+            cell.stored,
+            cell.links,
+            cell.contents,
+            cell.told,
+            cell.refused,
+            cell.patches,
+            cell.templates,
+            cell.used,
+        ):
             known.pop(key, None)
         cell.nameless.discard(key)
 

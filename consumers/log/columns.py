@@ -20,6 +20,7 @@ from consumers.log.json_scan import copy_pieces
 from consumers.log.reasons import MisfitNote
 from consumers.log.tolerant import Raw
 from detector.query import QueryBatch
+from detector.text_kernels import TEMPLATE_HASHES
 
 LONGEST_COMPARED = 1024
 """A value up to this size is kept as it is to be compared with a repetition, a longer one as its digest."""
@@ -30,11 +31,12 @@ Texts = tuple[bytearray, NDArray[np.int64]]
 
 
 class Marks(NamedTuple):
-    """What about a query does not fit. misfit, salt: as of `QueryBatch`."""
+    """What about a query does not fit. misfit, salt, templates: as of `QueryBatch`."""
 
     misfit: int
     salt: int
     notes: tuple[MisfitNote, ...]
+    templates: tuple[int, ...] = ()
 
 
 @dataclass(slots=True)
@@ -64,7 +66,7 @@ class ModelColumns:
 class RowColumns:
     """Columns that grow by one query at a time: `add`, perhaps `repeatable`, `close`.
 
-    marked  row → misfit and salt, where they are not 0
+    marked  row → misfit, salt and templates, where they are not 0
     """
 
     clients: dict[str, int] = field(default_factory=dict)
@@ -84,14 +86,14 @@ class RowColumns:
     metadata: dict[int, Raw] = field(default_factory=dict)
     usage: dict[int, Raw] = field(default_factory=dict)
     notes: dict[int, tuple[MisfitNote, ...]] = field(default_factory=dict)
-    marked: dict[int, tuple[int, int]] = field(default_factory=dict)
+    marked: dict[int, tuple[int, int, tuple[int, ...]]] = field(default_factory=dict)
 
     def mark(self, offset: int, marks: Marks) -> None:
         """Note what about the next query does not fit, and what identifies it beside its input."""
         if marks.notes:
             self.notes[offset] = marks.notes
         if marks.misfit or marks.salt:
-            self.marked[len(self.who)] = (marks.misfit, marks.salt)
+            self.marked[len(self.who)] = (marks.misfit, marks.salt, marks.templates)
 
     def add(self, place: int, offset: int, client: str, time_ms: int, weight: float, values: Values) -> None:
         """Take up a query. It never fails: a query is taken whole or not at all."""
@@ -125,8 +127,11 @@ class RowColumns:
         """All that was taken up."""
         n, c = len(self.who), reader.classes
         misfit, salt = np.zeros(n, np.uint8), np.zeros(n, np.uint64)
-        for i, (flags, salted) in self.marked.items():
+        templates = np.zeros((n, TEMPLATE_HASHES if reader.schema.of_texts else 0), np.uint64)
+        for i, (flags, salted, hashed) in self.marked.items():
             misfit[i], salt[i] = flags, salted
+            if hashed:
+                templates[i] = hashed
         batch = QueryBatch(
             clients=list(self.clients),
             who=np.frombuffer(self.who, np.int32),
@@ -141,6 +146,7 @@ class RowColumns:
             offsets=np.frombuffer(self.offsets, np.int64),
             misfit=misfit,
             salt=salt,
+            templates=templates,
         )
         return ModelColumns(
             np.frombuffer(self.places, np.int64),
@@ -172,6 +178,7 @@ def merged(one: ModelColumns, other: ModelColumns) -> ModelColumns:
             name: np.concatenate([getattr(first, name), getattr(second, name)])[order]
             for name in (
                 "inputs", "labels", "probabilities", "values", "time_ms", "weight", "offsets", "misfit", "salt",
+                "templates",
             )
         },
     )  # fmt: skip

@@ -320,6 +320,7 @@ def _carefully(
     letter  why only the head of the record `value` could be read
     """
     misfit, salt = 0, 0
+    templates: tuple[int, ...] = ()
     notes: tuple[MisfitNote, ...] = ()
     if values is None:
         if letter is None:
@@ -328,6 +329,7 @@ def _carefully(
             row, answer = _of_head(reader, event, value, letter[0])
         notes = row.notes + answer.notes
         misfit, salt = row.misfit | (int(Misfit.ANSWER) if answer.notes else 0), row.salt
+        templates = row.templates
         values = row.values, answer[:3]
     if _time_ms(event) == UNKNOWN_MS:
         notes = (MisfitNote("bad_timestamp"), *notes)
@@ -336,7 +338,7 @@ def _carefully(
         letter = ("missing_input", "")
     if not _weight(event):
         notes += (MisfitNote("bad_sampled_fraction"),)
-    return values, Marks(misfit, salt, notes), letter
+    return values, Marks(misfit, salt, notes, templates), letter
 
 
 def _of_head(

@@ -72,12 +72,13 @@ Values = tuple[list[float], Answered]
 
 
 class CarefulRow(NamedTuple):
-    """An input that was read with care. values: d numbers; misfit, salt: as of `QueryBatch`."""
+    """An input that was read with care. values: d numbers; misfit, salt, templates: as of `QueryBatch`."""
 
     values: list[float]
     misfit: int = 0
     salt: int = 0
     notes: tuple[MisfitNote, ...] = ()
+    templates: tuple[int, ...] = ()
 
 
 class CarefulAnswer(NamedTuple):
@@ -229,7 +230,8 @@ class InputReader:
             found = None
         if found is None:
             return self.unreadable("wrong_type", event[form])
-        return CarefulRow(self.schema.encoder.row(found.text).tolist(), 0, found.digest)
+        row, templates = self.schema.encoder.read(found.text)
+        return CarefulRow(row.tolist(), 0, found.digest, (), tuple(templates.tolist()))
 
     def unreadable(self, reason: str, *raws: Raw) -> CarefulRow:
         """The row of an input that cannot be read. raws: what tells it from others."""

@@ -295,4 +295,5 @@ def stack(batches: list[QueryBatch]) -> QueryBatch:
     return QueryBatch(
         list(clients), np.concatenate(who), joined("inputs"), joined("labels"), joined("probabilities"),
         joined("values"), joined("time_ms"), joined("weight"), joined("offsets"), joined("misfit"), joined("salt"),
+        joined("templates"),
     )  # fmt: skip

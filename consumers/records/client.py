@@ -20,7 +20,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from consumers.records import links, odd_contents, odd_patches, refusals, sample_events, usage
+from consumers.records import links, odd_contents, odd_patches, refusals, sample_events, templates, usage
 from consumers.records.damaged import readable
 from consumers.records.refusals import Refusals
 from consumers.records.sample_events import SampleEvent
@@ -68,7 +68,7 @@ class ClientRecord:
     members        client ids of a campaign's accounts; empty for a client
     ties           kinds of links that tie a campaign's accounts, and how many accounts each ties; empty for a client
     shared         hashes under sharing keys, ``KEYID.kind:hash``; empty for a campaign
-    patches        the client's odd patches as stored, by cell; empty for a campaign
+    patches        the client's odd patches as stored, by cell; empty for a campaign; templates: of its texts, likewise
     tokens         of its queries and their answers, as far as the log says; 0 for a campaign
     """
 
@@ -82,6 +82,7 @@ class ClientRecord:
     ties: tuple[Tie, ...] = ()
     shared: tuple[str, ...] = ()
     patches: tuple[bytes | None, ...] = ()
+    templates: tuple[bytes | None, ...] = ()
     tokens: int = 0
 
 
@@ -116,10 +117,12 @@ def read_clients(clients: Sequence[tuple[ClientKey, Fields]], baseline: Baseline
     for i, life in zip(found.whose, lives, strict=True):
         key, fields, client_id, (cells, linked, shared, events, counted, tokens) = known[i]
         patches = tuple(fields[cell].get(odd_patches.FIELD) for cell in cells)
+        recurring = tuple(fields[cell].get(templates.FIELD) for cell in cells)
         keys.append(key)
         record = ClientRecord(
-            client_id, life, cells, linked, events, counted, shared=shared, patches=patches, tokens=tokens
-        )
+            client_id, life, cells, linked, events, counted, shared=shared, patches=patches, templates=recurring,
+            tokens=tokens,
+        )  # fmt: skip
         records.append(record)
     return ReadClients(keys, records, found.columns, found.changes)
 

@@ -114,7 +114,7 @@ class StoredDecision:
     observations  what is unusual about when the client asked how much; shown, and never counted
     tokens      of its queries and their answers, as far as the log says
     shared      hashes under sharing keys, ``KEYID.kind:hash``, which indicators of peers are compared with
-    patches     keyed hashes of where the odd queries of a client lie that is odd for its size; empty for all others
+    patches     of a client that is odd for its size, keyed hashes of where its odd queries lie and of its templates
     budget      the last finding about the exposure budget; None for a client that never had one, and in rows of earlier versions
     """
 

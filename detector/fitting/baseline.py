@@ -48,6 +48,7 @@ from detector.signals import (
     measure_each,
     signal_table,
 )
+from detector.templates import HonestTemplates, Sketches, TemplateSketch
 
 ODDEST_CLIENTS_LEFT_OUT = 0.15
 HONEST_ODD_SHARE = 0.01
@@ -232,13 +233,14 @@ def _settle_levels(feature_map: FeatureMap, traffic: QueryBatch) -> None:
 
 
 class _Folded(NamedTuple):
-    """A client by the very fold that the service uses: id, profile, statistics, where its odd queries lie, its own change."""
+    """A client by the very fold that the service uses: id, profile, statistics, where its odd queries lie, its own change, templates."""
 
     client: str
     profile: Profile
     statistics: Statistics
     patches: tuple[int, ...]
     change: NDArray[np.float64]
+    templates: TemplateSketch
 
 
 def _folded(feature_map: FeatureMap, queries: QueryBatch) -> list[_Folded]:
@@ -246,11 +248,13 @@ def _folded(feature_map: FeatureMap, queries: QueryBatch) -> list[_Folded]:
     signals = signal_table(misfit_allowance=feature_map.misfit_allowance)
     patches: dict[int, tuple[int, ...]] = {}
     halves = HalvedLives(queries, feature_map.classes)
+    sketches = Sketches([TemplateSketch() for _ in queries.clients])
 
     def look(poll: QueryBatch, measured: Measured) -> None:
         for client, some in smallest(poll.who, measured.patches).items():
             patches[client] = united(patches.get(client, ()), some)
         halves.note(poll, measured)
+        sketches.note(poll.who, measured.templates, measured.raw)
 
     log = ProfileTable(feature_map, signals, "0" * 16, half_horizon_ms=2**62)
     profiles = log.of_log(queries, PUBLIC_KEY, measured=look)
@@ -258,7 +262,8 @@ def _folded(feature_map: FeatureMap, queries: QueryBatch) -> list[_Folded]:
     found = measure_each([p for _, _, p in seen], signals)
     own = halves.changes()
     return [
-        _Folded(client, p, one, patches.get(i, ()), own[i]) for (i, client, p), one in zip(seen, found, strict=True)
+        _Folded(client, p, one, patches.get(i, ()), own[i], sketches[i])
+        for (i, client, p), one in zip(seen, found, strict=True)
     ]
 
 
@@ -315,6 +320,9 @@ def _calibrate(
         tools=tools,
         patches=[None if one.client in simulated else one.patches for one in honest],
         changes=[None if one.client in simulated else one.change for one in honest],
+        templates=[None if one.client in simulated else one.templates for one in honest]
+        if feature_map.schema.of_texts
+        else (),
     )
     real = [one for one in honest if not persona[one.client] and one.client not in simulated]
     fitted = FittedClients(tuple(one.client for one in real), tuple(one.statistics for one in real), excluded)
@@ -332,6 +340,7 @@ def calibration_of(
     tools: Tools,
     patches: Sequence[Sequence[int] | None] = (),
     changes: Sequence[NDArray[np.float64] | None] = (),
+    templates: Sequence[TemplateSketch | None] = (),
 ) -> tuple[Calibration, NDArray[np.bool_]]:
     """Null distributions of honest clients, and which real clients without a persona are excluded from them.
 
@@ -339,7 +348,7 @@ def calibration_of(
     simulated  (g,) whether a client was simulated; no such client is excluded
     rehearsal_bound  (s,) of honest tools, (0,) where there was none
     tools     that were rehearsed: pseudo-clients of them join
-    patches, changes  of each client, None where they are not known, as of simulated ones; (): of nobody
+    patches, changes, templates  of each client, None where they are not known, as of simulated ones; (): of nobody
     """
     maxima = np.array([s.lifetime for s in clients])
     final_values = np.array([s.value for s in clients])
@@ -377,5 +386,6 @@ def calibration_of(
         changes=np.array([_UNKNOWN if changes[i] is None else changes[i] for i in kept.tolist()], np.float32)
         if changes
         else NO_CHANGES,
+        templates=HonestTemplates.of([templates[i] for i in kept.tolist()] if templates else ()),
     )
     return calibration, out[real]

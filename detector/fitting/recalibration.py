@@ -25,6 +25,7 @@ from detector.errors import UnfittedModel
 from detector.fitting.baseline import calibration_of, enough_clients, limits_of
 from detector.profile import Profile
 from detector.signals import FLOOR, FUSED, SIGNALS, TEXT_SIGNALS, Statistics, measure
+from detector.templates import TemplateSketch
 
 MIN_DAYS = 7.0
 MIN_LONG_CLIENTS = 20
@@ -40,6 +41,7 @@ class KnownClient:
     cells            number of log cells it was seen in; persona: declared use, "" for none
     patches          where its odd queries lie, None where that was not kept
     change           against its own earlier life (own_change.py), None where that is not known
+    templates        of its texts, None where they were not kept
     """
 
     client: str
@@ -48,6 +50,7 @@ class KnownClient:
     persona: str = ""
     patches: Sequence[int] | None = None
     change: NDArray[np.float64] | None = None
+    templates: TemplateSketch | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +87,7 @@ class _Measured:
     statistics: Statistics
     patches: Sequence[int] | None
     change: NDArray[np.float64] | None
+    templates: TemplateSketch | None
 
 
 def outliers(
@@ -178,7 +182,7 @@ def recalibrate(
         days = (p.last_ms - p.first_ms) / MS_A_DAY
         measured = _Measured(
             client.client, client.persona, client.cells <= 1, days, p.distinct, p.queries, measure(p, baseline.table),
-            client.patches, client.change,
+            client.patches, client.change, client.templates,
         )  # fmt: skip
         taken.append(measured)
     in_order = [m for m in taken if m.in_order]
@@ -204,6 +208,7 @@ def recalibrate(
         tools=baseline.calibration.tools,
         patches=[m.patches for m in taken],
         changes=[m.change for m in taken],
+        templates=[m.templates for m in taken] if baseline.map.schema.of_texts else (),
     )
     if beyond.any():
         excluded["beyond what honest tools reach in rehearsal"] = int(beyond.sum())

@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from support import victims
 from consumers import replay
 from consumers.alerts.finding import finding
 from consumers.alerts.ocsf import detection_finding
-from consumers.detect import grouping
+from consumers.detect import campaigns, grouping
 from consumers.detect import loop as detect
 from consumers.detect.campaigns import EVERY_S, Campaigns, Search
 from consumers.detect.grouping import campaign_id
@@ -34,15 +35,17 @@ from consumers.operators.audited_write import Actor
 from consumers.operators.operate import Operations
 from consumers.readers.queries import Reader
 from consumers.records.alert import stored_alert
-from consumers.records.decision import StoredDecision, campaign_key, is_campaign, stored_decision
+from consumers.records.client import Tie
+from consumers.records.decision import RowSummary, StoredDecision, campaign_key, is_campaign, stored_decision
 from consumers.records.heartbeat import Heartbeat, HeartbeatPublisher
 from consumers.secrets import Secrets
 from consumers.store import DECISION_CELLS, DecisionRow, OutboxAlert, Outcome, decision_cell
 from consumers.store.embedded import EmbeddedStore
 from detector.baseline import Baseline
+from detector.campaigns import Group
 from detector.policy import TTL_S, Decision, Policy, decide_group
 from detector.query import ClientKey
-from detector.scoring import Assessment
+from detector.scoring import Assessment, Evidence
 
 NewStore = Callable[[], EmbeddedStore]
 TENANT, MODEL = "default", victims.MODEL
@@ -672,3 +675,19 @@ def test_accounts_that_are_burnt_one_after_the_other_are_tied(world: World, monk
     assert then["campaign_id"] == first["campaign_id"]
     assert len(then["members"]) >= 10
     assert not any(link.startswith(JOINING) for row in world.campaigns for link in row.links)
+
+
+def test_what_ties_an_application_too_is_told_of_a_group_that_only_content_ties() -> None:
+    """Half of its accounts share a template filled with texts of the model's domain; fewer, or a link, and nothing is said."""
+
+    def told(sharing: int, honest_at_most: int | None) -> str:
+        keys = [ClientKey(TENANT, MODEL, f"{i:032x}") for i in range(20)]
+        usual = ["usual_template:00ff", "template:11ee"]
+        clients = {key: RowSummary(f"c-{i}", patches=usual[: 2 * (i < sharing)]) for i, key in enumerate(keys)}
+        group = grouping._suspected(keys[0], ("content:part",), Group(("content:part",), tuple(keys)), clients)
+        group = replace(group, ties=(Tie("content", 20),), honest_at_most=honest_at_most)
+        return campaigns._with_bound((Evidence("part", 9.0, 0.001, "odd"),), group)[0].text
+
+    assert "12 share one template filled with texts of the model's domain" in told(12, 3)
+    assert "template" not in told(9, 3)
+    assert told(20, None) == "odd"

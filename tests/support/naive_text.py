@@ -12,7 +12,7 @@ from collections import Counter
 from itertools import pairwise
 
 from detector.text import AXES, ELICITATION, MARKS, TextEncoder, as_bytes
-from detector.text_kernels import BUCKET_BITS, GRAM, LONGEST_WORD, MOST_PHRASES, SPREAD
+from detector.text_kernels import BUCKET_BITS, GRAM, LONGEST_WORD, MOST_PHRASES, SPREAD, TEMPLATE_WORDS
 
 _MASK = (1 << 64) - 1
 _WORD = re.compile(rb"[a-z0-9\x80-\xff]+")
@@ -95,3 +95,18 @@ def row(encoder: TextEncoder, text: str) -> list[float]:
         "domain": score / math.sqrt(max(n, 1)) + encoder.bias,
     }
     return [*axes, *(marks[name] for name in MARKS)]
+
+
+def templates(text: str) -> list[int]:
+    """Hashes of the first and the last words, and the smallest of all runs of as many words."""
+    hashes = [fnv(word) for word in _WORD.findall(bytes(as_bytes(text)).lower())]
+    runs = []
+    for at in range(len(hashes) - TEMPLATE_WORDS + 1):
+        run = 0xCBF29CE484222325
+        for h in hashes[at : at + TEMPLATE_WORDS]:
+            run = mixed(pair(run, h))
+        runs.append(run)
+    if not runs:
+        return [0, 0, 0]
+    ends = mixed(runs[0] ^ 0x8EBC6AF09C88C6E3), mixed(runs[-1] ^ 0x589965CC75374CC3)
+    return [max(run >> 16, 1) for run in (*ends, min(runs))]

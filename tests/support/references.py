@@ -311,6 +311,7 @@ def invented(
         regions=rng.integers(0, REGIONS, n).astype(np.int16),
         distance_bins=rng.integers(0, DISTANCE_BINS, n).astype(np.uint8),
         patches=np.zeros(n, np.uint64),
+        templates=batch.templates,
         codes=codes[at].astype(fmap.code_dtype),
         raw=raw[at],
     )
