@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -59,10 +59,12 @@ def infer_answers(predictions: Sequence[Mapping[str, Any]]) -> Answers:
     labels = [label_name(p.get("label")) for p in predictions]
     scores = [_scores(p) for p in predictions]
     width = _width(scores)
-    names = sorted({label for label in labels if label is not None}, key=_natural)
+    listed = _listed(predictions)
+    names = sorted({label for label in (*labels, *listed) if label is not None}, key=_natural)
     if not width:
         if names:
-            return Answers("classification", tuple(names), ["no probabilities: the classes are the labels"])
+            told = "the probabilities name the classes" if listed else "no probabilities: the classes are the labels"
+            return Answers("classification", tuple(names), [told])
         if any(_valued(p.get("value")) for p in predictions):
             return Answers("regression", ())
         if any(isinstance(p.get("text"), str) for p in predictions):
@@ -77,6 +79,12 @@ def infer_answers(predictions: Sequence[Mapping[str, Any]]) -> Answers:
     rows = [(label, s) for label, s in zip(labels, scores, strict=True) if s is not None and len(s) == width]
     given = np.array([s for _, s in rows], np.float64)
     return _matched([label for label, _ in rows], given, names)
+
+
+def _listed(predictions: Iterable[Mapping[str, Any]]) -> set[str | None]:
+    """Classes that probabilities or logits name: objects label → number."""
+    given = (p.get(name) for p in predictions for name in ("probabilities", "logits"))
+    return {label_name(label) for one in given if isinstance(one, dict) for label in one}
 
 
 def _scores(prediction: Mapping[str, Any]) -> list[float] | None:

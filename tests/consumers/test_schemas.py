@@ -252,6 +252,21 @@ def test_classes_that_no_label_names_are_said() -> None:
     assert "no row has a label for 2 of the 3 probabilities: they are called 1, 2" in found.said
 
 
+def test_objects_of_probabilities_name_the_classes_without_any_label() -> None:
+    """Also one that no label of the reference names, and the rows are read with their probabilities."""
+
+    def as_objects(i: int, event: dict[str, Any]) -> None:
+        low, high = event["prediction"]["probabilities"]
+        event["prediction"] = {"probabilities": {"yes": high, "no": low}} | ({"label": "no"} if i == 0 else {})
+
+    reference = raw(rows(60, as_objects))
+    schema = infer_schema(reference)
+    assert schema.labels == ("no", "yes")
+    batch, refused = reference_batch(reference, schema)
+    assert (len(batch), refused.total) == (60, 0)
+    assert np.isfinite(batch.probabilities).all()
+
+
 def test_labels_beyond_the_probabilities_are_said() -> None:
     found = answers(lambda p, a: a.update(label=["no", "ask", "yes"][int(2.99 * p)]))
     assert set(found.labels) < {"no", "ask", "yes"}
