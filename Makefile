@@ -166,6 +166,10 @@ bench-detection: $(STAMP) ## Ours and the literature on ten victims, about 35 mi
 bench-campaigns: $(STAMP) ## Campaigns as reported, split thefts, honest organisations, 20 minutes of CPU time; resumes (ARGS=--short: 1 minute, no file)
 	@nice -n 10 $(BIN)/python -m benchmarks.campaigns $(ARGS)
 
+.PHONY: bench-weak-pairs
+bench-weak-pairs: $(STAMP) ## The same campaigns where two weak links tie them, 6 minutes of CPU time; prints only (ARGS="--out FILE": resumes)
+	@nice -n 10 $(BIN)/python -m benchmarks.weak_pairs $(ARGS)
+
 .PHONY: bench-exposure
 bench-exposure: $(STAMP) ## Estimated exposure against real copies of thirteen models, about 6 minutes (ARGS=--short: prints only)
 	@nice -n 10 $(BIN)/python -m benchmarks.exposure $(ARGS)

@@ -36,6 +36,7 @@ from detector.simulation.attacks import AttackerKnowledge, steal
 from detector.simulation.domain import Domain, HonestPools, Rows, strangers
 from detector.simulation.population import Stream, account_name, clock, honest_stream, interleave, population
 from detector.size_null import SizeNull
+from detector.weak_pairs import starts, weak_pairs
 
 CLIENTS, MOST_QUERIES, STOLEN = 48, 120, 260
 FAMILIES = ("noise_uniform", "jbda", "line_search", "mixup", "in_domain")
@@ -142,6 +143,19 @@ def group_figures() -> list[Any]:
 def group_fingerprint() -> str:
     """The digest of what is done to groups."""
     return hashlib.sha256(json.dumps(group_figures()).encode()).hexdigest()[:16]
+
+
+def pair_fingerprint() -> str:
+    """The digest of what weak pairs are proposed among invented accounts."""
+    rng, out = np.random.default_rng(2026), []
+    for most in (0.1, 0.3, 1.0):
+        links = {
+            i: [f"agent:{rng.integers(1 + i % 9)}", f"plan:{i % 3}", *starts(int(rng.integers(0, 4 * DAY_MS)))]
+            for i in range(600)
+        }
+        p_values = {i: float(rng.uniform(0, most if links[i][0] == "agent:0" else 1.0)) for i in links}
+        out.append([[one.links, len(one.accounts), one.odd] for one in weak_pairs(links, p_values)])
+    return hashlib.sha256(json.dumps(out).encode()).hexdigest()[:16]
 
 
 def _rounded(value: float) -> float:

@@ -1,17 +1,18 @@
 """Groups of accounts that may be a campaign, from all rows of a tenant.
 
-Five ways lead to a group, and each only proposes (`campaigns` assesses and decides):
+Six ways lead to a group, and each only proposes (`campaigns` assesses and decides):
 
 1. Accounts share a link of their metadata (`detector.campaigns`).
-2. Too many accounts are odd in one measure for their size (`detector.fleet`).
-3. Too many accounts that are odd for their size ask odd queries close together (`detector.patch_groups`).
-4. Too many accounts that are odd for their size fill one template with what is foreign (`detector.templates`).
-5. Of accounts that are odd for their size one starts when another stops, again and again (`detector.handovers`).
+2. Accounts share two weak links, and too many of them are odd for their size (`detector.weak_pairs`).
+3. Too many accounts are odd in one measure for their size (`detector.fleet`).
+4. Too many accounts that are odd for their size ask odd queries close together (`detector.patch_groups`).
+5. Too many accounts that are odd for their size fill one template with what is foreign (`detector.templates`).
+6. Of accounts that are odd for their size one starts when another stops, again and again (`detector.handovers`).
 
 Rules:
 * A group that has a link of a known campaign is that campaign. The id of a campaign is a hash of the tenant, the model and the link that
   it was first known by.
-* Of the second to fourth kind all accounts are named, and how many of them may be honest is said with the group.
+* Of the third to fifth kind all accounts are named, and how many of them may be honest is said with the group.
 * The rows say all: no profile is read here.
 """
 
@@ -35,16 +36,17 @@ from consumers.records.decision import (
     stored_decision,
     summary_of,
 )
-from consumers.records.indicators import CONTENT_LINK, NOTHING, Reported
+from consumers.records.indicators import CONTENT_LINK, LINK, NOTHING, Reported
 from consumers.secrets import Secrets
 from consumers.store import DecisionRow
 from detector.baseline import Baseline
-from detector.campaigns import Group, candidates, named_of
+from detector.campaigns import STRONG, Group, candidates, named_of
 from detector.fleet import fleet_cells
 from detector.handovers import handover_chains
 from detector.patch_groups import LEVEL, OddAccounts, patch_groups
 from detector.patches import listed
 from detector.query import ClientKey
+from detector.weak_pairs import starts, weak_pairs
 
 CONTENT = "content"
 """Kind of link of accounts that only what they ask ties."""
@@ -52,6 +54,10 @@ HANDOVER = "handover"
 """Kind of link of an account that starts when another stops."""
 BY_CONTENT = (CONTENT, odd_patches.KIND, templates.KIND, HANDOVER, CONTENT_LINK)
 """Kinds of links by which accounts are chosen for what they ask."""
+WEAK_PAIR = "weak_pair"
+"""Kind of link of accounts that have two weak links in common."""
+NOT_WEAK = (*STRONG, *BY_CONTENT, LINK)
+"""Beginnings of links that make no weak pair: they say who an account is, what it asks, or what a peer told."""
 LINKS_KEPT = 64
 
 
@@ -131,12 +137,29 @@ class Grouping:
             # in one order whatever order the rows came in
             groups = candidates({key: links[key] for key in sorted(links)})
             found.groups += self._known(tenant, model, groups, found)
+            found.groups += self._by_pairs(tenant, model, sorted(links), found)
             found.groups += self._by_content(tenant, model, sorted(links), found)
             of_texts = len(self.baselines[model].calibration.templates) > 0
             for kind in (odd_patches.KIND, templates.KIND)[: 1 + of_texts]:
                 found.groups += self._by_shared(kind, tenant, model, sorted(links), found)
             found.groups += self._by_handover(tenant, model, sorted(links), found)
         return found
+
+    def _by_pairs(self, tenant: str, model: str, accounts: Sequence[ClientKey], found: Survey) -> Iterator[Suspected]:
+        """Groups that two weak links tie, and too many of them are odd for their size (`detector.weak_pairs`)."""
+        rows = {key: found.clients[key] for key in accounts}
+        weak = {key: [link for link in row.links if not link.startswith(NOT_WEAK)] for key, row in rows.items()}
+        for key, row in rows.items():
+            weak[key] += starts(row.first_ms) if row.first_ms else ()  # not known in rows of earlier versions
+        pairs = {
+            f"{WEAK_PAIR}:{alert.digest_of(*one.links)[:16]}": one
+            for one in weak_pairs(weak, {key: row.size_p_value for key, row in rows.items()})
+        }
+        tied = [Group((link,), one.accounts) for link, one in pairs.items()]
+        for suspected in self._known(tenant, model, tied, found):
+            both = next(pairs[link].links for link in suspected.links if link in pairs)
+            ties = (Tie(link.partition(":")[0], len(suspected.named)) for link in both)
+            yield replace(suspected, ties=tuple(ties))
 
     def _by_content(self, tenant: str, model: str, accounts: Sequence[ClientKey], found: Survey) -> Iterator[Suspected]:
         """Groups that no link ties: too many accounts are odd in the same measure for their size (`detector.fleet`)."""

@@ -691,3 +691,38 @@ def test_what_ties_an_application_too_is_told_of_a_group_that_only_content_ties(
     assert "12 share one template filled with texts of the model's domain" in told(12, 3)
     assert "template" not in told(9, 3)
     assert told(20, None) == "odd"
+
+
+def test_accounts_that_share_software_and_began_on_one_day_are_tied(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each alone says nothing: one honest account in three has that software, and a tenth began on that day. Nobody joins by it."""
+    monkeypatch.setattr(grouping, "fleet_cells", lambda *_: [])
+    monkeypatch.setattr(grouping, "patch_groups", lambda *_: [])
+    rows = victims.items(300 * 10, np.random.default_rng(8))
+    same = {"user_agent": "client/1", "headers": "host,accept"}
+    lines = [
+        victims.line(
+            row, client_id=f"honest-{i % 300:03d}", event_id=f"h-{i}", timestamp=f"2026-03-{10 - i % 10:02d}T00:{i % 60:02d}:00Z",
+            metadata=same if i % 3 == 0 else {"user_agent": f"client/{i % 30}", "headers": "accept,host"},
+        )
+        for i, row in enumerate(rows)
+    ]  # fmt: skip
+    thefts = [
+        victims.line(
+            row, client_id=THIEVES[i % 20], event_id=f"t-{i}", timestamp=f"2026-03-10T{i // 60:02d}:{i % 60:02d}:00Z", metadata=same
+        )
+        for i, row in enumerate(odd_rows(20 * 30, 5))
+    ]  # fmt: skip
+    world.read([*lines, *thefts])
+    world.judge()
+    (alert,) = [alert for alert in world.alerts if alert["kind"] == "campaign"]
+    assert [tie["kind"] for tie in alert["links"]] == ["agent", "start"]
+    assert {tie["members"] for tie in alert["links"]} == {len(alert["members"])}
+    assert (alert["reason"], alert["enforced"]) == ("campaign", "clear")
+    assert set(THIEVES) <= set(alert["members"])
+    assert sum(name.startswith("honest") for name in alert["members"]) < 10  # ten have both in common
+    before = len(world.alerts)
+    world.judge()
+    assert len(world.alerts) == before
+    assert not any(link.startswith(JOINING) for row in world.campaigns for link in row.links)

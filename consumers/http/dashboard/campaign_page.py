@@ -17,7 +17,7 @@ from detector.policy import REASONS
 
 TIED_BY = {"org": "organisation", "session": "session", "payment": "means of payment", "device": "device",
            "registration": "registration", "ip": "address", "asn_ja4": "network and fingerprint",
-           "agent": "client software", "plan": "plan",
+           "agent": "client software", "plan": "plan", "start": "first query on the same day",
            "content": "what they ask", "odd_patch": "odd queries close together", "template": "one prompt template",
            "handover": "one starts when another stops", "peer": "an indicator of a peer",
            "content_peer": "queries that a peer reported"}  # fmt: skip
