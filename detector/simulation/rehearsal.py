@@ -204,7 +204,7 @@ def _answering(scores: Predict, shown: Callable[[Rows], Rows]) -> Predict:
     return lambda rows: shown(scores(rows))
 
 
-def batch_of(rows: Rows, answers: Rows, task: str) -> QueryBatch:
+def batch_of(rows: Rows, answers: Rows, task: str = "classification") -> QueryBatch:
     """(n, d) rows and their (n, c) answers as the queries of one client; of a regression nothing is folded but the rows."""
     n = len(rows)
     labels = np.full(n, UNKNOWN_LABEL) if task == "regression" else answers.argmax(1)

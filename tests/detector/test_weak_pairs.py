@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from detector.weak_pairs import CHANCE, FEWEST, HALF_DAY_MS, LEVEL, SAME_AS_ONE, starts, ties_alone, weak_pairs
+from detector.campaigns import FEWEST
+from detector.weak_pairs import CHANCE, HALF_DAY_MS, LEVEL, SAME_AS_ONE, starts, ties_alone, weak_pairs
 
 Fleet = tuple[dict[int, list[str]], dict[int, float]]
 DAY_MS = 2 * HALF_DAY_MS
