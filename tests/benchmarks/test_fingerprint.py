@@ -13,12 +13,13 @@ from detector import group_statistic, signals
 
 STORED = Path(__file__).parents[2] / "benchmarks/results"
 RESULTS = json.loads((STORED / "detection.json").read_text())
+CARRIED = json.loads((STORED / "carry_over.json").read_text())
 CAMPAIGNS = json.loads((STORED / "campaigns.json").read_text())
 
 
 def test_the_stored_results_were_measured_with_this_behaviour() -> None:
-    """If this fails and the change is meant: `make bench-detection`."""
-    assert fingerprint() == RESULTS["environment"]["detector_fingerprint"]
+    """If this fails and the change is meant: `make bench-detection`, `make bench-carry-over`."""
+    assert fingerprint() == RESULTS["environment"]["detector_fingerprint"] == CARRIED["detector_fingerprint"]
 
 
 @pytest.mark.soak
