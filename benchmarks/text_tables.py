@@ -15,9 +15,13 @@ from benchmarks.evaluation import Rate
 
 RESULTS = Path(__file__).parent / "results" / "texts.json"
 EMBEDDING_RESULTS = RESULTS.parent / "text_embeddings.json"
+MEANING_RESULTS = RESULTS.parent / "text_meanings.json"
 VARIANTS = ("plain", "drip50", "drip5")
 CONTROL = "in_domain"
 OURS, AMONG_USUAL = "QueryWarden", "QueryWarden, among usual clients only"
+WORDS, BOTH = f"{OURS}, words", f"{OURS}, words and embeddings"
+VECTORS = "vectors"
+"""The victim whose input is an embedding."""
 Results = dict[str, Any]
 Cells = dict[str, list[int]]
 
@@ -97,8 +101,50 @@ def read_embeddings() -> Results:
     return found
 
 
+def read_whole_clients() -> Results:
+    """The committed figures of whole clients with sentence embeddings."""
+    found: Results = json.loads(MEANING_RESULTS.read_text(encoding="utf-8"))
+    return found
+
+
+def meanings(results: Results) -> str:
+    """Each method at each budget: on all models of texts together, and on each at the first budget if there are several."""
+    victims = results["victims"]
+    of_texts = [found for name, found in victims.items() if name != VECTORS]
+    titles = ("victim", "method @ budget", "false alarms", *VARIANTS, "control")
+    lines = f"| {' | '.join(titles)} |\n| --- | --- |{' ---: |' * (len(titles) - 2)}\n"
+    several = len(of_texts) > 1
+    for method in of_texts[0] if several else ():
+        lines += _row("texts", method, [found[method] for found in of_texts], results["splits"])
+    for name, found in victims.items():
+        lines += "".join(
+            _row(f"`{name}`", method, [cells], results["splits"])
+            for method, cells in found.items()
+            if not several or name == VECTORS or method.endswith(" @ 0.01")
+        )
+    return lines
+
+
+def by_family_and_encoder(results: Results) -> str:
+    """Ours by family, by words and with embeddings, on all models of texts at the 1 % budget."""
+    victims = [found for name, found in results["victims"].items() if name != VECTORS]
+    names = list(dict.fromkeys(kind.partition("/")[0] for kind in victims[0][f"{BOTH} @ 0.01"] if "/" in kind))
+    how = {WORDS: "words", BOTH: "words and embeddings"}
+    lines = f"| theft | {' | '.join(f'{v}: {h}' for v in VARIANTS for h in how.values())} |\n"
+    lines += f"| --- |{' ---: |' * len(how) * len(VARIANTS)}\n"
+    for name in names:
+        found = [[one[f"{h} @ 0.01"] for one in victims] for h in how]
+        rates = [_rate(o[f"{name}/{v}"] for o in one if f"{name}/{v}" in o) for v in VARIANTS for one in found]
+        lines += f"| `{name}` | {' | '.join(map(_share, rates))} |\n"
+    return lines
+
+
 TABLES: dict[str, Callable[[Results], str]] = {"bench-text": methods, "bench-text-families": families}
 EMBEDDING_TABLES: dict[str, Callable[[Results], str]] = {
     "bench-text-embeddings": text_by_text,
+}
+MEANING_TABLES: dict[str, Callable[[Results], str]] = {
+    "bench-text-meanings": meanings,
+    "bench-text-meanings-families": by_family_and_encoder,
 }
 """Generated region of docs/text.md → its table."""

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -50,6 +50,7 @@ from detector.simulation.honest import BENIGN
 from detector.simulation.population import honest_stream, interleave, population
 from detector.simulation.rehearsal import rehearse
 from detector.simulation.texts import TEXT_HONEST
+from detector.text import Embedder
 
 CAP_A_CLIENT = 200
 """Rows that one client may give to a reference that is derived from traffic."""
@@ -104,7 +105,7 @@ def fit(
     seed: int = 0,
     exposure: bool = True,
     trust_traffic: bool = False,
-    embeddings: bool = False,
+    embeddings: bool | Embedder = False,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Fitted:
     """Fit a baseline for one model. Raises InvalidInput with one clear line.
@@ -115,7 +116,7 @@ def fit(
     excluded   clients of the traffic that are not presumed honest
     exposure   also rehearse thefts, so that the service can say how much a client could have copied (some 10 s)
     trust_traffic  every client of the traffic has a say, however far beyond what honest tools reach in rehearsal
-    embeddings  of texts: rows take their axes from sentence embeddings (the extra ``embeddings``)
+    embeddings  of texts: rows take their axes from sentence embeddings (the extra ``embeddings``), or from those of this embedder
     """
     said: list[str] = []
     rng = np.random.default_rng(seed)
@@ -134,7 +135,7 @@ def fit(
         said.append(f"reference: {raw.elsewhere:,} lines of other models left out")
     understood = understand(raw, declared)
     schema, learned = understood.schema, None
-    embedder = _embedder(schema) if embeddings else None
+    embedder = None if embeddings is False else _embedder(schema, embeddings)
     if schema.of_texts:
         progress("learning the words of the model's domain")
         learned = learn_texts(
@@ -185,11 +186,11 @@ def fit(
     return Fitted(baseline, [*said, *baseline.notes], understood, refused, misfits, usual.shares(), review)
 
 
-def _embedder(schema: Schema) -> SentenceEmbedder:
+def _embedder(schema: Schema, given: Literal[True] | Embedder) -> Embedder:
     """What embeds texts while `fit` runs. Raises WrongUse for other inputs, InvalidInput where the extra is missing."""
     if not schema.of_texts:
         raise WrongUse("--embeddings is for models whose inputs are texts")
-    return SentenceEmbedder(KEPT_BY_FIT)
+    return SentenceEmbedder(KEPT_BY_FIT) if given is True else given
 
 
 def _queries(

@@ -290,6 +290,7 @@ def figures() -> dict[str, Callable[[], str]]:
     made |= {name: functools.partial(make, texts.read()) for name, make in texts.TABLES.items()}
     made |= {name: functools.partial(make, texts.read_embeddings()) for name, make in texts.EMBEDDING_TABLES.items()}
     made |= {name: functools.partial(make, split_texts.read()) for name, make in split_texts.TABLES.items()}
+    made |= {name: functools.partial(make, texts.read_whole_clients()) for name, make in texts.MEANING_TABLES.items()}
     made |= {name: functools.partial(make, exposure.read()) for name, make in exposure.TABLES.items()}
     made |= {name: functools.partial(make, carry_over.read()) for name, make in carry_over.TABLES.items()}
     return made | {name: functools.partial(make, split) for name, make in campaigns.TABLES.items()}

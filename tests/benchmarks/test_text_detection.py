@@ -1,13 +1,11 @@
-"""The benchmark on texts: shares without a common text, a window of MMD, and tables of the committed figures."""
+"""The benchmark on texts: shares without a common text, and tables of the committed figures."""
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
 from benchmarks import text_detection, text_tables
-from benchmarks.text_detection import WINDOW, Client, Others, Shares
-from detector.simulation.text_population import TextStream
+from benchmarks.text_detection import Shares
 
 
 @pytest.fixture
@@ -25,22 +23,6 @@ def test_no_text_is_in_two_shares(shares: Shares) -> None:
     assert all("second" in text for text in shares.foreign)
 
 
-def client(rows: np.ndarray) -> Client:
-    n = len(rows)
-    return Client(TextStream("c", "benign", "free", "", "", [""] * n, np.zeros(n, np.bool_), np.arange(float(n))), rows)
-
-
-def test_others_tell_other_rows_from_the_reference_and_mmd_needs_a_window() -> None:
-    rng = np.random.default_rng(0)
-    reference = rng.normal(size=(700, 8))
-    others = Others(reference, [client(rng.normal(size=(200, 8))) for _ in range(5)])
-    usual, odd = client(rng.normal(size=(WINDOW, 8))), client(rng.normal(size=(WINDOW, 8)) + 3)
-    assert others.mmd(odd) > 5 * others.mmd(usual)
-    assert others.mmd(client(odd.rows[:-1])) == -np.inf
-    for measure in ("knn", "mahalanobis"):
-        assert others.share(measure, odd) > 0.5 > 0.05 > others.share(measure, usual)
-
-
 def test_the_committed_figures_hold_every_victim_and_the_control() -> None:
     results = text_tables.read()
     assert sorted(results["victims"]) == ["chat", "manuals", "reviews"]
@@ -56,4 +38,22 @@ def test_the_committed_figures_of_embeddings_hold_the_control() -> None:
     for found in results["texts"].values():
         assert {how: one["beyond"]["in_domain"] <= 0.05 * results["each"] for how, one in found.items()} == {
             "words": True, "words and embeddings": True,
+        }  # fmt: skip
+
+
+def test_the_committed_figures_of_whole_clients_compare_like_with_like() -> None:
+    """Ours by words and with embeddings, and the literature on the embeddings, on the same clients of each model."""
+    results = text_tables.read_whole_clients()
+    assert text_tables.VECTORS in results["victims"]
+    assert set(results["embedded"]) == set(results["victims"]) - {text_tables.VECTORS}
+    for name, found in results["victims"].items():
+        tried = {
+            method: {kind: of for kind, (_, of) in cells.items()}
+            for method, cells in found.items()
+            if "usual" not in method
+        }
+        assert len({tuple(sorted(one.items())) for one in tried.values()}) == 1
+        ours = {text_tables.OURS} if name == text_tables.VECTORS else {text_tables.WORDS, text_tables.BOTH}
+        assert {method.partition(" @ ")[0] for method in tried} == ours | {
+            "kNN share, embeddings", "Mahalanobis share, embeddings", "MMD as published, embeddings",
         }  # fmt: skip
