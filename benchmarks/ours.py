@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.victims import Victim
-from consumers.fit import rehearsal
+from consumers.fit import rehearsal, rehearsal_on
 from detector.baseline import Baseline
 from detector.calibration import UNREHEARSED, FinalExcess, Tools
 from detector.features import Measured
@@ -77,7 +77,7 @@ def fitted(
 ) -> tuple[Baseline, FittedClients]:
     return fit_baseline(
         victim.name, victim.schema, reference_of(victim), as_batch(victim, calibration), rng=rng,
-        rehearsed=rehearsed,
+        rehearsed=rehearsed, rehearse_on=rehearsal_on(reference_of(victim), victim.schema, 0),
     )  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from consumers import atomic_file, paths
 from consumers.embeddings import KEPT_BY_FIT, SentenceEmbedder
@@ -45,7 +46,7 @@ from detector.features import Schema
 from detector.fitting.baseline import MIN_CLIENTS, Rehearsed, fit_baseline
 from detector.fitting.recalibration import Outlier, first_to_review, outliers
 from detector.query import UNKNOWN_MS, QueryBatch
-from detector.simulation.domain import Domain, HonestPools, strangers
+from detector.simulation.domain import Domain, HonestPools, Rows, strangers
 from detector.simulation.honest import BENIGN
 from detector.simulation.population import honest_stream, interleave, population
 from detector.simulation.rehearsal import rehearse
@@ -168,6 +169,7 @@ def fit(
             model_id, schema, batch, honest, rng=rng, simulated=frozenset(stand_ins), personas=personas,
             rehearsed=None if trust_traffic else rehearsal(batch, schema, seed, learned, honest),
             reworded=None if learned is None else learned.reworded_rows(batch),
+            rehearse_on=None if trust_traffic or learned is not None else rehearsal_on(batch, schema, seed),
         )  # fmt: skip
     except DetectorError as error:
         raise InvalidInput(str(error)) from error
@@ -274,6 +276,18 @@ def rehearsal(
     return Rehearsed(queries, tuple(k if k in STAND_INS else "" for k in kinds))
 
 
+def rehearsal_on(reference: QueryBatch, schema: Schema, seed: int) -> Callable[[Rows], Rehearsed]:
+    """The tools that stand in, as `rehearsal` plays them, on rows that are given later."""
+
+    def play(rows: Rows) -> Rehearsed:
+        embedded = _embedded(reference, schema)
+        told = [kind for kind in STAND_INS if not (embedded and kind in TOOLS) for _ in range(REHEARSED_STAND_INS)]
+        rng = np.random.default_rng([seed, REHEARSED_STAND_INS])
+        return Rehearsed(_simulated_queries(reference, schema, told, rng, rows), tuple(told))
+
+    return play
+
+
 def _largest(clients: QueryBatch) -> int:
     """Distinct texts of the client that asks most of them."""
     asked = np.unique(np.stack([clients.who.astype(np.uint64), clients.salt]), axis=1)
@@ -305,27 +319,26 @@ def _embedded(reference: QueryBatch, schema: Schema) -> bool:
 
 
 def _simulated_queries(
-    reference: QueryBatch, schema: Schema, kinds: Sequence[str], rng: np.random.Generator
+    reference: QueryBatch, schema: Schema, kinds: Sequence[str], rng: np.random.Generator, items: Rows | None = None
 ) -> QueryBatch:
     """A simulated honest client for each kind, drawn from the reference and answered as the nearest reference row was.
 
-    It lacks the values that the nearest row lacks.
+    It lacks the values that the nearest row lacks. items: other rows to draw from.
     """
     gone, marks = ~np.isfinite(reference.inputs), reference
     reference = filled(reference, rng)
     coded = schema.categorical
     domain = Domain.of(reference.inputs, coded if coded.any() else None)
     classes = np.maximum(reference.labels, 0).astype(np.int64)
-    pools = HonestPools(domain, reference.inputs, classes, reference.inputs, strangers(domain, reference.inputs, rng))
+    drawn = reference.inputs if items is None else items
+    pools = HonestPools(
+        domain, drawn, classes if items is None else classes[_nearest(reference.inputs, items)], drawn,
+        strangers(domain, reference.inputs, rng),
+    )  # fmt: skip
     streams = [honest_stream(kind, pools, child) for kind, child in zip(kinds, rng.spawn(len(kinds)), strict=True)]
     log = interleave(streams)
     inputs = log.inputs
-    scale = np.maximum(reference.inputs.std(0), 1e-9)
-    table = reference.inputs / scale
-    nearest = np.empty(len(inputs), np.int64)
-    for part in np.array_split(np.arange(len(inputs)), max(1, len(inputs) // 512)):
-        query = inputs[part] / scale
-        nearest[part] = np.argmin((table**2).sum(1) - 2 * query @ table.T, 1)
+    nearest = _nearest(reference.inputs, inputs)
     lacking = gone[nearest]
     if lacking.any():
         inputs = np.where(lacking, marks.inputs[nearest], inputs)
@@ -334,6 +347,17 @@ def _simulated_queries(
         (log.times_s * 1000).astype(np.int64), np.ones(len(inputs), np.float32), np.arange(len(inputs)),
         marks.misfit[nearest], marks.salt[nearest],
     )  # fmt: skip
+
+
+def _nearest(reference: Rows, inputs: Rows) -> NDArray[np.int64]:
+    """The nearest reference row of each input, (n,)."""
+    scale = np.maximum(reference.std(0), 1e-9)
+    table = reference / scale
+    nearest = np.empty(len(inputs), np.int64)
+    for part in np.array_split(np.arange(len(inputs)), max(1, len(inputs) // 512)):
+        query = inputs[part] / scale
+        nearest[part] = np.argmin((table**2).sum(1) - 2 * query @ table.T, 1)
+    return nearest
 
 
 def _derived(lines: Sequence[ReferenceLine], model_id: str, excluded: frozenset[str]) -> RawReference:

@@ -5,8 +5,8 @@ Rules: the unit of calibration is the client. Each is folded by the code that th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -28,7 +28,7 @@ from detector.calibration import (
     scale_of,
 )
 from detector.errors import UnfittedModel
-from detector.features import FeatureMap, Measured, Schema
+from detector.features import ODD, FeatureMap, Measured, Schema
 from detector.fitting.discriminators import RewordedRows
 from detector.fitting.feature_map import fit_feature_map, learn_misfits, raise_levels
 from detector.fitting.own_changes import HalvedLives
@@ -57,6 +57,10 @@ MIN_CLIENTS = 20
 SMALL_FLEETS = (0.0, 0.09)
 """Least and largest share of honest clients that were throttled at a budget of 1 %, over fleets of twelve (docs/decisions/0046)."""
 MIN_PERSONA_CLIENTS = 5
+USUAL_A_CLIENT, TRIED_A_CLIENT = 5, 20
+"""Rows of one client on which tools are rehearsed for groups, and that are looked at for it, so that nobody shapes them alone."""
+FEWEST_USUAL = 50
+"""Rows from which on tools are rehearsed on the traffic's."""
 _UNKNOWN = np.full(len(CHANGE_KINDS), UNKNOWN_CHANGE)
 
 
@@ -93,6 +97,7 @@ def fit_baseline(
     personas: Mapping[str, str] | None = None,
     rehearsed: Rehearsed | None = None,
     reworded: RewordedRows | None = None,
+    rehearse_on: Callable[[NDArray[np.float64]], Rehearsed] | None = None,
 ) -> tuple[Baseline, FittedClients]:
     """Fit the feature map and the calibration of one model.
 
@@ -114,6 +119,9 @@ def fit_baseline(
         pseudo-clients.
     reworded : RewordedRows or None
         Of texts: what the measure of foreign words in texts of the domain learns from.
+    rehearse_on : Callable or None
+        (k, d) rows → the same tools as `rehearsed`, a run for a run, on these rows. What groups are compared with: rows of honest clients
+        are farther from the reference than its own, so tools on them are louder. None, and with too few rows: `rehearsed` itself.
 
     Returns
     -------
@@ -138,6 +146,12 @@ def fit_baseline(
     learn_misfits(feature_map, [reference, traffic])
     _settle_levels(feature_map, traffic)
     rehearsal_bound, tools = (UNREHEARSED, NO_TOOLS) if rehearsed is None else _rehearsed(feature_map, rehearsed)
+    rows = usual_rows(feature_map, traffic, simulated) if rehearse_on is not None else reference.inputs[:0]
+    if rehearse_on is not None and len(rows) >= FEWEST_USUAL and len(tools.final):
+        louder = _rehearsed(feature_map, rehearse_on(rows))[1]
+        if louder.kinds != tools.kinds:
+            raise ValueError("other tools were rehearsed on the rows of the traffic")
+        tools = replace(tools, final=louder.final)
     calibration, fitted = _calibrate(feature_map, traffic, declared, simulated, rehearsal_bound, tools)
     notes = [source_of(clients, len(simulated)), *limits_of(calibration)]
     if fitted.excluded.any():
@@ -153,6 +167,26 @@ def fit_baseline(
         "honest_distinct": calibration.distinct,
     }
     return Baseline(model_id, feature_map, calibration, tuple(notes), facts), fitted
+
+
+def usual_rows(
+    feature_map: FeatureMap, traffic: QueryBatch, simulated: frozenset[str] = frozenset()
+) -> NDArray[np.float64]:
+    """Return distinct rows of the traffic that nothing is odd about, at most `USUAL_A_CLIENT` of a client, none of simulated ones."""
+    real = np.array([client not in simulated for client in traffic.clients], np.bool_)
+    fits = real[traffic.who] & np.isfinite(traffic.inputs).all(axis=1) & (traffic.misfit == 0)
+    rows = np.flatnonzero(fits)
+    rows = rows[np.argsort(traffic.who[rows], kind="stable")]
+    if not len(rows):
+        return traffic.inputs[:0]
+    tried = [
+        mine[np.unique(np.linspace(0, len(mine) - 1, TRIED_A_CLIENT).astype(np.int64))]
+        for mine in np.split(rows, np.flatnonzero(np.diff(traffic.who[rows])) + 1)
+    ]
+    some = traffic.take(np.concatenate(tried))
+    usual = np.flatnonzero((feature_map.measure(some, PUBLIC_KEY).bits & ODD) == 0)
+    who = some.who[usual]
+    return np.unique(some.inputs[usual[np.arange(len(who)) - np.searchsorted(who, who) < USUAL_A_CLIENT]], axis=0)
 
 
 def enough_clients(declared: Sequence[str], where: str) -> int:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from support.references import (
     KEY,
     REFERENCES,
@@ -30,7 +31,14 @@ from detector.baseline_file import FORMAT, pack_baseline, read_baseline
 from detector.calibration import FEWEST_TOOLS, Calibration, Tools
 from detector.errors import CorruptBaseline, UnfittedModel
 from detector.features import ARRAYS, BITS, MEASURES, FeatureMap, margins
-from detector.fitting.baseline import MIN_CLIENTS, FittedClients, Rehearsed, fit_baseline
+from detector.fitting.baseline import (
+    MIN_CLIENTS,
+    USUAL_A_CLIENT,
+    FittedClients,
+    Rehearsed,
+    fit_baseline,
+    usual_rows,
+)
 from detector.fitting.feature_map import raise_levels
 from detector.signals import BY_ANSWER, FUSED, SIGNALS, TABLE_VERSION, fuse
 from detector.trees import Trees
@@ -690,6 +698,39 @@ def test_odd_tools_that_the_traffic_lacks_stand_among_its_clients() -> None:
     odd = expected.calibration.tools.lifetime_maxima.max(axis=0)
     said = [b.ordered.p(float(fuse(odd, b.calibration.scale, FUSED))) for b in (calm, expected)]
     assert said[0] < 0.001 < 0.01 < said[1]
+
+
+def test_groups_are_compared_with_tools_on_usual_rows_of_the_traffic() -> None:
+    """What nobody calls odd, little of each client; single clients are bounded by the tools on the reference as before."""
+    reference = reference_of("digits")
+    before, asked = with_tools(("explainer", "robustness")), list[int]()
+    traffic, rng = reference.traffic, np.random.default_rng(6)
+    usual = usual_rows(before.map, traffic)
+    assert 50 <= len(usual) <= USUAL_A_CLIENT * len(traffic.clients)
+    assert {row.tobytes() for row in usual} <= {row.tobytes() for row in traffic.inputs}
+    noise = replace(traffic, inputs=rng.uniform(traffic.inputs.min(0), traffic.inputs.max(0), traffic.inputs.shape))
+    assert len(usual_rows(before.map, noise)) < len(usual) / 10
+    assert len(usual_rows(before.map, traffic, frozenset(traffic.clients))) == 0
+    kinds = tuple(("explainer", "robustness")[i % 2] for i in range(len(traffic.clients)))
+
+    def fit(rehearse_on: Callable[[NDArray[np.float64]], Rehearsed]) -> Baseline:
+        with quick_training():
+            return fit_baseline(
+                "digits", reference.schema, reference.batch, traffic, rng=np.random.default_rng(9),
+                rehearsed=Rehearsed(traffic, kinds), rehearse_on=rehearse_on,
+            )[0]  # fmt: skip
+
+    def louder(rows: NDArray[np.float64]) -> Rehearsed:
+        asked.append(len(rows))
+        return Rehearsed(noise, kinds)
+
+    plain, again = fit(lambda rows: Rehearsed(traffic, kinds)).calibration, fit(louder).calibration
+    assert asked == [len(usual)]
+    np.testing.assert_array_equal(again.rehearsal_bound, plain.rehearsal_bound)
+    np.testing.assert_array_equal(again.ordered, plain.ordered)
+    assert again.tools.final.excess.sum() > 10 * plain.tools.final.excess.sum()
+    with pytest.raises(ValueError, match="other tools"):
+        fit(lambda rows: Rehearsed(noise, ("explainer",) * len(kinds)))
 
 
 def test_rehearsed_tools_carry_no_signal_that_looks_at_answers() -> None:
