@@ -212,7 +212,7 @@ def run_victim(name: str, plan: Plan) -> dict[str, Any]:
     rng = np.random.default_rng([plan.seed, *name.encode()])
     shares = deal(name)
     pools = shares.pools(1)
-    baseline = fitted(name, shares, text_population(shares.pools(0), rng, clients=plan.clients))
+    baseline = fitted(name, shares.reference, text_population(shares.pools(0), rng, clients=plan.clients))
     say(name, f"fitted after {time.monotonic() - began:.0f} s")
     honest = [account(baseline, s) for s in text_population(pools, rng, clients=plan.fleet)]
     thieves = replace(pools, pool=shares.own)
