@@ -23,7 +23,7 @@ from collections.abc import Callable
 from importlib import metadata
 from typing import Any
 
-AT_ONCE = 5000
+AT_ONCE = 10_000
 FIRST = 1000
 PACKAGES = ("kafka-python", "confluent-kafka", "orjson", "quixstreams", "bytewax")
 Counted = tuple[int, float]

@@ -40,7 +40,7 @@ from detector.fitting.baseline import fit_baseline
 MODEL = "bench-v1"
 START_S = 1_773_014_400
 AXES = 12
-AT_ONCE = 5000
+AT_ONCE = 10_000
 DEAD_TOPIC = "bench-dead"
 
 
