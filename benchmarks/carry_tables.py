@@ -119,7 +119,7 @@ def range_of(rates: Sequence[Rate]) -> str:
     return f"{in_percent(shares[0], 1)} – {in_percent(shares[-1], 1)}" if shares else "–"
 
 
-WORDS = {FIRST: "the simulator's", SECOND: "the second generator's", BOTH: "both, half and half"}
+WORDS = {FIRST: "the simulator", SECOND: "the second generator", BOTH: "both, half and half"}
 
 
 def overview(results: Results) -> str:
@@ -146,7 +146,8 @@ def overview(results: Results) -> str:
                 )
             )  # fmt: skip
     titles = (
-        "", "calibrated on", "tested on", "false alarms", "over fleets", "from victim to victim", "without rehearsed tools", *VARIANTS,
+        "", "calibrated on clients of", "tested on clients of", "false alarms", "95 % over calibrations", "lowest – highest victim",
+        "false alarms without rehearsed tools", *VARIANTS,
     )  # fmt: skip
     return table(titles, rows)
 
@@ -160,7 +161,8 @@ def by_victim(results: Results) -> str:
         caught = (share(sum((recall(results, s, v, name) for s in GENERATORS), NOTHING).share) for v in VARIANTS)
         rows.append((f"`{name}`", found["text"], f"{found['columns']}", *rates, *caught))
     titles = (
-        "victim", "what", "columns", "within simulator", "within second", "simulator → second", "second → simulator", *VARIANTS,
+        "victim", "input and model", "columns", "simulator → simulator", "second → second", "simulator → second", "second → simulator",
+        *VARIANTS,
     )  # fmt: skip
     return table(titles, rows)
 
@@ -179,7 +181,7 @@ def by_kind(results: Results) -> str:
             for kind in names
         ]  # fmt: skip
     titles = (
-        "honest kind", "generator", "known", "known, half as many", "two clients of it calibrate", "none",
+        "honest kind", "generator", "known", "known, half as many", "two of the kind calibrate", "none of the kind calibrates",
         "calibrated on the other generator",
     )  # fmt: skip
     return table(titles, rows)
@@ -197,10 +199,10 @@ def rare(results: Results) -> str:
             often = [f"{int((shares >= level).sum())} of {len(shares)}" for level in (0.1, 0.5)]
             rows.append((WORDS[generator], words, percent(pooled), *often, worst))
         others = percent(left_out(results, generator, "others"))
-        rows.append((WORDS[generator], "none: all other kinds", others, "–", "–", "–"))
+        rows.append((WORDS[generator], "none; flagged of all other kinds", others, "–", "–", "–"))
     titles = (
-        "generator", "clients of the kind that calibrate", "of the kind flagged", "kinds of which a tenth is flagged", "half of them",
-        "largest share",
+        "generator", "clients of the kind that calibrate", "clients flagged", "cases with a tenth or more flagged",
+        "cases with half or more flagged", "highest share of a case",
     )  # fmt: skip
     return table(titles, rows)
 
@@ -214,7 +216,9 @@ def levels(results: Results) -> str:
             clients = false_alarms(results, source, tested).trials
             cells = (percent(Rate(int(n), clients)) for n in below)
             rows.append(("within" if source == tested else "**across**", WORDS[source], WORDS[tested], *cells))
-    return table(("", "calibrated on", "tested on", *(f"p ≤ {level:g}" for level in LEVELS)), rows)
+    return table(
+        ("", "calibrated on clients of", "tested on clients of", *(f"p ≤ {level:g}" for level in LEVELS)), rows
+    )
 
 
 def controls(results: Results) -> str:
@@ -229,8 +233,9 @@ def controls(results: Results) -> str:
             )
         )  # fmt: skip
     titles = (
-        "calibrated on", "its clients excluded", "its own clients flagged", "honest clients labelled thieves, caught",
-        "false alarms, both generators", "honest rows from a thief's account (`in_domain`), caught",
+        "calibrated on clients of", "calibration clients excluded", "calibration clients flagged",
+        "honest clients labelled as thieves, flagged", "false alarms, clients of both generators",
+        "honest rows from a thief's account (`in_domain`), flagged",
     )  # fmt: skip
     return table(titles, rows)
 
@@ -241,7 +246,7 @@ def by_family(results: Results) -> str:
         for family in results["plan"]["families"]
         if ATTACKS[family].visible
     ]
-    titles = ("family", *(f"{v}, on {WORDS[s]}" for v in VARIANTS for s in GENERATORS))
+    titles = ("family", *(f"{v}, calibrated on {WORDS[s]}" for v in VARIANTS for s in GENERATORS))
     return table(titles, rows)
 
 

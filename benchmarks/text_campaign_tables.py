@@ -23,9 +23,9 @@ ROWS: dict[str, Callable[[str, Case], bool]] = {
     "theft, filled with texts of the model's domain": lambda name, case: (
         case["kind"] == "theft" and name.startswith("own/")
     ),
-    "honest application of many": lambda name, case: case["kind"] == "honest application",
-    "honest organisation, odd tools behind one prompt": lambda name, case: case["kind"] == "organisation",
-    "application of many, filled with foreign texts": lambda name, case: case["kind"] == "foreign application",
+    "honest application with many users": lambda name, case: case["kind"] == "honest application",
+    "honest organisation: one odd tool behind one prompt": lambda name, case: case["kind"] == "organisation",
+    "application with many users, filled with foreign texts": lambda name, case: case["kind"] == "foreign application",
 }
 
 
@@ -54,13 +54,13 @@ def is_tied(case: Case) -> bool:
 def template_links(results: Results) -> str:
     """Groups of accounts that share one template: how many are told of without the link, and by it."""
     titles = (
-        "50 accounts that share one template",
+        "group of 50 accounts that share one template",
         "groups",
-        "told of by cells or patches",
-        "tied by the template",
-        "told of by it",
-        "by either",
-        "by it, if it were judged as a link of metadata",
+        "reported by fleet cell or odd patch",
+        "tied by template",
+        "reported by template",
+        "reported by any of the three",
+        "by template, if it were judged as a link of metadata",
     )
     lines = f"| {' | '.join(titles)} |\n| --- |{' ---: |' * (len(titles) - 1)}\n"
     for title, belongs in ROWS.items():

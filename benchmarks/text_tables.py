@@ -41,7 +41,7 @@ def _share(rate: Rate) -> str:
 
 
 def _with_interval(rate: Rate, repeats: float) -> str:
-    """A share with the interval of the distinct lives; each was tested `repeats` times."""
+    """A share with the interval of the distinct thefts; each was tested `repeats` times."""
     low, high = Rate(rate.hits / repeats, rate.trials / repeats).interval
     return f"{_share(rate)} ({low:.2f} – {high:.2f})"
 
@@ -55,7 +55,8 @@ def _row(name: str, method: str, cells: list[Cells], splits: float) -> str:
     ]
     control = _rate(c for one in cells for kind, c in one.items() if kind.startswith(f"{CONTROL}/"))
     shown = " | ".join((*(_with_interval(rate, splits) for rate in caught), _share(control)))
-    return f"| {name} | {method} | {alarms.share:.1%} ({low:.1%} – {high:.1%}) | {shown} |\n"
+    shown_method = method.replace("@ 0.01", "@ 1 %").replace("@ 0.003", "@ 0.3 %")
+    return f"| {name} | {shown_method} | {alarms.share:.1%} ({low:.1%} – {high:.1%}) | {shown} |\n"
 
 
 def methods(results: Results) -> str:

@@ -399,7 +399,7 @@ def path_figures() -> str:
         )
     where = found["conditions"]
     versions = ", ".join(f"{name} {version}" for name, version in (where["versions"] | where["peers"]).items())
-    return table(("loop", "µs an event, median", "least", "times ours", "times the stock loop"), rows) + (
+    return table(("loop", "µs an event, median", "least", "times ours", "times kafka-python + orjson"), rows) + (
         f"\n{conditions(where)} Runs of each, in turns: {where['runs']}. {where['queries']:,} events of {where['event_bytes']:,} bytes in "
         f"{where['partitions']} partitions. {versions}.\n"
     )
@@ -588,13 +588,16 @@ def joining_figures() -> str:
     for mode, words in JOINS.items():
         took = (f"{found[store]['us_a_query'][mode]:.1f}" for store in ("sqlite", "redis"))
         rows.append((words, *took, f"{found['redis']['server_us_a_query'][mode]:.1f}"))
-    for name, words in {"store - partition": "the store's part", "control - store": "the control's part"}.items():
+    for name, words in {
+        "store - partition": "difference: store − partition (95 %)",
+        "control - store": "difference: control − store (95 %)",
+    }.items():
         spans = [
             "{:+.1f} ({:+.1f} – {:+.1f})".format(*found[store]["differences"][name]) for store in ("sqlite", "redis")
         ]
         rows.append((words, *spans, "–"))
     where = found["conditions"]
-    titles = ("µs of processor time a query", "SQLite", "Redis, this process", "Redis itself")
+    titles = ("µs of processor time a query", "ingest, with SQLite", "ingest, with Redis", "the Redis server")
     return table(titles, rows) + (
         f"\n{where['queries']:,} queries of {where['event_bytes']:,} bytes, {2 * where['blocks']} turns of each, alternating within "
         f"one run on {where['cores']} cores (load {where['load_before'][0]:.1f} before it); 95 % by bootstrap over "
