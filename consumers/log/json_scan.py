@@ -315,7 +315,9 @@ def _hashed(text, begin, end, seed):  # type: ignore[no-untyped-def]
         h = (h ^ word) * _MULTIPLIER
         h ^= h >> np.uint64(32)
         at += WORD_BYTES
-    return h
+    return (
+        h * _MULTIPLIER
+    )  # bits say something about those below them: the upper ones about every byte of the last word
 
 
 @nb.njit(cache=True, nogil=True)
@@ -335,7 +337,7 @@ def tell_apart(text, starts, ends, seed, slots, index, first):  # type: ignore[n
             index[i] = index[i - 1]  # a field that hardly changes costs one comparison
             continue
         h = _hashed(address, starts[i], ends[i], seed)
-        slot = (h ^ (h >> np.uint64(29))) & mask
+        slot = (h >> np.uint64(32)) & mask
         while True:
             known = slots[slot]
             if known < 0:

@@ -45,3 +45,17 @@ def test_lines_are_those_of_split_however_the_blocks_fall(raw: bytes, block: int
         found += taken
     expected = raw.removeprefix(b"\xef\xbb\xbf").split(b"\n") if block >= 3 else raw.split(b"\n")
     assert found == (expected if expected[-1] else expected[:-1])
+
+
+def test_texts_that_differ_in_two_bytes_of_one_word_do_not_crowd_the_table() -> None:
+    """Clients of one maker's ids; and who may choose its id must not slow down what reads everybody's."""
+    some = [bytes([byte]) for byte in range(33, 127)]
+    for before, after in ((b"client", b""), (b"clie", b"nt"), (b"", b"client"), (b"client-client", b"-0")):
+        found = Payloads.of([before + one + other + after for one in some for other in some])
+        n = len(found)
+        slots = np.full(1 << (2 * n + 1).bit_length(), -1, np.int64)
+        tell_apart(
+            found.text, found.starts, found.ends, np.uint64(7), slots, np.empty(n, np.int64), np.empty(n, np.int64)
+        )
+        free = np.flatnonzero(slots < 0)
+        assert np.diff(free).max() < 100, "the longest row of places that are taken"
