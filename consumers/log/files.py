@@ -111,19 +111,20 @@ class FileLog(UngroupedLog):
             if not lines:
                 break
             given = lines.filled()
-            parts.append(Payloads(lines.text, lines.starts[given], lines.ends[given]).trimmed())
-            offsets.append(self._offset + given)
-            numbers.append(self._line - len(lines) + 1 + given)
-            names.append(self._name)
+            if len(given):
+                parts.append(Payloads(lines.text, lines.starts[given], lines.ends[given]).trimmed().apart())
+                offsets.append(self._offset + given)
+                numbers.append(self._line - len(lines) + 1 + given)
+                names.append(self._name)
+                count += len(given)
+                size += len(parts[-1].text)
             self._offset += len(lines)
-            count += len(given)
-            size += len(parts[-1].text)
         if self._offset == before:
             return Poll()
-        values, at = Payloads.joined(parts), np.concatenate(offsets)
+        values, at = Payloads.joined(parts), np.concatenate([np.empty(0, np.int64), *offsets])
         prints = prints_of(values, at.tolist()) if self.resumable else None
         files = np.repeat(np.arange(len(names)), [len(part) for part in parts])
-        places = LinePlaces(names, files, np.concatenate(numbers))
+        places = LinePlaces(names, files, np.concatenate([np.empty(0, np.int64), *numbers]))
         return Poll(batches=[Records(self.cell, values, at, self._offset, places, prints=prints, marks=self._marks)])
 
     def resume(self, cell: str) -> None:

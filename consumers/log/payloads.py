@@ -85,3 +85,10 @@ class Payloads(Sequence[bytes]):
             return Payloads(self.text[:0], self.starts, self.ends)
         first, last = int(self.starts[0]), int(self.ends[-1])
         return Payloads(self.text[first:last], self.starts - first, self.ends - first)
+
+    def apart(self) -> Payloads:
+        """The same in a text of its own where what it is a part of is twice as long: who keeps it keeps not all of that."""
+        whole = self.text
+        while isinstance(whole.base, np.ndarray):
+            whole = whole.base
+        return self if whole.nbytes <= 2 * self.text.nbytes else Payloads(self.text.copy(), self.starts, self.ends)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
+
+import pytest
 
 from consumers.log import poll_size
 from consumers.log.files import FileLog
@@ -36,3 +39,23 @@ def test_large_lines_make_small_polls_and_none_is_lost(tmp_path: Path, monkeypat
         polls += [list(batch.values) for batch in log.poll(0, 10**6).batches]
     assert [value for poll in polls for value in poll] == lines
     assert max(map(len, polls)) <= 14 < poll_size.FIRST, "what is over is less than a block"
+
+
+@pytest.mark.parametrize("between", [b"\n", b" ", b"\r\n"])
+def test_white_space_between_lines_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, between: bytes) -> None:
+    monkeypatch.setattr("consumers.log.lines.BLOCK_BYTES", 10_000)
+    gap = between * (10_000 // len(between)) + b"\n"
+    (tmp_path / "log.jsonl").write_bytes(b"".join(b'{"n": %d}\n' % i + gap for i in range(400)) + gap * 100)
+    log = FileLog([tmp_path / "log.jsonl"])
+    (cell,) = log.poll(0, 1).assigned
+    log.seek(cell, None)
+    tracemalloc.start()
+    try:
+        (batch,) = log.poll(0, 10**6).batches
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert list(batch.values) == [b'{"n": %d}' % i for i in range(400)]
+    assert batch.next_offset == (tmp_path / "log.jsonl").read_bytes().count(b"\n")
+    assert batch.place(399).endswith(f":{int(batch.offsets[399]) + 1}")
+    assert peak < 1_500_000, "of 5 MB"
