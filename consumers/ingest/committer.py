@@ -50,7 +50,10 @@ class Committer:
             clients = sum(map(len, keys.values()))
             if clients > MAX_CACHED and len(records.values) > 1:
                 cell.counters = before
-                return all(self.commit(cell, part) for part in _parts(records, -(-clients // MAX_CACHED)))
+                rest = records.from_offset(
+                    cell.offset or 0
+                )  # a commit cannot end before the offset that the store is at
+                return all(self.commit(cell, part) for part in _parts(rest, -(-clients // MAX_CACHED)))
             ingest.trim(cell, keys, len(ownership.cells))
             wanted = ingest.missing(cell, keys)
             if wanted:

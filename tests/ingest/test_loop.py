@@ -174,6 +174,30 @@ def test_a_poll_of_more_clients_than_memory_is_meant_for_is_several_commits(
     assert max(commits) <= 8 + 1, "and the record of what the model's clients share"
 
 
+def test_a_poll_that_begins_before_the_store_s_offset_is_divided_from_there(
+    tmp_path: Path,
+    new_store: NewStore,
+    reading: Ingest,
+    whole: dict[str, Mapping[str, bytes]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As after a rebalance: another process went on while the records were on their way."""
+    monkeypatch.setattr("consumers.ingest.committer.MAX_CACHED", 8)
+    store = new_store()
+    one = runner(log_path(tmp_path), store, reading, max_poll_records=700)
+    while one.turn(0.0) == 0 or not one.ownership.cells:
+        pass
+    (cell,) = one.ownership.cells.values()
+    assert cell.offset == 700
+    log = FileLog([log_path(tmp_path)])
+    log.poll(0.0, 1)
+    log.seek(cell.name, None)
+    (records,) = log.poll(0.0, 1500).batches
+    assert one.committer.commit(cell, records)
+    assert (cell.offset, cell.counters["produced"], cell.counters["queries"]) == (1500, 1500, 1500)
+    assert contents(store, reading, CLIENTS) == whole
+
+
 def test_a_restart_resumes_where_the_store_is(
     tmp_path: Path, new_store: NewStore, reading: Ingest, whole: dict[str, Mapping[str, bytes]]
 ) -> None:
