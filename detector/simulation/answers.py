@@ -17,14 +17,17 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from detector.query import QueryBatch
-from detector.simulation.copies import softmax
+from detector.simulation.copies import LEAST, softmax
 from detector.simulation.domain import Rows, decimals_kept
 
 TOLERANCE = 0.1
 """Of the range that holds nine of ten answers of a regression: how far apart two values agree."""
 HELD = (0.05, 0.95)
+FARTHEST = -float(np.log(LEAST))
+"""Largest log odds that learners tell apart."""
 
 
 class AnswerKind(Protocol):
@@ -88,15 +91,21 @@ class ValueAnswers:
         return cls(float(np.median(known)), high - low) if high > low else None
 
     def of(self, batches: Sequence[QueryBatch]) -> Rows:
-        odds = (np.concatenate([batch.values for batch in batches]) - self.middle) / self.unit
-        return softmax(np.column_stack([np.zeros(len(odds)), odds]))
+        values = np.concatenate([batch.values for batch in batches])
+        odds = (np.where(np.isfinite(values), values, np.nan) - self.middle) / self.unit
+        return softmax(np.column_stack([np.zeros(len(odds)), _held(odds)]))
 
     def shown(self, answers: Rows) -> Callable[[Rows], Rows]:
         return softmax
 
     def agreement(self, scores: Rows, truth: Rows) -> float:
-        odds = np.log(truth[:, 1]) - np.log(truth[:, 0])
-        return float((np.abs(scores[:, 1] - scores[:, 0] - odds) <= TOLERANCE).mean())
+        told = np.maximum(truth, np.finfo(float).tiny)
+        odds = _held(np.log(told[:, 1]) - np.log(told[:, 0]))
+        return float((np.abs(_held(scores[:, 1] - scores[:, 0]) - odds) <= TOLERANCE).mean())
+
+
+def _held(odds: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.clip(odds, -FARTHEST, FARTHEST)
 
 
 def answers_of(task: str, classes: int, batches: Sequence[QueryBatch]) -> AnswerKind | None:

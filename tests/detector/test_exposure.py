@@ -106,6 +106,13 @@ def test_values_agree_within_a_tenth_of_their_usual_range() -> None:
         moved = kind.of([replace(batch, values=values + apart * kind.unit)])
         assert kind.agreement(np.log(moved), truth) == agree
     assert kind.agreement(np.zeros((1000, 2)), truth) < 0.4, "control: a copy that knows the median only"
+    far = kind.of([replace(batch, values=np.repeat([1e4, -1e9, 1e300, np.inf, np.nan], 200))])
+    assert np.isfinite(far[:600]).all(), "a value far off is a value, whatever its size"
+    assert np.isnan(far[600:]).all()
+    perfect = np.log(far[:600])
+    assert kind.agreement(perfect, far[:600]) == 1.0, "and a copy that learned it agrees there"
+    assert kind.agreement(-perfect, far[:600]) == 0.0
+    assert kind.agreement(np.zeros((3, 2)), np.array([[0.0, 1.0], [1.0, 0.0], [0.5, 0.5]])) == 1 / 3
     assert ValueAnswers.among([replace(batch, values=np.full(1000, 3.0))]) is None
     assert ValueAnswers.among([replace(batch, values=np.full(1000, np.nan))]) is None
 
