@@ -38,6 +38,7 @@ from consumers.log import MAX_RECORD_BYTES, Beside
 from consumers.log.batch_walk import walk_records
 from consumers.log.kafka_patches import check_library
 from consumers.log.payloads import Payloads
+from consumers.log.poll_size import PollSize
 from detector.query import TIMES_MS, UNKNOWN_MS
 
 BATCH_BYTES = 16 << 20
@@ -112,18 +113,22 @@ class RecordBlock:
 
 
 class TakenBlocks:
-    """Blocks that the library carries to the caller of `poll`: their length is in records, and one gets the blocks from them."""
+    """Blocks that the library carries to the caller of `poll`: their length is in records, and one gets the blocks from them.
+
+    full  nothing more fits into the poll: to the library they are as many as it asked for, so that it asks for no more
+    """
 
     def __init__(self) -> None:
         self._blocks: list[RecordBlock] = []
         self._records = 0
+        self.full: int | None = None
 
     def add(self, block: RecordBlock) -> None:
         self._blocks.append(block)
         self._records += len(block)
 
     def __len__(self) -> int:
-        return self._records
+        return self._records if self.full is None else self.full
 
     def __iter__(self) -> Iterator[RecordBlock]:
         return iter(self._blocks)
@@ -133,24 +138,28 @@ class _UnreadableBatch(Exception):
     """(reason, detail) of a batch."""
 
 
-def read_bounded(consumer: kafka.KafkaConsumer, headers: bool = False) -> None:
+def read_bounded(consumer: kafka.KafkaConsumer, size: PollSize, headers: bool = False) -> None:
     """Make `consumer` read through this module; its `poll` then returns lists of `RecordBlock`, with keys and headers if `headers`.
 
-    Raises Refused with an unknown kafka-python.
+    size  how much the poll at hand may hold yet. Raises Refused with an unknown kafka-python.
     """
     check_library(consumer, "_fetcher")
     reader = _BoundedRecordsBeside if headers else _BoundedRecords
-    consumer._fetcher.PartitionRecords = functools.partial(reader, set())
+    consumer._fetcher.PartitionRecords = functools.partial(reader, size, set())
 
 
 class _BoundedRecords(Fetcher.PartitionRecords):  # type: ignore[misc]  # untyped library
-    def __init__(self, suspects: set[tuple[Any, int]], *arguments: Any, **named: Any) -> None:
+    def __init__(self, size: PollSize, suspects: set[tuple[Any, int]], *arguments: Any, **named: Any) -> None:
+        self._size = size
         self._suspects = suspects  # (partition, base offset) of batches that failed their checksum once
         self._rest: RecordBlock | None = None  # of a block that was taken in part
         super().__init__(*arguments, **named)
 
     def take(self, n: int | None = None) -> TakenBlocks:
-        """The next records, at most n. What is raised after some of them is raised by the next call."""
+        """The next records, at most n, and no more batches than fit into the poll.
+
+        What is raised after some of them is raised by the next call.
+        """
         self._maybe_raise_next_inline_exception()
         taken = TakenBlocks()
         try:
@@ -158,10 +167,14 @@ class _BoundedRecords(Fetcher.PartitionRecords):  # type: ignore[misc]  # untype
                 block = self._rest or next(self.record_iterator or iter(()), None)
                 if block is None:
                     break
+                self._size.left -= 0 if self._rest else len(block.values.text)
                 most = len(block) if n is None else n - len(taken)
                 part, self._rest = block.part(0, most), block.part(most, len(block)) if most < len(block) else None
                 self.next_fetch_offset = part.end
                 taken.add(part)
+                if self._size.left <= 0:
+                    taken.full = n
+                    break
         except Exception as error:
             if not len(taken):
                 raise

@@ -149,7 +149,7 @@ class KafkaLog:
             self._consumer = KafkaConsumer(**READER, **settings, **brokers)
         except errors.KafkaError as error:
             raise translated(error) from error
-        read_bounded(self._consumer, headers)
+        read_bounded(self._consumer, self._size, headers)
         self._headers = headers
         complete_joins(self._consumer)
         check_parked(self._consumer)

@@ -3,7 +3,8 @@
 Rules:
 * A poll is one commit of each of its cells. What is written is a profile a client, so large commits are cheap; wide events must not make
   them large in memory, where a query takes some four times the bytes that it has in the log.
-* The size of records is that of the last poll that held any, so the first poll is small.
+* The size of records is that of the last poll that held any, so the first poll is small. Where records grow at once, Kafka's reader takes
+  no further batch for a poll that is full (batches.py).
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ FIRST = 2_000
 
 @dataclass(slots=True)
 class PollSize:
-    """The bound of the next poll. fitting: how many records of the size seen last fit in `POLL_BYTES`."""
+    """The bound of the next poll. fitting: how many records of the size seen last fit in `POLL_BYTES`; left: bytes that it may hold yet."""
 
     fitting: int = FIRST
+    left: int = POLL_BYTES
 
     def at_most(self, max_records: int) -> int:
-        """Number of records that the next poll may hold, at least one."""
+        """Number of records that the next poll may hold, at least one; it begins now."""
+        self.left = POLL_BYTES
         return min(max_records, self.fitting)
 
     def note(self, values: Iterable[Payloads]) -> None:

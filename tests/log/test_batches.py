@@ -33,6 +33,8 @@ from consumers.log.batches import (
     _varint,
 )
 from consumers.log.kafka_patches import CHECKED, PARKED, check_library
+from consumers.log.payloads import Payloads
+from consumers.log.poll_size import POLL_BYTES, PollSize
 from detector.query import TIMES_MS
 
 TP = TopicPartition("t", 0)
@@ -73,6 +75,7 @@ class Partition:
         self.fetches += 1
         wanted = [raw for raw in self.batches if DefaultRecordBatch(raw).next_offset > self.position]
         part = _BoundedRecords(
+            PollSize(),
             self.suspects,
             self.position,
             TP,
@@ -226,13 +229,38 @@ def test_the_patches_were_checked_against_the_installed_library() -> None:
 @pytest.mark.parametrize("compression", range(5))
 def test_keys_and_headers_are_given_to_who_asks_for_them(compression: int) -> None:
     records = MemoryRecords(batch(0, VALUES, compression))
-    part = _BoundedRecordsBeside(set(), 0, TP, records, isolation_level=IsolationLevel.READ_COMMITTED)
+    part = _BoundedRecordsBeside(PollSize(), set(), 0, TP, records, isolation_level=IsolationLevel.READ_COMMITTED)
     found = [record for block in part.take(10) for record in block.records()]
     assert [record.value for record in found] == VALUES
     assert [record.beside for record in found] == [
         Beside(key, (("h", b"v"),)) for key in (None, b"k", b"kk", None, b"k")
     ]
     assert {record.beside for record in Partition(batch(0, VALUES, compression)).read(5)} == {None}
+
+
+def test_a_poll_of_records_that_grew_at_once_is_full_when_its_bytes_are() -> None:
+    """Large texts of one character, in a batch each, are small on the wire."""
+    large = b"".join(batch(i, [b"a" * (1 << 20)], 1) for i in range(40))
+    size = PollSize()
+    size.note([Payloads.of([b"x" * 200] * 100)])
+
+    def partition() -> _BoundedRecords:
+        return _BoundedRecords(size, set(), 0, TP, MemoryRecords(large), isolation_level=IsolationLevel.READ_COMMITTED)
+
+    one, other = partition(), partition()
+    asked = size.at_most(10_000)
+    first = one.take(asked)
+    assert asked == len(first) == 10_000, "the library asks for no more"
+    assert sum(map(len, first)) == POLL_BYTES >> 20
+    offsets = [record.offset for block in first for record in block.records()]
+    while one.next_fetch_offset < 40:
+        some = one.take(size.at_most(10_000))
+        assert 0 < sum(map(len, some)) <= POLL_BYTES >> 20
+        offsets += [record.offset for block in some for record in block.records()]
+    assert offsets == list(range(40)), "and what was left comes with the next polls"
+    size.at_most(10_000)
+    size.left >>= 1
+    assert sum(map(len, other.take(10_000))) == POLL_BYTES >> 21, "partitions share the bytes of a poll"
 
 
 @given(st.binary(max_size=60))
