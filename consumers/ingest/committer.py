@@ -50,9 +50,8 @@ class Committer:
             clients = sum(map(len, keys.values()))
             if clients > MAX_CACHED and len(records.values) > 1:
                 cell.counters = before
-                rest = records.from_offset(
-                    cell.offset or 0
-                )  # a commit cannot end before the offset that the store is at
+                # from where the store is: a commit cannot end before it
+                rest = records.from_offset(cell.offset or 0)
                 return all(self.commit(cell, part) for part in _parts(rest, -(-clients // MAX_CACHED)))
             ingest.trim(cell, keys, len(ownership.cells))
             wanted = ingest.missing(cell, keys)

@@ -315,9 +315,7 @@ def _hashed(text, begin, end, seed):  # type: ignore[no-untyped-def]
         h = (h ^ word) * _MULTIPLIER
         h ^= h >> np.uint64(32)
         at += WORD_BYTES
-    return (
-        h * _MULTIPLIER
-    )  # bits say something about those below them: the upper ones about every byte of the last word
+    return h * _MULTIPLIER  # its upper bits depend on every byte of the last word
 
 
 @nb.njit(cache=True, nogil=True)
