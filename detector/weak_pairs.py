@@ -37,6 +37,9 @@ SAME = 0.5
 """Pairs whose accounts overlap so far (Jaccard) count as one."""
 SAME_AS_ONE = 0.8
 """A pair whose accounts overlap so far (Jaccard) with those of one link is no other group than the link's."""
+OF_AN_ACCOUNT = 32
+"""Pairs that tell of an account, more than one with four addresses, a software, a plan and its start has. Accounts whose links are
+shuffled on purpose would make tens of thousands."""
 START = "start"
 """Kind of link of accounts that began on one day."""
 HALF_DAY_MS = 43_200_000
@@ -116,10 +119,21 @@ def weak_pairs(links: Mapping[K, Sequence[str]], p_values: Mapping[K, float]) ->
         if count > most[n] and n <= most_tied(more, len(links)) and not _known(accounts, links, sharing):
             surprise = count * math.log(count / (n * share)) - (count - n * share)
             found.append((surprise, WeakPair(pair, accounts, count)))
+    return _unlike([one for _, one in sorted(found, key=lambda one: (-one[0], one[1].links))])
+
+
+def _unlike(pairs: Sequence[WeakPair[K]]) -> list[WeakPair[K]]:
+    """The pairs that are not largely one before them, each account's share of them bounded."""
     chosen: list[WeakPair[K]] = []
-    for _, one in sorted(found, key=lambda one: (-one[0], one[1].links)):
-        mine = frozenset(one.accounts)
-        if all(len(mine.intersection(o.accounts)) < SAME * len(mine.union(o.accounts)) for o in chosen):
+    places: dict[K, list[int]] = {}
+    for one in pairs:
+        told = [places.get(account, []) for account in one.accounts]
+        if 2 * sum(len(some) >= OF_AN_ACCOUNT for some in told) > len(told):
+            continue
+        common = Counter(place for some in told for place in some)
+        if all(n < SAME * (len(told) + len(chosen[i].accounts) - n) for i, n in common.items()):
+            for account in one.accounts:
+                places.setdefault(account, []).append(len(chosen))
             chosen.append(one)
     return chosen
 

@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import binom
 
 from detector.campaigns import FEWEST
-from detector.weak_pairs import CHANCE, HALF_DAY_MS, LEVEL, SAME_AS_ONE, starts, ties_alone, weak_pairs
+from detector.weak_pairs import CHANCE, HALF_DAY_MS, LEVEL, OF_AN_ACCOUNT, SAME_AS_ONE, starts, ties_alone, weak_pairs
 
 Fleet = tuple[dict[int, list[str]], dict[int, float]]
 DAY_MS = 2 * HALF_DAY_MS
@@ -101,3 +101,23 @@ def test_two_values_of_one_kind_and_the_accounts_of_one_link_are_no_pair() -> No
     office = {i: ["ip:1", "agent:1"] if i < 40 else ["agent:0"] for i in range(400)}
     assert weak_pairs(office, {i: 0.01 if i < 40 else 0.5 for i in links}) == []
     assert weak_pairs({}, {}) == []
+
+
+def test_accounts_whose_links_are_shuffled_make_no_flood_of_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each pair is looked at by who judges groups, and a pass must end."""
+    rng = np.random.default_rng(5)
+    links, p_values = honest(3000, 5)
+    hostile = range(len(links), len(links) + 200)
+    for i in hostile:
+        links[i] = [
+            f"{kind}:h{v}" for kind in ("ip", "asn_ja4", "agent", "plan", "where.a") for v in rng.choice(10, 4, False)
+        ]
+        p_values[i] = 0.01
+
+    def told() -> int:
+        return sum(len(one.accounts) for one in weak_pairs(links, p_values))
+
+    bounded = told()
+    assert 0 < bounded <= 2 * OF_AN_ACCOUNT * len(hostile)
+    monkeypatch.setattr("detector.weak_pairs.OF_AN_ACCOUNT", 10**9)
+    assert told() > 2 * bounded, "the control: nothing else bounds them"
