@@ -336,6 +336,7 @@ def test_measured_columns_have_the_documented_types(name: str) -> None:
         "regions": np.int16,
         "distance_bins": np.uint8,
         "patches": np.uint64,
+        "templates": np.uint64,
         "codes": np.dtype(fmap.code_dtype),
         "raw": np.float64,
     }
