@@ -189,7 +189,7 @@ bench-joining: $(STAMP) ## What joining a query's halves costs, in memory and th
 	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.joining $(ARGS)
 
 .PHONY: bench-text-meanings
-bench-text-meanings: $(STAMP) ## Whole clients with sentence embeddings, ours and the literature, on one model of texts; resumes (ARGS=--short: prints only)
+bench-text-meanings: $(STAMP) ## Whole clients with sentence embeddings, ours and the literature, on models of texts; resumes (ARGS=--short: prints only)
 	@$(BIN)/python -m pip install -q --no-deps --require-hashes --target .venv/texts -r requirements/texts.txt
 	@nice -n 10 $(BIN)/python -m benchmarks.text_meanings $(ARGS)
 
