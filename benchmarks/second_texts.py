@@ -82,7 +82,7 @@ class EditingClients:
         return edit
 
     def imputing(self, rng: np.random.Generator) -> Edit:
-        """A field of so many words: longer texts are cut."""
+        """A field that holds a fixed number of words: longer texts are cut."""
         most = int(rng.integers(4, 12))
         return lambda text, again, _: text[:most]
 

@@ -37,7 +37,7 @@ COLUMNS = 7
 """Of a row of a sketch: texts that may have been missed, texts, and the sums of x, x², y, y² and x y over them."""
 _MISSED, _TEXTS, _X, _XX, _Y, _YY, _XY = range(COLUMNS)
 LEAST, SHARE = 5, 0.05
-"""A template is a hash of at least so many texts, and of this share of the client's."""
+"""A template is a hash that at least this number of the client's texts have, and at least this share of them."""
 SPREAD = 5.0
 """Standard deviation of the lengths of a template's texts, in bytes, below which they show no slope."""
 FOREIGN = 0.95

@@ -35,7 +35,7 @@ sentences = st.lists(words, max_size=12).map(" ".join)
 
 
 def rows_of(size: np.ndarray, foreign: np.ndarray) -> np.ndarray:
-    """Rows of texts of so many bytes, and so foreign as a whole."""
+    """Rows of texts, given the length of each in bytes and how foreign each is as a whole."""
     rows = np.zeros((len(size), WIDTH))
     rows[:, LENGTH], rows[:, DOMAIN] = np.log1p(size), foreign / np.sqrt(size)
     return rows

@@ -19,7 +19,7 @@ def test_a_poll_holds_what_was_asked_for_or_what_fits() -> None:
     size.note([Payloads.of([b"x" * 1000] * 3), Payloads.of([b"y" * 3000])])
     assert size.at_most(10**9) == POLL_BYTES * 4 // 6000
     size.note([])
-    assert size.at_most(10**9) == POLL_BYTES * 4 // 6000, "an empty poll tells nothing about sizes"
+    assert size.at_most(10**9) == POLL_BYTES * 4 // 6000, "an empty poll says nothing about sizes"
     size.note([Payloads.of([b""])])
     assert size.at_most(10**9) == POLL_BYTES, "and an empty record divides by nothing"
     size.note([Payloads.of([b"z" * (POLL_BYTES + 1)])])
@@ -38,7 +38,7 @@ def test_large_lines_make_small_polls_and_none_is_lost(tmp_path: Path, monkeypat
     while not log.finished:
         polls += [list(batch.values) for batch in log.poll(0, 10**6).batches]
     assert [value for poll in polls for value in poll] == lines
-    assert max(map(len, polls)) <= 14 < poll_size.FIRST, "what is over is less than a block"
+    assert max(map(len, polls)) <= 14 < poll_size.FIRST, "a poll exceeds its bytes by less than a block"
 
 
 @pytest.mark.parametrize("between", [b"\n", b" ", b"\r\n"])
