@@ -32,15 +32,13 @@ import numpy as np
 import orjson
 from kafka import KafkaConsumer
 
-from benchmarks.traffic import AT_ONCE, DEAD_TOPIC, MODEL, START_S, Traffic, baseline_on, ingesting, records
+from benchmarks.traffic import AT_ONCE, MODEL, START_S, Ours, Traffic, after_the_first, baseline_on, records
 from consumers import replay
 from consumers.detect.step import Detect
 from consumers.ingest.cell import Cell
 from consumers.ingest.step import Ingest
 from consumers.log.files import FileLog
 from consumers.log.formats import InputReader, NativeFormat
-from consumers.log.kafka import connection
-from consumers.log.topics import ensure_topics
 from consumers.secrets import Secrets
 from consumers.store import Checkpoint, Store
 from consumers.store.embedded import EmbeddedStore
@@ -104,15 +102,6 @@ def least_in_turns(ours: Callable[[], float], twin: Callable[[], float], runs: i
     ours()
     pairs = [(ours(), twin()) for _ in range(runs)]
     return min(a for a, _ in pairs), min(b for _, b in pairs)
-
-
-def after_the_first(polled: Iterator[int], items: int) -> float:
-    """CPU microseconds an item after the first poll that gave some: connecting and joining the group come before it."""
-    done = next(n for n in polled if n)
-    began, first = time.process_time(), done
-    while done < items:
-        done += next(polled)
-    return (time.process_time() - began) / max(1, done - first) * 1e6
 
 
 def in_turns(ours: Callable[[], int], twin: Callable[[], int], runs: int) -> tuple[float, float]:
@@ -272,17 +261,11 @@ def ingests(baseline: Baseline, broker: Kafka, url: str, folder: Path, lines: Se
 
     keys = [line.split(b'"client_id":"', 1)[1].split(b'"', 1)[0] for line in lines]
     produce(broker.bootstrap, "bench", lines, keys=keys, partitions=4)
-    ensure_topics(connection(broker.bootstrap, security_protocol="PLAINTEXT"), [DEAD_TOPIC], 1)
-    secrets = Secrets.load(folder / "secrets.json", create=True)
     number = iter(range(10_000))
 
     def ours() -> float:
         i = next(number)
-        store = connect(f"{url}/{i + 1}", timeout_s=10)
-        store.prepare(secrets.key_id)
-        reading = Ingest(baselines={MODEL: baseline}, secrets=secrets)
-        with ingesting(broker.bootstrap, "bench", f"bench-{i}", store, reading) as (runner, _):
-            return after_the_first(iter(lambda: runner.turn(0.2), None), len(lines))
+        return Ours(broker.bootstrap, "bench", baseline, folder).read(f"{url}/{i + 1}", len(lines), f"bench-{i}")
 
     def stock() -> float:
         consumer = KafkaConsumer("bench", bootstrap_servers=broker.bootstrap, group_id=f"stock-{next(number)}",
@@ -296,7 +279,7 @@ def ingests(baseline: Baseline, broker: Kafka, url: str, folder: Path, lines: Se
                 count += len(found)
             return count
 
-        took = after_the_first(iter(parsed, None), len(lines))
+        took = after_the_first(parsed, len(lines))
         consumer.close()
         return took
 

@@ -141,6 +141,21 @@ def ingesting(
         store.close()
 
 
+def after_the_first(turn: Callable[[], int], events: int, each: Callable[[int], None] | None = None) -> float:
+    """Processor microseconds an event of turns that tell how many they did, without those up to the first that did any: a start.
+
+    each: told after every turn how many are done.
+    """
+    done, first, began = 0, 0, 0.0
+    while done < events:
+        done += turn()
+        if each is not None:
+            each(done)
+        if done and not first:
+            first, began = done, time.process_time()
+    return (time.process_time() - began) / max(1, done - first) * 1e6
+
+
 @dataclass(slots=True)
 class Ours:
     """Everything that ingest does, from a topic to a store."""
@@ -168,28 +183,19 @@ class Ours:
         store.prepare(secrets.key_id)
         step = reading(baselines={MODEL: self.baseline}, secrets=secrets)
         with ingesting(self.bootstrap, self.topic, group, store, step) as (runner, _):
-            done, first, began = 0, 0, 0.0
-            while done < events:
-                done += runner.turn(0.2)
-                if each is not None:
-                    each(done)
-                if done and not first:
-                    first, began = done, time.process_time()
-            took = time.process_time() - began
-        return took / (done - first) * 1e6
+            return after_the_first(lambda: runner.turn(0.2), events, each)
 
     def only_read(self, events: int, group: str) -> float:
         """Poll and walk the record batches, and nothing else; processor microseconds a query, without those of the first poll."""
         brokers: Any = connection(self.bootstrap, security_protocol="PLAINTEXT")
         log = KafkaLog(brokers, topics=[self.topic], group_id=group, max_poll_records=AT_ONCE)
-        done, first, began = 0, 0, 0.0
-        while done < events:
+
+        def read() -> int:
             poll = log.poll(0.2, AT_ONCE)
             for cell in poll.assigned:
                 log.seek(cell, None)
-            done += sum(len(batch.values) for batch in poll.batches)
-            if done and not first:
-                first, began = done, time.process_time()
-        took = time.process_time() - began
+            return sum(len(batch.values) for batch in poll.batches)
+
+        took = after_the_first(read, events)
         log.close()
-        return took / (done - first) * 1e6
+        return took

@@ -29,9 +29,8 @@ from typing import Generic, TypeVar
 
 from detector.campaigns import FEWEST, most_tied
 from detector.fleet import most_of
+from detector.patch_groups import LEVEL
 
-LEVEL = 0.05
-"""P-value up to which an account is odd for its size."""
 CHANCE = 0.001
 SAME = 0.5
 """Pairs whose accounts overlap so far (Jaccard) count as one."""
@@ -139,7 +138,7 @@ def _unlike(pairs: Sequence[WeakPair[K]]) -> list[WeakPair[K]]:
 
 
 def ties_alone(link: str, accounts: int, fleet: int) -> bool:
-    """Whether a link that so many accounts of a fleet share makes a group by itself."""
+    """Whether a link makes a group by itself, given how many accounts share it and how many the fleet has."""
     return _kind(link) != START and accounts <= most_tied(link, fleet)
 
 

@@ -112,7 +112,7 @@ class FileLog(UngroupedLog):
                 break
             given = lines.filled()
             if len(given):
-                parts.append(Payloads(lines.text, lines.starts[given], lines.ends[given]).trimmed().apart())
+                parts.append(lines.take(given).trimmed().apart())
                 offsets.append(self._offset + given)
                 numbers.append(self._line - len(lines) + 1 + given)
                 names.append(self._name)
@@ -151,8 +151,7 @@ class FileLog(UngroupedLog):
             while taken := reader._take(COUNTED_LINES):
                 given = taken.filled()
                 offsets = at + given
-                lines = Payloads(taken.text, taken.starts[given], taken.ends[given])
-                yield offsets, prints_of(lines, offsets.tolist()), at + len(taken)
+                yield offsets, prints_of(taken.take(given), offsets.tolist()), at + len(taken)
                 at += len(taken)
         except Refused:
             pass  # `poll` will say so, when it gets there

@@ -361,7 +361,7 @@ class KafkaLog:
         if not filled.all():
             nulls, rows = offsets[~filled], np.flatnonzero(filled)
             refused = {int(np.searchsorted(rows, at)): why for at, why in refused.items()}
-            values = Payloads(values.text, values.starts[rows], values.ends[rows])
+            values = values.take(rows)
             offsets, broker_ms = offsets[rows], broker_ms[rows]
             beside = None if beside is None else [beside[i] for i in rows.tolist()]
         return Records(

@@ -71,6 +71,10 @@ class Payloads(Sequence[bytes]):
         for start, end in zip(self.starts.tolist(), self.ends.tolist(), strict=True):
             yield bytes(raw[start:end])
 
+    def take(self, rows: NDArray[np.int64]) -> Payloads:
+        """Some of the values, in the order of `rows` (k,)."""
+        return Payloads(self.text, self.starts[rows], self.ends[rows])
+
     def filled(self) -> NDArray[np.int64]:
         """Which values (k,) hold something other than white space."""
         filled = self.ends > self.starts

@@ -9,7 +9,8 @@ import pytest
 from scipy.stats import binom
 
 from detector.campaigns import FEWEST
-from detector.weak_pairs import CHANCE, HALF_DAY_MS, LEVEL, OF_AN_ACCOUNT, SAME_AS_ONE, starts, ties_alone, weak_pairs
+from detector.patch_groups import LEVEL
+from detector.weak_pairs import CHANCE, HALF_DAY_MS, OF_AN_ACCOUNT, SAME_AS_ONE, starts, ties_alone, weak_pairs
 
 Fleet = tuple[dict[int, list[str]], dict[int, float]]
 DAY_MS = 2 * HALF_DAY_MS
