@@ -40,6 +40,7 @@ from consumers.records.damaged import UnreadableCells, readable
 from consumers.records.decision import (
     StoredDecision,
     decided,
+    episode_after,
     packed_decision,
     previous,
     stored_decision,
@@ -114,9 +115,11 @@ class Campaigns:
         return Grouping(self.baselines, self.secrets).survey(rows, reported)
 
     def assess(
-        self, group: Suspected, read: Read, before: StoredDecision | None, now_s: int | None
+        self, group: Suspected, read: Read, before: StoredDecision | None, now_s: int | None, episode: int = 0
     ) -> tuple[DecisionRow, OutboxAlert | None] | None:
-        """The group's row as it is stored, and the alert if there is news. read: profile fields of clients.
+        """The group's row as it is stored, and the alert if there is news.
+
+        read: profile fields of clients; episode: the number of the first, where there is no readable row.
 
         None when it neither is nor was flagged, or has too few profiles left.
         """
@@ -127,7 +130,7 @@ class Campaigns:
         assessment = assess_group([a.profile for a in judged], baseline, [a.in_order for a in judged], group.by_content)
         assessment = replace(assessment, queries=group.queries, evidence=_with_bound(assessment.evidence, group))
         names = tuple(sorted(unsealed(one, self.secrets, key.tenant) for one in group.sealed))
-        earlier = previous(before)
+        earlier = previous(before, episode)
         now = max(a.profile.last_ms for a in judged) // 1000 if now_s is None else now_s
         decision = decide_group(earlier, assessment, baseline.calibration, self.policy_of(key.model), now)
         if before is not None and (before.assessment.queries, before.members) == (assessment.queries, names):
@@ -302,10 +305,11 @@ class Search:
         outcome, read = Outcome(cell), functools.partial(fields_of, self.store, unreadable=self.unreadable)
         for key in keys:
             before = self._stored(key, rows)
+            episode = episode_after(rows[key]) if before is None and key in rows else 0
             group, found = groups.get(key), None
             if group is not None:
                 try:
-                    found = self.campaigns.assess(group, read, before, now_s)
+                    found = self.campaigns.assess(group, read, before, now_s, episode)
                 except CorruptState:  # it was reported
                     looked[key] = (), -1  # has changed in any case, and waits behind the others
                     continue

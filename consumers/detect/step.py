@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from consumers.records import alert, odd_patches, sample_events, templates
 from consumers.records.client import ClientRecord, read_clients
-from consumers.records.decision import StoredDecision, decided
+from consumers.records.decision import StoredDecision, decided, previous
 from consumers.secrets import Secrets
 from consumers.store import Cursor, Outcome
 from detector.baseline import Baseline
@@ -49,11 +49,15 @@ Overrule = Callable[[ClientKey, Decision, Decision, float], Decision]
 
 @dataclass(slots=True)
 class Seen:
-    """A touched client with all that was read of it: its shards by profile cell, its header, its earlier decision."""
+    """A touched client with all that was read of it: its shards by profile cell, its header, its earlier decision.
+
+    episode  of a client without a readable decision, the number of its first episode
+    """
 
     key: ClientKey
     fields: dict[str, Mapping[str, bytes]]
     before: StoredDecision | None
+    episode: int = 0
 
 
 class CellSeen(NamedTuple):
@@ -136,7 +140,7 @@ class Detect:
                 continue
             key, before = client.key, client.before
             baseline, policy, record, persona, assessment, exposure, observations = judged
-            earlier, profile = Decision() if before is None else before.decision, record.profile
+            earlier, profile = previous(before, client.episode), record.profile
             now = profile.last_ms // 1000 if now_s is None else now_s
             decision = decide(earlier, assessment, baseline.calibration, policy, now)
             silent = before is not None and before.assessment.queries == assessment.queries

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from consumers.detect.step import Seen
 from consumers.detect.verdicts import PendingVerdict
 from consumers.records.damaged import UnreadableCells, readable
-from consumers.records.decision import stored_decision
+from consumers.records.decision import episode_after, stored_decision
 from consumers.secrets import Secrets
 from consumers.store import Cursor, DecisionRow, ProfileStore, Shards, Touched
 from detector.query import ClientKey
@@ -72,14 +72,15 @@ class CellWork:
                 if values := answer.fields.get(key):
                     mine[name] = values
         for key in self.clients:
-            before = None
+            before, episode = None, 0
             if key in self.rows:
                 before = readable("decision row", stored_decision, self.rows[key], secrets, key.tenant)
+                episode = episode_after(self.rows[key]) if before is None else 0
             if behind and (before is None or not behind.isdisjoint(before.cells)):
                 return False  # without a row (it may have been erased) nobody knows what the replay will bring
             if before is not None and not corrupt.isdisjoint(before.cells):
                 continue  # what the row reflects can't be read: it stays as it is
-            self.seen.append(Seen(key, fields[key], before))
+            self.seen.append(Seen(key, fields[key], before, episode))
         return True
 
 

@@ -9,7 +9,8 @@ campaign is updated instead, with ``exposure_budget``.
 Rules:
 * The id of an alert is a hash of tenant, kind, model, subject (keyed hash of the client, or id of the campaign) and episode, so a repeated
   computation gives the same id. Each further alert of the episode is an update of the first, counted from 0. A finding about the exposure
-  budget has a count of its own in place of the episode (`BudgetFinding.number`): it opens and closes when detection sees nothing.
+  budget has a count of its own in place of the episode (`BudgetFinding.number`, from the episode on): it opens and closes when
+  detection sees nothing. After a row that cannot be read no number is used again (`decision.episode_after`).
 * `following` alone gives update numbers. The outbox sends each ``alert_id/update`` once in 30 days, so a number that is given twice is an
   alert that nobody gets. While a finding is open its row counts; a finding that the row no longer holds is continued from what the same
   outcome is about to send, and from the alerts of the store.
@@ -139,7 +140,7 @@ def spent_told(
     if row.exposed == "none" and before is not None and before.decision.reason in BUDGETS:
         why = before.decision.reason  # of budgets that are both kept again, the one that was told
     if known is None or was == "none":
-        number = known.number + 1 if known is not None else 0
+        number = known.number + 1 if known is not None else row.decision.episode
         known = BudgetFinding(digest_of(key.tenant, "budget", key.model, key.client, str(number)), number, -1, "none")
     known = known._replace(told=row.exposed, update=following(known.alert_id, known.update))
     body = _raised(key, row, row.last_ms, row.assessment.queries, known.update)

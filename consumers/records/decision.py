@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import math
 import operator
 from collections.abc import Callable, Iterable
@@ -43,6 +44,8 @@ BELOW_ALL = -1.0
 """Rank of a campaign's row: a listing of the highest never gets there."""
 
 HISTORY_KEPT = 64
+COUNTED = 1 << 32
+"""Above every episode that was counted from 0."""
 
 
 class LevelReached(NamedTuple):
@@ -66,7 +69,7 @@ class ExposureMeasured(NamedTuple):
 class BudgetFinding(NamedTuple):
     """A client's last finding about its exposure budget.
 
-    number   which of the client's it is, from 0: a finding that was closed is not opened again, the next one has another id
+    number   which of the client's it is: a finding that was closed is not opened again, the next one has another id
     update   number of the last alert that was sent of it
     told     the most that was told of it; ``none`` once it was closed
     verdict  what an analyst said of it, as its alerts carry it
@@ -435,9 +438,19 @@ def _half_octave(queries: float) -> int:
     return int(2 * math.log2(queries))
 
 
-def previous(before: StoredDecision | None) -> Decision:
-    """Return the decision that a row holds; a clear one for a client without a row."""
-    return Decision() if before is None else before.decision
+def previous(before: StoredDecision | None, episode: int = 0) -> Decision:
+    """Return the decision that a row holds; a clear one for a client without a row, whose first episode is `episode`."""
+    return Decision(episode=episode) if before is None else before.decision
+
+
+def episode_after(damaged: DecisionRow) -> int:
+    """Return the number of the first episode after a row that cannot be read.
+
+    Ids of alerts follow from episodes, so none may be counted twice, and which were counted is lost with the row. The number follows from
+    the row as it is stored, so that all detectors give the same, and lies above all that are counted from 0.
+    """
+    stored = f"{damaged.state} {damaged.rank!r} {damaged.until_s} {damaged.enforced} ".encode() + damaged.row
+    return COUNTED + int.from_bytes(hashlib.blake2b(stored, digest_size=4).digest(), "big")
 
 
 def ranked(rows: Iterable[tuple[str, StoredDecision]]) -> list[tuple[str, StoredDecision]]:

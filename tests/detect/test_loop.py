@@ -27,7 +27,7 @@ from consumers.log.files import FileLog
 from consumers.records import decision
 from consumers.records.alert import finding_id, stored_alert
 from consumers.records.breaker import BreakerLimits
-from consumers.records.decision import StoredDecision, stored_decision
+from consumers.records.decision import StoredDecision, episode_after, stored_decision
 from consumers.secrets import Secrets
 from consumers.store import DECISION_CELLS, DecisionRow, Entry, Operation, OutboxAlert, Outcome, decision_cell
 from consumers.store.embedded import EmbeddedStore
@@ -551,7 +551,15 @@ def test_a_damaged_decision_is_set_aside_and_made_anew(
     filled.record("t" * 32, claim.revision, Outcome(cell, {}, {key: bad}, []), "p", 1000)
     filled.release_decisions(cell, "p")
     idle(runner(filled, judging))
-    assert rows(filled, secrets)[min(thieves)].decision.state == "throttle"
+    anew = rows(filled, secrets)[min(thieves)]
+    assert anew.decision.state == "throttle"
+    first = stored_decision(whole, secrets, key.tenant)
+    assert anew.alert is not None
+    assert first.alert is not None
+    assert anew.alert["alert_id"] != first.alert["alert_id"], "the first may have been sent, and each is sent once"
+    assert anew.alert["alert_id"] in {a["alert_id"] for a in alerts(filled, secrets)}
+    again = judging.step(0, [replace(seen_of(filled, key, None), episode=episode_after(bad))], {}, 10).rows[key]
+    assert stored_decision(again, secrets, key.tenant).alert == anew.alert, "every detector gives the same number"
 
 
 @pytest.mark.parametrize("field", ["h", "w"])

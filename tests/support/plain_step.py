@@ -37,7 +37,7 @@ def plain_step(
 
 def _assess(detect: Detect, seen: Seen, outcome: Outcome, now_s: int | None, overrule: Overrule | None) -> None:
     key, before, policy = seen.key, seen.before, detect.policy_of(seen.key.model)
-    baseline, earlier = detect.baselines[seen.key.model], previous(before)
+    baseline, earlier = detect.baselines[seen.key.model], previous(before, seen.episode)
     found = client.read_profile(key, seen.fields, baseline, detect.secrets)
     if found is None:
         return
