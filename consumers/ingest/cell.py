@@ -9,17 +9,16 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
 from consumers.ingest.admission import Admission
 from consumers.ingest.duplicates import Windows
 from consumers.log.halves import WaitingHalves
-from consumers.records import refusals, sample_events, usage
 from consumers.records.baselines_in_force import FoldedSince
 from consumers.records.schema_watch import SchemaWatch
 from consumers.store import Tombstones
 from detector.profile_table import ProfileTable
 from detector.query import ClientKey
-from detector.templates import TemplateSketch
 
 
 @dataclass(slots=True)
@@ -29,11 +28,7 @@ class Cell:
     beside     model → profiles of its second baseline; folded: model → since when both are folded (baselines_in_force.py)
     stored     client → fields of spans that the store holds; nameless: clients whose stored header is damaged
     windows    model → event ids of its clients; watches: model → misfits that its clients share (schema_watch.py)
-    links      client → what ties it to others (links.py); told: client → its last odd queries (sample_events.py)
-    contents   client → what its odd queries say, under sharing keys (odd_contents.py)
-    refused    client → what did not fit, counted (refusals.py); patches: where its odd queries lie (odd_patches.py)
-    templates  client → what recurs in its texts (templates.py)
-    used       client → tokens (usage.py)
+    fields     stored field → client → its value, of the clients that have one (client_fields.py)
     halves     of queries that wait for the other half
     erased     client → offset below which its queries are skipped
     full       the store has no room for new clients
@@ -63,10 +58,8 @@ class Cell:
     folded: dict[str, FoldedSince] = field(default_factory=dict)
     stored: dict[ClientKey, set[str]] = field(default_factory=dict)
     nameless: set[ClientKey] = field(default_factory=set)
-    links: dict[ClientKey, tuple[str, ...]] = field(default_factory=dict)
-    contents: dict[ClientKey, tuple[str, ...]] = field(default_factory=dict)
-    told: dict[ClientKey, tuple[sample_events.SampleEvent, ...]] = field(default_factory=dict)
-    refused: dict[ClientKey, refusals.Refusals] = field(default_factory=dict)
-    patches: dict[ClientKey, tuple[int, ...]] = field(default_factory=dict)
-    templates: dict[ClientKey, TemplateSketch] = field(default_factory=dict)
-    used: dict[ClientKey, usage.Usage] = field(default_factory=dict)
+    fields: dict[str, dict[ClientKey, Any]] = field(default_factory=dict)
+
+    def values(self, name: str) -> dict[ClientKey, Any]:
+        """Client → the value of one field; changes to it are the cell's."""
+        return self.fields.setdefault(name, {})

@@ -12,12 +12,11 @@ Rules:
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import itertools
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -28,10 +27,11 @@ from numpy.typing import NDArray
 from consumers.ingest import cell_wide
 from consumers.ingest.admission import AdmissionLimits
 from consumers.ingest.cell import Cell
+from consumers.ingest.client_fields import ClientField, FieldKeys, FoldedBatch, client_fields
 from consumers.ingest.duplicates import FIELD, Windows, event_hashes
 from consumers.log import Records, prefix
 from consumers.log.formats import Decoded, InputReader, NativeFormat
-from consumers.records import links, odd_contents, odd_patches, refusals, sample_events, templates, usage
+from consumers.records import links
 from consumers.records.baselines_in_force import FIELD as FOLDED_FIELD
 from consumers.records.baselines_in_force import FoldedSince, folded_key
 from consumers.records.damaged import readable
@@ -45,7 +45,6 @@ from consumers.sharing_keys import SharingKey
 from consumers.store import Checkpoint, Taken
 from detector.baseline import Baseline
 from detector.clock import on_the_clock
-from detector.features import Measured
 from detector.profile_shape import Shape
 from detector.profile_table import ProfileTable
 from detector.query import ClientKey, QueryBatch
@@ -76,8 +75,7 @@ class Ingest:
     sharing: tuple[SharingKey, ...] = ()
     beside: Mapping[str, Baseline] = field(default_factory=dict)
     format: NativeFormat = field(init=False)
-    _masks: dict[str, int] = field(init=False)
-    _contents: dict[str, odd_contents.Contents] = field(init=False)
+    _fields: dict[str, tuple[ClientField, ...]] = field(init=False)
 
     def __post_init__(self) -> None:
         self.use(self.baselines, self.beside)
@@ -85,11 +83,8 @@ class Ingest:
     def use(self, baselines: Mapping[str, Baseline], beside: Mapping[str, Baseline]) -> None:
         """Fold for other baselines from now on; the caller drops its cells, whose profiles are those of the earlier ones."""
         self.baselines, self.beside = baselines, beside
-        self._masks = {
-            model: int(np.bitwise_or.reduce(sample_events.masks(baseline.table)))
-            for model, baseline in self.baselines.items()
-        }
-        self._contents = {m: odd_contents.Contents(baseline.map.schema) for m, baseline in self.baselines.items()}
+        keys = FieldKeys(self.secrets, self.tenant, self.link_keys, self.sharing)
+        self._fields = {m: client_fields(baseline, keys, self.half_horizon_ms) for m, baseline in self.baselines.items()}
         readers = {model: InputReader(baseline.map.schema) for model, baseline in self.baselines.items()}
         self.format = NativeFormat(readers, self.admit_unknown)
 
@@ -152,16 +147,9 @@ class Ingest:
                 continue
             if FIELD in fields:
                 self.windows_of(cell, key.model).put(key, fields[FIELD])
-            cell.links[key] = links.unpacked(fields.get(links.FIELD))
-            cell.contents[key] = odd_contents.unpacked(fields.get(odd_contents.FIELD))
-            cell.refused[key] = refusals.unpacked(fields.get(refusals.FIELD))
-            cell.used[key] = usage.unpacked(fields.get(usage.FIELD))
-            cell.told[key] = sample_events.unpacked(fields.get(sample_events.FIELD), self.secrets, key.tenant)
-            cell.patches[key] = odd_patches.kept(fields, self.baselines[key.model].map_id, self.secrets, key.tenant)
-            if self.baselines[key.model].map.schema.of_texts:
-                map_id = self.baselines[key.model].map_id
-                known = templates.unpacked(fields.get(templates.FIELD), map_id, self.secrets, key.tenant)
-                cell.templates |= {} if known is None else {key: known}
+            for one in self._fields[key.model]:
+                if (blob := fields.get(one.name)) and (value := one.read(blob)) is not None:
+                    cell.values(one.name)[key] = value
             stored.setdefault(key.model, {})[key] = long_and_short(fields, self.baselines[key.model])
             if key.model in self.beside:
                 beside.setdefault(key.model, {})[key] = long_and_short(fields, self.beside[key.model])
@@ -344,7 +332,6 @@ class Ingest:
         watch = cell.watches.setdefault(model, SchemaWatch())
         if watch.add(batch, [key.client for key in keys], profiles.map):
             writes[self.watch_key(model)] = {WATCH_FIELD: watch.to_bytes()}
-        beside = self._beside_spans(cell, model, batch, keys, measured, decoded)
         for key, display, packed in zip(keys, batch.clients, self._packed(cell, model, batch, keys), strict=True):
             fields = packed.fields
             if packed.fades:
@@ -357,12 +344,22 @@ class Ingest:
             fields |= dict.fromkeys(sorted((stored or set()) - kept))
             if (window := windows.blob(key)) is not None:
                 fields[FIELD] = window
-            for changed, known, name, pack in beside:
-                if key in changed:
-                    known[key] = changed[key]
-                    fields[name] = pack(changed[key])
             cell.stored[key] = kept
             writes[key] = fields
+        rows = np.searchsorted(decoded.batches[model].offsets, batch.offsets).astype(np.int64)
+        self._write_fields(cell, FoldedBatch(model, batch, keys, measured, decoded, rows), writes)
+
+    def _write_fields(self, cell: Cell, new: FoldedBatch, writes: dict[ClientKey, dict[str, bytes | None]]) -> None:
+        """What changes of the clients beside their spans."""
+        pool = self.overflow(new.model)
+        for one in self._fields[new.model]:
+            known = cell.values(one.name)
+            changed = one.changed(known, new)
+            if not one.of_pool:
+                changed.pop(pool, None)
+            known.update(changed)
+            for key, value in changed.items():
+                writes[key][one.name] = one.write(value)
 
     def _packed(self, cell: Cell, model: str, batch: QueryBatch, keys: list[ClientKey]) -> list[_PackedFields]:
         """The spans of the clients as they are stored, those of the second baseline too, for which the batch is folded here."""
@@ -380,44 +377,6 @@ class Ingest:
                 one.fades or other.fades,
             )
             for one, other in zip(live, table.packed(keys), strict=True)
-        ]
-
-    def _beside_spans(
-        self,
-        cell: Cell,
-        model: str,
-        batch: QueryBatch,
-        keys: list[ClientKey],
-        measured: Measured,
-        decoded: Decoded,
-    ) -> list[tuple[dict[ClientKey, Any], dict[ClientKey, Any], str, Callable[[Any], bytes]]]:
-        """What changes beside the spans: client → value, where the cell knows it, its field, its codec."""
-        metadata, stated = decoded.metadata.get(model, {}), decoded.usage.get(model, {})
-        linked = links.seen(cell.links, keys, batch, metadata, self.secrets, self.link_keys, self.sharing)
-        texts, ends = decoded.events[model]
-        rows = np.searchsorted(decoded.batches[model].offsets, batch.offsets).astype(np.int64)
-        mask = self._masks[model]
-        told = sample_events.seen(cell.told, keys, batch, measured.bits, mask, texts, ends, rows)
-        used = usage.seen(cell.used, keys, batch, stated, self.half_horizon_ms)
-        written = self._contents[model]
-        contents = odd_contents.seen(cell.contents, keys, batch, measured.bits, mask, written, self.sharing)
-        for values in (linked, told, used, contents):
-            values.pop(self.overflow(model), None)  # the overflow client is many, so it has none of these
-        refused = refusals.seen(cell.refused, keys, batch, decoded.notes.get(model, {}))
-        patches = odd_patches.seen(cell.patches, keys, batch, measured.patches, self.overflow(model))
-        recurring = templates.seen(cell.templates, keys, batch, measured, self.overflow(model))
-        seal = functools.partial(sample_events.packed, secrets=self.secrets, tenant=self.tenant)
-        map_id = self.baselines[model].map_id
-        place = functools.partial(odd_patches.packed, map_id=map_id, secrets=self.secrets, tenant=self.tenant)
-        sketch = functools.partial(templates.packed, map_id=map_id, secrets=self.secrets, tenant=self.tenant)
-        return [
-            (linked, cell.links, links.FIELD, links.packed),
-            (contents, cell.contents, odd_contents.FIELD, odd_contents.packed),
-            (told, cell.told, sample_events.FIELD, seal),
-            (patches, cell.patches, odd_patches.FIELD, place),
-            (recurring, cell.templates, templates.FIELD, sketch),
-            (refused, cell.refused, refusals.FIELD, refusals.packed),
-            (used, cell.used, usage.FIELD, usage.packed),
         ]
 
     def trim(self, cell: Cell, keys: Mapping[str, list[ClientKey]], cells: int = 1) -> None:
@@ -446,16 +405,7 @@ class Ingest:
         if model in cell.beside:
             cell.beside[model].drop(key)
         self.windows_of(cell, model).drop(key)
-        for known in (
-            cell.stored,
-            cell.links,
-            cell.contents,
-            cell.told,
-            cell.refused,
-            cell.patches,
-            cell.templates,
-            cell.used,
-        ):
+        for known in (cell.stored, *cell.fields.values()):
             known.pop(key, None)
         cell.nameless.discard(key)
 

@@ -33,14 +33,12 @@ def seen(
     keys: Sequence[ClientKey],
     batch: QueryBatch,
     patches: NDArray[np.uint64],
-    pool: ClientKey | None = None,
 ) -> dict[ClientKey, tuple[int, ...]]:
     """Clients whose patches change, and what they are then.
 
     known    patches so far
     keys     (g,) what `batch.who` points into
     patches  (n,) of the batch's rows, 0: none
-    pool     the client that stands for many, and has none
     """
     if not patches.any():
         return {}
@@ -49,7 +47,7 @@ def seen(
     found = {}
     for who, new in smallest(batch.who, np.where(patches < limit[batch.who], patches, 0)).items():
         now = united(mine[who], new)
-        if now != mine[who] and keys[who] != pool:
+        if now != mine[who]:
             found[keys[who]] = now
     return found
 
@@ -67,11 +65,6 @@ def unpacked(blob: bytes | None, map_id: str, secrets: Secrets, tenant: str) -> 
     except (CorruptState, msgspec.DecodeError, ValueError):
         return None
     return united(mine, ()) if of_map == map_id else None
-
-
-def kept(fields: Mapping[str, bytes], map_id: str, secrets: Secrets, tenant: str) -> tuple[int, ...]:
-    """Patches of a client in one profile cell, from its fields."""
-    return unpacked(fields.get(FIELD), map_id, secrets, tenant) or ()
 
 
 def together(blobs: Iterable[bytes | None], map_id: str, secrets: Secrets, tenant: str) -> tuple[int, ...] | None:

@@ -33,21 +33,19 @@ def seen(
     keys: Sequence[ClientKey],
     batch: QueryBatch,
     measured: Measured,
-    pool: ClientKey | None = None,
 ) -> dict[ClientKey, TemplateSketch]:
     """Clients whose sketch changes, and what it is then.
 
     known     sketches so far
     keys      (g,) what `batch.who` points into
     measured  the batch's rows
-    pool      the client that stands for many, and has none
     """
     if not measured.templates.any():
         return {}
     sketches = Sketches([known.get(key) or TemplateSketch() for key in keys])
     sketches.note(batch.who, measured.templates, measured.raw)
     told = np.unique(batch.who[measured.templates[:, 0] != 0]).tolist()
-    return {keys[who]: sketches[who] for who in told if keys[who] != pool}
+    return {keys[who]: sketches[who] for who in told}
 
 
 def packed(mine: TemplateSketch, map_id: str, secrets: Secrets, tenant: str) -> bytes:
