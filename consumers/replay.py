@@ -208,7 +208,7 @@ def replay(
             pass
         judging.look_for_campaigns()
     finally:
-        judging.release()
+        judging.cells.release()
     counters = show(1.0)
     secrets = detecting.secrets
     scores, campaigns = _stored(store, secrets, ingesting.tenant)

@@ -13,7 +13,7 @@ Order of effects, for each decision cell that this process holds:
 Rules:
 * Operators' entries are applied before anything is recorded (overrides.py): nothing is enforced against clients on the allowlist, and
   nothing new while the breaker is open.
-* Running detectors share the cells: none holds more than its part, or takes more while another one waits.
+* Running detectors share the cells (held_cells.py).
 * While ingest lags behind the log, the search for campaigns waits, because it reads every row; a metric counts this (docs/decisions/0015).
 * A throttle or block ends without a new query. Gateways stop at `until_s`, whatever detect does.
 * The id of an alert is a hash of tenant, kind, model, keyed hash of the client and episode, so a repeated computation gives the same id.
@@ -31,24 +31,25 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from typing import TYPE_CHECKING
 
 from consumers.alerts.delivery import OutboxWorker, OutboxWorkers
 from consumers.detect.campaigns import EVERY_S, Campaigns, Search
 from consumers.detect.grouping import Survey
+from consumers.detect.held_cells import HeldCells
 from consumers.detect.joining import Joining, Joins
 from consumers.detect.lapses import Lapses
 from consumers.detect.overrides import Overrides
 from consumers.detect.schema_holds import SchemaHolds
 from consumers.detect.step import AT_ONCE, CellSeen, Detect
-from consumers.detect.touched import CellWork, HeldCell, Pending, find_touched, read_shards
+from consumers.detect.touched import CellWork, Pending, find_touched, read_shards
 from consumers.detect.verdicts import tell
-from consumers.errors import Fenced, LeaseHeld, Rewound, Unavailable
+from consumers.errors import Fenced, Rewound, Unavailable
 from consumers.periodic import Backoff
 from consumers.records.damaged import UnreadableCells
 from consumers.records.heartbeat import heartbeats
-from consumers.store import DecisionClaim, Outcome, ServiceStore
+from consumers.store import Outcome, ServiceStore
 from consumers.telemetry.alarms import Alarms
 from consumers.telemetry.metrics import Metrics
 from detector.query import ClientKey
@@ -66,8 +67,6 @@ BACK_OFF_S = (0.1, 5.0)
 """First and longest pause while the store does not answer; half of it is drawn, for many detectors may start at once."""
 SCHEMA_EVERY_S = 2.0
 """How often a service looks at the misfits that clients share."""
-RENEWALS = 2
-"""A lease that was renewed so often since shows that its holder has looked at everything since."""
 
 
 @dataclass(slots=True)
@@ -77,7 +76,7 @@ class Runner:
     schema_every_s  how often to look at the misfits that clients share; 0: in every turn. The turns of a replay follow the log, and what it
                decides must not depend on how fast the machine is
     now_s      wall clock, for what decisions say; None: each client's own time (replay). clock: monotonic, for everything else
-    balanced   share the cells with the other detectors that live; a run that ends when idle takes what is free instead
+    balanced   whether cells are shared with the other running detectors (`HeldCells`)
     overrides  what people said; None: nobody is asked
     joins      writes that accounts joined a campaign under decision; None: nobody joins
     follow     asked before each turn: which baselines are live (records/baselines_in_force.py). Raises Unavailable
@@ -96,14 +95,14 @@ class Runner:
     new_token: Callable[[], str] = lambda: entropy.token_hex(16)
     process: str = field(default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}:{entropy.token_hex(4)}")
     lease_ms: int = LEASE_MS
-    held: dict[int, HeldCell] = field(default_factory=dict)
     on_outcome: Callable[[Outcome], None] = lambda outcome: None
     ready: bool = False
-    balanced: bool = True
     overrides: Overrides | None = field(default_factory=Overrides)
     joins: Joins | None = None
     follow: Callable[[], object] = lambda: None
     tenants: set[str] = field(default_factory=set)
+    balanced: InitVar[bool] = True
+    cells: HeldCells = field(init=False)
     alarms: Alarms = field(init=False)
     deliveries: OutboxWorkers = field(init=False)
     search: Search = field(init=False)
@@ -112,13 +111,11 @@ class Runner:
     lapses: Lapses = field(default_factory=Lapses)
     _schema_s: float = -math.inf
     _renewed_s: float = 0.0
-    _attended_s: float = -math.inf
     _searched_s: float = -math.inf
     _postponed: int = 0
-    _share: int = 0
-    _leases: dict[int, tuple[int, int]] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, balanced: bool) -> None:
+        self.cells = HeldCells(self.store, self.process, self.lease_ms, self.clock, self.new_token, balanced)
         self.alarms = Alarms(self.metrics)
         workers = [OutboxWorker(sink, self.store, self.detect.secrets, self.metrics, self.clock) for sink in self.sinks]
         self.deliveries = OutboxWorkers(workers, self.alarms)
@@ -137,13 +134,10 @@ class Runner:
         profile_cells = self.store.cells()
         renew = self.clock() - self._renewed_s > self.lease_ms / 3000
         assessed = 0
-        self._take_part()
-        for cell in range(self.store.decision_cells):
-            if cell not in self.held and len(self.held) < self._share:
-                self._claim(cell)
+        self.cells.take_part()
         if self.overrides is not None:
             self.overrides.refresh(self.store)
-        pending = find_touched(self.store, self.held, profile_cells, self.unreadable)
+        pending = find_touched(self.store, self.cells.held, profile_cells, self.unreadable)
         self._look_at_schema(pending)
         now_s = self.now_s()
         over = {} if now_s is None else self.lapses.ended(self.store, now_s, self.clock())
@@ -163,7 +157,7 @@ class Runner:
         self.ready = True
         if self.overrides is not None:
             self.alarms.show("breaker", self.overrides.open)
-        self.deliveries.offer(self.held)
+        self.deliveries.offer(self.cells.held)
         return assessed
 
     def _look_at_schema(self, pending: Mapping[int, Pending]) -> None:
@@ -197,7 +191,7 @@ class Runner:
         """One pass over all rows of our tenants: another process, or we before a restart, may have assessed the clients."""
         self._searched_s, self._postponed = self.clock(), 0
         for tenant in sorted(self.tenants):
-            for outcome in self.search.run(tenant, self.held, self.now_s(), self.process, self.lease_ms):
+            for outcome in self.search.run(tenant, self.cells.held, self.now_s(), self.process, self.lease_ms):
                 self.on_outcome(outcome)
 
     def _surveyed(self, tenant: str, survey: Survey) -> None:
@@ -219,46 +213,12 @@ class Runner:
             joining = Joining(
                 self.overrides, self.joins, self.store, self.detect.secrets, self.metrics, self.store.decision_cells
             )
-            joining.look(tenant, survey, self.held, self.now_s() or 0)
-
-    def _take_part(self) -> None:
-        """Say that we live; let go of what is more than our part of the cells."""
-        if not self.balanced:
-            self._share = self.store.decision_cells
-            return
-        if self.clock() - self._attended_s >= self.lease_ms / 3000:
-            self._share = math.ceil(self.store.decision_cells / self.store.attend(self.process, self.lease_ms))
-            self._attended_s = self.clock()
-        for cell in sorted(self.held)[self._share :]:
-            self.store.release_decisions(cell, self.process)
-            del self.held[cell]
-
-    def _claim(self, cell: int) -> None:
-        token = self.new_token()
-        try:
-            claim: DecisionClaim = self.store.claim_decisions(cell, self.process, token, self.lease_ms)
-        except LeaseHeld as held:
-            before_ms, renewals = self._leases.get(cell, (held.remaining_ms, 0))
-            self._leases[cell] = held.remaining_ms, renewals + (held.remaining_ms > before_ms)
-            return
-        self._leases.pop(cell, None)
-        self.held[cell] = HeldCell(token, claim.revision, dict(claim.cursors))
-
-    def idle(self) -> bool:
-        """Whether nothing is left to do anywhere: our cells had nothing, and who holds the others has looked at them since."""
-        return all(
-            cell in self.held or self._leases.get(cell, (0, 0))[1] >= RENEWALS
-            for cell in range(self.store.decision_cells)
-        )
-
-    def busy(self) -> None:
-        """There was something to do: what the others did before does not count any more."""
-        self._leases.clear()
+            joining.look(tenant, survey, self.cells.held, self.now_s() or 0)
 
     def _together(self, pending: Mapping[int, Pending], over: Mapping[int, Sequence[ClientKey]]) -> Iterator[list[int]]:
         """Our cells, as many at a time as have `AT_ONCE` clients between them: their profiles are read and assessed together."""
         some, clients = list[int](), 0
-        for cell in sorted(self.held):
+        for cell in sorted(self.cells.held):
             some.append(cell)
             clients += sum(len(keys) for _, keys in pending.get(cell, {}).values()) + len(over.get(cell, ()))
             if clients >= AT_ONCE:
@@ -291,14 +251,14 @@ class Runner:
             try:
                 self._record(work, outcome)
             except (Fenced, Rewound):
-                self.held.pop(work.cell, None)
+                self.cells.drop(work.cell)
                 continue
             self._recorded(work, outcome)
             assessed += len(work.clients)
         return assessed
 
     def _work(self, cell: int, pending: Pending, over: Sequence[ClientKey]) -> CellWork:
-        held = self.held[cell]
+        held = self.cells.held[cell]
         self.tenants.update(key.tenant for _, keys in pending.values() for key in keys)
         said = (
             []
@@ -316,7 +276,7 @@ class Runner:
             if work.clients:
                 work.rows = self.store.load_decisions(work.cell, work.held.token, work.held.revision, work.clients)
         except (Fenced, Rewound):
-            self.held.pop(work.cell, None)
+            self.cells.drop(work.cell)
             return False
         return True
 
@@ -347,21 +307,6 @@ class Runner:
                 self.metrics.observe("querywarden_detection_latency_seconds", max(0.0, now_s - alert.time_ms / 1000))
         self.on_outcome(outcome)
 
-    def release(self) -> None:
-        """Give the cells back, so that another process need not wait for the leases to run out."""
-        for cell in list(self.held):
-            try:
-                self.store.release_decisions(cell, self.process)
-            except Unavailable:
-                return
-            self.held.pop(cell)
-        if self.balanced:
-            self._attended_s = -math.inf
-            try:
-                self.store.attend(self.process, 0)
-            except Unavailable:
-                return
-
 
 def run(
     runner: Runner, stop: Callable[[], bool], until_idle: bool = False, interval_s: float = 0.5, threads: bool = False
@@ -373,7 +318,7 @@ def run(
     threads: a thread for each sink, so that none waits for another.
     """
     backoff = Backoff(*BACK_OFF_S, rng=runner.rng)
-    runner.balanced = not until_idle
+    runner.cells.balanced = not until_idle
     if threads:
         runner.deliveries.start()
     try:
@@ -385,20 +330,20 @@ def run(
                 pause_s = backoff.next_s()
                 runner.metrics.add("querywarden_store_unavailable_total", process="detect")
                 log.warning("store unavailable", extra={"why": str(error), "failures": backoff.failures})
-                runner.held.clear()
+                runner.cells.held.clear()
                 runner.sleep(pause_s)
                 continue
             if assessed:
-                runner.busy()
+                runner.cells.busy()
             elif until_idle:
-                if runner.idle():
+                if runner.cells.idle():
                     runner.look_for_campaigns()
                     break
-                runner.release()
+                runner.cells.release()
                 runner.sleep(runner.rng.uniform(0.05, 0.3))
             else:
                 runner.sleep(interval_s)
         runner.deliveries.drain(DRAIN_S)
     finally:
         runner.deliveries.stop(1.0)
-    runner.release()
+    runner.cells.release()

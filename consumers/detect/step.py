@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from consumers.records import alert, odd_patches, sample_events, templates
 from consumers.records.client import ClientRecord, read_clients
-from consumers.records.decision import StoredDecision, decided, previous
+from consumers.records.decision import StoredDecision, decided
 from consumers.secrets import Secrets
 from consumers.store import Cursor, Outcome
 from detector.baseline import Baseline
@@ -140,7 +140,8 @@ class Detect:
                 continue
             key, before = client.key, client.before
             baseline, policy, record, persona, assessment, exposure, observations = judged
-            earlier, profile = previous(before, client.episode), record.profile
+            earlier = Decision(episode=client.episode) if before is None else before.decision
+            profile = record.profile
             now = profile.last_ms // 1000 if now_s is None else now_s
             decision = decide(earlier, assessment, baseline.calibration, policy, now)
             silent = before is not None and before.assessment.queries == assessment.queries

@@ -84,7 +84,9 @@ class Ingest:
         """Fold for other baselines from now on; the caller drops its cells, whose profiles are those of the earlier ones."""
         self.baselines, self.beside = baselines, beside
         keys = FieldKeys(self.secrets, self.tenant, self.link_keys, self.sharing)
-        self._fields = {m: client_fields(baseline, keys, self.half_horizon_ms) for m, baseline in self.baselines.items()}
+        self._fields = {
+            m: client_fields(baseline, keys, self.half_horizon_ms) for m, baseline in self.baselines.items()
+        }
         readers = {model: InputReader(baseline.map.schema) for model, baseline in self.baselines.items()}
         self.format = NativeFormat(readers, self.admit_unknown)
 

@@ -117,7 +117,7 @@ class World:
         while one.turn():
             pass
         one.look_for_campaigns()
-        one.release()
+        one.cells.release()
         return one
 
     @property
@@ -174,7 +174,7 @@ def test_a_detector_that_has_nothing_to_assess_finds_what_another_one_left(world
     first = world.detector()
     while first.turn():
         pass
-    first.release()
+    first.cells.release()
     assert world.campaigns == []
     detect.run(world.detector(sleep=lambda s: None), lambda: False, until_idle=True)
     assert [list(row.members) for row in world.campaigns] == [THIEVES]
@@ -433,13 +433,13 @@ def test_two_detectors_share_a_campaign(world: World) -> None:
     both = [world.detector(process=name) for name in ("a", "b")]
     for number, one in enumerate(both):
         for cell in range(number, DECISION_CELLS, 2):
-            one._claim(cell)
-        one._share = 0  # takes no more
+            one.cells.claim(cell)
+        one.cells._share = 0  # takes no more
     for _ in range(3):
         for one in both:
             names = world.store.cells()
-            pending = find_touched(one.store, one.held, names, one.unreadable)
-            one._look(sorted(one.held), pending, names, True, {}, lambda: False)
+            pending = find_touched(one.store, one.cells.held, names, one.unreadable)
+            one._look(sorted(one.cells.held), pending, names, True, {}, lambda: False)
     for one in [*both, *both]:
         one.look_for_campaigns()
     assert [list(c.members) for c in world.campaigns] == [THIEVES]
@@ -455,11 +455,11 @@ def test_who_lost_the_cell_writes_nothing(world: World) -> None:
     for cell in range(DECISION_CELLS):  # another took all of them over
         world.store.release_decisions(cell, one.process)
         world.store.claim_decisions(cell, "other", "f" * 32, 60_000)
-    before = len(one.held)
+    before = len(one.cells.held)
     one.look_for_campaigns()
     assert world.campaigns == []
     assert world.named == {}
-    assert len(one.held) < before, "a cell that is not ours is let go"
+    assert len(one.cells.held) < before, "a cell that is not ours is let go"
 
 
 @pytest.mark.parametrize("error", [Unavailable("no route"), Fenced("another"), Rewound("cell", 3)])
@@ -534,7 +534,7 @@ def test_a_pass_is_bounded_and_nobody_waits_for_ever(world: World, caplog: pytes
     assert sum("more groups" in record.message for record in caplog.records) == 2
     one.search.assessed.clear()
     one.search.most_groups, one.search.most_members = 200, 25
-    assert len(one.search._due(one.search.campaigns.survey(world.store.decisions(TENANT)), one.held, NOW_S)) == 1
+    assert len(one.search._due(one.search.campaigns.survey(world.store.decisions(TENANT)), one.cells.held, NOW_S)) == 1
 
 
 def test_the_service_looks_once_a_minute(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -563,7 +563,7 @@ def test_a_damaged_row_hides_no_campaign(world: World, secrets: Secrets) -> None
         pass
     for key in (ClientKey(TENANT, MODEL, "0" * 32), campaign_key(TENANT, MODEL, "broken")):
         cell = decision_cell(key, DECISION_CELLS)
-        held = one.held[cell]
+        held = one.cells.held[cell]
         rows = {key: DecisionRow(b"\xff\x00", "clear", 0.0, 0)}
         held.revision = world.store.record(held.token, held.revision, Outcome(cell, {}, rows), one.process, 60_000)
     one.look_for_campaigns()

@@ -67,7 +67,7 @@ class Organisation:
         while one.turn():
             pass
         one.look_for_campaigns()
-        one.release()
+        one.cells.release()
         found = self.store.decisions(TENANT)
         return {row.client_id: row for _, packed in found for row in [stored_decision(packed, self.secrets, TENANT)]}
 

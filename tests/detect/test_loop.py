@@ -661,14 +661,14 @@ def test_detectors_that_live_share_the_cells_and_who_stays_takes_over(filled: Em
             clock[0] += 4.0
             for each in living:
                 each.turn()
-        return [len(each.held) for each in (one, other, third)]
+        return [len(each.cells.held) for each in (one, other, third)]
 
     assert held(one) == [32, 0, 0]
     assert held(one, other) == [16, 16, 0]
     assert held(one, other, third) == [11, 11, 10]
-    other.release()
+    other.cells.release()
     assert held(one, third) == [16, 0, 16]
-    third.release()
+    third.cells.release()
     assert held(one) == [32, 0, 0]
 
 
@@ -680,7 +680,7 @@ def test_a_detector_that_ends_when_idle_ends_beside_one_that_goes_on(
     filled._now_s = lambda: 1000.0 + seconds[0]
     one = runner(filled, judging, clock=lambda: seconds[0])
     one.turn()
-    assert len(one.held) == DECISION_CELLS
+    assert len(one.cells.held) == DECISION_CELLS
 
     def meanwhile(s: float) -> None:
         seconds[0] += 1.0
@@ -699,7 +699,7 @@ def test_a_detector_that_ends_when_idle_takes_over_the_leases_of_a_stopped_one(
     filled._now_s = lambda: 1000.0 + seconds[0]
     stopped = runner(filled, judging, clock=lambda: seconds[0])
     for cell in range(DECISION_CELLS):
-        stopped._claim(cell)
+        stopped.cells.claim(cell)
 
     def meanwhile(s: float) -> None:
         seconds[0] += 1.0
@@ -715,7 +715,7 @@ def test_a_detector_whose_lease_ran_out_is_fenced(filled: EmbeddedStore, judging
     filled._now_s = lambda: clock[0]
     one, other = runner(filled, judging), runner(filled, judging)
     for cell in range(DECISION_CELLS):
-        one._claim(cell)
+        one.cells.claim(cell)
     clock[0] += one.lease_ms / 1000 + 1
     assert other.turn() == 22
     assert one.turn() == 0
@@ -729,7 +729,7 @@ def test_two_detectors_that_split_the_cells_both_come_to_an_end(
     """Each holds half of the cells when it starts; neither may wait for the other for ever."""
     halves = [runner(filled, judging, sleep=threading.Event().wait) for _ in range(2)]
     for cell in range(DECISION_CELLS):
-        halves[cell % 2]._claim(cell)
+        halves[cell % 2].cells.claim(cell)
     threads = [threading.Thread(target=idle, args=(half,), daemon=True) for half in halves]
     for thread in threads:
         thread.start()

@@ -187,7 +187,7 @@ def test_a_client_without_a_row_waits_for_a_rolled_back_cell_too(
 
 def cursor_of(one: detect.Runner, cell: str) -> int:
     """How far the detector has come in a profile cell."""
-    return max((held.cursors[cell].offset for held in one.held.values() if cell in held.cursors), default=0)
+    return max((held.cursors[cell].offset for held in one.cells.held.values() if cell in held.cursors), default=0)
 
 
 def queries(store: EmbeddedStore, secrets: Secrets) -> dict[str, int]:

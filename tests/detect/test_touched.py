@@ -109,7 +109,7 @@ def test_a_decision_cell_that_is_lost_loses_its_own_rows_only(
     rows, _ = written(whole)
     cells = [decision_cell(key, store.decision_cells) for key in rows]
     one = turned(CallCounter(store, lost=cells[0]), baseline, secrets)
-    assert cells[0] not in one.held
+    assert cells[0] not in one.cells.held
     kept = {key: row for (key, row), cell in zip(rows.items(), cells, strict=True) if cell != cells[0]}
     assert written(store)[0] == kept != rows
 
@@ -149,7 +149,7 @@ def test_a_cell_that_is_repaired_and_breaks_again_is_said_again(
     said = []
     for state in (broken, broken, "", broken, broken):
         store.broken = state
-        for held in one.held.values():
+        for held in one.cells.held.values():
             held.cursors.clear()  # so that all is read in every turn
         one.turn()
         said.append(sum(r.getMessage() == "profile cell cannot be read" for r in caplog.records))
@@ -167,7 +167,7 @@ def test_a_rebuilt_cell_that_cannot_be_read_is_left_out(
     assert "profile cell cannot be read" in caplog.messages
     assert written(store._store) == rows
     store.broken = ""
-    pending = find_touched(store, one.held, store.cells(), UnreadableCells())
+    pending = find_touched(store, one.cells.held, store.cells(), UnreadableCells())
     assert sum(len(clients) for cells in pending.values() for _, clients in cells.values()) == len(rows[0])
 
 

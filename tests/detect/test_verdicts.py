@@ -78,15 +78,15 @@ def test_a_verdict_is_the_next_update_of_its_finding_told_once_over_restarts(sto
     one = turns(detector(store, sink))
     assert [a.uid.rpartition("/")[2] for a in sink.taken] == ["0", "1"]
     judge(store, "true_positive")
-    turns(one).release()
-    turns(detector(store, sink)).release()
+    turns(one).cells.release()
+    turns(detector(store, sink)).cells.release()
     assert [a.uid for a in sink.taken[2:]] == [f"{alert_id('thief')}/2"]
     found = finding(sink.taken[-1])
     assert (found.activity, found.client_id, found.state) == ("updated", "thief", "block")
     told = detection_finding(found)
     assert (told["verdict_id"], told["verdict"], told["assignee"]["name"]) == (2, "True Positive", "alice")
     judge(store, "false_positive")
-    turns(detector(store, sink)).release()
+    turns(detector(store, sink)).cells.release()
     assert [a.uid.rpartition("/")[2] for a in sink.taken] == ["0", "1", "2", "3"]
     assert detection_finding(finding(sink.taken[-1]))["verdict_id"] == 1
     assert len(store.alerts()) == 4
@@ -110,8 +110,8 @@ def test_a_finding_that_is_over_is_continued_from_what_was_sent(store: EmbeddedS
     keep(store, OURS, [decided("thief", 0.4, "clear", episode=1)])
     sink = Sink()
     judge(store, "false_positive")
-    turns(detector(store, sink)).release()
-    turns(detector(store, sink)).release()
+    turns(detector(store, sink)).cells.release()
+    turns(detector(store, sink)).cells.release()
     assert [a.uid.rpartition("/")[2] for a in sink.taken] == ["0", "1", "2"]
     assert stored_decision(store.decided([KEY])[KEY], SECRETS, OURS).update == -1
 

@@ -71,9 +71,9 @@ class HonestPools:
         self.operations = Operations(store, SECRETS)
         self.offset: int | None = None
         for one in self.detects:
-            one._take_part()
+            one.cells.attend()
         for one in self.detects:  # each knows now how many share
-            one._attended_s = float("-inf")
+            one.cells._attended_s = float("-inf")
             one.turn()
         self.look()
         self.look()
