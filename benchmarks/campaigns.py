@@ -50,7 +50,7 @@ from benchmarks.fingerprint import group_fingerprint
 from benchmarks.ours import Accounts, Tested
 from benchmarks.victims import Victim, build
 from detector.baseline import Baseline
-from detector.campaigns import SAME, Group, candidates, named_of
+from detector.campaigns import SAME, candidates, named_of
 from detector.fleet import fleet_cells
 from detector.group_statistic import MOST_JUDGED, GroupTest, Members, compared
 from detector.patch_groups import OddAccounts, patch_groups
@@ -229,8 +229,8 @@ def organisations(world: World) -> dict[str, list[int]]:
                 flagged = ours.is_flagged(assess(seen.profiles[0], world.baseline), world.baseline, world.plan.budget)
             else:
                 flagged = world.flags(accounts, seats)
-            group = Group(("ip:1",), tuple(seats))
-            named = named_of(group, accounts.p_values) if flagged else np.zeros(len(seats), np.bool_)
+            weak = np.zeros(len(seats), np.bool_)
+            named = named_of(accounts.p_values, weak) if flagged else weak
             told = _told_by_content(world, accounts)
             cell[0] += flagged
             cell[1] += bool(told)
@@ -312,9 +312,11 @@ def found_by(world: World, scenario: str, others: Judged, rng: np.random.Generat
             named.update(cell.tolist())
             kept = kept is not False and int((cell < honest).sum()) <= at_most
     else:
-        for group in candidates(linked(scenario, len(others.statistics), honest, rng)):
+        links = linked(scenario, len(others.statistics), honest, rng)
+        for group in candidates(links):
             if world.flags(everybody, group.members):
-                those = named_of(group, everybody.p_values[list(group.members)])
+                bound = group.bound(links[i] for i in group.members)
+                those = named_of(everybody.p_values[list(group.members)], bound)
                 named.update(i for i, yes in zip(group.members, those, strict=True) if yes)
     right = sum(i >= honest for i in named)
     told = right if scenario != "dealt at random" else len(named)

@@ -21,7 +21,7 @@ import numpy as np
 
 from detector.baseline import Baseline
 from detector.calibration import FinalExcess, Tools
-from detector.campaigns import Group, candidates, named_of
+from detector.campaigns import candidates, named_of
 from detector.features import Column, Schema, infer_grain
 from detector.fitting.baseline import fit_baseline
 from detector.fleet import fleet_cells
@@ -126,7 +126,7 @@ def group_figures() -> list[Any]:
         ]
         test = compared(Members(measured, np.ones(size, np.bool_)), baseline)
         p_values = np.array([null.p_value(one)[0] for one in measured])
-        named = named_of(Group(("ip:1",), tuple(range(size))), p_values)
+        named = named_of(p_values, np.zeros(size, np.bool_))
         out.append(
             [*map(_rounded, (test.fused, test.p_value, test.like, test.by_content, p_values.sum())), int(named.sum())]
         )

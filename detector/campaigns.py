@@ -12,13 +12,14 @@ Rules:
 
 * A link that a large part of all accounts share ties nobody (a cloud's egress, a browser): see `most_tied`.
 * A strong link says who somebody is: all its accounts are members of a campaign. A weak one says where from, and honest accounts share it
-  too: of its accounts those are named whose own p-values keep the expected share of honest ones at `FALSE_SHARE` (`members_to_name`).
+  too, in groups of any size. Of its accounts those are named that are odd for their size (p at most `ODD_ENOUGH`), as many as keep the
+  expected share of honest ones at `FALSE_SHARE` (`members_to_name`). The others share the link, and nothing is said about them.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Generic, TypeVar
@@ -42,8 +43,8 @@ STRONG = ("org:", "session:", "payment:", "device:", "registration:", "who.")
 SAME = 0.5
 """Two links whose accounts overlap so far (Jaccard) make one group."""
 FALSE_SHARE = 0.05
-ALL_NAMED = 20
-"""A group of so few is named in full: their p-values say too little about each."""
+ODD_ENOUGH = 0.2
+"""P-value among honest clients of its size up to which an account may be named over a weak link."""
 
 K = TypeVar("K", bound=Hashable)
 
@@ -55,10 +56,10 @@ class Group(Generic[K]):
     links: tuple[str, ...]
     members: tuple[K, ...]
 
-    @property
-    def strong(self) -> bool:
-        """Whether one of its links says who its accounts are."""
-        return any(link.startswith(STRONG) for link in self.links)
+    def bound(self, links: Iterable[Sequence[str]]) -> NDArray[np.bool_]:
+        """Return which members have one of its strong links, (m,) bool. links: those of each member, in the order of the members."""
+        strong = {link for link in self.links if link.startswith(STRONG)}
+        return np.array([not strong.isdisjoint(seen) for seen in links], np.bool_)
 
 
 def most_tied(link: str, accounts: int) -> int:
@@ -123,17 +124,36 @@ def candidates(links: Mapping[K, Sequence[str]]) -> list[Group[K]]:
     return [Group(tuple(names), tuple(sorted(members, key=order.__getitem__))) for names, members in found]
 
 
-def named_of(group: Group[K], p_values: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Return which members of a suspicious group its campaign consists of, (m,) bool.
+def named_of(p_values: NDArray[np.float64], bound: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return which members of a suspicious group its campaign consists of.
 
-    group     that links tie
-    p_values  (m,) of each member among honest clients of its size
+    Parameters
+    ----------
+    p_values : (m,) float64
+        Of each member among honest clients of its size.
+    bound : (m,) bool
+        Whether a member has a strong link of the group (`Group.bound`): it is named whatever its p-value.
+
+    Returns
+    -------
+    (m,) bool
+        Nobody, where all that ties the group is weak and no member is odd for its size.
+
+    Notes
+    -----
+    Over a weak link no account with a p-value above `ODD_ENOUGH` is named. `members_to_name` may keep hardly any of a few members: then
+    all that are odd enough are named.
+
+    Examples
+    --------
+    >>> named_of(np.array([0.01, 0.01, 0.02, 0.02, 0.6]), np.zeros(5, bool))
+    array([ True,  True,  True,  True, False])
+    >>> named_of(np.array([0.01, 0.6]), np.ones(2, bool))
+    array([ True,  True])
     """
-    everybody = np.ones(len(group.members), np.bool_)
-    if group.strong or len(group.members) <= ALL_NAMED:
-        return everybody
-    those = members_to_name(p_values)
-    return those if those.sum() >= FEWEST else everybody  # nobody stands out alone
+    odd = p_values <= ODD_ENOUGH
+    those = (members_to_name(p_values) & odd) | bound
+    return those if those.sum() >= FEWEST else odd | bound
 
 
 def merged(profiles: Sequence[Profile]) -> Profile:

@@ -283,6 +283,7 @@ def figures() -> dict[str, Callable[[], str]]:
         exposure = importlib.import_module("benchmarks.exposure_tables")
         campaigns = importlib.import_module("benchmarks.campaign_tables")
         carry_over = importlib.import_module("benchmarks.carry_tables")
+        weak_pairs = importlib.import_module("benchmarks.weak_pair_tables")
     finally:
         sys.path.remove(str(ROOT))
     results, split = tables.read(), campaigns.read()
@@ -293,6 +294,7 @@ def figures() -> dict[str, Callable[[], str]]:
     made |= {name: functools.partial(make, texts.read_whole_clients()) for name, make in texts.MEANING_TABLES.items()}
     made |= {name: functools.partial(make, exposure.read()) for name, make in exposure.TABLES.items()}
     made |= {name: functools.partial(make, carry_over.read()) for name, make in carry_over.TABLES.items()}
+    made |= {name: functools.partial(make, weak_pairs.read()) for name, make in weak_pairs.TABLES.items()}
     return made | {name: functools.partial(make, split) for name, make in campaigns.TABLES.items()}
 
 

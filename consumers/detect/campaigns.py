@@ -128,7 +128,7 @@ class Campaigns:
         if len(judged) < FEWEST:
             return None
         assessment = assess_group([a.profile for a in judged], baseline, [a.in_order for a in judged], group.by_content)
-        assessment = replace(assessment, queries=group.queries, evidence=_with_bound(assessment.evidence, group))
+        assessment = replace(assessment, queries=group.queries, evidence=_completed(assessment.evidence, group))
         names = tuple(sorted(unsealed(one, self.secrets, key.tenant) for one in group.sealed))
         earlier = previous(before, episode)
         now = max(a.profile.last_ms for a in judged) // 1000 if now_s is None else now_s
@@ -343,10 +343,14 @@ class Search:
         return readable("decision row", stored_decision, rows[key], secrets, key.tenant, model=key.model)
 
 
-def _with_bound(evidence: tuple[Evidence, ...], group: Suspected) -> tuple[Evidence, ...]:
-    """The evidence; of a group that only what it asks ties, the first sentence says how many of its accounts may be honest."""
-    if group.honest_at_most is None or not evidence:
+def _completed(evidence: tuple[Evidence, ...], group: Suspected) -> tuple[Evidence, ...]:
+    """The evidence; its first sentence says how many accounts are not named, or, where only content ties them, may be honest."""
+    if not evidence:
         return evidence
+    if group.honest_at_most is None:
+        others = len(group.members) - len(group.named)
+        more = f"; {others:,} more have the link and are not named, for they are not odd enough for their size"
+        return (replace(evidence[0], text=evidence[0].text + more), *evidence[1:]) if others else evidence
     tie = TIES.get(group.by_shared_content, "nothing")
     bound = f"; {tie} ties these {len(group.named):,} accounts, and at most {group.honest_at_most:,} of them are honest (95 %)"
     if group.alike >= SAME * len(group.named):

@@ -13,6 +13,7 @@ Rules:
 * A group that has a link of a known campaign is that campaign. The id of a campaign is a hash of the tenant, the model and the link that
   it was first known by.
 * Of the third to fifth kind all accounts are named, and how many of them may be honest is said with the group.
+* Over a weak link, or two, those are named that are odd for their size (`detector.campaigns.named_of`). Without any there is no group.
 * The rows say all: no profile is read here.
 """
 
@@ -239,7 +240,9 @@ class Grouping:
                 continue  # the campaign of that name goes on elsewhere
             before = found.standing.get(key)
             links = dict.fromkeys([*(before.links if before else ()), *group.links])
-            yield _suspected(key, tuple(links)[:LINKS_KEPT], group, found.clients)
+            suspected = _suspected(key, tuple(links)[:LINKS_KEPT], group, found.clients)
+            if suspected.named:
+                yield suspected
 
 
 def _suspected(
@@ -249,7 +252,8 @@ def _suspected(
     summaries = [clients[k] for k in group.members]
     by_content = group.links[0].startswith(BY_CONTENT)
     p_values = np.array([summary.size_p_value for summary in summaries])
-    those = np.ones(len(summaries), np.bool_) if by_content else named_of(group, p_values)
+    bound = np.ones(len(summaries), np.bool_) if by_content else group.bound(one.links for one in summaries)
+    those = named_of(p_values, bound)
     kept = [(k, one) for k, one, yes in zip(group.members, summaries, those, strict=True) if yes]
     of_kind: dict[str, set[ClientKey]] = {}
     for link in group.links:

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.fingerprint import fingerprint, group_fingerprint
-from detector import group_statistic, signals
+from benchmarks.fingerprint import fingerprint, group_fingerprint, pair_fingerprint
+from detector import group_statistic, signals, weak_pairs
 
 STORED = Path(__file__).parents[2] / "benchmarks/results"
 RESULTS = json.loads((STORED / "detection.json").read_text())
 CARRIED = json.loads((STORED / "carry_over.json").read_text())
 CAMPAIGNS = json.loads((STORED / "campaigns.json").read_text())
+WEAK_PAIRS = json.loads((STORED / "weak_pairs.json").read_text())
 
 
 def test_the_stored_results_were_measured_with_this_behaviour() -> None:
@@ -36,3 +37,14 @@ def test_the_stored_campaigns_were_measured_with_this_group_statistic(monkeypatc
     assert group_fingerprint() == CAMPAIGNS["environment"]["group_fingerprint"]
     monkeypatch.setattr(group_statistic, "TRIMMED", 0.1)
     assert group_fingerprint() != CAMPAIGNS["environment"]["group_fingerprint"]
+
+
+def test_the_stored_weak_pairs_were_measured_with_today_s_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If this fails and the change is meant: `make bench-weak-pairs`. The control: a pair is expected by chance."""
+    environment = WEAK_PAIRS["environment"]
+    assert (group_fingerprint(), pair_fingerprint()) == (
+        environment["group_fingerprint"],
+        environment["pair_fingerprint"],
+    )
+    monkeypatch.setattr(weak_pairs, "CHANCE", 1.0)
+    assert pair_fingerprint() != environment["pair_fingerprint"]

@@ -1,4 +1,4 @@
-"""The benchmark of weak pairs, tiny: who shares what, and that a pair dealt at random finds nothing.
+"""The benchmark of weak pairs, tiny: who shares what, and that its controls fail.
 
 The figures mean nothing at this size. That the committed results belong to today's rules is asked in test_fingerprint.py.
 """
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import campaigns, weak_pairs
+from benchmarks import campaigns, weak_pair_tables, weak_pairs
 from benchmarks.campaign_world import SHAPES
 from benchmarks.weak_pairs import DAY_MS, SCENARIOS, Weak, campaign_links
 
@@ -50,10 +50,15 @@ def test_two_weak_links_find_what_one_does_not_and_chance_finds_nothing(results:
     assert found["software, begun within a day"]["pairs"][1] >= 30
     assert all(row["single"][1] <= row["pairs"][1] for row in world["campaigns"])
     assert [named for _, named in world["control"]] == [0]
+    assert not any(row["shuffled"] for row in world["campaigns"])
+    rule, uncorrected = np.transpose(world["fleets"])
+    assert rule.sum() == 0
+    assert (uncorrected > 0).mean() > 0.5, "the control: without a correction pairs are found in honest fleets"
     assert world["organisations"] == {"company": [0, 0, 1], "reseller, one key": [0, 0, 0]}
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("name", weak_pairs.TABLES)
+@pytest.mark.parametrize("name", weak_pair_tables.TABLES)
 def test_every_table_can_be_made(results: dict[str, Any], name: str) -> None:
-    assert len(weak_pairs.TABLES[name](results).splitlines()) > 2
+    worlds = {"tumour 1": (world := results["worlds"]["tumour 1"]), "affairs 1": world}
+    assert len(weak_pair_tables.TABLES[name](results | {"worlds": worlds}).splitlines()) > 2

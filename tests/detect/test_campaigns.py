@@ -32,6 +32,7 @@ from consumers.ingest.step import Ingest
 from consumers.log.files import FileLog
 from consumers.operators import erasure
 from consumers.operators.audited_write import Actor
+from consumers.operators.campaign_decisions import CampaignSubject
 from consumers.operators.operate import Operations
 from consumers.readers.queries import Reader
 from consumers.records.alert import stored_alert
@@ -686,7 +687,7 @@ def test_what_ties_an_application_too_is_told_of_a_group_that_only_content_ties(
         clients = {key: RowSummary(f"c-{i}", patches=usual[: 2 * (i < sharing)]) for i, key in enumerate(keys)}
         group = grouping._suspected(keys[0], ("content:part",), Group(("content:part",), tuple(keys)), clients)
         group = replace(group, ties=(Tie("content", 20),), honest_at_most=honest_at_most)
-        return campaigns._with_bound((Evidence("part", 9.0, 0.001, "odd"),), group)[0].text
+        return campaigns._completed((Evidence("part", 9.0, 0.001, "odd"),), group)[0].text
 
     assert "12 share one template filled with texts of the model's domain" in told(12, 3)
     assert "template" not in told(9, 3)
@@ -726,3 +727,80 @@ def test_accounts_that_share_software_and_began_on_one_day_are_tied(
     world.judge()
     assert len(world.alerts) == before
     assert not any(link.startswith(JOINING) for row in world.campaigns for link in row.links)
+
+
+# ------------------------------------------------------------------------------ accounts that share a thief's weak link
+
+ADDRESS, SOFTWARE = {"ip": "192.0.2.9"}, {"user_agent": "client/1", "headers": "host,accept"}
+
+
+def framed(size: int, links: dict[str, str], thieves_link: dict[str, str] | None = None) -> list[bytes]:
+    """Of `size` accounts with the same links one in five is honest; sixty other honest accounts have links of their own."""
+    few = size // 5
+    names = [f"sybil-{i:02d}" for i in range(size - few)]
+    rng, start = np.random.default_rng(12), "2026-03-10T"
+    thefts = [
+        victims.line(row, client_id=names[i % len(names)], event_id=f"t-{i}", timestamp=f"{start}{i // 60:02d}:{i % 60:02d}:00Z",
+                     metadata=links | (thieves_link or {}))
+        for i, row in enumerate(odd_rows(25 * len(names), 5))
+    ]  # fmt: skip
+    honest = [
+        victims.line(row, client_id=f"honest-{i % 60:02d}", event_id=f"h-{i}", timestamp=f"{start}{i // 60:02d}:{i % 60:02d}:30Z",
+                     metadata=links if i % 60 < few else {"ip": f"198.51.100.{i % 60}"})
+        for i, row in enumerate(victims.items(60 * 20, rng))
+    ]  # fmt: skip
+    return [*honest, *thefts]
+
+
+@pytest.fixture
+def by_links(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing but links makes groups."""
+    for name in ("fleet_cells", "patch_groups", "handover_chains"):
+        monkeypatch.setattr(grouping, name, lambda *_: [])
+
+
+@pytest.mark.usefixtures("by_links")
+@pytest.mark.parametrize("links", [ADDRESS, SOFTWARE], ids=["address", "software"])
+@pytest.mark.parametrize("size", [5, 15])
+def test_an_honest_account_with_the_same_weak_link_is_not_named(
+    world: World, size: int, links: dict[str, str], baseline: Baseline, secrets: Secrets
+) -> None:
+    """It is in the group that is judged, but in no alert, on no page, and no decision about the campaign touches it."""
+    world.read(framed(size, links))
+    world.judge()
+    (alert,) = world.alerts
+    thieves = THIEVES[: size - size // 5]
+    assert alert["members"] == thieves
+    assert world.named.keys() == set(thieves)
+    assert alert["links"] == [{"kind": "ip" if links is ADDRESS else "agent", "members": len(thieves)}]
+    assert f"; {size // 5} more have the link and are not named" in alert["evidence"][0]["text"]
+    (shown,) = Reader(world.store, secrets, TENANT, baselines={MODEL: baseline}).campaigns()
+    subject = CampaignSubject(shown.campaign_id, MODEL, tuple(m.client_key for m in shown.members))
+    made = Operations(world.store, secrets, lambda: world.now_s).decide_campaign(
+        Actor("maria", "operator", TENANT), subject, "block"
+    )
+    assert set(made.accounts) == {secrets.client_hash(TENANT, name) for name in thieves}
+
+
+@pytest.mark.usefixtures("by_links")
+def test_over_a_strong_link_all_are_named_and_a_weak_link_of_the_same_group_adds_nobody(world: World) -> None:
+    """The control: one payment ties thieves and two colleagues, which no statistic tells apart from their owner."""
+    lines = framed(15, ADDRESS | {"org": "shell"})
+    world.read([line.replace(b', "org": "shell"', b"") if b"honest-00" in line else line for line in lines])
+    world.judge()
+    (alert,) = world.alerts
+    assert alert["members"] == ["honest-01", "honest-02", *THIEVES[:12]]
+
+
+@pytest.mark.usefixtures("by_links")
+def test_a_group_in_which_nobody_is_odd_for_its_size_is_no_campaign(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.read(framed(5, ADDRESS))
+    with monkeypatch.context() as patched:
+        patched.setattr("detector.campaigns.ODD_ENOUGH", 0.0)
+        world.judge()
+    assert world.alerts == []
+    world.judge()
+    (alert,) = world.alerts
+    assert len(alert["members"]) == 4, "the control"

@@ -15,12 +15,15 @@ from detector.campaigns import (
     FALSE_SHARE,
     FEWEST,
     MOST,
+    ODD_ENOUGH,
     SAME,
+    Group,
     assess_group,
     candidates,
     members_to_name,
     merged,
     most_tied,
+    named_of,
 )
 from detector.profile import Profile
 from detector.profile_table import ProfileTable
@@ -106,7 +109,7 @@ def test_links_make_groups_and_shared_offices_do_not() -> None:
 
 def test_an_organisation_may_be_larger_than_what_an_address_ties() -> None:
     half = {f"a{i}": ["org:1"] if i < 500 else ["ip:1"] for i in range(1000)}
-    assert [(g.links, len(g.members), g.strong) for g in candidates(half)] == [(("org:1",), 500, True)]
+    assert [(g.links, len(g.members)) for g in candidates(half)] == [(("org:1",), 500)]
     crowd = {f"a{i}": ["org:1"] for i in range(3 * MOST)}
     assert candidates(crowd) == []
 
@@ -171,3 +174,27 @@ def test_the_named_are_hardly_ever_honest(honest_accounts: int, thieves: int) ->
         assert those[honest_accounts:].mean() > 0.85
         wrong += float(those[:honest_accounts].sum()) / those.sum() / 50
     assert wrong <= 1.2 * FALSE_SHARE
+
+
+@pytest.mark.parametrize(("thieves", "strangers"), [(4, 1), (12, 3), (10, 10), (60, 140)])
+def test_a_stranger_with_the_same_weak_link_is_rarely_named_in_groups_of_any_size(thieves: int, strangers: int) -> None:
+    """Never, unless it is odder than four in five; the control is a group of strangers alone, of whom as few are named."""
+    rng, weak, share, own = np.random.default_rng(thieves), np.zeros(thieves + strangers, np.bool_), [], []
+    for _ in range(200):
+        p = np.concatenate([rng.uniform(0.0, 0.01, thieves), rng.uniform(size=strangers)])
+        those = named_of(p, weak)
+        assert not those[p > ODD_ENOUGH].any()
+        share.append(those[thieves:].mean())
+        own.append(those[:thieves].mean())
+    assert np.mean(share) <= 1.1 * ODD_ENOUGH
+    assert np.mean(own) >= 0.98
+    alone = [named_of(rng.uniform(size=len(weak)), weak).mean() for _ in range(200)]
+    assert np.mean(alone) <= 1.1 * ODD_ENOUGH
+
+
+def test_who_has_a_strong_link_of_the_group_is_named_whatever_its_p_value() -> None:
+    group = Group(("ip:1", "org:1"), ("a", "b", "c", "d"))
+    bound = group.bound([["org:1"], ["org:1", "ip:1"], ["ip:1", "org:2"], ["ip:1"]])
+    assert bound.tolist() == [True, True, False, False]
+    assert named_of(np.array([0.9, 0.01, 0.9, 0.01]), bound).tolist() == [True, True, False, True]
+    assert not named_of(np.array([0.9, 0.5, 0.3]), np.zeros(3, np.bool_)).any()
