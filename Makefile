@@ -167,7 +167,7 @@ bench-campaigns: $(STAMP) ## Campaigns as reported, split thefts, honest organis
 	@nice -n 10 $(BIN)/python -m benchmarks.campaigns $(ARGS)
 
 .PHONY: bench-weak-pairs
-bench-weak-pairs: $(STAMP) ## Campaigns whose accounts share two weak links, 6 minutes of CPU time; prints only (ARGS="--out FILE": resumes)
+bench-weak-pairs: $(STAMP) ## Campaigns whose accounts share two weak links, 15 minutes of CPU time; resumes (ARGS=--short: one world, no file)
 	@nice -n 10 $(BIN)/python -m benchmarks.weak_pairs $(ARGS)
 
 .PHONY: bench-exposure

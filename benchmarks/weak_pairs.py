@@ -4,9 +4,9 @@
 
 Rules of the file:
 
-* Worlds (five of six), campaigns (three of five shapes) and organisations are those of `benchmarks.campaigns`. The rule was chosen on the
-  victim of `CHOSEN_ON`, whose figures stand apart. What is called is what detect calls: `candidates` and `weak_pairs` make groups,
-  `compared` judges, `named_of` names.
+* Worlds, campaigns (three of five shapes) and organisations are those of `benchmarks.campaigns`. The rule was chosen on its third victim,
+  affairs, which is left out. What is called is what detect calls: `candidates` and `weak_pairs` make groups, `compared` judges,
+  `named_of` names.
 * Honest accounts have weak links too: one of sixty kinds of software (one in twenty accounts has that of the thieves), one of four plans
   (two in five have that of the thieves), two in five share an address with 2 to 39 others, and each began when it began.
 * What a campaign does not share by its scenario it has like an honest account, its start too.
@@ -41,15 +41,15 @@ from benchmarks import progress
 from benchmarks.campaign_world import SHAPES, answered, campaign, organisation, stolen_rows
 from benchmarks.campaigns import SHORT, Judged, Plan, World, described, write
 from benchmarks.fingerprint import group_fingerprint, pair_fingerprint
-from benchmarks.weak_pair_tables import CHOSEN_ON, RESULTS, TABLES
+from benchmarks.weak_pair_tables import RESULTS, TABLES
 from detector import weak_pairs as rule
 from detector.campaigns import FEWEST, Group, candidates, named_of
 from detector.simulation.population import HORIZON_S, Stream
 from detector.weak_pairs import starts, weak_pairs
 
-WORLDS = (("segments", 4), ("tumour", 6), ("tumour", 3), ("segments", 1), ("affairs", 5))
+WORLDS = (("segments", 4), ("tumour", 6), ("tumour", 3), ("segments", 1))
 PLAN = Plan(worlds=WORLDS, shapes=SHAPES[1:4], covers=(0.0, 0.5), a_world=3, organisations=2)
-"""Five of the worlds: each victim with all six families over two seeds, and campaigns of three shapes: 400, 68 and 190 accounts."""
+"""Two victims, each with all six families over two seeds, and campaigns of three shapes: 400, 68 and 190 accounts."""
 FLEETS = 20
 """How often the honest links of a world are dealt."""
 UNCORRECTED = 0.05
@@ -266,7 +266,7 @@ def environment() -> dict[str, str]:
 
 def run(plan: Plan, out: Path | None = None, before: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """All worlds; those of `before` are not measured again. Written to `out` whenever one is done."""
-    results: dict[str, Any] = {"environment": environment(), "plan": described(plan), "chosen_on": CHOSEN_ON}
+    results: dict[str, Any] = {"environment": environment(), "plan": described(plan)}
     results["worlds"] = dict((before or {}).get("worlds", {}))
     for name, seed in plan.worlds:
         if f"{name} {seed}" not in results["worlds"]:

@@ -783,7 +783,7 @@ def test_an_honest_account_with_the_same_weak_link_is_not_named(
 
 
 @pytest.mark.usefixtures("by_links")
-def test_over_a_strong_link_all_are_named_and_a_weak_link_of_the_same_group_adds_nobody(world: World) -> None:
+def test_over_a_strong_link_all_are_named_and_a_weak_one_adds_nobody(world: World) -> None:
     """The control: one payment ties thieves and two colleagues, which no statistic tells apart from their owner."""
     lines = framed(15, ADDRESS | {"org": "shell"})
     world.read([line.replace(b', "org": "shell"', b"") if b"honest-00" in line else line for line in lines])
