@@ -163,7 +163,7 @@ bench-detection: $(STAMP) ## Ours and the literature on ten victims, about 35 mi
 	@nice -n 10 $(BIN)/python -m benchmarks.detection $(if $(SHORT),--short) $(ARGS)
 
 .PHONY: bench-campaigns
-bench-campaigns: $(STAMP) ## Campaigns as reported, split thefts, honest organisations, 20 minutes of CPU time; resumes (ARGS=--short: 1 minute, no file)
+bench-campaigns: $(STAMP) ## Campaigns as reported, split thefts, honest organisations, 30 minutes of CPU time; resumes (ARGS=--short: 1 minute, no file)
 	@nice -n 10 $(BIN)/python -m benchmarks.campaigns $(ARGS)
 
 .PHONY: bench-weak-pairs

@@ -234,6 +234,52 @@ def bounds(results: Results) -> str:
     return table(("of campaigns that nothing ties", "share"), lines)
 
 
+def by_calibration(results: Results) -> str:
+    """Calibration and cover → campaigns found over one strong link and with no link, and how often the bound held."""
+    lines = []
+    for clients, rows in _calibrations(results, "campaigns"):
+        for cover in dict.fromkeys(row["cover"] for w in _measured_twice(results) for row in w["larger"]["campaigns"]):
+            mine = [row for row in rows if row["cover"] == cover and row["family"] not in HIDDEN]
+            strong, none = ([(row, _link(row, link)) for row in mine] for link in ("strong", "none"))
+            kept = [cell["bound"] for _, cell in none if cell["bound"] is not None]
+            figures = (_campaigns(strong), *_figures(none), with_interval(Rate(sum(kept), len(kept))))
+            lines.append((clients, in_percent(cover, 0), *figures))
+    titles = (
+        "calibration clients", "cover", "found over one strong link", "found with no link", "accounts named", "thieves among them",
+        "bound held",
+    )  # fmt: skip
+    return table(titles, lines)
+
+
+def accused_by_calibration(results: Results) -> str:
+    """Calibration → honest organisations accused over a link and with none, and fleets without a campaign that are told of."""
+    lines: list[tuple[str, ...]] = []
+    worlds_found = _measured_twice(results)
+    told = [[w[where]["cells"] > 0 for w in worlds_found] for where in ("fleet", "larger")]
+    for (clients, found), cells in zip(_calibrations(results, "organisations"), told, strict=True):
+        counts = np.sum([cell for kinds in found for cell in kinds.values()], axis=0).tolist()
+        lines.append((clients, *_organisation(counts), with_interval(Rate(sum(cells), len(cells)))))
+    titles = (
+        "calibration clients", "organisations", "accused", "accused with no link", "accounts named", "fleets without a campaign told of",
+    )  # fmt: skip
+    return table(titles, lines)
+
+
+def _measured_twice(results: Results) -> list[dict[str, Any]]:
+    return [w for w in results["worlds"].values() if "larger" in w]
+
+
+def _calibrations(results: Results, what: str) -> Iterator[tuple[str, list[Any]]]:
+    """How many clients calibrate, as the page says it, and the rows or organisations of the worlds that have both calibrations."""
+    both = _measured_twice(results)
+    clients = sorted(w["larger"]["clients"] for w in both)
+    for name, some in (
+        (f"{2 * results['plan']['calibration']} without one kind", both),
+        (f"{clients[len(clients) // 2]:,}", [w["larger"] for w in both]),
+    ):
+        yield name, [row for w in some for row in w[what]] if what == "campaigns" else [w[what] for w in some]
+
+
 TABLES: dict[str, Callable[[Results], str]] = {
     "bench-campaign-worlds": worlds,
     "bench-campaign-links": by_link,
@@ -242,6 +288,8 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "bench-campaign-times": times,
     "bench-campaign-bounds": bounds,
     "bench-campaign-joining": joining,
+    "bench-campaign-calibrations": by_calibration,
+    "bench-accused-calibrations": accused_by_calibration,
     "bench-split": split,
     "bench-accused": accused,
 }

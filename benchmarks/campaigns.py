@@ -10,6 +10,8 @@ Rules of the file:
 * What is called is what detect calls: links make groups (`candidates`), the group statistic judges (`compared`, of at most `MOST_JUDGED`
   members), `named_of` names the members, `fleet_cells` and `patch_groups` find what no link ties.
 * The queries of a campaign do not depend on its links. So every campaign is tried under each scenario of `LINKS`: who shares what.
+* Each world is measured again with a larger calibration (`campaign_accounts`): organisations, the fleet, and campaigns over one strong link
+  and with none, covers up to `MOST_COVER` (nothing is found above). A file that lacks it gets it, and keeps the rest.
 * The control deals a link at random to as many honest accounts of the fleet. A rule that flags those is worth nothing.
 * Thefts that content cannot show (`in_domain`) stand beside the others and are counted apart.
 """
@@ -26,41 +28,25 @@ import platform
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from benchmarks import detection, ours, progress
+from benchmarks.campaign_accounts import SHORT, Judged, Plan, World, told_by_content
 from benchmarks.campaign_tables import HIDDEN, JOIN_LEVELS, RESULTS, TABLES
-from benchmarks.campaign_world import (
-    COVERS,
-    ORGANISATIONS,
-    SHAPES,
-    Shape,
-    answered,
-    campaign,
-    honest_fleet,
-    organisation,
-    stolen_rows,
-)
+from benchmarks.campaign_world import answered, campaign, organisation, stolen_rows
 from benchmarks.fingerprint import group_fingerprint
-from benchmarks.ours import Accounts, Tested
-from benchmarks.victims import Victim, build
-from detector.baseline import Baseline
-from detector.campaigns import SAME, candidates, named_of
-from detector.fleet import fleet_cells
-from detector.group_statistic import MOST_JUDGED, GroupTest, Members, compared
-from detector.patch_groups import OddAccounts, patch_groups
-from detector.patches import listed
+from benchmarks.victims import Victim
+from detector.campaigns import candidates, named_of
 from detector.scoring import assess
-from detector.signals import Statistics, measure
-from detector.simulation.attacks import ATTACKS
 from detector.simulation.copies import Surrogate
 from detector.simulation.domain import Rows
 from detector.simulation.population import VARIANTS, Stream, theft_streams
+
+__all__ = ["LINKS", "SHORT", "Judged", "Plan", "World", "described", "linked", "run", "write"]
 
 SPLIT = tuple(name for name, how in VARIANTS.items() if how.accounts > 1)
 SIZES = (3, 10, 50)
@@ -69,110 +55,19 @@ LOOKS = (1 / 256, 1 / 64, 1 / 16, 1 / 4, 1.0)
 MOST_LEARNED = 4_000
 """Answers from which a copy is trained, to say how much was exposed."""
 MOST_ASSESSED = 60
+NOBODY = Judged([], np.empty(0), [], [])
+WITH_LARGER = ("strong", "none")
+"""Scenarios that are tried with the larger calibration."""
+MOST_COVER = 0.5
 LINKS = ("strong", "25 organisations", "software", "6 addresses", "plan", "dealt at random", "none")
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """How much of everything.
+class Case(NamedTuple):
+    """A campaign of the benchmark: family of the theft, name of its shape, share of cover."""
 
-    worlds     (victim, seed); fleet: honest accounts of a world; calibration: honest clients of each of two groups
-    families   of campaigns: `a_world` of them in each world, in turn; split: of split thefts
-    groups     honest groups of each size and make-up that links deal out at random; organisations: of each kind
-    """
-
-    worlds: tuple[tuple[str, int], ...] = tuple((v, i + 1) for i, v in enumerate(2 * ("segments", "affairs", "tumour")))
-    fleet: int = 2000
-    calibration: int = 126
-    shapes: tuple[Shape, ...] = SHAPES
-    covers: tuple[float, ...] = COVERS
-    families: tuple[str, ...] = ("knockoff_random", "jbda", "permuted", "mixup", "active_kcenter", "copycat")
-    a_world: int = 2
-    split: tuple[str, ...] = tuple(f for f in ATTACKS if ATTACKS[f].visible)
-    queries: tuple[int, int] = (400, 1500)
-    groups: int = 24
-    organisations: int = 3
-    kinds: tuple[str, ...] = tuple(ORGANISATIONS)
-    budget: float = 0.01
-    calibrating: tuple[int, int] = field(default=(0, 1))
-
-
-SHORT = Plan(
-    worlds=(("segments", 1),),
-    fleet=600,
-    shapes=SHAPES[1:4],
-    covers=(0.0, 0.5),
-    a_world=1,
-    split=("knockoff_random", "jbda", "permuted", "mixup"),
-    groups=8,
-    organisations=1,
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Judged:
-    """What accounts have come to: statistics, p-values among honest clients of their sizes, the oddest signal and odd patches of each."""
-
-    statistics: list[Statistics]
-    p_values: NDArray[np.float64]
-    oddest: list[str]
-    patches: list[tuple[str, ...]]
-
-    def __add__(self, other: Judged) -> Judged:
-        return Judged(
-            self.statistics + other.statistics,
-            np.concatenate([self.p_values, other.p_values]),
-            self.oddest + other.oddest,
-            self.patches + other.patches,
-        )
-
-
-class World:
-    """One victim with one seed."""
-
-    def __init__(self, name: str, seed: int, plan: Plan) -> None:
-        self.name, self.seed, self.plan = name, seed, plan
-        self.victim: Victim = build(name)
-        self.others = tuple(g for g in range(4) if g not in plan.calibrating)
-        streams = honest_fleet(self.victim, plan.calibrating, 2 * plan.calibration, self.rng(0))
-        held = detection.HELD_OUT[seed % len(detection.HELD_OUT)]
-        calibration = [c for c in answered(self.victim, streams, 0) if c.stream.kind != held]
-        self.baseline: Baseline = ours.fitted(
-            self.victim, calibration, self.rng(1), ours.rehearsed_for(self.victim)
-        )[0]  # fmt: skip
-        self.fleet_streams = honest_fleet(self.victim, self.others, plan.fleet, self.rng(2))
-        self.fleet = self.judged(self.accounts(answered(self.victim, self.fleet_streams, 1)))
-        known = [_named(some or ()) for some in listed(self.baseline.calibration.patches)]
-        self.calibration = OddAccounts.of(self.baseline.size_null.honest_p_values()[0], known)
-
-    def rng(self, *what: int) -> np.random.Generator:
-        return np.random.default_rng([*what, self.seed, *self.name.encode()])
-
-    def accounts(self, clients: Sequence[Tested]) -> Accounts:
-        return ours.accounts_of(self.victim, self.baseline, clients)
-
-    def judged(self, accounts: Accounts) -> Judged:
-        statistics = [measure(profile, self.baseline.table) for profile in accounts.profiles]
-        size = self.baseline.size_null
-        found = [size.p_value(one) for one in statistics]
-        return Judged(
-            statistics,
-            np.array([p for p, _ in found]),
-            [oddest for _, oddest in found],
-            list(map(_named, accounts.patches)),
-        )
-
-    def test(self, accounts: Judged, rows: Sequence[int]) -> GroupTest:
-        """The group test of some accounts, a sample of them where they are many."""
-        judged = np.asarray(rows)
-        if len(judged) > MOST_JUDGED:
-            judged = self.rng(3).choice(judged, MOST_JUDGED, replace=False)
-        some = [accounts.statistics[i] for i in judged.tolist()]
-        return compared(Members(some, np.ones(len(some), np.bool_)), self.baseline)
-
-    def flags(self, accounts: Judged, rows: Sequence[int], by_content: bool = False) -> bool:
-        test = self.test(accounts, rows)
-        return (test.by_content if by_content else test.p_value) <= self.plan.budget
+    family: str
+    shape: str
+    cover: float
 
 
 # --------------------------------------------------------------------------------------------------- split thefts
@@ -231,37 +126,13 @@ def organisations(world: World) -> dict[str, list[int]]:
                 flagged = world.flags(accounts, seats)
             weak = np.zeros(len(seats), np.bool_)
             named = named_of(accounts.p_values, weak) if flagged else weak
-            told = _told_by_content(world, accounts)
+            told = told_by_content(world, accounts)
             cell[0] += flagged
             cell[1] += bool(told)
             cell[2] += 1
             cell[3] += int(named.sum())
             cell[4] += len(seats)
     return found
-
-
-def _told_by_content(world: World, others: Judged) -> list[tuple[NDArray[np.int64], int]]:
-    """Groups of the fleet, with these accounts in it, that would be alerted: their accounts, and how many may be honest.
-
-    As in detect, a group that odd patches tie is not told of if half of it is in a larger one that is.
-    """
-    everybody = world.fleet + others
-    cells = fleet_cells(everybody.p_values, everybody.oddest, world.baseline.size_null)
-    told = [
-        (cell.accounts, cell.honest_at_most)
-        for cell in cells
-        if world.flags(everybody, cell.accounts.tolist(), by_content=True)
-    ]
-    for group in patch_groups(OddAccounts.of(everybody.p_values, everybody.patches), world.calibration):
-        mine = group.accounts
-        inside = any(len(larger) > len(mine) and np.isin(mine, larger).mean() >= SAME for larger, _ in told)
-        if not inside and world.flags(everybody, mine.tolist(), by_content=True):
-            told.append((mine, group.honest_at_most))
-    return told
-
-
-def _named(patches: Sequence[int]) -> tuple[str, ...]:
-    return tuple(map(str, patches))
 
 
 # ------------------------------------------------------------------------------------------------------ campaigns
@@ -308,7 +179,7 @@ def found_by(world: World, scenario: str, others: Judged, rng: np.random.Generat
     named: set[int] = set()
     kept = None
     if scenario == "none":
-        for cell, at_most in _told_by_content(world, others):
+        for cell, at_most in told_by_content(world, others):
             named.update(cell.tolist())
             kept = kept is not False and int((cell < honest).sum()) <= at_most
     else:
@@ -362,34 +233,71 @@ def _until(stream: Stream, time_s: float) -> Stream:
     )  # fmt: skip
 
 
-def campaigns(world: World) -> Iterator[dict[str, Any]]:
-    """A row for each campaign: family, shape, cover, accounts, when it was found, and what each scenario of links found."""
+def sent(
+    world: World, covers: Sequence[float], hidden: bool
+) -> Iterator[tuple[Case, list[Stream], np.random.Generator]]:
+    """The campaigns of a world, and what they send; hidden: those that content cannot show as well."""
     plan = world.plan
     at = (plan.worlds.index((world.name, world.seed)) * plan.a_world) % len(plan.families)
     families = [plan.families[(at + i) % len(plan.families)] for i in range(plan.a_world)]
     most = max(round(s.a_day * s.scaled_accounts * s.scaled_days) for s in plan.shapes) + 2000
-    for f, family in enumerate((*families, *HIDDEN)):
+    for f, family in enumerate((*families, *(HIDDEN if hidden else ()))):
         stolen = stolen_rows(world.victim, family, most, world.rng(7, f))
         for s, shape in enumerate(plan.shapes):
-            for cover in plan.covers if family not in HIDDEN else (0.0,):
+            for cover in covers if family not in HIDDEN else (0.0,):
                 rng = world.rng(8, f, s, round(100 * cover))
-                streams = campaign(shape, cover, family, stolen, world.victim.thieves, rng)
-                seen = world.accounts(answered(world.victim, streams))
-                accounts = world.judged(seen)
-                lifetime = [assess(profile, world.baseline).p_value for profile in seen.profiles[:MOST_ASSESSED]]
-                yield {
-                    "family": family, "shape": shape.name, "cover": cover, "accounts": len(streams),
-                    "joining": [[round(float(np.mean(p <= level)), 4) for level in JOIN_LEVELS]
-                                for p in (accounts.p_values, np.array(lifetime))],
-                    "at": time_to_detection(world, streams, accounts),
-                    "links": [found_by(world, scenario, accounts, rng) for scenario in LINKS],
-                }  # fmt: skip
+                yield (
+                    Case(family, shape.name, cover),
+                    campaign(shape, cover, family, stolen, world.victim.thieves, rng),
+                    rng,
+                )
 
 
-def run_world(name: str, seed: int, plan: Plan) -> dict[str, Any]:
-    """All figures of one world."""
+def campaigns(world: World) -> Iterator[dict[str, Any]]:
+    """A row for each campaign: family, shape, cover, accounts, when it was found, and what each scenario of links found."""
+    for case, streams, rng in sent(world, world.plan.covers, hidden=True):
+        seen = world.accounts(answered(world.victim, streams))
+        accounts = world.judged(seen)
+        lifetime = [assess(profile, world.baseline).p_value for profile in seen.profiles[:MOST_ASSESSED]]
+        yield {
+            **case._asdict(), "accounts": len(streams),
+            "joining": [[round(float(np.mean(p <= level)), 4) for level in JOIN_LEVELS]
+                        for p in (accounts.p_values, np.array(lifetime))],
+            "at": time_to_detection(world, streams, accounts),
+            "links": [found_by(world, scenario, accounts, rng) for scenario in LINKS],
+        }  # fmt: skip
+
+
+def with_larger(name: str, seed: int, plan: Plan) -> dict[str, Any]:
+    """The figures of a world with the larger calibration."""
+    world = World(name, seed, plan, larger=True)
+    progress.say(f"{name} {seed}", f"{world.calibrated_on:,} clients calibrate")
+    rows = []
+    for case, streams, rng in sent(world, [c for c in plan.covers if c <= MOST_COVER], hidden=False):
+        accounts = world.judged(world.accounts(answered(world.victim, streams)))
+        links = [found_by(world, scenario, accounts, rng) for scenario in WITH_LARGER]
+        rows.append({**case._asdict(), "accounts": len(streams), "links": links})
+    return {
+        "clients": world.calibrated_on,
+        "cells": len(told_by_content(world, NOBODY)),
+        "organisations": organisations(world),
+        "campaigns": rows,
+    }
+
+
+def run_world(name: str, seed: int, plan: Plan, kept: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """All figures of one world. kept: what is known of it already, all but the larger calibration."""
     warnings.filterwarnings("ignore", module="sklearn")
     began = time.process_time()
+    say = f"{name} {seed}"
+    found = dict(kept or _with_smaller(name, seed, plan, began))
+    found["larger"] = with_larger(name, seed, plan)
+    found["cpu_s"] = found.get("cpu_s", 0) + round(time.process_time() - began)
+    progress.say(say, f"done after {found['cpu_s']} s of CPU time")
+    return found
+
+
+def _with_smaller(name: str, seed: int, plan: Plan, began: float) -> dict[str, Any]:
     world = World(name, seed, plan)
     say = f"{name} {seed}"
     progress.say(say, f"{len(world.fleet.statistics):,} accounts after {time.process_time() - began:.0f} s")
@@ -404,15 +312,13 @@ def run_world(name: str, seed: int, plan: Plan) -> dict[str, Any]:
         "accounts": len(world.fleet.statistics),
         "below": [float(np.mean(world.fleet.p_values <= level)) for level in JOIN_LEVELS],
         "calibration": [float(np.mean(known <= level)) for level in JOIN_LEVELS],
-        "cells": len(_told_by_content(world, Judged([], np.empty(0), [], []))),
+        "cells": len(told_by_content(world, NOBODY)),
     }
     found["campaigns"] = list(campaigns(world))
-    found["cpu_s"] = round(time.process_time() - began)
-    progress.say(say, f"done after {found['cpu_s']} s of CPU time")
     return found
 
 
-def _one(task: tuple[str, int, Plan]) -> tuple[str, dict[str, Any]]:
+def _one(task: tuple[str, int, Plan, Mapping[str, Any] | None]) -> tuple[str, dict[str, Any]]:
     return f"{task[0]} {task[1]}", run_world(*task)
 
 
@@ -424,9 +330,13 @@ def described(plan: Plan) -> dict[str, Any]:
 def run(
     plan: Plan, processes: int = 2, out: Path | None = None, before: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """All worlds; those of `before` are not measured again. Written to `out` whenever one is done."""
+    """All worlds; what `before` has of them is not measured again. Written to `out` whenever one is done."""
     worlds = dict((before or {}).get("worlds", {}))
-    tasks = [(name, seed, plan) for name, seed in plan.worlds if f"{name} {seed}" not in worlds]
+    tasks = [
+        (name, seed, plan, worlds.get(f"{name} {seed}"))
+        for name, seed in plan.worlds
+        if "larger" not in worlds.get(f"{name} {seed}", {})
+    ]
     results = _results(plan, worlds)
     for name, found in detection.in_processes(_one, tasks, processes):
         worlds[name] = found
@@ -471,7 +381,8 @@ def main() -> None:
     before = None
     if out and out.exists() and not arguments.fresh:
         known = json.loads(out.read_text(encoding="utf-8"))
-        same = known.get("plan") == described(plan) and known["environment"]["group_fingerprint"] == group_fingerprint()
+        plan_known = {"larger": plan.larger} | known.get("plan", {})
+        same = plan_known == described(plan) and known["environment"]["group_fingerprint"] == group_fingerprint()
         before = known if same else None
     results = run(plan, 1 if len(plan.worlds) == 1 else arguments.processes, out, before)
     print("\n".join(f"{name}\n{make(results)}" for name, make in TABLES.items()))

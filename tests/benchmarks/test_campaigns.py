@@ -22,7 +22,7 @@ from detector.campaigns import candidates
 PLAN = campaigns.Plan(
     worlds=(("tumour", 1),), fleet=240, calibration=60, shapes=(replace(SHAPES[3], scaled_accounts=30, scaled_days=3),),
     covers=(0.0, 0.5), families=("knockoff_random",), a_world=1, split=("knockoff_random", "noise_uniform"), groups=4,
-    organisations=1, kinds=("company", "application", "all what_if", "reseller, one key"),
+    organisations=1, kinds=("company", "application", "all what_if", "reseller, one key"), larger=70,
 )  # fmt: skip
 
 
