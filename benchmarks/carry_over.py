@@ -67,7 +67,10 @@ Population = Callable[[HonestPools, np.random.Generator, int], list[Stream]]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """clients: honest ones of a generator and a group; a_kind: tested of each kind at least; thefts: variant → runs of each family."""
+    """clients: honest ones of a generator and a group; a_kind: tested of each kind at least; thefts: variant → runs of each family.
+
+    real_items: no honest client asks for blends of items.
+    """
 
     victims: tuple[str, ...] = tuple(VICTIMS)
     seeds: tuple[int, ...] = (1, 2)
@@ -80,6 +83,7 @@ class Plan:
         family for family, attack in ATTACKS.items() if attack.visible or family == "in_domain"
     )
     budget: float = 0.01
+    real_items: bool = True
 
 
 SHORT = Plan(victims=("vowels",), seeds=(0,), clients=40, a_kind=0, thefts={"plain": 1}, queries=(300, 800))
@@ -254,7 +258,7 @@ def run_fleet(name: str, seed: int, plan: Plan) -> dict[str, Any]:
     warnings.filterwarnings("ignore", module="sklearn")
     began = time.process_time()
     rng = np.random.default_rng([seed, *name.encode()])
-    victim = build(name, seed)
+    victim = build(name, seed, plan.real_items)
     honest = {(g, h): populated(victim, g, h, plan, rng) for g in GENERATORS for h in range(len(HALVES))}
     thefts = thefts_of(victim, plan, rng)
     rehearsed = ours.rehearsed_for(victim)

@@ -43,7 +43,8 @@ from detector.query import UNKNOWN_LABEL, QueryBatch
 from detector.simulation.domain import Rows
 
 DATA = Path(__file__).parents[1] / ".venv" / "others"
-SAMPLED = 16_000
+SAMPLED, DEALT = 40_000, 16_000
+"""Rows that a network generates, and that are dealt out to all; what is beyond them goes to honest clients."""
 QUARTERS = 4
 
 # ------------------------------------------------------------------------------------------- how they answer
@@ -265,14 +266,14 @@ def played(rows: Rows) -> Any:
 
 VICTIMS: dict[str, Recipe] = {
     "alarm": Recipe("ALARM: 36 categories, network of others", partial(generated, "alarm", "VENTLUNG"),
-                    partial(Expert, "alarm", "VENTLUNG"), lambda: generated("insurance", "Accident")[0], most=SAMPLED, victim=Coded),
+                    partial(Expert, "alarm", "VENTLUNG"), lambda: generated("insurance", "Accident")[0], most=DEALT, victim=Coded),
     "insurance": Recipe("INSURANCE: 26 categories, network of others", partial(generated, "insurance", "Accident"),
-                        partial(Expert, "insurance", "Accident"), lambda: generated("alarm", "VENTLUNG")[0], most=SAMPLED,
+                        partial(Expert, "insurance", "Accident"), lambda: generated("alarm", "VENTLUNG")[0], most=DEALT,
                         victim=Coded),
     "hepar": Recipe("HEPAR II: 69 categories, network of others, one case in twenty", partial(generated, "hepar2", "Cirrhosis"),
-                    partial(Expert, "hepar2", "Cirrhosis"), lambda: generated("alarm", "VENTLUNG")[0], most=SAMPLED, victim=Coded),
+                    partial(Expert, "hepar2", "Cirrhosis"), lambda: generated("alarm", "VENTLUNG")[0], most=DEALT, victim=Coded),
     "diamonds": Recipe("numbers and categories, boosted trees, regression", diamonds, Regressor, lambda: segments()[0],
-                       most=SAMPLED, victim=Regression),
+                       most=DEALT, victim=Regression),
     "handwriting": Recipe("images of MNIST, network", handwriting, network, photographs),
     "vowels": Recipe("speech, forest", vowels, lambda: RandomForestClassifier(25, random_state=0), lambda: segments()[0]),
     "reviews": Recipe("text embeddings, linear", reviews, lambda: LogisticRegression(C=20.0, max_iter=500),
@@ -280,7 +281,10 @@ VICTIMS: dict[str, Recipe] = {
 }  # fmt: skip
 
 
-def build(name: str, seed: int = 0) -> Victim:
-    """A victim of this file, or of the detection benchmark; the seed deals its items out otherwise. Raises KeyError for an unknown one."""
+def build(name: str, seed: int = 0, real_items: bool = True) -> Victim:
+    """A victim of this file, or of the detection benchmark; the seed deals its items out otherwise.
+
+    real_items: honest clients ask for no blends of items, and two groups share a pool. Raises KeyError for an unknown victim.
+    """
     recipe = VICTIMS[name] if name in VICTIMS else OURS[name]
-    return dealt(name, replace(recipe, seed=recipe.seed + 100 * seed))
+    return dealt(name, replace(recipe, seed=recipe.seed + 100 * seed, halves=real_items))

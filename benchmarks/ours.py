@@ -25,9 +25,10 @@ from detector.fitting.baseline import FittedClients, Rehearsed, calibration_of, 
 from detector.patches import smallest, united
 from detector.policy import FLAGGED, MIN_ODD_TO_THROTTLE, Policy, wanted
 from detector.profile import Profile
+from detector.profile_columns import ProfileColumns
 from detector.profile_table import ProfileTable
 from detector.query import QueryBatch
-from detector.scoring import Assessment, assess, reached
+from detector.scoring import Assessment, assess_columns, reached
 from detector.simulation.attacks import ATTACKS
 from detector.simulation.domain import Rows
 from detector.simulation.population import Stream
@@ -110,7 +111,10 @@ def accounts_of(victim: Victim, baseline: Baseline, clients: Sequence[Tested]) -
 
 
 def assessed(baseline: Baseline, profiles: Sequence[Profile]) -> list[Assessment]:
-    return [assess(profile, baseline) for profile in profiles]
+    n = len(profiles)
+    if not n:
+        return []
+    return assess_columns(ProfileColumns.of(profiles, baseline.table), baseline, [1] * n, [""] * n, [False] * n)
 
 
 def is_flagged(said: Assessment, baseline: Baseline, budget: float) -> bool:

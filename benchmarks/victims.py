@@ -32,6 +32,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from benchmarks.inside import inside
+from benchmarks.real_items import RealItems
 from benchmarks.texts import corpus, played
 from detector.features import Column, Schema, infer_grain
 from detector.query import QueryBatch
@@ -92,6 +93,7 @@ class Recipe:
     reference  most rows of it (a small data set gives a fifth); most: items used; seed: deals the items out otherwise
     played     who owns such rows → honest kinds that are played in a way of their own
     victim     how it answers
+    halves     the first two groups share one pool and so do the others; they hold items beyond `most` too, and nobody blends them
     """
 
     text: str
@@ -105,6 +107,7 @@ class Recipe:
     seed: int = 0
     played: Callable[[Rows], Mapping[str, Generate]] = lambda rows: {}
     victim: type[Victim] = Victim
+    halves: bool = False
 
 
 def build(name: str) -> Victim:
@@ -116,8 +119,9 @@ def dealt(name: str, recipe: Recipe) -> Victim:
     """Train the victim of a recipe and deal out its items."""
     rng = np.random.default_rng([recipe.seed, *name.encode()])
     rows, labels, codes = recipe.data()
-    order = rng.permutation(len(rows))[: recipe.most]
-    rows, labels = rows[order], labels[order]
+    order = rng.permutation(len(rows))
+    left = np.array_split(rows[order[recipe.most :]], 2)
+    rows, labels = rows[order[: recipe.most]], labels[order[: recipe.most]]
     reference_share = min(0.2, recipe.reference / len(rows))
     shares = {"train": 0.25, "reference": reference_share, "cover": 0.06, "own": 0.12, "held": 0.08}
     shares |= {f"group{g}": (1.0 - sum(shares.values())) / GROUPS for g in range(GROUPS)}
@@ -127,14 +131,20 @@ def dealt(name: str, recipe: Recipe) -> Victim:
     model, stages = _trained(recipe.model(), rows[part["train"]], labels[part["train"]])
     own, foreign = domain.emit(rows[part["own"]]), _mapped(recipe.foreign(), domain, rng)
 
-    def pools(share: str) -> HonestPools:
-        pool = domain.emit(rows[part[share]])
+    def pools(items: Rows, of: type[HonestPools] = HonestPools) -> HonestPools:
+        pool = domain.emit(items)
         classes = np.asarray(model.predict(pool), dtype=np.int64)
-        return HonestPools(domain, pool, classes, own, foreign, played=recipe.played(rows[part[share]]))
+        return of(domain, pool, classes, own, foreign, played=recipe.played(items))
 
+    groups = [rows[part[f"group{g}"]] for g in range(GROUPS)]
+    if recipe.halves:
+        halves = (pools(np.vstack([*groups[2 * h : 2 * h + 2], left[h]]), RealItems) for h in range(2))
+        honest = [half for half in halves for _ in range(GROUPS // 2)]
+    else:
+        honest = [pools(group) for group in groups]
     return recipe.victim(
         name, recipe.text, _schema(rows[part["reference"]], codes, domain, int(labels.max()) + 1, recipe.embedding), domain, model,
-        domain.emit(rows[part["reference"]]), tuple(pools(f"group{g}") for g in range(GROUPS)), pools("cover"),
+        domain.emit(rows[part["reference"]]), tuple(honest), pools(rows[part["cover"]]),
         domain.emit(rows[part["held"]]), recipe.label_only, stages,
     )  # fmt: skip
 
