@@ -236,3 +236,20 @@ def strangers(domain: Domain, rows: Rows, rng: np.random.Generator, most: int = 
     order = rng.permutation(domain.width) if domain.homogeneous else np.roll(np.arange(domain.width), 1)
     moved = domain.low + ((take - domain.low) / width)[:, order] * width
     return domain.emit(np.where(rng.random((len(take), 1)) < 0.5, domain.low + domain.high - take, moved))
+
+
+def misrouted_rows(domain: Domain, rows: Rows, rng: np.random.Generator, most: int = 2000) -> Rows:
+    """(m, d) `strangers` for clients that ask the wrong model: codes have other names there.
+
+    A coded column holds the codes of another coded column under other names, the same in all rows, so what is rare in one model may be
+    usual in another. (Mirrored codes stay too near: a middle code is its own mirror image.)
+    """
+    found = strangers(domain, rows, rng, most)
+    coded = np.flatnonzero(domain.coded)
+    take = rows[rng.permutation(len(rows))[:most]]
+    for column, other in zip(coded.tolist(), rng.permutation(coded).tolist(), strict=True):
+        codes = np.asarray(domain.codes[column])
+        known, index = np.unique(take[:, other], return_inverse=True)
+        names = rng.permutation(max(len(codes), len(known))) % len(codes)
+        found[:, column] = codes[names[index]]
+    return domain.emit(found)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from support import victims
 
@@ -12,6 +13,8 @@ from consumers.errors import InvalidInput
 from consumers.log.files import FileLog
 from detector.baseline import Baseline
 from detector.baseline_file import pack_baseline, read_baseline
+from detector.features import Column, Schema
+from detector.simulation.rehearsal import batch_of
 
 STAND_INS = 80
 
@@ -50,3 +53,21 @@ def test_enough_real_clients_are_calibrated_on_alone(tmp_path: Path, monkeypatch
     everybody = frozenset(s.client for s in victims.streams(20, seed=31, kinds=["regular", "light"]))
     with pytest.raises(InvalidInput, match="0 clients in the traffic"):
         fitted(tmp_path, 20, monkeypatch, excluded=everybody)
+
+
+def test_misrouted_clients_are_rehearsed_with_other_codes_where_the_schema_has_categories(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The middle code of three is nine in ten. It is its own mirror image, so for numbers it stays what most of them send."""
+    rng = np.random.default_rng(1)
+    rows = np.where(rng.random((200, 20)) < 0.9, 1.0, rng.choice([0.0, 2.0], (200, 20)))
+    reference = batch_of(rows, np.eye(2)[rng.integers(0, 2, 200)])
+    monkeypatch.setattr(fit, "STAND_INS", ("misrouted",))
+
+    def usual(kind: str, categories: tuple[str, ...]) -> float:
+        columns = tuple(Column(f"c{j}", kind, 0.0, 2.0, 1.0, categories) for j in range(20))
+        schema = Schema(columns, "features", False, "classification", ("0", "1"))
+        return float((fit.rehearsal_on(reference, schema, 0)(rows).queries.inputs == 1.0).mean())
+
+    assert usual("numeric", ()) > 0.85
+    assert usual("categorical", ("a", "b", "c")) < 0.75

@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from detector.simulation.domain import Domain, HonestPools, strangers
+from detector.simulation.domain import Domain, HonestPools, Rows, misrouted_rows, strangers
 
 AGES = np.array([[18, 0, 0.25, 1], [44, 0, 0.5, 3], [71, 2500, 0.75, 1], [30, 0, 0.1, 7]], dtype=np.float64)
 
@@ -95,6 +95,22 @@ def test_strangers_are_accepted_rows_far_from_the_pool() -> None:
     assert rows.shape == (50, 3)
     np.testing.assert_array_equal(rows, domain.emit(rows))
     assert not {row.tobytes() for row in rows} <= {row.tobytes() for row in pool.astype(np.float64)}
+
+
+def test_misrouted_rows_have_codes_of_other_columns_under_other_names() -> None:
+    """A row is renamed as a whole, so equal rows stay equal; what hardly anybody sends is usual among them. Numbers are as before."""
+    rng = np.random.default_rng(1)
+    some = np.where(rng.random((200, 30)) < 0.1, rng.integers(1, 4, size=(200, 30)), 0).astype(np.float64)
+    pool: Rows = np.vstack([some, some])
+    domain = Domain.of(pool, np.ones(30, bool))
+    rows = misrouted_rows(domain, pool, np.random.default_rng(3))
+    assert len(np.unique(rows, axis=0)) == len(np.unique(pool, axis=0))
+    assert (pool == domain.mode).mean() > 0.85
+    assert (rows == domain.mode).mean() < 0.5
+    assert all(set(column) <= set(pool[:, j]) for j, column in enumerate(rows.T))
+    numbers = Domain.of(pool, np.zeros(30, bool))
+    before, now = (each(numbers, pool, np.random.default_rng(3)) for each in (strangers, misrouted_rows))
+    np.testing.assert_array_equal(now, before)
 
 
 def test_class_mix_steers_the_items() -> None:
