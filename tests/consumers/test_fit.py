@@ -55,7 +55,7 @@ def test_enough_real_clients_are_calibrated_on_alone(tmp_path: Path, monkeypatch
         fitted(tmp_path, 20, monkeypatch, excluded=everybody)
 
 
-def test_misrouted_clients_are_rehearsed_with_other_codes_where_the_schema_has_categories(
+def test_misrouted_clients_are_rehearsed_with_other_codes_of_categories(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The middle code of three is nine in ten. It is its own mirror image, so for numbers it stays what most of them send."""
