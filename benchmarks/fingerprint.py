@@ -4,7 +4,8 @@ Results that took half an hour to measure carry it. A refactoring keeps it, and 
 and `tests/benchmarks/test_fingerprint.py` asks for a new run. Figures are rounded to four digits, so that machines agree.
 
 Its reach is what the run exercises: numeric columns, one model, every order-aware and order-free signal that these clients raise. Groups of
-accounts have a fingerprint of their own (`group_fingerprint`), for the benchmark of campaigns.
+accounts have a fingerprint of their own (`group_fingerprint`), for the benchmark of campaigns; so have groups that a link ties
+(`link_fingerprint`) and weak pairs (`pair_fingerprint`), for the benchmark of weak pairs.
 
     python -m benchmarks.fingerprint
 """
@@ -103,8 +104,8 @@ def fingerprint() -> str:
     return hashlib.sha256(json.dumps(figures()).encode()).hexdigest()[:16]
 
 
-def group_figures() -> list[Any]:
-    """What is made of invented accounts as groups, rounded, in a fixed order."""
+def group_figures(by_content: bool = True) -> list[Any]:
+    """What is made of invented accounts as groups, rounded, in a fixed order. by_content: of groups found by what they ask, too."""
     rng = np.random.default_rng(2026)
     signals = len(SIGNALS)
 
@@ -127,9 +128,8 @@ def group_figures() -> list[Any]:
         test = compared(Members(measured, np.ones(size, np.bool_)), baseline)
         p_values = np.array([null.p_value(one)[0] for one in measured])
         named = named_of(p_values, np.zeros(size, np.bool_))
-        out.append(
-            [*map(_rounded, (test.fused, test.p_value, test.like, test.by_content, p_values.sum())), int(named.sum())]
-        )
+        found = (test.fused, test.p_value, test.like, *((test.by_content,) if by_content else ()), p_values.sum())
+        out.append([*map(_rounded, found), int(named.sum())])
         cells = fleet_cells(p_values, [null.p_value(one)[1] for one in measured], null)
         out.append([[c.measure, c.level, len(c.accounts), c.honest_at_most] for c in cells])
     tied = {i: [f"org:{i % 7}", f"ip:{i % 3}", "agent:1"] for i in range(300)}
@@ -143,6 +143,11 @@ def group_figures() -> list[Any]:
 def group_fingerprint() -> str:
     """The digest of what is done to groups."""
     return hashlib.sha256(json.dumps(group_figures()).encode()).hexdigest()[:16]
+
+
+def link_fingerprint() -> str:
+    """The digest of what is done to groups that a link ties."""
+    return hashlib.sha256(json.dumps(group_figures(by_content=False)).encode()).hexdigest()[:16]
 
 
 def pair_fingerprint() -> str:

@@ -40,7 +40,7 @@ from numpy.typing import NDArray
 from benchmarks import progress
 from benchmarks.campaign_world import SHAPES, answered, campaign, organisation, stolen_rows
 from benchmarks.campaigns import SHORT, Judged, Plan, World, described, write
-from benchmarks.fingerprint import group_fingerprint, pair_fingerprint
+from benchmarks.fingerprint import link_fingerprint, pair_fingerprint
 from benchmarks.weak_pair_tables import RESULTS, TABLES
 from detector import weak_pairs as rule
 from detector.campaigns import FEWEST, Group, candidates, named_of
@@ -261,7 +261,7 @@ def run_world(name: str, seed: int, plan: Plan) -> dict[str, Any]:
 
 def environment() -> dict[str, str]:
     """What the results depend on: the group statistic, and how pairs are proposed."""
-    return {"group_fingerprint": group_fingerprint(), "pair_fingerprint": pair_fingerprint()}
+    return {"link_fingerprint": link_fingerprint(), "pair_fingerprint": pair_fingerprint()}
 
 
 def run(plan: Plan, out: Path | None = None, before: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -180,7 +180,7 @@ def assess_group(
         Whether each member was seen in one log cell; None: all were.
     by_content : bool
         The group was found by what its members ask, and such a group is of one kind by construction: it must be odd among groups in
-        which all members are the same honest client or tool.
+        which all members are the same honest client or tool, too (`GroupTest.by_content`).
 
     Returns
     -------

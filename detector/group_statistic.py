@@ -20,6 +20,10 @@ Rules:
 * The p-value is never below the square of the likeness to one kind, which is the smallest over the signals that reach their unit: at .01
   at most one honest client in ten, and one run in ten of each tool, may be like the group. Low margins are not asked about: they depend
   on the model's answers, and rehearsed tools come to none.
+* A group found by what its members ask is of one kind by construction, so it is also compared with groups of one kind alone
+  (`GroupTest.of_one`), in its own direction: how far each comes along the group's sums, in units, low margins apart. By the fused
+  statistic an explainer that is loud in steps would hide a theft that takes none. It must be `STRICTER` times as rare there: at a budget of
+  .01 none of 240 calibration clients, and one rehearsed run at most, may come as far.
 * Draws depend on the members' sizes and on the baseline alone: every process computes the same p-value.
 * The ordered signals are used where most members were seen in log order (a member that was not counts as not odd), the order-free ones
   otherwise: explainers and robustness testers vary few inputs, so they are odd in many queries and in few novel ones.
@@ -56,6 +60,10 @@ MOST_ALIKE = 1000
 """Honest clients that are tried as the one that all members are."""
 MOST_JUDGED = 400
 UPPER = 0.01
+STRICTER = 5.0
+"""How many times as rare as the budget asks a group found by content must be among groups of one kind."""
+ROUNDED = 1e-6
+"""Part of a projection that rounding may take from a group that is as large."""
 CHUNK = 4_000_000
 """Numbers that are held at a time."""
 
@@ -97,7 +105,7 @@ class GroupTest:
     signals   that were used (u,); sums: (u,) trimmed sum of each; units: (u,) what it is measured in
     fused     the largest ratio of the two
     p_value   among honest groups of all three parts, and never below the square of `like`
-    of_one    p-value among groups in which all members are the same client or tool
+    of_one    p-value among groups in which all members are the same client or tool, in the direction of the group's own sums
     like      share of honest clients, or of the runs of one tool, that alone come to as much, in the signal where it is smallest
     signal_p  (u,) p-value of each signal by itself
     """
@@ -114,7 +122,7 @@ class GroupTest:
     @property
     def by_content(self) -> float:
         """The p-value of a group that was found by what its members ask: such a group is of one kind by construction."""
-        return max(self.p_value, self.of_one)
+        return max(self.p_value, min(1.0, STRICTER * self.of_one))
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,5 +304,6 @@ def compared(members: Members, baseline: Baseline) -> GroupTest:
     signal_p = np.array([null.p(float(one), null.sums[:, i]) for i, one in enumerate(sums)])
     like = null.like(sums, (sums >= units) & ~_BY_ANSWERS[signals])
     p_value = max(null.p(fused, reached), like**2)
-    of_one = null.p(fused, reached, only=null.of_one)
+    toward = np.where(_BY_ANSWERS[signals], 0.0, sums / units)
+    of_one = null.p(float(toward @ toward) * (1.0 - ROUNDED), null.sums / units @ toward, only=null.of_one)
     return GroupTest(signals, sums, units, fused, p_value, of_one, like, signal_p)

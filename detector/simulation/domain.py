@@ -242,10 +242,12 @@ def misrouted_rows(domain: Domain, rows: Rows, rng: np.random.Generator, most: i
     """(m, d) `strangers` for clients that ask the wrong model: codes have other names there.
 
     A coded column holds the codes of another coded column under other names, the same in all rows, so what is rare in one model may be
-    usual in another. (Mirrored codes stay too near: a middle code is its own mirror image.)
+    usual in another. (Mirrored codes stay too near: a middle code is its own mirror image.) Without such columns: `strangers`.
     """
     found = strangers(domain, rows, rng, most)
     coded = np.flatnonzero(domain.coded)
+    if not len(coded):
+        return found
     take = rows[rng.permutation(len(rows))[:most]]
     for column, other in zip(coded.tolist(), rng.permutation(coded).tolist(), strict=True):
         codes = np.asarray(domain.codes[column])

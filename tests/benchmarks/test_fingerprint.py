@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.fingerprint import fingerprint, group_fingerprint, pair_fingerprint
+from benchmarks.fingerprint import fingerprint, group_fingerprint, link_fingerprint, pair_fingerprint
 from detector import group_statistic, signals, weak_pairs
 
 STORED = Path(__file__).parents[2] / "benchmarks/results"
@@ -42,8 +42,8 @@ def test_the_stored_campaigns_were_measured_with_this_group_statistic(monkeypatc
 def test_the_stored_weak_pairs_were_measured_with_today_s_rule(monkeypatch: pytest.MonkeyPatch) -> None:
     """If this fails and the change is meant: `make bench-weak-pairs`. The control: a pair is expected by chance."""
     environment = WEAK_PAIRS["environment"]
-    assert (group_fingerprint(), pair_fingerprint()) == (
-        environment["group_fingerprint"],
+    assert (link_fingerprint(), pair_fingerprint()) == (
+        environment["link_fingerprint"],
         environment["pair_fingerprint"],
     )
     monkeypatch.setattr(weak_pairs, "CHANCE", 1.0)

@@ -131,6 +131,34 @@ def test_a_group_that_is_odd_in_every_member_is_rare_in_any_order() -> None:
     assert few.p_value == 1.0
 
 
+def test_a_theft_is_not_hidden_by_tools_that_are_loud_in_other_signals() -> None:
+    """Of one kind: in the direction of the group's own sums, as a slow twin adds them up."""
+    final = fleet(200, 2)
+    loud = FinalExcess(np.full(24, 30.0), np.zeros((24, S), np.float32))
+    loud.excess[:, ORDERED[4]] = np.linspace(10.0, 30.0, 24)
+    baseline = baseline_with(final, Tools(("explainer",) * 24, np.zeros((24, S)), np.zeros((24, S)), loud))
+
+    def of_one(signal: int) -> GroupTest:
+        excess = np.zeros(S)
+        excess[signal] = 24.0
+        return compared(Members([measured(30.0, excess) for _ in range(20)], np.ones(20, np.bool_)), baseline)
+
+    theft, tool = of_one(ORDERED[0]), of_one(ORDERED[4])
+    for test in (theft, tool):
+        null = null_of(np.full(20, 30.0), ORDERED, baseline)
+        toward = [
+            0.0 if SIGNALS[i].name == "margin_roots" else s / u
+            for i, s, u in zip(ORDERED, test.sums, test.units, strict=True)
+        ]
+        far = sum(t * t for t in toward) * (1 - 1e-6)
+        share = sum(
+            w for sums, w, kind in zip(null.sums, null.weight, null.kind, strict=True)
+            if kind >= 0 and sum(t * s / u for t, s, u in zip(toward, sums.tolist(), test.units, strict=True)) >= far
+        ) / null.weight[null.of_one].sum()  # fmt: skip
+        assert test.of_one == pytest.approx((1 + DRAWS * share) / (1 + DRAWS))
+    assert theft.by_content <= 0.01 < tool.of_one < tool.by_content
+
+
 def test_without_order_the_order_free_signals_judge() -> None:
     baseline = baseline_with(fleet(200, 2))
     excess = np.zeros(S)
