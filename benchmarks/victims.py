@@ -93,7 +93,7 @@ class Recipe:
     reference  most rows of it (a small data set gives a fifth); most: items used; seed: deals the items out otherwise
     played     who owns such rows → honest kinds that are played in a way of their own
     victim     how it answers
-    halves     the first two groups share one pool and so do the others; they hold items beyond `most` too, and nobody blends them
+    halves     the first two groups share one pool and so do the others; they hold items beyond `most` too; no honest query is a blend
     """
 
     text: str
@@ -137,6 +137,7 @@ def dealt(name: str, recipe: Recipe) -> Victim:
         return of(domain, pool, classes, own, foreign, played=recipe.played(items))
 
     groups = [rows[part[f"group{g}"]] for g in range(GROUPS)]
+    thieves = pools(rows[part["cover"]], RealItems if recipe.halves else HonestPools)
     if recipe.halves:
         halves = (pools(np.vstack([*groups[2 * h : 2 * h + 2], left[h]]), RealItems) for h in range(2))
         honest = [half for half in halves for _ in range(GROUPS // 2)]
@@ -144,7 +145,7 @@ def dealt(name: str, recipe: Recipe) -> Victim:
         honest = [pools(group) for group in groups]
     return recipe.victim(
         name, recipe.text, _schema(rows[part["reference"]], codes, domain, int(labels.max()) + 1, recipe.embedding), domain, model,
-        domain.emit(rows[part["reference"]]), tuple(honest), pools(rows[part["cover"]]),
+        domain.emit(rows[part["reference"]]), tuple(honest), thieves,
         domain.emit(rows[part["held"]]), recipe.label_only, stages,
     )  # fmt: skip
 

@@ -46,7 +46,7 @@ from detector.features import Schema
 from detector.fitting.baseline import MIN_CLIENTS, Rehearsed, fit_baseline
 from detector.fitting.recalibration import Outlier, first_to_review, outliers
 from detector.query import UNKNOWN_MS, QueryBatch
-from detector.simulation.domain import Domain, HonestPools, Rows, misrouted_rows
+from detector.simulation.domain import Domain, HonestPools, Rows, misrouted_rows, strangers
 from detector.simulation.honest import BENIGN
 from detector.simulation.population import honest_stream, interleave, population
 from detector.simulation.rehearsal import rehearse
@@ -331,9 +331,12 @@ def _simulated_queries(
     domain = Domain.of(reference.inputs, coded if coded.any() else None)
     classes = np.maximum(reference.labels, 0).astype(np.int64)
     drawn = reference.inputs if items is None else items
+    misrouted = (
+        misrouted_rows if coded.any() else strangers
+    )  # codes that the domain infers from whole numbers are numbers
     pools = HonestPools(
         domain, drawn, classes if items is None else classes[_nearest(reference.inputs, items)], drawn,
-        misrouted_rows(domain, reference.inputs, rng),
+        misrouted(domain, reference.inputs, rng),
     )  # fmt: skip
     streams = [honest_stream(kind, pools, child) for kind, child in zip(kinds, rng.spawn(len(kinds)), strict=True)]
     log = interleave(streams)

@@ -13,7 +13,8 @@ Rules:
 * A link that a large part of all accounts share ties nobody (a cloud's egress, a browser): see `most_tied`.
 * A strong link says who somebody is: all its accounts are members of a campaign. A weak one says where from, and honest accounts share it
   too, in groups of any size. Of its accounts those are named that are odd for their size (p at most `ODD_ENOUGH`), as many as keep the
-  expected share of honest ones at `FALSE_SHARE` (`members_to_name`). The others share the link, and nothing is said about them.
+  expected share of honest ones at `FALSE_SHARE` (`members_to_name`); where that keeps fewer than `FEWEST`, all that are odd for their
+  size, and more of them may be honest. The others share the link, and nothing is said about them.
 """
 
 from __future__ import annotations
@@ -141,8 +142,8 @@ def named_of(p_values: NDArray[np.float64], bound: NDArray[np.bool_]) -> NDArray
 
     Notes
     -----
-    Over a weak link no account with a p-value above `ODD_ENOUGH` is named. `members_to_name` may keep hardly any of a few members: then
-    all that are odd enough are named.
+    Over a weak link no account with a p-value above `ODD_ENOUGH` is named. Where `members_to_name` keeps fewer than `FEWEST`,
+    all that are odd enough are named: of few thieves among many strangers most of those named are strangers.
 
     Examples
     --------

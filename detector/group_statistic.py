@@ -23,7 +23,8 @@ Rules:
 * A group found by what its members ask is of one kind by construction, so it is also compared with groups of one kind alone
   (`GroupTest.of_one`), in its own direction: how far each comes along the group's sums, in units, low margins apart. By the fused
   statistic an explainer that is loud in steps would hide a theft that takes none. It must be `STRICTER` times as rare there: at a budget of
-  .01 none of 240 calibration clients, and one rehearsed run at most, may come as far.
+  .01 none of 240 calibration clients, and none of their rehearsed runs, may come as far. Below a budget of `STRICTER` draws of the null no
+  group is found by content.
 * Draws depend on the members' sizes and on the baseline alone: every process computes the same p-value.
 * The ordered signals are used where most members were seen in log order (a member that was not counts as not odd), the order-free ones
   otherwise: explainers and robustness testers vary few inputs, so they are odd in many queries and in few novel ones.

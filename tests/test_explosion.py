@@ -17,6 +17,7 @@ from support.resident_memory import watched
 from consumers.ingest.admission import AdmissionLimits
 from detector.baseline_file import pack_baseline
 
+MOST_MB = 100
 QUERYWARDEN = Path(sys.executable).with_name("querywarden")
 
 
@@ -44,27 +45,41 @@ def ingested(log: Path, folder: Path, baseline: Path, redis_url: str) -> Process
     return Process(peak_kib / 1024, (after - before) / 2**20)
 
 
-@pytest.mark.parametrize("ids", [50_000, pytest.param(5_000_000, marks=pytest.mark.soak)])
-def test_an_explosion_of_ids_costs_a_worker_and_redis_little(
-    ids: int, tmp_path: Path, redis_url: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """All within an hour of event time, the worst case of the budget: 5,000 have a profile, the others are counted together."""
+def log_of(path: Path, queries: int, ids: int) -> Path:
+    """Equal queries, all within an hour of event time; ids take turns."""
     row = victims.line(
         victims.items(1, np.random.default_rng(5))[0], client_id="CLIENT", timestamp="2026-03-10T00:30:00Z"
     )
     before, after = row.split(b"CLIENT")
-    log, blob = tmp_path / "explosion.jsonl", tmp_path / "loans.baseline"
+    with path.open("wb") as file:
+        for first in range(0, queries, 100_000):
+            some = range(first, min(first + 100_000, queries))
+            file.write(b"".join(before + b"id-%d" % (i % ids) + after + b"\n" for i in some))
+    return path
+
+
+@pytest.mark.parametrize("queries", [50_000, pytest.param(5_000_000, marks=pytest.mark.soak)])
+def test_an_explosion_of_ids_costs_a_worker_and_redis_little(
+    queries: int, tmp_path: Path, redis_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The worst case of the budget: each query has an id of its own; 5,000 have a profile, the others are counted together.
+
+    What it costs is what it takes beyond as many queries of a hundred clients. What those take differs from machine to machine.
+    """
+    blob = tmp_path / "loans.baseline"
     blob.write_bytes(pack_baseline(victims.baseline()))
-    with log.open("wb") as file:
-        for first in range(0, ids, 100_000):
-            file.write(b"".join(before + b"id-%d" % i + after + b"\n" for i in range(first, min(first + 100_000, ids))))
-    took = ingested(log, tmp_path, blob, redis_url)
+    usual, took = (
+        ingested(log_of(tmp_path / f"{ids}.jsonl", queries, ids), tmp_path, blob, redis_url) for ids in (100, queries)
+    )
     with capsys.disabled():
-        print(f"\n{ids:,} invented ids: {took.rss_mb:.0f} MB resident, {took.growth_mb:.1f} MB more in Redis")
+        print(
+            f"\n{queries:,} queries: {usual.rss_mb:.0f} MB resident; of as many ids: {took.rss_mb:.0f} MB, "
+            f"{took.growth_mb:.1f} MB more in Redis"
+        )
     with redis.Redis.from_url(redis_url) as client:
-        (meta,) = client.scan_iter(match="qw:{i.*:meta", count=10_000)
-        counted = {k.decode(): v for k, v in client.hgetall(meta).items()}
-    assert int(counted["n:queries"]) == ids
-    assert int(counted["n:pooled"]) >= ids - AdmissionLimits().new_an_hour - ids // 1000
-    assert took.rss_mb <= 340
+        metas = [client.hgetall(key) for key in client.scan_iter(match="qw:{i.*:meta", count=10_000)]
+    counted = max(({k.decode(): v for k, v in meta.items()} for meta in metas), key=lambda meta: int(meta["n:pooled"]))
+    assert int(counted["n:queries"]) == queries
+    assert int(counted["n:pooled"]) >= queries - AdmissionLimits().new_an_hour - queries // 1000
+    assert took.rss_mb - usual.rss_mb <= MOST_MB
     assert took.growth_mb <= 10

@@ -349,7 +349,7 @@ def _completed(evidence: tuple[Evidence, ...], group: Suspected) -> tuple[Eviden
         return evidence
     if group.honest_at_most is None:
         others = len(group.members) - len(group.named)
-        more = f"; {others:,} more have the link and are not named, for they are not odd enough for their size"
+        more = f"; others that are tied to these, {others:,} in number, are not named, for they are not odd enough for their size"
         return (replace(evidence[0], text=evidence[0].text + more), *evidence[1:]) if others else evidence
     tie = TIES.get(group.by_shared_content, "nothing")
     bound = f"; {tie} ties these {len(group.named):,} accounts, and at most {group.honest_at_most:,} of them are honest (95 %)"

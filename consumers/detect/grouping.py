@@ -25,6 +25,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import numpy as np
+from numpy.typing import NDArray
 
 from consumers.records import alert, odd_patches, templates
 from consumers.records.client import Tie
@@ -227,6 +228,7 @@ class Grouping:
 
     def _known(self, tenant: str, model: str, groups: Sequence[Group[ClientKey]], found: Survey) -> Iterator[Suspected]:
         """The groups under the names of the campaigns that they are, each name once."""
+        groups = [group for group in groups if _named(group, found.clients).any()]
         mine = sorted((k, row) for k, row in found.standing.items() if (k.tenant, k.model) == (tenant, model))
         place = {link: i for i, group in enumerate(groups) for link in group.links}
         named: dict[int, ClientKey] = {}
@@ -240,9 +242,16 @@ class Grouping:
                 continue  # the campaign of that name goes on elsewhere
             before = found.standing.get(key)
             links = dict.fromkeys([*(before.links if before else ()), *group.links])
-            suspected = _suspected(key, tuple(links)[:LINKS_KEPT], group, found.clients)
-            if suspected.named:
-                yield suspected
+            yield _suspected(key, tuple(links)[:LINKS_KEPT], group, found.clients)
+
+
+def _named(group: Group[ClientKey], clients: Mapping[ClientKey, RowSummary]) -> NDArray[np.bool_]:
+    """Which members are named, (m,) bool; all of a group that what they ask ties."""
+    summaries = [clients[k] for k in group.members]
+    if group.links[0].startswith(BY_CONTENT):
+        return np.ones(len(summaries), np.bool_)
+    p_values = np.array([summary.size_p_value for summary in summaries])
+    return named_of(p_values, group.bound(one.links for one in summaries))
 
 
 def _suspected(
@@ -250,10 +259,7 @@ def _suspected(
 ) -> Suspected:
     """The group, with the accounts that its campaign consists of."""
     summaries = [clients[k] for k in group.members]
-    by_content = group.links[0].startswith(BY_CONTENT)
-    p_values = np.array([summary.size_p_value for summary in summaries])
-    bound = np.ones(len(summaries), np.bool_) if by_content else group.bound(one.links for one in summaries)
-    those = named_of(p_values, bound)
+    those = _named(group, clients)
     kept = [(k, one) for k, one, yes in zip(group.members, summaries, those, strict=True) if yes]
     of_kind: dict[str, set[ClientKey]] = {}
     for link in group.links:
@@ -267,7 +273,7 @@ def _suspected(
         group.members,
         tuple(k for k, _ in kept),
         sum(one.queries for _, one in kept),
-        1.0 - float(p_values.mean()),
+        1.0 - sum(one.size_p_value for one in summaries) / len(summaries),
         tuple(one.client_id for _, one in kept),
         tuple(ties),
         alike=max(usual.values(), default=0),

@@ -231,7 +231,11 @@ def first_of_each(rows: Rows) -> NDArray[np.int64]:
 
 def strangers(domain: Domain, rows: Rows, rng: np.random.Generator, most: int = 2000) -> Rows:
     """(m, d) stand-ins for rows of another domain, m = min(n, most): mirrored values, or columns in one other order."""
-    take = rows[rng.permutation(len(rows))[:most]]
+    return _moved(domain, rows[rng.permutation(len(rows))[:most]], rng)
+
+
+def _moved(domain: Domain, take: Rows, rng: np.random.Generator) -> Rows:
+    """(m, d) the rows (m, d), each mirrored or with its columns in one other order."""
     width = np.maximum(domain.high - domain.low, 1e-12)
     order = rng.permutation(domain.width) if domain.homogeneous else np.roll(np.arange(domain.width), 1)
     moved = domain.low + ((take - domain.low) / width)[:, order] * width
@@ -241,14 +245,12 @@ def strangers(domain: Domain, rows: Rows, rng: np.random.Generator, most: int = 
 def misrouted_rows(domain: Domain, rows: Rows, rng: np.random.Generator, most: int = 2000) -> Rows:
     """(m, d) `strangers` for clients that ask the wrong model: codes have other names there.
 
-    A coded column holds the codes of another coded column under other names, the same in all rows, so what is rare in one model may be
-    usual in another. (Mirrored codes stay too near: a middle code is its own mirror image.) Without such columns: `strangers`.
+    A coded column holds the codes of a coded column drawn at random, itself perhaps, under names drawn at random, the same in all rows. So
+    what is rare in one model may be usual in another. (Mirrored codes stay too near: a middle code is its own mirror image.)
     """
-    found = strangers(domain, rows, rng, most)
-    coded = np.flatnonzero(domain.coded)
-    if not len(coded):
-        return found
     take = rows[rng.permutation(len(rows))[:most]]
+    found = _moved(domain, take, rng)
+    coded = np.flatnonzero(domain.coded)
     for column, other in zip(coded.tolist(), rng.permutation(coded).tolist(), strict=True):
         codes = np.asarray(domain.codes[column])
         known, index = np.unique(take[:, other], return_inverse=True)

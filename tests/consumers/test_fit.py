@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from support import victims
 
 from consumers import fit
@@ -14,6 +15,7 @@ from consumers.log.files import FileLog
 from detector.baseline import Baseline
 from detector.baseline_file import pack_baseline, read_baseline
 from detector.features import Column, Schema
+from detector.simulation.domain import Domain
 from detector.simulation.rehearsal import batch_of
 
 STAND_INS = 80
@@ -58,16 +60,21 @@ def test_enough_real_clients_are_calibrated_on_alone(tmp_path: Path, monkeypatch
 def test_misrouted_clients_are_rehearsed_with_other_codes_of_categories(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The middle code of three is nine in ten. It is its own mirror image, so for numbers it stays what most of them send."""
+    """The middle code of three is nine in ten. It is its own mirror image, so for numbers it stays what most of them send.
+
+    Columns have ranges of their own: the domain infers codes from whole numbers, and where a schema says numbers they are numbers.
+    """
     rng = np.random.default_rng(1)
-    rows = np.where(rng.random((200, 20)) < 0.9, 1.0, rng.choice([0.0, 2.0], (200, 20)))
-    reference = batch_of(rows, np.eye(2)[rng.integers(0, 2, 200)])
+    codes = np.where(rng.random((200, 20)) < 0.9, 1.0, rng.choice([0.0, 2.0], (200, 20)))
     monkeypatch.setattr(fit, "STAND_INS", ("misrouted",))
 
-    def usual(kind: str, categories: tuple[str, ...]) -> float:
-        columns = tuple(Column(f"c{j}", kind, 0.0, 2.0, 1.0, categories) for j in range(20))
+    def usual(kind: str, categories: tuple[str, ...], ranges: NDArray[np.float64]) -> float:
+        columns = tuple(Column(f"c{j}", kind, 0.0, 2.0 * most, 1.0, categories) for j, most in enumerate(ranges))
         schema = Schema(columns, "features", False, "classification", ("0", "1"))
-        return float((fit.rehearsal_on(reference, schema, 0)(rows).queries.inputs == 1.0).mean())
+        reference = batch_of(codes * ranges, np.eye(2)[rng.integers(0, 2, 200)])
+        return float((fit.rehearsal_on(reference, schema, 0)(reference.inputs).queries.inputs == ranges).mean())
 
-    assert usual("numeric", ()) > 0.85
-    assert usual("categorical", ("a", "b", "c")) < 0.75
+    numbers = np.round(np.geomspace(1.0, 1e6, 20))
+    assert Domain.of(codes * numbers).coded.all(), "the domain takes them for codes, where a schema says nothing else"
+    assert usual("numeric", (), numbers) > 0.85
+    assert usual("categorical", ("a", "b", "c"), np.ones(20)) < 0.75

@@ -773,7 +773,7 @@ def test_an_honest_account_with_the_same_weak_link_is_not_named(
     assert alert["members"] == thieves
     assert world.named.keys() == set(thieves)
     assert alert["links"] == [{"kind": "ip" if links is ADDRESS else "agent", "members": len(thieves)}]
-    assert f"; {size // 5} more have the link and are not named" in alert["evidence"][0]["text"]
+    assert f"; others that are tied to these, {size // 5} in number, are not named" in alert["evidence"][0]["text"]
     (shown,) = Reader(world.store, secrets, TENANT, baselines={MODEL: baseline}).campaigns()
     subject = CampaignSubject(shown.campaign_id, MODEL, tuple(m.client_key for m in shown.members))
     made = Operations(world.store, secrets, lambda: world.now_s).decide_campaign(

@@ -98,7 +98,7 @@ def test_strangers_are_accepted_rows_far_from_the_pool() -> None:
 
 
 def test_misrouted_rows_have_codes_of_other_columns_under_other_names() -> None:
-    """A row is renamed as a whole, so equal rows stay equal; what hardly anybody sends is usual among them. Numbers are as before."""
+    """A row is renamed as a whole, so equal rows stay equal; what hardly anybody sends is usual among them."""
     rng = np.random.default_rng(1)
     some = np.where(rng.random((200, 30)) < 0.1, rng.integers(1, 4, size=(200, 30)), 0).astype(np.float64)
     pool: Rows = np.vstack([some, some])
@@ -110,7 +110,23 @@ def test_misrouted_rows_have_codes_of_other_columns_under_other_names() -> None:
     assert all(set(column) <= set(pool[:, j]) for j, column in enumerate(rows.T))
     numbers = Domain.of(pool, np.zeros(30, bool))
     before, now = (each(numbers, pool, np.random.default_rng(3)) for each in (strangers, misrouted_rows))
-    np.testing.assert_array_equal(now, before)
+    np.testing.assert_array_equal(now, before, "numbers are as before")
+
+
+def test_the_numbers_and_codes_of_a_misrouted_row_are_of_one_row() -> None:
+    """What a code says of a number is still said, under another name: here, in which ten it lies."""
+    rng = np.random.default_rng(5)
+    codes = rng.integers(0, 3, 600).astype(np.float64)
+    pool: Rows = np.stack([codes * 10 + rng.random(600), codes], 1)
+    domain = Domain.of(pool, np.array([False, True]))
+    rows = misrouted_rows(domain, pool, np.random.default_rng(3))
+    back = domain.low[0] + domain.high[0] - rows[:, 0]
+    mirrored = np.isclose(back[:, None], np.sort(pool[:, 0])[1:-1], atol=1e-9).any(
+        1
+    )  # the ends are rows of columns in another order, too
+    assert mirrored.sum() > 200
+    tens = [set((back[mirrored & (rows[:, 1] == code)] // 10).tolist()) for code in range(3)]
+    assert sorted(tens, key=min) == [{0.0}, {1.0}, {2.0}]
 
 
 def test_class_mix_steers_the_items() -> None:
