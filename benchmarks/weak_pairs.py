@@ -260,7 +260,7 @@ def run_world(name: str, seed: int, plan: Plan) -> dict[str, Any]:
 
 
 def environment() -> dict[str, str]:
-    """What the results depend on: the group statistic, and how pairs are proposed."""
+    """What the results depend on: what is done to groups that a link ties, and how pairs are proposed."""
     return {"link_fingerprint": link_fingerprint(), "pair_fingerprint": pair_fingerprint()}
 
 

@@ -62,7 +62,7 @@ def log_of(path: Path, queries: int, ids: int) -> Path:
 def test_an_explosion_of_ids_costs_a_worker_and_redis_little(
     queries: int, tmp_path: Path, redis_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The worst case of the budget: each query has an id of its own; 5,000 have a profile, the others are counted together.
+    """Each query has a client id of its own: 5,000 clients get a profile, the queries of the others go to the overflow client.
 
     What it costs is what it takes beyond as many queries of a hundred clients. What those take differs from machine to machine.
     """

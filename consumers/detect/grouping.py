@@ -171,7 +171,7 @@ class Grouping:
             link = f"{CONTENT}:{cell.measure}"
             group = Group((link,), tuple(accounts[i] for i in cell.accounts))
             key = campaign_key(tenant, model, campaign_id(tenant, model, link))
-            suspected = _suspected(key, group.links, group, found.clients)
+            suspected = _suspected(key, group.links, group, _named(group, found.clients), found.clients)
             yield replace(suspected, ties=(Tie(CONTENT, len(group.members)),), honest_at_most=cell.honest_at_most)
 
     def _by_shared(
@@ -228,21 +228,21 @@ class Grouping:
 
     def _known(self, tenant: str, model: str, groups: Sequence[Group[ClientKey]], found: Survey) -> Iterator[Suspected]:
         """The groups under the names of the campaigns that they are, each name once."""
-        groups = [group for group in groups if _named(group, found.clients).any()]
+        with_members = [(group, those) for group in groups if (those := _named(group, found.clients)).any()]
         mine = sorted((k, row) for k, row in found.standing.items() if (k.tenant, k.model) == (tenant, model))
-        place = {link: i for i, group in enumerate(groups) for link in group.links}
+        place = {link: i for i, (group, _) in enumerate(with_members) for link in group.links}
         named: dict[int, ClientKey] = {}
         for key, row in mine:
             i = next((place[link] for link in row.links if place.get(link, -1) not in {-1, *named}), None)
             if i is not None:
                 named[i] = key
-        for i, group in enumerate(groups):
+        for i, (group, those) in enumerate(with_members):
             key = named.get(i) or campaign_key(tenant, model, campaign_id(tenant, model, group.links[0]))
             if i not in named and key in found.standing:
                 continue  # the campaign of that name goes on elsewhere
             before = found.standing.get(key)
             links = dict.fromkeys([*(before.links if before else ()), *group.links])
-            yield _suspected(key, tuple(links)[:LINKS_KEPT], group, found.clients)
+            yield _suspected(key, tuple(links)[:LINKS_KEPT], group, those, found.clients)
 
 
 def _named(group: Group[ClientKey], clients: Mapping[ClientKey, RowSummary]) -> NDArray[np.bool_]:
@@ -255,11 +255,14 @@ def _named(group: Group[ClientKey], clients: Mapping[ClientKey, RowSummary]) -> 
 
 
 def _suspected(
-    key: ClientKey, links: tuple[str, ...], group: Group[ClientKey], clients: Mapping[ClientKey, RowSummary]
+    key: ClientKey,
+    links: tuple[str, ...],
+    group: Group[ClientKey],
+    those: NDArray[np.bool_],
+    clients: Mapping[ClientKey, RowSummary],
 ) -> Suspected:
-    """The group, with the accounts that its campaign consists of."""
+    """The group, with the accounts that its campaign consists of. those: which members are named, (m,)."""
     summaries = [clients[k] for k in group.members]
-    those = _named(group, clients)
     kept = [(k, one) for k, one, yes in zip(group.members, summaries, those, strict=True) if yes]
     of_kind: dict[str, set[ClientKey]] = {}
     for link in group.links:

@@ -685,7 +685,8 @@ def test_what_ties_an_application_too_is_told_of_a_group_that_only_content_ties(
         keys = [ClientKey(TENANT, MODEL, f"{i:032x}") for i in range(20)]
         usual = ["usual_template:00ff", "template:11ee"]
         clients = {key: RowSummary(f"c-{i}", patches=usual[: 2 * (i < sharing)]) for i, key in enumerate(keys)}
-        group = grouping._suspected(keys[0], ("content:part",), Group(("content:part",), tuple(keys)), clients)
+        tied = Group(("content:part",), tuple(keys))
+        group = grouping._suspected(keys[0], tied.links, tied, grouping._named(tied, clients), clients)
         group = replace(group, ties=(Tie("content", 20),), honest_at_most=honest_at_most)
         return campaigns._completed((Evidence("part", 9.0, 0.001, "odd"),), group)[0].text
 
